@@ -1,0 +1,55 @@
+"""Compress a trained image classifier without its training data.
+
+The functions are imported when they are first used, so that `import gapssg` is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from gapssg._version import __version__
+
+if TYPE_CHECKING:
+    from gapssg.engine.distill import distill
+    from gapssg.engine.evaluate import evaluate
+    from gapssg.engine.pretrain import pretrain_teacher
+    from gapssg.engine.settings import DistillSettings, EvaluateSettings, PretrainSettings
+    from gapssg.errors import GapssgError, InputError, RunError
+    from gapssg.models.model_file import load_model
+    from gapssg.settings import load_settings
+
+__all__ = [
+    "DistillSettings",
+    "EvaluateSettings",
+    "GapssgError",
+    "InputError",
+    "PretrainSettings",
+    "RunError",
+    "__version__",
+    "distill",
+    "evaluate",
+    "load_model",
+    "load_settings",
+    "pretrain_teacher",
+]
+
+_HOMES = {
+    "distill": "gapssg.engine.distill",
+    "evaluate": "gapssg.engine.evaluate",
+    "pretrain_teacher": "gapssg.engine.pretrain",
+    "DistillSettings": "gapssg.engine.settings",
+    "EvaluateSettings": "gapssg.engine.settings",
+    "PretrainSettings": "gapssg.engine.settings",
+    "GapssgError": "gapssg.errors",
+    "InputError": "gapssg.errors",
+    "RunError": "gapssg.errors",
+    "load_model": "gapssg.models.model_file",
+    "load_settings": "gapssg.settings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gapssg' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,5 @@
+"""`python -m gapssg` is `gapssg`."""
+
+from gapssg.cli.app import main
+
+main()

@@ -1,0 +1,120 @@
+"""Per-sample random crop and flip, and normalisation, vectorised on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Shifts(NamedTuple):
+    """One random crop and flip for each sample.
+
+    Attributes:
+        rows: (N,) int64, the crop's vertical offset in pixels, in [-padding, padding].
+        columns: (N,) int64, its horizontal offset.
+        flips: (N,) bool, whether the crop is mirrored left to right.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    flips: Tensor
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop after zero padding and, where it is meaningful, a random horizontal flip.
+
+    Attributes:
+        padding: Pixels of zero padding on each side.
+        flip: Whether samples are mirrored with probability 1/2.
+    """
+
+    padding: int
+    flip: bool
+
+    def draw(self, count: int, generator: torch.Generator) -> Shifts:
+        """Draw a crop and flip for each of `count` samples, on the generator's device."""
+        device = generator.device
+        low, high = -self.padding, self.padding + 1
+        rows = torch.randint(low, high, (count,), generator=generator, device=device)
+        columns = torch.randint(low, high, (count,), generator=generator, device=device)
+        if self.flip:
+            flips = torch.rand(count, generator=generator, device=device) < 0.5
+        else:
+            flips = torch.zeros(count, dtype=torch.bool, device=device)
+        return Shifts(rows, columns, flips)
+
+
+def crop_and_flip(images: Tensor, shifts: Shifts) -> Tensor:
+    """Return each image cropped at its own offset, zero outside, and then mirrored where asked.
+
+    Equals torchvision's `RandomCrop((H, W), padding)` followed by a flip, with the random numbers given.
+
+    Args:
+        images: (N, C, H, W), any dtype; differentiable if floating.
+        shifts: One crop and flip for each sample.
+    """
+    result: Tensor = _CropAndFlip.apply(images, *shifts)
+    return result
+
+
+class _CropAndFlip(torch.autograd.Function):
+    """A crop moves each pixel to at most one place, so its adjoint is a crop too, not a scatter."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, columns, flips)
+        return _shift(images, rows, columns, flips)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        rows, columns, flips = ctx.saved_tensors
+        return _shift(gradient, -rows, torch.where(flips, columns, -columns), flips), None, None, None
+
+
+def _shift(images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) -> Tensor:
+    """`out[n, :, i, j] = images[n, :, i + rows[n], j' + columns[n]]` with j' = W-1-j where flipped."""
+    count, channels, height, width = images.shape
+    down = torch.arange(height, device=images.device)
+    right = torch.arange(width, device=images.device)
+    source_rows = down + rows[:, None]
+    source_columns = torch.where(flips[:, None], width - 1 - right, right) + columns[:, None]
+    inside_rows = (source_rows >= 0) & (source_rows < height)
+    inside_columns = (source_columns >= 0) & (source_columns < width)
+    inside = inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
+    index = source_rows.clamp(0, height - 1)[:, :, None] * width + source_columns.clamp(0, width - 1)[:, None, :]
+    index = index.view(count, 1, height * width).expand(-1, channels, -1)
+    gathered = images.reshape(count, channels, height * width).gather(2, index)
+    return torch.where(inside, gathered.view(count, channels, height, width), 0)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """The shift and scale that a classifier expects of its input.
+
+    Attributes:
+        mean: (1, C, 1, 1) float32, of images in [0, 1].
+        deviation: (1, C, 1, 1) float32.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    @classmethod
+    def from_statistics(
+        cls, mean: tuple[float, ...], deviation: tuple[float, ...], device: torch.device
+    ) -> Normalization:
+        """Make the normalisation of per-channel means and standard deviations."""
+        shape = (1, -1, 1, 1)
+        return cls(
+            torch.tensor(mean, dtype=torch.float32, device=device).view(shape),
+            torch.tensor(deviation, dtype=torch.float32, device=device).view(shape),
+        )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return `(images - mean) / deviation` in channels-last layout."""
+        normalized = (images - self.mean) / self.deviation
+        return normalized.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,26 @@
+"""Shuffled passes over a set of samples, in batches of one fixed size."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def steps_for_passes(count: int, passes: int, batch_size: int) -> int:
+    """Return how many batches visit each of `count` samples `passes` times."""
+    return -(-passes * count // batch_size)
+
+
+def shuffled_batches(count: int, passes: int, batch_size: int, generator: torch.Generator) -> Tensor:
+    """Return the batches of `passes` shuffled passes over `count` samples.
+
+    Every sample stands in `passes` places; where the batch size does not divide their number, the last
+    batch is filled from the start of one more pass, so that every batch has the same size.
+
+    Returns:
+        (steps, batch_size) int64 indices, on the generator's device.
+    """
+    steps = steps_for_passes(count, passes, batch_size)
+    rounds = -(-steps * batch_size // count)
+    order = [torch.randperm(count, generator=generator, device=generator.device) for _ in range(rounds)]
+    return torch.cat(order)[: steps * batch_size].view(steps, batch_size)

@@ -1,0 +1,1 @@
+"""The command line: options to settings, call, render. No tensor is touched here."""

@@ -1,0 +1,88 @@
+"""The program: its subcommands, and the boundary where errors become one sentence."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from gapssg._version import __version__
+from gapssg.cli.console import Invocation, printable
+from gapssg.cli.distill import distill
+from gapssg.cli.evaluate import evaluate
+from gapssg.cli.listings import list_methods, list_models, list_recipes
+from gapssg.cli.pretrain_teacher import pretrain_teacher
+from gapssg.cli.quickstart import quickstart
+from gapssg.errors import GapssgError, InputError
+
+INTERRUPTED = 128 + signal.SIGINT
+
+# Typer has its own copy of click in newer versions; this is click's UsageError in either.
+_USAGE_ERROR = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Compress a trained image classifier without its training data.",
+)
+app.command("pretrain-teacher")(pretrain_teacher)
+app.command("distill")(distill)
+app.command("eval")(evaluate)
+app.command("quickstart")(quickstart)
+app.command("models")(list_models)
+app.command("methods")(list_methods)
+app.command("recipes")(list_recipes)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"gapssg {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Compress a trained image classifier without its training data."""
+
+
+def main() -> None:
+    """Run the program and exit: 0 done, 1 failed while running, 2 bad input, 130 interrupted."""
+    invocation = Invocation()
+    try:
+        status = app(standalone_mode=False, obj=invocation) or 0
+    except GapssgError as error:
+        status = error.exit_status
+        _complain(str(error), invocation)
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    except Exception as error:
+        if isinstance(error, _USAGE_ERROR):
+            status = InputError.exit_status
+            _complain(error.format_message(), invocation)  # type: ignore[attr-defined]
+        else:
+            status = GapssgError.exit_status
+            hint = "" if invocation.debug else "; run again with --debug for the traceback, and please report it"
+            _complain(f"unexpected {type(error).__name__}: {error}{hint}", invocation)
+    if status == INTERRUPTED:
+        sys.stderr.write("interrupted; what was written before stays in the output directory\n")
+    sys.exit(status)
+
+
+def _complain(sentence: str, invocation: Invocation) -> None:
+    if invocation.debug:
+        traceback.print_exc()
+    lines = "\n".join(printable(line) for line in sentence.splitlines())
+    sys.stderr.write(f"error: {lines}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""The one place that prints: events and progress while a run goes on, tables and JSON at its end."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import rich.console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass
+class Invocation:
+    """What the display options of one invocation say."""
+
+    json: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+
+class Console:
+    """Prints for one invocation; with --json everything but the result goes to stderr."""
+
+    def __init__(self, invocation: Invocation) -> None:
+        """Print as the invocation asks."""
+        self.invocation = invocation
+        self._rich = rich.console.Console(
+            stderr=invocation.json, quiet=invocation.quiet, highlight=False, soft_wrap=True
+        )
+        self._result = rich.console.Console(highlight=False)
+
+    def say(self, text: str) -> None:
+        """Print a line of progress or explanation; nothing with --quiet."""
+        self._rich.print(printable(text), markup=False)
+
+    def print_plain(self, text: str) -> None:
+        """Print a text that another program may read, as it is."""
+        sys.stdout.write(text)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a table of results; the first column is text, the others are figures."""
+        if self.invocation.json:
+            return
+        table = Table(title=title, title_justify="left")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(printable(cell)) for cell in row))
+        self._result.print(table)
+
+    def result(self, result: Mapping[str, Any]) -> None:
+        """Print the result as JSON, if --json asks for it."""
+        if self.invocation.json:
+            sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
+
+    @contextmanager
+    def live(self) -> Iterator[LiveDisplay]:
+        """Show a run while it goes on."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        progress = Progress(
+            *columns, console=self._rich, transient=True, disable=not self._rich.is_terminal or self.invocation.quiet
+        )
+        with progress:
+            yield LiveDisplay(self, progress)
+
+
+class LiveDisplay:
+    """Events as lines, and progress bars on a terminal."""
+
+    _SECONDS_BETWEEN_UPDATES = 0.1
+
+    def __init__(self, console: Console, progress: Progress) -> None:
+        """Show on `console`."""
+        self._console = console
+        self._progress = progress
+        self._task = progress.add_task("", visible=False)
+        self._run = progress.add_task("run", visible=False)
+        self._updated = 0.0
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Print an event as one line."""
+        if event["event"] == "epoch":
+            self._progress.update(
+                self._run, description="epochs", completed=event["epoch"], total=event["epochs"], visible=True
+            )
+            self._console.say(epoch_line(event))
+        elif event["event"] == "warning":
+            self._console.say(f"warning, epoch {event['epoch']}: {event['message']}")
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        """Move the bar of the current task."""
+        now = time.monotonic()
+        if now - self._updated > self._SECONDS_BETWEEN_UPDATES:
+            self._updated = now
+            self._progress.update(self._task, description=printable(task), completed=done, total=total, visible=True)
+
+
+def epoch_line(event: Mapping[str, Any]) -> str:
+    """Return an epoch's event as one line: loss terms, reality gap, accuracy, images/s."""
+    parts = [f"epoch {event['epoch']:>4}/{event['epochs']}"]
+    if "train_loss" in event:
+        parts.append(f"loss {event['train_loss']:.4f}")
+    if event.get("synthesis"):
+        parts.append(
+            "synthesis "
+            + " ".join(f"{_SHORT_TERMS.get(name, name)} {value:.3g}" for name, value in event["synthesis"].items())
+        )
+    if "distillation_loss" in event:
+        parts.append(f"distillation {event['distillation_loss']:.4f}")
+        parts.append(f"gap {event['reality_gap_before']:.3f} > {event['reality_gap_after']:.3f}")
+    if event.get("top1") is not None:
+        parts.append(f"top-1 {percent(event['top1'])}")
+    elif "agreement_before" in event:
+        parts.append(f"agreement {percent(event['agreement_before'])}")
+    parts.append(f"{event['timing']['images_per_second']:.0f} images/s")
+    return "  ".join(parts)
+
+
+_SHORT_TERMS = {
+    "synthesis_loss": "loss",
+    "batch_norm_statistics_loss": "bn",
+    "disagreement_loss": "ds",
+    "agreement_loss": "as",
+    "regulatory_factor": "a",
+}
+
+
+def percent(fraction: float | None) -> str:
+    """Return a fraction as a percentage with one decimal, or a dash."""
+    return "-" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def count(number: int) -> str:
+    """Return a number with commas between thousands."""
+    return f"{number:,}"
+
+
+def printable(text: str) -> str:
+    """Return text without the control characters by which a file's names could steer a terminal."""
+    return _CONTROL_CHARACTERS.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -1,0 +1,126 @@
+"""`gapssg distill`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gapssg.cli import options
+from gapssg.cli.console import count, percent
+
+
+def distill(
+    context: typer.Context,
+    teacher: Annotated[Path | None, typer.Option("--teacher", help="The teacher's model file.")] = None,
+    student: Annotated[
+        str | None, typer.Option("--student", help="The student's architecture; `gapssg models` lists them.")
+    ] = None,
+    output: options.Output = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="Data-free method; `gapssg methods` lists them (default gapssg).")
+    ] = None,
+    eval_data: Annotated[
+        str | None,
+        typer.Option("--eval-data", help="Real images that only evaluation reads: digits, cifar10, folder:PATH, ..."),
+    ] = None,
+    pool: Annotated[
+        Path | None, typer.Option("--pool", help="Distil from the sample pool of this earlier run; synthesise nothing.")
+    ] = None,
+    student_weights: Annotated[
+        Path | None, typer.Option("--student-weights", help="Model file or safetensors file to start from.")
+    ] = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    learning_rate: options.LearningRate = None,
+    snapshot_every: Annotated[
+        int | None, typer.Option("--snapshot-every", help="Keep the weights every so many epochs.")
+    ] = None,
+    samples: Annotated[
+        bool | None, typer.Option("--samples/--no-samples", help="Write a grid of the newest images each epoch.")
+    ] = None,
+    keep_pool: Annotated[
+        bool | None, typer.Option("--keep-pool/--no-keep-pool", help="Write the sample pool, for --pool.")
+    ] = None,
+    data_root: options.DataRoot = None,
+    download: options.Download = None,
+    image_size: options.ImageSize = None,
+    overwrite: options.Overwrite = False,
+    recipe: options.Recipe = None,
+    config: options.Config = None,
+    overrides: options.Set = None,
+    dry_run: options.DryRun = False,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    compiled: options.Compile = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Distil a student from a teacher, without any training data."""
+    from gapssg.engine.settings import DistillSettings
+    from gapssg.settings import load_settings
+
+    console = options.console_of(context)
+    settings = load_settings(
+        DistillSettings,
+        section="distill",
+        recipe=recipe,
+        config=config,
+        overrides=overrides or (),
+        options={
+            "teacher": ("--teacher", teacher),
+            "student.name": ("--student", student),
+            "student.weights": ("--student-weights", student_weights),
+            "method.name": ("--method", method),
+            "pool": ("--pool", pool),
+            **options.data_options("eval_data", "--eval-data", eval_data, data_root, download, image_size),
+            "epochs": ("--epochs", epochs),
+            "batch_size": ("--batch-size", batch_size),
+            "optimizer.learning_rate": ("--learning-rate", learning_rate),
+            "snapshot_every": ("--snapshot-every", snapshot_every),
+            "samples": ("--samples", samples),
+            "keep_pool": ("--keep-pool", keep_pool),
+            **options.runtime_options(seed, device, precision, compiled),
+        },
+    )
+    if dry_run:
+        console.print_plain(settings.to_toml())
+        return
+    directory = options.required(output, "--output")
+    source = f"the pool of {settings.pool}" if settings.pool else f"no data ({settings.method.name})"
+    console.say(f"distilling {settings.student.name} from {settings.teacher} with {source}")
+
+    from gapssg.engine.distill import distill
+
+    with console.live() as display:
+        result = distill(settings, directory, overwrite=overwrite, display=display)
+    teacher_facts, student_facts = result["teacher"], result["student"]
+    console.table(
+        f"Student in {directory}",
+        ["model", "parameters", "top-1", "best top-1 (chosen by the evaluation data)", "agreement", "seconds"],
+        [
+            [
+                f"teacher {teacher_facts['architecture']}",
+                count(teacher_facts["parameters"]),
+                percent(teacher_facts["top1"]),
+                "-",
+                "-",
+                "-",
+            ],
+            [
+                f"student {student_facts['architecture']}",
+                count(student_facts["parameters"]),
+                percent(student_facts["top1"]),
+                "-"
+                if student_facts["best_epoch"] is None
+                else f"{percent(student_facts['best_top1'])}, epoch {student_facts['best_epoch']}",
+                percent(student_facts["agreement"]),
+                f"{result['timing']['total']:.0f}",
+            ],
+        ],
+    )
+    console.say("agreement: with the teacher, on the last synthesised images before the student trained on them")
+    console.result(result)

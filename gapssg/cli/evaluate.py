@@ -1,0 +1,109 @@
+"""`gapssg eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gapssg.cli import options
+from gapssg.cli.console import Console, count, percent
+
+_MOST_CLASSES_IN_A_TABLE = 20
+
+
+def evaluate(
+    context: typer.Context,
+    files: Annotated[list[Path] | None, typer.Argument(help="Model files.", metavar="FILE...")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="digits, cifar10, cifar100 or folder:PATH (with test/ or val/).")
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option("--teacher", help="Add the agreement and the reality gap with this model.")
+    ] = None,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Print per-class accuracies and the confusion matrix too.")
+    ] = False,
+    batch_size: options.BatchSize = None,
+    data_root: options.DataRoot = None,
+    download: options.Download = None,
+    image_size: options.ImageSize = None,
+    config: options.Config = None,
+    overrides: options.Set = None,
+    dry_run: options.DryRun = False,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    compiled: options.Compile = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Evaluate model files on real images; several files give one table."""
+    from gapssg.engine.settings import EvaluateSettings
+    from gapssg.settings import load_settings
+
+    console = options.console_of(context)
+    settings = load_settings(
+        EvaluateSettings,
+        section="eval",
+        config=config,
+        overrides=overrides or (),
+        options={
+            "models": ("FILE", [str(file) for file in files] if files else None),
+            **options.data_options("data", "--data", data, data_root, download, image_size),
+            "teacher": ("--teacher", teacher),
+            "batch_size": ("--batch-size", batch_size),
+            **options.runtime_options(seed, device, precision, compiled),
+        },
+    )
+    if dry_run:
+        console.print_plain(settings.to_toml())
+        return
+
+    from gapssg.engine.evaluate import evaluate
+
+    with console.live() as display:
+        result = evaluate(settings, display=display)
+    print_evaluation(console, result)
+    if per_class:
+        for report in result["models"]:
+            _print_classes(console, report, result["class_names"])
+    console.result(result)
+
+
+def print_evaluation(console: Console, result: dict[str, Any]) -> None:
+    """Print one row a model."""
+    columns = ["model", "file", "parameters", "MACs", "top-1", "top-5", "loss", "ECE", "images/s"]
+    with_teacher = result["teacher"] is not None
+    if with_teacher:
+        columns += ["agreement", "reality gap"]
+    rows = []
+    for report, rate in zip(result["models"], result["timing"]["images_per_second"], strict=True):
+        row = [
+            report["architecture"],
+            report["file"],
+            count(report["parameters"]),
+            f"{report['macs'] / 1e6:.1f} M",
+            percent(report["top1"]),
+            percent(report["top5"]),
+            f"{report['loss']:.4f}",
+            f"{report['expected_calibration_error']:.4f}",
+            f"{rate:.0f}",
+        ]
+        if with_teacher:
+            row += [percent(report["agreement"]), f"{report['reality_gap']:.4f}"]
+        rows.append(row)
+    console.table(f"{count(result['images'])} test images of {result['data']}", columns, rows)
+
+
+def _print_classes(console: Console, report: dict[str, Any], class_names: list[str]) -> None:
+    matrix = report["confusion_matrix"]
+    show_matrix = len(class_names) <= _MOST_CLASSES_IN_A_TABLE
+    columns = ["class", "accuracy", *(class_names if show_matrix else [])]
+    rows = [
+        [name, percent(accuracy), *(map(str, row) if show_matrix else [])]
+        for name, accuracy, row in zip(class_names, report["per_class_accuracy"], matrix, strict=True)
+    ]
+    console.table(f"{report['file']}: accuracy by class, and how often each class was predicted", columns, rows)

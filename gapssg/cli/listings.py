@@ -1,0 +1,97 @@
+"""`gapssg models`, `gapssg methods` and `gapssg recipes`: what there is."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gapssg.cli import options
+from gapssg.cli.console import count
+
+
+def list_models(
+    context: typer.Context,
+    classes: Annotated[int, typer.Option("--classes", help="Number of classes.", min=2, max=100_000)] = 10,
+    channels: Annotated[int, typer.Option("--channels", help="Channels of an image.", min=1, max=64)] = 3,
+    image_size: Annotated[int, typer.Option("--image-size", help="Pixels of its height and width.")] = 32,
+    json: options.Json = False,
+) -> None:
+    """List the built-in models with their parameters and multiply-adds."""
+    from gapssg.models import MODELS, create_model
+    from gapssg.models.profile import profile_model
+
+    console = options.console_of(context)
+    shape = (channels, image_size, image_size)
+    models = []
+    for name, entry in MODELS.items():
+        profile = profile_model(create_model(name, num_classes=classes, input_shape=shape), shape)
+        models.append({"name": name, "description": entry.description, **profile.to_dict()})
+    console.table(
+        f"Models with {classes} classes on {channels}x{image_size}x{image_size} images",
+        ["model", "parameters", "MACs", "batch-norm layers", "description"],
+        [
+            [
+                str(model["name"]),
+                count(int(model["parameters"])),
+                f"{int(model['macs']) / 1e6:.1f} M",
+                str(model["batch_norm_layers"]),
+                str(model["description"]),
+            ]
+            for model in models
+        ],
+    )
+    console.result({"command": "models", "input_shape": list(shape), "num_classes": classes, "models": models})
+
+
+def list_methods(context: typer.Context, json: options.Json = False) -> None:
+    """List the data-free methods."""
+    from gapssg.synthesis import method_classes
+
+    console = options.console_of(context)
+    methods = [
+        {
+            "name": method.model_fields["name"].default,
+            "summary": method.summary,
+            "paper": method.paper,
+            "needs_batch_norm": method.needs_batch_norm,
+            "defaults": method().to_dict(),
+        }
+        for method in method_classes()
+    ]
+    console.table(
+        "Methods",
+        ["method", "idea", "paper", "needs batch norm in the teacher"],
+        [[m["name"], m["summary"], m["paper"], "yes" if m["needs_batch_norm"] else "no"] for m in methods],
+    )
+    console.result({"command": "methods", "methods": methods})
+
+
+def list_recipes(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="Print this recipe as TOML.")] = None,
+    json: options.Json = False,
+) -> None:
+    """List the recipes, or print one."""
+    import tomllib
+
+    from gapssg.settings.load import recipe_names, recipe_text
+
+    console = options.console_of(context)
+    if name is not None:
+        console.print_plain(recipe_text(name))
+        return
+    recipes = [{"name": recipe, "settings": tomllib.loads(recipe_text(recipe))} for recipe in recipe_names()]
+    console.table(
+        "Recipes",
+        ["recipe", "for", "summary"],
+        [
+            [
+                str(recipe["name"]),
+                ", ".join(key for key, value in recipe["settings"].items() if isinstance(value, dict)),
+                recipe_text(str(recipe["name"])).splitlines()[0].removeprefix("# "),
+            ]
+            for recipe in recipes
+        ],
+    )
+    console.result({"command": "recipes", "recipes": recipes})

@@ -1,0 +1,152 @@
+"""The options that several commands share, and what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from gapssg.cli.console import Console, Invocation
+from gapssg.errors import InputError
+
+_SETTINGS = "Settings"
+_RUN = "Device and seed"
+_SHOW = "Display"
+
+
+def _remember(field: str) -> Any:
+    """Make a callback that keeps a display option for the error boundary and the console."""
+
+    def callback(context: typer.Context, value: bool) -> bool:
+        setattr(context.ensure_object(Invocation), field, value)
+        return value
+
+    return callback
+
+
+Recipe = Annotated[
+    str | None,
+    typer.Option("--recipe", help="Start from a recipe; `gapssg recipes` lists them.", rich_help_panel=_SETTINGS),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="TOML file of settings, as --dry-run prints them.", rich_help_panel=_SETTINGS),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override one setting; repeatable.", rich_help_panel=_SETTINGS
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved settings as TOML and stop.", rich_help_panel=_SETTINGS)
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", help="Directory of the run; it holds all that the run writes.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is already in --output.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", help="Number of epochs.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Images in a step.")]
+LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="The schedule's highest learning rate.")]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option("--data-root", help="Folder of torchvision's data sets.", envvar="GAPSSG_DATA", show_envvar=True),
+]
+Download = Annotated[bool | None, typer.Option("--download", help="Download the data set if it is not there.")]
+ImageSize = Annotated[
+    int | None, typer.Option("--image-size", help="Scale and crop images to squares of this many pixels.")
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="Seed of every random stream (default 0).", rich_help_panel=_RUN)
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N (default auto).", rich_help_panel=_RUN)
+]
+Precision = Annotated[
+    str | None, typer.Option("--precision", help="auto, fp32 or bf16 (default auto).", rich_help_panel=_RUN)
+]
+Compile = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile", help="Compile the steps; worth it in runs of many minutes.", rich_help_panel=_RUN
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print one JSON object on stdout and all else on stderr.",
+        callback=_remember("json"),
+        is_eager=True,
+        rich_help_panel=_SHOW,
+    ),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", help="Print only the result.", callback=_remember("quiet"), is_eager=True, rich_help_panel=_SHOW
+    ),
+]
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug",
+        help="Show the traceback of an error.",
+        callback=_remember("debug"),
+        is_eager=True,
+        rich_help_panel=_SHOW,
+    ),
+]
+
+Value = TypeVar("Value")
+
+
+def console_of(context: typer.Context) -> Console:
+    """Return the console that --json and --quiet ask for."""
+    return Console(context.ensure_object(Invocation))
+
+
+def required(value: Value | None, option: str) -> Value:
+    """Return `value`.
+
+    Raises:
+        InputError: It was not given.
+    """
+    if value is None:
+        raise InputError(f"{option} is missing; `--help` shows how the command is used")
+    return value
+
+
+def data_options(
+    key: str, option: str, name: str | None, root: Path | None, download: bool | None, image_size: int | None
+) -> Mapping[str, tuple[str, Any]]:
+    """Return the settings that the data options stand for; an option without data is bad input.
+
+    Raises:
+        InputError: `--download` or `--image-size` without data to apply it to.
+    """
+    return {
+        f"{key}.name": (option, name),
+        f"{key}.root": ("--data-root", str(root) if root is not None and _uses_root(name) else None),
+        f"{key}.download": ("--download", download or None),
+        f"{key}.image_size": ("--image-size", image_size),
+    }
+
+
+def runtime_options(
+    seed: int | None, device: str | None, precision: str | None, compiled: bool | None
+) -> Mapping[str, tuple[str, Any]]:
+    """Return the settings that the device options stand for."""
+    return {
+        "seed": ("--seed", seed),
+        "runtime.device": ("--device", device),
+        "runtime.precision": ("--precision", precision),
+        "runtime.compile": ("--compile", compiled),
+    }
+
+
+def _uses_root(name: str | None) -> bool:
+    """Tell whether a data source looks under --data-root, which the environment may set for all commands."""
+    return name is not None and name.startswith("cifar")

@@ -1,0 +1,83 @@
+"""`gapssg pretrain-teacher`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gapssg.cli import options
+from gapssg.cli.console import count, percent
+
+
+def pretrain_teacher(
+    context: typer.Context,
+    data: Annotated[
+        str | None, typer.Option("--data", help="digits, cifar10, cifar100 or folder:PATH (with train/ and test/).")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Architecture; `gapssg models` lists them.")] = None,
+    output: options.Output = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    learning_rate: options.LearningRate = None,
+    data_root: options.DataRoot = None,
+    download: options.Download = None,
+    image_size: options.ImageSize = None,
+    overwrite: options.Overwrite = False,
+    recipe: options.Recipe = None,
+    config: options.Config = None,
+    overrides: options.Set = None,
+    dry_run: options.DryRun = False,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    compiled: options.Compile = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Train a teacher on real images."""
+    from gapssg.engine.settings import PretrainSettings
+    from gapssg.settings import load_settings
+
+    console = options.console_of(context)
+    settings = load_settings(
+        PretrainSettings,
+        section="pretrain-teacher",
+        recipe=recipe,
+        config=config,
+        overrides=overrides or (),
+        options={
+            **options.data_options("data", "--data", data, data_root, download, image_size),
+            "model.name": ("--model", model),
+            "epochs": ("--epochs", epochs),
+            "batch_size": ("--batch-size", batch_size),
+            "optimizer.learning_rate": ("--learning-rate", learning_rate),
+            **options.runtime_options(seed, device, precision, compiled),
+        },
+    )
+    if dry_run:
+        console.print_plain(settings.to_toml())
+        return
+    directory = options.required(output, "--output")
+    console.say(f"training {settings.model.name} on {settings.data.name}")
+
+    from gapssg.engine.pretrain import pretrain_teacher
+
+    with console.live() as display:
+        result = pretrain_teacher(settings, directory, overwrite=overwrite, display=display)
+    made = result["model"]
+    console.table(
+        f"Teacher in {directory}",
+        ["model", "parameters", "top-1", "best top-1 (chosen by the test split)", "seconds"],
+        [
+            [
+                made["architecture"],
+                count(made["parameters"]),
+                percent(made["top1"]),
+                f"{percent(made['best_top1'])}, epoch {made['best_epoch']}",
+                f"{result['timing']['total']:.0f}",
+            ]
+        ],
+    )
+    console.result(result)

@@ -1,0 +1,94 @@
+"""Real images come in here: the handwritten digits, CIFAR and folders of images.
+
+A new source is one new file, which has what `gapssg.data.source.Source` asks for, and its line in `_SOURCES`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+from gapssg.data.source import LoadOptions, Source
+from gapssg.errors import InputError
+
+if TYPE_CHECKING:
+    from gapssg.data.image_set import ImageSet
+
+__all__ = ["check_data_name", "flipping_is_meaningful", "load_split"]
+
+# A name with ":PATH" takes a path. Modules are named, not imported, because checking a name must be instant.
+_SOURCES = {
+    "digits": "gapssg.data.digits",
+    "cifar10": "gapssg.data.cifar",
+    "cifar100": "gapssg.data.cifar",
+    "folder:PATH": "gapssg.data.folder",
+}
+
+
+def check_data_name(name: str) -> str:
+    """Return the name if it is one of a data source: `digits`, `cifar10`, `cifar100` or `folder:PATH`.
+
+    Raises:
+        InputError: The name is unknown, or the path is missing; the message names the nearest source.
+    """
+    kind, has_path, path = name.partition(":")
+    for known in _SOURCES:
+        if has_path and known == f"{kind}:PATH" and not path.strip():
+            raise InputError(f"The data name '{name}' lacks its path: write it as {known}.")
+        if (has_path and known == f"{kind}:PATH") or name == known:
+            return name
+    raise InputError(f"There is no data named '{name}'{_nearest(name)}; valid are {', '.join(_SOURCES)}.")
+
+
+def load_split(
+    name: str,
+    split: Literal["train", "test"],
+    *,
+    root: Path | None = None,
+    download: bool = False,
+    image_size: int | None = None,
+    channels: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ImageSet:
+    """Read one split of a data source into memory.
+
+    Args:
+        name: `digits`, `cifar10`, `cifar100` or `folder:PATH`.
+        split: `train`, or `test`, which in a folder may also be called `val`.
+        root: Folder of the CIFAR files; without it the environment variable GAPSSG_DATA says where they are.
+        download: Whether absent CIFAR files are downloaded.
+        image_size: Side of the square images in pixels; without it images keep their size.
+        channels: 1 for grey, 3 for RGB; without it as the files are.
+        progress: Called with (done, total) images while a folder is decoded.
+
+    Raises:
+        InputError: The name is unknown or its images cannot be read.
+    """
+    check_data_name(name)
+    options = LoadOptions(root, download, image_size, channels, progress)
+    return _source(name).load(name, split, options)
+
+
+def flipping_is_meaningful(name: str) -> bool:
+    """Whether an image of this source keeps its class when it is mirrored left to right.
+
+    Raises:
+        InputError: The name is unknown.
+    """
+    return _source(check_data_name(name)).FLIPPING_IS_MEANINGFUL
+
+
+def _source(name: str) -> Source:
+    kind, has_path, _ = name.partition(":")
+    return cast(Source, import_module(_SOURCES[f"{kind}:PATH" if has_path else name]))
+
+
+def _nearest(name: str) -> str:
+    if Path(name).is_dir():
+        return f" (did you mean 'folder:{name}'?)"
+    by_kind = {known.partition(":")[0]: known for known in _SOURCES}
+    nearest = difflib.get_close_matches(name.partition(":")[0].lower(), by_kind, n=1, cutoff=0.4)
+    return f" (did you mean '{by_kind[nearest[0]]}'?)" if nearest else ""

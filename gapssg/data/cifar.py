@@ -1,0 +1,74 @@
+"""CIFAR-10 and CIFAR-100: 50,000 training and 10,000 test images of 32x32 pixels in RGB."""
+
+import contextlib
+import os
+import sys
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from gapssg.data.convert import convert_channels, resize_images
+from gapssg.data.image_set import ImageSet
+from gapssg.data.source import LoadOptions
+from gapssg.errors import InputError
+
+FLIPPING_IS_MEANINGFUL = True
+
+_DATASETS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+
+
+def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> ImageSet:
+    """Read `cifar10` or `cifar100` with torchvision.
+
+    The files are pickles. torchvision compares each with the md5 sum of the published file before it reads
+    it, so no other pickle is loaded.
+
+    Raises:
+        InputError: There is no root, the files are absent or altered, or the download failed.
+    """
+    root = _root(options.root)
+    dataset = _open(name, root, split)
+    if dataset is None and options.download:
+        _download(name, root)
+        dataset = _open(name, root, split)
+    if dataset is None:
+        raise InputError(
+            f"There is no intact copy of {name} in {root}: add --download, or give another --data-root."
+        )
+    images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
+    images = resize_images(images, options.image_size or images.shape[-1])
+    return ImageSet(
+        images=convert_channels(images, options.channels or 3),
+        labels=torch.tensor(dataset.targets, dtype=torch.int64),
+        class_names=tuple(dataset.classes),
+    )
+
+
+def _root(root: Path | None) -> Path:
+    if root is None and not os.environ.get("GAPSSG_DATA"):
+        raise InputError("Where CIFAR lies is not known: pass --data-root, or set $GAPSSG_DATA.")
+    return Path(root or os.environ["GAPSSG_DATA"]).expanduser()
+
+
+def _open(name: str, root: Path, split: Literal["train", "test"]) -> Any:
+    """Return torchvision's data set, or None where its files are absent or altered."""
+    try:
+        return _DATASETS[name](root, train=split == "train")
+    except RuntimeError:
+        return None
+    except OSError as error:
+        raise InputError(f"{name} cannot be read from {root}: {error}.") from error
+
+
+def _download(name: str, root: Path) -> None:
+    try:
+        # Some versions of torchvision print; stdout belongs to the command's result.
+        with contextlib.redirect_stdout(sys.stderr):
+            _DATASETS[name](root, download=True)
+    except (OSError, HTTPException, RuntimeError) as error:
+        raise InputError(
+            f"{name} could not be downloaded to {root} ({error}): check the network, or put the files there."
+        ) from error

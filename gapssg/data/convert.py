@@ -1,0 +1,57 @@
+"""Size and channels of uint8 images, a chunk at a time."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_IMAGES_PER_CHUNK = 1024
+
+
+def resize_images(images: Tensor, size: int) -> Tensor:
+    """Scale images bilinearly to squares, with antialiasing where that shrinks them.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        size: Side of the result in pixels.
+
+    Returns:
+        (N, C, size, size) uint8, rounded.
+    """
+    height, width = images.shape[-2:]
+    if height == width == size:
+        return images
+    shrinks = size < max(height, width)
+    return torch.cat(
+        [
+            functional.interpolate(
+                chunk.float(), size=(size, size), mode="bilinear", align_corners=False, antialias=shrinks
+            )
+            .round()
+            .clamp(0, 255)
+            .to(torch.uint8)
+            for chunk in torch.split(images, _IMAGES_PER_CHUNK)
+        ]
+    )
+
+
+def convert_channels(images: Tensor, channels: int) -> Tensor:
+    """Turn grey images into RGB or RGB into grey (ITU-R 601 luma, with the rounding that Pillow has).
+
+    Args:
+        images: (N, 1, H, W) or (N, 3, H, W) uint8.
+        channels: 1 or 3.
+
+    Returns:
+        (N, channels, H, W) uint8.
+    """
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return images.repeat(1, 3, 1, 1)
+    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32, device=images.device).view(1, 3, 1, 1)
+    return torch.cat(
+        [
+            ((chunk * weights).sum(dim=1, keepdim=True) + 2**15).bitwise_right_shift(16).to(torch.uint8)
+            for chunk in torch.split(images, _IMAGES_PER_CHUNK)
+        ]
+    )

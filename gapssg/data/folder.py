@@ -1,0 +1,271 @@
+"""Images in folders: `train/` and `test/` (or `val/`), each with one sub-folder a class.
+
+The files may come from strangers: nothing outside the given folder is read, no decoder runs another program,
+and an image is decoded in full or refused by name.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from gapssg.data.image_set import ImageSet
+from gapssg.data.source import LoadOptions
+from gapssg.errors import InputError
+
+FLIPPING_IS_MEANINGFUL = True
+
+Pixels: TypeAlias = NDArray[numpy.uint8]
+
+_SUBFOLDERS = {"train": ("train",), "test": ("test", "val")}
+# Pillow hands these to Ghostscript: an image file must not start a program.
+_REFUSED_FORMATS = {"EPS"}
+_GREY_MODES = {"1", "L", "LA", "La"}
+_FILES_PER_TASK = 16
+_MOST_THREADS = 8
+_NAMES_SHOWN = 10
+
+
+def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> ImageSet:
+    """Read a split of `folder:PATH`, as torchvision's ImageFolder orders it.
+
+    Classes are the sorted sub-folders of the split, and their images are found at any depth. Images are grey
+    if all of them are, else RGB, unless the options say; alpha is dropped, 16-bit grey is scaled to 8 bits,
+    floating-point grey is taken to lie in [0, 1], and orientation in EXIF is applied. With an image size they
+    are scaled and cropped about the centre to a square; without one all must have the same size.
+
+    Raises:
+        InputError: The folders are not as described, or an image cannot be used; the message names it.
+    """
+    root = Path(name.partition(":")[2]).expanduser()
+    folder = _split_folder(root, split)
+    classes = _class_folders(folder, root.resolve())
+    formats = _formats_by_extension()
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, class_folder in enumerate(classes):
+        found = _image_files(class_folder, root.resolve(), set(formats), (folder.resolve(),))
+        if not found:
+            raise InputError(
+                f"The class folder {class_folder} has no images: add some, or remove the folder."
+            )
+        # The order of ImageFolder: by folder, then by file.
+        files += sorted(found, key=os.path.split)
+        labels += [label] * len(found)
+    return ImageSet(
+        images=_read_images(files, formats, options),
+        labels=torch.tensor(labels, dtype=torch.int64),
+        class_names=tuple(class_folder.name for class_folder in classes),
+    )
+
+
+def _split_folder(root: Path, split: Literal["train", "test"]) -> Path:
+    if not root.exists():
+        raise InputError(f"There is no folder {root}: check the path after 'folder:'.")
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder: give the one that has the train and test sub-folders.")
+    for subfolder in _SUBFOLDERS[split]:
+        if (root / subfolder).is_dir():
+            _check_inside(root / subfolder, root.resolve())
+            return root / subfolder
+    found = [entry.name for entry in _entries(root) if _is_folder(entry)]
+    listed = ", ".join(f"'{name}'" for name in found[:_NAMES_SHOWN]) or "none"
+    more = ", ..." if len(found) > _NAMES_SHOWN else ""
+    wanted = " or ".join(f"'{subfolder}'" for subfolder in _SUBFOLDERS[split])
+    raise InputError(
+        f"{root} needs a sub-folder {wanted} with one sub-folder a class; its sub-folders: {listed}{more}."
+    )
+
+
+def _class_folders(folder: Path, root: Path) -> list[Path]:
+    classes = [Path(entry.path) for entry in _entries(folder) if _is_folder(entry)]
+    if not classes:
+        raise InputError(
+            f"{folder} has no class sub-folders: put the images of each class into one named after it."
+        )
+    if len(classes) < 2:
+        raise InputError(f"{folder} has only the class '{classes[0].name}': a classifier needs at least 2.")
+    for class_folder in classes:
+        _check_inside(class_folder, root)
+    return classes
+
+
+def _image_files(folder: Path, root: Path, extensions: set[str], parents: tuple[Path, ...]) -> list[Path]:
+    """List the images in a folder at any depth; `parents` are the real folders on the way to it."""
+    real_folder = folder.resolve()
+    if real_folder in parents:
+        raise InputError(f"The link {folder} leads back to a folder that it stands in: remove it.")
+    files: list[Path] = []
+    for entry in _entries(folder):
+        path = Path(entry.path)
+        is_folder = _is_folder(entry)
+        if not is_folder and path.suffix.lower() not in extensions:
+            continue
+        if entry.is_symlink():
+            _check_inside(path, root)
+        if is_folder:
+            files += _image_files(path, root, extensions, (*parents, real_folder))
+        elif os.path.isfile(entry) if entry.is_symlink() else entry.is_file():
+            files.append(path)
+        else:
+            raise InputError(f"{path} is not a file that can be read (a broken link or a device): remove it.")
+    return files
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """List what a folder has, sorted by name and without hidden entries."""
+    try:
+        with os.scandir(folder) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise InputError(f"The folder {folder} cannot be listed: {error.strerror}.") from error
+    return sorted(visible, key=lambda entry: entry.name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # A link that leads to itself makes `entry.is_dir` raise; for the rest that spares a system call a file.
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
+
+
+def _check_inside(path: Path, root: Path) -> None:
+    """Refuse a link that leads outside: a stranger's folder must not choose which other files are read."""
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"The link {path} cannot be followed: {error}.") from error
+    if not target.is_relative_to(root):
+        raise InputError(
+            f"The link {path} leads outside {root}: copy what it points to into the folder instead."
+        )
+
+
+def _formats_by_extension() -> dict[str, tuple[str, ...]]:
+    """Map each extension that Pillow reads to the formats to try, the format of that name first."""
+    extensions = Image.registered_extensions()
+    readable = [image_format for image_format in Image.OPEN if image_format not in _REFUSED_FORMATS]
+    return {
+        extension: (own_format, *(other for other in readable if other != own_format))
+        for extension, own_format in extensions.items()
+        if own_format in readable
+    }
+
+
+def _read_images(files: list[Path], formats: dict[str, tuple[str, ...]], options: LoadOptions) -> Tensor:
+    """Decode files into one (N, C, H, W) uint8 tensor."""
+    with closing(_decode_all(files, formats, options)) as decoded:
+        return torch.from_numpy(_collect(decoded, files, options))
+
+
+def _collect(decoded: Iterator[Pixels], files: list[Path], options: LoadOptions) -> Pixels:
+    """Write decoded images into one array, allocated once, or twice if colour comes after grey."""
+    first = next(decoded)
+    height, width = first.shape[:2]
+    pixels = _allocate(len(files), options.channels or (1 if first.ndim == 2 else 3), height, width)
+    for index, image in enumerate(chain([first], decoded)):
+        if image.shape[:2] != (height, width):
+            raise InputError(
+                f"The images differ in size: {files[0]} is {width}x{height} and {files[index]} is "
+                f"{image.shape[1]}x{image.shape[0]} pixels; pass --image-size to scale and crop them all."
+            )
+        if image.ndim == 3 and pixels.shape[1] == 1:
+            grey = pixels
+            pixels = _allocate(len(files), 3, height, width)
+            pixels[:index] = grey[:index]
+        # A grey image fills every channel.
+        pixels[index] = image if image.ndim == 2 else image.transpose(2, 0, 1)
+        done = index + 1
+        if options.progress is not None and (done % _FILES_PER_TASK == 0 or done == len(files)):
+            options.progress(done, len(files))
+    return pixels
+
+
+def _allocate(count: int, channels: int, height: int, width: int) -> Pixels:
+    try:
+        return numpy.empty((count, channels, height, width), dtype=numpy.uint8)
+    except MemoryError as error:
+        gibibytes = count * channels * height * width / 2**30
+        raise InputError(
+            f"{count} images of {width}x{height} pixels need {gibibytes:.0f} GiB of memory, more than there "
+            "is: pass a smaller --image-size."
+        ) from error
+
+
+def _decode_all(
+    files: list[Path], formats: dict[str, tuple[str, ...]], options: LoadOptions
+) -> Generator[Pixels, None, None]:
+    """Decode files on a few threads, in order, and never far ahead of the caller."""
+
+    def decode_task(task: list[Path]) -> list[Pixels]:
+        return [_decode(file, formats[file.suffix.lower()], options) for file in task]
+
+    threads = min(_MOST_THREADS, os.cpu_count() or 1)
+    tasks = (files[start : start + _FILES_PER_TASK] for start in range(0, len(files), _FILES_PER_TASK))
+    pending: deque[Future[list[Pixels]]] = deque()
+    executor = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    # The filters hold for all threads; Pillow only warns of images that are up to twice too large.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            for task in tasks:
+                pending.append(executor.submit(decode_task, task))
+                if len(pending) > 2 * threads:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+def _decode(file: Path, formats: tuple[str, ...], options: LoadOptions) -> Pixels:
+    """Decode one file to (H, W) if it is grey and to (H, W, 3) if it is in colour, uint8."""
+    try:
+        with Image.open(file, formats=formats) as opened:
+            ImageOps.exif_transpose(opened, in_place=True)
+            image = _to_eight_bits(opened, file)
+            if options.channels == 1:
+                image = image.convert("L")
+            if options.image_size is not None:
+                size = (options.image_size, options.image_size)
+                image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+            return numpy.asarray(image)
+    except InputError:
+        raise
+    except UnidentifiedImageError as error:
+        raise InputError(f"{file} is not an image that can be read: remove or replace it.") from error
+    # Decoders raise nearly anything on damaged files: SyntaxError, struct.error, IndexError, zlib.error, ...
+    except Exception as error:
+        raise InputError(f"{file} cannot be decoded ({error}): remove or replace it.") from error
+
+
+def _to_eight_bits(image: Image.Image, file: Path) -> Image.Image:
+    """Convert an image of any mode to L if it is grey, else to RGB."""
+    if image.mode.startswith("I"):
+        return _scale_grey(image, 65535, file)
+    if image.mode == "F":
+        return _scale_grey(image, 1, file)
+    # Pillow warns when it drops the transparency of a palette.
+    image.info.pop("transparency", None)
+    return image.convert("L" if image.mode in _GREY_MODES else "RGB")
+
+
+def _scale_grey(image: Image.Image, brightest: int, file: Path) -> Image.Image:
+    """Scale [0, brightest] to 0..255: what Pillow's own conversion does is to clip at 255."""
+    values: NDArray[Any] = numpy.asarray(image).astype(numpy.float64)
+    if not bool(((values >= 0) & (values <= brightest)).all()):
+        raise InputError(
+            f"{file} has grey values outside [0, {brightest}]: save it with 8 or 16 bits a pixel."
+        )
+    return Image.fromarray((values * (255 / brightest)).round().astype(numpy.uint8))

@@ -1,0 +1,115 @@
+"""Labelled images in memory: one uint8 tensor, on whichever device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gapssg.errors import InputError
+
+# A channel that is the same everywhere has deviation 0; images are divided by it, which must stay finite.
+_SMALLEST_DEVIATION = 1e-3
+_VALUES_PER_CHUNK = 2**23
+_NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Labelled images.
+
+    Attributes:
+        images: (N, C, H, W) uint8, N at least 1.
+        labels: (N,) int64 in [0, number of classes), on the device of the images.
+        class_names: One name a class, in the order of the labels.
+
+    Raises:
+        ValueError: A shape, dtype, device or label is not as described.
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check shapes, dtypes, devices and labels."""
+        if self.images.dtype != torch.uint8 or self.images.dim() != 4 or self.images.numel() == 0:
+            raise ValueError(f"images must be (N, C, H, W) uint8 and not empty, not {_describe(self.images)}")
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(f"labels must be ({len(self.images)},) int64, not {_describe(self.labels)}")
+        if self.labels.device != self.images.device:
+            raise ValueError(f"images are on {self.images.device}, but labels on {self.labels.device}")
+        if self.labels.min() < 0 or self.labels.max() >= len(self.class_names):
+            raise ValueError(f"labels must be in [0, {len(self.class_names)}), one for each class name")
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, whether or not each has an image."""
+        return len(self.class_names)
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        """Return the same images and labels on a device."""
+        return ImageSet(self.images.to(device), self.labels.to(device), self.class_names)
+
+    def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and population standard deviation of images / 255, one per channel, in float64.
+
+        A constant channel has deviation 1e-3 rather than 0, so that normalised images stay finite.
+        """
+        channels, height, width = self.input_shape
+        count = len(self) * height * width
+        # Sums of integers are exact, so the result depends neither on the chunks nor on the device.
+        sums = torch.zeros(channels, dtype=torch.int64, device=self.images.device)
+        square_sums = torch.zeros_like(sums)
+        for chunk in torch.split(self.images, max(1, _VALUES_PER_CHUNK // (channels * height * width))):
+            values = chunk.long()
+            sums += values.sum(dim=(0, 2, 3))
+            square_sums += values.square().sum(dim=(0, 2, 3))
+        mean = tuple(total / (255 * count) for total in sums.tolist())
+        deviation = tuple(
+            max(math.sqrt(count * squares - total * total) / (255 * count), _SMALLEST_DEVIATION)
+            for total, squares in zip(sums.tolist(), square_sums.tolist(), strict=True)
+        )
+        return mean, deviation
+
+
+def check_same_classes(train: ImageSet, test: ImageSet) -> None:
+    """Check that two splits have the same classes in the same order.
+
+    Raises:
+        InputError: They differ; the message names the classes that only one of them has.
+    """
+    if train.class_names == test.class_names:
+        return
+    only_train = [name for name in train.class_names if name not in set(test.class_names)]
+    only_test = [name for name in test.class_names if name not in set(train.class_names)]
+    differences = [
+        f"only the {split} images have {_listed(names)}"
+        for split, names in (("training", only_train), ("test", only_test))
+        if names
+    ]
+    reason = " and ".join(differences) or "the same classes stand in a different order"
+    raise InputError(
+        f"The training and test images differ in their classes: {reason}; give both the same ones."
+    )
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:_NAMES_SHOWN])
+    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"

@@ -1,0 +1,1 @@
+"""The training core: pretrain, distil, evaluate, and the run directory."""

@@ -1,0 +1,344 @@
+"""`distill`: a student that learns from its teacher and from no data."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gapssg.augment import Augmentation, Normalization, Shifts, crop_and_flip
+from gapssg.data.image_set import ImageSet
+from gapssg.engine.inference import predict
+from gapssg.engine.metrics import Scores, agreement, score
+from gapssg.engine.optimizer import make_optimizer, set_learning_rate
+from gapssg.engine.real_images import read_test_images
+from gapssg.engine.run_directory import (
+    Display,
+    RunDirectory,
+    SilentDisplay,
+    check_output,
+    pool_shards,
+    run_facts,
+    versions,
+)
+from gapssg.engine.settings import DistillSettings
+from gapssg.errors import InputError, RunError
+from gapssg.models import create_model
+from gapssg.models.model_file import LoadedModel, Provenance, load_model, load_weights, read_weights, save_model
+from gapssg.models.profile import batch_norm_layers, profile_model
+from gapssg.runtime import Runtime, to_uint8
+from gapssg.synthesis import EpochPlan, SynthesisContext, Synthesizer, method_classes
+from gapssg.synthesis.health import synthesis_health
+from gapssg.synthesis.losses import reality_gap
+from gapssg.synthesis.pool import StoredPool
+
+
+def distill(
+    settings: DistillSettings, output: Path, *, overwrite: bool = False, display: Display | None = None
+) -> dict[str, Any]:
+    """Distil a student without real data and write a run directory with `student.safetensors`.
+
+    Evaluation data, if given, is read only to evaluate: the student's weights are the same without it.
+
+    Returns:
+        What `result.json` holds. `top1` is of the last epoch; `best_top1` was chosen by the evaluation data;
+        both are None without it. `agreement` is that with the teacher on the last freshly synthesised samples
+        before the student had trained on them.
+
+    Raises:
+        InputError: The teacher, the pool, the weights, the evaluation data or the output directory cannot
+            be used; nothing has been written.
+        RunError: The synthesis or the student diverged, or the disk refused a write.
+    """
+    display = display or SilentDisplay()
+    check_output(output, overwrite)
+    runtime = Runtime.from_settings(settings.runtime, settings.seed)
+    teacher = load_model(settings.teacher)
+    distillation = _Distillation(settings, runtime, teacher)
+    evaluator = _Evaluator(settings, runtime, teacher, display)
+    run = RunDirectory(output, settings, display)
+
+    for epoch in range(settings.epochs):
+        facts = distillation.run_epoch(epoch, run)
+        facts |= evaluator.after_epoch(epoch, distillation, run)
+        run.record("epoch", epoch=epoch + 1, epochs=settings.epochs, **facts)
+        if settings.snapshot_every and (epoch + 1) % settings.snapshot_every == 0:
+            distillation.save_student(run.folder("snapshots") / f"epoch-{epoch + 1:04d}.safetensors")
+    student_file = output / "student.safetensors"
+    distillation.save_student(student_file)
+    result = _result(settings, runtime, distillation, evaluator, student_file)
+    run.write_result(result)
+    run.record("end", **{key: result["student"][key] for key in ("top1", "best_top1", "best_epoch", "agreement")})
+    return result
+
+
+class _Distillation:
+    """Teacher, student and synthesizer, and what one epoch does with them."""
+
+    def __init__(self, settings: DistillSettings, runtime: Runtime, teacher: LoadedModel) -> None:
+        card = teacher.card
+        self.settings = settings
+        self.runtime = runtime
+        self.teacher_file = teacher
+        self.teacher = runtime.place(teacher.module).eval().requires_grad_(False)
+        self.normalization = Normalization.from_statistics(card.mean, card.deviation, runtime.device)
+        self.augmentation = Augmentation(card.crop_padding, card.flip)
+        self.student = runtime.place(_make_student(settings, runtime, teacher))
+        self.card = card.model_copy(
+            update={
+                "architecture": settings.student.name,
+                "provenance": Provenance(
+                    command="distill",
+                    method=settings.method.name,
+                    teacher_sha256=teacher.sha256,
+                    seed=settings.seed,
+                    versions=versions(),
+                ),
+            }
+        )
+        self.synthesizer = _make_synthesizer(settings, runtime, self)
+        self.optimizer = make_optimizer(self.student, settings.optimizer)
+        self.learning_rate = settings.optimizer.learning_rate
+        self.agreement = math.nan
+        self.images_synthesized = 0
+        self.steps = 0
+        self.seconds = {"synthesis": 0.0, "distillation": 0.0}
+        self._learning_epochs = 0
+        self._compute = runtime.compile(self._loss)
+
+    def save_student(self, path: Path) -> None:
+        """Write the student as a model file."""
+        save_model(path, self.student, self.card)
+
+    def run_epoch(self, epoch: int, run: RunDirectory) -> dict[str, Any]:
+        """Synthesise and distil; return what the epoch's event says of it."""
+        plan = self.synthesizer.plan(epoch)
+        self.learning_rate = set_learning_rate(
+            self.optimizer, self.settings.optimizer, self._learning_epochs / self.settings.epochs
+        )
+        self._learning_epochs += plan.advances_learning_rate
+        synthesis_seconds = distillation_seconds = 0.0
+        with self.runtime.seeded_globals("modules", epoch):
+            for index in range(plan.rounds):
+                started = self._clock()
+                terms = self._synthesise(epoch, index, plan, run)
+                synthesised = self._clock()
+                before = self._compare_on_fresh()
+                distillation_started = self._clock()
+                loss = self._distil(epoch, index, plan, run)
+                distilled = self._clock()
+                synthesis_seconds += synthesised - started
+                distillation_seconds += distilled - distillation_started
+        after = self._compare_on_fresh()
+        self.agreement = before["agreement"]
+        self.seconds["synthesis"] += synthesis_seconds
+        self.seconds["distillation"] += distillation_seconds
+        health = self._check_health(epoch, run) if plan.synthesis_steps else {}
+        return {
+            "learning_rate": self.learning_rate,
+            "synthesis": terms,
+            "health": health,
+            "pool_size": None if self.synthesizer.pool is None else len(self.synthesizer.pool),
+            "distillation_loss": loss,
+            "reality_gap_before": before["reality_gap"],
+            "reality_gap_after": after["reality_gap"],
+            "agreement_before": before["agreement"],
+            "timing": {
+                "synthesis": synthesis_seconds,
+                "distillation": distillation_seconds,
+                "images_per_second": plan.rounds
+                * plan.distillation_steps
+                * self.settings.batch_size
+                / max(distillation_seconds, 1e-9),
+            },
+        }
+
+    def _synthesise(self, epoch: int, index: int, plan: EpochPlan, run: RunDirectory) -> dict[str, float]:
+        """Make new images; return the loss terms of the last step."""
+        terms: dict[str, Tensor] = {}
+        total = plan.rounds * plan.synthesis_steps
+        for step, terms in enumerate(self.synthesizer.synthesis_steps(self.student, epoch), 1):  # noqa: B007
+            run.progress(f"epoch {epoch + 1}: synthesis", index * plan.synthesis_steps + step, total)
+        if plan.synthesis_steps:
+            fresh = self.synthesizer.fresh
+            self.images_synthesized += len(fresh)
+            if self.settings.samples:
+                run.write_samples(epoch + 1, fresh)
+            if self.settings.keep_pool and self.synthesizer.pool is not None:
+                run.write_pool_shard(epoch + 1, to_uint8(fresh), self.synthesizer.fresh_targets)
+        return {name: _finite(term.item(), name, epoch) for name, term in terms.items()}
+
+    def _distil(self, epoch: int, index: int, plan: EpochPlan, run: RunDirectory) -> float:
+        """Train the student; return the mean loss."""
+        batch_size = self.settings.batch_size
+        stream = self.runtime.random_stream("augmentation", epoch, index)
+        total = torch.zeros((), device=self.runtime.device)
+        self.student.train()
+        for step in range(plan.distillation_steps):
+            images = self.synthesizer.sample(batch_size)
+            shifts = self.augmentation.draw(batch_size, stream)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self._compute(images, shifts)
+            loss.backward()
+            self.optimizer.step()
+            total += loss.detach()
+            done = index * plan.distillation_steps + step + 1
+            run.progress(f"epoch {epoch + 1}: distillation", done, plan.rounds * plan.distillation_steps)
+        self.steps += plan.distillation_steps
+        return _finite(total.item() / plan.distillation_steps, "distillation loss", epoch)
+
+    def _loss(self, images: Tensor, shifts: Shifts) -> Tensor:
+        views = crop_and_flip(images, shifts) if self.synthesizer.augments else images
+        views = self.normalization(views)
+        with self.runtime.autocast():
+            with torch.no_grad():
+                teacher_logits = self.teacher(views).float()
+            student_logits = self.student(views).float()
+        return self.synthesizer.distillation_loss(student_logits, teacher_logits)
+
+    def _compare_on_fresh(self) -> dict[str, float]:
+        """Compare teacher and student on the newest images, as they are."""
+        teacher_logits = self.predict(self.teacher, self.synthesizer.fresh)
+        student_logits = self.predict(self.student, self.synthesizer.fresh)
+        return {
+            "reality_gap": reality_gap(teacher_logits, student_logits).item(),
+            "agreement": agreement(teacher_logits, student_logits),
+        }
+
+    def predict(self, module: nn.Module, images: Tensor) -> Tensor:
+        """Return logits (N, K) of images that are not normalised yet."""
+        return predict(module, images, self.normalization, self.runtime)
+
+    def _check_health(self, epoch: int, run: RunDirectory) -> dict[str, float]:
+        """Measure the newest images; record a warning where they have collapsed."""
+        fresh = self.synthesizer.fresh
+        health = synthesis_health(fresh, self.synthesizer.fresh_targets, self.predict(self.teacher, fresh))
+        if self.settings.method.makes_class_images:
+            for sentence in health.warnings(self.card.num_classes):
+                run.record("warning", epoch=epoch + 1, message=sentence)
+        return health._asdict()
+
+    def _clock(self) -> float:
+        self.runtime.synchronize()
+        return time.perf_counter()
+
+
+class _Evaluator:
+    """Evaluates the student on real images, if there are any; nothing that it does reaches the training."""
+
+    def __init__(
+        self, settings: DistillSettings, runtime: Runtime, teacher: LoadedModel, display: Display
+    ) -> None:
+        self.settings = settings
+        self.runtime = runtime
+        self.images: ImageSet | None = None
+        self.teacher_scores: Scores | None = None
+        self.scores: Scores | None = None
+        self.best: tuple[float, int] | None = None
+        self.seconds = 0.0
+        if settings.eval_data is not None:
+            self.images = read_test_images(settings.eval_data, teacher, display).to(runtime.device)
+
+    def after_epoch(self, epoch: int, distillation: _Distillation, run: RunDirectory) -> dict[str, Any]:
+        """Evaluate, if this epoch is to be; return what the epoch's event says of it."""
+        due = (epoch + 1) % self.settings.evaluate_every == 0 or epoch + 1 == self.settings.epochs
+        if self.images is None or not due:
+            return {"top1": None, "loss": None}
+        started = time.perf_counter()
+        if self.teacher_scores is None:
+            self.teacher_scores = self._score(distillation, distillation.teacher, self.images)
+        self.scores = self._score(distillation, distillation.student, self.images)
+        self.seconds += time.perf_counter() - started
+        if self.best is None or self.scores.top1 > self.best[0]:
+            self.best = (self.scores.top1, epoch + 1)
+            distillation.save_student(run.path / "best.safetensors")
+        return {"top1": self.scores.top1, "loss": self.scores.loss}
+
+    @staticmethod
+    def _score(distillation: _Distillation, module: nn.Module, images: ImageSet) -> Scores:
+        return score(distillation.predict(module, images.images), images.labels)
+
+
+def _make_student(settings: DistillSettings, runtime: Runtime, teacher: LoadedModel) -> nn.Module:
+    student = create_model(
+        settings.student.name,
+        num_classes=teacher.card.num_classes,
+        input_shape=teacher.card.input_shape,
+        seed=runtime.derive_seed("initial-weights"),
+    )
+    if settings.student.weights is not None:
+        load_weights(student, read_weights(settings.student.weights), settings.student.weights)
+    return student
+
+
+def _make_synthesizer(settings: DistillSettings, runtime: Runtime, of: _Distillation) -> Synthesizer:
+    context = SynthesisContext(
+        teacher=of.teacher,
+        normalization=of.normalization,
+        augmentation=of.augmentation,
+        image_shape=of.card.input_shape,
+        num_classes=of.card.num_classes,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        runtime=runtime,
+    )
+    method = settings.method
+    if settings.pool is not None:
+        return StoredPool(method, context, pool_shards(settings.pool))
+    if method.needs_batch_norm and not batch_norm_layers(of.teacher):
+        others = ", ".join(m.model_fields["name"].default for m in method_classes() if not m.needs_batch_norm)
+        raise InputError(
+            f"the teacher {of.teacher_file.path} has no batch-norm layers, whose statistics {method.name} "
+            f"needs; methods that do not: {others}"
+        )
+    return method.build(context)
+
+
+def _result(
+    settings: DistillSettings,
+    runtime: Runtime,
+    distillation: _Distillation,
+    evaluator: _Evaluator,
+    student_file: Path,
+) -> dict[str, Any]:
+    teacher = distillation.teacher_file
+    scores = evaluator.scores.to_dict() if evaluator.scores else {"top1": None, "top5": None, "loss": None}
+    best_top1, best_epoch = evaluator.best or (None, None)
+    seconds = {**distillation.seconds, "evaluation": evaluator.seconds}
+    return {
+        "command": "distill",
+        "method": settings.method.name,
+        "teacher": {
+            "file": str(teacher.path),
+            "sha256": teacher.sha256,
+            "architecture": teacher.card.architecture,
+            **profile_model(distillation.teacher, teacher.card.input_shape).to_dict(),
+            "top1": evaluator.teacher_scores.top1 if evaluator.teacher_scores else None,
+        },
+        "student": {
+            "file": str(student_file),
+            "architecture": settings.student.name,
+            **profile_model(distillation.student, teacher.card.input_shape).to_dict(),
+            **scores,
+            "best_top1": best_top1,
+            "best_epoch": best_epoch,
+            "agreement": distillation.agreement,
+        },
+        "data": settings.eval_data.name if settings.eval_data else None,
+        "epochs": settings.epochs,
+        "images_synthesized": distillation.images_synthesized,
+        "distillation_steps": distillation.steps,
+        "timing": {"total": sum(seconds.values()), **seconds},
+        **run_facts(runtime, settings),
+    }
+
+
+def _finite(value: float, what: str, epoch: int) -> float:
+    if not math.isfinite(value):
+        raise RunError(f"the {what.replace('_', ' ')} of epoch {epoch + 1} is not finite; lower the learning rate")
+    return value

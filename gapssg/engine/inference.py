@@ -1,0 +1,36 @@
+"""Logits of a frozen classifier on many images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gapssg.augment import Normalization
+from gapssg.models.frozen import frozen
+from gapssg.runtime import Runtime, to_unit_range
+
+
+def predict(
+    module: nn.Module, images: Tensor, normalization: Normalization, runtime: Runtime, batch_size: int = 500
+) -> Tensor:
+    """Return the logits of a classifier, leaving it as it was.
+
+    Args:
+        module: Normalised images (N, C, H, W) to logits (N, K), on the runtime's device.
+        images: (N, C, H, W), uint8 in [0, 255] or float in [0, 1].
+        normalization: What the classifier expects of its input.
+        runtime: Device and precision.
+        batch_size: Images at a time.
+
+    Returns:
+        (N, K) float32 on the device.
+    """
+    batches = []
+    with frozen(module), torch.inference_mode():
+        for batch in images.split(batch_size):
+            batch = batch.to(runtime.device)
+            if batch.dtype == torch.uint8:
+                batch = to_unit_range(batch)
+            with runtime.autocast():
+                batches.append(module(normalization(batch)).float())
+    return torch.cat(batches)

@@ -1,0 +1,184 @@
+"""The directory of one run: what is in it, and who may write there."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+from torchvision.io import encode_png
+
+from gapssg._version import __version__
+from gapssg.errors import InputError, RunError
+from gapssg.files import check_writable, write_atomically, write_json
+from gapssg.runtime import Runtime, to_uint8
+from gapssg.settings.base import Settings
+
+_SETTINGS = "settings.toml"
+_EVENTS = "events.jsonl"
+_RESULT = "result.json"
+_POOL = "pool"
+_FILES = (_SETTINGS, _EVENTS, _RESULT, "student.safetensors", "model.safetensors", "best.safetensors")
+_FOLDERS = ("samples", "snapshots", _POOL, "checkpoint")
+
+
+class Display(Protocol):
+    """Whoever shows a run to a person."""
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Show an event that was recorded."""
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        """Show how far the current task has come."""
+
+
+class SilentDisplay:
+    """Shows nothing."""
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Ignore the event."""
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        """Ignore the progress."""
+
+
+class RunDirectory:
+    """Writes the files of one run."""
+
+    def __init__(self, path: Path, settings: Settings, display: Display) -> None:
+        """Make the directory and write the settings. `check_output` must have accepted `path`."""
+        self.path = path
+        self._display = display
+        try:
+            _remove_run(path)
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot write to {path}: {error.strerror or error}") from error
+        write_atomically(path / _SETTINGS, settings.to_toml().encode())
+
+    def record(self, event: str, **values: Any) -> None:
+        """Append an event to `events.jsonl` and show it. What may differ between equal runs is `timing`."""
+        line = {"event": event, **values}
+        try:
+            with (self.path / _EVENTS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as error:
+            raise RunError(f"cannot write {self.path / _EVENTS}: {error.strerror or error}") from error
+        self._display.event(line)
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        """Show how far the current task has come."""
+        self._display.progress(task, done, total)
+
+    def folder(self, name: str) -> Path:
+        """Return a sub-folder of the run, made if it is not there."""
+        if name not in _FOLDERS:
+            raise ValueError(f"{name} is not a folder of a run directory")
+        folder = self.path / name
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error
+        return folder
+
+    def write_samples(self, epoch: int, images: Tensor, count: int = 64) -> None:
+        """Write a PNG grid of up to `count` images (N, C, H, W) in [0, 1], spread evenly over the batch."""
+        chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).round().long()
+        grid = image_grid(to_uint8(images[chosen.to(images.device)]).cpu())
+        png = bytes(encode_png(grid).numpy())
+        write_atomically(self.folder("samples") / f"epoch-{epoch:04d}.png", png)
+
+    def write_pool_shard(self, epoch: int, images: Tensor, targets: Tensor) -> None:
+        """Write the images (N, C, H, W) uint8 and targets (N,) int64 of one synthesis."""
+        tensors = {"images": images.cpu().contiguous(), "targets": targets.cpu().contiguous()}
+        write_atomically(self.folder(_POOL) / f"shard-{epoch:04d}.safetensors", save(tensors))
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write `result.json`."""
+        write_json(self.path / _RESULT, result)
+
+
+def check_output(path: Path, overwrite: bool) -> None:
+    """Check that a run may be written to `path`, changing nothing.
+
+    Raises:
+        InputError: It holds a run and `overwrite` is not set, holds something else, or cannot be
+            written to.
+    """
+    check_writable(path)
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise InputError(f"--output {path} is a file; name a directory")
+    entries = {entry.name for entry in path.iterdir()}
+    strange = sorted(entries - {*_FILES, *_FOLDERS})
+    if strange:
+        raise InputError(
+            f"--output {path} holds files that are not a run's ({', '.join(strange[:3])}); name another directory"
+        )
+    if entries and not overwrite:
+        raise InputError(f"--output {path} already holds a run; add --overwrite to replace it")
+
+
+def pool_shards(path: Path) -> list[Path]:
+    """Return the shard files of a run's sample pool, oldest first.
+
+    Args:
+        path: A run directory, or the `pool` folder in it.
+
+    Raises:
+        InputError: There is no pool.
+    """
+    folder = path / _POOL if (path / _POOL).is_dir() else path
+    shards = sorted(folder.glob("shard-*.safetensors"))
+    if not shards:
+        raise InputError(f"{path} holds no sample pool; name the directory of a `distill` run that kept its own")
+    return shards
+
+
+def image_grid(images: Tensor) -> Tensor:
+    """Tile images (N, C, H, W) uint8 into one (1 or 3, rows * H, columns * W) uint8 image.
+
+    With two channels or more than three, the first channel is shown.
+    """
+    if images.shape[1] not in (1, 3):
+        images = images[:, :1]
+    count, channels, height, width = images.shape
+    columns = max(1, round(count**0.5 + 0.49))
+    rows = -(-count // columns)
+    grid = torch.zeros(rows * columns, channels, height, width, dtype=torch.uint8)
+    grid[:count] = images
+    tiled = grid.view(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
+    return tiled.reshape(channels, rows * height, columns * width).contiguous()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    return {"gapssg": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def run_facts(runtime: Runtime, settings: Settings) -> dict[str, Any]:
+    """Return what every result says of how it was computed."""
+    return {
+        "device": str(runtime.device),
+        "precision": runtime.precision,
+        "compiled": runtime.compiled,
+        "seed": runtime.seed,
+        "versions": versions(),
+        "settings_sha256": settings.sha256(),
+    }
+
+
+def _remove_run(path: Path) -> None:
+    """Remove the files of an earlier run, and nothing else."""
+    for name in _FILES:
+        (path / name).unlink(missing_ok=True)
+    for name in _FOLDERS:
+        if (path / name).is_dir():
+            shutil.rmtree(path / name)

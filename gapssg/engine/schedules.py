@@ -1,0 +1,34 @@
+"""Learning rate as a function of the share of the run that is done."""
+
+from __future__ import annotations
+
+import math
+
+from gapssg.settings.parts import OptimizerSettings
+
+_ONE_CYCLE_START = 1 / 25
+_ONE_CYCLE_END = 1 / 250_000
+
+
+def learning_rate(settings: OptimizerSettings, progress: float) -> float:
+    """Return the learning rate after `progress` (in [0, 1)) of the run.
+
+    `cosine` falls from the highest rate to 0; `one-cycle` rises from 1/25 of it along a cosine, then
+    falls to 1/250,000 (Smith & Topin 2018, with the constants of torch's OneCycleLR); `step` multiplies it
+    by `decay` at each milestone.
+    """
+    highest = settings.learning_rate
+    if settings.schedule == "cosine":
+        return highest * (1 + math.cos(math.pi * progress)) / 2
+    if settings.schedule == "one-cycle":
+        if progress < settings.warm_up:
+            return highest * _between(_ONE_CYCLE_START, 1.0, progress / settings.warm_up)
+        return highest * _between(1.0, _ONE_CYCLE_END, (progress - settings.warm_up) / (1 - settings.warm_up))
+    if settings.schedule == "step":
+        return highest * settings.decay ** sum(progress >= milestone for milestone in settings.milestones)
+    return highest
+
+
+def _between(start: float, end: float, share: float) -> float:
+    """Go from `start` to `end` along half a cosine."""
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2

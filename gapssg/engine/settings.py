@@ -1,0 +1,100 @@
+"""The settings of the commands. Imports no torch, so that their errors are instant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from gapssg.settings.base import Settings
+from gapssg.settings.parts import DataSettings, ModelSettings, OptimizerSettings, RuntimeSettings
+from gapssg.synthesis import DEFAULT_METHOD, GapSSGSettings, MethodSettings
+
+
+class PretrainSettings(Settings):
+    """How a teacher is trained on real data."""
+
+    data: DataSettings
+    """The real images: `train` to learn from, `test` to evaluate each epoch."""
+    model: ModelSettings
+    """The teacher's architecture."""
+    epochs: int = Field(default=200, ge=1, le=100_000)
+    """Passes over the training images."""
+    batch_size: int = Field(default=256, ge=2, le=65_536)
+    """Images in a training step."""
+    optimizer: OptimizerSettings = OptimizerSettings(weight_decay=5e-4, nesterov=True, schedule="one-cycle")
+    """Stochastic gradient descent; the schedule advances each step."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target probability that is spread over all classes."""
+    crop_padding: int | None = Field(default=None, ge=0, le=256)
+    """Pixels of zero padding for random crops; without it, an eighth of the image's height."""
+    flip: bool | None = None
+    """Random horizontal flips; without it, as the data source says."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """The seed of every random stream of the run."""
+    runtime: RuntimeSettings = RuntimeSettings()
+    """Device, precision and compilation."""
+
+
+class StudentSettings(ModelSettings):
+    """The student: an architecture, and weights to start from."""
+
+    weights: Path | None = None
+    """A model file or safetensors file to start from; without it, random weights."""
+
+
+class DistillSettings(Settings):
+    """How a student is distilled from a teacher without its data."""
+
+    teacher: Path
+    """The teacher's model file."""
+    student: StudentSettings
+    """The student's architecture and, if any, its first weights."""
+    method: MethodSettings = GapSSGSettings()
+    """How images are synthesised, and how much the student learns from them."""
+    pool: Path | None = None
+    """The run directory whose sample pool is distilled from instead of synthesising."""
+    epochs: int = Field(default=200, ge=1, le=100_000)
+    """Epochs of one synthesis and the distillation after it."""
+    batch_size: int = Field(default=128, ge=2, le=65_536)
+    """Samples in a distillation step."""
+    optimizer: OptimizerSettings = OptimizerSettings(learning_rate=0.2)
+    """Stochastic gradient descent of the student; the schedule advances each epoch."""
+    eval_data: DataSettings | None = None
+    """Real images that only evaluation reads; without them nothing real is read at all."""
+    evaluate_every: int = Field(default=1, ge=1)
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    snapshot_every: int | None = Field(default=None, ge=1)
+    """Epochs between weight snapshots (for loss landscapes); without it, none are kept."""
+    samples: bool = True
+    """Whether a grid of the newest images is written each epoch."""
+    keep_pool: bool = True
+    """Whether the sample pool is written to disk, for `--pool`."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """The seed of every random stream of the run."""
+    runtime: RuntimeSettings = RuntimeSettings()
+    """Device, precision and compilation."""
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _default_method(cls, value: Any) -> Any:
+        """Let `method.passes=4` alone mean the default method."""
+        return {"name": DEFAULT_METHOD, **value} if isinstance(value, dict) else value
+
+
+class EvaluateSettings(Settings):
+    """How model files are evaluated on real images."""
+
+    models: tuple[Path, ...] = Field(min_length=1)
+    """Model files; their images must have one shape and the same classes."""
+    data: DataSettings
+    """The real images; the `test` split is read."""
+    teacher: Path | None = None
+    """A model file to compare each of the others with."""
+    batch_size: int = Field(default=500, ge=1, le=65_536)
+    """Images in a batch."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Not used by evaluation, which draws nothing; recorded like every command's."""
+    runtime: RuntimeSettings = RuntimeSettings()
+    """Device, precision and compilation."""

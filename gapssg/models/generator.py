@@ -1,0 +1,98 @@
+"""The generator that turns latents into images."""
+
+import torch
+from torch import Tensor, nn
+
+from gapssg.errors import InputError
+
+INITIAL_DEVIATION = 0.02
+
+
+class Generator(nn.Module):
+    """A linear layer to maps of a quarter of the image size, then two nearest upsamplings with convolutions.
+
+    Attributes:
+        image_shape: (C, H, W) of one image.
+        latent_size: Length of one latent.
+        linear: The layer from the latent to the first feature maps.
+        first_norm: The batch norm of the first feature maps.
+        upsampling: Everything from the first feature maps to the logits of the pixels.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], latent_size: int = 256, width: int = 64) -> None:
+        """Build the generator with the same initial weights each time.
+
+        Args:
+            image_shape: (channels, height, width) of one image; height and width divisible by 4.
+            latent_size: Length of one latent.
+            width: Channels of the last feature maps; those before have twice as many.
+
+        Raises:
+            InputError: The images have no channel, or a height or width that 4 does not divide.
+        """
+        super().__init__()
+        channels, image_height, image_width = image_shape
+        if channels < 1:
+            raise InputError(f"images need at least 1 channel, not {channels}")
+        if any(side < 4 or side % 4 for side in (image_height, image_width)):
+            raise InputError(
+                f"the generator cannot make images of {image_height}x{image_width} pixels; "
+                "resize them so that height and width are divisible by 4"
+            )
+        self.image_shape = image_shape
+        self.latent_size = latent_size
+        self._first_maps = (2 * width, image_height // 4, image_width // 4)
+
+        # The layers draw default weights when they are made; these draws must not move the global state.
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            self.linear = nn.Linear(latent_size, 2 * width * (image_height // 4) * (image_width // 4))
+            self.first_norm = nn.BatchNorm2d(2 * width)
+            self.upsampling = nn.Sequential(
+                nn.Upsample(scale_factor=2, mode="nearest"),
+                nn.Conv2d(2 * width, 2 * width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(2 * width),
+                nn.LeakyReLU(0.2, inplace=True),
+                nn.Upsample(scale_factor=2, mode="nearest"),
+                nn.Conv2d(2 * width, width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.LeakyReLU(0.2, inplace=True),
+                nn.Conv2d(width, channels, 3, padding=1),
+            )
+        self.reset_parameters(torch.Generator(device="cpu").manual_seed(0))
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Map latent: (N, latent_size) float32 to images: (N, C, H, W) float32 in [0, 1]."""
+        first_maps = self.first_norm(self.linear(latent).unflatten(1, self._first_maps))
+        # Under autocast the sigmoid would have the 8 bits of bfloat16 for images of 8 bits.
+        return torch.sigmoid(self.upsampling(first_maps).to(self.linear.weight.dtype))
+
+    def reset_parameters(self, rng: torch.Generator) -> None:
+        """Draw all weights anew in place and forget the running statistics.
+
+        Args:
+            rng: Source of the draws, on the device of the parameters.
+        """
+        reset_layers(self, rng)
+
+
+def reset_layers(module: nn.Module, rng: torch.Generator) -> None:
+    """Re-initialise in place every convolution, linear layer and batch norm of `module`, itself included.
+
+    Weights of convolutions and linear layers are drawn from N(0, 0.02), those of batch norms from
+    N(1, 0.02), the second number being the standard deviation; biases are 0, running means 0 and
+    running variances 1.
+
+    Args:
+        module: A generator, or one of its layers.
+        rng: Source of the draws, on the device of the parameters.
+    """
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.weight.normal_(1.0, INITIAL_DEVIATION, generator=rng)
+                layer.bias.zero_()
+                layer.reset_running_stats()
+            elif isinstance(layer, nn.Conv2d | nn.Linear):
+                layer.weight.normal_(0.0, INITIAL_DEVIATION, generator=rng)
+                if layer.bias is not None:
+                    layer.bias.zero_()

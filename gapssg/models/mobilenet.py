@@ -1,0 +1,16 @@
+"""MobileNetV2 in its ImageNet layout (Sandler et al. 2018, arXiv:1801.04381)."""
+
+from torch import nn
+from torchvision.models import MobileNetV2
+
+
+def mobilenetv2(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
+    """Build MobileNetV2 with total stride 32 and dropout 0.2 for images of `input_shape` (C, H, W)."""
+    model = MobileNetV2(num_classes=num_classes, dropout=0.2)
+    channels = input_shape[0]
+    if channels != 3:
+        stem = nn.Conv2d(channels, 32, 3, stride=2, padding=1, bias=False)
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out")
+        model.features[0][0] = stem
+    module: nn.Module = model
+    return module

@@ -1,0 +1,212 @@
+"""Self-describing model files: safetensors weights with one canonical JSON object in the header."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, ValidationError, model_validator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from gapssg.errors import InputError
+from gapssg.files import canonical_json, write_atomically
+from gapssg.models import create_model
+from gapssg.settings.base import Settings
+
+_METADATA_KEY = "gapssg"
+_LARGEST_METADATA = 4 * 1024 * 1024  # characters; 1,000 class names of 200 characters are a twentieth
+
+
+class Provenance(Settings):
+    """Where a model's weights come from."""
+
+    command: str
+    """The subcommand that made them."""
+    method: str | None = None
+    """The data-free method, for students."""
+    teacher_sha256: str | None = None
+    """The SHA-256 of the teacher's file, for students."""
+    seed: int = 0
+    """The run's seed."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Versions of this program and of torch."""
+
+
+class ModelCard(Settings):
+    """All that is needed to use a model besides its weights."""
+
+    format_version: Literal[1] = 1
+    """Version of this description."""
+    architecture: str
+    """The model's name, as `gapssg models` lists it."""
+    num_classes: int = Field(ge=2, le=100_000)
+    """Number of classes, K."""
+    input_shape: tuple[
+        Annotated[int, Field(ge=1, le=64)],
+        Annotated[int, Field(ge=1, le=1024)],
+        Annotated[int, Field(ge=1, le=1024)],
+    ]
+    """Channels, height and width of an input image."""
+    mean: tuple[float, ...]
+    """Per-channel mean that is subtracted from images in [0, 1]."""
+    deviation: tuple[Annotated[float, Field(gt=0)], ...]
+    """Per-channel standard deviation that they are divided by."""
+    crop_padding: int = Field(ge=0, le=256)
+    """Pixels of zero padding for random crops."""
+    flip: bool
+    """Whether a mirrored image still belongs to its class."""
+    class_names: tuple[str, ...]
+    """Names of the classes in the order of the logits."""
+    provenance: Provenance
+    """Where the weights come from."""
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> ModelCard:
+        if len(self.class_names) != self.num_classes:
+            raise ValueError("class_names and num_classes differ")
+        if not len(self.mean) == len(self.deviation) == self.input_shape[0]:
+            raise ValueError("mean, deviation and input_shape differ in their channels")
+        return self
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model file in memory.
+
+    Attributes:
+        module: The classifier in eval mode, on the CPU: images (N, C, H, W), normalised, to logits (N, K).
+        card: Its description.
+        sha256: SHA-256 of the file.
+        path: Where it was read from.
+    """
+
+    module: nn.Module
+    card: ModelCard
+    sha256: str
+    path: Path
+
+
+def save_model(path: Path, module: nn.Module, card: ModelCard) -> str:
+    """Write a model file atomically; equal weights and cards make equal files.
+
+    Returns:
+        The file's SHA-256, in hexadecimal.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    tensors = {
+        name: tensor.detach().to("cpu").contiguous() for name, tensor in sorted(module.state_dict().items())
+    }
+    description = {**card.model_dump(mode="json"), "weights_sha256": _sha256_of_tensors(tensors)}
+    content = save(tensors, metadata={_METADATA_KEY: canonical_json(description)})
+    write_atomically(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def load_model(path: str | Path) -> LoadedModel:
+    """Read a model file; nothing in it is run.
+
+    Raises:
+        InputError: The file is missing, damaged, not ours, or does not fit its own description.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(
+            f"model file {path} does not exist" if not path.exists() else f"{path} is not a file"
+        )
+    description, tensors = _read(path)
+    weights_sha256 = description.pop("weights_sha256", None)
+    try:
+        card = ModelCard.model_validate(description)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the description"
+        raise InputError(f"{path}: its description is not valid: {field}: {first['msg']}") from error
+    module = create_model(card.architecture, num_classes=card.num_classes, input_shape=card.input_shape)
+    load_weights(module, tensors, path)
+    if weights_sha256 != _sha256_of_tensors(tensors):
+        raise InputError(f"{path}: the weights are not those that were saved (checksum differs); get it anew")
+    module.eval()
+    return LoadedModel(module, card, hashlib.sha256(path.read_bytes()).hexdigest(), path)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of any safetensors file.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
+    if not path.is_file():
+        raise InputError(f"weights file {path} does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copy `tensors` into `module`.
+
+    Raises:
+        InputError: Names, shapes or types differ (the first differences are named), or a number is not
+            finite.
+    """
+    expected = module.state_dict()
+    differences = [f"{name} is missing" for name in expected if name not in tensors]
+    differences += [f"{name} is unknown" for name in tensors if name not in expected]
+    for name in expected.keys() & tensors.keys():
+        if expected[name].shape != tensors[name].shape:
+            differences.append(f"{name} is {_shape(tensors[name])} instead of {_shape(expected[name])}")
+        elif expected[name].dtype != tensors[name].dtype:
+            differences.append(f"{name} is {tensors[name].dtype} instead of {expected[name].dtype}")
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise InputError(
+            f"{path}: the weights do not fit the model: {'; '.join(sorted(differences)[:3])}{more}"
+        )
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"{path}: {name} holds numbers that are not finite")
+    module.load_state_dict(tensors)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_METADATA_KEY)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is not a readable safetensors file: {error}") from error
+    if text is None:
+        raise InputError(
+            f"{path} holds no gapssg description, so its architecture is unknown; "
+            "models made by `gapssg pretrain-teacher` and `gapssg distill` have one"
+        )
+    if len(text) > _LARGEST_METADATA:
+        raise InputError(f"{path}: its description is larger than {_LARGEST_METADATA} characters")
+    try:
+        description = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: its description is not valid JSON") from error
+    if not isinstance(description, dict):
+        raise InputError(f"{path}: its description is not a JSON object")
+    return description, read_weights(path)
+
+
+def _sha256_of_tensors(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a number"

@@ -1,0 +1,84 @@
+"""Pre-activation wide residual networks (Zagoruyko and Komodakis 2016, arXiv:1605.07146)."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STEM_CHANNELS = 16
+
+
+class WideResidualBlock(nn.Module):
+    """Batch norm, ReLU, 3x3 convolution, twice, added to the shortcut.
+
+    The shortcut is a 1x1 convolution of the first activation where the number of channels changes, and
+    the unchanged input elsewhere.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        """Build a block from `in_channels` to `out_channels`, smaller by `stride` in height and width."""
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.shortcut: nn.Conv2d | None = None
+        if in_channels != out_channels:
+            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features: (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
+        activated = F.relu(self.norm1(features), inplace=True)
+        shortcut = features if self.shortcut is None else self.shortcut(activated)
+        hidden = F.relu(self.norm2(self.conv1(activated)), inplace=True)
+        residual: Tensor = self.conv2(hidden)
+        return residual + shortcut
+
+
+class WideResNet(nn.Module):
+    """A stem, three groups of (depth - 4) / 6 blocks, and a linear layer on the average-pooled features."""
+
+    def __init__(self, depth: int, width: int, num_classes: int, channels: int) -> None:
+        """Build WRN-`depth`-`width`; depth is 6n + 4, width multiplies the channels of the groups."""
+        super().__init__()
+        blocks_per_group = (depth - 4) // 6
+        self.stem = nn.Conv2d(channels, STEM_CHANNELS, 3, padding=1, bias=False)
+        blocks: list[nn.Module] = []
+        in_channels = STEM_CHANNELS
+        for group, stride in enumerate((1, 2, 2)):
+            out_channels = STEM_CHANNELS * width * 2**group
+            for index in range(blocks_per_group):
+                blocks.append(WideResidualBlock(in_channels, out_channels, stride if index == 0 else 1))
+                in_channels = out_channels
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.BatchNorm2d(in_channels)
+        self.classifier = nn.Linear(in_channels, num_classes)
+
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images: (N, C, H, W) to logits: (N, num_classes)."""
+        features = F.relu(self.norm(self.blocks(self.stem(images))), inplace=True)
+        logits: Tensor = self.classifier(F.adaptive_avg_pool2d(features, 1).flatten(1))
+        return logits
+
+
+def wrn16_1(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
+    """Build WRN-16-1 for images of `input_shape` (C, H, W)."""
+    return WideResNet(16, 1, num_classes, input_shape[0])
+
+
+def wrn16_2(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
+    """Build WRN-16-2 for images of `input_shape` (C, H, W)."""
+    return WideResNet(16, 2, num_classes, input_shape[0])
+
+
+def wrn40_1(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
+    """Build WRN-40-1 for images of `input_shape` (C, H, W)."""
+    return WideResNet(40, 1, num_classes, input_shape[0])
+
+
+def wrn40_2(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
+    """Build WRN-40-2 for images of `input_shape` (C, H, W)."""
+    return WideResNet(40, 2, num_classes, input_shape[0])

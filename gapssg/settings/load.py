@@ -1,0 +1,231 @@
+"""Settings from defaults, recipe, file, overrides and options, in this order of precedence."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from gapssg.errors import InputError
+from gapssg.settings.base import Settings
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+Key = tuple[str, ...]
+
+# Keys that choose between several classes of settings: when a later layer changes one, what earlier
+# layers said of the other choice's fields no longer applies.
+_DISCRIMINATORS = ("name", "kind")
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Values by key and the words that tell the user where they came from."""
+
+    source: str
+    values: Mapping[Key, Any]
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Return the names of the recipes that are shipped with the package, sorted."""
+    folder = resources.files("gapssg") / "recipes"
+    return tuple(sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")))
+
+
+def recipe_text(name: str) -> str:
+    """Return a recipe's TOML text.
+
+    Raises:
+        InputError: There is no such recipe.
+    """
+    if name not in recipe_names():
+        raise InputError(
+            f"unknown recipe {name!r}{_did_you_mean(name, recipe_names())}; `gapssg recipes` lists all"
+        )
+    return (resources.files("gapssg") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def load_settings(
+    settings_class: type[AnySettings],
+    *,
+    section: str,
+    recipe: str | None = None,
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    options: Mapping[str, tuple[str, Any]] | None = None,
+) -> AnySettings:
+    """Resolve the settings of one command.
+
+    Args:
+        settings_class: The settings to make.
+        section: The table of a recipe that belongs to this command, such as `distill`.
+        recipe: Name of a recipe.
+        config: A TOML file with the keys of `settings_class` at its top, as `--dry-run` prints them.
+        overrides: Texts `key.path=value`; the value is read as TOML, or else taken as a string.
+        options: Dotted key to (the option's name, its value); values that are None are not given.
+
+    Raises:
+        InputError: One line for each field that is wrong: where it came from, what was given, what is
+            allowed, and the nearest key where none of that name exists.
+    """
+    layers: list[_Layer] = []
+    if recipe is not None:
+        values = tomllib.loads(recipe_text(recipe))
+        if section not in values:
+            raise InputError(f"recipe {recipe!r} has nothing for this command; `gapssg recipes` shows why")
+        layers.append(_Layer(f"recipe {recipe}", dict(_flatten(values[section]))))
+    if config is not None:
+        layers.append(_Layer(str(config), dict(_flatten(_read_toml(config)))))
+    layers.append(_Layer("--set", dict(_parse_override(text) for text in overrides)))
+    for key, (option, value) in (options or {}).items():
+        if value is not None:
+            layers.append(_Layer(option, {tuple(key.split(".")): value}))
+    values, sources = _merge(layers)
+    try:
+        return settings_class.model_validate(_nest(values, sources))
+    except ValidationError as error:
+        lines = [_describe(detail, settings_class, sources) for detail in error.errors()]
+        raise InputError("\n".join(dict.fromkeys(lines))) from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from error
+
+
+def _parse_override(text: str) -> tuple[Key, Any]:
+    key, equals, value = text.partition("=")
+    path = tuple(part.strip() for part in key.split("."))
+    if not equals or not all(path):
+        raise InputError(f"--set {text!r} is not of the form key.path=value")
+    try:
+        return path, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return path, value.strip()
+
+
+def _flatten(values: Mapping[str, Any], prefix: Key = ()) -> Iterator[tuple[Key, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, (*prefix, name))
+        else:
+            yield (*prefix, name), value
+
+
+def _merge(layers: Sequence[_Layer]) -> tuple[dict[Key, Any], dict[Key, str]]:
+    values: dict[Key, Any] = {}
+    sources: dict[Key, str] = {}
+    for layer in layers:
+        for key, value in layer.values.items():
+            if key[-1] in _DISCRIMINATORS and key in values and values[key] != value:
+                for stale in [k for k in values if k[: len(key) - 1] == key[:-1] and sources[k] != layer.source]:
+                    del values[stale], sources[stale]
+            values[key] = value
+            sources[key] = layer.source
+    return values, sources
+
+
+def _nest(values: Mapping[Key, Any], sources: Mapping[Key, str]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        table = nested
+        for depth, part in enumerate(key[:-1], 1):
+            table = table.setdefault(part, {})
+            if not isinstance(table, dict):
+                parent = ".".join(key[:depth])
+                raise InputError(
+                    f"{'.'.join(key)} (from {sources[key]}): {parent} is a value already, "
+                    f"so it cannot have keys of its own"
+                )
+        if isinstance(table.get(key[-1]), dict):
+            raise InputError(f"{'.'.join(key)} (from {sources[key]}): this is a table; set one of its keys")
+        table[key[-1]] = value
+    return nested
+
+
+def _describe(detail: ErrorDetails, settings_class: type[BaseModel], sources: Mapping[Key, str]) -> str:
+    """One line for one wrong field."""
+    valid = set(_valid_keys(settings_class))
+    location = tuple(str(part) for part in detail["loc"])
+    key = _without_union_tags(location, valid, sources)
+    name = ".".join(key)
+    source = next((f" (from {sources[k]})" for k in sources if k[: len(key)] == key), "")
+    kind = detail["type"]
+    if kind == "extra_forbidden":
+        siblings = [k[-1] for k in valid if k[:-1] == key[:-1]]
+        near = difflib.get_close_matches(key[-1], siblings, n=3, cutoff=0.5)
+        if near:
+            return f"unknown key {name}{source}: did you mean {_join('.'.join((*key[:-1], n)) for n in near)}?"
+        everywhere = [".".join(k) for k in valid if difflib.SequenceMatcher(None, k[-1], key[-1]).ratio() > 0.7]
+        hint = f"did you mean {_join(sorted(everywhere))}?" if everywhere else f"valid here: {_join(sorted(siblings))}"
+        return f"unknown key {name}{source}: {hint}"
+    if kind in ("missing", "union_tag_not_found"):
+        return f"{name} is missing: give it by its option, by --set {name}=..., or in a --config file"
+    given = f"{name} = {detail['input']!r}{source}"
+    if kind == "union_tag_invalid":
+        context = detail.get("ctx", {})
+        allowed = [tag.strip(" '") for tag in str(context.get("expected_tags", "")).split(",")]
+        tag = str(context.get("tag", ""))
+        discriminator = str(context.get("discriminator", "name")).strip("'")
+        return (
+            f"{name}.{discriminator} = {tag!r}{source}: must be one of {_join(allowed)}"
+            f"{_did_you_mean(tag, allowed)}"
+        )
+    if kind == "value_error":
+        return f"{given}: {str(detail['msg']).removeprefix('Value error, ')}"
+    message = str(detail["msg"]).replace("Input should be", "must be")
+    if kind == "literal_error" and isinstance(detail["input"], str):
+        allowed = [part.strip(" '") for part in str(detail["ctx"]["expected"]).replace(" or ", ",").split(",")]
+        message += _did_you_mean(detail["input"], allowed)
+    if kind == "string_pattern_mismatch":
+        message = f"must match {detail['ctx']['pattern']}"
+    return f"{given}: {message}"
+
+
+def _without_union_tags(location: Key, valid: set[Key], sources: Mapping[Key, str]) -> Key:
+    """Drop the tags that pydantic puts into the location of a field inside a discriminated union."""
+    known = valid | set(sources)
+    known |= {key[:depth] for key in known for depth in range(1, len(key))}
+    key: Key = ()
+    for index, part in enumerate(location):
+        is_last = index == len(location) - 1
+        if (*key, part) in known or is_last:
+            key = (*key, part)
+    return key
+
+
+def _valid_keys(settings_class: type[BaseModel], prefix: Key = ()) -> Iterator[Key]:
+    for name, field in settings_class.model_fields.items():
+        key = (*prefix, name)
+        yield key
+        for inner in _settings_classes_in(field.annotation):
+            yield from _valid_keys(inner, key)
+
+
+def _settings_classes_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) in (Union, UnionType, Annotated):
+        for argument in get_args(annotation):
+            yield from _settings_classes_in(argument)
+
+
+def _did_you_mean(given: str, allowed: Sequence[str]) -> str:
+    near = difflib.get_close_matches(given, allowed, n=3, cutoff=0.5)
+    return f"; did you mean {_join(near)}?" if near else ""
+
+
+def _join(names: Any) -> str:
+    return " or ".join(names)

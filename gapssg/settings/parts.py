@@ -1,0 +1,85 @@
+"""The parts that the settings of several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from gapssg.data import check_data_name
+from gapssg.errors import InputError
+from gapssg.models import check_model_name
+from gapssg.settings.base import Settings
+
+
+def _valid_data_name(name: str) -> str:
+    try:
+        return check_data_name(name)
+    except InputError as error:
+        raise ValueError(str(error)) from error
+
+
+def _valid_model_name(name: str) -> str:
+    try:
+        return check_model_name(name)
+    except InputError as error:
+        raise ValueError(str(error)) from error
+
+
+DataName = Annotated[str, AfterValidator(_valid_data_name)]
+ModelName = Annotated[str, AfterValidator(_valid_model_name)]
+
+
+class DataSettings(Settings):
+    """Where real images come from."""
+
+    name: DataName
+    """`digits`, `cifar10`, `cifar100` or `folder:PATH`."""
+    root: Path | None = None
+    """Folder of torchvision's data sets; without it, the environment variable GAPSSG_DATA."""
+    download: bool = False
+    """Let torchvision download a data set that is not there."""
+    image_size: int | None = Field(default=None, ge=8, le=1024)
+    """Scale and crop every image to a square of this many pixels; needed where sizes differ."""
+    channels: Literal[1, 3] | None = None
+    """Read images in grey (1) or RGB (3); without it, as the files are."""
+
+
+class ModelSettings(Settings):
+    """A classifier by name."""
+
+    name: ModelName
+    """A model that `gapssg models` lists."""
+
+
+class OptimizerSettings(Settings):
+    """Stochastic gradient descent with momentum and its learning-rate schedule."""
+
+    learning_rate: float = Field(default=0.1, gt=0, le=100)
+    """The highest learning rate of the schedule."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of stochastic gradient descent."""
+    nesterov: bool = False
+    """Nesterov's form of the momentum."""
+    weight_decay: float = Field(default=1e-4, ge=0, lt=1)
+    """L2 penalty, applied to every weight as the published code does."""
+    schedule: Literal["cosine", "one-cycle", "step", "constant"] = "cosine"
+    """How the learning rate changes over the run."""
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.6, 0.75, 0.9)
+    """Schedule `step`: the shares of the run after which the learning rate falls."""
+    decay: float = Field(default=0.1, gt=0, lt=1)
+    """Schedule `step`: the factor by which it falls."""
+    warm_up: float = Field(default=0.3, gt=0, lt=1)
+    """Schedule `one-cycle`: the share of the run in which the learning rate rises."""
+
+
+class RuntimeSettings(Settings):
+    """Where and how precisely the tensors are computed."""
+
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto` takes bf16 where the hardware computes in it natively, else fp32."""
+    compile: bool = False
+    """Compile the steps with torch.compile; pays off in runs of many minutes."""

@@ -1,0 +1,117 @@
+"""What every data-free method has: settings, and the contract of its synthesizer. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+
+from pydantic import Field
+
+from gapssg.settings.base import Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from gapssg.augment import Augmentation, Normalization
+    from gapssg.runtime import Runtime
+    from gapssg.synthesis.pool import SamplePool
+
+
+class EpochPlan(NamedTuple):
+    """How much is done in one epoch.
+
+    Attributes:
+        rounds: How often synthesis and distillation alternate.
+        synthesis_steps: Steps of each synthesis.
+        distillation_steps: Steps of the distillation after it.
+        advances_learning_rate: Whether the learning-rate schedule counts this epoch.
+    """
+
+    rounds: int
+    synthesis_steps: int
+    distillation_steps: int
+    advances_learning_rate: bool = True
+
+
+@dataclass(frozen=True)
+class SynthesisContext:
+    """All that a method may know: the teacher and the shape of its input, and no image of anybody's.
+
+    Attributes:
+        teacher: Frozen, in eval mode, on the device.
+        normalization: What the teacher expects of its input.
+        augmentation: The random crop and flip of the teacher's training.
+        image_shape: Channels, height and width.
+        num_classes: Number of classes, K.
+        batch_size: Samples in a distillation step.
+        epochs: Epochs of the run.
+        runtime: Device, precision and random streams.
+    """
+
+    teacher: nn.Module
+    normalization: Normalization
+    augmentation: Augmentation
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    batch_size: int
+    epochs: int
+    runtime: Runtime
+
+
+class Synthesizer(Protocol):
+    """Makes the images that a student learns from."""
+
+    augments: bool
+    """Whether distillation augments its samples."""
+    pool: SamplePool | None
+    """The growing pool; None for methods that sample their generator."""
+
+    @property
+    def fresh(self) -> Tensor:
+        """The newest images, (N, C, H, W) float32 in [0, 1]."""
+
+    @property
+    def fresh_targets(self) -> Tensor:
+        """Their target classes, (N,) int64."""
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """Return what is done in epoch `epoch`, counted from 0."""
+
+    def synthesis_steps(self, student: nn.Module, epoch: int) -> Iterator[dict[str, Tensor]]:
+        """Synthesise, yielding each step's loss terms (0-dimensional, on the device) after it."""
+
+    def sample(self, count: int) -> Tensor:
+        """Return `count` images for one distillation step, (count, C, H, W) float32 in [0, 1]."""
+
+    def distillation_loss(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Return the loss that the student minimises."""
+
+
+class SynthesisSettings(Settings):
+    """The settings that every method has."""
+
+    summary: ClassVar[str]
+    """The method's idea in one line."""
+    paper: ClassVar[str]
+    """Where it was published."""
+    needs_batch_norm: ClassVar[bool]
+    """Whether it reads the teacher's batch-norm statistics."""
+    makes_class_images: ClassVar[bool] = True
+    """Whether its images are meant to show their target class, so that a collapse is worth a warning."""
+
+    temperature: float = Field(default=20.0, gt=0, le=1000)
+    """Temperature T of the distillation loss."""
+
+    def build(self, context: SynthesisContext) -> Synthesizer:
+        """Make the synthesizer of this method."""
+        raise NotImplementedError
+
+
+class PoolMethodSettings(SynthesisSettings):
+    """The settings of methods that add a batch to a pool each epoch."""
+
+    synthesis_batch_size: int = Field(default=256, ge=2, le=65_536)
+    """Images of each synthesis, N."""
+    passes: int = Field(default=2, ge=1, le=1000)
+    """Sample-balanced schedule: how often each epoch visits every sample of the pool."""

@@ -1,0 +1,67 @@
+"""GapSSG: Wang, Qian, Liu, Rui, Wang, "Unpacking the Gap Box Against Data-Free Knowledge Distillation".
+
+IEEE Transactions on Pattern Analysis and Machine Intelligence, 2024.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from gapssg.synthesis.base import PoolMethodSettings, SynthesisContext, Synthesizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class GapSSGSettings(PoolMethodSettings):
+    """Gap-sensitive sample generation; the defaults are the published settings."""
+
+    summary: ClassVar[str] = "images on which the student can learn most, steered by the reality gap"
+    paper: ClassVar[str] = "Wang et al., T-PAMI 2024"
+    needs_batch_norm: ClassVar[bool] = True
+
+    name: Literal["gapssg"] = "gapssg"
+    """The method."""
+    generator_steps: int = Field(default=200, ge=1, le=100_000)
+    """Steps of the generator in each synthesis."""
+    generator_learning_rate: float = Field(default=2e-3, gt=0, le=10)
+    """Adam's learning rate for the generator and the latent."""
+    generator_width: int = Field(default=64, ge=4, le=1024)
+    """Channels of the generator's last hidden layer."""
+    latent_size: int = Field(default=256, ge=1, le=16_384)
+    """Dimensions of the latent z."""
+    statistics_weight: float = Field(default=1.0, ge=0, le=1000)
+    """Weight of the batch-norm statistics loss."""
+    gap_weight: float = Field(default=0.5, ge=0, le=1000)
+    """Weight of the two gap terms, before the regulatory factor."""
+    agreement_weight: float = Field(default=0.2, ge=0, le=1000)
+    """Weight of the agreement loss beside the disagreement loss."""
+
+    def build(self, context: SynthesisContext) -> Synthesizer:
+        """Make the synthesizer."""
+        from gapssg.synthesis.inversion import GeneratorInversion
+
+        return GeneratorInversion(self, context)
+
+    def loss(
+        self, statistics_loss: Tensor, teacher_logits: Tensor, student_logits: Tensor, targets: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the generator's loss `L_bn + 0.5 (1 - a) (L_ds + 0.2 L_as)` and its terms.
+
+        The regulatory factor `a` carries no gradient; the other terms carry it to both logits.
+        """
+        from gapssg.synthesis.losses import agreement_loss, disagreement_loss, regulatory_factor
+
+        disagreement = disagreement_loss(teacher_logits, student_logits, targets)
+        agreement = agreement_loss(teacher_logits, student_logits, targets)
+        factor = regulatory_factor(teacher_logits, student_logits)
+        gap = self.gap_weight * (1 - factor) * (disagreement + self.agreement_weight * agreement)
+        terms = {
+            "batch_norm_statistics_loss": statistics_loss,
+            "disagreement_loss": disagreement,
+            "agreement_loss": agreement,
+            "regulatory_factor": factor,
+        }
+        return self.statistics_weight * statistics_loss + gap, terms

@@ -1,0 +1,69 @@
+"""How sound a batch of synthetic images is, and when it has collapsed."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_LOWEST_DIVERSITY = 0.01  # a mean deviation of 2.5 grey levels of 255: the images of a class are one image
+_LOWEST_CLASS_ENTROPY = 0.5  # as if the teacher saw at most the square root of the number of classes
+_HIGHEST_SATURATION = 0.95  # next to nothing between black and white
+
+
+class SynthesisHealth(NamedTuple):
+    """Diagnostics of one batch of images.
+
+    Attributes:
+        target_agreement: Share of images that the teacher takes for their target.
+        class_entropy: Entropy of the teacher's mean class probabilities over log K: 1 is balanced.
+        diversity: Mean over pixels of the standard deviation within a class, in [0, 0.5].
+        saturation: Share of pixel values within one grey level of black or white.
+    """
+
+    target_agreement: float
+    class_entropy: float
+    diversity: float
+    saturation: float
+
+    def warnings(self, num_classes: int) -> list[str]:
+        """Return a sentence for each sign of a collapse."""
+        found = []
+        if self.target_agreement < 1 / num_classes:
+            found.append(
+                f"the teacher takes only {self.target_agreement:.0%} of the new images for their target, less than chance"
+            )
+        if self.class_entropy < _LOWEST_CLASS_ENTROPY:
+            found.append(
+                f"the new images have collapsed to few classes (class entropy {self.class_entropy:.2f} of 1)"
+            )
+        if self.diversity < _LOWEST_DIVERSITY:
+            found.append(
+                f"the new images of a class are nearly one image (deviation {self.diversity:.4f} in [0, 0.5])"
+            )
+        if self.saturation > _HIGHEST_SATURATION:
+            found.append(f"{self.saturation:.0%} of the new pixels are black or white")
+        return found
+
+
+def synthesis_health(images: Tensor, targets: Tensor, teacher_logits: Tensor) -> SynthesisHealth:
+    """Measure the health of images (N, C, H, W) in [0, 1] with targets (N,) and the teacher's logits (N, K).
+
+    Classes with fewer than two images count for nothing in the diversity; with none that has two it is that of
+    the whole batch.
+    """
+    num_classes = teacher_logits.shape[1]
+    mean_probabilities = teacher_logits.double().softmax(dim=1).mean(dim=0)
+    entropy = torch.special.entr(mean_probabilities).sum().item() / math.log(num_classes)
+    groups = [images[targets == target] for target in targets.unique()]
+    deviations = [group.std(dim=0).mean() for group in groups if len(group) > 1]
+    diversity = torch.stack(deviations).mean() if deviations else images.std(dim=0).mean()
+    saturated = (images < 1.5 / 255) | (images > 253.5 / 255)
+    return SynthesisHealth(
+        target_agreement=(teacher_logits.argmax(dim=1) == targets).double().mean().item(),
+        class_entropy=entropy,
+        diversity=diversity.item(),
+        saturation=saturated.double().mean().item(),
+    )

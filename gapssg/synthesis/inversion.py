@@ -1,0 +1,106 @@
+"""Synthesis by a generator that is re-initialised for each batch and optimised together with its latent."""
+
+from __future__ import annotations
+
+from collections.abc import Generator as Steps
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gapssg.augment import Shifts, crop_and_flip
+from gapssg.errors import RunError
+from gapssg.models.frozen import frozen
+from gapssg.models.generator import Generator
+from gapssg.synthesis.base import SynthesisContext
+from gapssg.synthesis.batch_norm import observed_statistics
+from gapssg.synthesis.pool import PoolSynthesizer
+
+
+class InversionSettings(Protocol):
+    """What a method's settings must have to be used here; see GapSSGSettings."""
+
+    synthesis_batch_size: int
+    passes: int
+    temperature: float
+    generator_steps: int
+    generator_learning_rate: float
+    generator_width: int
+    latent_size: int
+
+    def loss(
+        self, statistics_loss: Tensor, teacher_logits: Tensor, student_logits: Tensor, targets: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the generator's loss and its named terms, 0-dimensional."""
+
+
+class GeneratorInversion(PoolSynthesizer):
+    """Optimises generator and latent for one batch, and keeps the images of the step with the lowest loss."""
+
+    def __init__(self, settings: InversionSettings, context: SynthesisContext) -> None:
+        """Make the generator and its optimizer, which every synthesis re-initialises in place."""
+        super().__init__(settings, context)  # type: ignore[arg-type]
+        runtime = context.runtime
+        self.inversion = settings
+        self.generator = Generator(
+            context.image_shape, latent_size=settings.latent_size, width=settings.generator_width
+        )
+        runtime.place(self.generator)
+        self.latent = torch.zeros(
+            settings.synthesis_batch_size, settings.latent_size, device=runtime.device, requires_grad=True
+        )
+        self._compute = runtime.compile(self._loss)
+
+    def _synthesis_step_count(self) -> int:
+        return self.inversion.generator_steps
+
+    def _synthesise(
+        self, student: nn.Module, targets: Tensor, epoch: int
+    ) -> Steps[dict[str, Tensor], None, Tensor]:
+        runtime = self.context.runtime
+        self.generator.train()
+        self.generator.reset_parameters(runtime.random_stream("generator", epoch))
+        with torch.no_grad():
+            self.latent.normal_(generator=runtime.random_stream("latent", epoch))
+        optimizer = torch.optim.Adam(
+            [*self.generator.parameters(), self.latent],
+            lr=self.inversion.generator_learning_rate,
+            betas=(0.5, 0.999),
+            fused=True,
+        )
+        stream = runtime.random_stream("synthesis-augmentation", epoch)
+        lowest = torch.full((), torch.inf, device=runtime.device)
+        best = torch.zeros(len(targets), *self.context.image_shape, device=runtime.device)
+        with frozen(student), observed_statistics(self.context.teacher) as distances:
+            for _ in range(self.inversion.generator_steps):
+                shifts = self.context.augmentation.draw(len(targets), stream)
+                optimizer.zero_grad(set_to_none=False)
+                distances.clear()
+                loss, terms, images = self._compute(student, distances, targets, shifts)
+                loss.backward()
+                optimizer.step()
+                with torch.no_grad():
+                    best = torch.where(loss < lowest, images, best)
+                    lowest = torch.minimum(loss, lowest)
+                yield terms
+        if not torch.isfinite(lowest):
+            raise RunError(
+                f"the synthesis of epoch {epoch + 1} diverged: no step had a finite loss; "
+                "lower method.generator_learning_rate"
+            )
+        return best
+
+    def _loss(
+        self, student: nn.Module, distances: list[Tensor], targets: Tensor, shifts: Shifts
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Return the loss, its terms without gradient, and the images without gradient."""
+        context = self.context
+        with context.runtime.autocast():
+            images = self.generator(self.latent)
+            views = context.normalization(crop_and_flip(images, shifts))
+            teacher_logits = context.teacher(views).float()
+            student_logits = student(views).float()
+        statistics_loss = torch.stack(distances).sum()
+        loss, terms = self.inversion.loss(statistics_loss, teacher_logits, student_logits, targets)
+        terms = {"synthesis_loss": loss, **terms}
+        return loss, {name: term.detach() for name, term in terms.items()}, images.detach()

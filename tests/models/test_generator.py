@@ -1,0 +1,138 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from gapssg.errors import InputError
+from gapssg.models.generator import Generator, reset_layers
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def assert_drawn_from(values: torch.Tensor, mean: float, deviation: float) -> None:
+    # Within five standard errors of the estimates of mean and standard deviation.
+    count = values.numel()
+    assert abs(values.mean().item() - mean) < 5 * deviation / math.sqrt(count)
+    assert abs(values.std().item() - deviation) < 5 * deviation / math.sqrt(2 * (count - 1))
+
+
+def test_parameter_count_is_that_of_the_published_generator():
+    generator = Generator((3, 32, 32), latent_size=256, width=64)
+    assert sum(parameter.numel() for parameter in generator.parameters()) == 2_328_899
+
+
+@pytest.mark.parametrize("image_shape", [(1, 4, 4), (3, 32, 32), (5, 64, 64), (2, 28, 12)])
+def test_images_have_the_asked_shape_and_lie_in_the_unit_interval(image_shape):
+    generator = Generator(image_shape, latent_size=8, width=4)
+    with torch.no_grad():
+        # Large weights of the last convolution drive the images to both ends of the interval.
+        generator.upsampling[-2].weight.mul_(1e4)
+        images = generator(torch.randn(6, 8, generator=seeded(0)))
+    assert images.shape == (6, *image_shape)
+    assert images.dtype == torch.float32
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert images.max() - images.min() > 0.9
+
+
+def test_the_latent_and_every_parameter_get_a_finite_non_zero_gradient():
+    generator = Generator((3, 16, 16), latent_size=8, width=4)
+    latent = torch.randn(6, 8, generator=seeded(0)).requires_grad_()
+    images = generator(latent)
+    weights = torch.randn(images.shape, generator=seeded(1))
+    (images * weights).sum().backward()
+    gradients = {"latent": latent.grad} | {key: value.grad for key, value in generator.named_parameters()}
+    for key, gradient in gradients.items():
+        assert gradient.isfinite().all(), key
+        assert gradient.abs().max() > 0, key
+
+
+@pytest.mark.parametrize("image_shape", [(3, 30, 32), (3, 32, 33), (3, 0, 32), (3, 2, 4)])
+def test_sizes_not_divisible_by_four_are_refused(image_shape):
+    _, height, width = image_shape
+    with pytest.raises(InputError, match=f"{height}x{width} pixels.*divisible by 4"):
+        Generator(image_shape)
+
+
+def test_images_without_a_channel_are_refused():
+    with pytest.raises(InputError, match="at least 1 channel, not 0"):
+        Generator((0, 32, 32))
+
+
+def test_a_new_generator_is_always_the_same_and_leaves_the_global_random_state_as_it_was():
+    torch.manual_seed(4)
+    before = torch.get_rng_state()
+    first = Generator((3, 16, 16)).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(5)
+    second = Generator((3, 16, 16)).state_dict()
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_reset_draws_weights_from_the_published_distributions():
+    generator = Generator((3, 32, 32))
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.fill_(7.0)
+    generator.reset_parameters(seeded(11))
+    for layer in generator.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            assert_drawn_from(layer.weight, mean=1.0, deviation=0.02)
+            assert not layer.bias.any()
+        elif isinstance(layer, nn.Conv2d | nn.Linear):
+            assert_drawn_from(layer.weight, mean=0.0, deviation=0.02)
+            assert layer.bias is None or not layer.bias.any()
+
+
+def test_reset_forgets_the_running_statistics():
+    generator = Generator((3, 16, 16), latent_size=8, width=4).train()
+    generator(torch.randn(6, 8, generator=seeded(0)))
+    norms = [layer for layer in generator.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert all(norm.running_mean.any() for norm in norms)
+    generator.reset_parameters(seeded(0))
+    for norm in norms:
+        assert not norm.running_mean.any()
+        assert torch.equal(norm.running_var, torch.ones_like(norm.running_var))
+        assert norm.num_batches_tracked == 0
+
+
+def test_reset_with_the_same_seed_is_identical_and_with_another_is_not():
+    generator = Generator((3, 16, 16), latent_size=8, width=4)
+    weights = {}
+    for run, seed in {"first": 1, "other": 2, "again": 1}.items():
+        generator.reset_parameters(seeded(seed))
+        weights[run] = torch.cat([parameter.detach().flatten() for parameter in generator.parameters()])
+    assert torch.equal(weights["first"], weights["again"])
+    assert not torch.equal(weights["first"], weights["other"])
+
+
+def test_reset_happens_in_place():
+    generator = Generator((3, 16, 16), latent_size=8, width=4)
+    before = {key: value.data_ptr() for key, value in generator.state_dict().items()}
+    parameters = list(generator.parameters())
+    generator.reset_parameters(seeded(1))
+    assert {key: value.data_ptr() for key, value in generator.state_dict().items()} == before
+    assert all(
+        now is then and now.requires_grad
+        for now, then in zip(generator.parameters(), parameters, strict=True)
+    )
+
+
+def test_reset_of_single_layers_leaves_the_others_as_they_were():
+    generator = Generator((3, 16, 16), latent_size=8, width=4)
+    before = {key: value.clone() for key, value in generator.state_dict().items()}
+    reset_layers(generator.linear, seeded(1))
+    reset_layers(generator.first_norm, seeded(1))
+    changed = {key for key, value in generator.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {"linear.weight", "first_norm.weight"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+def test_reset_takes_a_source_of_draws_on_the_device_of_the_parameters():
+    generator = Generator((3, 16, 16), latent_size=8, width=4).to("cuda")
+    generator.reset_parameters(torch.Generator(device="cuda").manual_seed(1))
+    assert_drawn_from(generator.linear.weight.cpu(), mean=0.0, deviation=0.02)
