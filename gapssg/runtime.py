@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ class Runtime:
 
     def compile(self, step: Step) -> Step:
         """Return `step` compiled, if this run compiles."""
-        return torch.compile(step, dynamic=False) if self.compiled else step
+        return cast(Step, torch.compile(step, dynamic=False)) if self.compiled else step
 
     def place(self, module: nn.Module) -> nn.Module:
         """Move a network to the device in the memory layout that convolutions are fastest in."""
@@ -90,7 +90,7 @@ class Runtime:
 def computes_bf16_natively(device: torch.device) -> bool:
     """Tell whether the hardware has bfloat16 matrix instructions (emulation is slower than float32)."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 

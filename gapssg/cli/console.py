@@ -68,7 +68,10 @@ class Console:
         """Show a run while it goes on."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         progress = Progress(
-            *columns, console=self._rich, transient=True, disable=not self._rich.is_terminal or self.invocation.quiet
+            *columns,
+            console=self._rich,
+            transient=True,
+            disable=not self._rich.is_terminal or self.invocation.quiet,
         )
         with progress:
             yield LiveDisplay(self, progress)
@@ -102,7 +105,9 @@ class LiveDisplay:
         now = time.monotonic()
         if now - self._updated > self._SECONDS_BETWEEN_UPDATES:
             self._updated = now
-            self._progress.update(self._task, description=printable(task), completed=done, total=total, visible=True)
+            self._progress.update(
+                self._task, description=printable(task), completed=done, total=total, visible=True
+            )
 
 
 def epoch_line(event: Mapping[str, Any]) -> str:
@@ -113,7 +118,9 @@ def epoch_line(event: Mapping[str, Any]) -> str:
     if event.get("synthesis"):
         parts.append(
             "synthesis "
-            + " ".join(f"{_SHORT_TERMS.get(name, name)} {value:.3g}" for name, value in event["synthesis"].items())
+            + " ".join(
+                f"{_SHORT_TERMS.get(name, name)} {value:.3g}" for name, value in event["synthesis"].items()
+            )
         )
     if "distillation_loss" in event:
         parts.append(f"distillation {event['distillation_loss']:.4f}")

@@ -19,14 +19,18 @@ def distill(
     ] = None,
     output: options.Output = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="Data-free method; `gapssg methods` lists them (default gapssg).")
+        str | None,
+        typer.Option("--method", help="Data-free method; `gapssg methods` lists them (default gapssg)."),
     ] = None,
     eval_data: Annotated[
         str | None,
-        typer.Option("--eval-data", help="Real images that only evaluation reads: digits, cifar10, folder:PATH, ..."),
+        typer.Option(
+            "--eval-data", help="Real images that only evaluation reads: digits, cifar10, folder:PATH, ..."
+        ),
     ] = None,
     pool: Annotated[
-        Path | None, typer.Option("--pool", help="Distil from the sample pool of this earlier run; synthesise nothing.")
+        Path | None,
+        typer.Option("--pool", help="Distil from the sample pool of this earlier run; synthesise nothing."),
     ] = None,
     student_weights: Annotated[
         Path | None, typer.Option("--student-weights", help="Model file or safetensors file to start from.")
@@ -38,7 +42,8 @@ def distill(
         int | None, typer.Option("--snapshot-every", help="Keep the weights every so many epochs.")
     ] = None,
     samples: Annotated[
-        bool | None, typer.Option("--samples/--no-samples", help="Write a grid of the newest images each epoch.")
+        bool | None,
+        typer.Option("--samples/--no-samples", help="Write a grid of the newest images each epoch."),
     ] = None,
     keep_pool: Annotated[
         bool | None, typer.Option("--keep-pool/--no-keep-pool", help="Write the sample pool, for --pool.")
@@ -100,7 +105,14 @@ def distill(
     teacher_facts, student_facts = result["teacher"], result["student"]
     console.table(
         f"Student in {directory}",
-        ["model", "parameters", "top-1", "best top-1 (chosen by the evaluation data)", "agreement", "seconds"],
+        [
+            "model",
+            "parameters",
+            "top-1",
+            "best top-1 (chosen by the evaluation data)",
+            "agreement",
+            "seconds",
+        ],
         [
             [
                 f"teacher {teacher_facts['architecture']}",
@@ -122,5 +134,7 @@ def distill(
             ],
         ],
     )
-    console.say("agreement: with the teacher, on the last synthesised images before the student trained on them")
+    console.say(
+        "agreement: with the teacher, on the last synthesised images before the student trained on them"
+    )
     console.result(result)

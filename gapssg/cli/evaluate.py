@@ -17,7 +17,8 @@ def evaluate(
     context: typer.Context,
     files: Annotated[list[Path] | None, typer.Argument(help="Model files.", metavar="FILE...")] = None,
     data: Annotated[
-        str | None, typer.Option("--data", help="digits, cifar10, cifar100 or folder:PATH (with test/ or val/).")
+        str | None,
+        typer.Option("--data", help="digits, cifar10, cifar100 or folder:PATH (with test/ or val/)."),
     ] = None,
     teacher: Annotated[
         Path | None, typer.Option("--teacher", help="Add the agreement and the reality gap with this model.")
@@ -106,4 +107,6 @@ def _print_classes(console: Console, report: dict[str, Any], class_names: list[s
         [name, percent(accuracy), *(map(str, row) if show_matrix else [])]
         for name, accuracy, row in zip(class_names, report["per_class_accuracy"], matrix, strict=True)
     ]
-    console.table(f"{report['file']}: accuracy by class, and how often each class was predicted", columns, rows)
+    console.table(
+        f"{report['file']}: accuracy by class, and how often each class was predicted", columns, rows
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,7 +23,7 @@ def list_models(
 
     console = options.console_of(context)
     shape = (channels, image_size, image_size)
-    models = []
+    models: list[dict[str, Any]] = []
     for name, entry in MODELS.items():
         profile = profile_model(create_model(name, num_classes=classes, input_shape=shape), shape)
         models.append({"name": name, "description": entry.description, **profile.to_dict()})
@@ -41,7 +41,9 @@ def list_models(
             for model in models
         ],
     )
-    console.result({"command": "models", "input_shape": list(shape), "num_classes": classes, "models": models})
+    console.result(
+        {"command": "models", "input_shape": list(shape), "num_classes": classes, "models": models}
+    )
 
 
 def list_methods(context: typer.Context, json: options.Json = False) -> None:
@@ -81,15 +83,17 @@ def list_recipes(
     if name is not None:
         console.print_plain(recipe_text(name))
         return
-    recipes = [{"name": recipe, "settings": tomllib.loads(recipe_text(recipe))} for recipe in recipe_names()]
+    recipes: list[dict[str, Any]] = [
+        {"name": each, "settings": tomllib.loads(recipe_text(each))} for each in recipe_names()
+    ]
     console.table(
         "Recipes",
         ["recipe", "for", "summary"],
         [
             [
-                str(recipe["name"]),
+                recipe["name"],
                 ", ".join(key for key, value in recipe["settings"].items() if isinstance(value, dict)),
-                recipe_text(str(recipe["name"])).splitlines()[0].removeprefix("# "),
+                recipe["settings"]["summary"],
             ]
             for recipe in recipes
         ],

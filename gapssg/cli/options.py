@@ -28,11 +28,15 @@ def _remember(field: str) -> Any:
 
 Recipe = Annotated[
     str | None,
-    typer.Option("--recipe", help="Start from a recipe; `gapssg recipes` lists them.", rich_help_panel=_SETTINGS),
+    typer.Option(
+        "--recipe", help="Start from a recipe; `gapssg recipes` lists them.", rich_help_panel=_SETTINGS
+    ),
 ]
 Config = Annotated[
     Path | None,
-    typer.Option("--config", help="TOML file of settings, as --dry-run prints them.", rich_help_panel=_SETTINGS),
+    typer.Option(
+        "--config", help="TOML file of settings, as --dry-run prints them.", rich_help_panel=_SETTINGS
+    ),
 ]
 Set = Annotated[
     list[str] | None,
@@ -41,7 +45,10 @@ Set = Annotated[
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print the resolved settings as TOML and stop.", rich_help_panel=_SETTINGS)
+    bool,
+    typer.Option(
+        "--dry-run", help="Print the resolved settings as TOML and stop.", rich_help_panel=_SETTINGS
+    ),
 ]
 Output = Annotated[
     Path | None, typer.Option("--output", help="Directory of the run; it holds all that the run writes.")
@@ -49,12 +56,18 @@ Output = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is already in --output.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Number of epochs.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Images in a step.")]
-LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="The schedule's highest learning rate.")]
+LearningRate = Annotated[
+    float | None, typer.Option("--learning-rate", help="The schedule's highest learning rate.")
+]
 DataRoot = Annotated[
     Path | None,
-    typer.Option("--data-root", help="Folder of torchvision's data sets.", envvar="GAPSSG_DATA", show_envvar=True),
+    typer.Option(
+        "--data-root", help="Folder of torchvision's data sets.", envvar="GAPSSG_DATA", show_envvar=True
+    ),
 ]
-Download = Annotated[bool | None, typer.Option("--download", help="Download the data set if it is not there.")]
+Download = Annotated[
+    bool | None, typer.Option("--download", help="Download the data set if it is not there.")
+]
 ImageSize = Annotated[
     int | None, typer.Option("--image-size", help="Scale and crop images to squares of this many pixels.")
 ]
@@ -62,7 +75,8 @@ Seed = Annotated[
     int | None, typer.Option("--seed", help="Seed of every random stream (default 0).", rich_help_panel=_RUN)
 ]
 Device = Annotated[
-    str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N (default auto).", rich_help_panel=_RUN)
+    str | None,
+    typer.Option("--device", help="auto, cpu, cuda or cuda:N (default auto).", rich_help_panel=_RUN),
 ]
 Precision = Annotated[
     str | None, typer.Option("--precision", help="auto, fp32 or bf16 (default auto).", rich_help_panel=_RUN)
@@ -70,7 +84,9 @@ Precision = Annotated[
 Compile = Annotated[
     bool | None,
     typer.Option(
-        "--compile/--no-compile", help="Compile the steps; worth it in runs of many minutes.", rich_help_panel=_RUN
+        "--compile/--no-compile",
+        help="Compile the steps; worth it in runs of many minutes.",
+        rich_help_panel=_RUN,
     ),
 ]
 Json = Annotated[
@@ -86,7 +102,11 @@ Json = Annotated[
 Quiet = Annotated[
     bool,
     typer.Option(
-        "--quiet", help="Print only the result.", callback=_remember("quiet"), is_eager=True, rich_help_panel=_SHOW
+        "--quiet",
+        help="Print only the result.",
+        callback=_remember("quiet"),
+        is_eager=True,
+        rich_help_panel=_SHOW,
     ),
 ]
 Debug = Annotated[

@@ -1,4 +1,136 @@
-"""`gapssg quickstart`."""
+"""`gapssg quickstart`: teacher, student and baseline in a row on the embedded data set."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
 import typer
-def quickstart(context: typer.Context) -> None:
-    """Run everything on the embedded digits."""
+
+from gapssg.cli import options
+from gapssg.cli.console import count, percent
+from gapssg.errors import InputError
+
+RECIPE = "digits"
+
+
+def quickstart(
+    context: typer.Context,
+    output: Annotated[Path, typer.Option("--output", help="Directory for the three runs.")] = Path(
+        "quickstart"
+    ),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier quickstart.")] = False,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    compiled: options.Compile = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Train a digits teacher, distil a student without data, and compare it with a baseline on noise."""
+    from gapssg.engine.settings import DistillSettings, EvaluateSettings, PretrainSettings
+    from gapssg.settings import load_settings
+
+    console = options.console_of(context)
+    runtime = options.runtime_options(seed, device, precision, compiled)
+    runs = {name: output / name for name in ("teacher", "student", "noise-baseline")}
+    files = {
+        name: folder / ("model.safetensors" if name == "teacher" else "student.safetensors")
+        for name, folder in runs.items()
+    }
+    data = {"eval_data.name": ("--eval-data", "digits")}
+    teacher_settings = load_settings(
+        PretrainSettings, section="pretrain-teacher", recipe=RECIPE, options=runtime
+    )
+    student_settings = load_settings(
+        DistillSettings,
+        section="distill",
+        recipe=RECIPE,
+        options={"teacher": ("--teacher", files["teacher"]), **data, **runtime},
+    )
+    # The baseline differs from the student in where its images come from, and in nothing else.
+    method = student_settings.method
+    noise_settings = student_settings.model_validate(
+        {
+            **student_settings.to_dict(),
+            "method": {
+                "name": "noise",
+                "temperature": method.temperature,
+                "synthesis_batch_size": method.synthesis_batch_size,
+                "passes": method.passes,
+            },
+        }
+    )
+    evaluate_settings = load_settings(
+        EvaluateSettings,
+        section="eval",
+        options={
+            "models": ("FILE", [str(file) for file in files.values()]),
+            "data.name": ("--data", "digits"),
+            "teacher": ("--teacher", files["teacher"]),
+            **runtime,
+        },
+    )
+
+    from gapssg.engine.distill import distill
+    from gapssg.engine.evaluate import evaluate
+    from gapssg.engine.pretrain import pretrain_teacher
+    from gapssg.engine.run_directory import check_output
+
+    strange = sorted({entry.name for entry in output.iterdir()} - runs.keys()) if output.is_dir() else []
+    if strange:
+        raise InputError(
+            f"--output {output} holds other files ({', '.join(strange[:3])}); name another directory"
+        )
+    for folder in runs.values():
+        check_output(folder, overwrite)
+
+    started = time.perf_counter()
+    with console.live() as display:
+        console.say(f"1 of 4: a {teacher_settings.model.name} teacher learns the digits from real images")
+        teacher = pretrain_teacher(teacher_settings, runs["teacher"], overwrite=overwrite, display=display)
+        console.say(
+            f"2 of 4: a {student_settings.student.name} student learns from the teacher and from no data"
+        )
+        student = distill(student_settings, runs["student"], overwrite=overwrite, display=display)
+        console.say("3 of 4: the same student, for as many steps, on noise: the baseline")
+        noise = distill(noise_settings, runs["noise-baseline"], overwrite=overwrite, display=display)
+        console.say("4 of 4: all three on the held-out digits")
+        evaluation = evaluate(evaluate_settings, display=display)
+    seconds = time.perf_counter() - started
+
+    labels = ("teacher (real data)", f"student ({method.name}, no data)", "student (noise, no data)")
+    console.table(
+        f"{evaluation['images']} held-out digits, {seconds:.0f} s",
+        ["model", "architecture", "parameters", "top-1", "loss", "agreement with teacher", "reality gap"],
+        [
+            [
+                label,
+                report["architecture"],
+                count(report["parameters"]),
+                percent(report["top1"]),
+                f"{report['loss']:.3f}",
+                percent(report["agreement"]),
+                f"{report['reality_gap']:.3f}",
+            ]
+            for label, report in zip(labels, evaluation["models"], strict=True)
+        ],
+    )
+    console.say("what was made:")
+    for file in files.values():
+        console.say(f"  {file}")
+    console.say(
+        f"  {runs['student'] / 'samples'}: the images that the student learned from, one grid an epoch"
+    )
+    console.result(
+        {
+            "command": "quickstart",
+            "teacher": teacher,
+            "student": student,
+            "noise_baseline": noise,
+            "evaluation": evaluation,
+            "timing": {"total": seconds},
+        }
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,14 @@ from gapssg.engine.run_directory import (
 from gapssg.engine.settings import DistillSettings
 from gapssg.errors import InputError, RunError
 from gapssg.models import create_model
-from gapssg.models.model_file import LoadedModel, Provenance, load_model, load_weights, read_weights, save_model
+from gapssg.models.model_file import (
+    LoadedModel,
+    Provenance,
+    load_model,
+    load_weights,
+    read_weights,
+    save_model,
+)
 from gapssg.models.profile import batch_norm_layers, profile_model
 from gapssg.runtime import Runtime, to_uint8
 from gapssg.synthesis import EpochPlan, SynthesisContext, Synthesizer, method_classes
@@ -73,7 +79,9 @@ def distill(
     distillation.save_student(student_file)
     result = _result(settings, runtime, distillation, evaluator, student_file)
     run.write_result(result)
-    run.record("end", **{key: result["student"][key] for key in ("top1", "best_top1", "best_epoch", "agreement")})
+    run.record(
+        "end", **{key: result["student"][key] for key in ("top1", "best_top1", "best_epoch", "agreement")}
+    )
     return result
 
 
@@ -184,7 +192,7 @@ class _Distillation:
             shifts = self.augmentation.draw(batch_size, stream)
             self.optimizer.zero_grad(set_to_none=True)
             loss = self._compute(images, shifts)
-            loss.backward()
+            torch.autograd.backward(loss)
             self.optimizer.step()
             total += loss.detach()
             done = index * plan.distillation_steps + step + 1
@@ -340,5 +348,7 @@ def _result(
 
 def _finite(value: float, what: str, epoch: int) -> float:
     if not math.isfinite(value):
-        raise RunError(f"the {what.replace('_', ' ')} of epoch {epoch + 1} is not finite; lower the learning rate")
+        raise RunError(
+            f"the {what.replace('_', ' ')} of epoch {epoch + 1} is not finite; lower the learning rate"
+        )
     return value

@@ -64,7 +64,11 @@ def evaluate(settings: EvaluateSettings, *, display: Display | None = None) -> d
 
 
 def _report(
-    model: LoadedModel, images: ImageSet, teacher_logits: Tensor | None, settings: EvaluateSettings, runtime: Runtime
+    model: LoadedModel,
+    images: ImageSet,
+    teacher_logits: Tensor | None,
+    settings: EvaluateSettings,
+    runtime: Runtime,
 ) -> tuple[dict[str, Any], float]:
     logits, seconds = _timed_logits(model, images, settings, runtime)
     confusion = confusion_matrix(logits.argmax(dim=1), images.labels, images.num_classes)
@@ -90,7 +94,9 @@ def _timed_logits(
     card = model.card
     normalization = Normalization.from_statistics(card.mean, card.deviation, runtime.device)
     module = runtime.place(model.module)
-    predict(module, images.images[: settings.batch_size], normalization, runtime)  # the first batch pays for set-up
+    predict(
+        module, images.images[: settings.batch_size], normalization, runtime
+    )  # the first batch pays for set-up
     runtime.synchronize()
     started = time.perf_counter()
     logits = predict(module, images.images, normalization, runtime, settings.batch_size)

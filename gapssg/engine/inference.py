@@ -27,8 +27,8 @@ def predict(
     """
     batches = []
     with frozen(module), torch.inference_mode():
-        for batch in images.split(batch_size):
-            batch = batch.to(runtime.device)
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size].to(runtime.device)
             if batch.dtype == torch.uint8:
                 batch = to_unit_range(batch)
             with runtime.autocast():

@@ -17,6 +17,7 @@ from gapssg.data import flipping_is_meaningful
 from gapssg.data.image_set import ImageSet, check_same_classes
 from gapssg.engine.inference import predict
 from gapssg.engine.metrics import score
+from gapssg.engine.optimizer import make_optimizer, set_learning_rate
 from gapssg.engine.real_images import read_images
 from gapssg.engine.run_directory import (
     Display,
@@ -26,7 +27,6 @@ from gapssg.engine.run_directory import (
     run_facts,
     versions,
 )
-from gapssg.engine.optimizer import make_optimizer, set_learning_rate
 from gapssg.engine.settings import PretrainSettings
 from gapssg.errors import RunError
 from gapssg.models import create_model
@@ -116,7 +116,12 @@ class _Trainer:
     """The model, its optimizer and the training images on the device."""
 
     def __init__(
-        self, settings: PretrainSettings, runtime: Runtime, model: nn.Module, card: ModelCard, images: ImageSet
+        self,
+        settings: PretrainSettings,
+        runtime: Runtime,
+        model: nn.Module,
+        card: ModelCard,
+        images: ImageSet,
     ) -> None:
         self.settings = settings
         self.runtime = runtime
@@ -143,7 +148,7 @@ class _Trainer:
                 shifts = self.augmentation.draw(len(batch), stream)
                 self.optimizer.zero_grad(set_to_none=True)
                 loss = self._compute(self.images.images[batch], self.images.labels[batch], shifts)
-                loss.backward()
+                torch.autograd.backward(loss)
                 self.optimizer.step()
                 total += loss.detach()
                 run.progress(f"epoch {epoch + 1} of {settings.epochs}", index + 1, len(batches))

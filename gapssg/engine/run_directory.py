@@ -120,7 +120,8 @@ def check_output(path: Path, overwrite: bool) -> None:
     strange = sorted(entries - {*_FILES, *_FOLDERS})
     if strange:
         raise InputError(
-            f"--output {path} holds files that are not a run's ({', '.join(strange[:3])}); name another directory"
+            f"--output {path} holds files that are not a run's ({', '.join(strange[:3])}); "
+            "name another directory"
         )
     if entries and not overwrite:
         raise InputError(f"--output {path} already holds a run; add --overwrite to replace it")
@@ -138,7 +139,9 @@ def pool_shards(path: Path) -> list[Path]:
     folder = path / _POOL if (path / _POOL).is_dir() else path
     shards = sorted(folder.glob("shard-*.safetensors"))
     if not shards:
-        raise InputError(f"{path} holds no sample pool; name the directory of a `distill` run that kept its own")
+        raise InputError(
+            f"{path} holds no sample pool; name the directory of a `distill` run that kept its own"
+        )
     return shards
 
 

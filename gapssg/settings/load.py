@@ -78,10 +78,11 @@ def load_settings(
     """
     layers: list[_Layer] = []
     if recipe is not None:
-        values = tomllib.loads(recipe_text(recipe))
-        if section not in values:
-            raise InputError(f"recipe {recipe!r} has nothing for this command; `gapssg recipes` shows why")
-        layers.append(_Layer(f"recipe {recipe}", dict(_flatten(values[section]))))
+        tables = tomllib.loads(recipe_text(recipe))
+        if section not in tables:
+            commands = " and ".join(name for name in tables if isinstance(tables[name], dict))
+            raise InputError(f"recipe {recipe!r} is for {commands}, not for {section}")
+        layers.append(_Layer(f"recipe {recipe}", dict(_flatten(tables[section]))))
     if config is not None:
         layers.append(_Layer(str(config), dict(_flatten(_read_toml(config)))))
     layers.append(_Layer("--set", dict(_parse_override(text) for text in overrides)))
@@ -130,7 +131,9 @@ def _merge(layers: Sequence[_Layer]) -> tuple[dict[Key, Any], dict[Key, str]]:
     for layer in layers:
         for key, value in layer.values.items():
             if key[-1] in _DISCRIMINATORS and key in values and values[key] != value:
-                for stale in [k for k in values if k[: len(key) - 1] == key[:-1] and sources[k] != layer.source]:
+                for stale in [
+                    k for k in values if k[: len(key) - 1] == key[:-1] and sources[k] != layer.source
+                ]:
                     del values[stale], sources[stale]
             values[key] = value
             sources[key] = layer.source
@@ -167,9 +170,17 @@ def _describe(detail: ErrorDetails, settings_class: type[BaseModel], sources: Ma
         siblings = [k[-1] for k in valid if k[:-1] == key[:-1]]
         near = difflib.get_close_matches(key[-1], siblings, n=3, cutoff=0.5)
         if near:
-            return f"unknown key {name}{source}: did you mean {_join('.'.join((*key[:-1], n)) for n in near)}?"
-        everywhere = [".".join(k) for k in valid if difflib.SequenceMatcher(None, k[-1], key[-1]).ratio() > 0.7]
-        hint = f"did you mean {_join(sorted(everywhere))}?" if everywhere else f"valid here: {_join(sorted(siblings))}"
+            return (
+                f"unknown key {name}{source}: did you mean {_join('.'.join((*key[:-1], n)) for n in near)}?"
+            )
+        everywhere = [
+            ".".join(k) for k in valid if difflib.SequenceMatcher(None, k[-1], key[-1]).ratio() > 0.7
+        ]
+        hint = (
+            f"did you mean {_join(sorted(everywhere))}?"
+            if everywhere
+            else f"valid here: {_join(sorted(siblings))}"
+        )
         return f"unknown key {name}{source}: {hint}"
     if kind in ("missing", "union_tag_not_found"):
         return f"{name} is missing: give it by its option, by --set {name}=..., or in a --config file"
@@ -187,7 +198,9 @@ def _describe(detail: ErrorDetails, settings_class: type[BaseModel], sources: Ma
         return f"{given}: {str(detail['msg']).removeprefix('Value error, ')}"
     message = str(detail["msg"]).replace("Input should be", "must be")
     if kind == "literal_error" and isinstance(detail["input"], str):
-        allowed = [part.strip(" '") for part in str(detail["ctx"]["expected"]).replace(" or ", ",").split(",")]
+        allowed = [
+            part.strip(" '") for part in str(detail["ctx"]["expected"]).replace(" or ", ",").split(",")
+        ]
         message += _did_you_mean(detail["input"], allowed)
     if kind == "string_pattern_mismatch":
         message = f"must match {detail['ctx']['pattern']}"

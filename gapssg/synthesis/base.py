@@ -62,10 +62,13 @@ class SynthesisContext:
 class Synthesizer(Protocol):
     """Makes the images that a student learns from."""
 
-    augments: bool
-    """Whether distillation augments its samples."""
-    pool: SamplePool | None
-    """The growing pool; None for methods that sample their generator."""
+    @property
+    def augments(self) -> bool:
+        """Whether distillation augments its samples."""
+
+    @property
+    def pool(self) -> SamplePool | None:
+        """The growing pool; None for methods that sample their generator."""
 
     @property
     def fresh(self) -> Tensor:
@@ -115,3 +118,22 @@ class PoolMethodSettings(SynthesisSettings):
     """Images of each synthesis, N."""
     passes: int = Field(default=2, ge=1, le=1000)
     """Sample-balanced schedule: how often each epoch visits every sample of the pool."""
+
+
+class InversionSettings(PoolMethodSettings):
+    """The settings of methods whose generator is re-initialised for each batch; they differ in their loss."""
+
+    generator_steps: int = Field(default=200, ge=1, le=100_000)
+    """Steps of the generator in each synthesis."""
+    generator_learning_rate: float = Field(default=2e-3, gt=0, le=10)
+    """Adam's learning rate for the generator and the latent."""
+    generator_width: int = Field(default=64, ge=4, le=1024)
+    """Channels of the generator's last hidden layer."""
+    latent_size: int = Field(default=256, ge=1, le=16_384)
+    """Dimensions of the latent z."""
+
+    def loss(
+        self, statistics_loss: Tensor, teacher_logits: Tensor, student_logits: Tensor, targets: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the generator's loss and its named terms, all 0-dimensional."""
+        raise NotImplementedError

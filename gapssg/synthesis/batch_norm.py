@@ -33,7 +33,8 @@ def statistics_distance(inputs: Tensor, running_mean: Tensor, running_var: Tenso
     GapSSG and its predecessors use it.
     """
     mean, variance = batch_moments(inputs)
-    return torch.linalg.vector_norm(mean - running_mean) + torch.linalg.vector_norm(variance - running_var)
+    distance: Tensor = (mean - running_mean).norm() + (variance - running_var).norm()
+    return distance
 
 
 @contextmanager

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from gapssg.synthesis.base import PoolMethodSettings, SynthesisContext, Synthesizer
+from gapssg.synthesis.base import InversionSettings, SynthesisContext, Synthesizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class GapSSGSettings(PoolMethodSettings):
+class GapSSGSettings(InversionSettings):
     """Gap-sensitive sample generation; the defaults are the published settings."""
 
     summary: ClassVar[str] = "images on which the student can learn most, steered by the reality gap"
@@ -24,14 +24,6 @@ class GapSSGSettings(PoolMethodSettings):
 
     name: Literal["gapssg"] = "gapssg"
     """The method."""
-    generator_steps: int = Field(default=200, ge=1, le=100_000)
-    """Steps of the generator in each synthesis."""
-    generator_learning_rate: float = Field(default=2e-3, gt=0, le=10)
-    """Adam's learning rate for the generator and the latent."""
-    generator_width: int = Field(default=64, ge=4, le=1024)
-    """Channels of the generator's last hidden layer."""
-    latent_size: int = Field(default=256, ge=1, le=16_384)
-    """Dimensions of the latent z."""
     statistics_weight: float = Field(default=1.0, ge=0, le=1000)
     """Weight of the batch-norm statistics loss."""
     gap_weight: float = Field(default=0.5, ge=0, le=1000)

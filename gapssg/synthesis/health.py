@@ -33,7 +33,8 @@ class SynthesisHealth(NamedTuple):
         found = []
         if self.target_agreement < 1 / num_classes:
             found.append(
-                f"the teacher takes only {self.target_agreement:.0%} of the new images for their target, less than chance"
+                f"the teacher takes only {self.target_agreement:.0%} of the new images for their target, "
+                "less than chance"
             )
         if self.class_entropy < _LOWEST_CLASS_ENTROPY:
             found.append(
@@ -51,13 +52,13 @@ class SynthesisHealth(NamedTuple):
 def synthesis_health(images: Tensor, targets: Tensor, teacher_logits: Tensor) -> SynthesisHealth:
     """Measure the health of images (N, C, H, W) in [0, 1] with targets (N,) and the teacher's logits (N, K).
 
-    Classes with fewer than two images count for nothing in the diversity; with none that has two it is that of
-    the whole batch.
+    Classes with fewer than two images count for nothing in the diversity; with none that has two it is that
+    of the whole batch.
     """
     num_classes = teacher_logits.shape[1]
     mean_probabilities = teacher_logits.double().softmax(dim=1).mean(dim=0)
     entropy = torch.special.entr(mean_probabilities).sum().item() / math.log(num_classes)
-    groups = [images[targets == target] for target in targets.unique()]
+    groups = [images[targets == target] for target in torch.unique(targets)]
     deviations = [group.std(dim=0).mean() for group in groups if len(group) > 1]
     diversity = torch.stack(deviations).mean() if deviations else images.std(dim=0).mean()
     saturated = (images < 1.5 / 255) | (images > 253.5 / 255)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator as Steps
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,26 +11,9 @@ from gapssg.augment import Shifts, crop_and_flip
 from gapssg.errors import RunError
 from gapssg.models.frozen import frozen
 from gapssg.models.generator import Generator
-from gapssg.synthesis.base import SynthesisContext
+from gapssg.synthesis.base import InversionSettings, SynthesisContext
 from gapssg.synthesis.batch_norm import observed_statistics
 from gapssg.synthesis.pool import PoolSynthesizer
-
-
-class InversionSettings(Protocol):
-    """What a method's settings must have to be used here; see GapSSGSettings."""
-
-    synthesis_batch_size: int
-    passes: int
-    temperature: float
-    generator_steps: int
-    generator_learning_rate: float
-    generator_width: int
-    latent_size: int
-
-    def loss(
-        self, statistics_loss: Tensor, teacher_logits: Tensor, student_logits: Tensor, targets: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the generator's loss and its named terms, 0-dimensional."""
 
 
 class GeneratorInversion(PoolSynthesizer):
@@ -39,7 +21,7 @@ class GeneratorInversion(PoolSynthesizer):
 
     def __init__(self, settings: InversionSettings, context: SynthesisContext) -> None:
         """Make the generator and its optimizer, which every synthesis re-initialises in place."""
-        super().__init__(settings, context)  # type: ignore[arg-type]
+        super().__init__(settings, context)
         runtime = context.runtime
         self.inversion = settings
         self.generator = Generator(
@@ -77,7 +59,7 @@ class GeneratorInversion(PoolSynthesizer):
                 optimizer.zero_grad(set_to_none=False)
                 distances.clear()
                 loss, terms, images = self._compute(student, distances, targets, shifts)
-                loss.backward()
+                torch.autograd.backward(loss)
                 optimizer.step()
                 with torch.no_grad():
                     best = torch.where(loss < lowest, images, best)

@@ -1,0 +1,65 @@
+"""Small models and data that many tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gapssg.models import create_model
+from gapssg.models.model_file import ModelCard, Provenance, save_model
+from gapssg.runtime import Runtime
+
+
+@pytest.fixture
+def runtime() -> Runtime:
+    return Runtime(device=torch.device("cpu"), precision="fp32", compiled=False, seed=0)
+
+
+def make_card(**changes: object) -> ModelCard:
+    """Describe a wrn16_1 for 1x16x16 images of 10 classes, with changes."""
+    values: dict[str, object] = {
+        "architecture": "wrn16_1",
+        "num_classes": 10,
+        "input_shape": (1, 16, 16),
+        "mean": (0.3,),
+        "deviation": (0.4,),
+        "crop_padding": 2,
+        "flip": False,
+        "class_names": tuple("0123456789"),
+        "provenance": Provenance(command="pretrain-teacher"),
+    }
+    return ModelCard(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def teacher_file(tmp_path: Path) -> Path:
+    """A teacher with random weights whose batch-norm statistics are not those of an untouched layer."""
+    card = make_card()
+    model = create_model(card.architecture, num_classes=10, input_shape=card.input_shape, seed=1)
+    generator = torch.Generator().manual_seed(0)
+    model.train()
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.randn(32, *card.input_shape, generator=generator))
+    path = tmp_path / "teacher.safetensors"
+    save_model(path, model.eval(), card)
+    return path
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Two classes of 16x16 grey images, dark and bright: 24 to train on and 8 to test on, each."""
+    root = tmp_path / "images"
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 24), ("test", 8)):
+        for name, level in (("dark", 60), ("bright", 190)):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = draw.normal(level, 20, (16, 16)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return root

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from gapssg.models import create_model
+from gapssg.synthesis.batch_norm import batch_moments, observed_statistics, statistics_distance
+
+
+def reference_moments(inputs):
+    flat = inputs.double().transpose(0, 1).flatten(1)
+    mean = flat.mean(dim=1)
+    return mean, ((flat - mean[:, None]) ** 2).mean(dim=1)
+
+
+@pytest.mark.parametrize("shape", [(8, 3), (8, 3, 5), (8, 3, 5, 7)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_moments_and_their_gradients_equal_the_float64_formula(shape, channels_last):
+    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 + 5
+    if channels_last and inputs.ndim == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    weights = torch.randn(2, shape[1], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-4)):
+        # float32: 24 bits of squares up to about 100, over up to 280 numbers.
+        ours, theirs = inputs.to(dtype).requires_grad_(), inputs.clone().requires_grad_()
+        mean, variance = batch_moments(ours)
+        expected_mean, expected_variance = reference_moments(theirs)
+        torch.testing.assert_close(mean.double(), expected_mean, rtol=0, atol=tolerance)
+        torch.testing.assert_close(variance.double(), expected_variance, rtol=0, atol=tolerance)
+        ((mean * weights[0] + variance * weights[1]).sum()).backward()
+        ((expected_mean * weights[0] + expected_variance * weights[1]).sum()).backward()
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=0, atol=tolerance)
+
+
+def test_bfloat16_inputs_are_accumulated_in_float32():
+    inputs = (torch.randn(64, 2, 16, 16, generator=torch.Generator().manual_seed(0)) + 3).bfloat16()
+    mean, variance = batch_moments(inputs)
+    expected_mean, expected_variance = reference_moments(inputs)
+    assert mean.dtype == variance.dtype == torch.float32
+    # The inputs are those of the reference, so all that differs is float32 summation; in bfloat16 the mean
+    # alone would be off by up to 2**-8.
+    torch.testing.assert_close(mean.double(), expected_mean, rtol=0, atol=1e-5)
+    torch.testing.assert_close(variance.double(), expected_variance, rtol=0, atol=1e-5)
+
+
+def test_distance_is_zero_for_a_batch_with_the_running_statistics():
+    inputs = torch.randn(16, 4, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mean, variance = reference_moments(inputs)
+    assert statistics_distance(inputs, mean, variance).item() == pytest.approx(0, abs=1e-12)
+    assert statistics_distance(inputs, mean + 3, variance).item() == pytest.approx(3 * 4**0.5, abs=1e-12)
+
+
+def test_every_batch_norm_layer_is_observed_and_none_afterwards():
+    model = create_model("wrn16_1", num_classes=10, input_shape=(3, 16, 16)).eval()
+    images = torch.rand(2, 3, 16, 16)
+    with observed_statistics(model) as distances:
+        model(images)
+        assert len(distances) == 13
+    model(images)
+    assert len(distances) == 13
+
+
+def test_the_inputs_of_a_layer_are_observed_not_its_outputs():
+    layer = nn.BatchNorm1d(2).eval()
+    layer.running_mean.copy_(torch.tensor([1.0, 2.0]))
+    inputs = torch.tensor([[1.0, 2.0], [1.0, 2.0]])
+    with observed_statistics(nn.Sequential(layer)) as distances:
+        layer(inputs)
+    # The means agree, the variances are 0 where 1 is expected in two channels.
+    assert distances[0].item() == pytest.approx(2**0.5, abs=1e-6)

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision.transforms.v2.functional as TF
+
+from gapssg.augment import Augmentation, Normalization, Shifts, crop_and_flip
+
+
+def reference(images, shifts, padding):
+    """torchvision's pad, crop and flip, one image at a time."""
+    height, width = images.shape[2:]
+    result = []
+    for image, row, column, flip in zip(images, *shifts, strict=True):
+        padded = TF.pad(image, [padding] * 4)
+        cropped = TF.crop(padded, padding + int(row), padding + int(column), height, width)
+        result.append(TF.horizontal_flip(cropped) if flip else cropped)
+    return torch.stack(result)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [(16, 16), (8, 12)])
+def test_crops_and_flips_equal_torchvisions(dtype, size):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (32, 3, *size), generator=generator).to(dtype)
+    shifts = Augmentation(padding=3, flip=True).draw(32, generator)
+    assert torch.equal(crop_and_flip(images, shifts), reference(images, shifts, 3))
+
+
+def test_channels_last_images_give_the_same_crops():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(8, 3, 16, 16, generator=generator)
+    shifts = Augmentation(padding=2, flip=True).draw(8, generator)
+    last = images.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(crop_and_flip(last, shifts), crop_and_flip(images, shifts))
+
+
+def test_each_sample_has_its_own_crop_and_flip():
+    images = torch.arange(1.0, 257.0).view(1, 1, 16, 16).expand(512, -1, -1, -1)
+    shifts = Augmentation(padding=2, flip=True).draw(512, torch.Generator().manual_seed(0))
+    different = torch.unique(crop_and_flip(images, shifts).flatten(1), dim=0)
+    # 5 x 5 offsets, flipped or not, are 50 views; each is missed by 512 draws with probability 3e-5.
+    assert len(different) == 50
+
+
+def test_flips_stay_away_where_they_are_meaningless():
+    shifts = Augmentation(padding=2, flip=False).draw(256, torch.Generator().manual_seed(0))
+    assert not shifts.flips.any()
+    flips = Augmentation(padding=2, flip=True).draw(1024, torch.Generator().manual_seed(0)).flips
+    # Five standard deviations of a fair coin.
+    assert abs(flips.float().mean().item() - 0.5) < 5 * 0.5 / 1024**0.5
+
+
+def test_gradient_is_the_adjoint_of_the_crop():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(6, 2, 8, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+    shifts = Augmentation(padding=3, flip=True).draw(6, generator)
+    assert torch.autograd.gradcheck(lambda x: crop_and_flip(x, shifts), (images,))
+
+
+def test_a_crop_beyond_the_image_is_zero():
+    images = torch.ones(1, 1, 4, 4)
+    shifts = Shifts(torch.tensor([4]), torch.tensor([0]), torch.tensor([False]))
+    assert crop_and_flip(images, shifts).sum() == 0
+
+
+def test_normalization_subtracts_the_mean_and_divides_by_the_deviation():
+    normalization = Normalization.from_statistics((0.5, 0.25), (0.5, 2.0), torch.device("cpu"))
+    images = torch.stack([torch.full((4, 4), 0.75), torch.full((4, 4), 0.25)])[None]
+    expected = torch.stack([torch.full((4, 4), 0.5), torch.zeros(4, 4)])[None]
+    assert torch.equal(normalization(images), expected)
