@@ -129,7 +129,10 @@ def load_model(path: str | Path) -> LoadedModel:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the description"
         raise InputError(f"{path}: its description is not valid: {field}: {first['msg']}") from error
-    module = create_model(card.architecture, num_classes=card.num_classes, input_shape=card.input_shape)
+    try:
+        module = create_model(card.architecture, num_classes=card.num_classes, input_shape=card.input_shape)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     load_weights(module, tensors, path)
     if weights_sha256 != _sha256_of_tensors(tensors):
         raise InputError(f"{path}: the weights are not those that were saved (checksum differs); get it anew")

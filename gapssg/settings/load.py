@@ -168,7 +168,7 @@ def _describe(detail: ErrorDetails, settings_class: type[BaseModel], sources: Ma
     kind = detail["type"]
     if kind == "extra_forbidden":
         siblings = [k[-1] for k in valid if k[:-1] == key[:-1]]
-        near = difflib.get_close_matches(key[-1], siblings, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(key[-1], siblings, n=1, cutoff=0.5)
         if near:
             return (
                 f"unknown key {name}{source}: did you mean {_join('.'.join((*key[:-1], n)) for n in near)}?"

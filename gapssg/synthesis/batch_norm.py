@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gapssg.models.profile import batch_norm_layers
@@ -21,9 +22,45 @@ def batch_moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Two tensors (C,), float32 or float64.
     """
-    wide = inputs if inputs.dtype == torch.float64 else inputs.float()
-    variance, mean = torch.var_mean(wide, dim=[0, *range(2, inputs.ndim)], correction=0)
+    mean, variance = _BatchMoments.apply(inputs)
     return mean, variance
+
+
+class _BatchMoments(torch.autograd.Function):
+    """Both moments in one pass over the inputs, and both gradients in one pass back.
+
+    The plain formula costs 30 times as much on a CPU: it converts bfloat16 to float32 in memory and goes
+    over the inputs five times.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(inputs.dtype, torch.float32)
+        if inputs.device.type == "cpu":
+            # The kernel of batch norm in training; a momentum of 0 makes no use of the two running statistics,
+            # whose type says in which precision to accumulate.
+            unused = torch.zeros(2, inputs.shape[1], dtype=wide)
+            mean, variance = torch.batch_norm_update_stats(inputs, unused[0], unused[1], 0.0)
+        else:
+            dims = [0, *range(2, inputs.ndim)]
+            variance, mean = torch.var_mean(inputs.to(wide), dim=dims, correction=0)
+        ctx.save_for_backward(inputs, mean)
+        return mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, mean_gradient: Tensor, variance_gradient: Tensor) -> Tensor:
+        """Return `mean_gradient / n + 2 variance_gradient (inputs - mean) / n`, as an affine map of the inputs."""
+        inputs, mean = ctx.saved_tensors
+        count = inputs.numel() // inputs.shape[1]
+        return F.batch_norm(
+            inputs,
+            running_mean=mean,
+            running_var=torch.ones_like(mean),
+            weight=2 * variance_gradient / count,
+            bias=mean_gradient / count,
+            training=False,
+            eps=0.0,
+        )
 
 
 def statistics_distance(inputs: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ def test_moments_and_their_gradients_equal_the_float64_formula(shape, channels_l
     weights = torch.randn(2, shape[1], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-4)):
         # float32: 24 bits of squares up to about 100, over up to 280 numbers.
-        ours, theirs = inputs.to(dtype).requires_grad_(), inputs.clone().requires_grad_()
+        ours, theirs = inputs.to(dtype, copy=True).requires_grad_(), inputs.clone().requires_grad_()
         mean, variance = batch_moments(ours)
         expected_mean, expected_variance = reference_moments(theirs)
         torch.testing.assert_close(mean.double(), expected_mean, rtol=0, atol=tolerance)

@@ -43,14 +43,18 @@ def logits() -> tuple[Tensor, Tensor, Tensor]:
 def golden_net() -> nn.Module:
     values = GOLDEN["inputs"]["batch_norm_net"]
     net = nn.Sequential(
-        nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)
+        nn.Conv2d(3, 3, 1, bias=False),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Conv2d(3, 4, 1, bias=False),
+        nn.BatchNorm2d(4),
     ).double()
     with torch.no_grad():
         for index, name in ((0, "conv1"), (3, "conv2")):
             net[index].weight.copy_(tensor(values[name]))
         for index, name in ((1, "bn1"), (4, "bn2")):
-            net[index].running_mean.copy_(torch.tensor(values[f"{name}_mean"]))
-            net[index].running_var.copy_(torch.tensor(values[f"{name}_var"]))
+            net[index].running_mean.copy_(torch.tensor(values[f"{name}_mean"], dtype=torch.float64))
+            net[index].running_var.copy_(torch.tensor(values[f"{name}_var"], dtype=torch.float64))
     return net.eval()
 
 
@@ -70,8 +74,12 @@ def test_agreement_loss(logits):
 
 def test_regulatory_factor(logits):
     teacher, student, _ = logits
-    assert regulatory_factor(teacher, student).item() == pytest.approx(EXPECTED["regulatory_factor"], **TOLERANCE)
-    assert math.exp(-reality_gap(teacher, student).item()) == pytest.approx(EXPECTED["regulatory_factor"], **TOLERANCE)
+    assert regulatory_factor(teacher, student).item() == pytest.approx(
+        EXPECTED["regulatory_factor"], **TOLERANCE
+    )
+    assert math.exp(-reality_gap(teacher, student).item()) == pytest.approx(
+        EXPECTED["regulatory_factor"], **TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("temperature", [1, 20])
@@ -97,7 +105,10 @@ def test_gap_loss_is_statistics_plus_regulated_disagreement_and_agreement(logits
 
 def test_generator_has_the_published_number_of_parameters():
     generator = Generator((3, 32, 32), latent_size=256, width=64)
-    assert sum(p.numel() for p in generator.parameters()) == EXPECTED["generator_parameters_latent256_width64_32x32x3"]
+    assert (
+        sum(p.numel() for p in generator.parameters())
+        == EXPECTED["generator_parameters_latent256_width64_32x32x3"]
+    )
 
 
 def test_sample_balanced_schedule_has_the_published_number_of_steps():

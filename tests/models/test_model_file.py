@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gapssg.errors import InputError
+from gapssg.models import create_model
+from gapssg.models.model_file import load_model, save_model
+from tests.conftest import make_card
+
+
+def rewrite_header(path: Path, change) -> None:
+    """Change the description in a model file's header, keeping the weights."""
+    content = path.read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + size])
+    description = json.loads(header["__metadata__"]["gapssg"])
+    header["__metadata__"]["gapssg"] = change(description)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        load_model(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_model_comes_back_as_it_was_saved(teacher_file: Path):
+    loaded = load_model(teacher_file)
+    assert loaded.card == make_card()
+    assert not loaded.module.training
+    again = teacher_file.with_name("again.safetensors")
+    assert save_model(again, loaded.module, loaded.card) == loaded.sha256
+    assert again.read_bytes() == teacher_file.read_bytes()
+
+
+def test_the_header_holds_one_canonical_json_object(teacher_file: Path):
+    content = teacher_file.read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    text = json.loads(content[8 : 8 + size])["__metadata__"]["gapssg"]
+    assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+    assert json.loads(text)["architecture"] == "wrn16_1"
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path):
+    assert "does not exist" in refusal(tmp_path / "absent.safetensors")
+    assert "is not a file" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_a_truncated_file_is_refused(teacher_file: Path, keep):
+    teacher_file.write_bytes(teacher_file.read_bytes()[:keep])
+    assert "not a readable safetensors file" in refusal(teacher_file)
+
+
+def test_a_flipped_bit_in_the_weights_is_noticed(teacher_file: Path):
+    content = bytearray(teacher_file.read_bytes())
+    content[-1000] ^= 1
+    teacher_file.write_bytes(content)
+    assert "checksum" in refusal(teacher_file)
+
+
+def test_a_file_without_our_description_is_refused(teacher_file: Path):
+    save_file(load_file(teacher_file), teacher_file)
+    assert "no gapssg description" in refusal(teacher_file)
+
+
+def test_a_description_that_is_not_json_is_refused(teacher_file: Path):
+    rewrite_header(teacher_file, lambda _: "{")
+    assert "not valid JSON" in refusal(teacher_file)
+    rewrite_header_to_list = "[" * 100_000
+    save_file({"a": torch.zeros(1)}, teacher_file, metadata={"gapssg": rewrite_header_to_list})
+    assert "not valid JSON" in refusal(teacher_file)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("architecture", "no_such_model"),
+        ("num_classes", 1),
+        ("num_classes", 10**12),
+        ("input_shape", [1, 16, 10**9]),
+        ("deviation", [0.0]),
+        ("class_names", ["a"]),
+        ("format_version", 2),
+        ("surprise", 1),
+    ],
+)
+def test_a_description_out_of_bounds_is_refused(teacher_file: Path, field, value):
+    rewrite_header(teacher_file, lambda description: json.dumps({**description, field: value}))
+    refusal(teacher_file)
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path: Path):
+    path = tmp_path / "model.safetensors"
+    save_model(path, create_model("wrn16_2", num_classes=10, input_shape=(1, 16, 16)), make_card())
+    text = refusal(path)
+    assert "do not fit the model" in text
+    assert " instead of " in text
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path):
+    model = create_model("wrn16_1", num_classes=10, input_shape=(1, 16, 16))
+    with torch.no_grad():
+        next(model.parameters())[0] = float("nan")
+    path = tmp_path / "model.safetensors"
+    save_model(path, model, make_card())
+    assert "not finite" in refusal(path)

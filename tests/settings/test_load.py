@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from gapssg.engine.settings import DistillSettings, PretrainSettings
+from gapssg.errors import InputError
+from gapssg.settings import load_settings, recipe_names
+
+GIVEN = {"teacher": ("--teacher", "t.safetensors"), "student.name": ("--student", "wrn16_1")}
+
+
+def load(**arguments):
+    options = {**GIVEN, **arguments.pop("options", {})}
+    return load_settings(DistillSettings, section="distill", options=options, **arguments)
+
+
+def message(**arguments) -> str:
+    with pytest.raises(InputError) as caught:
+        load(**arguments)
+    return str(caught.value)
+
+
+def test_each_layer_overrides_the_one_before(tmp_path: Path):
+    config = tmp_path / "config.toml"
+    config.write_text("epochs = 7\nbatch_size = 32\nseed = 3\n[method]\npasses = 5\n")
+    recipe = load(recipe="digits")
+    assert load().epochs == 200
+    assert recipe.epochs != 200
+    from_config = load(recipe="digits", config=config)
+    assert (from_config.epochs, from_config.method.passes) == (7, 5)
+    assert from_config.method.generator_steps == recipe.method.generator_steps
+    assert load(recipe="digits", config=config, overrides=["epochs=8"]).epochs == 8
+    top = load(recipe="digits", config=config, overrides=["epochs=8"], options={"epochs": ("--epochs", 9)})
+    assert (top.epochs, top.batch_size, top.seed) == (9, 32, 3)
+
+
+def test_options_that_are_not_given_override_nothing():
+    assert load(overrides=["epochs=8"], options={"epochs": ("--epochs", None)}).epochs == 8
+
+
+def test_choosing_another_method_drops_what_was_said_of_the_first():
+    settings = load(recipe="digits", options={"method.name": ("--method", "noise")})
+    assert settings.method.name == "noise"
+
+
+def test_method_settings_without_a_name_are_of_the_default_method():
+    settings = load(overrides=["method.generator_steps=5"])
+    assert (settings.method.name, settings.method.generator_steps) == ("gapssg", 5)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"recipe": "digits"}, {"options": {"method.name": ("-", "noise")}}]
+)
+def test_toml_reads_back_to_the_same_settings(arguments, tmp_path: Path):
+    settings = load(**arguments)
+    config = tmp_path / "settings.toml"
+    config.write_text(settings.to_toml())
+    assert load_settings(DistillSettings, section="distill", config=config) == settings
+
+
+def test_a_number_out_of_bounds_names_field_value_bound_and_source():
+    text = message(overrides=["method.generator_steps=0"])
+    assert text == "method.generator_steps = 0 (from --set): must be greater than or equal to 1"
+    assert message(options={"epochs": ("--epochs", -1)}).startswith("epochs = -1 (from --epochs)")
+
+
+def test_an_unknown_key_names_the_nearest():
+    assert "did you mean method.generator_steps?" in message(overrides=["method.generator_step=3"])
+    assert "did you mean method.generator_steps?" in message(overrides=["generator_steps=3"])
+    assert "did you mean optimizer.learning_rate?" in message(overrides=["optimizer.lerning_rate=3"])
+
+
+def test_an_unknown_choice_names_what_is_allowed_and_the_nearest():
+    text = message(options={"method.name": ("--method", "gapsgg")})
+    assert "gapssg" in text
+    assert "noise" in text
+    assert "did you mean gapssg?" in text
+    assert "did you mean wrn16_2?" in message(options={"student.name": ("--student", "wrn16-2")})
+    assert "did you mean fp32?" in message(options={"runtime.precision": ("--precision", "fp23")})
+    assert "did you mean digits?" in message(recipe="digit")
+
+
+def test_every_wrong_field_has_its_own_line():
+    lines = message(overrides=["epochs=0", "batch_size=0", "colour=1"]).splitlines()
+    assert len(lines) == 3
+
+
+def test_a_missing_field_is_named():
+    with pytest.raises(InputError, match=r"teacher is missing.*\n.*student is missing"):
+        load_settings(DistillSettings, section="distill")
+
+
+def test_values_of_another_type_are_refused_not_coerced_to_something_else():
+    assert "epochs = 'many'" in message(overrides=["epochs=many"])
+    assert "epochs = 2.5" in message(overrides=["epochs=2.5"])
+    assert "optimizer.learning_rate" in message(overrides=["optimizer.learning_rate=nan"])
+
+
+@pytest.mark.parametrize("text", ["epochs", "=3", "method..passes=3"])
+def test_an_override_that_is_no_assignment_is_refused(text):
+    assert "key.path=value" in message(overrides=[text])
+
+
+def test_a_table_cannot_be_set_to_a_value():
+    assert "method" in message(overrides=["method=3"])
+    assert "epochs is a value" in message(overrides=["epochs=3", "epochs.more=4"])
+
+
+def test_a_config_file_that_is_missing_or_broken_is_named(tmp_path: Path):
+    assert "cannot read" in message(config=tmp_path / "absent.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("epochs = ")
+    assert "is not valid TOML" in message(config=broken)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_valid(name):
+    from gapssg.settings.load import recipe_text
+
+    tables = tomllib.loads(recipe_text(name))
+    assert tables.pop("summary")
+    assert tables.keys() <= {"pretrain-teacher", "distill"}
+    if "distill" in tables:
+        load_settings(DistillSettings, section="distill", recipe=name, options={"teacher": GIVEN["teacher"]})
+    if "pretrain-teacher" in tables:
+        load_settings(PretrainSettings, section="pretrain-teacher", recipe=name)
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        load().epochs = 3  # type: ignore[misc]
+
+
+def test_equal_settings_have_equal_hashes():
+    assert load().sha256() == load().sha256()
+    assert load().sha256() != load(overrides=["epochs=3"]).sha256()
+
+
+def test_settings_import_no_torch():
+    code = "import sys, gapssg.engine.settings, gapssg.settings; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
