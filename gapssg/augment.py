@@ -85,9 +85,7 @@ def _shift(images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) -> Tens
     inside_rows = (source_rows >= 0) & (source_rows < height)
     inside_columns = (source_columns >= 0) & (source_columns < width)
     inside = inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
-    index = (
-        source_rows.clamp(0, height - 1)[:, :, None] * width + source_columns.clamp(0, width - 1)[:, None, :]
-    )
+    index = source_rows.clamp(0, height - 1)[:, :, None] * width + source_columns.clamp(0, width - 1)[:, None, :]
     index = index.view(count, 1, height * width).expand(-1, channels, -1)
     gathered = images.reshape(count, channels, height * width).gather(2, index)
     return torch.where(inside, gathered.view(count, channels, height, width), 0)

@@ -112,7 +112,5 @@ def _choose_device(name: str) -> torch.device:
     if device.type == "cuda" and not available:
         raise InputError(f"--device {name}: no CUDA device is available here; use --device cpu or auto")
     if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
-        raise InputError(
-            f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0"
-        )
+        raise InputError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
     return device

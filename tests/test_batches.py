@@ -7,9 +7,7 @@ from hypothesis import strategies as st
 from gapssg.batches import shuffled_batches, steps_for_passes
 
 
-@given(
-    count=st.integers(1, 60), passes=st.integers(1, 4), batch_size=st.integers(1, 80), seed=st.integers(0, 9)
-)
+@given(count=st.integers(1, 60), passes=st.integers(1, 4), batch_size=st.integers(1, 80), seed=st.integers(0, 9))
 def test_each_sample_is_visited_once_a_pass_and_batches_have_one_size(count, passes, batch_size, seed):
     batches = shuffled_batches(count, passes, batch_size, torch.Generator().manual_seed(seed))
     assert batches.shape == (steps_for_passes(count, passes, batch_size), batch_size)

@@ -70,9 +70,7 @@ def main() -> None:
             _complain(error.format_message(), invocation)  # type: ignore[attr-defined]
         else:
             status = GapssgError.exit_status
-            hint = (
-                "" if invocation.debug else "; run again with --debug for the traceback, and please report it"
-            )
+            hint = "" if invocation.debug else "; run again with --debug for the traceback, and please report it"
             _complain(f"unexpected {type(error).__name__}: {error}{hint}", invocation)
     if status == INTERRUPTED:
         sys.stderr.write("interrupted; what was written before stays in the output directory\n")

@@ -105,9 +105,7 @@ class LiveDisplay:
         now = time.monotonic()
         if now - self._updated > self._SECONDS_BETWEEN_UPDATES:
             self._updated = now
-            self._progress.update(
-                self._task, description=printable(task), completed=done, total=total, visible=True
-            )
+            self._progress.update(self._task, description=printable(task), completed=done, total=total, visible=True)
 
 
 def epoch_line(event: Mapping[str, Any]) -> str:
@@ -118,17 +116,14 @@ def epoch_line(event: Mapping[str, Any]) -> str:
     if event.get("synthesis"):
         parts.append(
             "synthesis "
-            + " ".join(
-                f"{_SHORT_TERMS.get(name, name)} {value:.3g}" for name, value in event["synthesis"].items()
-            )
+            + " ".join(f"{_SHORT_TERMS.get(name, name)} {value:.3g}" for name, value in event["synthesis"].items())
         )
     if "distillation_loss" in event:
         parts.append(f"distillation {event['distillation_loss']:.4f}")
         parts.append(f"gap {event['reality_gap_before']:.3f} > {event['reality_gap_after']:.3f}")
+        parts.append(f"agreement {percent(event['agreement_before'])}")
     if event.get("top1") is not None:
         parts.append(f"top-1 {percent(event['top1'])}")
-    elif "agreement_before" in event:
-        parts.append(f"agreement {percent(event['agreement_before'])}")
     parts.append(f"{event['timing']['images_per_second']:.0f} images/s")
     return "  ".join(parts)
 

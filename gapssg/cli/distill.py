@@ -24,9 +24,7 @@ def distill(
     ] = None,
     eval_data: Annotated[
         str | None,
-        typer.Option(
-            "--eval-data", help="Real images that only evaluation reads: digits, cifar10, folder:PATH, ..."
-        ),
+        typer.Option("--eval-data", help="Real images that only evaluation reads: digits, cifar10, folder:PATH, ..."),
     ] = None,
     pool: Annotated[
         Path | None,
@@ -134,7 +132,5 @@ def distill(
             ],
         ],
     )
-    console.say(
-        "agreement: with the teacher, on the last synthesised images before the student trained on them"
-    )
+    console.say("agreement: with the teacher, on the last synthesised images before the student trained on them")
     console.result(result)

@@ -107,6 +107,4 @@ def _print_classes(console: Console, report: dict[str, Any], class_names: list[s
         [name, percent(accuracy), *(map(str, row) if show_matrix else [])]
         for name, accuracy, row in zip(class_names, report["per_class_accuracy"], matrix, strict=True)
     ]
-    console.table(
-        f"{report['file']}: accuracy by class, and how often each class was predicted", columns, rows
-    )
+    console.table(f"{report['file']}: accuracy by class, and how often each class was predicted", columns, rows)

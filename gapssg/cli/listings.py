@@ -41,9 +41,7 @@ def list_models(
             for model in models
         ],
     )
-    console.result(
-        {"command": "models", "input_shape": list(shape), "num_classes": classes, "models": models}
-    )
+    console.result({"command": "models", "input_shape": list(shape), "num_classes": classes, "models": models})
 
 
 def list_methods(context: typer.Context, json: options.Json = False) -> None:

@@ -28,27 +28,19 @@ def _remember(field: str) -> Any:
 
 Recipe = Annotated[
     str | None,
-    typer.Option(
-        "--recipe", help="Start from a recipe; `gapssg recipes` lists them.", rich_help_panel=_SETTINGS
-    ),
+    typer.Option("--recipe", help="Start from a recipe; `gapssg recipes` lists them.", rich_help_panel=_SETTINGS),
 ]
 Config = Annotated[
     Path | None,
-    typer.Option(
-        "--config", help="TOML file of settings, as --dry-run prints them.", rich_help_panel=_SETTINGS
-    ),
+    typer.Option("--config", help="TOML file of settings, as --dry-run prints them.", rich_help_panel=_SETTINGS),
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override one setting; repeatable.", rich_help_panel=_SETTINGS
-    ),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.", rich_help_panel=_SETTINGS),
 ]
 DryRun = Annotated[
     bool,
-    typer.Option(
-        "--dry-run", help="Print the resolved settings as TOML and stop.", rich_help_panel=_SETTINGS
-    ),
+    typer.Option("--dry-run", help="Print the resolved settings as TOML and stop.", rich_help_panel=_SETTINGS),
 ]
 Output = Annotated[
     Path | None, typer.Option("--output", help="Directory of the run; it holds all that the run writes.")
@@ -56,18 +48,12 @@ Output = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is already in --output.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Number of epochs.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Images in a step.")]
-LearningRate = Annotated[
-    float | None, typer.Option("--learning-rate", help="The schedule's highest learning rate.")
-]
+LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="The schedule's highest learning rate.")]
 DataRoot = Annotated[
     Path | None,
-    typer.Option(
-        "--data-root", help="Folder of torchvision's data sets.", envvar="GAPSSG_DATA", show_envvar=True
-    ),
+    typer.Option("--data-root", help="Folder of torchvision's data sets.", envvar="GAPSSG_DATA", show_envvar=True),
 ]
-Download = Annotated[
-    bool | None, typer.Option("--download", help="Download the data set if it is not there.")
-]
+Download = Annotated[bool | None, typer.Option("--download", help="Download the data set if it is not there.")]
 ImageSize = Annotated[
     int | None, typer.Option("--image-size", help="Scale and crop images to squares of this many pixels.")
 ]

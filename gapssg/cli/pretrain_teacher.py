@@ -16,9 +16,7 @@ def pretrain_teacher(
         str | None,
         typer.Option("--data", help="digits, cifar10, cifar100 or folder:PATH (with train/ and test/)."),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="Architecture; `gapssg models` lists them.")
-    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Architecture; `gapssg models` lists them.")] = None,
     output: options.Output = None,
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = None,

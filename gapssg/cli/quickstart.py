@@ -17,9 +17,7 @@ RECIPE = "digits"
 
 def quickstart(
     context: typer.Context,
-    output: Annotated[Path, typer.Option("--output", help="Directory for the three runs.")] = Path(
-        "quickstart"
-    ),
+    output: Annotated[Path, typer.Option("--output", help="Directory for the three runs.")] = Path("quickstart"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier quickstart.")] = False,
     seed: options.Seed = None,
     device: options.Device = None,
@@ -41,9 +39,7 @@ def quickstart(
         for name, folder in runs.items()
     }
     data = {"eval_data.name": ("--eval-data", "digits")}
-    teacher_settings = load_settings(
-        PretrainSettings, section="pretrain-teacher", recipe=RECIPE, options=runtime
-    )
+    teacher_settings = load_settings(PretrainSettings, section="pretrain-teacher", recipe=RECIPE, options=runtime)
     student_settings = load_settings(
         DistillSettings,
         section="distill",
@@ -81,9 +77,7 @@ def quickstart(
 
     strange = sorted({entry.name for entry in output.iterdir()} - runs.keys()) if output.is_dir() else []
     if strange:
-        raise InputError(
-            f"--output {output} holds other files ({', '.join(strange[:3])}); name another directory"
-        )
+        raise InputError(f"--output {output} holds other files ({', '.join(strange[:3])}); name another directory")
     for folder in runs.values():
         check_output(folder, overwrite)
 
@@ -91,9 +85,7 @@ def quickstart(
     with console.live() as display:
         console.say(f"1 of 4: a {teacher_settings.model.name} teacher learns the digits from real images")
         teacher = pretrain_teacher(teacher_settings, runs["teacher"], overwrite=overwrite, display=display)
-        console.say(
-            f"2 of 4: a {student_settings.student.name} student learns from the teacher and from no data"
-        )
+        console.say(f"2 of 4: a {student_settings.student.name} student learns from the teacher and from no data")
         student = distill(student_settings, runs["student"], overwrite=overwrite, display=display)
         console.say("3 of 4: the same student, for as many steps, on noise: the baseline")
         noise = distill(noise_settings, runs["noise-baseline"], overwrite=overwrite, display=display)
@@ -121,9 +113,7 @@ def quickstart(
     console.say("what was made:")
     for file in files.values():
         console.say(f"  {file}")
-    console.say(
-        f"  {runs['student'] / 'samples'}: the images that the student learned from, one grid an epoch"
-    )
+    console.say(f"  {runs['student'] / 'samples'}: the images that the student learned from, one grid an epoch")
     console.result(
         {
             "command": "quickstart",

@@ -35,9 +35,7 @@ def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> Im
         _download(name, root)
         dataset = _open(name, root, split)
     if dataset is None:
-        raise InputError(
-            f"There is no intact copy of {name} in {root}: add --download, or give another --data-root."
-        )
+        raise InputError(f"There is no intact copy of {name} in {root}: add --download, or give another --data-root.")
     images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
     images = resize_images(images, options.image_size or images.shape[-1])
     return ImageSet(

@@ -59,9 +59,7 @@ def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> Im
     for label, class_folder in enumerate(classes):
         found = _image_files(class_folder, root.resolve(), set(formats), (folder.resolve(),))
         if not found:
-            raise InputError(
-                f"The class folder {class_folder} has no images: add some, or remove the folder."
-            )
+            raise InputError(f"The class folder {class_folder} has no images: add some, or remove the folder.")
         # The order of ImageFolder: by folder, then by file.
         files += sorted(found, key=os.path.split)
         labels += [label] * len(found)
@@ -93,9 +91,7 @@ def _split_folder(root: Path, split: Literal["train", "test"]) -> Path:
 def _class_folders(folder: Path, root: Path) -> list[Path]:
     classes = [Path(entry.path) for entry in _entries(folder) if _is_folder(entry)]
     if not classes:
-        raise InputError(
-            f"{folder} has no class sub-folders: put the images of each class into one named after it."
-        )
+        raise InputError(f"{folder} has no class sub-folders: put the images of each class into one named after it.")
     if len(classes) < 2:
         raise InputError(f"{folder} has only the class '{classes[0].name}': a classifier needs at least 2.")
     for class_folder in classes:
@@ -147,9 +143,7 @@ def _check_inside(path: Path, root: Path) -> None:
     except (OSError, RuntimeError) as error:
         raise InputError(f"The link {path} cannot be followed: {error}.") from error
     if not target.is_relative_to(root):
-        raise InputError(
-            f"The link {path} leads outside {root}: copy what it points to into the folder instead."
-        )
+        raise InputError(f"The link {path} leads outside {root}: copy what it points to into the folder instead.")
 
 
 def _formats_by_extension() -> dict[str, tuple[str, ...]]:
@@ -265,7 +259,5 @@ def _scale_grey(image: Image.Image, brightest: int, file: Path) -> Image.Image:
     """Scale [0, brightest] to 0..255: what Pillow's own conversion does is to clip at 255."""
     values: NDArray[Any] = numpy.asarray(image).astype(numpy.float64)
     if not bool(((values >= 0) & (values <= brightest)).all()):
-        raise InputError(
-            f"{file} has grey values outside [0, {brightest}]: save it with 8 or 16 bits a pixel."
-        )
+        raise InputError(f"{file} has grey values outside [0, {brightest}]: save it with 8 or 16 bits a pixel.")
     return Image.fromarray((values * (255 / brightest)).round().astype(numpy.uint8))

@@ -79,9 +79,7 @@ def distill(
     distillation.save_student(student_file)
     result = _result(settings, runtime, distillation, evaluator, student_file)
     run.write_result(result)
-    run.record(
-        "end", **{key: result["student"][key] for key in ("top1", "best_top1", "best_epoch", "agreement")}
-    )
+    run.record("end", **{key: result["student"][key] for key in ("top1", "best_top1", "best_epoch", "agreement")})
     return result
 
 
@@ -136,13 +134,13 @@ class _Distillation:
                 started = self._clock()
                 terms = self._synthesise(epoch, index, plan, run)
                 synthesised = self._clock()
-                before = self._compare_on_fresh()
+                before = self._compare_on_fresh(epoch)
                 distillation_started = self._clock()
                 loss = self._distil(epoch, index, plan, run)
                 distilled = self._clock()
                 synthesis_seconds += synthesised - started
                 distillation_seconds += distilled - distillation_started
-        after = self._compare_on_fresh()
+        after = self._compare_on_fresh(epoch)
         self.agreement = before["agreement"]
         self.seconds["synthesis"] += synthesis_seconds
         self.seconds["distillation"] += distillation_seconds
@@ -209,12 +207,12 @@ class _Distillation:
             student_logits = self.student(views).float()
         return self.synthesizer.distillation_loss(student_logits, teacher_logits)
 
-    def _compare_on_fresh(self) -> dict[str, float]:
+    def _compare_on_fresh(self, epoch: int) -> dict[str, float]:
         """Compare teacher and student on the newest images, as they are."""
         teacher_logits = self.predict(self.teacher, self.synthesizer.fresh)
         student_logits = self.predict(self.student, self.synthesizer.fresh)
         return {
-            "reality_gap": reality_gap(teacher_logits, student_logits).item(),
+            "reality_gap": _finite(reality_gap(teacher_logits, student_logits).item(), "student's output", epoch),
             "agreement": agreement(teacher_logits, student_logits),
         }
 
@@ -239,9 +237,7 @@ class _Distillation:
 class _Evaluator:
     """Evaluates the student on real images, if there are any; nothing that it does reaches the training."""
 
-    def __init__(
-        self, settings: DistillSettings, runtime: Runtime, teacher: LoadedModel, display: Display
-    ) -> None:
+    def __init__(self, settings: DistillSettings, runtime: Runtime, teacher: LoadedModel, display: Display) -> None:
         self.settings = settings
         self.runtime = runtime
         self.images: ImageSet | None = None
@@ -348,7 +344,5 @@ def _result(
 
 def _finite(value: float, what: str, epoch: int) -> float:
     if not math.isfinite(value):
-        raise RunError(
-            f"the {what.replace('_', ' ')} of epoch {epoch + 1} is not finite; lower the learning rate"
-        )
+        raise RunError(f"the {what.replace('_', ' ')} of epoch {epoch + 1} is not finite; lower the learning rate")
     return value

@@ -94,9 +94,7 @@ def _timed_logits(
     card = model.card
     normalization = Normalization.from_statistics(card.mean, card.deviation, runtime.device)
     module = runtime.place(model.module)
-    predict(
-        module, images.images[: settings.batch_size], normalization, runtime
-    )  # the first batch pays for set-up
+    predict(module, images.images[: settings.batch_size], normalization, runtime)  # the first batch pays for set-up
     runtime.synchronize()
     started = time.perf_counter()
     logits = predict(module, images.images, normalization, runtime, settings.batch_size)

@@ -23,9 +23,7 @@ class Scores(NamedTuple):
 
 def score(logits: Tensor, labels: Tensor) -> Scores:
     """Return top-1 and top-5 accuracy and the cross-entropy of logits (N, K) on labels (N,)."""
-    return Scores(
-        top_k_accuracy(logits, labels, 1), top_k_accuracy(logits, labels, 5), cross_entropy(logits, labels)
-    )
+    return Scores(top_k_accuracy(logits, labels, 1), top_k_accuracy(logits, labels, 5), cross_entropy(logits, labels))
 
 
 def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:

@@ -21,9 +21,7 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
     )
 
 
-def set_learning_rate(
-    optimizer: torch.optim.Optimizer, settings: OptimizerSettings, progress: float
-) -> float:
+def set_learning_rate(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, progress: float) -> float:
     """Set and return the learning rate after `progress` (in [0, 1)) of the run."""
     rate = learning_rate(settings, progress)
     for group in optimizer.param_groups:

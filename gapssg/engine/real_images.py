@@ -6,10 +6,10 @@ from typing import Literal
 
 from gapssg.data import load_split
 from gapssg.data.image_set import ImageSet
+from gapssg.data.settings import DataSettings
 from gapssg.engine.run_directory import Display
 from gapssg.errors import InputError
 from gapssg.models.model_file import LoadedModel
-from gapssg.settings.parts import DataSettings
 
 
 def read_images(
@@ -53,14 +53,10 @@ def read_test_images(settings: DataSettings, model: LoadedModel, display: Displa
         )
     if images.input_shape != card.input_shape:
         given, expected = ("x".join(map(str, shape)) for shape in (images.input_shape, card.input_shape))
-        hint = (
-            f"; add --image-size {card.input_shape[1]}" if card.input_shape[1] == card.input_shape[2] else ""
-        )
+        hint = f"; add --image-size {card.input_shape[1]}" if card.input_shape[1] == card.input_shape[2] else ""
         raise InputError(f"{settings.name} has images of {given}, but {model.path} takes {expected}{hint}")
     if images.class_names != card.class_names:
-        differing = next(
-            pair for pair in zip(images.class_names, card.class_names, strict=True) if pair[0] != pair[1]
-        )
+        differing = next(pair for pair in zip(images.class_names, card.class_names, strict=True) if pair[0] != pair[1])
         raise InputError(
             f"the classes of {settings.name} are not those of {model.path}: {differing[0]!r} stands where "
             f"the model has {differing[1]!r}"

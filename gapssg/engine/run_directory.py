@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import platform
 import shutil
@@ -10,9 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
-from torchvision.io import encode_png
 
 from gapssg._version import __version__
 from gapssg.errors import InputError, RunError
@@ -91,8 +92,7 @@ class RunDirectory:
         """Write a PNG grid of up to `count` images (N, C, H, W) in [0, 1], spread evenly over the batch."""
         chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).round().long()
         grid = image_grid(to_uint8(images[chosen.to(images.device)]).cpu())
-        png = bytes(encode_png(grid).numpy())
-        write_atomically(self.folder("samples") / f"epoch-{epoch:04d}.png", png)
+        write_atomically(self.folder("samples") / f"epoch-{epoch:04d}.png", encode_png(grid))
 
     def write_pool_shard(self, epoch: int, images: Tensor, targets: Tensor) -> None:
         """Write the images (N, C, H, W) uint8 and targets (N,) int64 of one synthesis."""
@@ -120,8 +120,7 @@ def check_output(path: Path, overwrite: bool) -> None:
     strange = sorted(entries - {*_FILES, *_FOLDERS})
     if strange:
         raise InputError(
-            f"--output {path} holds files that are not a run's ({', '.join(strange[:3])}); "
-            "name another directory"
+            f"--output {path} holds files that are not a run's ({', '.join(strange[:3])}); name another directory"
         )
     if entries and not overwrite:
         raise InputError(f"--output {path} already holds a run; add --overwrite to replace it")
@@ -139,9 +138,7 @@ def pool_shards(path: Path) -> list[Path]:
     folder = path / _POOL if (path / _POOL).is_dir() else path
     shards = sorted(folder.glob("shard-*.safetensors"))
     if not shards:
-        raise InputError(
-            f"{path} holds no sample pool; name the directory of a `distill` run that kept its own"
-        )
+        raise InputError(f"{path} holds no sample pool; name the directory of a `distill` run that kept its own")
     return shards
 
 
@@ -159,6 +156,14 @@ def image_grid(images: Tensor) -> Tensor:
     grid[:count] = images
     tiled = grid.view(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
     return tiled.reshape(channels, rows * height, columns * width).contiguous()
+
+
+def encode_png(image: Tensor) -> bytes:
+    """Encode one grey or RGB image (1 or 3, H, W) uint8 as PNG."""
+    pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.contiguous().numpy()).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def versions() -> dict[str, str]:

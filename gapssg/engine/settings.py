@@ -7,8 +7,10 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from gapssg.data.settings import DataSettings
+from gapssg.models.settings import ModelSettings
 from gapssg.settings.base import Settings
-from gapssg.settings.parts import DataSettings, ModelSettings, OptimizerSettings, RuntimeSettings
+from gapssg.settings.parts import OptimizerSettings, RuntimeSettings
 from gapssg.synthesis import DEFAULT_METHOD, GapSSGSettings, MethodSettings
 
 

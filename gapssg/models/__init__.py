@@ -55,9 +55,7 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
         "resnet18": ModelEntry("gapssg.models.resnet:resnet18", "ResNet-18 with a 3x3 stem, no max-pool"),
         "resnet34": ModelEntry("gapssg.models.resnet:resnet34", "ResNet-34 with a 3x3 stem, no max-pool"),
         "vgg11": ModelEntry("gapssg.models.vgg:vgg11", "VGG-11 with batch norm and one linear layer"),
-        "mobilenetv2": ModelEntry(
-            "gapssg.models.mobilenet:mobilenetv2", "MobileNetV2 in its ImageNet layout"
-        ),
+        "mobilenetv2": ModelEntry("gapssg.models.mobilenet:mobilenetv2", "MobileNetV2 in its ImageNet layout"),
     }
 )
 
@@ -80,9 +78,7 @@ def check_model_name(name: str) -> str:
     raise InputError(f"unknown model {name!r}; {question}`gapssg models` lists all")
 
 
-def create_model(
-    name: str, *, num_classes: int, input_shape: tuple[int, int, int], seed: int = 0
-) -> nn.Module:
+def create_model(name: str, *, num_classes: int, input_shape: tuple[int, int, int], seed: int = 0) -> nn.Module:
     """Build the classifier called `name` on the CPU, with weights that depend on `seed` alone.
 
     The module maps images: (N, C, H, W) float32 to logits: (N, num_classes) float32. torch's global

@@ -101,9 +101,7 @@ def save_model(path: Path, module: nn.Module, card: ModelCard) -> str:
     Raises:
         RunError: The file cannot be written.
     """
-    tensors = {
-        name: tensor.detach().to("cpu").contiguous() for name, tensor in sorted(module.state_dict().items())
-    }
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in sorted(module.state_dict().items())}
     description = {**card.model_dump(mode="json"), "weights_sha256": _sha256_of_tensors(tensors)}
     content = save(tensors, metadata={_METADATA_KEY: canonical_json(description)})
     write_atomically(path, content)
@@ -118,9 +116,7 @@ def load_model(path: str | Path) -> LoadedModel:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(
-            f"model file {path} does not exist" if not path.exists() else f"{path} is not a file"
-        )
+        raise InputError(f"model file {path} does not exist" if not path.exists() else f"{path} is not a file")
     description, tensors = _read(path)
     weights_sha256 = description.pop("weights_sha256", None)
     try:
@@ -172,9 +168,7 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> N
             differences.append(f"{name} is {tensors[name].dtype} instead of {expected[name].dtype}")
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise InputError(
-            f"{path}: the weights do not fit the model: {'; '.join(sorted(differences)[:3])}{more}"
-        )
+        raise InputError(f"{path}: the weights do not fit the model: {'; '.join(sorted(differences)[:3])}{more}")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"{path}: {name} holds numbers that are not finite")

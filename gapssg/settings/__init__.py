@@ -2,11 +2,9 @@
 
 from gapssg.settings.base import Settings
 from gapssg.settings.load import load_settings, recipe_names
-from gapssg.settings.parts import DataSettings, ModelSettings, OptimizerSettings, RuntimeSettings
+from gapssg.settings.parts import OptimizerSettings, RuntimeSettings
 
 __all__ = [
-    "DataSettings",
-    "ModelSettings",
     "OptimizerSettings",
     "RuntimeSettings",
     "Settings",

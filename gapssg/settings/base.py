@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict
 
+from gapssg.errors import InputError
 from gapssg.files import canonical_json
+
+Name = TypeVar("Name")
+
+
+def as_validator(check: Callable[[Name], Name]) -> Callable[[Name], Name]:
+    """Turn a check that raises InputError into one that pydantic reports with the field's name."""
+
+    def validate(name: Name) -> Name:
+        try:
+            return check(name)
+        except InputError as error:
+            raise ValueError(str(error)) from error
+
+    return validate
 
 
 class Settings(BaseModel):

@@ -47,9 +47,7 @@ def recipe_text(name: str) -> str:
         InputError: There is no such recipe.
     """
     if name not in recipe_names():
-        raise InputError(
-            f"unknown recipe {name!r}{_did_you_mean(name, recipe_names())}; `gapssg recipes` lists all"
-        )
+        raise InputError(f"unknown recipe {name!r}{_did_you_mean(name, recipe_names())}; `gapssg recipes` lists all")
     return (resources.files("gapssg") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
 
 
@@ -131,9 +129,7 @@ def _merge(layers: Sequence[_Layer]) -> tuple[dict[Key, Any], dict[Key, str]]:
     for layer in layers:
         for key, value in layer.values.items():
             if key[-1] in _DISCRIMINATORS and key in values and values[key] != value:
-                for stale in [
-                    k for k in values if k[: len(key) - 1] == key[:-1] and sources[k] != layer.source
-                ]:
+                for stale in [k for k in values if k[: len(key) - 1] == key[:-1] and sources[k] != layer.source]:
                     del values[stale], sources[stale]
             values[key] = value
             sources[key] = layer.source
@@ -170,17 +166,10 @@ def _describe(detail: ErrorDetails, settings_class: type[BaseModel], sources: Ma
         siblings = [k[-1] for k in valid if k[:-1] == key[:-1]]
         near = difflib.get_close_matches(key[-1], siblings, n=1, cutoff=0.5)
         if near:
-            return (
-                f"unknown key {name}{source}: did you mean {_join('.'.join((*key[:-1], n)) for n in near)}?"
-            )
-        everywhere = [
-            ".".join(k) for k in valid if difflib.SequenceMatcher(None, k[-1], key[-1]).ratio() > 0.7
-        ]
-        hint = (
-            f"did you mean {_join(sorted(everywhere))}?"
-            if everywhere
-            else f"valid here: {_join(sorted(siblings))}"
-        )
+            return f"unknown key {name}{source}: did you mean {_join('.'.join((*key[:-1], n)) for n in near)}?"
+        same_ending = difflib.get_close_matches(key[-1], {k[-1] for k in valid}, n=1, cutoff=0.7)
+        everywhere = [".".join(k) for k in valid if k[-1] in same_ending]
+        hint = f"did you mean {_join(sorted(everywhere))}?" if everywhere else f"valid here: {_join(sorted(siblings))}"
         return f"unknown key {name}{source}: {hint}"
     if kind in ("missing", "union_tag_not_found"):
         return f"{name} is missing: give it by its option, by --set {name}=..., or in a --config file"
@@ -190,17 +179,12 @@ def _describe(detail: ErrorDetails, settings_class: type[BaseModel], sources: Ma
         allowed = [tag.strip(" '") for tag in str(context.get("expected_tags", "")).split(",")]
         tag = str(context.get("tag", ""))
         discriminator = str(context.get("discriminator", "name")).strip("'")
-        return (
-            f"{name}.{discriminator} = {tag!r}{source}: must be one of {_join(allowed)}"
-            f"{_did_you_mean(tag, allowed)}"
-        )
+        return f"{name}.{discriminator} = {tag!r}{source}: must be one of {_join(allowed)}{_did_you_mean(tag, allowed)}"
     if kind == "value_error":
         return f"{given}: {str(detail['msg']).removeprefix('Value error, ')}"
     message = str(detail["msg"]).replace("Input should be", "must be")
     if kind == "literal_error" and isinstance(detail["input"], str):
-        allowed = [
-            part.strip(" '") for part in str(detail["ctx"]["expected"]).replace(" or ", ",").split(",")
-        ]
+        allowed = [part.strip(" '") for part in str(detail["ctx"]["expected"]).replace(" or ", ",").split(",")]
         message += _did_you_mean(detail["input"], allowed)
     if kind == "string_pattern_mismatch":
         message = f"must match {detail['ctx']['pattern']}"

@@ -2,55 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from gapssg.data import check_data_name
-from gapssg.errors import InputError
-from gapssg.models import check_model_name
 from gapssg.settings.base import Settings
-
-
-def _valid_data_name(name: str) -> str:
-    try:
-        return check_data_name(name)
-    except InputError as error:
-        raise ValueError(str(error)) from error
-
-
-def _valid_model_name(name: str) -> str:
-    try:
-        return check_model_name(name)
-    except InputError as error:
-        raise ValueError(str(error)) from error
-
-
-DataName = Annotated[str, AfterValidator(_valid_data_name)]
-ModelName = Annotated[str, AfterValidator(_valid_model_name)]
-
-
-class DataSettings(Settings):
-    """Where real images come from."""
-
-    name: DataName
-    """`digits`, `cifar10`, `cifar100` or `folder:PATH`."""
-    root: Path | None = None
-    """Folder of torchvision's data sets; without it, the environment variable GAPSSG_DATA."""
-    download: bool = False
-    """Let torchvision download a data set that is not there."""
-    image_size: int | None = Field(default=None, ge=8, le=1024)
-    """Scale and crop every image to a square of this many pixels; needed where sizes differ."""
-    channels: Literal[1, 3] | None = None
-    """Read images in grey (1) or RGB (3); without it, as the files are."""
-
-
-class ModelSettings(Settings):
-    """A classifier by name."""
-
-    name: ModelName
-    """A model that `gapssg models` lists."""
 
 
 class OptimizerSettings(Settings):

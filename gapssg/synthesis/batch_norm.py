@@ -37,8 +37,8 @@ class _BatchMoments(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(inputs.dtype, torch.float32)
         if inputs.device.type == "cpu":
-            # The kernel of batch norm in training; a momentum of 0 makes no use of the two running statistics,
-            # whose type says in which precision to accumulate.
+            # The kernel of batch norm in training. With a momentum of 0 the two running statistics only say,
+            # by their type, in which precision to accumulate.
             unused = torch.zeros(2, inputs.shape[1], dtype=wide)
             mean, variance = torch.batch_norm_update_stats(inputs, unused[0], unused[1], 0.0)
         else:
@@ -49,7 +49,7 @@ class _BatchMoments(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, mean_gradient: Tensor, variance_gradient: Tensor) -> Tensor:
-        """Return `mean_gradient / n + 2 variance_gradient (inputs - mean) / n`, as an affine map of the inputs."""
+        """Return `(mean_gradient + 2 variance_gradient (inputs - mean)) / n`: affine in the inputs."""
         inputs, mean = ctx.saved_tensors
         count = inputs.numel() // inputs.shape[1]
         return F.batch_norm(

@@ -37,13 +37,9 @@ class SynthesisHealth(NamedTuple):
                 "less than chance"
             )
         if self.class_entropy < _LOWEST_CLASS_ENTROPY:
-            found.append(
-                f"the new images have collapsed to few classes (class entropy {self.class_entropy:.2f} of 1)"
-            )
+            found.append(f"the new images have collapsed to few classes (class entropy {self.class_entropy:.2f} of 1)")
         if self.diversity < _LOWEST_DIVERSITY:
-            found.append(
-                f"the new images of a class are nearly one image (deviation {self.diversity:.4f} in [0, 0.5])"
-            )
+            found.append(f"the new images of a class are nearly one image (deviation {self.diversity:.4f} in [0, 0.5])")
         if self.saturation > _HIGHEST_SATURATION:
             found.append(f"{self.saturation:.0%} of the new pixels are black or white")
         return found

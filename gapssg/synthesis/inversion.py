@@ -36,9 +36,7 @@ class GeneratorInversion(PoolSynthesizer):
     def _synthesis_step_count(self) -> int:
         return self.inversion.generator_steps
 
-    def _synthesise(
-        self, student: nn.Module, targets: Tensor, epoch: int
-    ) -> Steps[dict[str, Tensor], None, Tensor]:
+    def _synthesise(self, student: nn.Module, targets: Tensor, epoch: int) -> Steps[dict[str, Tensor], None, Tensor]:
         runtime = self.context.runtime
         self.generator.train()
         self.generator.reset_parameters(runtime.random_stream("generator", epoch))

@@ -67,9 +67,7 @@ class PoolSynthesizer:
 
     augments = True
 
-    def __init__(
-        self, settings: PoolMethodSettings, context: SynthesisContext, capacity: int | None = None
-    ) -> None:
+    def __init__(self, settings: PoolMethodSettings, context: SynthesisContext, capacity: int | None = None) -> None:
         """Allocate the pool, by default for one batch an epoch."""
         self.settings = settings
         self.context = context
@@ -192,7 +190,5 @@ def _read_shard(path: Path, context: SynthesisContext) -> tuple[Tensor, Tensor]:
         given, expected = "x".join(map(str, images.shape[1:])), "x".join(map(str, context.image_shape))
         raise InputError(f"{path}: its images are {given}, but the teacher takes {expected}")
     if targets.shape != (len(images),) or targets.min() < 0 or targets.max() >= context.num_classes:
-        raise InputError(
-            f"{path}: its targets are not classes of the teacher (0 to {context.num_classes - 1})"
-        )
+        raise InputError(f"{path}: its targets are not classes of the teacher (0 to {context.num_classes - 1})")
     return images, targets

@@ -230,9 +230,7 @@ def test_an_image_size_scales_and_crops_about_the_centre(root: Path) -> None:
 
 def test_images_of_different_sizes_are_refused_with_both_names_and_sizes(root: Path) -> None:
     save(root / "train/dog/b.png", grey_pixels(width=7, height=5))
-    with pytest.raises(
-        InputError, match=r"cat/a\.png is 6x4 and .*dog/b\.png is 7x5 pixels; pass --image-size"
-    ):
+    with pytest.raises(InputError, match=r"cat/a\.png is 6x4 and .*dog/b\.png is 7x5 pixels; pass --image-size"):
         load(root)
 
 
@@ -255,9 +253,7 @@ def test_a_path_that_is_a_file_is_refused(root: Path) -> None:
 
 
 def test_a_missing_train_folder_is_refused_with_what_was_found(root: Path) -> None:
-    with pytest.raises(
-        InputError, match="'train' with one sub-folder a class; its sub-folders: 'cat', 'dog'"
-    ):
+    with pytest.raises(InputError, match="'train' with one sub-folder a class; its sub-folders: 'cat', 'dog'"):
         load(root / "train")
     with pytest.raises(InputError, match=r"'train' .*sub-folders: none"):
         load(root / "train/cat")
@@ -295,9 +291,7 @@ def test_a_truncated_image_is_refused_by_name(root: Path, extension: str) -> Non
         load(root, image_size=4)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"not an image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 4\n"]
-)
+@pytest.mark.parametrize("content", [b"", b"not an image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 4\n"])
 def test_a_file_that_is_no_image_is_refused_by_name(root: Path, content: bytes) -> None:
     (root / "train/cat/b.png").write_bytes(content)
     with pytest.raises(InputError, match=r"cat/b\.png is not an image that can be read"):
@@ -314,9 +308,7 @@ def test_a_decompression_bomb_is_refused_by_name(
         load(root)
 
 
-def test_images_beyond_the_memory_are_refused_with_a_hint(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_beyond_the_memory_are_refused_with_a_hint(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 

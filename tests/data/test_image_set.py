@@ -43,17 +43,13 @@ def test_to_keeps_images_labels_and_names() -> None:
         (random_images(2, 1, 4, 4).to("meta"), torch.zeros(2).long(), "meta, but labels on cpu"),
     ],
 )
-def test_wrong_shapes_dtypes_devices_and_labels_are_refused(
-    images: Tensor, labels: Tensor, message: str
-) -> None:
+def test_wrong_shapes_dtypes_devices_and_labels_are_refused(images: Tensor, labels: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImageSet(images, labels, ("cat", "dog"))
 
 
 @pytest.mark.parametrize("values_per_chunk", [1, 500, 2**23])
-def test_statistics_are_those_of_the_float64_formula(
-    monkeypatch: pytest.MonkeyPatch, values_per_chunk: int
-) -> None:
+def test_statistics_are_those_of_the_float64_formula(monkeypatch: pytest.MonkeyPatch, values_per_chunk: int) -> None:
     monkeypatch.setattr(image_set, "_VALUES_PER_CHUNK", values_per_chunk)
     images = random_images(37, 3, 5, 7)
     mean, deviation = image_set_of(images).channel_statistics()

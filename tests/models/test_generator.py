@@ -116,10 +116,7 @@ def test_reset_happens_in_place():
     parameters = list(generator.parameters())
     generator.reset_parameters(seeded(1))
     assert {key: value.data_ptr() for key, value in generator.state_dict().items()} == before
-    assert all(
-        now is then and now.requires_grad
-        for now, then in zip(generator.parameters(), parameters, strict=True)
-    )
+    assert all(now is then and now.requires_grad for now, then in zip(generator.parameters(), parameters, strict=True))
 
 
 def test_reset_of_single_layers_leaves_the_others_as_they_were():

@@ -53,9 +53,7 @@ def test_method_settings_without_a_name_are_of_the_default_method():
     assert (settings.method.name, settings.method.generator_steps) == ("gapssg", 5)
 
 
-@pytest.mark.parametrize(
-    "arguments", [{}, {"recipe": "digits"}, {"options": {"method.name": ("-", "noise")}}]
-)
+@pytest.mark.parametrize("arguments", [{}, {"recipe": "digits"}, {"options": {"method.name": ("-", "noise")}}])
 def test_toml_reads_back_to_the_same_settings(arguments, tmp_path: Path):
     settings = load(**arguments)
     config = tmp_path / "settings.toml"

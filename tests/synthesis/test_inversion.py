@@ -39,7 +39,9 @@ def make_student(runtime: Runtime) -> nn.Module:
     return runtime.place(create_model("wrn16_1", num_classes=5, input_shape=SHAPE, seed=2))
 
 
-def synthesise(runtime: Runtime, settings: GapSSGSettings = SETTINGS) -> tuple[GeneratorInversion, list[dict[str, float]]]:
+def synthesise(
+    runtime: Runtime, settings: GapSSGSettings = SETTINGS
+) -> tuple[GeneratorInversion, list[dict[str, float]]]:
     synthesizer = settings.build(make_context(runtime))
     assert isinstance(synthesizer, GeneratorInversion)
     steps = synthesizer.synthesis_steps(make_student(runtime), 0)
@@ -71,7 +73,7 @@ def test_synthesis_changes_neither_teacher_nor_student(runtime):
 
 
 def test_the_generators_gradient_equals_the_plain_formula_in_float64(runtime):
-    """The optimised step against the formulas of the paper, written out with nothing shared but the losses' inputs."""
+    """The optimised step against the formulas of the paper, written out with nothing shared."""
     synthesizer = GeneratorInversion(SETTINGS, make_context(runtime))
     context, student = synthesizer.context, make_student(runtime)
     with torch.no_grad():
@@ -120,7 +122,9 @@ def test_the_generators_gradient_equals_the_plain_formula_in_float64(runtime):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert terms["regulatory_factor"].item() == pytest.approx(factor, rel=1e-5)
     for ours, theirs in zip(
-        [synthesizer.latent, *synthesizer.generator.parameters()], [latent, *generator.parameters()], strict=True
+        [synthesizer.latent, *synthesizer.generator.parameters()],
+        [latent, *generator.parameters()],
+        strict=True,
     ):
         assert ours.grad is not None
         assert theirs.grad is not None
@@ -155,9 +159,7 @@ def test_targets_are_sorted_and_cover_the_classes(runtime):
 
 
 def test_each_epoch_starts_from_a_new_generator_and_the_seed_decides_which(runtime):
-    first, again, other = (
-        synthesise(each)[0].pool.images for each in (runtime, runtime, replace(runtime, seed=1))
-    )
+    first, again, other = (synthesise(each)[0].pool.images for each in (runtime, runtime, replace(runtime, seed=1)))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     synthesizer = SETTINGS.build(make_context(runtime))

@@ -74,12 +74,8 @@ def test_agreement_loss(logits):
 
 def test_regulatory_factor(logits):
     teacher, student, _ = logits
-    assert regulatory_factor(teacher, student).item() == pytest.approx(
-        EXPECTED["regulatory_factor"], **TOLERANCE
-    )
-    assert math.exp(-reality_gap(teacher, student).item()) == pytest.approx(
-        EXPECTED["regulatory_factor"], **TOLERANCE
-    )
+    assert regulatory_factor(teacher, student).item() == pytest.approx(EXPECTED["regulatory_factor"], **TOLERANCE)
+    assert math.exp(-reality_gap(teacher, student).item()) == pytest.approx(EXPECTED["regulatory_factor"], **TOLERANCE)
 
 
 @pytest.mark.parametrize("temperature", [1, 20])
@@ -105,10 +101,7 @@ def test_gap_loss_is_statistics_plus_regulated_disagreement_and_agreement(logits
 
 def test_generator_has_the_published_number_of_parameters():
     generator = Generator((3, 32, 32), latent_size=256, width=64)
-    assert (
-        sum(p.numel() for p in generator.parameters())
-        == EXPECTED["generator_parameters_latent256_width64_32x32x3"]
-    )
+    assert sum(p.numel() for p in generator.parameters()) == EXPECTED["generator_parameters_latent256_width64_32x32x3"]
 
 
 def test_sample_balanced_schedule_has_the_published_number_of_steps():

@@ -1,0 +1,26 @@
+"""Which real images a command reads. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from gapssg.data import check_data_name
+from gapssg.settings.base import Settings, as_validator
+
+
+class DataSettings(Settings):
+    """Where real images come from."""
+
+    name: Annotated[str, AfterValidator(as_validator(check_data_name))]
+    """`digits`, `cifar10`, `cifar100` or `folder:PATH`."""
+    root: Path | None = None
+    """Folder of torchvision's data sets; without it, the environment variable GAPSSG_DATA."""
+    download: bool = False
+    """Let torchvision download a data set that is not there."""
+    image_size: int | None = Field(default=None, ge=8, le=1024)
+    """Scale and crop every image to a square of this many pixels; needed where sizes differ."""
+    channels: Literal[1, 3] | None = None
+    """Read images in grey (1) or RGB (3); without it, as the files are."""

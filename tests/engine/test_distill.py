@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from gapssg import DistillSettings, InputError, RunError, distill, load_model, load_settings
+from gapssg.engine.distill import _Distillation
+from gapssg.engine.run_directory import RunDirectory, SilentDisplay
+from gapssg.models.model_file import save_model
+from gapssg.runtime import Runtime
+from tests.conftest import make_card
+
+TINY = {
+    "epochs": 2,
+    "batch_size": 8,
+    "student": {"name": "wrn16_1"},
+    "method": {"synthesis_batch_size": 16, "generator_steps": 3, "generator_width": 8, "latent_size": 16},
+    "runtime": {"device": "cpu", "precision": "fp32"},
+}
+DIGITS = {"eval_data": {"name": "digits"}}
+
+
+def settings(teacher: Path, **changes: Any) -> DistillSettings:
+    return DistillSettings.model_validate({"teacher": teacher, **TINY, **changes})
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+def without_timing(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_timing(inner) for key, inner in value.items() if key not in ("timing", "file")}
+    return value
+
+
+@pytest.fixture
+def finished(teacher_file: Path, tmp_path: Path) -> Path:
+    distill(settings(teacher_file), tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_run_directory_holds_all_there_is_to_a_run(finished: Path, teacher_file: Path):
+    assert sorted(str(path.relative_to(finished)) for path in finished.rglob("*")) == [
+        "events.jsonl",
+        "pool",
+        "pool/shard-0001.safetensors",
+        "pool/shard-0002.safetensors",
+        "result.json",
+        "samples",
+        "samples/epoch-0001.png",
+        "samples/epoch-0002.png",
+        "settings.toml",
+        "student.safetensors",
+    ]
+    again = load_settings(DistillSettings, section="distill", config=finished / "settings.toml")
+    assert again == settings(teacher_file)
+    student = load_model(finished / "student.safetensors")
+    assert student.card.provenance.method == "gapssg"
+    assert student.card.provenance.teacher_sha256 == load_model(teacher_file).sha256
+    assert student.card.class_names == make_card().class_names
+
+
+def test_result_without_evaluation_data_has_agreement_and_no_accuracy(finished: Path):
+    result = json.loads((finished / "result.json").read_text())
+    assert result["student"]["top1"] is None
+    assert result["student"]["best_top1"] is None
+    assert result["data"] is None
+    assert 0 <= result["student"]["agreement"] <= 1
+    assert result["images_synthesized"] == 32
+    # Two passes over 16 samples, then over 32, in batches of 8.
+    assert result["distillation_steps"] == 4 + 8
+    assert result["teacher"]["parameters"] == result["student"]["parameters"] == 174_778
+    assert result.keys() >= {
+        "command",
+        "method",
+        "epochs",
+        "timing",
+        "device",
+        "precision",
+        "compiled",
+        "seed",
+    }
+    assert result["timing"].keys() == {"total", "synthesis", "distillation", "evaluation"}
+
+
+def test_each_epochs_event_tracks_gap_factor_losses_and_health(finished: Path):
+    epochs = [event for event in events(finished) if event["event"] == "epoch"]
+    assert [event["epoch"] for event in epochs] == [1, 2]
+    assert [event["pool_size"] for event in epochs] == [16, 32]
+    for event in epochs:
+        assert 0 < event["reality_gap_before"] < 1
+        assert 0 < event["reality_gap_after"] < 1
+        assert event["synthesis"].keys() == {
+            "synthesis_loss",
+            "batch_norm_statistics_loss",
+            "disagreement_loss",
+            "agreement_loss",
+            "regulatory_factor",
+        }
+        assert event["health"].keys() == {"target_agreement", "class_entropy", "diversity", "saturation"}
+        assert event["distillation_loss"] > 0
+    # Cosine over the epochs.
+    assert [event["learning_rate"] for event in epochs] == pytest.approx([0.2, 0.1])
+
+
+def test_a_run_without_evaluation_data_opens_no_data_source(teacher_file: Path, tmp_path: Path):
+    code = f"""
+import sys
+from pathlib import Path
+from gapssg import DistillSettings, distill
+settings = DistillSettings.model_validate_json({settings(teacher_file).model_dump_json()!r})
+distill(settings, Path({str(tmp_path / "run")!r}))
+sources = [name for name in sys.modules if name.startswith("gapssg.data.")]
+# The engine knows what a set of images is; no source of any was imported, so none can have been opened.
+assert set(sources) <= {{"gapssg.data.settings", "gapssg.data.image_set", "gapssg.data.source"}}, sources
+assert "sklearn" not in sys.modules
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_evaluating_does_not_change_the_weights(finished: Path, teacher_file: Path, tmp_path: Path):
+    result = distill(settings(teacher_file, **DIGITS), tmp_path / "evaluated")
+    assert result["student"]["top1"] is not None
+    ours = (tmp_path / "evaluated" / "student.safetensors").read_bytes()
+    assert ours == (finished / "student.safetensors").read_bytes()
+    assert (tmp_path / "evaluated" / "best.safetensors").exists()
+
+
+def test_equal_settings_give_equal_files_events_and_results(finished: Path, teacher_file: Path, tmp_path: Path):
+    distill(settings(teacher_file), tmp_path / "again")
+    for name in (
+        "student.safetensors",
+        "pool/shard-0002.safetensors",
+        "samples/epoch-0002.png",
+        "settings.toml",
+    ):
+        assert (finished / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    assert without_timing(json.loads((finished / "result.json").read_text())) == without_timing(
+        json.loads((tmp_path / "again" / "result.json").read_text())
+    )
+    assert [without_timing(e) for e in events(finished)] == [without_timing(e) for e in events(tmp_path / "again")]
+
+
+def test_another_seed_gives_another_student(finished: Path, teacher_file: Path, tmp_path: Path):
+    distill(settings(teacher_file, seed=1), tmp_path / "other")
+    ours, theirs = (load_file(run / "student.safetensors") for run in (finished, tmp_path / "other"))
+    assert not any(torch.equal(ours[name], theirs[name]) for name in ours if ours[name].ndim == 4)
+
+
+def test_a_run_changes_neither_weights_nor_buffers_of_the_teacher(teacher_file: Path, tmp_path: Path):
+    runtime = Runtime(torch.device("cpu"), "fp32", False, 0)
+    given = settings(teacher_file)
+    distillation = _Distillation(given, runtime, load_model(teacher_file))
+    before = copy.deepcopy(distillation.teacher.state_dict())
+    student_before = copy.deepcopy(distillation.student.state_dict())
+    distillation.run_epoch(0, RunDirectory(tmp_path / "run", given, SilentDisplay()))
+    for name, value in distillation.teacher.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert any(not torch.equal(v, student_before[n]) for n, v in distillation.student.state_dict().items())
+
+
+def test_a_pool_is_distilled_from_without_synthesis(finished: Path, teacher_file: Path, tmp_path: Path):
+    result = distill(settings(teacher_file, pool=finished), tmp_path / "from-pool")
+    assert result["images_synthesized"] == 0
+    # Every epoch visits all 32 samples twice.
+    assert result["distillation_steps"] == 2 * (2 * 32 // 8)
+    assert not (tmp_path / "from-pool" / "pool").exists()
+    assert all(event["synthesis"] == {} for event in events(tmp_path / "from-pool") if event["event"] == "epoch")
+
+
+def test_student_weights_are_started_from(finished: Path, teacher_file: Path, tmp_path: Path):
+    weights = finished / "student.safetensors"
+    runtime = Runtime(torch.device("cpu"), "fp32", False, 0)
+    given = settings(teacher_file, student={"name": "wrn16_1", "weights": weights})
+    student = _Distillation(given, runtime, load_model(teacher_file)).student
+    for name, value in load_file(weights).items():
+        assert torch.equal(student.state_dict()[name], value)
+    # Plain safetensors without our description will do.
+    save_file(load_file(weights), tmp_path / "plain.safetensors")
+    given = settings(teacher_file, student={"name": "wrn16_1", "weights": tmp_path / "plain.safetensors"})
+    _Distillation(given, runtime, load_model(teacher_file))
+
+
+def test_snapshots_are_kept_where_asked_and_samples_and_pool_are_not(teacher_file: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    distill(settings(teacher_file, snapshot_every=1, samples=False, keep_pool=False), run)
+    assert sorted(path.name for path in (run / "snapshots").iterdir()) == [
+        "epoch-0001.safetensors",
+        "epoch-0002.safetensors",
+    ]
+    assert (run / "snapshots" / "epoch-0002.safetensors").read_bytes() == (run / "student.safetensors").read_bytes()
+    assert not (run / "samples").exists()
+    assert not (run / "pool").exists()
+
+
+def test_final_and_best_are_told_apart(teacher_file: Path, tmp_path: Path):
+    result = distill(settings(teacher_file, **DIGITS, epochs=3), tmp_path / "run")["student"]
+    tops = [event["top1"] for event in events(tmp_path / "run") if event["event"] == "epoch"]
+    assert result["top1"] == tops[-1]
+    assert result["best_top1"] == max(tops)
+    assert result["best_epoch"] == tops.index(max(tops)) + 1
+
+
+def test_a_collapse_is_a_warning(teacher_file: Path, tmp_path: Path):
+    # A generator that cannot move leaves images of which the teacher takes hardly any for its target.
+    method = {
+        **TINY["method"],
+        "generator_learning_rate": 1e-12,
+        "gap_weight": 0.0,
+        "synthesis_batch_size": 4,
+    }
+    distill(settings(teacher_file, method=method, epochs=1), tmp_path / "run")
+    found = [event["message"] for event in events(tmp_path / "run") if event["event"] == "warning"]
+    assert found
+    assert all(isinstance(message, str) for message in found)
+
+
+def test_a_teacher_without_batch_norm_is_refused_with_the_methods_that_do_without(
+    teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(256, 10))
+    monkeypatch.setattr("gapssg.models.model_file.create_model", lambda *_, **__: copy.deepcopy(plain))
+    save_model(teacher_file, plain, make_card())
+    with pytest.raises(InputError, match=r"no batch-norm layers.*methods that do not: noise"):
+        distill(settings(teacher_file), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    method = {"name": "noise", "synthesis_batch_size": 16}
+    distill(settings(teacher_file, method=method), tmp_path / "run")
+
+
+def test_a_student_that_diverges_ends_in_one_sentence(teacher_file: Path, tmp_path: Path):
+    with pytest.raises(RunError, match="not finite; lower"):
+        distill(
+            settings(teacher_file, optimizer={"learning_rate": 100.0, "weight_decay": 0.9}, epochs=8),
+            tmp_path / "run",
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"teacher": "absent.safetensors"}, "does not exist"),
+        ({"pool": "absent"}, "holds no sample pool"),
+        ({"student": {"name": "wrn16_1", "weights": "absent.safetensors"}}, "does not exist"),
+        ({"student": {"name": "wrn40_1", "weights": "TEACHER"}}, "do not fit the model"),
+        ({"eval_data": {"name": "folder:absent"}}, "absent"),
+        ({"eval_data": {"name": "digits", "image_size": 32}}, "takes 1x16x16; add --image-size 16"),
+        ({"runtime": {"device": "cuda:7"}}, "--device cuda:7"),
+    ],
+)
+def test_bad_input_leaves_nothing_half_written(teacher_file: Path, tmp_path: Path, change, words):
+    text = json.dumps(change).replace("TEACHER", str(teacher_file))
+    with pytest.raises(InputError, match=words):
+        distill(settings(**{"teacher": teacher_file, **json.loads(text)}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_data_of_other_classes_is_refused(teacher_file: Path, image_folder: Path, tmp_path: Path):
+    with pytest.raises(InputError, match=r"2 classes, but .* has 10"):
+        distill(settings(teacher_file, eval_data={"name": f"folder:{image_folder}"}), tmp_path / "run")
+
+
+def test_a_pool_of_other_images_is_refused(finished: Path, teacher_file: Path, tmp_path: Path):
+    shard = finished / "pool" / "shard-0001.safetensors"
+    save_file({"images": torch.zeros(4, 3, 16, 16, dtype=torch.uint8), "targets": torch.zeros(4).long()}, shard)
+    with pytest.raises(InputError, match="its images are 3x16x16, but the teacher takes 1x16x16"):
+        distill(settings(teacher_file, pool=finished), tmp_path / "other")
+    shard.write_bytes(b"junk")
+    with pytest.raises(InputError, match="not a readable safetensors file"):
+        distill(settings(teacher_file, pool=finished), tmp_path / "other")

@@ -1,0 +1,122 @@
+"""The rules of the house: which room may import which, and what may not be there at all."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gapssg
+
+PACKAGE = Path(gapssg.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Each room may import what stands after it.
+ORDER = [
+    "cli",
+    "engine",
+    "synthesis",
+    "data",
+    "models",
+    "augment",
+    "batches",
+    "runtime",
+    "settings",
+    "files",
+    "errors",
+]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every gapssg module that a file imports anywhere, with the packages that importing it runs."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif match := re.fullmatch(r"(gapssg(\.\w+)+)(:\w+)?", str(getattr(node, "value", ""))):
+            # Modules that are imported by name, such as "gapssg.models.vgg:vgg11".
+            found.add(match[1])
+    names = {module_name(path) for path in FILES}
+    packages = {name.rsplit(".", depth)[0] for name in found for depth in range(1, name.count("."))}
+    return (found | packages) & names
+
+
+GRAPH = {module_name(path): imports_of(path) for path in FILES}
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def reachable_from(start: set[str]) -> set[str]:
+    seen: set[str] = set()
+    waiting = list(start)
+    while waiting:
+        module = waiting.pop()
+        if module not in seen:
+            seen.add(module)
+            waiting += GRAPH[module] - {"gapssg"}
+    return seen
+
+
+def test_no_image_of_anybodys_can_be_reached_from_synthesis():
+    rooms = {room(module) for module in reachable_from({m for m in GRAPH if room(m) == "synthesis"})}
+    assert "synthesis" in rooms
+    assert "models" in rooms
+    assert "data" not in rooms
+    assert "engine" not in rooms
+
+
+@pytest.mark.parametrize("module", sorted(GRAPH))
+def test_imports_point_one_way(module):
+    if room(module) not in ORDER:
+        return
+    for imported in GRAPH[module]:
+        if room(imported) in ORDER:
+            assert ORDER.index(room(imported)) >= ORDER.index(room(module)), f"{module} imports {imported}"
+
+
+def test_nothing_that_is_loaded_can_run_code():
+    modules = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+    calls = {"torch.load", "torch.save", "np.load", "numpy.load", "eval", "exec"}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", None) or ""}
+                assert not modules & {name.split(".")[0] for name in names}, f"{path}:{node.lineno}"
+            elif isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in calls, f"{path}:{node.lineno}"
+
+
+def test_nothing_below_the_command_line_prints():
+    for path in FILES:
+        if "cli" in path.relative_to(PACKAGE).parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            is_print = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+            assert not is_print, f"{path} prints"
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import gapssg", "import gapssg.cli.app", "import gapssg.engine.settings, gapssg.data, gapssg.models"],
+)
+def test_importing_does_no_work(code):
+    check = f"import sys; {code}; sys.exit(any(m in sys.modules for m in ('torch', 'sklearn', 'PIL', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_every_public_name_can_be_imported():
+    for name in gapssg.__all__:
+        assert getattr(gapssg, name) is not None
