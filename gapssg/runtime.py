@@ -47,6 +47,10 @@ class Runtime:
             precision = "bf16" if computes_bf16_natively(device) else "fp32"
         return cls(device=device, precision=precision, compiled=settings.compile, seed=seed)
 
+    def describe(self) -> str:
+        """Return where and how is computed, in a few words."""
+        return f"{self.device}, {self.precision}, {'compiled' if self.compiled else 'eager'}"
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which networks are computed."""
         return torch.autocast(

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import rich.console
+from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+_WIDTH_OF_A_PIPE = 500  # nothing is wrapped that another program reads
 
 
 @dataclass
@@ -38,6 +41,8 @@ class Console:
             stderr=invocation.json, quiet=invocation.quiet, highlight=False, soft_wrap=True
         )
         self._result = rich.console.Console(highlight=False)
+        if not self._result.is_terminal:
+            self._result.width = _WIDTH_OF_A_PIPE
 
     def say(self, text: str) -> None:
         """Print a line of progress or explanation; nothing with --quiet."""
@@ -51,9 +56,9 @@ class Console:
         """Print a table of results; the first column is text, the others are figures."""
         if self.invocation.json:
             return
-        table = Table(title=title, title_justify="left")
+        table = Table(title=Text(printable(title)), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for index, column in enumerate(columns):
-            table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+            table.add_column(Text(printable(column)), justify="left" if index == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
         self._result.print(table)
@@ -92,7 +97,9 @@ class LiveDisplay:
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Print an event as one line."""
-        if event["event"] == "epoch":
+        if event["event"] == "start":
+            self._console.say(event["message"])
+        elif event["event"] == "epoch":
             self._progress.update(
                 self._run, description="epochs", completed=event["epoch"], total=event["epochs"], visible=True
             )

@@ -93,8 +93,6 @@ def distill(
         console.print_plain(settings.to_toml())
         return
     directory = options.required(output, "--output")
-    source = f"the pool of {settings.pool}" if settings.pool else f"no data ({settings.method.name})"
-    console.say(f"distilling {settings.student.name} from {settings.teacher} with {source}")
 
     from gapssg.engine.distill import distill
 
@@ -107,7 +105,7 @@ def distill(
             "model",
             "parameters",
             "top-1",
-            "best top-1 (chosen by the evaluation data)",
+            "best top-1",
             "agreement",
             "seconds",
         ],
@@ -132,5 +130,7 @@ def distill(
             ],
         ],
     )
+    if student_facts["best_epoch"] is not None:
+        console.say("best top-1: chosen by the evaluation data, so it flatters; top-1 is of the last epoch")
     console.say("agreement: with the teacher, on the last synthesised images before the student trained on them")
     console.result(result)

@@ -61,7 +61,6 @@ def pretrain_teacher(
         console.print_plain(settings.to_toml())
         return
     directory = options.required(output, "--output")
-    console.say(f"training {settings.model.name} on {settings.data.name}")
 
     from gapssg.engine.pretrain import pretrain_teacher
 
@@ -70,7 +69,7 @@ def pretrain_teacher(
     made = result["model"]
     console.table(
         f"Teacher in {directory}",
-        ["model", "parameters", "top-1", "best top-1 (chosen by the test split)", "seconds"],
+        ["model", "parameters", "top-1", "best top-1", "seconds"],
         [
             [
                 made["architecture"],
@@ -81,4 +80,5 @@ def pretrain_teacher(
             ]
         ],
     )
+    console.say("best top-1: chosen by the test split, so it flatters; top-1 is of the last epoch")
     console.result(result)

@@ -93,10 +93,10 @@ def quickstart(
         evaluation = evaluate(evaluate_settings, display=display)
     seconds = time.perf_counter() - started
 
-    labels = ("teacher (real data)", f"student ({method.name}, no data)", "student (noise, no data)")
+    labels = ("teacher, real data", f"student, {method.name}", "student, noise")
     console.table(
-        f"{evaluation['images']} held-out digits, {seconds:.0f} s",
-        ["model", "architecture", "parameters", "top-1", "loss", "agreement with teacher", "reality gap"],
+        f"{evaluation['images']} held-out digits, after {seconds:.0f} s",
+        ["model", "architecture", "parameters", "top-1", "loss", "agreement", "gap"],
         [
             [
                 label,
@@ -110,6 +110,7 @@ def quickstart(
             for label, report in zip(labels, evaluation["models"], strict=True)
         ],
     )
+    console.say("agreement and (reality) gap: with the teacher's predictions and probabilities")
     console.say("what was made:")
     for file in files.values():
         console.say(f"  {file}")

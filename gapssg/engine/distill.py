@@ -69,6 +69,12 @@ def distill(
     evaluator = _Evaluator(settings, runtime, teacher, display)
     run = RunDirectory(output, settings, display)
 
+    source = f"the pool of {settings.pool}" if settings.pool else f"no data ({settings.method.name})"
+    run.record(
+        "start",
+        message=f"distilling {teacher.card.architecture} into {settings.student.name} with {source}, "
+        f"{runtime.describe()}",
+    )
     for epoch in range(settings.epochs):
         facts = distillation.run_epoch(epoch, run)
         facts |= evaluator.after_epoch(epoch, distillation, run)
@@ -225,7 +231,7 @@ class _Distillation:
         fresh = self.synthesizer.fresh
         health = synthesis_health(fresh, self.synthesizer.fresh_targets, self.predict(self.teacher, fresh))
         if self.settings.method.makes_class_images:
-            for sentence in health.warnings(self.card.num_classes):
+            for sentence in health.warnings(self.card.num_classes, len(fresh)):
                 run.record("warning", epoch=epoch + 1, message=sentence)
         return health._asdict()
 

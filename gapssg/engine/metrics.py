@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gapssg.errors import RunError
+
 
 class Scores(NamedTuple):
     """The accuracies and the loss of a classifier; accuracies are fractions in [0, 1]."""
@@ -22,7 +24,13 @@ class Scores(NamedTuple):
 
 
 def score(logits: Tensor, labels: Tensor) -> Scores:
-    """Return top-1 and top-5 accuracy and the cross-entropy of logits (N, K) on labels (N,)."""
+    """Return top-1 and top-5 accuracy and the cross-entropy of logits (N, K) on labels (N,).
+
+    Raises:
+        RunError: The logits are not finite.
+    """
+    if not torch.isfinite(logits).all():
+        raise RunError("the model's output is not finite; if it was being trained, lower the learning rate")
     return Scores(top_k_accuracy(logits, labels, 1), top_k_accuracy(logits, labels, 5), cross_entropy(logits, labels))
 
 

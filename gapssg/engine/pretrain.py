@@ -65,6 +65,10 @@ def pretrain_teacher(
     trainer = _Trainer(settings, runtime, runtime.place(model), card, train.to(runtime.device))
     test = test.to(runtime.device)
 
+    run.record(
+        "start",
+        message=f"training {card.architecture} on {len(train):,} images of {settings.data.name}, {runtime.describe()}",
+    )
     started = time.perf_counter()
     evaluation_seconds = 0.0
     best: tuple[float, int] = (-1.0, 0)

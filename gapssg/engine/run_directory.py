@@ -114,8 +114,6 @@ def check_output(path: Path, overwrite: bool) -> None:
     check_writable(path)
     if not path.exists():
         return
-    if not path.is_dir():
-        raise InputError(f"--output {path} is a file; name a directory")
     entries = {entry.name for entry in path.iterdir()}
     strange = sorted(entries - {*_FILES, *_FOLDERS})
     if strange:

@@ -28,10 +28,15 @@ class SynthesisHealth(NamedTuple):
     diversity: float
     saturation: float
 
-    def warnings(self, num_classes: int) -> list[str]:
-        """Return a sentence for each sign of a collapse."""
+    def warnings(self, num_classes: int, count: int) -> list[str]:
+        """Return a sentence for each sign of a collapse of `count` images.
+
+        A target agreement at chance is no such sign: where the student tracks the teacher, the regulatory factor
+        leaves the targets next to no weight.
+        """
         found = []
-        if self.target_agreement < 1 / num_classes:
+        chance = 1 / num_classes
+        if self.target_agreement < chance - 4 * (chance * (1 - chance) / count) ** 0.5:
             found.append(
                 f"the teacher takes only {self.target_agreement:.0%} of the new images for their target, "
                 "less than chance"

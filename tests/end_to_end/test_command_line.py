@@ -1,0 +1,218 @@
+"""The program as a user runs it, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+TINY_METHOD = ["--set", "method.generator_steps=3", "--set", "method.synthesis_batch_size=16"]
+CPU = ["--device", "cpu", "--precision", "fp32"]
+
+
+def gapssg(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gapssg", *map(str, arguments)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == status, run.stderr
+    return run
+
+
+def refusal(*arguments: object) -> str:
+    """Run bad input; return the sentence, after checking that it is one and stands alone."""
+    run = gapssg(*arguments, status=2)
+    assert run.stdout == ""
+    assert run.stderr.startswith("error: ")
+    assert "Traceback" not in run.stderr
+    return run.stderr.removeprefix("error: ").strip()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a teacher and a student of it."""
+    root = tmp_path_factory.mktemp("runs")
+    gapssg(
+        "pretrain-teacher", "--data", "digits", "--model", "wrn16_1", "--epochs", 1, "--output", root / "teacher", *CPU
+    )
+    teacher = root / "teacher" / "model.safetensors"
+    gapssg(
+        *("distill", "--teacher", teacher, "--student", "wrn16_1", "--epochs", 1, "--output", root / "student"),
+        *TINY_METHOD,
+        *CPU,
+    )
+    return root
+
+
+def test_teacher_student_and_evaluation_from_the_command_line(trained: Path):
+    teacher, student = trained / "teacher" / "model.safetensors", trained / "student" / "student.safetensors"
+    run = gapssg("eval", teacher, student, "--data", "digits", "--teacher", teacher, "--json", *CPU)
+    result = json.loads(run.stdout)
+    assert [model["file"] for model in result["models"]] == [str(teacher), str(student)]
+    assert result["models"][0]["agreement"] == 1.0
+    table = gapssg("eval", teacher, student, "--data", "digits", "--per-class", *CPU).stdout
+    assert "450 test images of digits" in table
+    assert "wrn16_1" in table
+
+
+def test_json_is_all_that_stands_on_stdout(trained: Path, tmp_path: Path):
+    teacher = trained / "teacher" / "model.safetensors"
+    run = gapssg(
+        *("distill", "--teacher", teacher, "--student", "wrn16_1", "--epochs", 1, "--output", tmp_path / "run"),
+        *TINY_METHOD,
+        *CPU,
+        "--json",
+    )
+    assert json.loads(run.stdout) == json.loads((tmp_path / "run" / "result.json").read_text())
+    assert "epoch    1/1" in run.stderr
+
+
+def test_quiet_prints_the_result_alone(trained: Path, tmp_path: Path):
+    teacher = trained / "teacher" / "model.safetensors"
+    run = gapssg(
+        *("distill", "--teacher", teacher, "--student", "wrn16_1", "--epochs", 1, "--output", tmp_path / "run"),
+        *("--method", "noise", "--set", "method.synthesis_batch_size=16", "--quiet"),
+        *CPU,
+    )
+    assert "epoch " not in run.stdout + run.stderr
+    assert "student wrn16_1" in run.stdout
+
+
+def test_a_pool_is_distilled_into_another_student(trained: Path, tmp_path: Path):
+    teacher = trained / "teacher" / "model.safetensors"
+    gapssg(
+        *("distill", "--teacher", teacher, "--student", "wrn16_2", "--pool", trained / "student"),
+        *("--epochs", 1, "--output", tmp_path / "run"),
+        *CPU,
+    )
+    assert (tmp_path / "run" / "student.safetensors").exists()
+
+
+def test_dry_run_prints_toml_that_config_reads_back(tmp_path: Path):
+    arguments = ["--teacher", "t.safetensors", "--student", "wrn16_1", "--recipe", "digits", "--seed", 3, "--dry-run"]
+    first = gapssg("distill", *arguments).stdout
+    assert tomllib.loads(first)["seed"] == 3
+    (tmp_path / "settings.toml").write_text(first)
+    assert gapssg("distill", "--config", tmp_path / "settings.toml", "--dry-run").stdout == first
+
+
+def test_lists_of_models_methods_and_recipes():
+    models = json.loads(gapssg("models", "--json").stdout)["models"]
+    assert {m["name"]: m["parameters"] for m in models}["wrn40_2"] == 2_243_546
+    assert "gapssg" in gapssg("methods").stdout
+    assert "digits" in gapssg("recipes").stdout
+    assert "pretrain-teacher" in tomllib.loads(gapssg("recipes", "digits").stdout)
+
+
+def test_help_and_version():
+    assert "distill" in gapssg("--help").stdout
+    assert "--eval-data" in gapssg("distill", "--help").stdout
+    assert gapssg("--version").stdout.startswith("gapssg ")
+
+
+def test_help_and_settings_errors_import_no_torch():
+    for arguments in (["--help"], ["distill", "--help"], ["distill", "--set", "epocs=1", "--output", "x"]):
+        code = (
+            f"import sys; sys.argv = ['gapssg', *{arguments!r}]\n"
+            "from gapssg.cli.app import main\n"
+            "try: main()\n"
+            "finally: assert 'torch' not in sys.modules"
+        )
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert "AssertionError" not in run.stderr
+
+
+def test_an_output_that_holds_a_run_is_kept(trained: Path):
+    before = (trained / "teacher" / "model.safetensors").read_bytes()
+    sentence = refusal(
+        "pretrain-teacher", "--data", "digits", "--model", "wrn16_1", "--output", trained / "teacher", *CPU
+    )
+    assert "already holds a run; add --overwrite to replace it" in sentence
+    assert (trained / "teacher" / "model.safetensors").read_bytes() == before
+
+
+def test_bad_input_is_one_clear_sentence(trained: Path, tmp_path: Path):
+    teacher = trained / "teacher" / "model.safetensors"
+    out = tmp_path / "out"
+    distill = ["distill", "--teacher", teacher, "--student", "wrn16_1", "--output", out]
+    cases = {
+        "teacher is missing": ["distill", "--student", "wrn16_1", "--output", out],
+        "--output is missing": distill[:-2],
+        "does not exist": [*distill, "--teacher", tmp_path / "absent.safetensors"],
+        "did you mean wrn16_1": ["distill", "--teacher", teacher, "--student", "wrn16-1", "--output", out],
+        "did you mean gapssg": [*distill, "--method", "gapsg"],
+        "did you mean digits": [*distill, "--recipe", "digit"],
+        "did you mean epochs": [*distill, "--set", "epochz=3"],
+        "must be greater than or equal to 1": [*distill, "--epochs", 0],
+        "no CUDA device": [*distill, "--device", "cuda:0"],
+        "There is no data named": [*distill, "--eval-data", "digit"],
+        "cannot write to /proc/run": [*distill[:-1], "/proc/run"],
+        "No such option": ["distill", "--teachr", teacher],
+        "No such command": ["distil"],
+        "valid integer": [*distill, "--epochs", "many"],
+    }
+    import torch
+
+    if torch.cuda.is_available():
+        del cases["no CUDA device"]
+    for words, arguments in cases.items():
+        sentence = refusal(*arguments)
+        assert words.lower() in sentence.lower(), sentence
+        assert len(sentence.splitlines()) == 1, sentence
+    assert not out.exists()
+
+
+def test_debug_adds_the_traceback(tmp_path: Path):
+    run = gapssg(
+        "distill",
+        "--teacher",
+        tmp_path / "absent",
+        "--student",
+        "wrn16_1",
+        "--output",
+        tmp_path / "o",
+        "--debug",
+        status=2,
+    )
+    assert "Traceback" in run.stderr
+    assert "error: " in run.stderr
+
+
+def test_an_interrupt_ends_in_one_sentence(trained: Path, tmp_path: Path):
+    teacher = trained / "teacher" / "model.safetensors"
+    command = [sys.executable, "-m", "gapssg", "distill", "--teacher", teacher, "--student", "wrn16_1"]
+    command += ["--output", tmp_path / "run", "--epochs", "1000", *TINY_METHOD, *CPU]
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "pool").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip().splitlines() == ["interrupted; what was written before stays in the output directory"]
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_class_names_cannot_steer_the_terminal(image_folder: Path, tmp_path: Path):
+    for split in ("train", "test"):
+        (image_folder / split / "dark").rename(image_folder / split / "\x1b[2Jdark")
+    run = ["--data", f"folder:{image_folder}", "--model", "wrn16_1", "--epochs", 1, "--batch-size", 16]
+    gapssg("pretrain-teacher", *run, "--output", tmp_path / "run", *CPU)
+    shown = gapssg(
+        "eval", tmp_path / "run" / "model.safetensors", "--data", f"folder:{image_folder}", "--per-class", *CPU
+    ).stdout
+    assert "dark" in shown
+    assert "\x1b" not in shown

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gapssg import InputError, PretrainSettings
+from gapssg.engine.run_directory import RunDirectory, SilentDisplay, check_output, encode_png, image_grid, pool_shards
+
+
+def start(path: Path) -> RunDirectory:
+    settings = PretrainSettings.model_validate({"data": {"name": "digits"}, "model": {"name": "wrn16_1"}})
+    return RunDirectory(path, settings, SilentDisplay())
+
+
+def test_a_run_is_replaced_only_on_request(tmp_path: Path):
+    run = tmp_path / "run"
+    start(run).record("note", value=1)
+    with pytest.raises(InputError, match="already holds a run; add --overwrite"):
+        check_output(run, overwrite=False)
+    check_output(run, overwrite=True)
+    assert (run / "events.jsonl").exists()
+    start(run)
+    assert sorted(path.name for path in run.iterdir()) == ["settings.toml"]
+
+
+def test_files_of_others_are_never_removed(tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(InputError, match=r"holds files that are not a run's \(thesis.tex\)"):
+        check_output(tmp_path, overwrite=True)
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is not a folder"):
+        check_output(tmp_path / "file", overwrite=True)
+
+
+def test_an_empty_directory_is_as_good_as_none(tmp_path: Path):
+    check_output(tmp_path, overwrite=False)
+    check_output(tmp_path / "absent" / "run", overwrite=False)
+
+
+@pytest.mark.parametrize(("channels", "shown"), [(1, 1), (2, 1), (3, 3), (5, 1)])
+def test_a_grid_shows_every_image_once(channels, shown):
+    images = torch.arange(1, 8, dtype=torch.uint8).view(7, 1, 1, 1).expand(7, channels, 4, 6)
+    grid = image_grid(images)
+    assert grid.shape == (shown, 12, 18)
+    tiles = grid[0].view(3, 4, 3, 6).permute(0, 2, 1, 3).reshape(9, -1)
+    assert [tile.unique().tolist() for tile in tiles] == [[n] for n in range(1, 8)] + [[0], [0]]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_png_holds_the_pixels_that_it_was_given(channels):
+    image = torch.randint(0, 256, (channels, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with Image.open(io.BytesIO(encode_png(image))) as read:
+        pixels = torch.from_numpy(np.asarray(read).copy()).view(5, 7, channels)
+    assert torch.equal(pixels.permute(2, 0, 1), image)
+
+
+def test_the_shards_of_a_pool_come_oldest_first(tmp_path: Path):
+    run = start(tmp_path / "run")
+    for epoch in (2, 1, 10):
+        run.write_pool_shard(epoch, torch.zeros(1, 1, 4, 4, dtype=torch.uint8), torch.zeros(1).long())
+    names = ["shard-0001.safetensors", "shard-0002.safetensors", "shard-0010.safetensors"]
+    assert [path.name for path in pool_shards(tmp_path / "run")] == names
+    assert [path.name for path in pool_shards(tmp_path / "run" / "pool")] == names
+    with pytest.raises(InputError, match="holds no sample pool"):
+        pool_shards(tmp_path)

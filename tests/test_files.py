@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from gapssg.errors import InputError, RunError
+from gapssg.files import canonical_json, check_writable, write_atomically
+
+
+def test_equal_values_have_equal_json():
+    assert canonical_json({"b": 1, "a": [1.5]}) == canonical_json({"a": [1.5], "b": 1}) == '{"a":[1.5],"b":1}'
+    with pytest.raises(ValueError, match="JSON compliant"):
+        canonical_json(float("nan"))
+
+
+def test_a_write_replaces_the_file_and_leaves_nothing_else(tmp_path: Path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+    assert stat.S_IMODE(path.stat().st_mode) & 0o600 == 0o600
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(RunError, match="No space left on device"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_has_vanished_is_one_sentence(tmp_path: Path):
+    with pytest.raises(RunError, match="cannot write"):
+        write_atomically(tmp_path / "absent" / "file", b"new")
+
+
+def test_checking_an_output_leaves_nothing_behind(tmp_path: Path):
+    check_writable(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is not a folder"):
+        check_writable(tmp_path / "file" / "run")
+
+
+def test_an_unwritable_output_is_bad_input():
+    # /proc is a folder in which not even root can make a file.
+    with pytest.raises(InputError, match="cannot write to /proc/run"):
+        check_writable(Path("/proc/run"))
