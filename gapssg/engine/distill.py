@@ -41,7 +41,7 @@ from gapssg.runtime import Runtime, to_uint8
 from gapssg.synthesis import EpochPlan, SynthesisContext, Synthesizer, method_classes
 from gapssg.synthesis.health import synthesis_health
 from gapssg.synthesis.losses import reality_gap
-from gapssg.synthesis.pool import StoredPool
+from gapssg.synthesis.pool_synthesizer import PoolSynthesizer, read_pool
 
 
 def distill(
@@ -299,7 +299,7 @@ def _make_synthesizer(settings: DistillSettings, runtime: Runtime, of: _Distilla
     )
     method = settings.method
     if settings.pool is not None:
-        return StoredPool(method, context, pool_shards(settings.pool))
+        return PoolSynthesizer(method, context, None, read_pool(pool_shards(settings.pool), context))
     if method.needs_batch_norm and not batch_norm_layers(of.teacher):
         others = ", ".join(m.model_fields["name"].default for m in method_classes() if not m.needs_batch_norm)
         raise InputError(

@@ -34,8 +34,9 @@ class GapSSGSettings(InversionSettings):
     def build(self, context: SynthesisContext) -> Synthesizer:
         """Make the synthesizer."""
         from gapssg.synthesis.inversion import GeneratorInversion
+        from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
 
-        return GeneratorInversion(self, context)
+        return PoolSynthesizer(self, context, GeneratorInversion(self, context))
 
     def loss(
         self, statistics_loss: Tensor, teacher_logits: Tensor, student_logits: Tensor, targets: Tensor

@@ -13,17 +13,17 @@ from gapssg.models.frozen import frozen
 from gapssg.models.generator import Generator
 from gapssg.synthesis.base import InversionSettings, SynthesisContext
 from gapssg.synthesis.batch_norm import observed_statistics
-from gapssg.synthesis.pool import PoolSynthesizer
 
 
-class GeneratorInversion(PoolSynthesizer):
+class GeneratorInversion:
     """Optimises generator and latent for one batch, and keeps the images of the step with the lowest loss."""
 
     def __init__(self, settings: InversionSettings, context: SynthesisContext) -> None:
         """Make the generator and its optimizer, which every synthesis re-initialises in place."""
-        super().__init__(settings, context)
         runtime = context.runtime
-        self.inversion = settings
+        self.settings = settings
+        self.context = context
+        self.step_count = settings.generator_steps
         self.generator = Generator(
             context.image_shape, latent_size=settings.latent_size, width=settings.generator_width
         )
@@ -33,10 +33,12 @@ class GeneratorInversion(PoolSynthesizer):
         )
         self._compute = runtime.compile(self._loss)
 
-    def _synthesis_step_count(self) -> int:
-        return self.inversion.generator_steps
+    def synthesise(self, student: nn.Module, targets: Tensor, epoch: int) -> Steps[dict[str, Tensor], None, Tensor]:
+        """Optimise for `targets` (N,); return the images (N, C, H, W) of the step with the lowest loss.
 
-    def _synthesise(self, student: nn.Module, targets: Tensor, epoch: int) -> Steps[dict[str, Tensor], None, Tensor]:
+        Raises:
+            RunError: No step had a finite loss.
+        """
         runtime = self.context.runtime
         self.generator.train()
         self.generator.reset_parameters(runtime.random_stream("generator", epoch))
@@ -44,7 +46,7 @@ class GeneratorInversion(PoolSynthesizer):
             self.latent.normal_(generator=runtime.random_stream("latent", epoch))
         optimizer = torch.optim.Adam(
             [*self.generator.parameters(), self.latent],
-            lr=self.inversion.generator_learning_rate,
+            lr=self.settings.generator_learning_rate,
             betas=(0.5, 0.999),
             fused=True,
         )
@@ -52,7 +54,7 @@ class GeneratorInversion(PoolSynthesizer):
         lowest = torch.full((), torch.inf, device=runtime.device)
         best = torch.zeros(len(targets), *self.context.image_shape, device=runtime.device)
         with frozen(student), observed_statistics(self.context.teacher) as distances:
-            for _ in range(self.inversion.generator_steps):
+            for _ in range(self.settings.generator_steps):
                 shifts = self.context.augmentation.draw(len(targets), stream)
                 optimizer.zero_grad(set_to_none=False)
                 distances.clear()
@@ -81,6 +83,6 @@ class GeneratorInversion(PoolSynthesizer):
             teacher_logits = context.teacher(views).float()
             student_logits = student(views).float()
         statistics_loss = torch.stack(distances).sum()
-        loss, terms = self.inversion.loss(statistics_loss, teacher_logits, student_logits, targets)
+        loss, terms = self.settings.loss(statistics_loss, teacher_logits, student_logits, targets)
         terms = {"synthesis_loss": loss, **terms}
         return loss, {name: term.detach() for name, term in terms.items()}, images.detach()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Generator
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from gapssg.synthesis.base import PoolMethodSettings, SynthesisContext, Synthesizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class NoiseSettings(PoolMethodSettings):
@@ -20,6 +24,26 @@ class NoiseSettings(PoolMethodSettings):
 
     def build(self, context: SynthesisContext) -> Synthesizer:
         """Make the synthesizer."""
-        from gapssg.synthesis.pool import NoisePool
+        from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
 
-        return NoisePool(self, context)
+        return PoolSynthesizer(self, context, NoiseSynthesis(context))
+
+
+class NoiseSynthesis:
+    """Gaussian noise with the mean and deviation of the teacher's input, clipped to [0, 1]."""
+
+    step_count = 1
+
+    def __init__(self, context: SynthesisContext) -> None:
+        """Draw for the teacher of `context`."""
+        self.context = context
+
+    def synthesise(self, student: nn.Module, targets: Tensor, epoch: int) -> Generator[dict[str, Tensor], None, Tensor]:
+        """Draw one image for each target; which target makes no difference."""
+        import torch
+
+        runtime, normalization = self.context.runtime, self.context.normalization
+        stream = runtime.random_stream("noise", epoch)
+        noise = torch.randn((len(targets), *self.context.image_shape), generator=stream, device=runtime.device)
+        yield {}
+        return (noise * normalization.deviation + normalization.mean).clamp(0, 1)

@@ -11,7 +11,7 @@ from gapssg.augment import Augmentation, Normalization
 from gapssg.errors import RunError
 from gapssg.models import create_model
 from gapssg.runtime import Runtime
-from gapssg.synthesis import GapSSGSettings, SynthesisContext
+from gapssg.synthesis import GapSSGSettings, SynthesisContext, Synthesizer
 from gapssg.synthesis.batch_norm import observed_statistics
 from gapssg.synthesis.inversion import GeneratorInversion
 
@@ -39,11 +39,8 @@ def make_student(runtime: Runtime) -> nn.Module:
     return runtime.place(create_model("wrn16_1", num_classes=5, input_shape=SHAPE, seed=2))
 
 
-def synthesise(
-    runtime: Runtime, settings: GapSSGSettings = SETTINGS
-) -> tuple[GeneratorInversion, list[dict[str, float]]]:
+def synthesise(runtime: Runtime, settings: GapSSGSettings = SETTINGS) -> tuple[Synthesizer, list[dict[str, float]]]:
     synthesizer = settings.build(make_context(runtime))
-    assert isinstance(synthesizer, GeneratorInversion)
     steps = synthesizer.synthesis_steps(make_student(runtime), 0)
     return synthesizer, [{name: term.item() for name, term in terms.items()} for terms in steps]
 

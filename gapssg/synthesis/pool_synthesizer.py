@@ -1,0 +1,135 @@
+"""The synthesizers that distil from a sample pool, in shuffled passes."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gapssg.batches import shuffled_batches, steps_for_passes
+from gapssg.errors import InputError
+from gapssg.models.model_file import read_weights
+from gapssg.runtime import to_uint8, to_unit_range
+from gapssg.synthesis.base import EpochPlan, PoolMethodSettings, SynthesisContext
+from gapssg.synthesis.losses import distillation_divergence
+from gapssg.synthesis.pool import SamplePool
+
+
+class BatchSynthesis(Protocol):
+    """How a method makes one batch of images."""
+
+    @property
+    def step_count(self) -> int:
+        """Steps of one synthesis."""
+
+    def synthesise(self, student: nn.Module, targets: Tensor, epoch: int) -> Generator[dict[str, Tensor], None, Tensor]:
+        """Yield each step's loss terms; return images (N, C, H, W) float32 in [0, 1] for the targets (N,)."""
+
+
+class PoolSynthesizer:
+    """Adds one batch an epoch to a pool, and samples the pool in shuffled passes.
+
+    This is the sample-balanced schedule: the number of distillation steps grows with the pool, so that each
+    epoch visits every sample `passes` times. With the pool of an earlier run nothing is synthesised, and all
+    of it is there from the first epoch.
+    """
+
+    augments = True
+
+    def __init__(
+        self,
+        settings: PoolMethodSettings,
+        context: SynthesisContext,
+        synthesis: BatchSynthesis | None,
+        pool: SamplePool | None = None,
+    ) -> None:
+        """Sample `pool`, by default an empty one with room for one batch of `synthesis` an epoch."""
+        capacity = settings.synthesis_batch_size * context.epochs
+        self.settings = settings
+        self.context = context
+        self.synthesis = synthesis
+        self.pool = pool or SamplePool(capacity, context.image_shape, context.runtime.device)
+        self._batches: Iterator[Tensor] = iter(())
+
+    @property
+    def fresh(self) -> Tensor:
+        """The newest images, (N, C, H, W) float32 in [0, 1], as they stand in the pool."""
+        return to_unit_range(self.pool.images[-self.settings.synthesis_batch_size :])
+
+    @property
+    def fresh_targets(self) -> Tensor:
+        """Their target classes, (N,) int64."""
+        return self.pool.targets[-self.settings.synthesis_batch_size :]
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """Return one round: a synthesis, if any, and the distillation steps for the pool with its images."""
+        if self.synthesis is None:
+            steps, pool_size = 0, len(self.pool)
+        else:
+            steps, pool_size = self.synthesis.step_count, self.settings.synthesis_batch_size * (epoch + 1)
+        return EpochPlan(1, steps, steps_for_passes(pool_size, self.settings.passes, self.context.batch_size))
+
+    def synthesis_steps(self, student: nn.Module, epoch: int) -> Iterator[dict[str, Tensor]]:
+        """Add one batch of images to the pool, if any, and shuffle the pool for the epoch."""
+        if self.synthesis is not None:
+            targets = self._draw_targets(epoch)
+            images = yield from self.synthesis.synthesise(student, targets, epoch)
+            self.pool.append(to_uint8(images), targets)
+        order = self.context.runtime.random_stream("pool-order", epoch)
+        batches = shuffled_batches(len(self.pool), self.settings.passes, self.context.batch_size, order)
+        self._batches = iter(batches)
+
+    def sample(self, count: int) -> Tensor:
+        """Return the next batch of the epoch's shuffled passes.
+
+        Raises:
+            ValueError: `count` is not the batch size of the run.
+        """
+        indices = next(self._batches)
+        if len(indices) != count:
+            raise ValueError(f"the pool was shuffled for batches of {len(indices)}, not {count}")
+        return to_unit_range(self.pool.images[indices])
+
+    def distillation_loss(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Return the Kullback-Leibler divergence at the method's temperature."""
+        return distillation_divergence(student_logits, teacher_logits, self.settings.temperature)
+
+    def _draw_targets(self, epoch: int) -> Tensor:
+        """Draw targets uniformly over the classes, sorted."""
+        runtime = self.context.runtime
+        targets = torch.randint(
+            self.context.num_classes,
+            (self.settings.synthesis_batch_size,),
+            generator=runtime.random_stream("targets", epoch),
+            device=runtime.device,
+        )
+        return targets.sort().values
+
+
+def read_pool(shards: list[Path], context: SynthesisContext) -> SamplePool:
+    """Read the shards of an earlier run's pool, oldest first.
+
+    Raises:
+        InputError: A shard is damaged, or its images do not fit the teacher.
+    """
+    stored = [_read_shard(shard, context) for shard in shards]
+    pool = SamplePool(sum(len(targets) for _, targets in stored), context.image_shape, context.runtime.device)
+    for images, targets in stored:
+        pool.append(images, targets)
+    return pool
+
+
+def _read_shard(path: Path, context: SynthesisContext) -> tuple[Tensor, Tensor]:
+    tensors = read_weights(path)
+    images, targets = tensors.get("images"), tensors.get("targets")
+    if images is None or targets is None or images.dtype != torch.uint8 or targets.dtype != torch.int64:
+        raise InputError(f"{path} is not a shard of a sample pool")
+    if images.ndim != 4 or tuple(images.shape[1:]) != context.image_shape or len(images) == 0:
+        given, expected = "x".join(map(str, images.shape[1:])), "x".join(map(str, context.image_shape))
+        raise InputError(f"{path}: its images are {given}, but the teacher takes {expected}")
+    if targets.shape != (len(images),) or targets.min() < 0 or targets.max() >= context.num_classes:
+        raise InputError(f"{path}: its targets are not classes of the teacher (0 to {context.num_classes - 1})")
+    return images, targets
