@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from gapssg.data.settings import DataSettings
 from gapssg.models.settings import ModelSettings
 from gapssg.settings.base import Settings
 from gapssg.settings.parts import OptimizerSettings, RuntimeSettings
-from gapssg.synthesis import DEFAULT_METHOD, GapSSGSettings, MethodSettings
+from gapssg.synthesis import GapSSGSettings, MethodSettings
 
 
 class PretrainSettings(Settings):
@@ -77,12 +76,6 @@ class DistillSettings(Settings):
     """The seed of every random stream of the run."""
     runtime: RuntimeSettings = RuntimeSettings()
     """Device, precision and compilation."""
-
-    @field_validator("method", mode="before")
-    @classmethod
-    def _default_method(cls, value: Any) -> Any:
-        """Let `method.passes=4` alone mean the default method."""
-        return {"name": DEFAULT_METHOD, **value} if isinstance(value, dict) else value
 
 
 class EvaluateSettings(Settings):

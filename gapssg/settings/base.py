@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from gapssg.errors import InputError
 from gapssg.files import canonical_json
@@ -38,6 +38,23 @@ class Settings(BaseModel):
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_parts(cls, values: Any) -> Any:
+        """Let a part that is given in part keep the rest of its default.
+
+        `optimizer.learning_rate` alone changes nothing else of this command's optimizer, although the class of
+        all optimizers' settings has defaults of its own. A part of another name (another method) is another thing.
+        """
+        if not isinstance(values, dict):
+            return values
+        completed = dict(values)
+        for field_name, field in cls.model_fields.items():
+            given, default = values.get(field_name), field.default
+            if isinstance(given, dict) and isinstance(default, Settings):
+                completed[field_name] = _complete(given, default.to_dict())
+        return completed
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON types, without the values that are None."""
         return self.model_dump(mode="json", exclude_none=True)
@@ -49,3 +66,14 @@ class Settings(BaseModel):
     def sha256(self) -> str:
         """Return the SHA-256 of the canonical JSON of the settings, in hexadecimal."""
         return hashlib.sha256(canonical_json(self.to_dict()).encode()).hexdigest()
+
+
+def _complete(given: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    if given.get("name", default.get("name")) != default.get("name"):
+        return given
+    both = {key: _complete(value, default[key]) for key, value in given.items() if _are_tables(value, default.get(key))}
+    return {**default, **given, **both}
+
+
+def _are_tables(*values: Any) -> bool:
+    return all(isinstance(value, dict) for value in values)

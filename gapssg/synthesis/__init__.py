@@ -11,7 +11,6 @@ from gapssg.synthesis.gapssg import GapSSGSettings
 from gapssg.synthesis.noise import NoiseSettings
 
 MethodSettings = Annotated[GapSSGSettings | NoiseSettings, Field(discriminator="name")]
-DEFAULT_METHOD = "gapssg"
 
 
 def method_classes() -> tuple[type[SynthesisSettings], ...]:
@@ -20,7 +19,6 @@ def method_classes() -> tuple[type[SynthesisSettings], ...]:
 
 
 __all__ = [
-    "DEFAULT_METHOD",
     "EpochPlan",
     "GapSSGSettings",
     "MethodSettings",

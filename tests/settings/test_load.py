@@ -48,6 +48,16 @@ def test_choosing_another_method_drops_what_was_said_of_the_first():
     assert settings.method.name == "noise"
 
 
+def test_a_part_given_in_part_keeps_the_rest_of_the_commands_default():
+    options = {"data.name": ("--data", "digits"), "model.name": ("--model", "wrn16_1")}
+    settings = load_settings(
+        PretrainSettings, section="-", options={**options, "optimizer.learning_rate": ("--learning-rate", 0.05)}
+    )
+    default = load_settings(PretrainSettings, section="-", options=options).optimizer
+    assert default.nesterov
+    assert settings.optimizer == default.model_copy(update={"learning_rate": 0.05})
+
+
 def test_method_settings_without_a_name_are_of_the_default_method():
     settings = load(overrides=["method.generator_steps=5"])
     assert (settings.method.name, settings.method.generator_steps) == ("gapssg", 5)
@@ -126,7 +136,8 @@ def test_every_recipe_is_valid(name):
     if "distill" in tables:
         load_settings(DistillSettings, section="distill", recipe=name, options={"teacher": GIVEN["teacher"]})
     if "pretrain-teacher" in tables:
-        load_settings(PretrainSettings, section="pretrain-teacher", recipe=name)
+        options = {"data.name": ("--data", "digits")}
+        load_settings(PretrainSettings, section="pretrain-teacher", recipe=name, options=options)
 
 
 def test_settings_cannot_be_changed():
