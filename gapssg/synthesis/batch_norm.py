@@ -59,7 +59,7 @@ class _BatchMoments(torch.autograd.Function):
             weight=2 * variance_gradient / count,
             bias=mean_gradient / count,
             training=False,
-            eps=0.0,
+            eps=torch.finfo(torch.float64).tiny,  # 0 is refused by some versions; added to 1, this is 0
         )
 
 
