@@ -26,6 +26,7 @@ from gapssg.engine.run_directory import (
     versions,
 )
 from gapssg.engine.settings import DistillSettings
+from gapssg.engine.step import TrainingStep
 from gapssg.errors import InputError, RunError
 from gapssg.models import create_model
 from gapssg.models.model_file import (
@@ -65,7 +66,7 @@ def distill(
     check_output(output, overwrite)
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     teacher = load_model(settings.teacher)
-    distillation = _Distillation(settings, runtime, teacher)
+    distillation = Distillation(settings, runtime, teacher)
     evaluator = _Evaluator(settings, runtime, teacher, display)
     run = RunDirectory(output, settings, display)
 
@@ -89,10 +90,15 @@ def distill(
     return result
 
 
-class _Distillation:
+class Distillation:
     """Teacher, student and synthesizer, and what one epoch does with them."""
 
     def __init__(self, settings: DistillSettings, runtime: Runtime, teacher: LoadedModel) -> None:
+        """Make the student and the synthesizer for a teacher.
+
+        Raises:
+            InputError: The student's weights or the pool cannot be used, or the teacher lacks batch norm.
+        """
         card = teacher.card
         self.settings = settings
         self.runtime = runtime
@@ -118,10 +124,10 @@ class _Distillation:
         self.learning_rate = settings.optimizer.learning_rate
         self.agreement = math.nan
         self.images_synthesized = 0
-        self.steps = 0
+        self.step_count = 0
         self.seconds = {"synthesis": 0.0, "distillation": 0.0}
         self._learning_epochs = 0
-        self._compute = runtime.compile(self._loss)
+        self.step = TrainingStep(self._loss, self.optimizer, runtime)
 
     def save_student(self, path: Path) -> None:
         """Write the student as a model file."""
@@ -194,14 +200,10 @@ class _Distillation:
         for step in range(plan.distillation_steps):
             images = self.synthesizer.sample(batch_size)
             shifts = self.augmentation.draw(batch_size, stream)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss = self._compute(images, shifts)
-            torch.autograd.backward(loss)
-            self.optimizer.step()
-            total += loss.detach()
+            total += self.step(images, shifts)
             done = index * plan.distillation_steps + step + 1
             run.progress(f"epoch {epoch + 1}: distillation", done, plan.rounds * plan.distillation_steps)
-        self.steps += plan.distillation_steps
+        self.step_count += plan.distillation_steps
         return _finite(total.item() / plan.distillation_steps, "distillation loss", epoch)
 
     def _loss(self, images: Tensor, shifts: Shifts) -> Tensor:
@@ -254,7 +256,7 @@ class _Evaluator:
         if settings.eval_data is not None:
             self.images = read_test_images(settings.eval_data, teacher, display).to(runtime.device)
 
-    def after_epoch(self, epoch: int, distillation: _Distillation, run: RunDirectory) -> dict[str, Any]:
+    def after_epoch(self, epoch: int, distillation: Distillation, run: RunDirectory) -> dict[str, Any]:
         """Evaluate, if this epoch is to be; return what the epoch's event says of it."""
         due = (epoch + 1) % self.settings.evaluate_every == 0 or epoch + 1 == self.settings.epochs
         if self.images is None or not due:
@@ -270,7 +272,7 @@ class _Evaluator:
         return {"top1": self.scores.top1, "loss": self.scores.loss}
 
     @staticmethod
-    def _score(distillation: _Distillation, module: nn.Module, images: ImageSet) -> Scores:
+    def _score(distillation: Distillation, module: nn.Module, images: ImageSet) -> Scores:
         return score(distillation.predict(module, images.images), images.labels)
 
 
@@ -286,7 +288,7 @@ def _make_student(settings: DistillSettings, runtime: Runtime, teacher: LoadedMo
     return student
 
 
-def _make_synthesizer(settings: DistillSettings, runtime: Runtime, of: _Distillation) -> Synthesizer:
+def _make_synthesizer(settings: DistillSettings, runtime: Runtime, of: Distillation) -> Synthesizer:
     context = SynthesisContext(
         teacher=of.teacher,
         normalization=of.normalization,
@@ -312,7 +314,7 @@ def _make_synthesizer(settings: DistillSettings, runtime: Runtime, of: _Distilla
 def _result(
     settings: DistillSettings,
     runtime: Runtime,
-    distillation: _Distillation,
+    distillation: Distillation,
     evaluator: _Evaluator,
     student_file: Path,
 ) -> dict[str, Any]:
@@ -342,7 +344,7 @@ def _result(
         "data": settings.eval_data.name if settings.eval_data else None,
         "epochs": settings.epochs,
         "images_synthesized": distillation.images_synthesized,
-        "distillation_steps": distillation.steps,
+        "distillation_steps": distillation.step_count,
         "timing": {"total": sum(seconds.values()), **seconds},
         **run_facts(runtime, settings),
     }

@@ -28,6 +28,7 @@ from gapssg.engine.run_directory import (
     versions,
 )
 from gapssg.engine.settings import PretrainSettings
+from gapssg.engine.step import TrainingStep
 from gapssg.errors import RunError
 from gapssg.models import create_model
 from gapssg.models.model_file import ModelCard, Provenance, save_model
@@ -135,7 +136,7 @@ class _Trainer:
         self.augmentation = Augmentation(card.crop_padding, card.flip)
         self.optimizer = make_optimizer(model, settings.optimizer)
         self.learning_rate = 0.0
-        self._compute = runtime.compile(self._loss)
+        self.step = TrainingStep(self._loss, self.optimizer, runtime)
 
     def train_epoch(self, epoch: int, run: RunDirectory) -> tuple[float, int]:
         """Make one pass over the images; return the mean loss and the number of images seen."""
@@ -150,11 +151,7 @@ class _Trainer:
                 progress = (epoch + index / len(batches)) / settings.epochs
                 self.learning_rate = set_learning_rate(self.optimizer, settings.optimizer, progress)
                 shifts = self.augmentation.draw(len(batch), stream)
-                self.optimizer.zero_grad(set_to_none=True)
-                loss = self._compute(self.images.images[batch], self.images.labels[batch], shifts)
-                torch.autograd.backward(loss)
-                self.optimizer.step()
-                total += loss.detach()
+                total += self.step(self.images.images[batch], self.images.labels[batch], shifts)
                 run.progress(f"epoch {epoch + 1} of {settings.epochs}", index + 1, len(batches))
         mean_loss = total.item() / len(batches)
         if not math.isfinite(mean_loss):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gapssg import DistillSettings, InputError, RunError, distill, load_model, load_settings
-from gapssg.engine.distill import _Distillation
+from gapssg.engine.distill import Distillation
 from gapssg.engine.run_directory import RunDirectory, SilentDisplay
 from gapssg.models.model_file import save_model
 from gapssg.runtime import Runtime
@@ -161,7 +161,7 @@ def test_another_seed_gives_another_student(finished: Path, teacher_file: Path, 
 def test_a_run_changes_neither_weights_nor_buffers_of_the_teacher(teacher_file: Path, tmp_path: Path):
     runtime = Runtime(torch.device("cpu"), "fp32", False, 0)
     given = settings(teacher_file)
-    distillation = _Distillation(given, runtime, load_model(teacher_file))
+    distillation = Distillation(given, runtime, load_model(teacher_file))
     before = copy.deepcopy(distillation.teacher.state_dict())
     student_before = copy.deepcopy(distillation.student.state_dict())
     distillation.run_epoch(0, RunDirectory(tmp_path / "run", given, SilentDisplay()))
@@ -183,13 +183,13 @@ def test_student_weights_are_started_from(finished: Path, teacher_file: Path, tm
     weights = finished / "student.safetensors"
     runtime = Runtime(torch.device("cpu"), "fp32", False, 0)
     given = settings(teacher_file, student={"name": "wrn16_1", "weights": weights})
-    student = _Distillation(given, runtime, load_model(teacher_file)).student
+    student = Distillation(given, runtime, load_model(teacher_file)).student
     for name, value in load_file(weights).items():
         assert torch.equal(student.state_dict()[name], value)
     # Plain safetensors without our description will do.
     save_file(load_file(weights), tmp_path / "plain.safetensors")
     given = settings(teacher_file, student={"name": "wrn16_1", "weights": tmp_path / "plain.safetensors"})
-    _Distillation(given, runtime, load_model(teacher_file))
+    Distillation(given, runtime, load_model(teacher_file))
 
 
 def test_snapshots_are_kept_where_asked_and_samples_and_pool_are_not(teacher_file: Path, tmp_path: Path):
