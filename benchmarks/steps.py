@@ -77,22 +77,11 @@ def measure_pair(pair: str, device: torch.device, synthesis_batch: int, batch: i
         for label, compiled in (("core, eager", False), ("core, compiled", True)):
             core = make_core(root / "teacher.safetensors", student_name, device, synthesis_batch, batch, compiled)
             synthesis[label], distillation[label] = core
-        flops = {
-            "synthesis": count_flops(synthesis["core, eager"]),
-            "distillation": count_flops(distillation["core, eager"]),
-        }
-        return {
-            "synthesis": {
-                "batch": synthesis_batch,
-                "flops": flops["synthesis"],
-                **time_in_turn(synthesis, device, rounds),
-            },
-            "distillation": {
-                "batch": batch,
-                "flops": flops["distillation"],
-                **time_in_turn(distillation, device, rounds),
-            },
-        }
+        measured = {}
+        for name, size, variants in (("synthesis", synthesis_batch, synthesis), ("distillation", batch, distillation)):
+            flops = count_flops(variants["core, eager"])
+            measured[name] = {"batch": size, "flops": flops, **time_in_turn(variants, device, rounds)}
+        return measured
 
 
 def make_core(
