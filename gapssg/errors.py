@@ -1,5 +1,9 @@
 """The two kinds of failure that a user may see, each one sentence with a hint."""
 
+import difflib
+import re
+from collections.abc import Iterable
+
 
 class GapssgError(Exception):
     """Base class of every error that is shown to the user as a sentence.
@@ -19,3 +23,21 @@ class InputError(GapssgError):
 
 class RunError(GapssgError):
     """Something that was sound when the run began failed while it ran."""
+
+
+def did_you_mean(given: str, valid: Iterable[str]) -> str:
+    """Return " (did you mean ...?)" with the names nearest to `given`, or nothing where none is near.
+
+    Letters and digits are compared: `WRN-16-1` is as near to `wrn16_1` as can be.
+    """
+    by_letters = {_letters_and_digits(name): name for name in valid}
+    wanted = _letters_and_digits(given)
+    if wanted in by_letters:
+        nearest = [by_letters[wanted]]
+    else:
+        nearest = [by_letters[close] for close in difflib.get_close_matches(wanted, by_letters, n=3, cutoff=0.6)]
+    return f" (did you mean {' or '.join(nearest)}?)" if nearest else ""
+
+
+def _letters_and_digits(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -19,12 +18,6 @@ def canonical_json(value: Any) -> str:
         ValueError: A number is not finite (JSON has no word for it).
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def sha256_of_file(path: Path) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -66,13 +59,15 @@ def check_writable(folder: Path) -> None:
         InputError: The nearest existing parent is not a folder or cannot be written to.
     """
     existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir():
-        raise InputError(f"cannot write to {folder}: {existing} is not a folder; choose another --output")
     try:
+        while not existing.exists():
+            existing = existing.parent
+        if not existing.is_dir():
+            raise InputError(f"cannot write to {folder}: {existing} is not a folder; choose another --output")
         with tempfile.TemporaryFile(dir=existing):
             pass
+        # A name that is too long or not allowed shows only where it is looked up.
+        folder.absolute().exists()
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"cannot write to {folder}: {reason}; choose another --output") from error

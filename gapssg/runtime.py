@@ -72,9 +72,13 @@ class Runtime:
     @contextmanager
     def seeded_globals(self, stream: str, *indices: int) -> Iterator[None]:
         """Seed torch's global generators for modules that draw from them (dropout), and restore them."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.derive_seed(stream, *indices))
+        on_cuda = self.device.type == "cuda"
+        seed = self.derive_seed(stream, *indices)
+        with torch.random.fork_rng(devices=[self.device] if on_cuda else []):
+            torch.default_generator.manual_seed(seed)
+            if on_cuda:
+                with torch.cuda.device(self.device):
+                    torch.cuda.manual_seed(seed)
             yield
 
     def compile(self, step: Step) -> Step:

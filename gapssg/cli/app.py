@@ -67,13 +67,16 @@ def main() -> None:
     except Exception as error:
         if isinstance(error, _USAGE_ERROR):
             status = InputError.exit_status
-            _complain(error.format_message(), invocation)  # type: ignore[attr-defined]
+            message = error.format_message()  # type: ignore[attr-defined]
+            if message:  # without a command the help was printed instead
+                _complain(message, invocation)
         else:
             status = GapssgError.exit_status
             hint = "" if invocation.debug else "; run again with --debug for the traceback, and please report it"
             _complain(f"unexpected {type(error).__name__}: {error}{hint}", invocation)
     if status == INTERRUPTED:
-        sys.stderr.write("interrupted; what was written before stays in the output directory\n")
+        kept = "; what was written before stays in the output directory" if invocation.started else ""
+        sys.stderr.write(f"interrupted{kept}\n")
     sys.exit(status)
 
 
@@ -82,7 +85,3 @@ def _complain(sentence: str, invocation: Invocation) -> None:
         traceback.print_exc()
     lines = "\n".join(printable(line) for line in sentence.splitlines())
     sys.stderr.write(f"error: {lines}\n")
-
-
-if __name__ == "__main__":
-    main()

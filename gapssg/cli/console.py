@@ -29,6 +29,8 @@ class Invocation:
     json: bool = False
     quiet: bool = False
     debug: bool = False
+    started: bool = False
+    """Whether a run has begun to write its directory."""
 
 
 class Console:
@@ -98,6 +100,7 @@ class LiveDisplay:
     def event(self, event: Mapping[str, Any]) -> None:
         """Print an event as one line."""
         if event["event"] == "start":
+            self._console.invocation.started = True
             self._console.say(event["message"])
         elif event["event"] == "epoch":
             self._progress.update(
@@ -105,7 +108,8 @@ class LiveDisplay:
             )
             self._console.say(epoch_line(event))
         elif event["event"] == "warning":
-            self._console.say(f"warning, epoch {event['epoch']}: {event['message']}")
+            when = f", epoch {event['epoch']}" if event["epoch"] else ""
+            self._console.say(f"warning{when}: {event['message']}")
 
     def progress(self, task: str, done: int, total: int) -> None:
         """Move the bar of the current task."""
@@ -128,7 +132,8 @@ def epoch_line(event: Mapping[str, Any]) -> str:
     if "distillation_loss" in event:
         parts.append(f"distillation {event['distillation_loss']:.4f}")
         parts.append(f"gap {event['reality_gap_before']:.3f} > {event['reality_gap_after']:.3f}")
-        parts.append(f"agreement {percent(event['agreement_before'])}")
+        if event["agreement_before"] is not None:
+            parts.append(f"agreement {percent(event['agreement_before'])}")
     if event.get("top1") is not None:
         parts.append(f"top-1 {percent(event['top1'])}")
     parts.append(f"{event['timing']['images_per_second']:.0f} images/s")

@@ -132,5 +132,6 @@ def distill(
     )
     if student_facts["best_epoch"] is not None:
         console.say("best top-1: chosen by the evaluation data, so it flatters; top-1 is of the last epoch")
-    console.say("agreement: with the teacher, on the last synthesised images before the student trained on them")
+    if student_facts["agreement"] is not None:
+        console.say("agreement: with the teacher, on the last synthesised images before the student trained on them")
     console.result(result)

@@ -51,7 +51,7 @@ BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Images in a
 LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="The schedule's highest learning rate.")]
 DataRoot = Annotated[
     Path | None,
-    typer.Option("--data-root", help="Folder of torchvision's data sets.", envvar="GAPSSG_DATA", show_envvar=True),
+    typer.Option("--data-root", help="Folder of torchvision's data sets (default $GAPSSG_DATA)."),
 ]
 Download = Annotated[bool | None, typer.Option("--download", help="Download the data set if it is not there.")]
 ImageSize = Annotated[
@@ -128,14 +128,10 @@ def required(value: Value | None, option: str) -> Value:
 def data_options(
     key: str, option: str, name: str | None, root: Path | None, download: bool | None, image_size: int | None
 ) -> Mapping[str, tuple[str, Any]]:
-    """Return the settings that the data options stand for; an option without data is bad input.
-
-    Raises:
-        InputError: `--download` or `--image-size` without data to apply it to.
-    """
+    """Return the settings that the data options stand for."""
     return {
         f"{key}.name": (option, name),
-        f"{key}.root": ("--data-root", str(root) if root is not None and _uses_root(name) else None),
+        f"{key}.root": ("--data-root", root),
         f"{key}.download": ("--download", download or None),
         f"{key}.image_size": ("--image-size", image_size),
     }
@@ -151,8 +147,3 @@ def runtime_options(
         "runtime.precision": ("--precision", precision),
         "runtime.compile": ("--compile", compiled),
     }
-
-
-def _uses_root(name: str | None) -> bool:
-    """Tell whether a data source looks under --data-root, which the environment may set for all commands."""
-    return name is not None and name.startswith("cifar")

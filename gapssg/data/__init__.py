@@ -5,14 +5,13 @@ A new source is one new file, which has what `gapssg.data.source.Source` asks fo
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from gapssg.data.source import LoadOptions, Source
-from gapssg.errors import InputError
+from gapssg.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from gapssg.data.image_set import ImageSet
@@ -37,10 +36,11 @@ def check_data_name(name: str) -> str:
     kind, has_path, path = name.partition(":")
     for known in _SOURCES:
         if has_path and known == f"{kind}:PATH" and not path.strip():
-            raise InputError(f"The data name '{name}' lacks its path: write it as {known}.")
+            raise InputError(f"data {name!r} lacks its path; write it as {known}")
         if (has_path and known == f"{kind}:PATH") or name == known:
             return name
-    raise InputError(f"There is no data named '{name}'{_nearest(name)}; valid are {', '.join(_SOURCES)}.")
+    hint = f" (did you mean folder:{name}?)" if Path(name).is_dir() else did_you_mean(kind, _SOURCES)
+    raise InputError(f"unknown data {name!r}{hint}; valid are {', '.join(_SOURCES)}")
 
 
 def load_split(
@@ -84,11 +84,3 @@ def flipping_is_meaningful(name: str) -> bool:
 def _source(name: str) -> Source:
     kind, has_path, _ = name.partition(":")
     return cast(Source, import_module(_SOURCES[f"{kind}:PATH" if has_path else name]))
-
-
-def _nearest(name: str) -> str:
-    if Path(name).is_dir():
-        return f" (did you mean 'folder:{name}'?)"
-    by_kind = {known.partition(":")[0]: known for known in _SOURCES}
-    nearest = difflib.get_close_matches(name.partition(":")[0].lower(), by_kind, n=1, cutoff=0.4)
-    return f" (did you mean '{by_kind[nearest[0]]}'?)" if nearest else ""

@@ -35,7 +35,7 @@ def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> Im
         _download(name, root)
         dataset = _open(name, root, split)
     if dataset is None:
-        raise InputError(f"There is no intact copy of {name} in {root}: add --download, or give another --data-root.")
+        raise InputError(f"there is no intact copy of {name} in {root}: add --download, or give another --data-root")
     images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
     images = resize_images(images, options.image_size or images.shape[-1])
     return ImageSet(
@@ -47,7 +47,7 @@ def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> Im
 
 def _root(root: Path | None) -> Path:
     if root is None and not os.environ.get("GAPSSG_DATA"):
-        raise InputError("Where CIFAR lies is not known: pass --data-root, or set $GAPSSG_DATA.")
+        raise InputError("where CIFAR lies is not known: pass --data-root, or set $GAPSSG_DATA")
     return Path(root or os.environ["GAPSSG_DATA"]).expanduser()
 
 
@@ -58,7 +58,7 @@ def _open(name: str, root: Path, split: Literal["train", "test"]) -> Any:
     except RuntimeError:
         return None
     except OSError as error:
-        raise InputError(f"{name} cannot be read from {root}: {error}.") from error
+        raise InputError(f"{name} cannot be read from {root}: {error}") from error
 
 
 def _download(name: str, root: Path) -> None:
@@ -68,5 +68,5 @@ def _download(name: str, root: Path) -> None:
             _DATASETS[name](root, download=True)
     except (OSError, HTTPException, RuntimeError) as error:
         raise InputError(
-            f"{name} could not be downloaded to {root} ({error}): check the network, or put the files there."
+            f"{name} could not be downloaded to {root} ({error}): check the network, or put the files there"
         ) from error

@@ -59,7 +59,7 @@ def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> Im
     for label, class_folder in enumerate(classes):
         found = _image_files(class_folder, root.resolve(), set(formats), (folder.resolve(),))
         if not found:
-            raise InputError(f"The class folder {class_folder} has no images: add some, or remove the folder.")
+            raise InputError(f"the class folder {class_folder} has no images: add some, or remove the folder")
         # The order of ImageFolder: by folder, then by file.
         files += sorted(found, key=os.path.split)
         labels += [label] * len(found)
@@ -72,9 +72,9 @@ def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> Im
 
 def _split_folder(root: Path, split: Literal["train", "test"]) -> Path:
     if not root.exists():
-        raise InputError(f"There is no folder {root}: check the path after 'folder:'.")
+        raise InputError(f"there is no folder {root}: check the path after 'folder:'")
     if not root.is_dir():
-        raise InputError(f"{root} is not a folder: give the one that has the train and test sub-folders.")
+        raise InputError(f"{root} is not a folder: give the one that has the train and test sub-folders")
     for subfolder in _SUBFOLDERS[split]:
         if (root / subfolder).is_dir():
             _check_inside(root / subfolder, root.resolve())
@@ -83,17 +83,15 @@ def _split_folder(root: Path, split: Literal["train", "test"]) -> Path:
     listed = ", ".join(f"'{name}'" for name in found[:_NAMES_SHOWN]) or "none"
     more = ", ..." if len(found) > _NAMES_SHOWN else ""
     wanted = " or ".join(f"'{subfolder}'" for subfolder in _SUBFOLDERS[split])
-    raise InputError(
-        f"{root} needs a sub-folder {wanted} with one sub-folder a class; its sub-folders: {listed}{more}."
-    )
+    raise InputError(f"{root} needs a sub-folder {wanted} with one sub-folder a class; its sub-folders: {listed}{more}")
 
 
 def _class_folders(folder: Path, root: Path) -> list[Path]:
     classes = [Path(entry.path) for entry in _entries(folder) if _is_folder(entry)]
     if not classes:
-        raise InputError(f"{folder} has no class sub-folders: put the images of each class into one named after it.")
+        raise InputError(f"{folder} has no class sub-folders: put the images of each class into one named after it")
     if len(classes) < 2:
-        raise InputError(f"{folder} has only the class '{classes[0].name}': a classifier needs at least 2.")
+        raise InputError(f"{folder} has only the class '{classes[0].name}': a classifier needs at least 2")
     for class_folder in classes:
         _check_inside(class_folder, root)
     return classes
@@ -103,7 +101,7 @@ def _image_files(folder: Path, root: Path, extensions: set[str], parents: tuple[
     """List the images in a folder at any depth; `parents` are the real folders on the way to it."""
     real_folder = folder.resolve()
     if real_folder in parents:
-        raise InputError(f"The link {folder} leads back to a folder that it stands in: remove it.")
+        raise InputError(f"the link {folder} leads back to a folder that it stands in: remove it")
     files: list[Path] = []
     for entry in _entries(folder):
         path = Path(entry.path)
@@ -117,7 +115,7 @@ def _image_files(folder: Path, root: Path, extensions: set[str], parents: tuple[
         elif os.path.isfile(entry) if entry.is_symlink() else entry.is_file():
             files.append(path)
         else:
-            raise InputError(f"{path} is not a file that can be read (a broken link or a device): remove it.")
+            raise InputError(f"{path} is not a file that can be read (a broken link or a device): remove it")
     return files
 
 
@@ -127,7 +125,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
-        raise InputError(f"The folder {folder} cannot be listed: {error.strerror}.") from error
+        raise InputError(f"the folder {folder} cannot be listed: {error.strerror}") from error
     return sorted(visible, key=lambda entry: entry.name)
 
 
@@ -141,9 +139,9 @@ def _check_inside(path: Path, root: Path) -> None:
     try:
         target = path.resolve()
     except (OSError, RuntimeError) as error:
-        raise InputError(f"The link {path} cannot be followed: {error}.") from error
+        raise InputError(f"the link {path} cannot be followed: {error}") from error
     if not target.is_relative_to(root):
-        raise InputError(f"The link {path} leads outside {root}: copy what it points to into the folder instead.")
+        raise InputError(f"the link {path} leads outside {root}: copy what it points to into the folder instead")
 
 
 def _formats_by_extension() -> dict[str, tuple[str, ...]]:
@@ -171,8 +169,8 @@ def _collect(decoded: Iterator[Pixels], files: list[Path], options: LoadOptions)
     for index, image in enumerate(chain([first], decoded)):
         if image.shape[:2] != (height, width):
             raise InputError(
-                f"The images differ in size: {files[0]} is {width}x{height} and {files[index]} is "
-                f"{image.shape[1]}x{image.shape[0]} pixels; pass --image-size to scale and crop them all."
+                f"the images differ in size: {files[0]} is {width}x{height} and {files[index]} is "
+                f"{image.shape[1]}x{image.shape[0]} pixels; pass --image-size to scale and crop them all"
             )
         if image.ndim == 3 and pixels.shape[1] == 1:
             grey = pixels
@@ -193,7 +191,7 @@ def _allocate(count: int, channels: int, height: int, width: int) -> Pixels:
         gibibytes = count * channels * height * width / 2**30
         raise InputError(
             f"{count} images of {width}x{height} pixels need {gibibytes:.0f} GiB of memory, more than there "
-            "is: pass a smaller --image-size."
+            "is: pass a smaller --image-size"
         ) from error
 
 
@@ -238,10 +236,10 @@ def _decode(file: Path, formats: tuple[str, ...], options: LoadOptions) -> Pixel
     except InputError:
         raise
     except UnidentifiedImageError as error:
-        raise InputError(f"{file} is not an image that can be read: remove or replace it.") from error
+        raise InputError(f"{file} is not an image that can be read: remove or replace it") from error
     # Decoders raise nearly anything on damaged files: SyntaxError, struct.error, IndexError, zlib.error, ...
     except Exception as error:
-        raise InputError(f"{file} cannot be decoded ({error}): remove or replace it.") from error
+        raise InputError(f"{file} cannot be decoded ({error}): remove or replace it") from error
 
 
 def _to_eight_bits(image: Image.Image, file: Path) -> Image.Image:
@@ -259,5 +257,5 @@ def _scale_grey(image: Image.Image, brightest: int, file: Path) -> Image.Image:
     """Scale [0, brightest] to 0..255: what Pillow's own conversion does is to clip at 255."""
     values: NDArray[Any] = numpy.asarray(image).astype(numpy.float64)
     if not bool(((values >= 0) & (values <= brightest)).all()):
-        raise InputError(f"{file} has grey values outside [0, {brightest}]: save it with 8 or 16 bits a pixel.")
+        raise InputError(f"{file} has grey values outside [0, {brightest}]: save it with 8 or 16 bits a pixel")
     return Image.fromarray((values * (255 / brightest)).round().astype(numpy.uint8))

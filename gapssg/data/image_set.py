@@ -101,7 +101,7 @@ def check_same_classes(train: ImageSet, test: ImageSet) -> None:
         if names
     ]
     reason = " and ".join(differences) or "the same classes stand in a different order"
-    raise InputError(f"The training and test images differ in their classes: {reason}; give both the same ones.")
+    raise InputError(f"the training and test images differ in their classes: {reason}; give both the same ones")
 
 
 def _describe(tensor: Tensor) -> str:

@@ -7,32 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from gapssg.errors import InputError
-
 if TYPE_CHECKING:
     from gapssg.data.image_set import ImageSet
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a split is to be read; the fields are the options of `gapssg.data.load_split`.
-
-    Raises:
-        InputError: The image size is not positive, or the channels are neither 1 nor 3.
-    """
+    """How a split is to be read; the fields are the options of `gapssg.data.load_split`."""
 
     root: Path | None = None
     download: bool = False
     image_size: int | None = None
     channels: int | None = None
     progress: Callable[[int, int], None] | None = None
-
-    def __post_init__(self) -> None:
-        """Check the two numbers."""
-        if self.image_size is not None and self.image_size < 1:
-            raise InputError(f"The image size must be at least 1 pixel, not {self.image_size}.")
-        if self.channels not in (None, 1, 3):
-            raise InputError(f"Images have 1 channel (grey) or 3 (RGB), not {self.channels}.")
 
 
 class Source(Protocol):

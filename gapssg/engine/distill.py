@@ -34,15 +34,16 @@ from gapssg.models.model_file import (
     Provenance,
     load_model,
     load_weights,
-    read_weights,
     save_model,
 )
 from gapssg.models.profile import batch_norm_layers, profile_model
+from gapssg.models.safetensors_file import read_safetensors
 from gapssg.runtime import Runtime, to_uint8
 from gapssg.synthesis import EpochPlan, SynthesisContext, Synthesizer, method_classes
 from gapssg.synthesis.health import synthesis_health
 from gapssg.synthesis.losses import reality_gap
 from gapssg.synthesis.pool_synthesizer import PoolSynthesizer, read_pool
+from gapssg.synthesis.shards import PoolOrigin
 
 
 def distill(
@@ -63,7 +64,8 @@ def distill(
         RunError: The synthesis or the student diverged, or the disk refused a write.
     """
     display = display or SilentDisplay()
-    check_output(output, overwrite)
+    check_output(output, overwrite, [settings.teacher, settings.pool, settings.student.weights])
+    started = time.perf_counter()
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     teacher = load_model(settings.teacher)
     distillation = Distillation(settings, runtime, teacher)
@@ -71,11 +73,10 @@ def distill(
     run = RunDirectory(output, settings, display)
 
     source = f"the pool of {settings.pool}" if settings.pool else f"no data ({settings.method.name})"
-    run.record(
-        "start",
-        message=f"distilling {teacher.card.architecture} into {settings.student.name} with {source}, "
-        f"{runtime.describe()}",
-    )
+    message = f"distilling {teacher.card.architecture} into {settings.student.name} with {source}, {runtime.describe()}"
+    run.record("start", message=message)
+    if distillation.origin.teacher_sha256 != teacher.sha256:
+        run.record("warning", epoch=0, message=f"the pool of {settings.pool} was made for another teacher")
     for epoch in range(settings.epochs):
         facts = distillation.run_epoch(epoch, run)
         facts |= evaluator.after_epoch(epoch, distillation, run)
@@ -84,7 +85,7 @@ def distill(
             distillation.save_student(run.folder("snapshots") / f"epoch-{epoch + 1:04d}.safetensors")
     student_file = output / "student.safetensors"
     distillation.save_student(student_file)
-    result = _result(settings, runtime, distillation, evaluator, student_file)
+    result = _result(settings, runtime, distillation, evaluator, student_file, time.perf_counter() - started)
     run.write_result(result)
     run.record("end", **{key: result["student"][key] for key in ("top1", "best_top1", "best_epoch", "agreement")})
     return result
@@ -103,26 +104,36 @@ class Distillation:
         self.settings = settings
         self.runtime = runtime
         self.teacher_file = teacher
-        self.teacher = runtime.place(teacher.module).eval().requires_grad_(False)
-        self.normalization = Normalization.from_statistics(card.mean, card.deviation, runtime.device)
-        self.augmentation = Augmentation(card.crop_padding, card.flip)
+        context = SynthesisContext(
+            teacher=runtime.place(teacher.module).eval().requires_grad_(False),
+            normalization=Normalization.from_statistics(card.mean, card.deviation, runtime.device),
+            augmentation=Augmentation(card.crop_padding, card.flip),
+            image_shape=card.input_shape,
+            num_classes=card.num_classes,
+            batch_size=settings.batch_size,
+            epochs=settings.epochs,
+            runtime=runtime,
+        )
+        self.teacher = context.teacher
+        self.normalization = context.normalization
+        self.augmentation = context.augmentation
         self.student = runtime.place(_make_student(settings, runtime, teacher))
+        self.synthesizer, self.origin = _make_synthesizer(settings, context, teacher)
         self.card = card.model_copy(
             update={
                 "architecture": settings.student.name,
                 "provenance": Provenance(
                     command="distill",
-                    method=settings.method.name,
+                    method=self.origin.method,
                     teacher_sha256=teacher.sha256,
                     seed=settings.seed,
                     versions=versions(),
                 ),
             }
         )
-        self.synthesizer = _make_synthesizer(settings, runtime, self)
         self.optimizer = make_optimizer(self.student, settings.optimizer)
         self.learning_rate = settings.optimizer.learning_rate
-        self.agreement = math.nan
+        self.agreement: float | None = None
         self.images_synthesized = 0
         self.step_count = 0
         self.seconds = {"synthesis": 0.0, "distillation": 0.0}
@@ -153,7 +164,8 @@ class Distillation:
                 synthesis_seconds += synthesised - started
                 distillation_seconds += distilled - distillation_started
         after = self._compare_on_fresh(epoch)
-        self.agreement = before["agreement"]
+        # The samples of an earlier run are new to the student only before its first epoch.
+        self.agreement = before["agreement"] if plan.synthesis_steps or epoch == 0 else None
         self.seconds["synthesis"] += synthesis_seconds
         self.seconds["distillation"] += distillation_seconds
         health = self._check_health(epoch, run) if plan.synthesis_steps else {}
@@ -165,7 +177,7 @@ class Distillation:
             "distillation_loss": loss,
             "reality_gap_before": before["reality_gap"],
             "reality_gap_after": after["reality_gap"],
-            "agreement_before": before["agreement"],
+            "agreement_before": self.agreement,
             "timing": {
                 "synthesis": synthesis_seconds,
                 "distillation": distillation_seconds,
@@ -188,8 +200,10 @@ class Distillation:
             if self.settings.samples:
                 run.write_samples(epoch + 1, fresh)
             if self.settings.keep_pool and self.synthesizer.pool is not None:
-                run.write_pool_shard(epoch + 1, to_uint8(fresh), self.synthesizer.fresh_targets)
-        return {name: _finite(term.item(), name, epoch) for name, term in terms.items()}
+                run.write_pool_shard(epoch + 1, to_uint8(fresh), self.synthesizer.fresh_targets, self.origin)
+        return {
+            name: _finite(term.item(), name, epoch, "method.generator_learning_rate") for name, term in terms.items()
+        }
 
     def _distil(self, epoch: int, index: int, plan: EpochPlan, run: RunDirectory) -> float:
         """Train the student; return the mean loss."""
@@ -284,31 +298,24 @@ def _make_student(settings: DistillSettings, runtime: Runtime, teacher: LoadedMo
         seed=runtime.derive_seed("initial-weights"),
     )
     if settings.student.weights is not None:
-        load_weights(student, read_weights(settings.student.weights), settings.student.weights)
+        load_weights(student, read_safetensors(settings.student.weights).tensors, settings.student.weights)
     return student
 
 
-def _make_synthesizer(settings: DistillSettings, runtime: Runtime, of: Distillation) -> Synthesizer:
-    context = SynthesisContext(
-        teacher=of.teacher,
-        normalization=of.normalization,
-        augmentation=of.augmentation,
-        image_shape=of.card.input_shape,
-        num_classes=of.card.num_classes,
-        batch_size=settings.batch_size,
-        epochs=settings.epochs,
-        runtime=runtime,
-    )
+def _make_synthesizer(
+    settings: DistillSettings, context: SynthesisContext, teacher: LoadedModel
+) -> tuple[Synthesizer, PoolOrigin]:
     method = settings.method
     if settings.pool is not None:
-        return PoolSynthesizer(method, context, None, read_pool(pool_shards(settings.pool), context))
-    if method.needs_batch_norm and not batch_norm_layers(of.teacher):
+        pool, origin = read_pool(pool_shards(settings.pool), context)
+        return PoolSynthesizer(method, context, None, pool), origin
+    if method.needs_batch_norm and not batch_norm_layers(context.teacher):
         others = ", ".join(m.model_fields["name"].default for m in method_classes() if not m.needs_batch_norm)
         raise InputError(
-            f"the teacher {of.teacher_file.path} has no batch-norm layers, whose statistics {method.name} "
+            f"the teacher {teacher.path} has no batch-norm layers, whose statistics {method.name} "
             f"needs; methods that do not: {others}"
         )
-    return method.build(context)
+    return method.build(context), PoolOrigin(method.name, teacher.sha256)
 
 
 def _result(
@@ -317,6 +324,7 @@ def _result(
     distillation: Distillation,
     evaluator: _Evaluator,
     student_file: Path,
+    total_seconds: float,
 ) -> dict[str, Any]:
     teacher = distillation.teacher_file
     scores = evaluator.scores.to_dict() if evaluator.scores else {"top1": None, "top5": None, "loss": None}
@@ -324,7 +332,8 @@ def _result(
     seconds = {**distillation.seconds, "evaluation": evaluator.seconds}
     return {
         "command": "distill",
-        "method": settings.method.name,
+        "method": distillation.origin.method,
+        "pool": str(settings.pool) if settings.pool else None,
         "teacher": {
             "file": str(teacher.path),
             "sha256": teacher.sha256,
@@ -345,12 +354,12 @@ def _result(
         "epochs": settings.epochs,
         "images_synthesized": distillation.images_synthesized,
         "distillation_steps": distillation.step_count,
-        "timing": {"total": sum(seconds.values()), **seconds},
+        "timing": {"total": total_seconds, **seconds},
         **run_facts(runtime, settings),
     }
 
 
-def _finite(value: float, what: str, epoch: int) -> float:
+def _finite(value: float, what: str, epoch: int, setting: str = "optimizer.learning_rate") -> float:
     if not math.isfinite(value):
-        raise RunError(f"the {what.replace('_', ' ')} of epoch {epoch + 1} is not finite; lower the learning rate")
+        raise RunError(f"the {what.replace('_', ' ')} of epoch {epoch + 1} is not finite; lower {setting}")
     return value

@@ -50,8 +50,8 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -
 
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3.
     """
-    confidence, predictions = logits.double().softmax(dim=1).max(dim=1)
-    correct = (predictions == labels).double()
+    confidence, predictions = logits.cpu().double().softmax(dim=1).max(dim=1)  # sums in a fixed order
+    correct = (predictions == labels.cpu()).double()
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
     difference = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, confidence - correct)
     return (difference.abs().sum() / len(labels)).item()

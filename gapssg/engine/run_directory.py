@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import platform
-import shutil
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
-from safetensors.torch import save
 from torch import Tensor
 
 from gapssg._version import __version__
@@ -20,13 +20,20 @@ from gapssg.errors import InputError, RunError
 from gapssg.files import check_writable, write_atomically, write_json
 from gapssg.runtime import Runtime, to_uint8
 from gapssg.settings.base import Settings
+from gapssg.synthesis.shards import PoolOrigin, write_shard
 
 _SETTINGS = "settings.toml"
 _EVENTS = "events.jsonl"
 _RESULT = "result.json"
 _POOL = "pool"
-_FILES = (_SETTINGS, _EVENTS, _RESULT, "student.safetensors", "model.safetensors", "best.safetensors")
-_FOLDERS = ("samples", "snapshots", _POOL, "checkpoint")
+_FOLDERS = ("samples", "snapshots", _POOL)
+
+# All that a run writes, relative to its directory, and the temporary name that a write had when it was killed.
+_OWN_FILE = re.compile(
+    r"settings\.toml|events\.jsonl|result\.json|(student|model|best)\.safetensors"
+    r"|samples/epoch-\d+\.png|snapshots/epoch-\d+\.safetensors|pool/shard-\d+\.safetensors"
+    r"|((samples|snapshots|pool)/)?\.[\w.-]+\.tmp"
+)
 
 
 class Display(Protocol):
@@ -94,32 +101,43 @@ class RunDirectory:
         grid = image_grid(to_uint8(images[chosen.to(images.device)]).cpu())
         write_atomically(self.folder("samples") / f"epoch-{epoch:04d}.png", encode_png(grid))
 
-    def write_pool_shard(self, epoch: int, images: Tensor, targets: Tensor) -> None:
+    def write_pool_shard(self, epoch: int, images: Tensor, targets: Tensor, origin: PoolOrigin) -> None:
         """Write the images (N, C, H, W) uint8 and targets (N,) int64 of one synthesis."""
-        tensors = {"images": images.cpu().contiguous(), "targets": targets.cpu().contiguous()}
-        write_atomically(self.folder(_POOL) / f"shard-{epoch:04d}.safetensors", save(tensors))
+        write_shard(self.folder(_POOL) / f"shard-{epoch:04d}.safetensors", images, targets, origin)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`."""
         write_json(self.path / _RESULT, result)
 
 
-def check_output(path: Path, overwrite: bool) -> None:
+def check_output(path: Path, overwrite: bool, inputs: Iterable[Path | None] = ()) -> None:
     """Check that a run may be written to `path`, changing nothing.
 
+    Args:
+        path: The directory of the run to be.
+        overwrite: Whether an earlier run may be replaced.
+        inputs: Files and folders that the run reads; they may not lie in what it replaces.
+
     Raises:
-        InputError: It holds a run and `overwrite` is not set, holds something else, or cannot be
-            written to.
+        InputError: It holds a run and `overwrite` is not set, holds something else or an input, or cannot
+            be written to.
     """
     check_writable(path)
-    if not path.exists():
-        return
-    entries = {entry.name for entry in path.iterdir()}
-    strange = sorted(entries - {*_FILES, *_FOLDERS})
-    if strange:
+    try:
+        entries = _entries(path)
+        inside = [each for each in inputs if each is not None and each.resolve().is_relative_to(path.resolve())]
+    except OSError as error:
         raise InputError(
-            f"--output {path} holds files that are not a run's ({', '.join(strange[:3])}); name another directory"
-        )
+            f"--output {path} cannot be read: {error.strerror or error}; name another directory"
+        ) from error
+    if inside:
+        raise InputError(f"--output {path} holds {inside[0]}, which the run reads; name another directory")
+    strange = sorted(entry for entry in entries if not _OWN_FILE.fullmatch(entry))
+    if not strange and entries and _SETTINGS not in entries:
+        strange = sorted(entries)
+    if strange:
+        names = ", ".join(strange[:3])
+        raise InputError(f"--output {path} holds files that are not a run's ({names}); name another directory")
     if entries and not overwrite:
         raise InputError(f"--output {path} already holds a run; add --overwrite to replace it")
 
@@ -133,8 +151,11 @@ def pool_shards(path: Path) -> list[Path]:
     Raises:
         InputError: There is no pool.
     """
-    folder = path / _POOL if (path / _POOL).is_dir() else path
-    shards = sorted(folder.glob("shard-*.safetensors"))
+    try:
+        folder = path / _POOL if (path / _POOL).is_dir() else path
+        shards = sorted(folder.glob("shard-*.safetensors"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     if not shards:
         raise InputError(f"{path} holds no sample pool; name the directory of a `distill` run that kept its own")
     return shards
@@ -181,10 +202,23 @@ def run_facts(runtime: Runtime, settings: Settings) -> dict[str, Any]:
     }
 
 
+def _entries(path: Path) -> set[str]:
+    """Return every file and link below `path`, relative to it."""
+    entries = (path / name for name in os.listdir(path)) if path.exists() else iter(())
+    found = set()
+    for entry in entries:
+        if entry.is_dir() and not entry.is_symlink():
+            found |= {f"{entry.name}/{below}" for below in _entries(entry)}
+        else:
+            found.add(entry.name)
+    return found
+
+
 def _remove_run(path: Path) -> None:
     """Remove the files of an earlier run, and nothing else."""
-    for name in _FILES:
-        (path / name).unlink(missing_ok=True)
+    for entry in _entries(path):
+        if _OWN_FILE.fullmatch(entry):
+            (path / entry).unlink()
     for name in _FOLDERS:
         if (path / name).is_dir():
-            shutil.rmtree(path / name)
+            (path / name).rmdir()

@@ -7,15 +7,13 @@ and its line in `MODELS`.
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
-from gapssg.errors import InputError
+from gapssg.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,9 +71,7 @@ def check_model_name(name: str) -> str:
     """
     if name in MODELS:
         return name
-    nearest = _nearest_names(name)
-    question = f"did you mean {' or '.join(nearest)}? " if nearest else ""
-    raise InputError(f"unknown model {name!r}; {question}`gapssg models` lists all")
+    raise InputError(f"unknown model {name!r}{did_you_mean(name, MODELS)}; `gapssg models` lists all")
 
 
 def create_model(name: str, *, num_classes: int, input_shape: tuple[int, int, int], seed: int = 0) -> nn.Module:
@@ -103,18 +99,6 @@ def create_model(name: str, *, num_classes: int, input_shape: tuple[int, int, in
         # torch.manual_seed would also seed the accelerators, whose state is not restored here.
         torch.default_generator.manual_seed(seed)
         return builder(num_classes, input_shape)
-
-
-def _nearest_names(name: str) -> list[str]:
-    by_letters = {_letters_and_digits(known): known for known in MODELS}
-    wanted = _letters_and_digits(name)
-    if wanted in by_letters:
-        return [by_letters[wanted]]
-    return [by_letters[close] for close in difflib.get_close_matches(wanted, by_letters, n=3)]
-
-
-def _letters_and_digits(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _check_task(num_classes: int, input_shape: tuple[int, int, int]) -> None:

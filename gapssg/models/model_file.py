@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, ValidationError, model_validator
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from gapssg.errors import InputError
 from gapssg.files import canonical_json, write_atomically
 from gapssg.models import create_model
+from gapssg.models.safetensors_file import read_safetensors
 from gapssg.settings.base import Settings
 
 _METADATA_KEY = "gapssg"
@@ -102,7 +102,8 @@ def save_model(path: Path, module: nn.Module, card: ModelCard) -> str:
         RunError: The file cannot be written.
     """
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in sorted(module.state_dict().items())}
-    description = {**card.model_dump(mode="json"), "weights_sha256": _sha256_of_tensors(tensors)}
+    description = card.model_dump(mode="json")
+    description["content_sha256"] = _sha256_of_content(tensors, description)
     content = save(tensors, metadata={_METADATA_KEY: canonical_json(description)})
     write_atomically(path, content)
     return hashlib.sha256(content).hexdigest()
@@ -115,10 +116,9 @@ def load_model(path: str | Path) -> LoadedModel:
         InputError: The file is missing, damaged, not ours, or does not fit its own description.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"model file {path} does not exist" if not path.exists() else f"{path} is not a file")
-    description, tensors = _read(path)
-    weights_sha256 = description.pop("weights_sha256", None)
+    file = read_safetensors(path)
+    description = _read_description(path, file.metadata)
+    sha256 = description.pop("content_sha256", None)
     try:
         card = ModelCard.model_validate(description)
     except ValidationError as error:
@@ -129,26 +129,11 @@ def load_model(path: str | Path) -> LoadedModel:
         module = create_model(card.architecture, num_classes=card.num_classes, input_shape=card.input_shape)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    load_weights(module, tensors, path)
-    if weights_sha256 != _sha256_of_tensors(tensors):
-        raise InputError(f"{path}: the weights are not those that were saved (checksum differs); get it anew")
+    load_weights(module, file.tensors, path)
+    if sha256 != _sha256_of_content(file.tensors, description):
+        raise InputError(f"{path} is not as it was saved (its checksum differs); get it anew")
     module.eval()
-    return LoadedModel(module, card, hashlib.sha256(path.read_bytes()).hexdigest(), path)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of any safetensors file.
-
-    Raises:
-        InputError: The file is missing or damaged.
-    """
-    if not path.is_file():
-        raise InputError(f"weights file {path} does not exist")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable safetensors file: {error}") from error
+    return LoadedModel(module, card, file.sha256, path)
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
@@ -175,12 +160,8 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> N
     module.load_state_dict(tensors)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_METADATA_KEY)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable safetensors file: {error}") from error
+def _read_description(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    text = metadata.get(_METADATA_KEY)
     if text is None:
         raise InputError(
             f"{path} holds no gapssg description, so its architecture is unknown; "
@@ -194,11 +175,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise InputError(f"{path}: its description is not valid JSON") from error
     if not isinstance(description, dict):
         raise InputError(f"{path}: its description is not a JSON object")
-    return description, read_weights(path)
+    return description
 
 
-def _sha256_of_tensors(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _sha256_of_content(tensors: dict[str, Tensor], description: dict[str, Any]) -> str:
+    """Return the SHA-256 of tensors and description, by which damage shows; it is no signature."""
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)

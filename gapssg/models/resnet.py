@@ -3,6 +3,8 @@
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from gapssg.models.head import ClassifierHead
+
 
 def resnet18(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
     """Build ResNet-18 with a 3x3 stem and no max-pool for images of `input_shape` (C, H, W)."""
@@ -15,9 +17,11 @@ def resnet34(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
 
 
 def _small_image_resnet(blocks_per_stage: list[int], num_classes: int, channels: int) -> nn.Module:
-    model: nn.Module = ResNet(BasicBlock, blocks_per_stage, num_classes=num_classes)
+    model = ResNet(BasicBlock, blocks_per_stage, num_classes=num_classes)
     stem = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
     model.conv1 = stem
     model.maxpool = nn.Identity()
-    return model
+    model.fc = ClassifierHead(model.fc.in_features, num_classes)
+    module: nn.Module = model
+    return module

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gapssg.models.head import ClassifierHead
+
 BLOCKS = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 LARGE_IMAGE_SIDE = 64
 
@@ -27,7 +29,7 @@ class VGG(nn.Module):
             if index < max_pools:
                 layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(in_channels, num_classes)
+        self.classifier = ClassifierHead(in_channels, num_classes)
 
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

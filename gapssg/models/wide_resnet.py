@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gapssg.models.head import ClassifierHead
+
 STEM_CHANNELS = 16
 
 
@@ -50,7 +52,7 @@ class WideResNet(nn.Module):
                 in_channels = out_channels
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.BatchNorm2d(in_channels)
-        self.classifier = nn.Linear(in_channels, num_classes)
+        self.classifier = ClassifierHead(in_channels, num_classes)
 
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
 
 from gapssg.errors import InputError
 from gapssg.files import canonical_json
@@ -40,7 +41,7 @@ class Settings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _complete_parts(cls, values: Any) -> Any:
+    def _complete_parts_and_refuse_coercion(cls, values: Any) -> Any:
         """Let a part that is given in part keep the rest of its default.
 
         `optimizer.learning_rate` alone changes nothing else of this command's optimizer, although the class of
@@ -48,6 +49,9 @@ class Settings(BaseModel):
         """
         if not isinstance(values, dict):
             return values
+        for field_name, value in values.items():
+            if field_name in cls.model_fields:
+                _refuse_coercion(field_name, value, cls.model_fields[field_name].annotation)
         completed = dict(values)
         for field_name, field in cls.model_fields.items():
             given, default = values.get(field_name), field.default
@@ -66,6 +70,16 @@ class Settings(BaseModel):
     def sha256(self) -> str:
         """Return the SHA-256 of the canonical JSON of the settings, in hexadecimal."""
         return hashlib.sha256(canonical_json(self.to_dict()).encode()).hexdigest()
+
+
+def _refuse_coercion(field_name: str, value: Any, annotation: Any) -> None:
+    """Refuse a text or a truth value where a number stands, which pydantic would turn into one."""
+    kinds = set(get_args(annotation) or (annotation,)) - {type(None)}
+    context = {"field": field_name, "given": value}
+    if kinds <= {int, float} and isinstance(value, bool | str):
+        raise PydanticCustomError("coercion", "must be a number", context)
+    if kinds == {bool} and not isinstance(value, bool):
+        raise PydanticCustomError("coercion", "must be true or false", context)
 
 
 def _complete(given: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:

@@ -14,16 +14,12 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from gapssg.errors import InputError
+from gapssg.errors import InputError, did_you_mean
 from gapssg.settings.base import Settings
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 Key = tuple[str, ...]
-
-# Keys that choose between several classes of settings: when a later layer changes one, what earlier
-# layers said of the other choice's fields no longer applies.
-_DISCRIMINATORS = ("name", "kind")
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ def recipe_text(name: str) -> str:
         InputError: There is no such recipe.
     """
     if name not in recipe_names():
-        raise InputError(f"unknown recipe {name!r}{_did_you_mean(name, recipe_names())}; `gapssg recipes` lists all")
+        raise InputError(f"unknown recipe {name!r}{did_you_mean(name, recipe_names())}; `gapssg recipes` lists all")
     return (resources.files("gapssg") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
 
 
@@ -74,24 +70,26 @@ def load_settings(
         InputError: One line for each field that is wrong: where it came from, what was given, what is
             allowed, and the nearest key where none of that name exists.
     """
-    layers: list[_Layer] = []
+    recipe_layers: list[_Layer] = []
+    config_layers: list[_Layer] = []
     if recipe is not None:
         tables = tomllib.loads(recipe_text(recipe))
         if section not in tables:
             commands = " and ".join(name for name in tables if isinstance(tables[name], dict))
             raise InputError(f"recipe {recipe!r} is for {commands}, not for {section}")
-        layers.append(_Layer(f"recipe {recipe}", dict(_flatten(tables[section]))))
+        recipe_layers.append(_Layer(f"recipe {recipe}", dict(_flatten(tables[section]))))
     if config is not None:
-        layers.append(_Layer(str(config), dict(_flatten(_read_toml(config)))))
-    layers.append(_Layer("--set", dict(_parse_override(text) for text in overrides)))
+        config_layers.append(_Layer(str(config), dict(_flatten(_read_toml(config)))))
+    command_line = [_Layer("--set", dict(_parse_override(text) for text in overrides))]
     for key, (option, value) in (options or {}).items():
         if value is not None:
-            layers.append(_Layer(option, {tuple(key.split(".")): value}))
-    values, sources = _merge(layers)
+            command_line.append(_Layer(option, {tuple(key.split(".")): value}))
+    values, sources = _merge([recipe_layers, config_layers, command_line], settings_class)
+    option_names = {tuple(key.split(".")): option for key, (option, _) in (options or {}).items()}
     try:
         return settings_class.model_validate(_nest(values, sources))
     except ValidationError as error:
-        lines = [_describe(detail, settings_class, sources) for detail in error.errors()]
+        lines = [_describe(detail, settings_class, sources, option_names) for detail in error.errors()]
         raise InputError("\n".join(dict.fromkeys(lines))) from error
 
 
@@ -123,17 +121,36 @@ def _flatten(values: Mapping[str, Any], prefix: Key = ()) -> Iterator[tuple[Key,
             yield (*prefix, name), value
 
 
-def _merge(layers: Sequence[_Layer]) -> tuple[dict[Key, Any], dict[Key, str]]:
+def _merge(
+    levels: Sequence[Sequence[_Layer]], settings_class: type[BaseModel]
+) -> tuple[dict[Key, Any], dict[Key, str]]:
+    """Let each layer override those before it.
+
+    Where a level chooses another member of a union (another method) than the levels below it, what these say of
+    their own member no longer applies. Layers of one level mean the same member.
+    """
     values: dict[Key, Any] = {}
     sources: dict[Key, str] = {}
-    for layer in layers:
-        for key, value in layer.values.items():
-            if key[-1] in _DISCRIMINATORS and key in values and values[key] != value:
-                for stale in [k for k in values if k[: len(key) - 1] == key[:-1] and sources[k] != layer.source]:
+    chosen = {union: default for union, default in _unions(settings_class)}
+    for level in levels:
+        for union in chosen:
+            choices = [layer.values[*union, "name"] for layer in level if (*union, "name") in layer.values]
+            if choices and choices[-1] != chosen[union]:
+                chosen[union] = choices[-1]
+                for stale in [key for key in values if key[: len(union)] == union]:
                     del values[stale], sources[stale]
-            values[key] = value
-            sources[key] = layer.source
+        for layer in level:
+            for key, value in layer.values.items():
+                values[key] = value
+                sources[key] = layer.source
     return values, sources
+
+
+def _unions(settings_class: type[BaseModel]) -> Iterator[tuple[Key, Any]]:
+    """Yield the fields that hold one of several classes of settings, with the name of the default one."""
+    for name, field in settings_class.model_fields.items():
+        if field.discriminator is not None:
+            yield (name,), getattr(field.default, str(field.discriminator), None)
 
 
 def _nest(values: Mapping[Key, Any], sources: Mapping[Key, str]) -> dict[str, Any]:
@@ -154,38 +171,45 @@ def _nest(values: Mapping[Key, Any], sources: Mapping[Key, str]) -> dict[str, An
     return nested
 
 
-def _describe(detail: ErrorDetails, settings_class: type[BaseModel], sources: Mapping[Key, str]) -> str:
+def _describe(
+    detail: ErrorDetails, settings_class: type[BaseModel], sources: Mapping[Key, str], options: Mapping[Key, str]
+) -> str:
     """One line for one wrong field."""
     valid = set(_valid_keys(settings_class))
     location = tuple(str(part) for part in detail["loc"])
+    if detail["type"] == "coercion":
+        location = (*location, detail["ctx"]["field"])
     key = _without_union_tags(location, valid, sources)
     name = ".".join(key)
     source = next((f" (from {sources[k]})" for k in sources if k[: len(key)] == key), "")
     kind = detail["type"]
     if kind == "extra_forbidden":
-        siblings = [k[-1] for k in valid if k[:-1] == key[:-1]]
-        near = difflib.get_close_matches(key[-1], siblings, n=1, cutoff=0.5)
-        if near:
-            return f"unknown key {name}{source}: did you mean {_join('.'.join((*key[:-1], n)) for n in near)}?"
-        same_ending = difflib.get_close_matches(key[-1], {k[-1] for k in valid}, n=1, cutoff=0.7)
-        everywhere = [".".join(k) for k in valid if k[-1] in same_ending]
-        hint = f"did you mean {_join(sorted(everywhere))}?" if everywhere else f"valid here: {_join(sorted(siblings))}"
-        return f"unknown key {name}{source}: {hint}"
+        siblings = {k[-1]: ".".join(k) for k in valid if k[:-1] == key[:-1]}
+        elsewhere = {k[-1]: ".".join(k) for k in sorted(valid, reverse=True)}
+        for names in (siblings, elsewhere):
+            near = difflib.get_close_matches(key[-1], names, n=1, cutoff=0.7)
+            if near:
+                return f"unknown key {name}{source} (did you mean {names[near[0]]}?)"
+        return f"unknown key {name}{source}; valid here: {', '.join(sorted(siblings))}"
     if kind in ("missing", "union_tag_not_found"):
-        return f"{name} is missing: give it by its option, by --set {name}=..., or in a --config file"
-    given = f"{name} = {detail['input']!r}{source}"
+        if key not in options and (*key, "name") in options:
+            key = (*key, "name")
+        name, option = ".".join(key), options.get(key)
+        return f"{name} is missing: add {f'{option}, or ' if option else ''}--set {name}=... or a --config file with it"
+    value = detail["ctx"]["given"] if kind == "coercion" else detail["input"]
+    given = f"{name} = {value!r}{source}"
     if kind == "union_tag_invalid":
         context = detail.get("ctx", {})
         allowed = [tag.strip(" '") for tag in str(context.get("expected_tags", "")).split(",")]
         tag = str(context.get("tag", ""))
         discriminator = str(context.get("discriminator", "name")).strip("'")
-        return f"{name}.{discriminator} = {tag!r}{source}: must be one of {_join(allowed)}{_did_you_mean(tag, allowed)}"
+        return f"{name}.{discriminator} = {tag!r}{source}: must be one of {_join(allowed)}{did_you_mean(tag, allowed)}"
     if kind == "value_error":
         return f"{given}: {str(detail['msg']).removeprefix('Value error, ')}"
     message = str(detail["msg"]).replace("Input should be", "must be")
     if kind == "literal_error" and isinstance(detail["input"], str):
         allowed = [part.strip(" '") for part in str(detail["ctx"]["expected"]).replace(" or ", ",").split(",")]
-        message += _did_you_mean(detail["input"], allowed)
+        message += did_you_mean(detail["input"], allowed)
     if kind == "string_pattern_mismatch":
         message = f"must match {detail['ctx']['pattern']}"
     return f"{given}: {message}"
@@ -217,11 +241,6 @@ def _settings_classes_in(annotation: Any) -> Iterator[type[BaseModel]]:
     elif get_origin(annotation) in (Union, UnionType, Annotated):
         for argument in get_args(annotation):
             yield from _settings_classes_in(argument)
-
-
-def _did_you_mean(given: str, allowed: Sequence[str]) -> str:
-    near = difflib.get_close_matches(given, allowed, n=3, cutoff=0.5)
-    return f"; did you mean {_join(near)}?" if near else ""
 
 
 def _join(names: Any) -> str:

@@ -33,7 +33,7 @@ class OptimizerSettings(Settings):
 class RuntimeSettings(Settings):
     """Where and how precisely the tensors are computed."""
 
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` takes bf16 where the hardware computes in it natively, else fp32."""

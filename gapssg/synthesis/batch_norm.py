@@ -26,6 +26,13 @@ def batch_moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
+def moments_by_var_mean(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the same by torch's own reduction: for devices other than the processor, and to compare with."""
+    wide = torch.promote_types(inputs.dtype, torch.float32)
+    variance, mean = torch.var_mean(inputs.to(wide), dim=[0, *range(2, inputs.ndim)], correction=0)
+    return mean, variance
+
+
 class _BatchMoments(torch.autograd.Function):
     """Both moments in one pass over the inputs, and both gradients in one pass back.
 
@@ -35,15 +42,14 @@ class _BatchMoments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        wide = torch.promote_types(inputs.dtype, torch.float32)
         if inputs.device.type == "cpu":
+            wide = torch.promote_types(inputs.dtype, torch.float32)
             # The kernel of batch norm in training. With a momentum of 0 the two running statistics only say,
             # by their type, in which precision to accumulate.
             unused = torch.zeros(2, inputs.shape[1], dtype=wide)
             mean, variance = torch.batch_norm_update_stats(inputs, unused[0], unused[1], 0.0)
         else:
-            dims = [0, *range(2, inputs.ndim)]
-            variance, mean = torch.var_mean(inputs.to(wide), dim=dims, correction=0)
+            mean, variance = moments_by_var_mean(inputs)
         ctx.save_for_backward(inputs, mean)
         return mean, variance
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from gapssg.errors import InputError
 
 
 class SamplePool:
@@ -14,9 +18,20 @@ class SamplePool:
     """
 
     def __init__(self, capacity: int, image_shape: tuple[int, int, int], device: torch.device) -> None:
-        """Allocate room for `capacity` uint8 images of shape (C, H, W)."""
+        """Allocate room for `capacity` uint8 images of shape (C, H, W).
+
+        Raises:
+            InputError: There is not that much memory.
+        """
         self.capacity = capacity
-        self._images = torch.empty((capacity, *image_shape), dtype=torch.uint8, device=device)
+        try:
+            self._images = torch.empty((capacity, *image_shape), dtype=torch.uint8, device=device)
+        except RuntimeError as error:
+            gibibytes = capacity * math.prod(image_shape) / 2**30
+            raise InputError(
+                f"a pool of {capacity:,} images needs {gibibytes:.1f} GiB on {device}, more than there is; "
+                "lower epochs or method.synthesis_batch_size"
+            ) from error
         self._targets = torch.empty(capacity, dtype=torch.int64, device=device)
         self._count = 0
 

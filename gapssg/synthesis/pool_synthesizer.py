@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from gapssg.batches import shuffled_batches, steps_for_passes
 from gapssg.errors import InputError
-from gapssg.models.model_file import read_weights
 from gapssg.runtime import to_uint8, to_unit_range
 from gapssg.synthesis.base import EpochPlan, PoolMethodSettings, SynthesisContext
 from gapssg.synthesis.losses import distillation_divergence
 from gapssg.synthesis.pool import SamplePool
+from gapssg.synthesis.shards import PoolOrigin, read_shard
 
 
 class BatchSynthesis(Protocol):
@@ -51,7 +51,9 @@ class PoolSynthesizer:
         self.settings = settings
         self.context = context
         self.synthesis = synthesis
-        self.pool = pool or SamplePool(capacity, context.image_shape, context.runtime.device)
+        if pool is None:
+            pool = SamplePool(capacity, context.image_shape, context.runtime.device)
+        self.pool = pool
         self._batches: Iterator[Tensor] = iter(())
 
     @property
@@ -109,27 +111,17 @@ class PoolSynthesizer:
         return targets.sort().values
 
 
-def read_pool(shards: list[Path], context: SynthesisContext) -> SamplePool:
-    """Read the shards of an earlier run's pool, oldest first.
+def read_pool(shards: list[Path], context: SynthesisContext) -> tuple[SamplePool, PoolOrigin]:
+    """Read the shards of an earlier run's pool, oldest first, and where they come from.
 
     Raises:
-        InputError: A shard is damaged, or its images do not fit the teacher.
+        InputError: A shard is damaged, its images do not fit the teacher, or shards of several runs are mixed.
     """
-    stored = [_read_shard(shard, context) for shard in shards]
-    pool = SamplePool(sum(len(targets) for _, targets in stored), context.image_shape, context.runtime.device)
-    for images, targets in stored:
+    stored = [read_shard(shard, context.image_shape, context.num_classes) for shard in shards]
+    origins = {origin for _, _, origin in stored}
+    if len(origins) > 1:
+        raise InputError(f"{shards[0].parent} holds shards of several methods or teachers; separate them")
+    pool = SamplePool(sum(len(targets) for _, targets, _ in stored), context.image_shape, context.runtime.device)
+    for images, targets, _ in stored:
         pool.append(images, targets)
-    return pool
-
-
-def _read_shard(path: Path, context: SynthesisContext) -> tuple[Tensor, Tensor]:
-    tensors = read_weights(path)
-    images, targets = tensors.get("images"), tensors.get("targets")
-    if images is None or targets is None or images.dtype != torch.uint8 or targets.dtype != torch.int64:
-        raise InputError(f"{path} is not a shard of a sample pool")
-    if images.ndim != 4 or tuple(images.shape[1:]) != context.image_shape or len(images) == 0:
-        given, expected = "x".join(map(str, images.shape[1:])), "x".join(map(str, context.image_shape))
-        raise InputError(f"{path}: its images are {given}, but the teacher takes {expected}")
-    if targets.shape != (len(images),) or targets.min() < 0 or targets.max() >= context.num_classes:
-        raise InputError(f"{path}: its targets are not classes of the teacher (0 to {context.num_classes - 1})")
-    return images, targets
+    return pool, origins.pop()

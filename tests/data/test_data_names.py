@@ -16,12 +16,12 @@ def test_valid_names_are_returned_as_they_are(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "nearest"),
     [
-        ("digit", "'digits'"),
-        ("cifar-10", "'cifar10'"),
-        ("CIFAR100", "'cifar100'"),
-        ("folder", "'folder:PATH'"),
-        ("foldr:/images", "'folder:PATH'"),
-        ("digits:/images", "'digits'"),
+        ("digit", "digits"),
+        ("cifar-10", "cifar10"),
+        ("CIFAR100", "cifar100"),
+        ("folder", "folder:PATH"),
+        ("foldr:/images", "folder:PATH"),
+        ("digits:/images", "digits"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest_one(name: str, nearest: str) -> None:
@@ -30,18 +30,18 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(name: str, nearest: str
 
 
 def test_a_name_that_resembles_nothing_is_refused_with_the_list() -> None:
-    with pytest.raises(InputError, match=r"'qqq'; valid are digits, cifar10, cifar100, folder:PATH\."):
+    with pytest.raises(InputError, match=r"'qqq'; valid are digits, cifar10, cifar100, folder:PATH"):
         check_data_name("qqq")
 
 
 def test_a_bare_path_is_refused_with_the_folder_name_for_it(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"did you mean 'folder:{tmp_path}'"):
+    with pytest.raises(InputError, match=f"did you mean folder:{tmp_path}"):
         check_data_name(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["folder:", "folder: "])
 def test_a_folder_without_a_path_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match="lacks its path: write it as folder:PATH"):
+    with pytest.raises(InputError, match="lacks its path; write it as folder:PATH"):
         check_data_name(name)
 
 
@@ -55,17 +55,6 @@ def test_loading_and_flipping_refuse_unknown_names_too() -> None:
 def test_flipping_is_meaningful_for_all_but_digits() -> None:
     names = ("digits", "cifar10", "cifar100", "folder:images")
     assert [flipping_is_meaningful(name) for name in names] == [False, True, True, True]
-
-
-@pytest.mark.parametrize("image_size", [0, -1])
-def test_an_image_size_below_one_is_refused(image_size: int) -> None:
-    with pytest.raises(InputError, match=f"at least 1 pixel, not {image_size}"):
-        load_split("digits", "train", image_size=image_size)
-
-
-def test_channels_other_than_one_and_three_are_refused() -> None:
-    with pytest.raises(InputError, match="not 4"):
-        load_split("digits", "train", channels=4)
 
 
 def test_importing_the_package_imports_neither_torch_nor_the_readers() -> None:

@@ -173,10 +173,32 @@ def test_a_run_changes_neither_weights_nor_buffers_of_the_teacher(teacher_file: 
 def test_a_pool_is_distilled_from_without_synthesis(finished: Path, teacher_file: Path, tmp_path: Path):
     result = distill(settings(teacher_file, pool=finished), tmp_path / "from-pool")
     assert result["images_synthesized"] == 0
+    assert result["method"] == "gapssg"
+    # From the second epoch on the student knows every sample of the pool.
+    assert result["student"]["agreement"] is None
+    found = [event["agreement_before"] for event in events(tmp_path / "from-pool") if event["event"] == "epoch"]
+    assert found[0] is not None
+    assert found[1] is None
     # Every epoch visits all 32 samples twice.
     assert result["distillation_steps"] == 2 * (2 * 32 // 8)
     assert not (tmp_path / "from-pool" / "pool").exists()
     assert all(event["synthesis"] == {} for event in events(tmp_path / "from-pool") if event["event"] == "epoch")
+
+
+def test_a_student_of_a_pool_says_which_method_made_the_pool(teacher_file: Path, tmp_path: Path):
+    noise = {"name": "noise", "synthesis_batch_size": 16}
+    distill(settings(teacher_file, method=noise), tmp_path / "noise")
+    result = distill(settings(teacher_file, pool=tmp_path / "noise"), tmp_path / "run")
+    assert result["method"] == "noise"
+    assert load_model(tmp_path / "run" / "student.safetensors").card.provenance.method == "noise"
+
+
+def test_the_pool_of_another_teacher_is_a_warning(finished: Path, teacher_file: Path, tmp_path: Path):
+    other = load_model(teacher_file)
+    save_model(tmp_path / "other.safetensors", other.module, make_card(crop_padding=1))
+    distill(settings(tmp_path / "other.safetensors", pool=finished), tmp_path / "from-pool")
+    warnings = [event["message"] for event in events(tmp_path / "from-pool") if event["event"] == "warning"]
+    assert any("made for another teacher" in message for message in warnings)
 
 
 def test_student_weights_are_started_from(finished: Path, teacher_file: Path, tmp_path: Path):

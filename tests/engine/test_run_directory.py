@@ -10,6 +10,7 @@ from PIL import Image
 
 from gapssg import InputError, PretrainSettings
 from gapssg.engine.run_directory import RunDirectory, SilentDisplay, check_output, encode_png, image_grid, pool_shards
+from gapssg.synthesis.shards import PoolOrigin
 
 
 def start(path: Path) -> RunDirectory:
@@ -32,6 +33,42 @@ def test_files_of_others_are_never_removed(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(InputError, match=r"holds files that are not a run's \(thesis.tex\)"):
         check_output(tmp_path, overwrite=True)
+
+
+def test_files_of_others_in_folders_like_a_runs_are_never_removed(tmp_path: Path):
+    run = tmp_path / "run"
+    start(run)
+    (run / "samples").mkdir()
+    (run / "samples" / "thesis.tex").write_text("")
+    with pytest.raises(InputError, match=r"samples/thesis.tex"):
+        check_output(run, overwrite=True)
+    # Names that a run uses too, but no run.
+    (tmp_path / "library" / "samples").mkdir(parents=True)
+    (tmp_path / "library" / "samples" / "epoch-1.png").write_text("")
+    with pytest.raises(InputError, match="not a run's"):
+        check_output(tmp_path / "library", overwrite=True)
+
+
+def test_what_a_killed_write_left_behind_does_not_stand_in_the_way(tmp_path: Path):
+    run = tmp_path / "run"
+    start(run)
+    (run / ".student.safetensors.ab_c1.tmp").write_text("")
+    check_output(run, overwrite=True)
+    start(run)
+    assert sorted(path.name for path in run.iterdir()) == ["settings.toml"]
+
+
+def test_a_run_never_replaces_what_it_reads(tmp_path: Path):
+    run = tmp_path / "run"
+    start(run)
+    (run / "model.safetensors").write_text("")
+    with pytest.raises(InputError, match=r"holds .*model.safetensors, which the run reads; name another"):
+        check_output(run, overwrite=True, inputs=[run / "model.safetensors", None])
+
+
+def test_a_name_that_no_file_can_have_is_bad_input(tmp_path: Path):
+    with pytest.raises(InputError, match="File name too long"):
+        check_output(tmp_path / ("x" * 300), overwrite=False)
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path):
@@ -64,8 +101,9 @@ def test_a_png_holds_the_pixels_that_it_was_given(channels):
 
 def test_the_shards_of_a_pool_come_oldest_first(tmp_path: Path):
     run = start(tmp_path / "run")
+    origin = PoolOrigin("gapssg", "0" * 64)
     for epoch in (2, 1, 10):
-        run.write_pool_shard(epoch, torch.zeros(1, 1, 4, 4, dtype=torch.uint8), torch.zeros(1).long())
+        run.write_pool_shard(epoch, torch.zeros(1, 1, 4, 4, dtype=torch.uint8), torch.zeros(1).long(), origin)
     names = ["shard-0001.safetensors", "shard-0002.safetensors", "shard-0010.safetensors"]
     assert [path.name for path in pool_shards(tmp_path / "run")] == names
     assert [path.name for path in pool_shards(tmp_path / "run" / "pool")] == names

@@ -67,6 +67,15 @@ def test_a_flipped_bit_in_the_weights_is_noticed(teacher_file: Path):
     assert "checksum" in refusal(teacher_file)
 
 
+def test_a_changed_description_is_noticed(teacher_file: Path):
+    change = {"mean": [0.9], "class_names": list("1023456789"), "flip": True}
+    for field, value in change.items():
+        original = teacher_file.read_bytes()
+        rewrite_header(teacher_file, lambda description, f=field, v=value: json.dumps({**description, f: v}))
+        assert "checksum" in refusal(teacher_file)
+        teacher_file.write_bytes(original)
+
+
 def test_a_file_without_our_description_is_refused(teacher_file: Path):
     save_file(load_file(teacher_file), teacher_file)
     assert "no gapssg description" in refusal(teacher_file)

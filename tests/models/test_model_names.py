@@ -47,7 +47,7 @@ def test_importing_the_names_does_not_import_torch():
 def test_a_name_with_other_punctuation_gives_the_one_name_that_was_meant(written):
     with pytest.raises(InputError) as raised:
         check_model_name(written)
-    assert str(raised.value) == (f"unknown model '{written}'; did you mean wrn16_1? `gapssg models` lists all")
+    assert str(raised.value) == (f"unknown model '{written}' (did you mean wrn16_1?); `gapssg models` lists all")
 
 
 def test_an_unknown_name_gives_the_nearest_names():

@@ -58,6 +58,26 @@ def test_a_part_given_in_part_keeps_the_rest_of_the_commands_default():
     assert settings.optimizer == default.model_copy(update={"learning_rate": 0.05})
 
 
+def test_options_and_overrides_of_one_command_line_mean_the_same_method():
+    settings = load(recipe="digits", overrides=["method.passes=9"], options={"method.name": ("--method", "noise")})
+    assert (settings.method.name, settings.method.passes) == ("noise", 9)
+    text = message(overrides=["method.generator_steps=9"], options={"method.name": ("--method", "noise")})
+    assert "unknown key method.generator_steps (from --set)" in text
+
+
+def test_another_name_of_data_or_model_drops_nothing_else(tmp_path: Path):
+    config = tmp_path / "config.toml"
+    config.write_text('student = { name = "wrn16_1", weights = "w.safetensors" }\n')
+    settings = load(
+        config=config,
+        overrides=["eval_data.image_size=48", 'eval_data.name="digits"'],
+        options={"eval_data.name": ("--eval-data", "folder:b"), "student.name": ("--student", "wrn16_2")},
+    )
+    assert settings.student.weights == Path("w.safetensors")
+    assert settings.eval_data is not None
+    assert (settings.eval_data.name, settings.eval_data.image_size) == ("folder:b", 48)
+
+
 def test_method_settings_without_a_name_are_of_the_default_method():
     settings = load(overrides=["method.generator_steps=5"])
     assert (settings.method.name, settings.method.generator_steps) == ("gapssg", 5)
@@ -99,13 +119,17 @@ def test_every_wrong_field_has_its_own_line():
 
 
 def test_a_missing_field_is_named():
-    with pytest.raises(InputError, match=r"teacher is missing.*\n.*student is missing"):
-        load_settings(DistillSettings, section="distill")
+    options = {"teacher": ("--teacher", None), "student.name": ("--student", None)}
+    with pytest.raises(InputError, match=r"teacher is missing: add --teacher.*\nstudent.name is missing: add"):
+        load_settings(DistillSettings, section="distill", options=options)
 
 
 def test_values_of_another_type_are_refused_not_coerced_to_something_else():
     assert "epochs = 'many'" in message(overrides=["epochs=many"])
     assert "epochs = 2.5" in message(overrides=["epochs=2.5"])
+    assert "epochs = True (from --set): must be a number" in message(overrides=["epochs=true"])
+    assert "batch_size = '12' (from --set): must be a number" in message(overrides=["batch_size='12'"])
+    assert "samples = 1 (from --set): must be true or false" in message(overrides=["samples=1"])
     assert "optimizer.learning_rate" in message(overrides=["optimizer.learning_rate=nan"])
 
 

@@ -5,7 +5,12 @@ import torch
 from torch import nn
 
 from gapssg.models import create_model
-from gapssg.synthesis.batch_norm import batch_moments, observed_statistics, statistics_distance
+from gapssg.synthesis.batch_norm import (
+    batch_moments,
+    moments_by_var_mean,
+    observed_statistics,
+    statistics_distance,
+)
 
 
 def reference_moments(inputs):
@@ -33,15 +38,29 @@ def test_moments_and_their_gradients_equal_the_float64_formula(shape, channels_l
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=0, atol=tolerance)
 
 
-def test_bfloat16_inputs_are_accumulated_in_float32():
-    inputs = (torch.randn(64, 2, 16, 16, generator=torch.Generator().manual_seed(0)) + 3).bfloat16()
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_bfloat16_inputs_are_accumulated_in_float32(channels_last):
+    """At the size of a published synthesis, in the layout that the program uses and in the other."""
+    inputs = (torch.randn(256, 16, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 + 3).bfloat16()
+    if channels_last:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
     mean, variance = batch_moments(inputs)
     expected_mean, expected_variance = reference_moments(inputs)
     assert mean.dtype == variance.dtype == torch.float32
-    # The inputs are those of the reference, so all that differs is float32 summation; in bfloat16 the mean
-    # alone would be off by up to 2**-8.
-    torch.testing.assert_close(mean.double(), expected_mean, rtol=0, atol=1e-5)
-    torch.testing.assert_close(variance.double(), expected_variance, rtol=0, atol=1e-5)
+    # n = 262,144 float32 sums one after the other err like a random walk of n roundings of 2**-24 each: 512 * 2**-24
+    # of the mean and of the square. In bfloat16 a sum stops growing after 2**8 equal terms.
+    bound = 512 * 2**-24
+    torch.testing.assert_close(mean.double(), expected_mean, rtol=bound, atol=0)
+    torch.testing.assert_close(variance.double(), expected_variance, rtol=0, atol=bound * (9 + 4))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_moments_of_other_devices_equal_those_of_the_processor(channels_last):
+    inputs = torch.randn(32, 8, 7, 7, generator=torch.Generator().manual_seed(0)) * 2 + 1
+    if channels_last:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    for ours, theirs in zip(moments_by_var_mean(inputs), batch_moments(inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)  # as for float32 above
 
 
 def test_distance_is_zero_for_a_batch_with_the_running_statistics():

@@ -1,0 +1,57 @@
+"""The shards of a sample pool on disk: one safetensors file for the images of one synthesis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from gapssg.errors import InputError
+from gapssg.files import write_atomically
+from gapssg.models.safetensors_file import read_safetensors
+
+
+class PoolOrigin(NamedTuple):
+    """Where the images of a pool come from.
+
+    Attributes:
+        method: The method that made them.
+        teacher_sha256: SHA-256 of the file of the teacher that they were made for.
+    """
+
+    method: str
+    teacher_sha256: str
+
+
+def write_shard(path: Path, images: Tensor, targets: Tensor, origin: PoolOrigin) -> None:
+    """Write images (N, C, H, W) uint8 and targets (N,) int64 atomically.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    tensors = {"images": images.cpu().contiguous(), "targets": targets.cpu().contiguous()}
+    write_atomically(path, save(tensors, metadata=origin._asdict()))
+
+
+def read_shard(path: Path, image_shape: tuple[int, int, int], num_classes: int) -> tuple[Tensor, Tensor, PoolOrigin]:
+    """Read the images (N, C, H, W) uint8 and targets (N,) int64 of one shard, and where they come from.
+
+    Raises:
+        InputError: The file is damaged, or its images and targets do not fit a teacher of these shapes.
+    """
+    file = read_safetensors(path)
+    images, targets = file.tensors.get("images"), file.tensors.get("targets")
+    if images is None or targets is None or images.dtype != torch.uint8 or targets.dtype != torch.int64:
+        raise InputError(f"{path} is not a shard of a sample pool")
+    if images.ndim != 4 or len(images) == 0 or targets.shape != (len(images),):
+        raise InputError(f"{path} is not a shard of a sample pool: its tensors have shapes that no pool has")
+    if tuple(images.shape[1:]) != image_shape:
+        given, expected = ("x".join(map(str, shape)) for shape in (images.shape[1:], image_shape))
+        raise InputError(f"{path}: its images are {given}, but the teacher takes {expected}")
+    if targets.min() < 0 or targets.max() >= num_classes:
+        raise InputError(f"{path}: its targets are not classes of the teacher (0 to {num_classes - 1})")
+    origin = PoolOrigin(*(file.metadata.get(field, "unknown") for field in PoolOrigin._fields))
+    return images, targets, origin
