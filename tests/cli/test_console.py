@@ -66,7 +66,7 @@ def test_json_goes_to_stdout_alone(capsys: pytest.CaptureFixture[str]):
 def test_on_a_terminal_bars_move_and_vanish():
     console = Console(Invocation())
     screen = io.StringIO()
-    console._rich = rich.console.Console(file=screen, force_terminal=True, width=100)
+    console._rich = rich.console.Console(file=screen, force_terminal=True, width=160, highlight=False)
     with console.live() as display:
         display.progress("synthesis", 3, 10)
         display.event(EPOCH)

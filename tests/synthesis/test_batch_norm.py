@@ -48,8 +48,9 @@ def test_bfloat16_inputs_are_accumulated_in_float32(channels_last):
     expected_mean, expected_variance = reference_moments(inputs)
     assert mean.dtype == variance.dtype == torch.float32
     # n = 262,144 float32 sums one after the other err like a random walk of n roundings of 2**-24 each: 512 * 2**-24
-    # of the mean and of the square. In bfloat16 a sum stops growing after 2**8 equal terms.
-    bound = 512 * 2**-24
+    # of the mean and of the mean square; allowed are four times that, as four standard deviations. In bfloat16 a sum
+    # stops growing after 2**8 equal terms.
+    bound = 4 * 512 * 2**-24
     torch.testing.assert_close(mean.double(), expected_mean, rtol=bound, atol=0)
     torch.testing.assert_close(variance.double(), expected_variance, rtol=0, atol=bound * (9 + 4))
 
