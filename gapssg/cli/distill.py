@@ -50,6 +50,7 @@ def distill(
     download: options.Download = None,
     image_size: options.ImageSize = None,
     overwrite: options.Overwrite = False,
+    resume: options.Resume = None,
     recipe: options.Recipe = None,
     config: options.Config = None,
     overrides: options.Set = None,
@@ -67,6 +68,7 @@ def distill(
     from gapssg.settings import load_settings
 
     console = options.console_of(context)
+    output, config = options.run_directory(output, resume, config, recipe)
     settings = load_settings(
         DistillSettings,
         section="distill",
@@ -97,7 +99,7 @@ def distill(
     from gapssg.engine.distill import distill
 
     with console.live() as display:
-        result = distill(settings, directory, overwrite=overwrite, display=display)
+        result = distill(settings, directory, overwrite=overwrite, resume=resume is not None, display=display)
     teacher_facts, student_facts = result["teacher"], result["student"]
     console.table(
         f"Student in {directory}",

@@ -46,6 +46,9 @@ Output = Annotated[
     Path | None, typer.Option("--output", help="Directory of the run; it holds all that the run writes.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is already in --output.")]
+Resume = Annotated[
+    Path | None, typer.Option("--resume", help="Continue the interrupted run in this directory, with its settings.")
+]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Number of epochs.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Images in a step.")]
 LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="The schedule's highest learning rate.")]
@@ -123,6 +126,22 @@ def required(value: Value | None, option: str) -> Value:
     if value is None:
         raise InputError(f"{option} is missing; `--help` shows how the command is used")
     return value
+
+
+def run_directory(
+    output: Path | None, resume: Path | None, config: Path | None, recipe: str | None
+) -> tuple[Path | None, Path | None]:
+    """Return the directory of the run and the file of its settings, which a continued run has already.
+
+    Raises:
+        InputError: --resume stands beside an option that it makes meaningless.
+    """
+    if resume is None:
+        return output, config
+    for option, value in (("--output", output), ("--config", config), ("--recipe", recipe)):
+        if value is not None:
+            raise InputError(f"--resume continues a run in its own directory with its own settings; leave {option} out")
+    return resume, resume / "settings.toml"
 
 
 def data_options(

@@ -25,6 +25,7 @@ def pretrain_teacher(
     download: options.Download = None,
     image_size: options.ImageSize = None,
     overwrite: options.Overwrite = False,
+    resume: options.Resume = None,
     recipe: options.Recipe = None,
     config: options.Config = None,
     overrides: options.Set = None,
@@ -42,6 +43,7 @@ def pretrain_teacher(
     from gapssg.settings import load_settings
 
     console = options.console_of(context)
+    output, config = options.run_directory(output, resume, config, recipe)
     settings = load_settings(
         PretrainSettings,
         section="pretrain-teacher",
@@ -65,7 +67,7 @@ def pretrain_teacher(
     from gapssg.engine.pretrain import pretrain_teacher
 
     with console.live() as display:
-        result = pretrain_teacher(settings, directory, overwrite=overwrite, display=display)
+        result = pretrain_teacher(settings, directory, overwrite=overwrite, resume=resume is not None, display=display)
     made = result["model"]
     console.table(
         f"Teacher in {directory}",

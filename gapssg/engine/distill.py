@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gapssg.augment import Augmentation, Normalization, Shifts, crop_and_flip
 from gapssg.data.image_set import ImageSet
+from gapssg.engine.checkpoint import Checkpoint, read_checkpoint, restore, write_checkpoint
 from gapssg.engine.inference import predict
 from gapssg.engine.metrics import Scores, agreement, score
 from gapssg.engine.optimizer import make_optimizer, set_learning_rate
@@ -21,6 +22,7 @@ from gapssg.engine.run_directory import (
     RunDirectory,
     SilentDisplay,
     check_output,
+    check_same_settings,
     pool_shards,
     run_facts,
     versions,
@@ -43,15 +45,22 @@ from gapssg.synthesis import EpochPlan, SynthesisContext, Synthesizer, method_cl
 from gapssg.synthesis.health import synthesis_health
 from gapssg.synthesis.losses import reality_gap
 from gapssg.synthesis.pool_synthesizer import PoolSynthesizer, read_pool
-from gapssg.synthesis.shards import PoolOrigin
+from gapssg.synthesis.shards import PoolOrigin, read_shard
 
 
 def distill(
-    settings: DistillSettings, output: Path, *, overwrite: bool = False, display: Display | None = None
+    settings: DistillSettings,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    display: Display | None = None,
 ) -> dict[str, Any]:
     """Distil a student without real data and write a run directory with `student.safetensors`.
 
-    Evaluation data, if given, is read only to evaluate: the student's weights are the same without it.
+    With `resume` the run in `output` continues after its last checkpoint, and ends with the files that it would
+    have had without the interruption. Evaluation data, if given, is read only to evaluate: the student's weights
+    are the same without it.
 
     Returns:
         What `result.json` holds. `top1` is of the last epoch; `best_top1` was chosen by the evaluation data;
@@ -64,31 +73,56 @@ def distill(
         RunError: The synthesis or the student diverged, or the disk refused a write.
     """
     display = display or SilentDisplay()
-    check_output(output, overwrite, [settings.teacher, settings.pool, settings.student.weights])
+    if resume:
+        check_same_settings(output, settings)
+    else:
+        check_output(output, overwrite, [settings.teacher, settings.pool, settings.student.weights])
     started = time.perf_counter()
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     teacher = load_model(settings.teacher)
     distillation = Distillation(settings, runtime, teacher)
     evaluator = _Evaluator(settings, runtime, teacher, display)
-    run = RunDirectory(output, settings, display)
-
-    source = f"the pool of {settings.pool}" if settings.pool else f"no data ({settings.method.name})"
-    message = f"distilling {teacher.card.architecture} into {settings.student.name} with {source}, {runtime.describe()}"
-    run.record("start", message=message)
-    if distillation.origin.teacher_sha256 != teacher.sha256:
-        run.record("warning", epoch=0, message=f"the pool of {settings.pool} was made for another teacher")
-    for epoch in range(settings.epochs):
+    identity = {"teacher": teacher.sha256}
+    done = 0
+    if resume:
+        checkpoint = read_checkpoint(output, identity)
+        done = checkpoint.epoch
+        distillation.restore(checkpoint, output)
+        evaluator.restore(checkpoint.facts["evaluation"])
+        started -= checkpoint.facts["total_seconds"]
+        run = RunDirectory.reopen(output, display, checkpoint.events_length)
+        run.show("start", message=f"continuing {output} after epoch {done}, {runtime.describe()}")
+    else:
+        run = RunDirectory(output, settings, display)
+        _record_start(run, distillation)
+    for epoch in range(done, settings.epochs):
         facts = distillation.run_epoch(epoch, run)
         facts |= evaluator.after_epoch(epoch, distillation, run)
         run.record("epoch", epoch=epoch + 1, epochs=settings.epochs, **facts)
         if settings.snapshot_every and (epoch + 1) % settings.snapshot_every == 0:
             distillation.save_student(run.folder("snapshots") / f"epoch-{epoch + 1:04d}.safetensors")
+        if distillation.can_continue and ((epoch + 1) % settings.checkpoint_every == 0 or epoch + 1 == settings.epochs):
+            state = {
+                "distillation": distillation.facts(),
+                "evaluation": evaluator.facts(),
+                "total_seconds": time.perf_counter() - started,
+            }
+            write_checkpoint(run, epoch + 1, identity, state, distillation.student, distillation.optimizer)
     student_file = output / "student.safetensors"
     distillation.save_student(student_file)
     result = _result(settings, runtime, distillation, evaluator, student_file, time.perf_counter() - started)
     run.write_result(result)
     run.record("end", **{key: result["student"][key] for key in ("top1", "best_top1", "best_epoch", "agreement")})
     return result
+
+
+def _record_start(run: RunDirectory, distillation: Distillation) -> None:
+    settings, teacher = distillation.settings, distillation.teacher_file
+    source = f"the pool of {settings.pool}" if settings.pool else f"no data ({settings.method.name})"
+    pair = f"{teacher.card.architecture} into {settings.student.name}"
+    run.record("start", message=f"distilling {pair} with {source}, {distillation.runtime.describe()}")
+    if distillation.origin.teacher_sha256 != teacher.sha256:
+        run.record("warning", epoch=0, message=f"the pool of {settings.pool} was made for another teacher")
 
 
 class Distillation:
@@ -137,20 +171,43 @@ class Distillation:
         self.images_synthesized = 0
         self.step_count = 0
         self.seconds = {"synthesis": 0.0, "distillation": 0.0}
-        self._learning_epochs = 0
+        self.learning_epochs = 0
         self.step = TrainingStep(self._loss, self.optimizer, runtime)
 
     def save_student(self, path: Path) -> None:
         """Write the student as a model file."""
         save_model(path, self.student, self.card)
 
+    @property
+    def can_continue(self) -> bool:
+        """Whether a checkpoint suffices to continue: the images must be on disk."""
+        return self.settings.pool is not None or self.settings.keep_pool
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps besides tensors."""
+        return {name: getattr(self, name) for name in _FACTS}
+
+    def restore(self, checkpoint: Checkpoint, run: Path) -> None:
+        """Go back to where a checkpoint was written.
+
+        Raises:
+            InputError: The checkpoint or the pool of the run is damaged.
+        """
+        restore(checkpoint, self.student, self.optimizer)
+        for name in _FACTS:
+            setattr(self, name, checkpoint.facts["distillation"][name])
+        if self.settings.pool is None and self.synthesizer.pool is not None:
+            for shard in pool_shards(run)[: checkpoint.epoch]:
+                images, targets, _ = read_shard(shard, self.card.input_shape, self.card.num_classes)
+                self.synthesizer.pool.append(images, targets)
+
     def run_epoch(self, epoch: int, run: RunDirectory) -> dict[str, Any]:
         """Synthesise and distil; return what the epoch's event says of it."""
         plan = self.synthesizer.plan(epoch)
         self.learning_rate = set_learning_rate(
-            self.optimizer, self.settings.optimizer, self._learning_epochs / self.settings.epochs
+            self.optimizer, self.settings.optimizer, self.learning_epochs / self.settings.epochs
         )
-        self._learning_epochs += plan.advances_learning_rate
+        self.learning_epochs += plan.advances_learning_rate
         synthesis_seconds = distillation_seconds = 0.0
         with self.runtime.seeded_globals("modules", epoch):
             for index in range(plan.rounds):
@@ -256,6 +313,9 @@ class Distillation:
         return time.perf_counter()
 
 
+_FACTS = ("learning_rate", "learning_epochs", "agreement", "images_synthesized", "step_count", "seconds")
+
+
 class _Evaluator:
     """Evaluates the student on real images, if there are any; nothing that it does reaches the training."""
 
@@ -269,6 +329,17 @@ class _Evaluator:
         self.seconds = 0.0
         if settings.eval_data is not None:
             self.images = read_test_images(settings.eval_data, teacher, display).to(runtime.device)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"teacher": self.teacher_scores, "student": self.scores, "best": self.best, "seconds": self.seconds}
+
+    def restore(self, facts: dict[str, Any]) -> None:
+        """Go back to where a checkpoint was written."""
+        self.teacher_scores = facts["teacher"] and Scores(*facts["teacher"])
+        self.scores = facts["student"] and Scores(*facts["student"])
+        self.best = facts["best"] and (facts["best"][0], facts["best"][1])
+        self.seconds = facts["seconds"]
 
     def after_epoch(self, epoch: int, distillation: Distillation, run: RunDirectory) -> dict[str, Any]:
         """Evaluate, if this epoch is to be; return what the epoch's event says of it."""

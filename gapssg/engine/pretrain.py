@@ -15,8 +15,9 @@ from gapssg.augment import Augmentation, Normalization, Shifts, crop_and_flip
 from gapssg.batches import shuffled_batches
 from gapssg.data import flipping_is_meaningful
 from gapssg.data.image_set import ImageSet, check_same_classes
+from gapssg.engine.checkpoint import read_checkpoint, restore, write_checkpoint
 from gapssg.engine.inference import predict
-from gapssg.engine.metrics import score
+from gapssg.engine.metrics import Scores, score
 from gapssg.engine.optimizer import make_optimizer, set_learning_rate
 from gapssg.engine.real_images import read_images
 from gapssg.engine.run_directory import (
@@ -24,6 +25,7 @@ from gapssg.engine.run_directory import (
     RunDirectory,
     SilentDisplay,
     check_output,
+    check_same_settings,
     run_facts,
     versions,
 )
@@ -37,9 +39,17 @@ from gapssg.runtime import Runtime, to_unit_range
 
 
 def pretrain_teacher(
-    settings: PretrainSettings, output: Path, *, overwrite: bool = False, display: Display | None = None
+    settings: PretrainSettings,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    display: Display | None = None,
 ) -> dict[str, Any]:
     """Train a classifier on real images and write a run directory with `model.safetensors`.
+
+    With `resume` the run in `output` continues after its last checkpoint, and ends with the files that it would
+    have had without the interruption.
 
     Returns:
         What `result.json` holds: the model's size and accuracies (of the last epoch, and of the best, which
@@ -50,7 +60,10 @@ def pretrain_teacher(
         RunError: The training diverged, or the disk refused a write.
     """
     display = display or SilentDisplay()
-    check_output(output, overwrite)
+    if resume:
+        check_same_settings(output, settings)
+    else:
+        check_output(output, overwrite)
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     train = read_images(settings.data, "train", display)
     test = read_images(settings.data, "test", display, channels=train.input_shape[0])
@@ -62,18 +75,28 @@ def pretrain_teacher(
         seed=runtime.derive_seed("initial-weights"),
     )
     card = _describe(settings, train)
-    run = RunDirectory(output, settings, display)
     trainer = _Trainer(settings, runtime, runtime.place(model), card, train.to(runtime.device))
     test = test.to(runtime.device)
 
-    run.record(
-        "start",
-        message=f"training {card.architecture} on {len(train):,} images of {settings.data.name}, {runtime.describe()}",
-    )
+    identity = {"number of training images": str(len(train))}
     started = time.perf_counter()
     evaluation_seconds = 0.0
+    scores: Scores | None = None
     best: tuple[float, int] = (-1.0, 0)
-    for epoch in range(settings.epochs):
+    done = 0
+    if resume:
+        checkpoint = read_checkpoint(output, identity)
+        restore(checkpoint, model, trainer.optimizer)
+        done, facts = checkpoint.epoch, checkpoint.facts
+        scores, best, evaluation_seconds = Scores(*facts["scores"]), tuple(facts["best"]), facts["evaluation_seconds"]
+        started -= facts["total_seconds"]
+        run = RunDirectory.reopen(output, display, checkpoint.events_length)
+        run.show("start", message=f"continuing {output} after epoch {done}, {runtime.describe()}")
+    else:
+        run = RunDirectory(output, settings, display)
+        images = f"{len(train):,} images of {settings.data.name}"
+        run.record("start", message=f"training {card.architecture} on {images}, {runtime.describe()}")
+    for epoch in range(done, settings.epochs):
         epoch_started = time.perf_counter()
         loss, images_seen = trainer.train_epoch(epoch, run)
         trained = time.perf_counter()
@@ -96,6 +119,15 @@ def pretrain_teacher(
                 "images_per_second": images_seen / (trained - epoch_started),
             },
         )
+        if (epoch + 1) % settings.checkpoint_every == 0 or epoch + 1 == settings.epochs:
+            state = {
+                "scores": scores,
+                "best": best,
+                "evaluation_seconds": evaluation_seconds,
+                "total_seconds": time.perf_counter() - started,
+            }
+            write_checkpoint(run, epoch + 1, identity, state, model, trainer.optimizer)
+    assert scores is not None  # there is at least one epoch
     save_model(output / "model.safetensors", model, card)
     result = {
         "command": "pretrain-teacher",

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,19 +21,21 @@ from gapssg.errors import InputError, RunError
 from gapssg.files import check_writable, write_atomically, write_json
 from gapssg.runtime import Runtime, to_uint8
 from gapssg.settings.base import Settings
+from gapssg.settings.load import flatten
 from gapssg.synthesis.shards import PoolOrigin, write_shard
 
 _SETTINGS = "settings.toml"
 _EVENTS = "events.jsonl"
 _RESULT = "result.json"
 _POOL = "pool"
-_FOLDERS = ("samples", "snapshots", _POOL)
+_FOLDERS = ("samples", "snapshots", _POOL, "checkpoint")
 
 # All that a run writes, relative to its directory, and the temporary name that a write had when it was killed.
 _OWN_FILE = re.compile(
     r"settings\.toml|events\.jsonl|result\.json|(student|model|best)\.safetensors"
     r"|samples/epoch-\d+\.png|snapshots/epoch-\d+\.safetensors|pool/shard-\d+\.safetensors"
-    r"|((samples|snapshots|pool)/)?\.[\w.-]+\.tmp"
+    r"|checkpoint/latest\.safetensors"
+    r"|((samples|snapshots|pool|checkpoint)/)?\.[\w.-]+\.tmp"
 )
 
 
@@ -70,12 +73,40 @@ class RunDirectory:
             raise RunError(f"cannot write to {path}: {error.strerror or error}") from error
         write_atomically(path / _SETTINGS, settings.to_toml().encode())
 
+    @classmethod
+    def reopen(cls, path: Path, display: Display, events_length: int) -> RunDirectory:
+        """Continue the run in `path`; events after the first `events_length` bytes are cut off.
+
+        Raises:
+            RunError: The directory cannot be written to, or its events are shorter than that.
+        """
+        run = cls.__new__(cls)
+        run.path = path
+        run._display = display
+        try:
+            if run.events_length() < events_length:
+                raise RunError(f"{path / _EVENTS} has lost lines since the checkpoint; start the run anew")
+            os.truncate(path / _EVENTS, events_length)
+        except OSError as error:
+            raise RunError(f"cannot write {path / _EVENTS}: {error.strerror or error}") from error
+        return run
+
+    def events_length(self) -> int:
+        """Return the bytes of `events.jsonl`."""
+        return (self.path / _EVENTS).stat().st_size
+
+    def show(self, event: str, **values: Any) -> None:
+        """Show an event that is no part of the run's record."""
+        self._display.event({"event": event, **values})
+
     def record(self, event: str, **values: Any) -> None:
         """Append an event to `events.jsonl` and show it. What may differ between equal runs is `timing`."""
         line = {"event": event, **values}
         try:
             with (self.path / _EVENTS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise RunError(f"cannot write {self.path / _EVENTS}: {error.strerror or error}") from error
         self._display.event(line)
@@ -140,6 +171,27 @@ def check_output(path: Path, overwrite: bool, inputs: Iterable[Path | None] = ()
         raise InputError(f"--output {path} holds files that are not a run's ({names}); name another directory")
     if entries and not overwrite:
         raise InputError(f"--output {path} already holds a run; add --overwrite to replace it")
+
+
+def check_same_settings(path: Path, settings: Settings) -> None:
+    """Check that the run in `path` began with these settings.
+
+    Raises:
+        InputError: It is no run, or some settings differ; each is named.
+    """
+    file = path / _SETTINGS
+    try:
+        began_with = flatten(tomllib.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} holds no run to continue: {file.name} cannot be read") from error
+    now = flatten(settings.to_dict())
+    differences = [
+        f"{key} was {began_with.get(key)!r} and is {now.get(key)!r}"
+        for key in sorted(began_with.keys() | now.keys())
+        if began_with.get(key) != now.get(key)
+    ]
+    if differences:
+        raise InputError(f"{path} cannot be continued with other settings: {'; '.join(differences)}")
 
 
 def pool_shards(path: Path) -> list[Path]:

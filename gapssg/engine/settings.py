@@ -28,6 +28,8 @@ class PretrainSettings(Settings):
     """Stochastic gradient descent; the schedule advances each step."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target probability that is spread over all classes."""
+    checkpoint_every: int = Field(default=1, ge=1)
+    """Epochs between checkpoints, from which `--resume` continues; the last epoch always writes one."""
     crop_padding: int | None = Field(default=None, ge=0, le=256)
     """Pixels of zero padding for random crops; without it, an eighth of the image's height."""
     flip: bool | None = None
@@ -66,6 +68,8 @@ class DistillSettings(Settings):
     """Real images that only evaluation reads; without them nothing real is read at all."""
     evaluate_every: int = Field(default=1, ge=1)
     """Epochs between evaluations; the last epoch is always evaluated."""
+    checkpoint_every: int = Field(default=1, ge=1)
+    """Epochs between checkpoints, from which `--resume` continues; the last epoch always writes one."""
     snapshot_every: int | None = Field(default=None, ge=1)
     """Epochs between weight snapshots (for loss landscapes); without it, none are kept."""
     samples: bool = True

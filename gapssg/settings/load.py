@@ -113,6 +113,11 @@ def _parse_override(text: str) -> tuple[Key, Any]:
         return path, value.strip()
 
 
+def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested tables as one table of dotted keys."""
+    return {".".join(key): value for key, value in _flatten(values)}
+
+
 def _flatten(values: Mapping[str, Any], prefix: Key = ()) -> Iterator[tuple[Key, Any]]:
     for name, value in values.items():
         if isinstance(value, Mapping) and value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,8 +11,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gapssg.errors import InputError
-from gapssg.files import write_atomically
+from gapssg.files import canonical_json, write_atomically
 from gapssg.models.safetensors_file import read_safetensors
+
+_METADATA_KEY = "gapssg"  # one key, because the order of several in the header is not fixed
 
 
 class PoolOrigin(NamedTuple):
@@ -33,7 +36,7 @@ def write_shard(path: Path, images: Tensor, targets: Tensor, origin: PoolOrigin)
         RunError: The file cannot be written.
     """
     tensors = {"images": images.cpu().contiguous(), "targets": targets.cpu().contiguous()}
-    write_atomically(path, save(tensors, metadata=origin._asdict()))
+    write_atomically(path, save(tensors, metadata={_METADATA_KEY: canonical_json(origin._asdict())}))
 
 
 def read_shard(path: Path, image_shape: tuple[int, int, int], num_classes: int) -> tuple[Tensor, Tensor, PoolOrigin]:
@@ -53,5 +56,8 @@ def read_shard(path: Path, image_shape: tuple[int, int, int], num_classes: int) 
         raise InputError(f"{path}: its images are {given}, but the teacher takes {expected}")
     if targets.min() < 0 or targets.max() >= num_classes:
         raise InputError(f"{path}: its targets are not classes of the teacher (0 to {num_classes - 1})")
-    origin = PoolOrigin(*(file.metadata.get(field, "unknown") for field in PoolOrigin._fields))
-    return images, targets, origin
+    try:
+        origin = PoolOrigin(**json.loads(file.metadata[_METADATA_KEY]))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} does not say which method and teacher its images come from") from error
+    return images, targets, PoolOrigin(str(origin.method), str(origin.teacher_sha256))

@@ -17,6 +17,7 @@ from gapssg.engine.distill import Distillation
 from gapssg.engine.run_directory import RunDirectory, SilentDisplay
 from gapssg.models.model_file import save_model
 from gapssg.runtime import Runtime
+from gapssg.synthesis.shards import PoolOrigin, write_shard
 from tests.conftest import make_card
 
 TINY = {
@@ -51,6 +52,8 @@ def finished(teacher_file: Path, tmp_path: Path) -> Path:
 
 def test_a_run_directory_holds_all_there_is_to_a_run(finished: Path, teacher_file: Path):
     assert sorted(str(path.relative_to(finished)) for path in finished.rglob("*")) == [
+        "checkpoint",
+        "checkpoint/latest.safetensors",
         "events.jsonl",
         "pool",
         "pool/shard-0001.safetensors",
@@ -293,7 +296,7 @@ def test_evaluation_data_of_other_classes_is_refused(teacher_file: Path, image_f
 
 def test_a_pool_of_other_images_is_refused(finished: Path, teacher_file: Path, tmp_path: Path):
     shard = finished / "pool" / "shard-0001.safetensors"
-    save_file({"images": torch.zeros(4, 3, 16, 16, dtype=torch.uint8), "targets": torch.zeros(4).long()}, shard)
+    write_shard(shard, torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.zeros(4).long(), PoolOrigin("gapssg", "0"))
     with pytest.raises(InputError, match="its images are 3x16x16, but the teacher takes 1x16x16"):
         distill(settings(teacher_file, pool=finished), tmp_path / "other")
     shard.write_bytes(b"junk")

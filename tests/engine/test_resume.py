@@ -1,0 +1,166 @@
+"""A run that is killed and continued ends with the files of the run that was never interrupted."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from gapssg import DistillSettings, InputError, PretrainSettings, distill, pretrain_teacher
+from gapssg.engine.run_directory import SilentDisplay
+from tests.engine.test_distill import TINY, events, without_timing
+
+Start = Callable[..., dict[str, Any]]
+
+
+class Interruption(Exception):
+    """Stands for whatever ends a process."""
+
+
+class InterruptingDisplay(SilentDisplay):
+    """Ends the run at its n-th step."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Interruption
+
+
+def files_of(run: Path) -> dict[str, Any]:
+    """Everything that a run leaves, without what may differ between equal runs."""
+    found: dict[str, Any] = {}
+    for path in sorted(run.rglob("*")):
+        name = str(path.relative_to(run))
+        if name == "events.jsonl":
+            found[name] = [without_timing(event) for event in events(run)]
+        elif name == "result.json":
+            found[name] = without_timing(json.loads(path.read_text()))
+        elif path.is_file() and not name.startswith("checkpoint/"):
+            found[name] = path.read_bytes()
+    return found
+
+
+@pytest.fixture(params=["fp32", "bf16", "noise", "pool", "pretrain"])
+def start(request: pytest.FixtureRequest, teacher_file: Path, image_folder: Path, tmp_path: Path) -> Start:
+    runtime = {"device": "cpu", "precision": "bf16" if request.param == "bf16" else "fp32"}
+    if request.param == "pretrain":
+        values = {"data": {"name": f"folder:{image_folder}"}, "model": {"name": "mobilenetv2"}, "batch_size": 16}
+        teacher = PretrainSettings.model_validate({**values, "epochs": 4, "runtime": runtime})
+        return lambda output, **options: pretrain_teacher(teacher, output, **options)
+    changes: dict[str, Any] = {"teacher": teacher_file, "epochs": 4, "runtime": runtime, "snapshot_every": 2}
+    changes["student"] = {"name": "mobilenetv2"}  # has dropout, whose randomness must come back too
+    if request.param == "noise":
+        changes["method"] = {"name": "noise", "synthesis_batch_size": 16}
+    if request.param == "pool":
+        distill(DistillSettings.model_validate({**TINY, "teacher": teacher_file}), tmp_path / "earlier")
+        changes["pool"] = tmp_path / "earlier"
+    settings = DistillSettings.model_validate({**TINY, "eval_data": {"name": "digits"}, **changes})
+    return lambda output, **options: distill(settings, output, **options)
+
+
+def test_a_run_interrupted_anywhere_and_continued_is_the_run_that_was_not(start: Start, tmp_path: Path):
+    start(tmp_path / "whole")
+    expected = files_of(tmp_path / "whole")
+    most_steps = 12 if (tmp_path / "whole" / "model.safetensors").exists() else 30
+    draw = random.Random(0)
+    interruptions = 0
+    for _ in range(3):
+        run = tmp_path / "run"
+        shutil.rmtree(run, ignore_errors=True)
+        resume = False
+        for _ in range(3):
+            try:
+                start(run, resume=resume, display=InterruptingDisplay(draw.randint(2, most_steps)))
+            except Interruption:
+                interruptions += 1
+            resume = (run / "checkpoint" / "latest.safetensors").exists()
+            if not resume:
+                shutil.rmtree(run, ignore_errors=True)
+        start(run, resume=resume)
+        assert files_of(run) == expected
+    assert interruptions >= 3
+
+
+def test_a_process_that_is_killed_at_random_moments_ends_with_the_same_files(teacher_file: Path, tmp_path: Path):
+    options = ["--epochs", "6", "--set", "method.generator_steps=5", "--set", "method.synthesis_batch_size=32"]
+    command = [sys.executable, "-m", "gapssg", "distill"]
+    begin = [*command, "--teacher", str(teacher_file), "--student", "wrn16_1", *options]
+    begin += ["--set", "batch_size=16", "--device", "cpu", "--precision", "fp32", "--output"]
+    began = time.monotonic()
+    subprocess.run([*begin, str(tmp_path / "whole")], check=True, capture_output=True)
+    whole_seconds = time.monotonic() - began
+    run = tmp_path / "run"
+    draw = random.Random(0)
+    kills = 0
+    process = subprocess.Popen([*begin, str(run)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while kills < 3:
+        deadline = time.monotonic() + 120
+        while not (run / "checkpoint" / "latest.safetensors").exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, whole_seconds / 2))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+        process = subprocess.Popen(
+            [*command, "--resume", str(run)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    found, expected = files_of(run), files_of(tmp_path / "whole")
+    assert {name for name in found if name.endswith(".tmp")} <= {name for name in found if name not in expected}
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_other_settings_are_refused_with_each_difference(teacher_file: Path, tmp_path: Path):
+    values = {**TINY, "teacher": teacher_file}
+    distill(DistillSettings.model_validate(values), tmp_path / "run")
+    changed = DistillSettings.model_validate({**values, "seed": 4, "optimizer": {"learning_rate": 0.3}})
+    with pytest.raises(InputError, match=r"optimizer.learning_rate was 0.2 and is 0.3; seed was 0 and is 4"):
+        distill(changed, tmp_path / "run", resume=True)
+
+
+def test_another_teacher_of_the_same_name_is_refused(teacher_file: Path, tmp_path: Path):
+    settings = DistillSettings.model_validate({**TINY, "teacher": teacher_file})
+    distill(settings, tmp_path / "run")
+    shutil.copy(tmp_path / "run" / "student.safetensors", teacher_file)
+    with pytest.raises(InputError, match="cannot be continued: teacher differ"):
+        distill(settings, tmp_path / "run", resume=True)
+
+
+def test_a_run_without_a_checkpoint_says_how_to_start_anew(teacher_file: Path, tmp_path: Path):
+    settings = DistillSettings.model_validate({**TINY, "teacher": teacher_file, "keep_pool": False})
+    distill(settings, tmp_path / "run")
+    with pytest.raises(InputError, match="holds no checkpoint to continue from; start it with"):
+        distill(settings, tmp_path / "run", resume=True)
+    with pytest.raises(InputError, match="holds no run to continue"):
+        distill(settings, tmp_path / "absent", resume=True)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "metadata", "tensors"])
+def test_a_damaged_checkpoint_is_one_sentence(teacher_file: Path, tmp_path: Path, damage):
+    settings = DistillSettings.model_validate({**TINY, "teacher": teacher_file})
+    distill(settings, tmp_path / "run")
+    file = tmp_path / "run" / "checkpoint" / "latest.safetensors"
+    if damage == "truncate":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif damage == "metadata":
+        save_file(load_file(file), file)
+    else:
+        header = {"epoch": 1, "events_length": 0, "identity": {"teacher": "x"}, "facts": {}}
+        save_file({"model.a": load_file(file)["model.classifier.bias"]}, file, metadata={"facts": json.dumps(header)})
+    with pytest.raises(InputError):
+        distill(settings, tmp_path / "run", resume=True)
