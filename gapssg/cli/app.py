@@ -75,7 +75,7 @@ def main() -> None:
             hint = "" if invocation.debug else "; run again with --debug for the traceback, and please report it"
             _complain(f"unexpected {type(error).__name__}: {error}{hint}", invocation)
     if status == INTERRUPTED:
-        kept = "; what was written before stays in the output directory" if invocation.started else ""
+        kept = "; --resume with the run's directory continues after its last epoch" if invocation.started else ""
         sys.stderr.write(f"interrupted{kept}\n")
     sys.exit(status)
 
