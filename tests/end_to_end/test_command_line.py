@@ -202,7 +202,8 @@ def test_an_interrupt_ends_in_one_sentence(trained: Path, tmp_path: Path):
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.strip().splitlines() == ["interrupted; --resume with the run's directory continues after its last epoch"]
+    sentence = "interrupted; --resume with the run's directory continues after its last epoch"
+    assert errors.strip().splitlines() == [sentence]
     assert not (tmp_path / "run" / "result.json").exists()
 
 
