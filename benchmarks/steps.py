@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain import PlainDistillation, PlainSynthesis, Switches
 from gapssg import DistillSettings
-from gapssg.engine.distill import Distillation
+from gapssg.engine.distillation import Distillation
 from gapssg.models import create_model
 from gapssg.models.model_file import ModelCard, Provenance, load_model, save_model
 from gapssg.runtime import Runtime

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gapssg import DistillSettings, InputError, RunError, distill, load_model, load_settings
-from gapssg.engine.distill import Distillation
+from gapssg.engine.distillation import Distillation
 from gapssg.engine.run_directory import RunDirectory, SilentDisplay
 from gapssg.models.model_file import save_model
 from gapssg.runtime import Runtime
