@@ -19,6 +19,12 @@ from gapssg.cli.quickstart import quickstart
 from gapssg.errors import GapssgError, InputError
 
 INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
+
+
+class _Terminated(BaseException):
+    """Somebody asked the process to end, as schedulers do before they take a machine away."""
+
 
 # Typer has its own copy of click in newer versions; this is click's UsageError in either.
 _USAGE_ERROR = typer.BadParameter.__mro__[1]
@@ -55,8 +61,9 @@ def _program(
 
 
 def main() -> None:
-    """Run the program and exit: 0 done, 1 failed while running, 2 bad input, 130 interrupted."""
+    """Run the program and exit: 0 done, 1 failed while running, 2 bad input, 130 interrupted, 143 terminated."""
     invocation = Invocation()
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         status = app(standalone_mode=False, obj=invocation) or 0
     except GapssgError as error:
@@ -64,6 +71,8 @@ def main() -> None:
         _complain(str(error), invocation)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
+    except _Terminated:
+        status = TERMINATED
     except Exception as error:
         if isinstance(error, _USAGE_ERROR):
             status = InputError.exit_status
@@ -74,10 +83,14 @@ def main() -> None:
             status = GapssgError.exit_status
             hint = "" if invocation.debug else "; run again with --debug for the traceback, and please report it"
             _complain(f"unexpected {type(error).__name__}: {error}{hint}", invocation)
-    if status == INTERRUPTED:
+    if status in (INTERRUPTED, TERMINATED):
         kept = "; --resume with the run's directory continues after its last epoch" if invocation.started else ""
-        sys.stderr.write(f"interrupted{kept}\n")
+        sys.stderr.write(f"{'interrupted' if status == INTERRUPTED else 'terminated'}{kept}\n")
     sys.exit(status)
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
 
 
 def _complain(sentence: str, invocation: Invocation) -> None:

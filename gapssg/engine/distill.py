@@ -74,24 +74,27 @@ def distill(
     else:
         run = RunDirectory(output, settings, display)
         _record_start(run, distillation)
-    for epoch in range(done, settings.epochs):
-        facts = distillation.run_epoch(epoch, run)
-        facts |= evaluator.after_epoch(epoch, distillation, run)
-        run.record("epoch", epoch=epoch + 1, epochs=settings.epochs, **facts)
-        if settings.snapshot_every and (epoch + 1) % settings.snapshot_every == 0:
-            distillation.save_student(run.folder("snapshots") / f"epoch-{epoch + 1:04d}.safetensors")
-        if distillation.can_continue and ((epoch + 1) % settings.checkpoint_every == 0 or epoch + 1 == settings.epochs):
-            state = {
-                "distillation": distillation.facts(),
-                "evaluation": evaluator.facts(),
-                "total_seconds": time.perf_counter() - started,
-            }
-            write_checkpoint(run, epoch + 1, identity, state, distillation.student, distillation.optimizer)
-    student_file = output / "student.safetensors"
-    distillation.save_student(student_file)
-    result = _result(settings, runtime, distillation, evaluator, student_file, time.perf_counter() - started)
-    run.write_result(result)
-    run.record("end", **{key: result["student"][key] for key in ("top1", "best_top1", "best_epoch", "agreement")})
+    with run:
+        for epoch in range(done, settings.epochs):
+            facts = distillation.run_epoch(epoch, run)
+            facts |= evaluator.after_epoch(epoch, distillation, run)
+            run.record("epoch", epoch=epoch + 1, epochs=settings.epochs, **facts)
+            if settings.snapshot_every and (epoch + 1) % settings.snapshot_every == 0:
+                distillation.save_student(run.folder("snapshots") / f"epoch-{epoch + 1:04d}.safetensors")
+            if distillation.can_continue and (
+                (epoch + 1) % settings.checkpoint_every == 0 or epoch + 1 == settings.epochs
+            ):
+                state = {
+                    "distillation": distillation.facts(),
+                    "evaluation": evaluator.facts(),
+                    "total_seconds": time.perf_counter() - started,
+                }
+                write_checkpoint(run, epoch + 1, identity, state, distillation.student, distillation.optimizer)
+        student_file = output / "student.safetensors"
+        distillation.save_student(student_file)
+        result = _result(settings, runtime, distillation, evaluator, student_file, time.perf_counter() - started)
+        run.write_result(result)
+        run.record("end", **{key: result["student"][key] for key in ("top1", "best_top1", "best_epoch", "agreement")})
     return result
 
 

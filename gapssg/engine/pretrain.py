@@ -96,56 +96,57 @@ def pretrain_teacher(
         run = RunDirectory(output, settings, display)
         images = f"{len(train):,} images of {settings.data.name}"
         run.record("start", message=f"training {card.architecture} on {images}, {runtime.describe()}")
-    for epoch in range(done, settings.epochs):
-        epoch_started = time.perf_counter()
-        loss, images_seen = trainer.train_epoch(epoch, run)
-        trained = time.perf_counter()
-        logits = predict(model, test.images, trainer.normalization, runtime)
-        scores = score(logits, test.labels)
-        evaluation_seconds += time.perf_counter() - trained
-        if scores.top1 > best[0]:
-            best = (scores.top1, epoch + 1)
-            save_model(output / "best.safetensors", model, card)
-        run.record(
-            "epoch",
-            epoch=epoch + 1,
-            epochs=settings.epochs,
-            learning_rate=trainer.learning_rate,
-            train_loss=loss,
-            top1=scores.top1,
-            loss=scores.loss,
-            timing={
-                "seconds": time.perf_counter() - epoch_started,
-                "images_per_second": images_seen / (trained - epoch_started),
+    with run:
+        for epoch in range(done, settings.epochs):
+            epoch_started = time.perf_counter()
+            loss, images_seen = trainer.train_epoch(epoch, run)
+            trained = time.perf_counter()
+            logits = predict(model, test.images, trainer.normalization, runtime)
+            scores = score(logits, test.labels)
+            evaluation_seconds += time.perf_counter() - trained
+            if scores.top1 > best[0]:
+                best = (scores.top1, epoch + 1)
+                save_model(output / "best.safetensors", model, card)
+            run.record(
+                "epoch",
+                epoch=epoch + 1,
+                epochs=settings.epochs,
+                learning_rate=trainer.learning_rate,
+                train_loss=loss,
+                top1=scores.top1,
+                loss=scores.loss,
+                timing={
+                    "seconds": time.perf_counter() - epoch_started,
+                    "images_per_second": images_seen / (trained - epoch_started),
+                },
+            )
+            if (epoch + 1) % settings.checkpoint_every == 0 or epoch + 1 == settings.epochs:
+                state = {
+                    "scores": scores,
+                    "best": best,
+                    "evaluation_seconds": evaluation_seconds,
+                    "total_seconds": time.perf_counter() - started,
+                }
+                write_checkpoint(run, epoch + 1, identity, state, model, trainer.optimizer)
+        assert scores is not None  # there is at least one epoch
+        save_model(output / "model.safetensors", model, card)
+        result = {
+            "command": "pretrain-teacher",
+            "model": {
+                "file": str(output / "model.safetensors"),
+                "architecture": card.architecture,
+                **profile_model(model, card.input_shape).to_dict(),
+                **scores.to_dict(),
+                "best_top1": best[0],
+                "best_epoch": best[1],
             },
-        )
-        if (epoch + 1) % settings.checkpoint_every == 0 or epoch + 1 == settings.epochs:
-            state = {
-                "scores": scores,
-                "best": best,
-                "evaluation_seconds": evaluation_seconds,
-                "total_seconds": time.perf_counter() - started,
-            }
-            write_checkpoint(run, epoch + 1, identity, state, model, trainer.optimizer)
-    assert scores is not None  # there is at least one epoch
-    save_model(output / "model.safetensors", model, card)
-    result = {
-        "command": "pretrain-teacher",
-        "model": {
-            "file": str(output / "model.safetensors"),
-            "architecture": card.architecture,
-            **profile_model(model, card.input_shape).to_dict(),
-            **scores.to_dict(),
-            "best_top1": best[0],
-            "best_epoch": best[1],
-        },
-        "data": settings.data.name,
-        "epochs": settings.epochs,
-        "timing": {"total": time.perf_counter() - started, "evaluation": evaluation_seconds},
-        **run_facts(runtime, settings),
-    }
-    run.write_result(result)
-    run.record("end", **{"top1": scores.top1, "best_top1": best[0], "best_epoch": best[1]})
+            "data": settings.data.name,
+            "epochs": settings.epochs,
+            "timing": {"total": time.perf_counter() - started, "evaluation": evaluation_seconds},
+            **run_facts(runtime, settings),
+        }
+        run.write_result(result)
+        run.record("end", **{"top1": scores.top1, "best_top1": best[0], "best_epoch": best[1]})
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
@@ -10,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import torch
 from PIL import Image
@@ -28,11 +29,12 @@ _SETTINGS = "settings.toml"
 _EVENTS = "events.jsonl"
 _RESULT = "result.json"
 _POOL = "pool"
+_LOCK = ".lock"
 _FOLDERS = ("samples", "snapshots", _POOL, "checkpoint")
 
 # All that a run writes, relative to its directory, and the temporary name that a write had when it was killed.
 _OWN_FILE = re.compile(
-    r"settings\.toml|events\.jsonl|result\.json|(student|model|best)\.safetensors"
+    r"\.lock|settings\.toml|events\.jsonl|result\.json|(student|model|best)\.safetensors"
     r"|samples/epoch-\d+\.png|snapshots/epoch-\d+\.safetensors|pool/shard-\d+\.safetensors"
     r"|checkpoint/latest\.safetensors"
     r"|((samples|snapshots|pool|checkpoint)/)?\.[\w.-]+\.tmp"
@@ -67,8 +69,9 @@ class RunDirectory:
         self.path = path
         self._display = display
         try:
-            _remove_run(path)
             path.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(path)
+            _remove_run(path)
         except OSError as error:
             raise RunError(f"cannot write to {path}: {error.strerror or error}") from error
         write_atomically(path / _SETTINGS, settings.to_toml().encode())
@@ -84,12 +87,25 @@ class RunDirectory:
         run.path = path
         run._display = display
         try:
+            run._lock = _lock(path)
             if run.events_length() < events_length:
                 raise RunError(f"{path / _EVENTS} has lost lines since the checkpoint; start the run anew")
             os.truncate(path / _EVENTS, events_length)
         except OSError as error:
             raise RunError(f"cannot write {path / _EVENTS}: {error.strerror or error}") from error
         return run
+
+    def close(self) -> None:
+        """Let another process write to the directory; the end of the process does the same."""
+        self._lock.close()
+
+    def __enter__(self) -> RunDirectory:
+        """Write to the directory until the block ends."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the run."""
+        self.close()
 
     def events_length(self) -> int:
         """Return the bytes of `events.jsonl`."""
@@ -155,7 +171,7 @@ def check_output(path: Path, overwrite: bool, inputs: Iterable[Path | None] = ()
     """
     check_writable(path)
     try:
-        entries = _entries(path)
+        entries = _entries(path) - {_LOCK}
         inside = [each for each in inputs if each is not None and each.resolve().is_relative_to(path.resolve())]
     except OSError as error:
         raise InputError(
@@ -254,6 +270,26 @@ def run_facts(runtime: Runtime, settings: Settings) -> dict[str, Any]:
     }
 
 
+def _lock(path: Path) -> TextIO:
+    """Take the lock of a run directory, which the operating system releases when the process ends, however it ends.
+
+    Raises:
+        InputError: Another process holds it.
+    """
+    file = (path / _LOCK).open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read(200).strip() or "another process"
+        file.close()
+        raise InputError(f"{path} is being written by {holder}; wait for it or name another directory") from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n")
+    file.flush()
+    return file
+
+
 def _entries(path: Path) -> set[str]:
     """Return every file and link below `path`, relative to it."""
     entries = (path / name for name in os.listdir(path)) if path.exists() else iter(())
@@ -269,7 +305,7 @@ def _entries(path: Path) -> set[str]:
 def _remove_run(path: Path) -> None:
     """Remove the files of an earlier run, and nothing else."""
     for entry in _entries(path):
-        if _OWN_FILE.fullmatch(entry):
+        if _OWN_FILE.fullmatch(entry) and entry != _LOCK:
             (path / entry).unlink()
     for name in _FOLDERS:
         if (path / name).is_dir():

@@ -183,7 +183,8 @@ def test_debug_adds_the_traceback(tmp_path: Path):
     assert "error: " in run.stderr
 
 
-def test_an_interrupt_ends_in_one_sentence(trained: Path, tmp_path: Path):
+@pytest.mark.parametrize(("sent", "status", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_an_interrupt_ends_in_one_sentence(trained: Path, tmp_path: Path, sent, status, word):
     teacher = trained / "teacher" / "model.safetensors"
     command = [sys.executable, "-m", "gapssg", "distill", "--teacher", teacher, "--student", "wrn16_1"]
     command += ["--output", tmp_path / "run", "--epochs", "1000", *TINY_METHOD, *CPU]
@@ -199,10 +200,10 @@ def test_an_interrupt_ends_in_one_sentence(trained: Path, tmp_path: Path):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.Signals[sent])
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    sentence = "interrupted; --resume with the run's directory continues after its last epoch"
+    assert process.returncode == status
+    sentence = f"{word}; --resume with the run's directory continues after its last epoch"
     assert errors.strip().splitlines() == [sentence]
     assert not (tmp_path / "run" / "result.json").exists()
 

@@ -52,6 +52,7 @@ def finished(teacher_file: Path, tmp_path: Path) -> Path:
 
 def test_a_run_directory_holds_all_there_is_to_a_run(finished: Path, teacher_file: Path):
     assert sorted(str(path.relative_to(finished)) for path in finished.rglob("*")) == [
+        ".lock",
         "checkpoint",
         "checkpoint/latest.safetensors",
         "events.jsonl",

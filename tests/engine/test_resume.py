@@ -48,7 +48,7 @@ def files_of(run: Path) -> dict[str, Any]:
             found[name] = [without_timing(event) for event in events(run)]
         elif name == "result.json":
             found[name] = without_timing(json.loads(path.read_text()))
-        elif path.is_file() and not name.startswith("checkpoint/"):
+        elif path.is_file() and not name.startswith(("checkpoint/", ".lock")):
             found[name] = path.read_bytes()
     return found
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,13 @@ from gapssg.synthesis.shards import PoolOrigin
 
 
 def start(path: Path) -> RunDirectory:
+    """Begin a run that another one may replace."""
+    run = hold(path)
+    run.close()
+    return run
+
+
+def hold(path: Path) -> RunDirectory:
     settings = PretrainSettings.model_validate({"data": {"name": "digits"}, "model": {"name": "wrn16_1"}})
     return RunDirectory(path, settings, SilentDisplay())
 
@@ -26,7 +34,7 @@ def test_a_run_is_replaced_only_on_request(tmp_path: Path):
     check_output(run, overwrite=True)
     assert (run / "events.jsonl").exists()
     start(run)
-    assert sorted(path.name for path in run.iterdir()) == ["settings.toml"]
+    assert sorted(path.name for path in run.iterdir()) == [".lock", "settings.toml"]
 
 
 def test_files_of_others_are_never_removed(tmp_path: Path):
@@ -55,7 +63,7 @@ def test_what_a_killed_write_left_behind_does_not_stand_in_the_way(tmp_path: Pat
     (run / ".student.safetensors.ab_c1.tmp").write_text("")
     check_output(run, overwrite=True)
     start(run)
-    assert sorted(path.name for path in run.iterdir()) == ["settings.toml"]
+    assert sorted(path.name for path in run.iterdir()) == [".lock", "settings.toml"]
 
 
 def test_a_run_never_replaces_what_it_reads(tmp_path: Path):
@@ -69,6 +77,18 @@ def test_a_run_never_replaces_what_it_reads(tmp_path: Path):
 def test_a_name_that_no_file_can_have_is_bad_input(tmp_path: Path):
     with pytest.raises(InputError, match="File name too long"):
         check_output(tmp_path / ("x" * 300), overwrite=False)
+
+
+def test_a_second_writer_is_refused_with_the_first_ones_process(tmp_path: Path):
+    run = hold(tmp_path / "run")
+    run.record("note", value=1)
+    with pytest.raises(InputError, match=f"is being written by process {os.getpid()} on "):
+        start(tmp_path / "run")
+    with pytest.raises(InputError, match="is being written by"):
+        RunDirectory.reopen(tmp_path / "run", SilentDisplay(), 0)
+    assert (tmp_path / "run" / "events.jsonl").exists()
+    run.close()
+    start(tmp_path / "run")
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path):
