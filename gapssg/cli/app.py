@@ -84,7 +84,11 @@ def main() -> None:
             hint = "" if invocation.debug else "; run again with --debug for the traceback, and please report it"
             _complain(f"unexpected {type(error).__name__}: {error}{hint}", invocation)
     if status in (INTERRUPTED, TERMINATED):
-        kept = "; --resume with the run's directory continues after its last epoch" if invocation.started else ""
+        kept = ""
+        if invocation.command and invocation.checkpoint:
+            kept = f"; continue with: gapssg {invocation.command} --resume {printable(invocation.checkpoint)}"
+        elif invocation.started:
+            kept = "; start again with --overwrite"
         sys.stderr.write(f"{'interrupted' if status == INTERRUPTED else 'terminated'}{kept}\n")
     sys.exit(status)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import rich.console
 from rich.box import SIMPLE_HEAD
@@ -19,6 +20,7 @@ from rich.text import Text
 
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
+_WIDTH_OF_AN_EPOCH = 170
 _WIDTH_OF_A_PIPE = 500  # nothing is wrapped that another program reads
 
 
@@ -31,6 +33,19 @@ class Invocation:
     debug: bool = False
     started: bool = False
     """Whether a run has begun to write its directory."""
+    command: str | None = None
+    """The subcommand whose --resume continues what is interrupted."""
+    checkpoint: str | None = None
+    """The run directory that holds a checkpoint."""
+
+
+class _Console(rich.console.Console):
+    """Falls silent, and lets the run go on, when nobody reads any more (`gapssg distill ... | head`)."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), self.file.fileno())
 
 
 class Console:
@@ -39,10 +54,8 @@ class Console:
     def __init__(self, invocation: Invocation) -> None:
         """Print as the invocation asks."""
         self.invocation = invocation
-        self._rich = rich.console.Console(
-            stderr=invocation.json, quiet=invocation.quiet, highlight=False, soft_wrap=True
-        )
-        self._result = rich.console.Console(highlight=False)
+        self._rich = _Console(stderr=invocation.json, quiet=invocation.quiet, highlight=False, soft_wrap=True)
+        self._result = _Console(highlight=False)
         if not self._result.is_terminal:
             self._result.width = _WIDTH_OF_A_PIPE
 
@@ -50,17 +63,28 @@ class Console:
         """Print a line of progress or explanation; nothing with --quiet."""
         self._rich.print(printable(text), markup=False)
 
-    def print_plain(self, text: str) -> None:
-        """Print a text that another program may read, as it is."""
-        sys.stdout.write(text)
+    def is_narrow(self) -> bool:
+        """Tell whether lines would wrap on the terminal."""
+        return self._rich.is_terminal and self._rich.width < _WIDTH_OF_AN_EPOCH
+
+    def note(self, text: str) -> None:
+        """Print a line that explains a result; --quiet keeps it."""
+        if not self.invocation.json:
+            self._result.print(printable(text), markup=False, soft_wrap=True)
+
+    def settings(self, values: Mapping[str, Any], toml: str) -> None:
+        """Print settings as TOML, or with --json as JSON."""
+        sys.stdout.write(json.dumps(values) + "\n" if self.invocation.json else toml)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a table of results; the first column is text, the others are figures."""
+        """Print a table of results; figures are never wrapped, texts are."""
         if self.invocation.json:
             return
         table = Table(title=Text(printable(title)), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for index, column in enumerate(columns):
-            table.add_column(Text(printable(column)), justify="left" if index == 0 else "right", overflow="fold")
+            is_figures = all(row[index][:1].isdigit() or row[index] in ("-", "") for row in rows)
+            justify: Literal["left", "right"] = "right" if is_figures and index > 0 else "left"
+            table.add_column(Text(printable(column)), justify=justify, no_wrap=is_figures, overflow="fold")
         for row in rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
         self._result.print(table)
@@ -106,7 +130,9 @@ class LiveDisplay:
             self._progress.update(
                 self._run, description="epochs", completed=event["epoch"], total=event["epochs"], visible=True
             )
-            self._console.say(epoch_line(event))
+            self._console.say(epoch_line(event, narrow=self._console.is_narrow()))
+        elif event["event"] == "checkpoint":
+            self._console.invocation.checkpoint = str(event["directory"])
         elif event["event"] == "warning":
             when = f", epoch {event['epoch']}" if event["epoch"] else ""
             self._console.say(f"warning{when}: {event['message']}")
@@ -119,20 +145,23 @@ class LiveDisplay:
             self._progress.update(self._task, description=printable(task), completed=done, total=total, visible=True)
 
 
-def epoch_line(event: Mapping[str, Any]) -> str:
-    """Return an epoch's event as one line: loss terms, reality gap, accuracy, images/s."""
+def epoch_line(event: Mapping[str, Any], narrow: bool = False) -> str:
+    """Return an epoch's event as one line: loss terms, reality gap, accuracy, images/s.
+
+    A narrow line, for 80 columns, leaves out the terms of the synthesis loss.
+    """
     parts = [f"epoch {event['epoch']:>4}/{event['epochs']}"]
     if "train_loss" in event:
         parts.append(f"loss {event['train_loss']:.4f}")
-    if event.get("synthesis"):
+    if event.get("synthesis") and not narrow:
         parts.append(
             "synthesis "
             + " ".join(f"{_SHORT_TERMS.get(name, name)} {value:.3g}" for name, value in event["synthesis"].items())
         )
     if "distillation_loss" in event:
-        parts.append(f"distillation {event['distillation_loss']:.4f}")
+        parts.append(f"{'loss' if narrow else 'distillation'} {event['distillation_loss']:.4f}")
         parts.append(f"gap {event['reality_gap_before']:.3f} > {event['reality_gap_after']:.3f}")
-        if event["agreement_before"] is not None:
+        if event["agreement_before"] is not None and not (narrow and event.get("top1") is not None):
             parts.append(f"agreement {percent(event['agreement_before'])}")
     if event.get("top1") is not None:
         parts.append(f"top-1 {percent(event['top1'])}")

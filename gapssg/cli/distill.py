@@ -68,7 +68,8 @@ def distill(
     from gapssg.settings import load_settings
 
     console = options.console_of(context)
-    output, config = options.run_directory(output, resume, config, recipe)
+    console.invocation.command = "distill"
+    output, config = options.run_directory("distill", output, resume, config, recipe)
     settings = load_settings(
         DistillSettings,
         section="distill",
@@ -92,7 +93,7 @@ def distill(
         },
     )
     if dry_run:
-        console.print_plain(settings.to_toml())
+        console.settings(settings.to_dict(), settings.to_toml())
         return
     directory = options.required(output, "--output")
 
@@ -133,7 +134,9 @@ def distill(
         ],
     )
     if student_facts["best_epoch"] is not None:
-        console.say("best top-1: chosen by the evaluation data, so it flatters; top-1 is of the last epoch")
+        console.note("best top-1: chosen by the evaluation data, so it flatters; top-1 is of the last epoch")
     if student_facts["agreement"] is not None:
-        console.say("agreement: with the teacher, on the last synthesised images before the student trained on them")
+        console.note("agreement: with the teacher, on the last synthesised images before the student trained on them")
+    else:
+        console.note("agreement: none, because the student has trained on every image of the pool")
     console.result(result)

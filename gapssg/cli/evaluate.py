@@ -11,6 +11,8 @@ from gapssg.cli import options
 from gapssg.cli.console import Console, count, percent
 
 _MOST_CLASSES_IN_A_TABLE = 20
+_FEWEST_CLASSES_FOR_TOP5 = 5
+_MOST_MODELS_IN_COLUMNS = 4
 
 
 def evaluate(
@@ -60,7 +62,7 @@ def evaluate(
         },
     )
     if dry_run:
-        console.print_plain(settings.to_toml())
+        console.settings(settings.to_dict(), settings.to_toml())
         return
 
     from gapssg.engine.evaluate import evaluate
@@ -75,28 +77,30 @@ def evaluate(
 
 
 def print_evaluation(console: Console, result: dict[str, Any]) -> None:
-    """Print one row a model."""
-    columns = ["model", "file", "parameters", "MACs", "top-1", "top-5", "loss", "ECE", "images/s"]
+    """Print one row a model, and which file each is."""
     with_teacher = result["teacher"] is not None
-    if with_teacher:
-        columns += ["agreement", "reality gap"]
+    with_top5 = len(result["class_names"]) > _FEWEST_CLASSES_FOR_TOP5
+    columns = ["", "model", "parameters", "MACs", "top-1", *(["top-5"] if with_top5 else []), "loss", "ECE", "images/s"]
+    columns += ["agreement", "gap"] if with_teacher else []
     rows = []
-    for report, rate in zip(result["models"], result["timing"]["images_per_second"], strict=True):
-        row = [
-            report["architecture"],
-            report["file"],
-            count(report["parameters"]),
-            f"{report['macs'] / 1e6:.1f} M",
-            percent(report["top1"]),
-            percent(report["top5"]),
-            f"{report['loss']:.4f}",
-            f"{report['expected_calibration_error']:.4f}",
-            f"{rate:.0f}",
-        ]
+    for number, report in enumerate(result["models"], 1):
+        row = [str(number), report["architecture"], count(report["parameters"]), f"{report['macs'] / 1e6:.1f} M"]
+        row += [percent(report["top1"]), *([percent(report["top5"])] if with_top5 else [])]
+        row += [f"{report['loss']:.3f}", f"{report['expected_calibration_error']:.3f}"]
+        row += [f"{result['timing']['images_per_second'][number - 1]:.0f}"]
         if with_teacher:
-            row += [percent(report["agreement"]), f"{report['reality_gap']:.4f}"]
+            row += [percent(report["agreement"]), f"{report['reality_gap']:.3f}"]
         rows.append(row)
-    console.table(f"{count(result['images'])} test images of {result['data']}", columns, rows)
+    for number, report in enumerate(result["models"], 1):
+        console.note(f"{number}: {report['file']}")
+    title = f"{count(result['images'])} test images of {result['data']}"
+    if len(rows) <= _MOST_MODELS_IN_COLUMNS:  # as many as fit beside each other in 80 columns
+        (numbers, *metrics) = zip(columns, *rows, strict=True)
+        console.table(title, numbers, metrics)
+    else:
+        console.table(title, columns, rows)
+    if with_teacher:
+        console.note(f"agreement and (reality) gap: with {result['teacher']['file']}")
 
 
 def _print_classes(console: Console, report: dict[str, Any], class_names: list[str]) -> None:

@@ -79,7 +79,7 @@ def list_recipes(
 
     console = options.console_of(context)
     if name is not None:
-        console.print_plain(recipe_text(name))
+        console.settings(tomllib.loads(recipe_text(name)), recipe_text(name))
         return
     recipes: list[dict[str, Any]] = [
         {"name": each, "settings": tomllib.loads(recipe_text(each))} for each in recipe_names()

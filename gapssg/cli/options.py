@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -124,24 +125,31 @@ def required(value: Value | None, option: str) -> Value:
         InputError: It was not given.
     """
     if value is None:
-        raise InputError(f"{option} is missing; `--help` shows how the command is used")
+        raise InputError(f"{option} is missing; add {option} and where to write")
     return value
 
 
 def run_directory(
-    output: Path | None, resume: Path | None, config: Path | None, recipe: str | None
+    command: str, output: Path | None, resume: Path | None, config: Path | None, recipe: str | None
 ) -> tuple[Path | None, Path | None]:
     """Return the directory of the run and the file of its settings, which a continued run has already.
 
     Raises:
-        InputError: --resume stands beside an option that it makes meaningless.
+        InputError: --resume stands beside an option that it makes meaningless, or names no run of this command.
     """
     if resume is None:
         return output, config
     for option, value in (("--output", output), ("--config", config), ("--recipe", recipe)):
         if value is not None:
             raise InputError(f"--resume continues a run in its own directory with its own settings; leave {option} out")
-    return resume, resume / "settings.toml"
+    file = resume / "settings.toml"
+    try:
+        began_as = "distill" if "teacher" in tomllib.loads(file.read_text(encoding="utf-8")) else "pretrain-teacher"
+    except (OSError, ValueError) as error:
+        raise InputError(f"{resume} holds no run to continue") from error
+    if began_as != command:
+        raise InputError(f"{resume} is a run of {began_as}; use gapssg {began_as} --resume {resume}")
+    return resume, file
 
 
 def data_options(

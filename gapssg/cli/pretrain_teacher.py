@@ -43,7 +43,8 @@ def pretrain_teacher(
     from gapssg.settings import load_settings
 
     console = options.console_of(context)
-    output, config = options.run_directory(output, resume, config, recipe)
+    console.invocation.command = "pretrain-teacher"
+    output, config = options.run_directory("pretrain-teacher", output, resume, config, recipe)
     settings = load_settings(
         PretrainSettings,
         section="pretrain-teacher",
@@ -60,7 +61,7 @@ def pretrain_teacher(
         },
     )
     if dry_run:
-        console.print_plain(settings.to_toml())
+        console.settings(settings.to_dict(), settings.to_toml())
         return
     directory = options.required(output, "--output")
 
@@ -82,5 +83,5 @@ def pretrain_teacher(
             ]
         ],
     )
-    console.say("best top-1: chosen by the test split, so it flatters; top-1 is of the last epoch")
+    console.note("best top-1: chosen by the test split, so it flatters; top-1 is of the last epoch")
     console.result(result)

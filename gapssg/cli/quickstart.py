@@ -110,7 +110,7 @@ def quickstart(
             for label, report in zip(labels, evaluation["models"], strict=True)
         ],
     )
-    console.say("agreement and (reality) gap: with the teacher's predictions and probabilities")
+    console.note("agreement and (reality) gap: with the teacher's predictions and probabilities")
     console.say("what was made:")
     for file in files.values():
         console.say(f"  {file}")

@@ -83,7 +83,10 @@ def read_checkpoint(path: Path, identity: dict[str, str]) -> Checkpoint:
     """
     file = path / _FOLDER / _FILE
     if not file.is_file():
-        raise InputError(f"{path} holds no checkpoint to continue from; start it with --output {path} --overwrite")
+        raise InputError(
+            f"{path} holds no checkpoint to continue from (no epoch was finished, or it keeps no pool); "
+            f"start it anew with --output {path} --overwrite"
+        )
     content = read_safetensors(file)
     try:
         header = json.loads(content.metadata[_KEY])

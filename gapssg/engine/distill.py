@@ -70,7 +70,7 @@ def distill(
         evaluator.restore(checkpoint.facts["evaluation"])
         started -= checkpoint.facts["total_seconds"]
         run = RunDirectory.reopen(output, display, checkpoint.events_length)
-        run.show("start", message=f"continuing {output} after epoch {done}, {runtime.describe()}")
+        run.show("start", message=f"continuing {output} after epoch {done} of {settings.epochs}, {runtime.describe()}")
     else:
         run = RunDirectory(output, settings, display)
         _record_start(run, distillation)
@@ -90,6 +90,7 @@ def distill(
                     "total_seconds": time.perf_counter() - started,
                 }
                 write_checkpoint(run, epoch + 1, identity, state, distillation.student, distillation.optimizer)
+                run.show("checkpoint", epoch=epoch + 1, directory=output)
         student_file = output / "student.safetensors"
         distillation.save_student(student_file)
         result = _result(settings, runtime, distillation, evaluator, student_file, time.perf_counter() - started)

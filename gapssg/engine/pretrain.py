@@ -91,7 +91,7 @@ def pretrain_teacher(
         scores, best, evaluation_seconds = Scores(*facts["scores"]), tuple(facts["best"]), facts["evaluation_seconds"]
         started -= facts["total_seconds"]
         run = RunDirectory.reopen(output, display, checkpoint.events_length)
-        run.show("start", message=f"continuing {output} after epoch {done}, {runtime.describe()}")
+        run.show("start", message=f"continuing {output} after epoch {done} of {settings.epochs}, {runtime.describe()}")
     else:
         run = RunDirectory(output, settings, display)
         images = f"{len(train):,} images of {settings.data.name}"
@@ -128,6 +128,7 @@ def pretrain_teacher(
                     "total_seconds": time.perf_counter() - started,
                 }
                 write_checkpoint(run, epoch + 1, identity, state, model, trainer.optimizer)
+                run.show("checkpoint", epoch=epoch + 1, directory=output)
         assert scores is not None  # there is at least one epoch
         save_model(output / "model.safetensors", model, card)
         result = {

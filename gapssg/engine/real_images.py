@@ -38,13 +38,16 @@ def read_images(
 
 
 def read_test_images(settings: DataSettings, model: LoadedModel, display: Display) -> ImageSet:
-    """Read the test split for a model, in the model's own channels.
+    """Read the test split for a model, in the model's own channels and, from folders, its own size.
 
     Raises:
         InputError: The images or their classes are not those that the model takes.
     """
     card = model.card
     channels = card.input_shape[0] if card.input_shape[0] in (1, 3) else None
+    _, height, width = card.input_shape
+    if settings.image_size is None and height == width and settings.name.startswith("folder:"):
+        settings = settings.model_copy(update={"image_size": height})
     images = read_images(settings, "test", display, channels)
     if images.num_classes != card.num_classes:
         raise InputError(
@@ -53,7 +56,7 @@ def read_test_images(settings: DataSettings, model: LoadedModel, display: Displa
         )
     if images.input_shape != card.input_shape:
         given, expected = ("x".join(map(str, shape)) for shape in (images.input_shape, card.input_shape))
-        hint = f"; add --image-size {card.input_shape[1]}" if card.input_shape[1] == card.input_shape[2] else ""
+        hint = f"; use --image-size {card.input_shape[1]}" if card.input_shape[1] == card.input_shape[2] else ""
         raise InputError(f"{settings.name} has images of {given}, but {model.path} takes {expected}{hint}")
     if images.class_names != card.class_names:
         differing = next(pair for pair in zip(images.class_names, card.class_names, strict=True) if pair[0] != pair[1])

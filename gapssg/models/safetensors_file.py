@@ -37,7 +37,8 @@ def read_safetensors(path: Path) -> SafetensorsFile:
     """
     try:
         if not path.is_file():
-            raise InputError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
+            seen_from = "" if path.is_absolute() else f" (seen from {Path.cwd()})"
+            raise InputError(f"{path} is not a file" if path.exists() else f"{path} does not exist{seen_from}")
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error

@@ -216,7 +216,9 @@ def _describe(
         allowed = [part.strip(" '") for part in str(detail["ctx"]["expected"]).replace(" or ", ",").split(",")]
         message += did_you_mean(detail["input"], allowed)
     if kind == "string_pattern_mismatch":
-        message = f"must match {detail['ctx']['pattern']}"
+        message = (
+            "must be auto, cpu, cuda or cuda:N" if key[-1] == "device" else f"must match {detail['ctx']['pattern']}"
+        )
     return f"{given}: {message}"
 
 

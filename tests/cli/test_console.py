@@ -29,6 +29,11 @@ def test_an_epoch_is_one_line_with_losses_gap_accuracy_and_speed():
     )
 
 
+def test_a_narrow_line_fits_80_columns():
+    assert epoch_line(EPOCH, narrow=True) == "epoch    3/20  loss 0.5000  gap 0.310 > 0.120  top-1 90.0 %  512 images/s"
+    assert len(epoch_line({**EPOCH, "top1": None}, narrow=True)) <= 80
+
+
 def test_what_was_not_measured_is_left_out():
     line = epoch_line({**EPOCH, "top1": None, "agreement_before": None, "synthesis": {}})
     assert "top-1" not in line

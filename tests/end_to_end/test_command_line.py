@@ -101,12 +101,37 @@ def test_dry_run_prints_toml_that_config_reads_back(tmp_path: Path):
     assert gapssg("distill", "--config", tmp_path / "settings.toml", "--dry-run").stdout == first
 
 
+def test_a_closed_pipe_does_not_end_the_run(trained: Path, tmp_path: Path):
+    teacher = trained / "teacher" / "model.safetensors"
+    command = [sys.executable, "-m", "gapssg", "distill", "--teacher", teacher, "--student", "wrn16_1"]
+    command += ["--output", tmp_path / "run", "--epochs", "3", *TINY_METHOD, *CPU]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
+    assert (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_run_of_another_command_cannot_be_continued(trained: Path, tmp_path: Path):
+    sentence = refusal("distill", "--resume", trained / "teacher")
+    assert "is a run of pretrain-teacher; use gapssg pretrain-teacher --resume" in sentence
+    assert "holds no run to continue" in refusal("distill", "--resume", tmp_path)
+    assert "leave --output out" in refusal("distill", "--resume", trained / "student", "--output", tmp_path)
+
+
+def test_a_finished_run_continues_to_the_same_end(trained: Path):
+    before = (trained / "student" / "student.safetensors").read_bytes()
+    gapssg("distill", "--resume", trained / "student")
+    assert (trained / "student" / "student.safetensors").read_bytes() == before
+
+
 def test_lists_of_models_methods_and_recipes():
     models = json.loads(gapssg("models", "--json").stdout)["models"]
     assert {m["name"]: m["parameters"] for m in models}["wrn40_2"] == 2_243_546
     assert "gapssg" in gapssg("methods").stdout
     assert "digits" in gapssg("recipes").stdout
     assert "pretrain-teacher" in tomllib.loads(gapssg("recipes", "digits").stdout)
+    assert "pretrain-teacher" in json.loads(gapssg("recipes", "digits", "--json").stdout)
 
 
 def test_help_and_version():
@@ -196,14 +221,14 @@ def test_an_interrupt_ends_in_one_sentence(trained: Path, tmp_path: Path, sent, 
         start_new_session=True,
     )
     deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "pool").exists():
+    while not (tmp_path / "run" / "pool" / "shard-0002.safetensors").exists():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.1)
     os.kill(process.pid, signal.Signals[sent])
     _, errors = process.communicate(timeout=60)
     assert process.returncode == status
-    sentence = f"{word}; --resume with the run's directory continues after its last epoch"
+    sentence = f"{word}; continue with: gapssg distill --resume {tmp_path / 'run'}"
     assert errors.strip().splitlines() == [sentence]
     assert not (tmp_path / "run" / "result.json").exists()
 

@@ -279,7 +279,7 @@ def test_a_student_that_diverges_ends_in_one_sentence(teacher_file: Path, tmp_pa
         ({"student": {"name": "wrn16_1", "weights": "absent.safetensors"}}, "does not exist"),
         ({"student": {"name": "wrn40_1", "weights": "TEACHER"}}, "do not fit the model"),
         ({"eval_data": {"name": "folder:absent"}}, "absent"),
-        ({"eval_data": {"name": "digits", "image_size": 32}}, "takes 1x16x16; add --image-size 16"),
+        ({"eval_data": {"name": "digits", "image_size": 32}}, "takes 1x16x16; use --image-size 16"),
         ({"runtime": {"device": "cuda:7"}}, "--device cuda:7"),
     ],
 )
