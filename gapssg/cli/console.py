@@ -80,13 +80,14 @@ class Console:
         """Print a table of results; figures are never wrapped, texts are."""
         if self.invocation.json:
             return
-        table = Table(title=Text(printable(title)), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for index, column in enumerate(columns):
             is_figures = all(row[index][:1].isdigit() or row[index] in ("-", "") for row in rows)
             justify: Literal["left", "right"] = "right" if is_figures and index > 0 else "left"
             table.add_column(Text(printable(column)), justify=justify, no_wrap=is_figures, overflow="fold")
         for row in rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
+        self.note(title)  # a title of the table itself would wrap at the table's width
         self._result.print(table)
 
     def result(self, result: Mapping[str, Any]) -> None:
