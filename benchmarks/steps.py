@@ -98,19 +98,13 @@ def make_core(
         }
     )
     runtime = Runtime.from_settings(settings.runtime, 0)
-    distillation = Distillation(settings, runtime, load_model(teacher))
-    steps = distillation.synthesizer.synthesis_steps(distillation.student, 0)
+    # Two, because a synthesis that is suspended in a step observes its teacher and freezes its student.
+    synthesising, distilling = (Distillation(settings, runtime, load_model(teacher)) for _ in range(2))
+    steps = synthesising.synthesizer.synthesis_steps(synthesising.student, 0)
     images = torch.rand(batch, *SHAPE, device=device)
     stream = runtime.random_stream("augmentation", 0)
-
-    def distil() -> object:
-        # The synthesis is suspended inside its step, where the student is frozen.
-        distillation.student.train().requires_grad_(True)
-        loss = distillation.step(images, distillation.augmentation.draw(batch, stream))
-        distillation.student.eval().requires_grad_(False)
-        return loss
-
-    return lambda: next(steps), distil
+    distilling.student.train()
+    return lambda: next(steps), lambda: distilling.step(images, distilling.augmentation.draw(batch, stream))
 
 
 def time_in_turn(variants: dict[str, Step], device: torch.device, rounds: int) -> dict[str, Any]:
