@@ -129,8 +129,8 @@ class Distillation:
                 synthesis_seconds += synthesised - started
                 distillation_seconds += distilled - distillation_started
         after = self._compare_on_fresh(epoch)
-        # The samples of an earlier run are new to the student only before its first epoch.
-        self.agreement = before["agreement"] if plan.synthesis_steps or epoch == 0 else None
+        # From the samples of an earlier run there is none: a trained student has trained on all of them.
+        self.agreement = before["agreement"] if plan.synthesis_steps else None
         self.seconds["synthesis"] += synthesis_seconds
         self.seconds["distillation"] += distillation_seconds
         health = self._check_health(epoch, run) if plan.synthesis_steps else {}
