@@ -25,6 +25,10 @@ class RunError(GapssgError):
     """Something that was sound when the run began failed while it ran."""
 
 
+class Diverged(RunError):
+    """A loss was not finite; a lower learning rate may help."""
+
+
 def did_you_mean(given: str, valid: Iterable[str]) -> str:
     """Return " (did you mean ...?)" with the names nearest to `given`, or nothing where none is near.
 

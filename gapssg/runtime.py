@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -16,6 +20,12 @@ from gapssg.settings.parts import RuntimeSettings
 
 Step = TypeVar("Step", bound=Callable[..., Any])
 
+# What `compile = "auto"` goes by. Compiling the steps of a run takes about a minute on a processor and more on a GPU.
+# The rates are of eager steps: of one thread with bfloat16 instructions, of one without, and of a large GPU.
+_EAGER_FLOPS = {"bf16": 1.5e11, "fp32": 5e10}
+_EAGER_FLOPS_OF_A_GPU = 5e13
+_SECONDS_WORTH_COMPILING = 600.0
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -24,32 +34,88 @@ class Runtime:
     Attributes:
         device: Every tensor of the run lives here.
         precision: `bf16` computes networks under autocast; logits, losses, statistics, master weights
-            and optimizers stay in float32 either way.
+            and optimizers stay in float32 either way (on CUDA, their products in TF32).
         compiled: Whether `compile` compiles.
         seed: The seed that every random stream is derived from.
+        deterministic: Whether CUDA may use only algorithms that give the same bits each time.
+        notes: What a person should know of how is computed; the engine shows and empties them.
     """
 
     device: torch.device
     precision: Literal["fp32", "bf16"]
     compiled: bool
     seed: int
+    deterministic: bool = False
+    notes: list[str] = field(default_factory=list, compare=False)
 
     @classmethod
     def from_settings(cls, settings: RuntimeSettings, seed: int) -> Runtime:
-        """Choose device and precision.
+        """Choose device and precision; `compile = "auto"` is not compiled until `compile_if_worth_it` says so.
 
         Raises:
-            InputError: CUDA was asked for and there is none.
+            InputError: CUDA was asked for and there is none, or compiling and there is no compiler.
         """
         device = _choose_device(settings.device)
         precision = settings.precision
         if precision == "auto":
             precision = "bf16" if computes_bf16_natively(device) else "fp32"
-        return cls(device=device, precision=precision, compiled=settings.compile, seed=seed)
+        compiled = settings.compile is True
+        obstacle = obstacle_to_compiling(device) if compiled else None
+        if obstacle:
+            raise InputError(f"--compile: {obstacle}; use --no-compile")
+        return cls(device, precision, compiled, seed, settings.deterministic)
+
+    def compile_if_worth_it(self, flops: float) -> tuple[Runtime, str]:
+        """Decide whether a run of so many floating-point operations is compiled.
+
+        The decision depends on the settings and the machine, and on no clock: equal runs decide alike.
+
+        Returns:
+            This runtime with the decision, and a sentence that says what was decided and why.
+        """
+        rate = _EAGER_FLOPS_OF_A_GPU
+        if self.device.type != "cuda":
+            rate = torch.get_num_threads() * _EAGER_FLOPS[self.precision]
+        minutes = max(1, round(flops / rate / 60))
+        length = f"about {flops / 1e12:,.0f} TFLOP, by a rough guess {minutes} min without compiling"
+        obstacle = obstacle_to_compiling(self.device)
+        if flops / rate < _SECONDS_WORTH_COMPILING:
+            return self, f"not compiled, because the run is short: {length}"
+        if obstacle:
+            return self, f"not compiled, although the run is long ({length}): {obstacle}"
+        return replace(self, compiled=True), f"compiled, because the run is long: {length}"
 
     def describe(self) -> str:
         """Return where and how is computed, in a few words."""
-        return f"{self.device}, {self.precision}, {'compiled' if self.compiled else 'eager'}"
+        words = [str(self.device), self.precision, "compiled" if self.compiled else "eager"]
+        return ", ".join(words + ["deterministic"] * self.deterministic)
+
+    def note(self, sentence: str) -> None:
+        """Leave word of something that a person should know of how is computed."""
+        self.notes.append(sentence)
+
+    @contextmanager
+    def configured(self) -> Iterator[None]:
+        """Set what torch has only global switches for, and restore it: TF32, algorithm search, determinism.
+
+        Sizes are fixed, so that the search for the fastest convolutions pays off.
+        """
+        if self.device.type != "cuda":
+            yield
+            return
+        backends, matmul, cudnn = torch.backends, torch.backends.cuda.matmul, torch.backends.cudnn
+        before = (matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic)
+        was_deterministic = torch.are_deterministic_algorithms_enabled()
+        backends.cuda.matmul.allow_tf32 = cudnn.allow_tf32 = self.precision == "bf16"
+        cudnn.benchmark, cudnn.deterministic = not self.deterministic, self.deterministic
+        if self.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for in this mode
+            torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        finally:
+            matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = before
+            torch.use_deterministic_algorithms(was_deterministic)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which networks are computed."""
@@ -100,6 +166,16 @@ def computes_bf16_natively(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def obstacle_to_compiling(device: torch.device) -> str | None:
+    """Return why torch.compile cannot work here, if so: it needs a C++ compiler, on CUDA also Triton."""
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "Triton is not installed, which compiling for CUDA needs"
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        return f"there is no C++ compiler {compiler}, which compiling needs"
+    return None
 
 
 def to_unit_range(images: Tensor) -> Tensor:

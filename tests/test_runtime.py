@@ -45,6 +45,35 @@ def test_networks_are_computed_in_the_precision_of_the_run():
             assert layer(torch.ones(1, 2)).dtype == dtype
 
 
+def test_long_runs_are_compiled_and_short_ones_are_not_and_both_say_why(runtime, monkeypatch):
+    monkeypatch.setattr("gapssg.runtime.obstacle_to_compiling", lambda _: None)
+    long, sentence = runtime.compile_if_worth_it(1e18)
+    assert long.compiled
+    assert sentence.startswith("compiled, because the run is long: about 1,000,000 TFLOP")
+    short, sentence = runtime.compile_if_worth_it(1e12)
+    assert not short.compiled
+    assert sentence.startswith("not compiled, because the run is short: about 1 TFLOP")
+    # No clock is asked: equal runs decide alike.
+    assert runtime.compile_if_worth_it(1e18) == (long, runtime.compile_if_worth_it(1e18)[1])
+
+
+def test_a_long_run_without_a_compiler_is_not_compiled_and_says_so(runtime, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    same, sentence = runtime.compile_if_worth_it(1e18)
+    assert not same.compiled
+    assert "although the run is long" in sentence
+    assert "there is no C++ compiler no-such-compiler" in sentence
+
+
+def test_compile_without_a_compiler_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        InputError, match=r"there is no C[+][+] compiler no-such-compiler, which compiling needs; use --no-compile"
+    ):
+        Runtime.from_settings(RuntimeSettings(device="cpu", compile=True), 0)
+    assert not Runtime.from_settings(RuntimeSettings(device="cpu"), 0).compiled
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 @pytest.mark.parametrize("name", ["cuda", "cuda:0"])
 def test_cuda_without_a_device_is_one_sentence_with_a_hint(name):

@@ -16,14 +16,11 @@ from gapssg.cli.evaluate import evaluate
 from gapssg.cli.listings import list_methods, list_models, list_recipes
 from gapssg.cli.pretrain_teacher import pretrain_teacher
 from gapssg.cli.quickstart import quickstart
+from gapssg.engine.requests import Stopped
 from gapssg.errors import GapssgError, InputError
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
-
-
-class _Terminated(BaseException):
-    """Somebody asked the process to end, as schedulers do before they take a machine away."""
 
 
 # Typer has its own copy of click in newer versions; this is click's UsageError in either.
@@ -66,13 +63,13 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         status = app(standalone_mode=False, obj=invocation) or 0
+    except Stopped as error:
+        status = error.exit_status
     except GapssgError as error:
         status = error.exit_status
         _complain(str(error), invocation)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
-    except _Terminated:
-        status = TERMINATED
     except Exception as error:
         if isinstance(error, _USAGE_ERROR):
             status = InputError.exit_status
@@ -93,8 +90,8 @@ def main() -> None:
     sys.exit(status)
 
 
-def _terminate(*_: object) -> None:
-    raise _Terminated
+def _terminate(number: int, _: object) -> None:
+    raise Stopped(number)
 
 
 def _complain(sentence: str, invocation: Invocation) -> None:

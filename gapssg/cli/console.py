@@ -134,6 +134,13 @@ class LiveDisplay:
             self._console.say(epoch_line(event, narrow=self._console.is_narrow()))
         elif event["event"] == "checkpoint":
             self._console.invocation.checkpoint = str(event["directory"])
+        elif event["event"] == "note":
+            self._console.say(event["message"])
+        elif event["event"] == "rollback":
+            self._console.say(
+                f"epoch {event['epoch']}: the {event['part']} diverged; taken back, and on at learning rate "
+                f"{event['learning_rate']:.3g}"
+            )
         elif event["event"] == "warning":
             when = f", epoch {event['epoch']}" if event["epoch"] else ""
             self._console.say(f"warning{when}: {event['message']}")

@@ -36,6 +36,9 @@ def distill(
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = None,
     learning_rate: options.LearningRate = None,
+    checkpoint_every: options.CheckpointEvery = None,
+    checkpoint_minutes: options.CheckpointMinutes = None,
+    max_rollbacks: options.MaxRollbacks = None,
     snapshot_every: Annotated[
         int | None, typer.Option("--snapshot-every", help="Keep the weights every so many epochs.")
     ] = None,
@@ -59,6 +62,7 @@ def distill(
     device: options.Device = None,
     precision: options.Precision = None,
     compiled: options.Compile = None,
+    deterministic: options.Deterministic = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -86,10 +90,13 @@ def distill(
             "epochs": ("--epochs", epochs),
             "batch_size": ("--batch-size", batch_size),
             "optimizer.learning_rate": ("--learning-rate", learning_rate),
+            "checkpoint_every": ("--checkpoint-every", checkpoint_every),
+            "checkpoint_minutes": ("--checkpoint-minutes", checkpoint_minutes),
+            "max_rollbacks": ("--max-rollbacks", max_rollbacks),
             "snapshot_every": ("--snapshot-every", snapshot_every),
             "samples": ("--samples", samples),
             "keep_pool": ("--keep-pool", keep_pool),
-            **options.runtime_options(seed, device, precision, compiled),
+            **options.runtime_options(seed, device, precision, compiled, deterministic),
         },
     )
     if dry_run:
@@ -97,10 +104,18 @@ def distill(
         return
     directory = options.required(output, "--output")
 
+    from gapssg.cli.signals import listen
     from gapssg.engine.distill import distill
 
     with console.live() as display:
-        result = distill(settings, directory, overwrite=overwrite, resume=resume is not None, display=display)
+        result = distill(
+            settings,
+            directory,
+            overwrite=overwrite,
+            resume=resume is not None,
+            display=display,
+            requests=listen(),
+        )
     teacher_facts, student_facts = result["teacher"], result["student"]
     console.table(
         f"Student in {directory}",

@@ -39,6 +39,7 @@ def evaluate(
     device: options.Device = None,
     precision: options.Precision = None,
     compiled: options.Compile = None,
+    deterministic: options.Deterministic = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -58,7 +59,7 @@ def evaluate(
             **options.data_options("data", "--data", data, data_root, download, image_size),
             "teacher": ("--teacher", teacher),
             "batch_size": ("--batch-size", batch_size),
-            **options.runtime_options(seed, device, precision, compiled),
+            **options.runtime_options(seed, device, precision, compiled, deterministic),
         },
     )
     if dry_run:

@@ -13,7 +13,7 @@ from gapssg.cli.console import Console, Invocation
 from gapssg.errors import InputError
 
 _SETTINGS = "Settings"
-_RUN = "Device and seed"
+_RUN = "Running"
 _SHOW = "Display"
 
 
@@ -53,6 +53,25 @@ Resume = Annotated[
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Number of epochs.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Images in a step.")]
 LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="The schedule's highest learning rate.")]
+CheckpointEvery = Annotated[
+    int | None, typer.Option("--checkpoint-every", help="Epochs between checkpoints (default 1).", rich_help_panel=_RUN)
+]
+CheckpointMinutes = Annotated[
+    float | None,
+    typer.Option(
+        "--checkpoint-minutes",
+        help="Write a checkpoint between two steps, too, this long after the last (default 10).",
+        rich_help_panel=_RUN,
+    ),
+]
+MaxRollbacks = Annotated[
+    int | None,
+    typer.Option(
+        "--max-rollbacks",
+        help="How often to take back what diverged and go on at half the learning rate (default 3).",
+        rich_help_panel=_RUN,
+    ),
+]
 DataRoot = Annotated[
     Path | None,
     typer.Option("--data-root", help="Folder of torchvision's data sets (default $GAPSSG_DATA)."),
@@ -75,7 +94,15 @@ Compile = Annotated[
     bool | None,
     typer.Option(
         "--compile/--no-compile",
-        help="Compile the steps; worth it in runs of many minutes.",
+        help="Compile the steps (default: if the run is long enough to gain by it).",
+        rich_help_panel=_RUN,
+    ),
+]
+Deterministic = Annotated[
+    bool | None,
+    typer.Option(
+        "--deterministic/--no-deterministic",
+        help="On CUDA, use only algorithms that give the same bits each time; slower.",
         rich_help_panel=_RUN,
     ),
 ]
@@ -165,7 +192,7 @@ def data_options(
 
 
 def runtime_options(
-    seed: int | None, device: str | None, precision: str | None, compiled: bool | None
+    seed: int | None, device: str | None, precision: str | None, compiled: bool | None, deterministic: bool | None
 ) -> Mapping[str, tuple[str, Any]]:
     """Return the settings that the device options stand for."""
     return {
@@ -173,4 +200,5 @@ def runtime_options(
         "runtime.device": ("--device", device),
         "runtime.precision": ("--precision", precision),
         "runtime.compile": ("--compile", compiled),
+        "runtime.deterministic": ("--deterministic", deterministic),
     }

@@ -21,6 +21,9 @@ def pretrain_teacher(
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = None,
     learning_rate: options.LearningRate = None,
+    checkpoint_every: options.CheckpointEvery = None,
+    checkpoint_minutes: options.CheckpointMinutes = None,
+    max_rollbacks: options.MaxRollbacks = None,
     data_root: options.DataRoot = None,
     download: options.Download = None,
     image_size: options.ImageSize = None,
@@ -34,6 +37,7 @@ def pretrain_teacher(
     device: options.Device = None,
     precision: options.Precision = None,
     compiled: options.Compile = None,
+    deterministic: options.Deterministic = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -57,7 +61,10 @@ def pretrain_teacher(
             "epochs": ("--epochs", epochs),
             "batch_size": ("--batch-size", batch_size),
             "optimizer.learning_rate": ("--learning-rate", learning_rate),
-            **options.runtime_options(seed, device, precision, compiled),
+            "checkpoint_every": ("--checkpoint-every", checkpoint_every),
+            "checkpoint_minutes": ("--checkpoint-minutes", checkpoint_minutes),
+            "max_rollbacks": ("--max-rollbacks", max_rollbacks),
+            **options.runtime_options(seed, device, precision, compiled, deterministic),
         },
     )
     if dry_run:
@@ -65,10 +72,18 @@ def pretrain_teacher(
         return
     directory = options.required(output, "--output")
 
+    from gapssg.cli.signals import listen
     from gapssg.engine.pretrain import pretrain_teacher
 
     with console.live() as display:
-        result = pretrain_teacher(settings, directory, overwrite=overwrite, resume=resume is not None, display=display)
+        result = pretrain_teacher(
+            settings,
+            directory,
+            overwrite=overwrite,
+            resume=resume is not None,
+            display=display,
+            requests=listen(),
+        )
     made = result["model"]
     console.table(
         f"Teacher in {directory}",

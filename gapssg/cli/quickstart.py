@@ -23,6 +23,7 @@ def quickstart(
     device: options.Device = None,
     precision: options.Precision = None,
     compiled: options.Compile = None,
+    deterministic: options.Deterministic = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -32,7 +33,7 @@ def quickstart(
     from gapssg.settings import load_settings
 
     console = options.console_of(context)
-    runtime = options.runtime_options(seed, device, precision, compiled)
+    runtime = options.runtime_options(seed, device, precision, compiled, deterministic)
     runs = {name: output / name for name in ("teacher", "student", "noise-baseline")}
     files = {
         name: folder / ("model.safetensors" if name == "teacher" else "student.safetensors")
@@ -70,6 +71,7 @@ def quickstart(
         },
     )
 
+    from gapssg.cli.signals import listen
     from gapssg.engine.distill import distill
     from gapssg.engine.evaluate import evaluate
     from gapssg.engine.pretrain import pretrain_teacher
@@ -82,13 +84,16 @@ def quickstart(
         check_output(folder, overwrite)
 
     started = time.perf_counter()
+    requests = listen()
     with console.live() as display:
         console.say(f"1 of 4: a {teacher_settings.model.name} teacher learns the digits from real images")
-        teacher = pretrain_teacher(teacher_settings, runs["teacher"], overwrite=overwrite, display=display)
+        teacher = pretrain_teacher(
+            teacher_settings, runs["teacher"], overwrite=overwrite, display=display, requests=requests
+        )
         console.say(f"2 of 4: a {student_settings.student.name} student learns from the teacher and from no data")
-        student = distill(student_settings, runs["student"], overwrite=overwrite, display=display)
+        student = distill(student_settings, runs["student"], overwrite=overwrite, display=display, requests=requests)
         console.say("3 of 4: the same student, for as many steps, on noise: the baseline")
-        noise = distill(noise_settings, runs["noise-baseline"], overwrite=overwrite, display=display)
+        noise = distill(noise_settings, runs["noise-baseline"], overwrite=overwrite, display=display, requests=requests)
         console.say("4 of 4: all three on the held-out digits")
         evaluation = evaluate(evaluate_settings, display=display)
     seconds = time.perf_counter() - started

@@ -1,78 +1,213 @@
-"""What a run needs to continue: one file, replaced atomically after an epoch.
+"""What a run needs to continue: one file, replaced atomically when a checkpoint is due.
 
-Random streams hold no state between epochs, and the sample pool is on disk as its shards, so a checkpoint costs
-as much as the weights and their momentum, however long the run has been.
+The sample pool is on disk as its shards, so a checkpoint costs as much as the weights and their momenta, however
+long the run has been.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import torch
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
+from gapssg.engine.requests import Requests, Stopped
 from gapssg.engine.run_directory import RunDirectory
 from gapssg.errors import InputError
 from gapssg.files import canonical_json, write_atomically
 from gapssg.models.safetensors_file import read_safetensors
 
-_FOLDER, _FILE, _KEY = "checkpoint", "latest.safetensors", "facts"
-_MODEL, _MOMENTUM = "model.", "momentum."
+FOLDER, _FILE, _KEY = "checkpoint", "latest.safetensors", "facts"
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """The state of a run after an epoch.
+class State(NamedTuple):
+    """What a checkpoint keeps of a component.
 
     Attributes:
-        epoch: Epochs that are done.
-        events_length: Bytes of `events.jsonl` at that time.
-        facts: Counters and scores, by the component that they belong to.
-        tensors: Weights, buffers and momenta.
+        facts: Counters, rates and scores; JSON types.
+        tensors: On whichever device.
     """
 
-    epoch: int
-    events_length: int
     facts: dict[str, Any]
     tensors: dict[str, Tensor]
 
+    def prefixed(self, prefix: str) -> dict[str, Tensor]:
+        """Return the tensors by name, with the component's before it."""
+        return {f"{prefix}{name}": tensor for name, tensor in self.tensors.items()}
 
-def write_checkpoint(
-    run: RunDirectory,
-    epoch: int,
-    identity: dict[str, str],
-    facts: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    """Write the state of a run after `epoch` epochs.
+    def component(self, name: str) -> State:
+        """Return the part of a checkpoint that `prefixed` and a fact of this name were made of."""
+        prefix = f"{name}."
+        tensors = {key.removeprefix(prefix): t for key, t in self.tensors.items() if key.startswith(prefix)}
+        return State(self.facts.get(name, {}), tensors)
 
-    Args:
-        run: The run; its events must be recorded already.
-        epoch: Epochs that are done.
-        identity: What must be the same when the run continues, such as the SHA-256 of the settings.
-        facts: Counters and scores, JSON types.
-        model: What is trained.
-        optimizer: Its optimizer.
 
-    Raises:
-        RunError: The file cannot be written; the one before is untouched.
+class Facts(BaseModel):
+    """Base class of what components keep in a checkpoint, which is a stranger's when it is read."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def read(cls, facts: Any) -> Self:
+        """Check facts of a checkpoint.
+
+        Raises:
+            InputError: They are not those of this component.
+        """
+        try:
+            return cls.model_validate_json(canonical_json(facts))
+        except (ValidationError, ValueError, TypeError) as error:
+            raise InputError("the checkpoint is not one of this run; start the run anew") from error
+
+
+class _Header(Facts):
+    events_length: NonNegativeInt
+    identity: dict[str, str]
+    facts: dict[str, Any]
+
+
+class Checkpoint(NamedTuple):
+    """The state of a run at some step.
+
+    Attributes:
+        events_length: Bytes of `events.jsonl` at that time.
+        state: Of all components.
     """
-    tensors = {f"{_MODEL}{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {
-        f"{_MOMENTUM}{index}": optimizer.state[parameter]["momentum_buffer"]
-        for index, parameter in enumerate(_parameters(optimizer))
-        if optimizer.state[parameter].get("momentum_buffer") is not None
-    }
-    header = {"epoch": epoch, "events_length": run.events_length(), "identity": identity, "facts": facts}
-    on_processor = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    content = save(on_processor, metadata={_KEY: canonical_json(header)})
-    write_atomically(run.folder(_FOLDER) / _FILE, content)
+
+    events_length: int
+    state: State
+
+
+class Checkpoints:
+    """Writes checkpoints when they are due or asked for, and stops the run when that is asked for.
+
+    The state is copied at once and written by another thread while the run goes on. From a GPU it is copied into
+    pinned memory without waiting for it.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        identity: dict[str, str],
+        state: Callable[[], State] | None,
+        requests: Requests,
+        every_epochs: int,
+        every_minutes: float,
+    ) -> None:
+        """Keep the checkpoints of one run.
+
+        Args:
+            run: The run.
+            identity: What must be the same when it continues, such as the SHA-256 of its teacher.
+            state: Returns what to keep; None if the run could not continue from it.
+            requests: What is asked of the run from outside.
+            every_epochs: Epochs between checkpoints.
+            every_minutes: Minutes after which one is written between two steps.
+        """
+        self._run = run
+        self._identity = identity
+        self._state = state
+        self._requests = requests
+        self._every_epochs = every_epochs
+        self._every_seconds = 60 * every_minutes
+        self._written = time.monotonic()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        """Answer requests until the block ends."""
+        self._requests.attended = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finish what is being written."""
+        self._requests.attended = False
+        self._writer.shutdown(wait=True)
+        if error is None:
+            self._finish()
+
+    def after_step(self) -> None:
+        """Answer requests, and write a checkpoint if the last is too long ago; otherwise this costs nothing.
+
+        Raises:
+            RunError: The last checkpoint could not be written; the one before is untouched.
+            Stopped: The run was asked to stop, and the checkpoint is written.
+        """
+        if self._pending is not None and self._pending.done():
+            self._finish()
+        is_due = time.monotonic() - self._written > self._every_seconds
+        if self._requests.stop is not None or self._requests.checkpoint or is_due:
+            self._requests.checkpoint = False
+            self.write()
+        if self._requests.stop is not None:
+            self._finish()
+            raise Stopped(self._requests.stop)
+
+    def after_epoch(self, epochs_done: int, is_last: bool) -> None:
+        """Write a checkpoint if that is due after this epoch, and answer requests.
+
+        Raises:
+            RunError: As `after_step`.
+            Stopped: As `after_step`, if it is not the last epoch.
+        """
+        if is_last or epochs_done % self._every_epochs == 0:
+            self.write()
+        if not is_last:
+            self.after_step()
+
+    def write(self) -> None:
+        """Copy the state and let it be written.
+
+        Raises:
+            RunError: The checkpoint before could not be written.
+        """
+        if self._state is None:
+            return
+        self._finish()
+        state = self._state()
+        header = {"events_length": self._run.events_length(), "identity": self._identity, "facts": state.facts}
+        metadata = {_KEY: canonical_json(header)}
+        file = self._run.folder(FOLDER) / _FILE
+        copies, wait = _start_copying(state.tensors)
+
+        def finish_writing() -> None:
+            wait()
+            write_atomically(file, save(copies, metadata=metadata))
+
+        self._pending = self._writer.submit(finish_writing)
+        self._written = time.monotonic()
+
+    def _finish(self) -> None:
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+            self._run.show("checkpoint", directory=self._run.path)
+
+
+def _start_copying(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:
+    """Copy tensors to the processor; return the copies and what waits until they are complete."""
+    copies = {}
+    device = None
+    for name, tensor in tensors.items():
+        if tensor.device.type == "cuda":
+            device = tensor.device
+        copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")
+        copies[name].copy_(tensor.detach(), non_blocking=True)
+    if device is None:
+        return copies, lambda: None
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record(torch.cuda.current_stream(device))
+    return copies, copied.synchronize
 
 
 def read_checkpoint(path: Path, identity: dict[str, str]) -> Checkpoint:
@@ -81,46 +216,18 @@ def read_checkpoint(path: Path, identity: dict[str, str]) -> Checkpoint:
     Raises:
         InputError: There is none, it is damaged, or the run was another one than `identity` says.
     """
-    file = path / _FOLDER / _FILE
+    file = path / FOLDER / _FILE
     if not file.is_file():
         raise InputError(
-            f"{path} holds no checkpoint to continue from (no epoch was finished, or it keeps no pool); "
+            f"{path} holds no checkpoint to continue from (none was written yet, or it keeps no pool); "
             f"start it anew with --output {path} --overwrite"
         )
     content = read_safetensors(file)
     try:
-        header = json.loads(content.metadata[_KEY])
-        checkpoint = Checkpoint(
-            int(header["epoch"]), int(header["events_length"]), dict(header["facts"]), content.tensors
-        )
-        stored = dict(header["identity"])
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        header = _Header.read(json.loads(content.metadata[_KEY]))
+    except (InputError, KeyError, ValueError, RecursionError) as error:
         raise InputError(f"{file} is not a checkpoint of a run") from error
-    differing = [name for name, value in identity.items() if stored.get(name) != value]
+    differing = [name for name, value in identity.items() if header.identity.get(name) != value]
     if differing:
         raise InputError(f"{path} cannot be continued: {' and '.join(differing)} differ from when it began")
-    return checkpoint
-
-
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put the weights, buffers and momenta of a checkpoint in their places.
-
-    Raises:
-        InputError: They do not fit.
-    """
-    tensors = checkpoint.tensors
-    weights = {name.removeprefix(_MODEL): t for name, t in tensors.items() if name.startswith(_MODEL)}
-    try:
-        model.load_state_dict(weights)
-        for index, parameter in enumerate(_parameters(optimizer)):
-            if f"{_MOMENTUM}{index}" in tensors:
-                # In the parameter's own memory layout, which the fused update takes for granted.
-                buffer = torch.empty_like(parameter).copy_(tensors[f"{_MOMENTUM}{index}"])
-                optimizer.state[parameter]["momentum_buffer"] = buffer.detach()
-    except RuntimeError as error:
-        raise InputError(f"the checkpoint does not fit the model of the run: {str(error).splitlines()[0]}") from error
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
-    for group in optimizer.param_groups:
-        yield from group["params"]
+    return Checkpoint(header.events_length, State(header.facts, content.tensors))

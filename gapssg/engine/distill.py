@@ -6,13 +6,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import nn
 
 from gapssg.data.image_set import ImageSet
-from gapssg.engine.checkpoint import read_checkpoint, write_checkpoint
+from gapssg.engine.checkpoint import Checkpoints, Facts, State, read_checkpoint
 from gapssg.engine.distillation import Distillation
 from gapssg.engine.metrics import Scores, score
 from gapssg.engine.real_images import read_test_images
+from gapssg.engine.requests import Requests
 from gapssg.engine.run_directory import (
     Display,
     RunDirectory,
@@ -27,6 +29,23 @@ from gapssg.models.profile import profile_model
 from gapssg.runtime import Runtime
 
 
+class EvaluationFacts(Facts):
+    """What a checkpoint keeps of the evaluations so far."""
+
+    teacher: Scores | None
+    student: Scores | None
+    best: tuple[float, NonNegativeInt] | None
+    seconds: NonNegativeFloat
+
+
+class RunFacts(Facts):
+    """What a checkpoint keeps of the run as a whole."""
+
+    compiled: bool
+    evaluation: EvaluationFacts
+    total_seconds: NonNegativeFloat
+
+
 def distill(
     settings: DistillSettings,
     output: Path,
@@ -34,11 +53,13 @@ def distill(
     overwrite: bool = False,
     resume: bool = False,
     display: Display | None = None,
+    requests: Requests | None = None,
 ) -> dict[str, Any]:
     """Distil a student without real data and write a run directory with `student.safetensors`.
 
     With `resume` the run in `output` continues after its last checkpoint, and ends with the files that it would
-    have had without the interruption. Evaluation data, if given, is read only to evaluate: the student's weights
+    have had without the interruption. `requests` may be set from another thread or a signal handler. Evaluation data,
+    if given, is read only to evaluate: the student's weights
     are the same without it.
 
     Returns:
@@ -50,6 +71,7 @@ def distill(
         InputError: The teacher, the pool, the weights, the evaluation data or the output directory cannot
             be used; nothing has been written.
         RunError: The synthesis or the student diverged, or the disk refused a write.
+        Stopped: `requests` asked for it.
     """
     display = display or SilentDisplay()
     if resume:
@@ -59,38 +81,42 @@ def distill(
     started = time.perf_counter()
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     teacher = load_model(settings.teacher)
-    distillation = Distillation(settings, runtime, teacher)
-    evaluator = _Evaluator(settings, runtime, teacher, display)
     identity = {"teacher": teacher.sha256}
-    done = 0
-    if resume:
-        checkpoint = read_checkpoint(output, identity)
-        done = checkpoint.epoch
-        distillation.restore(checkpoint, output)
-        evaluator.restore(checkpoint.facts["evaluation"])
-        started -= checkpoint.facts["total_seconds"]
-        run = RunDirectory.reopen(output, display, checkpoint.events_length)
-        run.show("start", message=f"continuing {output} after epoch {done} of {settings.epochs}, {runtime.describe()}")
+    checkpoint = read_checkpoint(output, identity) if resume else None
+    facts = RunFacts.read(checkpoint.state.facts.get("run")) if checkpoint else None
+    distillation = Distillation(settings, runtime, teacher, compiled=facts.compiled if facts else None)
+    runtime = distillation.runtime
+    evaluator = _Evaluator(settings, runtime, teacher, display)
+    if checkpoint and facts:
+        distillation.restore(checkpoint.state.component("distillation"), output)
+        evaluator.restore(facts.evaluation)
+        started -= facts.total_seconds
+        run = RunDirectory.reopen(output, settings, display, checkpoint.events_length)
+        after = f"after epoch {distillation.epochs_done} of {settings.epochs}"
+        run.show("start", message=f"continuing {output} {after}, {runtime.describe()}")
     else:
         run = RunDirectory(output, settings, display)
         _record_start(run, distillation)
-    with run:
-        for epoch in range(done, settings.epochs):
-            facts = distillation.run_epoch(epoch, run)
-            facts |= evaluator.after_epoch(epoch, distillation, run)
-            run.record("epoch", epoch=epoch + 1, epochs=settings.epochs, **facts)
-            if settings.snapshot_every and (epoch + 1) % settings.snapshot_every == 0:
-                distillation.save_student(run.folder("snapshots") / f"epoch-{epoch + 1:04d}.safetensors")
-            if distillation.can_continue and (
-                (epoch + 1) % settings.checkpoint_every == 0 or epoch + 1 == settings.epochs
-            ):
-                state = {
-                    "distillation": distillation.facts(),
-                    "evaluation": evaluator.facts(),
-                    "total_seconds": time.perf_counter() - started,
-                }
-                write_checkpoint(run, epoch + 1, identity, state, distillation.student, distillation.optimizer)
-                run.show("checkpoint", epoch=epoch + 1, directory=output)
+
+    def state() -> State:
+        total = time.perf_counter() - started
+        own = RunFacts(compiled=runtime.compiled, evaluation=evaluator.facts, total_seconds=total)
+        inner = distillation.state()
+        return State({"run": own.model_dump(), "distillation": inner.facts}, inner.prefixed("distillation."))
+
+    every = (settings.checkpoint_every, settings.checkpoint_minutes)
+    keep = state if distillation.can_continue else None
+    with runtime.configured(), run, Checkpoints(run, identity, keep, requests or Requests(), *every) as checkpoints:
+        run.show_notes(runtime)
+        while distillation.epochs_done < settings.epochs:
+            event = distillation.run_epoch(run, checkpoints.after_step)
+            done = distillation.epochs_done
+            event |= evaluator.after_epoch(done, distillation, run)
+            run.record("epoch", epoch=done, epochs=settings.epochs, **event)
+            run.show_notes(runtime)
+            if settings.snapshot_every and done % settings.snapshot_every == 0:
+                distillation.save_student(run.folder("snapshots") / f"epoch-{done:04d}.safetensors")
+            checkpoints.after_epoch(done, is_last=done == settings.epochs)
         student_file = output / "student.safetensors"
         distillation.save_student(student_file)
         result = _result(settings, runtime, distillation, evaluator, student_file, time.perf_counter() - started)
@@ -122,20 +148,19 @@ class _Evaluator:
         if settings.eval_data is not None:
             self.images = read_test_images(settings.eval_data, teacher, display).to(runtime.device)
 
-    def facts(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
-        return {"teacher": self.teacher_scores, "student": self.scores, "best": self.best, "seconds": self.seconds}
+    @property
+    def facts(self) -> EvaluationFacts:
+        """What a checkpoint keeps."""
+        return EvaluationFacts(teacher=self.teacher_scores, student=self.scores, best=self.best, seconds=self.seconds)
 
-    def restore(self, facts: dict[str, Any]) -> None:
+    def restore(self, facts: EvaluationFacts) -> None:
         """Go back to where a checkpoint was written."""
-        self.teacher_scores = facts["teacher"] and Scores(*facts["teacher"])
-        self.scores = facts["student"] and Scores(*facts["student"])
-        self.best = facts["best"] and (facts["best"][0], facts["best"][1])
-        self.seconds = facts["seconds"]
+        self.teacher_scores, self.scores = facts.teacher, facts.student
+        self.best, self.seconds = facts.best, facts.seconds
 
-    def after_epoch(self, epoch: int, distillation: Distillation, run: RunDirectory) -> dict[str, Any]:
-        """Evaluate, if this epoch is to be; return what the epoch's event says of it."""
-        due = (epoch + 1) % self.settings.evaluate_every == 0 or epoch + 1 == self.settings.epochs
+    def after_epoch(self, epochs_done: int, distillation: Distillation, run: RunDirectory) -> dict[str, Any]:
+        """Evaluate, if that is due after so many epochs; return what the epoch's event says of it."""
+        due = epochs_done % self.settings.evaluate_every == 0 or epochs_done == self.settings.epochs
         if self.images is None or not due:
             return {"top1": None, "loss": None}
         started = time.perf_counter()
@@ -144,7 +169,7 @@ class _Evaluator:
         self.scores = self._score(distillation, distillation.student, self.images)
         self.seconds += time.perf_counter() - started
         if self.best is None or self.scores.top1 > self.best[0]:
-            self.best = (self.scores.top1, epoch + 1)
+            self.best = (self.scores.top1, epochs_done)
             distillation.save_student(run.path / "best.safetensors")
         return {"top1": self.scores.top1, "loss": self.scores.loss}
 

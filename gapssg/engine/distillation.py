@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
 from gapssg.augment import Augmentation, Normalization, Shifts, crop_and_flip
-from gapssg.engine.checkpoint import Checkpoint, restore
+from gapssg.engine.checkpoint import Facts, State
 from gapssg.engine.inference import predict
 from gapssg.engine.metrics import agreement
-from gapssg.engine.optimizer import make_optimizer, set_learning_rate
 from gapssg.engine.run_directory import RunDirectory, pool_shards, versions
 from gapssg.engine.settings import DistillSettings
-from gapssg.engine.step import TrainingStep
-from gapssg.errors import InputError, RunError
+from gapssg.engine.trainee import Phase, Trainee, TraineeFacts
+from gapssg.errors import Diverged, InputError, RunError
 from gapssg.models import create_model
 from gapssg.models.model_file import LoadedModel, Provenance, load_weights, save_model
-from gapssg.models.profile import batch_norm_layers
+from gapssg.models.profile import batch_norm_layers, profile_model
 from gapssg.models.safetensors_file import read_safetensors
 from gapssg.runtime import Runtime, to_uint8
 from gapssg.synthesis import EpochPlan, SynthesisContext, Synthesizer, method_classes
@@ -30,19 +33,58 @@ from gapssg.synthesis.losses import reality_gap
 from gapssg.synthesis.pool_synthesizer import PoolSynthesizer, read_pool
 from gapssg.synthesis.shards import PoolOrigin, read_shard
 
-_FACTS = ("learning_rate", "learning_epochs", "agreement", "images_synthesized", "step_count", "seconds")
+
+class EpochFacts(Facts):
+    """What is known of the epoch under way."""
+
+    round: NonNegativeInt = 0
+    synthesised: bool = False
+    terms: dict[str, float] = Field(default_factory=dict)
+    reality_gap_before: float = 0.0
+    agreement_before: float | None = None
+    synthesis_seconds: NonNegativeFloat = 0.0
+    distillation_seconds: NonNegativeFloat = 0.0
+
+
+class DistillationFacts(Facts):
+    """What a checkpoint keeps of a distillation besides tensors."""
+
+    epochs_done: NonNegativeInt
+    learning_epochs: NonNegativeInt
+    agreement: float | None
+    images_synthesized: NonNegativeInt
+    step_count: NonNegativeInt
+    synthesis_seconds: NonNegativeFloat
+    distillation_seconds: NonNegativeFloat
+    synthesis_rollbacks: NonNegativeInt
+    trainee: TraineeFacts
+    epoch: EpochFacts
 
 
 class Distillation:
-    """Teacher, student and synthesizer, and what one epoch does with them."""
+    """Teacher, student and synthesizer, and what one epoch does with them.
 
-    def __init__(self, settings: DistillSettings, runtime: Runtime, teacher: LoadedModel) -> None:
+    Attributes:
+        epochs_done: Whole epochs so far.
+    """
+
+    def __init__(
+        self, settings: DistillSettings, runtime: Runtime, teacher: LoadedModel, compiled: bool | None = None
+    ) -> None:
         """Make the student and the synthesizer for a teacher.
+
+        Args:
+            settings: Of the run.
+            runtime: Device, precision and random streams.
+            teacher: The teacher's file.
+            compiled: What was decided of `compile = "auto"` when the run began; None decides it now.
 
         Raises:
             InputError: The student's weights or the pool cannot be used, or the teacher lacks batch norm.
         """
         card = teacher.card
+        student = _make_student(settings, runtime, teacher)
+        runtime = _decide_compilation(settings, runtime, teacher, student, compiled)
         self.settings = settings
         self.runtime = runtime
         self.teacher_file = teacher
@@ -59,7 +101,7 @@ class Distillation:
         self.teacher = context.teacher
         self.normalization = context.normalization
         self.augmentation = context.augmentation
-        self.student = runtime.place(_make_student(settings, runtime, teacher))
+        self.student = runtime.place(student)
         self.synthesizer, self.origin = _make_synthesizer(settings, context, teacher)
         self.card = card.model_copy(
             update={
@@ -73,14 +115,15 @@ class Distillation:
                 ),
             }
         )
-        self.optimizer = make_optimizer(self.student, settings.optimizer)
-        self.learning_rate = settings.optimizer.learning_rate
+        self.trainee = Trainee(self.student, self._loss, settings.optimizer, runtime, settings.max_rollbacks)
+        self.epochs_done = 0
         self.agreement: float | None = None
         self.images_synthesized = 0
         self.step_count = 0
         self.seconds = {"synthesis": 0.0, "distillation": 0.0}
         self.learning_epochs = 0
-        self.step = TrainingStep(self._loss, self.optimizer, runtime)
+        self.synthesis_rollbacks = 0
+        self.epoch = EpochFacts()
 
     def save_student(self, path: Path) -> None:
         """Write the student as a model file."""
@@ -91,134 +134,224 @@ class Distillation:
         """Whether a checkpoint suffices to continue: the images must be on disk."""
         return self.settings.pool is not None or self.settings.keep_pool
 
-    def facts(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps besides tensors."""
-        return {name: getattr(self, name) for name in _FACTS}
+    def state(self) -> State:
+        """Return what a checkpoint keeps."""
+        trainee = self.trainee.state()
+        facts = {
+            "epochs_done": self.epochs_done,
+            "learning_epochs": self.learning_epochs,
+            "agreement": self.agreement,
+            "images_synthesized": self.images_synthesized,
+            "step_count": self.step_count,
+            "synthesis_seconds": self.seconds["synthesis"],
+            "distillation_seconds": self.seconds["distillation"],
+            "synthesis_rollbacks": self.synthesis_rollbacks,
+            "trainee": trainee.facts,
+            "epoch": self.epoch.model_dump(),
+        }
+        synthesis = State({}, self.synthesizer.state_dict())
+        return State(facts, {**trainee.prefixed("trainee."), **synthesis.prefixed("synthesis.")})
 
-    def restore(self, checkpoint: Checkpoint, run: Path) -> None:
+    def restore(self, state: State, run: Path) -> None:
         """Go back to where a checkpoint was written.
 
         Raises:
             InputError: The checkpoint or the pool of the run is damaged.
         """
-        restore(checkpoint, self.student, self.optimizer)
-        for name in _FACTS:
-            setattr(self, name, checkpoint.facts["distillation"][name])
+        facts = DistillationFacts.read(state.facts)
+        self.trainee.restore(state.component("trainee"))
+        self.epochs_done, self.learning_epochs = facts.epochs_done, facts.learning_epochs
+        self.agreement, self.images_synthesized = facts.agreement, facts.images_synthesized
+        self.step_count = facts.step_count
+        self.seconds = {"synthesis": facts.synthesis_seconds, "distillation": facts.distillation_seconds}
+        self.synthesis_rollbacks, self.epoch = facts.synthesis_rollbacks, facts.epoch
+        for _ in range(self.synthesis_rollbacks):
+            self.synthesizer.slow_down()
+        self.synthesizer.load_state_dict(state.component("synthesis").tensors)
         if self.settings.pool is None and self.synthesizer.pool is not None:
-            for shard in pool_shards(run)[: checkpoint.epoch]:
+            whole = self.epochs_done + self.epoch.synthesised
+            shards = pool_shards(run)[:whole] if whole else []
+            if len(shards) < whole:
+                raise InputError(f"{run} has lost images of its pool since the checkpoint; start the run anew")
+            for shard in shards:
                 images, targets, _ = read_shard(shard, self.card.input_shape, self.card.num_classes)
                 self.synthesizer.pool.append(images, targets)
 
-    def run_epoch(self, epoch: int, run: RunDirectory) -> dict[str, Any]:
-        """Synthesise and distil; return what the epoch's event says of it."""
-        plan = self.synthesizer.plan(epoch)
-        self.learning_rate = set_learning_rate(
-            self.optimizer, self.settings.optimizer, self.learning_epochs / self.settings.epochs
-        )
+    def run_epoch(self, run: RunDirectory, after_step: Callable[[], None]) -> dict[str, Any]:
+        """Synthesise and distil, or do what is left of it; return what the epoch's event says.
+
+        Args:
+            run: Where samples, images and warnings go.
+            after_step: Called between two steps; `state` may be asked for then.
+
+        Raises:
+            RunError: Synthesis or training diverged more often than they may.
+        """
+        plan = self.synthesizer.plan(self.epochs_done)
+        self.trainee.set_learning_rate(self.learning_epochs / self.settings.epochs)
+        while self.epoch.round < plan.rounds:
+            if not self.epoch.synthesised:
+                self._synthesise(plan, run, after_step)
+            gap_after = self._distil(plan, run, after_step)
+            self.epoch.round += 1
+            self.epoch.synthesised = False
+        health = self._check_health(run) if plan.synthesis_steps else {}
+        done, steps = self.epoch, plan.rounds * plan.distillation_steps
+        self.seconds["synthesis"] += done.synthesis_seconds
+        self.seconds["distillation"] += done.distillation_seconds
+        self.agreement = done.agreement_before
+        loss = self.trainee.loss_sum.item() / steps
+        self.trainee.loss_sum.zero_()
+        self.step_count += steps
         self.learning_epochs += plan.advances_learning_rate
-        synthesis_seconds = distillation_seconds = 0.0
-        with self.runtime.seeded_globals("modules", epoch):
-            for index in range(plan.rounds):
-                started = self._clock()
-                terms = self._synthesise(epoch, index, plan, run)
-                synthesised = self._clock()
-                before = self._compare_on_fresh(epoch)
-                distillation_started = self._clock()
-                loss = self._distil(epoch, index, plan, run)
-                distilled = self._clock()
-                synthesis_seconds += synthesised - started
-                distillation_seconds += distilled - distillation_started
-        after = self._compare_on_fresh(epoch)
-        # From the samples of an earlier run there is none: a trained student has trained on all of them.
-        self.agreement = before["agreement"] if plan.synthesis_steps else None
-        self.seconds["synthesis"] += synthesis_seconds
-        self.seconds["distillation"] += distillation_seconds
-        health = self._check_health(epoch, run) if plan.synthesis_steps else {}
+        self.epochs_done += 1
+        self.epoch = EpochFacts()
         return {
-            "learning_rate": self.learning_rate,
-            "synthesis": terms,
+            "learning_rate": self.trainee.learning_rate,
+            "synthesis": done.terms,
             "health": health,
             "pool_size": None if self.synthesizer.pool is None else len(self.synthesizer.pool),
             "distillation_loss": loss,
-            "reality_gap_before": before["reality_gap"],
-            "reality_gap_after": after["reality_gap"],
+            "reality_gap_before": done.reality_gap_before,
+            "reality_gap_after": gap_after,
             "agreement_before": self.agreement,
             "timing": {
-                "synthesis": synthesis_seconds,
-                "distillation": distillation_seconds,
-                "images_per_second": plan.rounds
-                * plan.distillation_steps
-                * self.settings.batch_size
-                / max(distillation_seconds, 1e-9),
+                "synthesis": done.synthesis_seconds,
+                "distillation": done.distillation_seconds,
+                "images_per_second": steps * self.settings.batch_size / max(done.distillation_seconds, 1e-9),
             },
         }
 
-    def _synthesise(self, epoch: int, index: int, plan: EpochPlan, run: RunDirectory) -> dict[str, float]:
-        """Make new images; return the loss terms of the last step."""
-        terms: dict[str, Tensor] = {}
+    def _synthesise(self, plan: EpochPlan, run: RunDirectory, after_step: Callable[[], None]) -> None:
+        """Make new images, or go on with it; at half the learning rate where it diverges."""
+        epoch, index = self.epochs_done, self.epoch.round
+        started = self._clock()
+        last: dict[str, Tensor] = {}
         total = plan.rounds * plan.synthesis_steps
-        for step, terms in enumerate(self.synthesizer.synthesis_steps(self.student, epoch), 1):  # noqa: B007
-            run.progress(f"epoch {epoch + 1}: synthesis", index * plan.synthesis_steps + step, total)
+        while True:
+            try:
+                for step, terms in self.synthesizer.synthesis_steps(self.student, epoch, index):
+                    last = terms
+                    run.progress(f"epoch {epoch + 1}: synthesis", index * plan.synthesis_steps + step, total)
+                    after_step()
+                break
+            except Diverged as error:
+                self.synthesis_rollbacks += 1
+                if self.synthesis_rollbacks > self.settings.max_rollbacks:
+                    raise RunError(
+                        f"the synthesis diverged in epoch {epoch + 1}, {self.synthesis_rollbacks} times in all; "
+                        "lower method.generator_learning_rate or raise --max-rollbacks"
+                    ) from error
+                rate = self.synthesizer.slow_down()
+                run.record("rollback", epoch=epoch + 1, part="synthesis", learning_rate=rate)
         if plan.synthesis_steps:
             fresh = self.synthesizer.fresh
             self.images_synthesized += len(fresh)
             if self.settings.samples:
-                run.write_samples(epoch + 1, fresh)
+                run.write_samples(epoch + 1, self.settings.epochs, fresh)
             if self.settings.keep_pool and self.synthesizer.pool is not None:
                 run.write_pool_shard(epoch + 1, to_uint8(fresh), self.synthesizer.fresh_targets, self.origin)
-        return {
-            name: _finite(term.item(), name, epoch, "method.generator_learning_rate") for name, term in terms.items()
-        }
+        self.epoch.terms = {name: term.item() for name, term in last.items()}
+        self.epoch.synthesis_seconds += self._clock() - started
+        before = self._compare_on_fresh()
+        if not math.isfinite(before["reality_gap"]):
+            raise RunError(
+                f"the teacher's logits on the images of epoch {epoch + 1} are not finite; try --precision fp32"
+            )
+        self.epoch.reality_gap_before = before["reality_gap"]
+        # From the samples of an earlier run there is none: a trained student has trained on all of them.
+        self.epoch.agreement_before = before["agreement"] if plan.synthesis_steps else None
+        self.epoch.synthesised = True
 
-    def _distil(self, epoch: int, index: int, plan: EpochPlan, run: RunDirectory) -> float:
-        """Train the student; return the mean loss."""
+    def _distil(self, plan: EpochPlan, run: RunDirectory, after_step: Callable[[], None]) -> float:
+        """Train the student, or go on with it; return the reality gap on the newest images afterwards."""
+        epoch, index = self.epochs_done, self.epoch.round
+        first, total = index * plan.distillation_steps, plan.rounds * plan.distillation_steps
+        earlier, started = self.epoch.distillation_seconds, self._clock()
+        gap = math.nan
+
+        def after_each(steps_done: int) -> None:
+            self.epoch.distillation_seconds = earlier + time.perf_counter() - started
+            run.progress(f"epoch {epoch + 1}: distillation", first + steps_done, total)
+            after_step()
+
+        def is_sound() -> bool:
+            nonlocal gap
+            self.epoch.distillation_seconds = earlier + self._clock() - started
+            gap = self._compare_on_fresh()["reality_gap"]
+            return math.isfinite(gap)
+
+        batches = partial(self._batches, epoch, index)
+        self.trainee.train(Phase(epoch, index, plan.distillation_steps, batches, is_sound), run, after_each)
+        return gap
+
+    def _batches(self, epoch: int, index: int, start: int) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the inputs of the distillation steps of a round from step `start` on."""
         batch_size = self.settings.batch_size
         stream = self.runtime.random_stream("augmentation", epoch, index)
-        total = torch.zeros((), device=self.runtime.device)
-        self.student.train()
-        for step in range(plan.distillation_steps):
-            images = self.synthesizer.sample(batch_size)
-            shifts = self.augmentation.draw(batch_size, stream)
-            total += self.step(images, shifts)
-            done = index * plan.distillation_steps + step + 1
-            run.progress(f"epoch {epoch + 1}: distillation", done, plan.rounds * plan.distillation_steps)
-        self.step_count += plan.distillation_steps
-        return _finite(total.item() / plan.distillation_steps, "distillation loss", epoch)
+        for _ in range(start):
+            self.augmentation.draw(batch_size, stream)
+        self.synthesizer.start_sampling(epoch, index, start)
+        while True:
+            yield self.synthesizer.sample(batch_size), *self.augmentation.draw(batch_size, stream)
 
-    def _loss(self, images: Tensor, shifts: Shifts) -> Tensor:
-        views = crop_and_flip(images, shifts) if self.synthesizer.augments else images
+    def _loss(self, images: Tensor, *shifts: Tensor) -> dict[str, Tensor]:
+        views = crop_and_flip(images, Shifts(*shifts)) if self.synthesizer.augments else images
         views = self.normalization(views)
         with self.runtime.autocast():
             with torch.no_grad():
                 teacher_logits = self.teacher(views).float()
             student_logits = self.student(views).float()
-        return self.synthesizer.distillation_loss(student_logits, teacher_logits)
+        return {"loss": self.synthesizer.distillation_loss(student_logits, teacher_logits)}
 
-    def _compare_on_fresh(self, epoch: int) -> dict[str, float]:
-        """Compare teacher and student on the newest images, as they are."""
+    def _compare_on_fresh(self) -> dict[str, float]:
+        """Compare teacher and student on the newest images, as they are; the gap of infinite logits is not a number."""
         teacher_logits = self.predict(self.teacher, self.synthesizer.fresh)
         student_logits = self.predict(self.student, self.synthesizer.fresh)
-        return {
-            "reality_gap": _finite(reality_gap(teacher_logits, student_logits).item(), "student's output", epoch),
-            "agreement": agreement(teacher_logits, student_logits),
-        }
+        gap = reality_gap(teacher_logits, student_logits).item()
+        return {"reality_gap": gap, "agreement": agreement(teacher_logits, student_logits)}
 
     def predict(self, module: nn.Module, images: Tensor) -> Tensor:
         """Return logits (N, K) of images that are not normalised yet."""
         return predict(module, images, self.normalization, self.runtime)
 
-    def _check_health(self, epoch: int, run: RunDirectory) -> dict[str, float]:
+    def _check_health(self, run: RunDirectory) -> dict[str, float]:
         """Measure the newest images; record a warning where they have collapsed."""
         fresh = self.synthesizer.fresh
         health = synthesis_health(fresh, self.synthesizer.fresh_targets, self.predict(self.teacher, fresh))
         if self.settings.method.makes_class_images:
             for sentence in health.warnings(self.card.num_classes, len(fresh)):
-                run.record("warning", epoch=epoch + 1, message=sentence)
+                run.record("warning", epoch=self.epochs_done + 1, message=sentence)
         return health._asdict()
 
     def _clock(self) -> float:
         self.runtime.synchronize()
         return time.perf_counter()
+
+
+def _decide_compilation(
+    settings: DistillSettings, runtime: Runtime, teacher: LoadedModel, student: nn.Module, compiled: bool | None
+) -> Runtime:
+    if settings.runtime.compile != "auto":
+        return runtime
+    if compiled is not None:
+        return replace(runtime, compiled=compiled)
+    teacher_macs, student_macs = (
+        profile_model(module, teacher.card.input_shape).macs for module in (teacher.module, student)
+    )
+    work = settings.method.work(settings.epochs, settings.batch_size, _pool_size(settings))
+    # Forward and backward to the images costs two forwards, to the weights as well three; a multiply-add is two.
+    synthesis = 2 * 2 * (teacher_macs + student_macs) * work.synthesis
+    distillation = 2 * (teacher_macs + 3 * student_macs) * work.distillation
+    runtime, sentence = runtime.compile_if_worth_it(synthesis + distillation)
+    runtime.note(sentence)
+    return runtime
+
+
+def _pool_size(settings: DistillSettings) -> int | None:
+    if settings.pool is None:
+        return None
+    return len(pool_shards(settings.pool)) * settings.method.synthesis_batch_size
 
 
 def _make_student(settings: DistillSettings, runtime: Runtime, teacher: LoadedModel) -> nn.Module:
@@ -247,9 +380,3 @@ def _make_synthesizer(
             f"needs; methods that do not: {others}"
         )
     return method.build(context), PoolOrigin(method.name, teacher.sha256)
-
-
-def _finite(value: float, what: str, epoch: int, setting: str = "optimizer.learning_rate") -> float:
-    if not math.isfinite(value):
-        raise RunError(f"the {what.replace('_', ' ')} of epoch {epoch + 1} is not finite; lower {setting}")
-    return value

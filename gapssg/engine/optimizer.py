@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gapssg.engine.schedules import learning_rate
 from gapssg.settings.parts import OptimizerSettings
+from gapssg.step import step_size
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.SGD:
     """Make the optimizer of a model's weights."""
     return torch.optim.SGD(
         model.parameters(),
-        lr=settings.learning_rate,
+        lr=step_size(settings.learning_rate, next(model.parameters()).device),
         momentum=settings.momentum,
         nesterov=settings.nesterov and settings.momentum > 0,
         weight_decay=settings.weight_decay,
@@ -21,9 +22,12 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
     )
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, progress: float) -> float:
-    """Set and return the learning rate after `progress` (in [0, 1)) of the run."""
-    rate = learning_rate(settings, progress)
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, settings: OptimizerSettings, progress: float, factor: float = 1.0
+) -> float:
+    """Set and return `factor` times the schedule's learning rate after `progress` (in [0, 1)) of the run."""
+    rate = factor * learning_rate(settings, progress)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        step: Tensor = group["lr"]
+        step.fill_(rate)  # in place: a captured step reads it where it is
     return rate

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from pydantic import NonNegativeFloat, NonNegativeInt
+from torch import Tensor
 
 from gapssg.augment import Augmentation, Normalization, Shifts, crop_and_flip
 from gapssg.batches import shuffled_batches
 from gapssg.data import flipping_is_meaningful
 from gapssg.data.image_set import ImageSet, check_same_classes
-from gapssg.engine.checkpoint import read_checkpoint, restore, write_checkpoint
+from gapssg.engine.checkpoint import Checkpoints, Facts, State, read_checkpoint
 from gapssg.engine.inference import predict
 from gapssg.engine.metrics import Scores, score
-from gapssg.engine.optimizer import make_optimizer, set_learning_rate
 from gapssg.engine.real_images import read_images
+from gapssg.engine.requests import Requests
 from gapssg.engine.run_directory import (
     Display,
     RunDirectory,
@@ -30,12 +31,24 @@ from gapssg.engine.run_directory import (
     versions,
 )
 from gapssg.engine.settings import PretrainSettings
-from gapssg.engine.step import TrainingStep
-from gapssg.errors import RunError
+from gapssg.engine.trainee import Phase, Trainee, TraineeFacts
 from gapssg.models import create_model
 from gapssg.models.model_file import ModelCard, Provenance, save_model
 from gapssg.models.profile import profile_model
 from gapssg.runtime import Runtime, to_unit_range
+
+
+class RunFacts(Facts):
+    """What a checkpoint keeps of the run besides tensors."""
+
+    compiled: bool
+    epochs_done: NonNegativeInt
+    scores: Scores | None
+    best: tuple[float, NonNegativeInt]
+    evaluation_seconds: NonNegativeFloat
+    epoch_seconds: NonNegativeFloat
+    total_seconds: NonNegativeFloat
+    trainee: TraineeFacts
 
 
 def pretrain_teacher(
@@ -45,11 +58,12 @@ def pretrain_teacher(
     overwrite: bool = False,
     resume: bool = False,
     display: Display | None = None,
+    requests: Requests | None = None,
 ) -> dict[str, Any]:
     """Train a classifier on real images and write a run directory with `model.safetensors`.
 
     With `resume` the run in `output` continues after its last checkpoint, and ends with the files that it would
-    have had without the interruption.
+    have had without the interruption. `requests` may be set from another thread or a signal handler.
 
     Returns:
         What `result.json` holds: the model's size and accuracies (of the last epoch, and of the best, which
@@ -58,6 +72,7 @@ def pretrain_teacher(
     Raises:
         InputError: The data or the output directory cannot be used; nothing has been written.
         RunError: The training diverged, or the disk refused a write.
+        Stopped: `requests` asked for it.
     """
     display = display or SilentDisplay()
     if resume:
@@ -68,138 +83,164 @@ def pretrain_teacher(
     train = read_images(settings.data, "train", display)
     test = read_images(settings.data, "test", display, channels=train.input_shape[0])
     check_same_classes(train, test)
-    model = create_model(
-        settings.model.name,
-        num_classes=train.num_classes,
-        input_shape=train.input_shape,
-        seed=runtime.derive_seed("initial-weights"),
-    )
-    card = _describe(settings, train)
-    trainer = _Trainer(settings, runtime, runtime.place(model), card, train.to(runtime.device))
-    test = test.to(runtime.device)
-
     identity = {"number of training images": str(len(train))}
-    started = time.perf_counter()
-    evaluation_seconds = 0.0
-    scores: Scores | None = None
-    best: tuple[float, int] = (-1.0, 0)
-    done = 0
-    if resume:
-        checkpoint = read_checkpoint(output, identity)
-        restore(checkpoint, model, trainer.optimizer)
-        done, facts = checkpoint.epoch, checkpoint.facts
-        scores, best, evaluation_seconds = Scores(*facts["scores"]), tuple(facts["best"]), facts["evaluation_seconds"]
-        started -= facts["total_seconds"]
-        run = RunDirectory.reopen(output, display, checkpoint.events_length)
-        run.show("start", message=f"continuing {output} after epoch {done} of {settings.epochs}, {runtime.describe()}")
+    checkpoint = read_checkpoint(output, identity) if resume else None
+    facts = RunFacts.read(checkpoint.state.facts) if checkpoint else None
+    pretraining = _Pretraining(settings, runtime, train, test, compiled=facts.compiled if facts else None)
+    if checkpoint and facts:
+        pretraining.restore(facts, checkpoint.state)
+        run = RunDirectory.reopen(output, settings, display, checkpoint.events_length)
+        after = f"after epoch {pretraining.epochs_done} of {settings.epochs}"
+        run.show("start", message=f"continuing {output} {after}, {pretraining.runtime.describe()}")
     else:
         run = RunDirectory(output, settings, display)
         images = f"{len(train):,} images of {settings.data.name}"
-        run.record("start", message=f"training {card.architecture} on {images}, {runtime.describe()}")
-    with run:
-        for epoch in range(done, settings.epochs):
-            epoch_started = time.perf_counter()
-            loss, images_seen = trainer.train_epoch(epoch, run)
-            trained = time.perf_counter()
-            logits = predict(model, test.images, trainer.normalization, runtime)
-            scores = score(logits, test.labels)
-            evaluation_seconds += time.perf_counter() - trained
-            if scores.top1 > best[0]:
-                best = (scores.top1, epoch + 1)
-                save_model(output / "best.safetensors", model, card)
-            run.record(
-                "epoch",
-                epoch=epoch + 1,
-                epochs=settings.epochs,
-                learning_rate=trainer.learning_rate,
-                train_loss=loss,
-                top1=scores.top1,
-                loss=scores.loss,
-                timing={
-                    "seconds": time.perf_counter() - epoch_started,
-                    "images_per_second": images_seen / (trained - epoch_started),
-                },
-            )
-            if (epoch + 1) % settings.checkpoint_every == 0 or epoch + 1 == settings.epochs:
-                state = {
-                    "scores": scores,
-                    "best": best,
-                    "evaluation_seconds": evaluation_seconds,
-                    "total_seconds": time.perf_counter() - started,
-                }
-                write_checkpoint(run, epoch + 1, identity, state, model, trainer.optimizer)
-                run.show("checkpoint", epoch=epoch + 1, directory=output)
-        assert scores is not None  # there is at least one epoch
-        save_model(output / "model.safetensors", model, card)
-        result = {
-            "command": "pretrain-teacher",
-            "model": {
-                "file": str(output / "model.safetensors"),
-                "architecture": card.architecture,
-                **profile_model(model, card.input_shape).to_dict(),
-                **scores.to_dict(),
-                "best_top1": best[0],
-                "best_epoch": best[1],
-            },
-            "data": settings.data.name,
-            "epochs": settings.epochs,
-            "timing": {"total": time.perf_counter() - started, "evaluation": evaluation_seconds},
-            **run_facts(runtime, settings),
-        }
+        run.record("start", message=f"training {settings.model.name} on {images}, {pretraining.runtime.describe()}")
+    every = (settings.checkpoint_every, settings.checkpoint_minutes)
+    checkpoints = Checkpoints(run, identity, pretraining.state, requests or Requests(), *every)
+    with pretraining.runtime.configured(), run, checkpoints:
+        run.show_notes(pretraining.runtime)
+        while pretraining.epochs_done < settings.epochs:
+            event = pretraining.run_epoch(run, checkpoints.after_step)
+            run.record("epoch", epoch=pretraining.epochs_done, epochs=settings.epochs, **event)
+            run.show_notes(pretraining.runtime)
+            checkpoints.after_epoch(pretraining.epochs_done, is_last=pretraining.epochs_done == settings.epochs)
+        result = pretraining.finish(output / "model.safetensors")
         run.write_result(result)
-        run.record("end", **{"top1": scores.top1, "best_top1": best[0], "best_epoch": best[1]})
+        run.record("end", **{key: result["model"][key] for key in ("top1", "best_top1", "best_epoch")})
     return result
 
 
-class _Trainer:
-    """The model, its optimizer and the training images on the device."""
+class _Pretraining:
+    """The model, its optimizer and the images on the device, and what one epoch does with them."""
 
     def __init__(
-        self,
-        settings: PretrainSettings,
-        runtime: Runtime,
-        model: nn.Module,
-        card: ModelCard,
-        images: ImageSet,
+        self, settings: PretrainSettings, runtime: Runtime, train: ImageSet, test: ImageSet, compiled: bool | None
     ) -> None:
+        model = create_model(
+            settings.model.name,
+            num_classes=train.num_classes,
+            input_shape=train.input_shape,
+            seed=runtime.derive_seed("initial-weights"),
+        )
+        if settings.runtime.compile == "auto" and compiled is not None:
+            runtime = replace(runtime, compiled=compiled)
+        elif settings.runtime.compile == "auto":
+            # Forward and backward to the weights costs three forwards; a multiply-add is two operations.
+            flops = 2 * 3 * profile_model(model, train.input_shape).macs * len(train) * settings.epochs
+            runtime, sentence = runtime.compile_if_worth_it(flops)
+            runtime.note(sentence)
         self.settings = settings
         self.runtime = runtime
-        self.model = model
-        self.images = images
-        self.normalization = Normalization.from_statistics(card.mean, card.deviation, runtime.device)
-        self.augmentation = Augmentation(card.crop_padding, card.flip)
-        self.optimizer = make_optimizer(model, settings.optimizer)
-        self.learning_rate = 0.0
-        self.step = TrainingStep(self._loss, self.optimizer, runtime)
+        self.model = runtime.place(model)
+        self.card = _describe(settings, train)
+        self.train = train.to(runtime.device)
+        self.test = test.to(runtime.device)
+        self.normalization = Normalization.from_statistics(self.card.mean, self.card.deviation, runtime.device)
+        self.augmentation = Augmentation(self.card.crop_padding, self.card.flip)
+        self.trainee = Trainee(self.model, self._loss, settings.optimizer, runtime, settings.max_rollbacks)
+        self.epochs_done = 0
+        self.scores: Scores | None = None
+        self.best = (-1.0, 0)
+        self.evaluation_seconds = 0.0
+        self.epoch_seconds = 0.0
+        self.started = time.perf_counter()
 
-    def train_epoch(self, epoch: int, run: RunDirectory) -> tuple[float, int]:
-        """Make one pass over the images; return the mean loss and the number of images seen."""
-        settings, runtime = self.settings, self.runtime
-        order = runtime.random_stream("image-order", epoch)
-        batches = shuffled_batches(len(self.images), 1, settings.batch_size, order)
-        stream = runtime.random_stream("augmentation", epoch)
-        total = torch.zeros((), device=runtime.device)
-        self.model.train()
-        with runtime.seeded_globals("modules", epoch):
-            for index, batch in enumerate(batches):
-                progress = (epoch + index / len(batches)) / settings.epochs
-                self.learning_rate = set_learning_rate(self.optimizer, settings.optimizer, progress)
-                shifts = self.augmentation.draw(len(batch), stream)
-                total += self.step(self.images.images[batch], self.images.labels[batch], shifts)
-                run.progress(f"epoch {epoch + 1} of {settings.epochs}", index + 1, len(batches))
-        mean_loss = total.item() / len(batches)
-        if not math.isfinite(mean_loss):
-            raise RunError(
-                f"the training loss of epoch {epoch + 1} is not finite; lower optimizer.learning_rate "
-                f"(it was {settings.optimizer.learning_rate})"
-            )
-        return mean_loss, batches.numel()
+    def state(self) -> State:
+        """Return what a checkpoint keeps."""
+        trainee = self.trainee.state()
+        facts = {
+            "compiled": self.runtime.compiled,
+            "epochs_done": self.epochs_done,
+            "scores": self.scores,
+            "best": self.best,
+            "evaluation_seconds": self.evaluation_seconds,
+            "epoch_seconds": self.epoch_seconds,
+            "total_seconds": time.perf_counter() - self.started,
+            "trainee": trainee.facts,
+        }
+        return State(facts, trainee.prefixed("trainee."))
 
-    def _loss(self, images: Tensor, labels: Tensor, shifts: Shifts) -> Tensor:
-        views = self.normalization(crop_and_flip(to_unit_range(images), shifts))
+    def restore(self, facts: RunFacts, state: State) -> None:
+        """Go back to where a checkpoint was written.
+
+        Raises:
+            InputError: The tensors do not fit the model.
+        """
+        self.trainee.restore(state.component("trainee"))
+        self.epochs_done, self.scores, self.best = facts.epochs_done, facts.scores, facts.best
+        self.evaluation_seconds, self.epoch_seconds = facts.evaluation_seconds, facts.epoch_seconds
+        self.started -= facts.total_seconds
+
+    def run_epoch(self, run: RunDirectory, after_step: Callable[[], None]) -> dict[str, Any]:
+        """Make one pass over the images, or what is left of it, and evaluate; return what the epoch's event says."""
+        epoch = self.epochs_done
+        order = self.runtime.random_stream("image-order", epoch)
+        batches = shuffled_batches(len(self.train), 1, self.settings.batch_size, order)
+        earlier, started = self.epoch_seconds, time.perf_counter()
+
+        def after_each(steps_done: int) -> None:
+            self.epoch_seconds = earlier + time.perf_counter() - started
+            run.progress(f"epoch {epoch + 1} of {self.settings.epochs}", steps_done, len(batches))
+            after_step()
+
+        self.trainee.train(Phase(epoch, 0, len(batches), lambda start: self._inputs(batches, start)), run, after_each)
+        loss = self.trainee.loss_sum.item() / len(batches)
+        self.trainee.loss_sum.zero_()
+        trained = time.perf_counter()
+        seconds = earlier + trained - started
+        self.scores = score(predict(self.model, self.test.images, self.normalization, self.runtime), self.test.labels)
+        self.evaluation_seconds += time.perf_counter() - trained
+        self.epochs_done += 1
+        self.epoch_seconds = 0.0
+        if self.scores.top1 > self.best[0]:
+            self.best = (self.scores.top1, self.epochs_done)
+            save_model(run.path / "best.safetensors", self.model, self.card)
+        return {
+            "learning_rate": self.trainee.learning_rate,
+            "train_loss": loss,
+            "top1": self.scores.top1,
+            "loss": self.scores.loss,
+            "timing": {
+                "seconds": seconds + time.perf_counter() - trained,
+                "images_per_second": batches.numel() / seconds,
+            },
+        }
+
+    def finish(self, file: Path) -> dict[str, Any]:
+        """Write the model; return the result."""
+        assert self.scores is not None  # there is at least one epoch
+        save_model(file, self.model, self.card)
+        return {
+            "command": "pretrain-teacher",
+            "model": {
+                "file": str(file),
+                "architecture": self.card.architecture,
+                **profile_model(self.model, self.card.input_shape).to_dict(),
+                **self.scores.to_dict(),
+                "best_top1": self.best[0],
+                "best_epoch": self.best[1],
+            },
+            "data": self.settings.data.name,
+            "epochs": self.settings.epochs,
+            "timing": {"total": time.perf_counter() - self.started, "evaluation": self.evaluation_seconds},
+            **run_facts(self.runtime, self.settings),
+        }
+
+    def _inputs(self, batches: Tensor, start: int) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the inputs of the steps from `start` on, each at its learning rate."""
+        stream = self.runtime.random_stream("augmentation", self.epochs_done)
+        for index, batch in enumerate(batches):
+            shifts = self.augmentation.draw(len(batch), stream)
+            if index >= start:
+                self.trainee.set_learning_rate((self.epochs_done + index / len(batches)) / self.settings.epochs)
+                yield self.train.images[batch], self.train.labels[batch], *shifts
+
+    def _loss(self, images: Tensor, labels: Tensor, *shifts: Tensor) -> dict[str, Tensor]:
+        views = self.normalization(crop_and_flip(to_unit_range(images), Shifts(*shifts)))
         with self.runtime.autocast():
             logits = self.model(views).float()
-        return F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
+        return {"loss": F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)}
 
 
 def _describe(settings: PretrainSettings, train: ImageSet) -> ModelCard:

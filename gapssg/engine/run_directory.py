@@ -41,6 +41,10 @@ _OWN_FILE = re.compile(
 )
 
 
+_MAY_CHANGE = {"checkpoint_every", "checkpoint_minutes", "max_rollbacks"}
+_MOST_GRIDS = 100
+
+
 class Display(Protocol):
     """Whoever shows a run to a person."""
 
@@ -77,8 +81,10 @@ class RunDirectory:
         write_atomically(path / _SETTINGS, settings.to_toml().encode())
 
     @classmethod
-    def reopen(cls, path: Path, display: Display, events_length: int) -> RunDirectory:
+    def reopen(cls, path: Path, settings: Settings, display: Display, events_length: int) -> RunDirectory:
         """Continue the run in `path`; events after the first `events_length` bytes are cut off.
+
+        The settings, which `check_same_settings` must have accepted, are written anew: some may have changed.
 
         Raises:
             RunError: The directory cannot be written to, or its events are shorter than that.
@@ -91,6 +97,7 @@ class RunDirectory:
             if run.events_length() < events_length:
                 raise RunError(f"{path / _EVENTS} has lost lines since the checkpoint; start the run anew")
             os.truncate(path / _EVENTS, events_length)
+            write_atomically(path / _SETTINGS, settings.to_toml().encode())
         except OSError as error:
             raise RunError(f"cannot write {path / _EVENTS}: {error.strerror or error}") from error
         return run
@@ -114,6 +121,12 @@ class RunDirectory:
     def show(self, event: str, **values: Any) -> None:
         """Show an event that is no part of the run's record."""
         self._display.event({"event": event, **values})
+
+    def show_notes(self, runtime: Runtime) -> None:
+        """Show what is to be known of how is computed, and forget it."""
+        for sentence in runtime.notes:
+            self.show("note", message=sentence)
+        runtime.notes.clear()
 
     def record(self, event: str, **values: Any) -> None:
         """Append an event to `events.jsonl` and show it. What may differ between equal runs is `timing`."""
@@ -142,8 +155,14 @@ class RunDirectory:
             raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error
         return folder
 
-    def write_samples(self, epoch: int, images: Tensor, count: int = 64) -> None:
-        """Write a PNG grid of up to `count` images (N, C, H, W) in [0, 1], spread evenly over the batch."""
+    def write_samples(self, epoch: int, epochs: int, images: Tensor, count: int = 64) -> None:
+        """Write a PNG grid of up to `count` images (N, C, H, W) in [0, 1], spread evenly over the batch.
+
+        Of a run of many epochs some are left out, so that there are at most 101 grids.
+        """
+        every = -(-epochs // _MOST_GRIDS)
+        if epoch % every and epoch != epochs:
+            return
         chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).round().long()
         grid = image_grid(to_uint8(images[chosen.to(images.device)]).cpu())
         write_atomically(self.folder("samples") / f"epoch-{epoch:04d}.png", encode_png(grid))
@@ -190,10 +209,12 @@ def check_output(path: Path, overwrite: bool, inputs: Iterable[Path | None] = ()
 
 
 def check_same_settings(path: Path, settings: Settings) -> None:
-    """Check that the run in `path` began with these settings.
+    """Check that the run in `path` may continue with these settings.
+
+    Epochs may become more, and when a checkpoint is written and how often training is taken back may change.
 
     Raises:
-        InputError: It is no run, or some settings differ; each is named.
+        InputError: It is no run, or other settings differ; each is named.
     """
     file = path / _SETTINGS
     try:
@@ -204,10 +225,17 @@ def check_same_settings(path: Path, settings: Settings) -> None:
     differences = [
         f"{key} was {began_with.get(key)!r} and is {now.get(key)!r}"
         for key in sorted(began_with.keys() | now.keys())
-        if began_with.get(key) != now.get(key)
+        if began_with.get(key) != now.get(key) and not _may_change(key, began_with.get(key), now.get(key))
     ]
     if differences:
-        raise InputError(f"{path} cannot be continued with other settings: {'; '.join(differences)}")
+        allowed = f"epochs may grow, and {', '.join(sorted(_MAY_CHANGE))} may change"
+        raise InputError(f"{path} cannot be continued with other settings: {'; '.join(differences)} ({allowed})")
+
+
+def _may_change(key: str, began_with: Any, now: Any) -> bool:
+    if key == "epochs":
+        return isinstance(began_with, int) and isinstance(now, int) and now >= began_with
+    return key in _MAY_CHANGE
 
 
 def pool_shards(path: Path) -> list[Path]:

@@ -30,6 +30,10 @@ class PretrainSettings(Settings):
     """Share of the target probability that is spread over all classes."""
     checkpoint_every: int = Field(default=1, ge=1)
     """Epochs between checkpoints, from which `--resume` continues; the last epoch always writes one."""
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
+    """Minutes after the last checkpoint when another is written between two steps."""
+    max_rollbacks: int = Field(default=3, ge=0, le=1000)
+    """How often training that diverges may be taken back, each time to go on at half the learning rate."""
     crop_padding: int | None = Field(default=None, ge=0, le=256)
     """Pixels of zero padding for random crops; without it, an eighth of the image's height."""
     flip: bool | None = None
@@ -70,6 +74,10 @@ class DistillSettings(Settings):
     """Epochs between evaluations; the last epoch is always evaluated."""
     checkpoint_every: int = Field(default=1, ge=1)
     """Epochs between checkpoints, from which `--resume` continues; the last epoch always writes one."""
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
+    """Minutes after the last checkpoint when another is written between two steps."""
+    max_rollbacks: int = Field(default=3, ge=0, le=1000)
+    """How often synthesis or training that diverges may each be taken back, to go on at half the learning rate."""
     snapshot_every: int | None = Field(default=None, ge=1)
     """Epochs between weight snapshots (for loss landscapes); without it, none are kept."""
     samples: bool = True

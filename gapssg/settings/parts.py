@@ -37,5 +37,7 @@ class RuntimeSettings(Settings):
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` takes bf16 where the hardware computes in it natively, else fp32."""
-    compile: bool = False
-    """Compile the steps with torch.compile; pays off in runs of many minutes."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the steps with torch.compile; `auto` does where the run is expected to be long enough to gain by it."""
+    deterministic: bool = False
+    """On CUDA, use only algorithms that give the same bits each time; on a processor all do."""

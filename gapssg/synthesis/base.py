@@ -34,6 +34,18 @@ class EpochPlan(NamedTuple):
     advances_learning_rate: bool = True
 
 
+class Work(NamedTuple):
+    """How many images pass through the networks in a run, each as often as it does.
+
+    Attributes:
+        synthesis: Forward and backward through teacher and student.
+        distillation: Forward through the teacher, forward and backward through the student.
+    """
+
+    synthesis: int
+    distillation: int
+
+
 @dataclass(frozen=True)
 class SynthesisContext:
     """All that a method may know: the teacher and the shape of its input, and no image of anybody's.
@@ -81,8 +93,31 @@ class Synthesizer(Protocol):
     def plan(self, epoch: int) -> EpochPlan:
         """Return what is done in epoch `epoch`, counted from 0."""
 
-    def synthesis_steps(self, student: nn.Module, epoch: int) -> Iterator[dict[str, Tensor]]:
-        """Synthesise, yielding each step's loss terms (0-dimensional, on the device) after it."""
+    def synthesis_steps(self, student: nn.Module, epoch: int, index: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Synthesise in round `index` of an epoch, or go on with it after `load_state_dict`.
+
+        Yields:
+            After each step, how many are done, and its loss terms (0-dimensional, on the device).
+
+        Raises:
+            Diverged: A loss was not finite. The next call begins this synthesis again.
+        """
+
+    def slow_down(self) -> float:
+        """Halve the learning rate of the synthesis from now on, and return it."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what a checkpoint needs of a synthesis under way, without the pool; nothing between syntheses."""
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Let the next synthesis go on where `state_dict` was called.
+
+        Raises:
+            InputError: The tensors are not those of this synthesizer.
+        """
+
+    def start_sampling(self, epoch: int, index: int, step: int) -> None:
+        """Let `sample` return the batches of the distillation in round `index` from step `step` on."""
 
     def sample(self, count: int) -> Tensor:
         """Return `count` images for one distillation step, (count, C, H, W) float32 in [0, 1]."""
@@ -110,6 +145,10 @@ class SynthesisSettings(Settings):
         """Make the synthesizer of this method."""
         raise NotImplementedError
 
+    def work(self, epochs: int, batch_size: int, pool_size: int | None = None) -> Work:
+        """Return what a run will do; with a pool of `pool_size` images from an earlier run it synthesises nothing."""
+        raise NotImplementedError
+
 
 class PoolMethodSettings(SynthesisSettings):
     """The settings of methods that add a batch to a pool each epoch."""
@@ -118,6 +157,19 @@ class PoolMethodSettings(SynthesisSettings):
     """Images of each synthesis, N."""
     passes: int = Field(default=2, ge=1, le=1000)
     """Sample-balanced schedule: how often each epoch visits every sample of the pool."""
+
+    @property
+    def step_count(self) -> int:
+        """Steps of one synthesis."""
+        return 0
+
+    def work(self, epochs: int, batch_size: int, pool_size: int | None = None) -> Work:
+        """Return what a run will do: a batch an epoch, and passes over all batches so far."""
+        if pool_size is not None:
+            return Work(0, epochs * self.passes * pool_size)
+        batches_visited = epochs * (epochs + 1) // 2
+        size = self.synthesis_batch_size
+        return Work(epochs * self.step_count * size, batches_visited * self.passes * size)
 
 
 class InversionSettings(PoolMethodSettings):
@@ -131,6 +183,11 @@ class InversionSettings(PoolMethodSettings):
     """Channels of the generator's last hidden layer."""
     latent_size: int = Field(default=256, ge=1, le=16_384)
     """Dimensions of the latent z."""
+
+    @property
+    def step_count(self) -> int:
+        """Steps of one synthesis."""
+        return self.generator_steps
 
     def loss(
         self, statistics_loss: Tensor, teacher_logits: Tensor, student_logits: Tensor, targets: Tensor

@@ -42,13 +42,14 @@ class _BatchMoments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        if inputs.device.type == "cpu":
+        if inputs.device.type == "cpu" or not torch.compiler.is_compiling():
             wide = torch.promote_types(inputs.dtype, torch.float32)
             # The kernel of batch norm in training. With a momentum of 0 the two running statistics only say,
             # by their type, in which precision to accumulate.
-            unused = torch.zeros(2, inputs.shape[1], dtype=wide)
+            unused = torch.zeros(2, inputs.shape[1], dtype=wide, device=inputs.device)
             mean, variance = torch.batch_norm_update_stats(inputs, unused[0], unused[1], 0.0)
         else:
+            # On a GPU the compiler fuses this with what comes before.
             mean, variance = moments_by_var_mean(inputs)
         ctx.save_for_backward(inputs, mean)
         return mean, variance
@@ -81,20 +82,20 @@ def statistics_distance(inputs: Tensor, running_mean: Tensor, running_var: Tenso
 
 
 @contextmanager
-def observed_statistics(teacher: nn.Module) -> Iterator[list[Tensor]]:
+def observed_statistics(teacher: nn.Module, distances: list[Tensor]) -> Iterator[None]:
     """Collect the statistics distance of every batch-norm layer that the teacher runs through.
 
-    Yields:
-        A list that each forward pass of the teacher appends one 0-dimensional tensor a layer to.
+    Args:
+        teacher: The network to observe.
+        distances: What each forward pass appends one 0-dimensional tensor a layer to.
     """
-    distances: list[Tensor] = []
 
     def observe(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         distances.append(statistics_distance(inputs[0], layer.running_mean, layer.running_var))  # type: ignore[arg-type]
 
     handles = [layer.register_forward_pre_hook(observe) for layer in batch_norm_layers(teacher)]
     try:
-        yield distances
+        yield
     finally:
         for handle in handles:
             handle.remove()

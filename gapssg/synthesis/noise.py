@@ -38,12 +38,25 @@ class NoiseSynthesis:
         """Draw for the teacher of `context`."""
         self.context = context
 
-    def synthesise(self, student: nn.Module, targets: Tensor, epoch: int) -> Generator[dict[str, Tensor], None, Tensor]:
+    def slow_down(self) -> float:
+        """Do nothing: noise does not diverge."""
+        return 0.0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return nothing: noise is drawn in one step."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Do nothing."""
+
+    def synthesise(
+        self, student: nn.Module, targets: Tensor, epoch: int
+    ) -> Generator[tuple[int, dict[str, Tensor]], None, Tensor]:
         """Draw one image for each target; which target makes no difference."""
         import torch
 
         runtime, normalization = self.context.runtime, self.context.normalization
         stream = runtime.random_stream("noise", epoch)
         noise = torch.randn((len(targets), *self.context.image_shape), generator=stream, device=runtime.device)
-        yield {}
+        yield 1, {}
         return (noise * normalization.deviation + normalization.mean).clamp(0, 1)

@@ -25,8 +25,27 @@ class BatchSynthesis(Protocol):
     def step_count(self) -> int:
         """Steps of one synthesis."""
 
-    def synthesise(self, student: nn.Module, targets: Tensor, epoch: int) -> Generator[dict[str, Tensor], None, Tensor]:
-        """Yield each step's loss terms; return images (N, C, H, W) float32 in [0, 1] for the targets (N,)."""
+    def synthesise(
+        self, student: nn.Module, targets: Tensor, epoch: int
+    ) -> Generator[tuple[int, dict[str, Tensor]], None, Tensor]:
+        """Yield steps done and loss terms after each step; return images (N, C, H, W) in [0, 1] for targets (N,).
+
+        Raises:
+            Diverged: A loss was not finite.
+        """
+
+    def slow_down(self) -> float:
+        """Halve the learning rate from now on, and return it."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what a checkpoint needs of a synthesis under way; nothing between syntheses."""
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Let the next synthesis go on where `state_dict` was called.
+
+        Raises:
+            InputError: The tensors do not fit.
+        """
 
 
 class PoolSynthesizer:
@@ -74,15 +93,35 @@ class PoolSynthesizer:
             steps, pool_size = self.synthesis.step_count, self.settings.synthesis_batch_size * (epoch + 1)
         return EpochPlan(1, steps, steps_for_passes(pool_size, self.settings.passes, self.context.batch_size))
 
-    def synthesis_steps(self, student: nn.Module, epoch: int) -> Iterator[dict[str, Tensor]]:
-        """Add one batch of images to the pool, if any, and shuffle the pool for the epoch."""
+    def synthesis_steps(self, student: nn.Module, epoch: int, index: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Add one batch of images to the pool, if any."""
         if self.synthesis is not None:
             targets = self._draw_targets(epoch)
             images = yield from self.synthesis.synthesise(student, targets, epoch)
             self.pool.append(to_uint8(images), targets)
+
+    def slow_down(self) -> float:
+        """Halve the learning rate of the synthesis from now on, and return it."""
+        return 0.0 if self.synthesis is None else self.synthesis.slow_down()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what a checkpoint needs of a synthesis under way."""
+        return {} if self.synthesis is None else self.synthesis.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Let the next synthesis go on where `state_dict` was called.
+
+        Raises:
+            InputError: The tensors do not fit.
+        """
+        if self.synthesis is not None:
+            self.synthesis.load_state_dict(state)
+
+    def start_sampling(self, epoch: int, index: int, step: int) -> None:
+        """Shuffle the pool for the epoch, as every call for it does alike."""
         order = self.context.runtime.random_stream("pool-order", epoch)
         batches = shuffled_batches(len(self.pool), self.settings.passes, self.context.batch_size, order)
-        self._batches = iter(batches)
+        self._batches = iter(batches[step:])
 
     def sample(self, count: int) -> Tensor:
         """Return the next batch of the epoch's shuffled passes.

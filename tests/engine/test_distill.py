@@ -168,7 +168,7 @@ def test_a_run_changes_neither_weights_nor_buffers_of_the_teacher(teacher_file: 
     distillation = Distillation(given, runtime, load_model(teacher_file))
     before = copy.deepcopy(distillation.teacher.state_dict())
     student_before = copy.deepcopy(distillation.student.state_dict())
-    distillation.run_epoch(0, RunDirectory(tmp_path / "run", given, SilentDisplay()))
+    distillation.run_epoch(RunDirectory(tmp_path / "run", given, SilentDisplay()), lambda: None)
     for name, value in distillation.teacher.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert any(not torch.equal(v, student_before[n]) for n, v in distillation.student.state_dict().items())
@@ -263,11 +263,11 @@ def test_a_teacher_without_batch_norm_is_refused_with_the_methods_that_do_withou
 
 
 def test_a_student_that_diverges_ends_in_one_sentence(teacher_file: Path, tmp_path: Path):
-    with pytest.raises(RunError, match="not finite; lower"):
-        distill(
-            settings(teacher_file, optimizer={"learning_rate": 100.0, "weight_decay": 0.9}, epochs=8),
-            tmp_path / "run",
-        )
+    diverging = {"learning_rate": 100.0, "weight_decay": 0.9}
+    with pytest.raises(
+        RunError, match=r"diverged in epoch \d+, 1 times .*; lower optimizer.learning_rate or raise --max"
+    ):
+        distill(settings(teacher_file, optimizer=diverging, epochs=8, max_rollbacks=0), tmp_path / "run")
 
 
 @pytest.mark.parametrize(

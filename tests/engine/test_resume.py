@@ -9,14 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from gapssg import DistillSettings, InputError, PretrainSettings, distill, pretrain_teacher
+from gapssg.engine.requests import Requests, Stopped
 from gapssg.engine.run_directory import SilentDisplay
 from tests.engine.test_distill import TINY, events, without_timing
 
@@ -37,6 +40,31 @@ class InterruptingDisplay(SilentDisplay):
         self.left -= 1
         if self.left == 0:
             raise Interruption
+
+
+class Both(SilentDisplay):
+    """Tells two displays."""
+
+    def __init__(self, first: SilentDisplay, second: SilentDisplay) -> None:
+        self.displays = (first, second)
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        for display in self.displays:
+            display.progress(task, done, total)
+
+
+class AskingDisplay(SilentDisplay):
+    """Asks the run at its n-th step to stop, or to write a checkpoint."""
+
+    def __init__(self, step: int, requests: Requests, what: str) -> None:
+        self.left = step
+        self.requests = requests
+        self.what = what
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        self.left -= 1
+        if self.left == 0:
+            setattr(self.requests, self.what, 15 if self.what == "stop" else True)
 
 
 def files_of(run: Path) -> dict[str, Any]:
@@ -77,7 +105,7 @@ def test_a_run_interrupted_anywhere_and_continued_is_the_run_that_was_not(start:
     most_steps = 12 if (tmp_path / "whole" / "model.safetensors").exists() else 30
     draw = random.Random(0)
     interruptions = 0
-    for _ in range(3):
+    for _ in range(2):
         run = tmp_path / "run"
         shutil.rmtree(run, ignore_errors=True)
         resume = False
@@ -91,7 +119,61 @@ def test_a_run_interrupted_anywhere_and_continued_is_the_run_that_was_not(start:
                 shutil.rmtree(run, ignore_errors=True)
         start(run, resume=resume)
         assert files_of(run) == expected
-    assert interruptions >= 3
+    assert interruptions >= 2
+
+
+def test_a_run_that_stops_between_any_two_steps_goes_on_from_there(start: Start, tmp_path: Path):
+    start(tmp_path / "whole")
+    expected = files_of(tmp_path / "whole")
+    run, step, stops = tmp_path / "run", 1, 0
+    while True:
+        requests = Requests()
+        display = AskingDisplay(step, requests, "stop")
+        try:
+            start(run, resume=stops > 0, display=display, requests=requests)
+        except Stopped as stopped:
+            assert stopped.exit_status == 128 + 15
+            stops += 1
+            step = 1 + (5 * stops) % 7  # in every phase of an epoch
+        else:
+            break
+    assert stops >= 4
+    assert files_of(run) == expected
+
+
+def test_a_checkpoint_that_is_asked_for_is_continued_from(start: Start, tmp_path: Path):
+    start(tmp_path / "whole")
+    requests = Requests()
+    display = Both(AskingDisplay(5, requests, "checkpoint"), InterruptingDisplay(6))
+    with pytest.raises(Interruption):
+        start(tmp_path / "run", display=display, requests=requests)
+    # The first epoch is not over: without the request there would be none.
+    start(tmp_path / "run", resume=True)
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
+
+
+def test_a_checkpoint_is_written_when_the_minutes_are_over(teacher_file: Path, tmp_path: Path):
+    values = {**TINY, "teacher": teacher_file, "epochs": 2, "checkpoint_every": 100}
+    settings = DistillSettings.model_validate({**values, "checkpoint_minutes": 1e-9})
+    with pytest.raises(Interruption):
+        distill(settings, tmp_path / "run", display=InterruptingDisplay(2))
+    assert (tmp_path / "run" / "checkpoint" / "latest.safetensors").exists()
+    with pytest.raises(Interruption):
+        distill(DistillSettings.model_validate(values), tmp_path / "other", display=InterruptingDisplay(2))
+    assert not (tmp_path / "other" / "checkpoint").exists()
+
+
+def test_more_epochs_are_no_other_settings_and_fewer_are(teacher_file: Path, tmp_path: Path):
+    values = {**TINY, "teacher": teacher_file, "epochs": 2}
+    distill(DistillSettings.model_validate(values), tmp_path / "run")
+    more = DistillSettings.model_validate({**values, "epochs": 3, "checkpoint_every": 2, "max_rollbacks": 1})
+    result = distill(more, tmp_path / "run", resume=True)
+    assert result["epochs"] == 3
+    assert [e["epoch"] for e in events(tmp_path / "run") if e["event"] == "epoch"] == [1, 2, 3]
+    # The next resume finds the settings that it went on with.
+    assert tomllib.loads((tmp_path / "run" / "settings.toml").read_text())["epochs"] == 3
+    with pytest.raises(InputError, match=r"epochs was 3 and is 2 \(epochs may grow, and checkpoint_every, "):
+        distill(DistillSettings.model_validate(values), tmp_path / "run", resume=True)
 
 
 def test_a_process_that_is_killed_at_random_moments_ends_with_the_same_files(teacher_file: Path, tmp_path: Path):
@@ -162,7 +244,10 @@ def test_a_damaged_checkpoint_is_one_sentence(teacher_file: Path, tmp_path: Path
     elif damage == "metadata":
         save_file(load_file(file), file)
     else:
-        header = {"epoch": 1, "events_length": 0, "identity": {"teacher": "x"}, "facts": {}}
-        save_file({"model.a": load_file(file)["model.classifier.bias"]}, file, metadata={"facts": json.dumps(header)})
+        with safe_open(file, "pt") as content:
+            metadata = content.metadata()
+        tensors = load_file(file)
+        del tensors["distillation.trainee.model.classifier.bias"]
+        save_file(tensors, file, metadata=metadata)
     with pytest.raises(InputError):
         distill(settings, tmp_path / "run", resume=True)

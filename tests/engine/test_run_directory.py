@@ -21,9 +21,11 @@ def start(path: Path) -> RunDirectory:
     return run
 
 
+SETTINGS = PretrainSettings.model_validate({"data": {"name": "digits"}, "model": {"name": "wrn16_1"}})
+
+
 def hold(path: Path) -> RunDirectory:
-    settings = PretrainSettings.model_validate({"data": {"name": "digits"}, "model": {"name": "wrn16_1"}})
-    return RunDirectory(path, settings, SilentDisplay())
+    return RunDirectory(path, SETTINGS, SilentDisplay())
 
 
 def test_a_run_is_replaced_only_on_request(tmp_path: Path):
@@ -85,7 +87,7 @@ def test_a_second_writer_is_refused_with_the_first_ones_process(tmp_path: Path):
     with pytest.raises(InputError, match=f"is being written by process {os.getpid()} on "):
         start(tmp_path / "run")
     with pytest.raises(InputError, match="is being written by"):
-        RunDirectory.reopen(tmp_path / "run", SilentDisplay(), 0)
+        RunDirectory.reopen(tmp_path / "run", SETTINGS, SilentDisplay(), 0)
     assert (tmp_path / "run" / "events.jsonl").exists()
     run.close()
     start(tmp_path / "run")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gapssg.models import create_model
 from gapssg.synthesis.batch_norm import (
@@ -74,7 +74,8 @@ def test_distance_is_zero_for_a_batch_with_the_running_statistics():
 def test_every_batch_norm_layer_is_observed_and_none_afterwards():
     model = create_model("wrn16_1", num_classes=10, input_shape=(3, 16, 16)).eval()
     images = torch.rand(2, 3, 16, 16)
-    with observed_statistics(model) as distances:
+    distances: list[Tensor] = []
+    with observed_statistics(model, distances):
         model(images)
         assert len(distances) == 13
     model(images)
@@ -85,7 +86,8 @@ def test_the_inputs_of_a_layer_are_observed_not_its_outputs():
     layer = nn.BatchNorm1d(2).eval()
     layer.running_mean.copy_(torch.tensor([1.0, 2.0]))
     inputs = torch.tensor([[1.0, 2.0], [1.0, 2.0]])
-    with observed_statistics(nn.Sequential(layer)) as distances:
+    distances: list[Tensor] = []
+    with observed_statistics(nn.Sequential(layer), distances):
         layer(inputs)
     # The means agree, the variances are 0 where 1 is expected in two channels.
     assert distances[0].item() == pytest.approx(2**0.5, abs=1e-6)

@@ -41,8 +41,8 @@ def make_student(runtime: Runtime) -> nn.Module:
 
 def synthesise(runtime: Runtime, settings: GapSSGSettings = SETTINGS) -> tuple[Synthesizer, list[dict[str, float]]]:
     synthesizer = settings.build(make_context(runtime))
-    steps = synthesizer.synthesis_steps(make_student(runtime), 0)
-    return synthesizer, [{name: term.item() for name, term in terms.items()} for terms in steps]
+    steps = synthesizer.synthesis_steps(make_student(runtime), 0, 0)
+    return synthesizer, [{name: term.item() for name, term in terms.items()} for _, terms in steps]
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
@@ -60,7 +60,7 @@ def test_synthesis_changes_neither_teacher_nor_student(runtime):
     student.train()
     teacher_before, student_before = snapshot(context.teacher), snapshot(student)
     synthesizer = SETTINGS.build(context)
-    for _ in synthesizer.synthesis_steps(student, 0):
+    for _ in synthesizer.synthesis_steps(student, 0, 0):
         assert not student.training
     assert_unchanged(context.teacher, teacher_before)
     assert_unchanged(student, student_before)
@@ -77,8 +77,11 @@ def test_the_generators_gradient_equals_the_plain_formula_in_float64(runtime):
         synthesizer.latent.normal_(generator=torch.Generator().manual_seed(3))
     targets = torch.arange(16) % 5
     shifts = context.augmentation.draw(16, torch.Generator().manual_seed(4))
-    with observed_statistics(context.teacher) as distances:
-        loss, terms, _ = synthesizer._loss(student.eval(), distances, targets, shifts)
+    synthesizer._student = student.eval()
+    synthesizer._targets.copy_(targets)
+    with observed_statistics(context.teacher, synthesizer._distances):
+        terms = synthesizer._loss(*shifts)
+    loss = terms["loss"]
     torch.autograd.backward(loss)
 
     generator, latent = copy.deepcopy(synthesizer.generator).double(), synthesizer.latent.detach().double()
@@ -134,10 +137,10 @@ def test_the_images_of_the_step_with_the_lowest_loss_are_kept(runtime, monkeypat
     seen: list[tuple[float, Tensor]] = []
     plain = GeneratorInversion._loss
 
-    def spy(self, *arguments):
-        loss, terms, images = plain(self, *arguments)
-        seen.append((loss.item(), images.clone()))
-        return loss, terms, images
+    def spy(self, *shifts):
+        outputs = plain(self, *shifts)
+        seen.append((outputs["loss"].item(), outputs["images"].detach().clone()))
+        return outputs
 
     monkeypatch.setattr(GeneratorInversion, "_loss", spy)
     settings = SETTINGS.model_copy(update={"generator_steps": 12, "generator_learning_rate": 0.5})
@@ -162,7 +165,7 @@ def test_each_epoch_starts_from_a_new_generator_and_the_seed_decides_which(runti
     synthesizer = SETTINGS.build(make_context(runtime))
     student = make_student(runtime)
     for epoch in (0, 1):
-        list(synthesizer.synthesis_steps(student, epoch))
+        list(synthesizer.synthesis_steps(student, epoch, 0))
     assert not torch.equal(synthesizer.pool.images[:16], synthesizer.pool.images[16:])
 
 
@@ -170,7 +173,7 @@ def test_a_synthesis_without_a_finite_loss_ends_in_one_sentence(runtime):
     with pytest.raises(RunError, match="diverged"):
         context = make_context(runtime)
         next(context.teacher.buffers()).fill_(float("nan"))
-        list(SETTINGS.build(context).synthesis_steps(make_student(runtime), 0))
+        list(SETTINGS.build(context).synthesis_steps(make_student(runtime), 0, 0))
 
 
 def test_bf16_synthesis_follows_float32(runtime):

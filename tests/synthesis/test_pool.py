@@ -31,7 +31,8 @@ def test_each_epoch_visits_every_sample_of_the_pool_as_often_as_passes_says(runt
     synthesizer = NoiseSettings(synthesis_batch_size=16, passes=3).build(make_context(runtime))
     student = make_student(runtime)
     for epoch in range(3):
-        list(synthesizer.synthesis_steps(student, epoch))
+        list(synthesizer.synthesis_steps(student, epoch, 0))
+        synthesizer.start_sampling(epoch, 0, 0)
         plan = synthesizer.plan(epoch)
         assert plan.distillation_steps == 3 * 16 * (epoch + 1) // 8
         drawn = torch.cat([synthesizer.sample(8) for _ in range(plan.distillation_steps)])
@@ -45,14 +46,15 @@ def test_each_epoch_visits_every_sample_of_the_pool_as_often_as_passes_says(runt
 
 def test_a_batch_of_another_size_than_the_runs_is_refused(runtime):
     synthesizer = NoiseSettings(synthesis_batch_size=16).build(make_context(runtime))
-    list(synthesizer.synthesis_steps(make_student(runtime), 0))
+    list(synthesizer.synthesis_steps(make_student(runtime), 0, 0))
+    synthesizer.start_sampling(0, 0, 0)
     with pytest.raises(ValueError, match="batches of 8, not 5"):
         synthesizer.sample(5)
 
 
 def test_noise_has_the_teachers_mean_and_deviation(runtime):
     synthesizer = NoiseSettings(synthesis_batch_size=64).build(make_context(runtime))
-    list(synthesizer.synthesis_steps(make_student(runtime), 0))
+    list(synthesizer.synthesis_steps(make_student(runtime), 0, 0))
     noise = torch.randn(64 * 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = (noise * 0.4 + 0.3).clamp(0, 1)  # clipping to the range of an image moves both
     # Two samples of 16,384 numbers: their means differ by less than 5 standard errors.
@@ -65,6 +67,6 @@ def test_fresh_images_are_the_newest_of_the_pool(runtime):
     synthesizer = NoiseSettings(synthesis_batch_size=16).build(make_context(runtime))
     student = make_student(runtime)
     for epoch in range(2):
-        list(synthesizer.synthesis_steps(student, epoch))
+        list(synthesizer.synthesis_steps(student, epoch, 0))
     assert torch.equal(synthesizer.fresh * 255, synthesizer.pool.images[16:].float())
     assert torch.equal(synthesizer.fresh_targets, synthesizer.pool.targets[16:])

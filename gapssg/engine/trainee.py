@@ -1,0 +1,220 @@
+"""A model in training: its optimizer, its steps, and the way back when they diverge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
+from torch import Tensor, nn
+
+from gapssg.engine.checkpoint import Facts, State
+from gapssg.engine.optimizer import make_optimizer, set_learning_rate
+from gapssg.engine.run_directory import RunDirectory
+from gapssg.errors import InputError, RunError
+from gapssg.runtime import Runtime
+from gapssg.settings.parts import OptimizerSettings
+from gapssg.step import Outputs, TrainingStep
+
+_MODEL, _MOMENTUM, _LOSS_SUM, _GOOD = "model.", "momentum.", "loss_sum", "good."
+_SKIPPED, _MODULES, _MODULES_ON_CUDA = "skipped", "modules", "modules_on_cuda"
+
+
+class Phase(NamedTuple):
+    """Steps that succeed or are taken back together.
+
+    Attributes:
+        epoch: The epoch, counted from 0.
+        number: Which phase of the epoch, counted from 0.
+        steps: Number of steps.
+        inputs: The tensors of each step from the given one on; there may be more than `steps`.
+        is_sound: Asked after the steps whether the model still is what it should be.
+    """
+
+    epoch: int
+    number: int
+    steps: int
+    inputs: Callable[[int], Iterator[tuple[Tensor, ...]]]
+    is_sound: Callable[[], bool] = lambda: True
+
+
+class TraineeFacts(Facts):
+    """What a checkpoint keeps of a trainee besides tensors."""
+
+    steps_done: NonNegativeInt
+    learning_rate: NonNegativeFloat
+    rate_factor: PositiveFloat
+    rollbacks: NonNegativeInt
+
+
+class Trainee:
+    """A model in training.
+
+    Attributes:
+        learning_rate: The last that was set.
+        loss_sum: Sum of the losses since it was last set to 0; 0-dimensional, on the device.
+        rollbacks: How often training was taken back.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[..., Outputs],
+        settings: OptimizerSettings,
+        runtime: Runtime,
+        max_rollbacks: int,
+    ) -> None:
+        """Train `model`, which is on the device, by gradients of `loss`, a function as `TrainingStep` takes it."""
+        self.model = model
+        self.learning_rate = settings.learning_rate
+        self.loss_sum = torch.zeros((), device=runtime.device)
+        self.rollbacks = 0
+        self._settings = settings
+        self._runtime = runtime
+        self._max_rollbacks = max_rollbacks
+        self._optimizer = make_optimizer(model, settings)
+        self._step = TrainingStep("the training step", loss, self._optimizer, runtime)
+        self._rate_factor = 1.0
+        self._steps_done = 0
+        self._good: dict[str, Tensor] = {}
+        self._modules_state: list[Tensor] = []
+
+    def set_learning_rate(self, progress: float) -> None:
+        """Set the learning rate after `progress` (in [0, 1)) of the run."""
+        self.learning_rate = set_learning_rate(self._optimizer, self._settings, progress, self._rate_factor)
+
+    def train(self, phase: Phase, run: RunDirectory, after_step: Callable[[int], None]) -> None:
+        """Make the steps of a phase, or those that are left of it.
+
+        Where a loss, a weight or a running statistic is not finite, or the phase says that the model is not sound, it
+        goes back to the start of the phase and makes its steps again, at half the learning rate from now on. Whether
+        that is so is asked once, at the end.
+
+        Args:
+            phase: The steps.
+            run: Where going back is recorded.
+            after_step: Called with the number of steps done after each.
+
+        Raises:
+            RunError: It diverged more often than it may.
+        """
+        if self._steps_done == 0:
+            self._good = {name: tensor.clone() for name, tensor in self._training_state().items()}
+        self.model.train()
+        while True:
+            with self._runtime.seeded_globals("modules", phase.epoch, phase.number, self.rollbacks):
+                self._restore_modules_state()
+                inputs = phase.inputs(self._steps_done)
+                while self._steps_done < phase.steps:
+                    self.loss_sum += self._step(*next(inputs))["loss"]
+                    self._steps_done += 1
+                    after_step(self._steps_done)
+            self._steps_done = 0
+            if self._is_finite() and phase.is_sound():
+                self._good = {}
+                return
+            self._go_back(phase.epoch, run)
+
+    def state(self) -> State:
+        """Return what a checkpoint keeps."""
+        tensors = self._training_state()
+        if self._steps_done:
+            tensors |= {f"{_GOOD}{name}": tensor for name, tensor in self._good.items()}
+            tensors[_MODULES] = torch.get_rng_state()
+            if self._runtime.device.type == "cuda":
+                tensors[_MODULES_ON_CUDA] = torch.cuda.get_rng_state(self._runtime.device)
+        facts = TraineeFacts(
+            steps_done=self._steps_done,
+            learning_rate=self.learning_rate,
+            rate_factor=self._rate_factor,
+            rollbacks=self.rollbacks,
+        )
+        return State(facts.model_dump(), tensors)
+
+    def restore(self, state: State) -> None:
+        """Go back to where a checkpoint was written.
+
+        Raises:
+            InputError: The facts are not those of a trainee, or the tensors do not fit the model.
+        """
+        facts = TraineeFacts.read(state.facts)
+        self._load_training_state(state.tensors)
+        self._steps_done, self.learning_rate = facts.steps_done, facts.learning_rate
+        self._rate_factor, self.rollbacks = facts.rate_factor, facts.rollbacks
+        if self._steps_done:
+            good = {name.removeprefix(_GOOD): t for name, t in state.tensors.items() if name.startswith(_GOOD)}
+            self._good = {name: tensor.to(self._runtime.device) for name, tensor in good.items()}
+            names = [_MODULES, _MODULES_ON_CUDA][: 2 if self._runtime.device.type == "cuda" else 1]
+            if not good or any(name not in state.tensors for name in names):
+                raise InputError("the checkpoint lacks what a run in the middle of an epoch needs; start the run anew")
+            self._modules_state = [state.tensors[name] for name in names]
+
+    def _training_state(self) -> dict[str, Tensor]:
+        tensors = {f"{_MODEL}{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for index, parameter in enumerate(self.model.parameters()):
+            momentum = self._optimizer.state[parameter].get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"{_MOMENTUM}{index}"] = momentum
+        return {**tensors, _LOSS_SUM: self.loss_sum, _SKIPPED: self._step.skipped}
+
+    def _load_training_state(self, tensors: dict[str, Tensor]) -> None:
+        """Put weights, buffers, momenta and sums in their places, where a captured step finds them."""
+        weights = {name.removeprefix(_MODEL): t for name, t in tensors.items() if name.startswith(_MODEL)}
+        try:
+            self.model.load_state_dict(weights)
+            for index, parameter in enumerate(self.model.parameters()):
+                state, saved = self._optimizer.state[parameter], tensors.get(f"{_MOMENTUM}{index}")
+                if saved is None:
+                    # There was no step yet; momentum that is 0 makes the same first step as none.
+                    if "momentum_buffer" in state:
+                        state["momentum_buffer"].zero_()
+                    continue
+                if state.get("momentum_buffer") is None:
+                    # In the parameter's own memory layout, which the fused update takes for granted.
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                _copy(saved, state["momentum_buffer"])
+            _copy(tensors[_LOSS_SUM], self.loss_sum)
+            _copy(tensors[_SKIPPED], self._step.skipped)
+        except (KeyError, RuntimeError) as error:
+            raise InputError(
+                f"the checkpoint does not fit the model of the run: {str(error).splitlines()[0]}"
+            ) from error
+
+    def _restore_modules_state(self) -> None:
+        """Set torch's global generators, which dropout draws from, to where the checkpoint had them."""
+        if not self._modules_state:
+            return
+        try:
+            torch.set_rng_state(self._modules_state[0])
+            for state in self._modules_state[1:]:
+                torch.cuda.set_rng_state(state, self._runtime.device)
+        except (RuntimeError, TypeError) as error:
+            raise InputError("the checkpoint's random state is damaged; start the run anew") from error
+        self._modules_state = []
+
+    def _is_finite(self) -> bool:
+        tensors = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
+        finite = torch.stack([tensor.isfinite().all() for tensor in tensors])
+        return int(self._step.skipped.item()) == 0 and bool(finite.all())
+
+    def _go_back(self, epoch: int, run: RunDirectory) -> None:
+        self.rollbacks += 1
+        if self.rollbacks > self._max_rollbacks:
+            raise RunError(
+                f"the training diverged in epoch {epoch + 1}, {self.rollbacks} times in all, at a learning rate of "
+                f"{self.learning_rate:.3g}; lower optimizer.learning_rate or raise --max-rollbacks"
+            )
+        self._load_training_state(self._good)
+        self._rate_factor /= 2
+        for group in self._optimizer.param_groups:
+            group["lr"].mul_(0.5)
+        self.learning_rate /= 2
+        run.record("rollback", epoch=epoch + 1, part="training", learning_rate=self.learning_rate)
+
+
+def _copy(source: Tensor, target: Tensor) -> None:
+    if source.shape != target.shape:
+        raise RuntimeError(f"a tensor has shape {tuple(source.shape)}, not {tuple(target.shape)}")
+    with torch.no_grad():
+        target.copy_(source)
