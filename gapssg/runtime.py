@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
 import shutil
 import sys
@@ -149,7 +150,11 @@ class Runtime:
 
     def compile(self, step: Step) -> Step:
         """Return `step` compiled, if this run compiles."""
-        return cast(Step, torch.compile(step, dynamic=False)) if self.compiled else step
+        if not self.compiled:
+            return step
+        # On a processor it warns that there is no CUDA, which nobody asked for.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        return cast(Step, torch.compile(step, dynamic=False))
 
     def place(self, module: nn.Module) -> nn.Module:
         """Move a network to the device in the memory layout that convolutions are fastest in."""

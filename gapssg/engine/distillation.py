@@ -124,6 +124,7 @@ class Distillation:
         self.learning_epochs = 0
         self.synthesis_rollbacks = 0
         self.epoch = EpochFacts()
+        self._terms: dict[str, Tensor] = {}  # of the last step of the synthesis under way
 
     def save_student(self, path: Path) -> None:
         """Write the student as a model file."""
@@ -149,8 +150,10 @@ class Distillation:
             "trainee": trainee.facts,
             "epoch": self.epoch.model_dump(),
         }
-        synthesis = State({}, self.synthesizer.state_dict())
-        return State(facts, {**trainee.prefixed("trainee."), **synthesis.prefixed("synthesis.")})
+        synthesis, terms = State({}, self.synthesizer.state_dict()), State({}, self._terms)
+        return State(
+            facts, {**trainee.prefixed("trainee."), **synthesis.prefixed("synthesis."), **terms.prefixed("terms.")}
+        )
 
     def restore(self, state: State, run: Path) -> None:
         """Go back to where a checkpoint was written.
@@ -168,6 +171,9 @@ class Distillation:
         for _ in range(self.synthesis_rollbacks):
             self.synthesizer.slow_down()
         self.synthesizer.load_state_dict(state.component("synthesis").tensors)
+        self._terms = state.component("terms").tensors
+        if not all(term.numel() == 1 and bool(term.isfinite()) for term in self._terms.values()):
+            raise InputError("the losses in the checkpoint are not numbers; start the run anew")
         if self.settings.pool is None and self.synthesizer.pool is not None:
             whole = self.epochs_done + self.epoch.synthesised
             shards = pool_shards(run)[:whole] if whole else []
@@ -226,12 +232,10 @@ class Distillation:
         """Make new images, or go on with it; at half the learning rate where it diverges."""
         epoch, index = self.epochs_done, self.epoch.round
         started = self._clock()
-        last: dict[str, Tensor] = {}
         total = plan.rounds * plan.synthesis_steps
         while True:
             try:
-                for step, terms in self.synthesizer.synthesis_steps(self.student, epoch, index):
-                    last = terms
+                for step, self._terms in self.synthesizer.synthesis_steps(self.student, epoch, index):
                     run.progress(f"epoch {epoch + 1}: synthesis", index * plan.synthesis_steps + step, total)
                     after_step()
                 break
@@ -251,7 +255,8 @@ class Distillation:
                 run.write_samples(epoch + 1, self.settings.epochs, fresh)
             if self.settings.keep_pool and self.synthesizer.pool is not None:
                 run.write_pool_shard(epoch + 1, to_uint8(fresh), self.synthesizer.fresh_targets, self.origin)
-        self.epoch.terms = {name: term.item() for name, term in last.items()}
+        self.epoch.terms = {name: term.item() for name, term in self._terms.items()}
+        self._terms = {}
         self.epoch.synthesis_seconds += self._clock() - started
         before = self._compare_on_fresh()
         if not math.isfinite(before["reality_gap"]):
