@@ -42,9 +42,9 @@ class Switches:
     pool_on_device: bool = False
 
     @classmethod
-    def in_turn(cls) -> Iterator[tuple[str, Switches]]:
+    def in_turn(cls, with_bf16: bool) -> Iterator[tuple[str, Switches]]:
         """Yield the plain formulation, and then each optimisation added to those before it."""
-        names = [field.name for field in fields(cls)]
+        names = [field.name for field in fields(cls) if with_bf16 or field.name != "bf16"]
         for count in range(len(names) + 1):
             label = "plain" if count == 0 else f"+ {names[count - 1].replace('_', ' ')}"
             yield label, cls(**dict.fromkeys(names[:count], True))
@@ -138,7 +138,9 @@ class PlainDistillation:
             folder.mkdir(parents=True, exist_ok=True)
             for index, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
                 Image.fromarray(image).save(folder / f"{index:06d}.png")
-            self.loader = DataLoader(_PngFolder(folder), batch_size=count, shuffle=True, num_workers=2, drop_last=True)
+            self.loader = DataLoader(
+                _PngFolder(folder, images.shape[-1]), batch_size=count, shuffle=True, num_workers=2, drop_last=True
+            )
 
     def _next(self) -> Tensor:
         if self.switches.pool_on_device:
@@ -177,9 +179,9 @@ class PlainDistillation:
 
 
 class _PngFolder(Dataset[Tensor]):
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, side: int) -> None:
         self.files = sorted(folder.glob("*.png"))
-        steps = [v2.RandomCrop(32, PADDING), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, True)]
+        steps = [v2.RandomCrop(side, PADDING), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, True)]
         self.transform = v2.Compose([*steps, v2.Normalize([MEAN] * 3, [DEVIATION] * 3)])
 
     def __len__(self) -> int:

@@ -235,7 +235,8 @@ class Distillation:
         total = plan.rounds * plan.synthesis_steps
         while True:
             try:
-                for step, self._terms in self.synthesizer.synthesis_steps(self.student, epoch, index):
+                for step, terms in self.synthesizer.synthesis_steps(self.student, epoch, index):
+                    self._terms = terms
                     run.progress(f"epoch {epoch + 1}: synthesis", index * plan.synthesis_steps + step, total)
                     after_step()
                 break

@@ -55,6 +55,7 @@ class Trainee:
         learning_rate: The last that was set.
         loss_sum: Sum of the losses since it was last set to 0; 0-dimensional, on the device.
         rollbacks: How often training was taken back.
+        step: One update of the model, of which phases are made.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Trainee:
         self._runtime = runtime
         self._max_rollbacks = max_rollbacks
         self._optimizer = make_optimizer(model, settings)
-        self._step = TrainingStep("the training step", loss, self._optimizer, runtime)
+        self.step = TrainingStep("the training step", loss, self._optimizer, runtime)
         self._rate_factor = 1.0
         self._steps_done = 0
         self._good: dict[str, Tensor] = {}
@@ -107,7 +108,7 @@ class Trainee:
                 self._restore_modules_state()
                 inputs = phase.inputs(self._steps_done)
                 while self._steps_done < phase.steps:
-                    self.loss_sum += self._step(*next(inputs))["loss"]
+                    self.loss_sum += self.step(*next(inputs))["loss"]
                     self._steps_done += 1
                     after_step(self._steps_done)
             self._steps_done = 0
@@ -156,7 +157,7 @@ class Trainee:
             momentum = self._optimizer.state[parameter].get("momentum_buffer")
             if momentum is not None:
                 tensors[f"{_MOMENTUM}{index}"] = momentum
-        return {**tensors, _LOSS_SUM: self.loss_sum, _SKIPPED: self._step.skipped}
+        return {**tensors, _LOSS_SUM: self.loss_sum, _SKIPPED: self.step.skipped}
 
     def _load_training_state(self, tensors: dict[str, Tensor]) -> None:
         """Put weights, buffers, momenta and sums in their places, where a captured step finds them."""
@@ -175,7 +176,7 @@ class Trainee:
                     state["momentum_buffer"] = torch.zeros_like(parameter)
                 _copy(saved, state["momentum_buffer"])
             _copy(tensors[_LOSS_SUM], self.loss_sum)
-            _copy(tensors[_SKIPPED], self._step.skipped)
+            _copy(tensors[_SKIPPED], self.step.skipped)
         except (KeyError, RuntimeError) as error:
             raise InputError(
                 f"the checkpoint does not fit the model of the run: {str(error).splitlines()[0]}"
@@ -196,7 +197,7 @@ class Trainee:
     def _is_finite(self) -> bool:
         tensors = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
         finite = torch.stack([tensor.isfinite().all() for tensor in tensors])
-        return int(self._step.skipped.item()) == 0 and bool(finite.all())
+        return int(self.step.skipped.item()) == 0 and bool(finite.all())
 
     def _go_back(self, epoch: int, run: RunDirectory) -> None:
         self.rollbacks += 1

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["MODELS", "ModelEntry", "check_model_name", "create_model", "model_names"]
 
 SMALLEST_IMAGE_SIDE = 16
-LARGEST_IMAGE_SIDE = 64
+LARGEST_IMAGE_SIDE = 224
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def create_model(name: str, *, num_classes: int, input_shape: tuple[int, int, in
     Args:
         name: One of `model_names()`.
         num_classes: Number of logits, at least 2.
-        input_shape: (channels, height, width) of one image; height and width from 16 to 64 pixels.
+        input_shape: (channels, height, width) of one image; height and width from 16 to 224 pixels.
         seed: Seed of the initial weights.
 
     Raises:

@@ -1,15 +1,22 @@
 """The generator that turns latents into images."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from gapssg.errors import InputError
 
 INITIAL_DEVIATION = 0.02
+SMALLEST_FIRST_SIDE = 7
 
 
 class Generator(nn.Module):
-    """A linear layer to maps of a quarter of the image size, then two nearest upsamplings with convolutions.
+    """A linear layer to small maps, then nearest upsamplings with convolutions.
+
+    Images of less than 56 pixels get two upsamplings, from a quarter of their size, as in the published generator.
+    Larger ones get as many as lead from maps of at least 7 pixels to their size (from 8x8 to 64x64, from 7x7 to
+    224x224): from a quarter, the linear layer alone would have a hundred million weights.
 
     Attributes:
         image_shape: (C, H, W) of one image.
@@ -41,23 +48,24 @@ class Generator(nn.Module):
             )
         self.image_shape = image_shape
         self.latent_size = latent_size
-        self._first_maps = (2 * width, image_height // 4, image_width // 4)
+        factor = 2 ** _count_upsamplings(image_height, image_width)
+        self._first_maps = (2 * width, image_height // factor, image_width // factor)
+        upsampling: list[nn.Module] = []
 
         # The layers draw default weights when they are made; these draws must not move the global state.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            self.linear = nn.Linear(latent_size, 2 * width * (image_height // 4) * (image_width // 4))
+            self.linear = nn.Linear(latent_size, math.prod(self._first_maps))
             self.first_norm = nn.BatchNorm2d(2 * width)
-            self.upsampling = nn.Sequential(
-                nn.Upsample(scale_factor=2, mode="nearest"),
-                nn.Conv2d(2 * width, 2 * width, 3, padding=1, bias=False),
-                nn.BatchNorm2d(2 * width),
-                nn.LeakyReLU(0.2, inplace=True),
-                nn.Upsample(scale_factor=2, mode="nearest"),
-                nn.Conv2d(2 * width, width, 3, padding=1, bias=False),
-                nn.BatchNorm2d(width),
-                nn.LeakyReLU(0.2, inplace=True),
-                nn.Conv2d(width, channels, 3, padding=1),
-            )
+            while factor > 1:
+                factor //= 2
+                out_channels = 2 * width if factor > 1 else width
+                upsampling += [
+                    nn.Upsample(scale_factor=2, mode="nearest"),
+                    nn.Conv2d(2 * width, out_channels, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(out_channels),
+                    nn.LeakyReLU(0.2, inplace=True),
+                ]
+            self.upsampling = nn.Sequential(*upsampling, nn.Conv2d(width, channels, 3, padding=1))
         self.reset_parameters(torch.Generator(device="cpu").manual_seed(0))
 
     def forward(self, latent: Tensor) -> Tensor:
@@ -73,6 +81,15 @@ class Generator(nn.Module):
             rng: Source of the draws, on the device of the parameters.
         """
         reset_layers(self, rng)
+
+
+def _count_upsamplings(height: int, width: int) -> int:
+    count = 2
+    while all(
+        side % 2 ** (count + 1) == 0 and side >= SMALLEST_FIRST_SIDE * 2 ** (count + 1) for side in (height, width)
+    ):
+        count += 1
+    return count
 
 
 def reset_layers(module: nn.Module, rng: torch.Generator) -> None:

@@ -1,4 +1,4 @@
-"""The program as a user runs it, in a process of its own."""
+"""The program as a user runs it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.program import gapssg, refusal
+
 TINY_METHOD = ["--set", "method.generator_steps=3", "--set", "method.synthesis_batch_size=16"]
 CPU = ["--device", "cpu", "--precision", "fp32"]
-
-
-def gapssg(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gapssg", *map(str, arguments)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == status, run.stderr
-    return run
-
-
-def refusal(*arguments: object) -> str:
-    """Run bad input; return the sentence, after checking that it is one and stands alone."""
-    run = gapssg(*arguments, status=2)
-    assert run.stdout == ""
-    assert run.stderr.startswith("error: ")
-    assert "Traceback" not in run.stderr
-    return run.stderr.removeprefix("error: ").strip()
 
 
 @pytest.fixture(scope="module")

@@ -69,4 +69,4 @@ def test_a_distillation_step_waits_for_nothing_from_the_pool_to_the_weights(teac
     inputs = distillation._batches(0, 0, 0)
     next(inputs)
     with NoWaiting():
-        distillation.trainee._step(*next(inputs))
+        distillation.trainee.step(*next(inputs))

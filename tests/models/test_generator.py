@@ -24,7 +24,15 @@ def test_parameter_count_is_that_of_the_published_generator():
     assert sum(parameter.numel() for parameter in generator.parameters()) == 2_328_899
 
 
-@pytest.mark.parametrize("image_shape", [(1, 4, 4), (3, 32, 32), (5, 64, 64), (2, 28, 12)])
+@pytest.mark.parametrize(
+    ("side", "first"), [(16, 4), (28, 7), (32, 8), (48, 12), (52, 13), (56, 7), (64, 8), (100, 25), (128, 8), (224, 7)]
+)
+def test_large_images_begin_with_maps_of_seven_pixels_or_more(side, first):
+    generator = Generator((3, side, side), latent_size=2, width=4)
+    assert generator.linear.out_features == 2 * 4 * first**2
+
+
+@pytest.mark.parametrize("image_shape", [(1, 4, 4), (3, 32, 32), (5, 64, 64), (2, 28, 12), (1, 224, 96)])
 def test_images_have_the_asked_shape_and_lie_in_the_unit_interval(image_shape):
     generator = Generator(image_shape, latent_size=8, width=4)
     with torch.no_grad():

@@ -71,8 +71,8 @@ def test_create_model_refuses_an_unknown_name():
     [
         (1, (3, 32, 32), "at least 2 classes, not 1"),
         (10, (0, 32, 32), "at least 1 channel, not 0"),
-        (10, (3, 15, 32), "images of 15x32 pixels do not fit.*from 16 to 64 pixels"),
-        (10, (3, 32, 65), "images of 32x65 pixels do not fit.*from 16 to 64 pixels"),
+        (10, (3, 15, 32), "images of 15x32 pixels do not fit.*from 16 to 224 pixels"),
+        (10, (3, 32, 225), "images of 32x225 pixels do not fit.*from 16 to 224 pixels"),
     ],
 )
 def test_create_model_refuses_a_task_it_cannot_serve(num_classes, input_shape, sentence):

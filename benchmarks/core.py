@@ -1,0 +1,71 @@
+"""The two steps of the program itself, as `gapssg distill` runs them, one call at a time."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from benchmarks.machine import Step, write_teacher
+from gapssg import DistillSettings
+from gapssg.engine.distillation import Distillation
+from gapssg.models.model_file import load_model
+from gapssg.runtime import Runtime
+
+
+class Size(NamedTuple):
+    """What the steps are made for: networks, image side in pixels, and the batches of the published settings."""
+
+    teacher: str = "wrn40_2"
+    student: str = "wrn16_1"
+    side: int = 32
+    synthesis_batch: int = 256
+    batch: int = 128
+
+
+class CoreSteps(NamedTuple):
+    """One call of each is one step.
+
+    Attributes:
+        precision: In which networks are computed.
+    """
+
+    synthesis: Step
+    distillation: Step
+    precision: str
+
+
+def make_core(size: Size, device: torch.device, compiled: bool = False, precision: str = "auto") -> CoreSteps:
+    """Make both steps for a teacher with random weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "teacher.safetensors"
+        write_teacher(file, size.teacher, size.side)
+        settings = DistillSettings.model_validate(
+            {
+                "teacher": file,
+                "student": {"name": size.student},
+                "batch_size": size.batch,
+                # More steps than anybody calls: a synthesis that never ends.
+                "method": {"synthesis_batch_size": size.synthesis_batch, "generator_steps": 100_000},
+                "runtime": {"device": str(device), "compile": compiled, "precision": precision},
+            }
+        )
+        runtime = Runtime.from_settings(settings.runtime, 0)
+        # Two, because a synthesis that is suspended in a step observes its teacher and freezes its student.
+        synthesising, distilling = (Distillation(settings, runtime, load_model(file)) for _ in range(2))
+    steps = synthesising.synthesizer.synthesis_steps(synthesising.student, 0, 0)
+    images = torch.rand(size.batch, 3, size.side, size.side, device=device)
+    stream = runtime.random_stream("augmentation", 0)
+    distilling.student.train()
+
+    def synthesise() -> None:
+        with runtime.configured():
+            next(steps)
+
+    def distil() -> None:
+        with runtime.configured():
+            distilling.trainee.step(images, *distilling.augmentation.draw(size.batch, stream))
+
+    return CoreSteps(synthesise, distil, runtime.precision)

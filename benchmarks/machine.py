@@ -1,0 +1,157 @@
+"""What every benchmark needs: the machine's name and peaks, clocks that wait for the device, tables, and a teacher."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gapssg.models import create_model
+from gapssg.models.model_file import ModelCard, Provenance, save_model
+from gapssg.runtime import computes_bf16_natively
+
+Step = Callable[[], object]
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Name the machine."""
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "native_bf16": computes_bf16_natively(device),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def print_machine(machine: dict[str, Any]) -> None:
+    """Print one line that names the machine."""
+    bf16 = "with" if machine["native_bf16"] else "without"
+    where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
+    print(f"{where}, {bf16} bfloat16 instructions, torch {machine['torch']}, Python {machine['python']}")
+
+
+def measure_peaks(device: torch.device) -> dict[str, float]:
+    """Measure GFLOP/s of large matrix products and convolutions in this process; bf16 where it is native."""
+    peaks = {}
+    side = 8192 if device.type == "cuda" else 2048
+    types = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    for name, dtype in list(types.items())[: 2 if computes_bf16_natively(device) else 1]:
+        left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        peaks[f"{name} matrix product"] = _rate(lambda a=left, b=right: a @ b, 2 * side**3, device)
+        channels, count = 256, 64
+        layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device, dtype=dtype)
+        layer = layer.to(memory_format=torch.channels_last)
+        inputs = torch.randn(count, channels, 32, 32, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        flops = 2 * 9 * channels**2 * count * 32 * 32
+        with torch.no_grad():
+            peaks[f"{name} convolution"] = _rate(lambda c=layer, x=inputs: c(x), flops, device)
+    return peaks
+
+
+def _rate(call: Step, flops: int, device: torch.device) -> float:
+    """Return the best GFLOP/s of several calls: a peak is what the hardware can do."""
+    time_calls(call, device)
+    return flops / min(time_calls(call, device) for _ in range(7)) / 1e9
+
+
+def time_in_turn(variants: dict[str, Step], device: torch.device, rounds: int) -> dict[str, list[float]]:
+    """Time each variant once a round, after calls that are not counted; return seconds a call.
+
+    A round is one call on a processor. On a GPU it is twenty, as waiting for each would count too; the first six,
+    in which graphs are captured, are not counted.
+    """
+    on_gpu = device.type == "cuda"
+    for step in variants.values():
+        time_calls(step, device, 6 if on_gpu else 2)
+    seconds: dict[str, list[float]] = {label: [] for label in variants}
+    for _ in range(rounds):
+        for label, step in variants.items():
+            seconds[label].append(time_calls(step, device, 20 if on_gpu else 1))
+    return seconds
+
+
+def time_calls(step: Step, device: torch.device, calls: int = 1) -> float:
+    """Return the mean seconds of some calls."""
+    synchronize(device)
+    started = time.perf_counter()
+    for _ in range(calls):
+        step()
+    synchronize(device)
+    return (time.perf_counter() - started) / calls
+
+
+def median(seconds: Sequence[float]) -> float:
+    """Return the median."""
+    return statistics.median(seconds)
+
+
+def fit_exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """Return b of the least-squares fit of log cost = a + b log size: 0 is constant, 1 linear, 2 quadratic."""
+    return statistics.linear_regression([math.log(size) for size in sizes], [math.log(cost) for cost in costs]).slope
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_megabytes(device: torch.device) -> float:
+    """Return the most memory that this process has held: of the GPU, or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a Markdown table; the first column is text, the others are numbers."""
+    print(f"\n{title}\n")
+    print("| " + " | ".join(headings) + " |")
+    print("| --- |" + " ---: |" * (len(headings) - 1))
+    for row in rows:
+        print("| " + " | ".join(map(str, row)) + " |")
+
+
+def write_report(path: Path, report: dict[str, Any]) -> None:
+    """Write what was measured as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def write_teacher(path: Path, architecture: str, side: int = 32) -> None:
+    """Write a teacher with random weights for `side` x `side` colour images in 10 classes."""
+    shape = (3, side, side)
+    card = ModelCard(
+        architecture=architecture,
+        num_classes=10,
+        input_shape=shape,
+        mean=(0.5,) * 3,
+        deviation=(0.25,) * 3,
+        crop_padding=side // 8,
+        flip=True,
+        class_names=tuple("0123456789"),
+        provenance=Provenance(command="benchmark"),
+    )
+    save_model(path, create_model(architecture, num_classes=10, input_shape=shape), card)
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [
+        value.strip() for name, _, value in (line.partition(":") for line in lines) if name.strip() == "model name"
+    ]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,50 @@
+"""The program in this process, for tests that do not need one of its own: importing torch anew takes seconds."""
+
+from __future__ import annotations
+
+import io
+import signal
+from contextlib import redirect_stderr, redirect_stdout
+from typing import NamedTuple
+from unittest import mock
+
+from gapssg.__main__ import main
+
+
+class Finished(NamedTuple):
+    """What a run of the program left."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def gapssg(*arguments: object, status: int = 0) -> Finished:
+    """Run a command line; check its exit status."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    handlers = [signal.getsignal(number) for number in numbers]
+    stdout, stderr = io.StringIO(), io.StringIO()
+    left = None
+    try:
+        with (
+            redirect_stdout(stdout),
+            redirect_stderr(stderr),
+            mock.patch("sys.argv", ["gapssg", *map(str, arguments)]),
+        ):
+            main()
+    except SystemExit as end:
+        left = end.code
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+    assert left == status, stderr.getvalue()
+    return Finished(status, stdout.getvalue(), stderr.getvalue())
+
+
+def refusal(*arguments: object) -> str:
+    """Run bad input; return the sentence, after checking that it is one and stands alone."""
+    finished = gapssg(*arguments, status=2)
+    assert finished.stdout == ""
+    assert finished.stderr.startswith("error: ")
+    assert "Traceback" not in finished.stderr
+    return finished.stderr.removeprefix("error: ").strip()
