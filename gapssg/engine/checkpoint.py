@@ -134,7 +134,7 @@ class Checkpoints:
         self._requests.attended = False
         self._writer.shutdown(wait=True)
         if error is None:
-            self._finish()
+            self.finish()
 
     def after_step(self) -> None:
         """Answer requests, and write a checkpoint if the last is too long ago; otherwise this costs nothing.
@@ -144,13 +144,13 @@ class Checkpoints:
             Stopped: The run was asked to stop, and the checkpoint is written.
         """
         if self._pending is not None and self._pending.done():
-            self._finish()
+            self.finish()
         is_due = time.monotonic() - self._written > self._every_seconds
         if self._requests.stop is not None or self._requests.checkpoint or is_due:
             self._requests.checkpoint = False
             self.write()
         if self._requests.stop is not None:
-            self._finish()
+            self.finish()
             raise Stopped(self._requests.stop)
 
     def after_epoch(self, epochs_done: int, is_last: bool) -> None:
@@ -173,7 +173,7 @@ class Checkpoints:
         """
         if self._state is None:
             return
-        self._finish()
+        self.finish()
         state = self._state()
         header = {"events_length": self._run.events_length(), "identity": self._identity, "facts": state.facts}
         metadata = {_KEY: canonical_json(header)}
@@ -187,7 +187,12 @@ class Checkpoints:
         self._pending = self._writer.submit(finish_writing)
         self._written = time.monotonic()
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Wait until the last checkpoint is durable.
+
+        Raises:
+            RunError: It could not be written; the one before is untouched.
+        """
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()

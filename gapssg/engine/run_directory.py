@@ -115,8 +115,15 @@ class RunDirectory:
         self.close()
 
     def events_length(self) -> int:
-        """Return the bytes of `events.jsonl`."""
-        return (self.path / _EVENTS).stat().st_size
+        """Return the bytes of `events.jsonl`.
+
+        Raises:
+            RunError: It is gone.
+        """
+        try:
+            return (self.path / _EVENTS).stat().st_size
+        except OSError as error:
+            raise RunError(f"cannot write {self.path / _EVENTS}: {error.strerror or error}") from error
 
     def show(self, event: str, **values: Any) -> None:
         """Show an event that is no part of the run's record."""
