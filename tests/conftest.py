@@ -37,7 +37,12 @@ def make_card(**changes: object) -> ModelCard:
 
 @pytest.fixture
 def teacher_file(tmp_path: Path) -> Path:
-    """A teacher with random weights whose batch-norm statistics are not those of an untouched layer."""
+    """A teacher as `write_teacher` makes it."""
+    return write_teacher(tmp_path / "teacher.safetensors")
+
+
+def write_teacher(path: Path) -> Path:
+    """Write a teacher with random weights whose batch-norm statistics are not those of an untouched layer."""
     card = make_card()
     model = create_model(card.architecture, num_classes=10, input_shape=card.input_shape, seed=1)
     generator = torch.Generator().manual_seed(0)
@@ -45,15 +50,18 @@ def teacher_file(tmp_path: Path) -> Path:
     with torch.no_grad():
         for _ in range(3):
             model(torch.randn(32, *card.input_shape, generator=generator))
-    path = tmp_path / "teacher.safetensors"
     save_model(path, model.eval(), card)
     return path
 
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
-    """Two classes of 16x16 grey images, dark and bright: 24 to train on and 8 to test on, each."""
-    root = tmp_path / "images"
+    """Images as `write_images` makes them."""
+    return write_images(tmp_path / "images")
+
+
+def write_images(root: Path) -> Path:
+    """Write two classes of 16x16 grey images, dark and bright: 24 to train on and 8 to test on, each."""
     draw = np.random.default_rng(0)
     for split, count in (("train", 24), ("test", 8)):
         for name, level in (("dark", 60), ("bright", 190)):

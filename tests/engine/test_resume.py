@@ -12,7 +12,7 @@ import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from safetensors import safe_open
@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from gapssg import DistillSettings, InputError, PretrainSettings, distill, pretrain_teacher
 from gapssg.engine.requests import Requests, Stopped
 from gapssg.engine.run_directory import SilentDisplay
+from tests.conftest import write_images, write_teacher
 from tests.engine.test_distill import TINY, events, without_timing
 
 Start = Callable[..., dict[str, Any]]
@@ -81,75 +82,80 @@ def files_of(run: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(params=["fp32", "bf16", "noise", "pool", "pretrain"])
-def start(request: pytest.FixtureRequest, teacher_file: Path, image_folder: Path, tmp_path: Path) -> Start:
+class Case(NamedTuple):
+    """A run to interrupt, and the files that it leaves when nobody does."""
+
+    start: Start
+    expected: dict[str, Any]
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16", "noise", "pool", "pretrain"])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    folder = tmp_path_factory.mktemp(request.param)
     runtime = {"device": "cpu", "precision": "bf16" if request.param == "bf16" else "fp32"}
     if request.param == "pretrain":
-        values = {"data": {"name": f"folder:{image_folder}"}, "model": {"name": "mobilenetv2"}, "batch_size": 16}
-        teacher = PretrainSettings.model_validate({**values, "epochs": 4, "runtime": runtime})
-        return lambda output, **options: pretrain_teacher(teacher, output, **options)
-    changes: dict[str, Any] = {"teacher": teacher_file, "epochs": 4, "runtime": runtime, "snapshot_every": 2}
-    changes["student"] = {"name": "mobilenetv2"}  # has dropout, whose randomness must come back too
+        images = write_images(folder / "images")
+        values = {"data": {"name": f"folder:{images}"}, "model": {"name": "mobilenetv2"}, "batch_size": 16}
+        teacher = PretrainSettings.model_validate({**values, "epochs": 3, "runtime": runtime})
+        return finish(folder, lambda output, **options: pretrain_teacher(teacher, output, **options))
+    changes: dict[str, Any] = {"teacher": write_teacher(folder / "teacher.safetensors"), "epochs": 3}
+    changes |= {"runtime": runtime, "snapshot_every": 2, "eval_data": {"name": "digits"}, "evaluate_every": 2}
+    if request.param == "fp32":
+        changes["student"] = {"name": "mobilenetv2"}  # has dropout, whose randomness must come back too
     if request.param == "noise":
         changes["method"] = {"name": "noise", "synthesis_batch_size": 16}
     if request.param == "pool":
-        distill(DistillSettings.model_validate({**TINY, "teacher": teacher_file}), tmp_path / "earlier")
-        changes["pool"] = tmp_path / "earlier"
-    settings = DistillSettings.model_validate({**TINY, "eval_data": {"name": "digits"}, **changes})
-    return lambda output, **options: distill(settings, output, **options)
+        distill(DistillSettings.model_validate({**TINY, "teacher": changes["teacher"]}), folder / "earlier")
+        changes["pool"] = folder / "earlier"
+    settings = DistillSettings.model_validate({**TINY, **changes})
+    return finish(folder, lambda output, **options: distill(settings, output, **options))
 
 
-def test_a_run_interrupted_anywhere_and_continued_is_the_run_that_was_not(start: Start, tmp_path: Path):
-    start(tmp_path / "whole")
-    expected = files_of(tmp_path / "whole")
-    most_steps = 12 if (tmp_path / "whole" / "model.safetensors").exists() else 30
+def finish(folder: Path, start: Start) -> Case:
+    start(folder / "whole")
+    return Case(start, files_of(folder / "whole"))
+
+
+def test_a_run_interrupted_anywhere_and_continued_is_the_run_that_was_not(case: Case, tmp_path: Path):
     draw = random.Random(0)
-    interruptions = 0
-    for _ in range(2):
-        run = tmp_path / "run"
-        shutil.rmtree(run, ignore_errors=True)
-        resume = False
-        for _ in range(3):
-            try:
-                start(run, resume=resume, display=InterruptingDisplay(draw.randint(2, most_steps)))
-            except Interruption:
-                interruptions += 1
-            resume = (run / "checkpoint" / "latest.safetensors").exists()
-            if not resume:
-                shutil.rmtree(run, ignore_errors=True)
-        start(run, resume=resume)
-        assert files_of(run) == expected
+    run, resume, interruptions = tmp_path / "run", False, 0
+    for _ in range(3):
+        try:
+            case.start(run, resume=resume, display=InterruptingDisplay(draw.randint(2, 12)))
+        except Interruption:
+            interruptions += 1
+        resume = (run / "checkpoint" / "latest.safetensors").exists()
+        if not resume:
+            shutil.rmtree(run, ignore_errors=True)
+    case.start(run, resume=resume)
+    assert files_of(run) == case.expected
     assert interruptions >= 2
 
 
-def test_a_run_that_stops_between_any_two_steps_goes_on_from_there(start: Start, tmp_path: Path):
-    start(tmp_path / "whole")
-    expected = files_of(tmp_path / "whole")
-    run, step, stops = tmp_path / "run", 1, 0
+def test_a_run_that_stops_between_any_two_steps_goes_on_from_there(case: Case, tmp_path: Path):
+    run, stops = tmp_path / "run", 0
     while True:
         requests = Requests()
-        display = AskingDisplay(step, requests, "stop")
+        step = 1 + (5 * stops) % 7  # in every phase of an epoch
         try:
-            start(run, resume=stops > 0, display=display, requests=requests)
+            case.start(run, resume=stops > 0, display=AskingDisplay(step, requests, "stop"), requests=requests)
         except Stopped as stopped:
             assert stopped.exit_status == 128 + 15
             stops += 1
-            step = 1 + (5 * stops) % 7  # in every phase of an epoch
         else:
             break
-    assert stops >= 4
-    assert files_of(run) == expected
+    assert stops >= 2
+    assert files_of(run) == case.expected
 
 
-def test_a_checkpoint_that_is_asked_for_is_continued_from(start: Start, tmp_path: Path):
-    start(tmp_path / "whole")
+def test_a_checkpoint_that_is_asked_for_is_continued_from(case: Case, tmp_path: Path):
     requests = Requests()
     display = Both(AskingDisplay(5, requests, "checkpoint"), InterruptingDisplay(6))
     with pytest.raises(Interruption):
-        start(tmp_path / "run", display=display, requests=requests)
+        case.start(tmp_path / "run", display=display, requests=requests)
     # The first epoch is not over: without the request there would be none.
-    start(tmp_path / "run", resume=True)
-    assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
+    case.start(tmp_path / "run", resume=True)
+    assert files_of(tmp_path / "run") == case.expected
 
 
 def test_a_checkpoint_is_written_when_the_minutes_are_over(teacher_file: Path, tmp_path: Path):
@@ -177,7 +183,7 @@ def test_more_epochs_are_no_other_settings_and_fewer_are(teacher_file: Path, tmp
 
 
 def test_a_process_that_is_killed_at_random_moments_ends_with_the_same_files(teacher_file: Path, tmp_path: Path):
-    options = ["--epochs", "6", "--set", "method.generator_steps=5", "--set", "method.synthesis_batch_size=32"]
+    options = ["--epochs", "4", "--set", "method.generator_steps=5", "--set", "method.synthesis_batch_size=32"]
     command = [sys.executable, "-m", "gapssg", "distill"]
     begin = [*command, "--teacher", str(teacher_file), "--student", "wrn16_1", *options]
     begin += ["--set", "batch_size=16", "--device", "cpu", "--precision", "fp32", "--output"]

@@ -1,0 +1,87 @@
+"""Whether the fast path learns as well as the plain one: students of the digits, seed by seed.
+
+    python -m benchmarks.seeds                         5 seeds, float32 eager beside bf16 compiled
+    python -m benchmarks.seeds --fast fp32 --no-compile    another pair to compare
+
+One teacher; each student once by float32 eager steps and once by the fast ones, with the settings of the recipe
+`digits`. The difference of the means must be less than the seeds' own spread: the larger of the two standard
+deviations. Runs that are there are not made again, so an interruption costs one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.machine import describe_machine, print_machine, print_table, write_report
+from gapssg import DistillSettings, PretrainSettings, distill, pretrain_teacher
+from gapssg.settings.load import load_settings
+
+PLAIN = {"precision": "fp32", "compile": False}
+
+
+def main() -> None:
+    """Make the runs, print the table, write JSON; exit with 1 if the difference is more than the spread."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--fast", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--epochs", type=int, help="instead of the recipe's")
+    parser.add_argument("--directory", type=Path, default=Path("runs/seeds"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/seeds.json"))
+    arguments = parser.parse_args()
+    teacher = arguments.directory / "teacher" / "model.safetensors"
+    if not teacher.exists():
+        settings = load_settings(PretrainSettings, section="pretrain-teacher", recipe="digits")
+        pretrain_teacher(settings, teacher.parent, overwrite=True)
+    fast = {"precision": arguments.fast, "compile": not arguments.no_compile}
+    accuracies: dict[str, list[float]] = {}
+    for seed in range(arguments.seeds):
+        for runtime in (PLAIN, fast):
+            label = name_of(runtime)
+            result = student(teacher, arguments.directory / label / str(seed), seed, runtime, arguments.epochs)
+            accuracies.setdefault(label, []).append(result["student"]["top1"])
+            seconds = result["timing"]["total"]
+            print(f"seed {seed}, {label}: {result['student']['top1']:.2%} in {seconds:.0f} s", flush=True)
+    means = {label: statistics.mean(values) for label, values in accuracies.items()}
+    spreads = {label: statistics.stdev(values) for label, values in accuracies.items()}
+    difference, spread = abs(means[name_of(fast)] - means[name_of(PLAIN)]), max(spreads.values())
+    machine = describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    print_machine(machine)
+    rows = [
+        (label, f"{means[label]:.2%}", f"{spreads[label]:.2%}", ", ".join(f"{value:.2%}" for value in values))
+        for label, values in accuracies.items()
+    ]
+    print_table(f"students of the digits, {arguments.seeds} seeds", ("steps", "mean", "deviation", "each"), rows)
+    print(f"\nThe means differ by {difference:.2%}; the seeds' own spread is {spread:.2%}.")
+    report = {"machine": machine, "accuracies": accuracies, "difference": difference, "spread": spread}
+    write_report(arguments.output, report)
+    sys.exit(0 if difference < spread else 1)
+
+
+def name_of(runtime: dict[str, Any]) -> str:
+    """Name a way to compute."""
+    return f"{runtime['precision']}-{'compiled' if runtime['compile'] else 'eager'}"
+
+
+def student(teacher: Path, output: Path, seed: int, runtime: dict[str, Any], epochs: int | None) -> dict[str, Any]:
+    """Return the result of a run, which is made if it is not there."""
+    if (output / "result.json").exists():
+        result: dict[str, Any] = json.loads((output / "result.json").read_text())
+        return result
+    given = {"teacher": str(teacher), "seed": seed, "epochs": epochs, "eval_data.name": "digits"}
+    given |= {f"runtime.{key}": value for key, value in runtime.items()}
+    options = {key: ("this benchmark", value) for key, value in given.items()}
+    return distill(
+        load_settings(DistillSettings, section="distill", recipe="digits", options=options), output, overwrite=True
+    )
+
+
+if __name__ == "__main__":
+    main()
