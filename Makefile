@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types install bench clean
+.PHONY: quickstart test lint types install bench bench-gpu soak clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/gapssg quickstart --overwrite
@@ -22,6 +22,15 @@ types: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.steps
+	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.seeds
+
+# On a machine with a GPU; DATA is a folder with train/ and test/ of CIFAR-10 images.
+bench-gpu: $(INSTALLED)
+	$(BIN)/python -m benchmarks.gpu $(if $(DATA),--data $(DATA))
+
+soak: $(INSTALLED)
+	$(BIN)/python -m benchmarks.soak
 
 install: $(INSTALLED)
 

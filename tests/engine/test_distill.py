@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from benchmarks.runs import events, without_timing
 from gapssg import DistillSettings, InputError, RunError, distill, load_model, load_settings
 from gapssg.engine.distillation import Distillation
 from gapssg.engine.run_directory import RunDirectory, SilentDisplay
@@ -32,16 +33,6 @@ DIGITS = {"eval_data": {"name": "digits"}}
 
 def settings(teacher: Path, **changes: Any) -> DistillSettings:
     return DistillSettings.model_validate({"teacher": teacher, **TINY, **changes})
-
-
-def events(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-
-
-def without_timing(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: without_timing(inner) for key, inner in value.items() if key not in ("timing", "file")}
-    return value
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.runs import files_of
 from gapssg import DistillSettings, RunError, distill
 from gapssg.engine.run_directory import SilentDisplay
 from tests.engine.test_distill import TINY
-from tests.engine.test_resume import files_of
 
 
 def settings(teacher_file: Path, **changes: Any) -> DistillSettings:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +13,12 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from benchmarks.runs import events, files_of
 from gapssg import DistillSettings, InputError, PretrainSettings, distill, pretrain_teacher
 from gapssg.engine.requests import Requests, Stopped
 from gapssg.engine.run_directory import SilentDisplay
 from tests.conftest import write_images, write_teacher
-from tests.engine.test_distill import TINY, events, without_timing
+from tests.engine.test_distill import TINY
 
 Start = Callable[..., dict[str, Any]]
 
@@ -66,20 +62,6 @@ class AskingDisplay(SilentDisplay):
         self.left -= 1
         if self.left == 0:
             setattr(self.requests, self.what, 15 if self.what == "stop" else True)
-
-
-def files_of(run: Path) -> dict[str, Any]:
-    """Everything that a run leaves, without what may differ between equal runs."""
-    found: dict[str, Any] = {}
-    for path in sorted(run.rglob("*")):
-        name = str(path.relative_to(run))
-        if name == "events.jsonl":
-            found[name] = [without_timing(event) for event in events(run)]
-        elif name == "result.json":
-            found[name] = without_timing(json.loads(path.read_text()))
-        elif path.is_file() and not name.startswith(("checkpoint/", ".lock")):
-            found[name] = path.read_bytes()
-    return found
 
 
 class Case(NamedTuple):
@@ -180,39 +162,6 @@ def test_more_epochs_are_no_other_settings_and_fewer_are(teacher_file: Path, tmp
     assert tomllib.loads((tmp_path / "run" / "settings.toml").read_text())["epochs"] == 3
     with pytest.raises(InputError, match=r"epochs was 3 and is 2 \(epochs may grow, and checkpoint_every, "):
         distill(DistillSettings.model_validate(values), tmp_path / "run", resume=True)
-
-
-def test_a_process_that_is_killed_at_random_moments_ends_with_the_same_files(teacher_file: Path, tmp_path: Path):
-    options = ["--epochs", "4", "--set", "method.generator_steps=5", "--set", "method.synthesis_batch_size=32"]
-    command = [sys.executable, "-m", "gapssg", "distill"]
-    begin = [*command, "--teacher", str(teacher_file), "--student", "wrn16_1", *options]
-    begin += ["--set", "batch_size=16", "--device", "cpu", "--precision", "fp32", "--output"]
-    began = time.monotonic()
-    subprocess.run([*begin, str(tmp_path / "whole")], check=True, capture_output=True)
-    whole_seconds = time.monotonic() - began
-    run = tmp_path / "run"
-    draw = random.Random(0)
-    kills = killed = 0
-    process = subprocess.Popen([*begin, str(run)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while kills < 3:
-        deadline = time.monotonic() + 120
-        while not (run / "checkpoint" / "latest.safetensors").exists() and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        time.sleep(draw.uniform(0, whole_seconds / 2))
-        process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL  # it may have ended before
-        kills += 1
-        process = subprocess.Popen(
-            [*command, "--resume", str(run)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    found, expected = files_of(run), files_of(tmp_path / "whole")
-    # What a kill in the middle of a write leaves behind, and nothing else.
-    assert all(name.endswith(".tmp") for name in found.keys() - expected.keys())
-    assert killed > 0
-    assert {name: found[name] for name in expected} == expected
 
 
 def test_other_settings_are_refused_with_each_difference(teacher_file: Path, tmp_path: Path):

@@ -1,0 +1,253 @@
+"""Runs that are killed again and again, and runs that are very long.
+
+    python -m benchmarks.soak                  20 kills for each of several runs, then 2,000 epochs
+    python -m benchmarks.soak --kills 3 --epochs 100
+
+Each killed run is compared, file by file, with the same run that nobody killed. The long run is watched for memory,
+open files and threads. Exit status 1 if a file differs or something grows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.machine import describe_machine, print_machine, print_table, write_report, write_teacher
+from benchmarks.runs import files_of
+from gapssg import DistillSettings, distill
+from gapssg.engine.run_directory import SilentDisplay
+from gapssg.models import MODELS, ModelEntry
+from gapssg.runtime import computes_bf16_natively
+
+DISTILL = ["--epochs", "3", "--set", "batch_size=16", "--set", "method.synthesis_batch_size=32", "--device", "cpu"]
+GAPSSG = [*DISTILL, "--set", "method.generator_steps=5"]
+AT_EACH_STEP = ["--checkpoint-minutes", "0.000001"]
+PRETRAIN = ["--data", "digits", "--model", "wrn16_1", "--epochs", "1", "--device", "cpu", "--precision", "fp32"]
+PRELOADED = ["gapssg.cli.app", "gapssg.engine.distill", "gapssg.engine.pretrain", "sklearn.datasets"]
+
+TINY_METHOD = {"synthesis_batch_size": 2, "generator_steps": 2, "generator_width": 4}
+
+# Memory that may come and go between two looks: the C library keeps freed blocks of some sizes for later use.
+ALLOWED_GROWTH_BYTES = 24e6
+
+
+def main() -> None:
+    """Kill runs, watch a long one, print tables, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/soak.json"))
+    arguments = parser.parse_args()
+    report: dict[str, Any] = {"machine": describe_machine(torch.device("cpu"))}
+    print_machine(report["machine"])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_teacher(folder / "teacher.safetensors", "wrn16_1", 16)
+        report["kills"] = {
+            label: survive_kills(command, folder / label, arguments.kills, arguments.seed)._asdict()
+            for label, command in commands(folder / "teacher.safetensors").items()
+        }
+        rows = [(label, *found.values()) for label, found in report["kills"].items()]
+        print_table("kills", ("run", *Survival._fields), rows)
+        looks = long_run(folder, arguments.epochs, max(1, arguments.epochs // 20))
+        report["long_run"] = [look._asdict() for look in looks]
+        rows = [(look.epoch, f"{look.resident_bytes / 1e6:.1f}", *look[2:]) for look in looks]
+        print_table("a long run", ("epoch", "resident MB", "open files", "threads", "files beside the pool"), rows)
+    failures = growth(looks) + [label for label, found in report["kills"].items() if found["differing"]]
+    write_report(arguments.output, report)
+    print(f"\nfailed: {', '.join(failures)}" if failures else "\nEvery file is the same, and nothing grows.")
+    sys.exit(1 if failures else 0)
+
+
+class Survival(NamedTuple):
+    """What became of a run that was killed.
+
+    Attributes:
+        kills: SIGKILLs that met a living process.
+        resumed: Processes that continued from a checkpoint; the others began anew, before there was one.
+        unfinished_writes: Kills after which a file was found half-written, under its temporary name.
+        differing: Files that are not as in the run that was not killed.
+    """
+
+    kills: int
+    resumed: int
+    unfinished_writes: int
+    differing: int
+
+
+def commands(teacher: Path) -> dict[str, list[str]]:
+    """Return the command lines of the runs, without `--output`."""
+    with_teacher = ["distill", "--teacher", str(teacher), "--student", "wrn16_1"]
+    runs = {
+        "pretrain-teacher": ["pretrain-teacher", *PRETRAIN, *AT_EACH_STEP],
+        "distill": [*with_teacher, *GAPSSG, "--precision", "fp32"],
+        "distill, a checkpoint at each step": [*with_teacher, *GAPSSG, *AT_EACH_STEP, "--precision", "fp32"],
+        "distill from noise": [*with_teacher, *DISTILL, "--method", "noise", "--precision", "fp32"],
+    }
+    if computes_bf16_natively(torch.device("cpu")):
+        runs["distill in bf16"] = [*with_teacher, *GAPSSG, "--precision", "bf16"]
+    return runs
+
+
+def survive_kills(command: Sequence[str], folder: Path, kills: int, seed: int) -> Survival:
+    """Run a command line whole and, beside it, killed `kills` times at random moments; compare what they leave."""
+    whole, run = folder / "whole", folder / "run"
+    began = time.monotonic()
+    process = start([*command, "--output", str(whole)])
+    process.join()
+    if process.exitcode != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.exitcode}")
+    seconds = time.monotonic() - began
+    draw = random.Random(seed)
+    killed = resumed = unfinished = 0
+    while True:
+        can_resume = (run / "checkpoint" / "latest.safetensors").exists()
+        resumed += can_resume and killed > 0
+        # Begun anew, it is the whole run again: its directory is replaced.
+        process = start(
+            [command[0], "--resume", str(run)] if can_resume else [*command, "--output", str(run), "--overwrite"]
+        )
+        if killed == kills:
+            process.join()
+            break
+        process.join(draw.uniform(0, seconds / 2))
+        if process.exitcode is None:
+            os.kill(process.pid or 0, signal.SIGKILL)
+            process.join()
+            killed += 1
+            unfinished += any(run.rglob("*.tmp"))
+    if process.exitcode != 0:
+        raise RuntimeError(f"after {killed} kills {' '.join(command)} ended with {process.exitcode}")
+    found, expected = files_of(run), files_of(whole)
+    # A file that was being written when the kill came stays, under its temporary name, and is no part of the run.
+    names = {name for name in found | expected if not name.endswith(".tmp")}
+    return Survival(killed, resumed, unfinished, sum(found.get(name) != expected.get(name) for name in names))
+
+
+def start(arguments: Sequence[str]) -> multiprocessing.process.BaseProcess:
+    """Start the program in a process of its own, forked from one that has imported torch."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["gapssg.cli.app", "gapssg.engine.distill", "gapssg.engine.pretrain", "sklearn.datasets"]
+    )
+    process = context.Process(target=_run_program, args=(list(arguments),))
+    process.start()
+    return process
+
+
+def _run_program(arguments: list[str]) -> None:
+    from gapssg.__main__ import main as program
+
+    with open(os.devnull, "w") as nowhere:
+        sys.stdout = nowhere
+        sys.argv = ["gapssg", *arguments]
+        program()
+
+
+class Look(NamedTuple):
+    """What a process holds after an epoch.
+
+    Attributes:
+        epoch: Counted from 1.
+        resident_bytes: Memory of the process, without the images of the pool.
+        open_files: Its file descriptors.
+        threads: Its threads.
+        files: Files in the run directory, without those of the pool, of which there is one an epoch.
+    """
+
+    epoch: int
+    resident_bytes: int
+    open_files: int
+    threads: int
+    files: int
+
+
+class _Looking(SilentDisplay):
+    def __init__(self, run: Path, every: int, bytes_an_epoch: int) -> None:
+        self.run = run
+        self.every = every
+        self.bytes_an_epoch = bytes_an_epoch
+        self.looks: list[Look] = []
+
+    def event(self, event: dict[str, Any]) -> None:
+        epoch = event.get("epoch", 0)
+        if event["event"] != "epoch" or epoch % self.every:
+            return
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        files = sum(path.is_file() and path.parent.name != "pool" for path in self.run.rglob("*"))
+        handles = len(os.listdir("/proc/self/fd"))
+        pool = epoch * self.bytes_an_epoch
+        self.looks.append(Look(epoch, resident - pool, handles, threading.active_count(), files))
+
+
+def long_run(folder: Path, epochs: int, every: int) -> list[Look]:
+    """Distil a network of a few weights, whose steps take no time, for many epochs; look at the process."""
+    with mock.patch("gapssg.models.MODELS", {**MODELS, "tiny": ModelEntry("benchmarks.soak:tiny", "for long runs")}):
+        write_teacher(folder / "tiny.safetensors", "tiny", 16)
+        settings = DistillSettings.model_validate(
+            {
+                "teacher": folder / "tiny.safetensors",
+                "student": {"name": "tiny"},
+                "epochs": epochs,
+                "batch_size": 64,
+                "method": {
+                    "synthesis_batch_size": 2,
+                    "generator_steps": 2,
+                    "generator_width": 4,
+                    "latent_size": 4,
+                    "passes": 1,
+                },
+                "runtime": {"device": "cpu", "precision": "fp32", "compile": False},
+            }
+        )
+        display = _Looking(folder / "long", every, 2 * 3 * 16 * 16)
+        distill(settings, folder / "long", display=display)
+    return display.looks
+
+
+def growth(looks: Sequence[Look]) -> list[str]:
+    """Name what grew in a long run after its first twentieth or first 100 epochs."""
+    first, *_, last = [look for look in looks if look.epoch >= min(100, looks[0].epoch)]
+    grown = {
+        "memory": last.resident_bytes > first.resident_bytes + ALLOWED_GROWTH_BYTES,
+        "open files": last.open_files > first.open_files,
+        "threads": last.threads > first.threads,
+        "files": last.files > 120,  # 101 grids of samples, and the files that every run has
+    }
+    return [name for name, does in grown.items() if does]
+
+
+class _Tiny(nn.Module):
+    def __init__(self, num_classes: int, channels: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, 4, 4, stride=4)
+        self.norm = nn.BatchNorm2d(4)
+        self.classifier = nn.Linear(4, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.norm(self.convolution(images)).relu().mean((2, 3)))
+        return logits
+
+
+def tiny(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
+    """Build a classifier with one convolution."""
+    return _Tiny(num_classes, input_shape[0])
+
+
+if __name__ == "__main__":
+    main()
