@@ -18,7 +18,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -142,9 +143,7 @@ def survive_kills(command: Sequence[str], folder: Path, kills: int, seed: int) -
 def start(arguments: Sequence[str]) -> multiprocessing.process.BaseProcess:
     """Start the program in a process of its own, forked from one that has imported torch."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["gapssg.cli.app", "gapssg.engine.distill", "gapssg.engine.pretrain", "sklearn.datasets"]
-    )
+    context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=_run_program, args=(list(arguments),))
     process.start()
     return process
@@ -197,7 +196,7 @@ class _Looking(SilentDisplay):
 
 def long_run(folder: Path, epochs: int, every: int) -> list[Look]:
     """Distil a network of a few weights, whose steps take no time, for many epochs; look at the process."""
-    with mock.patch("gapssg.models.MODELS", {**MODELS, "tiny": ModelEntry("benchmarks.soak:tiny", "for long runs")}):
+    with tiny_model():
         write_teacher(folder / "tiny.safetensors", "tiny", 16)
         settings = DistillSettings.model_validate(
             {
@@ -205,13 +204,7 @@ def long_run(folder: Path, epochs: int, every: int) -> list[Look]:
                 "student": {"name": "tiny"},
                 "epochs": epochs,
                 "batch_size": 64,
-                "method": {
-                    "synthesis_batch_size": 2,
-                    "generator_steps": 2,
-                    "generator_width": 4,
-                    "latent_size": 4,
-                    "passes": 1,
-                },
+                "method": {**TINY_METHOD, "latent_size": 4, "passes": 1},
                 "runtime": {"device": "cpu", "precision": "fp32", "compile": False},
             }
         )
@@ -230,6 +223,13 @@ def growth(looks: Sequence[Look]) -> list[str]:
         "files": last.files > 120,  # 101 grids of samples, and the files that every run has
     }
     return [name for name, does in grown.items() if does]
+
+
+@contextmanager
+def tiny_model() -> Iterator[None]:
+    """Let the name `tiny` stand for a classifier with one convolution."""
+    with mock.patch("gapssg.models.MODELS", {**MODELS, "tiny": ModelEntry("benchmarks.soak:tiny", "for long runs")}):
+        yield
 
 
 class _Tiny(nn.Module):

@@ -1,0 +1,129 @@
+"""The fast training steps do what the formulas say: float32 against float64, bf16 and compiled against float32."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.machine import write_teacher
+from benchmarks.soak import tiny_model
+from gapssg import DistillSettings, PretrainSettings
+from gapssg.augment import Shifts, crop_and_flip
+from gapssg.data.image_set import ImageSet
+from gapssg.engine.distillation import Distillation
+from gapssg.engine.pretrain import _Pretraining
+from gapssg.models.model_file import load_model
+from gapssg.runtime import Runtime
+
+CPU = torch.device("cpu")
+PLAIN = Runtime(CPU, "fp32", compiled=False, seed=0)
+COMPILED = Runtime(CPU, "fp32", compiled=True, seed=0)
+BF16 = Runtime(CPU, "bf16", compiled=False, seed=0)
+TEMPERATURE = 20.0
+
+# The divergence is a sum of p (log p - log q), where both logarithms are about -2: each is rounded by 2**-23, and the
+# loss is 400 times the sum. A cross-entropy is not multiplied.
+OF_A_DIVERGENCE = TEMPERATURE**2 * 2**-23
+OF_A_CROSS_ENTROPY = 4 * 2**-23
+
+# Roundings of 40 layers (there and back) add up like a random walk to a share r of an activation; batch norm enlarges
+# it some times. A ReLU whose input was that near to 0 changes sides: r of the activations do, and a share f of changed
+# entries changes a gradient by sqrt(f). So float32, with r = 16 sqrt(40) 2**-24, is bounded by 0.25 % for one ReLU
+# layer and by sqrt(13) times that for the 13 of a WRN-16; bf16, with r = sqrt(40) 2**-9, by 40 %.
+OF_FLOAT32 = (13 * 16 * 40**0.5 * 2**-24) ** 0.5
+OF_BF16 = (13 * 40**0.5 * 2**-9) ** 0.5
+
+
+@pytest.fixture
+def tiny_teacher(tmp_path: Path) -> Iterator[Path]:
+    """A teacher of one convolution and an architecture `tiny`, which compile in seconds."""
+    with tiny_model():
+        write_teacher(tmp_path / "tiny.safetensors", "tiny", 16)
+        yield tmp_path / "tiny.safetensors"
+
+
+def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Return the length of the difference over the length of what is expected, over all tensors together."""
+    assert found.keys() == expected.keys()
+    differences = torch.cat([(found[name].double() - expected[name].double()).flatten() for name in expected])
+    return (differences.norm() / torch.cat([tensor.double().flatten() for tensor in expected.values()]).norm()).item()
+
+
+def gradients_of(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def make_distillation(teacher: Path, student: str, runtime: Runtime) -> Distillation:
+    values = {"teacher": teacher, "student": {"name": student}, "batch_size": 32}
+    method = {"synthesis_batch_size": 8, "generator_width": 4}
+    settings = DistillSettings.model_validate({**values, "method": method, "runtime": {"compile": runtime.compiled}})
+    return Distillation(settings, runtime, load_model(teacher))
+
+
+def distil_once(distillation: Distillation) -> tuple[float, dict[str, Tensor], Tensor, Shifts]:
+    """Make one step; return its loss, its gradients, and the images and shifts that it was made of."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.rand(32, *distillation.card.input_shape, generator=draw)
+    shifts = distillation.augmentation.draw(32, draw)
+    distillation.student.train()
+    loss = distillation.trainee.step(images, *shifts)["loss"].item()
+    return loss, gradients_of(distillation.student), images, shifts
+
+
+def pretrain_once(model: str, runtime: Runtime) -> tuple[float, dict[str, Tensor]]:
+    draw = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (32, 1, 16, 16), dtype=torch.uint8, generator=draw)
+    images = ImageSet(pixels, torch.randint(0, 4, (32,), generator=draw), tuple("abcd"))
+    values = {"data": {"name": "digits"}, "model": {"name": model}, "batch_size": 32, "label_smoothing": 0.1}
+    settings = PretrainSettings.model_validate({**values, "runtime": {"compile": runtime.compiled}})
+    pretraining = _Pretraining(settings, runtime, images, images, compiled=None)
+    shifts = pretraining.augmentation.draw(32, draw)
+    pretraining.model.train()
+    loss = pretraining.trainee.step(images.images, images.labels, *shifts)["loss"].item()
+    return loss, gradients_of(pretraining.model)
+
+
+def test_a_distillation_step_is_the_formula_in_float64(teacher_file: Path):
+    distillation = make_distillation(teacher_file, "wrn16_1", PLAIN)
+    student = copy.deepcopy(distillation.student).double().train()
+    loss, gradients, images, shifts = distil_once(distillation)
+    mean, deviation = distillation.card.mean[0], distillation.card.deviation[0]
+    views = (crop_and_flip(images, shifts).double() - mean) / deviation
+    teacher_probabilities = F.softmax(copy.deepcopy(distillation.teacher).double()(views) / TEMPERATURE, dim=1)
+    student_probabilities = F.softmax(student(views) / TEMPERATURE, dim=1)
+    divergence = (teacher_probabilities * (teacher_probabilities / student_probabilities).log()).sum(1).mean()
+    (TEMPERATURE**2 * divergence).backward()
+    assert loss == pytest.approx(TEMPERATURE**2 * divergence.item(), abs=OF_A_DIVERGENCE)
+    assert distance(gradients, gradients_of(student)) < OF_FLOAT32
+
+
+def test_a_distillation_step_in_bf16_is_the_plain_one(teacher_file: Path):
+    loss, gradients, *_ = distil_once(make_distillation(teacher_file, "wrn16_1", BF16))
+    plain_loss, plain, *_ = distil_once(make_distillation(teacher_file, "wrn16_1", PLAIN))
+    assert loss == pytest.approx(plain_loss, rel=40**0.5 * 2**-8)
+    assert distance(gradients, plain) < OF_BF16
+
+
+def test_a_compiled_distillation_step_is_the_plain_one(tiny_teacher: Path):
+    loss, gradients, *_ = distil_once(make_distillation(tiny_teacher, "tiny", COMPILED))
+    plain_loss, plain, *_ = distil_once(make_distillation(tiny_teacher, "tiny", PLAIN))
+    assert loss == pytest.approx(plain_loss, abs=OF_A_DIVERGENCE)
+    assert distance(gradients, plain) < OF_FLOAT32
+
+
+def test_a_training_step_in_bf16_is_the_plain_one():
+    (loss, gradients), (plain_loss, plain) = (pretrain_once("wrn16_1", each) for each in (BF16, PLAIN))
+    assert loss == pytest.approx(plain_loss, rel=40**0.5 * 2**-8)
+    assert distance(gradients, plain) < OF_BF16
+
+
+def test_a_compiled_training_step_is_the_plain_one(tiny_teacher: Path):
+    (loss, gradients), (plain_loss, plain) = (pretrain_once("tiny", each) for each in (COMPILED, PLAIN))
+    assert loss == pytest.approx(plain_loss, abs=OF_A_CROSS_ENTROPY)
+    assert distance(gradients, plain) < OF_FLOAT32
