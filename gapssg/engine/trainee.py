@@ -148,7 +148,8 @@ class Trainee:
             names = [_MODULES, _MODULES_ON_CUDA][: 2 if self._runtime.device.type == "cuda" else 1]
             if any(name not in state.tensors for name in names) or not self._fits(self._good):
                 raise InputError("the checkpoint lacks what a run in the middle of an epoch needs; start the run anew")
-            self._modules_state = [state.tensors[name] for name in names]
+            # Copied, because torch reads a random state as larger numbers, which must not lie across their alignment.
+            self._modules_state = [state.tensors[name].clone() for name in names]
             self._check_modules_state()
         elif not self._is_finite():
             raise InputError("the checkpoint's weights are not finite; start the run anew")
