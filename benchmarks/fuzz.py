@@ -24,12 +24,12 @@ from typing import Any
 SHARES = {
     "model file": 0.25,
     "pool shard": 0.20,
-    "checkpoint": 0.10,
+    "checkpoint": 0.08,
     "shard of a run": 0.03,
     "settings": 0.12,
     "run directory": 0.10,
     "image folder": 0.15,
-    "terminal": 0.05,
+    "terminal": 0.07,
 }
 ADDRESS_SPACE = 4 * 2**30
 """Bytes that a process may map beyond those it has mapped at the start: what asks for more gets none."""
