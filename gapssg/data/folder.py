@@ -223,8 +223,10 @@ def _decode_all(
     tasks = (files[start : start + _FILES_PER_TASK] for start in range(0, len(files), _FILES_PER_TASK))
     pending: deque[Future[list[Pixels]]] = deque()
     executor = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    # The filters hold for all threads; Pillow only warns of images that are up to twice too large.
+    # The filters hold for all threads. Pillow warns of damaged tags, which say nothing of the pixels; and of images
+    # that are up to twice too large it only warns.
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             for task in tasks:

@@ -212,7 +212,7 @@ class Trainee:
     def _is_finite(self) -> bool:
         tensors = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
         finite = torch.stack([tensor.isfinite().all() for tensor in tensors])
-        return int(self._step.skipped.item()) == 0 and bool(finite.all())
+        return self._step.skipped.item() == 0 and bool(finite.all())
 
     def _go_back(self, epoch: int, run: RunDirectory) -> None:
         self.rollbacks += 1

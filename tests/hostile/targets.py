@@ -8,6 +8,7 @@ targets in larger number.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import math
@@ -150,6 +151,7 @@ def run_target(name: str, world: World, cases: int, number: int | None = None, k
     target, report = TARGETS[name], Report()
 
     def check(case: Any) -> None:
+        gc.collect()  # what the cases before left in cycles is not what this one takes
         try:
             check_case(target, world, case, report)
         except BaseException as error:
@@ -157,6 +159,7 @@ def run_target(name: str, world: World, cases: int, number: int | None = None, k
                 raise
             report.failures.append(f"{type(error).__name__}: {str(error)[:300]} for {repr(case)[:300]}")
 
+    gc.freeze()
     test = given(target.cases(world))(check)
     test = settings(
         max_examples=cases,
@@ -166,7 +169,10 @@ def run_target(name: str, world: World, cases: int, number: int | None = None, k
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate],
     )(test)
-    (test if number is None else seed(number)(test))()
+    try:
+        (test if number is None else seed(number)(test))()
+    finally:
+        gc.unfreeze()
     return report
 
 
@@ -505,12 +511,12 @@ def run_directories(world: World) -> st.SearchStrategy[Any]:
 
 def plant(world: World, path: Path, kind: str) -> None:
     """Put something where a run has a file or a folder of its own."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.is_dir():
-        shutil.rmtree(path)
     if not path.parent.is_dir() or path.parent.is_symlink():
         return
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
     if kind.startswith("link"):
         ends = {"file": "file", "folder": "folder", "nothing": "new"}
         end = kind.rpartition(" ")[2]

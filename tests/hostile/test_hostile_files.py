@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import struct
-import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import gapssg
 from gapssg import DistillSettings, InputError, distill, load_model
+from gapssg.cli.app import main
 from gapssg.data import folder, load_split
 from gapssg.engine.run_directory import RunDirectory, SilentDisplay, check_output, check_same_settings
 from gapssg.models import create_model, empty_model
@@ -47,14 +49,18 @@ def test_whatever_a_stranger_hands_over_is_used_or_refused_with_a_sentence(world
 
 
 def test_no_source_has_a_word_by_which_data_could_run_code():
-    words = re.compile(r"pickle|torch\.load\b|torch\.save\b|\beval\(|\bexec\(|\byaml\b|\bmarshal\b|shell=True")
+    words = re.compile(
+        r"(import|from) \w*(pickle|yaml|marshal|shelve|dill)|\w*(pickle|yaml|marshal)\.|torch\.(load|save)\b"
+    )
+    calls = re.compile(r"\b(eval|exec)\(|shell=True|allow_pickle|weights_only")
     root = Path(gapssg.__file__).parent.parent
     files = [*(root / "gapssg").rglob("*.py"), *(root / "benchmarks").rglob("*.py")]
     assert len(files) > 50
     for path in files:
         for number, line in enumerate(path.read_text().splitlines(), 1):
             # `module.eval()` sets a mode; it takes nothing that could be run.
-            assert not words.search(line.replace(".eval()", "")), f"{path}:{number}: {line}"
+            rest = line.replace(".eval()", "")
+            assert not words.search(rest) and not calls.search(rest), f"{path}:{number}: {line}"
 
 
 # Safetensors files
@@ -186,7 +192,9 @@ def test_of_many_wrong_settings_twenty_are_named(tmp_path: Path):
 # Run directories
 
 
-@pytest.mark.parametrize("name", [".lock", "events.jsonl", "settings.toml", "result.json", "pool", "checkpoint", "samples"])
+@pytest.mark.parametrize(
+    "name", [".lock", "events.jsonl", "settings.toml", "result.json", "pool", "checkpoint", "samples"]
+)
 def test_a_run_writes_through_no_link(world: World, work: Path, name: str):
     is_folder = name in ("pool", "checkpoint", "samples")
     path = work / name
@@ -206,7 +214,7 @@ def test_a_run_writes_through_no_link(world: World, work: Path, name: str):
 
 def test_a_shard_that_no_synthesis_of_the_run_made_is_refused(world: World, work: Path):
     shard = work / "pool" / "shard-0001.safetensors"
-    header, tensors = split(shard.read_bytes())
+    header, _ = split(shard.read_bytes())
     read = read_safetensors(shard)
     save_file({name: t[:3].clone() for name, t in read.tensors.items()}, shard, metadata=header["__metadata__"])
     with pytest.raises(InputError, match="holds 3 images, which no synthesis of this run made"):
@@ -249,7 +257,7 @@ def test_a_checkpoint_with_weights_that_are_not_finite_is_refused(world: World, 
         distill(world.settings, work, resume=True)
 
 
-def test_a_continued_run_downloads_only_what_is_asked_for_again(world: World, work: Path):
+def test_a_continued_run_downloads_only_what_is_asked_for_again(work: Path, gapssg_command: Callable[..., Shown]):
     settings = work / "settings.toml"
     settings.write_text(settings.read_text() + '\n[eval_data]\nname = "cifar10"\ndownload = true\nroot = "/nowhere"\n')
     shown = gapssg_command("distill", "--resume", work, "--dry-run", "--json")
@@ -275,10 +283,10 @@ def test_a_result_beyond_its_bound_is_refused(image_folder: Path, monkeypatch: p
 
 
 def test_links_to_links_do_not_multiply(image_folder: Path):
-    for level in range(30):
+    for level in range(18):
         place = image_folder / "train" / "dark" / f"{level:02}"
         place.mkdir()
-        for twin in range(2):
+        for twin in range(2 if level < 17 else 0):
             (place / f"{twin}").symlink_to(image_folder / "train" / "dark" / f"{level + 1:02}")
     with pytest.raises(InputError, match="leads back to a folder that is read already"):
         load_split(f"folder:{image_folder}", "train")
@@ -300,12 +308,34 @@ def test_a_class_whose_name_is_not_utf8_is_refused(image_folder: Path):
 # The terminal
 
 
-def gapssg_command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gapssg", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+class Shown(NamedTuple):
+    """What a command left."""
+
+    status: object
+    stdout: str
+    stderr: str
 
 
-def test_names_that_would_steer_the_terminal_are_shown_and_not_obeyed(image_folder: Path, tmp_path: Path):
+@pytest.fixture
+def gapssg_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Shown]]:
+    """Run the program in this process."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def command(*arguments: object) -> Shown:
+        monkeypatch.setattr(sys, "argv", ["gapssg", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return Shown(caught.value.code, *capsys.readouterr())
+
+    yield command
+    signal.signal(signal.SIGTERM, handler)
+
+
+def test_names_that_would_steer_the_terminal_are_shown_and_not_obeyed(
+    image_folder: Path, tmp_path: Path, gapssg_command: Callable[..., Shown]
+):
     names = ("\x1b[2Jcat", "[red]dog")
     for split_name in ("train", "test"):
         for old, new in zip(("dark", "bright"), names, strict=True):
@@ -313,9 +343,19 @@ def test_names_that_would_steer_the_terminal_are_shown_and_not_obeyed(image_fold
     card = make_card(num_classes=2, class_names=names)
     model = tmp_path / "\x1b[2J[bold]model.safetensors"
     save_model(model, create_model("wrn16_1", num_classes=2, input_shape=(1, 16, 16)).eval(), card)
-    arguments = ["eval", model, "--data", f"folder:{image_folder}", "--teacher", model, "--device", "cpu", "--no-compile"]
+    arguments = [
+        "eval",
+        model,
+        "--data",
+        f"folder:{image_folder}",
+        "--teacher",
+        model,
+        "--device",
+        "cpu",
+        "--no-compile",
+    ]
     shown = gapssg_command(*arguments, "--per-class")
-    assert shown.returncode == 0, shown.stderr
+    assert shown.status == 0, shown.stderr
     assert "\x1b" not in shown.stdout + shown.stderr
     for text in ("\ufffd[2Jcat", "[red]dog", "\ufffd[2J[bold]model.safetensors"):
         assert text in shown.stdout
@@ -323,5 +363,5 @@ def test_names_that_would_steer_the_terminal_are_shown_and_not_obeyed(image_fold
     assert "\x1b" not in as_json.stdout + as_json.stderr
     assert json.loads(as_json.stdout)["class_names"] == list(names)
     refused = gapssg_command("eval", tmp_path / "\x1b[2J[red]\nabsent", "--data", "digits")
-    assert refused.returncode == 2
+    assert refused.status == 2
     assert "\x1b" not in refused.stderr
