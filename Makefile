@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types install bench clean
+.PHONY: quickstart test lint types install bench fuzz clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/gapssg quickstart --overwrite
@@ -22,6 +22,9 @@ types: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.steps
+
+fuzz: $(INSTALLED)
+	$(BIN)/python -m benchmarks.fuzz --cases 10000 --seed 0
 
 install: $(INSTALLED)
 

@@ -287,4 +287,5 @@ def _scale_grey(image: Image.Image, brightest: int, file: Path) -> Image.Image:
     values: NDArray[Any] = numpy.asarray(image).astype(numpy.float64)
     if not bool(((values >= 0) & (values <= brightest)).all()):
         raise InputError(f"{file} has grey values outside [0, {brightest}]: save it with 8 or 16 bits a pixel")
-    return Image.fromarray((values * (255 / brightest)).round().astype(numpy.uint8))
+    values *= 255 / brightest
+    return Image.fromarray(values.round(out=values).astype(numpy.uint8))

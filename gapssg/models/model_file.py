@@ -20,6 +20,7 @@ from gapssg.models.safetensors_file import read_safetensors
 from gapssg.settings.base import Settings
 
 _METADATA_KEY = "gapssg"
+_MOST_OTHER_VALUES = 1000
 
 
 class Provenance(Settings):
@@ -173,6 +174,8 @@ def _read_description(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
             f"{path} holds no gapssg description, so its architecture is unknown; "
             "models made by `gapssg pretrain-teacher` and `gapssg distill` have one"
         )
+    if text.count(",") > MOST_CLASSES + _MOST_OTHER_VALUES:  # each might be wrong, and an error takes a kilobyte
+        raise InputError(f"{path}: its description has more values than that of any model")
     try:
         description = json.loads(text)
     except (ValueError, RecursionError) as error:
