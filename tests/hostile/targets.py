@@ -42,7 +42,7 @@ from gapssg.synthesis.shards import PoolOrigin, read_shard, write_shard
 from tests.conftest import make_card
 
 ESCAPES = ("\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "[red]", "[/]", "[link=http://x]y", "\u202e", "\r", "\n", "\ud800")
-MOST_MEMORY = 1024 * 2**20
+MOST_MEMORY = 640 * 2**20
 """Bytes by which reading anything of a stranger's may make the process grow."""
 LONGEST_MESSAGE = 30_000
 """Characters: 20 wrong settings, each in one line."""

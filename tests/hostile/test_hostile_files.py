@@ -131,6 +131,14 @@ def test_tensors_that_are_not_aligned_are_read(tmp_path: Path):
     assert read_safetensors(tmp_path / "a").tensors["b"].tolist() == [1.5]
 
 
+def test_a_description_of_a_million_values_is_refused_before_each_becomes_an_error(teacher_file: Path):
+    header, tensors = split(teacher_file.read_bytes())
+    header["__metadata__"]["gapssg"] = '{"class_names":[' + "0," * 1_000_000 + "0]}"
+    teacher_file.write_bytes(join(json.dumps(header), tensors))
+    with pytest.raises(InputError, match="more values than that of any model"):
+        load_model(teacher_file)
+
+
 def test_a_small_file_makes_no_large_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     names = tuple(map(str, range(100_000)))
     card = make_card(architecture="resnet34", num_classes=100_000, class_names=names)
@@ -245,11 +253,12 @@ def test_a_checkpoint_with_numbers_that_no_run_comes_to_is_refused(world: World,
     assert (work / "events.jsonl").read_bytes() == before
 
 
-def test_a_checkpoint_with_weights_that_are_not_finite_is_refused(world: World, work: Path):
+@pytest.mark.parametrize("tensor", ["model.stem.weight", "skipped"])
+def test_a_checkpoint_with_weights_or_counts_that_are_not_finite_is_refused(world: World, work: Path, tensor: str):
     file = work / "checkpoint" / "latest.safetensors"
     header, tensors = split(file.read_bytes())
     content = bytearray(tensors)
-    name = "distillation.trainee.model.stem.weight"
+    name = f"distillation.trainee.{tensor}"
     start, end = header[name]["data_offsets"]
     content[start:end] = b"\0\0\xc0\x7f" * ((end - start) // 4)
     file.write_bytes(join(json.dumps(header), bytes(content)))
