@@ -103,7 +103,7 @@ class World:
 
     def copy_of_run(self, number: int) -> Path:
         """Make the folder of a case a copy of an interrupted run."""
-        shutil.rmtree(self.work)
+        shutil.rmtree(self.work, ignore_errors=True)
         return Path(shutil.copytree(self.runs[number], self.work))
 
 
