@@ -583,7 +583,7 @@ def png_bomb(width: int, height: int, colour: int, bits: int, rows: int) -> byte
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    row = bytes(1 + width * bits * (3 if colour == 2 else 1) // 8 if width * rows < 2**27 else 10)
+    row = bytes(1 + width * bits * (3 if colour == 2 else 1) // 8 if width < 2**20 else 10)
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
     body = zlib.compress(row * rows, 1)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
