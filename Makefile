@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types install bench bench-gpu soak clean
+.PHONY: quickstart test lint types install bench bench-gpu soak fuzz clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/gapssg quickstart --overwrite
@@ -31,6 +31,9 @@ bench-gpu: $(INSTALLED)
 
 soak: $(INSTALLED)
 	$(BIN)/python -m benchmarks.soak
+
+fuzz: $(INSTALLED)
+	$(BIN)/python -m benchmarks.fuzz --cases 10000 --seed 0
 
 install: $(INSTALLED)
 

@@ -4,6 +4,8 @@ import difflib
 import re
 from collections.abc import Iterable
 
+_LONGEST_NAME = 100  # what is longer is no misspelt name, and comparing it takes time
+
 
 class GapssgError(Exception):
     """Base class of every error that is shown to the user as a sentence.
@@ -34,6 +36,8 @@ def did_you_mean(given: str, valid: Iterable[str]) -> str:
 
     Letters and digits are compared: `WRN-16-1` is as near to `wrn16_1` as can be.
     """
+    if len(given) > _LONGEST_NAME:
+        return ""
     by_letters = {_letters_and_digits(name): name for name in valid}
     wanted = _letters_and_digits(given)
     if wanted in by_letters:
@@ -41,6 +45,12 @@ def did_you_mean(given: str, valid: Iterable[str]) -> str:
     else:
         nearest = [by_letters[close] for close in difflib.get_close_matches(wanted, by_letters, n=3, cutoff=0.6)]
     return f" (did you mean {' or '.join(nearest)}?)" if nearest else ""
+
+
+def shortened(text: object, most: int = 100) -> str:
+    """Return a text of a stranger's file as a message can hold it, however long it is."""
+    text = str(text)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _letters_and_digits(name: str) -> str:

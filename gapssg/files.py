@@ -1,4 +1,4 @@
-"""Durable, atomic file writing and canonical JSON: the only place that writes files."""
+"""Durable, atomic file writing, bounded reading and canonical JSON: the only place that writes files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gapssg.errors import InputError, RunError
 
@@ -18,6 +18,39 @@ def canonical_json(value: Any) -> str:
         ValueError: A number is not finite (JSON has no word for it).
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def open_regular(path: Path, most_bytes: int) -> BinaryIO:
+    """Open a file that may be a stranger's to read it: no pipe is waited for, no device is read.
+
+    Raises:
+        InputError: It is missing, no file, larger than `most_bytes`, or cannot be read.
+    """
+    try:
+        if not path.is_file():
+            seen_from = "" if path.is_absolute() else f" (seen from {Path.cwd()})"
+            raise InputError(f"{path} is not a file" if path.exists() else f"{path} does not exist{seen_from}")
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    size = os.fstat(file.fileno()).st_size
+    if size > most_bytes:
+        file.close()
+        raise InputError(f"{path} has {size:,} bytes, more than the {most_bytes:,} that such a file may have")
+    return file
+
+
+def read_bounded(path: Path, most_bytes: int) -> bytes:
+    """Read a file that may be a stranger's.
+
+    Raises:
+        InputError: As `open_regular`.
+    """
+    with open_regular(path, most_bytes) as file:
+        try:
+            return file.read(most_bytes)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

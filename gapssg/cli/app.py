@@ -17,10 +17,11 @@ from gapssg.cli.listings import list_methods, list_models, list_recipes
 from gapssg.cli.pretrain_teacher import pretrain_teacher
 from gapssg.cli.quickstart import quickstart
 from gapssg.engine.requests import Stopped
-from gapssg.errors import GapssgError, InputError
+from gapssg.errors import GapssgError, InputError, shortened
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
+_LONGEST_LINE = 5000  # a path may have 4,096 bytes
 
 
 # Typer has its own copy of click in newer versions; this is click's UsageError in either.
@@ -97,5 +98,5 @@ def _terminate(number: int, _: object) -> None:
 def _complain(sentence: str, invocation: Invocation) -> None:
     if invocation.debug:
         traceback.print_exc()
-    lines = "\n".join(printable(line) for line in sentence.splitlines())
+    lines = "\n".join(shortened(printable(line), _LONGEST_LINE) for line in sentence.split("\n"))
     sys.stderr.write(f"error: {lines}\n")

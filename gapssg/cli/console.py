@@ -18,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# Also what turns or breaks lines, and halves of characters, which no terminal can be sent.
+_CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 _WIDTH_OF_AN_EPOCH = 170
 _WIDTH_OF_A_PIPE = 500  # nothing is wrapped that another program reads
@@ -74,7 +75,7 @@ class Console:
 
     def settings(self, values: Mapping[str, Any], toml: str) -> None:
         """Print settings as TOML, or with --json as JSON."""
-        sys.stdout.write(json.dumps(values) + "\n" if self.invocation.json else toml)
+        sys.stdout.write(json.dumps(values) + "\n" if self.invocation.json else printable_toml(toml))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table of results; figures are never wrapped, texts are."""
@@ -98,7 +99,12 @@ class Console:
     @contextmanager
     def live(self) -> Iterator[LiveDisplay]:
         """Show a run while it goes on."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         progress = Progress(
             *columns,
             console=self._rich,
@@ -199,3 +205,10 @@ def count(number: int) -> str:
 def printable(text: str) -> str:
     """Return text without the control characters by which a file's names could steer a terminal."""
     return _CONTROL_CHARACTERS.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def printable_toml(toml: str) -> str:
+    """Return the same TOML with control characters written as TOML writes them in texts."""
+    return "\n".join(
+        _CONTROL_CHARACTERS.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in toml.split("\n")
+    )

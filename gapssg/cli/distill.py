@@ -99,6 +99,7 @@ def distill(
             **options.runtime_options(seed, device, precision, compiled, deterministic),
         },
     )
+    settings = options.without_download(settings, "eval_data", resume, download)
     if dry_run:
         console.settings(settings.to_dict(), settings.to_toml())
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -11,6 +10,7 @@ import typer
 
 from gapssg.cli.console import Console, Invocation
 from gapssg.errors import InputError
+from gapssg.settings.load import AnySettings, read_toml
 
 _SETTINGS = "Settings"
 _RUN = "Running"
@@ -171,12 +171,23 @@ def run_directory(
             raise InputError(f"--resume continues a run in its own directory with its own settings; leave {option} out")
     file = resume / "settings.toml"
     try:
-        began_as = "distill" if "teacher" in tomllib.loads(file.read_text(encoding="utf-8")) else "pretrain-teacher"
-    except (OSError, ValueError) as error:
-        raise InputError(f"{resume} holds no run to continue") from error
+        began_as = "distill" if "teacher" in read_toml(file) else "pretrain-teacher"
+    except InputError as error:
+        raise InputError(f"{resume} holds no run to continue: {error}") from error
     if began_as != command:
         raise InputError(f"{resume} is a run of {began_as}; use gapssg {began_as} --resume {resume}")
     return resume, file
+
+
+def without_download(settings: AnySettings, key: str, resume: Path | None, download: bool | None) -> AnySettings:
+    """Return the settings of a continued run, which downloads only where that is asked for again.
+
+    A stranger's run directory must not choose what is fetched, and where it is put.
+    """
+    data = getattr(settings, key)
+    if resume is None or download or data is None:
+        return settings
+    return settings.model_copy(update={key: data.model_copy(update={"download": False})})
 
 
 def data_options(

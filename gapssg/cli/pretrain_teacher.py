@@ -67,6 +67,7 @@ def pretrain_teacher(
             **options.runtime_options(seed, device, precision, compiled, deterministic),
         },
     )
+    settings = options.without_download(settings, "data", resume, download)
     if dry_run:
         console.settings(settings.to_dict(), settings.to_toml())
         return

@@ -1,7 +1,9 @@
 """Images in folders: `train/` and `test/` (or `val/`), each with one sub-folder a class.
 
-The files may come from strangers: nothing outside the given folder is read, no decoder runs another program,
-and an image is decoded in full or refused by name.
+The files may come from strangers: nothing outside the given folder is read, only formats of photographs are
+decoded, and an image is decoded in full or refused by name. The size of an image is known before it is decoded, and
+large ones are decoded one at a time, so that decoding takes at most a gigabyte beside the result; the result has its
+own bound.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ import warnings
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from itertools import chain
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, TypeAlias
 
 import numpy
@@ -24,15 +27,21 @@ from torch import Tensor
 
 from gapssg.data.image_set import ImageSet
 from gapssg.data.source import LoadOptions
-from gapssg.errors import InputError
+from gapssg.errors import InputError, shortened
 
 FLIPPING_IS_MEANINGFUL = True
 
 Pixels: TypeAlias = NDArray[numpy.uint8]
 
 _SUBFOLDERS = {"train": ("train",), "test": ("test", "val")}
-# Pillow hands these to Ghostscript: an image file must not start a program.
-_REFUSED_FORMATS = {"EPS"}
+# Pillow has decoders for dozens of other formats, less used and less tested; EPS it hands to another program.
+_FORMATS = {"BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"}
+_MOST_PIXELS = 2**25
+_MANY_PIXELS = 2**21
+_LARGEST_FILE = 2**28  # bytes; some decoders read all of it
+_LARGEST_RESULT = 2**34  # bytes; ImageNet at 64x64 pixels
+_DEEPEST_FOLDER = 20
+_ONE_AT_A_TIME = Lock()
 _GREY_MODES = {"1", "L", "LA", "La"}
 _FILES_PER_TASK = 16
 _MOST_THREADS = 8
@@ -57,7 +66,7 @@ def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> Im
     files: list[Path] = []
     labels: list[int] = []
     for label, class_folder in enumerate(classes):
-        found = _image_files(class_folder, root.resolve(), set(formats), (folder.resolve(),))
+        found = _image_files(class_folder, root.resolve(), set(formats), {folder.resolve()})
         if not found:
             raise InputError(f"the class folder {class_folder} has no images: add some, or remove the folder")
         # The order of ImageFolder: by folder, then by file.
@@ -94,14 +103,19 @@ def _class_folders(folder: Path, root: Path) -> list[Path]:
         raise InputError(f"{folder} has only the class '{classes[0].name}': a classifier needs at least 2")
     for class_folder in classes:
         _check_inside(class_folder, root)
+        if any("\ud800" <= character <= "\udfff" for character in class_folder.name):
+            raise InputError(f"{folder} has the class {class_folder.name!r}, whose name is not UTF-8: rename it")
     return classes
 
 
-def _image_files(folder: Path, root: Path, extensions: set[str], parents: tuple[Path, ...]) -> list[Path]:
-    """List the images in a folder at any depth; `parents` are the real folders on the way to it."""
+def _image_files(folder: Path, root: Path, extensions: set[str], seen: set[Path], depth: int = 1) -> list[Path]:
+    """List the images in a folder at any depth; `seen` are the real folders that were listed before."""
     real_folder = folder.resolve()
-    if real_folder in parents:
-        raise InputError(f"the link {folder} leads back to a folder that it stands in: remove it")
+    if real_folder in seen:  # links to links to links would multiply
+        raise InputError(f"the link {folder} leads back to a folder that is read already: remove it")
+    if depth > _DEEPEST_FOLDER:
+        raise InputError(f"{folder} lies deeper than {_DEEPEST_FOLDER} folders below its class: move its images up")
+    seen.add(real_folder)
     files: list[Path] = []
     for entry in _entries(folder):
         path = Path(entry.path)
@@ -111,7 +125,7 @@ def _image_files(folder: Path, root: Path, extensions: set[str], parents: tuple[
         if entry.is_symlink():
             _check_inside(path, root)
         if is_folder:
-            files += _image_files(path, root, extensions, (*parents, real_folder))
+            files += _image_files(path, root, extensions, seen, depth + 1)
         elif os.path.isfile(entry) if entry.is_symlink() else entry.is_file():
             files.append(path)
         else:
@@ -147,7 +161,7 @@ def _check_inside(path: Path, root: Path) -> None:
 def _formats_by_extension() -> dict[str, tuple[str, ...]]:
     """Map each extension that Pillow reads to the formats to try, the format of that name first."""
     extensions = Image.registered_extensions()
-    readable = [image_format for image_format in Image.OPEN if image_format not in _REFUSED_FORMATS]
+    readable = [image_format for image_format in Image.OPEN if image_format in _FORMATS]
     return {
         extension: (own_format, *(other for other in readable if other != own_format))
         for extension, own_format in extensions.items()
@@ -185,14 +199,16 @@ def _collect(decoded: Iterator[Pixels], files: list[Path], options: LoadOptions)
 
 
 def _allocate(count: int, channels: int, height: int, width: int) -> Pixels:
+    size = count * channels * height * width
+    need = f"{count} images of {width}x{height} pixels need {size / 2**30:.0f} GiB of memory"
+    if size > _LARGEST_RESULT:
+        raise InputError(
+            f"{need}, more than the {_LARGEST_RESULT // 2**30} that are allowed: pass a smaller --image-size"
+        )
     try:
         return numpy.empty((count, channels, height, width), dtype=numpy.uint8)
     except MemoryError as error:
-        gibibytes = count * channels * height * width / 2**30
-        raise InputError(
-            f"{count} images of {width}x{height} pixels need {gibibytes:.0f} GiB of memory, more than there "
-            "is: pass a smaller --image-size"
-        ) from error
+        raise InputError(f"{need}, more than there is: pass a smaller --image-size") from error
 
 
 def _decode_all(
@@ -207,8 +223,10 @@ def _decode_all(
     tasks = (files[start : start + _FILES_PER_TASK] for start in range(0, len(files), _FILES_PER_TASK))
     pending: deque[Future[list[Pixels]]] = deque()
     executor = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    # The filters hold for all threads; Pillow only warns of images that are up to twice too large.
+    # The filters hold for all threads. Pillow warns of damaged tags, which say nothing of the pixels; and of images
+    # that are up to twice too large it only warns.
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             for task in tasks:
@@ -224,22 +242,33 @@ def _decode_all(
 def _decode(file: Path, formats: tuple[str, ...], options: LoadOptions) -> Pixels:
     """Decode one file to (H, W) if it is grey and to (H, W, 3) if it is in colour, uint8."""
     try:
+        if file.stat().st_size > _LARGEST_FILE:
+            raise InputError(f"{file} has more than {_LARGEST_FILE // 2**20} MiB: remove or replace it")
         with Image.open(file, formats=formats) as opened:
-            ImageOps.exif_transpose(opened, in_place=True)
-            image = _to_eight_bits(opened, file)
-            if options.channels == 1:
-                image = image.convert("L")
-            if options.image_size is not None:
-                size = (options.image_size, options.image_size)
-                image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
-            return numpy.asarray(image)
+            pixels = opened.width * opened.height
+            if pixels > _MOST_PIXELS:
+                size = f"{opened.width}x{opened.height} pixels, more than {_MOST_PIXELS:,}"
+                raise InputError(f"{file} cannot be decoded (it has {size}): scale it down or remove it")
+            with _ONE_AT_A_TIME if pixels > _MANY_PIXELS else nullcontext():
+                return _decode_opened(opened, file, options)
     except InputError:
         raise
     except UnidentifiedImageError as error:
         raise InputError(f"{file} is not an image that can be read: remove or replace it") from error
     # Decoders raise nearly anything on damaged files: SyntaxError, struct.error, IndexError, zlib.error, ...
     except Exception as error:
-        raise InputError(f"{file} cannot be decoded ({error}): remove or replace it") from error
+        raise InputError(f"{file} cannot be decoded ({shortened(error, 200)}): remove or replace it") from error
+
+
+def _decode_opened(opened: Image.Image, file: Path, options: LoadOptions) -> Pixels:
+    ImageOps.exif_transpose(opened, in_place=True)
+    image = _to_eight_bits(opened, file)
+    if options.channels == 1:
+        image = image.convert("L")
+    if options.image_size is not None:
+        size = (options.image_size, options.image_size)
+        image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+    return numpy.asarray(image)
 
 
 def _to_eight_bits(image: Image.Image, file: Path) -> Image.Image:
@@ -258,4 +287,5 @@ def _scale_grey(image: Image.Image, brightest: int, file: Path) -> Image.Image:
     values: NDArray[Any] = numpy.asarray(image).astype(numpy.float64)
     if not bool(((values >= 0) & (values <= brightest)).all()):
         raise InputError(f"{file} has grey values outside [0, {brightest}]: save it with 8 or 16 bits a pixel")
-    return Image.fromarray((values * (255 / brightest)).round().astype(numpy.uint8))
+    values *= 255 / brightest
+    return Image.fromarray(values.round(out=values).astype(numpy.uint8))

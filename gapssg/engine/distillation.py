@@ -33,6 +33,8 @@ from gapssg.synthesis.losses import reality_gap
 from gapssg.synthesis.pool_synthesizer import PoolSynthesizer, read_pool
 from gapssg.synthesis.shards import PoolOrigin, read_shard
 
+_MOST_ROLLBACKS = 1000  # as many as the settings may allow
+
 
 class EpochFacts(Facts):
     """What is known of the epoch under way."""
@@ -162,6 +164,7 @@ class Distillation:
             InputError: The checkpoint or the pool of the run is damaged.
         """
         facts = DistillationFacts.read(state.facts)
+        self._check_facts(facts)
         self.trainee.restore(state.component("trainee"))
         self.epochs_done, self.learning_epochs = facts.epochs_done, facts.learning_epochs
         self.agreement, self.images_synthesized = facts.agreement, facts.images_synthesized
@@ -181,7 +184,26 @@ class Distillation:
                 raise InputError(f"{run} has lost images of its pool since the checkpoint; start the run anew")
             for shard in shards:
                 images, targets, _ = read_shard(shard, self.card.input_shape, self.card.num_classes)
+                if len(images) != self.settings.method.synthesis_batch_size:
+                    raise InputError(f"{shard} holds {len(images)} images, which no synthesis of this run made")
                 self.synthesizer.pool.append(images, targets)
+
+    def _check_facts(self, facts: DistillationFacts) -> None:
+        """Check the numbers by which a run continues: a checkpoint may be a stranger's.
+
+        Raises:
+            InputError: No run with these settings comes to them.
+        """
+        unfinished = facts.epochs_done < self.settings.epochs
+        rounds = self.synthesizer.plan(facts.epochs_done).rounds if unfinished else 1
+        if not (
+            facts.epochs_done <= self.settings.epochs
+            and facts.learning_epochs <= facts.epochs_done
+            and facts.synthesis_rollbacks <= _MOST_ROLLBACKS
+            and facts.epoch.round < rounds
+            and (unfinished or not facts.epoch.synthesised)
+        ):
+            raise InputError("the checkpoint is not one of this run; start the run anew")
 
     def run_epoch(self, run: RunDirectory, after_step: Callable[[], None]) -> dict[str, Any]:
         """Synthesise and distil, or do what is left of it; return what the epoch's event says.

@@ -32,6 +32,7 @@ from gapssg.engine.run_directory import (
 )
 from gapssg.engine.settings import PretrainSettings
 from gapssg.engine.trainee import Phase, Trainee, TraineeFacts
+from gapssg.errors import InputError
 from gapssg.models import create_model
 from gapssg.models.model_file import ModelCard, Provenance, save_model
 from gapssg.models.profile import profile_model
@@ -167,6 +168,8 @@ class _Pretraining:
         Raises:
             InputError: The tensors do not fit the model.
         """
+        if facts.epochs_done > self.settings.epochs or (facts.epochs_done > 0) != (facts.scores is not None):
+            raise InputError("the checkpoint is not one of this run; start the run anew")
         self.trainee.restore(state.component("trainee"))
         self.epochs_done, self.scores, self.best = facts.epochs_done, facts.scores, facts.best
         self.evaluation_seconds, self.epoch_seconds = facts.evaluation_seconds, facts.epoch_seconds

@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import re
-import tomllib
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -18,11 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from gapssg._version import __version__
-from gapssg.errors import InputError, RunError
+from gapssg.errors import InputError, RunError, shortened
 from gapssg.files import check_writable, write_atomically, write_json
 from gapssg.runtime import Runtime, to_uint8
 from gapssg.settings.base import Settings
-from gapssg.settings.load import flatten
+from gapssg.settings.load import flatten, read_toml
 from gapssg.synthesis.shards import PoolOrigin, write_shard
 
 _SETTINGS = "settings.toml"
@@ -42,6 +42,8 @@ _OWN_FILE = re.compile(
 
 
 _MAY_CHANGE = {"checkpoint_every", "checkpoint_minutes", "max_rollbacks"}
+_IS_ASKED_ANEW = {"data.download", "eval_data.download"}
+_MOST_DIFFERENCES = 10
 _MOST_GRIDS = 100
 
 
@@ -74,6 +76,7 @@ class RunDirectory:
         self._display = display
         try:
             path.mkdir(parents=True, exist_ok=True)
+            _check_own(path)
             self._lock = _lock(path)
             _remove_run(path)
         except OSError as error:
@@ -93,6 +96,7 @@ class RunDirectory:
         run.path = path
         run._display = display
         try:
+            _check_own(path)
             run._lock = _lock(path)
             if run.events_length() < events_length:
                 raise RunError(f"{path / _EVENTS} has lost lines since the checkpoint; start the run anew")
@@ -197,6 +201,7 @@ def check_output(path: Path, overwrite: bool, inputs: Iterable[Path | None] = ()
     """
     check_writable(path)
     try:
+        _check_own(path)
         entries = _entries(path) - {_LOCK}
         inside = [each for each in inputs if each is not None and each.resolve().is_relative_to(path.resolve())]
     except OSError as error:
@@ -209,7 +214,7 @@ def check_output(path: Path, overwrite: bool, inputs: Iterable[Path | None] = ()
     if not strange and entries and _SETTINGS not in entries:
         strange = sorted(entries)
     if strange:
-        names = ", ".join(strange[:3])
+        names = ", ".join(shortened(name) for name in strange[:3])
         raise InputError(f"--output {path} holds files that are not a run's ({names}); name another directory")
     if entries and not overwrite:
         raise InputError(f"--output {path} already holds a run; add --overwrite to replace it")
@@ -223,26 +228,29 @@ def check_same_settings(path: Path, settings: Settings) -> None:
     Raises:
         InputError: It is no run, or other settings differ; each is named.
     """
-    file = path / _SETTINGS
     try:
-        began_with = flatten(tomllib.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} holds no run to continue: {file.name} cannot be read") from error
+        _check_own(path)
+        began_with = flatten(read_toml(path / _SETTINGS))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except InputError as error:
+        raise InputError(f"{path} holds no run to continue: {error}") from error
     now = flatten(settings.to_dict())
     differences = [
-        f"{key} was {began_with.get(key)!r} and is {now.get(key)!r}"
+        f"{shortened(key)} was {shortened(repr(began_with.get(key)))} and is {shortened(repr(now.get(key)))}"
         for key in sorted(began_with.keys() | now.keys())
         if began_with.get(key) != now.get(key) and not _may_change(key, began_with.get(key), now.get(key))
     ]
     if differences:
         allowed = f"epochs may grow, and {', '.join(sorted(_MAY_CHANGE))} may change"
-        raise InputError(f"{path} cannot be continued with other settings: {'; '.join(differences)} ({allowed})")
+        shown = "; ".join(differences[:_MOST_DIFFERENCES])
+        raise InputError(f"{path} cannot be continued with other settings: {shown} ({allowed})")
 
 
 def _may_change(key: str, began_with: Any, now: Any) -> bool:
     if key == "epochs":
         return isinstance(began_with, int) and isinstance(now, int) and now >= began_with
-    return key in _MAY_CHANGE
+    return key in _MAY_CHANGE | _IS_ASKED_ANEW
 
 
 def pool_shards(path: Path) -> list[Path]:
@@ -325,13 +333,32 @@ def _lock(path: Path) -> TextIO:
     return file
 
 
+def _check_own(path: Path) -> None:
+    """Check that what a run writes in place, and its folders, are what they seem: a run writes through no link.
+
+    Raises:
+        InputError: One is a symbolic link or a device, as a stranger's run directory may have it.
+        OSError: `path` cannot be read.
+    """
+    for name in (_LOCK, _SETTINGS, _EVENTS, _RESULT, *_FOLDERS):
+        try:
+            mode = (path / name).lstat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        kind, is_right = ("folder", stat.S_ISDIR(mode)) if name in _FOLDERS else ("file", stat.S_ISREG(mode))
+        if not is_right:
+            is_link = "a symbolic link" if stat.S_ISLNK(mode) else "something else"
+            raise InputError(f"{path / name} is {is_link} where a run has its own {kind}; remove it")
+
+
 def _entries(path: Path) -> set[str]:
-    """Return every file and link below `path`, relative to it."""
-    entries = (path / name for name in os.listdir(path)) if path.exists() else iter(())
+    """Return every file and link in `path` and its folders, relative to it; folders in those end in a slash."""
     found = set()
-    for entry in entries:
-        if entry.is_dir() and not entry.is_symlink():
-            found |= {f"{entry.name}/{below}" for below in _entries(entry)}
+    for entry in os.scandir(path) if path.exists() else ():
+        if entry.is_dir(follow_symlinks=False):
+            for below in os.scandir(entry):
+                is_folder = below.is_dir(follow_symlinks=False)
+                found.add(f"{entry.name}/{below.name}{'/' if is_folder else ''}")
         else:
             found.add(entry.name)
     return found

@@ -147,9 +147,28 @@ class Trainee:
             good = {name.removeprefix(_GOOD): t for name, t in state.tensors.items() if name.startswith(_GOOD)}
             self._good = {name: tensor.to(self._runtime.device) for name, tensor in good.items()}
             names = [_MODULES, _MODULES_ON_CUDA][: 2 if self._runtime.device.type == "cuda" else 1]
-            if not good or any(name not in state.tensors for name in names):
+            if any(name not in state.tensors for name in names) or not self._fits(self._good):
                 raise InputError("the checkpoint lacks what a run in the middle of an epoch needs; start the run anew")
-            self._modules_state = [state.tensors[name] for name in names]
+            # Copied, because torch reads a random state as larger numbers, which must not lie across their alignment.
+            self._modules_state = [state.tensors[name].clone() for name in names]
+            self._check_modules_state()
+        elif not self._is_finite():
+            raise InputError("the checkpoint's weights are not finite; start the run anew")
+
+    def _fits(self, tensors: dict[str, Tensor]) -> bool:
+        """Whether these are a training state of this model; there may be no momenta yet."""
+        places = self._training_state()
+        needed = {name for name in places if not name.startswith(_MOMENTUM)}
+        return needed <= tensors.keys() <= places.keys() and all(
+            tensor.shape == places[name].shape for name, tensor in tensors.items()
+        )
+
+    def _check_modules_state(self) -> None:
+        try:
+            for state, device in zip(self._modules_state, (torch.device("cpu"), self._runtime.device), strict=False):
+                torch.Generator(device).set_state(state)
+        except (RuntimeError, TypeError) as error:
+            raise InputError("the checkpoint's random state is damaged; start the run anew") from error
 
     def _training_state(self) -> dict[str, Tensor]:
         tensors = {f"{_MODEL}{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -186,18 +205,15 @@ class Trainee:
         """Set torch's global generators, which dropout draws from, to where the checkpoint had them."""
         if not self._modules_state:
             return
-        try:
-            torch.set_rng_state(self._modules_state[0])
-            for state in self._modules_state[1:]:
-                torch.cuda.set_rng_state(state, self._runtime.device)
-        except (RuntimeError, TypeError) as error:
-            raise InputError("the checkpoint's random state is damaged; start the run anew") from error
+        torch.set_rng_state(self._modules_state[0])
+        for state in self._modules_state[1:]:
+            torch.cuda.set_rng_state(state, self._runtime.device)
         self._modules_state = []
 
     def _is_finite(self) -> bool:
         tensors = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
         finite = torch.stack([tensor.isfinite().all() for tensor in tensors])
-        return int(self.step.skipped.item()) == 0 and bool(finite.all())
+        return self.step.skipped.item() == 0 and bool(finite.all())
 
     def _go_back(self, epoch: int, run: RunDirectory) -> None:
         self.rollbacks += 1

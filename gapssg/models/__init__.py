@@ -13,15 +13,17 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
-from gapssg.errors import InputError, did_you_mean
+from gapssg.errors import InputError, did_you_mean, shortened
 
 if TYPE_CHECKING:
     from torch import nn
 
     ModelBuilder = Callable[[int, tuple[int, int, int]], nn.Module]
 
-__all__ = ["MODELS", "ModelEntry", "check_model_name", "create_model", "model_names"]
+__all__ = ["MODELS", "ModelEntry", "check_model_name", "create_model", "empty_model", "model_names"]
 
+MOST_CLASSES = 100_000
+MOST_CHANNELS = 64
 SMALLEST_IMAGE_SIDE = 16
 LARGEST_IMAGE_SIDE = 224
 
@@ -71,7 +73,7 @@ def check_model_name(name: str) -> str:
     """
     if name in MODELS:
         return name
-    raise InputError(f"unknown model {name!r}{did_you_mean(name, MODELS)}; `gapssg models` lists all")
+    raise InputError(f"unknown model {shortened(repr(name))}{did_you_mean(name, MODELS)}; `gapssg models` lists all")
 
 
 def create_model(name: str, *, num_classes: int, input_shape: tuple[int, int, int], seed: int = 0) -> nn.Module:
@@ -101,12 +103,27 @@ def create_model(name: str, *, num_classes: int, input_shape: tuple[int, int, in
         return builder(num_classes, input_shape)
 
 
+def empty_model(name: str, *, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
+    """Build what `create_model` does on the meta device: names, shapes and dtypes, and no memory for weights.
+
+    Raises:
+        InputError: As `create_model`.
+    """
+    check_model_name(name)
+    _check_task(num_classes, input_shape)
+
+    import torch
+
+    with torch.device("meta"):
+        return MODELS[name].load_builder()(num_classes, input_shape)
+
+
 def _check_task(num_classes: int, input_shape: tuple[int, int, int]) -> None:
     channels, height, width = input_shape
-    if num_classes < 2:
-        raise InputError(f"a classifier needs at least 2 classes, not {num_classes}")
-    if channels < 1:
-        raise InputError(f"images need at least 1 channel, not {channels}")
+    if not 2 <= num_classes <= MOST_CLASSES:
+        raise InputError(f"a classifier needs at least 2 classes and at most {MOST_CLASSES:,}, not {num_classes}")
+    if not 1 <= channels <= MOST_CHANNELS:
+        raise InputError(f"images need at least 1 channel and at most {MOST_CHANNELS}, not {channels}")
     if not all(SMALLEST_IMAGE_SIDE <= side <= LARGEST_IMAGE_SIDE for side in (height, width)):
         raise InputError(
             f"images of {height}x{width} pixels do not fit the built-in models; resize them so that height "

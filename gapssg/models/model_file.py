@@ -13,14 +13,14 @@ from pydantic import Field, ValidationError, model_validator
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from gapssg.errors import InputError
+from gapssg.errors import InputError, shortened
 from gapssg.files import canonical_json, write_atomically
-from gapssg.models import create_model
+from gapssg.models import MOST_CHANNELS, MOST_CLASSES, create_model, empty_model
 from gapssg.models.safetensors_file import read_safetensors
 from gapssg.settings.base import Settings
 
 _METADATA_KEY = "gapssg"
-_LARGEST_METADATA = 4 * 1024 * 1024  # characters; 1,000 class names of 200 characters are a twentieth
+_MOST_OTHER_VALUES = 1000
 
 
 class Provenance(Settings):
@@ -43,25 +43,25 @@ class ModelCard(Settings):
 
     format_version: Literal[1] = 1
     """Version of this description."""
-    architecture: str
+    architecture: str = Field(max_length=200)
     """The model's name, as `gapssg models` lists it."""
-    num_classes: int = Field(ge=2, le=100_000)
+    num_classes: int = Field(ge=2, le=MOST_CLASSES)
     """Number of classes, K."""
     input_shape: tuple[
-        Annotated[int, Field(ge=1, le=64)],
+        Annotated[int, Field(ge=1, le=MOST_CHANNELS)],
         Annotated[int, Field(ge=1, le=1024)],
         Annotated[int, Field(ge=1, le=1024)],
     ]
     """Channels, height and width of an input image."""
-    mean: tuple[float, ...]
+    mean: tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...]
     """Per-channel mean that is subtracted from images in [0, 1]."""
-    deviation: tuple[Annotated[float, Field(gt=0)], ...]
+    deviation: tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...]
     """Per-channel standard deviation that they are divided by."""
     crop_padding: int = Field(ge=0, le=256)
     """Pixels of zero padding for random crops."""
     flip: bool
     """Whether a mirrored image still belongs to its class."""
-    class_names: tuple[str, ...]
+    class_names: tuple[Annotated[str, Field(max_length=255)], ...]
     """Names of the classes in the order of the logits."""
     provenance: Provenance
     """Where the weights come from."""
@@ -123,12 +123,15 @@ def load_model(path: str | Path) -> LoadedModel:
         card = ModelCard.model_validate(description)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "the description"
-        raise InputError(f"{path}: its description is not valid: {field}: {first['msg']}") from error
+        field = shortened(".".join(map(str, first["loc"])) or "the description")
+        raise InputError(f"{path}: its description is not valid: {field}: {shortened(first['msg'], 300)}") from error
+    task: dict[str, Any] = {"num_classes": card.num_classes, "input_shape": card.input_shape}
     try:
-        module = create_model(card.architecture, num_classes=card.num_classes, input_shape=card.input_shape)
+        skeleton = empty_model(card.architecture, **task)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    _check_fit(skeleton, file.tensors, path)  # a small file must not make a large model
+    module = create_model(card.architecture, **task)
     load_weights(module, file.tensors, path)
     if sha256 != _sha256_of_content(file.tensors, description):
         raise InputError(f"{path} is not as it was saved (its checksum differs); get it anew")
@@ -143,9 +146,17 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> N
         InputError: Names, shapes or types differ (the first differences are named), or a number is not
             finite.
     """
+    _check_fit(module, tensors, path)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"{path}: {name} holds numbers that are not finite")
+    module.load_state_dict(tensors)
+
+
+def _check_fit(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     expected = module.state_dict()
     differences = [f"{name} is missing" for name in expected if name not in tensors]
-    differences += [f"{name} is unknown" for name in tensors if name not in expected]
+    differences += [f"{shortened(name)} is unknown" for name in tensors if name not in expected]
     for name in expected.keys() & tensors.keys():
         if expected[name].shape != tensors[name].shape:
             differences.append(f"{name} is {_shape(tensors[name])} instead of {_shape(expected[name])}")
@@ -154,10 +165,6 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> N
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise InputError(f"{path}: the weights do not fit the model: {'; '.join(sorted(differences)[:3])}{more}")
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise InputError(f"{path}: {name} holds numbers that are not finite")
-    module.load_state_dict(tensors)
 
 
 def _read_description(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
@@ -167,8 +174,8 @@ def _read_description(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
             f"{path} holds no gapssg description, so its architecture is unknown; "
             "models made by `gapssg pretrain-teacher` and `gapssg distill` have one"
         )
-    if len(text) > _LARGEST_METADATA:
-        raise InputError(f"{path}: its description is larger than {_LARGEST_METADATA} characters")
+    if text.count(",") > MOST_CLASSES + _MOST_OTHER_VALUES:  # each might be wrong, and an error takes a kilobyte
+        raise InputError(f"{path}: its description has more values than that of any model")
     try:
         description = json.loads(text)
     except (ValueError, RecursionError) as error:

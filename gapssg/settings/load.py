@@ -14,12 +14,18 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from gapssg.errors import InputError, did_you_mean
+from gapssg.errors import InputError, did_you_mean, shortened
+from gapssg.files import read_bounded
 from gapssg.settings.base import Settings
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 Key = tuple[str, ...]
+
+_LARGEST_FILE = 128 * 1024  # bytes; settings have a twentieth
+# The parser takes memory that grows with the square of the parts of a dotted key.
+_MOST_DOTS_IN_A_LINE = 100
+_MOST_ERRORS = 20
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ def load_settings(
             raise InputError(f"recipe {recipe!r} is for {commands}, not for {section}")
         recipe_layers.append(_Layer(f"recipe {recipe}", dict(_flatten(tables[section]))))
     if config is not None:
-        config_layers.append(_Layer(str(config), dict(_flatten(_read_toml(config)))))
+        config_layers.append(_Layer(str(config), dict(_flatten(read_toml(config)))))
     command_line = [_Layer("--set", dict(_parse_override(text) for text in overrides))]
     for key, (option, value) in (options or {}).items():
         if value is not None:
@@ -89,17 +95,26 @@ def load_settings(
     try:
         return settings_class.model_validate(_nest(values, sources))
     except ValidationError as error:
-        lines = [_describe(detail, settings_class, sources, option_names) for detail in error.errors()]
+        details = error.errors()
+        lines = [_describe(detail, settings_class, sources, option_names) for detail in details[:_MOST_ERRORS]]
+        if len(details) > _MOST_ERRORS:
+            lines.append(f"and {len(details) - _MOST_ERRORS} more")
         raise InputError("\n".join(dict.fromkeys(lines))) from error
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file that may be a stranger's.
+
+    Raises:
+        InputError: It is missing, not valid, or larger than settings are.
+    """
+    content = read_bounded(path, _LARGEST_FILE)
+    if any(line.count(b".") > _MOST_DOTS_IN_A_LINE for line in content.splitlines()):
+        raise InputError(f"{path} has a line with more than {_MOST_DOTS_IN_A_LINE} dots, which no setting has")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid TOML: {error}") from error
+        return tomllib.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid TOML: {shortened(error, 300)}") from error
 
 
 def _parse_override(text: str) -> tuple[Key, Any]:
@@ -109,7 +124,7 @@ def _parse_override(text: str) -> tuple[Key, Any]:
         raise InputError(f"--set {text!r} is not of the form key.path=value")
     try:
         return path, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return path, value.strip()
 
 
@@ -165,13 +180,14 @@ def _nest(values: Mapping[Key, Any], sources: Mapping[Key, str]) -> dict[str, An
         for depth, part in enumerate(key[:-1], 1):
             table = table.setdefault(part, {})
             if not isinstance(table, dict):
-                parent = ".".join(key[:depth])
+                parent = shortened(".".join(key[:depth]))
                 raise InputError(
-                    f"{'.'.join(key)} (from {sources[key]}): {parent} is a value already, "
+                    f"{shortened('.'.join(key))} (from {sources[key]}): {parent} is a value already, "
                     f"so it cannot have keys of its own"
                 )
         if isinstance(table.get(key[-1]), dict):
-            raise InputError(f"{'.'.join(key)} (from {sources[key]}): this is a table; set one of its keys")
+            name = shortened(".".join(key))
+            raise InputError(f"{name} (from {sources[key]}): this is a table; set one of its keys")
         table[key[-1]] = value
     return nested
 
@@ -185,14 +201,14 @@ def _describe(
     if detail["type"] == "coercion":
         location = (*location, detail["ctx"]["field"])
     key = _without_union_tags(location, valid, sources)
-    name = ".".join(key)
+    name = shortened(".".join(key))
     source = next((f" (from {sources[k]})" for k in sources if k[: len(key)] == key), "")
     kind = detail["type"]
     if kind == "extra_forbidden":
         siblings = {k[-1]: ".".join(k) for k in valid if k[:-1] == key[:-1]}
         elsewhere = {k[-1]: ".".join(k) for k in sorted(valid, reverse=True)}
         for names in (siblings, elsewhere):
-            near = difflib.get_close_matches(key[-1], names, n=1, cutoff=0.7)
+            near = difflib.get_close_matches(shortened(key[-1]), names, n=1, cutoff=0.7)
             if near:
                 return f"unknown key {name}{source} (did you mean {names[near[0]]}?)"
         return f"unknown key {name}{source}; valid here: {', '.join(sorted(siblings))}"
@@ -202,13 +218,14 @@ def _describe(
         name, option = ".".join(key), options.get(key)
         return f"{name} is missing: add {f'{option}, or ' if option else ''}--set {name}=... or a --config file with it"
     value = detail["ctx"]["given"] if kind == "coercion" else detail["input"]
-    given = f"{name} = {value!r}{source}"
+    given = f"{name} = {shortened(repr(value))}{source}"
     if kind == "union_tag_invalid":
         context = detail.get("ctx", {})
         allowed = [tag.strip(" '") for tag in str(context.get("expected_tags", "")).split(",")]
         tag = str(context.get("tag", ""))
         discriminator = str(context.get("discriminator", "name")).strip("'")
-        return f"{name}.{discriminator} = {tag!r}{source}: must be one of {_join(allowed)}{did_you_mean(tag, allowed)}"
+        given = f"{name}.{discriminator} = {shortened(repr(tag))}{source}"
+        return f"{given}: must be one of {_join(allowed)}{did_you_mean(tag, allowed)}"
     if kind == "value_error":
         return f"{given}: {str(detail['msg']).removeprefix('Value error, ')}"
     message = str(detail["msg"]).replace("Input should be", "must be")

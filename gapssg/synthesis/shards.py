@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from gapssg.errors import InputError
+from gapssg.errors import InputError, shortened
 from gapssg.files import canonical_json, write_atomically
 from gapssg.models.safetensors_file import read_safetensors
 
@@ -60,4 +60,4 @@ def read_shard(path: Path, image_shape: tuple[int, int, int], num_classes: int) 
         origin = PoolOrigin(**json.loads(file.metadata[_METADATA_KEY]))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path} does not say which method and teacher its images come from") from error
-    return images, targets, PoolOrigin(str(origin.method), str(origin.teacher_sha256))
+    return images, targets, PoolOrigin(shortened(origin.method), shortened(origin.teacher_sha256))

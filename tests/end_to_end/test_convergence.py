@@ -15,11 +15,11 @@ def student_accuracy(teacher: Path, output: Path, method: dict[str, Any]) -> flo
         "teacher": teacher,
         "student": {"name": "wrn16_1"},
         "eval_data": {"name": "digits"},
-        "epochs": 5,
+        "epochs": 4,
         "batch_size": 32,
-        "evaluate_every": 5,
+        "evaluate_every": 4,
         "optimizer": {"learning_rate": 0.1},
-        "method": {"synthesis_batch_size": 64, "passes": 6, **method},
+        "method": {"synthesis_batch_size": 64, "passes": 5, **method},
         "runtime": RUNTIME,
     }
     return distill(DistillSettings.model_validate(settings), output)["student"]["top1"]
@@ -30,13 +30,13 @@ def test_gapssg_teaches_a_student_far_more_than_noise_does(tmp_path: Path):
         {
             "data": {"name": "digits"},
             "model": {"name": "wrn16_1"},
-            "epochs": 12,
+            "epochs": 8,
             "batch_size": 64,
             "runtime": RUNTIME,
         }
     )
     result = pretrain_teacher(teacher, tmp_path / "teacher")
-    assert result["model"]["top1"] > 0.95
+    assert result["model"]["top1"] > 0.9
     file = tmp_path / "teacher" / "model.safetensors"
     noise = student_accuracy(file, tmp_path / "noise", {"name": "noise"})
     gapssg = student_accuracy(file, tmp_path / "gapssg", {"name": "gapssg", "generator_steps": 30})

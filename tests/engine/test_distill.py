@@ -244,7 +244,8 @@ def test_a_teacher_without_batch_norm_is_refused_with_the_methods_that_do_withou
     teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     plain = nn.Sequential(nn.Flatten(), nn.Linear(256, 10))
-    monkeypatch.setattr("gapssg.models.model_file.create_model", lambda *_, **__: copy.deepcopy(plain))
+    for name in ("create_model", "empty_model"):
+        monkeypatch.setattr(f"gapssg.models.model_file.{name}", lambda *_, **__: copy.deepcopy(plain))
     save_model(teacher_file, plain, make_card())
     with pytest.raises(InputError, match=r"no batch-norm layers.*methods that do not: noise"):
         distill(settings(teacher_file), tmp_path / "run")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.soak import tiny_model
 from gapssg.augment import Augmentation, Normalization
 from gapssg.errors import RunError
 from gapssg.models import create_model
@@ -19,8 +20,8 @@ SHAPE = (1, 16, 16)
 SETTINGS = GapSSGSettings(synthesis_batch_size=16, generator_steps=4, generator_width=8, latent_size=16)
 
 
-def make_context(runtime: Runtime) -> SynthesisContext:
-    teacher = create_model("wrn16_1", num_classes=5, input_shape=SHAPE, seed=1)
+def make_context(runtime: Runtime, teacher_name: str = "wrn16_1") -> SynthesisContext:
+    teacher = create_model(teacher_name, num_classes=5, input_shape=SHAPE, seed=1)
     with torch.no_grad():
         teacher.train()(torch.randn(64, *SHAPE, generator=torch.Generator().manual_seed(0)))
     return SynthesisContext(
@@ -35,13 +36,15 @@ def make_context(runtime: Runtime) -> SynthesisContext:
     )
 
 
-def make_student(runtime: Runtime) -> nn.Module:
-    return runtime.place(create_model("wrn16_1", num_classes=5, input_shape=SHAPE, seed=2))
+def make_student(runtime: Runtime, name: str = "wrn16_1") -> nn.Module:
+    return runtime.place(create_model(name, num_classes=5, input_shape=SHAPE, seed=2))
 
 
-def synthesise(runtime: Runtime, settings: GapSSGSettings = SETTINGS) -> tuple[Synthesizer, list[dict[str, float]]]:
-    synthesizer = settings.build(make_context(runtime))
-    steps = synthesizer.synthesis_steps(make_student(runtime), 0, 0)
+def synthesise(
+    runtime: Runtime, settings: GapSSGSettings = SETTINGS, networks: str = "wrn16_1"
+) -> tuple[Synthesizer, list[dict[str, float]]]:
+    synthesizer = settings.build(make_context(runtime, networks))
+    steps = synthesizer.synthesis_steps(make_student(runtime, networks), 0, 0)
     return synthesizer, [{name: term.item() for name, term in terms.items()} for _, terms in steps]
 
 
@@ -185,8 +188,9 @@ def test_bf16_synthesis_follows_float32(runtime):
 
 
 def test_compiled_synthesis_follows_eager(runtime):
-    eager, plain = synthesise(runtime)
-    compiled, fast = synthesise(replace(runtime, compiled=True))
+    with tiny_model():  # a WRN compiles for a minute
+        eager, plain = synthesise(runtime, networks="tiny")
+        compiled, fast = synthesise(replace(runtime, compiled=True), networks="tiny")
     for name, value in plain[0].items():
         assert fast[0][name] == pytest.approx(value, rel=1e-4), name
     # Adam divides by the gradient's size, so that rounding turns the sign of what is nearly zero.

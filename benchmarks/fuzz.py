@@ -1,0 +1,122 @@
+"""Hostile files in large number: what strangers may hand to the program, made at random.
+
+    python -m benchmarks.fuzz --cases 10000 --seed 0
+
+Every target of `tests/hostile/targets.py` runs in a process of its own, which shows crashes. A case fails if it ends in
+anything but success or a refusal with a sentence, if a file outside the output directory changes, or if the process
+grows by more than is stated while the program uses the case. The exit status is 1 if anything failed. Needs Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+SHARES = {
+    "model file": 0.25,
+    "pool shard": 0.20,
+    "checkpoint": 0.08,
+    "shard of a run": 0.03,
+    "settings": 0.12,
+    "run directory": 0.10,
+    "image folder": 0.15,
+    "terminal": 0.07,
+}
+ADDRESS_SPACE = 4 * 2**30
+"""Bytes that a process may map beyond those it has mapped at the start: what asks for more gets none."""
+
+
+def main() -> None:
+    """Run every target in its own process and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=SHARES, help="run one target, with all cases")
+    parser.add_argument("--worker", choices=SHARES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        print(json.dumps(run_worker(arguments.worker, arguments.cases, arguments.seed)))
+        return
+    shares = {arguments.only: 1.0} if arguments.only else SHARES
+    print(f"{'target':<16}{'cases':>8}{'refused':>9}{'accepted':>10}{'failures':>10}{'most memory':>14}{'seconds':>9}")
+    totals = [0, 0, 0, 0]
+    for name, share in shares.items():
+        report = run_target_apart(name, max(1, round(share * arguments.cases)), arguments.seed)
+        counts = [report["cases"], report["refused"], report["accepted"], len(report["failures"])]
+        totals = [total + count for total, count in zip(totals, counts, strict=True)]
+        row = f"{name:<16}{counts[0]:>8}{counts[1]:>9}{counts[2]:>10}{counts[3]:>10}"
+        print(f"{row}{report['memory'] / 2**20:>10.0f} MiB{report['seconds']:>9.0f}", flush=True)
+        for failure in report["failures"][:5]:
+            print(f"    {failure}")
+    print(f"{'all':<16}{totals[0]:>8}{totals[1]:>9}{totals[2]:>10}{totals[3]:>10}")
+    sys.exit(1 if totals[3] else 0)
+
+
+def run_target_apart(name: str, cases: int, seed: int) -> dict[str, Any]:
+    """Run one target in a process of its own; a crash is a failure."""
+    command = [sys.executable, "-m", "benchmarks.fuzz", "--worker", name, "--cases", str(cases), "--seed", str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+    failure = f"the process ended with status {done.returncode}: {done.stderr[-2000:]}"
+    return {"cases": 0, "refused": 0, "accepted": 0, "failures": [failure], "memory": 0, "seconds": 0}
+
+
+def run_worker(name: str, cases: int, seed: int) -> dict[str, Any]:
+    """Run one target here."""
+    from tests.hostile.targets import MOST_MEMORY, TARGETS, World, run_target
+
+    most = 0
+
+    def measured(world: World, case: Any) -> None:
+        nonlocal most
+        before = reset_peak_memory()
+        try:
+            use(world, case)
+        finally:
+            grown = memory("VmHWM") - before
+            most = max(most, grown)
+            assert grown <= MOST_MEMORY, f"the process grew by {grown / 2**20:.0f} MiB"
+
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(Path(folder))
+        run_target(name, world, 5)  # what is loaded once counts for no case
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + ADDRESS_SPACE, resource.RLIM_INFINITY))
+        use, started = TARGETS[name].use, time.perf_counter()
+        TARGETS[name] = TARGETS[name]._replace(use=measured)
+        report = run_target(name, world, cases, seed, keep_going=True)
+    return {
+        "cases": report.refused + report.accepted + len(report.failures),
+        "refused": report.refused,
+        "accepted": report.accepted,
+        "failures": report.failures,
+        "memory": most,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def reset_peak_memory() -> int:
+    """Give freed memory back, forget the peak so far, and return the bytes in memory now."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory("VmRSS")
+
+
+def memory(field: str) -> int:
+    """Return bytes that the kernel counts for this process: VmRSS now, VmHWM at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+if __name__ == "__main__":
+    main()
