@@ -1,0 +1,98 @@
+"""All that is to be known of a GPU, in the order of its value; what is done is not done again.
+
+    python -m benchmarks.gpu --data cifar10-jpeg --directory runs/gpu
+
+Smoke test, numerics, step times, growth; then, with a folder of CIFAR-10 images (`train/` and `test/`), a WRN-40-2
+teacher and its WRN-16-1 student with the published settings; with --more, ResNet-34 and MobileNetV2 too. Each stage
+has its log in the directory. Where a stage was interrupted, the next call continues it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.machine import describe_machine, print_machine, print_table, write_report
+
+PAIRS = {"wrn40_2": "wrn16_1", "resnet34": "mobilenetv2"}
+
+
+def main() -> None:
+    """Run the stages that are not done, print what the runs reached."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with train/ and test/ of CIFAR-10 images")
+    parser.add_argument("--directory", type=Path, default=Path("runs/gpu"))
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--more", action="store_true", help="ResNet-34 to MobileNetV2 as well")
+    arguments = parser.parse_args()
+    if arguments.device != "cpu" and not torch.cuda.is_available():
+        sys.exit("no GPU is available here; --device cpu shows that the script runs")
+    directory: Path = arguments.directory
+    directory.mkdir(parents=True, exist_ok=True)
+    machine = describe_machine(torch.device(arguments.device))
+    print_machine(machine)
+    device = ["--device", arguments.device]
+    module = [sys.executable, "-m"]
+    stages = {
+        "smoke": [*module, "gapssg", "quickstart", "--output", str(directory / "quickstart"), "--overwrite", *device],
+        "numerics": [*module, "pytest", "tests/test_cuda.py", "tests/test_step.py", "tests/engine/test_numerics.py"],
+        "steps": [*module, "benchmarks.steps", *device, "--rounds", "9", "--output", str(directory / "steps.json")],
+        "growth": [*module, "benchmarks.growth", *device, "--output", str(directory / "growth.json")],
+    }
+    failed = [name for name, command in stages.items() if not run_stage(name, command, directory)]
+    rows = []
+    if arguments.data:
+        for teacher, student in list(PAIRS.items())[: 2 if arguments.more else 1]:
+            rows += distil_pair(teacher, student, arguments.data, directory, device)
+        print_table("CIFAR-10 (JPEG), published settings", ("run", "s", "top-1"), rows)
+    write_report(directory / "machine.json", {"machine": machine, "failed": failed})
+    sys.exit(f"failed: {', '.join(failed)}; see the logs in {directory}" if failed else 0)
+
+
+def distil_pair(
+    teacher: str, student: str, data: Path, directory: Path, device: list[str]
+) -> list[tuple[str, str, str]]:
+    """Train a teacher and distil its student, or go on with it; return what both reached."""
+    images = f"folder:{data}"
+    teacher_run, student_run = directory / teacher, directory / f"{teacher}-{student}"
+    file = teacher_run / "model.safetensors"
+    commands = {
+        teacher_run: ["pretrain-teacher", "--model", teacher, "--data", images],
+        student_run: ["distill", "--teacher", str(file), "--student", student, "--eval-data", images],
+    }
+    rows = []
+    for run, (command, *options) in commands.items():
+        anew = [*options, "--recipe", "published", "--output", str(run), "--overwrite", *device]
+        can_resume = (run / "checkpoint" / "latest.safetensors").exists()
+        gapssg = [sys.executable, "-m", "gapssg", command]
+        if not run_stage(run.name, [*gapssg, "--resume", str(run)] if can_resume else [*gapssg, *anew], directory):
+            break
+        result: dict[str, Any] = json.loads((run / "result.json").read_text())
+        model = result["model" if command == "pretrain-teacher" else "student"]
+        rows.append((run.name, f"{result['timing']['total']:.0f}", f"{model['top1']:.2%}"))
+    return rows
+
+
+def run_stage(name: str, command: list[str], directory: Path) -> bool:
+    """Run a command unless it has succeeded before; tell whether it has."""
+    done, log = directory / f"{name}.done", directory / f"{name}.log"
+    if done.exists():
+        return True
+    started = time.monotonic()
+    with log.open("a") as output:
+        succeeded = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode == 0
+    print(f"{name}: {'done' if succeeded else 'FAILED'} in {time.monotonic() - started:.0f} s, {log}", flush=True)
+    if succeeded:
+        done.touch()
+    return succeeded
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""What only a GPU can show: captured steps, their numbers, and that nothing in them waits. Skipped without one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.runs import files_of
+from gapssg import DistillSettings, distill
+from gapssg.engine.distillation import Distillation
+from gapssg.engine.requests import Requests, Stopped
+from gapssg.models.model_file import load_model
+from gapssg.runtime import Runtime
+from gapssg.step import EAGER_CALLS, CudaRecorder
+from tests.engine.test_distill import TINY
+from tests.engine.test_numerics import OF_BF16, OF_FLOAT32, distance, distil_once, make_distillation
+from tests.engine.test_resume import AskingDisplay
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+STEPS = EAGER_CALLS + 4
+
+
+@pytest.fixture
+def on_gpu() -> Iterator[Runtime]:
+    runtime = Runtime(torch.device("cuda"), "fp32", compiled=False, seed=0, deterministic=True)
+    with runtime.configured():
+        yield runtime
+
+
+def train(teacher_file: Path, runtime: Runtime) -> tuple[dict[str, Tensor], Tensor, list[str]]:
+    """Synthesise once and make some distillation steps; return the student's weights, the pool, and notes."""
+    values = {**TINY, "teacher": teacher_file, "method": {**TINY["method"], "generator_steps": STEPS, "passes": 8}}
+    distillation = Distillation(DistillSettings.model_validate(values), runtime, load_model(teacher_file))
+    list(distillation.synthesizer.synthesis_steps(distillation.student, 0, 0))
+    inputs = distillation._batches(0, 0, 0)
+    distillation.student.train()
+    for _ in range(STEPS):
+        distillation.trainee.step(*next(inputs))
+    assert distillation.synthesizer.pool is not None
+    weights = {name: tensor.cpu() for name, tensor in distillation.student.state_dict().items()}
+    return weights, distillation.synthesizer.pool.images.cpu(), runtime.notes
+
+
+def test_captured_steps_are_the_steps_that_were_captured(teacher_file: Path, on_gpu: Runtime, monkeypatch):
+    weights, images, notes = train(teacher_file, on_gpu)
+    assert notes == []  # both steps were captured
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("not here")
+
+    monkeypatch.setattr(CudaRecorder, "record", refuse)
+    plain, plain_images, notes = train(teacher_file, replace(on_gpu, notes=[]))
+    assert len(notes) == 2
+    # The same kernels on the same numbers.
+    assert torch.equal(images, plain_images)
+    assert all(torch.equal(weights[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize(("precision", "within"), [("fp32", OF_FLOAT32), ("bf16", OF_BF16)])
+def test_a_distillation_step_is_that_of_the_processor(teacher_file: Path, precision, within):
+    runtime = Runtime(torch.device("cuda"), precision, compiled=False, seed=0)
+    processor = Runtime(torch.device("cpu"), "fp32", compiled=False, seed=0)
+    reference = make_distillation(teacher_file, "wrn16_1", processor)
+    distillation = make_distillation(teacher_file, "wrn16_1", runtime)
+    distillation.student.load_state_dict(copy.deepcopy(reference.student.state_dict()))
+    _, expected, images, shifts = distil_once(reference)
+    distillation.student.train()
+    with runtime.configured():
+        distillation.trainee.step(images.cuda(), *(shift.cuda() for shift in shifts))
+    found = {name: weight.grad.cpu() for name, weight in distillation.student.named_parameters()}
+    assert distance(found, expected) < within
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_no_step_waits_for_the_gpu(teacher_file: Path, precision):
+    runtime = Runtime(torch.device("cuda"), precision, compiled=False, seed=0)
+    values = {**TINY, "teacher": teacher_file, "method": {**TINY["method"], "generator_steps": 20, "passes": 8}}
+    with runtime.configured():
+        distillation = Distillation(DistillSettings.model_validate(values), runtime, load_model(teacher_file))
+        steps = distillation.synthesizer.synthesis_steps(distillation.student, 0, 0)
+        for _ in range(EAGER_CALLS + 2):
+            next(steps)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(4):
+                next(steps)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        list(steps)
+        inputs = distillation._batches(0, 0, 0)
+        distillation.student.train()
+        for _ in range(EAGER_CALLS + 2):
+            distillation.trainee.step(*next(inputs))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(4):
+                distillation.trainee.step(*next(inputs))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_deterministic_run_that_stops_goes_on_to_the_same_files(teacher_file: Path, tmp_path: Path):
+    runtime = {"device": "cuda", "precision": "bf16", "compile": False, "deterministic": True}
+    values = {**TINY, "teacher": teacher_file, "epochs": 3, "runtime": runtime}
+    settings = DistillSettings.model_validate(values)
+    distill(settings, tmp_path / "whole")
+    requests = Requests()
+    with pytest.raises(Stopped):
+        distill(settings, tmp_path / "run", display=AskingDisplay(6, requests, "stop"), requests=requests)
+    distill(settings, tmp_path / "run", resume=True)
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
