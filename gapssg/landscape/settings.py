@@ -29,6 +29,8 @@ class LandscapeDataSettings(DataSettings):
 class CurvatureSettings(Settings):
     """How the Hessian and the sharpness at the centre are estimated."""
 
+    enabled: bool = True
+    """Whether they are; it takes about as long as a hundred points of the grid."""
     samples: int = Field(default=512, ge=1, le=1_000_000)
     """At most so many of the samples, because each step goes through all of them several times."""
     lanczos_steps: int = Field(default=12, ge=2, le=500)
@@ -70,8 +72,8 @@ class LandscapeSettings(Settings):
     """Estimate the batch-norm statistics anew, from the samples, at each point."""
     own_scale: bool = False
     """Draw each surface with a colour scale of its own instead of one for all."""
-    curvature: CurvatureSettings | None = None
-    """Estimate eigenvalue, trace and sharpness at each centre; without it, none are."""
+    curvature: CurvatureSettings = CurvatureSettings()
+    """Eigenvalue and trace of the Hessian, and sharpness, at each centre."""
     batch_size: int = Field(default=64, ge=1, le=65_536)
     """Images at a time; on a processor, few stay in its cache."""
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -85,8 +87,10 @@ class LandscapeSettings(Settings):
         if self.directions == "models" and len(self.models) != needed:
             word = "a line takes two" if self.dimensions == 1 else "a plane takes three"
             raise ValueError(f"directions through models: {word} models, not {len(self.models)} (see --dimensions)")
-        if self.directions == "models" and (self.snapshots or self.epochs):
+        if self.directions == "models" and self.snapshots:
             raise ValueError("directions through models measure one surface, so there are no snapshots to measure")
+        if self.directions == "pca" and self.snapshots:
+            raise ValueError("principal components show a run's whole route on one surface; leave --snapshots out")
         if self.epochs is not None and not self.snapshots:
             raise ValueError("epochs choose among snapshots; add --snapshots")
         return self

@@ -92,7 +92,7 @@ def epsilon_sharpness(
         loss_and_gradient: Of weights (P,).
         weights: (P,), the centre.
         epsilon: Half the side of the box, relative to |w| + 1.
-        steps: Gradient steps; the first goes to half the side, later ones are shorter.
+        steps: Gradient steps; the first goes to the sides of the box, later ones are shorter.
     """
     sides = epsilon * (weights.abs() + 1)
     centre, gradient = loss_and_gradient(weights)
@@ -110,42 +110,35 @@ def radius_of_doubling(
     centre_loss: float,
     reach: float,
     *,
-    scan: int = 12,
-    halvings: int = 7,
+    rings: int = 10,
+    halvings: int = 5,
 ) -> float | None:
-    """Return the distance at which the loss first reaches twice its centre value, over several rays.
+    """Return the distance at which the loss on any of several rays first reaches twice its centre value.
 
-    Each ray is scanned at equal steps and the first step that crosses is halved several times, so that the result is
-    too large by at most reach / scan / 2**halvings (and a spike between two points of the scan is not seen).
+    The rays are measured at equal distances outwards; the first step in which one crosses is halved several times, so
+    the result is too large by at most reach / rings / 2**halvings (and a spike between two rings is not seen).
 
     Args:
         measure: Losses at points, in the order given.
         rays: Points at distance 1 from the centre, relative to it.
         centre_loss: The loss at the centre.
         reach: How far to look.
-        scan: Points on a ray.
-        halvings: Of the first step that crosses.
+        rings: Distances at which all rays are measured.
+        halvings: Of the step that crosses.
 
     Returns:
         The distance, or None if no ray crosses within `reach`.
     """
-    distances = [reach * (step + 1) / scan for step in range(scan)]
-    nearest: float | None = None
-    for ray in rays:
-        # No ray is looked at beyond what another has already found.
-        ahead = [distance for distance in distances if nearest is None or distance <= nearest + reach / scan]
-        losses = measure([_along(ray, distance) for distance in ahead])
-        crossing = next((at for at, loss in enumerate(losses) if not loss < 2 * centre_loss), None)
-        if crossing is None:
-            continue
-        low, high = (ahead[crossing - 1] if crossing else 0.0), ahead[crossing]
-        for _ in range(halvings):
-            middle = (low + high) / 2
-            (loss,) = measure([_along(ray, middle)])
-            low, high = (middle, high) if loss < 2 * centre_loss else (low, middle)
-        nearest = high if nearest is None else min(nearest, high)
-    return nearest
 
+    def is_doubled(distance: float) -> bool:
+        losses = measure([tuple(distance * part for part in ray) for ray in rays])
+        return any(not loss < 2 * centre_loss for loss in losses)  # not a number is not under it
 
-def _along(ray: tuple[float, ...], distance: float) -> tuple[float, ...]:
-    return tuple(distance * part for part in ray)
+    distances = [reach * ring / rings for ring in range(rings + 1)]
+    for low, high in zip(distances, distances[1:], strict=False):
+        if is_doubled(high):
+            for _ in range(halvings):
+                middle = (low + high) / 2
+                low, high = (low, middle) if is_doubled(middle) else (middle, high)
+            return high
+    return None
