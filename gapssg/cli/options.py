@@ -171,12 +171,18 @@ def run_directory(
             raise InputError(f"--resume continues a run in its own directory with its own settings; leave {option} out")
     file = resume / "settings.toml"
     try:
-        began_as = "distill" if "teacher" in tomllib.loads(file.read_text(encoding="utf-8")) else "pretrain-teacher"
+        began_as = _command_of(tomllib.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise InputError(f"{resume} holds no run to continue") from error
     if began_as != command:
         raise InputError(f"{resume} is a run of {began_as}; use gapssg {began_as} --resume {resume}")
     return resume, file
+
+
+def _command_of(settings: Mapping[str, Any]) -> str:
+    if "grid" in settings:
+        return "landscape"
+    return "distill" if "student" in settings else "pretrain-teacher"
 
 
 def data_options(

@@ -56,9 +56,7 @@ def filter_normalised(noise: Tensor, weights: Tensor, layout: Layout, *, biases_
     return direction
 
 
-def random_directions(
-    weights: Tensor, layout: Layout, seeds: Sequence[int], *, biases_and_norms: bool
-) -> Tensor:
+def random_directions(weights: Tensor, layout: Layout, seeds: Sequence[int], *, biases_and_norms: bool) -> Tensor:
     """Return one filter-normalised Gaussian direction for each seed, (D, P).
 
     The noise is drawn on the CPU, so models of one architecture get the same on every device.

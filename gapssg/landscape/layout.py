@@ -23,7 +23,7 @@ class Layout:
     @classmethod
     def of(cls, module: nn.Module, *, statistics: bool = False) -> Layout:
         """Take all parameters and, with `statistics`, the batch-norm statistics after them."""
-        tensors = dict(module.named_parameters())
+        tensors: dict[str, Tensor] = dict(module.named_parameters())
         if statistics:
             tensors |= {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
         return cls({name: tuple(tensor.shape) for name, tensor in tensors.items()})
@@ -34,5 +34,5 @@ class Layout:
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
         """Return views of a vector (P,) by name."""
-        parts = vector.split([prod(shape) for shape in self.shapes.values()])
+        parts = torch.split(vector, [prod(shape) for shape in self.shapes.values()])
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}

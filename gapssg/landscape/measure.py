@@ -96,7 +96,7 @@ def measure_landscape(
         for subject, site, surface, file in zip(centres, sites, surfaces, files, strict=True):
             began, before = time.perf_counter(), surface.measured
             evaluator = _evaluator(settings, subject.model, samples, runtime)
-            plane = Plane(*(part.to(runtime.device) for part in site.plane[:2]), site.plane.layout)
+            plane = site.plane.to(runtime.device)
             _measure(surface, evaluator, plane, file, run, requests)
             _measure_marks(surface, evaluator, site, runtime)
             save_surface(file, surface)
@@ -115,7 +115,11 @@ def measure_landscape(
             run.record("surface", label=subject.label, points=surface.measured, timing={"seconds": seconds})
             reports.append({**_identity(surface.card), "file": str(file), **facts})
         run.progress("drawing", 0, 1)
-        figures = draw(surfaces, run.folder("figures"), own_scale=settings.own_scale)
+        figures = draw(
+            dict(zip((file.stem for file in files), surfaces, strict=True)),
+            run.folder("figures"),
+            own_scale=settings.own_scale,
+        )
         result = {
             "command": "landscape",
             "data": settings.data.name,
@@ -137,9 +141,7 @@ def measure_landscape(
     return result
 
 
-def _blank(
-    settings: LandscapeSettings, subject: Subject, site: Site, samples: Samples, runtime: Runtime
-) -> Surface:
+def _blank(settings: LandscapeSettings, subject: Subject, site: Site, samples: Samples, runtime: Runtime) -> Surface:
     card = SurfaceCard(
         name=subject.name,
         epoch=subject.epoch,
@@ -181,9 +183,7 @@ def _started(file: Path, blank: Surface) -> Surface:
     return surface
 
 
-def _evaluator(
-    settings: LandscapeSettings, model: LoadedModel, samples: Samples, runtime: Runtime
-) -> PointEvaluator:
+def _evaluator(settings: LandscapeSettings, model: LoadedModel, samples: Samples, runtime: Runtime) -> PointEvaluator:
     normalization = _normalization(model, runtime)
     options = {"batch_size": settings.batch_size, "recalibrate": settings.recalibrate}
     return PointEvaluator(model.module, normalization, samples, runtime, **options)  # type: ignore[arg-type]

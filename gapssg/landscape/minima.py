@@ -13,12 +13,12 @@ class Minimum(NamedTuple):
     """A local minimum of a grid.
 
     Attributes:
-        index: Its place on each axis.
+        place: Its index on each axis.
         loss: The loss there.
         at_edge: Whether it lies at the edge of the grid, so that the loss may fall further outside.
     """
 
-    index: tuple[int, ...]
+    place: tuple[int, ...]
     loss: float
     at_edge: bool
 

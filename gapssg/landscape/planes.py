@@ -108,9 +108,7 @@ def _through_models(settings: LandscapeSettings, subjects: Sequence[Subject]) ->
     if len(subjects) == 3:
         labels = (*labels, f"towards {names[2]}")
     marks = {name: subject.model for name, subject in zip(names, subjects, strict=True)}
-    return Site(
-        Plane(points[0], directions, layout), _around(coordinates, settings), labels, (), marks, coordinates
-    )
+    return Site(Plane(points[0], directions, layout), _around(coordinates, settings), labels, (), marks, coordinates)
 
 
 def _around(coordinates: Tensor, settings: LandscapeSettings) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,10 @@ class Plane(NamedTuple):
     origin: Tensor
     directions: Tensor
     layout: Layout
+
+    def to(self, device: torch.device) -> Plane:
+        """Return the same plane on a device."""
+        return Plane(self.origin.to(device), self.directions.to(device), self.layout)
 
 
 class PointEvaluator:
@@ -71,7 +76,7 @@ class PointEvaluator:
             norm.momentum = None  # the plain mean over all batches
         parts = math.ceil(len(samples) / batch_size)
         bounds = [len(samples) * part // parts for part in range(parts + 1)]
-        self._batches = [samples.take(slice(*ends)) for ends in zip(bounds, bounds[1:], strict=False)]
+        self._batches = [samples.take(slice(*ends)) for ends in itertools.pairwise(bounds)]
         self._images = [
             normalization(to_unit_range(batch.images)).contiguous(memory_format=torch.channels_last)
             for batch in self._batches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -135,7 +136,7 @@ def radius_of_doubling(
         return any(not loss < 2 * centre_loss for loss in losses)  # not a number is not under it
 
     distances = [reach * ring / rings for ring in range(rings + 1)]
-    for low, high in zip(distances, distances[1:], strict=False):
+    for low, high in itertools.pairwise(distances):
         if is_doubled(high):
             for _ in range(halvings):
                 middle = (low + high) / 2

@@ -113,7 +113,9 @@ def _final_weights(path: Path) -> Path:
     for name in _FINAL_WEIGHTS:
         if (path / name).is_file():
             return path / name
-    raise InputError(f"{path} holds no checkpoint: neither {' nor '.join(_FINAL_WEIGHTS)} is in it; name a finished run")
+    raise InputError(
+        f"{path} holds no checkpoint: neither {' nor '.join(_FINAL_WEIGHTS)} is in it; name a finished run"
+    )
 
 
 def _names(paths: tuple[Path, ...]) -> list[str]:

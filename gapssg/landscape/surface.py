@@ -139,7 +139,7 @@ class Surface:
             "points_not_finite": self.loss.numel() - len(finite),
             "minima": [
                 {
-                    "coordinates": [axis[i].item() for axis, i in zip(self.axes, minimum.index, strict=True)],
+                    "coordinates": [axis[i].item() for axis, i in zip(self.axes, minimum.place, strict=True)],
                     "loss": minimum.loss,
                     "at_edge": minimum.at_edge,
                 }
