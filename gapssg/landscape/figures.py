@@ -38,6 +38,7 @@ _STYLE = {
     "ytick.labelsize": 7,
     "axes.linewidth": 0.6,
     "lines.linewidth": 1.2,
+    "grid.linewidth": 0.4,
     "svg.hashsalt": "gapssg",  # the same figure is the same file
     "savefig.dpi": _DOTS_PER_INCH,
     "text.parse_math": False,  # names of files may hold dollar signs
@@ -87,6 +88,9 @@ def contour(surface: Surface, scale: Scale) -> Figure:
     lines = axes.contour(*surface.axes.tolist(), _grid(surface, scale), levels=scale.ticks(), **_LINES)
     axes.clabel(lines, fmt=tick_text, fontsize=5.5, inline_spacing=2)
     _mark(axes, surface)
+    if surface.card.directions == "random":
+        axes.set_aspect("equal")
+    axes.locator_params(nbins=5)
     axes.set_title(surface.card.label)
     axes.set_xlabel(surface.card.axis_labels[0])
     axes.set_ylabel(surface.card.axis_labels[1])
@@ -121,6 +125,10 @@ def surface_3d(surface: Surface, scale: Scale) -> Figure:
     axes.set_ylabel(_short(surface.card.axis_labels[1]), labelpad=-6)
     axes.set_zlabel(surface.card.loss_name, labelpad=-4)
     axes.tick_params(pad=-3, labelsize=6)
+    axes.locator_params(axis="x", nbins=5)
+    axes.locator_params(axis="y", nbins=5)
+    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+        axis.set_pane_color("white")
     axes.view_init(elev=32, azim=-55)
     axes.set_box_aspect((1, 1, 0.75), zoom=0.92)
     axes.set_title(surface.card.label, y=0.98)

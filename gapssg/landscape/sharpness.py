@@ -37,7 +37,7 @@ def largest_eigenvalue(product: Product, start: Tensor, steps: int) -> Estimate:
     Args:
         product: The matrix.
         start: (P,), a random vector.
-        steps: Products at most; fewer if the vectors span an invariant space.
+        steps: Products at most, and one for the error; fewer if the vectors span an invariant space.
     """
     basis = [start.double() / start.double().norm()]
     diagonal: list[float] = []
@@ -59,7 +59,10 @@ def largest_eigenvalue(product: Product, start: Tensor, steps: int) -> Estimate:
     if not matrix.isfinite().all():
         return Estimate(math.nan, math.nan)
     values, vectors = torch.linalg.eigh(matrix)
-    return Estimate(values[-1].item(), abs(beside[-1] * vectors[-1, -1].item()))
+    vector = torch.stack(basis[:size]).T @ vectors[:, -1].to(basis[0].device)
+    # Measured rather than computed from the matrix, so that the rounding of the products counts.
+    residual = product(vector.to(start.dtype)).double() - values[-1].item() * vector
+    return Estimate(values[-1].item(), residual.norm().item())
 
 
 def trace(product: Product, size: int, samples: int, generator: torch.Generator) -> Estimate:
