@@ -6,6 +6,7 @@ Colours are matplotlib's viridis and the palette of Okabe and Ito, which people 
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ _LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9
 _DASHES = ("-", "--", "-.", ":")
 _RED = "#D55E00"
 _MOST_COLUMNS = 5
-_MOST_EPOCHS_NAMED = 6
+_LABEL_HEIGHT = 0.06  # of the axes
 _DOTS_PER_INCH = 300
 _STYLE = {
     "font.size": 7.5,
@@ -92,9 +93,9 @@ def contour(surface: Surface, scale: Scale) -> Figure:
         axes.set_aspect("equal")
     axes.locator_params(nbins=5)
     axes.set_title(surface.card.label)
-    axes.set_xlabel(surface.card.axis_labels[0])
-    axes.set_ylabel(surface.card.axis_labels[1])
-    _colour_bar(figure, filled, axes, surface, scale)
+    axes.set_xlabel(_wrapped(surface.card.axis_labels[0]))
+    axes.set_ylabel(_wrapped(surface.card.axis_labels[1]))
+    _colour_bar(figure, filled, axes, surface, scale, inset=True)
     _legend(figure, axes, surface, scale)
     return figure
 
@@ -129,13 +130,22 @@ def surface_3d(surface: Surface, scale: Scale) -> Figure:
     axes.locator_params(axis="y", nbins=5)
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.set_pane_color("white")
-    axes.view_init(elev=32, azim=-55)
+    axes.view_init(elev=32, azim=_azimuth(loss))
     axes.set_box_aspect((1, 1, 0.75), zoom=0.92)
     axes.set_title(surface.card.label, y=0.98)
     clipped = clipping(surface, scale)
     if clipped:
         figure.text(0.5, 0.01, clipped, ha="center", va="bottom", fontsize=6.5)
     return figure
+
+
+def _azimuth(loss: Any) -> int:
+    """Return the direction to look from in which the nearest quarter of the surface hides least."""
+    import numpy as np
+
+    heights, half = np.log(loss), len(loss) // 2
+    near = {35: (half, half), -55: (half, 0), -125: (0, 0), 125: (0, half)}
+    return min(near, key=lambda side: heights[near[side][0] :][: half + 1, near[side][1] :][:, : half + 1].mean())
 
 
 def curves(surfaces: Sequence[Surface]) -> Figure:
@@ -148,7 +158,7 @@ def curves(surfaces: Sequence[Surface]) -> Figure:
         look["linestyle"] = _DASHES[number % len(_DASHES)]
         along = surface.axes[0].tolist()
         clipped = clipping(surface, scale)
-        label = surface.card.label + (f"\n({clipped})" if clipped else "")
+        label = surface.card.label + (f" ({clipped})" if clipped else "")
         upper.plot(along, scale.clip(surface.loss).tolist(), label=label, **look)
         lower.plot(along, [100 * share for share in surface.accuracy.tolist()], **look)
         centre = scale.clip(surface.centre_loss).item()
@@ -159,17 +169,20 @@ def curves(surfaces: Sequence[Surface]) -> Figure:
         for name, (place,) in zip(surface.card.marks, surface.mark_coordinates.tolist(), strict=True):
             if surface.card.directions == "models":
                 upper.axvline(place, color="0.6", linewidth=0.6, zorder=0)
-                upper.annotate(name, (place, 1), xycoords=("data", "axes fraction"), xytext=(2, -2), va="top",
-                               textcoords="offset points", fontsize=6, rotation=90)  # fmt: skip
+                upper.annotate(name, (place, 1), xycoords=("data", "axes fraction"), xytext=(0, 2), ha="center",
+                               textcoords="offset points", fontsize=6.5)  # fmt: skip
     upper.set_yscale("log")
     upper.set_yticks(scale.ticks(), [tick_text(tick) for tick in scale.ticks()])
     upper.minorticks_off()
     card = surfaces[0].card
-    upper.set_ylabel(_capital(card.loss_name))
-    lower.set_ylabel(f"{_capital(card.accuracy_name)}, %")
+    upper.set_ylabel(textwrap.fill(_capital(card.loss_name), 20))
+    lower.set_ylabel(textwrap.fill(f"{_capital(card.accuracy_name)}, %", 18))
     lower.set_ylim(-3, 103)
-    lower.set_xlabel(card.axis_labels[0])
-    upper.legend(frameon=False, title="star: centre, circles: minima", title_fontsize=6.5)
+    lower.locator_params(axis="x", nbins=6)
+    lower.set_xlabel(_wrapped(card.axis_labels[0]))
+    figure.align_ylabels()
+    columns = 2 if len(surfaces) > 1 else 1
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, title=_KEY, title_fontsize=6.5)
     return figure
 
 
@@ -191,7 +204,7 @@ def sheet(surfaces: Sequence[Surface], *, own_scale: bool = False) -> Figure:
     common = scale_of(surfaces)
     filled = None
     notes = []
-    for row, line in zip(panels, rows, strict=True):
+    for number, (row, line) in enumerate(zip(panels, rows, strict=True)):
         for panel, (name, epoch) in zip(row, line, strict=True):
             surface = by_place.get((name, epoch))
             if surface is None:
@@ -202,11 +215,14 @@ def sheet(surfaces: Sequence[Surface], *, own_scale: bool = False) -> Figure:
             panel.contour(*surface.axes.tolist(), _grid(surface, scale), levels=scale.ticks(), **_LINES)
             _mark(panel, surface, small=True)
             if own_scale:
-                _colour_bar(figure, filled, panel, surface, scale, label=False)
+                _colour_bar(figure, filled, panel, surface, scale, inset=True, label=False)
             clipped = clipping(surface, scale)
             if clipped:
                 notes.append(f"{surface.card.label}: {clipped}")
-            if is_row or len(names) == 1 or row is panels[0]:
+            panel.locator_params(nbins=3)
+            if surface.card.directions == "random":
+                panel.set_aspect("equal")
+            if number == 0:
                 panel.set_title(name if epoch is None else f"epoch {epoch}", fontsize=7.5)
         if not is_row:
             row[0].set_ylabel(line[0][0], fontsize=7.5)
@@ -214,11 +230,11 @@ def sheet(surfaces: Sequence[Surface], *, own_scale: bool = False) -> Figure:
     figure.supylabel(_short(surfaces[0].card.axis_labels[1]), fontsize=7.5)
     if not own_scale and filled is not None:
         _colour_bar(figure, filled, panels.ravel().tolist(), surfaces[0], common)
-    if notes:
-        figure.text(0.5, -0.01, "\n".join(notes), ha="center", va="top", fontsize=6)
+    figure.text(0.5, -0.01, "\n".join([_KEY, *notes]), ha="center", va="top", fontsize=6.5)
     return figure
 
 
+_KEY = "star: centre, circles: local minima of the grid"
 _LINES: dict[str, Any] = {"colors": "white", "linewidths": 0.4, "alpha": 0.8}
 
 
@@ -252,23 +268,43 @@ def _mark(axes: Axes, surface: Surface, *, small: bool = False) -> None:
         columns: list[Any] = [list(column) for column in zip(*route, strict=True)]
         axes.plot(*columns, color="white", linewidth=2.2 * size)
         axes.plot(*columns, color=_RED, linewidth=1.1 * size, marker="o", markersize=2.5 * size, label="training route")
-        named = _some(list(range(len(places))), _MOST_EPOCHS_NAMED)
-        for index in named if not small else []:
-            axes.annotate(surface.card.marks[index], places[index], xytext=(3, 3), textcoords="offset points",
-                          fontsize=6, color="white")  # fmt: skip
+        for index in _apart(surface) if not small else []:
+            axes.annotate(f"epoch {surface.card.marks[index]}", places[index], xytext=(4, 2), fontsize=6,
+                          textcoords="offset points", color="white", path_effects=_outline())  # fmt: skip
     elif places:
         for name, place in zip(surface.card.marks, places, strict=True):
             axes.plot(*[[part] for part in place], linestyle="", marker="s", markersize=4 * size, color="white",
                       markeredgecolor="black", markeredgewidth=0.6)  # fmt: skip
-            axes.annotate(name, place, xytext=(4, 4), textcoords="offset points", fontsize=6, color="white")
+            is_left = place[0] < (surface.axes[0, 0] + surface.axes[0, -1]).item() / 2
+            side: dict[str, Any] = {"xytext": (5, 4), "ha": "left"} if is_left else {"xytext": (-5, 4), "ha": "right"}
+            axes.annotate(name, place, textcoords="offset points", fontsize=6, color="white", path_effects=_outline(),
+                          **side)  # fmt: skip
     minima = surface.facts()["minima"]
     if minima:
         columns = [list(column) for column in zip(*(minimum["coordinates"] for minimum in minima), strict=True)]
         axes.plot(*columns, linestyle="", marker="o", markersize=5.5 * size, markerfacecolor="none",
                   markeredgecolor="white", markeredgewidth=1.0 * size, label="local minimum of the grid",
-                  clip_on=False)  # fmt: skip
+                  clip_on=False, path_effects=_outline(), zorder=4)  # fmt: skip
     axes.plot([0], [0], linestyle="", marker="*", markersize=7 * size, color=_RED, markeredgecolor="white",
-              markeredgewidth=0.5, label="centre")  # fmt: skip
+              markeredgewidth=0.5, label="centre", zorder=5)  # fmt: skip
+
+
+def _apart(surface: Surface) -> list[int]:
+    """Return the points of a route, the first included, that are far enough apart for a label each."""
+    extent = surface.axes[:, -1] - surface.axes[:, 0]
+    places = surface.mark_coordinates / extent
+    chosen: list[int] = []
+    for index in range(len(places)):
+        if all((places[index] - places[other]).norm() > _LABEL_HEIGHT for other in chosen):
+            chosen.append(index)
+    return chosen
+
+
+def _outline() -> list[Any]:
+    """Return a dark edge, which shows white on any ground."""
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=1.8, foreground="#333333")]
 
 
 def _legend(figure: Figure, axes: Axes, surface: Surface, scale: Scale) -> None:
@@ -280,7 +316,7 @@ def _legend(figure: Figure, axes: Axes, surface: Surface, scale: Scale) -> None:
         copy = Line2D([], [])
         copy.update_from(handle)
         if copy.get_marker() == "o" and copy.get_linestyle() == "None":
-            copy.set_markeredgecolor("black")  # white on white paper is not seen
+            copy.set_path_effects(_outline())
         shown.append(copy)
     clipped = clipping(surface, scale)
     if clipped:
@@ -291,14 +327,23 @@ def _legend(figure: Figure, axes: Axes, surface: Surface, scale: Scale) -> None:
                   columnspacing=1.0, borderpad=0.1)  # fmt: skip
 
 
-def _colour_bar(figure: Figure, filled: Any, axes: Any, surface: Surface, scale: Scale, *, label: bool = True) -> None:
+def _colour_bar(
+    figure: Figure, filled: Any, axes: Any, surface: Surface, scale: Scale, *, inset: bool = False, label: bool = True
+) -> None:
     from matplotlib.cm import ScalarMappable
 
-    bar = figure.colorbar(ScalarMappable(filled.norm, filled.cmap), ax=axes, ticks=scale.ticks(), pad=0.02, aspect=25)
+    place: dict[str, Any] = {"ax": axes, "pad": 0.02, "aspect": 25}
+    if inset:
+        place = {"cax": axes.inset_axes((1.03, 0, 0.05, 1))}  # as high as axes of equal aspect
+    bar = figure.colorbar(ScalarMappable(filled.norm, filled.cmap), ticks=scale.ticks(), **place)
     bar.ax.set_yticklabels([tick_text(tick) for tick in scale.ticks()])
     bar.ax.minorticks_off()
     if label:
         bar.set_label(_capital(surface.card.loss_name))
+
+
+def _wrapped(label: str) -> str:
+    return textwrap.fill(label, 48)
 
 
 def _short(label: str) -> str:

@@ -143,7 +143,7 @@ def measure_landscape(
 
 def _blank(settings: LandscapeSettings, subject: Subject, site: Site, samples: Samples, runtime: Runtime) -> Surface:
     card = SurfaceCard(
-        name=subject.name,
+        name=" to ".join(site.marks) if settings.directions == "models" else subject.name,
         epoch=subject.epoch,
         model_file=str(subject.model.path),
         model_sha256=subject.model.sha256,

@@ -108,7 +108,12 @@ def _through_models(settings: LandscapeSettings, subjects: Sequence[Subject]) ->
     if len(subjects) == 3:
         labels = (*labels, f"towards {names[2]}")
     marks = {name: subject.model for name, subject in zip(names, subjects, strict=True)}
-    return Site(Plane(points[0], directions, layout), _around(coordinates, settings), labels, (), marks, coordinates)
+    lowest = torch.full_like(points[0], -torch.inf)
+    for name, part in layout.split(lowest).items():
+        if name.endswith("running_var"):
+            part.copy_(torch.stack([model.module.get_buffer(name) for model in marks.values()]).amin(dim=0))
+    plane = Plane(points[0], directions, layout, lowest)
+    return Site(plane, _around(coordinates, settings), labels, (), marks, coordinates)
 
 
 def _around(coordinates: Tensor, settings: LandscapeSettings) -> Tensor:

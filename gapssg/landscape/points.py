@@ -27,15 +27,19 @@ class Plane(NamedTuple):
         origin: (P,), the weights at coordinates 0.
         directions: (D, P).
         layout: Which tensors of the network these are.
+        lowest: (P,), if given: no point has less than this. Outside of the models that it passes through, a plane
+            would lead to negative variances.
     """
 
     origin: Tensor
     directions: Tensor
     layout: Layout
+    lowest: Tensor | None = None
 
     def to(self, device: torch.device) -> Plane:
         """Return the same plane on a device."""
-        return Plane(self.origin.to(device), self.directions.to(device), self.layout)
+        lowest = None if self.lowest is None else self.lowest.to(device)
+        return Plane(self.origin.to(device), self.directions.to(device), self.layout, lowest)
 
 
 class PointEvaluator:
@@ -98,6 +102,8 @@ class PointEvaluator:
                 weights = plane.origin
                 for coordinate, direction in zip(point, plane.directions, strict=True):
                     weights = torch.add(weights, direction, alpha=coordinate)
+                if plane.lowest is not None:
+                    weights = torch.maximum(weights, plane.lowest)
                 self._write(plane.layout.split(weights))
                 measured.append(self._measure_once())
         both = torch.stack(measured).float().cpu()  # the one wait for the device
@@ -106,9 +112,6 @@ class PointEvaluator:
     def _write(self, weights: dict[str, Tensor]) -> None:
         for name, value in weights.items():
             self._tensors[name].copy_(value)
-        for norm in self._norms:
-            if norm.running_var is not None:
-                norm.running_var.clamp_(min=0)  # outside of the models that it passes through, a plane can leave them
 
     def _measure_once(self) -> Tensor:
         if self._recalibrate:

@@ -14,6 +14,7 @@ from gapssg.landscape.surface import Surface
 _CEILING = 1e4  # above this a loss only says that the network is lost
 _FLOOR = 1e-6  # a loss of 0 has no logarithm
 _SMALLEST_SPAN = 1.2
+_SPAN_WHERE_CLIPPED = 100.0  # what is clipped looks high, even where little else is left
 
 
 class Scale(NamedTuple):
@@ -49,7 +50,8 @@ def scale_of(surfaces: Sequence[Surface]) -> Scale:
     if not len(drawn):
         return Scale(_CEILING / 10, _CEILING)
     low = max(drawn.min().item(), _FLOOR)
-    return Scale(low, max(drawn.max().item(), low * _SMALLEST_SPAN))
+    span = _SMALLEST_SPAN if len(drawn) == len(losses) else _SPAN_WHERE_CLIPPED
+    return Scale(low, max(drawn.max().item(), low * span))
 
 
 def clipping(surface: Surface, scale: Scale) -> str | None:
@@ -57,9 +59,9 @@ def clipping(surface: Surface, scale: Scale) -> str | None:
     count = int((~(surface.loss <= scale.high)).sum())
     if not count:
         return None
-    return f"{count} of {surface.loss.numel()} points overflow, drawn at {scale.high:.3g}"
+    return f"{count} of {surface.loss.numel()} points clipped to {tick_text(scale.high)}"
 
 
 def tick_text(loss: float) -> str:
     """Return a loss as a short decimal."""
-    return f"{loss:.2g}" if loss < 1000 else f"{loss:,.0f}"
+    return f"{loss:.2g}" if loss < 10 else f"{loss:,.0f}"

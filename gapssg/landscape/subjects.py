@@ -13,6 +13,7 @@ from gapssg.engine.settings import DistillSettings
 from gapssg.errors import InputError
 from gapssg.models.model_file import LoadedModel, load_model
 
+_ONLY_ONE_IN_A_RUN = ("student", "model")
 _FINAL_WEIGHTS = ("student.safetensors", "model.safetensors")
 _SNAPSHOT = re.compile(r"epoch-(\d+)\.safetensors")
 
@@ -120,7 +121,14 @@ def _final_weights(path: Path) -> Path:
 
 def _names(paths: tuple[Path, ...]) -> list[str]:
     """Return the shortest ends of the paths that tell them apart."""
-    parts = [path.with_suffix("").parts if path.suffix == ".safetensors" else path.resolve().parts for path in paths]
+    parts = []
+    for path in paths:
+        whole = path.resolve()
+        if whole.suffix == ".safetensors":
+            whole = whole.with_suffix("")
+            if whole.name in _ONLY_ONE_IN_A_RUN:
+                whole = whole.parent
+        parts.append(whole.parts)
     for depth in range(1, max(map(len, parts), default=1) + 1):
         names = ["/".join(part[-depth:]) for part in parts]
         if len(set(names)) == len(names):
