@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gapssg.files import write_atomically
 from gapssg.landscape.interactive import interactive_html
@@ -117,7 +117,7 @@ def surface_3d(surface: Surface, scale: Scale) -> Figure:
         across, along, np.log10(loss), facecolors=faces, rstride=1, cstride=1, linewidth=0.15, edgecolor="#00000030",
         antialiased=True, shade=False,
     )  # fmt: skip
-    centre = float(np.log10(scale.clip(surface.centre_loss)))
+    centre = scale.clip(surface.centre_loss).log10().item()
     axes.plot([0], [0], [centre], marker="*", markersize=7, color=_RED, markeredgecolor="white", zorder=5)
     ticks = scale.ticks()
     axes.set_zticks([float(np.log10(tick)) for tick in ticks], [tick_text(tick) for tick in ticks])
@@ -197,7 +197,7 @@ def sheet(surfaces: Sequence[Surface], *, own_scale: bool = False) -> Figure:
         rows = [[(name, None) for name in names]]
     width = COLUMN if len(rows[0]) <= 2 else PAGE
     side = (width - 0.9) / len(rows[0])
-    figure = _figure(width, len(rows) * side + 0.85)
+    figure = _figure(width, len(rows) * side + 0.85, "compressed")
     panels = figure.subplots(
         len(rows), len(rows[0]), squeeze=False, sharex=own_scale is False, sharey=own_scale is False
     )
@@ -238,10 +238,10 @@ _KEY = "star: centre, circles: local minima of the grid"
 _LINES: dict[str, Any] = {"colors": "white", "linewidths": 0.4, "alpha": 0.8}
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Figure:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=layout)
 
 
 def _grid(surface: Surface, scale: Scale) -> Any:

@@ -13,6 +13,7 @@ from gapssg.landscape.surface import Surface
 
 _CEILING = 1e4  # above this a loss only says that the network is lost
 _FLOOR = 1e-6  # a loss of 0 has no logarithm
+_MOST_TICKS = 8
 _SMALLEST_SPAN = 1.2
 _SPAN_WHERE_CLIPPED = 100.0  # what is clipped looks high, even where little else is left
 
@@ -34,7 +35,7 @@ class Scale(NamedTuple):
         for digits in ((1, 2, 5), (1, 3), (1,)):
             round_losses = [digit * 10.0**power for power in powers for digit in digits]
             inside = [loss for loss in round_losses if self.low <= loss <= self.high]
-            if len(inside) <= 7:
+            if len(inside) <= _MOST_TICKS:
                 break
         return inside if len(inside) > 1 else [self.low, self.high]
 
