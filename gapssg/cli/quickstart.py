@@ -14,6 +14,7 @@ from gapssg.errors import InputError
 
 RECIPE = "digits"
 LANDSCAPE_GRID = 11
+LANDSCAPE_SAMPLES = 225  # half of the test digits, to stay within 15 seconds on two cores
 
 
 def quickstart(
@@ -80,6 +81,7 @@ def quickstart(
             "models": ("FILE", [str(runs["student"])]),
             "data.name": ("--data", "digits"),
             "grid": ("--grid", LANDSCAPE_GRID),
+            "samples": ("--samples", LANDSCAPE_SAMPLES),
             "curvature.enabled": ("--no-curvature", False),
             **runtime,
         },
