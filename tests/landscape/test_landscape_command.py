@@ -29,7 +29,8 @@ def gapssg(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
         signal.signal(number, handler)
 
 
-def test_json_is_all_that_stands_on_stdout(gapssg, run_folder: Path, tmp_path: Path):
+def test_json_is_all_that_stands_on_stdout(gapssg, run_folder: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("gapssg.landscape.measure.draw", lambda *_, **__: [])
     out = tmp_path / "out"
     status, stdout, stderr = gapssg("landscape", run_folder, "--data", "digits", "--output", out, "--json", *FAST)
     assert status == 0, stderr
