@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gapssg.engine.pretrain import pretrain_teacher
     from gapssg.engine.settings import DistillSettings, EvaluateSettings, PretrainSettings
     from gapssg.errors import GapssgError, InputError, RunError
+    from gapssg.landscape.measure import measure_landscape
+    from gapssg.landscape.settings import LandscapeSettings
     from gapssg.models.model_file import load_model
     from gapssg.settings import load_settings
 
@@ -24,6 +26,7 @@ __all__ = [
     "EvaluateSettings",
     "GapssgError",
     "InputError",
+    "LandscapeSettings",
     "PretrainSettings",
     "RunError",
     "__version__",
@@ -31,6 +34,7 @@ __all__ = [
     "evaluate",
     "load_model",
     "load_settings",
+    "measure_landscape",
     "pretrain_teacher",
 ]
 
@@ -41,6 +45,8 @@ _HOMES = {
     "DistillSettings": "gapssg.engine.settings",
     "EvaluateSettings": "gapssg.engine.settings",
     "PretrainSettings": "gapssg.engine.settings",
+    "LandscapeSettings": "gapssg.landscape.settings",
+    "measure_landscape": "gapssg.landscape.measure",
     "GapssgError": "gapssg.errors",
     "InputError": "gapssg.errors",
     "RunError": "gapssg.errors",

@@ -18,6 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each room may import what stands after it.
 ORDER = [
     "cli",
+    "landscape",
     "engine",
     "synthesis",
     "data",
@@ -110,7 +111,11 @@ def test_nothing_below_the_command_line_prints():
 
 @pytest.mark.parametrize(
     "code",
-    ["import gapssg", "import gapssg.cli.app", "import gapssg.engine.settings, gapssg.data, gapssg.models"],
+    [
+        "import gapssg",
+        "import gapssg.cli.app",
+        "import gapssg.engine.settings, gapssg.landscape.settings, gapssg.data, gapssg.models",
+    ],
 )
 def test_importing_does_no_work(code):
     check = f"import sys; {code}; sys.exit(any(m in sys.modules for m in ('torch', 'sklearn', 'PIL', 'numpy')))"

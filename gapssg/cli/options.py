@@ -171,12 +171,18 @@ def run_directory(
             raise InputError(f"--resume continues a run in its own directory with its own settings; leave {option} out")
     file = resume / "settings.toml"
     try:
-        began_as = "distill" if "teacher" in read_toml(file) else "pretrain-teacher"
+        began_as = _command_of(read_toml(file))
     except InputError as error:
         raise InputError(f"{resume} holds no run to continue: {error}") from error
     if began_as != command:
         raise InputError(f"{resume} is a run of {began_as}; use gapssg {began_as} --resume {resume}")
     return resume, file
+
+
+def _command_of(settings: Mapping[str, Any]) -> str:
+    if "grid" in settings:
+        return "landscape"
+    return "distill" if "student" in settings else "pretrain-teacher"
 
 
 def without_download(settings: AnySettings, key: str, resume: Path | None, download: bool | None) -> AnySettings:

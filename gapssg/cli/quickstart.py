@@ -1,4 +1,4 @@
-"""`gapssg quickstart`: teacher, student and baseline in a row on the embedded data set."""
+"""`gapssg quickstart`: teacher, student, baseline and landscape in a row on the embedded data set."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from gapssg.cli.console import count, percent
 from gapssg.errors import InputError
 
 RECIPE = "digits"
+LANDSCAPE_GRID = 11
+LANDSCAPE_SAMPLES = 225  # half of the test digits, to stay within 15 seconds on two cores
 
 
 def quickstart(
     context: typer.Context,
-    output: Annotated[Path, typer.Option("--output", help="Directory for the three runs.")] = Path("quickstart"),
+    output: Annotated[Path, typer.Option("--output", help="Directory for the runs.")] = Path("quickstart"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier quickstart.")] = False,
     seed: options.Seed = None,
     device: options.Device = None,
@@ -28,8 +30,9 @@ def quickstart(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Train a digits teacher, distil a student without data, and compare it with a baseline on noise."""
+    """Train a digits teacher, distil a student without data, compare it with a baseline, draw its loss landscape."""
     from gapssg.engine.settings import DistillSettings, EvaluateSettings, PretrainSettings
+    from gapssg.landscape.settings import LandscapeSettings
     from gapssg.settings import load_settings
 
     console = options.console_of(context)
@@ -71,31 +74,50 @@ def quickstart(
         },
     )
 
+    landscape_settings = load_settings(
+        LandscapeSettings,
+        section="landscape",
+        options={
+            "models": ("FILE", [str(runs["student"])]),
+            "data.name": ("--data", "digits"),
+            "grid": ("--grid", LANDSCAPE_GRID),
+            "samples": ("--samples", LANDSCAPE_SAMPLES),
+            "curvature.enabled": ("--no-curvature", False),
+            **runtime,
+        },
+    )
+
     from gapssg.cli.signals import listen
     from gapssg.engine.distill import distill
     from gapssg.engine.evaluate import evaluate
     from gapssg.engine.pretrain import pretrain_teacher
     from gapssg.engine.run_directory import check_output
+    from gapssg.landscape.measure import measure_landscape
 
-    strange = sorted({entry.name for entry in output.iterdir()} - runs.keys()) if output.is_dir() else []
+    folders = {**runs, "landscape": output / "landscape"}
+    strange = sorted({entry.name for entry in output.iterdir()} - folders.keys()) if output.is_dir() else []
     if strange:
         raise InputError(f"--output {output} holds other files ({', '.join(strange[:3])}); name another directory")
-    for folder in runs.values():
+    for folder in folders.values():
         check_output(folder, overwrite)
 
     started = time.perf_counter()
     requests = listen()
     with console.live() as display:
-        console.say(f"1 of 4: a {teacher_settings.model.name} teacher learns the digits from real images")
+        console.say(f"1 of 5: a {teacher_settings.model.name} teacher learns the digits from real images")
         teacher = pretrain_teacher(
             teacher_settings, runs["teacher"], overwrite=overwrite, display=display, requests=requests
         )
-        console.say(f"2 of 4: a {student_settings.student.name} student learns from the teacher and from no data")
+        console.say(f"2 of 5: a {student_settings.student.name} student learns from the teacher and from no data")
         student = distill(student_settings, runs["student"], overwrite=overwrite, display=display, requests=requests)
-        console.say("3 of 4: the same student, for as many steps, on noise: the baseline")
+        console.say("3 of 5: the same student, for as many steps, on noise: the baseline")
         noise = distill(noise_settings, runs["noise-baseline"], overwrite=overwrite, display=display, requests=requests)
-        console.say("4 of 4: all three on the held-out digits")
+        console.say("4 of 5: all three on the held-out digits")
         evaluation = evaluate(evaluate_settings, display=display)
+        console.say("5 of 5: the loss around the student's weights")
+        landscape = measure_landscape(
+            landscape_settings, folders["landscape"], overwrite=overwrite, display=display, requests=requests
+        )
     seconds = time.perf_counter() - started
 
     labels = ("teacher, real data", f"student, {method.name}", "student, noise")
@@ -120,6 +142,9 @@ def quickstart(
     for file in files.values():
         console.say(f"  {file}")
     console.say(f"  {runs['student'] / 'samples'}: the images that the student learned from, one grid an epoch")
+    console.say(
+        f"  {folders['landscape'] / 'figures'}: the loss around the student's weights, one to turn in a browser"
+    )
     console.result(
         {
             "command": "quickstart",
@@ -127,6 +152,7 @@ def quickstart(
             "student": student,
             "noise_baseline": noise,
             "evaluation": evaluation,
+            "landscape": landscape,
             "timing": {"total": seconds},
         }
     )

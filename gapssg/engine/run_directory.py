@@ -30,18 +30,19 @@ _EVENTS = "events.jsonl"
 _RESULT = "result.json"
 _POOL = "pool"
 _LOCK = ".lock"
-_FOLDERS = ("samples", "snapshots", _POOL, "checkpoint")
+_FOLDERS = ("samples", "snapshots", _POOL, "checkpoint", "surfaces", "figures")
 
 # All that a run writes, relative to its directory, and the temporary name that a write had when it was killed.
 _OWN_FILE = re.compile(
     r"\.lock|settings\.toml|events\.jsonl|result\.json|(student|model|best)\.safetensors"
     r"|samples/epoch-\d+\.png|snapshots/epoch-\d+\.safetensors|pool/shard-\d+\.safetensors"
     r"|checkpoint/latest\.safetensors"
-    r"|((samples|snapshots|pool|checkpoint)/)?\.[\w.-]+\.tmp"
+    r"|surfaces/[\w.-]+\.safetensors|figures/[\w.-]+\.(png|svg|html)"
+    r"|((samples|snapshots|pool|checkpoint|surfaces|figures)/)?\.[\w.-]+\.tmp"
 )
 
 
-_MAY_CHANGE = {"checkpoint_every", "checkpoint_minutes", "max_rollbacks"}
+_MAY_CHANGE = {"checkpoint_every", "checkpoint_minutes", "max_rollbacks", "own_scale"}
 _IS_ASKED_ANEW = {"data.download", "eval_data.download"}
 _MOST_DIFFERENCES = 10
 _MOST_GRIDS = 100

@@ -1,0 +1,84 @@
+"""The loss of a network as a function of all its parameters, with gradients and Hessian-vector products."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from gapssg.augment import Normalization
+from gapssg.landscape.layout import Layout
+from gapssg.landscape.samples import Samples
+from gapssg.landscape.settings import CurvatureSettings
+from gapssg.landscape.sharpness import Estimate, epsilon_sharpness, largest_eigenvalue, trace
+from gapssg.runtime import Runtime, to_unit_range
+
+_BATCH_SIZE = 256
+
+
+class CentreLoss:
+    """The mean loss on samples as a function of all parameters, in float32; batch-norm statistics stay as they are."""
+
+    def __init__(self, module: nn.Module, normalization: Normalization, samples: Samples, runtime: Runtime) -> None:
+        """Prepare the loss of `module`, which is copied."""
+        self._module = runtime.place(copy.deepcopy(module)).eval()
+        self.layout = Layout.of(self._module)
+        self.weights = self.layout.flatten(self._module.state_dict())
+        batches = [samples.take(slice(start, start + _BATCH_SIZE)) for start in range(0, len(samples), _BATCH_SIZE)]
+        self._batches = [(normalization(to_unit_range(batch.images)), batch) for batch in batches]
+        self._count = len(samples)
+
+    def loss_and_gradient(self, weights: Tensor) -> tuple[float, Tensor]:
+        """Return the loss at weights (P,) and its gradient (P,)."""
+        total, gradient = 0.0, torch.zeros_like(weights)
+        for images, batch in self._batches:
+            at = weights.detach().requires_grad_()
+            loss = self._loss(at, images, batch)
+            gradient += torch.autograd.grad(loss, at)[0]
+            total += loss.item()
+        return total, gradient
+
+    def hessian_product(self, vector: Tensor) -> Tensor:
+        """Return the Hessian at the network's own weights times a vector (P,)."""
+        product = torch.zeros_like(vector)
+        for images, batch in self._batches:
+            at = self.weights.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self._loss(at, images, batch), at, create_graph=True)
+            product += torch.autograd.grad(gradient, at, vector)[0]
+        return product
+
+    def _loss(self, weights: Tensor, images: Tensor, batch: Samples) -> Tensor:
+        logits = functional_call(self._module, self.layout.split(weights), (images,))
+        return batch.loss(logits) * (len(batch) / self._count)
+
+
+def measure_curvature(
+    module: nn.Module, normalization: Normalization, samples: Samples, runtime: Runtime, settings: CurvatureSettings
+) -> dict[str, object]:
+    """Return the largest Hessian eigenvalue and the trace with their errors, and the epsilon-sharpness.
+
+    They are of all parameters, in float32, at the network's own batch-norm statistics.
+    """
+    drawn = samples.drawn(settings.samples, runtime.random_stream("curvature samples"))
+    loss = CentreLoss(module, normalization, drawn, runtime)
+    start = torch.randn(
+        len(loss.weights), generator=runtime.random_stream("lanczos"), device=runtime.device, dtype=torch.float32
+    )
+    eigenvalue = largest_eigenvalue(loss.hessian_product, start, settings.lanczos_steps)
+    hutchinson = trace(
+        loss.hessian_product, len(loss.weights), settings.trace_samples, runtime.random_stream("hutchinson")
+    )
+    sharpness = epsilon_sharpness(loss.loss_and_gradient, loss.weights, settings.epsilon, settings.ascent_steps)
+    return {
+        "samples": len(drawn),
+        "largest_eigenvalue": _finite(eigenvalue),
+        "trace": _finite(hutchinson),
+        "epsilon_sharpness": sharpness if sharpness < float("inf") else None,
+        "epsilon": settings.epsilon,
+    }
+
+
+def _finite(estimate: Estimate) -> dict[str, float | None]:
+    return {name: value if abs(value) < float("inf") else None for name, value in estimate._asdict().items()}

@@ -1,0 +1,385 @@
+"""Figures of saved surfaces, at the size of a paper's column; no model is needed.
+
+Colours are matplotlib's viridis and the palette of Okabe and Ito, which people with any colour vision tell apart.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from gapssg.files import write_atomically
+from gapssg.landscape.interactive import interactive_html
+from gapssg.landscape.scale import Scale, clipping, scale_of, tick_text
+from gapssg.landscape.surface import Surface
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMN = 3.35  # inches: 8.5 cm
+PAGE = 6.9  # two columns
+_COLOURS = "viridis"
+_LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES = ("-", "--", "-.", ":")
+_RED = "#D55E00"
+_MOST_COLUMNS = 5
+_LABEL_HEIGHT = 0.06  # of the axes
+_DOTS_PER_INCH = 300
+_STYLE = {
+    "font.size": 7.5,
+    "axes.titlesize": 8,
+    "axes.labelsize": 7.5,
+    "legend.fontsize": 6.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "grid.linewidth": 0.4,
+    "svg.hashsalt": "gapssg",  # the same figure is the same file
+    "savefig.dpi": _DOTS_PER_INCH,
+    "text.parse_math": False,  # names of files may hold dollar signs
+    "axes.formatter.use_mathtext": False,
+    "axes.unicode_minus": True,
+}
+
+
+def draw(surfaces: Mapping[str, Surface], folder: Path, *, own_scale: bool = False) -> list[Path]:
+    """Draw all figures of some surfaces that have equally many axes.
+
+    With two axes these are, for each surface, a contour, a 3D surface and an interactive one (HTML, which needs no
+    network), and for several a sheet; with one axis, one figure of all curves.
+
+    Args:
+        surfaces: By the name that their files get.
+        folder: Where PNG, SVG and HTML are written.
+        own_scale: Whether each surface gets a colour scale of its own.
+
+    Returns:
+        The files.
+
+    Raises:
+        RunError: A file cannot be written.
+    """
+    everything = list(surfaces.values())
+    if len(everything[0].axes) == 1:
+        return _write(folder, "curves", lambda: curves(everything))
+    files: list[Path] = []
+    for name, surface in surfaces.items():
+        scale = scale_of([surface] if own_scale else everything)
+        files += _write(folder, f"{name}-contour", lambda s=surface, c=scale: contour(s, c))  # type: ignore[misc]
+        files += _write(folder, f"{name}-surface", lambda s=surface, c=scale: surface_3d(s, c))  # type: ignore[misc]
+        page = folder / f"{name}-interactive.html"
+        write_atomically(page, interactive_html(surface, scale).encode())
+        files.append(page)
+    if len(everything) > 1:
+        files += _write(folder, "sheet", lambda: sheet(everything, own_scale=own_scale))
+    return files
+
+
+def contour(surface: Surface, scale: Scale) -> Figure:
+    """Draw filled contours with the centre, the minima and, if there is one, the training route."""
+    figure = _figure(COLUMN, 3.25)
+    axes = figure.add_subplot()
+    filled = _fill(axes, surface, scale)
+    lines = axes.contour(*surface.axes.tolist(), _grid(surface, scale), levels=scale.ticks(), **_LINES)
+    axes.clabel(lines, fmt=tick_text, fontsize=5.5, inline_spacing=2)
+    _mark(axes, surface)
+    if surface.card.directions == "random":
+        axes.set_aspect("equal")
+    axes.locator_params(nbins=5)
+    axes.set_title(surface.card.label)
+    axes.set_xlabel(_wrapped(surface.card.axis_labels[0]))
+    axes.set_ylabel(_wrapped(surface.card.axis_labels[1]))
+    _colour_bar(figure, filled, axes, surface, scale, inset=True)
+    _legend(figure, axes, surface, scale)
+    return figure
+
+
+def surface_3d(surface: Surface, scale: Scale) -> Figure:
+    """Draw the surface in perspective, over a logarithmic height."""
+    import numpy as np
+    from matplotlib.colors import LogNorm
+
+    figure = _figure(COLUMN, 2.9)
+    axes: Any = figure.add_subplot(projection="3d", computed_zorder=False)
+    across, along = np.meshgrid(*surface.axes.numpy(), indexing="ij")
+    loss = scale.clip(surface.loss).numpy()
+    norm = LogNorm(scale.low, scale.high)
+    from matplotlib import colormaps
+
+    faces = colormaps[_COLOURS](norm(loss))
+    axes.plot_surface(
+        across, along, np.log10(loss), facecolors=faces, rstride=1, cstride=1, linewidth=0.15, edgecolor="#00000030",
+        antialiased=True, shade=False,
+    )  # fmt: skip
+    centre = scale.clip(surface.centre_loss).log10().item()
+    axes.plot([0], [0], [centre], marker="*", markersize=7, color=_RED, markeredgecolor="white", zorder=5)
+    ticks = scale.ticks()
+    axes.set_zticks([float(np.log10(tick)) for tick in ticks], [tick_text(tick) for tick in ticks])
+    axes.set_zlim(np.log10(scale.low), np.log10(scale.high))
+    axes.set_xlabel(_short(surface.card.axis_labels[0]), labelpad=-6)
+    axes.set_ylabel(_short(surface.card.axis_labels[1]), labelpad=-6)
+    axes.set_zlabel(surface.card.loss_name, labelpad=-4)
+    axes.tick_params(pad=-3, labelsize=6)
+    axes.locator_params(axis="x", nbins=5)
+    axes.locator_params(axis="y", nbins=5)
+    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+        axis.set_pane_color("white")
+    axes.view_init(elev=32, azim=_azimuth(loss))
+    axes.set_box_aspect((1, 1, 0.75), zoom=0.92)
+    axes.set_title(surface.card.label, y=0.98)
+    clipped = clipping(surface, scale)
+    if clipped:
+        figure.text(0.5, 0.01, clipped, ha="center", va="bottom", fontsize=6.5)
+    return figure
+
+
+def _azimuth(loss: Any) -> int:
+    """Return the direction to look from in which the nearest quarter of the surface hides least."""
+    import numpy as np
+
+    heights, half = np.log(loss), len(loss) // 2
+    near = {35: (half, half), -55: (half, 0), -125: (0, 0), 125: (0, half)}
+    return min(near, key=lambda side: heights[near[side][0] :][: half + 1, near[side][1] :][:, : half + 1].mean())
+
+
+def curves(surfaces: Sequence[Surface]) -> Figure:
+    """Draw loss and accuracy along one direction, one line a surface."""
+    figure = _figure(COLUMN, 3.4)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    scale = scale_of(surfaces)
+    for number, surface in enumerate(surfaces):
+        look: dict[str, Any] = {"color": _LINE_COLOURS[number % len(_LINE_COLOURS)]}
+        look["linestyle"] = _DASHES[number % len(_DASHES)]
+        along = surface.axes[0].tolist()
+        clipped = clipping(surface, scale)
+        label = surface.card.label + (f" ({clipped})" if clipped else "")
+        upper.plot(along, scale.clip(surface.loss).tolist(), label=label, **look)
+        lower.plot(along, [100 * share for share in surface.accuracy.tolist()], **look)
+        centre = scale.clip(surface.centre_loss).item()
+        upper.plot([0], [centre], marker="*", markersize=7, markeredgecolor="white", color=look["color"], zorder=5)
+        for minimum in surface.facts()["minima"]:
+            spot = {"marker": "o", "markersize": 4, "markerfacecolor": "none", "color": look["color"]}
+            upper.plot(minimum["coordinates"], [scale.clip(surface.loss.new_tensor(minimum["loss"])).item()], **spot)
+        for name, (place,) in zip(surface.card.marks, surface.mark_coordinates.tolist(), strict=True):
+            if surface.card.directions == "models":
+                upper.axvline(place, color="0.6", linewidth=0.6, zorder=0)
+                upper.annotate(name, (place, 1), xycoords=("data", "axes fraction"), xytext=(0, 2), ha="center",
+                               textcoords="offset points", fontsize=6.5)  # fmt: skip
+    upper.set_yscale("log")
+    upper.set_yticks(scale.ticks(), [tick_text(tick) for tick in scale.ticks()])
+    upper.minorticks_off()
+    card = surfaces[0].card
+    upper.set_ylabel(textwrap.fill(_capital(card.loss_name), 20))
+    lower.set_ylabel(textwrap.fill(f"{_capital(card.accuracy_name)}, %", 18))
+    lower.set_ylim(-3, 103)
+    lower.locator_params(axis="x", nbins=6)
+    lower.set_xlabel(_wrapped(card.axis_labels[0]))
+    figure.align_ylabels()
+    columns = 2 if len(surfaces) > 1 else 1
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, title=_KEY, title_fontsize=6.5)
+    return figure
+
+
+def sheet(surfaces: Sequence[Surface], *, own_scale: bool = False) -> Figure:
+    """Draw several surfaces beside each other: a row for each name, a column for each epoch."""
+    names = list(dict.fromkeys(surface.card.name for surface in surfaces))
+    by_place = {(surface.card.name, surface.card.epoch): surface for surface in surfaces}
+    epochs = _some(sorted({epoch for _, epoch in by_place}, key=lambda epoch: epoch or 0), _MOST_COLUMNS)
+    is_row = epochs == [None] and len(names) <= _MOST_COLUMNS  # one column only: better one row
+    rows: list[list[tuple[str, int | None]]] = [[(name, epoch) for epoch in epochs] for name in names]
+    if is_row:
+        rows = [[(name, None) for name in names]]
+    width = COLUMN if len(rows[0]) <= 2 else PAGE
+    side = (width - 0.9) / len(rows[0])
+    figure = _figure(width, len(rows) * side + 0.85, "compressed")
+    panels = figure.subplots(
+        len(rows), len(rows[0]), squeeze=False, sharex=own_scale is False, sharey=own_scale is False
+    )
+    common = scale_of(surfaces)
+    filled = None
+    notes = []
+    for number, (row, line) in enumerate(zip(panels, rows, strict=True)):
+        for panel, (name, epoch) in zip(row, line, strict=True):
+            surface = by_place.get((name, epoch))
+            if surface is None:
+                panel.set_axis_off()
+                continue
+            scale = scale_of([surface]) if own_scale else common
+            filled = _fill(panel, surface, scale)
+            panel.contour(*surface.axes.tolist(), _grid(surface, scale), levels=scale.ticks(), **_LINES)
+            _mark(panel, surface, small=True)
+            if own_scale:
+                _colour_bar(figure, filled, panel, surface, scale, inset=True, label=False)
+            clipped = clipping(surface, scale)
+            if clipped:
+                notes.append(f"{surface.card.label}: {clipped}")
+            panel.locator_params(nbins=3)
+            if surface.card.directions == "random":
+                panel.set_aspect("equal")
+            if number == 0:
+                panel.set_title(name if epoch is None else f"epoch {epoch}", fontsize=7.5)
+        if not is_row:
+            row[0].set_ylabel(line[0][0], fontsize=7.5)
+    figure.supxlabel(_short(surfaces[0].card.axis_labels[0]), fontsize=7.5)
+    figure.supylabel(_short(surfaces[0].card.axis_labels[1]), fontsize=7.5)
+    if not own_scale and filled is not None:
+        _colour_bar(figure, filled, panels.ravel().tolist(), surfaces[0], common)
+    figure.text(0.5, -0.01, "\n".join([_KEY, *notes]), ha="center", va="top", fontsize=6.5)
+    return figure
+
+
+_KEY = "star: centre, circles: local minima of the grid"
+_LINES: dict[str, Any] = {"colors": "white", "linewidths": 0.4, "alpha": 0.8}
+
+
+def _figure(width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout=layout)
+
+
+def _grid(surface: Surface, scale: Scale) -> Any:
+    return scale.clip(surface.loss).T.numpy()  # matplotlib's rows are the second axis
+
+
+def _fill(axes: Axes, surface: Surface, scale: Scale) -> Any:
+    from matplotlib.colors import LogNorm
+
+    norm = LogNorm(scale.low, scale.high)
+    levels = scale.levels(25)
+    levels[0], levels[-1] = scale.low * (1 - 1e-9), scale.high * (1 + 1e-9)  # rounding leaves no holes
+    filled = axes.contourf(*surface.axes.tolist(), _grid(surface, scale), levels=levels, norm=norm, cmap=_COLOURS)
+    filled.set_edgecolor("face")  # no hairlines between the levels in SVG
+    filled.set_linewidth(0.2)
+    return filled
+
+
+def _mark(axes: Axes, surface: Surface, *, small: bool = False) -> None:
+    size = 0.7 if small else 1.0
+    places = surface.mark_coordinates.tolist()
+    if surface.card.directions == "pca":
+        route = [*places, [0.0, 0.0]]
+        columns: list[Any] = [list(column) for column in zip(*route, strict=True)]
+        axes.plot(*columns, color="white", linewidth=2.2 * size)
+        axes.plot(*columns, color=_RED, linewidth=1.1 * size, marker="o", markersize=2.5 * size, label="training route")
+        for index in _apart(surface) if not small else []:
+            axes.annotate(f"epoch {surface.card.marks[index]}", places[index], xytext=(4, 2), fontsize=6,
+                          textcoords="offset points", color="white", path_effects=_outline())  # fmt: skip
+    elif places:
+        for name, place in zip(surface.card.marks, places, strict=True):
+            axes.plot(*[[part] for part in place], linestyle="", marker="s", markersize=4 * size, color="white",
+                      markeredgecolor="black", markeredgewidth=0.6)  # fmt: skip
+            is_left = place[0] < (surface.axes[0, 0] + surface.axes[0, -1]).item() / 2
+            side: dict[str, Any] = {"xytext": (5, 4), "ha": "left"} if is_left else {"xytext": (-5, 4), "ha": "right"}
+            axes.annotate(name, place, textcoords="offset points", fontsize=6, color="white", path_effects=_outline(),
+                          **side)  # fmt: skip
+    minima = surface.facts()["minima"]
+    if minima:
+        columns = [list(column) for column in zip(*(minimum["coordinates"] for minimum in minima), strict=True)]
+        axes.plot(*columns, linestyle="", marker="o", markersize=5.5 * size, markerfacecolor="none",
+                  markeredgecolor="white", markeredgewidth=1.0 * size, label="local minimum of the grid",
+                  clip_on=False, path_effects=_outline(), zorder=4)  # fmt: skip
+    axes.plot([0], [0], linestyle="", marker="*", markersize=7 * size, color=_RED, markeredgecolor="white",
+              markeredgewidth=0.5, label="centre", zorder=5)  # fmt: skip
+
+
+def _apart(surface: Surface) -> list[int]:
+    """Return the points of a route, the first included, that are far enough apart for a label each."""
+    extent = surface.axes[:, -1] - surface.axes[:, 0]
+    places = surface.mark_coordinates / extent
+    chosen: list[int] = []
+    for index in range(len(places)):
+        if all((places[index] - places[other]).norm() > _LABEL_HEIGHT for other in chosen):
+            chosen.append(index)
+    return chosen
+
+
+def _outline() -> list[Any]:
+    """Return a dark edge, which shows white on any ground."""
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=1.8, foreground="#333333")]
+
+
+def _legend(figure: Figure, axes: Axes, surface: Surface, scale: Scale) -> None:
+    from matplotlib.lines import Line2D
+
+    handles, labels = axes.get_legend_handles_labels()
+    shown: list[Any] = []
+    for handle in handles:
+        copy = Line2D([], [])
+        copy.update_from(handle)
+        if copy.get_marker() == "o" and copy.get_linestyle() == "None":
+            copy.set_path_effects(_outline())
+        shown.append(copy)
+    clipped = clipping(surface, scale)
+    if clipped:
+        shown.append(Line2D([], [], linestyle="", marker="s", color="#fde725"))
+        labels.append(clipped)
+    columns = 2 if len(labels) > 3 or clipped else len(labels)
+    figure.legend(shown, labels, loc="outside lower center", ncols=columns, frameon=False, handletextpad=0.4,
+                  columnspacing=1.0, borderpad=0.1)  # fmt: skip
+
+
+def _colour_bar(
+    figure: Figure, filled: Any, axes: Any, surface: Surface, scale: Scale, *, inset: bool = False, label: bool = True
+) -> None:
+    from matplotlib.cm import ScalarMappable
+
+    place: dict[str, Any] = {"ax": axes, "pad": 0.02, "aspect": 25}
+    if inset:
+        place = {"cax": axes.inset_axes((1.03, 0, 0.05, 1))}  # as high as axes of equal aspect
+    bar = figure.colorbar(ScalarMappable(filled.norm, filled.cmap), ticks=scale.ticks(), **place)
+    bar.ax.set_yticklabels([tick_text(tick) for tick in scale.ticks()])
+    bar.ax.minorticks_off()
+    if label:
+        bar.set_label(_capital(surface.card.loss_name))
+
+
+def _wrapped(label: str) -> str:
+    return textwrap.fill(label, 48)
+
+
+def _short(label: str) -> str:
+    """Leave out what stands in brackets."""
+    return label.split(" (")[0]
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _some(values: Sequence[Any], count: int) -> list[Any]:
+    """Return at most `count` of the values, evenly chosen, with the first and the last."""
+    if len(values) <= count:
+        return list(values)
+    return [values[round(index * (len(values) - 1) / (count - 1))] for index in range(count)]
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
+        yield
+
+
+def _write(folder: Path, name: str, make: Callable[[], Figure]) -> list[Path]:
+    """Write a figure as PNG and SVG."""
+    files = []
+    with _style():
+        figure = make()
+        for kind in ("png", "svg"):
+            buffer = io.BytesIO()
+            metadata = {"Date": None} if kind == "svg" else None
+            figure.savefig(buffer, format=kind, bbox_inches="tight", pad_inches=0.04, metadata=metadata)
+            file = folder / f"{name}.{kind}"
+            write_atomically(file, buffer.getvalue())
+            files.append(file)
+    return files

@@ -1,0 +1,58 @@
+"""Local minima of a grid: plain functions of arrays."""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Minimum(NamedTuple):
+    """A local minimum of a grid.
+
+    Attributes:
+        place: Its index on each axis.
+        loss: The loss there.
+        at_edge: Whether it lies at the edge of the grid, so that the loss may fall further outside.
+    """
+
+    place: tuple[int, ...]
+    loss: float
+    at_edge: bool
+
+
+def local_minima(loss: Tensor) -> list[Minimum]:
+    """Return the local minima of a grid with one or two axes, the lowest first.
+
+    A point is one if none of its neighbours (two on a line, eight in a plane) is lower. Neighbours of equal loss are
+    one minimum, and none if any of them has a lower neighbour. What is not finite is higher than all else.
+
+    Args:
+        loss: (G,) or (G, G).
+    """
+    heights = torch.where(loss.isfinite(), loss.double(), torch.inf)
+    values = {index: heights[index].item() for index in itertools.product(*map(range, heights.shape))}
+    found, seen = [], set()
+    for start, height in values.items():
+        if start in seen or height == torch.inf:
+            continue
+        plateau, is_minimum = [start], True
+        seen.add(start)
+        for point in plateau:  # grows while it is walked
+            for neighbour in _neighbours(point):
+                other = values.get(neighbour, torch.inf)
+                is_minimum &= other >= height
+                if other == height and neighbour not in seen:
+                    seen.add(neighbour)
+                    plateau.append(neighbour)
+        if is_minimum:
+            at_edge = any(i in (0, size - 1) for p in plateau for i, size in zip(p, heights.shape, strict=True))
+            found.append(Minimum(start, height, at_edge))
+    return sorted(found, key=lambda minimum: minimum.loss)
+
+
+def _neighbours(point: tuple[int, ...]) -> list[tuple[int, ...]]:
+    steps = itertools.product((-1, 0, 1), repeat=len(point))
+    return [tuple(i + step for i, step in zip(point, steps, strict=True)) for steps in steps if any(steps)]

@@ -1,0 +1,140 @@
+"""Which line or plane of weights is measured around a subject, and which points of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gapssg.engine.real_images import check_same_images
+from gapssg.errors import InputError
+from gapssg.landscape.directions import directions_through, principal_directions, random_directions
+from gapssg.landscape.layout import Layout
+from gapssg.landscape.points import Plane
+from gapssg.landscape.settings import LandscapeSettings
+from gapssg.landscape.subjects import Subject
+from gapssg.models.model_file import LoadedModel, load_model
+from gapssg.runtime import Runtime
+
+
+class Site(NamedTuple):
+    """Where to measure.
+
+    Attributes:
+        plane: The line or plane, on the CPU.
+        axes: (D, G) float64, the coordinates of the grid.
+        labels: One an axis.
+        explained: Of principal components, each axis's share of the variance.
+        marks: Models to mark, by label.
+        mark_coordinates: (M, D) float64.
+    """
+
+    plane: Plane
+    axes: Tensor
+    labels: tuple[str, ...]
+    explained: tuple[float, ...]
+    marks: dict[str, LoadedModel]
+    mark_coordinates: Tensor
+
+
+def choose_site(settings: LandscapeSettings, subject: Subject, subjects: Sequence[Subject], runtime: Runtime) -> Site:
+    """Choose where to measure around a subject.
+
+    Args:
+        settings: Directions, grid and range.
+        subject: Whose weights are the origin.
+        subjects: All of them, for directions through models.
+        runtime: Seeds the random directions.
+
+    Raises:
+        InputError: The run has too few snapshots, or the architectures of models differ.
+    """
+    if settings.directions == "pca":
+        return _along_the_route(settings, subject)
+    if settings.directions == "models":
+        return _through_models(settings, subjects)
+    layout = Layout.of(subject.model.module)
+    origin = layout.flatten(subject.model.module.state_dict())
+    seeds = [runtime.derive_seed("landscape direction", axis) for axis in range(settings.dimensions)]
+    directions = random_directions(origin, layout, seeds, biases_and_norms=settings.biases_and_norms)
+    axes = torch.linspace(-settings.range, settings.range, settings.grid, dtype=torch.float64)
+    labels = tuple(f"random direction {axis + 1} (filter norms)" for axis in range(settings.dimensions))
+    none = torch.zeros(0, settings.dimensions, dtype=torch.float64)
+    return Site(Plane(origin, directions, layout), axes.expand(settings.dimensions, -1), labels, (), {}, none)
+
+
+def _along_the_route(settings: LandscapeSettings, subject: Subject) -> Site:
+    run, path = subject.run, subject.model.path
+    if run is None:
+        raise InputError(f"--directions pca: {path} is no run; name the run's directory, which has the snapshots")
+    if len(run.snapshots) < settings.dimensions:
+        raise InputError(
+            f"--directions pca: {run.path} has {len(run.snapshots)} snapshots, too few for a route; "
+            "train it with --snapshot-every 1"
+        )
+    marks = {str(epoch): load_model(file) for epoch, file in run.snapshots.items()}
+    for other in marks.values():
+        check_same_architecture(subject.model, other)
+    layout = Layout.of(subject.model.module)
+    origin = layout.flatten(subject.model.module.state_dict())
+    snapshots = torch.stack([layout.flatten(model.module.state_dict()) for model in marks.values()])
+    try:
+        principal = principal_directions(snapshots, origin, settings.dimensions)
+    except ValueError as error:
+        raise InputError(f"--directions pca: {run.path}: {error}; keep more snapshots, or --dimensions 1") from error
+    labels = tuple(
+        f"principal component {axis + 1} ({share:.0%} of variance)" for axis, share in enumerate(principal.explained)
+    )
+    axes = _around(principal.coordinates, settings)
+    plane = Plane(origin, principal.directions, layout)
+    return Site(plane, axes, labels, tuple(principal.explained.tolist()), marks, principal.coordinates)
+
+
+def _through_models(settings: LandscapeSettings, subjects: Sequence[Subject]) -> Site:
+    first = subjects[0]
+    for other in subjects[1:]:
+        check_same_architecture(first.model, other.model)
+    # The batch-norm statistics lie on the plane, too, so that each model is itself at its own point.
+    layout = Layout.of(first.model.module, statistics=True)
+    points = torch.stack([layout.flatten(subject.model.module.state_dict()) for subject in subjects])
+    try:
+        directions, coordinates = directions_through(points)
+    except ValueError as error:
+        raise InputError(f"--directions models: {error}; name different models") from error
+    names = [subject.label for subject in subjects]
+    labels: tuple[str, ...] = (f"from {names[0]} (0) to {names[1]} (1)",)
+    if len(subjects) == 3:
+        labels = (*labels, f"towards {names[2]}")
+    marks = {name: subject.model for name, subject in zip(names, subjects, strict=True)}
+    lowest = torch.full_like(points[0], -torch.inf)
+    for name, part in layout.split(lowest).items():
+        if name.endswith("running_var"):
+            part.copy_(torch.stack([model.module.get_buffer(name) for model in marks.values()]).amin(dim=0))
+    plane = Plane(points[0], directions, layout, lowest)
+    return Site(plane, _around(coordinates, settings), labels, (), marks, coordinates)
+
+
+def _around(coordinates: Tensor, settings: LandscapeSettings) -> Tensor:
+    """Return axes around points and the origin: at range 1 twice as wide as these, on each axis."""
+    reached = torch.cat([coordinates, torch.zeros(1, coordinates.shape[1], dtype=torch.float64)])
+    low, high = reached.amin(dim=0), reached.amax(dim=0)
+    middle, extent = (low + high) / 2, high - low
+    steps = torch.linspace(-1, 1, settings.grid, dtype=torch.float64) * settings.range
+    return middle[:, None] + extent[:, None] * steps
+
+
+def check_same_architecture(first: LoadedModel, second: LoadedModel) -> None:
+    """Check that directions in the weights of one model mean something for another.
+
+    Raises:
+        InputError: Their architectures, images or classes differ.
+    """
+    ours, theirs = first.card.architecture, second.card.architecture
+    if ours != theirs:
+        raise InputError(
+            f"{first.path} ({ours}) and {second.path} ({theirs}) differ in architecture, so no direction leads from "
+            "one to the other; use --directions random"
+        )
+    check_same_images(first, second)

@@ -1,0 +1,119 @@
+"""What a loss is measured on: images, what is expected of them, and the loss of logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gapssg.augment import Normalization
+from gapssg.engine.inference import predict
+from gapssg.engine.real_images import read_test_images
+from gapssg.engine.run_directory import Display, pool_shards
+from gapssg.errors import InputError
+from gapssg.landscape.settings import POOL, LandscapeSettings
+from gapssg.landscape.subjects import Subject
+from gapssg.models.model_file import load_model
+from gapssg.runtime import Runtime
+from gapssg.synthesis.losses import distillation_divergence
+from gapssg.synthesis.shards import read_shard
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Images on the device, and what a classifier should say of them.
+
+    Attributes:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64: the classes, or those that the teacher predicts.
+        teacher_logits: (N, K) float32, if the loss is the distillation loss; else it is the cross-entropy.
+        temperature: Of the distillation loss.
+    """
+
+    images: Tensor
+    labels: Tensor
+    teacher_logits: Tensor | None = None
+    temperature: float = 1.0
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.images)
+
+    def take(self, chosen: Tensor | slice) -> Samples:
+        """Return some of the samples."""
+        teacher = None if self.teacher_logits is None else self.teacher_logits[chosen]
+        return replace(self, images=self.images[chosen], labels=self.labels[chosen], teacher_logits=teacher)
+
+    def drawn(self, count: int, generator: torch.Generator) -> Samples:
+        """Return at most `count` of the samples, drawn without replacement."""
+        if len(self) <= count:
+            return self
+        order = torch.randperm(len(self), generator=generator, device=generator.device)
+        return self.take(order[:count].sort().values.to(self.images.device))
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """Return the mean loss of logits (N, K), a scalar of their type."""
+        if self.teacher_logits is None:
+            return F.cross_entropy(logits, self.labels)
+        return distillation_divergence(logits, self.teacher_logits.to(logits.dtype), self.temperature)
+
+    @property
+    def loss_name(self) -> str:
+        """What the loss is, in words for a label."""
+        if self.teacher_logits is None:
+            return "cross-entropy"
+        return f"distillation loss at temperature {self.temperature:g}"
+
+    @property
+    def accuracy_name(self) -> str:
+        """What the accuracy is, in words for a label."""
+        return "accuracy" if self.teacher_logits is None else "agreement with the teacher"
+
+
+def read_samples(settings: LandscapeSettings, subject: Subject, runtime: Runtime, display: Display) -> Samples:
+    """Read what the losses of all subjects are measured on, on the runtime's device.
+
+    Args:
+        settings: The data, and how many at most.
+        subject: The first of the subjects: its run's pool is read, and its input shape counts.
+        runtime: Device and precision.
+        display: Shows the progress of reading.
+
+    Raises:
+        InputError: The data or the pool cannot be used, or do not fit the model.
+    """
+    if settings.data.name == POOL:
+        samples = _read_pool(settings, subject, runtime)
+    else:
+        images = read_test_images(settings.data, subject.model, display)
+        samples = Samples(images.images.to(runtime.device), images.labels.to(runtime.device))
+    return samples.drawn(settings.samples, runtime.random_stream("landscape samples"))
+
+
+def _read_pool(settings: LandscapeSettings, subject: Subject, runtime: Runtime) -> Samples:
+    run, card = subject.run, subject.model.card
+    if run is None:
+        raise InputError(f"--data pool: {subject.model.path} is no run; name the run's directory instead of the file")
+    if run.distillation is None:
+        raise InputError(f"--data pool: {run.path} is no `distill` run, so it has no pool; use --data with real images")
+    shards = pool_shards(run.distillation.pool or run.path)
+    parts = [read_shard(shard, card.input_shape, card.num_classes) for shard in shards]
+    images = torch.cat([part[0] for part in parts])
+    file = settings.teacher or run.distillation.teacher
+    try:
+        teacher = load_model(file)
+    except InputError as error:
+        raise InputError(f"--data pool needs the teacher of {run.path}: {error}; name it with --teacher") from error
+    if subject.model.card.provenance.teacher_sha256 not in (None, teacher.sha256):
+        raise InputError(f"{file} is not the teacher that {subject.model.path} learned from; name it with --teacher")
+    # The teacher answers in float32: its labels are what all else is measured against.
+    exact = replace(runtime, precision="fp32")
+    normalization = Normalization.from_statistics(teacher.card.mean, teacher.card.deviation, runtime.device)
+    drawn = Samples(images, images.new_zeros(len(images), dtype=torch.int64)).drawn(
+        settings.samples, torch.Generator().manual_seed(runtime.derive_seed("landscape samples"))
+    )
+    logits = predict(runtime.place(teacher.module), drawn.images, normalization, exact)
+    on_device = drawn.images.to(runtime.device)
+    return Samples(on_device, logits.argmax(dim=1), logits.clone(), run.distillation.method.temperature)

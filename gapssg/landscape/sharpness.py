@@ -1,0 +1,148 @@
+"""How sharply a loss rises around a point: plain functions of a loss and vectors (P,)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Product = Callable[[Tensor], Tensor]
+"""A symmetric matrix, as its product with a vector (P,)."""
+
+
+class Estimate(NamedTuple):
+    """A number and how far it may be off.
+
+    Attributes:
+        value: The estimate.
+        error: Of an eigenvalue, the residual: an eigenvalue lies within it. Of a trace, the standard error.
+    """
+
+    value: float
+    error: float
+
+
+def largest_eigenvalue(product: Product, start: Tensor, steps: int) -> Estimate:
+    """Estimate the largest (not the largest absolute) eigenvalue of a symmetric matrix by the Lanczos iteration.
+
+    Each new vector is made orthogonal to all before it, so that rounding makes no copies of eigenvalues. The error is
+    the norm of the residual of the Ritz pair: at least one eigenvalue lies within it (Parlett, "The Symmetric
+    Eigenvalue Problem", section 13.2). It does not say that this eigenvalue is the largest; a random start makes
+    sure of that but for a chance of zero.
+
+    Args:
+        product: The matrix.
+        start: (P,), a random vector.
+        steps: Products at most, and one for the error; fewer if the vectors span an invariant space.
+    """
+    basis = [start.double() / start.double().norm()]
+    diagonal: list[float] = []
+    beside: list[float] = []
+    for _ in range(min(steps, len(start))):
+        vector = product(basis[-1].to(start.dtype)).double()
+        diagonal.append((vector @ basis[-1]).item())
+        for _ in range(2):  # twice is enough (Parlett, section 6.9)
+            known = torch.stack(basis)
+            vector = vector - known.T @ (known @ vector)
+        beside.append(vector.norm().item())
+        scale = max(map(abs, diagonal))
+        if not math.isfinite(beside[-1]) or beside[-1] <= 1e-7 * scale or len(basis) == len(start):
+            break
+        basis.append(vector / beside[-1])
+    size = len(diagonal)
+    between = torch.tensor(beside[: size - 1], dtype=torch.float64)
+    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + between.diag(1) + between.diag(-1)
+    if not matrix.isfinite().all():
+        return Estimate(math.nan, math.nan)
+    values, vectors = torch.linalg.eigh(matrix)
+    vector = torch.stack(basis[:size]).T @ vectors[:, -1].to(basis[0].device)
+    # Measured rather than computed from the matrix, so that the rounding of the products counts.
+    residual = product(vector.to(start.dtype)).double() - values[-1].item() * vector
+    return Estimate(values[-1].item(), residual.norm().item())
+
+
+def trace(product: Product, size: int, samples: int, generator: torch.Generator) -> Estimate:
+    """Estimate the trace of a symmetric matrix (size, size) by Hutchinson's method, with its standard error.
+
+    The mean of `v^T A v` over random signs v (Hutchinson 1989); exact where the matrix is diagonal.
+
+    Args:
+        product: The matrix.
+        size: P.
+        samples: Random vectors, at least 2.
+        generator: Draws them, on its device.
+    """
+    values = torch.empty(samples, dtype=torch.float64)
+    for index in range(samples):
+        signs = torch.randint(0, 2, (size,), generator=generator, device=generator.device).float() * 2 - 1
+        values[index] = (product(signs).double() @ signs.double()).item()
+    return Estimate(values.mean().item(), (values.std() / math.sqrt(samples)).item())
+
+
+def epsilon_sharpness(
+    loss_and_gradient: Callable[[Tensor], tuple[float, Tensor]], weights: Tensor, epsilon: float, steps: int
+) -> float:
+    """Return how much higher the loss gets in a small box around the weights, relative to 1 + loss.
+
+    Keskar et al., "On Large-Batch Training for Deep Learning", ICLR 2017, metric 2.1 with A = I, as a fraction (the
+    paper gives per cent): (max f - f(w)) / (1 + f(w)) over |d_i| <= epsilon * (|w_i| + 1). The maximum is sought by
+    sign-gradient ascent that stays in the box, so the result is a lower bound.
+
+    Args:
+        loss_and_gradient: Of weights (P,).
+        weights: (P,), the centre.
+        epsilon: Half the side of the box, relative to |w| + 1.
+        steps: Gradient steps; the first goes to the sides of the box, later ones are shorter.
+    """
+    sides = epsilon * (weights.abs() + 1)
+    centre, gradient = loss_and_gradient(weights)
+    offset, highest = torch.zeros_like(weights), centre
+    for step in range(steps):
+        offset = (offset + gradient.sign() * sides * 2 / (2 + step)).clamp(-sides, sides)
+        value, gradient = loss_and_gradient(weights + offset)
+        highest = max(highest, value) if math.isfinite(value) else math.inf
+    return (highest - centre) / (1 + centre)
+
+
+def radius_of_doubling(
+    measure: Callable[[list[tuple[float, ...]]], list[float]],
+    rays: list[tuple[float, ...]],
+    centre_loss: float,
+    reach: float,
+    *,
+    rings: int = 10,
+    halvings: int = 5,
+) -> float | None:
+    """Return the distance at which the loss on any of several rays first reaches twice its centre value.
+
+    The rays are measured at equal distances outwards; the first step in which one crosses is halved several times, so
+    the result is too large by at most reach / rings / 2**halvings (and a spike between two rings is not seen).
+
+    Args:
+        measure: Losses at points, in the order given.
+        rays: Points at distance 1 from the centre, relative to it.
+        centre_loss: The loss at the centre.
+        reach: How far to look.
+        rings: Distances at which all rays are measured.
+        halvings: Of the step that crosses.
+
+    Returns:
+        The distance, or None if no ray crosses within `reach`.
+    """
+
+    def is_doubled(distance: float) -> bool:
+        losses = measure([tuple(distance * part for part in ray) for ray in rays])
+        return any(not loss < 2 * centre_loss for loss in losses)  # not a number is not under it
+
+    distances = [reach * ring / rings for ring in range(rings + 1)]
+    for low, high in itertools.pairwise(distances):
+        if is_doubled(high):
+            for _ in range(halvings):
+                middle = (low + high) / 2
+                low, high = (low, middle) if is_doubled(middle) else (middle, high)
+            return high
+    return None

@@ -1,0 +1,136 @@
+"""Whose landscape is measured: model files, runs and their snapshots."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from gapssg.engine.settings import DistillSettings
+from gapssg.errors import InputError
+from gapssg.models.model_file import LoadedModel, load_model
+
+_ONLY_ONE_IN_A_RUN = ("student", "model")
+_FINAL_WEIGHTS = ("student.safetensors", "model.safetensors")
+_SNAPSHOT = re.compile(r"epoch-(\d+)\.safetensors")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory.
+
+    Attributes:
+        path: The directory.
+        distillation: Its settings, if it is a run of `distill`.
+        snapshots: Its snapshot files by epoch, the earliest first.
+    """
+
+    path: Path
+    distillation: DistillSettings | None
+    snapshots: dict[int, Path]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One set of weights around which the loss is measured.
+
+    Attributes:
+        name: What it is called in figures: of a run, the directory's name.
+        epoch: Of a snapshot, the epoch that it was taken after; None for last weights.
+        model: The model file.
+        run: The run that it belongs to, if a run was named.
+    """
+
+    name: str
+    epoch: int | None
+    model: LoadedModel
+    run: Run | None
+
+    @property
+    def label(self) -> str:
+        """The name and, of a snapshot, the epoch."""
+        return self.name if self.epoch is None else f"{self.name}, epoch {self.epoch}"
+
+
+def read_subjects(paths: tuple[Path, ...], snapshots: bool, epochs: tuple[int, ...] | None) -> list[Subject]:
+    """Read the models that `paths` name: files, or runs with their last weights.
+
+    Args:
+        paths: Model files and run directories.
+        snapshots: Also take each snapshot of the runs, before their last weights.
+        epochs: Of the snapshots, only those after these epochs; without the last weights.
+
+    Raises:
+        InputError: A path holds no model, or a run no snapshot that is asked for.
+    """
+    subjects = []
+    for path, name in zip(paths, _names(paths), strict=True):
+        if not path.is_dir():
+            if snapshots:
+                raise InputError(f"{path} is a file, which has no snapshots; name the directory of a run")
+            subjects.append(Subject(name, None, load_model(path), None))
+            continue
+        run = read_run(path)
+        if snapshots:
+            wanted = epochs or tuple(run.snapshots)
+            missing = [str(epoch) for epoch in wanted if epoch not in run.snapshots]
+            if missing or not wanted:
+                have = f"it has those of epochs {', '.join(map(str, run.snapshots))}" if run.snapshots else _HOW
+                raise InputError(f"{path} has no snapshot{' of epoch ' if missing else ''}{', '.join(missing)}; {have}")
+            subjects += [Subject(name, epoch, load_model(run.snapshots[epoch]), run) for epoch in sorted(set(wanted))]
+        else:
+            subjects.append(Subject(name, None, load_model(_final_weights(path)), run))
+    return subjects
+
+
+_HOW = "train it with --snapshot-every 1"
+
+
+def read_run(path: Path) -> Run:
+    """Look at a run directory.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    try:
+        files = sorted((path / "snapshots").glob("*.safetensors"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    found = {int(match[1]): file for file in files if (match := _SNAPSHOT.fullmatch(file.name))}
+    return Run(path, _distillation(path), dict(sorted(found.items())))
+
+
+def _distillation(path: Path) -> DistillSettings | None:
+    try:
+        return DistillSettings.model_validate(tomllib.loads((path / "settings.toml").read_text(encoding="utf-8")))
+    except (OSError, ValueError, ValidationError):
+        return None  # a run of another command, or a folder that merely holds a model
+
+
+def _final_weights(path: Path) -> Path:
+    for name in _FINAL_WEIGHTS:
+        if (path / name).is_file():
+            return path / name
+    raise InputError(
+        f"{path} holds no checkpoint: neither {' nor '.join(_FINAL_WEIGHTS)} is in it; name a finished run"
+    )
+
+
+def _names(paths: tuple[Path, ...]) -> list[str]:
+    """Return the shortest ends of the paths that tell them apart."""
+    parts = []
+    for path in paths:
+        whole = path.resolve()
+        if whole.suffix == ".safetensors":
+            whole = whole.with_suffix("")
+            if whole.name in _ONLY_ONE_IN_A_RUN:
+                whole = whole.parent
+        parts.append(whole.parts)
+    for depth in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{name} ({number})" for number, name in enumerate(names, 1)]

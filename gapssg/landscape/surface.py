@@ -1,0 +1,211 @@
+"""A measured surface, and its file: safetensors with one canonical JSON object in the header."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, ValidationError, model_validator
+from safetensors.torch import save
+from torch import Tensor
+
+from gapssg.errors import InputError
+from gapssg.files import canonical_json, write_atomically
+from gapssg.landscape.minima import local_minima
+from gapssg.models.safetensors_file import read_safetensors
+from gapssg.settings.base import Settings
+
+_METADATA_KEY = "gapssg-surface"
+
+
+class SurfaceCard(Settings):
+    """All that is to be known of a surface besides its numbers: what was measured, and how."""
+
+    format_version: Literal[1] = 1
+    """Version of this description."""
+    name: str
+    """Whose landscape it is; snapshots of one run share the name."""
+    epoch: int | None = None
+    """Of a snapshot, the epoch that it was taken after."""
+    model_file: str
+    """Where the weights at the centre were read from."""
+    model_sha256: str
+    """SHA-256 of that file."""
+    architecture: str
+    """The model's architecture."""
+    directions: Literal["random", "pca", "models"]
+    """What the axes are."""
+    axis_labels: tuple[str, ...]
+    """One label an axis, with its unit."""
+    explained: tuple[float, ...] = ()
+    """Of principal components: each axis's share of the route's variance."""
+    biases_and_norms: bool
+    """Whether biases and batch-norm parameters moved."""
+    seed: int
+    """The seed of the directions and of the choice of samples."""
+    range: float
+    """The `--range` that was asked for."""
+    data: str
+    """What the loss was measured on."""
+    samples: int = Field(ge=1)
+    """Number of samples."""
+    loss_name: str
+    """What the loss is."""
+    accuracy_name: str
+    """What the accuracy is."""
+    teacher_sha256: str | None = None
+    """SHA-256 of the teacher's file, for students."""
+    recalibrated: bool
+    """Whether batch-norm statistics were estimated anew at each point."""
+    precision: str
+    """fp32 or bf16."""
+    marks: tuple[str, ...] = ()
+    """Labels of the marked points: epochs of the route, or models."""
+
+    @property
+    def label(self) -> str:
+        """The name and, of a snapshot, the epoch."""
+        return self.name if self.epoch is None else f"{self.name}, epoch {self.epoch}"
+
+
+@dataclass(eq=False)
+class Surface:
+    """Loss and accuracy on a grid with one or two axes.
+
+    Attributes:
+        card: Its description.
+        axes: (D, G) float64, the coordinates along each axis.
+        loss: (G,) or (G, G) float32; the first index belongs to the first axis. As it was measured: it may be infinite
+            or not a number.
+        accuracy: As `loss`, in [0, 1].
+        centre_loss: () float32, at coordinates 0.
+        centre_accuracy: () float32.
+        mark_coordinates: (M, D) float64, of the marked points.
+        mark_loss: (M,) float32, of the marked models themselves, with their own batch-norm statistics.
+        measured: How many points are measured, in the order of `points`; the others hold nothing yet.
+    """
+
+    card: SurfaceCard
+    axes: Tensor
+    loss: Tensor
+    accuracy: Tensor
+    centre_loss: Tensor
+    centre_accuracy: Tensor
+    mark_coordinates: Tensor
+    mark_loss: Tensor
+    measured: int = field(default=0)
+
+    @classmethod
+    def empty(cls, card: SurfaceCard, axes: Tensor, mark_coordinates: Tensor | None = None) -> Surface:
+        """Make a surface of which no point is measured yet."""
+        shape = (axes.shape[1],) * len(axes)
+        marks = torch.zeros(0, len(axes), dtype=torch.float64) if mark_coordinates is None else mark_coordinates
+        parts = (torch.zeros(shape), torch.zeros(shape), torch.zeros(()), torch.zeros(()))
+        return cls(card, axes, *parts, marks, torch.zeros(len(marks)))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all points are measured."""
+        return self.measured == self.loss.numel()
+
+    def points(self) -> list[tuple[float, ...]]:
+        """Return the coordinates of all points, the last axis running fastest."""
+        return list(itertools.product(*self.axes.tolist()))
+
+    def add(self, losses: Tensor, accuracies: Tensor) -> None:
+        """Fill in the next points, (M,) each."""
+        end = self.measured + len(losses)
+        self.loss.view(-1)[self.measured : end] = losses
+        self.accuracy.view(-1)[self.measured : end] = accuracies
+        self.measured = end
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the grid says: minima, extremes, and whether the centre is the lowest of all.
+
+        Numbers that are not finite are None.
+        """
+        finite = self.loss[self.loss.isfinite()]
+        lowest = finite.min().item() if len(finite) else None
+        centre = self.centre_loss.item()
+        return {
+            "centre": {"loss": _number(centre), "accuracy": self.centre_accuracy.item()},
+            "centre_is_global_minimum": lowest is None or centre <= lowest,
+            "lowest_loss": lowest,
+            "highest_loss": finite.max().item() if len(finite) else None,
+            "points_not_finite": self.loss.numel() - len(finite),
+            "minima": [
+                {
+                    "coordinates": [axis[i].item() for axis, i in zip(self.axes, minimum.place, strict=True)],
+                    "loss": minimum.loss,
+                    "at_edge": minimum.at_edge,
+                }
+                for minimum in local_minima(self.loss)
+            ],
+            "marks": [
+                {"label": label, "coordinates": place, "loss": _number(loss)}
+                for label, place, loss in zip(
+                    self.card.marks, self.mark_coordinates.tolist(), self.mark_loss.tolist(), strict=True
+                )
+            ],
+            "explained_variance": list(self.card.explained),
+        }
+
+
+def _number(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None
+
+
+_TENSORS = ("axes", "loss", "accuracy", "centre_loss", "centre_accuracy", "mark_coordinates", "mark_loss")
+
+
+class _Header(Settings):
+    card: SurfaceCard
+    measured: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _axes_have_labels(self) -> _Header:
+        if len(self.card.axis_labels) not in (1, 2):
+            raise ValueError("a surface has one or two axes")
+        return self
+
+
+def save_surface(path: Path, surface: Surface) -> None:
+    """Write a surface atomically, whether or not it is complete.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    tensors = {name: getattr(surface, name).contiguous() for name in _TENSORS}
+    header = canonical_json({"card": surface.card.to_dict(), "measured": surface.measured})
+    write_atomically(path, save(tensors, metadata={_METADATA_KEY: header}))
+
+
+def load_surface(path: str | Path) -> Surface:
+    """Read a surface; nothing in it is run.
+
+    Raises:
+        InputError: The file is missing, truncated, no surface, or does not fit its own description.
+    """
+    path = Path(path)
+    file = read_safetensors(path)
+    if _METADATA_KEY not in file.metadata:
+        raise InputError(f"{path} is no saved surface of `gapssg landscape`")
+    try:
+        header = _Header.model_validate(json.loads(file.metadata[_METADATA_KEY]))
+    except (ValidationError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: its description is not valid; measure the surface anew") from error
+    tensors = file.tensors
+    dimensions, marks = len(header.card.axis_labels), len(header.card.marks)
+    axes = tensors.get("axes", torch.zeros(0, 0))
+    shape = (axes.shape[-1],) * dimensions
+    shapes = {"axes": (dimensions, axes.shape[-1]), "loss": shape, "accuracy": shape, "centre_loss": ()}
+    shapes |= {"centre_accuracy": (), "mark_coordinates": (marks, dimensions), "mark_loss": (marks,)}
+    if any(name not in tensors or tuple(tensors[name].shape) != shapes[name] for name in _TENSORS):
+        raise InputError(f"{path}: its numbers do not fit its description; measure the surface anew")
+    if header.measured > tensors["loss"].numel() or axes.shape[-1] < 2:
+        raise InputError(f"{path}: its description is not valid; measure the surface anew")
+    return Surface(header.card, **{name: tensors[name] for name in _TENSORS}, measured=header.measured)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from gapssg.landscape.figures import COLUMN, contour, draw, sheet
+from gapssg.landscape.interactive import interactive_html
+from gapssg.landscape.scale import Scale, scale_of, tick_text
+from gapssg.landscape.surface import load_surface, save_surface
+from tests.landscape.conftest import make_surface
+
+AXIS = torch.linspace(-1, 1, 5)
+BOWL = 0.1 + (AXIS[:, None] - 0.5) ** 2 + AXIS[None] ** 2
+
+
+def text_of(svg: Path) -> str:
+    """The words of a figure, which matplotlib also writes as comments beside their outlines."""
+    return " ".join(re.findall(r"<!-- (.*?) -->", svg.read_text()))
+
+
+def test_a_saved_surface_is_drawn_without_its_model(tmp_path: Path):
+    save_surface(tmp_path / "s.safetensors", make_surface(BOWL, model_file="/nowhere/student.safetensors"))
+    files = draw({"student": load_surface(tmp_path / "s.safetensors")}, tmp_path)
+    assert {file.name for file in files} == {
+        *("student-contour.png", "student-contour.svg", "student-surface.png", "student-surface.svg"),
+        "student-interactive.html",
+    }
+    with Image.open(tmp_path / "student-contour.png") as picture:
+        width = picture.width / picture.info["dpi"][0]
+    assert width == pytest.approx(COLUMN, abs=0.3)
+    words = text_of(tmp_path / "student-contour.svg")
+    for label in ("random direction 1", "random direction 2", "Cross-entropy", "local minimum of the grid", "centre"):
+        assert label in words
+
+
+def test_the_same_surface_gives_the_same_files(tmp_path: Path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    for folder in (first, second):
+        folder.mkdir()
+        draw({"s": make_surface(AXIS**2 + 0.1)}, folder)
+    for file in first.iterdir():
+        assert file.read_bytes() == (second / file.name).read_bytes(), file.name
+
+
+def test_the_interactive_surface_needs_no_network():
+    page = interactive_html(make_surface(BOWL), Scale(0.1, 3.0))
+    assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", page)
+    assert "Plotly.newPlot" in page
+    assert len(page) > 1_000_000  # Plotly itself is in it
+
+
+def test_what_overflows_is_clipped_said_and_kept(tmp_path: Path):
+    loss = BOWL.clone()
+    loss[0, 0], loss[4, 4], loss[0, 4] = torch.inf, torch.nan, 1e30
+    surface = make_surface(loss)
+    draw({"s": surface}, tmp_path)
+    highest = tick_text(scale_of([surface]).high)
+    assert f"3 of 25 points clipped to {highest}" in text_of(tmp_path / "s-contour.svg")
+    assert f"3 of 25 points clipped to {highest}" in text_of(tmp_path / "s-surface.svg")
+    assert f"3 of 25 points clipped to {highest}" in (tmp_path / "s-interactive.html").read_text()
+    assert surface.loss[0, 0] == torch.inf
+    assert surface.loss[0, 4].item() == pytest.approx(1e30)
+
+
+@pytest.mark.parametrize("loss", [torch.full((5, 5), torch.nan), torch.zeros(5, 5)])
+def test_even_a_flat_or_lost_surface_is_drawn(tmp_path: Path, loss):
+    assert draw({"s": make_surface(loss)}, tmp_path)
+
+
+def test_curves_show_loss_and_accuracy_of_each_model(tmp_path: Path):
+    curves = {name: make_surface(AXIS**2 + 0.1, name=name) for name in ("gapssg", "noise $x$")}
+    assert [file.name for file in draw(curves, tmp_path)] == ["curves.png", "curves.svg"]
+    words = text_of(tmp_path / "curves.svg")
+    for label in ("gapssg", "noise $x$", "Cross-entropy", "Accuracy, %", "random direction 1"):
+        assert label in words
+
+
+@pytest.mark.parametrize("own_scale", [False, True])
+def test_the_sheet_has_a_row_for_each_run_and_a_column_for_each_epoch(own_scale):
+    surfaces = [make_surface(BOWL * epoch, name=name, epoch=epoch) for name in "ab" for epoch in (1, 2, 9)]
+    panels = sheet(surfaces[:-1], own_scale=own_scale).axes[:6]  # what comes after them are colour bars
+    assert [panel.get_title() for panel in panels] == ["epoch 1", "epoch 2", "epoch 9", "", "", ""]
+    assert [panel.get_ylabel() for panel in panels] == ["a", "", "", "b", "", ""]
+    assert [panel.axison for panel in panels] == [True] * 5 + [False]  # the missing one is left empty
+
+
+def test_surfaces_share_one_scale_that_holds_them_all():
+    low, high = make_surface(BOWL), make_surface(BOWL * 50)
+    both = scale_of([low, high])
+    assert both.low == scale_of([low]).low
+    assert both.high == scale_of([high]).high
+    assert Scale(0.01, 30.0).ticks() == pytest.approx([0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30])
+
+
+def test_the_route_is_drawn_with_its_epochs():
+    surface = make_surface(BOWL, directions="pca", marks=("1", "5"), explained=(0.9, 0.1))
+    surface.mark_coordinates, surface.mark_loss = torch.tensor([[-1.0, 1.0], [0.5, 0.0]]).double(), torch.ones(2)
+    figure = contour(surface, scale_of([surface]))
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert {"epoch 1", "epoch 5"} <= set(words)
+    assert "training route" in [text.get_text() for text in figure.legends[0].get_texts()]

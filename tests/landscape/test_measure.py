@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from gapssg import InputError, measure_landscape
+from gapssg.engine.requests import Requests, Stopped
+from gapssg.engine.run_directory import SilentDisplay
+from gapssg.landscape import measure
+from gapssg.landscape.surface import load_surface
+from gapssg.models import create_model
+from gapssg.models.model_file import load_model, save_model
+from tests.conftest import make_card
+from tests.landscape.conftest import settings
+
+
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "draw", lambda *_, **__: [])
+
+
+class StopsAfter(SilentDisplay):
+    """Asks to stop once so many points are measured."""
+
+    def __init__(self, points: int) -> None:
+        self.requests, self.points = Requests(), points
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        if task.startswith("measuring") and done >= self.points:
+            self.requests.stop = 15
+
+
+def test_a_landscape_of_a_run_on_real_images(run_folder: Path, tmp_path: Path):
+    changes = {"curvature": {"lanczos_steps": 2, "trace_samples": 2, "ascent_steps": 2}}
+    result = measure_landscape(settings(run_folder, grid=4, **changes), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "result.json").read_text()) == result
+    (report,) = result["surfaces"]
+    assert report["label"] == "run"
+    assert report["model"]["sha256"] == load_model(run_folder / "student.safetensors").sha256
+    surface = load_surface(report["file"])
+    assert surface.loss.shape == (4, 4)
+    assert report["centre"]["loss"] == surface.centre_loss.item()
+    assert report["centre_is_global_minimum"] == (surface.centre_loss <= surface.loss.min()).item()
+    assert report["curvature"]["epsilon_sharpness"] > 0
+    assert report["curvature"]["trace"]["error"] > 0
+    assert report["bf16_error"] is None
+    assert result["timing"]["points_per_second"] > 0
+    assert all(Path(figure).is_file() for figure in result["figures"])
+    assert len(result["figures"]) == 5
+
+
+def test_the_centre_of_an_odd_grid_is_the_centre(run_folder: Path, tmp_path: Path, without_figures):
+    measure_landscape(settings(run_folder), tmp_path / "out")
+    surface = load_surface(tmp_path / "out" / "surfaces" / "run.safetensors")
+    assert surface.loss[1, 1] == surface.centre_loss
+
+
+def test_an_interrupted_landscape_continues_to_that_of_the_whole(run_folder: Path, tmp_path: Path, without_figures):
+    chosen = settings(run_folder, directions="pca", grid=5)
+    measure_landscape(chosen, tmp_path / "whole")
+    display = StopsAfter(8)
+    with pytest.raises(Stopped):
+        measure_landscape(chosen, tmp_path / "parts", display=display, requests=display.requests)
+    file = tmp_path / "parts" / "surfaces" / "run.safetensors"
+    assert load_surface(file).measured == 8
+    assert not (tmp_path / "parts" / "result.json").exists()
+    result = measure_landscape(chosen, tmp_path / "parts", resume=True)
+    assert file.read_bytes() == (tmp_path / "whole" / "surfaces" / "run.safetensors").read_bytes()
+    whole = json.loads((tmp_path / "whole" / "result.json").read_text())
+    for key in ("centre", "minima", "marks", "radius_of_doubling"):
+        assert result["surfaces"][0][key] == whole["surfaces"][0][key]
+
+
+def test_what_is_measured_is_not_measured_again_and_other_settings_do_not_continue(
+    run_folder: Path, tmp_path: Path, without_figures
+):
+    measure_landscape(settings(run_folder), tmp_path / "out")
+    result = measure_landscape(settings(run_folder, own_scale=True), tmp_path / "out", resume=True)
+    assert result["timing"]["points_per_second"] is None
+    with pytest.raises(InputError, match="grid was 3 and is 5"):
+        measure_landscape(settings(run_folder, grid=5), tmp_path / "out", resume=True)
+
+
+def test_a_model_that_changed_or_a_truncated_surface_does_not_continue(
+    run_folder: Path, tmp_path: Path, without_figures
+):
+    measure_landscape(settings(run_folder), tmp_path / "out")
+    file = tmp_path / "out" / "surfaces" / "run.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-5])
+    with pytest.raises(InputError, match="not a readable safetensors file"):
+        measure_landscape(settings(run_folder), tmp_path / "out", resume=True)
+    file.write_bytes(whole)
+    save_model(run_folder / "student.safetensors", create_model("wrn16_1", num_classes=10, input_shape=(1, 16, 16)),
+               make_card())  # fmt: skip
+    with pytest.raises(InputError, match="measured around other weights"):
+        measure_landscape(settings(run_folder), tmp_path / "out", resume=True)
+
+
+def test_a_pool_needs_no_real_image(run_folder: Path, tmp_path: Path, without_figures, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("real images were read")
+
+    monkeypatch.setattr("gapssg.landscape.samples.read_test_images", refuse)
+    result = measure_landscape(settings(run_folder, data={"name": "pool"}, samples=30), tmp_path / "out")
+    assert result["samples"] == 30
+    assert result["loss"] == "distillation loss at temperature 20"
+    (report,) = result["surfaces"]
+    # The student's weights are the teacher's, so they agree; what is left is rounding of the two ways to batch.
+    assert report["centre"]["accuracy"] == 1
+    assert report["centre"]["loss"] == pytest.approx(0, abs=1e-4)
+    assert report["centre_is_global_minimum"]
+
+
+def test_principal_components_show_the_route(run_folder: Path, tmp_path: Path, without_figures):
+    result = measure_landscape(settings(run_folder, directions="pca"), tmp_path / "out")
+    (report,) = result["surfaces"]
+    assert sum(report["explained_variance"]) == pytest.approx(1)  # a route in a plane
+    assert [mark["label"] for mark in report["marks"]] == ["1", "2", "3"]
+    assert report["marks"][2]["coordinates"] == pytest.approx([0, 0], abs=1e-4)
+    assert report["marks"][2]["loss"] == pytest.approx(report["centre"]["loss"], rel=1e-4)
+    surface = load_surface(report["file"])
+    route = surface.mark_coordinates
+    extent = route.amax(dim=0).clamp_min(0) - route.amin(dim=0).clamp_max(0)
+    width = surface.axes[:, -1] - surface.axes[:, 0]
+    torch.testing.assert_close(width, extent)  # range 0.5: as wide as the route
+
+
+def test_every_snapshot_of_several_runs_is_measured_in_the_same_directions(
+    run_folder: Path, second_run: Path, tmp_path: Path, without_figures
+):
+    chosen = settings(run_folder, second_run, snapshots=True, epochs=(1, 3))
+    result = measure_landscape(chosen, tmp_path / "out")
+    labels = [report["label"] for report in result["surfaces"]]
+    assert labels == ["run, epoch 1", "run, epoch 3", "second, epoch 1", "second, epoch 3"]
+    assert result["shared_directions"]
+    first, _, third, _ = (load_surface(report["file"]).loss for report in result["surfaces"])
+    assert torch.equal(first, third)  # the second run is a copy of the first
+
+
+def test_a_plane_through_three_models_marks_them(run_folder: Path, tmp_path: Path, without_figures):
+    files = [run_folder / "student.safetensors", *sorted((run_folder / "snapshots").glob("*"))[:2]]
+    result = measure_landscape(settings(*files, directions="models", recalibrate=True), tmp_path / "out")
+    (report,) = result["surfaces"]
+    assert [mark["label"] for mark in report["marks"]] == ["run", "epoch-0001", "epoch-0002"]
+    assert report["marks"][1]["coordinates"] == [1, 0]
+
+
+def test_bfloat16_says_how_far_it_is_from_float32(run_folder: Path, tmp_path: Path, without_figures):
+    chosen = settings(run_folder, samples=8, runtime={"device": "cpu", "precision": "bf16"})
+    error = measure_landscape(chosen, tmp_path / "out")["surfaces"][0]["bf16_error"]
+    assert error["points"] == 9
+    assert 0 < error["loss_relative"] < 0.05
+
+
+def test_bad_input_is_refused_before_anything_is_written(
+    run_folder: Path, teacher_file: Path, image_folder: Path, tmp_path: Path
+):
+    other = tmp_path / "other.safetensors"
+    save_model(other, create_model("wrn16_2", num_classes=10, input_shape=(1, 16, 16)),
+               make_card(architecture="wrn16_2"))  # fmt: skip
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    snapshots = sorted((run_folder / "snapshots").glob("*"))
+    cases = {
+        "holds no checkpoint": settings(empty),
+        "differ in architecture": settings(teacher_file, other, directions="models", dimensions=1),
+        "the first two have the same weights": settings(snapshots[2], run_folder, directions="models", dimensions=1),
+        "2 classes, but": settings(teacher_file, data={"name": f"folder:{image_folder}"}),
+        "has no snapshot of epoch 7": settings(run_folder, snapshots=True, epochs=(7,)),
+        "is no run; name the run's directory, which": settings(teacher_file, directions="pca"),
+        "is no run; name the run's directory instead": settings(teacher_file, data={"name": "pool"}),
+        "which has no snapshots": settings(teacher_file, snapshots=True),
+    }
+    for words, chosen in cases.items():
+        with pytest.raises(InputError, match=words) as refused:
+            measure_landscape(chosen, tmp_path / "out")
+        assert refused.value.exit_status == 2
+        assert len(str(refused.value).splitlines()) == 1
+        assert not (tmp_path / "out").exists()
+
+
+def test_data_of_another_shape_than_the_model_takes_is_refused(tmp_path: Path):
+    file = tmp_path / "colour.safetensors"
+    save_model(file, create_model("wrn16_1", num_classes=10, input_shape=(3, 32, 32)),
+               make_card(input_shape=(3, 32, 32), mean=(0.5,) * 3, deviation=(0.5,) * 3))  # fmt: skip
+    with pytest.raises(InputError, match=r"but .* takes 3x32x32"):
+        measure_landscape(settings(file), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pool_whose_teacher_is_gone_or_another_is_refused(run_folder: Path, teacher_file: Path, tmp_path: Path):
+    moved = teacher_file.rename(tmp_path / "moved.safetensors")
+    chosen = {"data": {"name": "pool"}}
+    with pytest.raises(InputError, match="name it with --teacher"):
+        measure_landscape(settings(run_folder, **chosen), tmp_path / "out")
+    with pytest.raises(InputError, match="is not the teacher that"):
+        wrong = run_folder / "student.safetensors"
+        measure_landscape(settings(run_folder, teacher=wrong, **chosen), tmp_path / "out")
+    assert moved.exists()

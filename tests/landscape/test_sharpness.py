@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from gapssg.augment import Normalization
+from gapssg.landscape.curvature import CentreLoss
+from gapssg.landscape.samples import Samples
+from gapssg.landscape.sharpness import epsilon_sharpness, largest_eigenvalue, radius_of_doubling, trace
+
+
+def symmetric(eigenvalues: torch.Tensor) -> torch.Tensor:
+    rotation, _ = torch.linalg.qr(torch.randn(len(eigenvalues), len(eigenvalues), dtype=torch.float64))
+    return rotation @ torch.diag(eigenvalues.double()) @ rotation.T
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def test_lanczos_finds_the_largest_eigenvalue_not_the_largest_in_size():
+    eigenvalues = torch.cat([torch.linspace(-30, 5, 60), torch.tensor([7.0])])
+    matrix = symmetric(eigenvalues)
+    estimate = largest_eigenvalue(lambda v: matrix @ v, torch.randn(61, dtype=torch.float64), 61)
+    assert estimate.value == pytest.approx(7, abs=1e-9)
+    assert estimate.error < 1e-6
+
+
+def test_the_error_of_an_eigenvalue_bounds_how_far_it_is_off():
+    eigenvalues = torch.linspace(0, 10, 200)
+    matrix = symmetric(eigenvalues)
+    for steps in (3, 8, 20):
+        estimate = largest_eigenvalue(lambda v: matrix @ v, torch.randn(200, dtype=torch.float64), steps)
+        assert (eigenvalues.double() - estimate.value).abs().min().item() <= estimate.error + 1e-9
+
+
+def test_lanczos_stops_where_there_is_nothing_more():
+    estimate = largest_eigenvalue(lambda v: 4 * v, torch.randn(10), 8)
+    assert estimate.value == pytest.approx(4, rel=1e-6)  # float32
+    assert largest_eigenvalue(lambda v: 0 * v, torch.randn(10), 8).value == 0
+
+
+def test_the_trace_of_a_diagonal_matrix_is_exact():
+    diagonal = torch.arange(1.0, 21)
+    estimate = trace(lambda v: diagonal * v, 20, 5, torch.Generator().manual_seed(0))
+    assert estimate.value == 210
+    assert estimate.error == 0
+
+
+def test_the_trace_lies_within_its_standard_error():
+    matrix = symmetric(torch.linspace(0, 4, 100)).float()
+    estimate = trace(lambda v: matrix @ v, 100, 400, torch.Generator().manual_seed(0))
+    # Hutchinson: the variance of one sample is twice the sum of the squares beside the diagonal.
+    beside = matrix.square().sum() - matrix.diagonal().square().sum()
+    assert estimate.error == pytest.approx(math.sqrt(2 * beside.item() / 400), rel=0.2)
+    assert abs(estimate.value - 200) < 4 * estimate.error
+
+
+def test_epsilon_sharpness_of_a_slope_is_reached_in_a_corner():
+    slope, weights = torch.tensor([2.0, -1.0]), torch.tensor([3.0, 0.0])
+    sharpness = epsilon_sharpness(lambda w: ((w * slope).sum().item(), slope), weights, 0.1, 5)
+    rise = 2 * 0.1 * 4 + 1 * 0.1 * 1
+    assert sharpness == pytest.approx(rise / (1 + 6), rel=1e-5)
+
+
+def test_epsilon_sharpness_of_a_bowl_off_its_bottom():
+    weights = torch.tensor([0.01, -0.01])
+    sharpness = epsilon_sharpness(lambda w: (w.square().sum().item(), 2 * w), weights, 1e-3, 10)
+    side = 1e-3 * 1.01
+    highest = 2 * (0.01 + side) ** 2
+    assert sharpness == pytest.approx((highest - 2e-4) / (1 + 2e-4), rel=1e-3)
+
+
+def test_the_radius_of_doubling_of_a_bowl():
+    rays = [(1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0)]
+
+    def bowl(points: list[tuple[float, ...]]) -> list[float]:
+        return [1 + 4 * x**2 + y**2 for x, y in points]
+
+    radius = radius_of_doubling(bowl, rays, 1.0, 1.0)
+    assert radius is not None
+    assert 0.5 <= radius <= 0.5 + 1 / 10 / 2**5  # as its docstring promises
+    assert radius_of_doubling(bowl, rays, 1.0, 0.4) is None
+    assert radius_of_doubling(lambda points: [math.nan] * len(points), rays, 1.0, 1.0) == pytest.approx(1 / 320)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_hessian_and_gradient_of_a_small_network_are_those_of_its_loss(runtime, soft):
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.second(torch.tanh(self.first(images.flatten(1))))
+            return logits
+
+    images = torch.randint(0, 256, (300, 1, 2, 2), dtype=torch.uint8)  # more than one batch
+    labels = torch.randint(0, 3, (300,))
+    samples = Samples(images, labels, torch.randn(300, 3) if soft else None, temperature=2.0)
+    normalization = Normalization.from_statistics((0.5,), (0.25,), runtime.device)
+    loss = CentreLoss(Small(), normalization, samples, runtime)
+
+    def whole(weights: torch.Tensor) -> torch.Tensor:
+        parts = loss.layout.split(weights)
+        pixels = ((images / 255 - 0.5) / 0.25).flatten(1)
+        hidden = torch.tanh(pixels @ parts["first.weight"].T + parts["first.bias"])
+        return samples.loss(hidden @ parts["second.weight"].T + parts["second.bias"])
+
+    hessian = torch.autograd.functional.hessian(whole, loss.weights)
+    vector = torch.randn(len(loss.weights))
+    torch.testing.assert_close(loss.hessian_product(vector), hessian @ vector, rtol=1e-4, atol=1e-5)
+    value, gradient = loss.loss_and_gradient(loss.weights)
+    at = loss.weights.clone().requires_grad_()
+    torch.testing.assert_close(gradient, torch.autograd.grad(whole(at), at)[0], rtol=1e-4, atol=1e-6)
+    assert value == pytest.approx(whole(loss.weights).item(), rel=1e-5)
+    top = torch.linalg.eigvalsh(hessian.double())[-1].item()
+    estimate = largest_eigenvalue(loss.hessian_product, torch.randn(len(loss.weights)), 25)
+    assert estimate.value == pytest.approx(top, rel=1e-4)

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gapssg.errors import InputError
+from gapssg.landscape.surface import load_surface, save_surface
+from tests.landscape.conftest import make_surface
+
+
+def bowl() -> torch.Tensor:
+    axis = torch.linspace(-1, 1, 5)
+    return 0.1 + (axis[:, None] - 0.5) ** 2 + axis[None] ** 2
+
+
+def test_a_surface_is_read_as_it_was_written_what_overflows_included(tmp_path: Path):
+    loss = bowl()
+    loss[0, 0], loss[4, 4], loss[0, 4] = torch.inf, torch.nan, 1e30
+    surface = make_surface(loss, seed=7)
+    save_surface(tmp_path / "s.safetensors", surface)
+    read = load_surface(tmp_path / "s.safetensors")
+    assert read.card == surface.card
+    assert torch.equal(read.axes, surface.axes)
+    torch.testing.assert_close(read.loss, surface.loss, rtol=0, atol=0, equal_nan=True)
+    assert read.is_complete
+    facts = read.facts()
+    assert facts["points_not_finite"] == 2
+    assert facts["highest_loss"] == pytest.approx(1e30)
+
+
+def test_the_facts_name_the_minima_and_whether_the_centre_is_the_lowest():
+    facts = make_surface(bowl()).facts()
+    assert not facts["centre_is_global_minimum"]
+    assert facts["lowest_loss"] == pytest.approx(0.1)
+    (minimum,) = facts["minima"]
+    assert minimum == {"coordinates": [0.5, 0.0], "loss": pytest.approx(0.1), "at_edge": False}
+    axis = torch.linspace(-1, 1, 5)
+    assert make_surface(axis**2).facts()["centre_is_global_minimum"]
+
+
+def test_the_first_index_is_the_first_axis_and_the_last_runs_fastest():
+    surface = make_surface(bowl())
+    assert surface.points()[:2] == [(-1.0, -1.0), (-1.0, -0.5)]
+    assert surface.points()[7] == (-0.5, 0.0)
+    assert surface.loss[1, 2].item() == pytest.approx(0.1 + 1.0)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 300, -10])
+def test_a_truncated_file_is_refused_in_a_sentence(tmp_path: Path, keep):
+    path = tmp_path / "s.safetensors"
+    save_surface(path, make_surface(bowl()))
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match="not a readable safetensors file") as refused:
+        load_surface(path)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_model_file_is_no_surface(teacher_file: Path):
+    with pytest.raises(InputError, match="is no saved surface"):
+        load_surface(teacher_file)
+
+
+def test_numbers_that_do_not_fit_the_description_are_refused(tmp_path: Path):
+    surface = make_surface(bowl())
+    surface.loss = surface.loss[:4]
+    save_surface(tmp_path / "s.safetensors", surface)
+    with pytest.raises(InputError, match="do not fit its description"):
+        load_surface(tmp_path / "s.safetensors")
+    surface = make_surface(bowl())
+    surface.measured = 99
+    save_surface(tmp_path / "s.safetensors", surface)
+    with pytest.raises(InputError, match="description is not valid"):
+        load_surface(tmp_path / "s.safetensors")
