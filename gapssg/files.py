@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import secrets
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -61,8 +65,10 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         RunError: The folder or the disk refuses the write; the old file, if any, is untouched.
     """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        # Opened by hand, so that the system applies the umask; asking for it would change it for other threads.
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
     try:
@@ -70,13 +76,30 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        # It is gone if all went well; a disk that refuses this too is not worth a second complaint.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def sha256_of_files(paths: Iterable[Path]) -> str:
+    """Return the SHA-256 of files one after another, in hexadecimal.
+
+    Raises:
+        InputError: One cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -106,13 +129,12 @@ def check_writable(folder: Path) -> None:
         raise InputError(f"cannot write to {folder}: {reason}; choose another --output") from error
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk.
 
-
-def _sync_folder(folder: Path) -> None:
+    Raises:
+        OSError: It refuses.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -86,6 +86,10 @@ class Runtime:
             return self, f"not compiled, although the run is long ({length}): {obstacle}"
         return replace(self, compiled=True), f"compiled, because the run is long: {length}"
 
+    def identity(self) -> dict[str, str]:
+        """Return by name what a run that continues must be computed with: its numbers are others with another."""
+        return {"the device": self.device.type, "the precision": self.precision}
+
     def describe(self) -> str:
         """Return where and how is computed, in a few words."""
         words = [str(self.device), self.precision, "compiled" if self.compiled else "eager"]

@@ -157,7 +157,9 @@ class CudaRecorder:
 
     def record(self, function: Callable[[], Outputs]) -> Outputs:
         """Record `function` on a stream of its own."""
-        with torch.cuda.device(self._device), torch.cuda.graph(self._graph):
+        # A checkpoint may be on its way from the GPU in another thread, which the default mode does not allow.
+        mode = "thread_local"
+        with torch.cuda.device(self._device), torch.cuda.graph(self._graph, capture_error_mode=mode):
             return function()
 
     def replay(self) -> None:

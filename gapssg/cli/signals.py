@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from types import FrameType
 
 from gapssg.engine.requests import Requests, Stopped
@@ -11,12 +13,17 @@ from gapssg.engine.requests import Requests, Stopped
 def listen() -> Requests:
     """Turn the signals that this process gets into requests.
 
-    Where no run is there to answer, and at the second signal, the program leaves at once.
+    Where no run is there to answer, the program ends. At the second signal it leaves at once, whatever it is doing:
+    writing to a disk that hangs, or compiling. What is durable stays.
     """
     requests = Requests()
 
     def stop(number: int, _: FrameType | None) -> None:
-        if requests.stop is not None or not requests.attended:
+        if requests.stop is not None:
+            cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # the progress bar hid it
+            os.write(2, f"{cursor}left at once; --resume continues from the last checkpoint\n".encode())
+            os._exit(Stopped(number).exit_status)
+        if not requests.attended:
             raise Stopped(number)
         requests.stop = number
 

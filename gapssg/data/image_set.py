@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 
@@ -102,6 +103,15 @@ def check_same_classes(train: ImageSet, test: ImageSet) -> None:
     ]
     reason = " and ".join(differences) or "the same classes stand in a different order"
     raise InputError(f"the training and test images differ in their classes: {reason}; give both the same ones")
+
+
+def sha256_of_images(*sets: ImageSet) -> str:
+    """Return the SHA-256 of images and labels one after another, in hexadecimal."""
+    digest = hashlib.sha256()
+    for images in sets:
+        for tensor in (images.images, images.labels):
+            digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _describe(tensor: Tensor) -> str:

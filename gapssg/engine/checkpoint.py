@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gapssg.engine.requests import Requests, Stopped
 from gapssg.engine.run_directory import RunDirectory
-from gapssg.errors import InputError
+from gapssg.errors import InputError, RunError, shortened
 from gapssg.files import canonical_json, write_atomically
 from gapssg.models.safetensors_file import read_safetensors
 
@@ -181,7 +181,10 @@ class Checkpoints:
         copies, wait = _start_copying(state.tensors)
 
         def finish_writing() -> None:
-            wait()
+            try:
+                wait()
+            except RuntimeError as error:  # of CUDA
+                raise RunError(f"the state could not be copied from the GPU: {str(error).splitlines()[0]}") from error
             write_atomically(file, save(copies, metadata=metadata))
 
         self._pending = self._writer.submit(finish_writing)
@@ -215,6 +218,10 @@ def _start_copying(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Ca
     return copies, copied.synchronize
 
 
+def _short(value: str) -> str:
+    return f"{shortened(value, 12)}"
+
+
 def read_checkpoint(path: Path, identity: dict[str, str]) -> Checkpoint:
     """Read the checkpoint of the run in `path`.
 
@@ -232,7 +239,11 @@ def read_checkpoint(path: Path, identity: dict[str, str]) -> Checkpoint:
         header = _Header.read(json.loads(content.metadata[_KEY]))
     except (InputError, KeyError, ValueError, RecursionError) as error:
         raise InputError(f"{file} is not a checkpoint of a run") from error
-    differing = [name for name, value in identity.items() if header.identity.get(name) != value]
+    differing = [
+        f"{name} was {_short(header.identity.get(name, 'unknown'))} and is {_short(value)}"
+        for name, value in identity.items()
+        if header.identity.get(name) != value
+    ]
     if differing:
-        raise InputError(f"{path} cannot be continued: {' and '.join(differing)} differ from when it began")
+        raise InputError(f"{path} cannot be continued: {'; '.join(differing)}; start it anew")
     return Checkpoint(header.events_length, State(header.facts, content.tensors))

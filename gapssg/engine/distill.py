@@ -21,9 +21,11 @@ from gapssg.engine.run_directory import (
     SilentDisplay,
     check_output,
     check_same_settings,
+    pool_shards,
     run_facts,
 )
 from gapssg.engine.settings import DistillSettings
+from gapssg.files import sha256_of_files
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import profile_model
 from gapssg.runtime import Runtime
@@ -81,7 +83,9 @@ def distill(
     started = time.perf_counter()
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     teacher = load_model(settings.teacher)
-    identity = {"teacher": teacher.sha256}
+    identity = {"the teacher's SHA-256": teacher.sha256, **runtime.identity()}
+    if settings.pool is not None:
+        identity["the pool's SHA-256"] = sha256_of_files(pool_shards(settings.pool))
     checkpoint = read_checkpoint(output, identity) if resume else None
     facts = RunFacts.read(checkpoint.state.facts.get("run")) if checkpoint else None
     distillation = Distillation(settings, runtime, teacher, compiled=facts.compiled if facts else None)
@@ -92,10 +96,11 @@ def distill(
         evaluator.restore(facts.evaluation)
         started -= facts.total_seconds
         run = RunDirectory.reopen(output, settings, display, checkpoint.events_length)
+        run.show("checkpoint", directory=output)
         after = f"after epoch {distillation.epochs_done} of {settings.epochs}"
         run.show("start", message=f"continuing {output} {after}, {runtime.describe()}")
     else:
-        run = RunDirectory(output, settings, display)
+        run = RunDirectory(output, settings, display, overwrite)
         _record_start(run, distillation)
 
     def state() -> State:

@@ -18,7 +18,7 @@ from gapssg.augment import Augmentation, Normalization, Shifts, crop_and_flip
 from gapssg.engine.checkpoint import Facts, State
 from gapssg.engine.inference import predict
 from gapssg.engine.metrics import agreement
-from gapssg.engine.run_directory import RunDirectory, pool_shards, versions
+from gapssg.engine.run_directory import RunDirectory, first_pool_shards, pool_shards, versions
 from gapssg.engine.settings import DistillSettings
 from gapssg.engine.trainee import Phase, Trainee, TraineeFacts
 from gapssg.errors import Diverged, InputError, RunError
@@ -179,10 +179,7 @@ class Distillation:
             raise InputError("the losses in the checkpoint are not numbers; start the run anew")
         if self.settings.pool is None and self.synthesizer.pool is not None:
             whole = self.epochs_done + self.epoch.synthesised
-            shards = pool_shards(run)[:whole] if whole else []
-            if len(shards) < whole:
-                raise InputError(f"{run} has lost images of its pool since the checkpoint; start the run anew")
-            for shard in shards:
+            for shard in first_pool_shards(run, whole):
                 images, targets, _ = read_shard(shard, self.card.input_shape, self.card.num_classes)
                 if len(images) != self.settings.method.synthesis_batch_size:
                     raise InputError(f"{shard} holds {len(images)} images, which no synthesis of this run made")

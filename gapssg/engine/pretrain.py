@@ -15,7 +15,7 @@ from torch import Tensor
 from gapssg.augment import Augmentation, Normalization, Shifts, crop_and_flip
 from gapssg.batches import shuffled_batches
 from gapssg.data import flipping_is_meaningful
-from gapssg.data.image_set import ImageSet, check_same_classes
+from gapssg.data.image_set import ImageSet, check_same_classes, sha256_of_images
 from gapssg.engine.checkpoint import Checkpoints, Facts, State, read_checkpoint
 from gapssg.engine.inference import predict
 from gapssg.engine.metrics import Scores, score
@@ -84,17 +84,18 @@ def pretrain_teacher(
     train = read_images(settings.data, "train", display)
     test = read_images(settings.data, "test", display, channels=train.input_shape[0])
     check_same_classes(train, test)
-    identity = {"number of training images": str(len(train))}
+    identity = {"the images' SHA-256": sha256_of_images(train, test), **runtime.identity()}
     checkpoint = read_checkpoint(output, identity) if resume else None
     facts = RunFacts.read(checkpoint.state.facts) if checkpoint else None
     pretraining = _Pretraining(settings, runtime, train, test, compiled=facts.compiled if facts else None)
     if checkpoint and facts:
         pretraining.restore(facts, checkpoint.state)
         run = RunDirectory.reopen(output, settings, display, checkpoint.events_length)
+        run.show("checkpoint", directory=output)
         after = f"after epoch {pretraining.epochs_done} of {settings.epochs}"
         run.show("start", message=f"continuing {output} {after}, {pretraining.runtime.describe()}")
     else:
-        run = RunDirectory(output, settings, display)
+        run = RunDirectory(output, settings, display, overwrite)
         images = f"{len(train):,} images of {settings.data.name}"
         run.record("start", message=f"training {settings.model.name} on {images}, {pretraining.runtime.describe()}")
     every = (settings.checkpoint_every, settings.checkpoint_minutes)

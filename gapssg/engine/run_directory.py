@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gapssg._version import __version__
 from gapssg.errors import InputError, RunError, shortened
-from gapssg.files import check_writable, write_atomically, write_json
+from gapssg.files import check_writable, sync_folder, write_atomically, write_json
 from gapssg.runtime import Runtime, to_uint8
 from gapssg.settings.base import Settings
 from gapssg.settings.load import flatten, read_toml
@@ -42,6 +42,7 @@ _OWN_FILE = re.compile(
 )
 
 
+_TEMPORARY = ".tmp"
 _MAY_CHANGE = {"checkpoint_every", "checkpoint_minutes", "max_rollbacks", "own_scale"}
 _IS_ASKED_ANEW = {"data.download", "eval_data.download"}
 _MOST_DIFFERENCES = 10
@@ -71,14 +72,22 @@ class SilentDisplay:
 class RunDirectory:
     """Writes the files of one run."""
 
-    def __init__(self, path: Path, settings: Settings, display: Display) -> None:
-        """Make the directory and write the settings. `check_output` must have accepted `path`."""
+    def __init__(self, path: Path, settings: Settings, display: Display, overwrite: bool = True) -> None:
+        """Make the directory and write the settings. `check_output` must have accepted `path`.
+
+        Raises:
+            InputError: Another process writes to it, or has begun a run there that `overwrite` does not give up.
+            RunError: It cannot be written to.
+        """
         self.path = path
         self._display = display
         try:
             path.mkdir(parents=True, exist_ok=True)
+            sync_folder(path.parent)
             _check_own(path)
             self._lock = _lock(path)
+            if not overwrite and (path / _SETTINGS).exists():
+                raise InputError(f"--output {path} holds a run since a moment ago; add --overwrite to replace it")
             _remove_run(path)
         except OSError as error:
             raise RunError(f"cannot write to {path}: {error.strerror or error}") from error
@@ -102,6 +111,11 @@ class RunDirectory:
             if run.events_length() < events_length:
                 raise RunError(f"{path / _EVENTS} has lost lines since the checkpoint; start the run anew")
             os.truncate(path / _EVENTS, events_length)
+            # The run is not finished until it says so again; what a kill left of a write is of no use.
+            (path / _RESULT).unlink(missing_ok=True)
+            for entry in _entries(path):
+                if _OWN_FILE.fullmatch(entry) and entry.endswith(_TEMPORARY):
+                    (path / entry).unlink()
             write_atomically(path / _SETTINGS, settings.to_toml().encode())
         except OSError as error:
             raise RunError(f"cannot write {path / _EVENTS}: {error.strerror or error}") from error
@@ -162,7 +176,9 @@ class RunDirectory:
             raise ValueError(f"{name} is not a folder of a run directory")
         folder = self.path / name
         try:
-            folder.mkdir(exist_ok=True)
+            if not folder.exists():
+                folder.mkdir(exist_ok=True)
+                sync_folder(self.path)
         except OSError as error:
             raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error
         return folder
@@ -181,7 +197,7 @@ class RunDirectory:
 
     def write_pool_shard(self, epoch: int, images: Tensor, targets: Tensor, origin: PoolOrigin) -> None:
         """Write the images (N, C, H, W) uint8 and targets (N,) int64 of one synthesis."""
-        write_shard(self.folder(_POOL) / f"shard-{epoch:04d}.safetensors", images, targets, origin)
+        write_shard(self.folder(_POOL) / shard_name(epoch), images, targets, origin)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`."""
@@ -265,12 +281,30 @@ def pool_shards(path: Path) -> list[Path]:
     """
     try:
         folder = path / _POOL if (path / _POOL).is_dir() else path
-        shards = sorted(folder.glob("shard-*.safetensors"))
+        shards = [path for path in folder.glob("shard-*.safetensors") if path.stem.removeprefix("shard-").isdecimal()]
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     if not shards:
         raise InputError(f"{path} holds no sample pool; name the directory of a `distill` run that kept its own")
+    return sorted(shards, key=lambda shard: int(shard.stem.removeprefix("shard-")))
+
+
+def first_pool_shards(path: Path, count: int) -> list[Path]:
+    """Return the shard files of the first `count` syntheses of a run, oldest first.
+
+    Raises:
+        InputError: One is not there.
+    """
+    shards = [path / _POOL / shard_name(epoch) for epoch in range(1, count + 1)]
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        raise InputError(f"{path} has lost images of its pool since the checkpoint ({missing[0]}); start the run anew")
     return shards
+
+
+def shard_name(epoch: int) -> str:
+    """Name the file of an epoch's images."""
+    return f"shard-{epoch:04d}.safetensors"
 
 
 def image_grid(images: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def measure_landscape(
     if resume:
         run = RunDirectory.reopen(output, settings, display, (output / "events.jsonl").stat().st_size)
     else:
-        run = RunDirectory(output, settings, display)
+        run = RunDirectory(output, settings, display, overwrite)
     what = f"{len(samples):,} {'synthetic samples' if settings.data.name == 'pool' else 'test images'}"
     run.record("start", message=f"measuring {_count(surfaces)} on {what} of {settings.data.name}, {runtime.describe()}")
 

@@ -75,6 +75,7 @@ class GeneratorInversion:
         stream = runtime.random_stream("synthesis-augmentation", epoch)
         for _ in range(self._steps_done):
             self.context.augmentation.draw(len(targets), stream)
+        self._distances.clear()
         with frozen(student), observed_statistics(self.context.teacher, self._distances):
             while self._steps_done < settings.generator_steps:
                 outputs = self._step(*self.context.augmentation.draw(len(targets), stream))
@@ -141,13 +142,13 @@ class GeneratorInversion:
         """Return the loss, its terms, and the images."""
         assert self._student is not None
         context = self.context
-        self._distances.clear()
         with context.runtime.autocast():
             images = self.generator(self.latent)
             views = context.normalization(crop_and_flip(images, Shifts(*shifts)))
             teacher_logits = context.teacher(views).float()
             student_logits = self._student(views).float()
         statistics_loss = torch.stack(self._distances).sum()
+        self._distances.clear()  # empty before each step: a compiled step is compiled anew for another length
         loss, terms = self.settings.loss(statistics_loss, teacher_logits, student_logits, self._targets)
         return {"loss": loss, **terms, "images": images}
 

@@ -27,13 +27,16 @@ def requests() -> Iterator[Requests]:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_first_signal_asks_and_the_second_leaves_at_once(requests, number, status):
+def test_the_first_signal_asks_and_the_second_leaves_at_once(requests, number, status, monkeypatch, capfd):
+    left = []
+    monkeypatch.setattr(os, "_exit", left.append)
     requests.attended = True
     os.kill(os.getpid(), number)
     assert requests.stop == number
-    with pytest.raises(Stopped) as stopped:
-        os.kill(os.getpid(), number)
-    assert stopped.value.exit_status == status
+    assert left == []
+    os.kill(os.getpid(), number)
+    assert left == [status]
+    assert capfd.readouterr().err == "left at once; --resume continues from the last checkpoint\n"
 
 
 def test_a_signal_while_no_run_is_there_to_answer_leaves_at_once(requests):

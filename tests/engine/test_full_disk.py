@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ def failing(call: Callable[..., Any], count: int, number: int) -> Callable[..., 
     [
         (os, "fsync", errno.ENOSPC, "No space left on device"),
         (os, "replace", errno.EDQUOT, "Disk quota exceeded"),
-        (tempfile, "mkstemp", errno.EROFS, "Read-only file system"),
+        (os, "open", errno.EROFS, "Read-only file system"),
     ],
 )
 def test_a_write_refused_at_any_moment_leaves_a_run_that_can_go_on(
