@@ -13,6 +13,7 @@ import argparse
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -81,8 +82,8 @@ class Survival(NamedTuple):
     Attributes:
         kills: SIGKILLs that met a living process.
         resumed: Processes that continued from a checkpoint; the others began anew, before there was one.
-        unfinished_writes: Kills after which a file was found half-written, under its temporary name.
-        differing: Files that are not as in the run that was not killed.
+        unfinished_writes: Kills that met a file half-written, under its temporary name.
+        differing: Files that are not as in the run that nobody killed.
     """
 
     kills: int
@@ -106,38 +107,48 @@ def commands(teacher: Path) -> dict[str, list[str]]:
 
 
 def survive_kills(command: Sequence[str], folder: Path, kills: int, seed: int) -> Survival:
-    """Run a command line whole and, beside it, killed `kills` times at random moments; compare what they leave."""
+    """Run a command line whole and, beside it, killed at random moments; compare what they leave.
+
+    A run that ends between two kills is compared and begun anew, so that every kill meets a run that goes on.
+    """
     whole, run = folder / "whole", folder / "run"
+    complete(start(["--version"]))  # the next processes need not import torch
     began = time.monotonic()
-    process = start([*command, "--output", str(whole)])
-    process.join()
-    if process.exitcode != 0:
-        raise RuntimeError(f"{' '.join(command)} ended with {process.exitcode}")
+    complete(start([*command, "--output", str(whole)]))
     seconds = time.monotonic() - began
+    expected = files_of(whole)
     draw = random.Random(seed)
-    killed = resumed = unfinished = 0
+    killed = resumed = unfinished = differing = 0
     while True:
         can_resume = (run / "checkpoint" / "latest.safetensors").exists()
-        resumed += can_resume and killed > 0
-        # Begun anew, it is the whole run again: its directory is replaced.
-        process = start(
-            [command[0], "--resume", str(run)] if can_resume else [*command, "--output", str(run), "--overwrite"]
-        )
-        if killed == kills:
-            process.join()
-            break
-        process.join(draw.uniform(0, seconds / 2))
+        resumed += can_resume
+        # Before the first checkpoint there is nothing to continue from: the run begins anew.
+        anew = [*command, "--output", str(run), "--overwrite"]
+        process = start([command[0], "--resume", str(run)] if can_resume else anew)
+        process.join(draw.uniform(0, seconds) if killed < kills else None)
         if process.exitcode is None:
             os.kill(process.pid or 0, signal.SIGKILL)
             process.join()
             killed += 1
             unfinished += any(run.rglob("*.tmp"))
+            continue
+        complete(process)
+        found = files_of(run)
+        differing += sum(found.get(name) != expected.get(name) for name in found | expected)
+        if killed == kills:
+            return Survival(killed, resumed, unfinished, differing)
+        shutil.rmtree(run)
+
+
+def complete(process: multiprocessing.process.BaseProcess) -> None:
+    """Wait for a process.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    process.join()
     if process.exitcode != 0:
-        raise RuntimeError(f"after {killed} kills {' '.join(command)} ended with {process.exitcode}")
-    found, expected = files_of(run), files_of(whole)
-    # A file that was being written when the kill came stays, under its temporary name, and is no part of the run.
-    names = {name for name in found | expected if not name.endswith(".tmp")}
-    return Survival(killed, resumed, unfinished, sum(found.get(name) != expected.get(name) for name in names))
+        raise RuntimeError(f"a run that nobody killed ended with {process.exitcode}")
 
 
 def start(arguments: Sequence[str]) -> multiprocessing.process.BaseProcess:
@@ -214,8 +225,8 @@ def long_run(folder: Path, epochs: int, every: int) -> list[Look]:
 
 
 def growth(looks: Sequence[Look]) -> list[str]:
-    """Name what grew in a long run after its first twentieth or first 100 epochs."""
-    first, *_, last = [look for look in looks if look.epoch >= min(100, looks[0].epoch)]
+    """Name what grew in a long run after its first tenth."""
+    first, *_, last = looks[len(looks) // 10 :]
     grown = {
         "memory": last.resident_bytes > first.resident_bytes + ALLOWED_GROWTH_BYTES,
         "open files": last.open_files > first.open_files,

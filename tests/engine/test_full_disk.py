@@ -51,7 +51,7 @@ def test_a_write_refused_at_any_moment_leaves_a_run_that_can_go_on(
     distill(settings(teacher_file), tmp_path / "whole")
     expected = files_of(tmp_path / "whole")
     continued = 0
-    for count in range(2, 30, 3):
+    for count in range(2, 60, 5):
         run = tmp_path / f"{count}"
         monkeypatch.setattr(module, name, failing(getattr(module, name), count, number))
         try:

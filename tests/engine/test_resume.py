@@ -176,7 +176,7 @@ def test_another_teacher_of_the_same_name_is_refused(teacher_file: Path, tmp_pat
     settings = DistillSettings.model_validate({**TINY, "teacher": teacher_file})
     distill(settings, tmp_path / "run")
     shutil.copy(tmp_path / "run" / "student.safetensors", teacher_file)
-    with pytest.raises(InputError, match="cannot be continued: teacher differ"):
+    with pytest.raises(InputError, match="cannot be continued: the teacher's SHA-256 was"):
         distill(settings, tmp_path / "run", resume=True)
 
 
