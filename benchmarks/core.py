@@ -48,7 +48,7 @@ def make_core(size: Size, device: torch.device, compiled: bool = False, precisio
                 "student": {"name": size.student},
                 "batch_size": size.batch,
                 # More steps than anybody calls: a synthesis that never ends.
-                "method": {"synthesis_batch_size": size.synthesis_batch, "generator_steps": 100_000},
+                "method": {"synthesis_batch_size": size.synthesis_batch, "generator_steps": 100_000, "passes": 1000},
                 "runtime": {"device": str(device), "compile": compiled, "precision": precision},
             }
         )
@@ -56,8 +56,12 @@ def make_core(size: Size, device: torch.device, compiled: bool = False, precisio
         # Two, because a synthesis that is suspended in a step observes its teacher and freezes its student.
         synthesising, distilling = (Distillation(settings, runtime, load_model(file)) for _ in range(2))
     steps = synthesising.synthesizer.synthesis_steps(synthesising.student, 0, 0)
-    images = torch.rand(size.batch, 3, size.side, size.side, device=device)
-    stream = runtime.random_stream("augmentation", 0)
+    pool = distilling.synthesizer.pool
+    assert pool is not None
+    images = torch.randint(0, 256, (2 * size.batch, 3, size.side, size.side), dtype=torch.uint8, device=device)
+    pool.append(images, torch.zeros(len(images), dtype=torch.int64, device=device))
+    # From the pool, as the epochs of a run are; two batches and a thousand passes are more than anybody calls.
+    batches = distilling.batches(0, 0, 0)
     distilling.student.train()
 
     def synthesise() -> None:
@@ -66,6 +70,6 @@ def make_core(size: Size, device: torch.device, compiled: bool = False, precisio
 
     def distil() -> None:
         with runtime.configured():
-            distilling.trainee.step(images, *distilling.augmentation.draw(size.batch, stream))
+            distilling.trainee.step(*next(batches))
 
     return CoreSteps(synthesise, distil, runtime.precision)

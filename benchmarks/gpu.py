@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.machine import describe_machine, print_machine, print_table, write_report
 
+Row = tuple[str, str, str]
 PAIRS = {"wrn40_2": "wrn16_1", "resnet34": "mobilenetv2"}
 
 
@@ -50,7 +51,9 @@ def main() -> None:
     rows = []
     if arguments.data:
         for teacher, student in list(PAIRS.items())[: 2 if arguments.more else 1]:
-            rows += distil_pair(teacher, student, arguments.data, directory, device)
+            reached, unfinished = distil_pair(teacher, student, arguments.data, directory, device)
+            rows += reached
+            failed += unfinished
         print_table("CIFAR-10 (JPEG), published settings", ("run", "s", "top-1"), rows)
     write_report(directory / "machine.json", {"machine": machine, "failed": failed})
     sys.exit(f"failed: {', '.join(failed)}; see the logs in {directory}" if failed else 0)
@@ -58,8 +61,8 @@ def main() -> None:
 
 def distil_pair(
     teacher: str, student: str, data: Path, directory: Path, device: list[str]
-) -> list[tuple[str, str, str]]:
-    """Train a teacher and distil its student, or go on with it; return what both reached."""
+) -> tuple[list[Row], list[str]]:
+    """Train a teacher and distil its student, or go on with it; return what both reached, and what failed."""
     images = f"folder:{data}"
     teacher_run, student_run = directory / teacher, directory / f"{teacher}-{student}"
     file = teacher_run / "model.safetensors"
@@ -73,11 +76,11 @@ def distil_pair(
         can_resume = (run / "checkpoint" / "latest.safetensors").exists()
         gapssg = [sys.executable, "-m", "gapssg", command]
         if not run_stage(run.name, [*gapssg, "--resume", str(run)] if can_resume else [*gapssg, *anew], directory):
-            break
+            return rows, [run.name]
         result: dict[str, Any] = json.loads((run / "result.json").read_text())
         model = result["model" if command == "pretrain-teacher" else "student"]
         rows.append((run.name, f"{result['timing']['total']:.0f}", f"{model['top1']:.2%}"))
-    return rows
+    return rows, []
 
 
 def run_stage(name: str, command: list[str], directory: Path) -> bool:

@@ -37,13 +37,19 @@ def on_gpu() -> Iterator[Runtime]:
 def train(teacher_file: Path, runtime: Runtime) -> tuple[dict[str, Tensor], Tensor, list[str]]:
     """Synthesise once and make some distillation steps; return the student's weights, the pool, and notes."""
     values = {**TINY, "teacher": teacher_file, "method": {**TINY["method"], "generator_steps": STEPS, "passes": 8}}
+    values["student"] = {"name": "mobilenetv2"}  # has dropout
     distillation = Distillation(DistillSettings.model_validate(values), runtime, load_model(teacher_file))
     list(distillation.synthesizer.synthesis_steps(distillation.student, 0, 0))
-    inputs = distillation._batches(0, 0, 0)
+    inputs = distillation.batches(0, 0, 0)
     distillation.student.train()
-    for _ in range(STEPS):
-        distillation.trainee.step(*next(inputs))
+    for step in range(STEPS):
+        distillation.trainee.set_learning_rate(step / STEPS)  # a replay must read it anew
+        images, *shifts = next(inputs)
+        if step == STEPS - 2:
+            images = images * torch.nan  # a replay must leave the weights alone
+        distillation.trainee.step(images, *shifts)
     assert distillation.synthesizer.pool is not None
+    assert all(bool(tensor.isfinite().all()) for tensor in distillation.student.parameters())
     weights = {name: tensor.cpu() for name, tensor in distillation.student.state_dict().items()}
     return weights, distillation.synthesizer.pool.images.cpu(), runtime.notes
 
@@ -94,7 +100,7 @@ def test_no_step_waits_for_the_gpu(teacher_file: Path, precision):
         finally:
             torch.cuda.set_sync_debug_mode("default")
         list(steps)
-        inputs = distillation._batches(0, 0, 0)
+        inputs = distillation.batches(0, 0, 0)
         distillation.student.train()
         for _ in range(EAGER_CALLS + 2):
             distillation.trainee.step(*next(inputs))
@@ -108,11 +114,13 @@ def test_no_step_waits_for_the_gpu(teacher_file: Path, precision):
 
 def test_a_deterministic_run_that_stops_goes_on_to_the_same_files(teacher_file: Path, tmp_path: Path):
     runtime = {"device": "cuda", "precision": "bf16", "compile": False, "deterministic": True}
-    values = {**TINY, "teacher": teacher_file, "epochs": 3, "runtime": runtime}
-    settings = DistillSettings.model_validate(values)
+    method = {**TINY["method"], "generator_steps": 8, "passes": 4}
+    values = {**TINY, "teacher": teacher_file, "epochs": 3, "runtime": runtime, "method": method}
+    settings = DistillSettings.model_validate({**values, "student": {"name": "mobilenetv2"}})
     distill(settings, tmp_path / "whole")
-    requests = Requests()
-    with pytest.raises(Stopped):
-        distill(settings, tmp_path / "run", display=AskingDisplay(6, requests, "stop"), requests=requests)
-    distill(settings, tmp_path / "run", resume=True)
-    assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
+    for step in (2, 6, 10, 15):  # before and after the capture, in synthesis and in training
+        requests, run = Requests(), tmp_path / f"run-{step}"
+        with pytest.raises(Stopped):
+            distill(settings, run, display=AskingDisplay(step, requests, "stop"), requests=requests)
+        distill(settings, run, resume=True)
+        assert files_of(run) == files_of(tmp_path / "whole")

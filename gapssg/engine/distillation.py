@@ -306,11 +306,11 @@ class Distillation:
             gap = self._compare_on_fresh()["reality_gap"]
             return math.isfinite(gap)
 
-        batches = partial(self._batches, epoch, index)
+        batches = partial(self.batches, epoch, index)
         self.trainee.train(Phase(epoch, index, plan.distillation_steps, batches, is_sound), run, after_each)
         return gap
 
-    def _batches(self, epoch: int, index: int, start: int) -> Iterator[tuple[Tensor, ...]]:
+    def batches(self, epoch: int, index: int, start: int) -> Iterator[tuple[Tensor, ...]]:
         """Yield the inputs of the distillation steps of a round from step `start` on."""
         batch_size = self.settings.batch_size
         stream = self.runtime.random_stream("augmentation", epoch, index)
