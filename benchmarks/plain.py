@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
 from gapssg.augment import Augmentation, crop_and_flip
@@ -138,9 +138,10 @@ class PlainDistillation:
             folder.mkdir(parents=True, exist_ok=True)
             for index, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
                 Image.fromarray(image).save(folder / f"{index:06d}.png")
-            self.loader = DataLoader(
-                _PngFolder(folder, images.shape[-1]), batch_size=count, shuffle=True, num_workers=2, drop_last=True
-            )
+            pool = _PngFolder(folder, images.shape[-1])
+            # A pass that never ends: starting the workers anew for each pass over a small pool is no fault of theirs.
+            order = RandomSampler(pool, replacement=True, num_samples=1_000_000_000)
+            self.loader = DataLoader(pool, batch_size=count, sampler=order, num_workers=2)
 
     def _next(self) -> Tensor:
         if self.switches.pool_on_device:

@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--only", choices=("synthesis", "distillation"), help="leave the other step out")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled steps out")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/steps.json"))
     arguments = parser.parse_args()
@@ -54,12 +55,14 @@ def main() -> None:
     print(", ".join(f"{name} {rate:,.0f} GFLOP/s" for name, rate in report["peak_gflops"].items()))
     for pair in pairs:
         size = Size(*PAIRS[pair], 32, *batches)
-        report["pairs"][pair] = measure_pair(size, device, arguments.rounds, compiled=not arguments.no_compile)
+        report["pairs"][pair] = measure_pair(size, device, arguments.rounds, not arguments.no_compile, arguments.only)
         print_pair(pair, report["pairs"][pair], report["peak_gflops"])
         write_report(arguments.output, report)
 
 
-def measure_pair(size: Size, device: torch.device, rounds: int, compiled: bool) -> dict[str, Any]:
+def measure_pair(
+    size: Size, device: torch.device, rounds: int, compiled: bool, only: str | None = None
+) -> dict[str, Any]:
     """Time every variant of both steps for one pair of teacher and student."""
     shape = (3, size.side, size.side)
     teacher, student = (
@@ -86,6 +89,8 @@ def measure_pair(size: Size, device: torch.device, rounds: int, compiled: bool) 
             "distillation": (size.batch, distillation),
         }
         for name, (batch, variants) in variants_of.items():
+            if only not in (None, name):
+                continue
             flops = count_flops(next(step for label, step in variants.items() if label.startswith("core, eager")))
             seconds = time_in_turn(variants, device, rounds)
             medians = {label: median(values) for label, values in seconds.items()}
