@@ -88,7 +88,7 @@ def run(device: str, quick: bool, rounds: int) -> Report:
     return {
         "networks": f"{size.teacher} to {size.student}, {size.side} pixels",
         "precision": result["precision"],
-        "synthesis, images a second through 10 steps": size.synthesis_batch * 10 / seconds["synthesis"],
+        "synthesis, images/s of a step": size.synthesis_batch * 10 / seconds["synthesis"],
         "distillation, images/s": seconds["images_per_second"],
         "peak memory, MB": peak_megabytes(_runtime(device).device),
     }

@@ -69,8 +69,8 @@ def test_create_model_refuses_an_unknown_name():
 @pytest.mark.parametrize(
     ("num_classes", "input_shape", "sentence"),
     [
-        (1, (3, 32, 32), "at least 2 classes, not 1"),
-        (10, (0, 32, 32), "at least 1 channel, not 0"),
+        (1, (3, 32, 32), "at least 2 classes and at most 100,000, not 1"),
+        (10, (0, 32, 32), "at least 1 channel and at most 64, not 0"),
         (10, (3, 15, 32), "images of 15x32 pixels do not fit.*from 16 to 224 pixels"),
         (10, (3, 32, 225), "images of 32x225 pixels do not fit.*from 16 to 224 pixels"),
     ],
