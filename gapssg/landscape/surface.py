@@ -157,8 +157,9 @@ class Surface:
         """Make a surface of which no point is measured yet."""
         shape = (axes.shape[1],) * len(axes)
         marks = torch.zeros(0, len(axes), dtype=torch.float64) if mark_coordinates is None else mark_coordinates
-        parts = (torch.full(size, torch.nan) for size in (shape, shape, (), ()))
-        return cls(card, axes, *parts, marks, torch.full((len(marks),), torch.nan))
+        loss, accuracy = torch.full(shape, torch.nan), torch.full(shape, torch.nan)
+        centre = torch.tensor(torch.nan), torch.tensor(torch.nan)
+        return cls(card, axes, loss, accuracy, *centre, marks, torch.full((len(marks),), torch.nan))
 
     @property
     def is_complete(self) -> bool:
