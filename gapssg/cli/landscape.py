@@ -40,7 +40,8 @@ def landscape(
         bool | None, typer.Option("--biases-and-norms", help="Random directions move biases and batch norms, too.")
     ] = None,
     snapshots: Annotated[
-        bool | None, typer.Option("--snapshots", help="Measure each snapshot of the runs; draws a sheet.")
+        bool | None,
+        typer.Option("--snapshots", help="Measure each snapshot of the runs, not their last weights; draws a sheet."),
     ] = None,
     epochs: Annotated[
         list[int] | None, typer.Option("--epoch", help="With --snapshots: only this epoch; repeatable.")
@@ -111,6 +112,7 @@ def landscape(
             **options.runtime_options(seed, device, precision, compiled, deterministic),
         },
     )
+    settings = options.without_download(settings, "data", resume, download)
     if dry_run:
         console.settings(settings.to_dict(), settings.to_toml())
         return

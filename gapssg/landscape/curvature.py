@@ -61,7 +61,7 @@ def measure_curvature(
 
     They are of all parameters, in float32, at the network's own batch-norm statistics.
     """
-    drawn = samples.drawn(settings.samples, runtime.random_stream("curvature samples"))
+    drawn = samples.drawn(settings.samples, torch.Generator().manual_seed(runtime.derive_seed("curvature samples")))
     loss = CentreLoss(module, normalization, drawn, runtime)
     start = torch.randn(
         len(loss.weights), generator=runtime.random_stream("lanczos"), device=runtime.device, dtype=torch.float32

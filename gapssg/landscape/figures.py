@@ -6,12 +6,14 @@ Colours are matplotlib's viridis and the palette of Okabe and Ito, which people 
 from __future__ import annotations
 
 import io
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from gapssg.errors import InputError
 from gapssg.files import write_atomically
 from gapssg.landscape.interactive import interactive_html
 from gapssg.landscape.scale import Scale, clipping, scale_of, tick_text
@@ -63,9 +65,16 @@ def draw(surfaces: Mapping[str, Surface], folder: Path, *, own_scale: bool = Fal
         The files.
 
     Raises:
+        InputError: A surface is not measured to its end.
         RunError: A file cannot be written.
     """
     everything = list(surfaces.values())
+    for surface in everything:
+        if not surface.is_complete:
+            raise InputError(
+                f"{surface.card.label}: {surface.measured} of {surface.loss.numel()} points are measured; "
+                "continue with gapssg landscape --resume"
+            )
     if len(everything[0].axes) == 1:
         return _write(folder, "curves", lambda: curves(everything))
     files: list[Path] = []
@@ -198,9 +207,9 @@ def sheet(surfaces: Sequence[Surface], *, own_scale: bool = False) -> Figure:
     width = COLUMN if len(rows[0]) <= 2 else PAGE
     side = (width - 0.9) / len(rows[0])
     figure = _figure(width, len(rows) * side + 0.85, "compressed")
-    panels = figure.subplots(
-        len(rows), len(rows[0]), squeeze=False, sharex=own_scale is False, sharey=own_scale is False
-    )
+    # Principal components of two routes are axes of different lengths.
+    is_shared = not own_scale and all(surface.axes.equal(surfaces[0].axes) for surface in surfaces)
+    panels = figure.subplots(len(rows), len(rows[0]), squeeze=False, sharex=is_shared, sharey=is_shared)
     common = scale_of(surfaces)
     filled = None
     notes = []
@@ -347,8 +356,8 @@ def _wrapped(label: str) -> str:
 
 
 def _short(label: str) -> str:
-    """Leave out what stands in brackets."""
-    return label.split(" (")[0]
+    """Leave out brackets at the end."""
+    return re.sub(r" \([^()]*\)$", "", label)
 
 
 def _capital(text: str) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gapssg.augment import Normalization
 from gapssg.engine.real_images import check_same_images
@@ -22,17 +22,17 @@ from gapssg.engine.run_directory import (
     check_same_settings,
     run_facts,
 )
-from gapssg.errors import InputError
+from gapssg.errors import InputError, shortened
 from gapssg.landscape.curvature import measure_curvature
 from gapssg.landscape.figures import draw
 from gapssg.landscape.layout import Layout
 from gapssg.landscape.planes import Site, choose_site
 from gapssg.landscape.points import Plane, PointEvaluator
-from gapssg.landscape.samples import Samples, read_samples
+from gapssg.landscape.samples import Samples, SamplesOrigin, read_samples
 from gapssg.landscape.settings import LandscapeSettings
 from gapssg.landscape.sharpness import radius_of_doubling
 from gapssg.landscape.subjects import Subject, read_subjects
-from gapssg.landscape.surface import Surface, SurfaceCard, load_surface, save_surface
+from gapssg.landscape.surface import CentreFacts, Surface, SurfaceCard, load_surface, save_surface
 from gapssg.models.model_file import LoadedModel
 from gapssg.runtime import Runtime
 
@@ -40,6 +40,16 @@ _FOLDER = "surfaces"
 _POINTS_AT_A_TIME = 8
 _SECONDS_BETWEEN_SAVES = 5.0
 _POINTS_COMPARED = 9
+
+# What a surface must have in common with a run that continues it, in words; other fields say what they are. Not here:
+# what is computed from these, whose last digits may differ between machines.
+_INPUTS = {
+    "model_sha256": "the SHA-256 of the model",
+    "marks_sha256": "the SHA-256 of the marked models",
+    "samples_sha256": "the SHA-256 of the samples",
+    "teacher_sha256": "the SHA-256 of the teacher",
+}
+_DERIVED = {"axis_labels", "explained"}
 
 
 def measure_landscape(
@@ -54,7 +64,8 @@ def measure_landscape(
     """Measure and draw the loss around the weights of models.
 
     Writes to `output`: `surfaces/` (one safetensors file each, saved while it is measured), `figures/` (PNG, SVG,
-    HTML), `result.json`, and `settings.toml`. With `resume`, what is measured already stays.
+    HTML), `result.json`, and `settings.toml`. With `resume`, what is measured already stays, if it was measured around
+    the same weights on the same samples.
 
     Returns:
         What `result.json` holds: for each surface the loss and accuracy at its centre, its local minima and whether
@@ -76,14 +87,15 @@ def measure_landscape(
     subjects = read_subjects(settings.models, settings.snapshots, settings.epochs)
     for other in subjects[1:]:
         check_same_images(subjects[0].model, other.model)
-    samples = read_samples(settings, subjects[0], runtime, display)
+    samples, origin = read_samples(settings, subjects[0], runtime, display)
     centres = subjects[:1] if settings.directions == "models" else subjects
     sites = [choose_site(settings, subject, subjects, runtime) for subject in centres]
-    blanks = [_blank(settings, *pair, samples, runtime) for pair in zip(centres, sites, strict=True)]
+    blanks = [_blank(settings, *pair, samples, origin, runtime) for pair in zip(centres, sites, strict=True)]
     files = [output / _FOLDER / f"{name}.safetensors" for name in _file_names(blanks)]
     surfaces = [_started(file, blank) if resume else blank for file, blank in zip(files, blanks, strict=True)]
     if resume:
-        run = RunDirectory.reopen(output, settings, display, (output / "events.jsonl").stat().st_size)
+        run = RunDirectory.reopen(output, settings, display, _events_length(output))
+        run.show("checkpoint", directory=output)
     else:
         run = RunDirectory(output, settings, display, overwrite)
     what = f"{len(samples):,} {'synthetic samples' if settings.data.name == 'pool' else 'test images'}"
@@ -94,26 +106,25 @@ def measure_landscape(
         run.show_notes(runtime)
         run.folder(_FOLDER)
         for subject, site, surface, file in zip(centres, sites, surfaces, files, strict=True):
-            began, before = time.perf_counter(), surface.measured
-            evaluator = _evaluator(settings, subject.model, samples, runtime)
-            plane = site.plane.to(runtime.device)
-            _measure(surface, evaluator, plane, file, run, requests)
-            _measure_marks(surface, evaluator, site, runtime)
-            save_surface(file, surface)
-            seconds += time.perf_counter() - began
-            points += surface.measured - before
-            facts = surface.facts()
-            facts["radius_of_doubling"] = _radius(surface, evaluator, plane)
-            facts["curvature"] = None
-            if settings.curvature.enabled:
-                run.progress(f"curvature of {subject.label}", 0, 1)
-                arguments = (subject.model.module, _normalization(subject.model, runtime), samples, runtime)
-                facts["curvature"] = measure_curvature(*arguments, settings.curvature)
-            facts["bf16_error"] = None
-            if runtime.precision == "bf16":
-                facts["bf16_error"] = _bf16_error(settings, subject.model, samples, runtime, surface, plane)
-            run.record("surface", label=subject.label, points=surface.measured, timing={"seconds": seconds})
-            reports.append({**_identity(surface.card), "file": str(file), **facts})
+            if surface.around is None:
+                began, before = time.perf_counter(), surface.measured
+                evaluator = _evaluator(settings, subject.model, samples, runtime)
+                plane = site.plane.to(runtime.device)
+                _measure(surface, evaluator, plane, file, run, requests)
+                seconds += time.perf_counter() - began
+                points += surface.measured - before
+                _measure_marks(settings, surface, site, samples, runtime)
+                facts: dict[str, Any] = {"radius_of_doubling": _radius(surface, evaluator, plane)}
+                if settings.curvature.enabled:
+                    run.progress(f"curvature of {subject.label}", 0, 1)
+                    facts["curvature"] = _curvature(settings, subject.model, samples, runtime)
+                if runtime.precision == "bf16":
+                    facts["bf16_error"] = _bf16_error(settings, subject.model, samples, runtime, surface, plane)
+                surface.around = CentreFacts.model_validate(facts)
+                save_surface(file, surface)
+                run.record("surface", label=subject.label, points=surface.measured, timing={"seconds": seconds})
+            around = surface.around.model_dump(mode="json")
+            reports.append({**_identity(surface.card), "file": str(file), **surface.facts(), **around})
         run.progress("drawing", 0, 1)
         figures = draw(
             dict(zip((file.stem for file in files), surfaces, strict=True)),
@@ -127,7 +138,7 @@ def measure_landscape(
             "loss": samples.loss_name,
             "accuracy": samples.accuracy_name,
             "surfaces": reports,
-            "shared_directions": len({subject.model.card.architecture for subject in centres}) == 1,
+            "shared_directions": _share_directions(surfaces),
             "figures": [str(figure) for figure in figures],
             "timing": {
                 "total": time.perf_counter() - started,
@@ -141,7 +152,14 @@ def measure_landscape(
     return result
 
 
-def _blank(settings: LandscapeSettings, subject: Subject, site: Site, samples: Samples, runtime: Runtime) -> Surface:
+def _blank(
+    settings: LandscapeSettings,
+    subject: Subject,
+    site: Site,
+    samples: Samples,
+    origin: SamplesOrigin,
+    runtime: Runtime,
+) -> Surface:
     card = SurfaceCard(
         name=" to ".join(site.marks) if settings.directions == "models" else subject.name,
         epoch=subject.epoch,
@@ -156,12 +174,14 @@ def _blank(settings: LandscapeSettings, subject: Subject, site: Site, samples: S
         range=settings.range,
         data=settings.data.name,
         samples=len(samples),
+        samples_sha256=origin.sha256,
         loss_name=samples.loss_name,
         accuracy_name=samples.accuracy_name,
-        teacher_sha256=subject.model.card.provenance.teacher_sha256,
+        teacher_sha256=origin.teacher_sha256 or subject.model.card.provenance.teacher_sha256,
         recalibrated=settings.recalibrate,
         precision=runtime.precision,
         marks=tuple(site.marks),
+        marks_sha256=tuple(model.sha256 for model in site.marks.values()),
     )
     return Surface.empty(card, site.axes.contiguous(), site.mark_coordinates)
 
@@ -169,18 +189,40 @@ def _blank(settings: LandscapeSettings, subject: Subject, site: Site, samples: S
 def _started(file: Path, blank: Surface) -> Surface:
     """Return the surface that an interrupted run has begun, or the blank one.
 
+    What is computed from the inputs (axes, shares of variance) is that of the file: another machine may round it
+    otherwise.
+
     Raises:
-        InputError: The file is damaged, or the models have changed since.
+        InputError: The file is damaged, or the models, the data or how they are measured have changed since.
     """
     if not file.exists():
         return blank
     surface = load_surface(file)
-    if surface.card != blank.card or not torch.equal(surface.axes, blank.axes):
-        raise InputError(
-            f"{file} was measured around other weights or on other data than {blank.card.model_file} and "
-            f"{blank.card.data} are now; start anew with --overwrite"
-        )
+    for name in SurfaceCard.model_fields.keys() - _DERIVED:
+        was, now = getattr(surface.card, name), getattr(blank.card, name)
+        if was != now:
+            raise InputError(
+                f"{file} cannot be continued: {_INPUTS.get(name, name)} was {shortened(repr(was))} and is "
+                f"{shortened(repr(now))}; start anew with --overwrite"
+            )
+    if surface.axes.shape != blank.axes.shape:
+        raise InputError(f"{file} cannot be continued: its grid is another; start anew with --overwrite")
     return surface
+
+
+def _events_length(output: Path) -> int:
+    file = output / "events.jsonl"
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{file} cannot be read: {reason}; start the landscape anew with --overwrite") from error
+
+
+def _share_directions(surfaces: Sequence[Surface]) -> bool:
+    """Whether all surfaces have the same directions, each scaled to its own weights."""
+    cards = [surface.card for surface in surfaces]
+    return len(cards) == 1 or (cards[0].directions == "random" and len({card.architecture for card in cards}) == 1)
 
 
 def _evaluator(settings: LandscapeSettings, model: LoadedModel, samples: Samples, runtime: Runtime) -> PointEvaluator:
@@ -205,7 +247,7 @@ def _measure(
     requests.attended = True
     try:
         while not surface.is_complete:
-            surface.add(*evaluator.measure(plane, points[surface.measured :][:_POINTS_AT_A_TIME]))
+            surface.add(*evaluator.measure(plane, points[surface.measured : surface.measured + _POINTS_AT_A_TIME]))
             run.progress(f"measuring {label}", surface.measured, len(points))
             if requests.stop is not None or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
                 save_surface(file, surface)
@@ -217,26 +259,38 @@ def _measure(
         requests.attended = False
 
 
-def _measure_marks(surface: Surface, evaluator: PointEvaluator, site: Site, runtime: Runtime) -> None:
-    """Measure the marked models as they are, with their own batch-norm statistics."""
+def _measure_marks(
+    settings: LandscapeSettings, surface: Surface, site: Site, samples: Samples, runtime: Runtime
+) -> None:
+    """Measure the marked models as they are, each with its own batch-norm statistics."""
+    eager = replace(runtime, compiled=False)  # one pass for each model is not worth compiling
     for index, model in enumerate(site.marks.values()):
-        layout = Layout.of(model.module, statistics=True)
+        options = {"batch_size": settings.batch_size, "recalibrate": False}
+        evaluator = PointEvaluator(model.module, _normalization(model, runtime), samples, eager, **options)  # type: ignore[arg-type]
+        layout = Layout.of(model.module)
         origin = layout.flatten(model.module.state_dict()).to(runtime.device)
-        losses, _ = evaluator.measure(Plane(origin, origin[None], layout), [(0.0,)])
+        losses, _ = evaluator.measure(Plane(origin, origin.new_zeros(0, len(origin)), layout), [()])
         surface.mark_loss[index] = losses[0]
 
 
 def _radius(surface: Surface, evaluator: PointEvaluator, plane: Plane) -> float | None:
-    dimensions = len(surface.axes)
-    unit = torch.eye(dimensions, dtype=torch.float64)
+    """Look for twice the centre's loss both ways along each axis, as far as the grid reaches there."""
+    unit = torch.eye(len(surface.axes), dtype=torch.float64)
     rays = [tuple(ray) for ray in torch.cat([unit, -unit]).tolist()]
-    reach = surface.axes.abs().max().item()
+    reaches = torch.cat([surface.axes[:, -1], -surface.axes[:, 0]]).clamp_min(0).tolist()
 
-    def losses(points: Sequence[tuple[float, ...]]) -> list[float]:
-        measured: Tensor = evaluator.measure(plane, points)[0]
-        return measured.tolist()
+    def loss(point: tuple[float, ...]) -> float:
+        return evaluator.measure(plane, [point])[0].item()
 
-    return radius_of_doubling(losses, rays, surface.centre_loss.item(), reach)
+    return radius_of_doubling(loss, rays, reaches, surface.centre_loss.item())
+
+
+def _curvature(
+    settings: LandscapeSettings, model: LoadedModel, samples: Samples, runtime: Runtime
+) -> dict[str, object]:
+    exact = replace(runtime, precision="fp32")
+    with exact.configured():
+        return measure_curvature(model.module, _normalization(model, runtime), samples, exact, settings.curvature)
 
 
 def _bf16_error(
@@ -248,11 +302,13 @@ def _bf16_error(
     plane: Plane,
 ) -> dict[str, Any]:
     """Measure some points of the grid again in float32, and say how far they are from those in bfloat16."""
-    exact = Runtime(runtime.device, "fp32", False, runtime.seed, runtime.deterministic)
+    exact = replace(runtime, precision="fp32", compiled=False)
     points = surface.points()
-    chosen = torch.linspace(0, len(points) - 1, min(_POINTS_COMPARED, len(points))).round().long()
-    evaluator = _evaluator(settings, model, samples, exact)
-    losses, accuracies = evaluator.measure(plane, [points[index] for index in chosen.tolist()])
+    generator = torch.Generator().manual_seed(runtime.derive_seed("bf16 error"))
+    chosen = torch.randperm(len(points), generator=generator)[:_POINTS_COMPARED].sort().values
+    with exact.configured():
+        evaluator = _evaluator(settings, model, samples, exact)
+        losses, accuracies = evaluator.measure(plane, [points[index] for index in chosen.tolist()])
     relative = ((surface.loss.view(-1)[chosen] - losses) / losses).abs()
     finite = relative[relative.isfinite()]
     return {
@@ -279,6 +335,9 @@ def _count(surfaces: Sequence[Surface]) -> str:
 def _file_names(surfaces: Sequence[Surface]) -> list[str]:
     names: list[str] = []
     for surface in surfaces:
-        name = re.sub(r"\W+", "-", surface.card.label, flags=re.ASCII).strip("-") or "model"
-        names.append(name if name not in names else f"{name}-{len(names) + 1}")
+        name = base = re.sub(r"\W+", "-", surface.card.label, flags=re.ASCII).strip("-") or "model"
+        number = 2
+        while name in names:
+            name, number = f"{base}-{number}", number + 1
+        names.append(name)
     return names

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -72,8 +74,24 @@ class Samples:
         return "accuracy" if self.teacher_logits is None else "agreement with the teacher"
 
 
-def read_samples(settings: LandscapeSettings, subject: Subject, runtime: Runtime, display: Display) -> Samples:
-    """Read what the losses of all subjects are measured on, on the runtime's device.
+class SamplesOrigin(NamedTuple):
+    """By what samples are known again.
+
+    Attributes:
+        sha256: SHA-256 of the images and of the labels that were read; a teacher's own labels are not in it.
+        teacher_sha256: SHA-256 of the file of the teacher that labelled them, if one did.
+    """
+
+    sha256: str
+    teacher_sha256: str | None
+
+
+def read_samples(
+    settings: LandscapeSettings, subject: Subject, runtime: Runtime, display: Display
+) -> tuple[Samples, SamplesOrigin]:
+    """Read what the losses of all subjects are measured on, on the runtime's device, and where it comes from.
+
+    Which samples are drawn does not depend on the device.
 
     Args:
         settings: The data, and how many at most.
@@ -85,14 +103,26 @@ def read_samples(settings: LandscapeSettings, subject: Subject, runtime: Runtime
         InputError: The data or the pool cannot be used, or do not fit the model.
     """
     if settings.data.name == POOL:
-        samples = _read_pool(settings, subject, runtime)
-    else:
-        images = read_test_images(settings.data, subject.model, display)
-        samples = Samples(images.images.to(runtime.device), images.labels.to(runtime.device))
-    return samples.drawn(settings.samples, runtime.random_stream("landscape samples"))
+        return _read_pool(settings, subject, runtime)
+    images = read_test_images(settings.data, subject.model, display)
+    drawn = _drawn(Samples(images.images, images.labels), settings, runtime)
+    on_device = Samples(drawn.images.to(runtime.device), drawn.labels.to(runtime.device))
+    return on_device, SamplesOrigin(_sha256(drawn), None)
 
 
-def _read_pool(settings: LandscapeSettings, subject: Subject, runtime: Runtime) -> Samples:
+def _drawn(samples: Samples, settings: LandscapeSettings, runtime: Runtime) -> Samples:
+    generator = torch.Generator().manual_seed(runtime.derive_seed("landscape samples"))
+    return samples.drawn(settings.samples, generator)
+
+
+def _sha256(samples: Samples) -> str:
+    digest = hashlib.sha256()
+    for tensor in (samples.images, samples.labels):
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _read_pool(settings: LandscapeSettings, subject: Subject, runtime: Runtime) -> tuple[Samples, SamplesOrigin]:
     run, card = subject.run, subject.model.card
     if run is None:
         raise InputError(f"--data pool: {subject.model.path} is no run; name the run's directory instead of the file")
@@ -111,9 +141,9 @@ def _read_pool(settings: LandscapeSettings, subject: Subject, runtime: Runtime) 
     # The teacher answers in float32: its labels are what all else is measured against.
     exact = replace(runtime, precision="fp32")
     normalization = Normalization.from_statistics(teacher.card.mean, teacher.card.deviation, runtime.device)
-    drawn = Samples(images, images.new_zeros(len(images), dtype=torch.int64)).drawn(
-        settings.samples, torch.Generator().manual_seed(runtime.derive_seed("landscape samples"))
-    )
-    logits = predict(runtime.place(teacher.module), drawn.images, normalization, exact)
-    on_device = drawn.images.to(runtime.device)
-    return Samples(on_device, logits.argmax(dim=1), logits.clone(), run.distillation.method.temperature)
+    drawn = _drawn(Samples(images, images.new_zeros(len(images), dtype=torch.int64)), settings, runtime)
+    with exact.configured():
+        logits = predict(runtime.place(teacher.module), drawn.images, normalization, exact)
+    temperature = run.distillation.method.temperature
+    on_device = Samples(drawn.images.to(runtime.device), logits.argmax(dim=1), logits.clone(), temperature)
+    return on_device, SamplesOrigin(_sha256(drawn), teacher.sha256)

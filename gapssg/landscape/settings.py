@@ -65,7 +65,7 @@ class LandscapeSettings(Settings):
     biases_and_norms: bool = False
     """Whether random directions move biases and batch-norm parameters, too; other directions always do."""
     snapshots: bool = False
-    """Measure each snapshot of the runs, too, for a sheet with one column an epoch."""
+    """Measure each snapshot of the runs instead of their last weights, for a sheet with one column an epoch."""
     epochs: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     """With `snapshots`: only these epochs."""
     recalibrate: bool = False

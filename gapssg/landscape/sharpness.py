@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -109,40 +109,45 @@ def epsilon_sharpness(
 
 
 def radius_of_doubling(
-    measure: Callable[[list[tuple[float, ...]]], list[float]],
-    rays: list[tuple[float, ...]],
+    measure: Callable[[tuple[float, ...]], float],
+    rays: Sequence[tuple[float, ...]],
+    reaches: Sequence[float],
     centre_loss: float,
-    reach: float,
     *,
     rings: int = 10,
     halvings: int = 5,
 ) -> float | None:
     """Return the distance at which the loss on any of several rays first reaches twice its centre value.
 
-    The rays are measured at equal distances outwards; the first step in which one crosses is halved several times, so
-    the result is too large by at most reach / rings / 2**halvings (and a spike between two rings is not seen).
+    Each ray is measured at equal distances outwards; the first step in which it crosses is halved several times, so
+    the result is too large by at most that ray's reach / rings / 2**halvings (and a spike within a step is not seen).
 
     Args:
-        measure: Losses at points, in the order given.
+        measure: The loss at a point.
         rays: Points at distance 1 from the centre, relative to it.
+        reaches: How far to look on each ray.
         centre_loss: The loss at the centre.
-        reach: How far to look.
-        rings: Distances at which all rays are measured.
+        rings: Distances at which each ray is measured.
         halvings: Of the step that crosses.
 
     Returns:
-        The distance, or None if no ray crosses within `reach`.
+        The distance, or None if no ray crosses within its reach.
     """
+    nearest: float | None = None
+    for ray, reach in zip(rays, reaches, strict=True):
+        if reach <= 0:
+            continue
 
-    def is_doubled(distance: float) -> bool:
-        losses = measure([tuple(distance * part for part in ray) for ray in rays])
-        return any(not loss < 2 * centre_loss for loss in losses)  # not a number is not under it
+        def is_doubled(distance: float, ray: tuple[float, ...] = ray) -> bool:
+            return not measure(tuple(distance * part for part in ray)) < 2 * centre_loss  # nor is what is no number
 
-    distances = [reach * ring / rings for ring in range(rings + 1)]
-    for low, high in itertools.pairwise(distances):
-        if is_doubled(high):
-            for _ in range(halvings):
-                middle = (low + high) / 2
-                low, high = (low, middle) if is_doubled(middle) else (middle, high)
-            return high
-    return None
+        for low, high in itertools.pairwise([reach * ring / rings for ring in range(rings + 1)]):
+            if nearest is not None and low >= nearest:
+                break
+            if is_doubled(high):
+                for _ in range(halvings):
+                    middle = (low + high) / 2
+                    low, high = (low, middle) if is_doubled(middle) else (middle, high)
+                nearest = high if nearest is None else min(nearest, high)
+                break
+    return nearest

@@ -60,8 +60,8 @@ def read_subjects(paths: tuple[Path, ...], snapshots: bool, epochs: tuple[int, .
 
     Args:
         paths: Model files and run directories.
-        snapshots: Also take each snapshot of the runs, before their last weights.
-        epochs: Of the snapshots, only those after these epochs; without the last weights.
+        snapshots: Take each snapshot of the runs instead of their last weights.
+        epochs: Of the snapshots, only those after these epochs.
 
     Raises:
         InputError: A path holds no model, or a run no snapshot that is asked for.

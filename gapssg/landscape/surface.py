@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from gapssg.models.safetensors_file import read_safetensors
 from gapssg.settings.base import Settings
 
 _METADATA_KEY = "gapssg-surface"
+_LARGEST_GRID = 1001
 
 
 class SurfaceCard(Settings):
@@ -53,23 +54,73 @@ class SurfaceCard(Settings):
     """What the loss was measured on."""
     samples: int = Field(ge=1)
     """Number of samples."""
+    samples_sha256: str
+    """SHA-256 of their images and of the labels that were read with them."""
     loss_name: str
     """What the loss is."""
     accuracy_name: str
     """What the accuracy is."""
     teacher_sha256: str | None = None
-    """SHA-256 of the teacher's file, for students."""
+    """SHA-256 of the teacher's file: of the one that labelled the samples, or else of a student's own."""
     recalibrated: bool
     """Whether batch-norm statistics were estimated anew at each point."""
     precision: str
     """fp32 or bf16."""
     marks: tuple[str, ...] = ()
     """Labels of the marked points: epochs of the route, or models."""
+    marks_sha256: tuple[str, ...] = ()
+    """SHA-256 of the file of each marked model."""
 
     @property
     def label(self) -> str:
         """The name and, of a snapshot, the epoch."""
         return self.name if self.epoch is None else f"{self.name}, epoch {self.epoch}"
+
+
+class EstimateFacts(Settings):
+    """A number and how far it may be off; None where it is not finite."""
+
+    value: float | None = None
+    """The estimate."""
+    error: float | None = None
+    """Its error."""
+
+
+class CurvatureFacts(Settings):
+    """The curvature of the loss at the centre, as `measure_curvature` returns it."""
+
+    samples: int
+    """Number of samples that it was measured on."""
+    largest_eigenvalue: EstimateFacts
+    """Of the Hessian."""
+    trace: EstimateFacts
+    """Of the Hessian."""
+    epsilon_sharpness: float | None = None
+    """Relative rise of the loss in a small box."""
+    epsilon: float
+    """Half the side of the box, relative to |weight| + 1."""
+
+
+class Bf16Error(Settings):
+    """How far some points of the grid are from the same points in float32."""
+
+    points: int
+    """Number of points."""
+    loss_relative: float | None = None
+    """The largest relative error of a loss; None if none is finite."""
+    accuracy: float
+    """The largest error of an accuracy."""
+
+
+class CentreFacts(Settings):
+    """What is measured around the centre besides the grid."""
+
+    radius_of_doubling: float | None = None
+    """The distance at which the loss first reaches twice that of the centre; None: not within the grid."""
+    curvature: CurvatureFacts | None = None
+    """None if it was not asked for."""
+    bf16_error: Bf16Error | None = None
+    """None in float32."""
 
 
 @dataclass(eq=False)
@@ -80,13 +131,14 @@ class Surface:
         card: Its description.
         axes: (D, G) float64, the coordinates along each axis.
         loss: (G,) or (G, G) float32; the first index belongs to the first axis. As it was measured: it may be infinite
-            or not a number.
+            or not a number. Not a number, too, where it is not measured yet.
         accuracy: As `loss`, in [0, 1].
         centre_loss: () float32, at coordinates 0.
         centre_accuracy: () float32.
         mark_coordinates: (M, D) float64, of the marked points.
         mark_loss: (M,) float32, of the marked models themselves, with their own batch-norm statistics.
-        measured: How many points are measured, in the order of `points`; the others hold nothing yet.
+        measured: How many points are measured, in the order of `points`.
+        around: What else is measured around the centre; None until that and the marks are.
     """
 
     card: SurfaceCard
@@ -97,15 +149,17 @@ class Surface:
     centre_accuracy: Tensor
     mark_coordinates: Tensor
     mark_loss: Tensor
-    measured: int = field(default=0)
+    measured: int = 0
+    around: CentreFacts | None = None
 
     @classmethod
     def empty(cls, card: SurfaceCard, axes: Tensor, mark_coordinates: Tensor | None = None) -> Surface:
         """Make a surface of which no point is measured yet."""
         shape = (axes.shape[1],) * len(axes)
         marks = torch.zeros(0, len(axes), dtype=torch.float64) if mark_coordinates is None else mark_coordinates
-        parts = (torch.zeros(shape), torch.zeros(shape), torch.zeros(()), torch.zeros(()))
-        return cls(card, axes, *parts, marks, torch.zeros(len(marks)))
+        loss, accuracy = torch.full(shape, torch.nan), torch.full(shape, torch.nan)
+        centre = torch.tensor(torch.nan), torch.tensor(torch.nan)
+        return cls(card, axes, loss, accuracy, *centre, marks, torch.full((len(marks),), torch.nan))
 
     @property
     def is_complete(self) -> bool:
@@ -126,14 +180,14 @@ class Surface:
     def facts(self) -> dict[str, Any]:
         """Return what the grid says: minima, extremes, and whether the centre is the lowest of all.
 
-        Numbers that are not finite are None.
+        Numbers that are not finite are None, and a centre without a finite loss is not the lowest.
         """
         finite = self.loss[self.loss.isfinite()]
         lowest = finite.min().item() if len(finite) else None
         centre = self.centre_loss.item()
         return {
-            "centre": {"loss": _number(centre), "accuracy": self.centre_accuracy.item()},
-            "centre_is_global_minimum": lowest is None or centre <= lowest,
+            "centre": {"loss": _number(centre), "accuracy": _number(self.centre_accuracy.item())},
+            "centre_is_global_minimum": abs(centre) < float("inf") and (lowest is None or centre <= lowest),
             "lowest_loss": lowest,
             "highest_loss": finite.max().item() if len(finite) else None,
             "points_not_finite": self.loss.numel() - len(finite),
@@ -160,16 +214,20 @@ def _number(value: float) -> float | None:
 
 
 _TENSORS = ("axes", "loss", "accuracy", "centre_loss", "centre_accuracy", "mark_coordinates", "mark_loss")
+_COORDINATES = ("axes", "mark_coordinates")
 
 
 class _Header(Settings):
     card: SurfaceCard
     measured: int = Field(ge=0)
+    around: CentreFacts | None = None
 
     @model_validator(mode="after")
-    def _axes_have_labels(self) -> _Header:
+    def _lengths_agree(self) -> _Header:
         if len(self.card.axis_labels) not in (1, 2):
             raise ValueError("a surface has one or two axes")
+        if len(self.card.marks_sha256) != len(self.card.marks):
+            raise ValueError("each mark has a SHA-256")
         return self
 
 
@@ -180,8 +238,8 @@ def save_surface(path: Path, surface: Surface) -> None:
         RunError: The file cannot be written.
     """
     tensors = {name: getattr(surface, name).contiguous() for name in _TENSORS}
-    header = canonical_json({"card": surface.card.to_dict(), "measured": surface.measured})
-    write_atomically(path, save(tensors, metadata={_METADATA_KEY: header}))
+    header = _Header(card=surface.card, measured=surface.measured, around=surface.around)
+    write_atomically(path, save(tensors, metadata={_METADATA_KEY: canonical_json(header.to_dict())}))
 
 
 def load_surface(path: str | Path) -> Surface:
@@ -200,12 +258,22 @@ def load_surface(path: str | Path) -> Surface:
         raise InputError(f"{path}: its description is not valid; measure the surface anew") from error
     tensors = file.tensors
     dimensions, marks = len(header.card.axis_labels), len(header.card.marks)
-    axes = tensors.get("axes", torch.zeros(0, 0))
-    shape = (axes.shape[-1],) * dimensions
-    shapes = {"axes": (dimensions, axes.shape[-1]), "loss": shape, "accuracy": shape, "centre_loss": ()}
-    shapes |= {"centre_accuracy": (), "mark_coordinates": (marks, dimensions), "mark_loss": (marks,)}
-    if any(name not in tensors or tuple(tensors[name].shape) != shapes[name] for name in _TENSORS):
+    grid = tensors["axes"].shape[-1] if "axes" in tensors and tensors["axes"].ndim == 2 else 0
+    shape = (grid,) * dimensions
+    shapes = {"axes": (dimensions, grid), "loss": shape, "accuracy": shape, "centre_loss": (), "centre_accuracy": ()}
+    shapes |= {"mark_coordinates": (marks, dimensions), "mark_loss": (marks,)}
+    fits = all(
+        name in tensors
+        and tuple(tensors[name].shape) == shapes[name]
+        and tensors[name].dtype == (torch.float64 if name in _COORDINATES else torch.float32)
+        for name in _TENSORS
+    )
+    if not fits or not 2 <= grid <= _LARGEST_GRID:
         raise InputError(f"{path}: its numbers do not fit its description; measure the surface anew")
-    if header.measured > tensors["loss"].numel() or axes.shape[-1] < 2:
+    finite = all(tensors[name].isfinite().all() for name in _COORDINATES)
+    if not finite or not (tensors["axes"].diff() > 0).all():
+        raise InputError(f"{path}: its coordinates are not finite or do not rise; measure the surface anew")
+    if header.measured > tensors["loss"].numel():
         raise InputError(f"{path}: its description is not valid; measure the surface anew")
-    return Surface(header.card, **{name: tensors[name] for name in _TENSORS}, measured=header.measured)
+    parts = {name: tensors[name] for name in _TENSORS}
+    return Surface(header.card, **parts, measured=header.measured, around=header.around)

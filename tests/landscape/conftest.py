@@ -83,6 +83,7 @@ def make_surface(loss: torch.Tensor, **changes: Any) -> Surface:
         "range": 1.0,
         "data": "digits",
         "samples": 20,
+        "samples_sha256": "1" * 64,
         "loss_name": "cross-entropy",
         "accuracy_name": "accuracy",
         "recalibrated": False,

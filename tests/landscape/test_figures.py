@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from gapssg.landscape.figures import COLUMN, contour, draw, sheet
+from gapssg.errors import InputError
+from gapssg.landscape.figures import COLUMN, _short, contour, draw, sheet
 from gapssg.landscape.interactive import interactive_html
 from gapssg.landscape.scale import Scale, scale_of, tick_text
 from gapssg.landscape.surface import load_surface, save_surface
@@ -103,3 +104,24 @@ def test_the_route_is_drawn_with_its_epochs():
     words = [text.get_text() for text in figure.axes[0].texts]
     assert {"epoch 1", "epoch 5"} <= set(words)
     assert "training route" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_what_is_not_measured_is_not_drawn(tmp_path: Path):
+    surface = make_surface(BOWL)
+    surface.measured = 7
+    with pytest.raises(InputError, match="7 of 25 points are measured; continue with gapssg landscape --resume"):
+        draw({"s": surface}, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_brackets_at_the_end_are_left_out():
+    assert _short("random direction 1 (filter norms)") == "random direction 1"
+    assert _short("towards net (2) of a run") == "towards net (2) of a run"
+
+
+def test_panels_share_limits_only_where_their_axes_are_equal():
+    first, second = make_surface(BOWL, name="a"), make_surface(BOWL, name="b")
+    second.axes = second.axes * 3
+    left, right = sheet([first, second]).axes[:2]
+    assert left.get_xlim() == pytest.approx((-1, 1), rel=0.05)
+    assert right.get_xlim() == pytest.approx((-3, 3), rel=0.05)

@@ -91,3 +91,12 @@ def test_a_truncated_surface_is_one_sentence_with_status_2(gapssg, run_folder: P
     assert status == 2
     assert "is not a readable safetensors file" in stderr
     assert len(stderr.strip().splitlines()) == 1
+
+
+def test_a_strangers_directory_chooses_no_download(gapssg, run_folder: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("gapssg.landscape.measure.draw", lambda *_, **__: [])
+    out = tmp_path / "out"
+    assert gapssg("landscape", run_folder, "--data", "digits", "--output", out, *FAST, "--download")[0] == 0
+    assert tomllib.loads((out / "settings.toml").read_text())["data"]["download"]
+    assert not tomllib.loads(gapssg("landscape", "--resume", out, "--dry-run")[1])["data"]["download"]
+    assert tomllib.loads(gapssg("landscape", "--resume", out, "--download", "--dry-run")[1])["data"]["download"]

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +13,13 @@ from gapssg import InputError, measure_landscape
 from gapssg.engine.requests import Requests, Stopped
 from gapssg.engine.run_directory import SilentDisplay
 from gapssg.landscape import measure
+from gapssg.landscape.sharpness import radius_of_doubling
 from gapssg.landscape.surface import load_surface
 from gapssg.models import create_model
 from gapssg.models.model_file import load_model, save_model
+from gapssg.runtime import Runtime
 from tests.conftest import make_card
-from tests.landscape.conftest import settings
+from tests.landscape.conftest import make_surface, settings
 
 
 @pytest.fixture
@@ -96,7 +101,7 @@ def test_a_model_that_changed_or_a_truncated_surface_does_not_continue(
     file.write_bytes(whole)
     save_model(run_folder / "student.safetensors", create_model("wrn16_1", num_classes=10, input_shape=(1, 16, 16)),
                make_card())  # fmt: skip
-    with pytest.raises(InputError, match="measured around other weights"):
+    with pytest.raises(InputError, match="the SHA-256 of the model was"):
         measure_landscape(settings(run_folder), tmp_path / "out", resume=True)
 
 
@@ -201,3 +206,145 @@ def test_a_pool_whose_teacher_is_gone_or_another_is_refused(run_folder: Path, te
         wrong = run_folder / "student.safetensors"
         measure_landscape(settings(run_folder, teacher=wrong, **chosen), tmp_path / "out")
     assert moved.exists()
+
+
+def scale_variances(file: Path, factor: float) -> None:
+    """Give a model other batch-norm statistics, and nothing else."""
+    model = load_model(file)
+    for name, buffer in model.module.named_buffers():
+        if name.endswith("running_var"):
+            buffer.mul_(factor)
+    save_model(file, model.module, model.card)
+
+
+def test_marked_models_leave_no_statistics_behind(run_folder: Path, tmp_path: Path, without_figures, monkeypatch):
+    for file in (run_folder / "snapshots").iterdir():
+        scale_variances(file, 5)
+    centres = []
+
+    def spy(loss: Any, rays: Any, reaches: Any, centre_loss: float) -> float | None:
+        centres.append((loss((0.0, 0.0)), centre_loss))
+        return radius_of_doubling(loss, rays, reaches, centre_loss)
+
+    monkeypatch.setattr(measure, "radius_of_doubling", spy)
+    (report,) = measure_landscape(settings(run_folder, directions="pca"), tmp_path / "out")["surfaces"]
+    ((again, centre),) = centres
+    assert again == centre
+    # The last snapshot has the student's weights, and statistics of its own.
+    assert abs(report["marks"][2]["loss"] - centre) > 1e-3
+
+
+def test_marks_are_never_recalibrated(run_folder: Path, tmp_path: Path, without_figures):
+    plain = measure_landscape(settings(run_folder, directions="pca"), tmp_path / "plain")
+    anew = measure_landscape(settings(run_folder, directions="pca", recalibrate=True), tmp_path / "anew")
+    assert anew["surfaces"][0]["marks"] == plain["surfaces"][0]["marks"]
+    assert anew["surfaces"][0]["centre"] != plain["surfaces"][0]["centre"]
+
+
+def test_a_second_model_that_changed_does_not_continue(run_folder: Path, tmp_path: Path, without_figures):
+    second = run_folder / "snapshots" / "epoch-0001.safetensors"
+    chosen = settings(run_folder, second, directions="models", dimensions=1)
+    measure_landscape(chosen, tmp_path / "out")
+    scale_variances(second, 2)
+    with pytest.raises(InputError, match="the SHA-256 of the marked models was"):
+        measure_landscape(chosen, tmp_path / "out", resume=True)
+
+
+def test_another_pool_or_teacher_does_not_continue(
+    run_folder: Path, teacher_file: Path, tmp_path: Path, without_figures
+):
+    student = run_folder / "student.safetensors"
+    save_model(student, load_model(student).module, make_card())  # does not say who its teacher was
+    chosen = settings(run_folder, data={"name": "pool"})
+    measure_landscape(chosen, tmp_path / "out")
+    teacher = teacher_file.read_bytes()
+    scale_variances(teacher_file, 2)
+    with pytest.raises(InputError, match="the SHA-256 of the teacher was"):
+        measure_landscape(chosen, tmp_path / "out", resume=True)
+    teacher_file.write_bytes(teacher)
+    (run_folder / "pool" / "shard-0000.safetensors").unlink()
+    with pytest.raises(InputError, match="the SHA-256 of the samples was"):
+        measure_landscape(chosen, tmp_path / "out", resume=True)
+
+
+def test_axes_that_another_machine_rounded_otherwise_continue(run_folder: Path, tmp_path: Path, without_figures):
+    chosen = settings(run_folder, directions="pca")
+    measure_landscape(chosen, tmp_path / "out")
+    file = tmp_path / "out" / "surfaces" / "run.safetensors"
+    surface = load_surface(file)
+    surface.axes *= 1 + 1e-14
+    surface.card = surface.card.model_copy(update={"explained": tuple(x * (1 - 1e-14) for x in surface.card.explained)})
+    measure.save_surface(file, surface)
+    result = measure_landscape(chosen, tmp_path / "out", resume=True)
+    assert result["surfaces"][0]["explained_variance"] == list(surface.card.explained)
+
+
+class RemembersEvents(SilentDisplay):
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def event(self, event: Any) -> None:
+        self.events.append(event["event"])
+
+
+def test_a_finished_surface_is_measured_no_more(run_folder: Path, tmp_path: Path, without_figures, monkeypatch):
+    changes = {"curvature": {"lanczos_steps": 2, "trace_samples": 2, "ascent_steps": 2}}
+    chosen = settings(run_folder, directions="pca", **changes)
+    first = measure_landscape(chosen, tmp_path / "out")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("it was measured again")
+
+    monkeypatch.setattr(measure, "PointEvaluator", refuse)
+    monkeypatch.setattr(measure, "measure_curvature", refuse)
+    display = RemembersEvents()
+    again = measure_landscape(chosen, tmp_path / "out", resume=True, display=display)
+    assert again["surfaces"] == first["surfaces"]
+    assert display.events[0] == "checkpoint"
+
+
+def test_a_landscape_without_its_events_is_refused_in_a_sentence(run_folder: Path, tmp_path: Path, without_figures):
+    measure_landscape(settings(run_folder), tmp_path / "out")
+    (tmp_path / "out" / "events.jsonl").unlink()
+    with pytest.raises(InputError, match=r"events\.jsonl cannot be read: No such file"):
+        measure_landscape(settings(run_folder), tmp_path / "out", resume=True)
+
+
+def test_what_is_exact_is_computed_as_float32_is_configured(
+    run_folder: Path, tmp_path: Path, without_figures, monkeypatch
+):
+    configured, seen = [], []
+
+    @contextmanager
+    def remembered(self: Runtime) -> Iterator[None]:
+        configured.append(self.precision)
+        yield
+        configured.pop()
+
+    def watched(module: str, name: str) -> None:
+        original = getattr(__import__(module, fromlist=[name]), name)
+
+        def spy(*arguments: Any, **options: Any) -> Any:
+            seen.append((name, configured[-1]))
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(f"{module}.{name}", spy)
+
+    monkeypatch.setattr(Runtime, "configured", remembered)
+    watched("gapssg.landscape.samples", "predict")
+    watched("gapssg.landscape.measure", "measure_curvature")
+    changes = {"curvature": {"lanczos_steps": 2, "trace_samples": 2, "ascent_steps": 2}}
+    runtime = {"device": "cpu", "precision": "bf16"}
+    measure_landscape(settings(run_folder, data={"name": "pool"}, runtime=runtime, **changes), tmp_path / "out")
+    assert seen == [("predict", "fp32"), ("measure_curvature", "fp32")]
+
+
+def test_routes_of_two_runs_share_no_directions(run_folder: Path, second_run: Path, tmp_path: Path, without_figures):
+    result = measure_landscape(settings(run_folder, second_run, directions="pca"), tmp_path / "out")
+    assert not result["shared_directions"]
+
+
+def test_each_surface_has_a_file_of_its_own():
+    names = ("a b", "a-b", "a-b-2", "a.b")
+    surfaces = [make_surface(torch.ones(3), name=name) for name in names]
+    assert len(set(measure._file_names(surfaces))) == len(names)

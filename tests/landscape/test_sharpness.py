@@ -78,14 +78,26 @@ def test_epsilon_sharpness_of_a_bowl_off_its_bottom():
 def test_the_radius_of_doubling_of_a_bowl():
     rays = [(1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0)]
 
-    def bowl(points: list[tuple[float, ...]]) -> list[float]:
-        return [1 + 4 * x**2 + y**2 for x, y in points]
+    def bowl(point: tuple[float, ...]) -> float:
+        return 1 + 4 * point[0] ** 2 + point[1] ** 2
 
-    radius = radius_of_doubling(bowl, rays, 1.0, 1.0)
+    radius = radius_of_doubling(bowl, rays, [1.0] * 4, 1.0)
     assert radius is not None
     assert 0.5 <= radius <= 0.5 + 1 / 10 / 2**5  # as its docstring promises
-    assert radius_of_doubling(bowl, rays, 1.0, 0.4) is None
-    assert radius_of_doubling(lambda points: [math.nan] * len(points), rays, 1.0, 1.0) == pytest.approx(1 / 320)
+    assert radius_of_doubling(bowl, rays, [0.4] * 4, 1.0) is None
+    assert radius_of_doubling(lambda _: math.nan, rays, [1.0] * 4, 1.0) == pytest.approx(1 / 320)
+
+
+def test_no_ray_is_looked_along_farther_than_it_reaches():
+    seen = []
+
+    def steep_to_the_left(point: tuple[float, ...]) -> float:
+        seen.append(point[0])
+        return 1 + max(0.0, -10 * point[0])
+
+    assert radius_of_doubling(steep_to_the_left, [(1.0,), (-1.0,)], [3.0, 0.05], 1.0) is None
+    assert (min(seen), max(seen)) == (-0.05, 3.0)
+    assert radius_of_doubling(steep_to_the_left, [(1.0,), (-1.0,)], [3.0, 0.0], 1.0) is None
 
 
 @pytest.mark.parametrize("soft", [False, True])

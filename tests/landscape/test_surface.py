@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gapssg.errors import InputError
-from gapssg.landscape.surface import load_surface, save_surface
+from gapssg.landscape.surface import Surface, load_surface, save_surface
 from tests.landscape.conftest import make_surface
 
 
@@ -73,3 +73,41 @@ def test_numbers_that_do_not_fit_the_description_are_refused(tmp_path: Path):
     save_surface(tmp_path / "s.safetensors", surface)
     with pytest.raises(InputError, match="description is not valid"):
         load_surface(tmp_path / "s.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("axes", torch.tensor(1.0, dtype=torch.float64)),
+        ("axes", torch.linspace(-1, 1, 5).repeat(2, 1)),
+        ("axes", torch.linspace(1, -1, 5, dtype=torch.float64).repeat(2, 1)),
+        ("axes", torch.tensor([[-1, 0, 0, 0.5, 1]] * 2, dtype=torch.float64)),
+        ("axes", torch.tensor([[-1, 0, 0.5, 1, torch.inf]] * 2, dtype=torch.float64)),
+        ("loss", torch.ones(5, 5, dtype=torch.int64)),
+        ("accuracy", torch.ones(5, 5, dtype=torch.float64)),
+        ("mark_coordinates", torch.zeros(0, 2)),
+    ],
+)
+def test_a_strangers_numbers_are_refused(tmp_path: Path, name, value):
+    surface = make_surface(bowl())
+    setattr(surface, name, value)
+    save_surface(tmp_path / "s.safetensors", surface)
+    with pytest.raises(InputError, match=r"its numbers do not fit|its coordinates are not finite or do not rise"):
+        load_surface(tmp_path / "s.safetensors")
+
+
+def test_a_grid_has_from_2_to_1001_points(tmp_path: Path):
+    for points in (1, 1002):
+        save_surface(tmp_path / "s.safetensors", make_surface(torch.ones(points)))
+        with pytest.raises(InputError, match="do not fit its description"):
+            load_surface(tmp_path / "s.safetensors")
+
+
+def test_what_is_not_measured_is_no_number():
+    surface = make_surface(bowl())
+    assert Surface.empty(surface.card, surface.axes).loss.isnan().all()
+
+
+@pytest.mark.parametrize("loss", [torch.nan, torch.inf])
+def test_a_centre_without_a_loss_is_not_the_lowest(loss):
+    assert not make_surface(torch.full((3, 3), loss)).facts()["centre_is_global_minimum"]
