@@ -198,7 +198,8 @@ def _started(file: Path, blank: Surface) -> Surface:
     if not file.exists():
         return blank
     surface = load_surface(file)
-    for name in SurfaceCard.model_fields.keys() - _DERIVED:
+    others = [name for name in SurfaceCard.model_fields if name not in _INPUTS and name not in _DERIVED]
+    for name in (*_INPUTS, *others):
         was, now = getattr(surface.card, name), getattr(blank.card, name)
         if was != now:
             raise InputError(
