@@ -33,6 +33,8 @@ from gapssg.models import create_model
 from gapssg.runtime import Runtime, computes_bf16_natively
 from gapssg.settings import RuntimeSettings
 
+PUBLISHED_STEPS = {"synthesis": 200 * 200, "distillation": 2 * 256 // 128 * sum(range(1, 201))}
+"""Of 200 epochs: 200 steps of the generator each, and two passes over all samples so far."""
 PAIRS = {"wrn40_2-wrn16_1": ("wrn40_2", "wrn16_1"), "resnet34-mobilenetv2": ("resnet34", "mobilenetv2")}
 
 
@@ -123,6 +125,20 @@ def print_pair(pair: str, measured: dict[str, Any], peaks: dict[str, float]) -> 
                 (label, f"{seconds:.4f}", f"{step['batch'] / seconds:,.0f}", f"{ratio:.2f}", f"{gflops:,.0f}", share)
             )
         print_table(f"{pair}: {name}, batch {step['batch']}, {step['flops'] / 1e9:.1f} GFLOP a step", headings, rows)
+    if measured.keys() == PUBLISHED_STEPS.keys():
+        print_run(pair, measured)
+
+
+def print_run(pair: str, measured: dict[str, Any]) -> None:
+    """Print what the steps of a run with the published settings add up to; nothing else of a run is in it."""
+    labels = [label for label in measured["synthesis"]["seconds"] if label == "plain" or label.startswith("core")]
+    hours = {
+        label: sum(count * measured[name]["seconds"][label] for name, count in PUBLISHED_STEPS.items()) / 3600
+        for label in labels
+    }
+    counts = " and ".join(f"{count:,} of {name}" for name, count in PUBLISHED_STEPS.items())
+    rows = [(label, f"{hours[label]:.2f}", f"{hours['plain'] / hours[label]:.2f}") for label in labels]
+    print_table(f"{pair}: the steps of a published run, {counts}", ("variant", "hours", "times plain"), rows)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,19 @@ class InputError(GapssgError):
     exit_status = 2
 
 
+class Taken(InputError):
+    """Another process is at work there.
+
+    Attributes:
+        holder: The process and its host.
+    """
+
+    def __init__(self, path: object, holder: str) -> None:
+        """Say who writes to `path`."""
+        super().__init__(f"{path} is being written by {holder}; wait for it or name another directory")
+        self.holder = holder
+
+
 class RunError(GapssgError):
     """Something that was sound when the run began failed while it ran."""
 

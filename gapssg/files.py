@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import platform
 import secrets
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
-from gapssg.errors import InputError, RunError
+from gapssg.errors import InputError, RunError, Taken
 
 
 def canonical_json(value: Any) -> str:
@@ -127,6 +129,31 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"cannot write to {folder}: {reason}; choose another --output") from error
+
+
+def lock(file: Path, *, wait: bool = False) -> TextIO:
+    """Take the lock that a file stands for; the system releases it when it is closed, or the process ends, however.
+
+    Args:
+        file: Made if it is not there.
+        wait: Wait for the process that holds it.
+
+    Raises:
+        Taken: Another process holds it; said of the file's folder.
+        OSError: The file cannot be made.
+    """
+    opened = file.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError as error:
+        opened.seek(0)
+        holder = opened.read(200).strip() or "another process"
+        opened.close()
+        raise Taken(file.parent, holder) from error
+    opened.truncate(0)
+    opened.write(f"process {os.getpid()} on {platform.node()}\n")
+    opened.flush()
+    return opened
 
 
 def sync_folder(folder: Path) -> None:

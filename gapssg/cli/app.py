@@ -17,6 +17,7 @@ from gapssg.cli.landscape import landscape
 from gapssg.cli.listings import list_methods, list_models, list_recipes
 from gapssg.cli.pretrain_teacher import pretrain_teacher
 from gapssg.cli.quickstart import quickstart
+from gapssg.cli.table import table
 from gapssg.engine.requests import Stopped
 from gapssg.errors import GapssgError, InputError, shortened
 
@@ -40,6 +41,7 @@ app.command("distill")(distill)
 app.command("eval")(evaluate)
 app.command("landscape")(landscape)
 app.command("quickstart")(quickstart)
+app.command("table")(table)
 app.command("models")(list_models)
 app.command("methods")(list_methods)
 app.command("recipes")(list_recipes)
@@ -84,8 +86,10 @@ def main() -> None:
             hint = "" if invocation.debug else "; run again with --debug for the traceback, and please report it"
             _complain(f"unexpected {type(error).__name__}: {error}{hint}", invocation)
     if status in (INTERRUPTED, TERMINATED):
-        kept = ""
-        if invocation.command and invocation.checkpoint:
+        kept = invocation.again
+        if kept:
+            pass
+        elif invocation.command and invocation.checkpoint:
             kept = f"; continue with: gapssg {invocation.command} --resume {printable(invocation.checkpoint)}"
         elif invocation.started:
             kept = "; start again with --overwrite"

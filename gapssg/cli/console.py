@@ -38,6 +38,8 @@ class Invocation:
     """The subcommand whose --resume continues what is interrupted."""
     checkpoint: str | None = None
     """The run directory that holds a checkpoint."""
+    again: str = ""
+    """How to go on after an interruption, if not by --resume."""
 
 
 class _Console(rich.console.Console):
@@ -173,7 +175,8 @@ def epoch_line(event: Mapping[str, Any], narrow: bool = False) -> str:
             + " ".join(f"{_SHORT_TERMS.get(name, name)} {value:.3g}" for name, value in event["synthesis"].items())
         )
     if "distillation_loss" in event:
-        parts.append(f"{'loss' if narrow else 'distillation'} {event['distillation_loss']:.4f}")
+        if event["distillation_loss"] is not None:
+            parts.append(f"{'loss' if narrow else 'distillation'} {event['distillation_loss']:.4f}")
         parts.append(f"gap {event['reality_gap_before']:.3f} > {event['reality_gap_after']:.3f}")
         if event["agreement_before"] is not None and not (narrow and event.get("top1") is not None):
             parts.append(f"agreement {percent(event['agreement_before'])}")

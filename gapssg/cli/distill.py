@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from gapssg.cli import options
 from gapssg.cli.console import count, percent
+from gapssg.errors import InputError
 
 
 def distill(
@@ -98,6 +101,7 @@ def distill(
             "keep_pool": ("--keep-pool", keep_pool),
             **options.runtime_options(seed, device, precision, compiled, deterministic),
         },
+        beneath=_published if resume is None else None,
     )
     settings = options.without_download(settings, "eval_data", resume, download)
     if dry_run:
@@ -156,3 +160,18 @@ def distill(
     else:
         console.note("agreement: none, because the student has trained on every image of the pool")
     console.result(result)
+
+
+def _published(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the published settings of the method that is chosen, for the teacher that is given."""
+    from gapssg.synthesis import method_classes, published_settings
+
+    method, architecture = values["method.name"], None
+    asks = any(each.published_for_teacher for each in method_classes() if each.model_fields["name"].default == method)
+    if asks and isinstance(values.get("teacher"), str | Path):
+        from gapssg.models.model_file import architecture_of
+
+        # A teacher that cannot be read is refused by the run, which says why; --dry-run needs none.
+        with contextlib.suppress(InputError):
+            architecture = architecture_of(values["teacher"])
+    return published_settings(method, architecture)

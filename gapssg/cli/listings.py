@@ -55,16 +55,33 @@ def list_methods(context: typer.Context, json: options.Json = False) -> None:
             "summary": method.summary,
             "paper": method.paper,
             "needs_batch_norm": method.needs_batch_norm,
+            "samples_from": "pool" if method.has_pool else "generator",
+            "published": dict(method.published),
             "defaults": method().to_dict(),
         }
         for method in method_classes()
     ]
     console.table(
         "Methods",
-        ["method", "idea", "paper", "needs batch norm in the teacher"],
-        [[m["name"], m["summary"], m["paper"], "yes" if m["needs_batch_norm"] else "no"] for m in methods],
+        ["method", "idea", "paper", "needs batch norm", "samples from", "published run"],
+        [
+            [
+                *(m["name"], m["summary"], m["paper"], "yes" if m["needs_batch_norm"] else "no", m["samples_from"]),
+                _published_run(m["published"]),
+            ]
+            for m in methods
+        ],
     )
+    console.note("published settings of the methods themselves: `--json`, where they are the defaults")
     console.result({"command": "methods", "methods": methods})
+
+
+def _published_run(settings: dict[str, float]) -> str:
+    """Return the published settings of the run around a method in a few words."""
+    if not settings:
+        return "not known"
+    epochs, batch, rate = (settings[key] for key in ("epochs", "batch_size", "optimizer.learning_rate"))
+    return f"{epochs:g} epochs, batch {batch:g}, rate {rate:g}"
 
 
 def list_recipes(

@@ -34,6 +34,7 @@ def quickstart(
     from gapssg.engine.settings import DistillSettings, EvaluateSettings, PretrainSettings
     from gapssg.landscape.settings import LandscapeSettings
     from gapssg.settings import load_settings
+    from gapssg.synthesis.base import PoolMethodSettings
 
     console = options.console_of(context)
     runtime = options.runtime_options(seed, device, precision, compiled, deterministic)
@@ -52,6 +53,7 @@ def quickstart(
     )
     # The baseline differs from the student in where its images come from, and in nothing else.
     method = student_settings.method
+    assert isinstance(method, PoolMethodSettings)  # the recipe's
     noise_settings = student_settings.model_validate(
         {
             **student_settings.to_dict(),

@@ -64,6 +64,11 @@ class ImageSet:
         """Return the same images and labels on a device."""
         return ImageSet(self.images.to(device), self.labels.to(device), self.class_names)
 
+    def spread(self, count: int) -> ImageSet:
+        """Return at most `count` of the images, evenly spread over them: where they lie class by class, of each."""
+        chosen = torch.arange(min(count, len(self)), device=self.labels.device) * len(self) // min(count, len(self))
+        return ImageSet(self.images[chosen], self.labels[chosen], self.class_names)
+
     def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and population standard deviation of images / 255, one per channel, in float64.
 

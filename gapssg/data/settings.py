@@ -22,5 +22,7 @@ class DataSettings(Settings):
     """Let torchvision download a data set that is not there."""
     image_size: int | None = Field(default=None, ge=8, le=1024)
     """Scale and crop every image to a square of this many pixels; needed where sizes differ."""
+    images: int | None = Field(default=None, ge=2)
+    """Read only so many images of a split, spread evenly over it; without it, all."""
     channels: Literal[1, 3] | None = None
     """Read images in grey (1) or RGB (3); without it, as the files are."""

@@ -28,6 +28,7 @@ from gapssg.models.profile import batch_norm_layers, profile_model
 from gapssg.models.safetensors_file import read_safetensors
 from gapssg.runtime import Runtime, to_uint8
 from gapssg.synthesis import EpochPlan, SynthesisContext, Synthesizer, method_classes
+from gapssg.synthesis.base import PoolMethodSettings
 from gapssg.synthesis.health import synthesis_health
 from gapssg.synthesis.losses import reality_gap
 from gapssg.synthesis.pool_synthesizer import PoolSynthesizer, read_pool
@@ -124,6 +125,8 @@ class Distillation:
         self.step_count = 0
         self.seconds = {"synthesis": 0.0, "distillation": 0.0}
         self.learning_epochs = 0
+        plans = (self.synthesizer.plan(epoch) for epoch in range(settings.epochs))
+        self._planned_learning_epochs = sum(plan.advances_learning_rate for plan in plans)
         self.synthesis_rollbacks = 0
         self.epoch = EpochFacts()
         self._terms: dict[str, Tensor] = {}  # of the last step of the synthesis under way
@@ -134,8 +137,8 @@ class Distillation:
 
     @property
     def can_continue(self) -> bool:
-        """Whether a checkpoint suffices to continue: the images must be on disk."""
-        return self.settings.pool is not None or self.settings.keep_pool
+        """Whether a checkpoint suffices to continue: the images of a pool must be on disk."""
+        return self.settings.pool is not None or self.settings.keep_pool or self.synthesizer.pool is None
 
     def state(self) -> State:
         """Return what a checkpoint keeps."""
@@ -213,7 +216,7 @@ class Distillation:
             RunError: Synthesis or training diverged more often than they may.
         """
         plan = self.synthesizer.plan(self.epochs_done)
-        self.trainee.set_learning_rate(self.learning_epochs / self.settings.epochs)
+        self.trainee.set_learning_rate(self.learning_epochs / self._planned_learning_epochs)
         while self.epoch.round < plan.rounds:
             if not self.epoch.synthesised:
                 self._synthesise(plan, run, after_step)
@@ -225,7 +228,7 @@ class Distillation:
         self.seconds["synthesis"] += done.synthesis_seconds
         self.seconds["distillation"] += done.distillation_seconds
         self.agreement = done.agreement_before
-        loss = self.trainee.loss_sum.item() / steps
+        loss = self.trainee.loss_sum.item() / steps if steps else None
         self.trainee.loss_sum.zero_()
         self.step_count += steps
         self.learning_epochs += plan.advances_learning_rate
@@ -264,20 +267,25 @@ class Distillation:
                 if self.synthesis_rollbacks > self.settings.max_rollbacks:
                     raise RunError(
                         f"the synthesis diverged in epoch {epoch + 1}, {self.synthesis_rollbacks} times in all; "
-                        "lower method.generator_learning_rate or raise --max-rollbacks"
+                        "lower the learning rate in its settings (method.*) or raise --max-rollbacks"
                     ) from error
                 rate = self.synthesizer.slow_down()
                 run.record("rollback", epoch=epoch + 1, part="synthesis", learning_rate=rate)
+        is_last = index == plan.rounds - 1
         if plan.synthesis_steps:
             fresh = self.synthesizer.fresh
             self.images_synthesized += len(fresh)
-            if self.settings.samples:
+            if self.settings.samples and is_last:
                 run.write_samples(epoch + 1, self.settings.epochs, fresh)
             if self.settings.keep_pool and self.synthesizer.pool is not None:
                 run.write_pool_shard(epoch + 1, to_uint8(fresh), self.synthesizer.fresh_targets, self.origin)
-        self.epoch.terms = {name: term.item() for name, term in self._terms.items()}
+        if is_last:
+            self.epoch.terms = {name: term.item() for name, term in self._terms.items()}
         self._terms = {}
         self.epoch.synthesis_seconds += self._clock() - started
+        self.epoch.synthesised = True
+        if not is_last:
+            return
         before = self._compare_on_fresh()
         if not math.isfinite(before["reality_gap"]):
             raise RunError(
@@ -286,10 +294,9 @@ class Distillation:
         self.epoch.reality_gap_before = before["reality_gap"]
         # From the samples of an earlier run there is none: a trained student has trained on all of them.
         self.epoch.agreement_before = before["agreement"] if plan.synthesis_steps else None
-        self.epoch.synthesised = True
 
     def _distil(self, plan: EpochPlan, run: RunDirectory, after_step: Callable[[], None]) -> float:
-        """Train the student, or go on with it; return the reality gap on the newest images afterwards."""
+        """Train the student, or go on with it; return the reality gap on the newest images after the last round."""
         epoch, index = self.epochs_done, self.epoch.round
         first, total = index * plan.distillation_steps, plan.rounds * plan.distillation_steps
         earlier, started = self.epoch.distillation_seconds, self._clock()
@@ -303,6 +310,8 @@ class Distillation:
         def is_sound() -> bool:
             nonlocal gap
             self.epoch.distillation_seconds = earlier + self._clock() - started
+            if index < plan.rounds - 1:
+                return True  # asking in each of many short rounds would cost as much as a step
             gap = self._compare_on_fresh()["reality_gap"]
             return math.isfinite(gap)
 
@@ -396,6 +405,8 @@ def _make_synthesizer(
 ) -> tuple[Synthesizer, PoolOrigin]:
     method = settings.method
     if settings.pool is not None:
+        if not isinstance(method, PoolMethodSettings):
+            raise InputError(f"--pool: {method.name} samples its generator; use it without, or a method with a pool")
         pool, origin = read_pool(pool_shards(settings.pool), context)
         return PoolSynthesizer(method, context, None, pool), origin
     if method.needs_batch_norm and not batch_norm_layers(context.teacher):

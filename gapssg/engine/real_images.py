@@ -26,7 +26,7 @@ def read_images(
     Raises:
         InputError: The data source cannot be used.
     """
-    return load_split(
+    images = load_split(
         settings.name,
         split,
         root=settings.root,
@@ -35,6 +35,7 @@ def read_images(
         channels=settings.channels or channels,
         progress=lambda done, total: display.progress(f"reading {split} images", done, total),
     )
+    return images if settings.images is None else images.spread(settings.images)
 
 
 def read_test_images(settings: DataSettings, model: LoadedModel, display: Display) -> ImageSet:

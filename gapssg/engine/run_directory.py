@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import os
@@ -11,7 +10,7 @@ import re
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from gapssg._version import __version__
 from gapssg.errors import InputError, RunError, shortened
-from gapssg.files import check_writable, sync_folder, write_atomically, write_json
+from gapssg.files import check_writable, lock, sync_folder, write_atomically, write_json
 from gapssg.runtime import Runtime, to_uint8
 from gapssg.settings.base import Settings
 from gapssg.settings.load import flatten, read_toml
@@ -42,6 +41,8 @@ _OWN_FILE = re.compile(
 )
 
 
+# What a kill leaves of the first write of all: no run has begun there.
+_UNBEGUN = re.compile(rf"\.{re.escape(_SETTINGS)}\.[0-9a-f]{{12}}\.tmp")
 _TEMPORARY = ".tmp"
 _MAY_CHANGE = {"checkpoint_every", "checkpoint_minutes", "max_rollbacks", "own_scale"}
 _IS_ASKED_ANEW = {"data.download", "eval_data.download"}
@@ -85,7 +86,7 @@ class RunDirectory:
             path.mkdir(parents=True, exist_ok=True)
             sync_folder(path.parent)
             _check_own(path)
-            self._lock = _lock(path)
+            self._lock = lock(path / _LOCK)
             if not overwrite and (path / _SETTINGS).exists():
                 raise InputError(f"--output {path} holds a run since a moment ago; add --overwrite to replace it")
             _remove_run(path)
@@ -107,7 +108,7 @@ class RunDirectory:
         run._display = display
         try:
             _check_own(path)
-            run._lock = _lock(path)
+            run._lock = lock(path / _LOCK)
             if run.events_length() < events_length:
                 raise RunError(f"{path / _EVENTS} has lost lines since the checkpoint; start the run anew")
             os.truncate(path / _EVENTS, events_length)
@@ -219,7 +220,7 @@ def check_output(path: Path, overwrite: bool, inputs: Iterable[Path | None] = ()
     check_writable(path)
     try:
         _check_own(path)
-        entries = _entries(path) - {_LOCK}
+        entries = {entry for entry in _entries(path) - {_LOCK} if not _UNBEGUN.fullmatch(entry)}
         inside = [each for each in inputs if each is not None and each.resolve().is_relative_to(path.resolve())]
     except OSError as error:
         raise InputError(
@@ -348,26 +349,6 @@ def run_facts(runtime: Runtime, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _lock(path: Path) -> TextIO:
-    """Take the lock of a run directory, which the operating system releases when the process ends, however it ends.
-
-    Raises:
-        InputError: Another process holds it.
-    """
-    file = (path / _LOCK).open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        holder = file.read(200).strip() or "another process"
-        file.close()
-        raise InputError(f"{path} is being written by {holder}; wait for it or name another directory") from error
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}\n")
-    file.flush()
-    return file
-
-
 def _check_own(path: Path) -> None:
     """Check that what a run writes in place, and its folders, are what they seem: a run writes through no link.
 
@@ -400,8 +381,11 @@ def _entries(path: Path) -> set[str]:
 
 
 def _remove_run(path: Path) -> None:
-    """Remove the files of an earlier run, and nothing else."""
-    for entry in _entries(path):
+    """Remove the files of an earlier run, and nothing else.
+
+    The settings go last: what a kill leaves in between is still known as a run.
+    """
+    for entry in sorted(_entries(path), key=lambda entry: entry == _SETTINGS):
         if _OWN_FILE.fullmatch(entry) and entry != _LOCK:
             (path / entry).unlink()
     for name in _FOLDERS:

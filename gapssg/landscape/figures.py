@@ -1,19 +1,18 @@
 """Figures of saved surfaces, at the size of a paper's column; no model is needed.
 
-Colours are matplotlib's viridis and the palette of Okabe and Ito, which people with any colour vision tell apart.
+Surfaces are in matplotlib's viridis, which people with any colour vision can read.
 """
 
 from __future__ import annotations
 
-import io
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from gapssg.errors import InputError
+from gapssg.figures import COLUMN, DASHES, LINE_COLOURS, PAGE, new_figure, write_figure
 from gapssg.files import write_atomically
 from gapssg.landscape.interactive import interactive_html
 from gapssg.landscape.scale import Scale, clipping, scale_of, tick_text
@@ -23,31 +22,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMN = 3.35  # inches: 8.5 cm
-PAGE = 6.9  # two columns
 _COLOURS = "viridis"
-_LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DASHES = ("-", "--", "-.", ":")
 _RED = "#D55E00"
 _MOST_COLUMNS = 5
 _LABEL_HEIGHT = 0.06  # of the axes
-_DOTS_PER_INCH = 300
-_STYLE = {
-    "font.size": 7.5,
-    "axes.titlesize": 8,
-    "axes.labelsize": 7.5,
-    "legend.fontsize": 6.5,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "axes.linewidth": 0.6,
-    "lines.linewidth": 1.2,
-    "grid.linewidth": 0.4,
-    "svg.hashsalt": "gapssg",  # the same figure is the same file
-    "savefig.dpi": _DOTS_PER_INCH,
-    "text.parse_math": False,  # names of files may hold dollar signs
-    "axes.formatter.use_mathtext": False,
-    "axes.unicode_minus": True,
-}
 
 
 def draw(surfaces: Mapping[str, Surface], folder: Path, *, own_scale: bool = False) -> list[Path]:
@@ -76,23 +54,23 @@ def draw(surfaces: Mapping[str, Surface], folder: Path, *, own_scale: bool = Fal
                 "continue with gapssg landscape --resume"
             )
     if len(everything[0].axes) == 1:
-        return _write(folder, "curves", lambda: curves(everything))
+        return write_figure(folder, "curves", lambda: curves(everything))
     files: list[Path] = []
     for name, surface in surfaces.items():
         scale = scale_of([surface] if own_scale else everything)
-        files += _write(folder, f"{name}-contour", lambda s=surface, c=scale: contour(s, c))  # type: ignore[misc]
-        files += _write(folder, f"{name}-surface", lambda s=surface, c=scale: surface_3d(s, c))  # type: ignore[misc]
+        files += write_figure(folder, f"{name}-contour", lambda s=surface, c=scale: contour(s, c))  # type: ignore[misc]
+        files += write_figure(folder, f"{name}-surface", lambda s=surface, c=scale: surface_3d(s, c))  # type: ignore[misc]
         page = folder / f"{name}-interactive.html"
         write_atomically(page, interactive_html(surface, scale).encode())
         files.append(page)
     if len(everything) > 1:
-        files += _write(folder, "sheet", lambda: sheet(everything, own_scale=own_scale))
+        files += write_figure(folder, "sheet", lambda: sheet(everything, own_scale=own_scale))
     return files
 
 
 def contour(surface: Surface, scale: Scale) -> Figure:
     """Draw filled contours with the centre, the minima and, if there is one, the training route."""
-    figure = _figure(COLUMN, 3.25)
+    figure = new_figure(COLUMN, 3.25)
     axes = figure.add_subplot()
     filled = _fill(axes, surface, scale)
     lines = axes.contour(*surface.axes.tolist(), _grid(surface, scale), levels=scale.ticks(), **_LINES)
@@ -114,7 +92,7 @@ def surface_3d(surface: Surface, scale: Scale) -> Figure:
     import numpy as np
     from matplotlib.colors import LogNorm
 
-    figure = _figure(COLUMN, 2.9)
+    figure = new_figure(COLUMN, 2.9)
     axes: Any = figure.add_subplot(projection="3d", computed_zorder=False)
     across, along = np.meshgrid(*surface.axes.numpy(), indexing="ij")
     loss = scale.clip(surface.loss).numpy()
@@ -159,12 +137,12 @@ def _azimuth(loss: Any) -> int:
 
 def curves(surfaces: Sequence[Surface]) -> Figure:
     """Draw loss and accuracy along one direction, one line a surface."""
-    figure = _figure(COLUMN, 3.4)
+    figure = new_figure(COLUMN, 3.4)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     scale = scale_of(surfaces)
     for number, surface in enumerate(surfaces):
-        look: dict[str, Any] = {"color": _LINE_COLOURS[number % len(_LINE_COLOURS)]}
-        look["linestyle"] = _DASHES[number % len(_DASHES)]
+        look: dict[str, Any] = {"color": LINE_COLOURS[number % len(LINE_COLOURS)]}
+        look["linestyle"] = DASHES[number % len(DASHES)]
         along = surface.axes[0].tolist()
         clipped = clipping(surface, scale)
         label = surface.card.label + (f" ({clipped})" if clipped else "")
@@ -206,7 +184,7 @@ def sheet(surfaces: Sequence[Surface], *, own_scale: bool = False) -> Figure:
         rows = [[(name, None) for name in names]]
     width = COLUMN if len(rows[0]) <= 2 else PAGE
     side = (width - 0.9) / len(rows[0])
-    figure = _figure(width, len(rows) * side + 0.85, "compressed")
+    figure = new_figure(width, len(rows) * side + 0.85, "compressed")
     # Principal components of two routes are axes of different lengths.
     is_shared = not own_scale and all(surface.axes.equal(surfaces[0].axes) for surface in surfaces)
     panels = figure.subplots(len(rows), len(rows[0]), squeeze=False, sharex=is_shared, sharey=is_shared)
@@ -245,12 +223,6 @@ def sheet(surfaces: Sequence[Surface], *, own_scale: bool = False) -> Figure:
 
 _KEY = "star: centre, circles: local minima of the grid"
 _LINES: dict[str, Any] = {"colors": "white", "linewidths": 0.4, "alpha": 0.8}
-
-
-def _figure(width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout=layout)
 
 
 def _grid(surface: Surface, scale: Scale) -> Any:
@@ -369,26 +341,3 @@ def _some(values: Sequence[Any], count: int) -> list[Any]:
     if len(values) <= count:
         return list(values)
     return [values[round(index * (len(values) - 1) / (count - 1))] for index in range(count)]
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    import matplotlib
-
-    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
-        yield
-
-
-def _write(folder: Path, name: str, make: Callable[[], Figure]) -> list[Path]:
-    """Write a figure as PNG and SVG."""
-    files = []
-    with _style():
-        figure = make()
-        for kind in ("png", "svg"):
-            buffer = io.BytesIO()
-            metadata = {"Date": None} if kind == "svg" else None
-            figure.savefig(buffer, format=kind, bbox_inches="tight", pad_inches=0.04, metadata=metadata)
-            file = folder / f"{name}.{kind}"
-            write_atomically(file, buffer.getvalue())
-            files.append(file)
-    return files

@@ -139,6 +139,16 @@ def load_model(path: str | Path) -> LoadedModel:
     return LoadedModel(module, card, file.sha256, path)
 
 
+def architecture_of(path: str | Path) -> str:
+    """Return the architecture that a model file says it holds.
+
+    Raises:
+        InputError: The file is missing, damaged or not ours.
+    """
+    path = Path(path)
+    return str(_read_description(path, read_safetensors(path).metadata).get("architecture"))
+
+
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Copy `tensors` into `module`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -36,6 +36,19 @@ class _Layer:
     values: Mapping[Key, Any]
 
 
+@dataclass(frozen=True)
+class _Level:
+    """Layers that mean the same member of each union (the same method).
+
+    Attributes:
+        layers: Each over the one before.
+        follows: Whether it was written for the member that is chosen in the end, whatever the levels below say.
+    """
+
+    layers: Sequence[_Layer]
+    follows: bool = False
+
+
 def recipe_names() -> tuple[str, ...]:
     """Return the names of the recipes that are shipped with the package, sorted."""
     folder = resources.files("gapssg") / "recipes"
@@ -61,8 +74,12 @@ def load_settings(
     config: Path | None = None,
     overrides: Sequence[str] = (),
     options: Mapping[str, tuple[str, Any]] | None = None,
+    beneath: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> AnySettings:
     """Resolve the settings of one command.
+
+    A recipe may have tables for a choice that is made elsewhere: `[distill.methods.NAME]` lies over `[distill]` where
+    `method.name` is NAME. What a recipe, a file or the command line says of a method holds only if it is chosen.
 
     Args:
         settings_class: The settings to make.
@@ -71,26 +88,31 @@ def load_settings(
         config: A TOML file with the keys of `settings_class` at its top, as `--dry-run` prints them.
         overrides: Texts `key.path=value`; the value is read as TOML, or else taken as a string.
         options: Dotted key to (the option's name, its value); values that are None are not given.
+        beneath: Returns what lies between the defaults and the recipe, by dotted key, such as a method's published
+            settings; it is given all values from the recipe on, by dotted key, and the names that are chosen.
 
     Raises:
         InputError: One line for each field that is wrong: where it came from, what was given, what is
             allowed, and the nearest key where none of that name exists.
     """
-    recipe_layers: list[_Layer] = []
-    config_layers: list[_Layer] = []
-    if recipe is not None:
-        tables = tomllib.loads(recipe_text(recipe))
-        if section not in tables:
-            commands = " and ".join(name for name in tables if isinstance(tables[name], dict))
-            raise InputError(f"recipe {recipe!r} is for {commands}, not for {section}")
-        recipe_layers.append(_Layer(f"recipe {recipe}", dict(_flatten(tables[section]))))
-    if config is not None:
-        config_layers.append(_Layer(str(config), dict(_flatten(read_toml(config)))))
+    recipe_layers, layers_by_choice = ([], {}) if recipe is None else _recipe_layers(recipe, section, settings_class)
+    config_layers = [] if config is None else [_Layer(str(config), dict(_flatten(read_toml(config))))]
     command_line = [_Layer("--set", dict(_parse_override(text) for text in overrides))]
     for key, (option, value) in (options or {}).items():
         if value is not None:
             command_line.append(_Layer(option, {tuple(key.split(".")): value}))
-    values, sources = _merge([recipe_layers, config_layers, command_line], settings_class)
+    levels = [_Level(recipe_layers), _Level(config_layers), _Level(command_line)]
+    chosen = _chosen(levels, settings_class)
+    for_choice = [
+        layer for key, layer in layers_by_choice.items() if key[:-1] in chosen and chosen[key[:-1]] == key[-1]
+    ]
+    levels.insert(1, _Level(for_choice, follows=True))
+    if beneath is not None:
+        given = {".".join(key): value for key, value in _merge(levels, settings_class)[0].items()}
+        given |= {f"{'.'.join(union)}.name": name for union, name in chosen.items()}
+        published = {tuple(key.split(".")): value for key, value in beneath(given).items()}
+        levels.insert(0, _Level([_Layer("published settings", published)], follows=True))
+    values, sources = _merge(levels, settings_class)
     option_names = {tuple(key.split(".")): option for key, (option, _) in (options or {}).items()}
     try:
         return settings_class.model_validate(_nest(values, sources))
@@ -141,29 +163,59 @@ def _flatten(values: Mapping[str, Any], prefix: Key = ()) -> Iterator[tuple[Key,
             yield (*prefix, name), value
 
 
-def _merge(
-    levels: Sequence[Sequence[_Layer]], settings_class: type[BaseModel]
-) -> tuple[dict[Key, Any], dict[Key, str]]:
+def _recipe_layers(
+    recipe: str, section: str, settings_class: type[BaseModel]
+) -> tuple[list[_Layer], dict[Key, _Layer]]:
+    """Return what a recipe says of a section, and, by union and name, what it says for one member of a union."""
+    tables = tomllib.loads(recipe_text(recipe))
+    if section not in tables:
+        commands = " and ".join(name for name in tables if isinstance(tables[name], dict))
+        raise InputError(f"recipe {recipe!r} is for {commands}, not for {section}")
+    table = dict(tables[section])
+    by_choice = {}
+    for union, _ in _unions(settings_class):
+        for name, values in table.pop(f"{union[-1]}s", {}).items():
+            by_choice[*union, name] = _Layer(f"recipe {recipe}, {union[-1]} {name}", dict(_flatten(values)))
+    return [_Layer(f"recipe {recipe}", dict(_flatten(table)))], by_choice
+
+
+def _merge(levels: Sequence[_Level], settings_class: type[BaseModel]) -> tuple[dict[Key, Any], dict[Key, str]]:
     """Let each layer override those before it.
 
-    Where a level chooses another member of a union (another method) than the levels below it, what these say of
-    their own member no longer applies. Layers of one level mean the same member.
+    What a level says of a member of a union (a method) that is not chosen in the end does not apply. Without a name it
+    speaks of the member that the levels below choose.
     """
+    chosen = _chosen(levels, settings_class)
+    meant = {union: default for union, default in _unions(settings_class)}
     values: dict[Key, Any] = {}
     sources: dict[Key, str] = {}
+    for level in levels:
+        if not level.follows:
+            meant |= _named(level, meant)
+        for layer in level.layers:
+            for key, value in layer.values.items():
+                if level.follows or key[:1] not in chosen or meant[key[:1]] == chosen[key[:1]]:
+                    values[key] = value
+                    sources[key] = layer.source
+    return values, sources
+
+
+def _chosen(levels: Sequence[_Level], settings_class: type[BaseModel]) -> dict[Key, Any]:
+    """Return for each union the name of the member that the levels choose in the end."""
     chosen = {union: default for union, default in _unions(settings_class)}
     for level in levels:
-        for union in chosen:
-            choices = [layer.values[*union, "name"] for layer in level if (*union, "name") in layer.values]
-            if choices and choices[-1] != chosen[union]:
-                chosen[union] = choices[-1]
-                for stale in [key for key in values if key[: len(union)] == union]:
-                    del values[stale], sources[stale]
-        for layer in level:
-            for key, value in layer.values.items():
-                values[key] = value
-                sources[key] = layer.source
-    return values, sources
+        chosen |= {} if level.follows else _named(level, chosen)
+    return chosen
+
+
+def _named(level: _Level, unions: Mapping[Key, Any]) -> dict[Key, Any]:
+    """Return the members that a level names."""
+    named = {}
+    for union in unions:
+        for layer in level.layers:
+            if (*union, "name") in layer.values:
+                named[union] = layer.values[*union, "name"]
+    return named
 
 
 def _unions(settings_class: type[BaseModel]) -> Iterator[tuple[Key, Any]]:
@@ -205,6 +257,9 @@ def _describe(
     source = next((f" (from {sources[k]})" for k in sources if k[: len(key)] == key), "")
     kind = detail["type"]
     if kind == "extra_forbidden":
+        owners = _owners(settings_class, key)
+        if owners:
+            return f"{name}{source} is no setting of {shortened(location[1])}, but of {', '.join(owners)}"
         siblings = {k[-1]: ".".join(k) for k in valid if k[:-1] == key[:-1]}
         elsewhere = {k[-1]: ".".join(k) for k in sorted(valid, reverse=True)}
         for names in (siblings, elsewhere):
@@ -237,6 +292,15 @@ def _describe(
             "must be auto, cpu, cuda or cuda:N" if key[-1] == "device" else f"must match {detail['ctx']['pattern']}"
         )
     return f"{given}: {message}"
+
+
+def _owners(settings_class: type[BaseModel], key: Key) -> list[str]:
+    """Return the members of a union that have this key, which another one was given."""
+    field = settings_class.model_fields.get(key[0]) if len(key) == 2 else None
+    if field is None or field.discriminator is None:
+        return []
+    members = _settings_classes_in(field.annotation)
+    return [member.model_fields["name"].default for member in members if key[1] in member.model_fields]
 
 
 def _without_union_tags(location: Key, valid: set[Key], sources: Mapping[Key, str]) -> Key:

@@ -7,10 +7,30 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from gapssg.synthesis.base import EpochPlan, SynthesisContext, SynthesisSettings, Synthesizer
+from gapssg.synthesis.cmi import CMISettings
+from gapssg.synthesis.dafl import DAFLSettings
+from gapssg.synthesis.deepinversion import DeepInversionSettings
+from gapssg.synthesis.dfad import DFADSettings
+from gapssg.synthesis.dfq import DFQSettings
+from gapssg.synthesis.fast import FastSettings
 from gapssg.synthesis.gapssg import GapSSGSettings
+from gapssg.synthesis.mad import MADSettings
 from gapssg.synthesis.noise import NoiseSettings
+from gapssg.synthesis.zskt import ZSKTSettings
 
-MethodSettings = Annotated[GapSSGSettings | NoiseSettings, Field(discriminator="name")]
+MethodSettings = Annotated[
+    GapSSGSettings
+    | DAFLSettings
+    | ZSKTSettings
+    | DFADSettings
+    | DFQSettings
+    | DeepInversionSettings
+    | CMISettings
+    | FastSettings
+    | MADSettings
+    | NoiseSettings,
+    Field(discriminator="name"),
+]
 
 
 def method_classes() -> tuple[type[SynthesisSettings], ...]:
@@ -18,13 +38,38 @@ def method_classes() -> tuple[type[SynthesisSettings], ...]:
     return get_args(get_args(MethodSettings)[0])
 
 
+def published_settings(method: object, teacher: str | None) -> dict[str, float]:
+    """Return a method's published settings of the run around it, and of its own those that depend on the teacher.
+
+    Args:
+        method: The method's name; of another one nothing is published.
+        teacher: The teacher's architecture; None if it is not known.
+
+    Returns:
+        Values by the dotted keys of the settings of `distill`.
+    """
+    for settings in method_classes():
+        if settings.model_fields["name"].default == method:
+            return {**settings.published, **settings.published_for_teacher.get(teacher or "", {})}
+    return {}
+
+
 __all__ = [
+    "CMISettings",
+    "DAFLSettings",
+    "DFADSettings",
+    "DFQSettings",
+    "DeepInversionSettings",
     "EpochPlan",
+    "FastSettings",
     "GapSSGSettings",
+    "MADSettings",
     "MethodSettings",
     "NoiseSettings",
     "SynthesisContext",
     "SynthesisSettings",
     "Synthesizer",
+    "ZSKTSettings",
     "method_classes",
+    "published_settings",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
@@ -44,6 +44,22 @@ class Work(NamedTuple):
 
     synthesis: int
     distillation: int
+
+
+class Responses(NamedTuple):
+    """What teacher and student make of a batch of images; the losses of methods are functions of it.
+
+    Attributes:
+        teacher_logits: (N, K) float32.
+        student_logits: (N, K) float32.
+        statistics_loss: The batch-norm statistics loss, 0-dimensional; 0 for methods that need no batch norm.
+        features: What the teacher's last linear layer was given, (N, F); (N, 0) for methods that do not ask for it.
+    """
+
+    teacher_logits: Tensor
+    student_logits: Tensor
+    statistics_loss: Tensor
+    features: Tensor
 
 
 @dataclass(frozen=True)
@@ -107,10 +123,10 @@ class Synthesizer(Protocol):
         """Halve the learning rate of the synthesis from now on, and return it."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what a checkpoint needs of a synthesis under way, without the pool; nothing between syntheses."""
+        """Return what a checkpoint needs besides the pool: a synthesis under way, and what lives as long as the run."""
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Let the next synthesis go on where `state_dict` was called.
+        """Go back to where `state_dict` was called.
 
         Raises:
             InputError: The tensors are not those of this synthesizer.
@@ -135,6 +151,12 @@ class SynthesisSettings(Settings):
     """Where it was published."""
     needs_batch_norm: ClassVar[bool]
     """Whether it reads the teacher's batch-norm statistics."""
+    has_pool: ClassVar[bool]
+    """Whether its images are kept in a pool; without one the student learns from fresh samples of a generator."""
+    published: ClassVar[Mapping[str, float]] = {}
+    """The published settings of the run around it, by dotted key; empty where they are not known."""
+    published_for_teacher: ClassVar[Mapping[str, Mapping[str, float]]] = {}
+    """By the teacher's architecture, the published settings that differ for it from the defaults, by dotted key."""
     makes_class_images: ClassVar[bool] = True
     """Whether its images are meant to show their target class, so that a collapse is worth a warning."""
 
@@ -153,23 +175,33 @@ class SynthesisSettings(Settings):
 class PoolMethodSettings(SynthesisSettings):
     """The settings of methods that add a batch to a pool each epoch."""
 
+    has_pool: ClassVar[bool] = True
+
     synthesis_batch_size: int = Field(default=256, ge=2, le=65_536)
     """Images of each synthesis, N."""
     passes: int = Field(default=2, ge=1, le=1000)
     """Sample-balanced schedule: how often each epoch visits every sample of the pool."""
+    distillation_steps: int = Field(default=0, ge=0, le=1_000_000)
+    """Fixed schedule: distillation steps of every epoch; 0 is the sample-balanced schedule."""
 
     @property
     def step_count(self) -> int:
         """Steps of one synthesis."""
         return 0
 
+    def warm_up_epochs(self, epochs: int) -> int:
+        """Return how many of the first epochs of a run only synthesise."""
+        return 0
+
     def work(self, epochs: int, batch_size: int, pool_size: int | None = None) -> Work:
         """Return what a run will do: a batch an epoch, and passes over all batches so far."""
+        fixed = self.distillation_steps * batch_size
         if pool_size is not None:
-            return Work(0, epochs * self.passes * pool_size)
-        batches_visited = epochs * (epochs + 1) // 2
-        size = self.synthesis_batch_size
-        return Work(epochs * self.step_count * size, batches_visited * self.passes * size)
+            return Work(0, epochs * (fixed or self.passes * pool_size))
+        warm_up, size = self.warm_up_epochs(epochs), self.synthesis_batch_size
+        batches_visited = (epochs * (epochs + 1) - warm_up * (warm_up + 1)) // 2
+        distillation = (epochs - warm_up) * fixed or batches_visited * self.passes * size
+        return Work(epochs * self.step_count * size, distillation)
 
 
 class InversionSettings(PoolMethodSettings):
@@ -194,3 +226,58 @@ class InversionSettings(PoolMethodSettings):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the generator's loss and its named terms, all 0-dimensional."""
         raise NotImplementedError
+
+
+class GeneratorMethodSettings(SynthesisSettings):
+    """The settings of methods that train one generator along with the student; they differ in their losses."""
+
+    has_pool: ClassVar[bool] = False
+    reads_features: ClassVar[bool] = False
+    """Whether the loss reads the features before the teacher's last linear layer."""
+
+    temperature: float = Field(default=1.0, gt=0, le=1000)
+    """Temperature T of the divergence, in synthesis and distillation."""
+    augment: bool = False
+    """Whether images are cropped and flipped at random, in synthesis and distillation."""
+    rounds: int = Field(default=80, ge=1, le=100_000)
+    """How often an epoch alternates between generator and student."""
+    generator_steps: int = Field(default=1, ge=1, le=100_000)
+    """Steps of the generator in each round."""
+    distillation_steps: int = Field(default=5, ge=1, le=100_000)
+    """Steps of the student in each round."""
+    synthesis_batch_size: int = Field(default=256, ge=2, le=65_536)
+    """Images in a step of the generator, N."""
+    generator_learning_rate: float = Field(default=1e-3, gt=0, le=10)
+    """Adam's learning rate for the generator."""
+    generator_width: int = Field(default=64, ge=4, le=1024)
+    """Channels of the generator's last hidden layer."""
+    latent_size: int = Field(default=256, ge=1, le=16_384)
+    """Dimensions of the latent z."""
+
+    @property
+    def average_momentum(self) -> float | None:
+        """Momentum of a moving average of the generator that makes half of the samples; None for no such thing."""
+        return None
+
+    def build(self, context: SynthesisContext) -> Synthesizer:
+        """Make the synthesizer."""
+        from gapssg.synthesis.generator_training import GeneratorTraining
+
+        return GeneratorTraining(self, context)
+
+    def work(self, epochs: int, batch_size: int, pool_size: int | None = None) -> Work:
+        """Return what a run will do: `rounds` an epoch."""
+        rounds = epochs * self.rounds
+        return Work(
+            rounds * self.generator_steps * self.synthesis_batch_size, rounds * self.distillation_steps * batch_size
+        )
+
+    def loss(self, responses: Responses) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the generator's loss and its named terms, all 0-dimensional."""
+        raise NotImplementedError
+
+    def distillation_loss(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Return the loss that the student minimises: the Kullback-Leibler divergence at temperature T."""
+        from gapssg.synthesis.losses import distillation_divergence
+
+        return distillation_divergence(student_logits, teacher_logits, self.temperature)

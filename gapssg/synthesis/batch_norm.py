@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -81,8 +81,28 @@ def statistics_distance(inputs: Tensor, running_mean: Tensor, running_var: Tenso
     return distance
 
 
+def instance_means(inputs: Tensor) -> Tensor:
+    """Return the mean over the positions of each sample and channel: (N, C, ...) to (N, C) in float32 or float64."""
+    wide = torch.promote_types(inputs.dtype, torch.float32)
+    return inputs.to(wide).reshape(*inputs.shape[:2], -1).mean(dim=2)
+
+
 @contextmanager
-def observed_statistics(teacher: nn.Module, distances: list[Tensor]) -> Iterator[None]:
+def observed_inputs(teacher: nn.Module, observe: Callable[[nn.Module, Tensor], None]) -> Iterator[None]:
+    """Call `observe(layer, inputs)` for every batch-norm layer that the teacher runs through."""
+
+    def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        observe(layer, inputs[0])
+
+    handles = [layer.register_forward_pre_hook(hook) for layer in batch_norm_layers(teacher)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def observed_statistics(teacher: nn.Module, distances: list[Tensor]) -> AbstractContextManager[None]:
     """Collect the statistics distance of every batch-norm layer that the teacher runs through.
 
     Args:
@@ -90,12 +110,7 @@ def observed_statistics(teacher: nn.Module, distances: list[Tensor]) -> Iterator
         distances: What each forward pass appends one 0-dimensional tensor a layer to.
     """
 
-    def observe(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        distances.append(statistics_distance(inputs[0], layer.running_mean, layer.running_var))  # type: ignore[arg-type]
+    def observe(layer: nn.Module, inputs: Tensor) -> None:
+        distances.append(statistics_distance(inputs, layer.running_mean, layer.running_var))  # type: ignore[arg-type]
 
-    handles = [layer.register_forward_pre_hook(observe) for layer in batch_norm_layers(teacher)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return observed_inputs(teacher, observe)

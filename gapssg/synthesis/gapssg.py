@@ -5,6 +5,7 @@ IEEE Transactions on Pattern Analysis and Machine Intelligence, 2024.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -21,6 +22,12 @@ class GapSSGSettings(InversionSettings):
     summary: ClassVar[str] = "images on which the student can learn most, steered by the reality gap"
     paper: ClassVar[str] = "Wang et al., T-PAMI 2024"
     needs_batch_norm: ClassVar[bool] = True
+    published: ClassVar[Mapping[str, float]] = {
+        "epochs": 200,
+        "batch_size": 128,
+        "optimizer.learning_rate": 0.2,
+        "optimizer.weight_decay": 1e-4,
+    }
 
     name: Literal["gapssg"] = "gapssg"
     """The method."""
@@ -28,8 +35,12 @@ class GapSSGSettings(InversionSettings):
     """Weight of the batch-norm statistics loss."""
     gap_weight: float = Field(default=0.5, ge=0, le=1000)
     """Weight of the two gap terms, before the regulatory factor."""
+    disagreement_weight: float = Field(default=1.0, ge=0, le=1000)
+    """Weight of the disagreement loss in the gap terms."""
     agreement_weight: float = Field(default=0.2, ge=0, le=1000)
-    """Weight of the agreement loss beside the disagreement loss."""
+    """Weight of the agreement loss in the gap terms."""
+    regulatory_factor: bool = True
+    """Whether the regulatory factor weakens the gap terms while the gap is small; without it a = 0."""
 
     def build(self, context: SynthesisContext) -> Synthesizer:
         """Make the synthesizer."""
@@ -43,18 +54,20 @@ class GapSSGSettings(InversionSettings):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the generator's loss `L_bn + 0.5 (1 - a) (L_ds + 0.2 L_as)` and its terms.
 
-        The regulatory factor `a` carries no gradient; the other terms carry it to both logits.
+        The regulatory factor `a` carries no gradient; the other terms carry it to both logits. It is among the terms
+        whether or not it weakens them.
         """
         from gapssg.synthesis.losses import agreement_loss, disagreement_loss, regulatory_factor
 
         disagreement = disagreement_loss(teacher_logits, student_logits, targets)
         agreement = agreement_loss(teacher_logits, student_logits, targets)
         factor = regulatory_factor(teacher_logits, student_logits)
-        gap = self.gap_weight * (1 - factor) * (disagreement + self.agreement_weight * agreement)
+        gap = self.disagreement_weight * disagreement + self.agreement_weight * agreement
+        weight = self.gap_weight * (1 - factor if self.regulatory_factor else 1)
         terms = {
             "batch_norm_statistics_loss": statistics_loss,
             "disagreement_loss": disagreement,
             "agreement_loss": agreement,
             "regulatory_factor": factor,
         }
-        return self.statistics_weight * statistics_loss + gap, terms
+        return self.statistics_weight * statistics_loss + weight * gap, terms

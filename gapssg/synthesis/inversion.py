@@ -1,8 +1,11 @@
-"""Synthesis by a generator that is re-initialised for each batch and optimised together with its latent."""
+"""Synthesis of one batch by optimising what its images are made of; by default a generator and its latent."""
 
 from __future__ import annotations
 
 from collections.abc import Generator as Steps
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,53 +14,48 @@ from gapssg.augment import Shifts, crop_and_flip
 from gapssg.errors import Diverged, InputError
 from gapssg.models.frozen import frozen
 from gapssg.models.generator import Generator
-from gapssg.step import TrainingStep, forget_steps, step_size
-from gapssg.synthesis.base import InversionSettings, SynthesisContext
+from gapssg.step import TrainingStep, forget_steps
+from gapssg.synthesis.base import InversionSettings, PoolMethodSettings, SynthesisContext
 from gapssg.synthesis.batch_norm import observed_statistics
+from gapssg.synthesis.state import halve_learning_rates, make_adam, moments_of, put_back, take_all
 
 _STEPS_DONE = "steps_done"
 
 
-class GeneratorInversion:
-    """Optimises generator and latent for one batch, and keeps the images of the step with the lowest loss."""
+class Inversion:
+    """Optimises parameters for one batch, and keeps the images of the step with the lowest loss.
 
-    def __init__(self, settings: InversionSettings, context: SynthesisContext) -> None:
-        """Make the generator and its optimizer, which every synthesis puts back to their start in place.
+    Subclasses say which parameters, from which start, and by which loss. Every synthesis puts them back in place, so
+    that a captured step goes on with the same memory.
+    """
 
-        A captured step goes on with the same memory in the next synthesis.
-        """
-        runtime = context.runtime
-        self.settings = settings
+    def __init__(
+        self,
+        settings: PoolMethodSettings,
+        context: SynthesisContext,
+        groups: Sequence[Mapping[str, Any]],
+        betas: tuple[float, float] = (0.5, 0.999),
+    ) -> None:
+        """Make the optimizer of `groups`, as `make_adam` takes them."""
+        device, count = context.runtime.device, settings.synthesis_batch_size
         self.context = context
-        self.step_count = settings.generator_steps
-        self.generator = Generator(
-            context.image_shape, latent_size=settings.latent_size, width=settings.generator_width
-        )
-        runtime.place(self.generator)
-        self.latent = torch.zeros(
-            settings.synthesis_batch_size, settings.latent_size, device=runtime.device, requires_grad=True
-        )
-        self._targets = torch.zeros(settings.synthesis_batch_size, dtype=torch.int64, device=runtime.device)
-        self._lowest = torch.full((), torch.inf, device=runtime.device)
-        self._best = torch.zeros(settings.synthesis_batch_size, *context.image_shape, device=runtime.device)
+        self.step_count = settings.step_count
+        self._targets = torch.zeros(count, dtype=torch.int64, device=device)
+        self._lowest = torch.full((), torch.inf, device=device)
+        self._best = torch.zeros(count, *context.image_shape, device=device)
         self._distances: list[Tensor] = []
         self._student: nn.Module | None = None
         self._steps_done = 0
-        optimizer = torch.optim.Adam(
-            [*self.generator.parameters(), self.latent],
-            lr=step_size(settings.generator_learning_rate, runtime.device),
-            betas=(0.5, 0.999),
-            fused=True,
-            capturable=runtime.device.type == "cuda",
+        self._optimizer = make_adam(groups, betas, context.runtime)
+        self._step = TrainingStep(
+            "the synthesis step", self._loss, self._optimizer, context.runtime, after=self._after_step
         )
-        self._optimizer = optimizer
-        self._step = TrainingStep("the synthesis step", self._loss, optimizer, runtime, after=self._keep_best)
         self._step.make_state()
 
     def synthesise(
         self, student: nn.Module, targets: Tensor, epoch: int
     ) -> Steps[tuple[int, dict[str, Tensor]], None, Tensor]:
-        """Optimise for `targets` (N,); return the images (N, C, H, W) of the step with the lowest loss.
+        """Optimise for `targets` (N,); return the images (N, C, H, W) that were kept.
 
         Yields:
             Steps done, and the terms of the loss of the last. The next step may overwrite them.
@@ -65,93 +63,143 @@ class GeneratorInversion:
         Raises:
             Diverged: The loss of a step was not finite.
         """
-        runtime, settings = self.context.runtime, self.settings
         self._student = student
-        self.generator.train()
         if self._steps_done == 0:
             self._begin(epoch)
         with torch.no_grad():
             self._targets.copy_(targets)
-        stream = runtime.random_stream("synthesis-augmentation", epoch)
+        stream = self.context.runtime.random_stream("synthesis-augmentation", epoch)
         for _ in range(self._steps_done):
-            self.context.augmentation.draw(len(targets), stream)
-        self._distances.clear()
-        with frozen(student), observed_statistics(self.context.teacher, self._distances):
-            while self._steps_done < settings.generator_steps:
-                outputs = self._step(*self.context.augmentation.draw(len(targets), stream))
+            self._draw(stream, epoch)
+        take_all(self._distances)  # of a step that was interrupted
+        with frozen(student), self._observing():
+            while self._steps_done < self.step_count:
+                outputs = self._step(*self._draw(stream, epoch))
                 self._steps_done += 1
-                terms = {name: term for name, term in outputs.items() if name not in ("loss", "images")}
+                terms = {name: term for name, term in outputs.items() if term.ndim == 0 and name != "loss"}
                 yield self._steps_done, {"synthesis_loss": outputs["loss"], **terms}
         self._steps_done = 0
         if self._step.skipped.item() > 0:
-            raise Diverged(f"the synthesis of epoch {epoch + 1} diverged; lower method.generator_learning_rate")
+            raise Diverged(f"the synthesis of epoch {epoch + 1} diverged; lower its learning rate")
+        with torch.no_grad():
+            self._finish(epoch)
         return self._best.clone()
 
     def slow_down(self) -> float:
-        """Halve the learning rate of generator and latent from now on, and return it."""
-        rate: Tensor = self._optimizer.param_groups[0]["lr"]
-        rate.div_(2)
-        return rate.item()
+        """Halve every learning rate from now on, and return the first."""
+        return halve_learning_rates(self._optimizer)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return weights, moments and best images of a synthesis under way; nothing between syntheses."""
+        """Return what lives as long as the run, and all of a synthesis under way."""
         if self._steps_done == 0:
-            return {}
-        return {_STEPS_DONE: torch.tensor(self._steps_done), **self._tensors()}
+            return self._lasting()
+        return {_STEPS_DONE: torch.tensor(self._steps_done), **self._lasting(), **self._tensors()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Let the next synthesis go on where `state_dict` was called.
+        """Go back to where `state_dict` was called.
 
         Raises:
             InputError: The tensors do not fit.
         """
-        if not state:
-            return
-        places = self._tensors()
-        fit = state.keys() == places.keys() | {_STEPS_DONE} and all(
-            state[name].shape == place.shape and state[name].dtype == place.dtype for name, place in places.items()
-        )
-        steps_done = int(state[_STEPS_DONE].flatten()[0]) if fit and state[_STEPS_DONE].numel() == 1 else 0
-        if not 0 < steps_done <= self.settings.generator_steps:
+        steps_done = torch.tensor(0)
+        places = self._lasting()
+        if _STEPS_DONE in state:
+            places |= {_STEPS_DONE: steps_done, **self._tensors()}
+        put_back(state, places)
+        if _STEPS_DONE in state and not 0 < int(steps_done) <= self.step_count:
             raise InputError("the synthesis in the checkpoint does not fit the settings of the run; start it anew")
-        with torch.no_grad():
-            for name, place in places.items():
-                place.copy_(state[name])
-        self._steps_done = steps_done
+        self._steps_done = int(steps_done)
 
     def _begin(self, epoch: int) -> None:
         """Put everything back, in place, to the start of the synthesis of an epoch."""
-        runtime = self.context.runtime
-        self.generator.reset_parameters(runtime.random_stream("generator", epoch))
         forget_steps(self._optimizer)
         with torch.no_grad():
-            self.latent.normal_(generator=runtime.random_stream("latent", epoch))
             self._lowest.fill_(torch.inf)
             self._best.zero_()
             self._step.skipped.zero_()
 
+    def _draw(self, stream: torch.Generator, epoch: int) -> tuple[Tensor, ...]:
+        """Draw the random tensors of one step, which `_loss` is given."""
+        return self.context.augmentation.draw(len(self._targets), stream)
+
+    def _observing(self) -> AbstractContextManager[Any]:
+        """Observe the teacher while the steps are made."""
+        return observed_statistics(self.context.teacher, self._distances)
+
+    def _loss(self, *draws: Tensor) -> dict[str, Tensor]:
+        """Return the loss, its terms (0-dimensional), and the images."""
+        raise NotImplementedError
+
+    def _after_step(self, outputs: dict[str, Tensor]) -> None:
+        self._best.copy_(torch.where(outputs["loss"] < self._lowest, outputs["images"], self._best))
+        self._lowest.copy_(torch.minimum(outputs["loss"], self._lowest))
+
+    def _finish(self, epoch: int) -> None:
+        """Do what is to be done after the last step of a synthesis."""
+
+    def _lasting(self) -> dict[str, Tensor]:
+        """Return the tensors that live as long as the run."""
+        return {}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of a synthesis under way."""
+        best = {"lowest": self._lowest, "best": self._best, "skipped": self._step.skipped}
+        return {**best, **moments_of(self._optimizer)}
+
+    def _responses(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of teacher and student in float32, while the teacher is observed."""
+        assert self._student is not None
+        with self.context.runtime.autocast():
+            return self.context.teacher(views).float(), self._student(views).float()
+
+    def _statistics_loss(self) -> Tensor:
+        """Return the sum of the distances that the observer has noted in this step."""
+        return torch.stack(take_all(self._distances)).sum()
+
+
+class GeneratorInversion(Inversion):
+    """Optimises a generator, which each synthesis initialises anew, together with its latent."""
+
+    def __init__(
+        self,
+        settings: InversionSettings,
+        context: SynthesisContext,
+        latent_learning_rate: float | None = None,
+        more_groups: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Make the generator, the latent and their optimizer, which may have more to optimise."""
+        runtime = context.runtime
+        self.settings = settings
+        self.generator = Generator(
+            context.image_shape, latent_size=settings.latent_size, width=settings.generator_width
+        )
+        runtime.place(self.generator)
+        self.latent = torch.zeros(
+            settings.synthesis_batch_size, settings.latent_size, device=runtime.device, requires_grad=True
+        )
+        rate = settings.generator_learning_rate
+        groups = [
+            {"params": [*self.generator.parameters()], "lr": rate},
+            {"params": [self.latent], "lr": latent_learning_rate or rate},
+        ]
+        super().__init__(settings, context, [*groups, *more_groups])
+
+    def _begin(self, epoch: int) -> None:
+        super()._begin(epoch)
+        runtime = self.context.runtime
+        self.generator.reset_parameters(runtime.random_stream("generator", epoch))
+        with torch.no_grad():
+            self.latent.normal_(generator=runtime.random_stream("latent", epoch))
+
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"generator.{name}": tensor for name, tensor in self.generator.state_dict().items()}
-        for index, parameter in enumerate(self._optimizer.param_groups[0]["params"]):
-            moments = self._optimizer.state[parameter]
-            tensors |= {f"moments.{index}.{name}": tensor for name, tensor in moments.items()}
-        best = {"lowest": self._lowest, "best": self._best, "skipped": self._step.skipped}
-        return {"latent": self.latent.detach(), **best, **tensors}
+        return {"latent": self.latent.detach(), **tensors, **super()._tensors()}
 
-    def _loss(self, *shifts: Tensor) -> dict[str, Tensor]:
-        """Return the loss, its terms, and the images."""
-        assert self._student is not None
+    def _loss(self, *draws: Tensor) -> dict[str, Tensor]:
         context = self.context
         with context.runtime.autocast():
             images = self.generator(self.latent)
-            views = context.normalization(crop_and_flip(images, Shifts(*shifts)))
-            teacher_logits = context.teacher(views).float()
-            student_logits = self._student(views).float()
-        statistics_loss = torch.stack(self._distances).sum()
-        self._distances.clear()  # empty before each step: a compiled step is compiled anew for another length
-        loss, terms = self.settings.loss(statistics_loss, teacher_logits, student_logits, self._targets)
+        views = context.normalization(crop_and_flip(images, Shifts(*draws)))
+        teacher_logits, student_logits = self._responses(views)
+        loss, terms = self.settings.loss(self._statistics_loss(), teacher_logits, student_logits, self._targets)
         return {"loss": loss, **terms, "images": images}
-
-    def _keep_best(self, outputs: dict[str, Tensor]) -> None:
-        self._best.copy_(torch.where(outputs["loss"] < self._lowest, outputs["images"], self._best))
-        self._lowest.copy_(torch.minimum(outputs["loss"], self._lowest))

@@ -40,3 +40,65 @@ def distillation_divergence(student_logits: Tensor, teacher_logits: Tensor, temp
     student = F.log_softmax(student_logits / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits / temperature, dim=1)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def confidence_loss(teacher_logits: Tensor) -> Tensor:
+    """Return `CE(z_t, argmax z_t)`, the "one-hot" loss: low where the teacher is sure of whatever class.
+
+    Chen et al., "Data-Free Learning of Student Networks" (DAFL), ICCV 2019, equation 3.
+    """
+    return F.cross_entropy(teacher_logits, teacher_logits.argmax(dim=1))
+
+
+def class_balance_loss(teacher_logits: Tensor) -> Tensor:
+    """Return `sum(q log q)` with q the mean of the teacher's probabilities: lowest, -log K, for balanced classes.
+
+    Chen et al., "Data-Free Learning of Student Networks" (DAFL), ICCV 2019, equation 5, without its 1/K.
+    """
+    mean = teacher_logits.softmax(dim=1).mean(dim=0)
+    # A class of probability 0 counts for nothing, and has a finite gradient.
+    return (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
+
+
+def masked_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Return the mean over samples of `KL(p_t || p_s)` where both predict one class, and 0 elsewhere.
+
+    Fang et al., "Contrastive Model Inversion" (CMI), IJCAI 2021, and FastDFKD, AAAI 2022: the adversarial term.
+    """
+    student, teacher = F.log_softmax(student_logits, dim=1), F.log_softmax(teacher_logits, dim=1)
+    divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
+    agree = student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)
+    return (divergence * agree).mean()
+
+
+def jensen_shannon_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Return `KL(M || P) / 2 + KL(M || Q) / 2` with M the mean of the probabilities P and Q at a temperature.
+
+    P, Q and M are clamped to [0.01, 0.99], as the published code of Adaptive DeepInversion does (Yin et al., CVPR
+    2020, equation 8, where the arguments of KL stand the other way round).
+    """
+    student, teacher = (logits.div(temperature).softmax(dim=1) for logits in (student_logits, teacher_logits))
+    mean = ((student + teacher) / 2).clamp(0.01, 0.99)
+    divergences = [F.kl_div(p.clamp(0.01, 0.99).log(), mean, reduction="batchmean") for p in (student, teacher)]
+    return (divergences[0] + divergences[1]) / 2
+
+
+def total_variation(images: Tensor) -> Tensor:
+    """Return the sum of the mean absolute differences of neighbours: right, down and on both diagonals.
+
+    Args:
+        images: (N, C, H, W), floating.
+    """
+    right = images[..., :, 1:] - images[..., :, :-1]
+    down = images[..., 1:, :] - images[..., :-1, :]
+    falling = images[..., 1:, 1:] - images[..., :-1, :-1]
+    rising = images[..., :-1, 1:] - images[..., 1:, :-1]
+    return torch.stack([difference.abs().mean() for difference in (right, down, falling, rising)]).sum()
+
+
+def logit_distance(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Return `mean |z_s - z_t|` over samples and classes.
+
+    Fang et al., "Data-Free Adversarial Distillation" (DFAD), 2019, equation 5.
+    """
+    return (student_logits - teacher_logits).abs().mean()

@@ -88,10 +88,15 @@ class PoolSynthesizer:
     def plan(self, epoch: int) -> EpochPlan:
         """Return one round: a synthesis, if any, and the distillation steps for the pool with its images."""
         if self.synthesis is None:
-            steps, pool_size = 0, len(self.pool)
-        else:
-            steps, pool_size = self.synthesis.step_count, self.settings.synthesis_batch_size * (epoch + 1)
-        return EpochPlan(1, steps, steps_for_passes(pool_size, self.settings.passes, self.context.batch_size))
+            return EpochPlan(1, 0, self._distillation_steps(len(self.pool)))
+        if epoch < self.settings.warm_up_epochs(self.context.epochs):
+            return EpochPlan(1, self.synthesis.step_count, 0, advances_learning_rate=False)
+        pool_size = self.settings.synthesis_batch_size * (epoch + 1)
+        return EpochPlan(1, self.synthesis.step_count, self._distillation_steps(pool_size))
+
+    def _distillation_steps(self, pool_size: int) -> int:
+        passes = steps_for_passes(pool_size, self.settings.passes, self.context.batch_size)
+        return self.settings.distillation_steps or passes
 
     def synthesis_steps(self, student: nn.Module, epoch: int, index: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Add one batch of images to the pool, if any."""
@@ -120,7 +125,9 @@ class PoolSynthesizer:
     def start_sampling(self, epoch: int, index: int, step: int) -> None:
         """Shuffle the pool for the epoch, as every call for it does alike."""
         order = self.context.runtime.random_stream("pool-order", epoch)
-        batches = shuffled_batches(len(self.pool), self.settings.passes, self.context.batch_size, order)
+        count, batch_size = len(self.pool), self.context.batch_size
+        passes = -(-self._distillation_steps(count) * batch_size // count)
+        batches = shuffled_batches(count, passes, batch_size, order)
         self._batches = iter(batches[step:])
 
     def sample(self, count: int) -> Tensor:

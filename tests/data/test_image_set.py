@@ -108,3 +108,11 @@ def test_rgb_becomes_the_grey_of_pillow() -> None:
     images = random_images(1, 3, 32, 32)
     expected = Image.fromarray(images[0].permute(1, 2, 0).numpy()).convert("L")
     assert convert_channels(images, 1).numpy().tobytes() == expected.tobytes()
+
+
+def test_spread_takes_images_of_every_part() -> None:
+    images = ImageSet(random_images(10, 1, 4, 4), torch.arange(10) // 5, ("cat", "dog"))
+    few = images.spread(4)
+    assert torch.equal(few.images, images.images[[0, 2, 5, 7]])
+    assert few.labels.tolist() == [0, 0, 1, 1]
+    assert torch.equal(images.spread(99).images, images.images)

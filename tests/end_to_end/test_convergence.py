@@ -39,5 +39,7 @@ def test_gapssg_teaches_a_student_far_more_than_noise_does(tmp_path: Path):
     assert result["model"]["top1"] > 0.9
     file = tmp_path / "teacher" / "model.safetensors"
     noise = student_accuracy(file, tmp_path / "noise", {"name": "noise"})
-    gapssg = student_accuracy(file, tmp_path / "gapssg", {"name": "gapssg", "generator_steps": 30})
+    gapssg = student_accuracy(
+        file, tmp_path / "gapssg", {"name": "gapssg", "generator_steps": 30, "generator_width": 16}
+    )
     assert gapssg > noise + 0.3

@@ -247,7 +247,7 @@ def test_a_teacher_without_batch_norm_is_refused_with_the_methods_that_do_withou
     for name in ("create_model", "empty_model"):
         monkeypatch.setattr(f"gapssg.models.model_file.{name}", lambda *_, **__: copy.deepcopy(plain))
     save_model(teacher_file, plain, make_card())
-    with pytest.raises(InputError, match=r"no batch-norm layers.*methods that do not: noise"):
+    with pytest.raises(InputError, match=r"no batch-norm layers.*methods that do not: dafl, zskt, dfad, noise"):
         distill(settings(teacher_file), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     method = {"name": "noise", "synthesis_batch_size": 16}

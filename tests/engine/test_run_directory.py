@@ -45,6 +45,35 @@ def test_files_of_others_are_never_removed(tmp_path: Path):
         check_output(tmp_path, overwrite=True)
 
 
+def test_a_kill_in_the_first_write_of_all_leaves_room_for_a_run(tmp_path: Path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").write_text("")
+    (run / ".settings.toml.edb13452926f.tmp").write_text("data")
+    check_output(run, overwrite=False)
+    start(run)
+    assert sorted(path.name for path in run.iterdir()) == [".lock", "settings.toml"]
+
+
+def test_a_kill_while_a_run_is_replaced_leaves_a_run_to_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = tmp_path / "run"
+    start(run).record("note", value=1)
+    (run / "result.json").write_text("{}")
+    removed: list[str] = []
+
+    def unlink(path: Path) -> None:
+        removed.append(path.name)
+        if len(removed) == 2:
+            raise KeyboardInterrupt
+        os.unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(KeyboardInterrupt):
+        start(run)
+    monkeypatch.undo()
+    check_output(run, overwrite=True)
+
+
 def test_files_of_others_in_folders_like_a_runs_are_never_removed(tmp_path: Path):
     run = tmp_path / "run"
     start(run)

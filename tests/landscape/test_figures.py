@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from gapssg.errors import InputError
-from gapssg.landscape.figures import COLUMN, _short, contour, draw, sheet
+from gapssg.figures import COLUMN
+from gapssg.landscape.figures import _short, contour, draw, sheet
 from gapssg.landscape.interactive import interactive_html
 from gapssg.landscape.scale import Scale, scale_of, tick_text
 from gapssg.landscape.surface import load_surface, save_surface

@@ -3,7 +3,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,7 +64,46 @@ def test_options_and_overrides_of_one_command_line_mean_the_same_method():
     settings = load(recipe="digits", overrides=["method.passes=9"], options={"method.name": ("--method", "noise")})
     assert (settings.method.name, settings.method.passes) == ("noise", 9)
     text = message(overrides=["method.generator_steps=9"], options={"method.name": ("--method", "noise")})
-    assert "unknown key method.generator_steps (from --set)" in text
+    assert text.startswith("method.generator_steps (from --set) is no setting of noise, but of gapssg, ")
+
+
+def test_what_lies_beneath_gives_way_to_the_recipe_and_fits_the_choice():
+    def beneath(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        seen.append(values)
+        own = {"noise": {"method.passes": 7}, "fast": {"method.adversarial_weight": 1.33}}
+        return {"epochs": 50, "seed": 5, **own.get(values["method.name"], {})}
+
+    seen: list[Mapping[str, Any]] = []
+    settings = load(recipe="digits", beneath=beneath, options={"method.name": ("--method", "noise")})
+    assert (settings.epochs, settings.seed, settings.method.passes) == (10, 5, 7)  # the recipe says 10
+    assert seen[0]["method.name"] == "noise"
+    assert seen[0]["teacher"] == "t.safetensors"
+    assert load(beneath=beneath).method == load().method  # gapssg, by default
+    assert load(beneath=beneath, overrides=["method.name=fast"]).method.adversarial_weight == 1.33
+    assert (
+        load(beneath=beneath, overrides=["method.name=fast", "method.adversarial_weight=2"]).method.adversarial_weight
+        == 2
+    )
+
+
+def test_a_recipe_says_something_else_for_one_method(monkeypatch: pytest.MonkeyPatch):
+    text = """
+        [distill]
+        epochs = 10
+        method = { name = "gapssg", passes = 9 }
+        [distill.methods.fast]
+        epochs = 20
+        method = { generator_steps = 3 }
+        [distill.methods.gapssg]
+        batch_size = 64
+    """
+    monkeypatch.setattr("gapssg.settings.load.recipe_text", lambda _: text)
+    ours = load(recipe="any")
+    assert (ours.epochs, ours.batch_size, ours.method.passes) == (10, 64, 9)
+    fast = load(recipe="any", options={"method.name": ("--method", "fast")})
+    assert (fast.epochs, fast.batch_size, fast.method.generator_steps, fast.method.passes) == (20, 128, 3, 2)
+    assert load(recipe="any", overrides=["method.name=fast", "epochs=5"]).epochs == 5
+    assert load(recipe="any", overrides=["method.name=noise"]).epochs == 10
 
 
 def test_another_name_of_data_or_model_drops_nothing_else(tmp_path: Path):
@@ -110,7 +151,7 @@ def test_an_unknown_choice_names_what_is_allowed_and_the_nearest():
     assert "did you mean gapssg?" in text
     assert "did you mean wrn16_2?" in message(options={"student.name": ("--student", "wrn16-2")})
     assert "did you mean fp32?" in message(options={"runtime.precision": ("--precision", "fp23")})
-    assert "did you mean digits?" in message(recipe="digit")
+    assert "did you mean digits" in message(recipe="digit")
 
 
 def test_every_wrong_field_has_its_own_line():
@@ -156,7 +197,7 @@ def test_every_recipe_is_valid(name):
 
     tables = tomllib.loads(recipe_text(name))
     assert tables.pop("summary")
-    assert tables.keys() <= {"pretrain-teacher", "distill"}
+    assert tables.keys() <= {"table", "pretrain-teacher", "distill"}
     if "distill" in tables:
         load_settings(DistillSettings, section="distill", recipe=name, options={"teacher": GIVEN["teacher"]})
     if "pretrain-teacher" in tables:

@@ -100,6 +100,23 @@ def test_gap_loss_is_statistics_plus_regulated_disagreement_and_agreement(logits
     assert terms["regulatory_factor"].item() == pytest.approx(EXPECTED["regulatory_factor"], **TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    ("changes", "weights"),
+    [
+        ({"regulatory_factor": False}, (0.5, 0.1)),
+        ({"disagreement_weight": 0.0}, (0.0, 0.1 * (1 - EXPECTED["regulatory_factor"]))),
+        ({"agreement_weight": 0.0}, (0.5 * (1 - EXPECTED["regulatory_factor"]), 0.0)),
+        ({"gap_weight": 0.0}, (0.0, 0.0)),
+    ],
+)
+def test_each_part_of_the_gap_loss_can_be_left_out(logits, changes, weights):
+    statistics = torch.tensor(13.5, dtype=torch.float64)
+    loss, terms = GapSSGSettings(**changes).loss(statistics, *logits)
+    expected = 13.5 + weights[0] * EXPECTED["disagreement_loss"] + weights[1] * EXPECTED["agreement_loss"]
+    assert loss.item() == pytest.approx(expected, **TOLERANCE)
+    assert terms["regulatory_factor"].item() == pytest.approx(EXPECTED["regulatory_factor"], **TOLERANCE)
+
+
 def test_generator_has_the_published_number_of_parameters():
     generator = Generator((3, 32, 32), latent_size=256, width=64)
     assert sum(p.numel() for p in generator.parameters()) == EXPECTED["generator_parameters_latent256_width64_32x32x3"]

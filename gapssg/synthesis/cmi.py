@@ -1,0 +1,79 @@
+"""CMI: Fang et al., "Contrastive Model Inversion for Data-Free Knowledge Distillation", IJCAI 2021."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from gapssg.synthesis.base import InversionSettings, SynthesisContext, Synthesizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class CMISettings(InversionSettings):
+    """Images that differ from each other and from earlier ones, on which student and teacher agree but not in how far.
+
+    The memory bank takes `8 * bank_size * F` bytes on the device and in checkpoints, where F is the number of channels
+    of all batch-norm layers of the teacher together: 840 MB for a WRN-40-2.
+    """
+
+    summary: ClassVar[str] = "images that a contrastive loss keeps apart from each other and from earlier ones"
+    paper: ClassVar[str] = "Fang et al., IJCAI 2021"
+    needs_batch_norm: ClassVar[bool] = True
+    published: ClassVar[Mapping[str, float]] = {"epochs": 200, "batch_size": 256, "optimizer.learning_rate": 0.1}
+
+    name: Literal["cmi"] = "cmi"
+    """The method."""
+    distillation_steps: int = Field(default=400, ge=0, le=1_000_000)
+    """Fixed schedule: distillation steps of every epoch; 0 is the sample-balanced schedule."""
+    generator_learning_rate: float = Field(default=1e-3, gt=0, le=10)
+    """Adam's learning rate for the generator, the latent and the contrastive head."""
+    statistics_weight: float = Field(default=1.0, ge=0, le=1000)
+    """Weight of the batch-norm statistics loss."""
+    target_weight: float = Field(default=1.0, ge=0, le=1000)
+    """Weight of the teacher's cross-entropy with the targets; 0.5 in some of the published runs."""
+    adversarial_weight: float = Field(default=0.5, ge=0, le=1000)
+    """Weight of the masked divergence, which the images are to raise."""
+    contrast_weight: float = Field(default=0.8, ge=0, le=1000)
+    """Weight of the contrastive loss."""
+    contrast_temperature: float = Field(default=0.2, gt=0, le=1000)
+    """Temperature of the contrastive loss; 0.1 in some of the published runs."""
+    bank_size: int = Field(default=40_960, ge=1, le=10_000_000)
+    """Features of earlier images that are kept in the memory bank."""
+    negatives: int = Field(default=4096, ge=1, le=1_000_000)
+    """Features of the bank that are drawn in each step."""
+    head_size: int = Field(default=256, ge=1, le=16_384)
+    """Dimensions that the contrastive head maps features to."""
+    smallest_view: float = Field(default=0.25, gt=0, le=1)
+    """Smallest share of an image's area that a local view shows."""
+
+    def build(self, context: SynthesisContext) -> Synthesizer:
+        """Make the synthesizer."""
+        from gapssg.synthesis.contrastive_inversion import ContrastiveInversion
+        from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
+
+        return PoolSynthesizer(self, context, ContrastiveInversion(self, context))
+
+    def loss(
+        self, statistics_loss: Tensor, teacher_logits: Tensor, student_logits: Tensor, targets: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return `L_bn + CE(z_t, y) - 0.5 mean(KL [argmax z_s = argmax z_t])`, without the contrastive loss."""
+        import torch.nn.functional as F
+
+        from gapssg.synthesis.losses import masked_divergence
+
+        target_loss = F.cross_entropy(teacher_logits, targets)
+        divergence = masked_divergence(student_logits, teacher_logits)
+        loss = (
+            self.statistics_weight * statistics_loss
+            + self.target_weight * target_loss
+            - self.adversarial_weight * divergence
+        )
+        return loss, {
+            "batch_norm_statistics_loss": statistics_loss,
+            "target_loss": target_loss,
+            "masked_divergence": divergence,
+        }

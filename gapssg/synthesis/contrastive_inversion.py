@@ -1,0 +1,177 @@
+"""Synthesis with a contrastive loss against a memory bank, as CMI does it."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gapssg.augment import Shifts, crop_and_flip
+from gapssg.models.profile import batch_norm_layers
+from gapssg.synthesis.base import SynthesisContext
+from gapssg.synthesis.batch_norm import instance_means, observed_inputs, statistics_distance
+from gapssg.synthesis.inversion import GeneratorInversion
+from gapssg.synthesis.state import put_back, take_all
+
+if TYPE_CHECKING:
+    from gapssg.synthesis.cmi import CMISettings
+
+_IMPOSSIBLE = -1e4  # a logit whose exponential is 0, with gradients that are numbers
+_LOG_RATIO = math.log(4 / 3)  # of width to height, at most
+
+
+def contrastive_loss(local: Tensor, whole: Tensor, batch_size: int, valid: Tensor, temperature: float) -> Tensor:
+    """Return how badly each local view is told to be of its own image: batch's mean plus bank's mean.
+
+    Fang et al., IJCAI 2021, equation 6, as the published code sums it.
+
+    Args:
+        local: (N + M, D) normalised features of the local views: of N images, then of M entries of the bank.
+        whole: (N + M, D) normalised features of the whole images; no gradient reaches them.
+        batch_size: N.
+        valid: (N + M,) bool, which rows count; the first N do.
+        temperature: Of the softmax over the images.
+    """
+    logits = (local @ whole.detach().T / temperature).masked_fill(~valid, _IMPOSSIBLE)
+    rows = F.cross_entropy(logits, torch.arange(len(logits), device=logits.device), reduction="none")
+    rows = torch.where(valid, rows, 0)
+    return rows[:batch_size].mean() + rows[batch_size:].sum() / valid[batch_size:].sum().clamp_min(1)
+
+
+def resized_crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, flips: Tensor) -> Tensor:
+    """Return a box of each image, bilinearly resized to the image's size, mirrored where asked.
+
+    Args:
+        images: (N, C, H, W) floating.
+        top: (N,) in [0, 1], as `left`, `height` and `width`: the box as shares of the image's sides.
+        left: (N,).
+        height: (N,).
+        width: (N,).
+        flips: (N,) bool.
+    """
+    columns = _resize_matrix(left, width, images.shape[3])
+    columns = torch.where(flips[:, None, None], columns.flip(1), columns)
+    rows = _resize_matrix(top, height, images.shape[2])
+    return torch.einsum("nih,nchw,njw->ncij", rows, images, columns)
+
+
+def _resize_matrix(start: Tensor, length: Tensor, side: int) -> Tensor:
+    """Return (N, side, side): how much each pixel of a side counts for each of the resized one."""
+    pixels = torch.arange(side, device=start.device)
+    centres = start[:, None] * side + (pixels + 0.5) * length[:, None] - 0.5
+    return (1 - (centres.clamp(0, side - 1)[:, :, None] - pixels).abs()).clamp_min(0)
+
+
+class ContrastiveInversion(GeneratorInversion):
+    """Adds a contrastive loss over the teacher's features, between images of the batch and of a memory bank."""
+
+    def __init__(self, settings: CMISettings, context: SynthesisContext) -> None:
+        """Make head and bank, which live as long as the run."""
+        runtime, count = context.runtime, settings.synthesis_batch_size
+        self.contrast = settings
+        features = sum(layer.num_features for layer in batch_norm_layers(context.teacher))  # type: ignore[misc]
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            self.head = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, settings.head_size))
+        runtime.place(self.head)
+        _reset_linear(self.head, runtime.random_stream("contrastive-head"))
+        # Local features and those of the whole image, side by side.
+        self.bank = torch.zeros(settings.bank_size, 2 * features, device=runtime.device)
+        self._best_features = torch.zeros(count, 2 * features, device=runtime.device)
+        self._means: list[Tensor] = []
+        head = {
+            "params": [*self.head.parameters()],
+            "lr": settings.generator_learning_rate,
+            "betas": (0.9, 0.999),
+        }
+        super().__init__(settings, context, more_groups=[head])
+
+    def _begin(self, epoch: int) -> None:
+        head = {name: tensor.clone() for name, tensor in self._head_moments().items()}
+        super()._begin(epoch)
+        put_back(head, self._head_moments())  # the head goes on learning
+
+    def _draw(self, stream: torch.Generator, epoch: int) -> tuple[Tensor, ...]:
+        """Draw both views, and rows of the bank of which the last may not be valid while it fills."""
+        count, device = len(self._targets), stream.device
+        shifts = super()._draw(stream, epoch)
+        area, ratio, top, left, flips = torch.rand(5, count, generator=stream, device=device)
+        area = self.contrast.smallest_view + (1 - self.contrast.smallest_view) * area
+        ratio = ((2 * ratio - 1) * _LOG_RATIO).exp()
+        height, width = (area / ratio).sqrt().clamp_max(1), (area * ratio).sqrt().clamp_max(1)
+        mirrored = (flips < 0.5) & self.context.augmentation.flip
+        filled = min(epoch * count, self.contrast.bank_size)
+        drawn = torch.randperm(filled, generator=stream, device=device)[: self.contrast.negatives]
+        rows = F.pad(drawn, (0, self.contrast.negatives - len(drawn)))
+        valid = torch.arange(count + self.contrast.negatives, device=device) < count + len(drawn)
+        return *shifts, top * (1 - height), left * (1 - width), height, width, mirrored, rows, valid
+
+    def _observing(self) -> AbstractContextManager[Any]:
+        def observe(layer: nn.Module, inputs: Tensor) -> None:
+            self._distances.append(statistics_distance(inputs, layer.running_mean, layer.running_var))  # type: ignore[arg-type]
+            self._means.append(instance_means(inputs))
+
+        return observed_inputs(self.context.teacher, observe)
+
+    def _loss(self, *draws: Tensor) -> dict[str, Tensor]:
+        shifts, box, (rows, valid) = draws[:3], draws[3:8], draws[8:]
+        context, settings = self.context, self.contrast
+        with context.runtime.autocast():
+            images = self.generator(self.latent)
+        views = context.normalization(crop_and_flip(images, Shifts(*shifts)))
+        teacher_logits, student_logits = self._responses(views)
+        whole = torch.cat(take_all(self._means), dim=1)
+        statistics_loss = self._statistics_loss()
+        with context.runtime.autocast():
+            context.teacher(context.normalization(resized_crop(images, *box)))
+        local = torch.cat(take_all(self._means), dim=1)
+        take_all(self._distances)  # the statistics of parts of images are of no interest
+        loss, terms = settings.loss(statistics_loss, teacher_logits, student_logits, self._targets)
+        banked_local, banked_whole = self.bank[rows].chunk(2, dim=1)
+        features = torch.cat([local, banked_local, whole, banked_whole])
+        local_directions, whole_directions = F.normalize(self.head(features), dim=1).chunk(2)
+        contrast = contrastive_loss(
+            local_directions, whole_directions, len(local), valid, settings.contrast_temperature
+        )
+        loss = loss + settings.contrast_weight * contrast
+        features = torch.cat([local, whole], dim=1)
+        return {"loss": loss, **terms, "contrastive_loss": contrast, "images": images, "features": features}
+
+    def _after_step(self, outputs: dict[str, Tensor]) -> None:
+        is_better = outputs["loss"] < self._lowest
+        self._best_features.copy_(torch.where(is_better, outputs["features"], self._best_features))
+        super()._after_step(outputs)
+
+    def _finish(self, epoch: int) -> None:
+        """Replace the oldest entries of the bank."""
+        count, size = len(self._best_features), self.contrast.bank_size
+        kept = self._best_features[-size:]
+        places = (epoch * count + torch.arange(len(kept), device=kept.device)) % size
+        self.bank[places] = kept
+
+    def _lasting(self) -> dict[str, Tensor]:
+        weights = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
+        return {"bank": self.bank, **weights, **self._head_moments()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {"best_features": self._best_features, **super()._tensors()}
+
+    def _head_moments(self) -> dict[str, Tensor]:
+        return {
+            f"head_moments.{index}.{name}": tensor
+            for index, parameter in enumerate(self.head.parameters())
+            for name, tensor in self._optimizer.state[parameter].items()
+        }
+
+
+def _reset_linear(head: nn.Module, rng: torch.Generator) -> None:
+    """Draw weights and biases as torch does, from a stream of ours."""
+    with torch.no_grad():
+        for layer in head.modules():
+            if isinstance(layer, nn.Linear):
+                bound = layer.in_features**-0.5
+                layer.weight.uniform_(-bound, bound, generator=rng)
+                layer.bias.uniform_(-bound, bound, generator=rng)

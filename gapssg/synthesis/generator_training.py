@@ -1,0 +1,193 @@
+"""The synthesizer of methods that train one generator along with the student, in many short rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from gapssg.augment import Shifts, crop_and_flip
+from gapssg.errors import Diverged, InputError
+from gapssg.models.frozen import frozen
+from gapssg.models.generator import Generator
+from gapssg.step import TrainingStep
+from gapssg.synthesis.base import EpochPlan, GeneratorMethodSettings, Responses, SynthesisContext
+from gapssg.synthesis.batch_norm import observed_statistics
+from gapssg.synthesis.pool import SamplePool
+from gapssg.synthesis.state import halve_learning_rates, make_adam, moments_of, put_back, take_all
+
+
+class GeneratorTraining:
+    """Alternates between steps of a generator and steps of the student on fresh samples of it.
+
+    The generator, its optimizer and, where there is one, its moving average live as long as the run and are in every
+    checkpoint; nothing else is needed to continue. As published, the generator's batch norms use the statistics of
+    the batch in samples too.
+    """
+
+    pool: SamplePool | None = None
+
+    def __init__(self, settings: GeneratorMethodSettings, context: SynthesisContext) -> None:
+        """Make the generator and its optimizer.
+
+        Raises:
+            InputError: The loss reads features, and the teacher has no linear layer.
+        """
+        runtime = context.runtime
+        device, count = runtime.device, settings.synthesis_batch_size
+        self.settings = settings
+        self.context = context
+        self.augments = settings.augment
+        self.fresh = torch.zeros(count, *context.image_shape, device=device)
+        self.fresh_targets = torch.zeros(count, dtype=torch.int64, device=device)
+        self.generator = self._make_generator()
+        self.average = self._make_generator() if settings.average_momentum is not None else None
+        self._last_layer = _last_linear(context.teacher) if settings.reads_features else None
+        self._distances: list[Tensor] = []
+        self._features: list[Tensor] = []
+        self._student: nn.Module | None = None
+        self._steps_done = 0
+        self._slow_downs = 0
+        self._latents = runtime.random_stream("samples")
+        groups = [{"params": [*self.generator.parameters()], "lr": settings.generator_learning_rate}]
+        self._optimizer = make_adam(groups, (0.5, 0.999), runtime)
+        self._step = TrainingStep("the generator's step", self._loss, self._optimizer, runtime, after=self._after_step)
+        self._step.make_state()
+        self._sample = runtime.compile(self._make_samples)
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """Return the rounds, which are the same in every epoch."""
+        return EpochPlan(self.settings.rounds, self.settings.generator_steps, self.settings.distillation_steps)
+
+    def synthesis_steps(self, student: nn.Module, epoch: int, index: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Train the generator, or go on with it after `load_state_dict`.
+
+        Raises:
+            Diverged: A loss was not finite. The next call begins these steps again, with other latents: the generator
+                is as the last sound step left it.
+        """
+        self._student = student
+        runtime, settings = self.context.runtime, self.settings
+        stream = runtime.random_stream("generator-steps", epoch, index, self._slow_downs)
+        for _ in range(self._steps_done):
+            self._draw(stream)
+        with frozen(student), ExitStack() as observing:
+            if settings.needs_batch_norm:
+                observing.enter_context(observed_statistics(self.context.teacher, self._distances))
+            if self._last_layer is not None:
+                handle = self._last_layer.register_forward_pre_hook(lambda _, inputs: self._features.append(inputs[0]))
+                observing.callback(handle.remove)
+            while self._steps_done < settings.generator_steps:
+                outputs = self._step(*self._draw(stream))
+                self._steps_done += 1
+                terms = {name: term for name, term in outputs.items() if term.ndim == 0 and name != "loss"}
+                yield self._steps_done, {"synthesis_loss": outputs["loss"], **terms}
+        self._steps_done = 0
+        if self._step.skipped.item() > 0:
+            self._step.skipped.zero_()
+            raise Diverged(f"the generator diverged in epoch {epoch + 1}; lower its learning rate")
+
+    def slow_down(self) -> float:
+        """Halve the generator's learning rate from now on, and return it."""
+        self._slow_downs += 1
+        return halve_learning_rates(self._optimizer)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return generator, moments and newest images, and how many steps of a round are done."""
+        return {"steps_done": torch.tensor(self._steps_done), **self._tensors()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go back to where `state_dict` was called.
+
+        Raises:
+            InputError: The tensors do not fit.
+        """
+        steps_done = torch.tensor(0)
+        put_back(state, {"steps_done": steps_done, **self._tensors()})
+        if not 0 <= int(steps_done) <= self.settings.generator_steps:
+            raise InputError("the synthesis in the checkpoint does not fit the settings of the run; start it anew")
+        self._steps_done = int(steps_done)
+
+    def start_sampling(self, epoch: int, index: int, step: int) -> None:
+        """Let `sample` draw the latents of a round from step `step` on."""
+        self._latents = self.context.runtime.random_stream("samples", epoch, index)
+        for _ in range(step):
+            self._draw_latents(self.context.batch_size, self._latents)
+
+    def sample(self, count: int) -> Tensor:
+        """Return `count` images of the generator, half of them of its moving average where there is one."""
+        with torch.no_grad():
+            return self._sample(self._draw_latents(count, self._latents))
+
+    def distillation_loss(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Return the method's loss for the student."""
+        return self.settings.distillation_loss(student_logits, teacher_logits)
+
+    def _make_generator(self) -> Generator:
+        settings, runtime = self.settings, self.context.runtime
+        made = Generator(self.context.image_shape, latent_size=settings.latent_size, width=settings.generator_width)
+        runtime.place(made)
+        made.reset_parameters(runtime.random_stream("generator"))
+        return made
+
+    def _draw(self, stream: torch.Generator) -> tuple[Tensor, ...]:
+        count = self.settings.synthesis_batch_size
+        return self._draw_latents(count, stream), *self.context.augmentation.draw(count, stream)
+
+    def _draw_latents(self, count: int, stream: torch.Generator) -> Tensor:
+        return torch.randn(count, self.settings.latent_size, generator=stream, device=self.context.runtime.device)
+
+    def _make_samples(self, latents: Tensor) -> Tensor:
+        with self.context.runtime.autocast():
+            if self.average is None:
+                images: Tensor = self.generator(latents)
+                return images
+            half = len(latents) // 2
+            return torch.cat([self.generator(latents[half:]), self.average(latents[:half])])
+
+    def _loss(self, latents: Tensor, *shifts: Tensor) -> dict[str, Tensor]:
+        """Return the loss, its terms, the images and the teacher's predictions."""
+        assert self._student is not None
+        context = self.context
+        with context.runtime.autocast():
+            images = self.generator(latents)
+            views = crop_and_flip(images, Shifts(*shifts)) if self.augments else images
+            views = context.normalization(views)
+            teacher_logits = context.teacher(views).float()
+            student_logits = self._student(views).float()
+        distances, features = take_all(self._distances), take_all(self._features)
+        nothing = teacher_logits.new_zeros(())
+        statistics_loss = torch.stack(distances).sum() if distances else nothing
+        inputs = features[0].float() if features else teacher_logits.new_zeros(len(latents), 0)
+        loss, terms = self.settings.loss(Responses(teacher_logits, student_logits, statistics_loss, inputs))
+        return {"loss": loss, **terms, "images": images, "predictions": teacher_logits.argmax(dim=1)}
+
+    def _after_step(self, outputs: dict[str, Tensor]) -> None:
+        self.fresh.copy_(outputs["images"])
+        self.fresh_targets.copy_(outputs["predictions"])
+        momentum = self.settings.average_momentum
+        if self.average is not None and momentum is not None:
+            for mean, weight in zip(self.average.parameters(), self.generator.parameters(), strict=True):
+                mean.lerp_(weight, 1 - momentum)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        generator, average = self.generator.state_dict(), self.average.state_dict() if self.average is not None else {}
+        return {
+            "fresh": self.fresh,
+            "fresh_targets": self.fresh_targets,
+            "skipped": self._step.skipped,
+            **{f"generator.{name}": tensor for name, tensor in generator.items()},
+            **{f"average.{name}": tensor for name, tensor in average.items()},
+            **moments_of(self._optimizer),
+        }
+
+
+def _last_linear(teacher: nn.Module) -> nn.Module:
+    layers = [layer for layer in teacher.modules() if isinstance(layer, nn.Linear)]
+    if not layers:
+        raise InputError(
+            "the teacher has no linear layer, whose inputs the method needs as features; use --method zskt"
+        )
+    return layers[-1]

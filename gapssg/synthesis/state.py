@@ -1,0 +1,66 @@
+"""Optimizers whose state a checkpoint keeps, and tensors that are put back in their places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gapssg.errors import InputError
+from gapssg.runtime import Runtime
+from gapssg.step import step_size
+
+
+def make_adam(groups: Iterable[Mapping[str, Any]], betas: tuple[float, float], runtime: Runtime) -> torch.optim.Adam:
+    """Make an optimizer for training steps of groups with `params`, `lr` (a number) and, if they differ, `betas`."""
+    return torch.optim.Adam(
+        [{**group, "lr": step_size(group["lr"], runtime.device)} for group in groups],
+        betas=betas,
+        fused=True,
+        capturable=runtime.device.type == "cuda",
+    )
+
+
+def halve_learning_rates(optimizer: torch.optim.Optimizer) -> float:
+    """Halve the learning rate of every group in place, and return that of the first."""
+    for group in optimizer.param_groups:
+        group["lr"].div_(2)
+    rate: float = optimizer.param_groups[0]["lr"].item()
+    return rate
+
+
+def moments_of(optimizer: torch.optim.Optimizer, prefix: str = "moments") -> dict[str, Tensor]:
+    """Return the state of every parameter of an optimizer by name."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        f"{prefix}.{index}.{name}": tensor
+        for index, parameter in enumerate(parameters)
+        for name, tensor in optimizer.state[parameter].items()
+    }
+
+
+def put_back(state: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
+    """Copy each tensor of a checkpoint to its place.
+
+    Raises:
+        InputError: They are not the tensors of these places.
+    """
+    if state.keys() != places.keys() or any(
+        state[name].shape != place.shape or state[name].dtype != place.dtype for name, place in places.items()
+    ):
+        raise InputError("the synthesis in the checkpoint does not fit the settings of the run; start it anew")
+    with torch.no_grad():
+        for name, place in places.items():
+            place.copy_(state[name])
+
+
+def take_all(noted: list[Tensor]) -> list[Tensor]:
+    """Empty the list that the observers of a step have filled, and return what was in it.
+
+    It must be empty before each step: a compiled step is compiled anew for another length.
+    """
+    taken = noted[:]
+    noted.clear()
+    return taken

@@ -1,0 +1,302 @@
+"""The directory of a table: which runs it has, what they reached, and who works on which. Imports no torch.
+
+The runs are ordinary run directories; what they reached is what their `result.json` says.
+
+    table.json, table.csv, table.md             what is known so far; rewritten after each run
+    pretrained/DATA-MODEL/seed-N-SETTINGS/      teachers and scratch students
+    cells/ROW/COLUMN/SETTINGS.json              what the cell is
+    cells/ROW/COLUMN/seed-N-SETTINGS/           its runs
+    .../seed-N-SETTINGS.failed.json             why the last attempt failed
+    .../.seed-N-SETTINGS.lock                   held by the process that works on it
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gapssg.errors import InputError, RunError, shortened
+from gapssg.files import check_writable, lock, read_bounded, write_json
+from gapssg.settings.base import Settings
+
+FORMAT = 1
+
+Model = TypeVar("Model", bound=BaseModel)
+
+TABLE = "table.json"
+_LARGEST_FILE = 16 * 2**20
+_RUN = re.compile(r"seed-(\d{1,10})-([0-9a-f]+)")
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=300)]
+Accuracy = Annotated[float, Field(ge=0, le=1)]
+
+
+class CellPlan(Settings):
+    """What a cell of the table is: all that its runs do not say themselves."""
+
+    format: int = FORMAT
+    """Version of the table's directory."""
+    row: Name
+    """The row."""
+    recipe: Name
+    """The row's recipe."""
+    data: Name
+    """What its images are called."""
+    teacher: Name
+    """The teacher's architecture."""
+    student: Name
+    """The student's architecture."""
+    budget: Name
+    """How much work."""
+    changes: tuple[str, ...] = ()
+    """What --set and --set-pretrain changed."""
+    column: Name
+    """The column."""
+    method: Name
+    """The method."""
+    settings: Name
+    """Hash of the settings of its runs."""
+    teacher_settings: Name
+    """Hash of the settings of the teacher's run, whose seed is 0."""
+    scratch_settings: Name
+    """Hash of the settings of the scratch student's runs."""
+    departures: tuple[str, ...] = ()
+    """In what it is not what was published."""
+    pretrain_departures: tuple[str, ...] = ()
+    """In what teacher and scratch student are not."""
+    created: float = Field(ge=0)
+    """When it was first asked for, in seconds since 1970."""
+
+
+class Outcome(BaseModel):
+    """What a finished run reached."""
+
+    model_config = ConfigDict(frozen=True)
+
+    seed: int
+    """Its seed."""
+    run: str
+    """Its run directory, relative to the table's."""
+    top1: Accuracy | None
+    """Top-1 accuracy after the last epoch, never the best."""
+    seconds: float
+    """How long it took."""
+    device: str
+    """What it was computed on."""
+
+
+class Failure(BaseModel):
+    """Why the last attempt of a run failed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    seed: int
+    """Its seed."""
+    message: str
+    """The sentence that it ended with."""
+
+
+class Ledger:
+    """A table's directory."""
+
+    def __init__(self, root: Path) -> None:
+        """Read and write the table in `root`."""
+        self.root = root
+
+    def check_if_begun(self) -> None:
+        """Check that a table may be begun or continued here, changing nothing.
+
+        Raises:
+            InputError: There is something else than a table, or one of a newer format, or it cannot be written to.
+        """
+        if (self.root / TABLE).exists():
+            self.check_format()
+        elif self.root.is_dir() and any(not entry.name.startswith(".") for entry in self.root.iterdir()):
+            raise InputError(f"{self.root} holds other files than a table; name another directory")
+        check_writable(self.root)
+
+    def begin(self) -> None:
+        """Make the directory, or accept the one that is there.
+
+        Raises:
+            InputError: As `check_if_begun`.
+            RunError: It cannot be made.
+        """
+        self.check_if_begun()
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot write to {self.root}: {error.strerror or error}") from error
+        with self.writing():  # before anything else is here, so that another process sees that this is a table
+            if not (self.root / TABLE).exists():
+                write_json(self.root / TABLE, {"format": FORMAT, "rows": [], "notes": {}})
+
+    def check_format(self) -> None:
+        """Check that this program knows the format of the table.
+
+        Raises:
+            InputError: There is no table, or one of a newer format.
+        """
+        file = self.root / TABLE
+        if not file.exists():
+            raise InputError(f"{self.root} holds no table; `gapssg table {self.root} --rows ...` begins one")
+        content = _read_json(file)
+        version = content.get("format") if isinstance(content, dict) else None
+        if not isinstance(version, int) or version < 1:
+            raise InputError(f"{file} is not the ledger of a table")
+        if version > FORMAT:
+            raise InputError(
+                f"{self.root} was written by a newer gapssg (format {version}; this one knows {FORMAT}); update gapssg"
+            )
+
+    def pretrained(self, data: str, architecture: str, seed: int, settings: str) -> Path:
+        """Return the run directory of a teacher or scratch student."""
+        return self.root / "pretrained" / f"{data}-{architecture}" / f"seed-{seed}-{settings}"
+
+    def cell(self, row: str, column: str, seed: int, settings: str) -> Path:
+        """Return the run directory of a cell."""
+        return self.root / "cells" / row / column / f"seed-{seed}-{settings}"
+
+    def keep_plan(self, plan: CellPlan) -> None:
+        """Write what a cell is; of one that is known only what may have changed since: how it is marked.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        file = self.root / "cells" / plan.row / plan.column / f"{plan.settings}.json"
+        if file.exists():
+            plan = plan.model_copy(update={"created": _read(CellPlan, file).created})
+            if _read(CellPlan, file) == plan:
+                return
+        _make_folder(file.parent)
+        write_json(file, plan.to_dict())
+
+    def plans(self) -> list[CellPlan]:
+        """Return the cells, in the order in which they were first asked for.
+
+        Raises:
+            InputError: A file is damaged.
+        """
+        files = sorted(self.root.glob("cells/*/*/*.json"))
+        plans = [_read(CellPlan, file) for file in files if not file.name.endswith(".failed.json")]
+        return sorted(plans, key=lambda plan: (plan.created, plan.row, plan.column))
+
+    def outcomes(self, plan: CellPlan) -> list[Outcome]:
+        """Return what the finished runs of a cell reached, by seed."""
+        return self._outcomes(f"cells/{plan.row}/{plan.column}", plan.settings)
+
+    def failures(self, plan: CellPlan) -> list[Failure]:
+        """Return why runs of a cell failed, by seed."""
+        return _failures(self.root / "cells" / plan.row / plan.column, plan.settings)
+
+    def teacher_failures(self, plan: CellPlan) -> list[Failure]:
+        """Return why the training of a cell's teacher failed."""
+        return _failures(self.root / "pretrained" / f"{plan.data}-{plan.teacher}", plan.teacher_settings)
+
+    def scratch_failures(self, plan: CellPlan) -> list[Failure]:
+        """Return why trainings of a cell's student on the real images failed, by seed."""
+        return _failures(self.root / "pretrained" / f"{plan.data}-{plan.student}", plan.scratch_settings)
+
+    def teacher(self, plan: CellPlan) -> list[Outcome]:
+        """Return what the teacher of a cell reached: one outcome, or none yet."""
+        runs = self._outcomes(f"pretrained/{plan.data}-{plan.teacher}", plan.teacher_settings)
+        return [run for run in runs if run.seed == 0]
+
+    def scratch(self, plan: CellPlan) -> list[Outcome]:
+        """Return what the student of a cell reached on the real images, by seed."""
+        return self._outcomes(f"pretrained/{plan.data}-{plan.student}", plan.scratch_settings)
+
+    def _outcomes(self, folder: str, settings: str) -> list[Outcome]:
+        found = []
+        for run in (self.root / folder).glob(f"seed-*-{settings}"):
+            if not _RUN.fullmatch(run.name) or not is_done(run):
+                continue
+            result = _read_json(run / "result.json")
+            try:
+                top1 = result["student" if "student" in result else "model"]["top1"]
+                facts = {"seed": result["seed"], "seconds": result["timing"]["total"], "device": result["device"]}
+                found.append(Outcome(run=f"{folder}/{run.name}", top1=top1, **facts))
+            except (KeyError, TypeError, ValidationError) as error:
+                raise InputError(f"{run / 'result.json'} is not the result of a run") from error
+        return sorted(found, key=lambda outcome: outcome.seed)
+
+    @contextmanager
+    def claim(self, run: Path) -> Iterator[None]:
+        """Work on a run until the block ends, and nobody else.
+
+        Raises:
+            Taken: Another process does.
+            RunError: The lock cannot be written.
+        """
+        _make_folder(run.parent)
+        try:
+            held = lock(run.parent / f".{run.name}.lock")
+        except OSError as error:
+            raise RunError(f"cannot write to {run.parent}: {error.strerror or error}") from error
+        with held:
+            yield
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Wait until nobody else writes the table's own files, and keep others waiting until the block ends."""
+        try:
+            held = lock(self.root / ".table.lock", wait=True)
+        except OSError as error:
+            raise RunError(f"cannot write to {self.root}: {error.strerror or error}") from error
+        with held:
+            yield
+
+
+def is_done(run: Path) -> bool:
+    """Tell whether a run has finished."""
+    return (run / "result.json").is_file()
+
+
+def record_failure(run: Path, seed: int, message: str) -> None:
+    """Keep why a run failed.
+
+    Raises:
+        RunError: It cannot be written.
+    """
+    write_json(_failure_file(run), {"seed": seed, "message": message})
+
+
+def forget_failure(run: Path) -> None:
+    """Forget an earlier failure of a run that has succeeded."""
+    _failure_file(run).unlink(missing_ok=True)
+
+
+def _failure_file(run: Path) -> Path:
+    return run.with_name(f"{run.name}.failed.json")
+
+
+def _failures(folder: Path, settings: str) -> list[Failure]:
+    files = sorted(folder.glob(f"seed-*-{settings}.failed.json"))
+    return sorted((_read(Failure, file) for file in files), key=lambda failure: failure.seed)
+
+
+def _read(model: type[Model], file: Path) -> Model:
+    try:
+        return model.model_validate(_read_json(file))
+    except ValidationError as error:
+        raise InputError(f"{file} is not of a table: {shortened(error.errors()[0]['msg'])}") from error
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(read_bounded(file, _LARGEST_FILE))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is not valid JSON") from error
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error

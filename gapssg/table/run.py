@@ -1,0 +1,197 @@
+"""Runs the cells of a table, each once, whoever else works on it."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gapssg.engine.distill import distill
+from gapssg.engine.pretrain import pretrain_teacher
+from gapssg.engine.requests import Requests, Stopped
+from gapssg.engine.run_directory import Display, SilentDisplay
+from gapssg.engine.settings import DistillSettings, PretrainSettings
+from gapssg.errors import GapssgError, InputError, Taken
+from gapssg.settings.load import load_settings
+from gapssg.table.ledger import Ledger, forget_failure, is_done, record_failure
+from gapssg.table.plan import Task
+from gapssg.table.summary import write_summary
+
+_SECONDS_BETWEEN_LOOKS = 2.0
+
+
+def run_table(
+    tasks: Sequence[Task], root: Path, *, display: Display | None = None, requests: Requests | None = None
+) -> dict[str, Any]:
+    """Make those of `tasks`, which `plan_tasks` planned for `root`, that are not made yet; write what they reached.
+
+    A run that was interrupted is continued, one that fails is recorded and the others are made, and one that another
+    process makes is left to it; its teacher is waited for.
+
+    Returns:
+        What `table.json` holds, and `failed` and `elsewhere`: the runs that failed, with their sentences, and those
+        that other processes still make, with the names of these.
+
+    Raises:
+        InputError: `root` is no table, or one of a newer format; nothing has been written.
+        RunError: The disk refused a write.
+        Stopped: `requests` asked for it; the run that went on holds a checkpoint.
+        Taken: Other processes make all that is asked for.
+    """
+    ledger = Ledger(root)
+    ledger.begin()
+    for plan in dict.fromkeys(task.plan for task in tasks if task.plan is not None):
+        ledger.keep_plan(plan)
+    write_summary(ledger)
+    work = _Work(ledger, display or SilentDisplay(), requests or Requests(), tasks)
+    work.make_all()
+    summary = write_summary(ledger)
+    if work.elsewhere and not work.any_of_ours:
+        label, error = next(iter(work.elsewhere.items()))
+        raise Taken(label, error.holder)
+    elsewhere = {label: error.holder for label, error in work.elsewhere.items()}
+    return {**summary, "failed": work.failed, "elsewhere": elsewhere}
+
+
+class _Work:
+    """Goes through the runs until each is made, failed, or in other hands.
+
+    Attributes:
+        failed: By label the sentence that a run ended with.
+        elsewhere: By label the process that makes a run.
+        any_of_ours: Whether there was a run that no other process made.
+    """
+
+    def __init__(self, ledger: Ledger, display: Display, requests: Requests, tasks: Sequence[Task]) -> None:
+        self.ledger = ledger
+        self.display = display
+        self.requests = requests
+        self.tasks = tasks
+        self.failed: dict[str, str] = {}
+        self.elsewhere: dict[str, Taken] = {}
+        self.any_of_ours = False
+        self._failed_runs: set[Path] = set()
+
+    def make_all(self) -> None:
+        """Make all runs; those of other processes are looked at again when nothing else is left to do."""
+        waiting = list(self.tasks)
+        while waiting:
+            left = [task for task in waiting if not self._settle(task)]
+            if len(left) == len(waiting):
+                # Nothing but what others make, and what needs a teacher that others train.
+                if all(task.teacher is None or is_done(task.teacher) for task in left):
+                    return
+                self._wait(left)
+            waiting = left
+
+    def _settle(self, task: Task) -> bool:
+        """Make a run if that can be done now; tell whether no more is to be done about it."""
+        if task.teacher is not None and task.teacher in self._failed_runs:
+            return True  # the teacher's failure says it all
+        if task.teacher is not None and not is_done(task.run) and not is_done(task.teacher):
+            return False
+        try:
+            with self.ledger.claim(task.run):
+                self.elsewhere.pop(task.label, None)
+                self.any_of_ours = True
+                if is_done(task.run):
+                    self._say(f"{task.label}: done before")
+                else:
+                    self._make(task)
+        except Taken as error:
+            if task.label not in self.elsewhere:
+                self._say(f"{task.label}: left to {error.holder}")
+            self.elsewhere[task.label] = error
+            return False
+        return True
+
+    def _make(self, task: Task) -> None:
+        """Make a run that this process has claimed, and write what the table has come to.
+
+        Raises:
+            Stopped: It was asked for.
+            Taken: Somebody continues this very run by hand.
+        """
+        started = time.perf_counter()
+        self._say(f"{task.label}: begins")
+        try:
+            result = self._begin_or_continue(task)
+        except (Stopped, Taken):
+            raise
+        except (GapssgError, torch.OutOfMemoryError) as error:
+            sentence = str(error).split("\n")[0]
+            record_failure(task.run, task.settings.seed, sentence)
+            self.failed[task.label] = sentence
+            self._failed_runs.add(task.run)
+            self._say(f"{task.label}: failed: {sentence}")
+        else:
+            forget_failure(task.run)
+            top1 = result["student" if task.teacher else "model"]["top1"]
+            self._say(f"{task.label}: top-1 {top1:.2%} in {time.perf_counter() - started:.0f} s")
+        finally:
+            _release()
+        write_summary(self.ledger)
+        if self.requests.stop is not None:
+            raise Stopped(self.requests.stop)
+
+    def _begin_or_continue(self, task: Task) -> dict[str, Any]:
+        if not (task.run / "settings.toml").exists():
+            return self._run(task, task.settings)
+        try:
+            began_with = load_settings(type(task.settings), section="-", config=task.run / "settings.toml")
+            # It goes on with the device and precision that it began with.
+            return self._run(task, task.settings.model_copy(update={"runtime": began_with.runtime}), resume=True)
+        except Taken:
+            raise
+        except InputError as error:
+            self._say(f"{task.label}: begins anew, because it cannot continue: {str(error).splitlines()[0]}")
+            return self._run(task, task.settings, overwrite=True)
+
+    def _run(
+        self, task: Task, settings: PretrainSettings | DistillSettings, resume: bool = False, overwrite: bool = False
+    ) -> dict[str, Any]:
+        display = _CellDisplay(self.display, task.label)
+        common: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "display": display}
+        if isinstance(settings, DistillSettings):
+            return distill(settings, task.run, requests=self.requests, **common)
+        return pretrain_teacher(settings, task.run, requests=self.requests, **common)
+
+    def _wait(self, left: Sequence[Task]) -> None:
+        done = sum(is_done(task.run) for task in self.tasks)
+        self.display.progress(f"waiting for {len(left)} runs of other processes", done, len(self.tasks))
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+    def _say(self, sentence: str) -> None:
+        self.display.event({"event": "note", "message": sentence})
+
+
+class _CellDisplay:
+    """Shows of a run only its progress and what went wrong; the table says how it began and ended."""
+
+    def __init__(self, display: Display, label: str) -> None:
+        self._display = display
+        self._label = label
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Pass on what went wrong."""
+        if event["event"] in ("warning", "rollback"):
+            what = event.get("message") or f"the {event['part']} diverged and was taken back"
+            self._display.event({"event": "note", "message": f"{self._label}: epoch {event['epoch']}: {what}"})
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        """Pass it on."""
+        self._display.progress(f"{self._label}: {task}", done, total)
+
+
+def _release() -> None:
+    """Give back what a run has held of memory, and forget its compiled steps, of which torch keeps only so many."""
+    if "torch._dynamo" in sys.modules:  # importing it takes seconds
+        torch.compiler.reset()
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()

@@ -1,0 +1,240 @@
+"""How a row and a method make the settings of a run."""
+
+from __future__ import annotations
+
+import csv
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gapssg.engine.settings import DistillSettings
+from gapssg.errors import InputError
+from gapssg.models.model_file import architecture_of
+from gapssg.settings.load import load_settings, recipe_text
+from gapssg.synthesis import method_classes
+from gapssg.table import rows
+from gapssg.table.plan import Task, plan_tasks
+from gapssg.table.rows import make_rows, published_figures_of, row_names
+from gapssg.table.settings import TableSettings, method_names, parse_variant
+from tests.program import gapssg
+
+PUBLISHED = list(csv.DictReader((Path(rows.__file__).parent / "published.csv").read_text().splitlines()))
+RUNS = {"gapssg": (200, 128, 0.2), "fast": (220, 256, 0.2), "mad": (200, 128, 0.2), "noise": (200, 128, 0.2)}
+ROW = "cifar10-wrn40_2-wrn16_1"
+
+
+def plan(root: Path = Path("table"), **changes: Any) -> list[Task]:
+    settings = {"rows": [ROW], "methods": ["gapssg"], "seeds": 1, **changes}
+    return plan_tasks(TableSettings.model_validate(settings), root)
+
+
+def cell(**changes: Any) -> Task:
+    return plan(**changes)[-1]
+
+
+def distilled(**changes: Any) -> DistillSettings:
+    settings = cell(**changes).settings
+    assert isinstance(settings, DistillSettings)
+    return settings
+
+
+def test_there_is_a_recipe_for_every_published_row():
+    names = {f"{line['dataset']}-{line['teacher']}-{line['student']}" for line in PUBLISHED}
+    assert len(names) == 12
+    assert names | {"digits"} == set(row_names())
+    for line in PUBLISHED:
+        (row,) = make_rows(TableSettings(rows=(f"{line['dataset']}-{line['teacher']}-{line['student']}",)))
+        assert (row.data.name, row.teacher, row.student) == (line["dataset"], line["teacher"], line["student"])
+
+
+@pytest.mark.parametrize(
+    ("name", "budget"),
+    [
+        *((name, "full") for name in row_names()),
+        ("digits", "short"),
+        (ROW, "short"),
+        ("digits", "smoke"),
+        (ROW, "smoke"),
+    ],
+)
+def test_every_row_composes_with_every_method(name, budget):
+    tasks = plan(rows=[name], methods=method_names(), budget=budget)
+    cells = [task for task in tasks if task.plan is not None]
+    assert [task.plan.column for task in cells if task.plan] == list(method_names())
+    for task in cells:
+        settings, method = task.settings, task.plan.method if task.plan else ""
+        assert isinstance(settings, DistillSettings)
+        assert settings.method.name == method
+        assert settings.eval_data is not None
+        if budget == "full":
+            expected = RUNS.get(method, (200, 256, 0.1))
+            assert (settings.epochs, settings.batch_size, settings.optimizer.learning_rate) == expected
+            defaults = next(each for each in method_classes() if each.model_fields["name"].default == method)()
+            if method != "fast":
+                assert settings.method == defaults
+        if budget == "smoke":
+            assert (settings.epochs, settings.batch_size, settings.eval_data.images) == (2, 16, 32)
+            # Whatever the method, a few passes of 16 images.
+            assert settings.method.work(2, 16).synthesis <= 2 * 2 * 16
+            assert settings.method.work(2, 16).distillation <= 2 * 4 * 16
+
+
+def test_teachers_are_trained_as_published():
+    teacher = plan()[0].settings
+    assert teacher.epochs == 200
+    assert teacher.batch_size == 256
+    assert teacher.optimizer.model_dump(include={"learning_rate", "momentum", "weight_decay", "schedule", "decay"}) == {
+        **{"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "schedule": "step", "decay": 0.1}
+    }
+    # Epochs 120, 150 and 180.
+    assert [200 * share for share in teacher.optimizer.milestones] == pytest.approx([120, 150, 180])
+
+
+@pytest.mark.parametrize(
+    ("row", "weights"),
+    [
+        ("cifar10-wrn40_2-wrn16_1", (1.1, 0.4)),
+        ("cifar10-resnet34-wrn16_1", (1.33, 0.5)),
+        ("cifar100-vgg11-resnet18", (1.0, 0.5)),
+    ],
+)
+def test_fast_weighs_its_losses_by_the_teacher(row, weights):
+    method = distilled(rows=[row], methods=["fast"]).method
+    assert (method.adversarial_weight, method.target_weight) == weights
+
+
+def test_the_recipe_published_is_the_papers_for_gapssg():
+    settings = load_settings(DistillSettings, section="distill", recipe="published", overrides=["teacher='t'"])
+    assert (settings.epochs, settings.batch_size, settings.student.name) == (200, 128, "mobilenetv2")
+    assert settings.optimizer.model_dump(include={"learning_rate", "momentum", "weight_decay", "schedule"}) == {
+        **{"learning_rate": 0.2, "momentum": 0.9, "weight_decay": 1e-4, "schedule": "cosine"}
+    }
+    values = {"temperature": 20, "synthesis_batch_size": 256, "passes": 2, "generator_steps": 200}
+    values |= {"generator_learning_rate": 2e-3, "generator_width": 64, "latent_size": 256}
+    assert settings.method.model_dump(include=set(values)) == values
+
+
+def test_the_short_digits_have_a_budget_for_each_method():
+    tables = tomllib.loads(recipe_text("digits-short"))["distill"]
+    gapssg = distilled(rows=["digits"], budget="short")
+    assert (gapssg.epochs, gapssg.batch_size) == (tables["epochs"], tables["batch_size"])
+    assert gapssg.method.passes == tables["method"]["passes"]
+    assert tables["methods"].keys() | {"gapssg"} == set(method_names())
+    fast = distilled(rows=["digits"], methods=["fast"], budget="short")
+    assert (fast.epochs, fast.method.distillation_steps) == (
+        tables["methods"]["fast"]["epochs"],
+        tables["methods"]["fast"]["method"]["distillation_steps"],
+    )
+    assert fast.optimizer.learning_rate == tables["optimizer"]["learning_rate"]
+
+
+def test_changes_lie_over_the_budget_and_a_variants_over_these():
+    variant = parse_variant("slow:method.passes=7,epochs=3").to_dict()
+    changed = distilled(changes=["epochs=5", "seed=8"], variants=[variant], methods=[], budget="short")
+    assert (changed.epochs, changed.method.passes, changed.seed) == (3, 7, 0)  # the seed is the table's own
+    other = parse_variant("quick:method.name='fast',method.generator_steps=2").to_dict()
+    settings = distilled(variants=[other], methods=[])
+    assert (settings.method.name, settings.method.generator_steps, settings.epochs) == ("fast", 2, 220)
+
+
+def test_a_setting_of_another_method_is_refused_before_anything_runs(tmp_path: Path):
+    with pytest.raises(InputError) as caught:
+        plan(tmp_path / "table", methods=["gapssg", "dafl"], changes=["method.passes=3"])
+    assert str(caught.value).startswith(f"{ROW}, dafl: method.passes (from --set) is no setting of dafl, but of gapssg")
+    assert not (tmp_path / "table").exists()
+
+
+def test_the_hash_is_of_what_decides_the_result_alone():
+    def hash_of(**changes: Any) -> str:
+        found = cell(**changes).plan
+        assert found is not None
+        return found.settings
+
+    same = hash_of()
+    assert hash_of(root=Path("elsewhere"), data_root=Path("/data"), runtime={"device": "cpu"}) == same
+    assert cell().run.name == f"seed-0-{same}"
+    for changes in ({"changes": ["epochs=5"]}, {"budget": "smoke"}, {"pretrain_changes": ["epochs=5"]}):
+        assert hash_of(**changes) != same
+    moved = [hash_of(data=f"folder:{place}/jpeg") for place in ("/a", "/b")]
+    assert moved[0] == moved[1] != same
+
+
+def test_rows_with_one_teacher_share_it_and_a_student_on_real_images():
+    tasks = plan(rows=[ROW, "cifar10-wrn40_2-wrn16_2", "cifar10-resnet34-wrn16_1"], seeds=2)
+    names = [task.run.parent.name for task in tasks if task.teacher is None]
+    assert names.count("cifar10-wrn40_2") == 1
+    assert names.count("cifar10-wrn16_1") == 2  # seeds
+    assert len({task.run for task in tasks}) == len(tasks)
+    for index, task in enumerate(tasks):
+        if task.teacher is not None:
+            assert task.teacher in {earlier.run for earlier in tasks[:index]}
+
+
+def test_other_images_give_the_row_their_name():
+    (row,) = make_rows(TableSettings(rows=(ROW,), data="folder:data/cifar10-jpeg"))
+    assert (row.name, row.data.name) == ("cifar10-jpeg-wrn40_2-wrn16_1", "folder:data/cifar10-jpeg")
+    (row,) = make_rows(TableSettings(rows=(ROW,), data="folder:/", data_name="mine"))
+    assert row.name == "mine-wrn40_2-wrn16_1"
+    for changes, message in (
+        ({"data": "folder:/"}, "add --data-name"),
+        ({"data_name": "mine"}, "add --data"),
+        ({"data": "folder:a", "rows": [ROW, "digits"]}, "the rows are of cifar10 and digits"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make_rows(TableSettings.model_validate({"rows": [ROW], **changes}))
+
+
+def test_what_is_not_as_published_is_said():
+    def said(**changes: Any) -> tuple[str, ...]:
+        found = cell(**changes).plan
+        assert found is not None
+        return found.departures
+
+    assert said() == ()
+    assert said(methods=["fast"]) == ()
+    assert said(budget="short") == ("budget short, which is not the published one",)
+    assert said(data="folder:cifar10-jpeg") == ("the images are cifar10-jpeg, not cifar10",)
+    assert said(changes=["epochs=5"]) == ("with epochs=5",)
+    assert said(pretrain_changes=["epochs=5"]) == ("teacher and scratch student trained with epochs=5",)
+    assert "not known" in said(methods=["mad"])[0]
+    variant = parse_variant("plain:method.regulatory_factor=false").to_dict()
+    assert said(variants=[variant]) == ("plain is with method.regulatory_factor=false",)
+
+
+def test_published_figures_are_fractions_by_column():
+    figures = published_figures_of(ROW)
+    assert figures.top1["teacher"] == pytest.approx(0.9487)
+    assert figures.top1["scratch"] == pytest.approx(0.9112)
+    assert figures.top1["deepinversion"] == pytest.approx(0.8304)
+    assert figures.top1["gapssg"] == pytest.approx(0.9045)
+    assert figures.deviation == {"gapssg": pytest.approx(0.002)}
+    assert "mad" not in figures.top1
+    assert published_figures_of("digits") == ({}, {})
+
+
+@pytest.mark.parametrize("text", ["name", "name:", "name:epochs", "gapssg:epochs=3", "a/b:epochs=3"])
+def test_variants_of_another_form_are_refused(text):
+    with pytest.raises(InputError):
+        parse_variant(text)
+
+
+def test_a_variant_takes_lists():
+    assert parse_variant("v:optimizer.milestones=[0.5,0.7],epochs=3").changes == (
+        "optimizer.milestones=[0.5,0.7]",
+        "epochs=3",
+    )
+
+
+def test_distill_takes_what_was_published_of_the_method_for_its_teacher(
+    teacher_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    arguments = ["distill", "--method", "fast", "--student", "wrn16_1", "--dry-run", "--teacher"]
+    plain = tomllib.loads(gapssg(*arguments, "/absent").stdout)
+    assert (plain["epochs"], plain["batch_size"], plain["optimizer"]["learning_rate"]) == (220, 256, 0.2)
+    assert plain["method"]["adversarial_weight"] == 1.1
+    assert architecture_of(teacher_file) == "wrn16_1"
+    monkeypatch.setattr("gapssg.models.model_file.architecture_of", lambda _: "resnet34")
+    settings = tomllib.loads(gapssg(*arguments, teacher_file, "--epochs", 7).stdout)
+    assert (settings["epochs"], settings["batch_size"], settings["method"]["adversarial_weight"]) == (7, 256, 1.33)

@@ -1,0 +1,340 @@
+"""The ledger: what is made, skipped, continued, left to others, and told."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from gapssg.engine.requests import Requests, Stopped
+from gapssg.engine.settings import DistillSettings, PretrainSettings
+from gapssg.errors import InputError, RunError, Taken
+from gapssg.files import lock, write_json
+from gapssg.models import MODELS, ModelEntry
+from gapssg.table import run as runs
+from gapssg.table.ledger import Ledger
+from gapssg.table.plan import Task, plan_tasks
+from gapssg.table.settings import TableSettings
+from gapssg.table.summary import summarise, write_summary
+from tests.conftest import write_images
+from tests.program import gapssg, refusal
+
+ROW = "cifar10-wrn40_2-wrn16_1"
+
+
+class Engine:
+    """Stands for training and distillation: writes results, or does what a test asks for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[str, bool, bool]] = []
+        self.fails: dict[str, Exception] = {}
+        monkeypatch.setattr(runs, "distill", self._call)
+        monkeypatch.setattr(runs, "pretrain_teacher", self._call)
+        monkeypatch.setattr(runs, "_SECONDS_BETWEEN_LOOKS", 0.01)
+
+    def _call(
+        self, settings: PretrainSettings | DistillSettings, output: Path, *, overwrite: bool, resume: bool, **_: Any
+    ) -> dict[str, Any]:
+        name = f"{output.parent.name}/{settings.seed}"
+        self.calls.append((name, resume, overwrite))
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "settings.toml").write_text(settings.to_toml())
+        if name in self.fails and not overwrite:
+            raise self.fails[name]
+        return write_run(output, settings.seed, 0.9 + settings.seed / 100)
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _, _ in self.calls]
+
+
+def write_run(output: Path, seed: int, top1: float, seconds: float = 4.0, device: str = "cpu") -> dict[str, Any]:
+    kind = "model" if "pretrained" in output.parts else "student"
+    result = {kind: {"top1": top1, "best_top1": 1.0}, "seed": seed, "timing": {"total": seconds}, "device": device}
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "result.json", result)
+    return result
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests see to what is durable; here it would only take time."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    return Engine(monkeypatch)
+
+
+def plan(root: Path, **changes: Any) -> list[Task]:
+    values = {"rows": [ROW], "methods": ["gapssg", "fast"], "seeds": 2, **changes}
+    return plan_tasks(TableSettings.model_validate(values), root)
+
+
+def columns_of(summary: Mapping[str, Any], index: int = 0) -> dict[str, Any]:
+    return {entry["column"]: entry for entry in summary["rows"][index]["columns"]}
+
+
+def test_every_run_is_made_once_after_its_teacher(engine: Engine, tmp_path: Path):
+    summary = runs.run_table(plan(tmp_path / "table"), tmp_path / "table")
+    assert engine.names[0] == "cifar10-wrn40_2/0"
+    assert sorted(engine.names[1:]) == [
+        *("cifar10-wrn16_1/0", "cifar10-wrn16_1/1", "fast/0", "fast/1", "gapssg/0", "gapssg/1")
+    ]
+    assert summary["failed"] == summary["elsewhere"] == {}
+    first = list(engine.calls)
+    runs.run_table(plan(tmp_path / "table", seeds=3), tmp_path / "table")
+    assert sorted(engine.names[len(first) :]) == ["cifar10-wrn16_1/2", "fast/2", "gapssg/2"]
+
+
+def test_other_settings_are_another_line_of_the_table(engine: Engine, tmp_path: Path):
+    root = tmp_path / "table"
+    runs.run_table(plan(root, seeds=1), root)
+    summary = runs.run_table(plan(root, seeds=1, changes=["epochs=9"]), root)
+    assert engine.names.count("gapssg/0") == 2
+    assert [row["changes"] for row in summary["rows"]] == [[], ["epochs=9"]]
+    assert columns_of(summary, 1)["gapssg"]["marks"] == ["a"]
+    assert summary["notes"] == {"a": "with epochs=9"}
+
+
+def test_an_interrupted_run_is_continued_with_the_device_it_began_with(engine: Engine, tmp_path: Path):
+    root = tmp_path / "table"
+    task = plan(root, runtime={"device": "cpu"})[0]
+    Ledger(root).begin()
+    task.run.mkdir(parents=True)
+    (task.run / "settings.toml").write_text(task.settings.to_toml())
+    runs.run_table(plan(root), root)
+    assert engine.calls[0] == ("cifar10-wrn40_2/0", True, False)
+    assert 'device = "cpu"' in (task.run / "settings.toml").read_text()
+
+
+def test_a_run_that_cannot_continue_begins_anew(engine: Engine, tmp_path: Path):
+    root = tmp_path / "table"
+    task = plan(root)[0]
+    Ledger(root).begin()
+    task.run.mkdir(parents=True)
+    (task.run / "settings.toml").write_text(task.settings.to_toml())
+    engine.fails["cifar10-wrn40_2/0"] = InputError("no checkpoint")
+    runs.run_table(plan(root), root)
+    assert engine.calls[:2] == [("cifar10-wrn40_2/0", True, False), ("cifar10-wrn40_2/0", False, True)]
+
+
+def test_a_run_that_fails_is_told_and_the_others_are_made(engine: Engine, tmp_path: Path):
+    root = tmp_path / "table"
+    engine.fails["gapssg/1"] = RunError("the student diverged.")
+    summary = runs.run_table(plan(root), root)
+    assert summary["failed"] == {f"{ROW}, gapssg, seed 1": "the student diverged."}
+    cells = columns_of(summary)
+    assert (cells["gapssg"]["seeds"], cells["gapssg"]["failed"]) == ([0], [1])
+    assert cells["fast"]["seeds"] == [0, 1]
+    assert summary["notes"] == {"a": "failed with 1 of the seeds (seed 1: the student diverged)"}
+    engine.fails.clear()
+    again = runs.run_table(plan(root), root)
+    assert columns_of(again)["gapssg"]["seeds"] == [0, 1]
+    assert again["notes"] == {}
+
+
+def test_without_its_teacher_a_cell_is_not_begun(engine: Engine, tmp_path: Path):
+    engine.fails["cifar10-wrn40_2/0"] = RunError("the disk is full")
+    summary = runs.run_table(plan(tmp_path / "table"), tmp_path / "table")
+    assert list(summary["failed"].values()) == ["the disk is full"]
+    assert sorted(engine.names) == ["cifar10-wrn16_1/0", "cifar10-wrn16_1/1", "cifar10-wrn40_2/0"]
+    assert summary["rows"][0]["teacher"]["failed"] == [0]
+
+
+def test_a_stop_ends_the_table_and_fails_nothing(engine: Engine, tmp_path: Path):
+    root = tmp_path / "table"
+    engine.fails["gapssg/0"] = Stopped(2)
+    with pytest.raises(Stopped):
+        runs.run_table(plan(root), root)
+    assert engine.names[-1] == "gapssg/0"
+    assert not list(root.rglob("*.failed.json"))
+
+
+def test_a_stop_in_the_last_epoch_of_a_run_ends_the_table_after_it(engine: Engine, tmp_path: Path):
+    requests = Requests()
+    requests.stop = 15
+    with pytest.raises(Stopped):
+        runs.run_table(plan(tmp_path / "table"), tmp_path / "table", requests=requests)
+    assert engine.names == ["cifar10-wrn40_2/0"]
+    assert json.loads((tmp_path / "table" / "table.json").read_text())["rows"][0]["teacher"]["seeds"] == [0]
+
+
+def lock_of(run: Path) -> Path:
+    run.parent.mkdir(parents=True, exist_ok=True)
+    return run.parent / f".{run.name}.lock"
+
+
+def test_a_cell_of_another_process_is_left_to_it(engine: Engine, tmp_path: Path):
+    root = tmp_path / "table"
+    taken = next(task for task in plan(root) if task.label.endswith("gapssg, seed 0"))
+    Ledger(root).begin()
+    with lock(lock_of(taken.run)):
+        summary = runs.run_table(plan(root), root)
+    assert list(summary["elsewhere"]) == [taken.label]
+    assert summary["elsewhere"][taken.label].startswith("process ")
+    assert "gapssg/0" not in engine.names
+    assert "gapssg/1" in engine.names
+
+
+def test_two_processes_on_one_cell_are_refused_with_the_first_ones_name(engine: Engine, tmp_path: Path):
+    root = tmp_path / "table"
+    tasks = plan(root, methods=["gapssg"], seeds=1, scratch=False)
+    Ledger(root).begin()
+    write_run(tasks[0].run, 0, 0.9)
+    with lock(lock_of(tasks[0].run)), lock(lock_of(tasks[1].run)), pytest.raises(Taken, match="by process") as caught:
+        runs.run_table(tasks, root)
+    assert tasks[0].label in str(caught.value)
+    assert engine.calls == []
+
+
+def test_the_teacher_of_another_process_is_waited_for(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = tmp_path / "table"
+    tasks = plan(root)
+    Ledger(root).begin()
+    held = lock(lock_of(tasks[0].run))
+    looks = []
+
+    def wait(_: float) -> None:
+        looks.append(list(engine.names))
+        if len(looks) == 2:
+            write_run(tasks[0].run, 0, 0.95)
+            held.close()
+
+    monkeypatch.setattr(runs.time, "sleep", wait)
+    runs.run_table(tasks, root)
+    assert len(looks) == 2
+    assert sorted(looks[0]) == ["cifar10-wrn16_1/0", "cifar10-wrn16_1/1"]  # what needs no teacher is made meanwhile
+    assert "cifar10-wrn40_2/0" not in engine.names
+    assert "fast/1" in engine.names
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Iterator[Path]:
+    """A table whose runs have known results."""
+    root = tmp_path / "table"
+    tasks = plan(root, seeds=3)
+    Ledger(root).begin()
+    for task in tasks:
+        if task.plan is not None:
+            Ledger(root).keep_plan(task.plan)
+    accuracies = {"gapssg": (0.90, 0.92, 0.91), "fast": (0.80,), "wrn16_1": (0.93, 0.95), "wrn40_2": (0.949,)}
+    for task in tasks:
+        found = accuracies[task.plan.column if task.plan else task.run.parent.name.removeprefix("cifar10-")]
+        if task.settings.seed < len(found):
+            device = "cuda:0" if task.settings.seed == 2 else "cpu"
+            write_run(task.run, task.settings.seed, found[task.settings.seed], 10.0 * task.settings.seed, device)
+    write_summary(Ledger(root))
+    yield root
+
+
+def test_figures_are_means_and_sample_deviations_of_the_last_epochs(finished: Path):
+    summary = json.loads((finished / "table.json").read_text())
+    assert summary["format"] == 1
+    row = summary["rows"][0]
+    ours, fast = row["columns"]
+    assert ours["top1"] == pytest.approx(0.91)
+    assert ours["deviation"] == pytest.approx(0.01)  # of 0.90, 0.92, 0.91: the root of (0.0001 + 0.0001) / 2
+    assert (ours["seconds"], ours["device"], ours["seeds"]) == (10.0, "cpu and cuda:0", [0, 1, 2])
+    assert (ours["published_top1"], ours["published_deviation"]) == (pytest.approx(0.9045), pytest.approx(0.002))
+    assert (fast["top1"], fast["deviation"], fast["published_top1"]) == (0.8, None, pytest.approx(0.8929))
+    assert row["scratch"]["deviation"] == pytest.approx(0.02 / 2**0.5)
+    assert (row["teacher"]["top1"], row["teacher"]["published_top1"]) == (0.949, pytest.approx(0.9487))
+    for run in ours["runs"]:
+        assert (finished / run / "result.json").exists()
+
+
+def test_the_markdown_has_rows_and_columns_as_published(finished: Path):
+    lines = (finished / "table.md").read_text().splitlines()
+    assert "| row | teacher | scratch | gapssg | fast |" in lines
+    figures = "94.90 (94.87) | 94.00 ± 1.41 (91.12) | 91.00 ± 1.00 (90.45 ± 0.20) | 80.00 (89.29)"
+    assert f"| {ROW} | {figures} |" in lines
+    assert f"| {ROW} | 0 | 5 | 10 | 0 |" in lines
+
+
+def test_the_csv_has_a_line_for_each_figure(finished: Path):
+    lines = list(csv.DictReader((finished / "table.csv").read_text().splitlines()))
+    assert [line["column"] for line in lines] == ["teacher", "scratch", "gapssg", "fast"]
+    ours = lines[2]
+    assert (ours["row"], ours["budget"], ours["seeds"]) == (ROW, "full", "0 1 2")
+    assert float(ours["top1"]) == pytest.approx(0.91)
+    assert float(ours["published_top1"]) == pytest.approx(0.9045)
+
+
+def test_show_prints_the_ledger_and_needs_no_figure_to_be_there(finished: Path, tmp_path: Path):
+    shown = gapssg("table", finished, "--show").stdout
+    assert "91.00 ± 1.00" in shown
+    assert "90.45 ± 0.20" in shown
+    as_json = json.loads(gapssg("table", finished, "--show", "--json").stdout)
+    assert as_json == {"command": "table", **json.loads((finished / "table.json").read_text())}
+    Ledger(tmp_path / "empty").begin()
+    assert json.loads(gapssg("table", tmp_path / "empty", "--show", "--json").stdout)["rows"] == []
+
+
+def test_what_is_no_table_is_refused(finished: Path, tmp_path: Path):
+    assert "holds no table" in refusal("table", tmp_path / "absent", "--show")
+    assert "--rows is missing" in refusal("table", tmp_path / "absent")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").touch()
+    rows = ["--rows", "digits", "--methods", "gapssg"]
+    assert "holds other files than a table" in refusal("table", tmp_path / "other", *rows)
+    assert "did you mean digits" in refusal("table", tmp_path / "new", "--rows", "digit")
+    sentence = refusal("table", tmp_path / "new", *rows, "--set", "method.rounds=3")
+    assert "digits, gapssg: method.rounds (from --set) is no setting of gapssg, but of dafl" in sentence
+    assert not (tmp_path / "new").exists()
+    result = next(finished.glob("cells/*/*/*/result.json"))
+    result.write_text("{}")
+    assert "is not the result of a run" in refusal("table", finished, "--show")
+
+
+def test_a_newer_format_is_refused(finished: Path):
+    before = (finished / "table.json").read_text()
+    (finished / "table.json").write_text(before.replace('"format": 1', '"format": 2'))
+    for arguments in (["--show"], ["--rows", "digits"]):
+        sentence = refusal("table", finished, *arguments)
+        assert sentence.endswith("was written by a newer gapssg (format 2; this one knows 1); update gapssg")
+    with pytest.raises(InputError, match="newer"):
+        summarise_checked(finished)
+
+
+def summarise_checked(root: Path) -> dict[str, Any]:
+    ledger = Ledger(root)
+    ledger.begin()
+    return summarise(ledger)
+
+
+def test_the_program_makes_a_table_and_a_failure_is_exit_status_1(tmp_path: Path):
+    tiny = ModelEntry("benchmarks.soak:tiny", "for tests")
+    images = write_images(tmp_path / "faces")
+    arguments = [tmp_path / "table", "--rows", "digits", "--methods", "gapssg,dafl", "--seeds", 2, "--budget", "smoke"]
+    arguments += ["--data", f"folder:{images}", "--device", "cpu", "--set", "method.generator_width=4"]
+    arguments += ["--variant", "noise-like:method.name=noise", "--set", "method.latent_size=8"]
+    with mock.patch("gapssg.models.MODELS", {**MODELS, "wrn16_1": tiny, "wrn16_2": tiny}):
+        sentence = refusal("table", *arguments)
+        assert "method.generator_width (from --set) is no setting of noise" in sentence
+        arguments[arguments.index("noise-like:method.name=noise")] = "alone:method.gap_weight=0"
+        first = gapssg("table", *arguments, "--json")
+        again = gapssg("table", *arguments, "--json")
+        failing = gapssg("table", *arguments, "--set", "pool=/absent", "--json", status=1)
+    summary = json.loads(first.stdout)
+    (row,) = summary["rows"]
+    assert row["row"] == "faces-wrn16_2-wrn16_1"
+    assert [(entry["column"], entry["seeds"]) for entry in row["columns"]] == [
+        *(("gapssg", [0, 1]), ("dafl", [0, 1]), ("alone", [0, 1]))
+    ]
+    assert all(entry["marks"] for entry in row["columns"])
+    assert (tmp_path / "table" / row["columns"][2]["runs"][0] / "student.safetensors").exists()
+    figures = sorted(file.name for file in (tmp_path / "table" / "figures").iterdir())
+    assert figures == [
+        f"faces-wrn16_2-wrn16_1-{name}" for name in ("accuracy.png", "accuracy.svg", "gap.png", "gap.svg")
+    ]
+    assert "faces-wrn16_2-wrn16_1, gapssg, seed 1: top-1" in first.stderr
+    assert again.stderr.count("done before") == 9
+    assert json.loads(again.stdout) == summary
+    assert "/absent" in next(iter(json.loads(failing.stdout)["failed"].values()))
