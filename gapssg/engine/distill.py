@@ -82,7 +82,7 @@ def distill(
         check_output(output, overwrite, [settings.teacher, settings.pool, settings.student.weights])
     started = time.perf_counter()
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
-    teacher = load_model(settings.teacher)
+    teacher = load_model(settings.teacher, (*settings.model_factories, settings.student.name))
     identity = {"the teacher's SHA-256": teacher.sha256, **runtime.identity()}
     if settings.pool is not None:
         identity["the pool's SHA-256"] = sha256_of_files(pool_shards(settings.pool))

@@ -24,7 +24,7 @@ from gapssg.engine.trainee import Phase, Trainee, TraineeFacts
 from gapssg.errors import Diverged, InputError, RunError
 from gapssg.models import create_model
 from gapssg.models.model_file import LoadedModel, Provenance, load_weights, save_model
-from gapssg.models.profile import batch_norm_layers, profile_model
+from gapssg.models.profile import executed_batch_norm_layers, profile_model
 from gapssg.models.safetensors_file import read_safetensors
 from gapssg.runtime import Runtime, to_uint8
 from gapssg.synthesis import EpochPlan, SynthesisContext, Synthesizer, method_classes
@@ -109,6 +109,7 @@ class Distillation:
         self.card = card.model_copy(
             update={
                 "architecture": settings.student.name,
+                "arguments": settings.student.arguments,
                 "provenance": Provenance(
                     command="distill",
                     method=self.origin.method,
@@ -394,6 +395,7 @@ def _make_student(settings: DistillSettings, runtime: Runtime, teacher: LoadedMo
         num_classes=teacher.card.num_classes,
         input_shape=teacher.card.input_shape,
         seed=runtime.derive_seed("initial-weights"),
+        arguments=settings.student.arguments,
     )
     if settings.student.weights is not None:
         load_weights(student, read_safetensors(settings.student.weights).tensors, settings.student.weights)
@@ -409,7 +411,7 @@ def _make_synthesizer(
             raise InputError(f"--pool: {method.name} samples its generator; use it without, or a method with a pool")
         pool, origin = read_pool(pool_shards(settings.pool), context)
         return PoolSynthesizer(method, context, None, pool), origin
-    if method.needs_batch_norm and not batch_norm_layers(context.teacher):
+    if method.needs_batch_norm and not executed_batch_norm_layers(context.teacher, context.image_shape):
         others = ", ".join(m.model_fields["name"].default for m in method_classes() if not m.needs_batch_norm)
         raise InputError(
             f"the teacher {teacher.path} has no batch-norm layers, whose statistics {method.name} "

@@ -39,8 +39,8 @@ def evaluate(settings: EvaluateSettings, *, display: Display | None = None) -> d
     """
     display = display or SilentDisplay()
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
-    models = [load_model(path) for path in settings.models]
-    teacher = load_model(settings.teacher) if settings.teacher is not None else None
+    models = [load_model(path, settings.model_factories) for path in settings.models]
+    teacher = load_model(settings.teacher, settings.model_factories) if settings.teacher is not None else None
     images = read_test_images(settings.data, models[0], display)
     for other in [*models[1:], *([teacher] if teacher is not None else [])]:
         check_same_images(models[0], other)

@@ -124,6 +124,7 @@ class _Pretraining:
             num_classes=train.num_classes,
             input_shape=train.input_shape,
             seed=runtime.derive_seed("initial-weights"),
+            arguments=settings.model.arguments,
         )
         if settings.runtime.compile == "auto" and compiled is not None:
             runtime = replace(runtime, compiled=compiled)
@@ -252,6 +253,7 @@ def _describe(settings: PretrainSettings, train: ImageSet) -> ModelCard:
     padding = settings.crop_padding
     return ModelCard(
         architecture=settings.model.name,
+        arguments=settings.model.arguments,
         num_classes=train.num_classes,
         input_shape=train.input_shape,
         mean=mean,

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from gapssg.data.settings import DataSettings
-from gapssg.models.settings import ModelSettings
+from gapssg.models.settings import ModelSettings, WithFactories
 from gapssg.settings.base import Settings
 from gapssg.settings.parts import OptimizerSettings, RuntimeSettings
 from gapssg.synthesis import GapSSGSettings, MethodSettings
@@ -51,7 +51,7 @@ class StudentSettings(ModelSettings):
     """A model file or safetensors file to start from; without it, random weights."""
 
 
-class DistillSettings(Settings):
+class DistillSettings(WithFactories):
     """How a student is distilled from a teacher without its data."""
 
     teacher: Path
@@ -90,7 +90,7 @@ class DistillSettings(Settings):
     """Device, precision and compilation."""
 
 
-class EvaluateSettings(Settings):
+class EvaluateSettings(WithFactories):
     """How model files are evaluated on real images."""
 
     models: tuple[Path, ...] = Field(min_length=1)

@@ -84,7 +84,7 @@ def measure_landscape(
         check_output(output, overwrite, [*settings.models, settings.teacher])
     started = time.perf_counter()
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
-    subjects = read_subjects(settings.models, settings.snapshots, settings.epochs)
+    subjects = read_subjects(settings.models, settings.snapshots, settings.epochs, settings.model_factories)
     for other in subjects[1:]:
         check_same_images(subjects[0].model, other.model)
     samples, origin = read_samples(settings, subjects[0], runtime, display)

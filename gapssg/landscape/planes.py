@@ -74,7 +74,7 @@ def _along_the_route(settings: LandscapeSettings, subject: Subject) -> Site:
             f"--directions pca: {run.path} has {len(run.snapshots)} snapshots, too few for a route; "
             "train it with --snapshot-every 1"
         )
-    marks = {str(epoch): load_model(file) for epoch, file in run.snapshots.items()}
+    marks = {str(epoch): load_model(file, settings.model_factories) for epoch, file in run.snapshots.items()}
     for other in marks.values():
         check_same_architecture(subject.model, other)
     layout = Layout.of(subject.model.module)
@@ -132,7 +132,7 @@ def check_same_architecture(first: LoadedModel, second: LoadedModel) -> None:
         InputError: Their architectures, images or classes differ.
     """
     ours, theirs = first.card.architecture, second.card.architecture
-    if ours != theirs:
+    if (ours, first.card.arguments) != (theirs, second.card.arguments):
         raise InputError(
             f"{first.path} ({ours}) and {second.path} ({theirs}) differ in architecture, so no direction leads from "
             "one to the other; use --directions random"

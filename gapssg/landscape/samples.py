@@ -133,7 +133,7 @@ def _read_pool(settings: LandscapeSettings, subject: Subject, runtime: Runtime) 
     images = torch.cat([part[0] for part in parts])
     file = settings.teacher or run.distillation.teacher
     try:
-        teacher = load_model(file)
+        teacher = load_model(file, settings.model_factories)
     except InputError as error:
         raise InputError(f"--data pool needs the teacher of {run.path}: {error}; name it with --teacher") from error
     if subject.model.card.provenance.teacher_sha256 not in (None, teacher.sha256):

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from gapssg.data import check_data_name
 from gapssg.data.settings import DataSettings
+from gapssg.models.settings import WithFactories
 from gapssg.settings.base import Settings, as_validator
 from gapssg.settings.parts import RuntimeSettings
 
@@ -43,7 +44,7 @@ class CurvatureSettings(Settings):
     """Epsilon-sharpness: gradient steps towards the highest loss in the box."""
 
 
-class LandscapeSettings(Settings):
+class LandscapeSettings(WithFactories):
     """How the loss around the weights of models is measured and drawn."""
 
     models: tuple[Path, ...] = Field(min_length=1, max_length=100)

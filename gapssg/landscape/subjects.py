@@ -55,13 +55,16 @@ class Subject:
         return self.name if self.epoch is None else f"{self.name}, epoch {self.epoch}"
 
 
-def read_subjects(paths: tuple[Path, ...], snapshots: bool, epochs: tuple[int, ...] | None) -> list[Subject]:
+def read_subjects(
+    paths: tuple[Path, ...], snapshots: bool, epochs: tuple[int, ...] | None, factories: tuple[str, ...] = ()
+) -> list[Subject]:
     """Read the models that `paths` name: files, or runs with their last weights.
 
     Args:
         paths: Model files and run directories.
         snapshots: Take each snapshot of the runs instead of their last weights.
         epochs: Of the snapshots, only those after these epochs.
+        factories: Those that a model file may name.
 
     Raises:
         InputError: A path holds no model, or a run no snapshot that is asked for.
@@ -71,7 +74,7 @@ def read_subjects(paths: tuple[Path, ...], snapshots: bool, epochs: tuple[int, .
         if not path.is_dir():
             if snapshots:
                 raise InputError(f"{path} is a file, which has no snapshots; name the directory of a run")
-            subjects.append(Subject(name, None, load_model(path), None))
+            subjects.append(Subject(name, None, load_model(path, factories), None))
             continue
         run = read_run(path)
         if snapshots:
@@ -80,9 +83,11 @@ def read_subjects(paths: tuple[Path, ...], snapshots: bool, epochs: tuple[int, .
             if missing or not wanted:
                 have = f"it has those of epochs {', '.join(map(str, run.snapshots))}" if run.snapshots else _HOW
                 raise InputError(f"{path} has no snapshot{' of epoch ' if missing else ''}{', '.join(missing)}; {have}")
-            subjects += [Subject(name, epoch, load_model(run.snapshots[epoch]), run) for epoch in sorted(set(wanted))]
+            subjects += [
+                Subject(name, epoch, load_model(run.snapshots[epoch], factories), run) for epoch in sorted(set(wanted))
+            ]
         else:
-            subjects.append(Subject(name, None, load_model(_final_weights(path)), run))
+            subjects.append(Subject(name, None, load_model(_final_weights(path), factories), run))
     return subjects
 
 

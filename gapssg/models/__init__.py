@@ -2,7 +2,8 @@
 
 Importing this package does not import torch: settings and the command line need only the names.
 A new classifier is one new file here with a builder `(num_classes, input_shape) -> nn.Module`,
-and its line in `MODELS`.
+and its line in `MODELS`. Other names refer to models of libraries (`torchvision:NAME`, `timm:NAME`) and of
+anybody's (`package.module:factory`).
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
 from gapssg.errors import InputError, did_you_mean, shortened
+from gapssg.models.reference import Arguments, check_arguments, is_factory, library_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,61 +64,102 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
 
 
 def model_names() -> tuple[str, ...]:
-    """Return the names that `create_model` accepts."""
+    """Return the names of the built-in models."""
     return tuple(MODELS)
 
 
 def check_model_name(name: str) -> str:
-    """Return `name` if a model has it.
+    """Return `name` if it is that of a built-in model, or of the form of a reference; nothing is imported.
 
     Raises:
-        InputError: No model has this name; the message gives the nearest names.
+        InputError: It is neither; the message gives the nearest names.
     """
-    if name in MODELS:
+    if name in MODELS or library_model(name) or is_factory(name):
         return name
+    if ":" in name:
+        forms = "torchvision:NAME, timm:NAME or package.module:factory"
+        raise InputError(f"{shortened(repr(name))} is no reference to a model; write {forms}")
     raise InputError(f"unknown model {shortened(repr(name))}{did_you_mean(name, MODELS)}; `gapssg models` lists all")
 
 
-def create_model(name: str, *, num_classes: int, input_shape: tuple[int, int, int], seed: int = 0) -> nn.Module:
+def create_model(
+    name: str,
+    *,
+    num_classes: int,
+    input_shape: tuple[int, int, int],
+    seed: int = 0,
+    arguments: Arguments = MappingProxyType({}),
+) -> nn.Module:
     """Build the classifier called `name` on the CPU, with weights that depend on `seed` alone.
 
     The module maps images: (N, C, H, W) float32 to logits: (N, num_classes) float32. torch's global
     random state is the same after the call as before.
 
     Args:
-        name: One of `model_names()`.
+        name: One of `model_names()`, `torchvision:NAME`, `timm:NAME`, or `package.module:factory`, which is imported
+            and called.
         num_classes: Number of logits, at least 2.
         input_shape: (channels, height, width) of one image; height and width from 16 to 224 pixels.
         seed: Seed of the initial weights.
+        arguments: Keyword arguments for a model that is not built in.
 
     Raises:
-        InputError: The name is unknown, or the model cannot be built for these classes or images.
+        InputError: The name is unknown, or the model cannot be built for these classes, images and arguments.
     """
-    check_model_name(name)
-    _check_task(num_classes, input_shape)
+    if library_model(name):  # refused, if it is, before memory is taken for weights
+        empty_model(name, num_classes=num_classes, input_shape=input_shape, arguments=arguments)
+    builder = _builder(name, num_classes, input_shape, arguments)
 
     import torch
 
-    builder = MODELS[name].load_builder()
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # torch.manual_seed would also seed the accelerators, whose state is not restored here.
         torch.default_generator.manual_seed(seed)
         return builder(num_classes, input_shape)
 
 
-def empty_model(name: str, *, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
+def empty_model(
+    name: str,
+    *,
+    num_classes: int,
+    input_shape: tuple[int, int, int],
+    arguments: Arguments = MappingProxyType({}),
+) -> nn.Module:
     """Build what `create_model` does on the meta device: names, shapes and dtypes, and no memory for weights.
+
+    A factory's model cannot be built so: its code may do anything.
 
     Raises:
         InputError: As `create_model`.
     """
-    check_model_name(name)
-    _check_task(num_classes, input_shape)
+    builder = _builder(name, num_classes, input_shape, arguments)
 
     import torch
 
+    from gapssg.models.foreign import check_classifier
+
     with torch.device("meta"):
-        return MODELS[name].load_builder()(num_classes, input_shape)
+        module = builder(num_classes, input_shape)
+        return check_classifier(module, name, num_classes, input_shape) if library_model(name) else module
+
+
+def _builder(name: str, num_classes: int, input_shape: tuple[int, int, int], arguments: Arguments) -> ModelBuilder:
+    """Check all that can be checked before anything is built, and return what builds the model."""
+    check_model_name(name)
+    _check_task(num_classes, input_shape)
+    check_arguments(arguments)
+    if name in MODELS:
+        if arguments:
+            raise InputError(f"{name} takes no arguments, but was given {shortened(', '.join(arguments))}")
+        return MODELS[name].load_builder()
+    if library := library_model(name):
+        from gapssg.models.libraries import build_library_model
+
+        return partial(build_library_model, *library, arguments)
+
+    from gapssg.models.factory import build_from_factory
+
+    return partial(build_from_factory, name, arguments)
 
 
 def _check_task(num_classes: int, input_shape: tuple[int, int, int]) -> None:
@@ -126,6 +170,6 @@ def _check_task(num_classes: int, input_shape: tuple[int, int, int]) -> None:
         raise InputError(f"images need at least 1 channel and at most {MOST_CHANNELS}, not {channels}")
     if not all(SMALLEST_IMAGE_SIDE <= side <= LARGEST_IMAGE_SIDE for side in (height, width)):
         raise InputError(
-            f"images of {height}x{width} pixels do not fit the built-in models; resize them so that height "
+            f"images of {height}x{width} pixels do not fit the models; resize them so that height "
             f"and width are from {SMALLEST_IMAGE_SIDE} to {LARGEST_IMAGE_SIDE} pixels"
         )

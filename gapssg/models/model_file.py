@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,11 +17,16 @@ from torch import Tensor, nn
 from gapssg.errors import InputError, shortened
 from gapssg.files import canonical_json, write_atomically
 from gapssg.models import MOST_CHANNELS, MOST_CLASSES, create_model, empty_model
+from gapssg.models.foreign import at_most_parameters
+from gapssg.models.reference import check_allowed, is_factory
 from gapssg.models.safetensors_file import read_safetensors
+from gapssg.models.settings import WithArguments
 from gapssg.settings.base import Settings
 
 _METADATA_KEY = "gapssg"
 _MOST_OTHER_VALUES = 1000
+_PARAMETERS_A_TENSOR = 4  # some layers are made and then replaced
+_MOST_HIDDEN_NUMBERS = 2**24  # positions and masks, which some models compute when they are built
 
 
 class Provenance(Settings):
@@ -38,13 +44,13 @@ class Provenance(Settings):
     """Versions of this program and of torch."""
 
 
-class ModelCard(Settings):
+class ModelCard(WithArguments):
     """All that is needed to use a model besides its weights."""
 
     format_version: Literal[1] = 1
     """Version of this description."""
     architecture: str = Field(max_length=200)
-    """The model's name, as `gapssg models` lists it."""
+    """The model's name, as `create_model` takes it."""
     num_classes: int = Field(ge=2, le=MOST_CLASSES)
     """Number of classes, K."""
     input_shape: tuple[
@@ -101,7 +107,11 @@ def save_model(path: Path, module: nn.Module, card: ModelCard) -> str:
     Raises:
         RunError: The file cannot be written.
     """
-    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in sorted(module.state_dict().items())}
+    # Copies, because the format has no word for tensors that share memory, as tied weights do.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in sorted(module.state_dict().items())
+    }
     description = card.model_dump(mode="json")
     description["content_sha256"] = _sha256_of_content(tensors, description)
     content = save(tensors, metadata={_METADATA_KEY: canonical_json(description)})
@@ -109,11 +119,16 @@ def save_model(path: Path, module: nn.Module, card: ModelCard) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def load_model(path: str | Path) -> LoadedModel:
-    """Read a model file; nothing in it is run.
+def load_model(path: str | Path, factories: Iterable[str] = ()) -> LoadedModel:
+    """Read a model file; nothing in it is run, and it has nothing imported but torchvision and timm.
+
+    Args:
+        path: The file.
+        factories: Each `package.module:factory` that may be imported and called if the file names it.
 
     Raises:
-        InputError: The file is missing, damaged, not ours, or does not fit its own description.
+        InputError: The file is missing, damaged, not ours, does not fit its own description, or names a factory that
+            is not among `factories`.
     """
     path = Path(path)
     file = read_safetensors(path)
@@ -125,18 +140,34 @@ def load_model(path: str | Path) -> LoadedModel:
         first = error.errors()[0]
         field = shortened(".".join(map(str, first["loc"])) or "the description")
         raise InputError(f"{path}: its description is not valid: {field}: {shortened(first['msg'], 300)}") from error
-    task: dict[str, Any] = {"num_classes": card.num_classes, "input_shape": card.input_shape}
-    try:
-        skeleton = empty_model(card.architecture, **task)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    _check_fit(skeleton, file.tensors, path)  # a small file must not make a large model
-    module = create_model(card.architecture, **task)
+    check_allowed(card.architecture, factories, path)
+    module = _build(card, file.tensors, path)
     load_weights(module, file.tensors, path)
     if sha256 != _sha256_of_content(file.tensors, description):
         raise InputError(f"{path} is not as it was saved (its checksum differs); get it anew")
     module.eval()
     return LoadedModel(module, card, file.sha256, path)
+
+
+def _build(card: ModelCard, tensors: dict[str, Tensor], path: Path) -> nn.Module:
+    """Build the model of a description that may be a stranger's, after checking that the file can fill it."""
+    task: dict[str, Any] = {
+        "num_classes": card.num_classes,
+        "input_shape": card.input_shape,
+        "arguments": card.arguments,
+    }
+    try:
+        if is_factory(card.architecture):  # whose code the user trusts, so with memory, too
+            return create_model(card.architecture, **task)
+        with at_most_parameters(_PARAMETERS_A_TENSOR * len(tensors) + _MOST_OTHER_VALUES):
+            skeleton = empty_model(card.architecture, **task)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    _check_fit(skeleton, tensors, path)  # a small file must not make a large model
+    hidden = sum(buffer.numel() for name, buffer in skeleton.named_buffers() if name not in tensors)
+    if hidden > _MOST_HIDDEN_NUMBERS:
+        raise InputError(f"{path}: its model takes memory for {hidden:,} numbers that are not in the file")
+    return create_model(card.architecture, **task)
 
 
 def architecture_of(path: str | Path) -> str:

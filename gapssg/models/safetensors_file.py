@@ -22,6 +22,8 @@ LARGEST_HEADER = 4 * 2**20  # bytes; that of 1,000 classes with names of 200 cha
 _MOST_DIMENSIONS = 8
 _LARGEST_DIMENSION = 2**40
 _LENGTH_BYTES = 8
+_ZIP = b"PK\x03\x04"  # torch.save since torch 1.6
+_PICKLE = b"\x80"
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -74,6 +76,7 @@ def read_safetensors(path: Path) -> SafetensorsFile:
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
         except (ValueError, RecursionError) as error:
+            _refuse_pickle(path, file)
             raise InputError(f"{path} is not a readable safetensors file: {error}") from error
         except (RuntimeError, MemoryError) as error:
             raise InputError(f"{path} is larger than the memory that there is") from error
@@ -81,6 +84,22 @@ def read_safetensors(path: Path) -> SafetensorsFile:
     digest.update(content.numpy().data)
     tensors = {entry.name: _tensor(content, entry) for entry in entries}
     return SafetensorsFile(tensors, metadata, digest.hexdigest())
+
+
+def _refuse_pickle(path: Path, file: BinaryIO) -> None:
+    """Say how a file of torch.save becomes one that can be read.
+
+    Raises:
+        InputError: The file begins as such files do.
+    """
+    file.seek(0)
+    if file.read(len(_ZIP)).startswith((_ZIP, _PICKLE)):
+        raise InputError(
+            f"{path} is a pickle as torch.save writes it, which can run code when it is read; convert its state dict "
+            "where you trust it:\n"
+            "    import torch; from safetensors.torch import save_file\n"
+            f"    save_file(torch.load({str(path)!r}, weights_only=True), {str(path.with_suffix('.safetensors'))!r})"
+        )
 
 
 def _read_header(file: BinaryIO) -> tuple[bytes, list[_Entry], dict[str, str]]:

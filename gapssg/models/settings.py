@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from gapssg.models import check_model_name
+from gapssg.models.reference import check_arguments, check_factory_name
 from gapssg.settings.base import Settings, as_validator
 
 
-class ModelSettings(Settings):
+class WithArguments(Settings):
+    """Has the keyword arguments of a model; written out only where there are some."""
+
+    # Of a union of types, pydantic would complain once for each; the check complains once.
+    arguments: Annotated[dict[str, Any], AfterValidator(as_validator(check_arguments))] = Field(default_factory=dict)
+    """Keyword arguments of a model that is not built in: numbers, texts, true or false."""
+
+    @model_serializer(mode="wrap")
+    def _without_no_arguments(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialize(self)
+        if not self.arguments:
+            values.pop("arguments", None)
+        return values
+
+
+class WithFactories(Settings):
+    """Names the code that model files may have run; written out only where there is some."""
+
+    model_factories: tuple[Annotated[str, AfterValidator(as_validator(check_factory_name))], ...] = ()
+    """Each `package.module:factory` that is imported and called if a model file names it."""
+
+    @model_serializer(mode="wrap")
+    def _without_no_factories(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialize(self)
+        if not self.model_factories:
+            values.pop("model_factories", None)
+        return values
+
+
+class ModelSettings(WithArguments):
     """A classifier by name."""
 
     name: Annotated[str, AfterValidator(as_validator(check_model_name))]
-    """A model that `gapssg models` lists."""
+    """A model that `gapssg models` lists, `torchvision:NAME`, `timm:NAME` or `package.module:factory`."""

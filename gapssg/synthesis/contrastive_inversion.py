@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gapssg.augment import Shifts, crop_and_flip
-from gapssg.models.profile import batch_norm_layers
+from gapssg.models.profile import executed_batch_norm_layers
 from gapssg.synthesis.base import SynthesisContext
 from gapssg.synthesis.batch_norm import instance_means, observed_inputs, statistics_distance
 from gapssg.synthesis.inversion import GeneratorInversion
@@ -73,7 +73,10 @@ class ContrastiveInversion(GeneratorInversion):
         """Make head and bank, which live as long as the run."""
         runtime, count = context.runtime, settings.synthesis_batch_size
         self.contrast = settings
-        features = sum(layer.num_features for layer in batch_norm_layers(context.teacher))  # type: ignore[misc]
+        features = sum(
+            layer.get_buffer("running_mean").numel()
+            for layer in executed_batch_norm_layers(context.teacher, context.image_shape)
+        )
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             self.head = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, settings.head_size))
         runtime.place(self.head)

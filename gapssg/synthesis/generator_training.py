@@ -12,6 +12,7 @@ from gapssg.augment import Shifts, crop_and_flip
 from gapssg.errors import Diverged, InputError
 from gapssg.models.frozen import frozen
 from gapssg.models.generator import Generator
+from gapssg.models.profile import last_linear_layer
 from gapssg.step import TrainingStep
 from gapssg.synthesis.base import EpochPlan, GeneratorMethodSettings, Responses, SynthesisContext
 from gapssg.synthesis.batch_norm import observed_statistics
@@ -33,7 +34,7 @@ class GeneratorTraining:
         """Make the generator and its optimizer.
 
         Raises:
-            InputError: The loss reads features, and the teacher has no linear layer.
+            InputError: The loss reads features, and no linear layer makes the teacher's logits.
         """
         runtime = context.runtime
         device, count = runtime.device, settings.synthesis_batch_size
@@ -44,7 +45,7 @@ class GeneratorTraining:
         self.fresh_targets = torch.zeros(count, dtype=torch.int64, device=device)
         self.generator = self._make_generator()
         self.average = self._make_generator() if settings.average_momentum is not None else None
-        self._last_layer = _last_linear(context.teacher) if settings.reads_features else None
+        self._last_layer = _last_linear(context) if settings.reads_features else None
         self._distances: list[Tensor] = []
         self._features: list[Tensor] = []
         self._student: nn.Module | None = None
@@ -184,10 +185,11 @@ class GeneratorTraining:
         }
 
 
-def _last_linear(teacher: nn.Module) -> nn.Module:
-    layers = [layer for layer in teacher.modules() if isinstance(layer, nn.Linear)]
-    if not layers:
+def _last_linear(context: SynthesisContext) -> nn.Module:
+    layer = last_linear_layer(context.teacher, context.image_shape, context.num_classes)
+    if layer is None:
         raise InputError(
-            "the teacher has no linear layer, whose inputs the method needs as features; use --method zskt"
+            "the teacher's logits come from no linear layer, whose inputs the method needs as features; "
+            "use --method zskt"
         )
-    return layers[-1]
+    return layer

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gapssg.augment import Shifts, crop_and_flip
 from gapssg.models.generator import Generator, reset_layers
-from gapssg.models.profile import batch_norm_layers
+from gapssg.models.profile import executed_batch_norm_layers
 from gapssg.step import forget_steps
 from gapssg.synthesis.base import SynthesisContext
 from gapssg.synthesis.batch_norm import batch_moments, observed_inputs
@@ -44,8 +44,8 @@ class MetaInversion(GeneratorInversion):
         self._meta_optimizer.step()  # makes its moments; a gradient of 0 moves nothing
         forget_steps(self._meta_optimizer)
         self._gradients = [torch.zeros_like(parameter) for parameter in self.meta.parameters()]
-        layers = batch_norm_layers(context.teacher)
-        # Mean and variance of each layer in turn, end to end.
+        layers = executed_batch_norm_layers(context.teacher, context.image_shape)
+        # In the order of observation, mean and variance of each layer in turn, end to end.
         buffers = [[layer.running_mean, layer.running_var] for layer in layers]
         self._expected = torch.cat([each for pair in buffers for each in pair]).float()  # type: ignore[misc]
         self._sizes = [len(each) for pair in buffers for each in pair]  # type: ignore[arg-type]

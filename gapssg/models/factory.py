@@ -1,0 +1,88 @@
+"""Models of anybody's: a factory is imported and called, because the user named it."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from gapssg.errors import InputError
+from gapssg.models.foreign import check_classifier, foreign_code
+from gapssg.models.reference import Arguments
+
+
+def build_from_factory(
+    name: str, arguments: Arguments, num_classes: int, input_shape: tuple[int, int, int]
+) -> nn.Module:
+    """Import `package.module:factory`, call it, and check what it returns by a forward pass.
+
+    It is called with the user's arguments and with those of `num_classes`, `input_shape` (C, H, W) and `in_channels`
+    that its signature names.
+
+    Raises:
+        InputError: It cannot be imported, is not callable, raises, or returns no classifier of such images.
+    """
+    with _current_folder_importable():
+        factory = _import(name)
+        task = {"num_classes": num_classes, "input_shape": input_shape, "in_channels": input_shape[0]}
+        named = {key: value for key, value in task.items() if key in _parameters(factory)}
+        doubled = sorted(named.keys() & arguments.keys())
+        if doubled:
+            raise InputError(f"{name} is given {doubled[0]} by the data or the teacher; leave the argument out")
+        with foreign_code(f"{name} cannot be called with {_call(named | dict(arguments))}"):
+            module = factory(**named, **arguments)
+        return check_classifier(module, name, num_classes, input_shape)
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    """Look for modules in the current folder, too, and there last."""
+    folder = os.getcwd()
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        sys.path.reverse()  # the last of equal entries is the one that was appended
+        sys.path.remove(folder)
+        sys.path.reverse()
+
+
+def _import(name: str) -> Callable[..., object]:
+    module_name, _, path = name.partition(":")
+    try:
+        with foreign_code(f"importing {module_name} for {name} failed"):
+            found: Any = importlib.import_module(module_name)
+    except InputError as error:
+        missing = error.__cause__.name if isinstance(error.__cause__, ModuleNotFoundError) else None
+        if missing is not None and f"{module_name}.".startswith(f"{missing}."):
+            raise InputError(
+                f"there is no module {missing} for {name}; it is looked for in the Python path and in {os.getcwd()}"
+            ) from error
+        raise
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise InputError(f"{module_name} has no {path}; write package.module:factory")
+        found = getattr(found, part)
+    if not callable(found):
+        raise InputError(f"{name} is a {type(found).__name__}, which cannot be called; name a function or class")
+    factory: Callable[..., object] = found
+    return factory
+
+
+def _parameters(factory: Callable[..., object]) -> frozenset[str]:
+    """Return the names that the factory can be given, as far as Python knows them."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except ValueError:  # code in C need not say
+        return frozenset()
+    return frozenset(each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY))
+
+
+def _call(arguments: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"

@@ -1,0 +1,181 @@
+"""Models of torchvision and timm: of their registries only, so that a name can neither fetch nor run anything else."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from gapssg.errors import InputError, RunError, did_you_mean, shortened
+from gapssg.models.foreign import foreign_code, replace_layer
+from gapssg.models.head import ClassifierHead
+from gapssg.models.reference import TORCHVISION, Arguments
+
+# What follows from the task, and what would fetch, read or trace something.
+_NOT_ARGUMENTS = {
+    "num_classes", "in_chans", "weights", "progress", "checkpoint_path", "cache_dir", "features_only", "scriptable",
+    "exportable", "no_jit",
+}  # fmt: skip
+# Their outputs in training are not logits but also those of auxiliary heads.
+_WITHOUT_AUXILIARY_HEADS = {"aux_logits": False, "init_weights": True}
+_FIXED: Mapping[str, Arguments] = {"googlenet": _WITHOUT_AUXILIARY_HEADS, "inception_v3": _WITHOUT_AUXILIARY_HEADS}
+
+
+class Pretrained(NamedTuple):
+    """The weights that a library has for a model.
+
+    Attributes:
+        tensors: By name, on the CPU.
+        mean: Per-channel mean that is subtracted from images in [0, 1].
+        deviation: Per-channel standard deviation that they are divided by.
+        class_names: In the order of the logits, where the library has them.
+    """
+
+    tensors: dict[str, Tensor]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    class_names: tuple[str, ...] | None
+
+
+def build_library_model(
+    library: str, name: str, arguments: Arguments, num_classes: int, input_shape: tuple[int, int, int]
+) -> nn.Module:
+    """Build a model of torchvision or timm with random weights, on torch's default device.
+
+    The first convolution takes as many channels as the images have, and autocast does not touch the last linear layer.
+
+    Raises:
+        InputError: The library is missing or has no classifier of this name, or refuses the arguments.
+    """
+    for argument in arguments:
+        if argument in _NOT_ARGUMENTS or argument.startswith("pretrained"):
+            raise InputError(f"{library}:{name} cannot be given the argument {argument}; leave it out")
+    fixed = _FIXED.get(name, {}) if library == TORCHVISION else {}
+    if fixed.keys() & arguments.keys():
+        raise InputError(f"{library}:{name} is built without auxiliary heads; leave {', '.join(fixed)} out")
+    check_library_name(library, name)
+    given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    with foreign_code(f"{library}:{name} cannot be built{f' with {given}' if given else ''}"):
+        if library == TORCHVISION:
+            with _ArangeOnProcessor() if name.startswith("regnet") else nullcontext():
+                module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **fixed, **arguments)
+            if input_shape[0] != 3:
+                _take_channels(module, input_shape[0])
+        else:
+            timm = _timm(name)
+            module = timm.create_model(
+                name, pretrained=False, num_classes=num_classes, in_chans=input_shape[0], **arguments
+            )
+        _keep_logits_exact(module, num_classes)
+    built: nn.Module = module
+    return built
+
+
+def check_library_name(library: str, name: str) -> None:
+    """Check that the library has a classifier of this name.
+
+    Raises:
+        InputError: It has none; the message gives the nearest names.
+    """
+    names = torchvision.models.list_models(torchvision.models) if library == TORCHVISION else _timm(name).list_models()
+    if name not in names:
+        raise InputError(f"{library} has no classifier {shortened(repr(name))}{did_you_mean(name, names)}")
+
+
+def pretrained_weights(library: str, name: str, channels: int) -> Pretrained:
+    """Fetch the weights that the library itself recommends for a model.
+
+    Args:
+        library: `torchvision` or `timm`.
+        name: The library's name of the model.
+        channels: Of an image; timm adapts its weights to them.
+
+    Raises:
+        InputError: There are none.
+        RunError: They cannot be fetched.
+    """
+    check_library_name(library, name)
+    if library == TORCHVISION:
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        with _fetching(f"{library}:{name}"):
+            tensors = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        preparation = weights.transforms()
+        return Pretrained(
+            dict(tensors), tuple(preparation.mean), tuple(preparation.std), tuple(weights.meta["categories"])
+        )
+    timm = _timm(name)
+    if not timm.models.is_model_pretrained(name):
+        raise InputError(f"timm has no weights for {name}; give --weights FILE")
+    with _fetching(f"{library}:{name}"):
+        module = timm.create_model(name, pretrained=True, in_chans=channels)
+    return Pretrained(
+        module.state_dict(), tuple(module.pretrained_cfg["mean"]), tuple(module.pretrained_cfg["std"]), None
+    )
+
+
+@contextmanager
+def _fetching(name: str) -> Iterator[None]:
+    """Say in one sentence why weights cannot be fetched; the libraries raise errors of many kinds."""
+    try:
+        yield
+    except Exception as error:
+        reason = shortened(f"{type(error).__name__}: {error}".splitlines()[0], 300)
+        raise RunError(
+            f"the weights of {name} cannot be fetched ({reason}); fetch them where there is a network, "
+            "save their state dict as safetensors, and give --weights FILE"
+        ) from error
+
+
+def _timm(name: str) -> Any:
+    try:
+        timm: ModuleType = importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        raise InputError(f"timm:{name} needs timm, which is not installed: pip install 'gapssg[timm]'") from error
+    return timm
+
+
+class _ArangeOnProcessor(TorchFunctionMode):
+    """Lets torchvision's RegNets compute their widths with tensors, which have no numbers on the meta device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.arange:
+            kwargs.setdefault("device", "cpu")
+        return func(*args, **kwargs)
+
+
+def _take_channels(module: nn.Module, channels: int) -> None:
+    """Replace the first convolution by one for images with another number of channels than 3."""
+    name, first = next((n, layer) for n, layer in module.named_modules() if isinstance(layer, nn.Conv2d))
+    if first.in_channels != 3:
+        raise InputError(f"its first convolution takes {first.in_channels} channels, not those of an image")
+    convolution = nn.Conv2d(
+        channels,
+        first.out_channels,
+        first.kernel_size,  # type: ignore[arg-type]
+        first.stride,  # type: ignore[arg-type]
+        first.padding,  # type: ignore[arg-type]
+        first.dilation,  # type: ignore[arg-type]
+        bias=first.bias is not None,
+    )
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    replace_layer(module, name, convolution)
+
+
+def _keep_logits_exact(module: nn.Module, num_classes: int) -> None:
+    """Let the last linear layer compute in the precision of its weights under autocast, as those of our models do."""
+    linear = [(name, layer) for name, layer in module.named_modules() if type(layer) is nn.Linear]
+    if not linear or linear[-1][1].out_features != num_classes:
+        return
+    name, last = linear[-1]
+    with torch.device("meta"):  # its weights are those of the other
+        head = ClassifierHead(last.in_features, last.out_features, bias=last.bias is not None)
+    head.weight, head.bias = last.weight, last.bias
+    replace_layer(module, name, head)

@@ -1,0 +1,85 @@
+"""What the name of a model refers to: a built-in model, a library's, or a factory's. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gapssg.errors import InputError, shortened
+
+Argument = bool | int | float | str
+Arguments = Mapping[str, Argument]
+
+TORCHVISION = "torchvision"
+TIMM = "timm"
+
+_LIBRARY_MODEL = re.compile(rf"({TORCHVISION}|{TIMM}):(\w{{1,100}})", re.ASCII)
+_FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+_ARGUMENT = re.compile(r"[A-Za-z_]\w{0,99}", re.ASCII)
+_MOST_ARGUMENTS = 50
+_LARGEST_ARGUMENT = 1e6
+_LONGEST_ARGUMENT = 200
+
+
+def library_model(name: str) -> tuple[str, str] | None:
+    """Return the library and its name of the model, if `name` is of the form `torchvision:NAME` or `timm:NAME`."""
+    match = _LIBRARY_MODEL.fullmatch(name)
+    return None if match is None else (match[1], match[2])
+
+
+def is_factory(name: str) -> bool:
+    """Tell whether `name` is of the form `package.module:factory`, whose use imports and runs code."""
+    return _FACTORY.fullmatch(name) is not None and name.split(":")[0] not in (TORCHVISION, TIMM)
+
+
+def check_factory_name(name: str) -> str:
+    """Return `name` if it can be that of a factory.
+
+    Raises:
+        InputError: It is not of the form `package.module:factory`.
+    """
+    if is_factory(name):
+        return name
+    raise InputError(f"{shortened(repr(name))} is no factory; write package.module:factory")
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the keyword arguments of a model if they are such as a settings or model file may hold.
+
+    Raises:
+        InputError: There are too many, or a name or value is not a bounded scalar.
+    """
+    if len(arguments) > _MOST_ARGUMENTS:
+        raise InputError(f"a model takes at most {_MOST_ARGUMENTS} arguments, not {len(arguments)}")
+    for name, value in arguments.items():
+        if not isinstance(name, str) or not _ARGUMENT.fullmatch(name):
+            raise InputError(f"{shortened(repr(name))} is no name of an argument")
+        given = f"the argument {name} is {shortened(repr(value))}"
+        if not isinstance(value, bool | int | float | str):
+            raise InputError(f"{given}; it must be a number, a text, true or false")
+        if isinstance(value, str) and len(value) > _LONGEST_ARGUMENT:
+            raise InputError(f"{given}; a text may have {_LONGEST_ARGUMENT} characters")
+        if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= _LARGEST_ARGUMENT):
+            raise InputError(f"{given}; a number must be from {-_LARGEST_ARGUMENT:,.0f} to {_LARGEST_ARGUMENT:,.0f}")
+    return arguments
+
+
+def check_allowed(name: str, factories: Iterable[str], source: object) -> None:
+    """Check that a file may have a model built: importing a factory runs code, which a file must not choose.
+
+    Args:
+        name: The architecture that the file says.
+        factories: Those that the user named.
+        source: The file, for the message.
+
+    Raises:
+        InputError: It is a factory that the user did not name.
+    """
+    if is_factory(name) and name not in set(factories):
+        name = shortened(name)
+        raise InputError(
+            f"{source} names the factory {name}, whose code would be run; "
+            f"if you trust that code, add --model-factory {name}"
+        )
