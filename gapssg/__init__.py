@@ -13,8 +13,16 @@ from gapssg._version import __version__
 if TYPE_CHECKING:
     from gapssg.engine.distill import distill
     from gapssg.engine.evaluate import evaluate
+    from gapssg.engine.import_teacher import import_teacher
+    from gapssg.engine.inspection import inspect
     from gapssg.engine.pretrain import pretrain_teacher
-    from gapssg.engine.settings import DistillSettings, EvaluateSettings, PretrainSettings
+    from gapssg.engine.settings import (
+        DistillSettings,
+        EvaluateSettings,
+        ImportSettings,
+        InspectSettings,
+        PretrainSettings,
+    )
     from gapssg.errors import GapssgError, InputError, RunError
     from gapssg.landscape.measure import measure_landscape
     from gapssg.landscape.settings import LandscapeSettings
@@ -25,13 +33,17 @@ __all__ = [
     "DistillSettings",
     "EvaluateSettings",
     "GapssgError",
+    "ImportSettings",
     "InputError",
+    "InspectSettings",
     "LandscapeSettings",
     "PretrainSettings",
     "RunError",
     "__version__",
     "distill",
     "evaluate",
+    "import_teacher",
+    "inspect",
     "load_model",
     "load_settings",
     "measure_landscape",
@@ -41,9 +53,13 @@ __all__ = [
 _HOMES = {
     "distill": "gapssg.engine.distill",
     "evaluate": "gapssg.engine.evaluate",
+    "import_teacher": "gapssg.engine.import_teacher",
+    "inspect": "gapssg.engine.inspection",
     "pretrain_teacher": "gapssg.engine.pretrain",
     "DistillSettings": "gapssg.engine.settings",
     "EvaluateSettings": "gapssg.engine.settings",
+    "ImportSettings": "gapssg.engine.settings",
+    "InspectSettings": "gapssg.engine.settings",
     "PretrainSettings": "gapssg.engine.settings",
     "LandscapeSettings": "gapssg.landscape.settings",
     "measure_landscape": "gapssg.landscape.measure",

@@ -13,6 +13,8 @@ from gapssg._version import __version__
 from gapssg.cli.console import Invocation, printable
 from gapssg.cli.distill import distill
 from gapssg.cli.evaluate import evaluate
+from gapssg.cli.import_teacher import import_teacher
+from gapssg.cli.inspect import inspect
 from gapssg.cli.landscape import landscape
 from gapssg.cli.listings import list_methods, list_models, list_recipes
 from gapssg.cli.pretrain_teacher import pretrain_teacher
@@ -37,11 +39,13 @@ app = typer.Typer(
     help="Compress a trained image classifier without its training data.",
 )
 app.command("pretrain-teacher")(pretrain_teacher)
+app.command("import-teacher")(import_teacher)
 app.command("distill")(distill)
 app.command("eval")(evaluate)
 app.command("landscape")(landscape)
 app.command("quickstart")(quickstart)
 app.command("table")(table)
+app.command("inspect")(inspect)
 app.command("models")(list_models)
 app.command("methods")(list_methods)
 app.command("recipes")(list_recipes)

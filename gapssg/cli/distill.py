@@ -18,7 +18,7 @@ def distill(
     context: typer.Context,
     teacher: Annotated[Path | None, typer.Option("--teacher", help="The teacher's model file.")] = None,
     student: Annotated[
-        str | None, typer.Option("--student", help="The student's architecture; `gapssg models` lists them.")
+        str | None, typer.Option("--student", help=f"The student's architecture: {options.MODEL}.")
     ] = None,
     output: options.Output = None,
     method: Annotated[
@@ -37,6 +37,7 @@ def distill(
         Path | None, typer.Option("--student-weights", help="Model file or safetensors file to start from.")
     ] = None,
     epochs: options.Epochs = None,
+    model_factory: options.ModelFactory = None,
     batch_size: options.BatchSize = None,
     learning_rate: options.LearningRate = None,
     checkpoint_every: options.CheckpointEvery = None,
@@ -89,6 +90,7 @@ def distill(
             "student.weights": ("--student-weights", student_weights),
             "method.name": ("--method", method),
             "pool": ("--pool", pool),
+            "model_factories": ("--model-factory", model_factory if resume is None else None),
             **options.data_options("eval_data", "--eval-data", eval_data, data_root, download, image_size),
             "epochs": ("--epochs", epochs),
             "batch_size": ("--batch-size", batch_size),
@@ -104,6 +106,8 @@ def distill(
         beneath=_published if resume is None else None,
     )
     settings = options.without_download(settings, "eval_data", resume, download)
+    factories = (settings.student.name, *settings.model_factories)
+    options.check_factories(factories, resume, (student, *(model_factory or ())), "--model-factory")
     if dry_run:
         console.settings(settings.to_dict(), settings.to_toml())
         return

@@ -28,6 +28,7 @@ def evaluate(
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Print per-class accuracies and the confusion matrix too.")
     ] = False,
+    model_factory: options.ModelFactory = None,
     batch_size: options.BatchSize = None,
     data_root: options.DataRoot = None,
     download: options.Download = None,
@@ -58,6 +59,7 @@ def evaluate(
             "models": ("FILE", [str(file) for file in files] if files else None),
             **options.data_options("data", "--data", data, data_root, download, image_size),
             "teacher": ("--teacher", teacher),
+            "model_factories": ("--model-factory", model_factory),
             "batch_size": ("--batch-size", batch_size),
             **options.runtime_options(seed, device, precision, compiled, deterministic),
         },

@@ -63,6 +63,7 @@ def landscape(
     own_scale: Annotated[
         bool | None, typer.Option("--own-scale/--one-scale", help="A colour scale for each surface, or one for all.")
     ] = None,
+    model_factory: options.ModelFactory = None,
     batch_size: options.BatchSize = None,
     data_root: options.DataRoot = None,
     download: options.Download = None,
@@ -97,6 +98,7 @@ def landscape(
             "models": ("FILE|DIR", [str(model) for model in models] if models else None),
             **options.data_options("data", "--data", data, data_root, download, image_size),
             "teacher": ("--teacher", teacher),
+            "model_factories": ("--model-factory", model_factory if resume is None else None),
             "samples": ("--samples", samples),
             "dimensions": ("--dimensions", dimensions),
             "grid": ("--grid", grid),
@@ -113,6 +115,7 @@ def landscape(
         },
     )
     settings = options.without_download(settings, "data", resume, download)
+    options.check_factories(settings.model_factories, resume, model_factory or (), "--model-factory")
     if dry_run:
         console.settings(settings.to_dict(), settings.to_toml())
         return

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
 from gapssg.cli.console import Console, Invocation
-from gapssg.errors import InputError
+from gapssg.errors import InputError, shortened
+from gapssg.models.reference import is_factory
 from gapssg.settings.load import AnySettings, read_toml
 
 _SETTINGS = "Settings"
 _RUN = "Running"
 _SHOW = "Display"
+
+MODEL = "a name that `gapssg models` lists, torchvision:NAME, timm:NAME, or package.module:factory"
+"""What a model can be called, for help texts."""
 
 
 def _remember(field: str) -> Any:
@@ -106,6 +110,14 @@ Deterministic = Annotated[
         rich_help_panel=_RUN,
     ),
 ]
+ModelFactory = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model-factory",
+        metavar="MODULE:FACTORY",
+        help="Let model files have this code of yours imported and run; repeatable.",
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option(
@@ -138,6 +150,7 @@ Debug = Annotated[
 ]
 
 Value = TypeVar("Value")
+Number = TypeVar("Number", int, float)
 
 
 def console_of(context: typer.Context) -> Console:
@@ -194,6 +207,43 @@ def without_download(settings: AnySettings, key: str, resume: Path | None, downl
     if resume is None or download or data is None:
         return settings
     return settings.model_copy(update={key: data.model_copy(update={"download": False})})
+
+
+def numbers(option: str, text: str | None, kind: Callable[[str], Number]) -> list[Number] | None:
+    """Return the numbers that an option lists with commas.
+
+    Raises:
+        InputError: One is no number.
+    """
+    if text is None:
+        return None
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{option} {text!r} is to be numbers with commas between them, such as 3,64,64") from error
+
+
+def check_factories(names: Iterable[str], resume: Path | None, named: Iterable[str | None], option: str) -> None:
+    """Check that the code that a continued run imports is named again.
+
+    A stranger's run directory must not choose what code is run.
+
+    Args:
+        names: The models and factories in the settings.
+        resume: The directory of a run that is continued.
+        named: What the command line names.
+        option: Where it can name them.
+
+    Raises:
+        InputError: A factory is not named.
+    """
+    again = set(named)
+    for name in names:
+        if resume is not None and is_factory(name) and name not in again:
+            raise InputError(
+                f"the run in {resume} has the code of {shortened(name)} imported and run; "
+                f"if you trust it, add {option} {shortened(name)}"
+            )
 
 
 def data_options(

@@ -16,7 +16,7 @@ def pretrain_teacher(
         str | None,
         typer.Option("--data", help="digits, cifar10, cifar100 or folder:PATH (with train/ and test/)."),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Architecture; `gapssg models` lists them.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help=f"Architecture: {options.MODEL}.")] = None,
     output: options.Output = None,
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = None,
@@ -68,6 +68,7 @@ def pretrain_teacher(
         },
     )
     settings = options.without_download(settings, "data", resume, download)
+    options.check_factories((settings.model.name,), resume, (model,), "--model")
     if dry_run:
         console.settings(settings.to_dict(), settings.to_toml())
         return

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from gapssg.data.settings import DataSettings
+from gapssg.models import LARGEST_IMAGE_SIDE, MOST_CHANNELS, MOST_CLASSES, SMALLEST_IMAGE_SIDE
 from gapssg.models.settings import ModelSettings, WithFactories
 from gapssg.settings.base import Settings
 from gapssg.settings.parts import OptimizerSettings, RuntimeSettings
 from gapssg.synthesis import GapSSGSettings, MethodSettings
+
+InputShape = tuple[
+    Annotated[int, Field(ge=1, le=MOST_CHANNELS)],
+    Annotated[int, Field(ge=SMALLEST_IMAGE_SIDE, le=LARGEST_IMAGE_SIDE)],
+    Annotated[int, Field(ge=SMALLEST_IMAGE_SIDE, le=LARGEST_IMAGE_SIDE)],
+]
+DEFAULT_WEIGHTS = "default"
 
 
 class PretrainSettings(Settings):
@@ -105,3 +114,51 @@ class EvaluateSettings(WithFactories):
     """Not used by evaluation, which draws nothing; recorded like every command's."""
     runtime: RuntimeSettings = RuntimeSettings()
     """Device, precision and compilation."""
+
+
+class InspectSettings(WithFactories):
+    """Which model is looked at: a file, or an architecture with random weights."""
+
+    file: Path | None = None
+    """A model file."""
+    model: ModelSettings | None = None
+    """An architecture."""
+    num_classes: int = Field(default=10, ge=2, le=MOST_CLASSES)
+    """Of an architecture: number of classes."""
+    input_shape: InputShape = (3, 32, 32)
+    """Of an architecture: channels, height and width of an image."""
+
+    @model_validator(mode="after")
+    def _one_model(self) -> InspectSettings:
+        if (self.file is None) == (self.model is None):
+            raise ValueError("give a model file or an architecture")
+        return self
+
+
+class ImportSettings(Settings):
+    """How a classifier that was trained elsewhere becomes a model file."""
+
+    model: ModelSettings
+    """The architecture."""
+    weights: str | None = None
+    """A safetensors file, or `default`: those that torchvision or timm has; without it, those of the factory."""
+    input_shape: InputShape
+    """Channels, height and width of an image."""
+    num_classes: int | None = Field(default=None, ge=2, le=MOST_CLASSES)
+    """Number of classes; without it, as many as there are names or as the library's weights have."""
+    class_names: tuple[Annotated[str, Field(min_length=1, max_length=255)], ...] | None = None
+    """Names of the classes in the order of the logits; without them, those of the library, or 0, 1, 2 ..."""
+    mean: tuple[float, ...] | None = None
+    """Mean that is subtracted from images in [0, 1]: one a channel, or one for all."""
+    deviation: tuple[float, ...] | None = None
+    """Standard deviation that they are divided by: one a channel, or one for all."""
+    crop_padding: int | None = Field(default=None, ge=0, le=256)
+    """Pixels of zero padding for random crops of synthetic images; without it, an eighth of the image's height."""
+    flip: bool = False
+    """Whether a mirrored image still belongs to its class."""
+    data: DataSettings | None = None
+    """Labelled images whose `test` split the model is evaluated on before it is written."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """The seed of weights that the factory draws."""
+    runtime: RuntimeSettings = RuntimeSettings()
+    """Device and precision of the evaluation."""

@@ -16,7 +16,8 @@ class Generator(nn.Module):
 
     Images of less than 56 pixels get two upsamplings, from a quarter of their size, as in the published generator.
     Larger ones get as many as lead from maps of at least 7 pixels to their size (from 8x8 to 64x64, from 7x7 to
-    224x224): from a quarter, the linear layer alone would have a hundred million weights.
+    224x224): from a quarter, the linear layer alone would have a hundred million weights. A side that 4 does not divide
+    is made up to the next one that it does, and cropped.
 
     Attributes:
         image_shape: (C, H, W) of one image.
@@ -30,26 +31,26 @@ class Generator(nn.Module):
         """Build the generator with the same initial weights each time.
 
         Args:
-            image_shape: (channels, height, width) of one image; height and width divisible by 4.
+            image_shape: (channels, height, width) of one image; height and width at least 4.
             latent_size: Length of one latent.
             width: Channels of the last feature maps; those before have twice as many.
 
         Raises:
-            InputError: The images have no channel, or a height or width that 4 does not divide.
+            InputError: The images have no channel, or a height or width of less than 4 pixels.
         """
         super().__init__()
         channels, image_height, image_width = image_shape
         if channels < 1:
             raise InputError(f"images need at least 1 channel, not {channels}")
-        if any(side < 4 or side % 4 for side in (image_height, image_width)):
+        if min(image_height, image_width) < 4:
             raise InputError(
-                f"the generator cannot make images of {image_height}x{image_width} pixels; "
-                "resize them so that height and width are divisible by 4"
+                f"the generator cannot make images of {image_height}x{image_width} pixels, but from 4x4 on"
             )
+        whole_height, whole_width = (-(-side // 4) * 4 for side in (image_height, image_width))
         self.image_shape = image_shape
         self.latent_size = latent_size
-        factor = 2 ** _count_upsamplings(image_height, image_width)
-        self._first_maps = (2 * width, image_height // factor, image_width // factor)
+        factor = 2 ** _count_upsamplings(whole_height, whole_width)
+        self._first_maps = (2 * width, whole_height // factor, whole_width // factor)
         upsampling: list[nn.Module] = []
 
         # The layers draw default weights when they are made; these draws must not move the global state.
@@ -72,7 +73,9 @@ class Generator(nn.Module):
         """Map latent: (N, latent_size) float32 to images: (N, C, H, W) float32 in [0, 1]."""
         first_maps = self.first_norm(self.linear(latent).unflatten(1, self._first_maps))
         # Under autocast the sigmoid would have the 8 bits of bfloat16 for images of 8 bits.
-        return torch.sigmoid(self.upsampling(first_maps).to(self.linear.weight.dtype))
+        logits = self.upsampling(first_maps).to(self.linear.weight.dtype)
+        _, height, width = self.image_shape
+        return torch.sigmoid(logits[:, :, :height, :width])
 
     def reset_parameters(self, rng: torch.Generator) -> None:
         """Draw all weights anew in place and forget the running statistics.

@@ -180,21 +180,26 @@ def architecture_of(path: str | Path) -> str:
     return str(_read_description(path, read_safetensors(path).metadata).get("architecture"))
 
 
-def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: object) -> None:
     """Copy `tensors` into `module`.
+
+    Args:
+        module: Whose weights they are to be.
+        tensors: By the names of its state dict.
+        source: Where they come from, for messages.
 
     Raises:
         InputError: Names, shapes or types differ (the first differences are named), or a number is not
             finite.
     """
-    _check_fit(module, tensors, path)
+    _check_fit(module, tensors, source)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise InputError(f"{path}: {name} holds numbers that are not finite")
+            raise InputError(f"{source}: {name} holds numbers that are not finite")
     module.load_state_dict(tensors)
 
 
-def _check_fit(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+def _check_fit(module: nn.Module, tensors: dict[str, Tensor], source: object) -> None:
     expected = module.state_dict()
     differences = [f"{name} is missing" for name in expected if name not in tensors]
     differences += [f"{shortened(name)} is unknown" for name in tensors if name not in expected]
@@ -205,7 +210,7 @@ def _check_fit(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> Non
             differences.append(f"{name} is {tensors[name].dtype} instead of {expected[name].dtype}")
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise InputError(f"{path}: the weights do not fit the model: {'; '.join(sorted(differences)[:3])}{more}")
+        raise InputError(f"{source}: the weights do not fit the model: {'; '.join(sorted(differences)[:3])}{more}")
 
 
 def _read_description(path: Path, metadata: dict[str, str]) -> dict[str, Any]:

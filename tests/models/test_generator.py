@@ -25,14 +25,15 @@ def test_parameter_count_is_that_of_the_published_generator():
 
 
 @pytest.mark.parametrize(
-    ("side", "first"), [(16, 4), (28, 7), (32, 8), (48, 12), (52, 13), (56, 7), (64, 8), (100, 25), (128, 8), (224, 7)]
+    ("side", "first"),
+    [(16, 4), (28, 7), (32, 8), (48, 12), (52, 13), (56, 7), (64, 8), (100, 25), (128, 8), (223, 7), (224, 7)],
 )
 def test_large_images_begin_with_maps_of_seven_pixels_or_more(side, first):
     generator = Generator((3, side, side), latent_size=2, width=4)
     assert generator.linear.out_features == 2 * 4 * first**2
 
 
-@pytest.mark.parametrize("image_shape", [(1, 4, 4), (3, 32, 32), (5, 64, 64), (2, 28, 12), (1, 224, 96)])
+@pytest.mark.parametrize("image_shape", [(1, 4, 4), (3, 32, 32), (5, 64, 64), (2, 28, 12), (1, 224, 96), (3, 17, 30)])
 def test_images_have_the_asked_shape_and_lie_in_the_unit_interval(image_shape):
     generator = Generator(image_shape, latent_size=8, width=4)
     with torch.no_grad():
@@ -58,10 +59,10 @@ def test_the_latent_and_every_parameter_get_a_finite_non_zero_gradient():
         assert gradient.abs().max() > 0, key
 
 
-@pytest.mark.parametrize("image_shape", [(3, 30, 32), (3, 32, 33), (3, 0, 32), (3, 2, 4)])
-def test_sizes_not_divisible_by_four_are_refused(image_shape):
+@pytest.mark.parametrize("image_shape", [(3, 0, 32), (3, 3, 4)])
+def test_sizes_of_less_than_four_pixels_are_refused(image_shape):
     _, height, width = image_shape
-    with pytest.raises(InputError, match=f"{height}x{width} pixels.*divisible by 4"):
+    with pytest.raises(InputError, match=f"{height}x{width} pixels, but from 4x4 on"):
         Generator(image_shape)
 
 

@@ -1,0 +1,100 @@
+"""`gapssg inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gapssg.cli import options
+from gapssg.cli.console import Console, count
+
+
+def inspect(
+    context: typer.Context,
+    model: Annotated[
+        str | None, typer.Argument(help=f"A model file, or {options.MODEL}.", metavar="MODEL|FILE")
+    ] = None,
+    num_classes: Annotated[int | None, typer.Option("--num-classes", help="Of a MODEL (default 10).")] = None,
+    input_shape: Annotated[
+        str | None, typer.Option("--input-shape", metavar="C,H,W", help="Of a MODEL (default 3,32,32).")
+    ] = None,
+    model_factory: options.ModelFactory = None,
+    config: options.Config = None,
+    overrides: options.Set = None,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show a model's layers, cost and description, and which methods can distil from it."""
+    from gapssg.engine.settings import InspectSettings
+    from gapssg.settings import load_settings
+
+    console = options.console_of(context)
+    is_file = model is not None and (Path(model).exists() or Path(model).suffix == ".safetensors")
+    settings = load_settings(
+        InspectSettings,
+        section="inspect",
+        config=config,
+        overrides=overrides or (),
+        options={
+            "file": ("FILE", model if is_file else None),
+            "model.name": ("MODEL", None if is_file else model),
+            "num_classes": ("--num-classes", num_classes),
+            "input_shape": ("--input-shape", options.numbers("--input-shape", input_shape, int)),
+            "model_factories": ("--model-factory", model_factory),
+        },
+    )
+    if dry_run:
+        console.settings(settings.to_dict(), settings.to_toml())
+        return
+
+    from gapssg.engine.inspection import inspect
+
+    result = inspect(settings)
+    _print(console, result)
+    console.result(result)
+
+
+def _print(console: Console, result: dict[str, Any]) -> None:
+    console.table(
+        "Layers with weights, statistics or multiply-adds, in the order in which they run",
+        ["layer", "type", "output", "parameters", "MACs", "observed"],
+        [
+            [
+                layer["name"] or "-",
+                layer["type"],
+                "x".join(map(str, layer["output_shape"] or ())) or "-",
+                count(layer["parameters"]),
+                f"{layer['macs'] / 1e6:.2f} M" if layer["macs"] else "-",
+                "yes" if layer["observed"] else "",
+            ]
+            for layer in result["layers"]
+        ],
+    )
+    arguments = ", ".join(f"{key}={value!r}" for key, value in result["arguments"].items())
+    rows = [
+        ["architecture", result["architecture"] + (f" ({arguments})" if arguments else "")],
+        ["images", "x".join(map(str, result["input_shape"]))],
+        ["classes", count(result["num_classes"])],
+        ["parameters", count(result["parameters"])],
+        ["MACs of an image", f"{result['macs'] / 1e6:.1f} M"],
+        ["batch-norm layers observed", str(len(result["observed_batch_norm_layers"]))],
+    ]
+    if (card := result["card"]) is not None:
+        rows += [
+            ["class names", ", ".join(card["class_names"])],
+            ["mean", ", ".join(f"{each:.4g}" for each in card["mean"])],
+            ["standard deviation", ", ".join(f"{each:.4g}" for each in card["deviation"])],
+            ["random crops and flips", f"padding {card['crop_padding']}, {'flips' if card['flip'] else 'no flips'}"],
+            *([f"made by: {key}", str(value)] for key, value in card["provenance"].items() if key != "versions"),
+            *([f"version of {key}", str(value)] for key, value in card["provenance"]["versions"].items()),
+            ["SHA-256", result["sha256"]],
+        ]
+    console.table(result["file"] or result["architecture"], ["", "model"], rows)
+    console.table(
+        "Methods that can distil from it",
+        ["method", "runs"],
+        [[name, "yes" if lacks is None else f"no: it needs {lacks}"] for name, lacks in result["methods"].items()],
+    )
