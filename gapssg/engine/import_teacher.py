@@ -155,6 +155,5 @@ def _evaluate(settings: ImportSettings, model: LoadedModel, runtime: Runtime, di
     images = read_test_images(settings.data, model, display).to(runtime.device)
     normalization = Normalization.from_statistics(model.card.mean, model.card.deviation, runtime.device)
     with runtime.configured():
-        return score(
-            predict(runtime.place(model.module), images.images, normalization, runtime), images.labels
-        ).to_dict()
+        logits = predict(runtime.place(model.module), images.images, normalization, runtime)
+    return score(logits, images.labels).to_dict()

@@ -24,7 +24,7 @@ def foreign_code(complaint: str) -> Iterator[None]:
         yield
     except GapssgError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that parses its arguments leaves
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
         raise InputError(f"{complaint} ({shortened(reason, 300)})") from error

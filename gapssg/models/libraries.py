@@ -64,7 +64,7 @@ def build_library_model(
     given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
     with foreign_code(f"{library}:{name} cannot be built{f' with {given}' if given else ''}"):
         if library == TORCHVISION:
-            with _ArangeOnProcessor() if name.startswith("regnet") else nullcontext():
+            with _NumbersOnProcessor() if name.startswith("regnet") else nullcontext():
                 module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **fixed, **arguments)
             if input_shape[0] != 3:
                 _take_channels(module, input_shape[0])
@@ -141,12 +141,12 @@ def _timm(name: str) -> Any:
     return timm
 
 
-class _ArangeOnProcessor(TorchFunctionMode):
+class _NumbersOnProcessor(TorchFunctionMode):
     """Lets torchvision's RegNets compute their widths with tensors, which have no numbers on the meta device."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func is torch.arange:
+        if func in (torch.arange, torch.tensor):
             kwargs.setdefault("device", "cpu")
         return func(*args, **kwargs)
 

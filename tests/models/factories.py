@@ -1,0 +1,110 @@
+"""Factories of models as users have them, good and bad, which tests name as `tests.models.factories:NAME`."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+NUMBER = 3
+
+
+def small(num_classes: int, in_channels: int, width: int = 4) -> nn.Module:
+    """A convolution with batch norm, dropout, and a linear layer."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, width, 3, stride=2),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(),
+        nn.Linear(width, num_classes),
+    )
+
+
+def ten_classes() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(256, 10))
+
+
+def without_linear_layer(num_classes: int, in_channels: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(in_channels, num_classes, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+class OutOfOrder(nn.Module):
+    """Registers its layers in another order than it runs them, one of them twice and one never."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, num_classes)
+        self.unused_norm = nn.BatchNorm2d(5)
+        self.unused_head = nn.Linear(2, num_classes)
+        self.second_norm = nn.BatchNorm1d(6)
+        self.first_norm = FrozenBatchNorm2d(4)
+        self.convolution = nn.Conv2d(in_channels, 4, 3)
+        self.middle = nn.Linear(4, 6)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = F.relu(self.first_norm(self.first_norm(self.convolution(images))))
+        return self.head(F.relu(self.second_norm(self.middle(features.mean(dim=(2, 3))))))
+
+
+class Tied(nn.Module):
+    """Two names for one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(256, 10)
+        self.second = nn.Linear(256, 10)
+        self.second.weight = self.first.weight
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.first(images.flatten(1)) + self.second(images.flatten(1))
+
+
+class AlwaysDropping(nn.Module):
+    """Drops in evaluation mode, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(256, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.dropout(self.linear(images.flatten(1)), training=True)
+
+
+class Looking(nn.Module):
+    """Looks at the numbers of its input, which the meta device has not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(256, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(images.flatten(1) if images.max() >= 0 else -images.flatten(1))
+
+
+def raising(num_classes: int) -> nn.Module:
+    raise RuntimeError("no such width\nand more of it")
+
+
+def leaving() -> nn.Module:
+    raise SystemExit(3)
+
+
+def returning_a_dictionary() -> object:
+    return {"weights": torch.zeros(1)}
+
+
+def without_weights() -> nn.Module:
+    return nn.Flatten()
+
+
+def features_only(in_channels: int) -> nn.Module:
+    return nn.Conv2d(in_channels, 8, 3)
+
+
+def not_finite() -> nn.Module:
+    module = ten_classes()
+    nn.init.constant_(module[1].weight, float("inf"))
+    return module

@@ -1,0 +1,146 @@
+"""Model files that name models which are not built in: what they may have imported, and what they may cost."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from gapssg.errors import InputError
+from gapssg.models import create_model
+from gapssg.models.model_file import ModelCard, load_model, save_model
+from gapssg.models.profile import profile_model
+from gapssg.models.safetensors_file import read_safetensors
+from tests.conftest import make_card
+from tests.models.test_model_file import rewrite_header
+
+FACTORY = "tests.models.factories:small"
+
+
+def write(path: Path, architecture: str, **arguments: object) -> ModelCard:
+    card = make_card(architecture=architecture, arguments=arguments)
+    module = create_model(architecture, num_classes=10, input_shape=card.input_shape, seed=1, arguments=card.arguments)
+    save_model(path, module, card)
+    return card
+
+
+def test_a_card_without_arguments_is_written_as_before_there_were_any(teacher_file: Path):
+    description = json.loads(read_safetensors(teacher_file).metadata["gapssg"])
+    assert "arguments" not in description
+    assert load_model(teacher_file).card.arguments == {}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments"),
+    [("torchvision:mobilenet_v2", {"width_mult": 0.25}), (FACTORY, {"width": 6})],
+)
+def test_a_model_that_is_not_built_in_comes_back_with_its_arguments(tmp_path: Path, architecture, arguments):
+    card = write(tmp_path / "a.safetensors", architecture, **arguments)
+    loaded = load_model(tmp_path / "a.safetensors", factories=[FACTORY])
+    assert loaded.card == card
+    assert loaded.card.arguments == arguments
+    expected = read_safetensors(tmp_path / "a.safetensors").tensors
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.module.state_dict().items())
+
+
+@pytest.mark.parametrize("factories", [(), ("tests.models.factories:ten_classes",), ("evil:run",)])
+def test_a_file_has_no_factory_imported_that_the_user_did_not_name(tmp_path: Path, monkeypatch, factories):
+    traces = tmp_path / "ran"
+    (tmp_path / "evil.py").write_text(f"open({str(traces)!r}, 'w').close()\ndef make(): raise SystemExit\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    save_model(tmp_path / "a.safetensors", nn.Linear(1, 1), make_card(architecture="evil:make"))
+    with pytest.raises(
+        InputError, match=r"names the factory evil:make, whose code would be run; .* --model-factory evil"
+    ):
+        load_model(tmp_path / "a.safetensors", factories)
+    assert not traces.exists()
+    assert "evil" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments"),
+    [
+        ("torchvision:resnet18", {"weights": "DEFAULT"}),
+        ("torchvision:resnet18", {"pretrained": True}),
+        ("timm:resnet10t", {"checkpoint_path": "a.pth"}),
+        ("timm:resnet10t", {"pretrained_cfg": "hf-hub:a/b"}),
+        ("torchvision:no_such_model", {}),
+        ("timm:hf-hub:a/b", {}),
+        ("timm:local-dir:a", {}),
+        ("torchvision:resnet18", {"width_per_group": [1]}),
+        ("torchvision:resnet18", {"width_per_group": 10**9}),
+        ("wrn16_1", {"width": 2}),
+    ],
+)
+def test_a_file_can_have_nothing_fetched_or_read(tmp_path: Path, monkeypatch, architecture, arguments):
+    def fetch(*_: object, **__: object) -> None:
+        raise AssertionError("something was fetched or read")
+
+    monkeypatch.setattr("urllib.request.urlopen", fetch)
+    monkeypatch.setattr("torch.load", fetch)
+    path = tmp_path / "a.safetensors"
+    save_model(path, nn.Linear(1, 1), make_card())
+    rewrite_header(path, lambda card: json.dumps({**card, "architecture": architecture, "arguments": arguments}))
+    with pytest.raises(InputError) as caught:
+        load_model(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_small_file_makes_no_wide_or_deep_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("timm")
+    monkeypatch.setattr("gapssg.models.model_file.create_model", None)
+    path = tmp_path / "a.safetensors"
+    wide = make_card(
+        architecture="torchvision:resnet50", arguments={"width_per_group": 500_000}, input_shape=(1, 32, 32)
+    )
+    save_model(path, nn.Linear(1, 1), wide)
+    with pytest.raises(InputError, match="the weights do not fit the model"):
+        load_model(path)
+    deep = make_card(
+        architecture="timm:vit_tiny_patch16_224", arguments={"depth": 999_999, "img_size": 32}, input_shape=(1, 32, 32)
+    )
+    save_model(path, nn.Linear(1, 1), deep)
+    with pytest.raises(InputError, match="many more layers than the file has tensors"):
+        load_model(path)
+
+
+def test_a_small_file_takes_no_memory_for_what_is_not_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def with_a_large_mask(*_: object, **__: object) -> nn.Module:
+        with torch.device("meta"):
+            module = nn.Linear(1, 1)
+            module.register_buffer("mask", torch.empty(5000, 5000), persistent=False)
+        return module
+
+    monkeypatch.setattr("gapssg.models.model_file.empty_model", with_a_large_mask)
+    monkeypatch.setattr("gapssg.models.model_file.create_model", None)
+    save_model(tmp_path / "a.safetensors", nn.Linear(1, 1), make_card())
+    with pytest.raises(InputError, match="memory for 25,000,000 numbers that are not in the file"):
+        load_model(tmp_path / "a.safetensors")
+
+
+def test_tied_weights_are_written_and_come_back(tmp_path: Path):
+    write(tmp_path / "a.safetensors", "tests.models.factories:Tied")
+    module = load_model(tmp_path / "a.safetensors", ["tests.models.factories:Tied"]).module
+    assert torch.equal(module.first.weight, module.second.weight)
+
+
+def test_a_model_that_looks_at_numbers_is_profiled(tmp_path: Path):
+    module = create_model("tests.models.factories:Looking", num_classes=10, input_shape=(1, 16, 16))
+    assert profile_model(module, (1, 16, 16)).macs == 2560
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_is_refused_with_the_lines_that_convert_it(tmp_path: Path, legacy):
+    path = tmp_path / "a.pt"
+    torch.save({"a": torch.ones(1)}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(InputError) as caught:
+        read_safetensors(path)
+    assert "is a pickle as torch.save writes it" in str(caught.value)
+    lines = str(caught.value).splitlines()[1:]
+    # The reader's own lines, run as they stand: they must do what the sentence says.
+    exec("\n".join(line.strip() for line in lines))
+    assert read_safetensors(tmp_path / "a.safetensors").tensors["a"].tolist() == [1.0]

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+from gapssg.errors import InputError
+from gapssg.models import check_model_name, create_model, empty_model
+from gapssg.models.head import ClassifierHead
+from gapssg.models.profile import last_linear_layer, profile_model
+
+HERE = "tests.models.factories"
+GREY = (1, 16, 16)
+
+
+def refusal(name: str, num_classes: int = 10, input_shape: tuple[int, int, int] = GREY, **arguments: object) -> str:
+    with pytest.raises(InputError) as caught:
+        create_model(name, num_classes=num_classes, input_shape=input_shape, arguments=arguments)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["torchvision:resnet18", "timm:resnet26d", "module:factory", "a.b.c:Class", "a:Class.method"]
+)
+def test_references_are_names_and_nothing_is_imported_to_check_them(name):
+    assert check_model_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["torchvision:", "timm:hf-hub:x", "timm:local-dir:x", "a:b:c", "a b:c", "a.:b", ":x"])
+def test_what_only_looks_like_a_reference_is_refused_with_the_forms(name):
+    with pytest.raises(InputError, match=r"write torchvision:NAME, timm:NAME or package.module:factory"):
+        check_model_name(name)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 16])
+def test_a_torchvision_model_takes_any_number_of_channels_and_classes(channels):
+    shape = (channels, 32, 32)
+    model = create_model("torchvision:squeezenet1_1", num_classes=7, input_shape=shape).eval()
+    assert model(torch.rand(2, *shape)).shape == (2, 7)
+
+
+def test_three_channels_leave_a_torchvision_model_as_the_library_makes_it():
+    ours = create_model("torchvision:resnet18", num_classes=7, input_shape=(3, 32, 32), seed=5)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        theirs = torchvision.models.resnet18(weights=None, num_classes=7)
+    for (name, tensor), (other, expected) in zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True):
+        assert name == other
+        assert torch.equal(tensor, expected)
+
+
+def test_the_logits_of_a_torchvision_model_are_float32_under_autocast():
+    model = create_model("torchvision:mobilenet_v3_small", num_classes=7, input_shape=(3, 32, 32)).eval()
+    assert isinstance(last_linear_layer(model, (3, 32, 32), 7), ClassifierHead)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(torch.rand(2, 3, 32, 32)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["googlenet", "regnet_y_400mf", "densenet121", "vgg11_bn", "efficientnet_b0", "shufflenet_v2_x0_5", "swin_t"],
+)
+def test_torchvision_models_of_every_make_can_be_built_without_memory(name):
+    """What their builders do beyond making layers, on a device without numbers; `create_model` checks its output."""
+    model = empty_model(f"torchvision:{name}", num_classes=5, input_shape=(1, 64, 64))
+    assert all(tensor.is_meta for tensor in model.state_dict().values())
+
+
+@pytest.mark.parametrize("name", ["torchvision:shufflenet_v2_x0_5", f"{HERE}:small"])
+def test_initial_weights_depend_on_the_seed_alone_and_the_global_state_is_restored(name):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    task = {"num_classes": 4, "input_shape": (1, 32, 32)}
+    first, again, other = (create_model(name, **task, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(tensor, again[key]) for key, tensor in first.items())
+    assert any(not torch.equal(tensor, other[key]) for key, tensor in first.items())
+
+
+def test_arguments_reach_torchvision_and_wrong_ones_are_refused():
+    task = {"num_classes": 4, "input_shape": (3, 32, 32)}
+    small = empty_model("torchvision:mobilenet_v2", **task, arguments={"width_mult": 0.25})
+    assert profile_model(small, (3, 32, 32)).parameters < 300_000
+    sentence = refusal("torchvision:mobilenet_v2", 4, (3, 32, 32), depth=3)
+    assert sentence.startswith("torchvision:mobilenet_v2 cannot be built with depth=3 (TypeError: ")
+    for name in ("weights", "pretrained", "pretrained_backbone", "checkpoint_path", "in_chans"):
+        assert f"cannot be given the argument {name}" in refusal(
+            "torchvision:mobilenet_v2", 4, (3, 32, 32), **{name: 1}
+        )
+    assert "without auxiliary heads" in refusal("torchvision:googlenet", aux_logits=True)
+
+
+def test_only_classifiers_of_the_registry_are_torchvision_models():
+    assert "has no classifier 'resnet19' (did you mean resnet18" in refusal("torchvision:resnet19")
+    assert "has no classifier 'fcn_resnet50'" in refusal("torchvision:fcn_resnet50")
+
+
+def test_images_that_a_library_model_refuses_give_one_sentence():
+    assert "torchvision:vit_b_16 does not take images of 3x64x64" in refusal("torchvision:vit_b_16", 4, (3, 64, 64))
+    assert "torchvision:alexnet does not take images of 3x16x16" in refusal("torchvision:alexnet", 4, (3, 16, 16))
+
+
+def test_a_timm_model_takes_channels_classes_and_arguments():
+    pytest.importorskip("timm")
+    task = {"num_classes": 4, "input_shape": (5, 32, 32)}
+    model = create_model("timm:resnet10t", **task, arguments={"drop_rate": 0.5}).eval()
+    assert model(torch.rand(2, 5, 32, 32)).shape == (2, 4)
+    assert isinstance(last_linear_layer(model, (5, 32, 32), 4), ClassifierHead)
+    assert "timm has no classifier 'resnet10x' (did you mean" in refusal("timm:resnet10x")
+    for name in ("pretrained_cfg", "checkpoint_path", "cache_dir", "features_only"):
+        assert f"cannot be given the argument {name}" in refusal("timm:resnet10t", **{name: "x"})
+
+
+def test_a_missing_timm_gives_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert refusal("timm:resnet10t").endswith("which is not installed: pip install 'gapssg[timm]'")
+
+
+def test_a_factory_is_given_what_its_signature_names():
+    model = create_model(f"{HERE}:small", num_classes=4, input_shape=(2, 16, 24), arguments={"width": 6})
+    assert model[0].weight.shape == (6, 2, 3, 3)
+    assert model[-1].weight.shape == (4, 6)
+    assert model.training
+    create_model(f"{HERE}:ten_classes", num_classes=10, input_shape=GREY)
+    create_model(f"{HERE}:OutOfOrder", num_classes=3, input_shape=GREY)
+
+
+def test_a_factory_is_looked_for_in_the_current_folder_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "beside_the_user.py").write_text(f"from {HERE} import small\n")
+    (tmp_path / "colorsys.py").write_text("raise AssertionError('imported instead of the standard library')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    path = list(sys.path)
+    create_model("beside_the_user:small", num_classes=4, input_shape=GREY)
+    assert "colorsys:rgb_to_hls cannot be called with no arguments" in refusal("colorsys:rgb_to_hls")
+    assert sys.path == path
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("no_such_package.models:net", "there is no module no_such_package for no_such_package.models:net; "),
+        ("tests.no_such_module:net", "there is no module tests.no_such_module for "),
+        (f"{HERE}:no_such_factory", f"{HERE} has no no_such_factory"),
+        (f"{HERE}:NUMBER", "is a int, which cannot be called"),
+        (f"{HERE}:raising", f"{HERE}:raising cannot be called with num_classes=10 (RuntimeError: no such width)"),
+        (f"{HERE}:returning_a_dictionary", "returned a dict instead of a torch.nn.Module"),
+        (f"{HERE}:without_weights", "has no weights"),
+        (f"{HERE}:features_only", "to a float32 tensor of shape (2, 8, 14, 14) instead of floating logits of"),
+        (f"{HERE}:leaving", f"{HERE}:leaving cannot be called with no arguments (SystemExit: 3)"),
+        (f"{HERE}:not_finite", "to logits that are not finite"),
+        (f"{HERE}:AlwaysDropping", "other logits each time, although it is in evaluation mode"),
+    ],
+)  # fmt: skip
+def test_a_factory_that_gives_no_classifier_is_refused(name, sentence):
+    assert sentence in refusal(name)
+
+
+def test_a_factory_refuses_images_classes_and_arguments_in_one_sentence(tmp_path, monkeypatch):
+    assert "does not take images of 1x20x20 (RuntimeError: " in refusal(f"{HERE}:ten_classes", 10, (1, 20, 20))
+    assert "of shape (2, 10) instead of floating logits of shape (2, 4)" in refusal(f"{HERE}:ten_classes", 4)
+    assert "cannot be called with num_classes=10, in_channels=1, depth=3 (TypeErr" in refusal(f"{HERE}:small", depth=3)
+    assert "is given in_channels by the data" in refusal(f"{HERE}:small", in_channels=3)
+    (tmp_path / "broken.py").write_text("import no_such_dependency\n")
+    (tmp_path / "unreadable.py").write_text("def f(:\n")
+    monkeypatch.chdir(tmp_path)
+    assert "importing broken for broken:net failed (ModuleNotFoundError: No module named 'no_such" in refusal(
+        "broken:net"
+    )
+    assert "importing unreadable for unreadable:net failed (SyntaxError" in refusal("unreadable:net")
+
+
+def test_a_built_in_model_takes_no_arguments():
+    assert refusal("wrn16_1", width=3) == "wrn16_1 takes no arguments, but was given width"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"width": [4]}, "the argument width is [4]; it must be a number, a text, true or false"),
+        ({"width": 10**7}, "the argument width is 10000000; a number must be from -1,000,000 to 1,000,000"),
+        ({"width": float("nan")}, "the argument width is nan; a number must be"),
+        ({"act": "x" * 201}, "a text may have 200 characters"),
+        ({"a-b": 1}, "'a-b' is no name of an argument"),
+        ({f"a{number}": 1 for number in range(51)}, "at most 50 arguments, not 51"),
+    ],
+)
+def test_arguments_are_bounded_scalars(arguments, sentence):
+    assert sentence in refusal(f"{HERE}:small", **arguments)
