@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from torch import nn
 
 from gapssg.augment import Normalization
@@ -104,9 +103,9 @@ def _fill(module: nn.Module, settings: ImportSettings, pretrained: Pretrained | 
         file = Path(settings.weights)
         load_weights(module, read_safetensors(file).tensors, file)
     elif not is_factory(name):
-        default = " or default" if library_model(name) else ""
         raise InputError(
-            f"{name} is built with random weights, which no student can learn from; add --weights FILE{default}"
+            f"{name} is built with random weights, from which no student can learn; "
+            f"add --weights FILE{' or --weights default' if library_model(name) else ''}"
         )
 
 
@@ -125,22 +124,18 @@ def _describe(settings: ImportSettings, pretrained: Pretrained | None) -> ModelC
             "how the model's input is normalised is not known; add --mean and --std as it was trained with "
             "(0 and 1 if its pixels were in [0, 1])"
         )
-    try:
-        return ModelCard(
-            architecture=settings.model.name,
-            arguments=settings.model.arguments,
-            num_classes=count,
-            input_shape=settings.input_shape,
-            mean=_for_each_channel("--mean", mean, channels),
-            deviation=_for_each_channel("--std", deviation, channels),
-            crop_padding=height // 8 if settings.crop_padding is None else settings.crop_padding,
-            flip=settings.flip,
-            class_names=names or tuple(map(str, range(count))),
-            provenance=Provenance(command="import-teacher", seed=settings.seed, versions=versions()),
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}, not {first['input']!r}") from error
+    return ModelCard(
+        architecture=settings.model.name,
+        arguments=settings.model.arguments,
+        num_classes=count,
+        input_shape=settings.input_shape,
+        mean=_for_each_channel("--mean", mean, channels),
+        deviation=_for_each_channel("--std", deviation, channels),
+        crop_padding=height // 8 if settings.crop_padding is None else settings.crop_padding,
+        flip=settings.flip,
+        class_names=names or tuple(map(str, range(count))),
+        provenance=Provenance(command="import-teacher", seed=settings.seed, versions=versions()),
+    )
 
 
 def _for_each_channel(option: str, values: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -148,9 +148,9 @@ class ImportSettings(Settings):
     """Number of classes; without it, as many as there are names or as the library's weights have."""
     class_names: tuple[Annotated[str, Field(min_length=1, max_length=255)], ...] | None = None
     """Names of the classes in the order of the logits; without them, those of the library, or 0, 1, 2 ..."""
-    mean: tuple[float, ...] | None = None
+    mean: tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...] | None = None
     """Mean that is subtracted from images in [0, 1]: one a channel, or one for all."""
-    deviation: tuple[float, ...] | None = None
+    deviation: tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...] | None = None
     """Standard deviation that they are divided by: one a channel, or one for all."""
     crop_padding: int | None = Field(default=None, ge=0, le=256)
     """Pixels of zero padding for random crops of synthetic images; without it, an eighth of the image's height."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MODELS", "ModelEntry", "check_model_name", "create_model", "empty_model", "model_names"]
 
+LONGEST_NAME = 200
 MOST_CLASSES = 100_000
 MOST_CHANNELS = 64
 SMALLEST_IMAGE_SIDE = 16
@@ -74,7 +75,7 @@ def check_model_name(name: str) -> str:
     Raises:
         InputError: It is neither; the message gives the nearest names.
     """
-    if name in MODELS or library_model(name) or is_factory(name):
+    if name in MODELS or (len(name) <= LONGEST_NAME and (library_model(name) or is_factory(name))):
         return name
     if ":" in name:
         forms = "torchvision:NAME, timm:NAME or package.module:factory"

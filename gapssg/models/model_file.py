@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gapssg.errors import InputError, shortened
 from gapssg.files import canonical_json, write_atomically
-from gapssg.models import MOST_CHANNELS, MOST_CLASSES, create_model, empty_model
+from gapssg.models import LONGEST_NAME, MOST_CHANNELS, MOST_CLASSES, create_model, empty_model
 from gapssg.models.foreign import at_most_parameters
 from gapssg.models.reference import check_allowed, is_factory
 from gapssg.models.safetensors_file import read_safetensors
@@ -49,7 +49,7 @@ class ModelCard(WithArguments):
 
     format_version: Literal[1] = 1
     """Version of this description."""
-    architecture: str = Field(max_length=200)
+    architecture: str = Field(max_length=LONGEST_NAME)
     """The model's name, as `create_model` takes it."""
     num_classes: int = Field(ge=2, le=MOST_CLASSES)
     """Number of classes, K."""

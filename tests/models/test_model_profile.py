@@ -1,9 +1,18 @@
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from gapssg.models import create_model
-from gapssg.models.profile import ModelProfile, batch_norm_layers, profile_model
+from gapssg.models.profile import (
+    ModelProfile,
+    batch_norm_layers,
+    executed_batch_norm_layers,
+    last_linear_layer,
+    profile_layers,
+    profile_model,
+)
+from tests.models.factories import OutOfOrder, small, without_linear_layer
 
 # name: parameters, millions of multiply-adds at 3x32x32, batch-norm layers; 10 classes
 PUBLISHED = {
@@ -56,6 +65,48 @@ def test_profiling_leaves_the_module_as_it_was():
 
 
 def test_batch_norm_layers_of_every_kind_are_found_in_order():
-    layers = [nn.BatchNorm2d(1), nn.BatchNorm1d(1), nn.SyncBatchNorm(1)]
-    model = nn.Sequential(layers[0], nn.Sequential(nn.ReLU(), layers[1]), nn.GroupNorm(1, 1), layers[2])
+    layers = [
+        nn.BatchNorm2d(1),
+        nn.BatchNorm1d(1, affine=False),
+        nn.SyncBatchNorm(1),
+        FrozenBatchNorm2d(1),
+        nn.BatchNorm3d(1),
+    ]
+    others = [nn.GroupNorm(1, 1), nn.BatchNorm2d(1, track_running_stats=False), nn.InstanceNorm2d(1)]
+    others.append(nn.InstanceNorm2d(1, track_running_stats=True))  # whose statistics are of no batch
+    model = nn.Sequential(layers[0], nn.Sequential(nn.ReLU(), layers[1]), *others, *layers[2:])
     assert batch_norm_layers(model) == layers
+
+
+def test_the_executed_layers_are_those_of_a_forward_pass_in_its_order():
+    model = OutOfOrder(num_classes=3, in_channels=1)
+    executed = executed_batch_norm_layers(model, (1, 16, 16))
+    assert executed == [model.first_norm, model.first_norm, model.second_norm]
+    assert len(batch_norm_layers(model)) == 3
+    assert model.training
+    assert not model.first_norm._forward_pre_hooks
+
+
+def test_the_last_linear_layer_is_the_one_that_makes_the_logits():
+    model = OutOfOrder(num_classes=3, in_channels=1)
+    assert last_linear_layer(model, (1, 16, 16), 3) is model.head
+    assert last_linear_layer(without_linear_layer(3, 1), (1, 16, 16), 3) is None
+    gated = nn.Sequential(nn.Flatten(), nn.Linear(256, 6), nn.Unflatten(1, (6, 1, 1)), nn.Conv2d(6, 3, 1), nn.Flatten())
+    assert last_linear_layer(gated, (1, 16, 16), 3) is None
+
+
+def test_the_layers_of_a_small_network_are_those_counted_by_hand():
+    layers = profile_layers(small(num_classes=3, in_channels=2), (2, 16, 16))
+    assert [tuple(layer.to_dict().values()) for layer in layers] == [
+        ("0", "Conv2d", (4, 7, 7), 4 * 2 * 9 + 4, 49 * 4 * 2 * 9, False),
+        ("1", "BatchNorm2d", (4, 7, 7), 8, 0, True),
+        ("6", "Linear", (3,), 4 * 3 + 3, 4 * 3, False),
+    ]
+
+
+@pytest.mark.parametrize("name", ["resnet34", "torchvision:convnext_tiny"])
+def test_the_layers_add_up_to_the_model(name):
+    model = create_model(name, num_classes=10, input_shape=(3, 32, 32))
+    whole, layers = profile_model(model, (3, 32, 32)), profile_layers(model, (3, 32, 32))
+    assert sum(layer.parameters for layer in layers) == whole.parameters
+    assert sum(layer.macs for layer in layers) == whole.macs

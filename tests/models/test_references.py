@@ -30,7 +30,9 @@ def test_references_are_names_and_nothing_is_imported_to_check_them(name):
     assert check_model_name(name) == name
 
 
-@pytest.mark.parametrize("name", ["torchvision:", "timm:hf-hub:x", "timm:local-dir:x", "a:b:c", "a b:c", "a.:b", ":x"])
+@pytest.mark.parametrize(
+    "name", ["torchvision:", "timm:hf-hub:x", "timm:local-dir:x", "a:b:c", "a b:c", "a.:b", ":x", f"a:{'b' * 199}"]
+)
 def test_what_only_looks_like_a_reference_is_refused_with_the_forms(name):
     with pytest.raises(InputError, match=r"write torchvision:NAME, timm:NAME or package.module:factory"):
         check_model_name(name)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from gapssg.models import create_model
 from gapssg.synthesis.batch_norm import (
@@ -91,3 +92,35 @@ def test_the_inputs_of_a_layer_are_observed_not_its_outputs():
         layer(inputs)
     # The means agree, the variances are 0 where 1 is expected in two channels.
     assert distances[0].item() == pytest.approx(2**0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.BatchNorm1d(4), (32, 4)),
+        (nn.BatchNorm1d(4, affine=False), (32, 4, 5)),
+        (nn.BatchNorm3d(4), (8, 4, 2, 3, 2)),
+        (FrozenBatchNorm2d(4), (8, 4, 5, 3)),
+        (nn.SyncBatchNorm(4), (8, 4, 5, 3)),
+    ],
+)
+def test_the_statistics_loss_of_every_form_equals_the_float64_formula(layer: nn.Module, shape: tuple[int, ...]):
+    rng = torch.Generator().manual_seed(0)
+    inputs = torch.randn(shape, generator=rng) * 2 + 1
+    layer.running_mean.copy_(torch.randn(4, generator=rng))
+    layer.running_var.copy_(torch.rand(4, generator=rng) + 0.5)
+    mean, variance = reference_moments(inputs)
+    expected = (mean - layer.running_mean.double()).norm() + (variance - layer.running_var.double()).norm()
+    distances: list[Tensor] = []
+    with observed_statistics(nn.Sequential(layer).eval(), distances):
+        layer(inputs)
+    # float32 over at most 120 numbers of up to about 10, squared: 24 bits of 100.
+    torch.testing.assert_close(distances[0].double(), expected, rtol=0, atol=1e-4)
+
+
+def test_a_layer_without_statistics_is_not_observed():
+    model = nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False), nn.BatchNorm2d(2)).eval()
+    distances: list[Tensor] = []
+    with observed_statistics(model, distances):
+        model(torch.rand(4, 2, 3, 3))
+    assert len(distances) == 1

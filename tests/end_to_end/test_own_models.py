@@ -1,0 +1,166 @@
+"""Models that are not built in, through the command line: import, inspect, distil, continue, evaluate."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from gapssg import load_model
+from gapssg.models import create_model
+from tests.conftest import write_teacher
+from tests.program import gapssg, refusal
+
+FACTORY = "tests.models.factories:small"
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A torchvision ResNet-18 for grey images of 64 pixels, imported from a plain safetensors file."""
+    folder = tmp_path_factory.mktemp("imported")
+    module = create_model("torchvision:resnet18", num_classes=10, input_shape=(1, 64, 64), seed=1)
+    save_file(module.state_dict(), folder / "weights.safetensors")
+    output = folder / "teacher.safetensors"
+    finished = gapssg(
+        *("import-teacher", "--model", "torchvision:resnet18", "--weights", folder / "weights.safetensors"),
+        *("--input-shape", "1,64,64", "--num-classes", 10, "--mean", 0.3, "--std", 0.4, "--output", output),
+        *("--data", "digits", "--image-size", 64, "--set", "data.images=16", "--json"),
+    )
+    assert 0 <= json.loads(finished.stdout)["top1"] <= 1
+    return output
+
+
+def test_a_torchvision_teacher_at_64_pixels_is_distilled_into_a_model_of_ones_own(teacher: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    evaluation = ("--image-size", 64)
+    gapssg(
+        *("distill", "--teacher", teacher, "--student", FACTORY, "--set", "student.arguments.width=6"),
+        *("--epochs", 1, "--batch-size", 8, "--set", "method.synthesis_batch_size=8"),
+        *("--set", "method.generator_steps=2", "--set", "method.passes=1", "--output", run),
+        *("--eval-data", "digits", *evaluation, "--set", "eval_data.images=16"),
+    )
+    student = run / "student.safetensors"
+    loaded = load_model(student, [FACTORY])
+    assert loaded.card.arguments == {"width": 6}
+    assert loaded.card.input_shape == (1, 64, 64)
+
+    arguments = ("eval", student, "--data", "digits", *evaluation, "--set", "data.images=16")
+    assert f"if you trust that code, add --model-factory {FACTORY}" in refusal(*arguments)
+    evaluated = json.loads(gapssg(*arguments, "--model-factory", FACTORY, "--teacher", teacher, "--json").stdout)
+    assert evaluated["models"][0]["top1"] == json.loads((run / "result.json").read_text())["student"]["top1"]
+
+    assert f"if you trust it, add --model-factory {FACTORY}" in refusal("distill", "--resume", run)
+    gapssg("distill", "--resume", run, "--model-factory", FACTORY, "--epochs", 2)
+    assert json.loads((run / "result.json").read_text())["epochs"] == 2
+
+
+def test_a_continued_pretraining_names_its_code_again(image_folder: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    gapssg(
+        *("pretrain-teacher", "--data", f"folder:{image_folder}", "--model", FACTORY, "--epochs", 1),
+        *("--set", "model.arguments.width=3", "--batch-size", 8, "--output", run),
+    )
+    assert load_model(run / "model.safetensors", [FACTORY]).card.arguments == {"width": 3}
+    assert f"if you trust it, add --model {FACTORY}" in refusal("pretrain-teacher", "--resume", run)
+    gapssg("pretrain-teacher", "--resume", run, "--model", FACTORY, "--epochs", 2)
+
+
+def test_a_strangers_run_directory_has_no_code_imported(teacher: Path, tmp_path: Path):
+    """In a process of its own, whose current folder holds the module that the settings name."""
+    (tmp_path / "evil.py").write_text("open('ran', 'w').close()\n")
+    run = tmp_path / "run"
+    run.mkdir()
+    settings = gapssg("distill", "--teacher", teacher, "--student", "evil:make", "--dry-run").stdout
+    (run / "settings.toml").write_text(settings)
+    finished = subprocess.run(
+        [sys.executable, "-m", "gapssg", "distill", "--resume", run.name], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert finished.returncode == 2
+    assert "has the code of evil:make imported and run" in finished.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_dry_run_of_a_model_with_arguments_reads_back(tmp_path: Path):
+    arguments = ("--teacher", "t", "--student", FACTORY, "--set", "student.arguments.width=6", "--model-factory", "a:b")
+    printed = gapssg("distill", *arguments, "--dry-run").stdout
+    (tmp_path / "settings.toml").write_text(printed)
+    assert gapssg("distill", "--config", tmp_path / "settings.toml", "--dry-run").stdout == printed
+    plain = gapssg("distill", "--teacher", "t", "--student", "wrn16_1", "--dry-run").stdout
+    assert "arguments" not in plain
+    assert "model_factories" not in plain
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--student", "nowhere.at_all:net"], "there is no module nowhere for nowhere.at_all:net"),
+        (["--student", "tests.models.factories:raising"], "(RuntimeError: no such width)"),
+        (["--student", "tests.models.factories:features_only"], "instead of floating logits of shape (2, 10)"),
+        (["--student", "torchvision:inception_v3"], "torchvision:inception_v3 does not take images of 1x16x16"),
+        (["--student", "torchvision:resnet19"], "did you mean resnet18"),
+        (["--student", FACTORY, "--set", "student.arguments.width=[1]"], "it must be a number, a text, true or false"),
+        (["--student", "wrn16_1", "--model-factory", "x"], "'x' is no factory; write package.module:factory"),
+    ],
+)
+def test_a_student_that_cannot_be_built_is_refused_before_anything_is_written(tmp_path: Path, arguments, sentence):
+    teacher = write_teacher(tmp_path / "teacher.safetensors")
+    assert sentence in refusal("distill", "--teacher", teacher, *arguments, "--output", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_import_teacher_reads_its_options(tmp_path: Path):
+    (tmp_path / "names.txt").write_text("cat\n\n dog \n")
+    arguments = ("import-teacher", "--model", FACTORY, "--input-shape", "3,20,16", "--mean", "0.1,0.2,0.3", "--std", 1)
+    output = tmp_path / "a.safetensors"
+    gapssg(*arguments, "--class-names", tmp_path / "names.txt", "--flip", "--crop-padding", 3, "--output", output)
+    card = load_model(output, [FACTORY]).card
+    assert (card.class_names, card.input_shape, card.flip, card.crop_padding) == (("cat", "dog"), (3, 20, 16), True, 3)
+    gapssg(*arguments, "--class-names", "x, y", "--output", output, "--overwrite")
+    assert load_model(output, [FACTORY]).card.class_names == ("x", "y")
+    assert "--output is missing" in refusal(*arguments, "--num-classes", 3)
+    assert "--input-shape '3,a' is to be numbers" in refusal("import-teacher", "--input-shape", "3,a")
+    (tmp_path / "names.txt").write_bytes(b"\xff\xfe")
+    assert "is no text file of names" in refusal(*arguments, "--class-names", tmp_path / "names.txt")
+
+
+def test_a_pickle_of_weights_is_refused_with_the_lines_that_convert_it(tmp_path: Path):
+    torch.save(nn.Linear(1, 1).state_dict(), tmp_path / "weights.pth")
+    sentence = refusal(
+        *("import-teacher", "--model", FACTORY, "--weights", tmp_path / "weights.pth", "--input-shape", "1,16,16"),
+        *("--num-classes", 2, "--mean", 0, "--std", 1, "--output", tmp_path / "a.safetensors"),
+    )
+    assert "save_file(torch.load(" in sentence
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_inspect_says_what_a_file_holds_and_which_methods_can_run(teacher: Path):
+    found = json.loads(gapssg("inspect", teacher, "--json").stdout)
+    assert found["architecture"] == "torchvision:resnet18"
+    assert found["parameters"] == sum(layer["parameters"] for layer in found["layers"])
+    assert len(found["observed_batch_norm_layers"]) == 20
+    assert found["card"]["provenance"]["command"] == "import-teacher"
+    assert set(found["methods"].values()) == {None}
+    printed = gapssg("inspect", teacher).stdout
+    for text in ("layer4.1.bn2", "BatchNorm2d", "512x2x2", "11,175,370", "1x64x64", "import-teacher", found["sha256"]):
+        assert text in printed
+
+
+def test_inspect_takes_an_architecture_and_names_what_it_lacks():
+    name = "tests.models.factories:without_linear_layer"
+    found = json.loads(gapssg("inspect", name, "--num-classes", 7, "--input-shape", "2,16,20", "--json").stdout)
+    assert (found["num_classes"], found["input_shape"], found["card"]) == (7, [2, 16, 20], None)
+    assert found["layers"][0]["output_shape"] == [7, 16, 20]
+    assert found["methods"]["gapssg"] == "batch-norm layers"
+    assert found["methods"]["dafl"] == "a last linear layer"
+    assert found["methods"]["zskt"] is None
+    assert "no: it needs a last linear layer" in gapssg("inspect", name).stdout
+    wide = gapssg("inspect", FACTORY, "--set", "model.arguments.width=16", "--json").stdout
+    assert json.loads(wide)["arguments"] == {"width": 16}
+    assert "give a model file or an architecture" in refusal("inspect")
+    assert "no.safetensors does not exist" in refusal("inspect", "no.safetensors")

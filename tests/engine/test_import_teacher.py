@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from gapssg import DistillSettings, ImportSettings, InputError, RunError, distill, import_teacher, load_model
+from gapssg.models import create_model
+from gapssg.models.libraries import Pretrained
+
+GREY = (1, 16, 16)
+FACTORY = "tests.models.factories:small"
+OUT_OF_ORDER = "tests.models.factories:OutOfOrder"
+SHUFFLENET = "torchvision:shufflenet_v2_x0_5"
+
+
+def settings(name: str = FACTORY, **changes: object) -> ImportSettings:
+    values = {"model": {"name": name}, "input_shape": GREY, "num_classes": 10, "mean": (0.3,), "deviation": (0.4,)}
+    return ImportSettings.model_validate({**values, **changes})
+
+
+def write_weights(path: Path, name: str, classes: int = 10) -> Path:
+    save_file(create_model(name, num_classes=classes, input_shape=GREY, seed=3).state_dict(), path)
+    return path
+
+
+def refusal(output: Path, given: ImportSettings) -> str:
+    with pytest.raises(InputError) as caught:
+        import_teacher(given, output)
+    assert not output.exists()
+    return str(caught.value)
+
+
+def test_weights_and_description_are_in_the_file_that_is_written(tmp_path: Path):
+    weights = write_weights(tmp_path / "weights.safetensors", FACTORY)
+    names = tuple("abcdefghij")
+    given = settings(weights=str(weights), class_names=names, crop_padding=1, flip=True)
+    result = import_teacher(given, tmp_path / "new" / "teacher.safetensors")
+    loaded = load_model(tmp_path / "new" / "teacher.safetensors", [FACTORY])
+    assert result["sha256"] == loaded.sha256
+    assert result["top1"] is None
+    expected = create_model(FACTORY, num_classes=10, input_shape=GREY, seed=3).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.module.state_dict().items())
+    card = loaded.card
+    assert (card.class_names, card.crop_padding, card.flip, card.mean) == (names, 1, True, (0.3,))
+    assert card.provenance.command == "import-teacher"
+
+
+def test_a_factory_without_weights_keeps_its_own_and_equal_imports_are_equal_files(tmp_path: Path):
+    for name in ("a", "b"):
+        import_teacher(settings(), tmp_path / f"{name}.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    card = load_model(tmp_path / "a.safetensors", [FACTORY]).card
+    assert (card.class_names, card.crop_padding, card.flip) == (tuple("0123456789"), 2, False)
+
+
+def test_one_number_stands_for_all_channels(tmp_path: Path):
+    import_teacher(settings(input_shape=(3, 16, 16), deviation=(0.1, 0.2, 0.3)), tmp_path / "a.safetensors")
+    card = load_model(tmp_path / "a.safetensors", [FACTORY]).card
+    assert (card.mean, card.deviation) == ((0.3, 0.3, 0.3), (0.1, 0.2, 0.3))
+
+
+def test_it_is_evaluated_before_it_is_written(tmp_path: Path, image_folder: Path):
+    data = {"name": f"folder:{image_folder}"}
+    given = settings(class_names=("dark", "bright"), num_classes=None, data=data)
+    assert "'bright' stands where the model has 'dark'" in refusal(tmp_path / "a.safetensors", given)
+    given = settings(class_names=("bright", "dark"), num_classes=None, data=data)
+    assert 0 <= import_teacher(given, tmp_path / "a.safetensors")["top1"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"num_classes": None}, "the number of classes is not known; add --num-classes or --class-names"),
+        ({"class_names": ("a", "b")}, "there are 2 class names for 10 classes"),
+        ({"mean": None}, "how the model's input is normalised is not known; add --mean and --std"),
+        ({"mean": (0.1, 0.2)}, "--mean has 2 numbers for 1 channels"),
+        ({"model": {"name": "wrn16_1"}}, "wrn16_1 is built with random weights, from which no student can learn"),
+        ({"model": {"name": SHUFFLENET}}, "add --weights FILE or --weights default"),
+        ({"weights": "default"}, f"only torchvision and timm have default weights, not {FACTORY}"),
+        ({"weights": "absent.safetensors"}, "absent.safetensors does not exist"),
+        ({"model": {"name": "tests.models.factories:AlwaysDropping"}}, "other logits each time"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_or_does_not_fit_is_said_in_one_sentence(tmp_path: Path, changes, sentence):
+    text = refusal(tmp_path / "a.safetensors", settings(**changes))
+    assert sentence in text
+    assert "\n" not in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_do_not_fit_name_the_first_differences(tmp_path: Path):
+    weights = write_weights(tmp_path / "w.safetensors", FACTORY, classes=7)
+    assert (
+        "w.safetensors: the weights do not fit the model: 6.bias is 7 instead of 10; 6.weight is 7x4 instead"
+        in refusal(tmp_path / "a.safetensors", settings(weights=str(weights)))
+    )
+    save_file({"other": torch.zeros(1)}, weights)
+    assert "0.bias is missing; 0.weight is missing; 1.bias is missing and 7 more" in refusal(
+        tmp_path / "a.safetensors", settings(weights=str(weights))
+    )
+
+
+def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path):
+    absent = settings("no_such_package:net")
+    assert "a file whose name ends with .safetensors" in refusal(tmp_path / "a.pt", absent)
+    (tmp_path / "file").touch()
+    assert "is not a folder" in refusal(tmp_path / "file" / "a.safetensors", absent)
+    import_teacher(settings(), tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match=r"already exists; add --overwrite"):
+        import_teacher(absent, tmp_path / "a.safetensors")
+    import_teacher(settings(seed=1), tmp_path / "a.safetensors", overwrite=True)
+    assert load_model(tmp_path / "a.safetensors", [FACTORY]).card.provenance.seed == 1
+
+
+def test_default_weights_bring_their_classes_and_normalisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tensors = create_model(SHUFFLENET, num_classes=10, input_shape=(3, 32, 32), seed=3).state_dict()
+
+    def fetched(library: str, name: str, channels: int) -> Pretrained:
+        assert (library, name, channels) == ("torchvision", "shufflenet_v2_x0_5", 3)
+        return Pretrained(dict(tensors), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), tuple("abcdefghij"))
+
+    monkeypatch.setattr("gapssg.engine.import_teacher.pretrained_weights", fetched)
+    given = settings(
+        SHUFFLENET, weights="default", input_shape=(3, 32, 32), num_classes=None, mean=None, deviation=None
+    )
+    import_teacher(given, tmp_path / "a.safetensors")
+    loaded = load_model(tmp_path / "a.safetensors")
+    assert (loaded.card.mean, loaded.card.deviation) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert loaded.card.class_names == tuple("abcdefghij")
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in loaded.module.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [SHUFFLENET, "timm:resnet10t"])
+def test_default_weights_without_a_network_end_in_one_sentence(tmp_path: Path, monkeypatch, name):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("Name or service not known\nand more")
+
+    if name.startswith("timm"):
+        pytest.importorskip("timm")
+        monkeypatch.setattr("timm.create_model", refuse)
+    else:
+        monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    with pytest.raises(RunError) as caught:
+        import_teacher(settings(name, weights="default", input_shape=(3, 32, 32)), tmp_path / "a.safetensors")
+    assert str(caught.value).startswith(
+        f"the weights of {name} cannot be fetched (OSError: Name or service not known);"
+    )
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", ["gapssg", "fast", "cmi", "dafl"])
+def test_every_kind_of_observer_follows_a_teacher_whose_layers_are_out_of_order(tmp_path: Path, method: str):
+    teacher = tmp_path / "teacher.safetensors"
+    import_teacher(settings(OUT_OF_ORDER), teacher)
+    steps = {"dafl": {"rounds": 1}, "cmi": {"bank_size": 8, "distillation_steps": 1}}.get(
+        method, {"distillation_steps": 1}
+    )
+    values = {
+        "teacher": teacher,
+        "student": {"name": FACTORY, "arguments": {"width": 3}},
+        "model_factories": [OUT_OF_ORDER],
+        "method": {"name": method, "synthesis_batch_size": 4, "generator_steps": 1, "generator_width": 4, **steps},
+        "epochs": 1,
+        "batch_size": 4,
+        "samples": False,
+    }
+    distill(DistillSettings.model_validate(values), tmp_path / "run")
+    student = load_model(tmp_path / "run" / "student.safetensors", [FACTORY])
+    assert student.card.arguments == {"width": 3}
+
+
+def test_methods_that_cannot_run_with_a_teacher_refuse_it_before_anything_is_written(tmp_path: Path):
+    teacher = tmp_path / "teacher.safetensors"
+    name = "tests.models.factories:without_linear_layer"
+    import_teacher(settings(name), teacher)
+    values = {"teacher": teacher, "student": {"name": "wrn16_1"}, "model_factories": [name]}
+    for method, sentence in (("gapssg", "has no batch-norm layers"), ("dafl", "come from no linear layer")):
+        with pytest.raises(InputError, match=sentence):
+            distill(DistillSettings.model_validate({**values, "method": {"name": method}}), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
