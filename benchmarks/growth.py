@@ -208,6 +208,22 @@ def batch_size(device: str, quick: bool, rounds: int) -> Report:
     return _over_sizes(device, rounds, "batch", [8, 16] if quick else [16, 32, 64, 128, 256])
 
 
+def large_images(device: str, quick: bool, rounds: int) -> Report:
+    """Time both steps for torchvision's ResNet-18 to MobileNetV3-small on images of 224 pixels, 8 at a time."""
+    where, batch = _runtime(device).device, 2 if quick else 8
+    size = Size("torchvision:resnet18", "torchvision:mobilenet_v3_small", 32 if quick else 224, batch, batch)
+    core = make_core(size, where)
+    steps = {"synthesis": core.synthesis, "distillation": core.distillation}
+    times = time_in_turn(steps, where, max(rounds, 3))
+    rates = {f"{name}, images/s of a step": batch / median(seconds) for name, seconds in times.items()}
+    return {
+        "networks": f"{size.teacher} to {size.student}, {size.side} pixels, batch {batch}",
+        "precision": core.precision,
+        **rates,
+        "peak memory, MB": peak_megabytes(where),
+    }
+
+
 def _over_sizes(device: str, rounds: int, what: str, sizes: list[int]) -> Report:
     found: Report = {what: sizes, "synthesis_seconds": [], "distillation_seconds": [], "peak_megabytes": []}
     for value in sizes:
@@ -281,6 +297,7 @@ PARTS: dict[str, Callable[[str, bool, int], Report]] = {
     "pool": pool,
     "image_size": image_size,
     "batch_size": batch_size,
+    "large_images": large_images,
 }
 
 if __name__ == "__main__":

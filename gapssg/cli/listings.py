@@ -41,6 +41,7 @@ def list_models(
             for model in models
         ],
     )
+    console.note("others: torchvision:NAME, timm:NAME, package.module:factory; `gapssg inspect` looks at one")
     console.result({"command": "models", "input_shape": list(shape), "num_classes": classes, "models": models})
 
 
