@@ -32,7 +32,7 @@ def inspect(
     from gapssg.settings import load_settings
 
     console = options.console_of(context)
-    is_file = model is not None and (Path(model).exists() or Path(model).suffix == ".safetensors")
+    is_file = model is not None and (Path(model).is_file() or Path(model).suffix == ".safetensors")
     settings = load_settings(
         InspectSettings,
         section="inspect",

@@ -13,7 +13,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gapssg.errors import InputError, RunError, did_you_mean, shortened
+from gapssg.errors import GapssgError, InputError, RunError, did_you_mean, shortened
 from gapssg.models.foreign import foreign_code, replace_layer
 from gapssg.models.head import ClassifierHead
 from gapssg.models.reference import TORCHVISION, Arguments
@@ -125,6 +125,8 @@ def _fetching(name: str) -> Iterator[None]:
     """Say in one sentence why weights cannot be fetched; the libraries raise errors of many kinds."""
     try:
         yield
+    except GapssgError:  # being asked to stop
+        raise
     except Exception as error:
         reason = shortened(f"{type(error).__name__}: {error}".splitlines()[0], 300)
         raise RunError(
@@ -154,8 +156,6 @@ class _NumbersOnProcessor(TorchFunctionMode):
 def _take_channels(module: nn.Module, channels: int) -> None:
     """Replace the first convolution by one for images with another number of channels than 3."""
     name, first = next((n, layer) for n, layer in module.named_modules() if isinstance(layer, nn.Conv2d))
-    if first.in_channels != 3:
-        raise InputError(f"its first convolution takes {first.in_channels} channels, not those of an image")
     convolution = nn.Conv2d(
         channels,
         first.out_channels,

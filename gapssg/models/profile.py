@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.flop_counter import FlopCounterMode
 
+from gapssg.errors import GapssgError
 from gapssg.models.frozen import frozen
 
 
@@ -152,6 +153,8 @@ def _count_operations(module: nn.Module, input_shape: tuple[int, ...]) -> dict[s
     try:
         hollow = copy.deepcopy(module).to(device="meta", dtype=torch.float32).eval()
         return _counted(hollow, input_shape)
+    except GapssgError:  # being asked to stop
+        raise
     except Exception:  # whose module it is may look at numbers, which a copy without data has not
         return _counted(module, input_shape)
 

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from gapssg import DistillSettings, ImportSettings, InputError, RunError, distill, import_teacher, load_model
+from gapssg.engine.distillation import Distillation
 from gapssg.models import create_model
 from gapssg.models.libraries import Pretrained
+from gapssg.runtime import Runtime
 
 GREY = (1, 16, 16)
 FACTORY = "tests.models.factories:small"
@@ -171,6 +173,37 @@ def test_every_kind_of_observer_follows_a_teacher_whose_layers_are_out_of_order(
     distill(DistillSettings.model_validate(values), tmp_path / "run")
     student = load_model(tmp_path / "run" / "student.safetensors", [FACTORY])
     assert student.card.arguments == {"width": 3}
+
+
+@pytest.mark.parametrize("shape", [(2, 17, 30), (16, 64, 64)])
+def test_images_of_odd_sizes_and_many_channels_are_made_for_a_teacher_that_takes_them(tmp_path: Path, shape):
+    teacher = tmp_path / "teacher.safetensors"
+    import_teacher(settings(input_shape=shape), teacher)
+    values = {
+        "teacher": teacher,
+        "student": {"name": FACTORY},
+        "method": {"synthesis_batch_size": 4, "generator_steps": 1, "generator_width": 4},
+        "epochs": 1,
+        "batch_size": 4,
+    }
+    distill(DistillSettings.model_validate(values), tmp_path / "run")
+    assert (tmp_path / "run" / "samples" / "epoch-0001.png").is_file()
+    shard = load_file(next((tmp_path / "run" / "pool").iterdir()))
+    assert shard["images"].shape == (4, *shape)
+
+
+def test_dropout_is_off_in_a_teacher_and_wherever_a_student_is_only_looked_at(tmp_path: Path, runtime: Runtime):
+    teacher = tmp_path / "teacher.safetensors"
+    import_teacher(settings(), teacher)
+    values = {"teacher": teacher, "student": {"name": FACTORY}, "method": {"name": "noise", "synthesis_batch_size": 4}}
+    distillation = Distillation(DistillSettings.model_validate(values), runtime, load_model(teacher, [FACTORY]))
+    images = torch.rand(4, *GREY, generator=torch.Generator().manual_seed(0))
+    assert not any(layer.training for layer in distillation.teacher.modules())
+    assert torch.equal(distillation.teacher(images), distillation.teacher(images))
+    student = distillation.student.train()
+    assert not torch.equal(student(images), student(images))
+    assert torch.equal(distillation.predict(student, images), distillation.predict(student, images))
+    assert student.training
 
 
 def test_methods_that_cannot_run_with_a_teacher_refuse_it_before_anything_is_written(tmp_path: Path):
