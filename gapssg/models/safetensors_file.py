@@ -22,8 +22,8 @@ LARGEST_HEADER = 4 * 2**20  # bytes; that of 1,000 classes with names of 200 cha
 _MOST_DIMENSIONS = 8
 _LARGEST_DIMENSION = 2**40
 _LENGTH_BYTES = 8
-_ZIP = b"PK\x03\x04"  # torch.save since torch 1.6
-_PICKLE = b"\x80"
+# How the weights that PyTorch itself writes begin, now and before 1.6. As the length of a header, neither is allowed.
+_PYTORCH_FILES = (b"PK\x03\x04", b"\x80\x02\x8a\n")
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -87,16 +87,16 @@ def read_safetensors(path: Path) -> SafetensorsFile:
 
 
 def _refuse_pickle(path: Path, file: BinaryIO) -> None:
-    """Say how a file of torch.save becomes one that can be read.
+    """Say how weights that PyTorch itself wrote become a file that can be read.
 
     Raises:
         InputError: The file begins as such files do.
     """
     file.seek(0)
-    if file.read(len(_ZIP)).startswith((_ZIP, _PICKLE)):
+    if file.read(4) in _PYTORCH_FILES:
         raise InputError(
-            f"{path} is a pickle as torch.save writes it, which can run code when it is read; convert its state dict "
-            "where you trust it:\n"
+            f"{path} is a PyTorch pickle, which can run code when it is read; "
+            "where you trust it, convert its state dict:\n"
             "    import torch; from safetensors.torch import save_file\n"
             f"    save_file(torch.load({str(path)!r}, weights_only=True), {str(path.with_suffix('.safetensors'))!r})"
         )
