@@ -15,7 +15,7 @@ from gapssg.landscape.layout import Layout
 from gapssg.landscape.points import Plane
 from gapssg.landscape.settings import LandscapeSettings
 from gapssg.landscape.subjects import Subject
-from gapssg.models.model_file import LoadedModel, load_model
+from gapssg.models.model_file import LoadedModel, ModelCard, load_model
 from gapssg.runtime import Runtime
 
 
@@ -131,10 +131,15 @@ def check_same_architecture(first: LoadedModel, second: LoadedModel) -> None:
     Raises:
         InputError: Their architectures, images or classes differ.
     """
-    ours, theirs = first.card.architecture, second.card.architecture
-    if (ours, first.card.arguments) != (theirs, second.card.arguments):
+    ours, theirs = (_architecture(model.card) for model in (first, second))
+    if ours != theirs:
         raise InputError(
             f"{first.path} ({ours}) and {second.path} ({theirs}) differ in architecture, so no direction leads from "
             "one to the other; use --directions random"
         )
     check_same_images(first, second)
+
+
+def _architecture(card: ModelCard) -> str:
+    arguments = ", ".join(f"{name}={value!r}" for name, value in sorted(card.arguments.items()))
+    return f"{card.architecture} with {arguments}" if arguments else card.architecture

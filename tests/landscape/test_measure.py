@@ -172,7 +172,9 @@ def test_bad_input_is_refused_before_anything_is_written(
     snapshots = sorted((run_folder / "snapshots").glob("*"))
     cases = {
         "holds no checkpoint": settings(empty),
-        "differ in architecture": settings(teacher_file, other, directions="models", dimensions=1),
+        r"\(wrn16_1\) and .* \(wrn16_2\) differ in architecture": settings(
+            teacher_file, other, directions="models", dimensions=1
+        ),
         "the first two have the same weights": settings(snapshots[2], run_folder, directions="models", dimensions=1),
         "2 classes, but": settings(teacher_file, data={"name": f"folder:{image_folder}"}),
         "has no snapshot of epoch 7": settings(run_folder, snapshots=True, epochs=(7,)),

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from gapssg.errors import InputError
+from gapssg.landscape.planes import check_same_architecture
 from gapssg.models import create_model
 from gapssg.models.model_file import ModelCard, load_model, save_model
 from gapssg.models.profile import profile_model
@@ -28,9 +29,13 @@ def write(path: Path, architecture: str, **arguments: object) -> ModelCard:
     return card
 
 
-def test_a_card_without_arguments_is_written_as_before_there_were_any(teacher_file: Path):
+def test_a_file_without_arguments_is_that_of_before_there_were_any_and_is_read(teacher_file: Path):
+    """Its checksum covers the description as it stands in the file, so that no key may be added."""
     description = json.loads(read_safetensors(teacher_file).metadata["gapssg"])
-    assert "arguments" not in description
+    assert description.keys() == {
+        *("format_version", "architecture", "num_classes", "input_shape", "mean", "deviation", "crop_padding", "flip"),
+        *("class_names", "provenance", "content_sha256"),
+    }
     assert load_model(teacher_file).card.arguments == {}
 
 
@@ -144,3 +149,13 @@ def test_a_pickle_is_refused_with_the_lines_that_convert_it(tmp_path: Path, lega
     # The reader's own lines, run as they stand: they must do what the sentence says.
     exec("\n".join(line.strip() for line in lines))
     assert read_safetensors(tmp_path / "a.safetensors").tensors["a"].tolist() == [1.0]
+
+
+def test_models_that_differ_in_their_arguments_alone_differ_in_architecture(tmp_path: Path):
+    paths = [tmp_path / f"{width}.safetensors" for width in (3, 4)]
+    for path, width in zip(paths, (3, 4), strict=True):
+        write(path, FACTORY, width=width)
+    first, second = (load_model(path, [FACTORY]) for path in paths)
+    check_same_architecture(first, first)
+    with pytest.raises(InputError, match=r"small with width=3\) and .* with width=4\) differ in architecture"):
+        check_same_architecture(first, second)
