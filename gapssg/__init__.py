@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gapssg.engine.pretrain import pretrain_teacher
     from gapssg.engine.settings import DistillSettings, EvaluateSettings, PretrainSettings
     from gapssg.errors import GapssgError, InputError, RunError
+    from gapssg.export.export import export_model
+    from gapssg.export.settings import ExportSettings
     from gapssg.landscape.measure import measure_landscape
     from gapssg.landscape.settings import LandscapeSettings
     from gapssg.models.model_file import load_model
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DistillSettings",
     "EvaluateSettings",
+    "ExportSettings",
     "GapssgError",
     "InputError",
     "LandscapeSettings",
@@ -32,6 +35,7 @@ __all__ = [
     "__version__",
     "distill",
     "evaluate",
+    "export_model",
     "load_model",
     "load_settings",
     "measure_landscape",
@@ -45,6 +49,8 @@ _HOMES = {
     "DistillSettings": "gapssg.engine.settings",
     "EvaluateSettings": "gapssg.engine.settings",
     "PretrainSettings": "gapssg.engine.settings",
+    "ExportSettings": "gapssg.export.settings",
+    "export_model": "gapssg.export.export",
     "LandscapeSettings": "gapssg.landscape.settings",
     "measure_landscape": "gapssg.landscape.measure",
     "GapssgError": "gapssg.errors",

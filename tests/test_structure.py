@@ -19,6 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     "cli",
     "table",
+    "export",
     "landscape",
     "engine",
     "synthesis",
@@ -117,6 +118,7 @@ def test_nothing_below_the_command_line_prints():
         "import gapssg",
         "import gapssg.cli.app",
         "import gapssg.engine.settings, gapssg.landscape.settings, gapssg.table.plan, gapssg.data, gapssg.models",
+        "import gapssg.export.settings",
     ],
 )
 def test_importing_does_no_work(code):

@@ -13,6 +13,7 @@ from gapssg._version import __version__
 from gapssg.cli.console import Invocation, printable
 from gapssg.cli.distill import distill
 from gapssg.cli.evaluate import evaluate
+from gapssg.cli.export import export
 from gapssg.cli.landscape import landscape
 from gapssg.cli.listings import list_methods, list_models, list_recipes
 from gapssg.cli.pretrain_teacher import pretrain_teacher
@@ -39,6 +40,7 @@ app = typer.Typer(
 app.command("pretrain-teacher")(pretrain_teacher)
 app.command("distill")(distill)
 app.command("eval")(evaluate)
+app.command("export")(export)
 app.command("landscape")(landscape)
 app.command("quickstart")(quickstart)
 app.command("table")(table)

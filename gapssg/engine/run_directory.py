@@ -28,6 +28,7 @@ _SETTINGS = "settings.toml"
 _EVENTS = "events.jsonl"
 _RESULT = "result.json"
 _POOL = "pool"
+_FINAL_WEIGHTS = ("student.safetensors", "model.safetensors")
 _LOCK = ".lock"
 _FOLDERS = ("samples", "snapshots", _POOL, "checkpoint", "surfaces", "figures")
 
@@ -269,6 +270,20 @@ def _may_change(key: str, began_with: Any, now: Any) -> bool:
     if key == "epochs":
         return isinstance(began_with, int) and isinstance(now, int) and now >= began_with
     return key in _MAY_CHANGE | _IS_ASKED_ANEW
+
+
+def final_weights(path: Path) -> Path:
+    """Return the model file of a run's last weights.
+
+    Raises:
+        InputError: It holds none.
+    """
+    for name in _FINAL_WEIGHTS:
+        if (path / name).is_file():
+            return path / name
+    raise InputError(
+        f"{path} holds no checkpoint: neither {' nor '.join(_FINAL_WEIGHTS)} is in it; name a finished run"
+    )
 
 
 def pool_shards(path: Path) -> list[Path]:

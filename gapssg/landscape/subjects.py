@@ -9,12 +9,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from gapssg.engine.run_directory import final_weights
 from gapssg.engine.settings import DistillSettings
 from gapssg.errors import InputError
 from gapssg.models.model_file import LoadedModel, load_model
 
 _ONLY_ONE_IN_A_RUN = ("student", "model")
-_FINAL_WEIGHTS = ("student.safetensors", "model.safetensors")
 _SNAPSHOT = re.compile(r"epoch-(\d+)\.safetensors")
 
 
@@ -82,7 +82,7 @@ def read_subjects(paths: tuple[Path, ...], snapshots: bool, epochs: tuple[int, .
                 raise InputError(f"{path} has no snapshot{' of epoch ' if missing else ''}{', '.join(missing)}; {have}")
             subjects += [Subject(name, epoch, load_model(run.snapshots[epoch]), run) for epoch in sorted(set(wanted))]
         else:
-            subjects.append(Subject(name, None, load_model(_final_weights(path)), run))
+            subjects.append(Subject(name, None, load_model(final_weights(path)), run))
     return subjects
 
 
@@ -108,15 +108,6 @@ def _distillation(path: Path) -> DistillSettings | None:
         return DistillSettings.model_validate(tomllib.loads((path / "settings.toml").read_text(encoding="utf-8")))
     except (OSError, ValueError, ValidationError):
         return None  # a run of another command, or a folder that merely holds a model
-
-
-def _final_weights(path: Path) -> Path:
-    for name in _FINAL_WEIGHTS:
-        if (path / name).is_file():
-            return path / name
-    raise InputError(
-        f"{path} holds no checkpoint: neither {' nor '.join(_FINAL_WEIGHTS)} is in it; name a finished run"
-    )
 
 
 def _names(paths: tuple[Path, ...]) -> list[str]:
