@@ -13,7 +13,7 @@ from gapssg.data.image_set import ImageSet
 from gapssg.engine.metrics import top_k_accuracy
 from gapssg.engine.real_images import read_test_images
 from gapssg.engine.run_directory import Display, SilentDisplay, final_weights, run_facts, versions
-from gapssg.errors import InputError
+from gapssg.errors import InputError, shortened
 from gapssg.export.formats import FORMATS, Classifier
 from gapssg.export.packages import package_versions
 from gapssg.export.quantize import PoolImages, check_agreement, images_per_second, quantize, read_pool
@@ -71,8 +71,7 @@ def export_model(
 
     display.event({"event": "note", "message": f"exporting {model.card.architecture} from {model.path}"})
     metadata = _metadata(model, settings, all_versions)
-    with frozen(examiner.exported_module()) as module:
-        content = form.write(module, model.card.input_shape, canonical_json(metadata))
+    content = _write(examiner, settings.to, canonical_json(metadata))
     int8, timing = None, {}
     if pool is None:
         with staged(output, content) as file:
@@ -136,12 +135,25 @@ def _metadata(model: LoadedModel, settings: ExportSettings, all_versions: dict[s
         **card,
         "format_version": _FORMAT_VERSION,
         "normalization_folded": settings.fold_normalization,
+        "int8": None,
         "provenance": {
             "model_sha256": model.sha256,
             "model": model.card.provenance.model_dump(mode="json"),
             "versions": all_versions,
         },
     }
+
+
+def _write(examiner: Examiner, to: str, metadata: str) -> bytes:
+    card = examiner.model.card
+    try:
+        with frozen(examiner.exported_module()) as module:
+            return FORMATS[to].write(module, card.input_shape, metadata)
+    except Exception as error:  # exporters raise whatever the code of the model brings them to
+        reason = shortened((str(error).strip().splitlines() or [type(error).__name__])[0], 300)
+        raise InputError(
+            f"{card.architecture} cannot be written as {to}: {reason}; try another format, or --debug for all of it"
+        ) from error
 
 
 def _verify(

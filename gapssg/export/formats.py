@@ -9,7 +9,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import NamedTuple
 
 import torch
@@ -138,11 +138,12 @@ FORMATS = {
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what exporters warn of (deprecations, their own inner steps) from the terminal."""
+    """Keep from the terminal what exporters warn of (deprecations, their own inner steps) and print (graphs)."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
+    nowhere = io.StringIO()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere):
             warnings.simplefilter("ignore")
             yield
     finally:

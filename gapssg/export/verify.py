@@ -18,7 +18,7 @@ from gapssg.models.model_file import LoadedModel
 from gapssg.runtime import Runtime, to_unit_range
 
 _UNIT_ROUNDOFF = 2.0**-24  # of float32
-# One image, the two that the file was made with, and a number that divides into nothing.
+# One image, the two that the file was made with, and other numbers.
 _RANDOM_BATCHES = (1, 2, 7, 54)
 
 
