@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from gapssg._version import __version__
-from gapssg.cli.console import Invocation, printable
+from gapssg.cli.console import Invocation
 from gapssg.cli.distill import distill
 from gapssg.cli.evaluate import evaluate
 from gapssg.cli.landscape import landscape
@@ -20,6 +20,7 @@ from gapssg.cli.quickstart import quickstart
 from gapssg.cli.table import table
 from gapssg.engine.requests import Stopped
 from gapssg.errors import GapssgError, InputError, shortened
+from gapssg.text import printable
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM

@@ -29,7 +29,7 @@ from PIL import Image
 from gapssg import DistillSettings, GapssgError, distill, load_model, load_settings
 from gapssg.augment import Normalization
 from gapssg.cli.app import _complain
-from gapssg.cli.console import Console, Invocation, printable_toml
+from gapssg.cli.console import Console, Invocation
 from gapssg.cli.evaluate import print_evaluation
 from gapssg.cli.options import run_directory
 from gapssg.data import load_split
@@ -39,6 +39,7 @@ from gapssg.models import create_model
 from gapssg.models.model_file import _sha256_of_content, save_model
 from gapssg.models.safetensors_file import read_safetensors
 from gapssg.synthesis.shards import PoolOrigin, read_shard, write_shard
+from gapssg.text import printable_toml
 from tests.conftest import make_card
 
 ESCAPES = ("\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "[red]", "[/]", "[link=http://x]y", "\u202e", "\r", "\n", "\ud800")
