@@ -1,19 +1,27 @@
-"""What a finished run recorded, read back from its directory, which may be a stranger's. Imports no torch."""
+"""What a run recorded, read back from its directory, which may be a stranger's. Imports no torch."""
 
 from __future__ import annotations
 
+import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from gapssg.errors import InputError, shortened
 from gapssg.files import read_bounded
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 _MOST_EVENTS = 256 * 2**20  # bytes
 _MOST_RESULT = 2**20
 _MOST_EPOCHS = 1_000_000
+_LARGEST_PICTURE = 64 * 2**20
+_MOST_PIXELS = 2**24  # a grid of 64 images of 512 x 512
+_GRID = re.compile(r"epoch-(\d{1,7})\.png")
 
 Text = Annotated[str, Field(max_length=5000)]  # a path may have 4,096
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -73,6 +81,8 @@ class Epoch(Stored):
     """Cross-entropy on real images, in nats."""
     learning_rate: Number | None = None
     """Of the last step."""
+    timing: Numbers = {}
+    """Seconds of each part, and images a second."""
 
 
 class PretrainingEpoch(Epoch):
@@ -104,6 +114,8 @@ class DistillationEpoch(Epoch):
     """The terms of the synthesis loss in its last step."""
     health: Numbers = {}
     """Health of the newest images."""
+    pool_size: NonNegativeInt | None = None
+    """Images in the sample pool."""
 
 
 class Warned(Stored):
@@ -147,14 +159,14 @@ class Events(Generic[AnyEpoch]):
 
 
 def read_events(run: Path, kind: type[AnyEpoch]) -> Events[AnyEpoch]:
-    """Read the events of a finished run.
+    """Read the events of a run, which may still go on.
 
     Args:
         run: Its directory.
         kind: What its epochs are.
 
     Raises:
-        InputError: `events.jsonl` is missing, damaged, of another command, or ends before the last epoch.
+        InputError: `events.jsonl` is missing, damaged, or of another command.
     """
     path = run / "events.jsonl"
     events: Events[AnyEpoch] = Events([], [], [])
@@ -173,9 +185,55 @@ def read_events(run: Path, kind: type[AnyEpoch]) -> Events[AnyEpoch]:
             epochs.append(epoch)
     if not epochs:
         raise InputError(f"{path} has no epoch of a {kind.activity}; name the directory of a `{kind.command}` run")
-    last = epochs[-1]  # a continued run may have become longer
+    return events
+
+
+def read_finished(run: Path, kind: type[AnyEpoch]) -> Events[AnyEpoch]:
+    """Read the events of a finished run.
+
+    Raises:
+        InputError: As `read_events`, or they end before the last epoch.
+    """
+    path = run / "events.jsonl"
+    events = read_events(run, kind)
+    last = events.epochs[-1]  # a continued run may have become longer
     if last.epoch != last.epochs:
         raise InputError(f"{path} ends after epoch {last.epoch} of {last.epochs}; continue the run with --resume")
-    if last.top1 is None and any(epoch.top1 is not None for epoch in epochs):
-        raise InputError(f"{path} is damaged: the student was evaluated, but not after the last epoch")
+    if last.top1 is None and any(epoch.top1 is not None for epoch in events.epochs):
+        raise InputError(f"{path} is damaged: the model was evaluated, but not after the last epoch")
     return events
+
+
+def sample_grids(run: Path) -> dict[int, Path]:
+    """Return the files of a run's sample grids by epoch, the earliest first.
+
+    Raises:
+        InputError: The folder cannot be read.
+    """
+    try:
+        files = list((run / "samples").glob("epoch-*.png"))
+    except OSError as error:
+        raise InputError(f"{run / 'samples'} cannot be read: {error.strerror or error}") from error
+    found = {int(match[1]): file for file in files if (match := _GRID.fullmatch(file.name))}
+    return dict(sorted(found.items()))
+
+
+def read_picture(path: Path) -> Image:
+    """Read a PNG of a run, a sample grid or a figure, whole.
+
+    Raises:
+        InputError: It is missing, damaged, or larger than such pictures are.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(read_bounded(path, _LARGEST_PICTURE)), formats=("PNG",)) as picture:
+            if picture.width * picture.height > _MOST_PIXELS:
+                raise InputError(f"{path} has more than {_MOST_PIXELS:,} pixels, which no picture of a run has")
+            picture.load()
+            return picture
+    except InputError:
+        raise
+    # The decoder raises nearly anything on a damaged file: OSError, SyntaxError, zlib.error, ...
+    except Exception as error:
+        raise InputError(f"{path} is not a PNG that can be read: {shortened(error)}") from error

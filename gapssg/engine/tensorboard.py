@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -10,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
+from gapssg.engine.record import Epoch, read_events, read_picture
 from gapssg.engine.run_directory import Display
 from gapssg.errors import InputError, RunError
 
@@ -23,7 +22,7 @@ _FILES = "events.out.tfevents.*"
 
 
 @contextmanager
-def also_for_tensorboard(display: Display, run: Path) -> Iterator[Display]:
+def also_for_tensorboard(display: Display, run: Path, kind: type[Epoch]) -> Iterator[Display]:
     """Show a run and write `tensorboard/` in its directory while the block lasts.
 
     The folder is written anew from the run's own record after the first epoch, so that a run that was interrupted has
@@ -32,13 +31,14 @@ def also_for_tensorboard(display: Display, run: Path) -> Iterator[Display]:
     Args:
         display: Shows the run.
         run: Its directory.
+        kind: What its epochs are.
 
     Raises:
         InputError: TensorBoard is not installed.
     """
     if find_spec("tensorboard") is None:
         raise InputError('--tensorboard needs TensorBoard: pip install "gapssg[tensorboard]"')
-    both = _TensorBoardDisplay(display, run)
+    both = _TensorBoardDisplay(display, run, kind)
     try:
         yield both
     finally:
@@ -48,21 +48,22 @@ def also_for_tensorboard(display: Display, run: Path) -> Iterator[Display]:
 class _TensorBoardDisplay:
     """Writes each epoch for TensorBoard, and lets another display show the run."""
 
-    def __init__(self, display: Display, run: Path) -> None:
+    def __init__(self, display: Display, run: Path, kind: type[Epoch]) -> None:
         self._display = display
         self._run = run
+        self._kind = kind
         self._writer: SummaryWriter | None = None
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Show an event; write that of an epoch."""
         self._display.event(event)
-        if event["event"] != "epoch":
+        if event["event"] not in ("epoch", "end"):
             return
         try:
             if self._writer is None:
                 self._writer = self._begin_anew()
-            else:
-                self._write(self._writer, event)
+            elif event["event"] == "epoch":
+                self._write(self._writer, self._kind.model_validate(event))
             self._writer.flush()
         except OSError as error:
             raise RunError(f"cannot write to {self._run / _FOLDER}: {error.strerror or error}") from error
@@ -83,21 +84,17 @@ class _TensorBoardDisplay:
         for file in (self._run / _FOLDER).glob(_FILES):
             file.unlink()
         writer = SummaryWriter(str(self._run / _FOLDER))
-        with (self._run / "events.jsonl").open(encoding="utf-8") as lines:
-            for event in map(json.loads, lines):
-                if event["event"] == "epoch":
-                    self._write(writer, event)
+        for epoch in read_events(self._run, self._kind).epochs:
+            self._write(writer, epoch)
         return writer
 
-    def _write(self, writer: SummaryWriter, event: Mapping[str, Any]) -> None:
-        epoch = event["epoch"]
-        for name, value in _scalars(event):
-            writer.add_scalar(name, value, epoch)
-        grid = self._run / "samples" / f"epoch-{epoch:04d}.png"
+    def _write(self, writer: SummaryWriter, epoch: Epoch) -> None:
+        for name, value in _scalars(epoch.model_dump(exclude={"epoch", "epochs"})):
+            writer.add_scalar(name, value, epoch.epoch)
+        grid = self._run / "samples" / f"epoch-{epoch.epoch:04d}.png"
         if grid.exists():
-            with Image.open(grid, formats=("PNG",)) as image:
-                pixels = np.asarray(image)
-            writer.add_image("samples", pixels, epoch, dataformats="HW" if pixels.ndim == 2 else "HWC")
+            pixels = np.asarray(read_picture(grid))
+            writer.add_image("samples", pixels, epoch.epoch, dataformats="HW" if pixels.ndim == 2 else "HWC")
 
 
 def _scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -105,5 +102,5 @@ def _scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _scalars(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and name not in ("epoch", "epochs"):
+        elif value is not None:
             yield f"{prefix}{name}", value

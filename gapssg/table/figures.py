@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gapssg.engine.record import DistillationEpoch, Share, Stored, read_events
+from gapssg.engine.record import DistillationEpoch, Share, Stored, read_finished
 from gapssg.errors import InputError, shortened
 from gapssg.figures import COLUMN, DASHES, LINE_COLOURS, new_figure, write_figure
 from gapssg.synthesis import method_classes
@@ -205,7 +205,7 @@ def read_curves(run: Path) -> RunCurves:
         InputError: `events.jsonl` or `result.json` is missing or damaged, or the run is not finished.
     """
     result = _Result.read_result(run)
-    epochs = read_events(run, DistillationEpoch).epochs
+    epochs = read_finished(run, DistillationEpoch).epochs
     return RunCurves(
         epochs=epochs[-1].epochs,
         top1={event.epoch: event.top1 for event in epochs if event.top1 is not None},
