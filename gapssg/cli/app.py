@@ -17,6 +17,7 @@ from gapssg.cli.landscape import landscape
 from gapssg.cli.listings import list_methods, list_models, list_recipes
 from gapssg.cli.pretrain_teacher import pretrain_teacher
 from gapssg.cli.quickstart import quickstart
+from gapssg.cli.report import report
 from gapssg.cli.table import table
 from gapssg.engine.requests import Stopped
 from gapssg.errors import GapssgError, InputError, shortened
@@ -43,6 +44,7 @@ app.command("eval")(evaluate)
 app.command("landscape")(landscape)
 app.command("quickstart")(quickstart)
 app.command("table")(table)
+app.command("report")(report)
 app.command("models")(list_models)
 app.command("methods")(list_methods)
 app.command("recipes")(list_recipes)

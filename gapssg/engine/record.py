@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _MOST_EVENTS = 256 * 2**20  # bytes
-_MOST_RESULT = 2**20
+_MOST_RESULT = 16 * 2**20
 _MOST_EPOCHS = 1_000_000
 _LARGEST_PICTURE = 64 * 2**20
 _MOST_PIXELS = 2**24  # a grid of 64 images of 512 x 512
