@@ -10,6 +10,7 @@ WIDTH, HEIGHT = 360, 220  # the unit is a pixel on a narrow phone
 LEFT, RIGHT, TOP, BOTTOM = 50, 350, 10, 184  # of the area between the axes
 _MOST_POINTS = 400
 _MOST_DOTS = 40
+_RADIUS, _LARGEST_RADIUS = 2.0, 9.0
 _TICKS = 5
 
 COLOURS = 6
@@ -24,12 +25,14 @@ class Line(NamedTuple):
         values: By place.
         colour: Its number among the page's colours.
         is_dashed: Whether it is dashed.
+        weights: By place, shares in [0, 1]: dots of this area are drawn, and no line between them.
     """
 
     label: str
     values: Mapping[float, float]
     colour: int = 0
     is_dashed: bool = False
+    weights: Mapping[float, float] | None = None
 
 
 class Level(NamedTuple):
@@ -51,15 +54,15 @@ class DrawnLine(NamedTuple):
         label: What it is.
         colour: Its number among the page's colours.
         is_dashed: Whether it is dashed.
-        points: As SVG takes them.
-        dots: The points to mark, if they are few.
+        points: As SVG takes them; empty for dots alone.
+        dots: The points to mark and their radii.
     """
 
     label: str
     colour: int
     is_dashed: bool
     points: str
-    dots: list[tuple[float, float]]
+    dots: list[tuple[float, float, float]]
 
 
 class Tick(NamedTuple):
@@ -128,9 +131,15 @@ def draw(
     y_scale = _Scale.of(min([*ys, *([0.0] if from_zero else [])]), max(ys), BOTTOM, TOP)
     drawn = []
     for line in lines:
-        places = [(x_scale(x), y_scale(factor * line.values[x])) for x in sorted(line.values)]
-        dots = places if len(places) <= _MOST_DOTS else []
-        drawn.append(DrawnLine(line.label, line.colour, line.is_dashed, _points(places), dots))
+        places = {x: (x_scale(x), y_scale(factor * line.values[x])) for x in sorted(line.values)}
+        weights = line.weights
+        if weights is not None:
+            radii = {x: round(max(_RADIUS, _LARGEST_RADIUS * weights[x] ** 0.5), 1) for x in places}
+        else:
+            radii = dict.fromkeys(places if len(places) <= _MOST_DOTS else (), _RADIUS)
+        points = _points(list(places.values())) if weights is None else ""
+        dots = [(*places[x], radius) for x, radius in radii.items()]
+        drawn.append(DrawnLine(line.label, line.colour, line.is_dashed, points, dots))
     gap = ""
     if fills_gap and levels:
         first = sorted(lines[0].values)
@@ -174,7 +183,9 @@ class _Scale(NamedTuple):
     def ticks(self, unit: str = "") -> list[Tick]:
         from matplotlib.ticker import MaxNLocator
 
-        values = MaxNLocator(nbins=_TICKS, integer=self.whole).tick_values(self.low, self.high)
+        values = MaxNLocator(nbins=_TICKS, integer=self.whole, steps=[1, 2, 2.5, 5, 10]).tick_values(
+            self.low, self.high
+        )
         inside = [float(value) for value in values if self.low <= value <= self.high]
         return [Tick(self(value), f"{value:.5g}{unit}") for value in inside]
 

@@ -159,12 +159,13 @@ class Evaluation:
 
     def reliability(self) -> Chart | None:
         """Draw accuracy by confidence, of the model and its teacher."""
-        lines = [
-            Line(label, {100 * b["confidence"]: b["accuracy"] for b in facts["reliability"] if b is not None}, number)
-            for number, (label, facts) in enumerate(self.pair)
-        ]
-        perfect = Line("perfectly calibrated", {0.0: 0.0, 100.0: 1.0}, 5, is_dashed=True)
-        return draw("Accuracy by confidence", [*lines, perfect], across="confidence, %", percent=True, from_zero=True)
+        lines = [Line("perfectly calibrated", {0.0: 0.0, 100.0: 1.0}, 5, is_dashed=True)]
+        for number, (label, facts) in enumerate(self.pair):
+            bins = [each for each in facts["reliability"] if each is not None]
+            accuracies = {100 * each["confidence"]: each["accuracy"] for each in bins}
+            weights = {100 * each["confidence"]: each["samples"] / self.images for each in bins}
+            lines.append(Line(label, accuracies, number, weights=weights))
+        return draw("Accuracy by confidence", lines, across="confidence, %", percent=True, from_zero=True)
 
 
 def evaluate_run(run: TrainingRun, data: DataSettings, settings: ReportSettings, display: Display) -> Evaluation:

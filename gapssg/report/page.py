@@ -278,7 +278,13 @@ def _render(sections: Sequence[Section], landscapes: Sequence[DrawnLandscape], s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "points": _points, "seconds": _seconds, "number": _number}
+    environment.filters |= {
+        "percent": _percent,
+        "points": _points,
+        "seconds": _seconds,
+        "number": _number,
+        "unbroken": _unbroken,
+    }
     return environment.get_template("report.html.jinja").render(
         sections=sections,
         comparisons=_comparisons(sections),
@@ -291,6 +297,11 @@ def _render(sections: Sequence[Section], landscapes: Sequence[DrawnLandscape], s
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _unbroken(sentence: str) -> str:
+    """Keep percent signs on the line of their numbers."""
+    return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _points(pair: tuple[float | None, float | None]) -> str:
