@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from gapssg._version import __version__
+from gapssg.cli.card import card
 from gapssg.cli.console import Invocation
 from gapssg.cli.distill import distill
 from gapssg.cli.evaluate import evaluate
@@ -45,6 +46,7 @@ app.command("landscape")(landscape)
 app.command("quickstart")(quickstart)
 app.command("table")(table)
 app.command("report")(report)
+app.command("card")(card)
 app.command("models")(list_models)
 app.command("methods")(list_methods)
 app.command("recipes")(list_recipes)
