@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
+from markupsafe import Markup
 
 from gapssg._version import __version__
 from gapssg.engine.record import DistillationEpoch, Warned, read_picture, sample_grids
@@ -273,7 +274,7 @@ def _render(sections: Sequence[Section], landscapes: Sequence[DrawnLandscape], s
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gapssg.report"),
         autoescape=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
+        finalize=_shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -293,6 +294,11 @@ def _render(sections: Sequence[Section], landscapes: Sequence[DrawnLandscape], s
         version=__version__,
         box=charts,
     )
+
+
+def _shown(value: Any) -> Any:
+    """Clean the texts that are no markup of the templates' own."""
+    return printable(str(value)) if isinstance(value, str | Path) and not isinstance(value, Markup) else value
 
 
 def _percent(share: float | None) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 import tomllib
 from collections.abc import Callable
@@ -149,6 +150,11 @@ def test_texts_of_a_strangers_files_cannot_leave_their_place(runs: Runs, tmp_pat
     assert "\u202e" not in page.text
     assert "\x1b" not in page.text
     assert "settings.toml is not the one that this result was made with" in page.text
+
+
+def test_a_name_that_is_no_text_is_shown_as_far_as_it_is(runs: Runs, tmp_path: Path):
+    run = runs.blind.rename(runs.blind.parent / os.fsdecode(b"run-\xff"))
+    assert "run-\N{REPLACEMENT CHARACTER}" in report(tmp_path, run).text
 
 
 def test_the_command_runs_it_again(made: Runs, tmp_path: Path):
