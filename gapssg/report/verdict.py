@@ -49,12 +49,12 @@ def judge(run: TrainingRun, evaluated: Accuracies | None) -> Verdict:
     """
     result = run.result
     accuracies = evaluated or _own_accuracies(result)
-    if isinstance(result, PretrainingResult):
-        verdict = _of_accuracies("The model", result, accuracies, learnt_from_real=True)
-    elif accuracies is not None:
-        verdict = _of_accuracies("The student", result, accuracies, learnt_from_real=False)
-    else:
+    if accuracies is not None:
+        verdict = _of_accuracies(result, accuracies)
+    elif isinstance(result, DistillationResult):
         verdict = _of_agreement(result)
+    else:
+        verdict = Verdict("The model was not evaluated, so nothing is known of its accuracy.", "none", [])
     return Verdict(verdict.headline, verdict.evidence, [*verdict.sentences, *_incidents(run)])
 
 
@@ -65,17 +65,9 @@ def _own_accuracies(result: DistillationResult | PretrainingResult) -> Accuracie
     return Accuracies(result.data, None, result.model.top1, teacher)
 
 
-def _of_accuracies(
-    subject: str,
-    result: DistillationResult | PretrainingResult,
-    accuracies: Accuracies | None,
-    *,
-    learnt_from_real: bool,
-) -> Verdict:
-    if accuracies is None:
-        return Verdict(f"{subject} was not evaluated, so nothing is known of its accuracy.", "none", [])
+def _of_accuracies(result: DistillationResult | PretrainingResult, accuracies: Accuracies) -> Verdict:
     images = "test images" if accuracies.images is None else f"{accuracies.images:,} test images"
-    headline = f"{subject} is right on {_percent(accuracies.model)} of the {images} of {accuracies.data}"
+    headline = f"The {result.noun} is right on {_percent(accuracies.model)} of the {images} of {accuracies.data}"
     if accuracies.teacher is None:
         headline += "."
     else:
@@ -91,8 +83,9 @@ def _of_accuracies(
             f"With so many images, the accuracy on all such images lies between {_percent(low)} and {_percent(high)} "
             "(95 % confidence); smaller differences may be chance."
         )
-    unseen = "Training did not learn from these images" if learnt_from_real else "Distillation saw no real image"
-    sentences.append(f"{unseen}; the figure is of the weights after the last epoch, which no image chose.")
+    sentences.append(
+        f"{_seen(result, accuracies)} The figure is of the weights after the last epoch, which no image chose."
+    )
     model = result.model
     if model.best_top1 is not None and model.best_epoch is not None:
         sentences.append(
@@ -100,6 +93,15 @@ def _of_accuracies(
             "evaluation data chose it, so that figure flatters: compare runs by their last epochs."
         )
     return Verdict(headline, "real images", sentences)
+
+
+def _seen(result: DistillationResult | PretrainingResult, accuracies: Accuracies) -> str:
+    """Say what training had to do with the images of the evaluation."""
+    if isinstance(result, DistillationResult):
+        return "Distillation saw no real image; if the teacher was trained on these very ones, both figures flatter."
+    if accuracies.data == result.data:
+        return "Training learned from the training images of the same data, not from these."
+    return f"Training learned from images of {result.data}."
 
 
 def _of_agreement(result: DistillationResult) -> Verdict:
