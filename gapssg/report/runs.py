@@ -201,6 +201,8 @@ def command_of(path: Path) -> str:
     Raises:
         InputError: It is not finished, or no run.
     """
+    if path.is_dir() and not (path / "result.json").exists():
+        raise InputError(f"{path} holds no finished run; name the directory of one, or finish it with --resume")
     return _Command.read_result(path).command
 
 

@@ -193,7 +193,7 @@ def test_the_last_warnings_and_the_rollbacks_are_told(runs: Runs, tmp_path: Path
 
 
 DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "no result": ("blind", lambda run: (run / "result.json").unlink(), "result.json does not exist"),
+    "no result": ("blind", lambda run: (run / "result.json").unlink(), "holds no finished run; name"),
     "no events": ("blind", lambda run: (run / "events.jsonl").unlink(), "events.jsonl does not exist"),
     "no settings": ("blind", lambda run: (run / "settings.toml").unlink(), "settings.toml does not exist"),
     "a result of another kind": ("blind", lambda run: (run / "result.json").write_text("[]"), "result.json is damaged"),
