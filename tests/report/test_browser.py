@@ -54,10 +54,11 @@ def evaluated_page(made: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path
     return file
 
 
-def requests(browser: Any) -> list[str]:
-    """What the browser has asked for since the last look."""
+def requests_of(browser: Any, page: Path) -> list[str]:
+    """What the page has asked for; the browser's own first page may be loading still."""
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    return [each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"]
+    sent = [each["params"] for each in messages if each["method"] == "Network.requestWillBeSent"]
+    return [each["request"]["url"] for each in sent if each["documentURL"] == page.as_uri()]
 
 
 def show(browser: Any, page: Path, width: int) -> None:
@@ -67,9 +68,8 @@ def show(browser: Any, page: Path, width: int) -> None:
 
 
 def test_the_page_renders_without_an_error_and_asks_for_nothing(browser: Any, page: Path):
-    requests(browser)  # those of the browser's own first page
     show(browser, page, 1280)
-    asked = requests(browser)
+    asked = requests_of(browser, page)
     assert page.as_uri() in asked
     assert [url for url in asked if not url.startswith("data:") and url != page.as_uri()] == []
     assert browser.get_log("browser") == []
