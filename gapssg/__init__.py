@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from gapssg.landscape.measure import measure_landscape
     from gapssg.landscape.settings import LandscapeSettings
     from gapssg.models.model_file import load_model
+    from gapssg.report.card import write_card
+    from gapssg.report.page import write_report
+    from gapssg.report.settings import ReportSettings
     from gapssg.settings import load_settings
 
 __all__ = [
@@ -31,6 +34,7 @@ __all__ = [
     "InputError",
     "LandscapeSettings",
     "PretrainSettings",
+    "ReportSettings",
     "RunError",
     "__version__",
     "distill",
@@ -40,6 +44,8 @@ __all__ = [
     "load_settings",
     "measure_landscape",
     "pretrain_teacher",
+    "write_card",
+    "write_report",
 ]
 
 _HOMES = {
@@ -52,6 +58,9 @@ _HOMES = {
     "ExportSettings": "gapssg.export.settings",
     "export_model": "gapssg.export.export",
     "LandscapeSettings": "gapssg.landscape.settings",
+    "ReportSettings": "gapssg.report.settings",
+    "write_card": "gapssg.report.card",
+    "write_report": "gapssg.report.page",
     "measure_landscape": "gapssg.landscape.measure",
     "GapssgError": "gapssg.errors",
     "InputError": "gapssg.errors",

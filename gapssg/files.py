@@ -16,6 +16,8 @@ from typing import Any, BinaryIO, TextIO
 
 from gapssg.errors import InputError, RunError, Taken
 
+_BLOCK = 2**20  # bytes
+
 
 def canonical_json(value: Any) -> str:
     """Return `value` as JSON with sorted keys and no spaces, so that equal values are equal texts.
@@ -122,6 +124,22 @@ def sha256_of_files(paths: Iterable[Path]) -> str:
         try:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def sha256_of_file(path: Path, most_bytes: int) -> str:
+    """Return the SHA-256 of a file that may be a stranger's, in hexadecimal.
+
+    Raises:
+        InputError: As `open_regular`.
+    """
+    digest = hashlib.sha256()
+    with open_regular(path, most_bytes) as file:
+        try:
+            while block := file.read(_BLOCK):
+                digest.update(block)
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()

@@ -13,6 +13,7 @@ from gapssg.engine.run_directory import final_weights
 from gapssg.engine.settings import DistillSettings
 from gapssg.errors import InputError
 from gapssg.models.model_file import LoadedModel, load_model
+from gapssg.text import shortest_ends
 
 _ONLY_ONE_IN_A_RUN = ("student", "model")
 _SNAPSHOT = re.compile(r"epoch-(\d+)\.safetensors")
@@ -112,16 +113,12 @@ def _distillation(path: Path) -> DistillSettings | None:
 
 def _names(paths: tuple[Path, ...]) -> list[str]:
     """Return the shortest ends of the paths that tell them apart."""
-    parts = []
+    wholes = []
     for path in paths:
         whole = path.resolve()
         if whole.suffix == ".safetensors":
             whole = whole.with_suffix("")
             if whole.name in _ONLY_ONE_IN_A_RUN:
                 whole = whole.parent
-        parts.append(whole.parts)
-    for depth in range(1, max(map(len, parts), default=1) + 1):
-        names = ["/".join(part[-depth:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{name} ({number})" for number, name in enumerate(names, 1)]
+        wholes.append(whole)
+    return shortest_ends(wholes)
