@@ -34,9 +34,19 @@ from gapssg import DistillSettings, distill
 from gapssg.engine.run_directory import SilentDisplay
 from gapssg.models import MODELS, ModelEntry
 from gapssg.runtime import computes_bf16_natively
+from gapssg.synthesis import method_classes
 
 DISTILL = ["--epochs", "3", "--set", "batch_size=16", "--set", "method.synthesis_batch_size=32", "--device", "cpu"]
 GAPSSG = [*DISTILL, "--set", "method.generator_steps=5"]
+SMALL = {
+    "generator_steps": 5,
+    "generator_width": 8,
+    "pixel_steps": 5,
+    "rounds": 3,
+    "distillation_steps": 5,
+    "bank_size": 64,
+    "negatives": 16,
+}
 AT_EACH_STEP = ["--checkpoint-minutes", "0.000001"]
 PRETRAIN = ["--data", "digits", "--model", "wrn16_1", "--epochs", "1", "--device", "cpu", "--precision", "fp32"]
 PRELOADED = ["gapssg.cli.app", "gapssg.engine.distill", "gapssg.engine.pretrain", "sklearn.datasets"]
@@ -99,8 +109,13 @@ def commands(teacher: Path) -> dict[str, list[str]]:
         "pretrain-teacher": ["pretrain-teacher", *PRETRAIN, *AT_EACH_STEP],
         "distill": [*with_teacher, *GAPSSG, "--precision", "fp32"],
         "distill, a checkpoint at each step": [*with_teacher, *GAPSSG, *AT_EACH_STEP, "--precision", "fp32"],
-        "distill from noise": [*with_teacher, *DISTILL, "--method", "noise", "--precision", "fp32"],
     }
+    for method in method_classes():
+        name = method.model_fields["name"].default
+        small = [f"method.{key}={value}" for key, value in SMALL.items() if key in method.model_fields]
+        changes = [word for text in small for word in ("--set", text)]
+        if name != "gapssg":
+            runs[f"distill by {name}"] = [*with_teacher, *DISTILL, "--method", name, *changes, "--precision", "fp32"]
     if computes_bf16_natively(torch.device("cpu")):
         runs["distill in bf16"] = [*with_teacher, *GAPSSG, "--precision", "bf16"]
     return runs

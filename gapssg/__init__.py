@@ -24,30 +24,40 @@ if TYPE_CHECKING:
         PretrainSettings,
     )
     from gapssg.errors import GapssgError, InputError, RunError
+    from gapssg.export.export import export_model
+    from gapssg.export.settings import ExportSettings
     from gapssg.landscape.measure import measure_landscape
     from gapssg.landscape.settings import LandscapeSettings
     from gapssg.models.model_file import load_model
+    from gapssg.report.card import write_card
+    from gapssg.report.page import write_report
+    from gapssg.report.settings import ReportSettings
     from gapssg.settings import load_settings
 
 __all__ = [
     "DistillSettings",
     "EvaluateSettings",
+    "ExportSettings",
     "GapssgError",
     "ImportSettings",
     "InputError",
     "InspectSettings",
     "LandscapeSettings",
     "PretrainSettings",
+    "ReportSettings",
     "RunError",
     "__version__",
     "distill",
     "evaluate",
+    "export_model",
     "import_teacher",
     "inspect",
     "load_model",
     "load_settings",
     "measure_landscape",
     "pretrain_teacher",
+    "write_card",
+    "write_report",
 ]
 
 _HOMES = {
@@ -61,7 +71,12 @@ _HOMES = {
     "ImportSettings": "gapssg.engine.settings",
     "InspectSettings": "gapssg.engine.settings",
     "PretrainSettings": "gapssg.engine.settings",
+    "ExportSettings": "gapssg.export.settings",
+    "export_model": "gapssg.export.export",
     "LandscapeSettings": "gapssg.landscape.settings",
+    "ReportSettings": "gapssg.report.settings",
+    "write_card": "gapssg.report.card",
+    "write_report": "gapssg.report.page",
     "measure_landscape": "gapssg.landscape.measure",
     "GapssgError": "gapssg.errors",
     "InputError": "gapssg.errors",

@@ -10,11 +10,13 @@ import os
 import platform
 import secrets
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from gapssg.errors import InputError, RunError, Taken
+
+_BLOCK = 2**20  # bytes
 
 
 def canonical_json(value: Any) -> str:
@@ -67,25 +69,48 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         RunError: The folder or the disk refuses the write; the old file, if any, is untouched.
     """
+    with staged(path, content):
+        pass
+
+
+@contextlib.contextmanager
+def staged(path: Path, content: bytes) -> Iterator[Path]:
+    """Write `content` as `write_atomically` does, and rename it only when the block, which may try it out, ends.
+
+    If the block raises, the file is removed and `path` is as it was.
+
+    Yields:
+        The file under its temporary name, on the disk.
+
+    Raises:
+        RunError: The folder or the disk refuses the write; the old file, if any, is untouched.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        # Opened by hand, so that the system applies the umask; asking for it would change it for other threads.
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+        with _refusal_of(path):
+            # Opened by hand, so that the system applies the umask; asking for it would change it for other threads.
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        yield temporary
+        with _refusal_of(path):
+            os.replace(temporary, path)
+            sync_folder(path.parent)
     finally:
         # It is gone if all went well; a disk that refuses this too is not worth a second complaint.
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def _refusal_of(path: Path) -> Iterator[None]:
+    """Say in one sentence that `path` cannot be written, if the system says so."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def sha256_of_files(paths: Iterable[Path]) -> str:
@@ -99,6 +124,22 @@ def sha256_of_files(paths: Iterable[Path]) -> str:
         try:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def sha256_of_file(path: Path, most_bytes: int) -> str:
+    """Return the SHA-256 of a file that may be a stranger's, in hexadecimal.
+
+    Raises:
+        InputError: As `open_regular`.
+    """
+    digest = hashlib.sha256()
+    with open_regular(path, most_bytes) as file:
+        try:
+            while block := file.read(_BLOCK):
+                digest.update(block)
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gapssg.errors import InputError, RunError
-from gapssg.files import canonical_json, check_writable, write_atomically
+from gapssg.files import canonical_json, check_writable, staged, write_atomically
 
 
 def test_equal_values_have_equal_json():
@@ -23,6 +23,20 @@ def test_a_write_replaces_the_file_and_leaves_nothing_else(tmp_path: Path):
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
     assert stat.S_IMODE(path.stat().st_mode) & 0o600 == 0o600
+
+
+def test_a_staged_file_is_renamed_only_if_the_block_that_tries_it_out_ends(tmp_path: Path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(InputError, match="not what it should be"), staged(path, b"new") as temporary:
+        assert (temporary.read_bytes(), path.read_bytes()) == (b"new", b"old")
+        raise InputError("not what it should be")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+    with staged(path, b"new"):
+        pass
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])

@@ -10,18 +10,22 @@ from typing import Annotated
 import typer
 
 from gapssg._version import __version__
-from gapssg.cli.console import Invocation, printable
+from gapssg.cli.card import card
+from gapssg.cli.console import Invocation
 from gapssg.cli.distill import distill
 from gapssg.cli.evaluate import evaluate
+from gapssg.cli.export import export
 from gapssg.cli.import_teacher import import_teacher
 from gapssg.cli.inspect import inspect
 from gapssg.cli.landscape import landscape
 from gapssg.cli.listings import list_methods, list_models, list_recipes
 from gapssg.cli.pretrain_teacher import pretrain_teacher
 from gapssg.cli.quickstart import quickstart
+from gapssg.cli.report import report
 from gapssg.cli.table import table
 from gapssg.engine.requests import Stopped
 from gapssg.errors import GapssgError, InputError, shortened
+from gapssg.text import printable
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -42,10 +46,13 @@ app.command("pretrain-teacher")(pretrain_teacher)
 app.command("import-teacher")(import_teacher)
 app.command("distill")(distill)
 app.command("eval")(evaluate)
+app.command("export")(export)
 app.command("landscape")(landscape)
 app.command("quickstart")(quickstart)
 app.command("table")(table)
 app.command("inspect")(inspect)
+app.command("report")(report)
+app.command("card")(card)
 app.command("models")(list_models)
 app.command("methods")(list_methods)
 app.command("recipes")(list_recipes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-# Also what turns or breaks lines, and halves of characters, which no terminal can be sent.
-_CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+from gapssg.text import printable, printable_toml
 
 _WIDTH_OF_AN_EPOCH = 170
 _WIDTH_OF_A_PIPE = 500  # nothing is wrapped that another program reads
@@ -203,15 +201,3 @@ def percent(fraction: float | None) -> str:
 def count(number: int) -> str:
     """Return a number with commas between thousands."""
     return f"{number:,}"
-
-
-def printable(text: str) -> str:
-    """Return text without the control characters by which a file's names could steer a terminal."""
-    return _CONTROL_CHARACTERS.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-def printable_toml(toml: str) -> str:
-    """Return the same TOML with control characters written as TOML writes them in texts."""
-    return "\n".join(
-        _CONTROL_CHARACTERS.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in toml.split("\n")
-    )

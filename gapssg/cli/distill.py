@@ -56,6 +56,7 @@ def distill(
     data_root: options.DataRoot = None,
     download: options.Download = None,
     image_size: options.ImageSize = None,
+    tensorboard: options.TensorBoard = False,
     overwrite: options.Overwrite = False,
     resume: options.Resume = None,
     recipe: options.Recipe = None,
@@ -115,8 +116,12 @@ def distill(
 
     from gapssg.cli.signals import listen
     from gapssg.engine.distill import distill
+    from gapssg.engine.record import DistillationEpoch
 
-    with console.live() as display:
+    with (
+        console.live() as shown,
+        options.for_tensorboard(tensorboard, shown, directory, DistillationEpoch) as display,
+    ):
         result = distill(
             settings,
             directory,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -12,6 +13,10 @@ from gapssg.cli.console import Console, Invocation
 from gapssg.errors import InputError, shortened
 from gapssg.models.reference import is_factory
 from gapssg.settings.load import AnySettings, read_toml
+
+if TYPE_CHECKING:
+    from gapssg.engine.record import Epoch
+    from gapssg.engine.run_directory import Display
 
 _SETTINGS = "Settings"
 _RUN = "Running"
@@ -53,6 +58,10 @@ Output = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is already in --output.")]
 Resume = Annotated[
     Path | None, typer.Option("--resume", help="Continue the interrupted run in this directory, with its settings.")
+]
+TensorBoard = Annotated[
+    bool,
+    typer.Option("--tensorboard", help="Write the numbers and sample images for TensorBoard, too, under tensorboard/."),
 ]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Number of epochs.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Images in a step.")]
@@ -156,6 +165,18 @@ Number = TypeVar("Number", int, float)
 def console_of(context: typer.Context) -> Console:
     """Return the console that --json and --quiet ask for."""
     return Console(context.ensure_object(Invocation))
+
+
+@contextmanager
+def for_tensorboard(wanted: bool, display: Display, run: Path, kind: type[Epoch]) -> Iterator[Display]:
+    """Show a run, and write it for TensorBoard, too, if that is wanted."""
+    if not wanted:
+        yield display
+        return
+    from gapssg.engine.tensorboard import also_for_tensorboard
+
+    with also_for_tensorboard(display, run, kind) as both:
+        yield both
 
 
 def required(value: Value | None, option: str) -> Value:

@@ -27,6 +27,7 @@ def pretrain_teacher(
     data_root: options.DataRoot = None,
     download: options.Download = None,
     image_size: options.ImageSize = None,
+    tensorboard: options.TensorBoard = False,
     overwrite: options.Overwrite = False,
     resume: options.Resume = None,
     recipe: options.Recipe = None,
@@ -76,8 +77,12 @@ def pretrain_teacher(
 
     from gapssg.cli.signals import listen
     from gapssg.engine.pretrain import pretrain_teacher
+    from gapssg.engine.record import PretrainingEpoch
 
-    with console.live() as display:
+    with (
+        console.live() as shown,
+        options.for_tensorboard(tensorboard, shown, directory, PretrainingEpoch) as display,
+    ):
         result = pretrain_teacher(
             settings,
             directory,

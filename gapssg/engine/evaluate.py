@@ -15,6 +15,7 @@ from gapssg.engine.metrics import (
     confusion_matrix,
     expected_calibration_error,
     per_class_accuracy,
+    reliability,
     score,
 )
 from gapssg.engine.real_images import check_same_images, read_test_images
@@ -31,8 +32,9 @@ def evaluate(settings: EvaluateSettings, *, display: Display | None = None) -> d
 
     Returns:
         `models`: for each file its accuracies (fractions in [0, 1]), loss in nats, expected calibration
-        error, per-class accuracy, confusion matrix (row: label, column: prediction), size, and, with a
-        teacher, the agreement with it and the mean reality gap; under `timing` its images/s.
+        error, the bins of the reliability diagram (None: empty), per-class accuracy, confusion matrix (row:
+        label, column: prediction), size, and, with a teacher, the agreement with it and the mean reality gap;
+        under `timing` its images/s.
 
     Raises:
         InputError: A file or the data cannot be used, or they do not fit each other.
@@ -71,6 +73,7 @@ def _report(
     runtime: Runtime,
 ) -> tuple[dict[str, Any], float]:
     logits, seconds = _timed_logits(model, images, settings, runtime)
+    diagram = reliability(logits, images.labels)
     confusion = confusion_matrix(logits.argmax(dim=1), images.labels, images.num_classes)
     report = {
         "file": str(model.path),
@@ -78,7 +81,8 @@ def _report(
         "architecture": model.card.architecture,
         **profile_model(model.module, model.card.input_shape).to_dict(),
         **score(logits, images.labels).to_dict(),
-        "expected_calibration_error": expected_calibration_error(logits, images.labels),
+        "expected_calibration_error": expected_calibration_error(diagram),
+        "reliability": [each and each._asdict() for each in diagram],
         "per_class_accuracy": per_class_accuracy(confusion),
         "confusion_matrix": confusion.tolist(),
     }

@@ -45,16 +45,44 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> float:
     return F.cross_entropy(logits.double(), labels).item()
 
 
-def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Return the mean difference of confidence and accuracy over equal-width bins, weighted by their size.
+class ReliabilityBin(NamedTuple):
+    """The samples whose confidence lies in one of equal-width bins.
 
-    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3.
+    Attributes:
+        samples: How many there are.
+        confidence: Their mean confidence.
+        accuracy: The share that is right.
+    """
+
+    samples: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> list[ReliabilityBin | None]:
+    """Return what a reliability diagram shows of logits (N, K) on labels (N,): one entry a bin, None where none falls.
+
+    The confidence is the highest class probability; the first bin is (0, 1/bins]. Guo et al., "On Calibration of Modern
+    Neural Networks", ICML 2017.
     """
     confidence, predictions = logits.cpu().double().softmax(dim=1).max(dim=1)  # sums in a fixed order
     correct = (predictions == labels.cpu()).double()
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    difference = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, confidence - correct)
-    return (difference.abs().sum() / len(labels)).item()
+    counts = torch.bincount(index, minlength=bins).tolist()
+    sums = (torch.zeros(bins, dtype=torch.float64).index_add_(0, index, each) for each in (confidence, correct))
+    rows = zip(counts, *(each.tolist() for each in sums), strict=True)
+    return [ReliabilityBin(count, sure / count, right / count) if count else None for count, sure, right in rows]
+
+
+def expected_calibration_error(diagram: list[ReliabilityBin | None]) -> float:
+    """Return the mean difference of confidence and accuracy over the bins of `reliability`, weighted by their size.
+
+    Guo et al., equation 3.
+    """
+    filled = [each for each in diagram if each is not None]
+    return sum(each.samples * abs(each.accuracy - each.confidence) for each in filled) / sum(
+        each.samples for each in filled
+    )
 
 
 def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:

@@ -28,8 +28,9 @@ _SETTINGS = "settings.toml"
 _EVENTS = "events.jsonl"
 _RESULT = "result.json"
 _POOL = "pool"
+_FINAL_WEIGHTS = ("student.safetensors", "model.safetensors")
 _LOCK = ".lock"
-_FOLDERS = ("samples", "snapshots", _POOL, "checkpoint", "surfaces", "figures")
+_FOLDERS = ("samples", "snapshots", _POOL, "checkpoint", "surfaces", "figures", "tensorboard")
 
 # All that a run writes, relative to its directory, and the temporary name that a write had when it was killed.
 _OWN_FILE = re.compile(
@@ -37,10 +38,11 @@ _OWN_FILE = re.compile(
     r"|samples/epoch-\d+\.png|snapshots/epoch-\d+\.safetensors|pool/shard-\d+\.safetensors"
     r"|checkpoint/latest\.safetensors"
     r"|surfaces/[\w.-]+\.safetensors|figures/[\w.-]+\.(png|svg|html)"
+    r"|tensorboard/events\.out\.tfevents\.[\w.-]+"
     r"|((samples|snapshots|pool|checkpoint|surfaces|figures)/)?\.[\w.-]+\.tmp"
 )
-
-
+# A model card that stands beside a run belongs to the user, who may have written in it: it is never removed.
+_CARD = "README.md"
 # What a kill leaves of the first write of all: no run has begun there.
 _UNBEGUN = re.compile(rf"\.{re.escape(_SETTINGS)}\.[0-9a-f]{{12}}\.tmp")
 _TEMPORARY = ".tmp"
@@ -93,6 +95,8 @@ class RunDirectory:
         except OSError as error:
             raise RunError(f"cannot write to {path}: {error.strerror or error}") from error
         write_atomically(path / _SETTINGS, settings.to_toml().encode())
+        if (path / _CARD).exists():
+            self.show("note", message=f"{path / _CARD} stays, and may speak of the run that was replaced")
 
     @classmethod
     def reopen(cls, path: Path, settings: Settings, display: Display, events_length: int) -> RunDirectory:
@@ -228,7 +232,7 @@ def check_output(path: Path, overwrite: bool, inputs: Iterable[Path | None] = ()
         ) from error
     if inside:
         raise InputError(f"--output {path} holds {inside[0]}, which the run reads; name another directory")
-    strange = sorted(entry for entry in entries if not _OWN_FILE.fullmatch(entry))
+    strange = sorted(entry for entry in entries - {_CARD} if not _OWN_FILE.fullmatch(entry))
     if not strange and entries and _SETTINGS not in entries:
         strange = sorted(entries)
     if strange:
@@ -269,6 +273,20 @@ def _may_change(key: str, began_with: Any, now: Any) -> bool:
     if key == "epochs":
         return isinstance(began_with, int) and isinstance(now, int) and now >= began_with
     return key in _MAY_CHANGE | _IS_ASKED_ANEW
+
+
+def final_weights(path: Path) -> Path:
+    """Return the model file of a run's last weights.
+
+    Raises:
+        InputError: It holds none.
+    """
+    for name in _FINAL_WEIGHTS:
+        if (path / name).is_file():
+            return path / name
+    raise InputError(
+        f"{path} holds no checkpoint: neither {' nor '.join(_FINAL_WEIGHTS)} is in it; name a finished run"
+    )
 
 
 def pool_shards(path: Path) -> list[Path]:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from gapssg.engine.run_directory import final_weights
 from gapssg.engine.settings import DistillSettings
 from gapssg.errors import InputError
 from gapssg.models.model_file import LoadedModel, load_model
+from gapssg.text import shortest_ends
 
 _ONLY_ONE_IN_A_RUN = ("student", "model")
-_FINAL_WEIGHTS = ("student.safetensors", "model.safetensors")
 _SNAPSHOT = re.compile(r"epoch-(\d+)\.safetensors")
 
 
@@ -87,7 +88,7 @@ def read_subjects(
                 Subject(name, epoch, load_model(run.snapshots[epoch], factories), run) for epoch in sorted(set(wanted))
             ]
         else:
-            subjects.append(Subject(name, None, load_model(_final_weights(path), factories), run))
+            subjects.append(Subject(name, None, load_model(final_weights(path), factories), run))
     return subjects
 
 
@@ -115,27 +116,14 @@ def _distillation(path: Path) -> DistillSettings | None:
         return None  # a run of another command, or a folder that merely holds a model
 
 
-def _final_weights(path: Path) -> Path:
-    for name in _FINAL_WEIGHTS:
-        if (path / name).is_file():
-            return path / name
-    raise InputError(
-        f"{path} holds no checkpoint: neither {' nor '.join(_FINAL_WEIGHTS)} is in it; name a finished run"
-    )
-
-
 def _names(paths: tuple[Path, ...]) -> list[str]:
     """Return the shortest ends of the paths that tell them apart."""
-    parts = []
+    wholes = []
     for path in paths:
         whole = path.resolve()
         if whole.suffix == ".safetensors":
             whole = whole.with_suffix("")
             if whole.name in _ONLY_ONE_IN_A_RUN:
                 whole = whole.parent
-        parts.append(whole.parts)
-    for depth in range(1, max(map(len, parts), default=1) + 1):
-        names = ["/".join(part[-depth:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{name} ({number})" for number, name in enumerate(names, 1)]
+        wholes.append(whole)
+    return shortest_ends(wholes)

@@ -12,20 +12,15 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
-
+from gapssg.engine.record import DistillationEpoch, Share, Stored, read_finished
 from gapssg.errors import InputError, shortened
 from gapssg.figures import COLUMN, DASHES, LINE_COLOURS, new_figure, write_figure
-from gapssg.files import read_bounded
 from gapssg.synthesis import method_classes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MOST_EVENTS = 256 * 2**20  # bytes
-_MOST_RESULT = 2**20
-_MOST_EPOCHS = 1_000_000
 _OWN_METHOD = "gapssg"
 _MARKERS = ("o", "s", "^", "D", "v")
 _MARKS_A_LINE = 6
@@ -209,26 +204,10 @@ def read_curves(run: Path) -> RunCurves:
     Raises:
         InputError: `events.jsonl` or `result.json` is missing or damaged, or the run is not finished.
     """
-    result = _Result.read(read_bounded(run / "result.json", _MOST_RESULT), str(run / "result.json"))
-    path = run / "events.jsonl"
-    epochs: list[_Epoch] = []
-    for number, line in enumerate(read_bounded(path, _MOST_EVENTS).splitlines(), 1):
-        place = f"line {number} of {path}"
-        if _Event.read(line, place).event != "epoch":
-            continue
-        event = _Epoch.read(line, place)
-        if epochs and event.epoch <= epochs[-1].epoch:
-            raise InputError(f"{place} is damaged: epoch {event.epoch} comes after epoch {epochs[-1].epoch}")
-        epochs.append(event)
-    if not epochs:
-        raise InputError(f"{path} has no epoch of a distillation; name the directory of a `distill` run")
-    last = epochs[-1]  # a continued run may have become longer
-    if last.epoch != last.epochs:
-        raise InputError(f"{path} ends after epoch {last.epoch} of {last.epochs}; continue the run with --resume")
-    if last.top1 is None and any(event.top1 is not None for event in epochs):
-        raise InputError(f"{path} is damaged: the student was evaluated, but not after the last epoch")
+    result = _Result.read_result(run)
+    epochs = read_finished(run, DistillationEpoch).epochs
     return RunCurves(
-        epochs=last.epochs,
+        epochs=epochs[-1].epochs,
         top1={event.epoch: event.top1 for event in epochs if event.top1 is not None},
         gap_before={event.epoch: event.reality_gap_before for event in epochs},
         gap_after={event.epoch: event.reality_gap_after for event in epochs},
@@ -372,44 +351,15 @@ def _seeds(methods: Iterable[Sequence[RunCurves]]) -> str:
     return f"mean of {many} seeds, band: one standard deviation"
 
 
-class _Stored(BaseModel):
-    """What is read of a file that may be a stranger's; what else it holds is of no concern."""
-
-    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
-
-    @classmethod
-    def read(cls, text: bytes, place: str) -> Any:
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            field = ".".join(map(str, first["loc"]))
-            reason = f"{field}: {first['msg']}" if field else first["msg"]
-            raise InputError(f"{place} is damaged: {shortened(reason)}") from error
-
-
-class _Event(_Stored):
-    event: str
-
-
-class _Epoch(_Stored):
-    epoch: PositiveInt = Field(le=_MOST_EPOCHS)
-    epochs: PositiveInt = Field(le=_MOST_EPOCHS)
-    top1: float | None = Field(default=None, ge=0, le=1)
-    # With a margin for the rounding of probabilities.
-    reality_gap_before: float = Field(ge=0, le=1.001)
-    reality_gap_after: float = Field(ge=0, le=1.001)
-
-
-class _Teacher(_Stored):
+class _Teacher(Stored):
     sha256: str
-    top1: float | None = Field(ge=0, le=1)
+    top1: Share | None
 
 
-class _Student(_Stored):
+class _Student(Stored):
     architecture: str
 
 
-class _Result(_Stored):
+class _Result(Stored):
     teacher: _Teacher
     student: _Student

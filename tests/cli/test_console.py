@@ -6,7 +6,8 @@ import json
 import pytest
 import rich.console
 
-from gapssg.cli.console import Console, Invocation, epoch_line, percent, printable
+from gapssg.cli.console import Console, Invocation, epoch_line, percent
+from gapssg.text import printable
 
 EPOCH = {
     "event": "epoch",

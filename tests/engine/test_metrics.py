@@ -9,6 +9,7 @@ from gapssg.engine.metrics import (
     cross_entropy,
     expected_calibration_error,
     per_class_accuracy,
+    reliability,
     top_k_accuracy,
 )
 
@@ -30,7 +31,9 @@ def test_calibration_error_of_a_known_case():
     # Two samples with confidence 0.8, one of them right: |0.8 - 0.5|. Two with 0.6, both right: |0.6 - 1|.
     probabilities = torch.tensor([[0.8, 0.2], [0.8, 0.2], [0.6, 0.4], [0.4, 0.6]], dtype=torch.float64)
     labels = torch.tensor([0, 1, 0, 1])
-    error = expected_calibration_error(probabilities.log(), labels)
+    diagram = reliability(probabilities.log(), labels, bins=4)
+    assert diagram == [None, None, (2, pytest.approx(0.6), 1.0), (2, pytest.approx(0.8), 0.5)]
+    error = expected_calibration_error(diagram)
     assert error == pytest.approx((0.3 + 0.4) / 2, abs=1e-12)
 
 

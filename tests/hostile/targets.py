@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import struct
 import zlib
@@ -22,14 +23,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import yaml
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gapssg import DistillSettings, GapssgError, distill, load_model, load_settings
+from gapssg import (
+    DistillSettings,
+    GapssgError,
+    ReportSettings,
+    distill,
+    load_model,
+    load_settings,
+    write_card,
+    write_report,
+)
 from gapssg.augment import Normalization
 from gapssg.cli.app import _complain
-from gapssg.cli.console import Console, Invocation, printable_toml
+from gapssg.cli.console import Console, Invocation
 from gapssg.cli.evaluate import print_evaluation
 from gapssg.cli.options import run_directory
 from gapssg.data import load_split
@@ -39,6 +50,7 @@ from gapssg.models import create_model
 from gapssg.models.model_file import _sha256_of_content, save_model
 from gapssg.models.safetensors_file import read_safetensors
 from gapssg.synthesis.shards import PoolOrigin, read_shard, write_shard
+from gapssg.text import printable_toml
 from tests.conftest import make_card
 
 ESCAPES = ("\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "[red]", "[/]", "[link=http://x]y", "\u202e", "\r", "\n", "\ud800")
@@ -85,6 +97,9 @@ class World:
         )
         # Steps: two of synthesis and two of distillation; then two and four.
         self.runs = [self._interrupted_run(root / f"run-{step}", step) for step in (5, 6, 9)]
+        self.finished = root / "finished"
+        samples = self.settings.model_copy(update={"samples": True})
+        distill(samples, self.finished)
         self.images = _sound_images()
 
     def _interrupted_run(self, path: Path, step: int) -> Path:
@@ -627,6 +642,44 @@ def use_image_folder(world: World, case: tuple[str, str, bytes, str, int | None,
     assert images.images.numel() <= 2**20 or image_size is None
 
 
+# Finished runs
+
+
+def finished_runs(world: World) -> st.SearchStrategy[Any]:
+    """Draw a file of a finished run and its changed content."""
+
+    def changed(name: str) -> st.SearchStrategy[tuple[str, bytes]]:
+        content = (world.finished / name).read_bytes()
+        bytes_of = changed_bytes(content)
+        if name == "result.json":
+            of_values = changed_values(json.loads(content)).map(lambda value: to_json(value).encode())
+            bytes_of = st.one_of(of_values, of_values, bytes_of, raw_json.map(lambda text: text.encode()))
+        if name == "events.jsonl":
+            events = [json.loads(line) for line in content.splitlines()]
+            of_events = changed_values(events).map(
+                lambda value: "\n".join(map(to_json, value if isinstance(value, list) else [value])).encode()
+            )
+            bytes_of = st.one_of(of_events, of_events, bytes_of, raw_json.map(lambda text: text.encode()))
+        if name == "settings.toml":
+            bytes_of = settings_files(content.decode())
+        return st.tuples(st.just(name), bytes_of)
+
+    names = ["result.json", "result.json", "events.jsonl", "events.jsonl", "settings.toml", "samples/epoch-0001.png"]
+    return st.sampled_from(names).flatmap(changed)
+
+
+def use_finished_run(world: World, case: tuple[str, bytes]) -> None:
+    name, content = case
+    run = Path(shutil.copytree(world.finished, world.work / "run"))
+    (run / name).write_bytes(content)
+    write_report(ReportSettings(runs=(run,)), world.work / "page.html")
+    page = (world.work / "page.html").read_text(encoding="utf-8")
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", page)
+    assert len(page) < 2**21, f"a page of {len(page)} characters"
+    card = write_card(run).read_text(encoding="utf-8")
+    assert isinstance(yaml.safe_load(card.split("---\n", 2)[1])["tags"], list)
+
+
 # The terminal
 
 terminal_texts = st.one_of(
@@ -686,6 +739,7 @@ TARGETS: dict[str, Target] = {
     "shard of a run": Target(shards_of_runs, use_shard_of_run),
     "settings": Target(lambda world: settings_files(world.settings.to_toml()), use_settings),
     "run directory": Target(run_directories, use_run_directory),
+    "finished run": Target(finished_runs, use_finished_run),
     "image folder": Target(image_folders, use_image_folder),
     "terminal": Target(lambda _: st.lists(terminal_texts, min_size=3, max_size=5), use_console),
 }

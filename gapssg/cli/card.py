@@ -1,0 +1,32 @@
+"""`gapssg card`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gapssg.cli import options
+
+
+def card(
+    context: typer.Context,
+    run: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory of distill or pretrain-teacher, finished.")],
+    licence: Annotated[
+        str | None, typer.Option("--licence", help="Of the model, as the Hub names it, such as apache-2.0.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a README.md that is already there, edited or not.")
+    ] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Write a model card, README.md, beside the weights of a run."""
+    from gapssg.report.card import write_card
+
+    console = options.console_of(context)
+    file = write_card(run, licence=licence, overwrite=overwrite)
+    console.say(f"written: {file}")
+    console.result({"command": "card", "output": str(file)})

@@ -1,0 +1,162 @@
+"""The three formats: a module as the bytes of a file, and those back as a function from images to logits.
+
+All are made with two images and take batches of any size; height, width and channels are fixed.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gapssg.augment import Normalization
+
+METADATA_KEY = "gapssg"
+INPUT_NAME = "images"
+OUTPUT_NAME = "logits"
+# The first that the exporter writes without converting, so that the oldest runtimes can read the file.
+OPSET = 18
+_TRACED_BATCH = 2  # torch.export takes a dimension of one image for a constant
+
+Classifier = Callable[[Tensor], Tensor]
+"""Images (N, C, H, W) float32 on the CPU, as the file takes them, to logits (N, K) float32."""
+
+
+class Format(NamedTuple):
+    """One format.
+
+    Attributes:
+        write: Module in eval mode, input shape (C, H, W) and the text of the metadata, to the bytes of a file.
+        load: The bytes back to the function that they hold. The formats of torch can run code when they are loaded,
+            so only what this program has just written comes here.
+        packages: What both need of the extra `export`.
+    """
+
+    write: Callable[[nn.Module, tuple[int, int, int], str], bytes]
+    load: Callable[[bytes], Classifier]
+    packages: tuple[str, ...] = ()
+
+
+class Normalized(nn.Module):
+    """A classifier whose input is pixels in [0, 1]."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, module: nn.Module, normalization: Normalization) -> None:
+        """Put the normalisation before `module`."""
+        super().__init__()
+        self.module = module
+        self.register_buffer("mean", normalization.mean)
+        self.register_buffer("deviation", normalization.deviation)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (N, K) of images (N, C, H, W) in [0, 1]."""
+        logits: Tensor = self.module((images - self.mean) / self.deviation)
+        return logits
+
+
+def write_onnx(module: nn.Module, input_shape: tuple[int, int, int], metadata: str) -> bytes:
+    """Return the ONNX file: opset 18, weights inside, batch norms folded into the convolutions before them."""
+    with quiet():
+        program = torch.onnx.export(
+            module,
+            (_example(input_shape),),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=[INPUT_NAME],
+            output_names=[OUTPUT_NAME],
+            opset_version=OPSET,
+            verbose=False,
+        )
+    assert program is not None  # it is None for the old exporter only
+    model = program.model_proto
+    # Each node names the source files that it comes from, with the folders of the machine that made it.
+    for part in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info):
+        part.ClearField("metadata_props")
+    model.metadata_props.add(key=METADATA_KEY, value=metadata)
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def load_onnx(content: bytes) -> Classifier:
+    """Return the function of an ONNX file, run by onnxruntime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def classify(images: Tensor) -> Tensor:
+        (logits,) = session.run([OUTPUT_NAME], {INPUT_NAME: images.contiguous().numpy()})
+        return torch.from_numpy(logits)
+
+    return classify
+
+
+def write_torch_export(module: nn.Module, input_shape: tuple[int, int, int], metadata: str) -> bytes:
+    """Return the file of `torch.export.save`; batch norms stay as they are."""
+    buffer = io.BytesIO()
+    with quiet():
+        dynamic = ({0: torch.export.Dim("batch")},)
+        program = torch.export.export(module, (_example(input_shape),), dynamic_shapes=dynamic)
+        torch.export.save(program, buffer, extra_files={METADATA_KEY: metadata})
+    return buffer.getvalue()
+
+
+def load_torch_export(content: bytes) -> Classifier:
+    """Return the function of a file that `write_torch_export` made."""
+    with quiet():
+        return _without_gradients(torch.export.load(io.BytesIO(content)).module())
+
+
+def write_torchscript(module: nn.Module, input_shape: tuple[int, int, int], metadata: str) -> bytes:
+    """Return the TorchScript file of the traced module; batch norms stay as they are."""
+    buffer = io.BytesIO()
+    with quiet():
+        traced = torch.jit.trace(module, _example(input_shape), check_trace=False)  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, buffer, _extra_files={METADATA_KEY: metadata})
+    return buffer.getvalue()
+
+
+def load_torchscript(content: bytes) -> Classifier:
+    """Return the function of a file that `write_torchscript` made."""
+    with quiet():
+        return _without_gradients(torch.jit.load(io.BytesIO(content)))  # type: ignore[no-untyped-call]
+
+
+FORMATS = {
+    "onnx": Format(write_onnx, load_onnx, ("onnx", "onnxscript", "onnxruntime")),
+    "torch-export": Format(write_torch_export, load_torch_export),
+    "torchscript": Format(write_torchscript, load_torchscript),
+}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep from the terminal what exporters warn of (deprecations, their own inner steps) and print (graphs)."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    nowhere = io.StringIO()
+    try:
+        with warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _example(input_shape: tuple[int, int, int]) -> Tensor:
+    return torch.zeros(_TRACED_BATCH, *input_shape)
+
+
+def _without_gradients(module: Classifier) -> Classifier:
+    def classify(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return module(images)
+
+    return classify

@@ -1,0 +1,127 @@
+"""Whether an exported model says what the model says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gapssg.augment import Normalization
+from gapssg.engine.inference import predict
+from gapssg.engine.metrics import agreement
+from gapssg.errors import InputError
+from gapssg.export.formats import Classifier, Normalized
+from gapssg.models.model_file import LoadedModel
+from gapssg.runtime import Runtime, to_unit_range
+
+_UNIT_ROUNDOFF = 2.0**-24  # of float32
+# One image, the two that the file was made with, and other numbers.
+_RANDOM_BATCHES = (1, 2, 7, 54)
+
+
+class Examiner:
+    """Asks a model, and what was exported of it, about the same images.
+
+    Attributes:
+        model: The model.
+    """
+
+    def __init__(self, model: LoadedModel, *, normalization_folded: bool, batch_size: int, runtime: Runtime) -> None:
+        """Ask `model` and files that take normalised images, or pixels if the normalisation is folded."""
+        self.model = model
+        self._runtime = runtime
+        self._batch_size = batch_size
+        card = model.card
+        self._normalization = Normalization.from_statistics(card.mean, card.deviation, runtime.device)
+        self._normalization_folded = normalization_folded
+
+    def exported_module(self) -> nn.Module:
+        """Return the module that is to be exported."""
+        return Normalized(self.model.module, self._normalization) if self._normalization_folded else self.model.module
+
+    def model_logits(self, images: Tensor) -> Tensor:
+        """Return the model's logits (N, K) of images, uint8 or float in [0, 1]."""
+        return predict(self.model.module, images, self._normalization, self._runtime, self._batch_size)
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Return images, uint8 or float in [0, 1], as the exported model takes them: (N, C, H, W) float32."""
+        pixels = to_unit_range(images) if images.dtype == torch.uint8 else images
+        return pixels if self._normalization_folded else self._normalization(pixels).contiguous()
+
+    def logits(self, classifier: Classifier, images: Tensor) -> Tensor:
+        """Return the logits (N, K) that an exported model gives for images, uint8 or float in [0, 1]."""
+        return torch.cat([classifier(self.inputs(batch)) for batch in torch.split(images, self._batch_size)])
+
+
+class Comparison(NamedTuple):
+    """How far logits are from those of the model.
+
+    Attributes:
+        images: How many images were compared.
+        largest_difference: Of two logits, absolute.
+        relative_difference: The same, as a share of the largest absolute logit of the model.
+        agreement: Share of the images with the same prediction.
+    """
+
+    images: int
+    largest_difference: float
+    relative_difference: float
+    agreement: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures by name."""
+        return self._asdict()
+
+
+def compare(logits: Tensor, exported: Tensor) -> Comparison:
+    """Compare the logits (N, K) of a model with those that the exported model gives for the same images.
+
+    Raises:
+        InputError: They have another shape, or either are not finite.
+    """
+    if not torch.isfinite(logits).all():
+        raise InputError("the model's own logits are not finite, so there is nothing to compare an export with")
+    if exported.shape != logits.shape:
+        given, expected = ("x".join(map(str, tensor.shape)) for tensor in (exported, logits))
+        raise InputError(f"the exported model gives logits of {given} instead of {expected}; nothing was kept")
+    if not torch.isfinite(exported).all():
+        raise InputError("the exported model gives logits that are not finite; nothing was kept")
+    difference = (logits.double() - exported.double()).abs().max().item()
+    scale = logits.double().abs().max().item()
+    relative = difference / scale if scale else (math.inf if difference else 0.0)
+    return Comparison(len(logits), difference, relative, agreement(logits, exported))
+
+
+def check_tolerance(comparison: Comparison, tolerance: float, images: str) -> None:
+    """Check that a comparison is within the tolerance of its relative difference.
+
+    Raises:
+        InputError: It is not.
+    """
+    if comparison.relative_difference > tolerance:
+        raise InputError(
+            f"the exported model disagrees: on {comparison.images:,} {images} its logits differ by up to "
+            f"{comparison.relative_difference:.2g} of the largest, more than the tolerance of {tolerance:.2g}, and "
+            f"{100 * comparison.agreement:.1f} % of its predictions agree; nothing was kept (--tolerance sets another)"
+        )
+
+
+def rounding_tolerance(module: nn.Module) -> float:
+    """Return the relative difference of logits that float32 rounding explains.
+
+    The rounding error of a sum of n products grows as sqrt(n) u, with u = 2^-24, if single errors are independent
+    (Higham and Mary, "A New Approach to Probabilistic Rounding Error Analysis", SIAM J. Sci. Comput. 2019). A layer
+    adds its own to what it passes on, so the errors of the convolutions and linear layers add up at worst, and both
+    sides of the comparison have one. Half-precision weights (u = 2^-11) are far outside of it.
+    """
+    terms = (parameter[0].numel() for parameter in module.parameters() if parameter.ndim > 1)
+    return 2 * _UNIT_ROUNDOFF * sum(math.sqrt(count) for count in terms)
+
+
+def random_batches(input_shape: tuple[int, int, int], generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield batches of several sizes of random images (N, C, H, W) float32 in [0, 1]."""
+    for count in _RANDOM_BATCHES:
+        yield torch.rand(count, *input_shape, generator=generator)

@@ -1,0 +1,117 @@
+"""`card`: a model card beside the weights of a run, with the metadata block that the Hugging Face Hub reads."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from gapssg.errors import InputError, shortened
+from gapssg.files import write_atomically
+from gapssg.models.model_file import load_model
+from gapssg.report.runs import DistillationResult, TrainingRun, read_training_run
+from gapssg.text import printable
+
+_FILE = "README.md"
+_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
+_FOLDER = "folder:"
+_MOST_CLASSES = 50
+
+
+def write_card(run: Path, *, licence: str | None = None, overwrite: bool = False) -> Path:
+    """Write `README.md` into the directory of a finished run of `distill` or `pretrain-teacher`.
+
+    It names no path of this machine.
+
+    Args:
+        run: The directory.
+        licence: Of the model, by the Hub's identifier, such as `apache-2.0`.
+        overwrite: Whether a card that is there, which may have been edited, is replaced.
+
+    Returns:
+        The card.
+
+    Raises:
+        InputError: The run is not finished or damaged, its model cannot be read, the licence is no identifier, or there
+            is a card already.
+        RunError: The card cannot be written.
+    """
+    if licence is not None and not _LICENCE.fullmatch(licence):
+        raise InputError(f"--licence {shortened(licence)} is no identifier as the Hub has them, such as apache-2.0")
+    read = read_training_run(run, run.resolve().name)
+    model = load_model(read.model_file)
+    file = run / _FILE
+    if file.exists() and not overwrite:
+        raise InputError(f"{file} is there already, and may have been edited; add --overwrite to replace it")
+    result = read.result
+    is_distillation = isinstance(result, DistillationResult)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("gapssg.report"),
+        autoescape=False,  # Markdown; what a stranger may have written is quoted by `code`
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"code": _code, "percent": lambda share: f"{100 * share:.1f} %"}
+    text = environment.get_template("card.md.jinja").render(
+        metadata=_metadata(read, licence),
+        name=read.name,
+        result=result,
+        is_distillation=is_distillation,
+        data=_public(result.data),
+        card=model.card,
+        sha256=model.sha256,
+        has_best=read.best_file.is_file(),
+        class_names=model.card.class_names[:_MOST_CLASSES],
+        licence=licence,
+    )
+    write_atomically(file, text.encode())
+    return file
+
+
+def _metadata(run: TrainingRun, licence: str | None) -> str:
+    """Return the metadata as YAML, with each value as JSON, which is YAML, too."""
+    result = run.result
+    tags = ["image-classification"]
+    if isinstance(result, DistillationResult):
+        tags += ["knowledge-distillation", "data-free-knowledge-distillation", result.method]
+    values: dict[str, Any] = {} if licence is None else {"license": licence}
+    values |= {"library_name": "gapssg", "pipeline_tag": "image-classification", "tags": tags}
+    model = result.model
+    if model.top1 is not None and result.data is not None:
+        data = _public(result.data)
+        metrics = [{"type": "accuracy", "name": "top-1 accuracy after the last epoch", "value": model.top1}]
+        if model.top5 is not None:
+            metrics.append({"type": "accuracy", "name": "top-5 accuracy after the last epoch", "value": model.top5})
+        measured = {
+            "task": {"type": "image-classification"},
+            "dataset": {"name": data, "type": data, "split": "test"},
+            "metrics": metrics,
+        }
+        values["model-index"] = [{"name": run.name, "results": [measured]}]
+    return "\n".join(f"{key}: {json.dumps(_printable(value), ensure_ascii=False)}" for key, value in values.items())
+
+
+def _printable(value: Any) -> Any:
+    """Clean the texts in nested values: YAML takes no control characters."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {key: _printable(each) for key, each in value.items()}
+    return [_printable(each) for each in value] if isinstance(value, list) else value
+
+
+def _public(data: str | None) -> str | None:
+    """Return the name of a data set; of a folder only the last part, because the rest is nobody else's business."""
+    if data is None or not data.startswith(_FOLDER):
+        return data
+    return Path(data.removeprefix(_FOLDER)).name or "folder"
+
+
+def _code(text: str) -> str:
+    """Quote a text that may be a stranger's as code, in which Markdown and HTML mean nothing."""
+    return f"`{printable(text).replace('`', chr(39))}`"

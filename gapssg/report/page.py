@@ -1,0 +1,330 @@
+"""`report`: one HTML page about finished runs, with everything in it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+
+from gapssg._version import __version__
+from gapssg.engine.record import DistillationEpoch, Warned, read_picture, sample_grids
+from gapssg.engine.run_directory import Display, SilentDisplay
+from gapssg.errors import InputError
+from gapssg.files import check_writable, write_atomically
+from gapssg.report import charts
+from gapssg.report.charts import Chart, Level, Line, draw
+from gapssg.report.evaluation import Evaluation, check_teacher, evaluate_run
+from gapssg.report.landscapes import Landscape, read_landscape
+from gapssg.report.runs import DistillationResult, TrainingRun, command_of, names_of, read_training_run
+from gapssg.report.settings import ReportSettings
+from gapssg.report.verdict import Accuracies, Verdict, judge
+from gapssg.text import printable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_MOST_GRIDS = 6
+_LARGEST_SIDE = 384  # pixels of a picture in the page
+_LARGEST_FIGURE = 1200
+_MOST_WARNINGS = 10
+
+
+class Picture(NamedTuple):
+    """A picture in the page.
+
+    Attributes:
+        caption: What it shows.
+        uri: The picture itself.
+    """
+
+    caption: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class DrawnLandscape:
+    """A landscape in the page.
+
+    Attributes:
+        landscape: What was measured.
+        figures: Its figures.
+    """
+
+    landscape: Landscape
+    figures: list[Picture]
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page says of a run.
+
+    Attributes:
+        run: The run.
+        verdict: How good what it made is.
+        warnings: The last of its warnings.
+        gaps: Accuracy gap, reality gap and agreement by epoch.
+        training: Losses and learning rate by epoch.
+        synthesis: Terms of the synthesis loss and health of the images, by epoch.
+        samples: Its images through training.
+        evaluation: What its models do with real images, if there are any.
+        landscapes: Those around its last weights.
+    """
+
+    run: TrainingRun
+    verdict: Verdict
+    warnings: list[Warned]
+    gaps: list[Chart]
+    training: list[Chart]
+    synthesis: list[Chart]
+    samples: list[Picture]
+    evaluation: Evaluation | None
+    landscapes: list[DrawnLandscape]
+
+    @property
+    def accuracies(self) -> tuple[float | None, float | None]:
+        """Top-1 accuracy of the last weights and of the teacher: as evaluated for the page, else by the run itself."""
+        if self.evaluation is not None:
+            teacher = self.evaluation.teacher
+            return self.evaluation.last["top1"], None if teacher is None else teacher["top1"]
+        result = self.run.result
+        return result.model.top1, result.teacher.top1 if isinstance(result, DistillationResult) else None
+
+
+def write_report(
+    settings: ReportSettings, output: Path, *, overwrite: bool = False, display: Display | None = None
+) -> dict[str, Any]:
+    """Write one HTML page about finished runs; it needs no network and no file beside it.
+
+    Args:
+        settings: The runs, and what they are evaluated on.
+        output: The page, whose name ends in .html.
+        overwrite: Whether a page that is there may be replaced.
+        display: Shows the progress of the evaluation.
+
+    Returns:
+        `output` and, for each run of `distill` and `pretrain-teacher`, its name, the headline of its verdict, what that
+        rests on, and its accuracy.
+
+    Raises:
+        InputError: A run is not finished or damaged, the data cannot be used, or the page is there already; nothing
+            has been written.
+        RunError: The page cannot be written.
+    """
+    display = display or SilentDisplay()
+    _check_page(output, overwrite)
+    runs, landscapes = _read(settings.runs)
+    if settings.teacher is not None:
+        check_teacher(runs, settings.teacher)
+    sections = [_section(run, landscapes, settings, display) for run in runs]
+    shown = {id(drawn.landscape) for section in sections for drawn in section.landscapes}
+    others = [_drawn(landscape) for landscape in landscapes if id(landscape) not in shown]
+    page = _render(sections, others, settings)
+    write_atomically(output, page.encode())
+    return {
+        "command": "report",
+        "output": str(output),
+        "runs": [
+            {
+                "run": str(section.run.path),
+                "verdict": section.verdict.headline,
+                "evidence": section.verdict.evidence,
+                "top1": section.accuracies[0],
+            }
+            for section in sections
+        ],
+    }
+
+
+def _check_page(output: Path, overwrite: bool) -> None:
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--output {output} names no page; let the name end in .html")
+    check_writable(output.parent)
+    if not output.parent.is_dir():
+        raise InputError(f"--output {output}: its folder does not exist; make it first")
+    if output.is_dir():
+        raise InputError(f"--output {output} is a folder; name a file")
+    if output.exists() and not overwrite:
+        raise InputError(f"--output {output} is there already; add --overwrite to replace it")
+
+
+def _read(paths: Sequence[Path]) -> tuple[list[TrainingRun], list[Landscape]]:
+    runs, landscapes = [], []
+    for path, name in zip(paths, names_of(paths), strict=True):
+        if command_of(path) == "landscape":
+            landscapes.append(read_landscape(path, name))
+        else:
+            runs.append(read_training_run(path, name))
+    return runs, landscapes
+
+
+def _section(run: TrainingRun, landscapes: Sequence[Landscape], settings: ReportSettings, display: Display) -> Section:
+    evaluation = None if settings.data is None else evaluate_run(run, settings.data, settings, display)
+    return Section(
+        run=run,
+        verdict=judge(run, None if evaluation is None else _accuracies(evaluation)),
+        warnings=run.events.warnings[-_MOST_WARNINGS:],
+        gaps=_gaps(run),
+        training=_training(run),
+        synthesis=_synthesis(run),
+        samples=_samples(run.path),
+        evaluation=evaluation,
+        landscapes=[_drawn(landscape) for landscape in landscapes if landscape.is_of(run.model_sha256)],
+    )
+
+
+def _accuracies(evaluation: Evaluation) -> Accuracies:
+    teacher = None if evaluation.teacher is None else evaluation.teacher["top1"]
+    return Accuracies(evaluation.data, evaluation.images, evaluation.last["top1"], teacher)
+
+
+def _gaps(run: TrainingRun) -> list[Chart]:
+    """Draw the two gaps of a distillation, and how often student and teacher agree; accuracy alone of other runs."""
+    accuracy = Line(run.result.noun, _curve(run, "top1"))
+    if not isinstance(run.result, DistillationResult):
+        return _drawn_ones([draw("Accuracy on real images", [accuracy], percent=True)])
+    teacher = run.result.teacher.top1
+    levels = [] if teacher is None else [Level(f"teacher: {100 * teacher:.1f} %", teacher)]
+    before = Line("before distillation", _curve(run, "reality_gap_before"), 1, is_dashed=True)
+    after = Line("after distillation", _curve(run, "reality_gap_after"))
+    agreement = Line("agreement", _curve(run, "agreement_before"))
+    return _drawn_ones(
+        [
+            draw("Accuracy gap, on real images", [accuracy], levels=levels, fills_gap=True, percent=True),
+            draw("Reality gap, on the newest synthetic images", [before, after], from_zero=True),
+            draw("Agreement with the teacher, on synthetic images not trained on", [agreement], percent=True),
+        ]
+    )
+
+
+def _training(run: TrainingRun) -> list[Chart]:
+    losses = {
+        "Training loss": "train_loss",
+        "Distillation loss, on synthetic images": "distillation_loss",
+        "Loss on real images": "loss",
+        "Learning rate": "learning_rate",
+    }
+    return _drawn_ones(
+        [draw(title, [Line(title.split(",")[0], _curve(run, name))], from_zero=True) for title, name in losses.items()]
+    )
+
+
+def _synthesis(run: TrainingRun) -> list[Chart]:
+    """Draw each term of the synthesis loss and each measure of the images' health."""
+    found: dict[str, dict[float, float]] = {}
+    for epoch in run.events.epochs:
+        if isinstance(epoch, DistillationEpoch):
+            for name, value in [*epoch.synthesis.items(), *epoch.health.items()]:
+                found.setdefault(name.replace("_", " ").capitalize(), {})[float(epoch.epoch)] = value
+    return _drawn_ones([draw(title, [Line(title, curve)], from_zero=True) for title, curve in found.items()])
+
+
+def _curve(run: TrainingRun, name: str) -> dict[float, float]:
+    """Return a value by epoch, where there is one."""
+    values = ((epoch.epoch, getattr(epoch, name, None)) for epoch in run.events.epochs)
+    return {float(epoch): value for epoch, value in values if value is not None}
+
+
+def _drawn_ones(found: Sequence[Chart | None]) -> list[Chart]:
+    return [chart for chart in found if chart is not None]
+
+
+def _comparisons(sections: Sequence[Section]) -> list[Chart]:
+    """Draw runs over each other, as many as there are colours for."""
+    runs = [section.run for section in sections][: charts.COLOURS]
+    titles = {"Accuracy on real images": "top1", "Reality gap after distillation": "reality_gap_after"}
+    found = []
+    for title, name in titles.items():
+        lines = [Line(run.name, _curve(run, name), colour) for colour, run in enumerate(runs)]
+        if sum(bool(line.values) for line in lines) > 1:
+            found.append(draw(title, lines, percent=name == "top1", from_zero=name != "top1"))
+    return _drawn_ones(found)
+
+
+def _samples(run: Path) -> list[Picture]:
+    """Return sample grids from the first to the last, evenly chosen."""
+    grids = list(sample_grids(run).items())
+    if len(grids) > _MOST_GRIDS:
+        grids = [grids[round(index * (len(grids) - 1) / (_MOST_GRIDS - 1))] for index in range(_MOST_GRIDS)]
+    return [_picture(f"epoch {epoch}", read_picture(file), _LARGEST_SIDE) for epoch, file in grids]
+
+
+def _drawn(landscape: Landscape) -> DrawnLandscape:
+    pictures = [
+        _picture(f"Loss around the weights, {landscape.name}", figure, _LARGEST_FIGURE) for figure in landscape.figures
+    ]
+    return DrawnLandscape(landscape, pictures)
+
+
+def _picture(caption: str, image: Image, largest_side: int) -> Picture:
+    """Encode a picture anew, at most so large: what else a stranger's file holds does not come along."""
+    shown = image.convert("L" if image.mode in ("1", "L") else "RGB")
+    shown.thumbnail((largest_side, largest_side))
+    buffer = io.BytesIO()
+    shown.save(buffer, format="PNG", optimize=True)
+    return Picture(caption, f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}")
+
+
+def _render(sections: Sequence[Section], landscapes: Sequence[DrawnLandscape], settings: ReportSettings) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("gapssg.report"),
+        autoescape=True,
+        finalize=_shown,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": _percent,
+        "points": _points,
+        "seconds": _seconds,
+        "number": _number,
+        "unbroken": _unbroken,
+    }
+    return environment.get_template("report.html.jinja").render(
+        sections=sections,
+        comparisons=_comparisons(sections),
+        landscapes=landscapes,
+        data=None if settings.data is None else settings.data.name,
+        version=__version__,
+        box=charts,
+    )
+
+
+def _shown(value: Any) -> Any:
+    """Clean the texts that are no markup of the templates' own."""
+    return printable(str(value)) if isinstance(value, str | Path) and not isinstance(value, Markup) else value
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _unbroken(sentence: str) -> str:
+    """Keep percent signs on the line of their numbers."""
+    return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def _points(pair: tuple[float | None, float | None]) -> str:
+    """Return by how many points the first of two accuracies is below the second."""
+    model, teacher = pair
+    return "-" if model is None or teacher is None else f"{100 * (teacher - model):.1f}"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -1,0 +1,154 @@
+"""What can be said of a run in plain words, and by which evidence."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from gapssg.report.runs import DistillationResult, PretrainingResult, TrainingRun
+
+
+class Accuracies(NamedTuple):
+    """Top-1 accuracies on the same real images.
+
+    Attributes:
+        data: The data set.
+        images: How many there are; None where the run did not say.
+        model: Of the last weights.
+        teacher: Of the teacher; None where it was not evaluated, or there is none.
+    """
+
+    data: str
+    images: int | None
+    model: float
+    teacher: float | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said at the top.
+
+    Attributes:
+        headline: The result in one sentence.
+        evidence: What it rests on.
+        sentences: What else must be known to judge it.
+    """
+
+    headline: str
+    evidence: Literal["real images", "synthetic images only", "none"]
+    sentences: list[str]
+
+
+def judge(run: TrainingRun, evaluated: Accuracies | None) -> Verdict:
+    """Say how good what a run made is, and how that is known.
+
+    Args:
+        run: The run.
+        evaluated: What was measured for this report; it comes before what the run itself measured.
+    """
+    result = run.result
+    accuracies = evaluated or _own_accuracies(result)
+    if accuracies is not None:
+        verdict = _of_accuracies(result, accuracies)
+    elif isinstance(result, DistillationResult):
+        verdict = _of_agreement(result)
+    else:
+        verdict = Verdict("The model was not evaluated, so nothing is known of its accuracy.", "none", [])
+    return Verdict(verdict.headline, verdict.evidence, [*verdict.sentences, *_incidents(run)])
+
+
+def _own_accuracies(result: DistillationResult | PretrainingResult) -> Accuracies | None:
+    if result.model.top1 is None or result.data is None:
+        return None
+    teacher = result.teacher.top1 if isinstance(result, DistillationResult) else None
+    return Accuracies(result.data, None, result.model.top1, teacher)
+
+
+def _of_accuracies(result: DistillationResult | PretrainingResult, accuracies: Accuracies) -> Verdict:
+    images = "test images" if accuracies.images is None else f"{accuracies.images:,} test images"
+    headline = f"The {result.noun} is right on {_percent(accuracies.model)} of the {images} of {accuracies.data}"
+    if accuracies.teacher is None:
+        headline += "."
+    else:
+        points = 100 * (accuracies.teacher - accuracies.model)
+        distance = (
+            f"{abs(points):.1f} points {'below' if points > 0 else 'above'}" if round(points, 1) else "level with"
+        )
+        headline += f", {distance} its teacher ({_percent(accuracies.teacher)})."
+    sentences = []
+    if accuracies.images is not None:
+        low, high = wilson_interval(accuracies.model, accuracies.images)
+        sentences.append(
+            f"With so many images, the accuracy on all such images lies between {_percent(low)} and {_percent(high)} "
+            "(95 % confidence); smaller differences may be chance."
+        )
+    sentences.append(
+        f"{_seen(result, accuracies)} The figure is of the weights after the last epoch, which no image chose."
+    )
+    model = result.model
+    if model.best_top1 is not None and model.best_epoch is not None:
+        sentences.append(
+            f"The best epoch was {model.best_epoch} of {result.epochs}, with {_percent(model.best_top1)}. The "
+            "evaluation data chose it, so that figure flatters: compare runs by their last epochs."
+        )
+    return Verdict(headline, "real images", sentences)
+
+
+def _seen(result: DistillationResult | PretrainingResult, accuracies: Accuracies) -> str:
+    """Say what training had to do with the images of the evaluation."""
+    if isinstance(result, DistillationResult):
+        return "Distillation saw no real image; if the teacher was trained on these very ones, both figures flatter."
+    if accuracies.data == result.data:
+        return "Training learned from the training images of the same data, not from these."
+    return f"Training learned from images of {result.data}."
+
+
+def _of_agreement(result: DistillationResult) -> Verdict:
+    agreement = result.student.agreement
+    unknown = (
+        "How often the student is right on real images is not known: none was read. "
+        "If you have labelled images, add --data to this report."
+    )
+    if agreement is None:
+        why = " (it had trained on every image of the pool)" if result.pool is not None else ""
+        return Verdict(f"Nothing independent was measured of the student{why}.", "none", [unknown])
+    return Verdict(
+        f"The student gave its teacher's answer on {_percent(agreement)} of the last synthetic images, "
+        "before it had trained on them.",
+        "synthetic images only",
+        [
+            unknown,
+            "Synthetic images are made to be those on which the two differ, and are no sample of real ones: on real "
+            "images the agreement may be higher or lower.",
+        ],
+    )
+
+
+def _incidents(run: TrainingRun) -> list[str]:
+    sentences = []
+    rollbacks = len(run.events.rollbacks)
+    if rollbacks:
+        times = "once" if rollbacks == 1 else f"{rollbacks} times"
+        sentences.append(f"Training diverged and was taken back {times}, each time to go on at half the learning rate.")
+    warnings = run.events.warnings
+    if warnings:
+        last = max(warning.epoch for warning in warnings)
+        what = "is 1 warning" if len(warnings) == 1 else f"are {len(warnings)} warnings"
+        sentences.append(f"There {what}, the last in epoch {last}: see below.")
+    if not run.settings_are_its_own:
+        sentences.append("settings.toml is not the one that this result was made with: its SHA-256 is another.")
+    return sentences
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a share that was found in `count` samples (Wilson, 1927)."""
+    z = 1.959964
+    centre = share + z**2 / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    scale = 1 + z**2 / count
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

@@ -1,0 +1,372 @@
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gapssg import ExportSettings, InputError, export_model, load_model
+from gapssg.data import load_split
+from gapssg.export import quantize
+from gapssg.export.formats import FORMATS
+from gapssg.models import create_model
+from gapssg.models.model_file import save_model
+from gapssg.synthesis.shards import PoolOrigin, write_shard
+from tests.conftest import make_card, write_teacher
+from tests.program import gapssg, refusal
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_teacher(tmp_path_factory.mktemp("model") / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def run_folder(model_file: Path) -> Path:
+    """A run with a model and a pool of 60 images, blurred noise in two shards."""
+    folder = model_file.parent / "run"
+    (folder / "pool").mkdir(parents=True)
+    (folder / "student.safetensors").write_bytes(model_file.read_bytes())
+    write_pool(folder / "pool", (1, 16, 16))
+    return folder
+
+
+def write_pool(folder: Path, shape: tuple[int, int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for epoch in (1, 2):
+        images = torch.randint(0, 256, (30, *shape), dtype=torch.uint8, generator=generator)
+        write_shard(folder / f"shard-{epoch:04d}.safetensors", images, torch.arange(30) % 10, PoolOrigin("gapssg", "0"))
+
+
+@pytest.fixture(scope="module")
+def exported(model_file: Path) -> tuple[Path, dict[str, Any]]:
+    """The ONNX file of the model, which several tests look at, and the result."""
+    file = model_file.parent / "model.onnx"
+    settings = ExportSettings(model=model_file, to="onnx", data={"name": "digits"})
+    return file, export_model(settings, file)
+
+
+def run_onnx(file: Path, inputs: Tensor) -> Tensor:
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["logits"], {"images": inputs.numpy()})[0])
+
+
+def normalised(images: Tensor, mean: float = 0.3, deviation: float = 0.4) -> Tensor:
+    return (images - mean) / deviation
+
+
+def logits_of(file: Path, images: Tensor) -> Tensor:
+    """The model's own logits of images in [0, 1]."""
+    model = load_model(file)
+    with torch.no_grad():
+        return model.module(normalised(images))
+
+
+def images_in_unit_range(count: int) -> Tensor:
+    return torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(count))
+
+
+# What the files say
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_an_onnx_file_gives_the_logits_of_the_model_for_batches_of_any_size(exported, model_file: Path, count: int):
+    images = images_in_unit_range(count)
+    # The tolerance of the export is three times as large.
+    torch.testing.assert_close(
+        run_onnx(exported[0], normalised(images)), logits_of(model_file, images), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("architecture", ["vgg11", "mobilenetv2"])
+def test_other_architectures_export_to_onnx_and_agree(tmp_path: Path, architecture: str):
+    module = create_model(architecture, num_classes=10, input_shape=(1, 16, 16), seed=1).eval()
+    save_model(tmp_path / "model.safetensors", module, make_card(architecture=architecture))
+    settings = ExportSettings(model=tmp_path / "model.safetensors", to="onnx")
+    verification = export_model(settings, tmp_path / "model.onnx")["verification"]
+    assert 0 < verification["random"]["relative_difference"] <= verification["tolerance"] < 1e-3
+    assert verification["random"]["agreement"] == 1
+
+
+def load_torch_export(file: Path, metadata: dict[str, Any]) -> nn.Module:
+    return torch.export.load(file, extra_files=metadata).module()
+
+
+def load_torchscript(file: Path, metadata: dict[str, Any]) -> nn.Module:
+    return torch.jit.load(file, _extra_files=metadata)
+
+
+@pytest.mark.parametrize(
+    ("to", "name", "load"),
+    [("torch-export", "model.pt2", load_torch_export), ("torchscript", "model.pt", load_torchscript)],
+)
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_the_formats_of_torch_give_the_logits_of_the_model_and_hold_the_metadata(
+    model_file: Path, tmp_path: Path, to: str, name: str, load: Callable[[Path, dict[str, Any]], nn.Module]
+):
+    result = export_model(ExportSettings(model=model_file, to=to), tmp_path / name)
+    metadata = {"gapssg": ""}
+    module = load(tmp_path / name, metadata)
+    assert json.loads(metadata["gapssg"]) == result["metadata"]
+    for count in (1, 5):
+        images = images_in_unit_range(count)
+        with torch.no_grad():
+            torch.testing.assert_close(module(normalised(images)), logits_of(model_file, images), rtol=0, atol=1e-5)
+
+
+def test_a_folded_normalisation_takes_pixels_and_gives_what_normalising_outside_gives(
+    exported, model_file: Path, tmp_path: Path
+):
+    settings = ExportSettings(model=model_file, to="onnx", fold_normalization=True)
+    folded = export_model(settings, tmp_path / "folded.onnx")
+    assert folded["metadata"]["normalization_folded"]
+    images = images_in_unit_range(6)
+    torch.testing.assert_close(
+        run_onnx(tmp_path / "folded.onnx", images), run_onnx(exported[0], normalised(images)), rtol=0, atol=1e-5
+    )
+
+
+def test_the_metadata_of_an_onnx_file_says_all_that_its_use_needs(exported, model_file: Path):
+    model = onnx.load(exported[0])
+    (text,) = (entry.value for entry in model.metadata_props if entry.key == "gapssg")
+    metadata = json.loads(text)
+    assert text == json.dumps(metadata, sort_keys=True, separators=(",", ":"))
+    assert metadata["class_names"] == list("0123456789")
+    assert (metadata["mean"], metadata["deviation"], metadata["input_shape"]) == ([0.3], [0.4], [1, 16, 16])
+    assert metadata["normalization_folded"] is False
+    assert metadata["provenance"]["model_sha256"] == load_model(model_file).sha256
+    assert {"gapssg", "torch", "onnx", "onnxruntime"} <= metadata["provenance"]["versions"].keys()
+    dimensions = model.graph.input[0].type.tensor_type.shape.dim
+    assert [each.dim_param or each.dim_value for each in dimensions] == ["batch", 1, 16, 16]
+
+
+def test_an_onnx_file_names_no_folder_of_the_machine_that_made_it(exported):
+    content = exported[0].read_bytes()
+    for folder in (Path(torch.__file__).parent, Path(__file__).parents[2]):
+        assert str(folder).encode() not in content
+
+
+def test_equal_models_are_equal_onnx_files(exported, model_file: Path, tmp_path: Path):
+    export_model(ExportSettings(model=model_file, to="onnx"), tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == exported[0].read_bytes()
+
+
+# Verification
+
+
+def test_the_result_compares_on_random_and_on_real_images(exported, model_file: Path):
+    file, result = exported
+    verification = result["verification"]
+    test = load_split("digits", "test")
+    ours = logits_of(model_file, test.images / 255)
+    theirs = run_onnx(file, normalised(test.images / 255))
+    largest = (ours.double() - theirs.double()).abs().max().item()
+    assert verification["test"]["images"] == len(test)
+    # Both are sums of rounding errors, here of other batches than there.
+    assert verification["test"]["largest_difference"] == pytest.approx(largest, rel=2)
+    scale = ours.abs().max().item()
+    assert verification["test"]["relative_difference"] == pytest.approx(
+        verification["test"]["largest_difference"] / scale, rel=1e-4
+    )
+    assert verification["random"]["images"] > 10
+    top1 = (ours.argmax(1) == test.labels).double().mean().item()
+    assert verification["top1"]["model"] == pytest.approx(top1, abs=0.5 / len(test))
+    assert result["bytes"] == file.stat().st_size
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, to: str, change: Callable[[nn.Module], object]) -> None:
+    """Export, instead of the model, a copy that `change` was applied to."""
+    honest = FORMATS[to].write
+
+    def write(module: nn.Module, *rest: Any) -> bytes:
+        other = copy.deepcopy(module)
+        with torch.no_grad():
+            change(other)
+        return honest(other, *rest)
+
+    monkeypatch.setitem(FORMATS, to, FORMATS[to]._replace(write=write))
+
+
+def shift_a_weight(module: nn.Module) -> None:
+    module.get_parameter("stem.weight")[0] += 0.01
+
+
+def make_a_weight_nan(module: nn.Module) -> None:
+    module.get_parameter("classifier.bias")[3] = torch.nan
+
+
+def round_to_half_precision(module: nn.Module) -> None:
+    module.half().float()
+
+
+@pytest.mark.parametrize("to", ["onnx", "torchscript"])
+def test_an_exported_model_that_disagrees_fails_and_leaves_nothing(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
+):
+    poison(monkeypatch, to, shift_a_weight)
+    sentence = refusal("export", model_file, "--to", to, "--output", tmp_path / "model", "--quiet")
+    assert sentence.startswith("the exported model disagrees: on 64 random images its logits differ by up to")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_in_half_precision_are_outside_of_the_tolerance(model_file: Path, tmp_path: Path, monkeypatch):
+    poison(monkeypatch, "torchscript", round_to_half_precision)
+    with pytest.raises(InputError, match="disagrees"):
+        export_model(ExportSettings(model=model_file, to="torchscript"), tmp_path / "model.pt")
+    result = export_model(ExportSettings(model=model_file, to="torchscript", tolerance=0.1), tmp_path / "model.pt")
+    assert result["verification"]["random"]["relative_difference"] > 1e-4
+
+
+def test_logits_that_are_not_finite_disagree_whatever_the_tolerance(model_file: Path, tmp_path: Path, monkeypatch):
+    poison(monkeypatch, "torchscript", make_a_weight_nan)
+    with pytest.raises(InputError, match="not finite"):
+        export_model(ExportSettings(model=model_file, to="torchscript", tolerance=1.0), tmp_path / "model.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_export_leaves_the_earlier_file(model_file: Path, tmp_path: Path, monkeypatch):
+    (tmp_path / "model.pt").write_text("earlier")
+    poison(monkeypatch, "torchscript", shift_a_weight)
+    with pytest.raises(InputError, match="disagrees"):
+        export_model(ExportSettings(model=model_file, to="torchscript"), tmp_path / "model.pt", overwrite=True)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("model.pt", "earlier")]
+
+
+def test_a_model_that_a_format_cannot_hold_is_one_sentence(model_file: Path, tmp_path: Path, monkeypatch):
+    def branch_on_the_images(module: nn.Module) -> None:
+        module.register_forward_pre_hook(lambda _, inputs: inputs if inputs[0].sum() > 0 else None)
+
+    poison(monkeypatch, "torch-export", branch_on_the_images)
+    sentence = refusal("export", model_file, "--to", "torch-export", "--output", tmp_path / "model.pt2", "--quiet")
+    assert sentence.startswith("wrn16_1 cannot be written as torch-export: ")
+    assert len(sentence.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+# Int8
+
+
+@pytest.fixture
+def short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "_SECONDS_OF_TIMING", 0.01)
+
+
+@pytest.mark.usefixtures("short_timing")
+def test_int8_is_calibrated_on_the_pool_and_compared_on_the_rest_of_it(run_folder: Path, tmp_path: Path):
+    out = tmp_path / "int8.onnx"
+    arguments = ["--calibration-images", 25, "--min-agreement", 0.5, "--data", "digits", "--json"]
+    finished = gapssg("export", run_folder, "--to", "onnx", "--int8", "--output", out, *arguments)
+    result = json.loads(finished.stdout)
+    int8 = result["int8"]
+    assert (int8["calibration_images"], int8["pool"]["images"]) == (25, 35)
+    assert int8["bytes"]["int8"] == result["bytes"] == out.stat().st_size < int8["bytes"]["float32"] / 2
+    assert int8["pool"]["agreement"] >= 0.5
+    assert int8["test"]["images"] == 450
+    assert int8["top1"].keys() == result["timing"]["images_per_second"].keys() == {"float32", "int8"}
+    assert result["metadata"]["int8"] == {"calibration_images": 25}
+
+    model = onnx.load(out)
+    assert json.loads(model.metadata_props[0].value) == result["metadata"]
+    weights = {each.name: onnx.numpy_helper.to_array(each) for each in model.graph.initializer}
+    convolutions = [value for value in weights.values() if value.dtype == np.int8 and value.ndim == 4]
+    assert len(convolutions) == 15
+    assert max(np.abs(value).max() for value in convolutions) <= 64  # 7 bits
+    images = images_in_unit_range(5)
+    ours, theirs = logits_of(run_folder / "student.safetensors", images), run_onnx(out, normalised(images))
+    assert not torch.equal(ours, theirs)
+    # A 7-bit weight is off by up to 1/128 of the largest in its channel; a wrong scale would be off by far more.
+    assert (ours - theirs).abs().max() < 0.2 * ours.abs().max()
+
+
+def test_an_int8_model_that_disagrees_fails_and_leaves_nothing(
+    exported, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def of_zeros(content: bytes, calibration: Tensor, metadata: str) -> bytes:
+        return quantize.quantize(content, torch.zeros_like(calibration), metadata)
+
+    monkeypatch.setattr("gapssg.export.export.quantize", of_zeros)
+    # The float32 file is that of another test, which saves the seconds of making it.
+    monkeypatch.setitem(FORMATS, "onnx", FORMATS["onnx"]._replace(write=lambda *_: exported[0].read_bytes()))
+    arguments = ["--to", "onnx", "--int8", "--output", tmp_path / "int8.onnx", "--quiet"]
+    sentence = refusal("export", run_folder, *arguments)
+    assert "the int8 model disagrees: it predicts what the float32 model does on" in sentence
+    assert "% of 30 other images of the pool, less than 95.0 %; nothing was kept" in sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+# The command
+
+
+def test_a_run_directory_stands_for_its_model_and_the_figures_are_printed(run_folder: Path, tmp_path: Path):
+    out = tmp_path / "model.pt"
+    finished = gapssg("export", run_folder, "--to", "torchscript", "--output", out, "--fold-normalization")
+    assert "takes pixels in [0, 1]" in finished.stdout
+    assert "random images" in finished.stdout
+    assert "(tolerance 2.6e-05 of the largest)" in finished.stdout
+    assert "100.0 %" in finished.stdout
+    assert finished.stderr == ""
+    again = ["export", run_folder, "--to", "torchscript", "--output", out]
+    assert "already exists; add --overwrite" in refusal(*again)
+    gapssg(*again, "--overwrite")
+
+
+def test_dry_run_prints_toml_that_config_reads_back(tmp_path: Path):
+    arguments = ["m", "--to", "onnx", "--int8", "--pool", "p", "--fold-normalization", "--data", "digits"]
+    first = gapssg("export", *arguments, "--dry-run").stdout
+    assert tomllib.loads(first)["int8"]["pool"] == "p"
+    (tmp_path / "settings.toml").write_text(first)
+    assert gapssg("export", "--config", tmp_path / "settings.toml", "--dry-run").stdout == first
+
+
+def test_bad_input_is_one_sentence_with_status_2_and_leaves_nothing(model_file: Path, run_folder: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    out.mkdir()
+    other = tmp_path / "other"
+    (other / "pool").mkdir(parents=True)
+    write_pool(other / "pool", (1, 24, 24))
+    export = ["export", model_file, "--to", "onnx", "--output", out / "model.onnx"]
+    cases = {
+        "to = 'onxx' (from --to)": ["export", model_file, "--to", "onxx", *export[4:]],
+        "did you mean onnx": ["export", model_file, "--to", "onxx", *export[4:]],
+        "to is missing: add --to": ["export", model_file, *export[4:]],
+        "model is missing: add FILE|DIR": ["export", *export[2:]],
+        "--output is missing": export[:4],
+        "does not exist": ["export", tmp_path / "absent.safetensors", *export[2:]],
+        "holds no checkpoint": ["export", other, *export[2:]],
+        "int8 models are written as ONNX alone": ["export", run_folder, "--to", "torchscript", *export[4:], "--int8"],
+        "name the run's directory with --pool": [*export, "--int8"],
+        "holds no sample pool": [*export, "--int8", "--pool", tmp_path],
+        "its images are 1x24x24, but": [*export, "--int8", "--pool", other],
+        "the pool calibrates int8 models; add --int8": [*export, "--pool", run_folder],
+        "tolerance = 0.0 (from --tolerance)": [*export, "--tolerance", 0],
+        "int8.min_agreement = 2.0 (from --min-agreement)": [*export, "--int8", "--min-agreement", 2],
+        "there is no folder": [*export[:-1], out / "absent" / "model.onnx"],
+        "is a folder; name the file": [*export[:-1], out],
+        "is the model itself": [*export[:-1], model_file, "--overwrite"],
+        "File name too long": [*export[:-1], out / ("x" * 300)],
+    }
+    before = model_file.read_bytes()
+    for words, arguments in cases.items():
+        sentence = refusal(*arguments)
+        assert words in sentence, (words, sentence)
+        assert len(sentence.splitlines()) == 1
+    assert list(out.iterdir()) == []
+    assert model_file.read_bytes() == before
+
+
+def test_a_missing_package_is_one_sentence_that_says_how_to_get_it(model_file: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    sentence = refusal("export", model_file, "--to", "onnx", "--output", tmp_path / "model.onnx")
+    assert "needs the package onnxruntime, which is not installed: pip install 'gapssg[export]'" in sentence
+    assert list(tmp_path.iterdir()) == []
+    gapssg("export", model_file, "--to", "torchscript", "--output", tmp_path / "model.pt")

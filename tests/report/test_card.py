@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gapssg import InputError, distill, load_model, write_card
+from gapssg.engine.run_directory import SilentDisplay
+from tests.engine.test_distill import settings
+from tests.program import gapssg, refusal
+from tests.report.conftest import CLASSES, Runs
+from tests.report.test_page import change
+
+
+def metadata(card: str) -> dict[str, Any]:
+    start, block, _ = card.split("---\n", 2)
+    assert start == ""
+    values = yaml.safe_load(block)
+    assert isinstance(values, dict)
+    return values
+
+
+def test_a_card_has_the_metadata_that_the_hub_reads(runs: Runs):
+    gapssg("card", runs.evaluated, "--licence", "apache-2.0")
+    values = metadata((runs.evaluated / "README.md").read_text())
+    student = json.loads((runs.evaluated / "result.json").read_text())["student"]
+    assert values["license"] == "apache-2.0"
+    assert values["library_name"] == "gapssg"
+    assert values["pipeline_tag"] == "image-classification"
+    assert {"image-classification", "data-free-knowledge-distillation"} <= set(values["tags"])
+    (model,) = values["model-index"]
+    (result,) = model["results"]
+    assert model["name"] == "evaluated"
+    assert result["task"] == {"type": "image-classification"}
+    assert result["dataset"] == {"name": "digits", "type": "digits", "split": "test"}
+    assert [(metric["type"], metric["value"]) for metric in result["metrics"]] == [
+        ("accuracy", student["top1"]),
+        ("accuracy", student["top5"]),
+    ]
+
+
+def test_the_best_epoch_is_never_the_result(runs: Runs):
+    change(runs.evaluated / "result.json", lambda result: result["student"].update(best_top1=0.987, top1=0.123))
+    card = write_card(runs.evaluated).read_text()
+    assert "0.987" not in str(metadata(card))
+    assert "| this model | 12.3 % |" in card
+    assert re.search(r"with 98\.7 %\. The same test images chose that epoch, so that\s+the figure flatters", card)
+
+
+def test_what_was_not_measured_has_no_result(runs: Runs):
+    card = write_card(runs.blind).read_text()
+    values = metadata(card)
+    assert "model-index" not in values
+    assert "license" not in values
+    assert "**its accuracy is not known**" in card
+    assert "No training image of the teacher was read" in card
+    assert load_model(runs.blind / "student.safetensors").sha256 in card
+
+
+def test_the_lines_of_python_are_right(runs: Runs, monkeypatch: pytest.MonkeyPatch):
+    for run in (runs.blind, runs.hostile):
+        code = re.search(r"```python\n(.*?)```", write_card(run).read_text(), re.DOTALL)
+        assert code
+        monkeypatch.chdir(run)
+        found: dict[str, Any] = {}
+        exec(code[1], found)
+        assert found["names"][0] in found["model"].card.class_names
+
+
+def test_hostile_texts_neither_break_the_block_nor_become_markup(runs: Runs):
+    evil = '"\n---\nlicense: mit\n\u2028\x85\ud800\ufffe# [x](http://x) `<script>alert(1)</script>'
+    escaped = json.dumps(evil)
+
+    def edit(result: dict[str, Any]) -> None:
+        result["method"] = result["data"] = "EVIL"
+        result["student"].update(top1=0.5)
+
+    change(runs.blind / "result.json", edit)
+    result = runs.blind / "result.json"
+    # A lone half of a character is no JSON that the reader takes.
+    result.write_text(result.read_text().replace('"EVIL"', escaped.replace("\\ud800", "")))
+    card = write_card(runs.blind).read_text()
+    values = metadata(card)
+    assert "license" not in values
+    name = values["model-index"][0]["results"][0]["dataset"]["name"]
+    assert "license: mit" in name
+    assert "\n" not in name
+    body = card.split("---\n", 2)[2]
+    outside = re.sub(r"`[^`]*`", "", body)
+    assert "script" not in outside
+    assert "](http" not in outside
+    hostile = write_card(runs.hostile).read_text()
+    assert metadata(hostile)["model-index"][0]["name"] == runs.hostile.name
+    assert f"`{CLASSES[0]}`" in hostile
+
+
+def test_no_path_of_this_machine_is_published(runs: Runs):
+    for run in (runs.evaluated, runs.hostile):
+        card = write_card(run).read_text()
+        assert str(runs.images.parent) not in card
+        assert str(run.parent) not in card
+    dataset = metadata(card)["model-index"][0]["results"][0]["dataset"]
+    assert dataset["name"] == runs.images.name
+
+
+def test_an_edited_card_stays_unless_it_is_to_go(runs: Runs):
+    card = write_card(runs.blind)
+    card.write_text("mine")
+    assert "README.md is there already, and may have been edited; add --overwrite" in refusal("card", runs.blind)
+    assert card.read_text() == "mine"
+    gapssg("card", runs.blind, "--overwrite")
+    assert "mine" not in card.read_text()
+
+
+class Listener(SilentDisplay):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def event(self, event: Any) -> None:
+        if event["event"] == "note":
+            self.notes.append(event["message"])
+
+
+def test_a_run_that_is_replaced_keeps_its_card_and_says_so(runs: Runs):
+    card = write_card(runs.blind)
+    before = card.read_text()
+    listener = Listener()
+    distill(settings(runs.teacher, epochs=1), runs.blind, overwrite=True, display=listener)
+    assert card.read_text() == before
+    assert any("README.md stays, and may speak of the run that was replaced" in note for note in listener.notes)
+
+
+def test_a_folder_with_a_readme_alone_is_no_run(runs: Runs, tmp_path: Path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "README.md").write_text("mine")
+    with pytest.raises(InputError, match=r"holds files that are not a run's \(README.md\)"):
+        distill(settings(runs.teacher), tmp_path / "other", overwrite=True)
+
+
+def test_bad_input_is_one_sentence_and_nothing_is_written(runs: Runs):
+    assert "is no identifier as the Hub has them" in refusal("card", runs.blind, "--licence", "my own: words")
+    assert "is no run of distill or pretrain-teacher" in refusal("card", runs.landscape)
+    (runs.evaluated / "student.safetensors").unlink()
+    assert "student.safetensors does not exist" in refusal("card", runs.evaluated)
+    assert not list(runs.blind.parent.glob("*/README.md"))

@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import tomllib
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from gapssg import InputError, ReportSettings, write_report
+from tests.program import gapssg, refusal
+from tests.report.conftest import CLASSES, RUNTIME, Runs
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page.
+
+    Attributes:
+        tags: Every tag with its attributes.
+        text: All that is to be read, without runs of spaces.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self._texts: list[str] = []
+        self._inside = ""
+        self.feed(path.read_text(encoding="utf-8"))
+        self.text = re.sub(r"\s+", " ", "".join(self._texts))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._inside = tag
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self._inside != "style":
+            self._texts.append(data)
+
+
+def report(folder: Path, *paths: Path, data: str | None = None, **values: Any) -> Page:
+    settings = {"runs": paths, "runtime": RUNTIME, **values, **({"data": {"name": data}} if data else {})}
+    write_report(ReportSettings.model_validate(settings), folder / "page.html", overwrite=True)
+    return Page(folder / "page.html")
+
+
+def change(file: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    values = json.loads(file.read_text())
+    edit(values)
+    file.write_text(json.dumps(values))
+
+
+def test_a_run_without_real_images_is_judged_by_synthetic_ones_and_says_so(made: Runs, tmp_path: Path):
+    page = report(tmp_path, made.blind)
+    agreement = json.loads((made.blind / "result.json").read_text())["student"]["agreement"]
+    assert f"The student gave its teacher's answer on {100 * agreement:.1f} % of the last synthetic" in page.text
+    assert "Evidence: synthetic images only" in page.text
+    assert "How often the student is right on real images is not known" in page.text
+    assert "add --data folder:PATH" in page.text
+    for missing in ("Accuracy gap, on real images", "Confusion", "Accuracy by confidence"):
+        assert missing not in page.text
+    for there in ("Reality gap", "Agreement with the teacher", "Samples", "Batch norm statistics loss", "Cost"):
+        assert there in page.text
+
+
+def test_without_data_the_figures_are_those_that_the_run_measured(made: Runs, tmp_path: Path):
+    page = report(tmp_path, made.evaluated)
+    result = json.loads((made.evaluated / "result.json").read_text())
+    assert f"right on {100 * result['student']['top1']:.1f} % of the test images of digits" in page.text
+    assert f"({100 * result['teacher']['top1']:.1f} %)" in page.text
+    assert f"The best epoch was {result['student']['best_epoch']} of 2" in page.text
+    assert "that figure flatters" in page.text
+    assert result["teacher"]["sha256"] in page.text
+    assert result["settings_sha256"] in page.text
+    assert "settings.toml is not the one" not in page.text
+
+
+def test_with_data_the_models_are_evaluated_by_class_beside_their_teacher(made: Runs, tmp_path: Path):
+    page = report(tmp_path, made.blind, data="digits")
+    assert "of the 450 test images of digits" in page.text
+    assert "Evidence: real images" in page.text
+    for there in ("Confusion of the student", "Confusion of the teacher", "Accuracy by confidence", "By class"):
+        assert there in page.text
+    assert "Evidence: synthetic" not in page.text
+
+
+def test_a_teacher_that_was_moved_is_missed_and_may_be_named(runs: Runs, tmp_path: Path):
+    change(runs.blind / "result.json", lambda result: result["teacher"].update(file=str(tmp_path / "gone")))
+    page = report(tmp_path, runs.blind, data="digits")
+    assert "no teacher beside it: the teacher's file is no longer at" in page.text
+    assert "Confusion of the teacher" not in page.text
+    page = report(tmp_path, runs.blind, data="digits", teacher=runs.teacher)
+    assert "Confusion of the teacher" in page.text
+    with pytest.raises(InputError, match="is not the file that taught any of these runs"):
+        report(tmp_path, runs.blind, data="digits", teacher=runs.evaluated / "student.safetensors")
+
+
+def test_another_file_where_the_teacher_was_is_not_taken_for_it(runs: Runs, tmp_path: Path):
+    other = str(runs.evaluated / "student.safetensors")
+    change(runs.blind / "result.json", lambda result: result["teacher"].update(file=other))
+    assert "Confusion of the teacher" not in report(tmp_path, runs.blind, data="digits").text
+
+
+def test_several_runs_are_compared_before_each_has_its_section(made: Runs, tmp_path: Path):
+    page = report(tmp_path, made.evaluated, made.blind, made.hostile, made.landscape)
+    assert page.text.index("Side by side") < page.text.index("Evidence")
+    assert page.text.count("Evidence:") == 3
+    links = {value["href"] for tag, value in page.tags if tag == "a"}
+    assert links == {f"#{value['id']}" for tag, value in page.tags if str(value.get("id", "")).startswith("run-")}
+    assert page.text.count("Landscape") == 1
+    assert page.text.index("Landscape") < page.text.index("blind", page.text.index("Evidence"))
+
+
+def test_a_landscape_of_another_model_stands_for_itself(made: Runs, tmp_path: Path):
+    page = report(tmp_path, made.blind, made.landscape)
+    assert page.text.rindex("settings.toml") < page.text.index("The loss (cross-entropy) on 10 samples of digits")
+
+
+def test_names_are_shown_and_mean_nothing(made: Runs, tmp_path: Path):
+    page = report(tmp_path, made.hostile, data=f"folder:{made.images}")
+    for name in (*CLASSES, made.hostile.name):
+        assert name in page.text
+    assert all(value["src"].startswith("data:image/png;base64,") for tag, value in page.tags if tag == "img")
+    assert {"b", "script", "iframe", "object"}.isdisjoint(tag for tag, _ in page.tags)
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+
+
+def test_texts_of_a_strangers_files_cannot_leave_their_place(runs: Runs, tmp_path: Path):
+    evil = '</code></pre><script>alert(1)</script>\u202e\x1b"'
+
+    def edit(result: dict[str, Any]) -> None:
+        result["method"] = result["device"] = result["teacher"]["file"] = evil
+        result["versions"][evil] = evil
+        result["timing"][evil] = 1.0
+
+    change(runs.blind / "result.json", edit)
+    with (runs.blind / "events.jsonl").open("a") as events:
+        events.write(json.dumps({"event": "warning", "epoch": 2, "message": evil}) + "\n")
+    with (runs.blind / "settings.toml").open("a") as settings:
+        settings.write(f"\n['{evil[:-3]}']\nx = {json.dumps(evil)}\n")
+    page = report(tmp_path, runs.blind)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert page.text.count("</code></pre><script>alert(1)</script>") >= 7
+    assert "\u202e" not in page.text
+    assert "\x1b" not in page.text
+    assert "settings.toml is not the one that this result was made with" in page.text
+
+
+def test_a_name_that_is_no_text_is_shown_as_far_as_it_is(runs: Runs, tmp_path: Path):
+    run = runs.blind.rename(runs.blind.parent / os.fsdecode(b"run-\xff"))
+    assert "run-\N{REPLACEMENT CHARACTER}" in report(tmp_path, run).text
+
+
+def test_the_command_runs_it_again(made: Runs, tmp_path: Path):
+    page = report(tmp_path, made.evaluated)
+    command = re.search(r"gapssg distill --config (\S+) --output (\S+)-again", page.text)
+    assert command and command.groups() == (str(made.evaluated / "settings.toml"), str(made.evaluated))
+    source = (tmp_path / "page.html").read_text()
+    shown = re.search(r"settings.toml</summary>\s*<pre><code>(.*?)</code>", source, re.DOTALL)
+    assert shown
+    settings = tomllib.loads(shown[1].replace("&#34;", '"'))
+    assert settings == tomllib.loads((made.evaluated / "settings.toml").read_text())
+
+
+def test_samples_are_few_and_small_however_many_and_large_they_are(runs: Runs, tmp_path: Path):
+    for epoch in range(1, 40):
+        size = (2000, 1000) if epoch == 39 else (16, 16)
+        Image.new("RGB", size, (epoch, 0, 0)).save(runs.blind / "samples" / f"epoch-{epoch:04d}.png")
+    page = report(tmp_path, runs.blind)
+    pictures = [value for tag, value in page.tags if tag == "img"]
+    assert [picture["alt"] for picture in pictures] == [f"epoch {epoch}" for epoch in (1, 9, 16, 24, 31, 39)]
+    decoded = [Image.open(io.BytesIO(base64.b64decode(each["src"].split(",")[1]))) for each in pictures]
+    assert [image.size for image in decoded] == [(16, 16)] * 5 + [(384, 192)]
+    assert [image.getpixel((0, 0))[0] for image in decoded] == [1, 9, 16, 24, 31, 39]
+
+
+def test_the_last_warnings_and_the_rollbacks_are_told(runs: Runs, tmp_path: Path):
+    with (runs.blind / "events.jsonl").open("a") as events:
+        for number in range(15):
+            events.write(json.dumps({"event": "warning", "epoch": 2, "message": f"collapse {number}"}) + "\n")
+        events.write(json.dumps({"event": "rollback", "epoch": 1, "part": "training", "learning_rate": 0.1}) + "\n")
+    page = report(tmp_path, runs.blind)
+    assert "There are 15 warnings, the last in epoch 2: see below." in page.text
+    assert "diverged and was taken back once" in page.text
+    assert "collapse 4" not in page.text
+    assert all(f"collapse {number}" in page.text for number in range(5, 15))
+
+
+DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "no result": ("blind", lambda run: (run / "result.json").unlink(), "holds no finished run; name"),
+    "no events": ("blind", lambda run: (run / "events.jsonl").unlink(), "events.jsonl does not exist"),
+    "no settings": ("blind", lambda run: (run / "settings.toml").unlink(), "settings.toml does not exist"),
+    "a result of another kind": ("blind", lambda run: (run / "result.json").write_text("[]"), "result.json is damaged"),
+    "an unknown command": (
+        "blind",
+        lambda run: change(run / "result.json", lambda result: result.update(command="eval")),
+        "is no run of distill or pretrain-teacher",
+    ),
+    "an accuracy of 2": (
+        "evaluated",
+        lambda run: change(run / "result.json", lambda result: result["student"].update(top1=2)),
+        "result.json is damaged: student.top1",
+    ),
+    "a date among the settings": (
+        "blind",
+        lambda run: (run / "settings.toml").write_text("epochs = 2020-01-01"),
+        "settings.toml is damaged",
+    ),
+    "half a sample grid": (
+        "blind",
+        lambda run: (run / "samples" / "epoch-0001.png").write_bytes(b"\x89PNG\r\n"),
+        "epoch-0001.png is not a PNG that can be read",
+    ),
+    "a bomb": (
+        "blind",
+        lambda run: Image.new("1", (8192, 4096)).save(run / "samples" / "epoch-0001.png"),
+        "epoch-0001.png has more than 16,777,216 pixels",
+    ),
+    "half a figure": (
+        "landscape",
+        lambda run: next((run / "figures").glob("*-contour.png")).write_bytes(b""),
+        "contour.png is not a PNG that can be read",
+    ),
+    "a surface without a centre": (
+        "landscape",
+        lambda run: change(run / "result.json", lambda result: result["surfaces"][0].pop("centre")),
+        "result.json is damaged: surfaces.0.centre",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_damaged_run_is_named_and_nothing_written(runs: Runs, tmp_path: Path, what: str):
+    name, damage, sentence = DAMAGE[what]
+    run = getattr(runs, name)
+    damage(run)
+    page = tmp_path / "page.html"
+    message = refusal("report", run, "--output", page)
+    assert sentence in message
+    assert "\n" not in message
+    assert not page.exists()
+
+
+def test_bad_input_is_one_sentence(made: Runs, tmp_path: Path):
+    page = tmp_path / "page.html"
+    page.write_text("mine")
+    cases = {
+        "add --overwrite to replace it": ["report", made.blind, "--output", page],
+        "let the name end in .html": ["report", made.blind, "--output", made.blind / "student.safetensors"],
+        "its folder does not exist": ["report", made.blind, "--output", tmp_path / "a" / "b.html"],
+        "is given twice": ["report", made.blind, made.blind / ".", "--output", tmp_path / "new.html"],
+        "runs is missing: add DIR": ["report", "--output", tmp_path / "new.html"],
+        "--output is missing": ["report", made.blind],
+        "has 2 classes": [
+            "report", made.blind, "--data", f"folder:{made.images}", "--output", tmp_path / "new.html"
+        ],
+    }  # fmt: skip
+    for sentence, arguments in cases.items():
+        assert sentence in refusal(*arguments)
+    assert page.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_the_command_prints_the_verdicts(made: Runs, tmp_path: Path):
+    page = tmp_path / "page.html"
+    finished = gapssg("report", made.evaluated, made.blind, "--output", page, "--json")
+    result = json.loads(finished.stdout)
+    assert result["output"] == str(page)
+    assert [run["evidence"] for run in result["runs"]] == ["real images", "synthetic images only"]
+    assert f"{made.blind}: The student gave" in gapssg("report", made.blind, "--output", page, "--overwrite").stdout
