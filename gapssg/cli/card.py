@@ -19,6 +19,7 @@ def card(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a README.md that is already there, edited or not.")
     ] = False,
+    model_factory: options.ModelFactory = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -27,6 +28,6 @@ def card(
     from gapssg.report.card import write_card
 
     console = options.console_of(context)
-    file = write_card(run, licence=licence, overwrite=overwrite)
+    file = write_card(run, licence=licence, overwrite=overwrite, factories=model_factory or ())
     console.say(f"written: {file}")
     console.result({"command": "card", "output": str(file)})

@@ -23,6 +23,7 @@ def report(
     teacher: Annotated[
         Path | None, typer.Option("--teacher", help="With --data: the teacher, if it is not where it was.")
     ] = None,
+    model_factory: options.ModelFactory = None,
     batch_size: options.BatchSize = None,
     data_root: options.DataRoot = None,
     download: options.Download = None,
@@ -49,6 +50,7 @@ def report(
             "runs": ("DIR", [str(run) for run in runs] if runs else None),
             **options.data_options("data", "--data", data, data_root, download, image_size),
             "teacher": ("--teacher", teacher),
+            "model_factories": ("--model-factory", model_factory),
             "batch_size": ("--batch-size", batch_size),
             **{key: option for key, option in runtime.items() if key != "seed"},
         },

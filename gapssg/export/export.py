@@ -59,7 +59,8 @@ def export_model(
     _check_output(output, overwrite)
     form = FORMATS[settings.to]
     all_versions = {**versions(), **package_versions(form.packages)}
-    model = load_model(final_weights(settings.model) if settings.model.is_dir() else settings.model)
+    file = final_weights(settings.model) if settings.model.is_dir() else settings.model
+    model = load_model(file, settings.model_factories)
     if output.exists() and output.samefile(model.path):
         raise InputError(f"--output {output} is the model itself; name another file")
     runtime = Runtime(torch.device("cpu"), "fp32", compiled=False, seed=settings.seed)

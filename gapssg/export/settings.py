@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from gapssg.data.settings import DataSettings
+from gapssg.models.settings import WithFactories
 from gapssg.settings.base import Settings
 
 
@@ -25,7 +26,7 @@ class QuantizationSettings(Settings):
     """The least share of the other images on which the int8 model must predict what the float32 model does."""
 
 
-class ExportSettings(Settings):
+class ExportSettings(WithFactories):
     """How a model file becomes a file for other programs."""
 
     model: Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ _FOLDER = "folder:"
 _MOST_CLASSES = 50
 
 
-def write_card(run: Path, *, licence: str | None = None, overwrite: bool = False) -> Path:
+def write_card(
+    run: Path, *, licence: str | None = None, overwrite: bool = False, factories: Iterable[str] = ()
+) -> Path:
     """Write `README.md` into the directory of a finished run of `distill` or `pretrain-teacher`.
 
     It names no path of this machine.
@@ -30,6 +33,7 @@ def write_card(run: Path, *, licence: str | None = None, overwrite: bool = False
         run: The directory.
         licence: Of the model, by the Hub's identifier, such as `apache-2.0`.
         overwrite: Whether a card that is there, which may have been edited, is replaced.
+        factories: Each `package.module:factory` that is imported and called if the model file names it.
 
     Returns:
         The card.
@@ -42,7 +46,7 @@ def write_card(run: Path, *, licence: str | None = None, overwrite: bool = False
     if licence is not None and not _LICENCE.fullmatch(licence):
         raise InputError(f"--licence {shortened(licence)} is no identifier as the Hub has them, such as apache-2.0")
     read = read_training_run(run, run.resolve().name)
-    model = load_model(read.model_file)
+    model = load_model(read.model_file, factories)
     file = run / _FILE
     if file.exists() and not overwrite:
         raise InputError(f"{file} is there already, and may have been edited; add --overwrite to replace it")

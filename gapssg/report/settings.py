@@ -7,11 +7,11 @@ from pathlib import Path
 from pydantic import Field
 
 from gapssg.data.settings import DataSettings
-from gapssg.settings.base import Settings
+from gapssg.models.settings import WithFactories
 from gapssg.settings.parts import RuntimeSettings
 
 
-class ReportSettings(Settings):
+class ReportSettings(WithFactories):
     """Which runs are reported on, and what they are evaluated on."""
 
     runs: tuple[Path, ...] = Field(min_length=1, max_length=20)

@@ -59,6 +59,19 @@ def test_a_torchvision_teacher_at_64_pixels_is_distilled_into_a_model_of_ones_ow
     gapssg("distill", "--resume", run, "--model-factory", FACTORY, "--epochs", 2)
     assert json.loads((run / "result.json").read_text())["epochs"] == 2
 
+    for command, output in (
+        (("card", run), run / "README.md"),
+        (("export", run, "--to", "torchscript", "--output", tmp_path / "student.pt"), tmp_path / "student.pt"),
+        (
+            ("report", run, "--data", "digits", *evaluation, "--output", tmp_path / "report.html"),
+            tmp_path / "report.html",
+        ),
+    ):
+        assert f"add --model-factory {FACTORY}" in refusal(*command)
+        assert not output.exists()
+        gapssg(*command, "--model-factory", FACTORY)
+        assert output.exists()
+
 
 def test_a_continued_pretraining_names_its_code_again(image_folder: Path, tmp_path: Path):
     run = tmp_path / "run"
