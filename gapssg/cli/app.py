@@ -98,11 +98,9 @@ def main() -> None:
             _complain(f"unexpected {type(error).__name__}: {error}{hint}", invocation)
     if status in (INTERRUPTED, TERMINATED):
         kept = invocation.again
-        if kept:
-            pass
-        elif invocation.command and invocation.checkpoint:
+        if not kept and invocation.command and invocation.checkpoint:
             kept = f"; continue with: gapssg {invocation.command} --resume {printable(invocation.checkpoint)}"
-        elif invocation.started:
+        elif not kept and invocation.started:
             kept = "; start again with --overwrite"
         sys.stderr.write(f"{'interrupted' if status == INTERRUPTED else 'terminated'}{kept}\n")
     sys.exit(status)
