@@ -28,6 +28,18 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Return what JSON of a stranger holds.
+
+    Raises:
+        ValueError: It is not JSON, or its texts have halves of characters, which validators cannot even complain of.
+        RecursionError: It is nested too deeply.
+    """
+    value = json.loads(text)
+    json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
 def open_regular(path: Path, most_bytes: int) -> BinaryIO:
     """Open a file that may be a stranger's to read it: no pipe is waited for, no device is read.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gapssg.errors import InputError, RunError
-from gapssg.files import canonical_json, check_writable, staged, write_atomically
+from gapssg.files import canonical_json, check_writable, parse_json, staged, write_atomically
 
 
 def test_equal_values_have_equal_json():
@@ -52,6 +52,13 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", ["{", '{"a": "\\ud800"}', '{"\\udfff": 1}'])
+def test_what_is_no_json_or_no_text_is_a_value_error(text):
+    with pytest.raises(ValueError):
+        parse_json(text)
+    assert parse_json('{"a": "\\ud83d\\ude00"}') == {"a": "\U0001f600"}
 
 
 def test_a_folder_that_has_vanished_is_one_sentence(tmp_path: Path):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from gapssg.errors import InputError, shortened
+from gapssg.errors import GapssgError, InputError, shortened
 from gapssg.files import read_bounded
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def read_picture(path: Path) -> Image:
                 raise InputError(f"{path} has more than {_MOST_PIXELS:,} pixels, which no picture of a run has")
             picture.load()
             return picture
-    except InputError:
+    except GapssgError:
         raise
     # The decoder raises nearly anything on a damaged file: OSError, SyntaxError, zlib.error, ...
     except Exception as error:

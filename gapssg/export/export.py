@@ -13,13 +13,14 @@ from gapssg.data.image_set import ImageSet
 from gapssg.engine.metrics import top_k_accuracy
 from gapssg.engine.real_images import read_test_images
 from gapssg.engine.run_directory import Display, SilentDisplay, final_weights, run_facts, versions
-from gapssg.errors import InputError, shortened
+from gapssg.errors import InputError
 from gapssg.export.formats import FORMATS, Classifier
 from gapssg.export.packages import package_versions
 from gapssg.export.quantize import PoolImages, check_agreement, images_per_second, quantize, read_pool
 from gapssg.export.settings import ExportSettings
 from gapssg.export.verify import Examiner, check_tolerance, compare, random_batches, rounding_tolerance
 from gapssg.files import canonical_json, check_writable, staged
+from gapssg.models.foreign import foreign_code
 from gapssg.models.frozen import frozen
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.runtime import Runtime
@@ -147,14 +148,10 @@ def _metadata(model: LoadedModel, settings: ExportSettings, all_versions: dict[s
 
 def _write(examiner: Examiner, to: str, metadata: str) -> bytes:
     card = examiner.model.card
-    try:
-        with frozen(examiner.exported_module()) as module:
-            return FORMATS[to].write(module, card.input_shape, metadata)
-    except Exception as error:  # exporters raise whatever the code of the model brings them to
-        reason = shortened((str(error).strip().splitlines() or [type(error).__name__])[0], 300)
-        raise InputError(
-            f"{card.architecture} cannot be written as {to}: {reason}; try another format, or --debug for all of it"
-        ) from error
+    # Exporters raise whatever the code of the model brings them to.
+    complaint = f"{card.architecture} cannot be written as {to}; try another format, or --debug for all of it"
+    with foreign_code(complaint), frozen(examiner.exported_module()) as module:
+        return FORMATS[to].write(module, card.input_shape, metadata)
 
 
 def _verify(

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from gapssg.errors import InputError, shortened
-from gapssg.files import canonical_json, write_atomically
+from gapssg.files import canonical_json, parse_json, write_atomically
 from gapssg.models import LONGEST_NAME, MOST_CHANNELS, MOST_CLASSES, create_model, empty_model
 from gapssg.models.foreign import at_most_parameters
 from gapssg.models.reference import check_allowed, is_factory
@@ -223,7 +223,7 @@ def _read_description(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     if text.count(",") > MOST_CLASSES + _MOST_OTHER_VALUES:  # each might be wrong, and an error takes a kilobyte
         raise InputError(f"{path}: its description has more values than that of any model")
     try:
-        description = json.loads(text)
+        description = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: its description is not valid JSON") from error
     if not isinstance(description, dict):

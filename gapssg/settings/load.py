@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,6 +114,8 @@ def load_settings(
         published = {tuple(key.split(".")): value for key, value in beneath(given).items()}
         levels.insert(0, _Level([_Layer("published settings", published)], follows=True))
     values, sources = _merge(levels, settings_class)
+    for place, given_value in values.items():
+        _check_text(place, given_value, sources[place])
     option_names = {tuple(key.split(".")): option for key, (option, _) in (options or {}).items()}
     try:
         return settings_class.model_validate(_nest(values, sources))
@@ -153,6 +156,18 @@ def _parse_override(text: str) -> tuple[Key, Any]:
 def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested tables as one table of dotted keys."""
     return {".".join(key): value for key, value in _flatten(values)}
+
+
+def _check_text(key: Key, value: Any, source: str) -> None:
+    """Refuse bytes of the command line that are no text: they could not be written to `settings.toml`.
+
+    Raises:
+        InputError: There are some.
+    """
+    try:
+        json.dumps(value, default=str, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{'.'.join(key)} (from {source}) is not in UTF-8; rename it, or write it in UTF-8") from error
 
 
 def _flatten(values: Mapping[str, Any], prefix: Key = ()) -> Iterator[tuple[Key, Any]]:

@@ -12,7 +12,6 @@ The runs are ordinary run directories; what they reached is what their `result.j
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gapssg.errors import InputError, RunError, shortened
-from gapssg.files import check_writable, lock, read_bounded, write_json
+from gapssg.files import check_writable, lock, parse_json, read_bounded, write_json
 from gapssg.settings.base import Settings
 
 FORMAT = 1
@@ -290,7 +289,7 @@ def _read(model: type[Model], file: Path) -> Model:
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(read_bounded(file, _LARGEST_FILE))
+        return parse_json(read_bounded(file, _LARGEST_FILE))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not valid JSON") from error
 

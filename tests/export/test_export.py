@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gapssg import ExportSettings, InputError, export_model, load_model
 from gapssg.data import load_split
+from gapssg.engine.requests import Stopped
 from gapssg.export import quantize
 from gapssg.export.formats import FORMATS
 from gapssg.models import create_model
@@ -242,13 +243,23 @@ def test_a_failed_export_leaves_the_earlier_file(model_file: Path, tmp_path: Pat
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("model.pt", "earlier")]
 
 
+def test_being_asked_to_stop_is_no_fault_of_the_format(model_file: Path, tmp_path: Path, monkeypatch):
+    def stop(_: nn.Module) -> None:
+        raise Stopped(15)
+
+    poison(monkeypatch, "torchscript", stop)
+    with pytest.raises(Stopped):
+        export_model(ExportSettings(model=model_file, to="torchscript"), tmp_path / "model.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_model_that_a_format_cannot_hold_is_one_sentence(model_file: Path, tmp_path: Path, monkeypatch):
     def branch_on_the_images(module: nn.Module) -> None:
         module.register_forward_pre_hook(lambda _, inputs: inputs if inputs[0].sum() > 0 else None)
 
     poison(monkeypatch, "torch-export", branch_on_the_images)
     sentence = refusal("export", model_file, "--to", "torch-export", "--output", tmp_path / "model.pt2", "--quiet")
-    assert sentence.startswith("wrn16_1 cannot be written as torch-export: ")
+    assert sentence.startswith("wrn16_1 cannot be written as torch-export; try another format")
     assert len(sentence.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 

@@ -100,6 +100,7 @@ def test_a_description_that_is_not_json_is_refused(teacher_file: Path):
         ("class_names", ["a"]),
         ("format_version", 2),
         ("surprise", 1),
+        ("flip", "\ud800"),
     ],
 )
 def test_a_description_out_of_bounds_is_refused(teacher_file: Path, field, value):

@@ -205,6 +205,11 @@ def test_every_recipe_is_valid(name):
         load_settings(PretrainSettings, section="pretrain-teacher", recipe=name, options=options)
 
 
+def test_bytes_that_are_no_text_are_refused_with_where_they_came_from():
+    with pytest.raises(InputError, match=r"epochs \(from --set\) is not in UTF-8"):
+        load(overrides=["epochs=\udcff"])
+
+
 def test_settings_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         load().epochs = 3  # type: ignore[misc]
