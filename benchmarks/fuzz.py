@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 SHARES = {
-    "model file": 0.25,
-    "pool shard": 0.20,
+    "model file": 0.20,
+    "pool shard": 0.15,
     "checkpoint": 0.08,
     "shard of a run": 0.03,
     "settings": 0.12,
     "run directory": 0.10,
+    "finished run": 0.10,
     "image folder": 0.15,
     "terminal": 0.07,
 }
