@@ -24,6 +24,7 @@ types: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.steps
 	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.landscape
 	$(BIN)/python -m benchmarks.seeds
 
 # On a machine with a GPU; DATA is a folder with train/ and test/ of CIFAR-10 images.

@@ -70,7 +70,7 @@ def distil_pair(
         teacher_run: ["pretrain-teacher", "--model", teacher, "--data", images],
         student_run: ["distill", "--teacher", str(file), "--student", student, "--eval-data", images],
     }
-    rows = []
+    rows: list[tuple[str, str, str]] = []
     for run, (command, *options) in commands.items():
         anew = [*options, "--recipe", "published", "--output", str(run), "--overwrite", *device]
         can_resume = (run / "checkpoint" / "latest.safetensors").exists()

@@ -15,10 +15,12 @@ import os
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.core import Size, make_core
 from benchmarks.machine import (
@@ -190,8 +192,8 @@ def pool(device: str, quick: bool, rounds: int) -> Report:
             filled.append(fresh, targets)
         indices = torch.randint(0, len(filled), (128,), device=where)
         # Many calls in a row: one takes some tens of microseconds.
-        draws = [time_calls(lambda i=indices, p=filled: to_unit_range(p.images[i]), where, 200) for _ in range(9)]
-        appends = [time_calls(lambda p=filled: p.append(fresh, targets), where, 5) for _ in range(5)]
+        draws = [time_calls(partial(_sample, filled, indices), where, 200) for _ in range(9)]
+        appends = [time_calls(partial(filled.append, fresh, targets), where, 5) for _ in range(5)]
         found["sample_seconds"].append(median(draws))
         found["append_seconds"].append(median(appends))
         found["megabytes"].append(epochs * fresh.numel() / 1e6)
@@ -242,6 +244,10 @@ def _one_size(device: str, rounds: int, side: int, batch: int) -> Report:
     return {**medians, "peak_megabytes": peak_megabytes(where)}
 
 
+def _sample(pool: SamplePool, indices: Tensor) -> Tensor:
+    return to_unit_range(pool.images[indices])
+
+
 def _with_exponents(found: Report, size: str, costs: tuple[str, ...]) -> Report:
     return found | {"exponents": {cost: fit_exponent(found[size], found[cost]) for cost in costs}}
 
@@ -266,6 +272,7 @@ def _runtime(device: str) -> Runtime:
 
 def print_part(name: str, found: Report) -> None:
     """Print one part as a Markdown table."""
+    rows: list[tuple[object, ...]] = []
     title = name.replace("_", " ")
     if name == "checkpoint":
         rows = [

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from benchmarks.steps import describe_machine, synchronize
+from benchmarks.machine import describe_machine, synchronize
 from gapssg.augment import Normalization
 from gapssg.data import load_split
 from gapssg.landscape.directions import random_directions

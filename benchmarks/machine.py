@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,14 @@ def measure_peaks(device: torch.device) -> dict[str, float]:
     types = {"fp32": torch.float32, "bf16": torch.bfloat16}
     for name, dtype in list(types.items())[: 2 if computes_bf16_natively(device) else 1]:
         left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-        peaks[f"{name} matrix product"] = _rate(lambda a=left, b=right: a @ b, 2 * side**3, device)
+        peaks[f"{name} matrix product"] = _rate(partial(torch.matmul, left, right), 2 * side**3, device)
         channels, count = 256, 64
         layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device, dtype=dtype)
         layer = layer.to(memory_format=torch.channels_last)
         inputs = torch.randn(count, channels, 32, 32, device=device, dtype=dtype).to(memory_format=torch.channels_last)
         flops = 2 * 9 * channels**2 * count * 32 * 32
         with torch.no_grad():
-            peaks[f"{name} convolution"] = _rate(lambda c=layer, x=inputs: c(x), flops, device)
+            peaks[f"{name} convolution"] = _rate(partial(layer, inputs), flops, device)
     return peaks
 
 

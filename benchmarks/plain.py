@@ -111,7 +111,7 @@ class PlainSynthesis:
         elif loss.item() < self.lowest:
             self.lowest, self.best = loss.item(), images.detach().clone()
         self.optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         self.optimizer.step()
 
 
@@ -173,7 +173,7 @@ class PlainDistillation:
             * TEMPERATURE**2
         )
         self.optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         self.optimizer.step()
         if not self.switches.no_host_synchronisation:
             self.total += loss.item()
@@ -196,7 +196,7 @@ class _PngFolder(Dataset[Tensor]):
 
 def _prepare(network: nn.Module, switches: Switches) -> nn.Module:
     layout = torch.channels_last if switches.channels_last else torch.contiguous_format
-    prepared: nn.Module = copy.deepcopy(network).requires_grad_(True).to(memory_format=layout)  # type: ignore[call-overload]
+    prepared: nn.Module = copy.deepcopy(network).requires_grad_(True).to(memory_format=layout)
     return prepared
 
 
@@ -210,4 +210,5 @@ def _distance_by_copy(inputs: Tensor, running_mean: Tensor, running_var: Tensor)
     channels = inputs.shape[1]
     mean = inputs.float().mean([0, 2, 3])
     variance = inputs.float().permute(1, 0, 2, 3).contiguous().view(channels, -1).var(1, unbiased=False)
-    return torch.norm(running_var - variance, 2) + torch.norm(running_mean - mean, 2)
+    distance: Tensor = torch.norm(running_var - variance, 2) + torch.norm(running_mean - mean, 2)
+    return distance

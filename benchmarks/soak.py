@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -218,7 +218,7 @@ class _Looking(SilentDisplay):
         self.bytes_an_epoch = bytes_an_epoch
         self.looks: list[Look] = []
 
-    def event(self, event: dict[str, Any]) -> None:
+    def event(self, event: Mapping[str, Any]) -> None:
         epoch = event.get("epoch", 0)
         if event["event"] != "epoch" or epoch % self.every:
             return
