@@ -60,7 +60,7 @@ def inspect(
 
 def _print(console: Console, result: dict[str, Any]) -> None:
     console.table(
-        "Layers with weights, statistics or multiply-adds, in the order in which they run",
+        "Layers with weights, statistics or multiply-adds, in the order in which they run; those that do not run last",
         ["layer", "type", "output", "parameters", "MACs", "observed"],
         [
             [

@@ -141,6 +141,18 @@ class ByItsBatch(nn.Module):
         return logits - logits.mean(0, keepdim=True) / 2
 
 
+class Printing(nn.Sequential):
+    """Says what it does."""
+
+    def __init__(self) -> None:
+        print("making it")
+        super().__init__(nn.Flatten(), nn.Linear(256, 10))
+
+    def forward(self, images: Tensor) -> Tensor:
+        print("running it")
+        return super().forward(images)
+
+
 class Squeezing(nn.Module):
     """Loses the dimension of the batch where it is one image."""
 
