@@ -175,7 +175,7 @@ def _check_evaluation_mode(module: nn.Module, name: str) -> None:
         training = [part for part, layer in module.named_modules() if layer.training]
     if training:
         part = f"its part {shortened(training[0])}" if training[0] else "it"
-        raise InputError(f"{name} has no evaluation mode: after eval() {part} is still training; mend its train()")
+        raise InputError(f"{name} has no evaluation mode: {part} stays in training when asked for it; mend its train()")
 
 
 def _buffers(module: nn.Module, name: str) -> dict[str, Tensor]:

@@ -156,7 +156,7 @@ def test_a_factory_is_looked_for_in_the_current_folder_last(tmp_path: Path, monk
         (f"{HERE}:leaving", f"{HERE}:leaving cannot be called with no arguments (SystemExit: 3)"),
         (f"{HERE}:not_finite", "to logits that are not finite"),
         (f"{HERE}:AlwaysDropping", "other logits each time, although it is in evaluation mode"),
-        (f"{HERE}:AlwaysTraining", "has no evaluation mode: after eval() it is still training; mend its train()"),
+        (f"{HERE}:AlwaysTraining", "has no evaluation mode: it stays in training when asked for it; mend its train()"),
         (f"{HERE}:ByItsBatch", "an image other logits when other images are beside it, although it is in evaluation"),
         (f"{HERE}:Squeezing", "maps 1 image of 1x16x16 to a float32 tensor of shape (10,) instead of floating logits"),
         (f"{HERE}:InPairs", f"{HERE}:InPairs does not take a single image of 1x16x16 (RuntimeError: "),
@@ -185,7 +185,7 @@ def test_a_factory_refuses_images_classes_and_arguments_in_one_sentence(tmp_path
 
 
 def test_a_part_that_does_not_switch_to_evaluation_is_named():
-    assert "after eval() its part 0 is still training" in refusal(f"{HERE}:partly_always_training")
+    assert "has no evaluation mode: its part 0 stays in training" in refusal(f"{HERE}:partly_always_training")
 
 
 def test_a_model_that_changes_its_buffers_when_it_is_looked_at_is_refused():
