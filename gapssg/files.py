@@ -60,6 +60,14 @@ def open_regular(path: Path, most_bytes: int) -> BinaryIO:
     return file
 
 
+def is_file(path: str | Path) -> bool:
+    """Tell whether there is a file of this name; what cannot be one, such as a text of 300 characters, is none."""
+    try:
+        return Path(path).is_file()
+    except OSError:
+        return False
+
+
 def read_bounded(path: Path, most_bytes: int) -> bytes:
     """Read a file that may be a stranger's.
 
@@ -182,6 +190,29 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"cannot write to {folder}: {reason}; choose another --output") from error
+
+
+def check_output_file(path: Path, overwrite: bool, *, makes_folder: bool = False) -> None:
+    """Check that `path` can be written as a file that `--output` names, changing nothing.
+
+    Args:
+        path: The file.
+        overwrite: Whether it may be there already.
+        makes_folder: Whether its folder need not be there yet.
+
+    Raises:
+        InputError: It is a folder or there already, or its folder is missing or cannot be written to.
+    """
+    try:
+        if path.is_dir():
+            raise InputError(f"--output {path} is a folder; name the file to write")
+        if path.exists() and not overwrite:
+            raise InputError(f"--output {path} already exists; add --overwrite to replace it")
+        if not makes_folder and not path.parent.is_dir():
+            raise InputError(f"--output {path}: there is no folder {path.parent}; make it first")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another --output") from error
+    check_writable(path.parent)
 
 
 def lock(file: Path, *, wait: bool = False) -> TextIO:

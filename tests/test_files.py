@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from gapssg.errors import InputError, RunError
-from gapssg.files import canonical_json, check_writable, parse_json, staged, write_atomically
+from gapssg.files import (
+    canonical_json,
+    check_output_file,
+    check_writable,
+    is_file,
+    parse_json,
+    staged,
+    write_atomically,
+)
 
 
 def test_equal_values_have_equal_json():
@@ -78,3 +86,29 @@ def test_an_unwritable_output_is_bad_input():
     # /proc is a folder in which not even root can make a file.
     with pytest.raises(InputError, match="cannot write to /proc/run"):
         check_writable(Path("/proc/run"))
+
+
+def test_what_no_file_can_be_called_is_no_file(tmp_path: Path):
+    (tmp_path / "a").touch()
+    assert is_file(tmp_path / "a")
+    assert is_file(str(tmp_path / "a"))
+    assert not is_file(tmp_path)
+    assert not is_file("a" * 300)
+
+
+def test_a_file_of_output_is_new_or_may_be_replaced_and_lies_in_a_folder_that_is_there(tmp_path: Path):
+    old, new, deep = tmp_path / "old", tmp_path / "new", tmp_path / "no" / "where" / "new"
+    old.touch()
+    check_output_file(new, overwrite=False)
+    check_output_file(old, overwrite=True)
+    check_output_file(deep, overwrite=False, makes_folder=True)
+    for path, overwrite, sentence in (
+        (old, False, "already exists; add --overwrite to replace it"),
+        (tmp_path, True, "is a folder; name the file to write"),
+        (deep, True, f"there is no folder {deep.parent}; make it first"),
+        (old / "new", True, f"there is no folder {old}; make it first"),
+        (tmp_path / ("a" * 300), True, "File name too long; choose another --output"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            check_output_file(path, overwrite)
+    assert list(tmp_path.iterdir()) == [old]

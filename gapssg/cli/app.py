@@ -99,7 +99,8 @@ def main() -> None:
     if status in (INTERRUPTED, TERMINATED):
         kept = invocation.again
         if not kept and invocation.command and invocation.checkpoint:
-            kept = f"; continue with: gapssg {invocation.command} --resume {printable(invocation.checkpoint)}"
+            run = printable(invocation.checkpoint)
+            kept = f"; continue with: gapssg {invocation.command} --resume {run}{invocation.again_named}"
         elif not kept and invocation.started:
             kept = "; start again with --overwrite"
         sys.stderr.write(f"{'interrupted' if status == INTERRUPTED else 'terminated'}{kept}\n")

@@ -36,6 +36,8 @@ class Invocation:
     """The subcommand whose --resume continues what is interrupted."""
     checkpoint: str | None = None
     """The run directory that holds a checkpoint."""
+    again_named: str = ""
+    """The options that --resume takes there, with a space before each."""
     again: str = ""
     """How to go on after an interruption, if not by --resume."""
 
@@ -55,6 +57,7 @@ class Console:
     def __init__(self, invocation: Invocation) -> None:
         """Print as the invocation asks."""
         self.invocation = invocation
+        self._stdout = sys.stdout
         self._rich = _Console(stderr=invocation.json, quiet=invocation.quiet, highlight=False, soft_wrap=True)
         self._result = _Console(highlight=False)
         if not self._result.is_terminal:
@@ -75,7 +78,7 @@ class Console:
 
     def settings(self, values: Mapping[str, Any], toml: str) -> None:
         """Print settings as TOML, or with --json as JSON."""
-        sys.stdout.write(json.dumps(values) + "\n" if self.invocation.json else printable_toml(toml))
+        self._stdout.write(json.dumps(values) + "\n" if self.invocation.json else printable_toml(toml))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table of results; figures are never wrapped, texts are."""
@@ -94,7 +97,7 @@ class Console:
     def result(self, result: Mapping[str, Any]) -> None:
         """Print the result as JSON, if --json asks for it."""
         if self.invocation.json:
-            sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
+            self._stdout.write(json.dumps(result, allow_nan=False) + "\n")
 
     @contextmanager
     def live(self) -> Iterator[LiveDisplay]:

@@ -109,6 +109,7 @@ def distill(
     settings = options.without_download(settings, "eval_data", resume, download)
     factories = (settings.student.name, *settings.model_factories)
     options.check_factories(factories, resume, (student, *(model_factory or ())), "--model-factory")
+    console.invocation.again_named = options.name_again(factories, "--model-factory")
     if dry_run:
         console.settings(settings.to_dict(), settings.to_toml())
         return

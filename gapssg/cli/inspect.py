@@ -9,6 +9,7 @@ import typer
 
 from gapssg.cli import options
 from gapssg.cli.console import Console, count
+from gapssg.files import is_file
 
 
 def inspect(
@@ -32,15 +33,15 @@ def inspect(
     from gapssg.settings import load_settings
 
     console = options.console_of(context)
-    is_file = model is not None and (Path(model).is_file() or Path(model).suffix == ".safetensors")
+    names_file = model is not None and (is_file(model) or Path(model).suffix == ".safetensors")
     settings = load_settings(
         InspectSettings,
         section="inspect",
         config=config,
         overrides=overrides or (),
         options={
-            "file": ("FILE", model if is_file else None),
-            "model.name": ("MODEL", None if is_file else model),
+            "file": ("FILE", model if names_file else None),
+            "model.name": ("MODEL", None if names_file else model),
             "num_classes": ("--num-classes", num_classes),
             "input_shape": ("--input-shape", options.numbers("--input-shape", input_shape, int)),
             "model_factories": ("--model-factory", model_factory),
@@ -59,7 +60,7 @@ def inspect(
 
 def _print(console: Console, result: dict[str, Any]) -> None:
     console.table(
-        "Layers with weights, statistics or multiply-adds, in the order in which they run",
+        "Layers with weights, statistics or multiply-adds, in the order in which they run; those that do not run last",
         ["layer", "type", "output", "parameters", "MACs", "observed"],
         [
             [

@@ -116,6 +116,7 @@ def landscape(
     )
     settings = options.without_download(settings, "data", resume, download)
     options.check_factories(settings.model_factories, resume, model_factory or (), "--model-factory")
+    console.invocation.again_named = options.name_again(settings.model_factories, "--model-factory")
     if dry_run:
         console.settings(settings.to_dict(), settings.to_toml())
         return

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -163,8 +164,16 @@ Number = TypeVar("Number", int, float)
 
 
 def console_of(context: typer.Context) -> Console:
-    """Return the console that --json and --quiet ask for."""
-    return Console(context.ensure_object(Invocation))
+    """Return the console that --json and --quiet ask for.
+
+    With --json it alone writes to stdout from now on; what other code prints, such as a model of the user's, goes to
+    stderr.
+    """
+    invocation = context.ensure_object(Invocation)
+    console = Console(invocation)
+    if invocation.json:
+        context.with_resource(redirect_stdout(sys.stderr))
+    return console
 
 
 @contextmanager
@@ -265,6 +274,11 @@ def check_factories(names: Iterable[str], resume: Path | None, named: Iterable[s
                 f"the run in {resume} has the code of {shortened(name)} imported and run; "
                 f"if you trust it, add {option} {shortened(name)}"
             )
+
+
+def name_again(names: Iterable[str], option: str) -> str:
+    """Return the options by which `check_factories` lets a run with these models and factories continue."""
+    return "".join(f" {option} {name}" for name in dict.fromkeys(names) if is_factory(name))
 
 
 def data_options(

@@ -70,6 +70,7 @@ def pretrain_teacher(
     )
     settings = options.without_download(settings, "data", resume, download)
     options.check_factories((settings.model.name,), resume, (model,), "--model")
+    console.invocation.again_named = options.name_again((settings.model.name,), "--model")
     if dry_run:
         console.settings(settings.to_dict(), settings.to_toml())
         return

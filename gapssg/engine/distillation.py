@@ -23,6 +23,7 @@ from gapssg.engine.settings import DistillSettings
 from gapssg.engine.trainee import Phase, Trainee, TraineeFacts
 from gapssg.errors import Diverged, InputError, RunError
 from gapssg.models import create_model
+from gapssg.models.foreign import check_classifier
 from gapssg.models.model_file import LoadedModel, Provenance, load_weights, save_model
 from gapssg.models.profile import executed_batch_norm_layers, profile_model
 from gapssg.models.safetensors_file import read_safetensors
@@ -396,9 +397,11 @@ def _make_student(settings: DistillSettings, runtime: Runtime, teacher: LoadedMo
         input_shape=teacher.card.input_shape,
         seed=runtime.derive_seed("initial-weights"),
         arguments=settings.student.arguments,
+        weights_follow=settings.student.weights is not None,
     )
     if settings.student.weights is not None:
         load_weights(student, read_safetensors(settings.student.weights).tensors, settings.student.weights)
+        check_classifier(student, settings.student.name, teacher.card.num_classes, teacher.card.input_shape)
     return student
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from gapssg.augment import Normalization
 from gapssg.engine.inference import predict
@@ -13,12 +17,12 @@ from gapssg.engine.metrics import score
 from gapssg.engine.real_images import read_test_images
 from gapssg.engine.run_directory import Display, SilentDisplay, run_facts, versions
 from gapssg.engine.settings import DEFAULT_WEIGHTS, ImportSettings
-from gapssg.errors import InputError, RunError
-from gapssg.files import check_writable
-from gapssg.models import create_model
-from gapssg.models.foreign import check_classifier
+from gapssg.errors import InputError, RunError, shortened
+from gapssg.files import check_output_file, staged
+from gapssg.models import MOST_CLASSES, create_model
+from gapssg.models.foreign import check_classifier, logits_of
 from gapssg.models.libraries import Pretrained, pretrained_weights
-from gapssg.models.model_file import LoadedModel, ModelCard, Provenance, load_weights, save_model
+from gapssg.models.model_file import LoadedModel, ModelCard, Provenance, load_model, load_weights, model_content
 from gapssg.models.profile import profile_model
 from gapssg.models.reference import is_factory, library_model
 from gapssg.models.safetensors_file import read_safetensors
@@ -30,7 +34,8 @@ def import_teacher(
 ) -> dict[str, Any]:
     """Build a classifier, load its weights, verify it, and write it as a model file.
 
-    It is verified by forward passes and, with `settings.data`, evaluated on labelled images.
+    It is verified by forward passes and, with `settings.data`, evaluated on labelled images. The file is kept only if
+    the model that is loaded from it gives the same logits.
 
     Args:
         settings: The architecture, and what cannot be seen from its weights.
@@ -42,8 +47,8 @@ def import_teacher(
         The file, its SHA-256, the model's size and, if it was evaluated, its accuracies (fractions in [0, 1]).
 
     Raises:
-        InputError: The model, its weights, the description or the data do not fit each other, or the file cannot
-            be written there; nothing has been written.
+        InputError: The model, its weights, the description or the data do not fit each other, the file cannot be
+            written there, or would give another model; nothing has been written.
         RunError: The library's weights cannot be fetched, or the disk refused the write.
     """
     display = display or SilentDisplay()
@@ -57,19 +62,22 @@ def import_teacher(
         input_shape=card.input_shape,
         seed=runtime.derive_seed("initial-weights"),
         arguments=card.arguments,
+        weights_follow=settings.weights is not None,
     )
     _fill(module, settings, pretrained)
     check_classifier(module, card.architecture, card.num_classes, card.input_shape)
     module.eval()
+    content, logits = model_content(module, card), _logits(module, card)
     scores = _evaluate(settings, LoadedModel(module, card, "", output), runtime, display)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot write {output}: {error.strerror or error}") from error
+    _write(output, content, card, logits)
     return {
         "command": "import-teacher",
         "file": str(output),
-        "sha256": save_model(output, module, card),
+        "sha256": hashlib.sha256(content).hexdigest(),
         "architecture": card.architecture,
         "num_classes": card.num_classes,
         "input_shape": list(card.input_shape),
@@ -83,9 +91,7 @@ def import_teacher(
 def _check_output(output: Path, overwrite: bool) -> None:
     if output.suffix != ".safetensors":
         raise InputError(f"--output {output} is to be a file whose name ends with .safetensors")
-    check_writable(output.parent)
-    if output.exists() and not overwrite:
-        raise InputError(f"--output {output} already exists; add --overwrite to replace it")
+    check_output_file(output, overwrite, makes_folder=True)
 
 
 def _pretrained(settings: ImportSettings) -> Pretrained:
@@ -110,27 +116,23 @@ def _fill(module: nn.Module, settings: ImportSettings, pretrained: Pretrained | 
 
 
 def _describe(settings: ImportSettings, pretrained: Pretrained | None) -> ModelCard:
-    channels, height, _ = settings.input_shape
+    _, height, _ = settings.input_shape
+    if settings.class_names is not None:
+        _check_class_names(settings.class_names)
     names = settings.class_names or (pretrained.class_names if pretrained else None)
     count = settings.num_classes or (len(names) if names else None)
     if count is None:
         raise InputError("the number of classes is not known; add --num-classes or --class-names")
     if names is not None and len(names) != count:
         raise InputError(f"there are {len(names)} class names for {count} classes; name each class once")
-    mean = settings.mean or (pretrained.mean if pretrained else None)
-    deviation = settings.deviation or (pretrained.deviation if pretrained else None)
-    if mean is None or deviation is None:
-        raise InputError(
-            "how the model's input is normalised is not known; add --mean and --std as it was trained with "
-            "(0 and 1 if its pixels were in [0, 1])"
-        )
+    mean, deviation = _normalization(settings, pretrained)
     return ModelCard(
         architecture=settings.model.name,
         arguments=settings.model.arguments,
         num_classes=count,
         input_shape=settings.input_shape,
-        mean=_for_each_channel("--mean", mean, channels),
-        deviation=_for_each_channel("--std", deviation, channels),
+        mean=mean,
+        deviation=deviation,
         crop_padding=height // 8 if settings.crop_padding is None else settings.crop_padding,
         flip=settings.flip,
         class_names=names or tuple(map(str, range(count))),
@@ -138,10 +140,62 @@ def _describe(settings: ImportSettings, pretrained: Pretrained | None) -> ModelC
     )
 
 
+def _check_class_names(names: Sequence[str]) -> None:
+    if not 2 <= len(names) <= MOST_CLASSES:
+        raise InputError(f"a classifier has 2 to {MOST_CLASSES:,} classes; --class-names has {len(names):,}")
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise InputError(
+            f"the class name {shortened(repr(name))} stands {times} times in --class-names; give each class its own"
+        )
+
+
+def _normalization(
+    settings: ImportSettings, pretrained: Pretrained | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation, for each channel."""
+    channels, _, _ = settings.input_shape
+    mean, deviation = settings.mean, settings.deviation
+    if pretrained is not None and (mean is None or deviation is None):
+        if len(pretrained.mean) != channels:
+            raise InputError(
+                f"the weights of {settings.model.name} are normalised for images of {len(pretrained.mean)} channels, "
+                f"and these have {channels}; add --mean and --std"
+            )
+        mean, deviation = mean or pretrained.mean, deviation or pretrained.deviation
+    if mean is None or deviation is None:
+        raise InputError(
+            "how the model's input is normalised is not known; add --mean and --std as it was trained with "
+            "(0 and 1 if its pixels were in [0, 1])"
+        )
+    return _for_each_channel("--mean", mean, channels), _for_each_channel("--std", deviation, channels)
+
+
 def _for_each_channel(option: str, values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     if len(values) not in (1, channels):
         raise InputError(f"{option} has {len(values)} numbers for {channels} channels; give one a channel, or one")
     return values * channels if len(values) == 1 else values
+
+
+def _logits(module: nn.Module, card: ModelCard) -> Tensor:
+    return logits_of(module, card.architecture, card.num_classes, card.input_shape, count=2)
+
+
+def _write(output: Path, content: bytes, card: ModelCard, logits: Tensor) -> None:
+    """Write the model file if the model that is loaded from it gives the same logits, to the last bit.
+
+    They are computed in the same way on the same processor, and `check_classifier` has refused what varies.
+    """
+    with staged(output, content) as file:
+        try:
+            again = load_model(file, [card.architecture]).module
+        except InputError as error:
+            raise InputError(f"{output} is not written, because it could not be read: {error}") from error
+        if not torch.equal(_logits(again, card), logits):
+            raise InputError(
+                f"{output} is not written, because {card.architecture} gives other logits when it is loaded from it; "
+                "let its state dict hold all that its logits depend on, as parameters or buffers"
+            )
 
 
 def _evaluate(settings: ImportSettings, model: LoadedModel, runtime: Runtime, display: Display) -> dict[str, Any]:

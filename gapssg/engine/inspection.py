@@ -13,6 +13,8 @@ from gapssg.models.profile import executed_batch_norm_layers, last_linear_layer,
 from gapssg.synthesis import SynthesisSettings, method_classes
 from gapssg.synthesis.base import GeneratorMethodSettings
 
+_CLASSES, _INPUT_SHAPE = 10, (3, 32, 32)
+
 
 def inspect(settings: InspectSettings) -> dict[str, Any]:
     """Look at a model file, or at an architecture with random weights; nothing is written.
@@ -35,7 +37,7 @@ def inspect(settings: InspectSettings) -> dict[str, Any]:
         num_classes, input_shape = card.num_classes, card.input_shape
     else:
         name, arguments = settings.model.name, settings.model.arguments
-        num_classes, input_shape = settings.num_classes, settings.input_shape
+        num_classes, input_shape = settings.num_classes or _CLASSES, settings.input_shape or _INPUT_SHAPE
         module = create_model(name, num_classes=num_classes, input_shape=input_shape, arguments=arguments)
     observed = set(executed_batch_norm_layers(module, input_shape))
     profile = profile_model(module, input_shape).to_dict()

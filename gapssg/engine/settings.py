@@ -123,15 +123,17 @@ class InspectSettings(WithFactories):
     """A model file."""
     model: ModelSettings | None = None
     """An architecture."""
-    num_classes: int = Field(default=10, ge=2, le=MOST_CLASSES)
-    """Of an architecture: number of classes."""
-    input_shape: InputShape = (3, 32, 32)
-    """Of an architecture: channels, height and width of an image."""
+    num_classes: int | None = Field(default=None, ge=2, le=MOST_CLASSES)
+    """Of an architecture: number of classes; without it, 10."""
+    input_shape: InputShape | None = None
+    """Of an architecture: channels, height and width of an image; without it, 3, 32 and 32."""
 
     @model_validator(mode="after")
     def _one_model(self) -> InspectSettings:
         if (self.file is None) == (self.model is None):
             raise ValueError("give a model file or an architecture")
+        if self.file is not None and (self.num_classes is not None or self.input_shape is not None):
+            raise ValueError("a model file says its classes and images; leave --num-classes and --input-shape out")
         return self
 
 
@@ -145,13 +147,16 @@ class ImportSettings(Settings):
     input_shape: InputShape
     """Channels, height and width of an image."""
     num_classes: int | None = Field(default=None, ge=2, le=MOST_CLASSES)
-    """Number of classes; without it, as many as there are names or as the library's weights have."""
+    """Number of classes; without it, as many as there are names, given or of torchvision's own weights."""
     class_names: tuple[Annotated[str, Field(min_length=1, max_length=255)], ...] | None = None
-    """Names of the classes in the order of the logits; without them, those of the library, or 0, 1, 2 ..."""
+    """Names of the classes in the order of the logits; without them, those of torchvision's own weights, or 0, 1, 2 and
+    so on."""
     mean: tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...] | None = None
-    """Mean that is subtracted from images in [0, 1]: one a channel, or one for all."""
+    """Mean that is subtracted from images in [0, 1]: one a channel, or one for all; without it, that of the library's
+    own weights."""
     deviation: tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...] | None = None
-    """Standard deviation that they are divided by: one a channel, or one for all."""
+    """Standard deviation that they are divided by: one a channel, or one for all; without it, that of the library's
+    own weights."""
     crop_padding: int | None = Field(default=None, ge=0, le=256)
     """Pixels of zero padding for random crops of synthetic images; without it, an eighth of the image's height."""
     flip: bool = False

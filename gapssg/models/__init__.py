@@ -90,6 +90,7 @@ def create_model(
     input_shape: tuple[int, int, int],
     seed: int = 0,
     arguments: Arguments = MappingProxyType({}),
+    weights_follow: bool = False,
 ) -> nn.Module:
     """Build the classifier called `name` on the CPU, with weights that depend on `seed` alone.
 
@@ -103,13 +104,15 @@ def create_model(
         input_shape: (channels, height, width) of one image; height and width from 16 to 224 pixels.
         seed: Seed of the initial weights.
         arguments: Keyword arguments for a model that is not built in.
+        weights_follow: Its weights are to be replaced, so that a factory's model is not yet checked by forward passes;
+            `check_classifier` does that.
 
     Raises:
         InputError: The name is unknown, or the model cannot be built for these classes, images and arguments.
     """
     if library_model(name):  # refused, if it is, before memory is taken for weights
         empty_model(name, num_classes=num_classes, input_shape=input_shape, arguments=arguments)
-    builder = _builder(name, num_classes, input_shape, arguments)
+    builder = _builder(name, num_classes, input_shape, arguments, weights_follow)
 
     import torch
 
@@ -144,7 +147,13 @@ def empty_model(
         return check_classifier(module, name, num_classes, input_shape) if library_model(name) else module
 
 
-def _builder(name: str, num_classes: int, input_shape: tuple[int, int, int], arguments: Arguments) -> ModelBuilder:
+def _builder(
+    name: str,
+    num_classes: int,
+    input_shape: tuple[int, int, int],
+    arguments: Arguments,
+    weights_follow: bool = False,
+) -> ModelBuilder:
     """Check all that can be checked before anything is built, and return what builds the model."""
     check_model_name(name)
     _check_task(num_classes, input_shape)
@@ -160,7 +169,7 @@ def _builder(name: str, num_classes: int, input_shape: tuple[int, int, int], arg
 
     from gapssg.models.factory import build_from_factory
 
-    return partial(build_from_factory, name, arguments)
+    return partial(build_from_factory, name, arguments, weights_follow)
 
 
 def _check_task(num_classes: int, input_shape: tuple[int, int, int]) -> None:

@@ -13,17 +13,18 @@ from typing import Any
 from torch import nn
 
 from gapssg.errors import InputError
-from gapssg.models.foreign import check_classifier, foreign_code
+from gapssg.models.foreign import check_classifier, check_module, foreign_code
 from gapssg.models.reference import Arguments
 
 
 def build_from_factory(
-    name: str, arguments: Arguments, num_classes: int, input_shape: tuple[int, int, int]
+    name: str, arguments: Arguments, weights_follow: bool, num_classes: int, input_shape: tuple[int, int, int]
 ) -> nn.Module:
-    """Import `package.module:factory`, call it, and check what it returns by a forward pass.
+    """Import `package.module:factory`, call it, and check what it returns by forward passes.
 
     It is called with the user's arguments and with those of `num_classes`, `input_shape` (C, H, W) and `in_channels`
-    that its signature names.
+    that its signature names. Where other weights follow, those that it is made with need not be numbers, so that
+    there are no forward passes.
 
     Raises:
         InputError: It cannot be imported, is not callable, raises, or returns no classifier of such images.
@@ -31,12 +32,14 @@ def build_from_factory(
     with _current_folder_importable():
         factory = _import(name)
         task = {"num_classes": num_classes, "input_shape": input_shape, "in_channels": input_shape[0]}
-        named = {key: value for key, value in task.items() if key in _parameters(factory)}
+        named = {key: value for key, value in task.items() if key in _parameters(name, factory)}
         doubled = sorted(named.keys() & arguments.keys())
         if doubled:
             raise InputError(f"{name} is given {doubled[0]} by the data or the teacher; leave the argument out")
         with foreign_code(f"{name} cannot be called with {_call(named | dict(arguments))}"):
             module = factory(**named, **arguments)
+        if weights_follow:
+            return check_module(module, name)
         return check_classifier(module, name, num_classes, input_shape)
 
 
@@ -66,21 +69,23 @@ def _import(name: str) -> Callable[..., object]:
             ) from error
         raise
     for part in path.split("."):
-        if not hasattr(found, part):
+        with foreign_code(f"looking for {path} in {module_name} failed"):
+            found = getattr(found, part, None)
+        if found is None:
             raise InputError(f"{module_name} has no {path}; write package.module:factory")
-        found = getattr(found, part)
     if not callable(found):
         raise InputError(f"{name} is a {type(found).__name__}, which cannot be called; name a function or class")
     factory: Callable[..., object] = found
     return factory
 
 
-def _parameters(factory: Callable[..., object]) -> frozenset[str]:
+def _parameters(name: str, factory: Callable[..., object]) -> frozenset[str]:
     """Return the names that the factory can be given, as far as Python knows them."""
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-    except ValueError:  # code in C need not say
-        return frozenset()
+    with foreign_code(f"the signature of {name} cannot be read"):
+        try:
+            parameters = inspect.signature(factory).parameters.values()
+        except ValueError:  # code in C need not say
+            return frozenset()
     return frozenset(each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY))
 
 

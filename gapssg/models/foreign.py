@@ -10,11 +10,19 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.parameter import is_lazy
 
 from gapssg.errors import GapssgError, InputError, shortened
 from gapssg.models.frozen import frozen
+from gapssg.models.safetensors_file import DTYPES
 
-_BATCH = 2
+_BATCHES = (2, 2, 1, 3)
+_ROUNDING = 1e-3
+"""How far logits of one image may differ between batches, as a part of the largest logit.
+
+Rounding in float32 is some 1e-7, and 1e-5 after a hundred layers; the statistics of another batch change a tenth or
+more.
+"""
 
 
 @contextmanager
@@ -52,8 +60,22 @@ def at_most_parameters(most: int) -> Iterator[None]:
         handle.remove()
 
 
+def check_module(module: object, name: str) -> nn.Module:
+    """Return `module` if it is one that can learn and whose state a model file can hold; nothing is computed.
+
+    Raises:
+        InputError: It is no module, has nothing to learn, or `tensors_of` refuses it.
+    """
+    if not isinstance(module, nn.Module):
+        raise InputError(f"{name} returned {_described(module)} instead of a torch.nn.Module")
+    if not any(True for _ in module.parameters()):
+        raise InputError(f"{name} has no weights, so there is nothing to learn")
+    tensors_of(module, name)
+    return module
+
+
 def check_classifier(module: object, name: str, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
-    """Return `module` if it is a classifier of such images, by two forward passes in evaluation mode.
+    """Return `module` if it is a classifier of such images, by forward passes of 1 to 3 in evaluation mode.
 
     Args:
         module: What a builder returned, on any device. On the meta device the values of the logits are not looked at.
@@ -62,24 +84,84 @@ def check_classifier(module: object, name: str, num_classes: int, input_shape: t
         input_shape: (C, H, W).
 
     Raises:
-        InputError: It is no module, has nothing to learn, refuses the images, or does not map images
-            (N, C, H, W) float32 to finite floating logits (N, K), the same each time.
+        InputError: `check_module` refuses it, it has no evaluation mode, refuses the images, or does not map images
+            (N, C, H, W) float32 to finite floating logits (N, K), the same each time and whatever the other images
+            are, without changing its buffers.
     """
-    if not isinstance(module, nn.Module):
-        raise InputError(f"{name} returned {_described(module)} instead of a torch.nn.Module")
-    if not any(True for _ in module.parameters()):
-        raise InputError(f"{name} has no weights, so there is nothing to learn")
-    first, second = (_logits(module, name, num_classes, input_shape) for _ in range(2))
-    if first.is_meta:
+    module = check_module(module, name)
+    _check_evaluation_mode(module, name)
+    is_meta = _device(module).type == "meta"
+    before = {} if is_meta else {key: tensor.clone() for key, tensor in _buffers(module, name).items()}
+    pair, again, alone, more = (logits_of(module, name, num_classes, input_shape, count) for count in _BATCHES)
+    if is_meta:
         return module
-    if not first.isfinite().all():
+    if not all(logits.isfinite().all() for logits in (pair, alone, more)):
         raise InputError(f"{name} maps images of {_shape(input_shape)} to logits that are not finite")
-    if not torch.equal(first, second):
+    if not torch.equal(pair, again):
         raise InputError(
             f"{name} gives the same images other logits each time, although it is in evaluation mode; "
             "let its dropout follow module.training"
         )
+    after = _buffers(module, name)
+    for key, tensor in before.items():
+        if key not in after or not torch.equal(tensor, after[key]):
+            raise InputError(
+                f"{name} changes its buffer {shortened(key)} although it is in evaluation mode; "
+                "let its batch norms follow module.training"
+            )
+    if any(_differ(fewer, more[: len(fewer)]) for fewer in (pair, alone)):
+        raise InputError(
+            f"{name} gives an image other logits when other images are beside it, although it is in evaluation mode; "
+            "let its batch norms follow module.training"
+        )
     return module
+
+
+def logits_of(module: nn.Module, name: str, num_classes: int, input_shape: tuple[int, int, int], count: int) -> Tensor:
+    """Return logits (count, K) of the first of always the same 3 images, in evaluation mode.
+
+    Raises:
+        InputError: The module refuses them, or returns something else.
+    """
+    most = max(_BATCHES)
+    images = torch.linspace(-1, 1, most * math.prod(input_shape), device=_device(module)).view(most, *input_shape)
+    plural, size = "" if count == 1 else "s", _shape(input_shape)
+    with (
+        foreign_code(f"{name} does not take {'images' if plural else 'a single image'} of {size}"),
+        frozen(module),
+        torch.no_grad(),
+    ):
+        logits = module(images[:count])
+    if isinstance(logits, Tensor) and logits.shape == (count, num_classes) and logits.is_floating_point():
+        return logits
+    raise InputError(
+        f"{name} maps {count} image{plural} of {size} to {_described(logits)} instead of floating logits "
+        f"of shape ({count}, {num_classes}); it must return one logit for each of {num_classes} classes"
+    )
+
+
+def tensors_of(module: nn.Module, name: str) -> dict[str, Tensor]:
+    """Return the state dict of a module that may be anybody's.
+
+    Raises:
+        InputError: Something in it is no tensor, of unknown size, or of a type that a model file cannot hold.
+    """
+    with foreign_code(f"the state dict of {name} cannot be read"):
+        state = dict(module.state_dict(keep_vars=True))
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"{name} keeps {_described(value)} as {shortened(key)} in its state dict; a model file holds tensors "
+                "only, so make it an argument or a buffer"
+            )
+        if is_lazy(value):
+            raise InputError(f"{name} does not know the size of {shortened(key)}; let the factory run it once")
+        if value.dtype not in DTYPES.values():
+            raise InputError(
+                f"{name} keeps {shortened(key)} as {_dtype(value)}, which a model file cannot hold; "
+                "keep it as numbers of another type"
+            )
+    return state
 
 
 def replace_layer(module: nn.Module, name: str, layer: nn.Module) -> None:
@@ -88,23 +170,37 @@ def replace_layer(module: nn.Module, name: str, layer: nn.Module) -> None:
     setattr(module.get_submodule(parent), own, layer)
 
 
-def _logits(module: nn.Module, name: str, num_classes: int, input_shape: tuple[int, int, int]) -> Tensor:
-    device = next(chain(module.parameters(), module.buffers())).device
-    images = torch.linspace(-1, 1, _BATCH * math.prod(input_shape), device=device).view(_BATCH, *input_shape)
-    with foreign_code(f"{name} does not take images of {_shape(input_shape)}"), frozen(module), torch.no_grad():
-        logits = module(images)
-    if isinstance(logits, Tensor) and logits.shape == (_BATCH, num_classes) and logits.is_floating_point():
-        return logits
-    raise InputError(
-        f"{name} maps {_BATCH} images of {_shape(input_shape)} to {_described(logits)} instead of floating logits "
-        f"of shape ({_BATCH}, {num_classes}); it must return one logit for each of {num_classes} classes"
-    )
+def _check_evaluation_mode(module: nn.Module, name: str) -> None:
+    with foreign_code(f"{name} cannot be put into evaluation mode"), frozen(module):
+        training = [part for part, layer in module.named_modules() if layer.training]
+    if training:
+        part = f"its part {shortened(training[0])}" if training[0] else "it"
+        raise InputError(f"{name} has no evaluation mode: {part} stays in training when asked for it; mend its train()")
+
+
+def _buffers(module: nn.Module, name: str) -> dict[str, Tensor]:
+    """Return what a forward pass could change of that which a model file holds."""
+    return {key: tensor for key, tensor in tensors_of(module, name).items() if not isinstance(tensor, nn.Parameter)}
+
+
+def _differ(first: Tensor, second: Tensor) -> bool:
+    """Tell whether logits differ by more than rounding does."""
+    largest = second.abs().max().float()
+    return bool((first.float() - second.float()).abs().max() > _ROUNDING * largest)
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(chain(module.parameters(), module.buffers())).device
 
 
 def _described(value: object) -> str:
     if isinstance(value, Tensor):
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+        return f"a {_dtype(value)} tensor of shape {tuple(value.shape)}"
     return f"a {type(value).__name__}"
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _shape(input_shape: tuple[int, int, int]) -> str:

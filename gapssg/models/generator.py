@@ -14,10 +14,10 @@ SMALLEST_FIRST_SIDE = 7
 class Generator(nn.Module):
     """A linear layer to small maps, then nearest upsamplings with convolutions.
 
-    Images of less than 56 pixels get two upsamplings, from a quarter of their size, as in the published generator.
-    Larger ones get as many as lead from maps of at least 7 pixels to their size (from 8x8 to 64x64, from 7x7 to
-    224x224): from a quarter, the linear layer alone would have a hundred million weights. A side that 4 does not divide
-    is made up to the next one that it does, and cropped.
+    Images of less than 53 pixels get two upsamplings, from a quarter of their size, as in the published generator.
+    Larger ones get as many as lead from maps of 7 to 14 pixels to their shorter side (from 8x8 to 64x64, from 13x13 to
+    104x104, from 7x7 to 224x224): from a quarter, the linear layer alone would have a hundred million weights. Sides
+    that the upsamplings do not give are made larger, by less than a first pixel, and cropped (100 pixels from 104).
 
     Attributes:
         image_shape: (C, H, W) of one image.
@@ -46,11 +46,10 @@ class Generator(nn.Module):
             raise InputError(
                 f"the generator cannot make images of {image_height}x{image_width} pixels, but from 4x4 on"
             )
-        whole_height, whole_width = (-(-side // 4) * 4 for side in (image_height, image_width))
         self.image_shape = image_shape
         self.latent_size = latent_size
-        factor = 2 ** _count_upsamplings(whole_height, whole_width)
-        self._first_maps = (2 * width, whole_height // factor, whole_width // factor)
+        factor = 2 ** _count_upsamplings(min(image_height, image_width))
+        self._first_maps = (2 * width, _quotient_up(image_height, factor), _quotient_up(image_width, factor))
         upsampling: list[nn.Module] = []
 
         # The layers draw default weights when they are made; these draws must not move the global state.
@@ -86,13 +85,16 @@ class Generator(nn.Module):
         reset_layers(self, rng)
 
 
-def _count_upsamplings(height: int, width: int) -> int:
+def _count_upsamplings(shorter_side: int) -> int:
+    """Return the most doublings, at least 2, that begin with SMALLEST_FIRST_SIDE or more for the next multiple of 4."""
     count = 2
-    while all(
-        side % 2 ** (count + 1) == 0 and side >= SMALLEST_FIRST_SIDE * 2 ** (count + 1) for side in (height, width)
-    ):
+    while 4 * _quotient_up(shorter_side, 4) >= SMALLEST_FIRST_SIDE * 2 ** (count + 1):
         count += 1
     return count
+
+
+def _quotient_up(number: int, divisor: int) -> int:
+    return -(-number // divisor)
 
 
 def reset_layers(module: nn.Module, rng: torch.Generator) -> None:

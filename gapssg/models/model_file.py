@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,8 +18,8 @@ from torch import Tensor, nn
 
 from gapssg.errors import InputError, shortened
 from gapssg.files import canonical_json, parse_json, write_atomically
-from gapssg.models import LONGEST_NAME, MOST_CHANNELS, MOST_CLASSES, create_model, empty_model
-from gapssg.models.foreign import at_most_parameters
+from gapssg.models import LONGEST_NAME, MOST_CHANNELS, MOST_CLASSES, check_model_name, create_model, empty_model
+from gapssg.models.foreign import at_most_parameters, check_classifier, tensors_of
 from gapssg.models.reference import check_allowed, is_factory
 from gapssg.models.safetensors_file import read_safetensors
 from gapssg.models.settings import WithArguments
@@ -25,6 +27,7 @@ from gapssg.settings.base import Settings
 
 _METADATA_KEY = "gapssg"
 _MOST_OTHER_VALUES = 1000
+_MOST_PREFIX_PARTS = 5
 _PARAMETERS_A_TENSOR = 4  # some layers are made and then replaced
 _MOST_HIDDEN_NUMBERS = 2**24  # positions and masks, which some models compute when they are built
 
@@ -105,18 +108,28 @@ def save_model(path: Path, module: nn.Module, card: ModelCard) -> str:
         The file's SHA-256, in hexadecimal.
 
     Raises:
+        InputError: Something in the state of the module cannot stand in a model file.
         RunError: The file cannot be written.
+    """
+    content = model_content(module, card)
+    write_atomically(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def model_content(module: nn.Module, card: ModelCard) -> bytes:
+    """Return what a model file holds; equal weights and cards give equal bytes.
+
+    Raises:
+        InputError: Something in the state of the module cannot stand in a model file.
     """
     # Copies, because the format has no word for tensors that share memory, as tied weights do.
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in sorted(module.state_dict().items())
+        for name, tensor in sorted(tensors_of(module, card.architecture).items())
     }
     description = card.model_dump(mode="json")
     description["content_sha256"] = _sha256_of_content(tensors, description)
-    content = save(tensors, metadata={_METADATA_KEY: canonical_json(description)})
-    write_atomically(path, content)
-    return hashlib.sha256(content).hexdigest()
+    return save(tensors, metadata={_METADATA_KEY: canonical_json(description)})
 
 
 def load_model(path: str | Path, factories: Iterable[str] = ()) -> LoadedModel:
@@ -128,9 +141,10 @@ def load_model(path: str | Path, factories: Iterable[str] = ()) -> LoadedModel:
 
     Raises:
         InputError: The file is missing, damaged, not ours, does not fit its own description, or names a factory that
-            is not among `factories`.
+            is not among `factories` or whose model is no classifier with these weights.
     """
     path = Path(path)
+    _refuse_architecture(path)
     file = read_safetensors(path)
     description = _read_description(path, file.metadata)
     sha256 = description.pop("content_sha256", None)
@@ -145,8 +159,27 @@ def load_model(path: str | Path, factories: Iterable[str] = ()) -> LoadedModel:
     load_weights(module, file.tensors, path)
     if sha256 != _sha256_of_content(file.tensors, description):
         raise InputError(f"{path} is not as it was saved (its checksum differs); get it anew")
+    if is_factory(card.architecture):
+        try:
+            check_classifier(module, card.architecture, card.num_classes, card.input_shape)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
     module.eval()
     return LoadedModel(module, card, file.sha256, path)
+
+
+def _refuse_architecture(path: Path) -> None:
+    """Say how a model file is made, where the name of an architecture was given instead of one."""
+    try:
+        name = check_model_name(str(path))
+    except InputError:
+        return
+    if not os.path.exists(path):
+        raise InputError(
+            f"{path} does not exist as a model file but is the name of an architecture; make a file of its weights: "
+            f"gapssg import-teacher --model {name} --weights FILE --input-shape C,H,W --num-classes K --mean M --std S "
+            "--output teacher.safetensors"
+        )
 
 
 def _build(card: ModelCard, tensors: dict[str, Tensor], path: Path) -> nn.Module:
@@ -158,7 +191,7 @@ def _build(card: ModelCard, tensors: dict[str, Tensor], path: Path) -> nn.Module
     }
     try:
         if is_factory(card.architecture):  # whose code the user trusts, so with memory, too
-            return create_model(card.architecture, **task)
+            return create_model(card.architecture, **task, weights_follow=True)
         with at_most_parameters(_PARAMETERS_A_TENSOR * len(tensors) + _MOST_OTHER_VALUES):
             skeleton = empty_model(card.architecture, **task)
     except InputError as error:
@@ -200,17 +233,40 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: object) 
 
 
 def _check_fit(module: nn.Module, tensors: dict[str, Tensor], source: object) -> None:
-    expected = module.state_dict()
-    differences = [f"{name} is missing" for name in expected if name not in tensors]
-    differences += [f"{shortened(name)} is unknown" for name in tensors if name not in expected]
-    for name in expected.keys() & tensors.keys():
-        if expected[name].shape != tensors[name].shape:
-            differences.append(f"{name} is {_shape(tensors[name])} instead of {_shape(expected[name])}")
-        elif expected[name].dtype != tensors[name].dtype:
-            differences.append(f"{name} is {tensors[name].dtype} instead of {expected[name].dtype}")
+    expected = tensors_of(module, "the model")
+    missing = [f"{name} is missing" for name in expected if name not in tensors]
+    unknown = [f"{shortened(name)} is unknown" for name in tensors if name not in expected]
+    other = []
+    for name, tensor in expected.items():
+        if name not in tensors:
+            continue
+        if tensor.shape != tensors[name].shape:
+            other.append(f"{name} is {_shape(tensors[name])} instead of {_shape(tensor)}")
+        elif tensor.dtype != tensors[name].dtype:
+            other.append(f"{name} is {tensors[name].dtype} instead of {tensor.dtype}")
+    # The first of each kind, then the second of each.
+    differences = [each for each in chain.from_iterable(zip_longest(missing, unknown, other)) if each is not None]
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise InputError(f"{source}: the weights do not fit the model: {'; '.join(sorted(differences)[:3])}{more}")
+        hint = _prefix_hint(expected.keys(), tensors.keys())
+        raise InputError(f"{source}: the weights do not fit the model: {'; '.join(differences[:3])}{more}{hint}")
+
+
+def _prefix_hint(expected: Collection[str], given: Collection[str]) -> str:
+    """Return the prefix that all names on one side have, if most names are the same without it."""
+    for longer, shorter, hint in (
+        (given, expected, "its names begin with {!r}, which those of the model do not; take it off"),
+        (expected, given, "the names of the model begin with {!r}, which its own do not; put it before them"),
+    ):
+        parts = next(iter(longer), "").split(".")[:-1]
+        for count in range(1, min(len(parts), _MOST_PREFIX_PARTS) + 1):
+            prefix = ".".join(parts[:count]) + "."
+            if not all(name.startswith(prefix) for name in longer):
+                break
+            same = {name.removeprefix(prefix) for name in longer} & set(shorter)
+            if len(same) > len(shorter) / 2:
+                return f" ({hint.format(shortened(prefix))})"
+    return ""
 
 
 def _read_description(path: Path, metadata: dict[str, str]) -> dict[str, Any]:

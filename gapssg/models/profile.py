@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.flop_counter import FlopCounterMode
 
 from gapssg.errors import GapssgError
+from gapssg.models.foreign import foreign_code
 from gapssg.models.frozen import frozen
 
 
@@ -45,9 +48,9 @@ class LayerProfile:
     Attributes:
         name: In the model.
         type: Name of its class.
-        output_shape: For one image, without the batch dimension; None where it returns no tensor.
-        parameters: Number of its own learned scalars.
-        macs: Multiply-adds for one image.
+        output_shape: For one image, without the batch dimension; None where it returns no tensor or is never called.
+        parameters: Number of its own learned scalars, without those of a layer before it.
+        macs: Multiply-adds for one image, without those of its own sub-modules.
         observed: Whether its batch-norm statistics are observed.
     """
 
@@ -67,38 +70,45 @@ def profile_model(module: nn.Module, input_shape: tuple[int, ...]) -> ModelProfi
     """Count what `module` costs for one input of `input_shape` (without the batch dimension).
 
     Nothing is computed if possible: a copy without data is traced in evaluation mode, and `module` is left as it is.
+
+    Raises:
+        InputError: The module does not take one input alone.
     """
     return ModelProfile(
         parameters=sum(parameter.numel() for parameter in module.parameters()),
-        macs=_count_operations(module, input_shape)["Global"] // 2,
+        macs=_trace(module, input_shape).operations.total() // 2,
         batch_norm_layers=len(batch_norm_layers(module)),
     )
 
 
 def profile_layers(module: nn.Module, input_shape: tuple[int, ...]) -> list[LayerProfile]:
-    """Describe the layers that one input runs through and that have parameters, statistics or multiply-adds.
+    """Describe the layers that have parameters, or that one input runs through and have statistics or multiply-adds.
 
-    They are the modules without sub-modules, and those with parameters of their own, in the order in which they run.
+    They are the modules without sub-modules, and those with parameters of their own, in the order in which they end;
+    those that are never called, of which others may use the parameters, stand last. The multiply-adds between them
+    make a row of their own, so that the rows add up to the model.
+
+    Raises:
+        InputError: The module does not take one input alone.
     """
-    names = {part: name for name, part in module.named_modules()}
-    shapes: dict[nn.Module, tuple[int, ...] | None] = {}
-
-    def note(layer: nn.Module, _: Any, output: Any) -> None:
-        shapes[layer] = tuple(output.shape[1:]) if isinstance(output, Tensor) else None
-
-    with ExitStack() as hooks:
-        for part in module.modules():
-            hooks.callback(part.register_forward_hook(note).remove)
-        _run_once(module, input_shape)
-    operations = _count_operations(module, input_shape)
+    trace = _trace(module, input_shape)
+    parts = dict(module.named_modules())
+    seen: set[nn.Parameter] = set()
     layers = []
-    for layer, shape in shapes.items():
-        own = sum(parameter.numel() for parameter in layer.parameters(recurse=False))
-        is_leaf = not any(True for _ in layer.children())
-        macs = operations.get(".".join(filter(None, (type(module).__name__, names[layer]))), 0) // 2 if is_leaf else 0
-        observed = _has_batch_statistics(layer)
+    for name in (*trace.shapes, *(name for name in parts if name not in trace.shapes)):
+        layer = parts[name]
+        own = list(layer.parameters(recurse=False))
+        is_layer = bool(own) or is_parametrized(layer) or not any(True for _ in layer.children())
+        parameters = sum(parameter.numel() for parameter in own if parameter not in seen)
+        seen.update(own)
+        macs = trace.operations[name] // 2 if is_layer else 0
+        observed = name in trace.shapes and _has_batch_statistics(layer)
         if own or macs or observed:
-            layers.append(LayerProfile(names[layer], type(layer).__name__, shape, own, macs, observed))
+            shape = trace.shapes.get(name)
+            layers.append(LayerProfile(name, type(layer).__name__, shape, parameters, macs, observed))
+    rest = trace.operations.total() // 2 - sum(layer.macs for layer in layers)
+    if rest:
+        layers.append(LayerProfile("(rest)", "operations between layers", None, 0, rest, False))
     return layers
 
 
@@ -116,13 +126,17 @@ def executed_layers(
     """Return the layers that one input of `input_shape` runs through, each as often and in the order as it does.
 
     That need not be the order of their registration, and some may not run at all. The module is left as it is.
+
+    Raises:
+        InputError: The module does not take one input alone.
     """
     executed: list[nn.Module] = []
     with ExitStack() as hooks:
         for layer in module.modules():
             if is_wanted(layer):
                 hooks.callback(layer.register_forward_pre_hook(lambda each, _: executed.append(each)).remove)
-        _run_once(module, input_shape)
+        with _one_input(input_shape):
+            _run_once(module, input_shape)
     return executed
 
 
@@ -142,27 +156,65 @@ def _has_batch_statistics(layer: nn.Module) -> bool:
     return all(isinstance(each, Tensor) for each in statistics) and not isinstance(layer, _InstanceNorm)
 
 
+class _Trace(NamedTuple):
+    """What one input does in a model.
+
+    Attributes:
+        shapes: Of the outputs, by the names of the parts that are called, in the order in which they end.
+        operations: Floating-point operations by the name of the innermost part that makes them.
+    """
+
+    shapes: dict[str, tuple[int, ...] | None]
+    operations: Counter[str]
+
+
+def _trace(module: nn.Module, input_shape: tuple[int, ...]) -> _Trace:
+    try:
+        hollow = copy.deepcopy(module).to(device="meta", dtype=torch.float32).eval()
+        return _traced(hollow, input_shape)
+    except GapssgError:  # being asked to stop
+        raise
+    except Exception:  # whose module it is may look at numbers, which a copy without data has not
+        with _one_input(input_shape):
+            return _traced(module, input_shape)
+
+
+def _traced(module: nn.Module, input_shape: tuple[int, ...]) -> _Trace:
+    names = {part: name for name, part in module.named_modules()}
+    counter = FlopCounterMode(display=False)
+    trace = _Trace({}, Counter())
+    running = [""]
+    counted = 0
+
+    def count_for_innermost() -> None:
+        nonlocal counted
+        trace.operations[running[-1]] += counter.get_total_flops() - counted
+        counted = counter.get_total_flops()
+
+    def begin(part: nn.Module, _: Any) -> None:
+        count_for_innermost()
+        running.append(names[part])
+
+    def end(part: nn.Module, _: Any, output: Any) -> None:
+        count_for_innermost()
+        running.pop()
+        trace.shapes[names[part]] = tuple(output.shape[1:]) if isinstance(output, Tensor) else None
+
+    with ExitStack() as hooks:
+        for part in names:
+            hooks.callback(part.register_forward_pre_hook(begin).remove)
+            hooks.callback(part.register_forward_hook(end).remove)
+        with counter:
+            _run_once(module, input_shape)
+    return trace
+
+
+def _one_input(input_shape: tuple[int, ...]) -> AbstractContextManager[None]:
+    """Say in one sentence that a model refuses one input; it may be anybody's."""
+    return foreign_code(f"the model does not take a single image of {'x'.join(map(str, input_shape))}")
+
+
 def _run_once(module: nn.Module, input_shape: tuple[int, ...]) -> None:
     device = next(chain(module.parameters(), module.buffers())).device
     with frozen(module), torch.no_grad():
         module(torch.zeros(1, *input_shape, device=device))
-
-
-def _count_operations(module: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]:
-    """Return the floating-point operations by the dotted name of each part; `Global` is the whole."""
-    try:
-        hollow = copy.deepcopy(module).to(device="meta", dtype=torch.float32).eval()
-        return _counted(hollow, input_shape)
-    except GapssgError:  # being asked to stop
-        raise
-    except Exception:  # whose module it is may look at numbers, which a copy without data has not
-        return _counted(module, input_shape)
-
-
-def _counted(module: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]:
-    counter = FlopCounterMode(display=False)
-    with counter:
-        _run_once(module, input_shape)
-    return {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()} | {
-        "Global": counter.get_total_flops()
-    }

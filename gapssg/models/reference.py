@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -61,7 +60,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
             raise InputError(f"{given}; it must be a number, a text, true or false")
         if isinstance(value, str) and len(value) > _LONGEST_ARGUMENT:
             raise InputError(f"{given}; a text may have {_LONGEST_ARGUMENT} characters")
-        if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= _LARGEST_ARGUMENT):
+        # A comparison, and so negated, because NaN fails it and an integer may be larger than any float.
+        if isinstance(value, int | float) and not abs(value) <= _LARGEST_ARGUMENT:
             raise InputError(f"{given}; a number must be from {-_LARGEST_ARGUMENT:,.0f} to {_LARGEST_ARGUMENT:,.0f}")
     return arguments
 

@@ -24,7 +24,7 @@ _LARGEST_DIMENSION = 2**40
 _LENGTH_BYTES = 8
 # How the weights that PyTorch itself writes begin, now and before 1.6. As the length of a header, neither is allowed.
 _PYTORCH_FILES = (b"PK\x03\x04", b"\x80\x02\x8a\n")
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -34,6 +34,7 @@ _DTYPES = {
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
+    "BOOL": torch.bool,
 }
 
 
@@ -73,6 +74,7 @@ def read_safetensors(path: Path) -> SafetensorsFile:
             content = torch.empty(entries[-1].end if entries else 0, dtype=torch.uint8)
             if file.readinto(content.numpy().data) != len(content):  # type: ignore[attr-defined]
                 raise ValueError("it ends within its tensors")
+            tensors = {entry.name: _tensor(content, entry) for entry in entries}
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
         except (ValueError, RecursionError) as error:
@@ -82,7 +84,6 @@ def read_safetensors(path: Path) -> SafetensorsFile:
             raise InputError(f"{path} is larger than the memory that there is") from error
     digest = hashlib.sha256(header)
     digest.update(content.numpy().data)
-    tensors = {entry.name: _tensor(content, entry) for entry in entries}
     return SafetensorsFile(tensors, metadata, digest.hexdigest())
 
 
@@ -142,16 +143,16 @@ def _entry(name: str, value: Any) -> _Entry:
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{what} is not described by dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"{what} has the unknown dtype {shortened(repr(dtype))}")
     if not _are_counts(shape) or len(shape) > _MOST_DIMENSIONS or not _are_counts(offsets) or len(offsets) != 2:
         raise ValueError(f"{what} has no possible shape or place")
     start, end = offsets
     if math.prod(max(size, 1) for size in shape) > _LARGEST_DIMENSION:
         raise ValueError(f"{what} has no possible shape")  # such as 0x10^12x10^12, whose strides overflow
-    if end - start != math.prod(shape) * _DTYPES[dtype].itemsize:
+    if end - start != math.prod(shape) * DTYPES[dtype].itemsize:
         raise ValueError(f"{what} has another length than its shape")
-    return _Entry(name, _DTYPES[dtype], tuple(shape), start, end)
+    return _Entry(name, DTYPES[dtype], tuple(shape), start, end)
 
 
 def _are_counts(values: Any) -> bool:
@@ -171,6 +172,8 @@ def _tensor(content: Tensor, entry: _Entry) -> Tensor:
     if entry.start == entry.end:
         return torch.empty(entry.shape, dtype=entry.dtype)
     piece = content[entry.start : entry.end]
+    if entry.dtype == torch.bool and piece.max() > 1:
+        raise ValueError(f"the tensor {shortened(entry.name)} holds other bytes than 0 and 1 for its truth values")
     if entry.start % entry.dtype.itemsize:
         piece = piece.clone()  # other writers than ours do not align tensors
     return piece.view(entry.dtype).view(entry.shape)

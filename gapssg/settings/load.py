@@ -297,7 +297,8 @@ def _describe(
         given = f"{name}.{discriminator} = {shortened(repr(tag))}{source}"
         return f"{given}: must be one of {_join(allowed)}{did_you_mean(tag, allowed)}"
     if kind == "value_error":
-        return f"{given}: {str(detail['msg']).removeprefix('Value error, ')}"
+        reason = str(detail["msg"]).removeprefix("Value error, ")
+        return f"{given}: {reason}" if name else reason  # without a name it is the settings together that are wrong
     message = str(detail["msg"]).replace("Input should be", "must be")
     if kind == "literal_error" and isinstance(detail["input"], str):
         allowed = [part.strip(" '") for part in str(detail["ctx"]["expected"]).replace(" or ", ",").split(",")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gapssg import load_model
+from gapssg.engine.requests import Stopped
+from gapssg.engine.run_directory import Display
 from gapssg.models import create_model
 from tests.conftest import write_teacher
 from tests.program import gapssg, refusal
 
 FACTORY = "tests.models.factories:small"
+IN_PAIRS = "tests.models.factories:InPairs"
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +141,10 @@ def test_import_teacher_reads_its_options(tmp_path: Path):
     gapssg(*arguments, "--class-names", "x, y", "--output", output, "--overwrite")
     assert load_model(output, [FACTORY]).card.class_names == ("x", "y")
     assert "--output is missing" in refusal(*arguments, "--num-classes", 3)
+    (tmp_path / "names.txt").write_text("cat\n")
+    assert "--class-names has 1" in refusal(
+        *arguments, "--class-names", tmp_path / "names.txt", "--output", tmp_path / "b.safetensors"
+    )
     assert "--input-shape '3,a' is to be numbers" in refusal("import-teacher", "--input-shape", "3,a")
     (tmp_path / "names.txt").write_bytes(b"\xff\xfe")
     assert "is no text file of names" in refusal(*arguments, "--class-names", tmp_path / "names.txt")
@@ -175,5 +183,77 @@ def test_inspect_takes_an_architecture_and_names_what_it_lacks():
     assert "no: it needs a last linear layer" in gapssg("inspect", name).stdout
     wide = gapssg("inspect", FACTORY, "--set", "model.arguments.width=16", "--json").stdout
     assert json.loads(wide)["arguments"] == {"width": 16}
-    assert "give a model file or an architecture" in refusal("inspect")
+    assert refusal("inspect") == "give a model file or an architecture"
     assert "no.safetensors does not exist" in refusal("inspect", "no.safetensors")
+    assert refusal("inspect", "a" * 300).startswith("model.name = 'aaa")
+    assert f"{IN_PAIRS} does not take a single image of 1x16x16" in refusal(
+        "inspect", IN_PAIRS, "--input-shape", "1,16,16"
+    )
+
+
+@pytest.mark.parametrize("option", [("--num-classes", 77), ("--input-shape", "9,99,99"), ("--set", "num_classes=10")])
+def test_inspect_takes_no_classes_and_images_for_a_file_which_has_its_own(teacher_file: Path, option):
+    assert refusal("inspect", teacher_file, *option) == (
+        "a model file says its classes and images; leave --num-classes and --input-shape out"
+    )
+
+
+@pytest.mark.parametrize("model", ["file", "wrn16_1"])
+def test_the_dry_run_of_inspect_reads_back(teacher_file: Path, tmp_path: Path, model):
+    printed = gapssg("inspect", teacher_file if model == "file" else model, "--dry-run").stdout
+    (tmp_path / "settings.toml").write_text(printed)
+    assert gapssg("inspect", "--config", tmp_path / "settings.toml", "--dry-run").stdout == printed
+    found = json.loads(gapssg("inspect", "--config", tmp_path / "settings.toml", "--json").stdout)
+    assert found["input_shape"] == ([1, 16, 16] if model == "file" else [3, 32, 32])
+
+
+def test_what_a_model_of_ones_own_prints_does_not_mix_with_json(tmp_path: Path):
+    name, teacher = "tests.models.factories:Printing", tmp_path / "teacher.safetensors"
+    for command in (
+        ("inspect", name, "--input-shape", "1,16,16"),
+        (
+            *("import-teacher", "--model", name, "--input-shape", "1,16,16", "--num-classes", 10),
+            *("--mean", 0, "--std", 1, "--output", teacher),
+        ),
+        (
+            *("distill", "--teacher", teacher, "--student", name, "--model-factory", name, "--method", "noise"),
+            *("--epochs", 1, "--batch-size", 4, "--set", "method.synthesis_batch_size=4", "--output", tmp_path / "run"),
+        ),
+    ):
+        finished = gapssg(*command, "--json")
+        assert json.loads(finished.stdout)["command"] == command[0]
+        assert "making it" in finished.stderr
+        assert "running it" in finished.stderr
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "wrn16_1", FACTORY])
+def test_an_architecture_for_a_teacher_gives_the_command_that_makes_a_file(tmp_path: Path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    sentence = refusal("distill", "--teacher", name, "--student", "wrn16_1", "--output", tmp_path / "run")
+    assert f"{name} does not exist as a model file" in sentence
+    assert f"gapssg import-teacher --model {name} --weights FILE" in sentence
+    assert "\n" not in sentence
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (
+            ["distill", "--teacher", "t", "--student", FACTORY, "--model-factory", "a:b", "--model-factory", FACTORY],
+            f" --model-factory {FACTORY} --model-factory a:b",
+        ),
+        (["distill", "--teacher", "t", "--student", "wrn16_1"], ""),
+        (["pretrain-teacher", "--data", "digits", "--model", FACTORY], f" --model {FACTORY}"),
+        (["landscape", "s", "--data", "digits", "--model-factory", "a:b"], " --model-factory a:b"),
+    ],
+)
+def test_the_command_that_continues_names_the_code_again(tmp_path: Path, monkeypatch, command, named):
+    def stop(settings: object, output: Path, *, display: Display, **_: object) -> None:
+        display.event({"event": "checkpoint", "directory": output})
+        raise Stopped(signal.SIGTERM)
+
+    for place in ("engine.distill.distill", "engine.pretrain.pretrain_teacher", "landscape.measure.measure_landscape"):
+        monkeypatch.setattr(f"gapssg.{place}", stop)
+    stderr = gapssg(*command, "--output", tmp_path, status=143).stderr
+    assert stderr == f"terminated; continue with: gapssg {command[0]} --resume {tmp_path}{named}\n"

@@ -14,6 +14,7 @@ from gapssg.runtime import Runtime
 
 GREY = (1, 16, 16)
 FACTORY = "tests.models.factories:small"
+WITH_ANOTHER = "tests.models.factories:WithAnother"
 OUT_OF_ORDER = "tests.models.factories:OutOfOrder"
 SHUFFLENET = "torchvision:shufflenet_v2_x0_5"
 
@@ -79,6 +80,11 @@ def test_it_is_evaluated_before_it_is_written(tmp_path: Path, image_folder: Path
         ({"class_names": ("a", "b")}, "there are 2 class names for 10 classes"),
         ({"mean": None}, "how the model's input is normalised is not known; add --mean and --std"),
         ({"mean": (0.1, 0.2)}, "--mean has 2 numbers for 1 channels"),
+        ({"class_names": ("a",), "num_classes": None}, "has 2 to 100,000 classes; --class-names has 1"),
+        ({"class_names": (*"abcdefghi", "a")}, "the class name 'a' stands 2 times in --class-names"),
+        ({"model": {"name": "tests.models.factories:AlwaysTraining"}}, "has no evaluation mode"),
+        ({"model": {"name": WITH_ANOTHER, "arguments": {"kind": "hidden"}}}, "gives other logits when it is loaded"),
+        ({"model": {"name": WITH_ANOTHER, "arguments": {"kind": "complex64"}}}, "keeps other as complex64"),
         ({"model": {"name": "wrn16_1"}}, "wrn16_1 is built with random weights, from which no student can learn"),
         ({"model": {"name": SHUFFLENET}}, "add --weights FILE or --weights default"),
         ({"weights": "default"}, f"only torchvision and timm have default weights, not {FACTORY}"),
@@ -96,17 +102,59 @@ def test_what_is_missing_or_does_not_fit_is_said_in_one_sentence(tmp_path: Path,
 def test_weights_that_do_not_fit_name_the_first_differences(tmp_path: Path):
     weights = write_weights(tmp_path / "w.safetensors", FACTORY, classes=7)
     assert (
-        "w.safetensors: the weights do not fit the model: 6.bias is 7 instead of 10; 6.weight is 7x4 instead"
+        "w.safetensors: the weights do not fit the model: 6.weight is 7x4 instead of 10x4; 6.bias is 7 instead"
         in refusal(tmp_path / "a.safetensors", settings(weights=str(weights)))
     )
     save_file({"other": torch.zeros(1)}, weights)
-    assert "0.bias is missing; 0.weight is missing; 1.bias is missing and 7 more" in refusal(
+    assert "0.weight is missing; other is unknown; 0.bias is missing and 7 more" in refusal(
         tmp_path / "a.safetensors", settings(weights=str(weights))
     )
 
 
+def test_a_file_with_truth_values_is_one_that_can_be_opened(tmp_path: Path):
+    import_teacher(
+        settings(WITH_ANOTHER, model={"name": WITH_ANOTHER, "arguments": {"kind": "bool"}}), tmp_path / "a.safetensors"
+    )
+    assert load_model(tmp_path / "a.safetensors", [WITH_ANOTHER]).module.other.tolist() == [True] * 3
+
+
+def test_a_file_that_cannot_be_read_back_is_not_left_and_an_earlier_one_stays(tmp_path: Path, monkeypatch):
+    import_teacher(settings(), tmp_path / "a.safetensors")
+    before = (tmp_path / "a.safetensors").read_bytes()
+
+    def refuse(*_: object) -> None:
+        raise InputError("it is damaged")
+
+    monkeypatch.setattr("gapssg.engine.import_teacher.load_model", refuse)
+    with pytest.raises(InputError, match=r"a.safetensors is not written, because it could not be read: it is damaged"):
+        import_teacher(settings(seed=1), tmp_path / "a.safetensors", overwrite=True)
+    assert (tmp_path / "a.safetensors").read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_weights_make_numbers_of_a_factory_that_draws_none(tmp_path: Path):
+    name = "tests.models.factories:not_initialised"
+    weights = write_weights(tmp_path / "w.safetensors", "tests.models.factories:ten_classes")
+    import_teacher(settings(name, weights=str(weights)), tmp_path / "teacher.safetensors")
+    values = {
+        "teacher": tmp_path / "teacher.safetensors",
+        "model_factories": [name],
+        "student": {"name": name, "weights": weights},
+        "method": {"name": "noise", "synthesis_batch_size": 4, "distillation_steps": 1},
+        "epochs": 1,
+        "batch_size": 4,
+        "samples": False,
+    }
+    distill(DistillSettings.model_validate(values), tmp_path / "run")
+    assert "logits that are not finite" in refusal(tmp_path / "b.safetensors", settings(name))
+
+
 def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path):
     absent = settings("no_such_package:net")
+    (tmp_path / "folder.safetensors").mkdir()
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=r"folder.safetensors is a folder; name the file to write"):
+            import_teacher(absent, tmp_path / "folder.safetensors", overwrite=overwrite)
     assert "a file whose name ends with .safetensors" in refusal(tmp_path / "a.pt", absent)
     (tmp_path / "file").touch()
     assert "is not a folder" in refusal(tmp_path / "file" / "a.safetensors", absent)
@@ -133,6 +181,20 @@ def test_default_weights_bring_their_classes_and_normalisation(tmp_path: Path, m
     assert (loaded.card.mean, loaded.card.deviation) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert loaded.card.class_names == tuple("abcdefghij")
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in loaded.module.state_dict().items())
+
+
+def test_a_normalisation_of_the_library_for_other_channels_is_said_to_be_its_own(tmp_path: Path, monkeypatch):
+    tensors = create_model(SHUFFLENET, num_classes=10, input_shape=GREY).state_dict()
+    pretrained = Pretrained(dict(tensors), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), None)
+    monkeypatch.setattr("gapssg.engine.import_teacher.pretrained_weights", lambda *_: pretrained)
+    default = {"weights": "default", "input_shape": (1, 32, 32)}
+    assert (
+        f"the weights of {SHUFFLENET} are normalised for images of 3 channels, and these have 1; add --mean and --std"
+        in refusal(tmp_path / "a.safetensors", settings(SHUFFLENET, **default, mean=None))
+    )
+    import_teacher(settings(SHUFFLENET, **default), tmp_path / "a.safetensors")
+    sentence = refusal(tmp_path / "b.safetensors", settings(SHUFFLENET, **default, num_classes=None))
+    assert sentence == "the number of classes is not known; add --num-classes or --class-names"
 
 
 @pytest.mark.parametrize("name", [SHUFFLENET, "timm:resnet10t"])

@@ -81,7 +81,7 @@ class Looking(nn.Module):
         self.linear = nn.Linear(256, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.linear(images.flatten(1) if images.max() >= 0 else -images.flatten(1))
+        return self.linear(images.flatten(1) if images.isfinite().all() else -images.flatten(1))
 
 
 def raising(num_classes: int) -> nn.Module:
@@ -108,3 +108,127 @@ def not_finite() -> nn.Module:
     module = ten_classes()
     nn.init.constant_(module[1].weight, float("inf"))
     return module
+
+
+class AlwaysTraining(nn.Sequential):
+    """Whose train() does not switch."""
+
+    def __init__(self) -> None:
+        super().__init__(small(10, 1))
+
+    def train(self, mode: bool = True) -> nn.Module:
+        return super().train(True)
+
+
+def partly_always_training() -> nn.Module:
+    return nn.Sequential(AlwaysTraining())
+
+
+class ByItsBatch(nn.Module):
+    """Normalises by the statistics of the batch, whatever its mode, and keeps them or not."""
+
+    def __init__(self, keeps: bool = False) -> None:
+        super().__init__()
+        self.linear = nn.Linear(256, 10)
+        self.register_buffer("mean", torch.zeros(10))
+        self.register_buffer("variance", torch.ones(10))
+        self.keeps = keeps
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.linear(images.flatten(1))
+        if self.keeps:
+            self.mean.lerp_(logits.mean(0), 0.1)
+        return logits - logits.mean(0, keepdim=True) / 2
+
+
+class Printing(nn.Sequential):
+    """Says what it does."""
+
+    def __init__(self) -> None:
+        print("making it")
+        super().__init__(nn.Flatten(), nn.Linear(256, 10))
+
+    def forward(self, images: Tensor) -> Tensor:
+        print("running it")
+        return super().forward(images)
+
+
+class Squeezing(nn.Module):
+    """Loses the dimension of the batch where it is one image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(256, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(images.flatten(1)).squeeze()
+
+
+class InPairs(nn.Module):
+    """Takes an even number of images only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(256, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(images.view(-1, 2, 256)).flatten(0, 1)
+
+
+class WithAnother(nn.Module):
+    """Keeps something else than weights: a buffer of some type, an extra state, or a tensor outside its state dict."""
+
+    def __init__(self, kind: str = "none") -> None:
+        super().__init__()
+        self.linear = nn.Linear(256, 10)
+        self.kind = kind
+        if kind == "hidden":
+            self.hidden = torch.randn(10)
+        elif kind != "none":
+            self.register_buffer("other", torch.ones(3).to(getattr(torch, kind)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.linear(images.flatten(1))
+        return logits + self.hidden if self.kind == "hidden" else logits
+
+
+class WithExtraState(WithAnother):
+    """Puts a dictionary into its state dict."""
+
+    def get_extra_state(self) -> object:
+        return {"steps": 3}
+
+    def set_extra_state(self, state: object) -> None:
+        pass
+
+
+def not_initialised() -> nn.Module:
+    """Makes its linear layer without drawing weights, as those do who load them afterwards."""
+    module = ten_classes()
+    nn.init.constant_(module[1].weight, float("nan"))
+    return module
+
+
+def lazy() -> nn.Module:
+    """Would learn its sizes from the first images."""
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.LazyLinear(10))
+
+
+class Unsignable:
+    """Can be called, but what it takes cannot be asked."""
+
+    def __call__(self) -> nn.Module:
+        return ten_classes()
+
+    @property
+    def __signature__(self) -> object:
+        raise RuntimeError("no signature")
+
+
+UNSIGNABLE = Unsignable()
+
+
+def __getattr__(name: str) -> object:
+    if name == "not_to_be_asked_for":
+        raise RuntimeError("ask me not")
+    raise AttributeError(name)

@@ -13,10 +13,11 @@ from torch import nn
 from gapssg.errors import InputError
 from gapssg.landscape.planes import check_same_architecture
 from gapssg.models import create_model
-from gapssg.models.model_file import ModelCard, load_model, save_model
+from gapssg.models.model_file import ModelCard, load_model, load_weights, save_model
 from gapssg.models.profile import profile_model
 from gapssg.models.safetensors_file import read_safetensors
 from tests.conftest import make_card
+from tests.models.factories import WithAnother, WithExtraState, ten_classes
 from tests.models.test_model_file import rewrite_header
 
 FACTORY = "tests.models.factories:small"
@@ -78,6 +79,7 @@ def test_a_file_has_no_factory_imported_that_the_user_did_not_name(tmp_path: Pat
         ("timm:local-dir:a", {}),
         ("torchvision:resnet18", {"width_per_group": [1]}),
         ("torchvision:resnet18", {"width_per_group": 10**9}),
+        ("torchvision:resnet18", {"width_per_group": 10**400}),
         ("wrn16_1", {"width": 2}),
     ],
 )
@@ -125,6 +127,54 @@ def test_a_small_file_takes_no_memory_for_what_is_not_in_it(tmp_path: Path, monk
     save_model(tmp_path / "a.safetensors", nn.Linear(1, 1), make_card())
     with pytest.raises(InputError, match="memory for 25,000,000 numbers that are not in the file"):
         load_model(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["bool", "float64", "bfloat16"])
+def test_buffers_of_other_types_come_back(tmp_path: Path, kind):
+    name = "tests.models.factories:WithAnother"
+    write(tmp_path / "a.safetensors", name, kind=kind)
+    module = load_model(tmp_path / "a.safetensors", [name]).module
+    assert torch.equal(module.other, torch.ones(3).to(getattr(torch, kind)))
+
+
+def test_bytes_that_are_no_truth_values_are_refused(tmp_path: Path):
+    save_model(tmp_path / "a.safetensors", WithAnother("bool"), make_card())
+    content = (tmp_path / "a.safetensors").read_bytes()
+    (tmp_path / "a.safetensors").write_bytes(content[:-1] + b"\x02")
+    with pytest.raises(InputError, match="the tensor other holds other bytes than 0 and 1"):
+        read_safetensors(tmp_path / "a.safetensors")
+
+
+def test_what_is_no_tensor_is_refused_where_it_is_saved_and_where_it_is_loaded(tmp_path: Path):
+    with pytest.raises(InputError, match="wrn16_1 keeps a dict as _extra_state in its state dict"):
+        save_model(tmp_path / "a.safetensors", WithExtraState(), make_card())
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match="the model keeps a dict as _extra_state in its state dict"):
+        load_weights(WithExtraState(), {}, "a")
+
+
+def test_a_factory_whose_first_weights_are_no_numbers_is_checked_with_those_of_the_file(tmp_path: Path):
+    name = "tests.models.factories:not_initialised"
+    card, path = make_card(architecture=name), tmp_path / "a.safetensors"
+    save_model(path, ten_classes(), card)
+    assert load_model(path, [name]).module[1].weight.isfinite().all()
+    module = ten_classes()
+    torch.nn.init.constant_(module[1].weight, 3e38)
+    save_model(path, module, card)
+    with pytest.raises(InputError, match=f"{path}: {name} maps images of 1x16x16 to logits that are not finite"):
+        load_model(path, [name])
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "wrn16_1", "my.models:net"])
+def test_an_architecture_in_the_place_of_a_file_gives_the_command_that_makes_one(tmp_path: Path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        load_model(name)
+    assert f"{name} does not exist as a model file but is the name of an architecture" in str(caught.value)
+    assert f"gapssg import-teacher --model {name} --weights FILE --input-shape C,H,W" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    save_model(tmp_path / name, create_model("wrn16_1", num_classes=10, input_shape=(1, 16, 16)), make_card())
+    assert load_model(name).card == make_card()
 
 
 def test_tied_weights_are_written_and_come_back(tmp_path: Path):

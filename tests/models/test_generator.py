@@ -26,14 +26,33 @@ def test_parameter_count_is_that_of_the_published_generator():
 
 @pytest.mark.parametrize(
     ("side", "first"),
-    [(16, 4), (28, 7), (32, 8), (48, 12), (52, 13), (56, 7), (64, 8), (100, 25), (128, 8), (223, 7), (224, 7)],
+    [
+        *((16, 4), (28, 7), (32, 8), (48, 12), (52, 13), (56, 7), (60, 8), (64, 8), (68, 9), (96, 12), (100, 13)),
+        *((108, 14), (120, 8), (128, 8), (192, 12), (212, 14), (223, 7), (224, 7)),
+    ],
 )
 def test_large_images_begin_with_maps_of_seven_pixels_or_more(side, first):
     generator = Generator((3, side, side), latent_size=2, width=4)
     assert generator.linear.out_features == 2 * 4 * first**2
 
 
-@pytest.mark.parametrize("image_shape", [(1, 4, 4), (3, 32, 32), (5, 64, 64), (2, 28, 12), (1, 224, 96), (3, 17, 30)])
+def test_no_size_makes_the_first_layer_large():
+    for side in range(53, 225):
+        generator = Generator((3, side, side), latent_size=2, width=1)
+        first = math.isqrt(generator.linear.out_features // 2)
+        upsamplings = sum(isinstance(layer, nn.Upsample) for layer in generator.upsampling)
+        assert 7 <= first <= 14
+        assert 0 <= first * 2**upsamplings - side < 2**upsamplings
+
+
+def test_the_shorter_side_sets_the_upsamplings():
+    generator = Generator((3, 224, 100), latent_size=2, width=4)
+    assert generator.linear.out_features == 2 * 4 * 28 * 13
+
+
+@pytest.mark.parametrize(
+    "image_shape", [(1, 4, 4), (3, 32, 32), (5, 64, 64), (2, 28, 12), (1, 224, 96), (3, 17, 30), (1, 100, 68)]
+)
 def test_images_have_the_asked_shape_and_lie_in_the_unit_interval(image_shape):
     generator = Generator(image_shape, latent_size=8, width=4)
     with torch.no_grad():

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from gapssg.errors import InputError
 from gapssg.models import create_model
-from gapssg.models.model_file import load_model, save_model
+from gapssg.models.model_file import load_model, load_weights, save_model
 from tests.conftest import make_card
 
 
@@ -114,6 +115,42 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path):
     text = refusal(path)
     assert "do not fit the model" in text
     assert " instead of " in text
+
+
+def wrong(expected: list[str], given: list[str]) -> str:
+    """Load tensors of some names into a module of others; return the refusal."""
+    module = nn.ParameterDict()
+    for name in expected:
+        module[name.replace(".", "_")] = nn.Parameter(torch.zeros(1))
+    module.state_dict = lambda **_: {name: torch.zeros(1) for name in expected}
+    with pytest.raises(InputError) as caught:
+        load_weights(module, {name: torch.zeros(1) for name in given}, "a.safetensors")
+    assert "\n" not in str(caught.value)
+    return str(caught.value).removeprefix("a.safetensors: the weights do not fit the model: ")
+
+
+def test_the_first_missing_and_the_first_unknown_weight_are_named_in_their_order():
+    assert wrong(["z.weight", "b.weight", "a.weight"], ["y.weight", "b.weight", "c.weight"]) == (
+        "z.weight is missing; y.weight is unknown; a.weight is missing and 1 more"
+    )
+
+
+def test_a_common_prefix_that_explains_the_difference_is_said():
+    names = ["features.0.weight", "features.1.weight", "features.2.weight"]
+    wrapped = [f"module.{name}" for name in names]
+    sentence = (
+        "features.0.weight is missing; module.features.0.weight is unknown; features.1.weight is missing and 3 more"
+    )
+    assert wrong(names, wrapped) == (
+        f"{sentence} (its names begin with 'module.', which those of the model do not; take it off)"
+    )
+    assert wrong(wrapped, names).endswith(
+        " (the names of the model begin with 'module.', which its own do not; put it before them)"
+    )
+    assert wrong(names, [*wrapped[:2], "module.other"]).endswith("take it off)")
+    assert "(" not in wrong(names, [f"module.{name}.x" for name in names])
+    assert "(" not in wrong(names, [*wrapped, "other.weight"])
+    assert "(" not in wrong(names, [])
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path):

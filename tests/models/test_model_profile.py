@@ -3,7 +3,8 @@ import torch
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from gapssg.models import create_model
+from gapssg.errors import InputError
+from gapssg.models import create_model, empty_model
 from gapssg.models.profile import (
     ModelProfile,
     batch_norm_layers,
@@ -12,7 +13,7 @@ from gapssg.models.profile import (
     profile_layers,
     profile_model,
 )
-from tests.models.factories import OutOfOrder, small, without_linear_layer
+from tests.models.factories import InPairs, OutOfOrder, small, without_linear_layer
 
 # name: parameters, millions of multiply-adds at 3x32x32, batch-norm layers; 10 classes
 PUBLISHED = {
@@ -104,9 +105,69 @@ def test_the_layers_of_a_small_network_are_those_counted_by_hand():
     ]
 
 
-@pytest.mark.parametrize("name", ["resnet34", "torchvision:convnext_tiny"])
+@pytest.mark.parametrize(
+    "name", ["resnet34", "torchvision:convnext_tiny", "torchvision:vit_b_16", "torchvision:swin_t"]
+)
 def test_the_layers_add_up_to_the_model(name):
-    model = create_model(name, num_classes=10, input_shape=(3, 32, 32))
-    whole, layers = profile_model(model, (3, 32, 32)), profile_layers(model, (3, 32, 32))
+    shape = (3, 224, 224)
+    model = empty_model(name, num_classes=10, input_shape=shape)
+    whole, layers = profile_model(model, shape), profile_layers(model, shape)
     assert sum(layer.parameters for layer in layers) == whole.parameters
     assert sum(layer.macs for layer in layers) == whole.macs
+    assert "(rest)" not in {layer.name for layer in layers}
+
+
+def test_a_layer_has_the_work_that_is_done_with_the_weights_of_layers_that_are_never_called():
+    model = empty_model("torchvision:vit_b_16", num_classes=10, input_shape=(3, 224, 224))
+    layers = {layer.name: layer for layer in profile_layers(model, (3, 224, 224))}
+    attention = layers["encoder.layers.encoder_layer_0.self_attention"]
+    projections, products = 4 * 197 * 768 * 768, 2 * 197 * 197 * 768
+    assert (attention.macs, attention.parameters) == (projections + products, 3 * (768 * 768 + 768))
+    projection = layers["encoder.layers.encoder_layer_0.self_attention.out_proj"]
+    assert (projection.macs, projection.parameters, projection.output_shape) == (0, 768 * 768 + 768, None)
+
+
+def test_layers_that_are_never_called_stand_last_and_are_not_observed():
+    layers = profile_layers(OutOfOrder(num_classes=3, in_channels=1), (1, 16, 16))
+    assert [(layer.name, layer.observed) for layer in layers] == [
+        ("convolution", False),
+        ("first_norm", True),
+        ("middle", False),
+        ("second_norm", True),
+        ("head", False),
+        ("unused_norm", False),
+        ("unused_head", False),
+    ]
+
+
+def test_work_between_layers_is_a_row_and_tied_weights_count_once():
+    class Between(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 4)
+            self.second = nn.Linear(4, 4)
+            self.second.weight = self.first.weight
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            features = self.second(self.first(images))
+            return features @ features.mT
+
+    assert [(layer.name, layer.parameters, layer.macs) for layer in profile_layers(Between(), (4, 4))] == [
+        ("first", 20, 64),
+        ("second", 4, 64),
+        ("(rest)", 0, 64),
+    ]
+
+
+def test_the_work_of_a_parametrised_layer_is_its_own():
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)))
+    assert {layer.name: layer.macs for layer in profile_layers(model, (4,))}["0"] == 12
+
+
+@pytest.mark.parametrize("look", [profile_model, profile_layers, executed_batch_norm_layers])
+def test_a_model_that_refuses_a_single_image_is_refused_in_one_sentence(look):
+    with pytest.raises(
+        InputError, match=r"the model does not take a single image of 1x16x16 \(RuntimeError: "
+    ) as caught:
+        look(InPairs(), (1, 16, 16))
+    assert "\n" not in str(caught.value)

@@ -156,6 +156,14 @@ def test_a_factory_is_looked_for_in_the_current_folder_last(tmp_path: Path, monk
         (f"{HERE}:leaving", f"{HERE}:leaving cannot be called with no arguments (SystemExit: 3)"),
         (f"{HERE}:not_finite", "to logits that are not finite"),
         (f"{HERE}:AlwaysDropping", "other logits each time, although it is in evaluation mode"),
+        (f"{HERE}:AlwaysTraining", "has no evaluation mode: it stays in training when asked for it; mend its train()"),
+        (f"{HERE}:ByItsBatch", "an image other logits when other images are beside it, although it is in evaluation"),
+        (f"{HERE}:Squeezing", "maps 1 image of 1x16x16 to a float32 tensor of shape (10,) instead of floating logits"),
+        (f"{HERE}:InPairs", f"{HERE}:InPairs does not take a single image of 1x16x16 (RuntimeError: "),
+        (f"{HERE}:WithExtraState", "keeps a dict as _extra_state in its state dict; a model file holds tensors only"),
+        (f"{HERE}:lazy", f"{HERE}:lazy does not know the size of 2.weight; let the factory run it once"),
+        (f"{HERE}:not_to_be_asked_for", f"looking for not_to_be_asked_for in {HERE} failed (RuntimeError: ask me not)"),
+        (f"{HERE}:UNSIGNABLE", f"the signature of {HERE}:UNSIGNABLE cannot be read (RuntimeError: no signature)"),
     ],
 )  # fmt: skip
 def test_a_factory_that_gives_no_classifier_is_refused(name, sentence):
@@ -176,6 +184,24 @@ def test_a_factory_refuses_images_classes_and_arguments_in_one_sentence(tmp_path
     assert "importing unreadable for unreadable:net failed (SyntaxError" in refusal("unreadable:net")
 
 
+def test_a_part_that_does_not_switch_to_evaluation_is_named():
+    assert "has no evaluation mode: its part 0 stays in training" in refusal(f"{HERE}:partly_always_training")
+
+
+def test_a_model_that_changes_its_buffers_when_it_is_looked_at_is_refused():
+    assert "changes its buffer mean although it is in evaluation mode" in refusal(f"{HERE}:ByItsBatch", keeps=True)
+
+
+@pytest.mark.parametrize("kind", ["complex64", "float8_e5m2"])
+def test_a_buffer_that_no_model_file_can_hold_is_refused(kind):
+    assert f"keeps other as {kind}, which a model file cannot hold" in refusal(f"{HERE}:WithAnother", kind=kind)
+
+
+def test_what_a_model_is_made_with_need_not_be_numbers_where_weights_follow():
+    assert "logits that are not finite" in refusal(f"{HERE}:not_initialised")
+    create_model(f"{HERE}:not_initialised", num_classes=10, input_shape=GREY, weights_follow=True)
+
+
 def test_a_built_in_model_takes_no_arguments():
     assert refusal("wrn16_1", width=3) == "wrn16_1 takes no arguments, but was given width"
 
@@ -186,6 +212,8 @@ def test_a_built_in_model_takes_no_arguments():
         ({"width": [4]}, "the argument width is [4]; it must be a number, a text, true or false"),
         ({"width": 10**7}, "the argument width is 10000000; a number must be from -1,000,000 to 1,000,000"),
         ({"width": float("nan")}, "the argument width is nan; a number must be"),
+        ({"width": 10**400}, "; a number must be from -1,000,000 to 1,000,000"),
+        ({"width": -float("inf")}, "the argument width is -inf; a number must be"),
         ({"act": "x" * 201}, "a text may have 200 characters"),
         ({"a-b": 1}, "'a-b' is no name of an argument"),
         ({f"a{number}": 1 for number in range(51)}, "at most 50 arguments, not 51"),
