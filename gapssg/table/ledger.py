@@ -99,6 +99,8 @@ class Failure(BaseModel):
     """Its seed."""
     message: str
     """The sentence that it ended with."""
+    traceback: str | None = None
+    """Where that was, if it was no error that has a sentence of its own."""
 
 
 class Ledger:
@@ -257,13 +259,15 @@ def is_done(run: Path) -> bool:
     return (run / "result.json").is_file()
 
 
-def record_failure(run: Path, seed: int, message: str) -> None:
-    """Keep why a run failed.
+def record_failure(run: Path, failure: Failure) -> Path:
+    """Keep why a run failed, and return the file that says it.
 
     Raises:
         RunError: It cannot be written.
     """
-    write_json(_failure_file(run), {"seed": seed, "message": message})
+    file = _failure_file(run)
+    write_json(file, failure.model_dump(exclude_none=True))
+    return file
 
 
 def forget_failure(run: Path) -> None:

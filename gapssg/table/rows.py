@@ -18,7 +18,7 @@ from gapssg.data.settings import DataSettings
 from gapssg.engine.settings import DistillSettings, PretrainSettings
 from gapssg.errors import InputError
 from gapssg.files import canonical_json
-from gapssg.settings.load import flatten, load_settings, recipe_names, recipe_text
+from gapssg.settings.load import AnySettings, flatten, load_settings, recipe_names, recipe_text
 from gapssg.synthesis import method_classes, published_settings
 
 if TYPE_CHECKING:
@@ -38,17 +38,9 @@ _SMOKE_METHOD = {
 }
 
 # These change how, where and when a run computes and writes, but not what it comes to. (What device and precision do
-# to the last bits is of no account here.)
-_NO_PART_OF_THE_RESULT = (
-    "runtime",
-    "checkpoint_every",
-    "checkpoint_minutes",
-    "max_rollbacks",
-    "evaluate_every",
-    "snapshot_every",
-    "samples",
-    "keep_pool",
-)
+# to the last bits is of no account here.) A run keeps the first to its end; the others may change on the way.
+_KEPT_TO_THE_END = ("runtime", "evaluate_every", "snapshot_every", "samples", "keep_pool")
+_NO_PART_OF_THE_RESULT = (*_KEPT_TO_THE_END, "checkpoint_every", "checkpoint_minutes", "max_rollbacks")
 _SHORT_HASH = 12
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
 
@@ -219,6 +211,12 @@ def distill_settings(row: Row, column: Column, seed: int, teacher: Path, setting
 
         composed = load(changes)
         return composed if settings.budget != "smoke" else load([*_smoke_of(chosen[-1]), *changes])
+
+
+def settings_to_continue(settings: AnySettings, began_with: AnySettings) -> AnySettings:
+    """Return the settings with which a run goes on that began with others of the same identity."""
+    kept = {key: getattr(began_with, key) for key in _KEPT_TO_THE_END if key in type(settings).model_fields}
+    return settings.model_copy(update=kept)
 
 
 def departures(row: Row, column: Column, settings: TableSettings) -> list[str]:

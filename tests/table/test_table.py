@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from unittest import mock
 import pytest
 
 from gapssg.engine.requests import Requests, Stopped
+from gapssg.engine.run_directory import SilentDisplay
 from gapssg.engine.settings import DistillSettings, PretrainSettings
 from gapssg.errors import InputError, RunError, Taken
 from gapssg.files import lock, write_json
@@ -103,26 +105,125 @@ def test_other_settings_are_another_line_of_the_table(engine: Engine, tmp_path: 
     assert summary["notes"] == {"a": "with epochs=9"}
 
 
+def interrupt(task: Task, *, has_checkpoint: bool = True) -> Path:
+    """Leave of a run what an interruption leaves."""
+    (task.run / "checkpoint").mkdir(parents=True)
+    (task.run / "settings.toml").write_text(task.settings.to_toml())
+    if has_checkpoint:
+        (task.run / "checkpoint" / "latest.safetensors").touch()
+    return task.run
+
+
 def test_an_interrupted_run_is_continued_with_the_device_it_began_with(engine: Engine, tmp_path: Path):
     root = tmp_path / "table"
-    task = plan(root, runtime={"device": "cpu"})[0]
     Ledger(root).begin()
-    task.run.mkdir(parents=True)
-    (task.run / "settings.toml").write_text(task.settings.to_toml())
+    run = interrupt(plan(root, runtime={"device": "cpu"})[0])
     runs.run_table(plan(root), root)
     assert engine.calls[0] == ("cifar10-wrn40_2/0", True, False)
-    assert 'device = "cpu"' in (task.run / "settings.toml").read_text()
+    assert 'device = "cpu"' in (run / "settings.toml").read_text()
 
 
-def test_a_run_that_cannot_continue_begins_anew(engine: Engine, tmp_path: Path):
+def test_an_interrupted_run_goes_on_writing_as_it_began_and_may_be_taken_back_more_often(
+    engine: Engine, tmp_path: Path
+):
     root = tmp_path / "table"
-    task = plan(root)[0]
+    before = ["evaluate_every=3", "snapshot_every=2", "samples=false", "max_rollbacks=1"]
     Ledger(root).begin()
-    task.run.mkdir(parents=True)
-    (task.run / "settings.toml").write_text(task.settings.to_toml())
-    engine.fails["cifar10-wrn40_2/0"] = InputError("no checkpoint")
+    run = interrupt(plan(root, changes=before)[-1])
+    tasks = plan(root, changes=["evaluate_every=5", "max_rollbacks=7"])
+    assert tasks[-1].run == run
+    runs.run_table(tasks, root)
+    assert ("fast/1", True, False) in engine.calls
+    settings = tomllib.loads((run / "settings.toml").read_text())
+    assert {key: settings[key] for key in ("evaluate_every", "snapshot_every", "samples", "max_rollbacks")} == {
+        **{"evaluate_every": 3, "snapshot_every": 2, "samples": False, "max_rollbacks": 7}
+    }
+
+
+def test_a_run_without_a_checkpoint_begins_anew(engine: Engine, tmp_path: Path):
+    root = tmp_path / "table"
+    Ledger(root).begin()
+    interrupt(plan(root)[0], has_checkpoint=False)
     runs.run_table(plan(root), root)
-    assert engine.calls[:2] == [("cifar10-wrn40_2/0", True, False), ("cifar10-wrn40_2/0", False, True)]
+    assert engine.calls[0] == ("cifar10-wrn40_2/0", False, True)
+
+
+def test_a_run_that_cannot_continue_stays_as_it_is(engine: Engine, tmp_path: Path):
+    root = tmp_path / "table"
+    Ledger(root).begin()
+    run = interrupt(plan(root)[0])
+    engine.fails["cifar10-wrn40_2/0"] = InputError("the images are others")
+    summary = runs.run_table(plan(root), root)
+    assert ("cifar10-wrn40_2/0", False, True) not in engine.calls
+    assert (run / "checkpoint" / "latest.safetensors").exists()
+    (sentence,) = summary["failed"].values()
+    assert sentence == f"the images are others; nothing of it is lost: to begin it anew, remove {run}"
+
+
+class Asking(SilentDisplay):
+    """Keeps what is said, and asks to stop in an epoch of a run."""
+
+    def __init__(self, run: str | None) -> None:
+        self.run = run
+        self.requests = Requests()
+        self.said: list[str] = []
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        self.said.append(event["message"])
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        if self.run is not None and self.run in task and "epoch" in task:
+            self.requests.stop = 15
+
+
+def test_runs_are_continued_where_only_folders_have_moved(tmp_path: Path):
+    tiny = ModelEntry("benchmarks.soak:tiny", "for tests")
+    base = tmp_path / "first"
+    write_images(base / "faces")
+
+    def run(root: Path, stop_in: str | None = None) -> tuple[dict[str, Any], list[str]]:
+        values = {"data": f"folder:{base / 'faces'}", "budget": "smoke", "runtime": {"device": "cpu"}}
+        display = Asking(stop_in)
+        tasks = plan(root, rows=["digits"], methods=["zskt"], seeds=1, scratch=False, **values)
+        return runs.run_table(tasks, root, display=display, requests=display.requests), display.said
+
+    with mock.patch("gapssg.models.MODELS", {**MODELS, "wrn16_1": tiny, "wrn16_2": tiny}):
+        whole, _ = run(tmp_path / "whole")
+        for part, place in (("teacher", "second"), ("zskt", "third")):
+            with pytest.raises(Stopped):
+                run(base / "table", part)
+            base = base.rename(tmp_path / place)
+        found, said = run(base / "table")
+    assert found["failed"] == {}
+    assert not any("anew" in sentence for sentence in said)
+    cell = found["rows"][0]["columns"][0]["runs"][0]
+    assert cell == whole["rows"][0]["columns"][0]["runs"][0]
+    for file in ("student.safetensors", "best.safetensors"):
+        assert (base / "table" / cell / file).read_bytes() == (tmp_path / "whole" / cell / file).read_bytes()
+
+
+def test_an_error_of_any_kind_ends_one_run_and_its_traceback_is_kept(engine: Engine, tmp_path: Path):
+    root = tmp_path / "table"
+    engine.fails["gapssg/1"] = RuntimeError("not enough memory: you tried to allocate 9 bytes\nin C++")
+    summary = runs.run_table(plan(root), root)
+    assert sorted(engine.names)[-3:] == ["fast/1", "gapssg/0", "gapssg/1"]
+    (sentence,) = summary["failed"].values()
+    assert sentence.startswith("RuntimeError: not enough memory: you tried to allocate 9 bytes (its traceback is in ")
+    (file,) = root.rglob("*.failed.json")
+    assert str(file) in sentence
+    assert "in _call\n    raise self.fails[name]" in json.loads(file.read_text())["traceback"]
+    assert columns_of(summary)["gapssg"]["failed"] == [1]
+
+
+def test_a_failure_of_a_run_that_is_done_by_now_is_forgotten(engine: Engine, tmp_path: Path):
+    root = tmp_path / "table"
+    engine.fails["gapssg/1"] = RunError("the disk is full")
+    summary = runs.run_table(plan(root), root)
+    assert columns_of(summary)["gapssg"]["failed"] == [1]
+    write_run(next(task.run for task in plan(root) if task.label.endswith("gapssg, seed 1")), 1, 0.9)
+    again = runs.run_table(plan(root), root)
+    assert columns_of(again)["gapssg"]["failed"] == []
+    assert again["notes"] == {}
 
 
 def test_a_run_that_fails_is_told_and_the_others_are_made(engine: Engine, tmp_path: Path):
@@ -188,9 +289,9 @@ def test_two_processes_on_one_cell_are_refused_with_the_first_ones_name(engine: 
     tasks = plan(root, methods=["gapssg"], seeds=1, scratch=False)
     Ledger(root).begin()
     write_run(tasks[0].run, 0, 0.9)
-    with lock(lock_of(tasks[0].run)), lock(lock_of(tasks[1].run)), pytest.raises(Taken, match="by process") as caught:
+    with lock(lock_of(tasks[1].run)), pytest.raises(Taken, match="by process") as caught:
         runs.run_table(tasks, root)
-    assert tasks[0].label in str(caught.value)
+    assert tasks[1].label in str(caught.value)
     assert engine.calls == []
 
 
