@@ -157,6 +157,10 @@ class SynthesisSettings(Settings):
     """The published settings of the run around it, by dotted key; empty where they are not known."""
     published_for_teacher: ClassVar[Mapping[str, Mapping[str, float]]] = {}
     """By the teacher's architecture, the published settings that differ for it from the defaults, by dotted key."""
+    departs: ClassVar[tuple[str, ...]] = ()
+    """In what it is not the published method, one short phrase each."""
+    departs_for_teacher: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """By the teacher's architecture, in what else it is not."""
     makes_class_images: ClassVar[bool] = True
     """Whether its images are meant to show their target class, so that a collapse is worth a warning."""
 
@@ -232,6 +236,10 @@ class GeneratorMethodSettings(SynthesisSettings):
     """The settings of methods that train one generator along with the student; they differ in their losses."""
 
     has_pool: ClassVar[bool] = False
+    departs: ClassVar[tuple[str, ...]] = (
+        "the student is in eval mode while images are synthesised",
+        "the generator is the one that all methods share",
+    )
     reads_features: ClassVar[bool] = False
     """Whether the loss reads the features before the teacher's last linear layer."""
 

@@ -25,6 +25,11 @@ class CMISettings(InversionSettings):
     needs_batch_norm: ClassVar[bool] = True
     published: ClassVar[Mapping[str, float]] = {"epochs": 200, "batch_size": 256, "optimizer.learning_rate": 0.1}
 
+    departs: ClassVar[tuple[str, ...]] = ("views of extreme shape are cut at the image's border, not drawn again",)
+    departs_for_teacher: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "resnet34": ("the contrast reads the inputs of all batch norms, not those of the four stages",)
+    }
+
     name: Literal["cmi"] = "cmi"
     """The method."""
     distillation_steps: int = Field(default=400, ge=0, le=1_000_000)

@@ -24,6 +24,10 @@ class DAFLSettings(GeneratorMethodSettings):
     paper: ClassVar[str] = "Chen et al., ICCV 2019"
     needs_batch_norm: ClassVar[bool] = False
     published: ClassVar[Mapping[str, float]] = {"epochs": 200, "batch_size": 256, "optimizer.learning_rate": 0.1}
+    departs: ClassVar[tuple[str, ...]] = (
+        *GeneratorMethodSettings.departs,
+        "it has twice the width",
+    )
     reads_features: ClassVar[bool] = True
 
     name: Literal["dafl"] = "dafl"

@@ -29,6 +29,8 @@ class FastSettings(InversionSettings):
         "vgg11": {"method.adversarial_weight": 1.0, "method.target_weight": 0.5},
     }
 
+    departs: ClassVar[tuple[str, ...]] = ("the learning rate ends at 0, not at 2e-4",)
+
     name: Literal["fast"] = "fast"
     """The method."""
     distillation_steps: int = Field(default=400, ge=0, le=1_000_000)

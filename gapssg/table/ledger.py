@@ -54,7 +54,7 @@ class CellPlan(Settings):
     budget: Name
     """How much work."""
     changes: tuple[str, ...] = ()
-    """What --set and --set-pretrain changed."""
+    """What --set, --image-size and --set-pretrain changed."""
     column: Name
     """The column."""
     method: Name
@@ -71,6 +71,13 @@ class CellPlan(Settings):
     """In what teacher and scratch student are not."""
     created: float = Field(ge=0)
     """When it was first asked for, in seconds since 1970."""
+    asked: float | None = Field(default=None, ge=0)
+    """When it was last asked for; older versions did not write it."""
+
+    @property
+    def last_asked(self) -> float:
+        """When it was last asked for, as far as that is known."""
+        return self.created if self.asked is None else self.asked
 
 
 class Outcome(BaseModel):
@@ -165,7 +172,7 @@ class Ledger:
         return self.root / "cells" / row / column / f"seed-{seed}-{settings}"
 
     def keep_plan(self, plan: CellPlan) -> None:
-        """Write what a cell is; of one that is known only what may have changed since: how it is marked.
+        """Write what a cell is; of one that is known what may have changed since: how it is marked, and when asked for.
 
         Raises:
             RunError: It cannot be written.
@@ -173,8 +180,6 @@ class Ledger:
         file = self.root / "cells" / plan.row / plan.column / f"{plan.settings}.json"
         if file.exists():
             plan = plan.model_copy(update={"created": _read(CellPlan, file).created})
-            if _read(CellPlan, file) == plan:
-                return
         _make_folder(file.parent)
         write_json(file, plan.to_dict())
 

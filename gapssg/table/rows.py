@@ -19,7 +19,7 @@ from gapssg.engine.settings import DistillSettings, PretrainSettings
 from gapssg.errors import InputError
 from gapssg.files import canonical_json
 from gapssg.settings.load import AnySettings, flatten, load_settings, recipe_names, recipe_text
-from gapssg.synthesis import method_classes, published_settings
+from gapssg.synthesis import departures_of, method_classes, published_settings
 
 if TYPE_CHECKING:
     from gapssg.table.settings import TableSettings
@@ -219,23 +219,29 @@ def settings_to_continue(settings: AnySettings, began_with: AnySettings) -> AnyS
     return settings.model_copy(update=kept)
 
 
-def departures(row: Row, column: Column, settings: TableSettings) -> list[str]:
-    """Say in what a cell is not what was published, one phrase each."""
+def pretrain_departures(row: Row, settings: TableSettings) -> list[str]:
+    """Say in what the training of teacher and scratch student is not what was published, one phrase each."""
     found = []
     if settings.budget != "full":
         found.append(f"budget {settings.budget}, which is not the published one")
     if row.data_name != row.published_data:
         found.append(f"the images are {row.data_name}, not {row.published_data}")
+    if settings.image_size is not None:
+        found.append(f"the images are scaled to {settings.image_size}x{settings.image_size} pixels")
     if settings.pretrain_changes:
         found.append(f"teacher and scratch student trained with {', '.join(settings.pretrain_changes)}")
-    if column.name in ("teacher", "scratch"):
-        return found
+    return found
+
+
+def distill_departures(row: Row, column: Column, method: str, settings: TableSettings) -> list[str]:
+    """Say in what else a cell of `method` is not what was published, one phrase each."""
+    found = [f"{method}: {phrase}" for phrase in departures_of(method, row.teacher)]
     if settings.changes:
         found.append(f"with {', '.join(settings.changes)}")
     if column.changes:
         found.append(f"{column.name} is with {', '.join(column.changes)}")
-    elif settings.budget == "full" and not published_settings(column.method, row.teacher):
-        found.append(f"published epochs, batch size and learning rate of {column.method} not known: those of gapssg")
+    if settings.budget == "full" and not published_settings(method, row.teacher):
+        found.append(f"published epochs, batch size and learning rate of {method} not known: those of gapssg")
     return found
 
 
@@ -291,7 +297,7 @@ def _data_options(key: str, row: Row) -> dict[str, tuple[str, Any]]:
 
 
 def _runtime_options(settings: TableSettings, seed: int) -> dict[str, tuple[str, Any]]:
-    runtime = {f"runtime.{name}": ("the command line", value) for name, value in settings.runtime.to_dict().items()}
+    runtime = {f"runtime.{name}": (f"--{name}", value) for name, value in settings.runtime.to_dict().items()}
     return {"seed": ("--seeds", seed), **runtime}
 
 
