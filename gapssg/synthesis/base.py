@@ -149,6 +149,8 @@ class SynthesisSettings(Settings):
     """The method's idea in one line."""
     paper: ClassVar[str]
     """Where it was published."""
+    year: ClassVar[int | None] = None
+    """When it was published; None for what was not."""
     needs_batch_norm: ClassVar[bool]
     """Whether it reads the teacher's batch-norm statistics."""
     has_pool: ClassVar[bool]
@@ -166,6 +168,11 @@ class SynthesisSettings(Settings):
 
     temperature: float = Field(default=20.0, gt=0, le=1000)
     """Temperature T of the distillation loss."""
+
+    @classmethod
+    def needs(cls) -> tuple[str, ...]:
+        """Return what a teacher must have."""
+        return ("batch-norm layers",) if cls.needs_batch_norm else ()
 
     def build(self, context: SynthesisContext) -> Synthesizer:
         """Make the synthesizer of this method."""
@@ -232,6 +239,40 @@ class InversionSettings(PoolMethodSettings):
         raise NotImplementedError
 
 
+class TargetInversionSettings(InversionSettings):
+    """The settings of methods for whose images teacher and student agree on the class, but not on how sure it is."""
+
+    distillation_steps: int = Field(default=400, ge=0, le=1_000_000)
+    """Fixed schedule: distillation steps of every epoch; 0 is the sample-balanced schedule."""
+    statistics_weight: float
+    """Weight of the batch-norm statistics loss."""
+    target_weight: float
+    """Weight of the teacher's cross-entropy with the targets."""
+    adversarial_weight: float
+    """Weight of the masked divergence, which the images are to raise."""
+
+    def loss(
+        self, statistics_loss: Tensor, teacher_logits: Tensor, student_logits: Tensor, targets: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted sum of `L_bn`, `CE(z_t, y)` and `-mean(KL [argmax z_s = argmax z_t])`, and its terms."""
+        import torch.nn.functional as F
+
+        from gapssg.synthesis.losses import masked_divergence
+
+        target_loss = F.cross_entropy(teacher_logits, targets)
+        divergence = masked_divergence(student_logits, teacher_logits)
+        loss = (
+            self.statistics_weight * statistics_loss
+            + self.target_weight * target_loss
+            - self.adversarial_weight * divergence
+        )
+        return loss, {
+            "batch_norm_statistics_loss": statistics_loss,
+            "target_loss": target_loss,
+            "masked_divergence": divergence,
+        }
+
+
 class GeneratorMethodSettings(SynthesisSettings):
     """The settings of methods that train one generator along with the student; they differ in their losses."""
 
@@ -261,6 +302,11 @@ class GeneratorMethodSettings(SynthesisSettings):
     """Channels of the generator's last hidden layer."""
     latent_size: int = Field(default=256, ge=1, le=16_384)
     """Dimensions of the latent z."""
+
+    @classmethod
+    def needs(cls) -> tuple[str, ...]:
+        """Return what a teacher must have."""
+        return (*super().needs(), *(["a last linear layer"] if cls.reads_features else []))
 
     @property
     def average_momentum(self) -> float | None:

@@ -20,6 +20,7 @@ class DFADSettings(GeneratorMethodSettings):
 
     summary: ClassVar[str] = "images on which student and teacher differ most in logits"
     paper: ClassVar[str] = "Fang et al., 2019"
+    year: ClassVar[int | None] = 2019
     needs_batch_norm: ClassVar[bool] = False
     published: ClassVar[Mapping[str, float]] = {"epochs": 200, "batch_size": 256, "optimizer.learning_rate": 0.1}
     departs: ClassVar[tuple[str, ...]] = (

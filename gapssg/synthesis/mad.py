@@ -21,6 +21,7 @@ class MADSettings(GeneratorMethodSettings):
 
     summary: ClassVar[str] = "adversarial images, half of them from a moving average of the generator"
     paper: ClassVar[str] = "Do et al., NeurIPS 2022"
+    year: ClassVar[int | None] = 2022
     needs_batch_norm: ClassVar[bool] = True
     departs: ClassVar[tuple[str, ...]] = (
         *GeneratorMethodSettings.departs,
