@@ -25,7 +25,7 @@ class DFADSettings(GeneratorMethodSettings):
     published: ClassVar[Mapping[str, float]] = {"epochs": 200, "batch_size": 256, "optimizer.learning_rate": 0.1}
     departs: ClassVar[tuple[str, ...]] = (
         *GeneratorMethodSettings.departs,
-        "200 epochs of 80 rounds and a cosine, as the methods beside it; its own code has 500 of 50 and steps",
+        "epochs and schedule are those of the methods beside it; its own code has 500 epochs of 50 rounds, and steps",
     )
     makes_class_images: ClassVar[bool] = False
 

@@ -235,7 +235,7 @@ def pretrain_departures(row: Row, settings: TableSettings) -> list[str]:
 
 def distill_departures(row: Row, column: Column, method: str, settings: TableSettings) -> list[str]:
     """Say in what else a cell of `method` is not what was published, one phrase each."""
-    found = [f"{method}: {phrase}" for phrase in departures_of(method, row.teacher)]
+    found = [*departures_of(method, row.teacher)]
     if settings.changes:
         found.append(f"with {', '.join(settings.changes)}")
     if column.changes:

@@ -29,7 +29,7 @@ from tests.conftest import write_images
 from tests.program import gapssg, refusal
 
 ROW = "cifar10-wrn40_2-wrn16_1"
-OF_FAST = "fast: the learning rate ends at 0, not at 2e-4"
+OF_FAST = "the learning rate ends at 0, not at 2e-4"
 
 
 class Engine:
