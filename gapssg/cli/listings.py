@@ -55,25 +55,33 @@ def list_methods(context: typer.Context, json: options.Json = False) -> None:
             "name": method.model_fields["name"].default,
             "summary": method.summary,
             "paper": method.paper,
+            "year": method.year,
+            "needs": list(method.needs()),
             "needs_batch_norm": method.needs_batch_norm,
             "samples_from": "pool" if method.has_pool else "generator",
             "published": dict(method.published),
+            "published_for_teacher": {name: dict(values) for name, values in method.published_for_teacher.items()},
+            "departs": list(method.departs),
+            "departs_for_teacher": {name: list(phrases) for name, phrases in method.departs_for_teacher.items()},
             "defaults": method().to_dict(),
         }
         for method in method_classes()
     ]
     console.table(
         "Methods",
-        ["method", "idea", "paper", "needs batch norm", "samples from", "published run"],
+        ["method", "idea", "paper", "needs of the teacher", "samples from", "published run"],
         [
             [
-                *(m["name"], m["summary"], m["paper"], "yes" if m["needs_batch_norm"] else "no", m["samples_from"]),
+                *(m["name"], m["summary"], m["paper"], " and ".join(m["needs"]) or "nothing", m["samples_from"]),
                 _published_run(m["published"]),
             ]
             for m in methods
         ],
     )
-    console.note("published settings of the methods themselves: `--json`, where they are the defaults")
+    for m in methods:
+        if m["departs"]:
+            console.note(f"{m['name']} is not all as published: {'; '.join(m['departs'])}")
+    console.note("every setting of the methods themselves, and what is published by teacher: `--json`")
     console.result({"command": "methods", "methods": methods})
 
 

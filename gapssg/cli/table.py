@@ -122,15 +122,16 @@ def table(
 
     with console.live() as display:
         summary = run_table(tasks, directory, display=display, requests=listen())
-    if not summary["elsewhere"]:
-        from gapssg.table.figures import write_table_figures
-
-        write_table_figures(directory, summary)
     _finish(console, summary)
     for label, sentence in summary["failed"].items():
         console.note(f"failed: {label}: {sentence}")
     for label, holder in summary["elsewhere"].items():
         console.note(f"not done yet: {label}, which {holder} makes")
+    if not summary["elsewhere"]:
+        from gapssg.table.figures import write_table_figures
+
+        for line, sentence in write_table_figures(directory, summary).items():
+            console.say(f"no figures of {line}: {sentence}")
     if summary["failed"]:
         raise typer.Exit(1)
 

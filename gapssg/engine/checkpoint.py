@@ -222,6 +222,11 @@ def _short(value: str) -> str:
     return f"{shortened(value, 12)}"
 
 
+def has_checkpoint(path: Path) -> bool:
+    """Tell whether the run in `path` has written a checkpoint, sound or not."""
+    return (path / FOLDER / _FILE).is_file()
+
+
 def read_checkpoint(path: Path, identity: dict[str, str]) -> Checkpoint:
     """Read the checkpoint of the run in `path`.
 
@@ -229,7 +234,7 @@ def read_checkpoint(path: Path, identity: dict[str, str]) -> Checkpoint:
         InputError: There is none, it is damaged, or the run was another one than `identity` says.
     """
     file = path / FOLDER / _FILE
-    if not file.is_file():
+    if not has_checkpoint(path):
         raise InputError(
             f"{path} holds no checkpoint to continue from (none was written yet, or it keeps no pool); "
             f"start it anew with --output {path} --overwrite"

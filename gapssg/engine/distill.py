@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import nn
 
-from gapssg.data.image_set import ImageSet
+from gapssg.data.image_set import ImageSet, sha256_of_images
 from gapssg.engine.checkpoint import Checkpoints, Facts, State, read_checkpoint
 from gapssg.engine.distillation import Distillation
 from gapssg.engine.metrics import Scores, score
@@ -25,10 +25,14 @@ from gapssg.engine.run_directory import (
     run_facts,
 )
 from gapssg.engine.settings import DistillSettings
+from gapssg.errors import InputError
 from gapssg.files import sha256_of_files
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import profile_model
 from gapssg.runtime import Runtime
+
+# The checkpoint knows the SHA-256 of the teacher and of the images.
+_MAY_MOVE = ("teacher", "eval_data.root", "eval_data.name")
 
 
 class EvaluationFacts(Facts):
@@ -38,6 +42,8 @@ class EvaluationFacts(Facts):
     student: Scores | None
     best: tuple[float, NonNegativeInt] | None
     seconds: NonNegativeFloat
+    images: str | None = None
+    """SHA-256 of the evaluation images, which older checkpoints lack."""
 
 
 class RunFacts(Facts):
@@ -60,9 +66,9 @@ def distill(
     """Distil a student without real data and write a run directory with `student.safetensors`.
 
     With `resume` the run in `output` continues after its last checkpoint, and ends with the files that it would
-    have had without the interruption. `requests` may be set from another thread or a signal handler. Evaluation data,
-    if given, is read only to evaluate: the student's weights
-    are the same without it.
+    have had without the interruption; the teacher and the evaluation data may have been moved since then. `requests`
+    may be set from another thread or a signal handler. Evaluation data, if given, is read only to evaluate: the
+    student's weights are the same without it.
 
     Returns:
         What `result.json` holds. `top1` is of the last epoch; `best_top1` was chosen by the evaluation data;
@@ -77,7 +83,7 @@ def distill(
     """
     display = display or SilentDisplay()
     if resume:
-        check_same_settings(output, settings)
+        check_same_settings(output, settings, _MAY_MOVE)
     else:
         check_output(output, overwrite, [settings.teacher, settings.pool, settings.student.weights])
     started = time.perf_counter()
@@ -150,16 +156,27 @@ class _Evaluator:
         self.scores: Scores | None = None
         self.best: tuple[float, int] | None = None
         self.seconds = 0.0
+        self.sha256: str | None = None
         if settings.eval_data is not None:
-            self.images = read_test_images(settings.eval_data, teacher, display).to(runtime.device)
+            images = read_test_images(settings.eval_data, teacher, display)
+            self.sha256 = sha256_of_images(images)
+            self.images = images.to(runtime.device)
 
     @property
     def facts(self) -> EvaluationFacts:
         """What a checkpoint keeps."""
-        return EvaluationFacts(teacher=self.teacher_scores, student=self.scores, best=self.best, seconds=self.seconds)
+        return EvaluationFacts(
+            teacher=self.teacher_scores, student=self.scores, best=self.best, seconds=self.seconds, images=self.sha256
+        )
 
     def restore(self, facts: EvaluationFacts) -> None:
-        """Go back to where a checkpoint was written."""
+        """Go back to where a checkpoint was written.
+
+        Raises:
+            InputError: The evaluation images are others than then.
+        """
+        if facts.images not in (None, self.sha256):
+            raise InputError("the evaluation images are not those that the run began with; name the same ones again")
         self.teacher_scores, self.scores = facts.teacher, facts.student
         self.best, self.seconds = facts.best, facts.seconds
 

@@ -38,6 +38,9 @@ from gapssg.models.model_file import ModelCard, Provenance, save_model
 from gapssg.models.profile import profile_model
 from gapssg.runtime import Runtime, to_unit_range
 
+# The checkpoint knows the SHA-256 of the images.
+_MAY_MOVE = ("data.root", "data.name")
+
 
 class RunFacts(Facts):
     """What a checkpoint keeps of the run besides tensors."""
@@ -64,7 +67,8 @@ def pretrain_teacher(
     """Train a classifier on real images and write a run directory with `model.safetensors`.
 
     With `resume` the run in `output` continues after its last checkpoint, and ends with the files that it would
-    have had without the interruption. `requests` may be set from another thread or a signal handler.
+    have had without the interruption; the images may have been moved since then. `requests` may be set from another
+    thread or a signal handler.
 
     Returns:
         What `result.json` holds: the model's size and accuracies (of the last epoch, and of the best, which
@@ -77,7 +81,7 @@ def pretrain_teacher(
     """
     display = display or SilentDisplay()
     if resume:
-        check_same_settings(output, settings)
+        check_same_settings(output, settings, _MAY_MOVE)
     else:
         check_output(output, overwrite)
     runtime = Runtime.from_settings(settings.runtime, settings.seed)

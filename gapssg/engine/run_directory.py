@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -242,10 +242,16 @@ def check_output(path: Path, overwrite: bool, inputs: Iterable[Path | None] = ()
         raise InputError(f"--output {path} already holds a run; add --overwrite to replace it")
 
 
-def check_same_settings(path: Path, settings: Settings) -> None:
+def check_same_settings(path: Path, settings: Settings, may_move: Container[str] = ()) -> None:
     """Check that the run in `path` may continue with these settings.
 
     Epochs may become more, and when a checkpoint is written and how often training is taken back may change.
+
+    Args:
+        path: The run directory.
+        settings: What it is to continue with.
+        may_move: Dotted keys of files and folders that may lie elsewhere now, because the caller compares what is in
+            them; a data set may become another only if both are folders.
 
     Raises:
         InputError: It is no run, or other settings differ; each is named.
@@ -261,7 +267,9 @@ def check_same_settings(path: Path, settings: Settings) -> None:
     differences = [
         f"{shortened(key)} was {shortened(repr(began_with.get(key)))} and is {shortened(repr(now.get(key)))}"
         for key in sorted(began_with.keys() | now.keys())
-        if began_with.get(key) != now.get(key) and not _may_change(key, began_with.get(key), now.get(key))
+        if began_with.get(key) != now.get(key)
+        and not _may_change(key, began_with.get(key), now.get(key))
+        and not (key in may_move and _is_a_move(key, began_with.get(key), now.get(key)))
     ]
     if differences:
         allowed = f"epochs may grow, and {', '.join(sorted(_MAY_CHANGE))} may change"
@@ -273,6 +281,10 @@ def _may_change(key: str, began_with: Any, now: Any) -> bool:
     if key == "epochs":
         return isinstance(began_with, int) and isinstance(now, int) and now >= began_with
     return key in _MAY_CHANGE | _IS_ASKED_ANEW
+
+
+def _is_a_move(key: str, began_with: Any, now: Any) -> bool:
+    return not key.endswith(".name") or all(str(name).startswith("folder:") for name in (began_with, now))
 
 
 def final_weights(path: Path) -> Path:

@@ -54,6 +54,14 @@ def published_settings(method: object, teacher: str | None) -> dict[str, float]:
     return {}
 
 
+def departures_of(method: str, teacher: str) -> tuple[str, ...]:
+    """Return in what a method is not what was published, with a teacher of this architecture: a phrase each."""
+    for settings in method_classes():
+        if settings.model_fields["name"].default == method:
+            return (*settings.departs, *settings.departs_for_teacher.get(teacher, ()))
+    return ()
+
+
 __all__ = [
     "CMISettings",
     "DAFLSettings",
@@ -70,6 +78,7 @@ __all__ = [
     "SynthesisSettings",
     "Synthesizer",
     "ZSKTSettings",
+    "departures_of",
     "method_classes",
     "published_settings",
 ]

@@ -149,6 +149,8 @@ class SynthesisSettings(Settings):
     """The method's idea in one line."""
     paper: ClassVar[str]
     """Where it was published."""
+    year: ClassVar[int | None] = None
+    """When it was published; None for what was not."""
     needs_batch_norm: ClassVar[bool]
     """Whether it reads the teacher's batch-norm statistics."""
     has_pool: ClassVar[bool]
@@ -157,11 +159,20 @@ class SynthesisSettings(Settings):
     """The published settings of the run around it, by dotted key; empty where they are not known."""
     published_for_teacher: ClassVar[Mapping[str, Mapping[str, float]]] = {}
     """By the teacher's architecture, the published settings that differ for it from the defaults, by dotted key."""
+    departs: ClassVar[tuple[str, ...]] = ()
+    """In what it is not the published method, one short phrase each."""
+    departs_for_teacher: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """By the teacher's architecture, in what else it is not."""
     makes_class_images: ClassVar[bool] = True
     """Whether its images are meant to show their target class, so that a collapse is worth a warning."""
 
     temperature: float = Field(default=20.0, gt=0, le=1000)
     """Temperature T of the distillation loss."""
+
+    @classmethod
+    def needs(cls) -> tuple[str, ...]:
+        """Return what a teacher must have."""
+        return ("batch-norm layers",) if cls.needs_batch_norm else ()
 
     def build(self, context: SynthesisContext) -> Synthesizer:
         """Make the synthesizer of this method."""
@@ -228,10 +239,48 @@ class InversionSettings(PoolMethodSettings):
         raise NotImplementedError
 
 
+class TargetInversionSettings(InversionSettings):
+    """The settings of methods for whose images teacher and student agree on the class, but not on how sure it is."""
+
+    distillation_steps: int = Field(default=400, ge=0, le=1_000_000)
+    """Fixed schedule: distillation steps of every epoch; 0 is the sample-balanced schedule."""
+    statistics_weight: float
+    """Weight of the batch-norm statistics loss."""
+    target_weight: float
+    """Weight of the teacher's cross-entropy with the targets."""
+    adversarial_weight: float
+    """Weight of the masked divergence, which the images are to raise."""
+
+    def loss(
+        self, statistics_loss: Tensor, teacher_logits: Tensor, student_logits: Tensor, targets: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted sum of `L_bn`, `CE(z_t, y)` and `-mean(KL [argmax z_s = argmax z_t])`, and its terms."""
+        import torch.nn.functional as F
+
+        from gapssg.synthesis.losses import masked_divergence
+
+        target_loss = F.cross_entropy(teacher_logits, targets)
+        divergence = masked_divergence(student_logits, teacher_logits)
+        loss = (
+            self.statistics_weight * statistics_loss
+            + self.target_weight * target_loss
+            - self.adversarial_weight * divergence
+        )
+        return loss, {
+            "batch_norm_statistics_loss": statistics_loss,
+            "target_loss": target_loss,
+            "masked_divergence": divergence,
+        }
+
+
 class GeneratorMethodSettings(SynthesisSettings):
     """The settings of methods that train one generator along with the student; they differ in their losses."""
 
     has_pool: ClassVar[bool] = False
+    departs: ClassVar[tuple[str, ...]] = (
+        "the student is in eval mode while images are synthesised",
+        "the generator is the one that all methods share",
+    )
     reads_features: ClassVar[bool] = False
     """Whether the loss reads the features before the teacher's last linear layer."""
 
@@ -253,6 +302,11 @@ class GeneratorMethodSettings(SynthesisSettings):
     """Channels of the generator's last hidden layer."""
     latent_size: int = Field(default=256, ge=1, le=16_384)
     """Dimensions of the latent z."""
+
+    @classmethod
+    def needs(cls) -> tuple[str, ...]:
+        """Return what a teacher must have."""
+        return (*super().needs(), *(["a last linear layer"] if cls.reads_features else []))
 
     @property
     def average_momentum(self) -> float | None:

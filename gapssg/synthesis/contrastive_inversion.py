@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gapssg.augment import Shifts, crop_and_flip
+from gapssg.errors import InputError
 from gapssg.models.profile import executed_batch_norm_layers
 from gapssg.synthesis.base import SynthesisContext
 from gapssg.synthesis.batch_norm import instance_means, observed_inputs, statistics_distance
@@ -70,7 +71,11 @@ class ContrastiveInversion(GeneratorInversion):
     """Adds a contrastive loss over the teacher's features, between images of the batch and of a memory bank."""
 
     def __init__(self, settings: CMISettings, context: SynthesisContext) -> None:
-        """Make head and bank, which live as long as the run."""
+        """Make head and bank, which live as long as the run.
+
+        Raises:
+            InputError: There is not enough memory for the bank.
+        """
         runtime, count = context.runtime, settings.synthesis_batch_size
         self.contrast = settings
         features = sum(
@@ -82,7 +87,7 @@ class ContrastiveInversion(GeneratorInversion):
         runtime.place(self.head)
         _reset_linear(self.head, runtime.random_stream("contrastive-head"))
         # Local features and those of the whole image, side by side.
-        self.bank = torch.zeros(settings.bank_size, 2 * features, device=runtime.device)
+        self.bank = _make_bank(settings.bank_size, 2 * features, runtime.device)
         self._best_features = torch.zeros(count, 2 * features, device=runtime.device)
         self._means: list[Tensor] = []
         head = {
@@ -168,6 +173,17 @@ class ContrastiveInversion(GeneratorInversion):
             for index, parameter in enumerate(self.head.parameters())
             for name, tensor in self._optimizer.state[parameter].items()
         }
+
+
+def _make_bank(size: int, width: int, device: torch.device) -> Tensor:
+    try:
+        return torch.zeros(size, width, device=device)
+    except RuntimeError as error:
+        gibibytes = 4 * size * width / 2**30
+        raise InputError(
+            f"a memory bank for {size:,} images needs {gibibytes:.1f} GiB on {device}, more than there is; "
+            "lower method.bank_size"
+        ) from error
 
 
 def _reset_linear(head: nn.Module, rng: torch.Generator) -> None:

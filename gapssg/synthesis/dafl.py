@@ -22,8 +22,13 @@ class DAFLSettings(GeneratorMethodSettings):
 
     summary: ClassVar[str] = "images that the teacher is sure of, of all classes alike"
     paper: ClassVar[str] = "Chen et al., ICCV 2019"
+    year: ClassVar[int | None] = 2019
     needs_batch_norm: ClassVar[bool] = False
     published: ClassVar[Mapping[str, float]] = {"epochs": 200, "batch_size": 256, "optimizer.learning_rate": 0.1}
+    departs: ClassVar[tuple[str, ...]] = (
+        *GeneratorMethodSettings.departs,
+        "the shared generator at twice its width",
+    )
     reads_features: ClassVar[bool] = True
 
     name: Literal["dafl"] = "dafl"

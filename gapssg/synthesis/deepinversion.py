@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from gapssg.synthesis.base import PoolMethodSettings, SynthesisContext, Synthesizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class DeepInversionSettings(PoolMethodSettings):
@@ -15,6 +18,7 @@ class DeepInversionSettings(PoolMethodSettings):
 
     summary: ClassVar[str] = "pixels that have the statistics of the training data, without a generator"
     paper: ClassVar[str] = "Yin et al., CVPR 2020"
+    year: ClassVar[int | None] = 2020
     needs_batch_norm: ClassVar[bool] = True
     published: ClassVar[Mapping[str, float]] = {"epochs": 200, "batch_size": 256, "optimizer.learning_rate": 0.1}
 
@@ -50,3 +54,26 @@ class DeepInversionSettings(PoolMethodSettings):
         from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
 
         return PoolSynthesizer(self, context, PixelInversion(self, context))
+
+    def loss(
+        self, statistics_loss: Tensor, teacher_logits: Tensor, student_logits: Tensor, targets: Tensor, pixels: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return `10 L_bn + CE(z_t, y) - JS(z_s, z_t) + 1e-3 TV(x) + 0 norm(x)` and its terms.
+
+        `pixels` are the normalised x, (N, C, H, W).
+        """
+        import torch
+        import torch.nn.functional as F
+
+        from gapssg.synthesis.losses import jensen_shannon_divergence, total_variation
+
+        divergence = jensen_shannon_divergence(student_logits, teacher_logits, self.adversarial_temperature)
+        weighted = {
+            "batch_norm_statistics_loss": (self.statistics_weight, statistics_loss),
+            "target_loss": (self.target_weight, F.cross_entropy(teacher_logits, targets)),
+            "jensen_shannon_divergence": (-self.adversarial_weight, divergence),
+            "total_variation": (self.variation_weight, total_variation(pixels)),
+            "pixel_norm": (self.norm_weight, pixels.norm()),
+        }
+        loss = torch.stack([weight * term for weight, term in weighted.values()]).sum()
+        return loss, {name: term for name, (_, term) in weighted.items()}

@@ -22,6 +22,7 @@ class DFQSettings(GeneratorMethodSettings):
 
     summary: ClassVar[str] = "adversarial images with the statistics of the training data"
     paper: ClassVar[str] = "Choi et al., CVPRW 2020"
+    year: ClassVar[int | None] = 2020
     needs_batch_norm: ClassVar[bool] = True
     published: ClassVar[Mapping[str, float]] = {"epochs": 200, "batch_size": 256, "optimizer.learning_rate": 0.1}
 

@@ -21,6 +21,7 @@ class GapSSGSettings(InversionSettings):
 
     summary: ClassVar[str] = "images on which the student can learn most, steered by the reality gap"
     paper: ClassVar[str] = "Wang et al., T-PAMI 2024"
+    year: ClassVar[int | None] = 2024
     needs_batch_norm: ClassVar[bool] = True
     published: ClassVar[Mapping[str, float]] = {
         "epochs": 200,

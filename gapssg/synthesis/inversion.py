@@ -23,10 +23,11 @@ _STEPS_DONE = "steps_done"
 
 
 class Inversion:
-    """Optimises parameters for one batch, and keeps the images of the step with the lowest loss.
+    """Optimises parameters for one batch of images.
 
-    Subclasses say which parameters, from which start, and by which loss. Every synthesis puts them back in place, so
-    that a captured step goes on with the same memory.
+    Kept are the images of the step with the lowest loss, unless a subclass keeps others. Subclasses say which
+    parameters, from which start, and by which loss. Every synthesis puts them back in place, so that a captured step
+    goes on with the same memory.
     """
 
     def __init__(

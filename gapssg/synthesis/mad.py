@@ -21,7 +21,13 @@ class MADSettings(GeneratorMethodSettings):
 
     summary: ClassVar[str] = "adversarial images, half of them from a moving average of the generator"
     paper: ClassVar[str] = "Do et al., NeurIPS 2022"
+    year: ClassVar[int | None] = 2022
     needs_batch_norm: ClassVar[bool] = True
+    departs: ClassVar[tuple[str, ...]] = (
+        *GeneratorMethodSettings.departs,
+        "the losses have the weights of dfq",
+        "the generator knows no classes",
+    )
 
     name: Literal["mad"] = "mad"
     """The method."""

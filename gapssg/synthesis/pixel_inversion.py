@@ -5,17 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gapssg.synthesis.base import SynthesisContext
 from gapssg.synthesis.inversion import Inversion
-from gapssg.synthesis.losses import jensen_shannon_divergence, total_variation
 
 if TYPE_CHECKING:
     from gapssg.synthesis.deepinversion import DeepInversionSettings
 
-_LARGEST_ROLL = 8  # an eighth of the height and width
+_SIDE_TO_ROLL = 8  # a batch is rolled by up to an eighth of its height and width
 
 
 class PixelInversion(Inversion):
@@ -39,7 +37,7 @@ class PixelInversion(Inversion):
         _, height, width = self.context.image_shape
         indices = []
         for side in (height, width):
-            most = side // _LARGEST_ROLL
+            most = side // _SIDE_TO_ROLL
             offset = torch.randint(-most, most + 1, (1,), generator=stream, device=stream.device)
             indices.append((torch.arange(side, device=stream.device) - offset) % side)
         flip = torch.rand(1, generator=stream, device=stream.device) < 0.5
@@ -49,27 +47,12 @@ class PixelInversion(Inversion):
 
     def _loss(self, *draws: Tensor) -> dict[str, Tensor]:
         rows, columns = draws
-        settings = self.settings
         views = self.pixels.index_select(2, rows).index_select(3, columns)
         views = views.contiguous(memory_format=torch.channels_last)
         teacher_logits, student_logits = self._responses(views)
-        terms = {
-            "batch_norm_statistics_loss": self._statistics_loss(),
-            "target_loss": F.cross_entropy(teacher_logits, self._targets),
-            "jensen_shannon_divergence": jensen_shannon_divergence(
-                student_logits, teacher_logits, settings.adversarial_temperature
-            ),
-            "total_variation": total_variation(self.pixels),
-            "pixel_norm": self.pixels.norm(),
-        }
-        weights = (
-            settings.statistics_weight,
-            settings.target_weight,
-            -settings.adversarial_weight,
-            settings.variation_weight,
-            settings.norm_weight,
+        loss, terms = self.settings.loss(
+            self._statistics_loss(), teacher_logits, student_logits, self._targets, self.pixels
         )
-        loss = torch.stack([weight * term for weight, term in zip(weights, terms.values(), strict=True)]).sum()
         return {"loss": loss, **terms}
 
     def _after_step(self, outputs: dict[str, Tensor]) -> None:

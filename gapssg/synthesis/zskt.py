@@ -22,6 +22,7 @@ class ZSKTSettings(GeneratorMethodSettings):
 
     summary: ClassVar[str] = "images on which student and teacher differ most in probability"
     paper: ClassVar[str] = "Micaelli and Storkey, NeurIPS 2019"
+    year: ClassVar[int | None] = 2019
     needs_batch_norm: ClassVar[bool] = False
     published: ClassVar[Mapping[str, float]] = {"epochs": 200, "batch_size": 256, "optimizer.learning_rate": 0.1}
     makes_class_images: ClassVar[bool] = False

@@ -6,6 +6,7 @@ directories; nothing else of a run is needed to draw them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,10 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gapssg.engine.record import DistillationEpoch, Share, Stored, read_finished
-from gapssg.errors import InputError, shortened
+from gapssg.errors import GapssgError, InputError, shortened
 from gapssg.figures import COLUMN, DASHES, LINE_COLOURS, new_figure, write_figure
 from gapssg.synthesis import method_classes
+from gapssg.table.summary import particulars_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 _OWN_METHOD = "gapssg"
 _MARKERS = ("o", "s", "^", "D", "v")
 _MARKS_A_LINE = 6
+_LONGEST_PARTICULARS = 100  # characters of a file's name
 _GREY = "0.35"
 _DERIVED, _INHERENT = "#56B4E9", "#E69F00"
 _BEFORE, _AFTER = "#D55E00", "#0072B2"
@@ -136,22 +139,20 @@ def write_row_figures(
     return files + write_figure(folder, f"{row}-gap", lambda: gap_figure(curves))
 
 
-def write_table_figures(root: Path, summary: Mapping[str, Any]) -> list[Path]:
-    """Write the figures of every row of a table that has runs, into its folder `figures`.
+def write_table_figures(root: Path, summary: Mapping[str, Any]) -> dict[str, str]:
+    """Write the figures of every line of a table that has runs, into its folder `figures`.
 
     Args:
         root: The table's directory.
         summary: What its `table.json` holds.
 
     Returns:
-        The files: `write_row_figures` for each row, budget and set of changes.
-
-    Raises:
-        InputError: A run's files are damaged.
-        RunError: A file cannot be written.
+        By the name of a line the sentence that says why it has no figures: a run's files are damaged, its runs had
+        different teachers, or a file cannot be written.
     """
-    files: list[Path] = []
-    for number, row in enumerate(summary["rows"]):
+    failed: dict[str, str] = {}
+    names: list[str] = []
+    for row in summary["rows"]:
         cells = [
             RowCell(entry["column"], seed, root / run)
             for entry in row["columns"]
@@ -159,12 +160,23 @@ def write_table_figures(root: Path, summary: Mapping[str, Any]) -> list[Path]:
             if top1 is not None
         ]
         if cells:
-            folder = root / "figures"
-            folder.mkdir(exist_ok=True)
-            others = [other["row"] for other in summary["rows"][:number]]
-            again = f"-{others.count(row['row']) + 1}" if row["row"] in others else ""
-            files += write_row_figures(f"{row['row']}{again}", cells, folder)
-    return files
+            name = _line_name(row)
+            names.append(name)
+            again = f"-{names.count(name)}" if names.count(name) > 1 else ""
+            try:
+                (root / "figures").mkdir(exist_ok=True)
+                write_row_figures(f"{name}{again}", cells, root / "figures")
+            except GapssgError as error:
+                failed[f"{name}{again}"] = str(error)
+            except OSError as error:
+                failed[f"{name}{again}"] = f"cannot write to {root / 'figures'}: {error.strerror or error}"
+    return failed
+
+
+def _line_name(row: Mapping[str, Any]) -> str:
+    """Name the figures of a line: by row, budget if it is not the full one, and changes."""
+    particulars = re.sub(r"[^\w.-]+", "-", "-".join(particulars_of(row)), flags=re.ASCII)
+    return f"{row['row']}-{particulars[:_LONGEST_PARTICULARS]}" if particulars else str(row["row"])
 
 
 def read_row(cells: Sequence[RowCell], other_runs: Iterable[RowCell] = ()) -> RowCurves:

@@ -54,7 +54,7 @@ class CellPlan(Settings):
     budget: Name
     """How much work."""
     changes: tuple[str, ...] = ()
-    """What --set and --set-pretrain changed."""
+    """What --set, --image-size and --set-pretrain changed."""
     column: Name
     """The column."""
     method: Name
@@ -71,6 +71,13 @@ class CellPlan(Settings):
     """In what teacher and scratch student are not."""
     created: float = Field(ge=0)
     """When it was first asked for, in seconds since 1970."""
+    asked: float | None = Field(default=None, ge=0)
+    """When it was last asked for; older versions did not write it."""
+
+    @property
+    def last_asked(self) -> float:
+        """When it was last asked for, as far as that is known."""
+        return self.created if self.asked is None else self.asked
 
 
 class Outcome(BaseModel):
@@ -99,6 +106,8 @@ class Failure(BaseModel):
     """Its seed."""
     message: str
     """The sentence that it ended with."""
+    traceback: str | None = None
+    """Where that was, if it was no error that has a sentence of its own."""
 
 
 class Ledger:
@@ -163,7 +172,7 @@ class Ledger:
         return self.root / "cells" / row / column / f"seed-{seed}-{settings}"
 
     def keep_plan(self, plan: CellPlan) -> None:
-        """Write what a cell is; of one that is known only what may have changed since: how it is marked.
+        """Write what a cell is; of one that is known what may have changed since: how it is marked, and when asked for.
 
         Raises:
             RunError: It cannot be written.
@@ -171,8 +180,6 @@ class Ledger:
         file = self.root / "cells" / plan.row / plan.column / f"{plan.settings}.json"
         if file.exists():
             plan = plan.model_copy(update={"created": _read(CellPlan, file).created})
-            if _read(CellPlan, file) == plan:
-                return
         _make_folder(file.parent)
         write_json(file, plan.to_dict())
 
@@ -257,13 +264,15 @@ def is_done(run: Path) -> bool:
     return (run / "result.json").is_file()
 
 
-def record_failure(run: Path, seed: int, message: str) -> None:
-    """Keep why a run failed.
+def record_failure(run: Path, failure: Failure) -> Path:
+    """Keep why a run failed, and return the file that says it.
 
     Raises:
         RunError: It cannot be written.
     """
-    write_json(_failure_file(run), {"seed": seed, "message": message})
+    file = _failure_file(run)
+    write_json(file, failure.model_dump(exclude_none=True))
+    return file
 
 
 def forget_failure(run: Path) -> None:

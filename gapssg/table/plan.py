@@ -9,15 +9,15 @@ from pathlib import Path
 from gapssg.engine.settings import DistillSettings, PretrainSettings
 from gapssg.table.ledger import CellPlan, Ledger
 from gapssg.table.rows import (
-    Column,
-    departures,
+    distill_departures,
     distill_settings,
     identity,
     make_columns,
     make_rows,
+    pretrain_departures,
     pretrain_settings,
 )
-from gapssg.table.settings import TEACHER, TableSettings
+from gapssg.table.settings import TableSettings
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def plan_tasks(settings: TableSettings, root: Path) -> list[Task]:
     """
     ledger, began = Ledger(root.absolute()), time.time()
     tasks: dict[Path, Task] = {}
-    changes = settings.changes + tuple(f"pretrain {change}" for change in settings.pretrain_changes)
+    size = () if settings.image_size is None else (f"image_size={settings.image_size}",)
+    changes = (*settings.changes, *size, *(f"pretrain {change}" for change in settings.pretrain_changes))
     for row in make_rows(settings):
         teacher_settings = pretrain_settings(row, row.teacher, 0, settings)
         scratch_settings = pretrain_settings(row, row.student, 0, settings)
@@ -70,9 +71,13 @@ def plan_tasks(settings: TableSettings, root: Path) -> list[Task]:
                 settings=identity(cell, row, teacher_hash),
                 teacher_settings=teacher_hash,
                 scratch_settings=scratch_hash,
-                departures=tuple(departures(row, column, settings)),
-                pretrain_departures=tuple(departures(row, Column(TEACHER, None), settings)),
+                departures=(
+                    *pretrain_departures(row, settings),
+                    *distill_departures(row, column, cell.method.name, settings),
+                ),
+                pretrain_departures=tuple(pretrain_departures(row, settings)),
                 created=began,
+                asked=began,
             )
             began += 1e-3  # columns stay in the order in which they were asked for
             cells.append((plan, cell))

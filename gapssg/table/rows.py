@@ -18,8 +18,8 @@ from gapssg.data.settings import DataSettings
 from gapssg.engine.settings import DistillSettings, PretrainSettings
 from gapssg.errors import InputError
 from gapssg.files import canonical_json
-from gapssg.settings.load import flatten, load_settings, recipe_names, recipe_text
-from gapssg.synthesis import method_classes, published_settings
+from gapssg.settings.load import AnySettings, flatten, load_settings, recipe_names, recipe_text
+from gapssg.synthesis import departures_of, method_classes, published_settings
 
 if TYPE_CHECKING:
     from gapssg.table.settings import TableSettings
@@ -38,17 +38,9 @@ _SMOKE_METHOD = {
 }
 
 # These change how, where and when a run computes and writes, but not what it comes to. (What device and precision do
-# to the last bits is of no account here.)
-_NO_PART_OF_THE_RESULT = (
-    "runtime",
-    "checkpoint_every",
-    "checkpoint_minutes",
-    "max_rollbacks",
-    "evaluate_every",
-    "snapshot_every",
-    "samples",
-    "keep_pool",
-)
+# to the last bits is of no account here.) A run keeps the first to its end; the others may change on the way.
+_KEPT_TO_THE_END = ("runtime", "evaluate_every", "snapshot_every", "samples", "keep_pool")
+_NO_PART_OF_THE_RESULT = (*_KEPT_TO_THE_END, "checkpoint_every", "checkpoint_minutes", "max_rollbacks")
 _SHORT_HASH = 12
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
 
@@ -221,23 +213,35 @@ def distill_settings(row: Row, column: Column, seed: int, teacher: Path, setting
         return composed if settings.budget != "smoke" else load([*_smoke_of(chosen[-1]), *changes])
 
 
-def departures(row: Row, column: Column, settings: TableSettings) -> list[str]:
-    """Say in what a cell is not what was published, one phrase each."""
+def settings_to_continue(settings: AnySettings, began_with: AnySettings) -> AnySettings:
+    """Return the settings with which a run goes on that began with others of the same identity."""
+    kept = {key: getattr(began_with, key) for key in _KEPT_TO_THE_END if key in type(settings).model_fields}
+    return settings.model_copy(update=kept)
+
+
+def pretrain_departures(row: Row, settings: TableSettings) -> list[str]:
+    """Say in what the training of teacher and scratch student is not what was published, one phrase each."""
     found = []
     if settings.budget != "full":
         found.append(f"budget {settings.budget}, which is not the published one")
     if row.data_name != row.published_data:
         found.append(f"the images are {row.data_name}, not {row.published_data}")
+    if settings.image_size is not None:
+        found.append(f"the images are scaled to {settings.image_size}x{settings.image_size} pixels")
     if settings.pretrain_changes:
         found.append(f"teacher and scratch student trained with {', '.join(settings.pretrain_changes)}")
-    if column.name in ("teacher", "scratch"):
-        return found
+    return found
+
+
+def distill_departures(row: Row, column: Column, method: str, settings: TableSettings) -> list[str]:
+    """Say in what else a cell of `method` is not what was published, one phrase each."""
+    found = [*departures_of(method, row.teacher)]
     if settings.changes:
         found.append(f"with {', '.join(settings.changes)}")
     if column.changes:
         found.append(f"{column.name} is with {', '.join(column.changes)}")
-    elif settings.budget == "full" and not published_settings(column.method, row.teacher):
-        found.append(f"published epochs, batch size and learning rate of {column.method} not known: those of gapssg")
+    if settings.budget == "full" and not published_settings(method, row.teacher):
+        found.append(f"published epochs, batch size and learning rate of {method} not known: those of gapssg")
     return found
 
 
@@ -293,7 +297,7 @@ def _data_options(key: str, row: Row) -> dict[str, tuple[str, Any]]:
 
 
 def _runtime_options(settings: TableSettings, seed: int) -> dict[str, tuple[str, Any]]:
-    runtime = {f"runtime.{name}": ("the command line", value) for name, value in settings.runtime.to_dict().items()}
+    runtime = {f"runtime.{name}": (f"--{name}", value) for name, value in settings.runtime.to_dict().items()}
     return {"seed": ("--seeds", seed), **runtime}
 
 

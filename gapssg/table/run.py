@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gapssg.engine.checkpoint import has_checkpoint
 from gapssg.engine.distill import distill
 from gapssg.engine.pretrain import pretrain_teacher
 from gapssg.engine.requests import Requests, Stopped
@@ -18,8 +20,9 @@ from gapssg.engine.run_directory import Display, SilentDisplay
 from gapssg.engine.settings import DistillSettings, PretrainSettings
 from gapssg.errors import GapssgError, InputError, Taken
 from gapssg.settings.load import load_settings
-from gapssg.table.ledger import Ledger, forget_failure, is_done, record_failure
+from gapssg.table.ledger import Failure, Ledger, forget_failure, is_done, record_failure
 from gapssg.table.plan import Task
+from gapssg.table.rows import settings_to_continue
 from gapssg.table.summary import write_summary
 
 _SECONDS_BETWEEN_LOOKS = 2.0
@@ -30,8 +33,8 @@ def run_table(
 ) -> dict[str, Any]:
     """Make those of `tasks`, which `plan_tasks` planned for `root`, that are not made yet; write what they reached.
 
-    A run that was interrupted is continued, one that fails is recorded and the others are made, and one that another
-    process makes is left to it; its teacher is waited for.
+    A run that was interrupted is continued, and kept as it is where that is not possible; one that fails is recorded
+    and the others are made, and one that another process makes is left to it; its teacher is waited for.
 
     Returns:
         What `table.json` holds, and `failed` and `elsewhere`: the runs that failed, with their sentences, and those
@@ -41,7 +44,7 @@ def run_table(
         InputError: `root` is no table, or one of a newer format; nothing has been written.
         RunError: The disk refused a write.
         Stopped: `requests` asked for it; the run that went on holds a checkpoint.
-        Taken: Other processes make all that is asked for.
+        Taken: Other processes make all that is left to make.
     """
     ledger = Ledger(root)
     ledger.begin()
@@ -64,7 +67,7 @@ class _Work:
     Attributes:
         failed: By label the sentence that a run ended with.
         elsewhere: By label the process that makes a run.
-        any_of_ours: Whether there was a run that no other process made.
+        any_of_ours: Whether this process began or continued a run.
     """
 
     def __init__(self, ledger: Ledger, display: Display, requests: Requests, tasks: Sequence[Task]) -> None:
@@ -98,10 +101,11 @@ class _Work:
         try:
             with self.ledger.claim(task.run):
                 self.elsewhere.pop(task.label, None)
-                self.any_of_ours = True
                 if is_done(task.run):
+                    forget_failure(task.run)
                     self._say(f"{task.label}: done before")
                 else:
+                    self.any_of_ours = True
                     self._make(task)
         except Taken as error:
             if task.label not in self.elsewhere:
@@ -123,12 +127,8 @@ class _Work:
             result = self._begin_or_continue(task)
         except (Stopped, Taken):
             raise
-        except (GapssgError, torch.OutOfMemoryError) as error:
-            sentence = str(error).split("\n")[0]
-            record_failure(task.run, task.settings.seed, sentence)
-            self.failed[task.label] = sentence
-            self._failed_runs.add(task.run)
-            self._say(f"{task.label}: failed: {sentence}")
+        except Exception as error:  # whatever it is, the other runs are made
+            self._fail(task, error)
         else:
             forget_failure(task.run)
             top1 = result["student" if task.teacher else "model"]["top1"]
@@ -139,18 +139,37 @@ class _Work:
         if self.requests.stop is not None:
             raise Stopped(self.requests.stop)
 
+    def _fail(self, task: Task, error: Exception) -> None:
+        """Record the failure of a run."""
+        sentence, trace = str(error).split("\n")[0], None
+        if not isinstance(error, GapssgError):
+            sentence = f"{type(error).__name__}: {sentence}"
+            trace = "".join(traceback.format_exception(error))
+        file = record_failure(task.run, Failure(seed=task.settings.seed, message=sentence, traceback=trace))
+        where = f" (its traceback is in {file})" if trace else ""
+        self.failed[task.label] = f"{sentence}{where}"
+        self._failed_runs.add(task.run)
+        self._say(f"{task.label}: failed: {self.failed[task.label]}")
+
     def _begin_or_continue(self, task: Task) -> dict[str, Any]:
+        """Make a run; one that has come as far as a checkpoint is never begun anew.
+
+        Raises:
+            InputError: It cannot be made with these settings, or not continued.
+        """
         if not (task.run / "settings.toml").exists():
             return self._run(task, task.settings)
+        if not has_checkpoint(task.run):
+            self._say(f"{task.label}: begins anew, because there is no checkpoint to continue from")
+            return self._run(task, task.settings, overwrite=True)
         try:
             began_with = load_settings(type(task.settings), section="-", config=task.run / "settings.toml")
-            # It goes on with the device and precision that it began with.
-            return self._run(task, task.settings.model_copy(update={"runtime": began_with.runtime}), resume=True)
+            return self._run(task, settings_to_continue(task.settings, began_with), resume=True)
         except Taken:
             raise
         except InputError as error:
-            self._say(f"{task.label}: begins anew, because it cannot continue: {str(error).splitlines()[0]}")
-            return self._run(task, task.settings, overwrite=True)
+            sentence = str(error).split("\n")[0]
+            raise InputError(f"{sentence}; nothing of it is lost: to begin it anew, remove {task.run}") from error
 
     def _run(
         self, task: Task, settings: PretrainSettings | DistillSettings, resume: bool = False, overwrite: bool = False

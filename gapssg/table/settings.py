@@ -22,6 +22,17 @@ Budget = Literal["full", "short", "smoke"]
 
 _BASELINES = ("noise",)
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
+_RUNTIME = "use --device, --precision, --compile or --deterministic"
+# What the table says itself, whatever a change says.
+_SAID_ELSEWHERE = {
+    **{key: "the row says it" for key in ("teacher", "student.name", "model.name")},
+    **{f"{data}.name": "use --data" for data in ("data", "eval_data")},
+    **{f"{data}.root": "use --data-root" for data in ("data", "eval_data")},
+    **{f"{data}.download": "use --download" for data in ("data", "eval_data")},
+    **{f"{data}.image_size": "use --image-size" for data in ("data", "eval_data")},
+    **{key: _RUNTIME for key in ("runtime", *(f"runtime.{name}" for name in RuntimeSettings.model_fields))},
+    "seed": "use --seeds",
+}
 # A comma within a value, as in a list, is not followed by a key.
 _BETWEEN_SETTINGS = re.compile(r",(?=[\w.]+=)")
 
@@ -49,6 +60,19 @@ def _check_name(name: str) -> str:
     return name
 
 
+def _check_change(text: str) -> str:
+    key = ".".join(part.strip() for part in text.partition("=")[0].split("."))
+    if key in _SAID_ELSEWHERE:
+        raise InputError(f"{key} cannot be changed here: {_SAID_ELSEWHERE[key]}")
+    return text
+
+
+def _check_change_of_all(text: str) -> str:
+    if text.partition("=")[0].strip() == "method.name":
+        raise InputError("method.name cannot be changed here: use --methods, or --variant")
+    return _check_change(text)
+
+
 Name = Annotated[str, AfterValidator(as_validator(_check_name))]
 
 
@@ -57,22 +81,36 @@ class VariantSettings(Settings):
 
     name: Name
     """The column."""
-    changes: tuple[str, ...] = Field(min_length=1)
+    changes: tuple[Annotated[str, AfterValidator(as_validator(_check_change))], ...] = Field(min_length=1)
     """Texts `key.path=value`, as --set takes them; `method.name` among them chooses another method than gapssg."""
+
+
+class GivenRuntimeSettings(Settings):
+    """What is asked for of device, precision and compilation; the rest is as the recipe says."""
+
+    device: str | None = None
+    """As `runtime.device`."""
+    precision: str | None = None
+    """As `runtime.precision`."""
+    compile: bool | None = None
+    """As `runtime.compile`."""
+    deterministic: bool | None = None
+    """As `runtime.deterministic`."""
 
 
 def parse_variant(text: str) -> VariantSettings:
     """Read `NAME:KEY=VALUE[,KEY=VALUE...]`.
 
     Raises:
-        InputError: It is not of that form, or a method has this name.
+        InputError: It is not of that form, a method has this name, or the table itself says what it changes.
     """
     name, colon, changes = text.partition(":")
     if not colon or not all("=" in change for change in _BETWEEN_SETTINGS.split(changes)):
         raise InputError(f"--variant {text!r} is not of the form NAME:KEY=VALUE[,KEY=VALUE...]")
     if name in (*method_names(), SCRATCH, TEACHER):
         raise InputError(f"--variant {name!r} has the name of another column; choose a name of its own")
-    return VariantSettings(name=_check_name(name), changes=tuple(_BETWEEN_SETTINGS.split(changes)))
+    checked = [_check_change(change) for change in _BETWEEN_SETTINGS.split(changes)]
+    return VariantSettings(name=_check_name(name), changes=tuple(checked))
 
 
 class TableSettings(Settings):
@@ -102,9 +140,9 @@ class TableSettings(Settings):
     """Scale and crop every image to a square of this many pixels; needed where sizes differ."""
     scratch: bool = True
     """Whether a student is also trained on the real images, for comparison."""
-    changes: tuple[str, ...] = ()
+    changes: tuple[Annotated[str, AfterValidator(as_validator(_check_change_of_all))], ...] = ()
     """Texts `key.path=value` that change the settings of every distillation."""
-    pretrain_changes: tuple[str, ...] = ()
+    pretrain_changes: tuple[Annotated[str, AfterValidator(as_validator(_check_change))], ...] = ()
     """Texts `key.path=value` that change how teachers and scratch students are trained."""
-    runtime: RuntimeSettings = RuntimeSettings()
-    """Device, precision and compilation."""
+    runtime: GivenRuntimeSettings = GivenRuntimeSettings()
+    """Device, precision and compilation, where another than the recipe's is asked for."""

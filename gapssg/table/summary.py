@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gapssg.files import write_atomically
@@ -14,8 +14,8 @@ from gapssg.table.ledger import FORMAT, TABLE, CellPlan, Failure, Ledger, Outcom
 from gapssg.table.rows import Figures, published_figures_of
 
 _CSV_COLUMNS = (
-    *("row", "budget", "column", "top1", "deviation", "published_top1", "published_deviation"),
-    *("seeds", "seconds", "device", "marks"),
+    *("row", "budget", "changes", "column", "top1", "deviation", "published_top1", "published_deviation"),
+    *("seeds", "seconds", "device", "marks", "notes"),
 )
 
 
@@ -31,11 +31,11 @@ def summarise(ledger: Ledger) -> dict[str, Any]:
     Raises:
         InputError: A file of the table is damaged.
     """
-    lines: dict[tuple[str, str, tuple[str, ...]], dict[str, CellPlan]] = {}
-    for plan in ledger.plans():  # of two with one name but other settings, the newer stands in the table
-        lines.setdefault((plan.row, plan.budget, plan.changes), {})[plan.column] = plan
+    lines: dict[tuple[str, str, tuple[str, ...]], list[CellPlan]] = {}
+    for plan in ledger.plans():
+        lines.setdefault((plan.row, plan.budget, plan.changes), []).append(plan)
     notes: list[str] = []
-    rows = [_summarise_row(ledger, list(plans.values()), notes) for plans in lines.values()]
+    rows = [_summarise_row(ledger, plans, notes) for plans in lines.values()]
     return {"format": FORMAT, "rows": rows, "notes": {_mark(index): note for index, note in enumerate(notes)}}
 
 
@@ -62,7 +62,12 @@ def to_csv(summary: dict[str, Any]) -> str:
     writer.writeheader()
     for row in summary["rows"]:
         for entry in entries_of(row):
-            lists = {"seeds": " ".join(map(str, entry["seeds"])), "marks": " ".join(entry["marks"])}
+            lists = {
+                "changes": "; ".join(row["changes"]),
+                "seeds": " ".join(map(str, entry["seeds"])),
+                "marks": " ".join(entry["marks"]),
+                "notes": "; ".join(summary["notes"][mark] for mark in entry["marks"]),
+            }
             writer.writerow({**row, **entry, **lists})
     return text.getvalue()
 
@@ -73,8 +78,8 @@ def to_markdown(summary: dict[str, Any]) -> str:
     accuracies, seconds = [], []
     for row in summary["rows"]:
         by_name = {entry["column"]: entry for entry in entries_of(row)}
-        label = f"{row['row']} ({row['budget']}, {len(row['changes'])} changed)" if row["changes"] else row["row"]
-        label = label if row["changes"] or row["budget"] == "full" else f"{row['row']} ({row['budget']})"
+        particulars = particulars_of(row)
+        label = f"{row['row']} ({', '.join(particulars)})" if particulars else row["row"]
         accuracies.append([label, *(accuracy(by_name[name]) if name in by_name else "" for name in names)])
         times = [by_name[name]["seconds"] if name in by_name else None for name in names]
         seconds.append([label, *("" if time is None else f"{time:.0f}" for time in times)])
@@ -86,6 +91,11 @@ def to_markdown(summary: dict[str, Any]) -> str:
         *(f"{mark}: {note}." for mark, note in summary["notes"].items()),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def particulars_of(row: Mapping[str, Any]) -> list[str]:
+    """Return what tells a line from others of its row: the budget, if it is not the full one, and the changes."""
+    return [*([] if row["budget"] == "full" else [row["budget"]]), *row["changes"]]
 
 
 def entries_of(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -109,13 +119,18 @@ def with_deviation(mean: float | None, deviation: float | None) -> str:
 
 
 def _summarise_row(ledger: Ledger, plans: Sequence[CellPlan], notes: list[str]) -> dict[str, Any]:
-    newest = max(plans, key=lambda plan: plan.created)
+    newest = max(plans, key=lambda plan: plan.last_asked)
+    # A line compares students of one teacher. Of two cells with one name, it has the one that was last asked for.
+    shown = {}
+    for plan in sorted(plans, key=lambda plan: plan.last_asked):
+        if plan.teacher_settings == newest.teacher_settings:
+            shown[plan.column] = plan
     figures = published_figures_of(newest.recipe)
     pretrained = newest.pretrain_departures
     teacher = _entry("teacher", ledger.teacher(newest), ledger.teacher_failures(newest), figures, pretrained, notes)
     scratch = _entry("scratch", ledger.scratch(newest), ledger.scratch_failures(newest), figures, pretrained, notes)
     columns = []
-    for plan in sorted(plans, key=lambda plan: plan.created):
+    for plan in sorted(shown.values(), key=lambda plan: plan.created):
         runs, failures = ledger.outcomes(plan), ledger.failures(plan)
         entry = _entry(plan.column, runs, failures, figures, plan.departures, notes)
         columns.append({**entry, "method": plan.method, "settings": plan.settings})

@@ -17,7 +17,9 @@ from benchmarks.runs import events, files_of
 from gapssg import DistillSettings, InputError, PretrainSettings, distill, pretrain_teacher
 from gapssg.engine.requests import Requests, Stopped
 from gapssg.engine.run_directory import SilentDisplay
-from tests.conftest import write_images, write_teacher
+from gapssg.models import create_model
+from gapssg.models.model_file import save_model
+from tests.conftest import make_card, write_images, write_teacher
 from tests.engine.test_distill import TINY
 
 Start = Callable[..., dict[str, Any]]
@@ -178,6 +180,34 @@ def test_another_teacher_of_the_same_name_is_refused(teacher_file: Path, tmp_pat
     shutil.copy(tmp_path / "run" / "student.safetensors", teacher_file)
     with pytest.raises(InputError, match="cannot be continued: the teacher's SHA-256 was"):
         distill(settings, tmp_path / "run", resume=True)
+
+
+def test_a_teacher_and_evaluation_images_that_were_moved_are_the_same(teacher_file: Path, tmp_path: Path):
+    images = write_images(tmp_path / "images")
+    two = create_model("wrn16_1", num_classes=2, input_shape=(1, 16, 16), seed=1)
+    save_model(teacher_file, two, make_card(num_classes=2, class_names=("bright", "dark")))
+    values = {**TINY, "epochs": 2}
+
+    def settings() -> DistillSettings:
+        data = {"name": f"folder:{images}"}
+        return DistillSettings.model_validate({**values, "teacher": teacher_file, "eval_data": data})
+
+    distill(settings(), tmp_path / "whole")
+    with pytest.raises(Interruption):
+        distill(settings(), tmp_path / "run", display=InterruptingDisplay(9))
+    assert (tmp_path / "run" / "checkpoint").exists()
+    images = images.rename(tmp_path / "moved")
+    teacher_file = teacher_file.rename(tmp_path / "moved.safetensors")
+    distill(settings(), tmp_path / "run", resume=True)
+    expected, found = (files_of(tmp_path / name) for name in ("whole", "run"))
+    for name in ("student.safetensors", "best.safetensors"):
+        assert found[name] == expected[name]
+    assert str(images) in (tmp_path / "run" / "settings.toml").read_text()
+    shutil.copy(images / "test" / "dark" / "0.png", images / "test" / "bright" / "0.png")
+    with pytest.raises(InputError, match="the evaluation images are not those that the run began with"):
+        distill(settings(), tmp_path / "run", resume=True)
+    with pytest.raises(InputError, match=r"eval_data\.name was 'folder:.*' and is None"):
+        distill(settings().model_copy(update={"eval_data": None}), tmp_path / "run", resume=True)
 
 
 def test_a_run_without_a_checkpoint_says_how_to_start_anew(teacher_file: Path, tmp_path: Path):

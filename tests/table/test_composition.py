@@ -18,7 +18,7 @@ from gapssg.table import rows
 from gapssg.table.plan import Task, plan_tasks
 from gapssg.table.rows import make_rows, published_figures_of, row_names
 from gapssg.table.settings import TableSettings, method_names, parse_variant
-from tests.program import gapssg
+from tests.program import gapssg, refusal
 
 PUBLISHED = list(csv.DictReader((Path(rows.__file__).parent / "published.csv").read_text().splitlines()))
 RUNS = {"gapssg": (200, 128, 0.2), "fast": (220, 256, 0.2), "mad": (200, 128, 0.2), "noise": (200, 128, 0.2)}
@@ -132,8 +132,8 @@ def test_the_short_digits_have_a_budget_for_each_method():
 
 def test_changes_lie_over_the_budget_and_a_variants_over_these():
     variant = parse_variant("slow:method.passes=7,epochs=3").to_dict()
-    changed = distilled(changes=["epochs=5", "seed=8"], variants=[variant], methods=[], budget="short")
-    assert (changed.epochs, changed.method.passes, changed.seed) == (3, 7, 0)  # the seed is the table's own
+    changed = distilled(changes=["epochs=5", "batch_size=8"], variants=[variant], methods=[], budget="short")
+    assert (changed.epochs, changed.method.passes, changed.batch_size) == (3, 7, 8)
     other = parse_variant("quick:method.name='fast',method.generator_steps=2").to_dict()
     settings = distilled(variants=[other], methods=[])
     assert (settings.method.name, settings.method.generator_steps, settings.epochs) == ("fast", 2, 220)
@@ -144,6 +144,41 @@ def test_a_setting_of_another_method_is_refused_before_anything_runs(tmp_path: P
         plan(tmp_path / "table", methods=["gapssg", "dafl"], changes=["method.passes=3"])
     assert str(caught.value).startswith(f"{ROW}, dafl: method.passes (from --set) is no setting of dafl, but of gapssg")
     assert not (tmp_path / "table").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "instead"),
+    [
+        ("student.name=vgg11", "the row says it"),
+        ("teacher=/tmp/teacher.safetensors", "the row says it"),
+        ("eval_data.name=digits", "use --data"),
+        ("eval_data.image_size=16", "use --image-size"),
+        ("runtime.compile=true", "use --device, --precision, --compile or --deterministic"),
+        ("runtime={compile=true}", "use --device, --precision, --compile or --deterministic"),
+        ("seed=8", "use --seeds"),
+    ],
+)
+def test_what_the_table_says_itself_is_refused_as_a_change(tmp_path: Path, change, instead):
+    sentence = f"cannot be changed here: {instead}"
+    rows = ["table", tmp_path / "table", "--rows", "digits"]
+    assert refusal(*rows, "--set", change).endswith(sentence)
+    assert refusal(*rows, "--variant", f"v:method.passes=3,{change}").endswith(sentence)
+    pretrain = change.replace("eval_data", "data").replace("student", "model")
+    assert refusal(*rows, "--set-pretrain", pretrain).endswith(sentence)
+    assert not (tmp_path / "table").exists()
+
+
+def test_a_method_for_all_columns_is_refused_as_a_change(tmp_path: Path):
+    sentence = refusal("table", tmp_path / "table", "--rows", "digits", "--set", "method.name=fast")
+    assert sentence.endswith("method.name cannot be changed here: use --methods, or --variant")
+
+
+def test_a_recipe_says_whether_steps_are_compiled_unless_the_command_line_does():
+    assert tomllib.loads(recipe_text("cifar-reduced"))["distill"]["runtime"] == {"compile": True}
+    for given, expected in (({}, True), ({"device": "cpu"}, True), ({"compile": False}, False)):
+        assert distilled(budget="short", runtime=given).runtime.compile is expected
+    assert distilled(budget="short", runtime={"device": "cpu"}).runtime.device == "cpu"
+    assert distilled(budget="full").runtime.compile == "auto"
 
 
 def test_the_hash_is_of_what_decides_the_result_alone():
@@ -192,15 +227,30 @@ def test_what_is_not_as_published_is_said():
         assert found is not None
         return found.departures
 
-    assert said() == ()
-    assert said(methods=["fast"]) == ()
+    assert said() == said(methods=["deepinversion"]) == ()
+    assert said(methods=["fast"]) == ("the learning rate ends at 0, not at 2e-4",)
+    assert said(image_size=16) == ("the images are scaled to 16x16 pixels",)
+    assert cell(image_size=16).plan.pretrain_departures == said(image_size=16)
     assert said(budget="short") == ("budget short, which is not the published one",)
     assert said(data="folder:cifar10-jpeg") == ("the images are cifar10-jpeg, not cifar10",)
     assert said(changes=["epochs=5"]) == ("with epochs=5",)
     assert said(pretrain_changes=["epochs=5"]) == ("teacher and scratch student trained with epochs=5",)
-    assert "not known" in said(methods=["mad"])[0]
+    assert said(methods=["mad"])[-1].startswith("published epochs, batch size and learning rate of mad not known")
     variant = parse_variant("plain:method.regulatory_factor=false").to_dict()
     assert said(variants=[variant]) == ("plain is with method.regulatory_factor=false",)
+    variant = parse_variant("other:method.name=fast,method.warm_up=0").to_dict()
+    assert said(variants=[variant])[:1] == ("the learning rate ends at 0, not at 2e-4",)
+
+
+def test_a_method_that_is_not_the_published_one_is_marked_in_every_row():
+    departing = {"dafl", "zskt", "dfad", "dfq", "cmi", "fast", "mad"}
+    for row, more in ((ROW, []), ("cifar10-resnet34-wrn16_1", ["cmi"])):
+        marked = {}
+        for task in plan(rows=[row], methods=method_names()):
+            if task.plan is not None:
+                marked[task.plan.method] = [each for each in task.plan.departures if "not known" not in each]
+        assert {method for method, phrases in marked.items() if phrases} == departing
+        assert [method for method, phrases in marked.items() if any("four stages" in each for each in phrases)] == more
 
 
 def test_published_figures_are_fractions_by_column():

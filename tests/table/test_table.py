@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,19 +14,22 @@ from unittest import mock
 import pytest
 
 from gapssg.engine.requests import Requests, Stopped
+from gapssg.engine.run_directory import SilentDisplay
 from gapssg.engine.settings import DistillSettings, PretrainSettings
 from gapssg.errors import InputError, RunError, Taken
 from gapssg.files import lock, write_json
 from gapssg.models import MODELS, ModelEntry
+from gapssg.table import figures
 from gapssg.table import run as runs
 from gapssg.table.ledger import Ledger
 from gapssg.table.plan import Task, plan_tasks
-from gapssg.table.settings import TableSettings
+from gapssg.table.settings import TableSettings, parse_variant
 from gapssg.table.summary import summarise, write_summary
 from tests.conftest import write_images
 from tests.program import gapssg, refusal
 
 ROW = "cifar10-wrn40_2-wrn16_1"
+OF_FAST = "the learning rate ends at 0, not at 2e-4"
 
 
 class Engine:
@@ -99,30 +104,162 @@ def test_other_settings_are_another_line_of_the_table(engine: Engine, tmp_path: 
     summary = runs.run_table(plan(root, seeds=1, changes=["epochs=9"]), root)
     assert engine.names.count("gapssg/0") == 2
     assert [row["changes"] for row in summary["rows"]] == [[], ["epochs=9"]]
-    assert columns_of(summary, 1)["gapssg"]["marks"] == ["a"]
-    assert summary["notes"] == {"a": "with epochs=9"}
+    assert columns_of(summary, 1)["gapssg"]["marks"] == ["b"]
+    assert summary["notes"] == {"a": OF_FAST, "b": "with epochs=9"}
+
+
+def interrupt(task: Task, *, has_checkpoint: bool = True) -> Path:
+    """Leave of a run what an interruption leaves."""
+    (task.run / "checkpoint").mkdir(parents=True)
+    (task.run / "settings.toml").write_text(task.settings.to_toml())
+    if has_checkpoint:
+        (task.run / "checkpoint" / "latest.safetensors").touch()
+    return task.run
+
+
+def test_images_of_another_size_are_another_line_with_a_teacher_of_its_own(engine: Engine, tmp_path: Path):
+    root = tmp_path / "table"
+    runs.run_table(plan(root, seeds=1), root)
+    summary = runs.run_table(plan(root, seeds=1, image_size=16, methods=["fast"]), root)
+    assert [row["changes"] for row in summary["rows"]] == [[], ["image_size=16"]]
+    teachers = [row["teacher"]["runs"] for row in summary["rows"]]
+    assert teachers[0] != teachers[1]
+    assert set(columns_of(summary)) == {"gapssg", "fast"}
+    assert set(columns_of(summary, 1)) == {"fast"}
+
+
+def test_a_line_has_the_cells_of_the_teacher_that_was_last_asked_for(engine: Engine, tmp_path: Path):
+    root = tmp_path / "table"
+    tasks = plan(root, seeds=1)
+    runs.run_table(tasks, root)
+    for file in (root / "cells").rglob("gapssg/*.json"):
+        file.write_text(file.read_text().replace(tasks[0].run.name.split("-")[-1], "0123456789ab"))
+    summary = summarise(Ledger(root))
+    assert set(columns_of(summary)) == {"fast"}
+    assert [row["teacher"]["runs"] for row in summary["rows"]] == [[str(tasks[0].run.relative_to(root))]]
+
+
+def test_the_table_shows_what_was_last_asked_for(engine: Engine, tmp_path: Path):
+    root = tmp_path / "table"
+    for weight in (0.1, 0.2, 0.1):
+        variant = parse_variant(f"v:method.gap_weight={weight}").to_dict()
+        tasks = plan(root, methods=[], variants=[variant], seeds=1)
+        summary = runs.run_table(tasks, root)
+        assert columns_of(summary)["v"]["runs"] == [str(tasks[-1].run.relative_to(root))]
+        assert list(summary["notes"].values()) == [f"v is with method.gap_weight={weight}"]
+    assert engine.names.count("v/0") == 2
 
 
 def test_an_interrupted_run_is_continued_with_the_device_it_began_with(engine: Engine, tmp_path: Path):
     root = tmp_path / "table"
-    task = plan(root, runtime={"device": "cpu"})[0]
     Ledger(root).begin()
-    task.run.mkdir(parents=True)
-    (task.run / "settings.toml").write_text(task.settings.to_toml())
+    run = interrupt(plan(root, runtime={"device": "cpu"})[0])
     runs.run_table(plan(root), root)
     assert engine.calls[0] == ("cifar10-wrn40_2/0", True, False)
-    assert 'device = "cpu"' in (task.run / "settings.toml").read_text()
+    assert 'device = "cpu"' in (run / "settings.toml").read_text()
 
 
-def test_a_run_that_cannot_continue_begins_anew(engine: Engine, tmp_path: Path):
+def test_an_interrupted_run_goes_on_writing_as_it_began_and_may_be_taken_back_more_often(
+    engine: Engine, tmp_path: Path
+):
     root = tmp_path / "table"
-    task = plan(root)[0]
+    before = ["evaluate_every=3", "snapshot_every=2", "samples=false", "max_rollbacks=1"]
     Ledger(root).begin()
-    task.run.mkdir(parents=True)
-    (task.run / "settings.toml").write_text(task.settings.to_toml())
-    engine.fails["cifar10-wrn40_2/0"] = InputError("no checkpoint")
+    run = interrupt(plan(root, changes=before)[-1])
+    tasks = plan(root, changes=["evaluate_every=5", "max_rollbacks=7"])
+    assert tasks[-1].run == run
+    runs.run_table(tasks, root)
+    assert ("fast/1", True, False) in engine.calls
+    settings = tomllib.loads((run / "settings.toml").read_text())
+    assert {key: settings[key] for key in ("evaluate_every", "snapshot_every", "samples", "max_rollbacks")} == {
+        **{"evaluate_every": 3, "snapshot_every": 2, "samples": False, "max_rollbacks": 7}
+    }
+
+
+def test_a_run_without_a_checkpoint_begins_anew(engine: Engine, tmp_path: Path):
+    root = tmp_path / "table"
+    Ledger(root).begin()
+    interrupt(plan(root)[0], has_checkpoint=False)
     runs.run_table(plan(root), root)
-    assert engine.calls[:2] == [("cifar10-wrn40_2/0", True, False), ("cifar10-wrn40_2/0", False, True)]
+    assert engine.calls[0] == ("cifar10-wrn40_2/0", False, True)
+
+
+def test_a_run_that_cannot_continue_stays_as_it_is(engine: Engine, tmp_path: Path):
+    root = tmp_path / "table"
+    Ledger(root).begin()
+    run = interrupt(plan(root)[0])
+    engine.fails["cifar10-wrn40_2/0"] = InputError("the images are others")
+    summary = runs.run_table(plan(root), root)
+    assert ("cifar10-wrn40_2/0", False, True) not in engine.calls
+    assert (run / "checkpoint" / "latest.safetensors").exists()
+    (sentence,) = summary["failed"].values()
+    assert sentence == f"the images are others; nothing of it is lost: to begin it anew, remove {run}"
+
+
+class Asking(SilentDisplay):
+    """Keeps what is said, and asks to stop in an epoch of a run."""
+
+    def __init__(self, run: str | None) -> None:
+        self.run = run
+        self.requests = Requests()
+        self.said: list[str] = []
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        self.said.append(event["message"])
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        if self.run is not None and self.run in task and "epoch" in task:
+            self.requests.stop = 15
+
+
+def test_runs_are_continued_where_only_folders_have_moved(tmp_path: Path):
+    tiny = ModelEntry("benchmarks.soak:tiny", "for tests")
+    base = tmp_path / "first"
+    write_images(base / "faces")
+
+    def run(root: Path, stop_in: str | None = None) -> tuple[dict[str, Any], list[str]]:
+        values = {"data": f"folder:{base / 'faces'}", "budget": "smoke", "runtime": {"device": "cpu"}}
+        display = Asking(stop_in)
+        tasks = plan(root, rows=["digits"], methods=["zskt"], seeds=1, scratch=False, **values)
+        return runs.run_table(tasks, root, display=display, requests=display.requests), display.said
+
+    with mock.patch("gapssg.models.MODELS", {**MODELS, "wrn16_1": tiny, "wrn16_2": tiny}):
+        whole, _ = run(tmp_path / "whole")
+        for part, place in (("teacher", "second"), ("zskt", "third")):
+            with pytest.raises(Stopped):
+                run(base / "table", part)
+            base = base.rename(tmp_path / place)
+        found, said = run(base / "table")
+    assert found["failed"] == {}
+    assert not any("anew" in sentence for sentence in said)
+    cell = found["rows"][0]["columns"][0]["runs"][0]
+    assert cell == whole["rows"][0]["columns"][0]["runs"][0]
+    for file in ("student.safetensors", "best.safetensors"):
+        assert (base / "table" / cell / file).read_bytes() == (tmp_path / "whole" / cell / file).read_bytes()
+
+
+def test_an_error_of_any_kind_ends_one_run_and_its_traceback_is_kept(engine: Engine, tmp_path: Path):
+    root = tmp_path / "table"
+    engine.fails["gapssg/1"] = RuntimeError("not enough memory: you tried to allocate 9 bytes\nin C++")
+    summary = runs.run_table(plan(root), root)
+    assert sorted(engine.names)[-3:] == ["fast/1", "gapssg/0", "gapssg/1"]
+    (sentence,) = summary["failed"].values()
+    assert sentence.startswith("RuntimeError: not enough memory: you tried to allocate 9 bytes (its traceback is in ")
+    (file,) = root.rglob("*.failed.json")
+    assert str(file) in sentence
+    assert "in _call\n    raise self.fails[name]" in json.loads(file.read_text())["traceback"]
+    assert columns_of(summary)["gapssg"]["failed"] == [1]
+
+
+def test_a_failure_of_a_run_that_is_done_by_now_is_forgotten(engine: Engine, tmp_path: Path):
+    root = tmp_path / "table"
+    engine.fails["gapssg/1"] = RunError("the disk is full")
+    summary = runs.run_table(plan(root), root)
+    assert columns_of(summary)["gapssg"]["failed"] == [1]
+    write_run(next(task.run for task in plan(root) if task.label.endswith("gapssg, seed 1")), 1, 0.9)
+    again = runs.run_table(plan(root), root)
+    assert columns_of(again)["gapssg"]["failed"] == []
+    assert list(again["notes"].values()) == [OF_FAST]
 
 
 def test_a_run_that_fails_is_told_and_the_others_are_made(engine: Engine, tmp_path: Path):
@@ -133,11 +270,11 @@ def test_a_run_that_fails_is_told_and_the_others_are_made(engine: Engine, tmp_pa
     cells = columns_of(summary)
     assert (cells["gapssg"]["seeds"], cells["gapssg"]["failed"]) == ([0], [1])
     assert cells["fast"]["seeds"] == [0, 1]
-    assert summary["notes"] == {"a": "failed with 1 of the seeds (seed 1: the student diverged)"}
+    assert summary["notes"] == {"a": "failed with 1 of the seeds (seed 1: the student diverged)", "b": OF_FAST}
     engine.fails.clear()
     again = runs.run_table(plan(root), root)
     assert columns_of(again)["gapssg"]["seeds"] == [0, 1]
-    assert again["notes"] == {}
+    assert list(again["notes"].values()) == [OF_FAST]
 
 
 def test_without_its_teacher_a_cell_is_not_begun(engine: Engine, tmp_path: Path):
@@ -188,9 +325,9 @@ def test_two_processes_on_one_cell_are_refused_with_the_first_ones_name(engine: 
     tasks = plan(root, methods=["gapssg"], seeds=1, scratch=False)
     Ledger(root).begin()
     write_run(tasks[0].run, 0, 0.9)
-    with lock(lock_of(tasks[0].run)), lock(lock_of(tasks[1].run)), pytest.raises(Taken, match="by process") as caught:
+    with lock(lock_of(tasks[1].run)), pytest.raises(Taken, match="by process") as caught:
         runs.run_table(tasks, root)
-    assert tasks[0].label in str(caught.value)
+    assert tasks[1].label in str(caught.value)
     assert engine.calls == []
 
 
@@ -253,7 +390,7 @@ def test_figures_are_means_and_sample_deviations_of_the_last_epochs(finished: Pa
 def test_the_markdown_has_rows_and_columns_as_published(finished: Path):
     lines = (finished / "table.md").read_text().splitlines()
     assert "| row | teacher | scratch | gapssg | fast |" in lines
-    figures = "94.90 (94.87) | 94.00 ± 1.41 (91.12) | 91.00 ± 1.00 (90.45 ± 0.20) | 80.00 (89.29)"
+    figures = "94.90 (94.87) | 94.00 ± 1.41 (91.12) | 91.00 ± 1.00 (90.45 ± 0.20) | 80.00 (89.29) a"
     assert f"| {ROW} | {figures} |" in lines
     assert f"| {ROW} | 0 | 5 | 10 | 0 |" in lines
 
@@ -265,6 +402,47 @@ def test_the_csv_has_a_line_for_each_figure(finished: Path):
     assert (ours["row"], ours["budget"], ours["seeds"]) == (ROW, "full", "0 1 2")
     assert float(ours["top1"]) == pytest.approx(0.91)
     assert float(ours["published_top1"]) == pytest.approx(0.9045)
+
+
+def test_lines_of_one_row_are_told_apart_by_their_changes(engine: Engine, tmp_path: Path):
+    root = tmp_path / "table"
+    for epochs in (8, 9):
+        changes = {"changes": [f"epochs={epochs}", "batch_size=4"], "pretrain_changes": ["epochs=2"]}
+        runs.run_table(plan(root, methods=["gapssg"], seeds=1, budget="short", **changes), root)
+    lines = [line for line in csv.DictReader((root / "table.csv").read_text().splitlines())]
+    assert [line["changes"] for line in lines if line["column"] == "gapssg"] == [
+        f"epochs={epochs}; batch_size=4; pretrain epochs=2" for epochs in (8, 9)
+    ]
+    assert lines[-1]["notes"] == (
+        "budget short, which is not the published one; teacher and scratch student trained with epochs=2; "
+        "with epochs=9, batch_size=4"
+    )
+    markdown = (root / "table.md").read_text()
+    assert markdown.count(f"| {ROW} (short, epochs=9, batch_size=4, pretrain epochs=2) |") == 2
+
+
+def test_figures_are_named_by_their_line_and_one_that_cannot_be_drawn_does_not_keep_others_back(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+):
+    drawn = []
+
+    def write(name: str, *_: Any) -> None:
+        drawn.append(name)
+        if "short" in name:
+            raise InputError("a run of the row has another teacher")
+
+    monkeypatch.setattr(figures, "write_row_figures", write)
+    (row,) = json.loads((finished / "table.json").read_text())["rows"]
+    lines = [
+        row,
+        {**row, "budget": "short"},
+        {**row, "changes": ["epochs=9", "pretrain optimizer.milestones=[0.5, 0.7]"]},
+        {**row, "changes": ["epochs 9", "pretrain optimizer.milestones=[0.5, 0.7]"]},
+    ]
+    failed = figures.write_table_figures(finished, {"rows": lines})
+    long = f"{ROW}-epochs-9-pretrain-optimizer.milestones-0.5-0.7-"
+    assert drawn == [ROW, f"{ROW}-short", long, f"{long}-2"]
+    assert failed == {f"{ROW}-short": "a run of the row has another teacher"}
 
 
 def test_show_prints_the_ledger_and_needs_no_figure_to_be_there(finished: Path, tmp_path: Path):
@@ -322,6 +500,12 @@ def test_the_program_makes_a_table_and_a_failure_is_exit_status_1(tmp_path: Path
         first = gapssg("table", *arguments, "--json")
         again = gapssg("table", *arguments, "--json")
         failing = gapssg("table", *arguments, "--set", "pool=/absent", "--json", status=1)
+        shutil.copytree(tmp_path / "table", tmp_path / "other")
+        for file in (tmp_path / "other" / "cells").rglob("gapssg/seed-0-*/result.json"):
+            result = json.loads(file.read_text())
+            write_json(file, {**result, "teacher": {**result["teacher"], "sha256": "another"}})
+        arguments[0] = tmp_path / "other"
+        mixed = gapssg("table", *arguments, "--json")
     summary = json.loads(first.stdout)
     (row,) = summary["rows"]
     assert row["row"] == "faces-wrn16_2-wrn16_1"
@@ -330,11 +514,13 @@ def test_the_program_makes_a_table_and_a_failure_is_exit_status_1(tmp_path: Path
     ]
     assert all(entry["marks"] for entry in row["columns"])
     assert (tmp_path / "table" / row["columns"][2]["runs"][0] / "student.safetensors").exists()
-    figures = sorted(file.name for file in (tmp_path / "table" / "figures").iterdir())
-    assert figures == [
-        f"faces-wrn16_2-wrn16_1-{name}" for name in ("accuracy.png", "accuracy.svg", "gap.png", "gap.svg")
-    ]
+    line = "faces-wrn16_2-wrn16_1-smoke-method.generator_width-4-method.latent_size-8"
+    drawn = sorted(file.name for file in (tmp_path / "table" / "figures").iterdir())
+    assert drawn == [f"{line}-{name}" for name in ("accuracy.png", "accuracy.svg", "gap.png", "gap.svg")]
     assert "faces-wrn16_2-wrn16_1, gapssg, seed 1: top-1" in first.stderr
     assert again.stderr.count("done before") == 9
     assert json.loads(again.stdout) == summary
     assert "/absent" in next(iter(json.loads(failing.stdout)["failed"].values()))
+    assert json.loads(mixed.stdout)["rows"][0]["columns"]
+    assert f"no figures of {line}: " in mixed.stderr
+    assert "has another teacher or student" in mixed.stderr

@@ -1,0 +1,216 @@
+"""The whole loss of a step, gradients included, against its formula written out in float64 with nothing shared."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.soak import tiny_model
+from gapssg.runtime import Runtime
+from gapssg.synthesis import CMISettings, DeepInversionSettings, FastSettings
+from gapssg.synthesis.contrastive_inversion import ContrastiveInversion, resized_crop
+from gapssg.synthesis.inversion import Inversion
+from gapssg.synthesis.meta_inversion import MetaInversion
+from gapssg.synthesis.pixel_inversion import PixelInversion
+from tests.synthesis.test_inversion import make_context, make_student
+
+COUNT = 8
+TARGETS = torch.tensor([0, 1, 1, 2, 3, 3, 4, 4])
+GENERATOR: dict[str, Any] = {"synthesis_batch_size": COUNT, "generator_width": 8, "latent_size": 16}
+
+
+@pytest.fixture(autouse=True)
+def tiny_networks() -> Iterator[None]:
+    with tiny_model():
+        yield
+
+
+class Networks:
+    """Teacher and student in float64, and what the teacher's batch norms were given in the last pass."""
+
+    def __init__(self, inversion: Inversion, student: nn.Module) -> None:
+        self.teacher, self.student = (copy.deepcopy(each).double() for each in (inversion.context.teacher, student))
+        self.layers = [layer for layer in self.teacher.modules() if isinstance(layer, nn.BatchNorm2d)]
+        self.inputs: list[Tensor] = []
+        for layer in self.layers:
+            layer.register_forward_pre_hook(lambda _, inputs: self.inputs.append(inputs[0]))
+
+    def logits(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        self.inputs.clear()
+        return self.teacher(views), self.student(views)
+
+    def moments(self) -> list[tuple[Tensor, Tensor]]:
+        means = [inputs.mean(dim=(0, 2, 3)) for inputs in self.inputs]
+        return [
+            (mean, ((inputs - mean[:, None, None]) ** 2).mean(dim=(0, 2, 3)))
+            for mean, inputs in zip(means, self.inputs, strict=True)
+        ]
+
+    def statistics_loss(self, moments: list[tuple[Tensor, Tensor]]) -> Tensor:
+        distances = []
+        for (mean, variance), layer in zip(moments, self.layers, strict=True):
+            distances.append(((mean - layer.running_mean) ** 2).sum().sqrt())
+            distances.append(((variance - layer.running_var) ** 2).sum().sqrt())
+        return sum(distances, torch.zeros((), dtype=torch.float64))
+
+    def features(self) -> Tensor:
+        return torch.cat([inputs.mean(dim=(2, 3)) for inputs in self.inputs], dim=1)
+
+
+def make_networks(inversion: Inversion, runtime: Runtime) -> Networks:
+    """Give the inversion a student that sees, as the teacher does, one class in most images."""
+    student = make_student(runtime, "tiny").eval()
+    with torch.no_grad():
+        for network in (inversion.context.teacher, student):
+            network.get_parameter("classifier.bias")[0] += 1
+    inversion._student = student
+    inversion._targets.copy_(TARGETS)
+    return Networks(inversion, student)
+
+
+def stream(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def step(inversion: Inversion, draws: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    with inversion._observing():
+        outputs = inversion._loss(*draws)
+    torch.autograd.backward(outputs["loss"])
+    return outputs
+
+
+def generated(inversion: Any) -> tuple[nn.Module, Tensor, Tensor]:
+    """The generator in float64, its latent, and its images."""
+    with torch.no_grad():
+        inversion.latent.normal_(generator=stream(3))
+        inversion.generator.reset_parameters(stream(5))
+    generator, latent = copy.deepcopy(inversion.generator).double(), inversion.latent.detach().double()
+    latent.requires_grad_()
+    return generator, latent, generator(latent)
+
+
+def shifted(images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) -> Tensor:
+    """Crops of images with two pixels of padding, some of them mirrored."""
+    views = []
+    for image, row, column, flip in zip(images, rows, columns, flips, strict=True):
+        view = nn.functional.pad(image, (2, 2, 2, 2))[:, 2 + row : 18 + row, 2 + column : 18 + column]
+        views.append(view.flip(2) if flip else view)
+    return torch.stack(views)
+
+
+def normalized(images: Tensor) -> Tensor:
+    return (images - 0.3) / 0.4
+
+
+def cross_entropy(logits: Tensor) -> Tensor:
+    return -logits.log_softmax(1)[torch.arange(COUNT), TARGETS].mean()
+
+
+def masked_divergence(teacher: Tensor, student: Tensor) -> Tensor:
+    p, q = teacher.softmax(1), student.softmax(1)
+    agree = p.argmax(1) == q.argmax(1)
+    assert agree.any()
+    return (p * (p / q).log()).sum(1)[agree].sum() / COUNT
+
+
+def assert_follows(outputs: dict[str, Tensor], expected: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Compare loss and gradients of ours in float32 with theirs in float64."""
+    torch.autograd.backward(expected)
+    assert outputs["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    for ours, theirs in pairs:
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        scale = theirs.grad.abs().max().item()
+        assert scale > 0
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=0, atol=1e-4 * scale)
+
+
+def test_deepinversion_follows_its_formula(runtime):
+    # Weights with which each term counts for a part of the loss that float32 sees.
+    weights = {"statistics_weight": 2.0, "target_weight": 3.0, "adversarial_weight": 500.0}
+    weights |= {"variation_weight": 0.7, "norm_weight": 0.05}
+    settings = DeepInversionSettings(synthesis_batch_size=COUNT, pixel_steps=2, **weights)
+    inversion = PixelInversion(settings, make_context(runtime, "tiny"))
+    networks = make_networks(inversion, runtime)
+    with torch.no_grad():
+        inversion.pixels.normal_(generator=stream(3))
+    rows, columns = torch.arange(16).roll(2), torch.arange(16).roll(-1).flip(0)
+    outputs = step(inversion, (rows, columns))
+
+    pixels = inversion.pixels.detach().double().requires_grad_()
+    teacher, student = networks.logits(pixels[:, :, rows][:, :, :, columns])
+    p, q = (teacher / 3).softmax(1), (student / 3).softmax(1)
+    middle = (p + q) / 2
+    divergence = sum((middle * (middle / each).log()).sum(1).mean() for each in (p, q)) / 2
+    variation = (pixels[..., 1:] - pixels[..., :-1]).abs().mean() + (
+        pixels[..., 1:, :] - pixels[..., :-1, :]
+    ).abs().mean()
+    variation += (pixels[..., 1:, 1:] - pixels[..., :-1, :-1]).abs().mean()
+    variation += (pixels[..., 1:, :-1] - pixels[..., :-1, 1:]).abs().mean()
+    expected = 2 * networks.statistics_loss(networks.moments()) + 3 * cross_entropy(teacher)
+    expected = expected - 500 * divergence + 0.7 * variation + 0.05 * (pixels**2).sum().sqrt()
+    assert_follows(outputs, expected, [(inversion.pixels, pixels)])
+
+
+def test_fast_follows_its_formula_with_a_running_average(runtime):
+    settings = FastSettings(**GENERATOR, generator_steps=2, adversarial_weight=50.0)
+    inversion = MetaInversion(settings, make_context(runtime, "tiny"))
+    networks = make_networks(inversion, runtime)
+    generator, latent, images = generated(inversion)
+    with torch.no_grad():
+        inversion._earlier.uniform_(0.5, 2, generator=stream(6))
+        inversion._share_of_earlier.fill_(0.9)
+        inversion._adversarial.fill_(1)
+    draws = inversion.context.augmentation.draw(COUNT, stream(4))
+    outputs = step(inversion, draws)
+
+    teacher, student = networks.logits(normalized(shifted(images, *draws)))
+    earlier = iter(torch.split(inversion._earlier.double(), inversion._sizes))
+    mixed = [tuple(0.1 * now + 0.9 * next(earlier) for now in pair) for pair in networks.moments()]
+    expected = 10 * networks.statistics_loss(mixed) + 0.4 * cross_entropy(teacher)
+    expected = expected - 50 * masked_divergence(teacher, student)
+    pairs = zip([inversion.latent, *inversion.generator.parameters()], [latent, *generator.parameters()], strict=True)
+    assert_follows(outputs, expected, list(pairs))
+
+
+def test_cmi_follows_its_formula_with_a_bank(runtime):
+    weights = {"adversarial_weight": 50.0, "contrast_weight": 4.0}
+    settings = CMISettings(**GENERATOR, generator_steps=2, bank_size=20, negatives=12, head_size=6, **weights)
+    inversion = ContrastiveInversion(settings, make_context(runtime, "tiny"))
+    networks = make_networks(inversion, runtime)
+    generator, latent, images = generated(inversion)
+    with torch.no_grad():
+        inversion.bank.uniform_(-1, 2, generator=stream(6))
+    draws = inversion._draw(stream(4), 1)  # one batch is in the bank
+    shifts, box, rows = draws[:3], draws[3:8], draws[8][:COUNT]
+    outputs = step(inversion, draws)
+
+    teacher, student = networks.logits(normalized(shifted(images, *shifts)))
+    expected = networks.statistics_loss(networks.moments()) + cross_entropy(teacher)
+    expected = expected - 50 * masked_divergence(teacher, student)
+    whole = networks.features()
+    networks.logits(
+        normalized(resized_crop(images, *(each.double() if each.is_floating_point() else each for each in box)))
+    )
+    local = networks.features()
+    banked = inversion.bank.double()[rows]
+    width = whole.shape[1]
+    head = copy.deepcopy(inversion.head).double()
+    directions = []
+    for features in (torch.cat([local, banked[:, :width]]), torch.cat([whole, banked[:, width:]])):
+        mapped = head(features)
+        directions.append(mapped / (mapped**2).sum(1, keepdim=True).sqrt())
+    similar = directions[0] @ directions[1].detach().T / 0.2
+    losses = -similar.log_softmax(1).diagonal()
+    expected = expected + 4 * (losses[:COUNT].mean() + losses[COUNT:].mean())
+    pairs = zip(
+        [inversion.latent, *inversion.generator.parameters(), *inversion.head.parameters()],
+        [latent, *generator.parameters(), *head.parameters()],
+        strict=True,
+    )
+    assert_follows(outputs, expected, list(pairs))
