@@ -274,7 +274,7 @@ def _read_description(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     if text is None:
         raise InputError(
             f"{path} holds no gapssg description, so its architecture is unknown; "
-            "models made by `gapssg pretrain-teacher` and `gapssg distill` have one"
+            f"make a model file of it: gapssg import-teacher --weights {path} --model NAME ..."
         )
     if text.count(",") > MOST_CLASSES + _MOST_OTHER_VALUES:  # each might be wrong, and an error takes a kilobyte
         raise InputError(f"{path}: its description has more values than that of any model")

@@ -6,7 +6,16 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from gapssg.models import create_model
+from tests.program import gapssg, refusal
 
 DOCS = Path(__file__).parents[2] / "docs"
 SHORT_SYNTHESIS = ["method.generator_steps=2", "method.passes=1", "method.synthesis_batch_size=32"]
@@ -75,3 +84,47 @@ def test_the_ten_minutes_run_as_they_are_written(tmp_path: Path):
     assert done == [
         *("make_images.py", "train.py", "import-teacher", "distill", "eval", "report", "export", "classify.py"),
     ]
+
+
+def test_the_errors_are_those_that_the_guide_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_what_people_have(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    weights = ("--weights", "resnet18.safetensors", "--input-shape", "3,32,32", "--num-classes", 10)
+    gapssg(
+        *("import-teacher", "--model", "torchvision:resnet18", *weights),
+        *("--mean", 0, "--std", 1, "--output", "teacher.safetensors"),
+    )
+    gapssg(
+        *("import-teacher", "--model", "my_models:net", "--weights", "own-weights.safetensors", "--input-shape"),
+        *("3,32,32", "--class-names", "cat,dog", "--mean", 0, "--std", 1, "--output", "own.safetensors"),
+    )
+    guide = (DOCS / "troubleshooting.md").read_text()
+    cases = re.findall(r"^    \$ gapssg (.*)\n    error: ((?:.+\n)+)", guide, re.MULTILINE)
+    for command, quoted in cases:
+        said = " ".join(refusal(*command.split()).split())
+        assert said.removesuffix(f" (seen from {tmp_path})") == " ".join(quoted.split())
+    assert len(cases) == 10
+
+
+def write_what_people_have(folder: Path) -> None:
+    """Write weights as they lie about, a model of one's own, and two folders of photos of many sizes."""
+    weights = create_model("torchvision:resnet18", num_classes=10, input_shape=(3, 32, 32)).state_dict()
+    save_file(weights, folder / "resnet18.safetensors")
+    save_file({f"module.{name}": tensor for name, tensor in weights.items()}, folder / "parallel.safetensors")
+    with zipfile.ZipFile(folder / "resnet18.pth", "w") as archive:  # what torch.save writes begins like this
+        archive.writestr("archive/data.pkl", b"")
+    (folder / "my_models.py").write_text(
+        "from torch import nn\n"
+        "def net(num_classes, in_channels):\n"
+        "    features = nn.Conv2d(in_channels, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()\n"
+        "    return nn.Sequential(*features, nn.Linear(4, num_classes))\n"
+    )
+    own = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    save_file(own.state_dict(), folder / "own-weights.safetensors")
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            place = folder / "photos" / part / name
+            place.mkdir(parents=True)
+            for number in range(2):
+                Image.new("RGB", (50, 40 + number)).save(place / f"{number}.jpg")
