@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from gapssg.cli import options
-from gapssg.cli.console import count, percent
+from gapssg.cli.console import count
 from gapssg.errors import InputError
+from gapssg.text import percent
 
 
 def distill(

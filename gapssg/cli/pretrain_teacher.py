@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from gapssg.cli import options
-from gapssg.cli.console import count, percent
+from gapssg.cli.console import count
+from gapssg.text import percent
 
 
 def pretrain_teacher(

@@ -14,7 +14,7 @@ from gapssg.errors import InputError, shortened
 from gapssg.files import write_atomically
 from gapssg.models.model_file import load_model
 from gapssg.report.runs import DistillationResult, TrainingRun, read_training_run
-from gapssg.text import printable
+from gapssg.text import percent, printable
 
 _FILE = "README.md"
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
@@ -60,7 +60,7 @@ def write_card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"code": _code, "percent": lambda share: f"{100 * share:.1f} %"}
+    environment.filters |= {"code": _code, "percent": percent}
     text = environment.get_template("card.md.jinja").render(
         metadata=_metadata(read, licence),
         name=read.name,
