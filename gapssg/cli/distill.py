@@ -121,7 +121,7 @@ def distill(
 
     with (
         console.live() as shown,
-        options.for_tensorboard(tensorboard, shown, directory, DistillationEpoch) as display,
+        options.for_tensorboard(tensorboard, resume, shown, directory, DistillationEpoch) as display,
     ):
         result = distill(
             settings,

@@ -82,7 +82,7 @@ def pretrain_teacher(
 
     with (
         console.live() as shown,
-        options.for_tensorboard(tensorboard, shown, directory, PretrainingEpoch) as display,
+        options.for_tensorboard(tensorboard, resume, shown, directory, PretrainingEpoch) as display,
     ):
         result = pretrain_teacher(
             settings,
