@@ -256,7 +256,8 @@ def _samples(run: Path) -> list[Picture]:
 
 def _drawn(landscape: Landscape) -> DrawnLandscape:
     pictures = [
-        _picture(f"Loss around the weights, {landscape.name}", figure, _LARGEST_FIGURE) for figure in landscape.figures
+        _picture(f"Loss around the weights (run {landscape.name})", figure, _LARGEST_FIGURE)
+        for figure in landscape.figures
     ]
     return DrawnLandscape(landscape, pictures)
 
