@@ -1,4 +1,4 @@
-"""Texts of strangers, made fit to be shown: names without control characters, paths by their ends."""
+"""What is shown to people: names without control characters, paths by their ends, shares in percent."""
 
 from __future__ import annotations
 
@@ -32,3 +32,8 @@ def shortest_ends(paths: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [f"{name} ({number})" for number, name in enumerate(names, 1)]
+
+
+def percent(share: float | None) -> str:
+    """Return a share in [0, 1] as a percentage with one decimal, or a dash for none."""
+    return "-" if share is None else f"{100 * share:.1f} %"

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from gapssg.text import printable, printable_toml
+from gapssg.text import percent, printable, printable_toml
 
 _WIDTH_OF_AN_EPOCH = 170
 _WIDTH_OF_A_PIPE = 500  # nothing is wrapped that another program reads
@@ -194,11 +194,6 @@ _SHORT_TERMS = {
     "agreement_loss": "as",
     "regulatory_factor": "a",
 }
-
-
-def percent(fraction: float | None) -> str:
-    """Return a fraction as a percentage with one decimal, or a dash."""
-    return "-" if fraction is None else f"{100 * fraction:.1f} %"
 
 
 def count(number: int) -> str:

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from gapssg.cli import options
-from gapssg.cli.console import count, percent
+from gapssg.cli.console import count
 from gapssg.errors import InputError
+from gapssg.text import percent
 
 
 def distill(
@@ -121,7 +122,7 @@ def distill(
 
     with (
         console.live() as shown,
-        options.for_tensorboard(tensorboard, shown, directory, DistillationEpoch) as display,
+        options.for_tensorboard(tensorboard, resume, shown, directory, DistillationEpoch) as display,
     ):
         result = distill(
             settings,

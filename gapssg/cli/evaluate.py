@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from gapssg.cli import options
-from gapssg.cli.console import Console, count, percent
+from gapssg.cli.console import Console, count
+from gapssg.text import percent
 
 _MOST_CLASSES_IN_A_TABLE = 20
 _FEWEST_CLASSES_FOR_TOP5 = 5

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from gapssg.cli import options
-from gapssg.cli.console import Console, count, percent
+from gapssg.cli.console import Console, count
+from gapssg.text import percent
 
 _COLUMNS = ["", "images", "largest difference", "of the largest", "same prediction"]
 

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from gapssg.cli import options
-from gapssg.cli.console import count, percent
+from gapssg.cli.console import count
 from gapssg.errors import InputError
 from gapssg.files import read_bounded
+from gapssg.text import percent
 
 _LONGEST_LIST_OF_NAMES = 2**20  # bytes
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from gapssg.cli import options
-from gapssg.cli.console import Console, percent
+from gapssg.cli.console import Console
+from gapssg.text import percent
 
 
 def landscape(

@@ -62,7 +62,10 @@ Resume = Annotated[
 ]
 TensorBoard = Annotated[
     bool,
-    typer.Option("--tensorboard", help="Write the numbers and sample images for TensorBoard, too, under tensorboard/."),
+    typer.Option(
+        "--tensorboard",
+        help="Write the numbers and sample images for TensorBoard, too, under tensorboard/; --resume goes on with it.",
+    ),
 ]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Number of epochs.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Images in a step.")]
@@ -177,14 +180,20 @@ def console_of(context: typer.Context) -> Console:
 
 
 @contextmanager
-def for_tensorboard(wanted: bool, display: Display, run: Path, kind: type[Epoch]) -> Iterator[Display]:
-    """Show a run, and write it for TensorBoard, too, if that is wanted."""
+def for_tensorboard(
+    wanted: bool, resume: Path | None, display: Display, run: Path, kind: type[Epoch]
+) -> Iterator[Display]:
+    """Show a run, and write it for TensorBoard, too, if that is wanted, or was before the run was interrupted."""
+    from gapssg.engine import tensorboard
+
+    if not wanted and resume is not None and tensorboard.was_written(resume):
+        wanted = tensorboard.is_installed()
+        if not wanted:
+            tensorboard.warn_that_it_ends(display, run)
     if not wanted:
         yield display
         return
-    from gapssg.engine.tensorboard import also_for_tensorboard
-
-    with also_for_tensorboard(display, run, kind) as both:
+    with tensorboard.also_for_tensorboard(display, run, kind) as both:
         yield both
 
 

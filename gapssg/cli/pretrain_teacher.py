@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from gapssg.cli import options
-from gapssg.cli.console import count, percent
+from gapssg.cli.console import count
+from gapssg.text import percent
 
 
 def pretrain_teacher(
@@ -82,7 +83,7 @@ def pretrain_teacher(
 
     with (
         console.live() as shown,
-        options.for_tensorboard(tensorboard, shown, directory, PretrainingEpoch) as display,
+        options.for_tensorboard(tensorboard, resume, shown, directory, PretrainingEpoch) as display,
     ):
         result = pretrain_teacher(
             settings,

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from gapssg.cli import options
-from gapssg.cli.console import count, percent
+from gapssg.cli.console import count
 from gapssg.errors import InputError
+from gapssg.text import percent
 
 RECIPE = "digits"
 LANDSCAPE_GRID = 11

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from gapssg.data.image_set import ImageSet
 from gapssg.data.source import LoadOptions
-from gapssg.errors import InputError, shortened
+from gapssg.errors import GapssgError, InputError, shortened
 
 FLIPPING_IS_MEANINGFUL = True
 
@@ -251,7 +251,7 @@ def _decode(file: Path, formats: tuple[str, ...], options: LoadOptions) -> Pixel
                 raise InputError(f"{file} cannot be decoded (it has {size}): scale it down or remove it")
             with _ONE_AT_A_TIME if pixels > _MANY_PIXELS else nullcontext():
                 return _decode_opened(opened, file, options)
-    except InputError:
+    except GapssgError:
         raise
     except UnidentifiedImageError as error:
         raise InputError(f"{file} is not an image that can be read: remove or replace it") from error

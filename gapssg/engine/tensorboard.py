@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -15,10 +16,27 @@ from gapssg.engine.run_directory import Display
 from gapssg.errors import InputError, RunError
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+    from tensorboard.compat.proto.summary_pb2 import Summary
 
 _FOLDER = "tensorboard"
-_FILES = "events.out.tfevents.*"
+_FILES = "events.out.tfevents."
+_INSTALL = 'pip install "gapssg[tensorboard]"'
+
+
+def is_installed() -> bool:
+    """Tell whether TensorBoard is installed."""
+    return find_spec("tensorboard") is not None
+
+
+def was_written(run: Path) -> bool:
+    """Tell whether an earlier process wrote a run for TensorBoard."""
+    return (run / _FOLDER).is_dir()
+
+
+def warn_that_it_ends(display: Display, run: Path) -> None:
+    """Say that a run goes on without TensorBoard, because that is no longer installed."""
+    message = f"{run / _FOLDER} is not continued, because TensorBoard is not installed: {_INSTALL}"
+    display.event({"event": "warning", "epoch": 0, "message": message})
 
 
 @contextmanager
@@ -35,9 +53,10 @@ def also_for_tensorboard(display: Display, run: Path, kind: type[Epoch]) -> Iter
 
     Raises:
         InputError: TensorBoard is not installed.
+        RunError: The disk refused a write.
     """
-    if find_spec("tensorboard") is None:
-        raise InputError('--tensorboard needs TensorBoard: pip install "gapssg[tensorboard]"')
+    if not is_installed():
+        raise InputError(f"--tensorboard needs TensorBoard: {_INSTALL}")
     both = _TensorBoardDisplay(display, run, kind)
     try:
         yield both
@@ -52,19 +71,17 @@ class _TensorBoardDisplay:
         self._display = display
         self._run = run
         self._kind = kind
-        self._writer: SummaryWriter | None = None
+        self._file: _EventFile | None = None
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Show an event; write that of an epoch."""
         self._display.event(event)
-        if event["event"] not in ("epoch", "end"):
-            return
         try:
-            if self._writer is None:
-                self._writer = self._begin_anew()
-            elif event["event"] == "epoch":
-                self._write(self._writer, self._kind.model_validate(event))
-            self._writer.flush()
+            if event["event"] == "start":
+                # A run that is continued goes on with what it finds there.
+                (self._run / _FOLDER).mkdir(exist_ok=True)
+            elif event["event"] in ("epoch", "end"):
+                self._write_epochs(event)
         except OSError as error:
             raise RunError(f"cannot write to {self._run / _FOLDER}: {error.strerror or error}") from error
 
@@ -74,27 +91,61 @@ class _TensorBoardDisplay:
 
     def close(self) -> None:
         """Close the file."""
-        if self._writer is not None:
-            self._writer.close()
+        if self._file is not None:
+            self._file.close()
 
-    def _begin_anew(self) -> SummaryWriter:
-        """Write all epochs so far, the current one among them."""
-        from torch.utils.tensorboard import SummaryWriter
+    def _write_epochs(self, event: Mapping[str, Any]) -> None:
+        """Write the epoch of an event; before anything else was written, all epochs so far."""
+        if self._file is None:
+            for file in (self._run / _FOLDER).glob(f"{_FILES}*"):
+                file.unlink()
+            self._file = _EventFile(self._run / _FOLDER / f"{_FILES}{time.time_ns()}")
+            for epoch in read_events(self._run, self._kind).epochs:
+                self._write(self._file, epoch)
+        elif event["event"] == "epoch":
+            self._write(self._file, self._kind.model_validate(event))
+        self._file.flush()
 
-        for file in (self._run / _FOLDER).glob(_FILES):
-            file.unlink()
-        writer = SummaryWriter(str(self._run / _FOLDER))
-        for epoch in read_events(self._run, self._kind).epochs:
-            self._write(writer, epoch)
-        return writer
+    def _write(self, file: _EventFile, epoch: Epoch) -> None:
+        from torch.utils.tensorboard.summary import image, scalar
 
-    def _write(self, writer: SummaryWriter, epoch: Epoch) -> None:
         for name, value in _scalars(epoch.model_dump(exclude={"epoch", "epochs"})):
-            writer.add_scalar(name, value, epoch.epoch)
+            file.add(scalar(name, value), epoch.epoch)  # type: ignore[no-untyped-call]
         grid = self._run / "samples" / f"epoch-{epoch.epoch:04d}.png"
         if grid.exists():
             pixels = np.asarray(read_picture(grid))
-            writer.add_image("samples", pixels, epoch.epoch, dataformats="HW" if pixels.ndim == 2 else "HWC")
+            layout = "HW" if pixels.ndim == 2 else "HWC"
+            file.add(image("samples", pixels, dataformats=layout), epoch.epoch)  # type: ignore[no-untyped-call]
+
+
+class _EventFile:
+    """A file as TensorBoard reads it.
+
+    TensorBoard's own writer has a thread, which prints a traceback where the disk refuses a write. Here that is an
+    OSError of the call.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._file: BinaryIO = path.open("xb")
+        self._records = RecordWriter(self._file)
+        self._event = Event
+        self._records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+
+    def add(self, summary: Summary, step: int) -> None:
+        """Append a value of a step."""
+        self._records.write(self._event(wall_time=time.time(), step=step, summary=summary).SerializeToString())
+
+    def flush(self) -> None:
+        """Hand what was appended to the system."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; what the disk refuses then, it has refused before."""
+        with suppress(OSError):
+            self._file.close()
 
 
 def _scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

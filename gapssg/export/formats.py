@@ -22,6 +22,7 @@ INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 # The first that the exporter writes without converting, so that the oldest runtimes can read the file.
 OPSET = 18
+_FATAL = 4  # of onnxruntime's levels
 _TRACED_BATCH = 2  # torch.export takes a dimension of one image for a constant
 
 Classifier = Callable[[Tensor], Tensor]
@@ -89,7 +90,9 @@ def load_onnx(content: bytes) -> Classifier:
     """Return the function of an ONNX file, run by onnxruntime on the CPU."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL  # errors are raised, too
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def classify(images: Tensor) -> Tensor:
         (logits,) = session.run([OUTPUT_NAME], {INPUT_NAME: images.contiguous().numpy()})

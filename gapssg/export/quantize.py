@@ -17,6 +17,7 @@ from gapssg.export.formats import INPUT_NAME, METADATA_KEY, Classifier, quiet
 from gapssg.export.verify import Comparison
 from gapssg.models.model_file import ModelCard
 from gapssg.synthesis.shards import read_shard
+from gapssg.text import percent
 
 _MOST_HELD_OUT = 1000  # with which an agreement of 98 % is known to half a point
 _CALIBRATION_BATCH = 64
@@ -100,8 +101,8 @@ def check_agreement(comparison: Comparison, least: float) -> None:
     """
     if comparison.agreement < least:
         raise InputError(
-            f"the int8 model disagrees: it predicts what the float32 model does on {100 * comparison.agreement:.1f} % "
-            f"of {comparison.images:,} other images of the pool, less than {100 * least:.1f} %; nothing was kept "
+            f"the int8 model disagrees: it predicts what the float32 model does on {percent(comparison.agreement)} "
+            f"of {comparison.images:,} other images of the pool, less than {percent(least)}; nothing was kept "
             "(--min-agreement sets another share)"
         )
 

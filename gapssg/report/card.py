@@ -13,8 +13,9 @@ import jinja2
 from gapssg.errors import InputError, shortened
 from gapssg.files import write_atomically
 from gapssg.models.model_file import load_model
+from gapssg.models.reference import is_factory
 from gapssg.report.runs import DistillationResult, TrainingRun, read_training_run
-from gapssg.text import printable
+from gapssg.text import percent, printable
 
 _FILE = "README.md"
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
@@ -60,7 +61,7 @@ def write_card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"code": _code, "percent": lambda share: f"{100 * share:.1f} %"}
+    environment.filters |= {"code": _code, "percent": percent}
     text = environment.get_template("card.md.jinja").render(
         metadata=_metadata(read, licence),
         name=read.name,
@@ -68,6 +69,7 @@ def write_card(
         is_distillation=is_distillation,
         data=_public(result.data),
         card=model.card,
+        factory=model.card.architecture if is_factory(model.card.architecture) else None,
         sha256=model.sha256,
         has_best=read.best_file.is_file(),
         class_names=model.card.class_names[:_MOST_CLASSES],
@@ -78,7 +80,7 @@ def write_card(
 
 
 def _metadata(run: TrainingRun, licence: str | None) -> str:
-    """Return the metadata as YAML, with each value as JSON, which is YAML, too."""
+    """Return the metadata as YAML, a key a line."""
     result = run.result
     tags = ["image-classification"]
     if isinstance(result, DistillationResult):
@@ -97,16 +99,22 @@ def _metadata(run: TrainingRun, licence: str | None) -> str:
             "metrics": metrics,
         }
         values["model-index"] = [{"name": run.name, "results": [measured]}]
-    return "\n".join(f"{key}: {json.dumps(_printable(value), ensure_ascii=False)}" for key, value in values.items())
+    return "\n".join(f"{key}: {_yaml(value)}" for key, value in values.items())
 
 
-def _printable(value: Any) -> Any:
-    """Clean the texts in nested values: YAML takes no control characters."""
-    if isinstance(value, str):
-        return printable(value)
+def _yaml(value: Any) -> str:
+    """Return nested values as JSON that YAML 1.1 reads alike.
+
+    It takes no control characters, and a number without a point, such as 5e-05, for a text.
+    """
     if isinstance(value, dict):
-        return {key: _printable(each) for key, each in value.items()}
-    return [_printable(each) for each in value] if isinstance(value, list) else value
+        return "{" + ", ".join(f"{_yaml(key)}: {_yaml(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_yaml, value)) + "]"
+    if isinstance(value, float):
+        number = repr(value)
+        return number if "." in number else number.replace("e", ".0e")
+    return json.dumps(printable(value), ensure_ascii=False)
 
 
 def _public(data: str | None) -> str | None:

@@ -225,6 +225,15 @@ def _find_teacher(run: TrainingRun, given: Path | None) -> tuple[Path | None, st
         return None, ""
     recorded = Path(run.result.teacher.file)
     for file in (given, recorded):
-        if file is not None and file.is_file() and sha256_of_file(file, LARGEST_MODEL) == run.result.teacher.sha256:
+        if file is not None and _is_file(file) and sha256_of_file(file, LARGEST_MODEL) == run.result.teacher.sha256:
             return file, ""
-    return None, f"the teacher's file is no longer at {recorded}; name it with --teacher"
+    seen_from = "" if recorded.is_absolute() else f" (seen from {Path.cwd()})"
+    return None, f"the teacher's file is not, or no longer, at {recorded}{seen_from}; name it with --teacher"
+
+
+def _is_file(path: Path) -> bool:
+    """Tell whether there is such a file; where the system refuses to look, as for too long a name, there is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False

@@ -24,7 +24,7 @@ from gapssg.report.landscapes import Landscape, read_landscape
 from gapssg.report.runs import DistillationResult, TrainingRun, command_of, names_of, read_training_run
 from gapssg.report.settings import ReportSettings
 from gapssg.report.verdict import Accuracies, Verdict, judge
-from gapssg.text import printable
+from gapssg.text import percent, printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -189,7 +189,7 @@ def _gaps(run: TrainingRun) -> list[Chart]:
     if not isinstance(run.result, DistillationResult):
         return _drawn_ones([draw("Accuracy on real images", [accuracy], percent=True)])
     teacher = run.result.teacher.top1
-    levels = [] if teacher is None else [Level(f"teacher: {100 * teacher:.1f} %", teacher)]
+    levels = [] if teacher is None else [Level(f"teacher: {percent(teacher)}", teacher)]
     before = Line("before distillation", _curve(run, "reality_gap_before"), 1, is_dashed=True)
     after = Line("after distillation", _curve(run, "reality_gap_after"))
     agreement = Line("agreement", _curve(run, "agreement_before"))
@@ -256,7 +256,8 @@ def _samples(run: Path) -> list[Picture]:
 
 def _drawn(landscape: Landscape) -> DrawnLandscape:
     pictures = [
-        _picture(f"Loss around the weights, {landscape.name}", figure, _LARGEST_FIGURE) for figure in landscape.figures
+        _picture(f"Loss around the weights (run {landscape.name})", figure, _LARGEST_FIGURE)
+        for figure in landscape.figures
     ]
     return DrawnLandscape(landscape, pictures)
 
@@ -280,7 +281,7 @@ def _render(sections: Sequence[Section], landscapes: Sequence[DrawnLandscape], s
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": _percent,
+        "percent": percent,
         "points": _points,
         "seconds": _seconds,
         "number": _number,
@@ -299,10 +300,6 @@ def _render(sections: Sequence[Section], landscapes: Sequence[DrawnLandscape], s
 def _shown(value: Any) -> Any:
     """Clean the texts that are no markup of the templates' own."""
     return printable(str(value)) if isinstance(value, str | Path) and not isinstance(value, Markup) else value
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def _unbroken(sentence: str) -> str:

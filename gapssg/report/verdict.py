@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from gapssg.report.runs import DistillationResult, PretrainingResult, TrainingRun
+from gapssg.text import percent
 
 
 class Accuracies(NamedTuple):
@@ -67,7 +68,7 @@ def _own_accuracies(result: DistillationResult | PretrainingResult) -> Accuracie
 
 def _of_accuracies(result: DistillationResult | PretrainingResult, accuracies: Accuracies) -> Verdict:
     images = "test images" if accuracies.images is None else f"{accuracies.images:,} test images"
-    headline = f"The {result.noun} is right on {_percent(accuracies.model)} of the {images} of {accuracies.data}"
+    headline = f"The {result.noun} is right on {percent(accuracies.model)} of the {images} of {accuracies.data}"
     if accuracies.teacher is None:
         headline += "."
     else:
@@ -75,12 +76,12 @@ def _of_accuracies(result: DistillationResult | PretrainingResult, accuracies: A
         distance = (
             f"{abs(points):.1f} points {'below' if points > 0 else 'above'}" if round(points, 1) else "level with"
         )
-        headline += f", {distance} its teacher ({_percent(accuracies.teacher)})."
+        headline += f", {distance} its teacher ({percent(accuracies.teacher)})."
     sentences = []
     if accuracies.images is not None:
         low, high = wilson_interval(accuracies.model, accuracies.images)
         sentences.append(
-            f"With so many images, the accuracy on all such images lies between {_percent(low)} and {_percent(high)} "
+            f"With so many images, the accuracy on all such images lies between {percent(low)} and {percent(high)} "
             "(95 % confidence); smaller differences may be chance."
         )
     sentences.append(
@@ -89,7 +90,7 @@ def _of_accuracies(result: DistillationResult | PretrainingResult, accuracies: A
     model = result.model
     if model.best_top1 is not None and model.best_epoch is not None:
         sentences.append(
-            f"The best epoch was {model.best_epoch} of {result.epochs}, with {_percent(model.best_top1)}. The "
+            f"The best epoch was {model.best_epoch} of {result.epochs}, with {percent(model.best_top1)}. The "
             "evaluation data chose it, so that figure flatters: compare runs by their last epochs."
         )
     return Verdict(headline, "real images", sentences)
@@ -114,7 +115,7 @@ def _of_agreement(result: DistillationResult) -> Verdict:
         why = " (it had trained on every image of the pool)" if result.pool is not None else ""
         return Verdict(f"Nothing independent was measured of the student{why}.", "none", [unknown])
     return Verdict(
-        f"The student gave its teacher's answer on {_percent(agreement)} of the last synthetic images, "
+        f"The student gave its teacher's answer on {percent(agreement)} of the last synthetic images, "
         "before it had trained on them.",
         "synthetic images only",
         [
@@ -148,7 +149,3 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     scale = 1 + z**2 / count
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

@@ -10,6 +10,7 @@ from torchvision.datasets import ImageFolder
 
 from gapssg.data import folder, load_split
 from gapssg.data.image_set import ImageSet
+from gapssg.engine.requests import Stopped
 from gapssg.errors import InputError
 
 
@@ -363,6 +364,15 @@ def test_a_link_to_itself_is_refused_by_name(root: Path) -> None:
 def test_a_pipe_is_refused_by_name_and_not_waited_for(root: Path) -> None:
     os.mkfifo(root / "train/cat/b.png")
     with pytest.raises(InputError, match=r"cat/b\.png is not a file"):
+        load(root)
+
+
+def test_being_asked_to_stop_is_no_fault_of_the_image(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise Stopped(15)
+
+    monkeypatch.setattr(folder, "_decode_opened", stop)
+    with pytest.raises(Stopped):
         load(root)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ import pytest
 
 from benchmarks.runs import files_of
 from gapssg import DistillSettings, RunError, distill
+from gapssg.engine.record import DistillationEpoch
 from gapssg.engine.run_directory import SilentDisplay
+from gapssg.engine.tensorboard import also_for_tensorboard
 from tests.engine.test_distill import TINY
 
 
@@ -91,6 +95,42 @@ def test_a_directory_that_vanishes_stops_the_run_with_one_sentence(teacher_file:
     with pytest.raises(RunError, match=r"^cannot write .*No such file or directory$"):
         distill(settings(teacher_file), tmp_path / "run", display=Vanishing(tmp_path / "run", 8))
     assert not (tmp_path / "run").exists()
+
+
+class Limiting(SilentDisplay):
+    """Lets no file grow beyond some bytes when an epoch ends, after the run itself has recorded it."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "epoch" and event["epoch"] == self.epoch:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@pytest.fixture
+def limits() -> Iterator[None]:
+    """Puts the limits of files back."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("limits")
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_disk_that_is_full_for_tensorboard_stops_the_run_with_one_sentence(
+    teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
+):
+    pytest.importorskip("tensorboard")
+    threads: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", threads.append)
+    run = tmp_path / "run"
+    with (
+        pytest.raises(RunError, match=r"^cannot write to .*/tensorboard: File too large$"),
+        also_for_tensorboard(Limiting(epoch), run, DistillationEpoch) as display,
+    ):
+        distill(settings(teacher_file, checkpoint_every=1), run, display=display)
+    assert threads == []
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ from PIL import Image
 
 from gapssg import distill
 from gapssg.engine.record import DistillationEpoch
+from gapssg.engine.requests import Requests, Stopped
 from gapssg.engine.run_directory import SilentDisplay
 from gapssg.engine.tensorboard import also_for_tensorboard
 from tests.engine.test_distill import settings
-from tests.engine.test_resume import InterruptingDisplay, Interruption
+from tests.engine.test_resume import AskingDisplay, InterruptingDisplay, Interruption
 from tests.program import gapssg, refusal
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -82,6 +83,56 @@ def test_the_commands_write_it_and_a_new_run_replaces_it(teacher_file: Path, ima
     assert scalars(run)["train_loss"][0][0] == 1
     gapssg(*training, "--output", run, "--overwrite")
     assert not (run / "tensorboard").exists()
+
+
+def interrupted(teacher_file: Path, run: Path, step: int) -> None:
+    values = settings(teacher_file, epochs=3, checkpoint_every=1)
+    with (
+        pytest.raises(Interruption),
+        also_for_tensorboard(InterruptingDisplay(step), run, DistillationEpoch) as display,
+    ):
+        distill(values, run, display=display)
+
+
+def test_a_run_that_was_begun_with_it_is_continued_with_it(teacher_file: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    interrupted(teacher_file, run, 11)
+    gapssg("distill", "--resume", run)
+    assert [step for step, _ in scalars(run)["reality_gap_after"]] == [1, 2, 3]
+
+
+def test_a_run_that_was_interrupted_before_its_first_epoch_is_continued_with_it(teacher_file: Path, tmp_path: Path):
+    run, requests = tmp_path / "run", Requests()
+    values = settings(teacher_file, epochs=2)
+    asking = AskingDisplay(2, requests, "stop")
+    with pytest.raises(Stopped), also_for_tensorboard(asking, run, DistillationEpoch) as display:
+        distill(values, run, display=display, requests=requests)
+    assert list((run / "tensorboard").iterdir()) == []
+    gapssg("distill", "--resume", run)
+    assert [step for step, _ in scalars(run)["reality_gap_after"]] == [1, 2]
+
+
+def test_a_run_that_was_begun_without_it_is_continued_without_it(teacher_file: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    distill(settings(teacher_file, epochs=1), run)
+    gapssg("distill", "--resume", run, "--epochs", 2)
+    assert not (run / "tensorboard").exists()
+    gapssg("distill", "--resume", run, "--epochs", 3, "--tensorboard")
+    assert [step for step, _ in scalars(run)["reality_gap_after"]] == [1, 2, 3]
+
+
+def test_a_run_goes_on_with_a_warning_where_tensorboard_is_no_longer_installed(
+    teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = tmp_path / "run"
+    interrupted(teacher_file, run, 11)
+    before = scalars(run)
+    monkeypatch.setattr("gapssg.engine.tensorboard.find_spec", lambda name: None)
+    printed = gapssg("distill", "--resume", run).stdout
+    warning = f"warning: {run / 'tensorboard'} is not continued, because TensorBoard is not installed: pip install"
+    assert sum(line.startswith(warning) for line in printed.splitlines()) == 1
+    assert (run / "result.json").exists()
+    assert scalars(run) == before
 
 
 def test_without_tensorboard_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import sys
 import tomllib
 from collections.abc import Callable
@@ -14,14 +15,17 @@ import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import get_model
 
 from gapssg import ExportSettings, InputError, export_model, load_model
 from gapssg.data import load_split
 from gapssg.engine.requests import Stopped
 from gapssg.export import quantize
 from gapssg.export.formats import FORMATS
+from gapssg.export.verify import Examiner, compare, rounding_tolerance
 from gapssg.models import create_model
-from gapssg.models.model_file import save_model
+from gapssg.models.model_file import LoadedModel, save_model
+from gapssg.runtime import Runtime
 from gapssg.synthesis.shards import PoolOrigin, write_shard
 from tests.conftest import make_card, write_teacher
 from tests.program import gapssg, refusal
@@ -83,7 +87,6 @@ def images_in_unit_range(count: int) -> Tensor:
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_an_onnx_file_gives_the_logits_of_the_model_for_batches_of_any_size(exported, model_file: Path, count: int):
     images = images_in_unit_range(count)
-    # The tolerance of the export is three times as large.
     torch.testing.assert_close(
         run_onnx(exported[0], normalised(images)), logits_of(model_file, images), rtol=0, atol=1e-5
     )
@@ -173,8 +176,9 @@ def test_the_result_compares_on_random_and_on_real_images(exported, model_file: 
     theirs = run_onnx(file, normalised(test.images / 255))
     largest = (ours.double() - theirs.double()).abs().max().item()
     assert verification["test"]["images"] == len(test)
-    # Both are sums of rounding errors, here of other batches than there.
-    assert verification["test"]["largest_difference"] == pytest.approx(largest, rel=2)
+    # Both are the largest rounding error of the same logits. In batches of another size sums have another order, which
+    # makes other errors of the same size; of 4,500 the largest hardly doubles.
+    assert largest / 4 < verification["test"]["largest_difference"] < 4 * largest
     scale = ours.abs().max().item()
     assert verification["test"]["relative_difference"] == pytest.approx(
         verification["test"]["largest_difference"] / scale, rel=1e-4
@@ -228,6 +232,48 @@ def test_weights_in_half_precision_are_outside_of_the_tolerance(model_file: Path
     assert result["verification"]["random"]["relative_difference"] > 1e-4
 
 
+def write_module(path: Path, architecture: str) -> Path:
+    module = create_model(architecture, num_classes=10, input_shape=(1, 16, 16), seed=1).eval()
+    save_model(path, module, make_card(architecture=architecture))
+    return path
+
+
+@pytest.mark.parametrize("name", ["densenet201", "mobilenet_v2"])
+def test_the_tolerance_of_a_deep_model_lies_far_from_rounding_and_from_half_precision(name: str):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        module = get_model(name, num_classes=10).eval()
+    card = make_card(input_shape=(3, 32, 32), mean=(0.3,) * 3, deviation=(0.4,) * 3)
+    model = LoadedModel(module, card, sha256="", path=Path())
+    runtime = Runtime(torch.device("cpu"), "fp32", compiled=False, seed=0)
+    examiner = Examiner(model, normalization_folded=False, batch_size=500, runtime=runtime)
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    logits = examiner.model_logits(images)
+    tolerance = rounding_tolerance(logits, examiner.exact_logits(images))
+
+    def difference(module: nn.Module) -> float:
+        with torch.no_grad():
+            return compare(logits, module(normalised(images))).relative_difference
+
+    rounded = copy.deepcopy(module)
+    with torch.no_grad():
+        for parameter in rounded.parameters():  # each to the next number of float32, up or down
+            directions = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * torch.inf
+            parameter.copy_(torch.nextafter(parameter, directions))
+    half = copy.deepcopy(module).half().float()
+    assert 0 < difference(rounded) < tolerance / 4
+    assert difference(half) > 4 * tolerance
+
+
+def test_a_model_whose_code_wants_float32_has_a_fixed_tolerance(tmp_path: Path):
+    architecture = "tests.export.factories:SinglePrecision"
+    file = write_module(tmp_path / "model.safetensors", architecture)
+    settings = ExportSettings(model=file, to="torchscript", model_factories=[architecture])
+    verification = export_model(settings, tmp_path / "model.pt")["verification"]
+    assert verification["tolerance"] == 1e-4
+    assert verification["random"]["relative_difference"] < 1e-6
+
+
 def test_logits_that_are_not_finite_disagree_whatever_the_tolerance(model_file: Path, tmp_path: Path, monkeypatch):
     poison(monkeypatch, "torchscript", make_a_weight_nan)
     with pytest.raises(InputError, match="not finite"):
@@ -261,6 +307,53 @@ def test_a_model_that_a_format_cannot_hold_is_one_sentence(model_file: Path, tmp
     sentence = refusal("export", model_file, "--to", "torch-export", "--output", tmp_path / "model.pt2", "--quiet")
     assert sentence.startswith("wrn16_1 cannot be written as torch-export; try another format")
     assert len(sentence.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+UNFIT = {
+    ("FixedBatch", "torchscript"): "was written as torchscript, but what was written cannot be run",
+    ("FixedBatch", "onnx"): "was written as onnx, but what was written cannot be run",
+    ("DoublePrecision", "onnx"): "was written as onnx, but what was written cannot be run",
+    ("Squeezing", "torchscript"): "gives logits of 10 instead of 1x10 for a batch of 1; nothing was kept",
+    ("Refusing", "torchscript"): "cannot be run on a batch of 1 (RuntimeError: more than one image, please)",
+}
+
+
+@pytest.mark.parametrize(("name", "to"), UNFIT)
+def test_a_file_that_cannot_be_run_is_one_sentence_and_leaves_nothing(tmp_path: Path, name: str, to: str):
+    architecture = f"tests.export.factories:{name}"
+    model = write_module(tmp_path / "model.safetensors", architecture)
+    (tmp_path / "out").mkdir()
+    output = ["--output", tmp_path / "out" / "model", "--model-factory", architecture, "--quiet"]
+    sentence = refusal("export", model, "--to", to, *output)
+    assert sentence.startswith(f"{architecture} {UNFIT[name, to]}")
+    assert len(sentence.splitlines()) == 1
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_onnxruntime_complains_of_is_said_once(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    """Its own lines do not go through Python."""
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Reshape", ["images", "shape"], ["flat"]),
+            onnx.helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
+        ],
+        "a batch of two",
+        [onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["batch", 1, 16, 16])],
+        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 10])],
+        [
+            onnx.numpy_helper.from_array(np.array([2, -1]), "shape"),
+            onnx.numpy_helper.from_array(np.zeros((256, 10), np.float32), "weight"),
+        ],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    monkeypatch.setitem(FORMATS, "onnx", FORMATS["onnx"]._replace(write=lambda *_: model.SerializeToString()))
+    sentence = refusal("export", model_file, "--to", "onnx", "--output", tmp_path / "model.onnx", "--quiet")
+    assert "cannot be run" in sentence
+    assert len(sentence.splitlines()) == 1
+    assert capfd.readouterr().err == ""
     assert list(tmp_path.iterdir()) == []
 
 
@@ -315,6 +408,37 @@ def test_an_int8_model_that_disagrees_fails_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_that_cannot_be_quantised_is_one_sentence(
+    exported, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object) -> bytes:
+        raise ValueError("no such operator")
+
+    monkeypatch.setattr("gapssg.export.export.quantize", refuse)
+    monkeypatch.setitem(FORMATS, "onnx", FORMATS["onnx"]._replace(write=lambda *_: exported[0].read_bytes()))
+    sentence = refusal("export", run_folder, "--to", "onnx", "--int8", "--output", tmp_path / "int8.onnx", "--quiet")
+    assert sentence == (
+        "wrn16_1 cannot be quantised; leave --int8 out, or --debug for all of it (ValueError: no such operator)"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("short_timing")
+@pytest.mark.parametrize(("points", "is_warned_of"), [(0.021, True), (0.019, False)])
+def test_accuracy_that_int8_loses_on_real_images_is_warned_of(
+    exported, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, points: float, is_warned_of: bool
+):
+    monkeypatch.setattr("gapssg.export.export.quantize", lambda content, *_: content)
+    monkeypatch.setitem(FORMATS, "onnx", FORMATS["onnx"]._replace(write=lambda *_: exported[0].read_bytes()))
+    shares = iter([0.5, 0.5, 0.5, 0.5 - points])  # of the model, the exported model, float32 and int8
+    monkeypatch.setattr("gapssg.export.export.top_k_accuracy", lambda *_: next(shares))
+    arguments = ["--to", "onnx", "--int8", "--data", "digits", "--output", tmp_path / "int8.onnx"]
+    printed = gapssg("export", run_folder, *arguments).stdout
+    warning = "warning: int8 takes top-1 from 50.0 % to 47.9 %, by more than 2 points; "
+    assert (warning in printed) == is_warned_of
+    assert (tmp_path / "int8.onnx").exists()
+
+
 # The command
 
 
@@ -323,7 +447,7 @@ def test_a_run_directory_stands_for_its_model_and_the_figures_are_printed(run_fo
     finished = gapssg("export", run_folder, "--to", "torchscript", "--output", out, "--fold-normalization")
     assert "takes pixels in [0, 1]" in finished.stdout
     assert "random images" in finished.stdout
-    assert "(tolerance 2.6e-05 of the largest)" in finished.stdout
+    assert re.search(r"\(tolerance \d\.\de-0[56] of the largest\)", finished.stdout)
     assert "100.0 %" in finished.stdout
     assert finished.stderr == ""
     again = ["export", run_folder, "--to", "torchscript", "--output", out]

@@ -110,6 +110,15 @@ def test_the_page_does_not_scroll_sideways(browser: Any, request: pytest.Fixture
     assert browser.execute_script(overflowing) == []
 
 
+def test_on_a_phone_accuracies_are_seen_without_scrolling(browser: Any, page: Path):
+    show(browser, page, 375)
+    edges = browser.execute_script(
+        "return [...document.querySelectorAll('#comparison thead th')]"
+        ".map(h => [h.textContent, h.getBoundingClientRect().right])"
+    )
+    assert [name for name, edge in edges if edge <= 375][:4] == ["run", "top-1", "teacher", "points below"]
+
+
 def test_hostile_names_are_text(browser: Any, evaluated_page: Path):
     show(browser, evaluated_page, 1280)
     text = browser.execute_script("return document.body.textContent")

@@ -2,17 +2,18 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from gapssg import InputError, distill, load_model, write_card
+from gapssg import InputError, PretrainSettings, distill, load_model, pretrain_teacher, write_card
 from gapssg.engine.run_directory import SilentDisplay
 from tests.engine.test_distill import settings
 from tests.program import gapssg, refusal
-from tests.report.conftest import CLASSES, Runs
+from tests.report.conftest import CLASSES, RUNTIME, Runs
 from tests.report.test_page import change
 
 
@@ -69,6 +70,34 @@ def test_the_lines_of_python_are_right(runs: Runs, monkeypatch: pytest.MonkeyPat
         found: dict[str, Any] = {}
         exec(code[1], found)
         assert found["names"][0] in found["model"].card.class_names
+
+
+def test_the_lines_for_a_model_of_ones_own_name_its_code(made: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    factory, run = "tests.models.factories:small", tmp_path / "run"
+    data = f"folder:{made.images}"
+    training = {"data": {"name": data}, "model": {"name": factory}, "epochs": 1, "runtime": RUNTIME}
+    pretrain_teacher(PretrainSettings.model_validate(training), run)
+    card = write_card(run, factories=[factory]).read_text()
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    line = re.search(r"^    gapssg (eval .*)$", card, re.MULTILINE)
+    assert code and line
+    monkeypatch.chdir(run)
+    found: dict[str, Any] = {}
+    exec(code[1], found)
+    assert found["names"][0] in CLASSES
+    words = [data if word == "folder:PATH" else word for word in shlex.split(line[1])]
+    assert json.loads(gapssg(*words, "--json").stdout)["images"] == 16
+    assert "nothing in it is run" not in card
+    assert f"`{factory}`, which Python\nmust find. It is imported and run when the model is loaded" in card
+
+
+@pytest.mark.parametrize("value", [5e-05, 1.25e-05, 0.0, 1.0, 0.5])
+def test_every_accuracy_is_a_number_to_yaml(runs: Runs, value: float):
+    change(runs.evaluated / "result.json", lambda result: result["student"].update(top1=value))
+    (model,) = metadata(write_card(runs.evaluated).read_text())["model-index"]
+    read = model["results"][0]["metrics"][0]["value"]
+    assert isinstance(read, float)
+    assert read == value
 
 
 def test_hostile_texts_neither_break_the_block_nor_become_markup(runs: Runs):

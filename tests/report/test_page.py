@@ -93,12 +93,18 @@ def test_with_data_the_models_are_evaluated_by_class_beside_their_teacher(made: 
 def test_a_teacher_that_was_moved_is_missed_and_may_be_named(runs: Runs, tmp_path: Path):
     change(runs.blind / "result.json", lambda result: result["teacher"].update(file=str(tmp_path / "gone")))
     page = report(tmp_path, runs.blind, data="digits")
-    assert "no teacher beside it: the teacher's file is no longer at" in page.text
+    assert "no teacher beside it: the teacher's file is not, or no longer, at" in page.text
     assert "Confusion of the teacher" not in page.text
     page = report(tmp_path, runs.blind, data="digits", teacher=runs.teacher)
     assert "Confusion of the teacher" in page.text
     with pytest.raises(InputError, match="is not the file that taught any of these runs"):
         report(tmp_path, runs.blind, data="digits", teacher=runs.evaluated / "student.safetensors")
+
+
+def test_a_teacher_under_a_name_that_no_system_takes_is_missed(runs: Runs, tmp_path: Path):
+    change(runs.blind / "result.json", lambda result: result["teacher"].update(file="x" * 300))
+    page = report(tmp_path, runs.blind, data="digits")
+    assert f"no teacher beside it: the teacher's file is not, or no longer, at {'x' * 300}" in page.text
 
 
 def test_another_file_where_the_teacher_was_is_not_taken_for_it(runs: Runs, tmp_path: Path):

@@ -1,0 +1,50 @@
+"""Models that some formats cannot hold, or hold and cannot run, which tests name as `tests.export.factories:NAME`."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class FixedBatch(nn.Module):
+    """Has its batch size become a constant of a traced graph."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(256, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(images.view(len(images), -1))
+
+
+class Squeezing(FixedBatch):
+    """Gives no batch of logits for one image."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(images.flatten(1)).squeeze()
+
+
+class Refusing(FixedBatch):
+    """Does not take one image alone."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) == 1:
+            raise RuntimeError("more than one image, please")
+        return self.linear(images.flatten(1))
+
+
+class DoublePrecision(nn.Module):
+    """Computes in float64, which onnxruntime cannot do for convolutions."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(1, num_classes, 3).double()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.convolution(images.double()).mean((2, 3)).float()
+
+
+class SinglePrecision(FixedBatch):
+    """Computes in float32, whatever its weights are turned into."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(images.flatten(1).float())
