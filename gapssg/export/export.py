@@ -19,7 +19,7 @@ from gapssg.export.packages import package_versions
 from gapssg.export.quantize import PoolImages, check_agreement, images_per_second, quantize, read_pool
 from gapssg.export.settings import ExportSettings
 from gapssg.export.verify import Examiner, check_tolerance, compare, random_batches, rounding_tolerance
-from gapssg.files import canonical_json, check_writable, staged
+from gapssg.files import canonical_json, check_output_file, staged
 from gapssg.models.foreign import foreign_code
 from gapssg.models.frozen import frozen
 from gapssg.models.model_file import LoadedModel, load_model
@@ -59,7 +59,7 @@ def export_model(
     """
     display = display or SilentDisplay()
     output = Path(output)
-    _check_output(output, overwrite)
+    check_output_file(output, overwrite)
     form = FORMATS[settings.to]
     all_versions = {**versions(), **package_versions(form.packages)}
     file = final_weights(settings.model) if settings.model.is_dir() else settings.model
@@ -111,20 +111,6 @@ def export_model(
         **run_facts(runtime, settings),
         "versions": all_versions,
     }
-
-
-def _check_output(output: Path, overwrite: bool) -> None:
-    """Check that the file may be written, changing nothing."""
-    try:
-        if not output.parent.is_dir():
-            raise InputError(f"--output {output}: there is no folder {output.parent}; make it first")
-        if output.is_dir():
-            raise InputError(f"--output {output} is a folder; name the file to write")
-        if output.exists() and not overwrite:
-            raise InputError(f"--output {output} already exists; add --overwrite to replace it")
-    except OSError as error:
-        raise InputError(f"cannot write {output}: {error.strerror or error}; choose another --output") from error
-    check_writable(output.parent)
 
 
 def _read_pool(settings: ExportSettings, model: LoadedModel, runtime: Runtime) -> PoolImages:

@@ -12,7 +12,7 @@ from gapssg.engine.evaluate import evaluate
 from gapssg.engine.run_directory import Display
 from gapssg.engine.settings import EvaluateSettings
 from gapssg.errors import InputError
-from gapssg.files import sha256_of_file
+from gapssg.files import is_file, sha256_of_file
 from gapssg.report.charts import Chart, Line, draw
 from gapssg.report.runs import LARGEST_MODEL, DistillationResult, TrainingRun
 from gapssg.report.settings import ReportSettings
@@ -225,15 +225,7 @@ def _find_teacher(run: TrainingRun, given: Path | None) -> tuple[Path | None, st
         return None, ""
     recorded = Path(run.result.teacher.file)
     for file in (given, recorded):
-        if file is not None and _is_file(file) and sha256_of_file(file, LARGEST_MODEL) == run.result.teacher.sha256:
+        if file is not None and is_file(file) and sha256_of_file(file, LARGEST_MODEL) == run.result.teacher.sha256:
             return file, ""
     seen_from = "" if recorded.is_absolute() else f" (seen from {Path.cwd()})"
     return None, f"the teacher's file is not, or no longer, at {recorded}{seen_from}; name it with --teacher"
-
-
-def _is_file(path: Path) -> bool:
-    """Tell whether there is such a file; where the system refuses to look, as for too long a name, there is none."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False

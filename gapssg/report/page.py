@@ -16,7 +16,7 @@ from gapssg._version import __version__
 from gapssg.engine.record import DistillationEpoch, Warned, read_picture, sample_grids
 from gapssg.engine.run_directory import Display, SilentDisplay
 from gapssg.errors import InputError
-from gapssg.files import check_writable, write_atomically
+from gapssg.files import check_output_file, write_atomically
 from gapssg.report import charts
 from gapssg.report.charts import Chart, Level, Line, draw
 from gapssg.report.evaluation import Evaluation, check_teacher, evaluate_run
@@ -144,13 +144,7 @@ def write_report(
 def _check_page(output: Path, overwrite: bool) -> None:
     if output.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--output {output} names no page; let the name end in .html")
-    check_writable(output.parent)
-    if not output.parent.is_dir():
-        raise InputError(f"--output {output}: its folder does not exist; make it first")
-    if output.is_dir():
-        raise InputError(f"--output {output} is a folder; name a file")
-    if output.exists() and not overwrite:
-        raise InputError(f"--output {output} is there already; add --overwrite to replace it")
+    check_output_file(output, overwrite)
 
 
 def _read(paths: Sequence[Path]) -> tuple[list[TrainingRun], list[Landscape]]:

@@ -16,19 +16,20 @@ class FixedBatch(nn.Module):
         return self.linear(images.view(len(images), -1))
 
 
-class Squeezing(FixedBatch):
-    """Gives no batch of logits for one image."""
+class Losing(FixedBatch):
+    """Loses one of seven images."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.linear(images.flatten(1)).squeeze()
+        logits = self.linear(images.flatten(1))
+        return logits[:6] if len(images) == 7 else logits
 
 
 class Refusing(FixedBatch):
-    """Does not take one image alone."""
+    """Does not take seven images."""
 
     def forward(self, images: Tensor) -> Tensor:
-        if len(images) == 1:
-            raise RuntimeError("more than one image, please")
+        if len(images) == 7:
+            raise RuntimeError("seven are too many")
         return self.linear(images.flatten(1))
 
 
