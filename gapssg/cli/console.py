@@ -178,7 +178,7 @@ def epoch_line(event: Mapping[str, Any], narrow: bool = False) -> str:
     if "distillation_loss" in event:
         if event["distillation_loss"] is not None:
             parts.append(f"{'loss' if narrow else 'distillation'} {event['distillation_loss']:.4f}")
-        parts.append(f"gap {event['reality_gap_before']:.3f} > {event['reality_gap_after']:.3f}")
+        parts.append(f"gap {event['reality_gap_before']:.3f} to {event['reality_gap_after']:.3f}")
         if event["agreement_before"] is not None and not (narrow and event.get("top1") is not None):
             parts.append(f"agreement {percent(event['agreement_before'])}")
     if event.get("top1") is not None:

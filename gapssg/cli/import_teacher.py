@@ -83,7 +83,7 @@ def import_teacher(
         options={
             "model.name": ("--model", model),
             "weights": ("--weights", weights),
-            "input_shape": ("--input-shape", options.numbers("--input-shape", input_shape, int)),
+            "input_shape": ("--input-shape", options.image_shape("--input-shape", input_shape)),
             "num_classes": ("--num-classes", num_classes),
             "class_names": ("--class-names", _names(class_names)),
             "mean": ("--mean", options.numbers("--mean", mean, float)),

@@ -43,7 +43,7 @@ def inspect(
             "file": ("FILE", model if names_file else None),
             "model.name": ("MODEL", None if names_file else model),
             "num_classes": ("--num-classes", num_classes),
-            "input_shape": ("--input-shape", options.numbers("--input-shape", input_shape, int)),
+            "input_shape": ("--input-shape", options.image_shape("--input-shape", input_shape)),
             "model_factories": ("--model-factory", model_factory),
         },
     )

@@ -262,6 +262,18 @@ def numbers(option: str, text: str | None, kind: Callable[[str], Number]) -> lis
         raise InputError(f"{option} {text!r} is to be numbers with commas between them, such as 3,64,64") from error
 
 
+def image_shape(option: str, text: str | None) -> list[int] | None:
+    """Return channels, height and width.
+
+    Raises:
+        InputError: One is no number, or the channels stand last.
+    """
+    shape = numbers(option, text, int)
+    if shape is not None and len(shape) == 3 and shape[2] < 16 <= shape[0]:
+        raise InputError(f"{option} {text} is to be channels, height, width: {shape[2]},{shape[0]},{shape[1]}")
+    return shape
+
+
 def check_factories(names: Iterable[str], resume: Path | None, named: Iterable[str | None], option: str) -> None:
     """Check that the code that a continued run imports is named again.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from gapssg.augment import Normalization
@@ -19,7 +20,7 @@ from gapssg.engine.run_directory import Display, SilentDisplay, run_facts, versi
 from gapssg.engine.settings import DEFAULT_WEIGHTS, ImportSettings
 from gapssg.errors import InputError, RunError, shortened
 from gapssg.files import check_output_file, staged
-from gapssg.models import MOST_CLASSES, create_model
+from gapssg.models import MODELS, MOST_CLASSES, create_model
 from gapssg.models.foreign import check_classifier, logits_of
 from gapssg.models.libraries import Pretrained, pretrained_weights
 from gapssg.models.model_file import LoadedModel, ModelCard, Provenance, load_model, load_weights, model_content
@@ -107,7 +108,12 @@ def _fill(module: nn.Module, settings: ImportSettings, pretrained: Pretrained | 
         load_weights(module, pretrained.tensors, f"{name}, default weights")
     elif settings.weights is not None:
         file = Path(settings.weights)
-        load_weights(module, read_safetensors(file).tensors, file)
+        try:
+            load_weights(module, read_safetensors(file).tensors, file)
+        except InputError as error:
+            if name in MODELS and name in torchvision.models.list_models():
+                raise InputError(f"{error}; torchvision's model of that name is torchvision:{name}") from error
+            raise
     elif not is_factory(name):
         raise InputError(
             f"{name} is built with random weights, from which no student can learn; "
@@ -156,6 +162,8 @@ def _normalization(
     """Return mean and standard deviation, for each channel."""
     channels, _, _ = settings.input_shape
     mean, deviation = settings.mean, settings.deviation
+    if mean is not None and max(mean) > 1:
+        raise InputError(f"--mean {max(mean):g} is more than any pixel, of [0, 1]; divide --mean and --std by 255")
     if pretrained is not None and (mean is None or deviation is None):
         if len(pretrained.mean) != channels:
             raise InputError(

@@ -272,7 +272,7 @@ def check_same_settings(path: Path, settings: Settings, may_move: Container[str]
         and not (key in may_move and _is_a_move(key, began_with.get(key), now.get(key)))
     ]
     if differences:
-        allowed = f"epochs may grow, and {', '.join(sorted(_MAY_CHANGE))} may change"
+        allowed = f"epochs may grow, and {', '.join(sorted(_MAY_CHANGE & now.keys()))} may change"
         shown = "; ".join(differences[:_MOST_DIFFERENCES])
         raise InputError(f"{path} cannot be continued with other settings: {shown} ({allowed})")
 

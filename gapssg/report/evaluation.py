@@ -117,8 +117,23 @@ class Evaluation:
 
     def classes(self) -> list[ClassRow]:
         """Return the classes in their order; of many, those on which the model is worst, the worst first."""
+        rows = self._all_classes()
+        if len(rows) <= _MOST_CLASSES:
+            return rows
+        return sorted(rows, key=lambda row: 2.0 if row.model is None else row.model)[:_MOST_CLASSES]
+
+    def lost(self) -> ClassRow | None:
+        """Return the class on which the model is furthest below its teacher; None if it is below on none."""
+        below = [
+            (row.teacher - row.model, -number, row)
+            for number, row in enumerate(self._all_classes())
+            if row.model is not None and row.teacher is not None and row.model < row.teacher
+        ]
+        return max(below)[2] if below else None
+
+    def _all_classes(self) -> list[ClassRow]:
         teacher = self.teacher
-        rows = [
+        return [
             ClassRow(
                 name,
                 sum(self.last["confusion_matrix"][number]),
@@ -127,9 +142,6 @@ class Evaluation:
             )
             for number, name in enumerate(self.class_names)
         ]
-        if len(rows) <= _MOST_CLASSES:
-            return rows
-        return sorted(rows, key=lambda row: 2.0 if row.model is None else row.model)[:_MOST_CLASSES]
 
     def matrices(self) -> list[Matrix]:
         """Return the confusion matrices of the model and its teacher; none if there are too many classes to show."""

@@ -174,7 +174,7 @@ def _section(run: TrainingRun, landscapes: Sequence[Landscape], settings: Report
 
 def _accuracies(evaluation: Evaluation) -> Accuracies:
     teacher = None if evaluation.teacher is None else evaluation.teacher["top1"]
-    return Accuracies(evaluation.data, evaluation.images, evaluation.last["top1"], teacher)
+    return Accuracies(evaluation.data, evaluation.images, evaluation.last["top1"], teacher, evaluation.lost())
 
 
 def _gaps(run: TrainingRun) -> list[Chart]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from gapssg.report.runs import DistillationResult, PretrainingResult, TrainingRun
 from gapssg.text import percent
+
+if TYPE_CHECKING:
+    from gapssg.report.evaluation import ClassRow
 
 
 class Accuracies(NamedTuple):
@@ -18,12 +21,14 @@ class Accuracies(NamedTuple):
         images: How many there are; None where the run did not say.
         model: Of the last weights.
         teacher: Of the teacher; None where it was not evaluated, or there is none.
+        lost: The class on which it is furthest below its teacher; None where that is not known, or there is none.
     """
 
     data: str
     images: int | None
     model: float
     teacher: float | None
+    lost: ClassRow | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,19 @@ def judge(run: TrainingRun, evaluated: Accuracies | None) -> Verdict:
         verdict = _of_agreement(result)
     else:
         verdict = Verdict("The model was not evaluated, so nothing is known of its accuracy.", "none", [])
-    return Verdict(verdict.headline, verdict.evidence, [*verdict.sentences, *_incidents(run)])
+    return Verdict(verdict.headline, verdict.evidence, [*verdict.sentences, *_size(result), *_incidents(run)])
+
+
+def _size(result: DistillationResult | PretrainingResult) -> list[str]:
+    """Say by how much a student is smaller than its teacher."""
+    if not isinstance(result, DistillationResult):
+        return []
+    student, teacher = result.student, result.teacher
+    return [
+        f"It has {student.parameters:,} parameters instead of {teacher.parameters:,} "
+        f"({student.parameters / teacher.parameters:.1%}), and takes {student.macs / 1e6:,.1f} million multiply-adds "
+        f"an image instead of {teacher.macs / 1e6:,.1f}; how fast it is must be measured where it is to run."
+    ]
 
 
 def _own_accuracies(result: DistillationResult | PretrainingResult) -> Accuracies | None:
@@ -82,7 +99,13 @@ def _of_accuracies(result: DistillationResult | PretrainingResult, accuracies: A
         low, high = wilson_interval(accuracies.model, accuracies.images)
         sentences.append(
             f"With so many images, the accuracy on all such images lies between {percent(low)} and {percent(high)} "
-            "(95 % confidence); smaller differences may be chance."
+            "(95 % confidence)."
+        )
+    lost = accuracies.lost
+    if lost is not None and lost.model is not None and lost.teacher is not None:
+        sentences.append(
+            f"It is furthest below its teacher on class {lost.name}: right on {percent(lost.model)} of {lost.images:,} "
+            f"images, the teacher on {percent(lost.teacher)}."
         )
     sentences.append(
         f"{_seen(result, accuracies)} The figure is of the weights after the last epoch, which no image chose."

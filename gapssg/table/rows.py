@@ -223,7 +223,8 @@ def pretrain_departures(row: Row, settings: TableSettings) -> list[str]:
     """Say in what the training of teacher and scratch student is not what was published, one phrase each."""
     found = []
     if settings.budget != "full":
-        found.append(f"budget {settings.budget}, which is not the published one")
+        smoke = ": a few steps to see that it runs, whose figures mean nothing" if settings.budget == "smoke" else ""
+        found.append(f"budget {settings.budget}, which is not the published one{smoke}")
     if row.data_name != row.published_data:
         found.append(f"the images are {row.data_name}, not {row.published_data}")
     if settings.image_size is not None:

@@ -25,13 +25,15 @@ EPOCH = {
 
 def test_an_epoch_is_one_line_with_losses_gap_accuracy_and_speed():
     assert epoch_line(EPOCH) == (
-        "epoch    3/20  synthesis loss 12.3 bn 11 a 0.75  distillation 0.5000  gap 0.310 > 0.120  "
+        "epoch    3/20  synthesis loss 12.3 bn 11 a 0.75  distillation 0.5000  gap 0.310 to 0.120  "
         "agreement 87.5 %  top-1 90.0 %  512 images/s"
     )
 
 
 def test_a_narrow_line_fits_80_columns():
-    assert epoch_line(EPOCH, narrow=True) == "epoch    3/20  loss 0.5000  gap 0.310 > 0.120  top-1 90.0 %  512 images/s"
+    assert (
+        epoch_line(EPOCH, narrow=True) == "epoch    3/20  loss 0.5000  gap 0.310 to 0.120  top-1 90.0 %  512 images/s"
+    )
     assert len(epoch_line({**EPOCH, "top1": None}, narrow=True)) <= 80
 
 

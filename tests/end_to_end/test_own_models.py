@@ -146,6 +146,7 @@ def test_import_teacher_reads_its_options(tmp_path: Path):
         *arguments, "--class-names", tmp_path / "names.txt", "--output", tmp_path / "b.safetensors"
     )
     assert "--input-shape '3,a' is to be numbers" in refusal("import-teacher", "--input-shape", "3,a")
+    assert "is to be channels, height, width: 3,32,32" in refusal("import-teacher", "--input-shape", "32,32,3")
     (tmp_path / "names.txt").write_bytes(b"\xff\xfe")
     assert "is no text file of names" in refusal(*arguments, "--class-names", tmp_path / "names.txt")
 

@@ -80,6 +80,7 @@ def test_it_is_evaluated_before_it_is_written(tmp_path: Path, image_folder: Path
         ({"class_names": ("a", "b")}, "there are 2 class names for 10 classes"),
         ({"mean": None}, "how the model's input is normalised is not known; add --mean and --std"),
         ({"mean": (0.1, 0.2)}, "--mean has 2 numbers for 1 channels"),
+        ({"mean": (123.7,)}, "--mean 123.7 is more than any pixel, of [0, 1]; divide --mean and --std by 255"),
         ({"class_names": ("a",), "num_classes": None}, "has 2 to 100,000 classes; --class-names has 1"),
         ({"class_names": (*"abcdefghi", "a")}, "the class name 'a' stands 2 times in --class-names"),
         ({"model": {"name": "tests.models.factories:AlwaysTraining"}}, "has no evaluation mode"),
@@ -97,6 +98,13 @@ def test_what_is_missing_or_does_not_fit_is_said_in_one_sentence(tmp_path: Path,
     assert sentence in text
     assert "\n" not in text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_of_torchvision_for_the_built_in_model_of_that_name_say_so(tmp_path: Path):
+    module = create_model("torchvision:resnet18", num_classes=10, input_shape=(1, 32, 32))
+    save_file(module.state_dict(), tmp_path / "w.safetensors")
+    given = settings(weights=str(tmp_path / "w.safetensors"), model={"name": "resnet18"}, input_shape=(1, 32, 32))
+    assert "torchvision's model of that name is torchvision:resnet18" in refusal(tmp_path / "a.safetensors", given)
 
 
 def test_weights_that_do_not_fit_name_the_first_differences(tmp_path: Path):
