@@ -62,9 +62,10 @@ class Examiner:
             with foreign_code("no float64"):
                 module = copy.deepcopy(Normalized(self.model.module, self._normalization)).double()
                 with frozen(module), torch.inference_mode():
-                    return torch.cat([module(batch.double()) for batch in torch.split(images, self._batch_size)])
+                    logits = torch.cat([module(batch.double()) for batch in torch.split(images, self._batch_size)])
         except InputError:
             return None
+        return logits if logits.dtype == torch.float64 else None
 
     def inputs(self, images: Tensor) -> Tensor:
         """Return images, uint8 or float in [0, 1], as the exported model takes them: (N, C, H, W) float32."""
