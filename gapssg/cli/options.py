@@ -37,6 +37,18 @@ def _remember(field: str) -> Any:
     return callback
 
 
+def crop_padding_option(default: str) -> Any:
+    """Declare `--crop-padding`, whose default depends on the command."""
+    text = f"Pixels of zero padding for random crops; 0 turns them off (default: {default})."
+    return typer.Option("--crop-padding", help=text)
+
+
+def flip_option(default: str) -> Any:
+    """Declare `--flip`, whose default depends on the command."""
+    text = f"Flip images left to right at random, where that keeps their class (default: {default})."
+    return typer.Option("--flip/--no-flip", help=text)
+
+
 Recipe = Annotated[
     str | None,
     typer.Option("--recipe", help="Start from a recipe; `gapssg recipes` lists them.", rich_help_panel=_SETTINGS),

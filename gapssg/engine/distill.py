@@ -140,7 +140,10 @@ def _record_start(run: RunDirectory, distillation: Distillation) -> None:
     settings, teacher = distillation.settings, distillation.teacher_file
     source = f"the pool of {settings.pool}" if settings.pool else f"no data ({settings.method.name})"
     pair = f"{teacher.card.architecture} into {settings.student.name}"
-    run.record("start", message=f"distilling {pair} with {source}, {distillation.runtime.describe()}")
+    views = distillation.augmentation.describe()
+    if not distillation.synthesizer.augments:
+        views = "no crops, no flips (method.augment=true turns them on)"
+    run.record("start", message=f"distilling {pair} with {source}, {views}, {distillation.runtime.describe()}")
     if distillation.origin.teacher_sha256 != teacher.sha256:
         run.record("warning", epoch=0, message=f"the pool of {settings.pool} was made for another teacher")
 
@@ -236,6 +239,7 @@ def _result(
         "epochs": settings.epochs,
         "images_synthesized": distillation.images_synthesized,
         "distillation_steps": distillation.step_count,
+        "augmentation": distillation.augmentation.to_dict() if distillation.synthesizer.augments else None,
         "timing": {"total": total_seconds, **seconds},
         **run_facts(runtime, settings),
     }

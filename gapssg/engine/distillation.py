@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
-from gapssg.augment import Augmentation, Normalization, Shifts, crop_and_flip
+from gapssg.augment import Augmentation, Normalization, Shifts, check_crop_padding, crop_and_flip
 from gapssg.engine.checkpoint import Facts, State
 from gapssg.engine.inference import predict
 from gapssg.engine.metrics import agreement
@@ -24,7 +24,7 @@ from gapssg.engine.trainee import Phase, Trainee, TraineeFacts
 from gapssg.errors import Diverged, InputError, RunError
 from gapssg.models import create_model
 from gapssg.models.foreign import check_classifier
-from gapssg.models.model_file import LoadedModel, Provenance, load_weights, save_model
+from gapssg.models.model_file import LoadedModel, ModelCard, Provenance, load_weights, save_model
 from gapssg.models.profile import executed_batch_norm_layers, profile_model
 from gapssg.models.safetensors_file import read_safetensors
 from gapssg.runtime import Runtime, to_uint8
@@ -84,9 +84,11 @@ class Distillation:
             compiled: What was decided of `compile = "auto"` when the run began; None decides it now.
 
         Raises:
-            InputError: The student's weights or the pool cannot be used, or the teacher lacks batch norm.
+            InputError: The student's weights, the pool or the crop padding cannot be used, or the teacher lacks batch
+                norm.
         """
         card = teacher.card
+        augmentation = _augmentation(settings, card)
         student = _make_student(settings, runtime, teacher)
         runtime = _decide_compilation(settings, runtime, teacher, student, compiled)
         self.settings = settings
@@ -95,7 +97,7 @@ class Distillation:
         context = SynthesisContext(
             teacher=runtime.place(teacher.module).eval().requires_grad_(False),
             normalization=Normalization.from_statistics(card.mean, card.deviation, runtime.device),
-            augmentation=Augmentation(card.crop_padding, card.flip),
+            augmentation=augmentation,
             image_shape=card.input_shape,
             num_classes=card.num_classes,
             batch_size=settings.batch_size,
@@ -111,6 +113,7 @@ class Distillation:
             update={
                 "architecture": settings.student.name,
                 "arguments": settings.student.arguments,
+                **augmentation.to_dict(),
                 "provenance": Provenance(
                     command="distill",
                     method=self.origin.method,
@@ -363,6 +366,14 @@ class Distillation:
     def _clock(self) -> float:
         self.runtime.synchronize()
         return time.perf_counter()
+
+
+def _augmentation(settings: DistillSettings, card: ModelCard) -> Augmentation:
+    check_crop_padding(settings.crop_padding, card.input_shape)
+    return Augmentation(
+        card.crop_padding if settings.crop_padding is None else settings.crop_padding,
+        card.flip if settings.flip is None else settings.flip,
+    )
 
 
 def _decide_compilation(

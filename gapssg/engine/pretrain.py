@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
-from gapssg.augment import Augmentation, Normalization, Shifts, crop_and_flip
+from gapssg.augment import Augmentation, Normalization, Shifts, check_crop_padding, crop_and_flip
 from gapssg.batches import shuffled_batches
 from gapssg.data import flipping_is_meaningful
 from gapssg.data.image_set import ImageSet, check_same_classes, sha256_of_images
@@ -100,8 +100,7 @@ def pretrain_teacher(
         run.show("start", message=f"continuing {output} {after}, {pretraining.runtime.describe()}")
     else:
         run = RunDirectory(output, settings, display, overwrite)
-        images = f"{len(train):,} images of {settings.data.name}"
-        run.record("start", message=f"training {settings.model.name} on {images}, {pretraining.runtime.describe()}")
+        _record_start(run, pretraining)
     every = (settings.checkpoint_every, settings.checkpoint_minutes)
     checkpoints = Checkpoints(run, identity, pretraining.state, requests or Requests(), *every)
     with pretraining.runtime.configured(), run, checkpoints:
@@ -115,6 +114,17 @@ def pretrain_teacher(
         run.write_result(result)
         run.record("end", **{key: result["model"][key] for key in ("top1", "best_top1", "best_epoch")})
     return result
+
+
+def _record_start(run: RunDirectory, pretraining: _Pretraining) -> None:
+    settings, augmentation = pretraining.settings, pretraining.augmentation
+    images = f"{len(pretraining.train):,} images of {settings.data.name}"
+    views = augmentation.describe()
+    if settings.flip is None and augmentation.flip:
+        views += " (the default for this data; --no-flip turns them off)"
+    run.record(
+        "start", message=f"training {settings.model.name} on {images}, {views}, {pretraining.runtime.describe()}"
+    )
 
 
 class _Pretraining:
@@ -232,6 +242,7 @@ class _Pretraining:
             },
             "data": self.settings.data.name,
             "epochs": self.settings.epochs,
+            "augmentation": self.augmentation.to_dict(),
             "timing": {"total": time.perf_counter() - self.started, "evaluation": self.evaluation_seconds},
             **run_facts(self.runtime, self.settings),
         }
@@ -253,8 +264,9 @@ class _Pretraining:
 
 
 def _describe(settings: PretrainSettings, train: ImageSet) -> ModelCard:
-    mean, deviation = train.channel_statistics()
     padding = settings.crop_padding
+    check_crop_padding(padding, train.input_shape)
+    mean, deviation = train.channel_statistics()
     return ModelCard(
         architecture=settings.model.name,
         arguments=settings.model.arguments,
