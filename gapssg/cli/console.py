@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 import rich.console
 from rich.box import SIMPLE_HEAD
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from gapssg.text import percent, printable, printable_toml
+from gapssg.text import duration, percent, printable, printable_toml
 
 _WIDTH_OF_AN_EPOCH = 170
 _WIDTH_OF_A_PIPE = 500  # nothing is wrapped that another program reads
@@ -106,7 +106,7 @@ class Console:
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
         )
         progress = Progress(
             *columns,
@@ -127,20 +127,27 @@ class LiveDisplay:
         """Show on `console`."""
         self._console = console
         self._progress = progress
-        self._task = progress.add_task("", visible=False)
-        self._run = progress.add_task("run", visible=False)
+        self._task = progress.add_task("", visible=False, left="")
+        self._run = progress.add_task("epochs", visible=False, left="")
+        self._run_is_shown = False
         self._updated = 0.0
+        self._shown = ("", 0)  # the task and how much of it is done
+        self._previous = ""  # the task before it
+        self._alternates = False  # whether the task was interrupted by another, whose time is not known here
+        self._begun = (0.0, 0)  # when it was first shown, and how much was done then
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Print an event as one line."""
+        if event["event"] in ("start", "end"):
+            self._show_run(False)
         if event["event"] == "start":
             self._console.invocation.started = True
             self._console.say(event["message"])
         elif event["event"] == "epoch":
-            self._progress.update(
-                self._run, description="epochs", completed=event["epoch"], total=event["epochs"], visible=True
-            )
+            self._show_run(True, event["epoch"], event["epochs"], event["timing"].get("remaining"))
             self._console.say(epoch_line(event, narrow=self._console.is_narrow()))
+        elif event["event"] == "time_left":
+            self._show_run(True, event["epochs_done"], event["epochs"], event["seconds"])
         elif event["event"] == "checkpoint":
             self._console.invocation.checkpoint = str(event["directory"])
         elif event["event"] == "note":
@@ -155,17 +162,38 @@ class LiveDisplay:
             self._console.say(f"warning{when}: {event['message']}")
 
     def progress(self, task: str, done: int, total: int) -> None:
-        """Move the bar of the current task."""
+        """Move the bar of the current task; beside that of a run it says no time, because the run's does."""
         now = time.monotonic()
+        if task != self._shown[0] or done < self._shown[1]:
+            self._begun = (now, done)
+        if task != self._shown[0]:
+            self._alternates = task == self._previous
+            self._previous = self._shown[0]
+        self._shown = (task, done)
         if now - self._updated > self._SECONDS_BETWEEN_UPDATES:
             self._updated = now
-            self._progress.update(self._task, description=printable(task), completed=done, total=total, visible=True)
+            begun, done_then = self._begun
+            left = ""
+            if done > done_then and not self._alternates and not self._run_is_shown:
+                left = _time_left((now - begun) / (done - done_then) * (total - done))
+            self._progress.update(
+                self._task, description=printable(task), completed=done, total=total, left=left, visible=True
+            )
+
+    def _show_run(self, visible: bool, done: int = 0, total: int = 1, seconds: float | None = None) -> None:
+        self._run_is_shown = visible
+        left = "" if seconds is None else _time_left(seconds)
+        self._progress.update(self._run, completed=done, total=total, left=left, visible=visible)
+
+
+def _time_left(seconds: float) -> str:
+    return f"{duration(seconds)} left"
 
 
 def epoch_line(event: Mapping[str, Any], narrow: bool = False) -> str:
-    """Return an epoch's event as one line: loss terms, reality gap, accuracy, images/s.
+    """Return an epoch's event as one line: loss terms, reality gap, accuracy, images/s, time left.
 
-    A narrow line, for 80 columns, leaves out the terms of the synthesis loss.
+    A narrow line, for 80 columns, leaves out the terms of the synthesis loss, and the time left, which a bar shows.
     """
     parts = [f"epoch {event['epoch']:>4}/{event['epochs']}"]
     if "train_loss" in event:
@@ -184,6 +212,8 @@ def epoch_line(event: Mapping[str, Any], narrow: bool = False) -> str:
     if event.get("top1") is not None:
         parts.append(f"top-1 {percent(event['top1'])}")
     parts.append(f"{event['timing']['images_per_second']:.0f} images/s")
+    if "remaining" in event["timing"] and not narrow:
+        parts.append(_time_left(event["timing"]["remaining"]))
     return "  ".join(parts)
 
 

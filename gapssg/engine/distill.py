@@ -25,6 +25,7 @@ from gapssg.engine.run_directory import (
     run_facts,
 )
 from gapssg.engine.settings import DistillSettings
+from gapssg.engine.time_left import EVALUATION
 from gapssg.errors import InputError
 from gapssg.files import sha256_of_files
 from gapssg.models.model_file import LoadedModel, load_model
@@ -115,6 +116,7 @@ def distill(
         inner = distillation.state()
         return State({"run": own.model_dump(), "distillation": inner.facts}, inner.prefixed("distillation."))
 
+    distillation.time_left.plan(EVALUATION, evaluator.count_after(distillation.epochs_done))
     every = (settings.checkpoint_every, settings.checkpoint_minutes)
     keep = state if distillation.can_continue else None
     with runtime.configured(), run, Checkpoints(run, identity, keep, requests or Requests(), *every) as checkpoints:
@@ -123,6 +125,9 @@ def distill(
             event = distillation.run_epoch(run, checkpoints.after_step)
             done = distillation.epochs_done
             event |= evaluator.after_epoch(done, distillation, run)
+            if distillation.time_left.seconds is not None:
+                event["timing"]["remaining"] = distillation.time_left.seconds
+            run.show_time_left(distillation.time_left, done, settings.epochs)
             run.record("epoch", epoch=done, epochs=settings.epochs, **event)
             run.show_notes(runtime)
             if settings.snapshot_every and done % settings.snapshot_every == 0:
@@ -180,6 +185,12 @@ class _Evaluator:
         self.teacher_scores, self.scores = facts.teacher, facts.student
         self.best, self.seconds = facts.best, facts.seconds
 
+    def count_after(self, epochs_done: int) -> int:
+        """Return how many evaluations are left after so many epochs."""
+        if self.images is None or epochs_done == self.settings.epochs:
+            return 0
+        return -(-self.settings.epochs // self.settings.evaluate_every) - epochs_done // self.settings.evaluate_every
+
     def after_epoch(self, epochs_done: int, distillation: Distillation, run: RunDirectory) -> dict[str, Any]:
         """Evaluate, if that is due after so many epochs; return what the epoch's event says of it."""
         due = epochs_done % self.settings.evaluate_every == 0 or epochs_done == self.settings.epochs
@@ -188,11 +199,13 @@ class _Evaluator:
         started = time.perf_counter()
         if self.teacher_scores is None:
             self.teacher_scores = self._score(distillation, distillation.teacher, self.images)
-        self.scores = self._score(distillation, distillation.student, self.images)
-        self.seconds += time.perf_counter() - started
-        if self.best is None or self.scores.top1 > self.best[0]:
-            self.best = (self.scores.top1, epochs_done)
-            distillation.save_student(run.path / "best.safetensors")
+        with distillation.time_left.phase(EVALUATION, 1) as timed:
+            self.scores = self._score(distillation, distillation.student, self.images)
+            self.seconds += time.perf_counter() - started
+            if self.best is None or self.scores.top1 > self.best[0]:
+                self.best = (self.scores.top1, epochs_done)
+                distillation.save_student(run.path / "best.safetensors")
+            timed.step(1)
         return {"top1": self.scores.top1, "loss": self.scores.loss}
 
     @staticmethod

@@ -20,6 +20,7 @@ from gapssg.engine.inference import predict
 from gapssg.engine.metrics import agreement
 from gapssg.engine.run_directory import RunDirectory, first_pool_shards, pool_shards, versions
 from gapssg.engine.settings import DistillSettings
+from gapssg.engine.time_left import TimedPhase, TimeLeft
 from gapssg.engine.trainee import Phase, Trainee, TraineeFacts
 from gapssg.errors import Diverged, InputError, RunError
 from gapssg.models import create_model
@@ -70,6 +71,7 @@ class Distillation:
 
     Attributes:
         epochs_done: Whole epochs so far.
+        time_left: Measures the steps; whoever evaluates the student plans and measures that there, too.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class Distillation:
         self.synthesis_rollbacks = 0
         self.epoch = EpochFacts()
         self._terms: dict[str, Tensor] = {}  # of the last step of the synthesis under way
+        self.time_left = TimeLeft(self.steps_left())
 
     def save_student(self, path: Path) -> None:
         """Write the student as a model file."""
@@ -170,6 +173,7 @@ class Distillation:
         """
         facts = DistillationFacts.read(state.facts)
         self._check_facts(facts)
+        planned = self.steps_left()
         self.trainee.restore(state.component("trainee"))
         self.epochs_done, self.learning_epochs = facts.epochs_done, facts.learning_epochs
         self.agreement, self.images_synthesized = facts.agreement, facts.images_synthesized
@@ -189,6 +193,24 @@ class Distillation:
                 if len(images) != self.settings.method.synthesis_batch_size:
                     raise InputError(f"{shard} holds {len(images)} images, which no synthesis of this run made")
                 self.synthesizer.pool.append(images, targets)
+        self.time_left = TimeLeft(self.steps_left())
+        made = {kind: planned[kind] - left for kind, left in self.steps_left().items()}
+        made["distillation"] += facts.trainee.steps_done
+        for kind, seconds in (
+            ("synthesis", facts.epoch.synthesis_seconds),
+            ("distillation", facts.epoch.distillation_seconds),
+        ):
+            self.time_left.recall(kind, made[kind], self.seconds[kind] + seconds)
+
+    def steps_left(self) -> dict[str, int]:
+        """Return how many steps of synthesis and distillation are left, before the phase under way."""
+        plans = [self.synthesizer.plan(epoch) for epoch in range(self.epochs_done, self.settings.epochs)]
+        synthesis = sum(plan.rounds * plan.synthesis_steps for plan in plans)
+        distillation = sum(plan.rounds * plan.distillation_steps for plan in plans)
+        if plans:
+            synthesis -= (self.epoch.round + self.epoch.synthesised) * plans[0].synthesis_steps
+            distillation -= self.epoch.round * plans[0].distillation_steps
+        return {"synthesis": synthesis, "distillation": distillation}
 
     def _check_facts(self, facts: DistillationFacts) -> None:
         """Check the numbers by which a run continues: a checkpoint may be a stranger's.
@@ -221,8 +243,10 @@ class Distillation:
         self.trainee.set_learning_rate(self.learning_epochs / self._planned_learning_epochs)
         while self.epoch.round < plan.rounds:
             if not self.epoch.synthesised:
-                self._synthesise(plan, run, after_step)
-            gap_after = self._distil(plan, run, after_step)
+                with self.time_left.phase("synthesis", plan.synthesis_steps) as timed:
+                    self._synthesise(plan, run, timed, after_step)
+            with self.time_left.phase("distillation", plan.distillation_steps) as timed:
+                gap_after = self._distil(plan, run, timed, after_step)
             self.epoch.round += 1
             self.epoch.synthesised = False
         health = self._check_health(run) if plan.synthesis_steps else {}
@@ -252,7 +276,9 @@ class Distillation:
             },
         }
 
-    def _synthesise(self, plan: EpochPlan, run: RunDirectory, after_step: Callable[[], None]) -> None:
+    def _synthesise(
+        self, plan: EpochPlan, run: RunDirectory, timed: TimedPhase, after_step: Callable[[], None]
+    ) -> None:
         """Make new images, or go on with it; at half the learning rate where it diverges."""
         epoch, index = self.epochs_done, self.epoch.round
         started = self._clock()
@@ -261,7 +287,9 @@ class Distillation:
             try:
                 for step, terms in self.synthesizer.synthesis_steps(self.student, epoch, index):
                     self._terms = terms
+                    timed.step(step)
                     run.progress(f"epoch {epoch + 1}: synthesis", index * plan.synthesis_steps + step, total)
+                    run.show_time_left(self.time_left, epoch, self.settings.epochs)
                     after_step()
                 break
             except Diverged as error:
@@ -297,7 +325,7 @@ class Distillation:
         # From the samples of an earlier run there is none: a trained student has trained on all of them.
         self.epoch.agreement_before = before["agreement"] if plan.synthesis_steps else None
 
-    def _distil(self, plan: EpochPlan, run: RunDirectory, after_step: Callable[[], None]) -> float:
+    def _distil(self, plan: EpochPlan, run: RunDirectory, timed: TimedPhase, after_step: Callable[[], None]) -> float:
         """Train the student, or go on with it; return the reality gap on the newest images after the last round."""
         epoch, index = self.epochs_done, self.epoch.round
         first, total = index * plan.distillation_steps, plan.rounds * plan.distillation_steps
@@ -306,7 +334,9 @@ class Distillation:
 
         def after_each(steps_done: int) -> None:
             self.epoch.distillation_seconds = earlier + time.perf_counter() - started
+            timed.step(steps_done)
             run.progress(f"epoch {epoch + 1}: distillation", first + steps_done, total)
+            run.show_time_left(self.time_left, epoch, self.settings.epochs)
             after_step()
 
         def is_sound() -> bool:
