@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import rich.console
 from rich.box import SIMPLE_HEAD
@@ -18,6 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from gapssg.text import duration, percent, printable, printable_toml
+
+if TYPE_CHECKING:
+    from gapssg.engine.estimate import Estimate
 
 _WIDTH_OF_AN_EPOCH = 170
 _WIDTH_OF_A_PIPE = 500  # nothing is wrapped that another program reads
@@ -79,6 +82,18 @@ class Console:
     def settings(self, values: Mapping[str, Any], toml: str) -> None:
         """Print settings as TOML, or with --json as JSON."""
         self._stdout.write(json.dumps(values) + "\n" if self.invocation.json else printable_toml(toml))
+
+    def estimate(self, found: Estimate, settings: tuple[Mapping[str, Any], str] | None) -> None:
+        """Print an estimate; with `settings`, as values and as TOML, those before it and the estimate as comments."""
+        if self.invocation.json:
+            result = found.to_dict()
+            self.result(result if settings is None else {"settings": settings[0], "estimate": result})
+        elif settings is None:
+            for line in estimate_lines(found):
+                self.note(line)
+        else:
+            comments = "".join(f"# {line}\n" for line in estimate_lines(found))
+            self._stdout.write(f"{printable_toml(settings[1])}\n{comments}")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table of results; figures are never wrapped, texts are."""
@@ -188,6 +203,17 @@ class LiveDisplay:
 
 def _time_left(seconds: float) -> str:
     return f"{duration(seconds)} left"
+
+
+def estimate_lines(found: Estimate) -> list[str]:
+    """Return an estimate as lines: the time, the steps of each kind, the memory."""
+    lines = [f"estimated time: {duration(found.seconds)} ({found.runtime.describe()})"]
+    for kind, part in found.parts.items():
+        if part.steps:
+            steps = f"{count(part.steps)} step{'s' if part.steps > 1 else ''}"
+            lines.append(f"{kind}: {steps} of {part.seconds_per_step:.3g} s, {duration(part.seconds)}")
+    lines.append(f"memory: {found.memory / 1e6:,.0f} MB")
+    return lines
 
 
 def epoch_line(event: Mapping[str, Any], narrow: bool = False) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from gapssg.data.image_set import ImageSet, sha256_of_images
 from gapssg.engine.checkpoint import Checkpoints, Facts, State, read_checkpoint
 from gapssg.engine.distillation import Distillation
+from gapssg.engine.estimate import EVALUATED_IMAGES, Estimate, Part, peak_memory, time_steps
 from gapssg.engine.metrics import Scores, score
 from gapssg.engine.real_images import read_test_images
 from gapssg.engine.requests import Requests
@@ -141,6 +143,24 @@ def distill(
     return result
 
 
+def estimate_distillation(settings: DistillSettings, display: Display | None = None) -> Estimate:
+    """Time a few steps of a distillation, from its beginning, and return what all of it would take.
+
+    Nothing is written. `display` shows how far the evaluation data is read.
+
+    Raises:
+        InputError: The teacher, the pool, the weights or the evaluation data cannot be used.
+    """
+    runtime = Runtime.from_settings(settings.runtime, settings.seed)
+    teacher = load_model(settings.teacher, (*settings.model_factories, settings.student.name))
+    distillation = Distillation(settings, runtime, teacher)
+    runtime = distillation.runtime
+    evaluator = _Evaluator(settings, runtime, teacher, display or SilentDisplay())
+    with runtime.configured(), runtime.seeded_globals("estimate"):
+        parts = {**distillation.time_steps(), EVALUATION: evaluator.time_evaluations(distillation)}
+    return Estimate("distill", parts, peak_memory(runtime) + distillation.unused_memory, runtime)
+
+
 def _record_start(run: RunDirectory, distillation: Distillation) -> None:
     settings, teacher = distillation.settings, distillation.teacher_file
     source = f"the pool of {settings.pool}" if settings.pool else f"no data ({settings.method.name})"
@@ -190,6 +210,19 @@ class _Evaluator:
         if self.images is None or epochs_done == self.settings.epochs:
             return 0
         return -(-self.settings.epochs // self.settings.evaluate_every) - epochs_done // self.settings.evaluate_every
+
+    def time_evaluations(self, distillation: Distillation) -> Part:
+        """Time teacher and student on a few images; the teacher is evaluated once."""
+        count = self.count_after(0)
+        if self.images is None:
+            return Part(0, 0.0)
+        images = self.images.images[:EVALUATED_IMAGES]
+        times = len(self.images) / len(images)
+        teacher, student = (
+            time_steps(partial(distillation.predict, module, images), self.runtime, 6, 1).seconds_per_step * times
+            for module in (distillation.teacher, distillation.student)
+        )
+        return Part(count, student, teacher)
 
     def after_epoch(self, epochs_done: int, distillation: Distillation, run: RunDirectory) -> dict[str, Any]:
         """Evaluate, if that is due after so many epochs; return what the epoch's event says of it."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from gapssg.augment import Augmentation, Normalization, Shifts, crop_and_flip
 from gapssg.engine.checkpoint import Facts, State
+from gapssg.engine.estimate import Part, time_steps
 from gapssg.engine.inference import predict
 from gapssg.engine.metrics import agreement
 from gapssg.engine.run_directory import RunDirectory, first_pool_shards, pool_shards, versions
@@ -36,6 +38,7 @@ from gapssg.synthesis.losses import reality_gap
 from gapssg.synthesis.pool_synthesizer import PoolSynthesizer, read_pool
 from gapssg.synthesis.shards import PoolOrigin, read_shard
 
+_TIMED_SYNTHESIS, _TIMED_DISTILLATION = 3, 5
 _MOST_ROLLBACKS = 1000  # as many as the settings may allow
 
 
@@ -360,6 +363,44 @@ class Distillation:
         self.synthesizer.start_sampling(epoch, index, start)
         while True:
             yield self.synthesizer.sample(batch_size), *self.augmentation.draw(batch_size, stream)
+
+    def time_steps(self) -> dict[str, Part]:
+        """Make a few steps of synthesis and distillation and time them; the student is of no more use after it.
+
+        Distillation needs a pool: where no synthesis comes to its end, that is filled with noise.
+        """
+        steps, synthesis = self.steps_left(), self._all_synthesis_steps()
+        timed = {"synthesis": time_steps(lambda: next(synthesis), self.runtime, steps["synthesis"], _TIMED_SYNTHESIS)}
+        synthesis.close()
+        pool, plans = self.synthesizer.pool, map(self.synthesizer.plan, range(self.settings.epochs))
+        epoch, plan = next((each for each in enumerate(plans) if each[1].distillation_steps), (0, EpochPlan(1, 0, 0)))
+        if pool is not None and plan.synthesis_steps:
+            size = self.settings.method.synthesis_batch_size
+            stream = self.runtime.random_stream("noise")
+            while len(pool) < (epoch + 1) * size:
+                shape = (size, *self.card.input_shape)
+                noise = torch.rand(shape, generator=stream, device=self.runtime.device)
+                pool.append(to_uint8(noise), torch.zeros(size, dtype=torch.int64, device=self.runtime.device))
+        passes = (islice(self.batches(epoch, 0, 0), plan.distillation_steps) for _ in repeat(None))
+        batches = chain.from_iterable(passes)
+        self.student.train()
+        timed["distillation"] = time_steps(
+            lambda: self.trainee.step(*next(batches)), self.runtime, steps["distillation"], _TIMED_DISTILLATION
+        )
+        return timed
+
+    @property
+    def unused_memory(self) -> int:
+        """Bytes of the pool that were reserved on a processor, which takes them only when they are written to."""
+        pool = self.synthesizer.pool
+        if pool is None or self.runtime.device.type != "cpu":
+            return 0
+        return (pool.capacity - len(pool)) * math.prod(self.card.input_shape)
+
+    def _all_synthesis_steps(self) -> Generator[object, None, None]:
+        for epoch in range(self.settings.epochs):
+            for index in range(self.synthesizer.plan(epoch).rounds):
+                yield from self.synthesizer.synthesis_steps(self.student, epoch, index)
 
     def _loss(self, images: Tensor, *shifts: Tensor) -> dict[str, Tensor]:
         views = crop_and_flip(images, Shifts(*shifts)) if self.synthesizer.augments else images

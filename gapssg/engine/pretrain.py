@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from gapssg.batches import shuffled_batches, steps_for_passes
 from gapssg.data import flipping_is_meaningful
 from gapssg.data.image_set import ImageSet, check_same_classes, sha256_of_images
 from gapssg.engine.checkpoint import Checkpoints, Facts, State, read_checkpoint
+from gapssg.engine.estimate import EVALUATED_IMAGES, Estimate, Part, peak_memory, time_steps
 from gapssg.engine.inference import predict
 from gapssg.engine.metrics import Scores, score
 from gapssg.engine.real_images import read_images
@@ -41,6 +43,7 @@ from gapssg.runtime import Runtime, to_unit_range
 
 # The checkpoint knows the SHA-256 of the images.
 _MAY_MOVE = ("data.root", "data.name")
+_TIMED_STEPS = 5
 
 
 class RunFacts(Facts):
@@ -117,6 +120,26 @@ def pretrain_teacher(
         run.write_result(result)
         run.record("end", **{key: result["model"][key] for key in ("top1", "best_top1", "best_epoch")})
     return result
+
+
+def estimate_pretraining(settings: PretrainSettings, display: Display | None = None) -> Estimate:
+    """Time a few steps of a training, from its beginning, and return what all of it would take.
+
+    Nothing is written, unless the data is to be downloaded. `display` shows how far it is read.
+
+    Raises:
+        InputError: The data cannot be used.
+    """
+    display = display or SilentDisplay()
+    runtime = Runtime.from_settings(settings.runtime, settings.seed)
+    train = read_images(settings.data, "train", display)
+    test = read_images(settings.data, "test", display, channels=train.input_shape[0])
+    check_same_classes(train, test)
+    pretraining = _Pretraining(settings, runtime, train, test, compiled=None)
+    runtime = pretraining.runtime
+    with runtime.configured(), runtime.seeded_globals("estimate"):
+        parts = pretraining.time_steps()
+    return Estimate("pretrain-teacher", parts, peak_memory(runtime), runtime)
 
 
 class _Pretraining:
@@ -250,6 +273,17 @@ class _Pretraining:
             "timing": {"total": time.perf_counter() - self.started, "evaluation": self.evaluation_seconds},
             **run_facts(self.runtime, self.settings),
         }
+
+    def time_steps(self) -> dict[str, Part]:
+        """Make a few training steps and time them and the evaluation; the model is of no more use after it."""
+        steps = self.steps_left()
+        inputs = chain.from_iterable(self._inputs(self._batches(0), 0) for _ in repeat(None))
+        self.model.train()
+        training = time_steps(lambda: self.trainee.step(*next(inputs)), self.runtime, steps["training"], _TIMED_STEPS)
+        images = self.test.images[:EVALUATED_IMAGES]
+        evaluation = time_steps(lambda: self._predict(images), self.runtime, 6, 1)
+        seconds = evaluation.seconds_per_step * len(self.test) / len(images)
+        return {"training": training, EVALUATION: Part(steps[EVALUATION], seconds)}
 
     def _predict(self, images: Tensor) -> Tensor:
         return predict(self.model, images, self.normalization, self.runtime)
