@@ -66,6 +66,7 @@ def distill(
     config: options.Config = None,
     overrides: options.Set = None,
     dry_run: options.DryRun = False,
+    estimate: options.Estimate = False,
     seed: options.Seed = None,
     device: options.Device = None,
     precision: options.Precision = None,
@@ -81,6 +82,7 @@ def distill(
 
     console = options.console_of(context)
     console.invocation.command = "distill"
+    options.check_estimate(estimate, resume)
     output, config = options.run_directory("distill", output, resume, config, recipe)
     settings = load_settings(
         DistillSettings,
@@ -115,6 +117,13 @@ def distill(
     factories = (settings.student.name, *settings.model_factories)
     options.check_factories(factories, resume, (student, *(model_factory or ())), "--model-factory")
     console.invocation.again_named = options.name_again(factories, "--model-factory")
+    if estimate:
+        from gapssg.engine.distill import estimate_distillation
+
+        with console.live() as shown:
+            found = estimate_distillation(settings, shown)
+        console.estimate(found, (settings.to_dict(), settings.to_toml()) if dry_run else None)
+        return
     if dry_run:
         console.settings(settings.to_dict(), settings.to_toml())
         return

@@ -65,6 +65,14 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Print the resolved settings as TOML and stop.", rich_help_panel=_SETTINGS),
 ]
+Estimate = Annotated[
+    bool,
+    typer.Option(
+        "--estimate",
+        help="Time a few steps, print how long the run would take, and stop; needs no --output and writes nothing.",
+        rich_help_panel=_SETTINGS,
+    ),
+]
 Output = Annotated[
     Path | None, typer.Option("--output", help="Directory of the run; it holds all that the run writes.")
 ]
@@ -241,6 +249,18 @@ def run_directory(
     if began_as != command:
         raise InputError(f"{resume} is a run of {began_as}; use gapssg {began_as} --resume {resume}")
     return resume, file
+
+
+def check_estimate(estimate: bool, resume: Path | None) -> None:
+    """Check that --estimate does not stand beside --resume.
+
+    Raises:
+        InputError: It does.
+    """
+    if estimate and resume is not None:
+        raise InputError(
+            "--estimate times a new run; leave --resume out, or --estimate: a resumed run shows its time left"
+        )
 
 
 def _command_of(settings: Mapping[str, Any]) -> str:

@@ -37,6 +37,7 @@ def pretrain_teacher(
     config: options.Config = None,
     overrides: options.Set = None,
     dry_run: options.DryRun = False,
+    estimate: options.Estimate = False,
     seed: options.Seed = None,
     device: options.Device = None,
     precision: options.Precision = None,
@@ -52,6 +53,7 @@ def pretrain_teacher(
 
     console = options.console_of(context)
     console.invocation.command = "pretrain-teacher"
+    options.check_estimate(estimate, resume)
     output, config = options.run_directory("pretrain-teacher", output, resume, config, recipe)
     settings = load_settings(
         PretrainSettings,
@@ -76,6 +78,13 @@ def pretrain_teacher(
     settings = options.without_download(settings, "data", resume, download)
     options.check_factories((settings.model.name,), resume, (model,), "--model")
     console.invocation.again_named = options.name_again((settings.model.name,), "--model")
+    if estimate:
+        from gapssg.engine.pretrain import estimate_pretraining
+
+        with console.live() as shown:
+            found = estimate_pretraining(settings, shown)
+        console.estimate(found, (settings.to_dict(), settings.to_toml()) if dry_run else None)
+        return
     if dry_run:
         console.settings(settings.to_dict(), settings.to_toml())
         return
