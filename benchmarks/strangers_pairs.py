@@ -80,7 +80,7 @@ PAIRS: dict[str, Pair] = {
     ),
     "digits-grey28": Pair(digits(28, 1), "wrn16_2", Training("adamw", 2e-3, 12, augment=False), "wrn16_half", 40),
     "letters-grey28": Pair(
-        letters(28, ALPHABET), "benchmarks.homemade:network", Training("sgd", 0.02, 8), "wrn16_half", 8
+        letters(28, ALPHABET), "benchmarks.homemade:network", Training("sgd", 0.02, 16), "wrn16_half", 8
     ),
     "letters-rgb32": Pair(
         letters(32, ALPHABET[:10], colour=True), "vgg11", Training("sgd", 0.05, 6, label_smoothing=0.1), "wrn16_1", 10
@@ -101,7 +101,7 @@ PAIRS: dict[str, Pair] = {
     ),
     "three-rgb64": Pair(
         cifar(single("airplane", "frog", "truck"), 64, 3, dict.fromkeys(("airplane", "frog", "truck"), 1000)),
-        "torchvision:efficientnet_b0",
+        "torchvision:resnet18",
         Training("adamw", 1e-3, 8, label_smoothing=0.1),
         "wrn16_half",
         10,
@@ -120,7 +120,7 @@ PAIRS: dict[str, Pair] = {
         "wrn10_half",
         8,
     ),
-    "digits-rgb32": Pair(digits(32, 3), "torchvision:resnet18", Training("sgd", 0.05, 15), "wrn16_1", 15),
+    "digits-rgb32": Pair(digits(32, 3), "torchvision:efficientnet_b0", Training("adamw", 3e-3, 20), "wrn16_1", 15),
     "letters-grey64": Pair(
         letters(64, ALPHABET, train_per_class=200),
         "torchvision:mobilenet_v3_small",
