@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from gapssg.convolutions import avoid_unsound_kernels
 from gapssg.errors import InputError
 from gapssg.settings.parts import RuntimeSettings
 from gapssg.text import duration
@@ -161,7 +162,12 @@ class Runtime:
         return cast(Step, torch.compile(step, dynamic=False))
 
     def place(self, module: nn.Module) -> nn.Module:
-        """Move a network to the device in the memory layout that convolutions are fastest in."""
+        """Move a network to the device in the memory layout that convolutions are fastest in.
+
+        On a processor, its convolutions avoid the kernels of torch that are wrong.
+        """
+        if self.device.type == "cpu":
+            avoid_unsound_kernels(module)
         return module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def synchronize(self) -> None:

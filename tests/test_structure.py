@@ -29,6 +29,7 @@ ORDER = [
     "augment",
     "batches",
     "runtime",
+    "convolutions",
     "settings",
     "figures",
     "files",

@@ -1,0 +1,60 @@
+"""Convolutions whose weight gradient torch computes wrongly on a processor, and how they are computed instead."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# The widest channel block of oneDNN's kernels: 16 float32 numbers of AVX-512. From there on they are sound.
+_CHANNEL_BLOCK = 16
+
+
+def avoid_unsound_kernels(module: nn.Module) -> None:
+    """Make the convolutions of a network that trains on a processor avoid the kernels that are wrong.
+
+    Two of oneDNN's kernels for the weight gradient are, seen with torch 2.14 and 2.15:
+
+    - That of a strided 1x1 convolution in channels_last copies the pixels that the stride leaves into a workspace of
+      `in_channels` numbers a pixel, but in whole channel blocks. With fewer channels than a block it writes beyond the
+      workspace, in float32 as in bfloat16: from about 80 pixels on it corrupts the heap. Such layers skip pixels
+      themselves and convolve with stride 1, which is the same layer and takes no workspace.
+    - That of a strided depthwise convolution in bfloat16 leaves taps uninitialised where the map is narrower than the
+      stride, as in MobileNets on images of 16 pixels: gradients of any size where 0 is right. There such layers
+      compute in float32.
+
+    Layers keep their classes, attributes and state dicts.
+    """
+    for layer in module.modules():
+        if not isinstance(layer, nn.Conv2d):
+            continue
+        # A partial is copied along with its layer; a closure would go on convolving with the original.
+        if _overruns_its_workspace(layer):
+            layer._conv_forward = partial(_convolve_without_stride, layer)  # type: ignore[method-assign]
+        elif layer.groups == layer.in_channels > 1 and layer.stride[1] > 1:
+            layer._conv_forward = partial(_convolve_narrow_in_float32, layer)  # type: ignore[method-assign]
+
+
+def _overruns_its_workspace(layer: nn.Conv2d) -> bool:
+    return (
+        layer.kernel_size == (1, 1)
+        and layer.stride != (1, 1)
+        and layer.padding in ((0, 0), "valid")
+        and layer.groups == 1
+        and layer.in_channels < _CHANNEL_BLOCK
+    )
+
+
+def _convolve_without_stride(layer: nn.Conv2d, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    rows, columns = layer.stride
+    return F.conv2d(input[..., ::rows, ::columns], weight, bias)
+
+
+def _convolve_narrow_in_float32(layer: nn.Conv2d, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    narrow = input.shape[-1] < layer.stride[1]
+    with torch.autocast("cpu", enabled=False) if narrow else nullcontext():
+        convolved: Tensor = nn.Conv2d._conv_forward(layer, input.to(weight.dtype) if narrow else input, weight, bias)
+    return convolved
