@@ -33,6 +33,7 @@ ORDER = [
     "figures",
     "files",
     "text",
+    "intervals",
     "errors",
 ]
 

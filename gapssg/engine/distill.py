@@ -197,7 +197,7 @@ class _Evaluator:
 
     @staticmethod
     def _score(distillation: Distillation, module: nn.Module, images: ImageSet) -> Scores:
-        return score(distillation.predict(module, images.images), images.labels)
+        return score(distillation.predict(module, images.images), images.labels, images.class_names)
 
 
 def _result(
@@ -209,7 +209,7 @@ def _result(
     total_seconds: float,
 ) -> dict[str, Any]:
     teacher = distillation.teacher_file
-    scores = evaluator.scores.to_dict() if evaluator.scores else {"top1": None, "top5": None, "loss": None}
+    scores = evaluator.scores.to_dict() if evaluator.scores else dict.fromkeys(Scores._fields)
     best_top1, best_epoch = evaluator.best or (None, None)
     seconds = {**distillation.seconds, "evaluation": evaluator.seconds}
     return {

@@ -198,7 +198,8 @@ class _Pretraining:
         self.trainee.loss_sum.zero_()
         trained = time.perf_counter()
         seconds = earlier + trained - started
-        self.scores = score(predict(self.model, self.test.images, self.normalization, self.runtime), self.test.labels)
+        logits = predict(self.model, self.test.images, self.normalization, self.runtime)
+        self.scores = score(logits, self.test.labels, self.test.class_names)
         self.evaluation_seconds += time.perf_counter() - trained
         self.epochs_done += 1
         self.epoch_seconds = 0.0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from gapssg.intervals import wilson_interval
 from gapssg.report.runs import DistillationResult, PretrainingResult, TrainingRun
 from gapssg.text import percent
 
@@ -163,12 +163,3 @@ def _incidents(run: TrainingRun) -> list[str]:
     if not run.settings_are_its_own:
         sentences.append("settings.toml is not the one that this result was made with: its SHA-256 is another.")
     return sentences
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a share that was found in `count` samples (Wilson, 1927)."""
-    z = 1.959964
-    centre = share + z**2 / (2 * count)
-    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    scale = 1 + z**2 / count
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
