@@ -278,7 +278,8 @@ class Distillation:
             fresh = self.synthesizer.fresh
             self.images_synthesized += len(fresh)
             if self.settings.samples and is_last:
-                run.write_samples(epoch + 1, self.settings.epochs, fresh)
+                targets, names = self.synthesizer.fresh_targets, self.card.class_names
+                run.write_samples(epoch + 1, self.settings.epochs, fresh, targets, names)
             if self.settings.keep_pool and self.synthesizer.pool is not None:
                 run.write_pool_shard(epoch + 1, to_uint8(fresh), self.synthesizer.fresh_targets, self.origin)
         if is_last:

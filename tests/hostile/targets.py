@@ -571,7 +571,7 @@ def use_run_directory(world: World, case: tuple[str, list[tuple[str, str]]]) -> 
     images = torch.zeros(4, 1, 16, 16)
     with directory:
         directory.record("note", message="here")
-        directory.write_samples(1, 1, images)
+        directory.write_samples(1, 1, images, torch.zeros(4).long(), make_card().class_names)
         directory.write_pool_shard(2, images.byte(), torch.zeros(4).long(), PoolOrigin("gapssg", "0"))
         directory.write_result({})
         (directory.folder("checkpoint") / "latest.safetensors").exists()
