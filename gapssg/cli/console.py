@@ -19,7 +19,8 @@ from rich.text import Text
 
 from gapssg.text import percent, printable, printable_toml
 
-_WIDTH_OF_AN_EPOCH = 170
+_WIDTH_OF_AN_EPOCH = 190
+_NARROW = 80
 _WIDTH_OF_A_PIPE = 500  # nothing is wrapped that another program reads
 
 
@@ -75,6 +76,11 @@ class Console:
         """Print a line that explains a result; --quiet keeps it."""
         if not self.invocation.json:
             self._result.print(printable(text), markup=False, soft_wrap=True)
+
+    def failures(self, what: str, sentences: Sequence[str]) -> None:
+        """Print in one line that something is not usable, and why; nothing if nothing speaks against it."""
+        if sentences:
+            self.note(f"FAILED: {what} is not usable: {'; '.join(sentences)}")
 
     def settings(self, values: Mapping[str, Any], toml: str) -> None:
         """Print settings as TOML, or with --json as JSON."""
@@ -165,7 +171,7 @@ class LiveDisplay:
 def epoch_line(event: Mapping[str, Any], narrow: bool = False) -> str:
     """Return an epoch's event as one line: loss terms, reality gap, accuracy, images/s.
 
-    A narrow line, for 80 columns, leaves out the terms of the synthesis loss.
+    A narrow line, for 80 columns, leaves out the terms of the synthesis loss, and images/s where it has no room.
     """
     parts = [f"epoch {event['epoch']:>4}/{event['epochs']}"]
     if "train_loss" in event:
@@ -178,12 +184,17 @@ def epoch_line(event: Mapping[str, Any], narrow: bool = False) -> str:
     if "distillation_loss" in event:
         if event["distillation_loss"] is not None:
             parts.append(f"{'loss' if narrow else 'distillation'} {event['distillation_loss']:.4f}")
-        parts.append(f"gap {event['reality_gap_before']:.3f} to {event['reality_gap_after']:.3f}")
+        digits = 2 if narrow else 3
+        parts.append(f"gap {event['reality_gap_before']:.{digits}f} to {event['reality_gap_after']:.{digits}f}")
         if event["agreement_before"] is not None and not (narrow and event.get("top1") is not None):
             parts.append(f"agreement {percent(event['agreement_before'])}")
+            if event.get("agreement_baseline") is not None:
+                parts[-1] += f" (baseline {percent(event['agreement_baseline'])})"
     if event.get("top1") is not None:
         parts.append(f"top-1 {percent(event['top1'])}")
-    parts.append(f"{event['timing']['images_per_second']:.0f} images/s")
+    speed = f"{event['timing']['images_per_second']:.0f} images/s"
+    if not narrow or len("  ".join([*parts, speed])) <= _NARROW:
+        parts.append(speed)
     return "  ".join(parts)
 
 

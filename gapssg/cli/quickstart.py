@@ -141,6 +141,8 @@ def quickstart(
         ],
     )
     console.note("agreement and (reality) gap: with the teacher's predictions and probabilities")
+    console.failures(f"the student of {method.name}", student["failures"])
+    console.failures("the student of noise", noise["failures"])
     console.say("what was made:")
     for file in files.values():
         console.say(f"  {file}")

@@ -11,9 +11,11 @@ from torch import nn
 
 from gapssg.data.image_set import ImageSet, sha256_of_images
 from gapssg.engine.checkpoint import Checkpoints, Facts, State, read_checkpoint
-from gapssg.engine.distillation import Distillation
+from gapssg.engine.distillation import Distillation, listed_counts
+from gapssg.engine.judgement import failures_on_real_images, judge_on_synthetic_images
 from gapssg.engine.metrics import Scores, score
 from gapssg.engine.real_images import read_test_images
+from gapssg.engine.record import MOST_COUNTED_CLASSES
 from gapssg.engine.requests import Requests
 from gapssg.engine.run_directory import (
     Display,
@@ -33,6 +35,7 @@ from gapssg.runtime import Runtime
 
 # The checkpoint knows the SHA-256 of the teacher and of the images.
 _MAY_MOVE = ("teacher", "eval_data.root", "eval_data.name")
+_SHOWN_SCORES = ("top1", "loss", "balanced_accuracy", "lowest_recall")
 
 
 class EvaluationFacts(Facts):
@@ -73,7 +76,9 @@ def distill(
     Returns:
         What `result.json` holds. `top1` is of the last epoch; `best_top1` was chosen by the evaluation data;
         both are None without it. `agreement` is that with the teacher on the last freshly synthesised samples
-        before the student had trained on them.
+        before the student had trained on them; always giving the teacher's commonest answer would reach
+        `agreement_baseline` on them. `failures` says in sentences why the student is not usable, and is empty where
+        nothing speaks against it; such a run ends like any other.
 
     Raises:
         InputError: The teacher, the pool, the weights, the evaluation data or the output directory cannot
@@ -132,7 +137,8 @@ def distill(
         distillation.save_student(student_file)
         result = _result(settings, runtime, distillation, evaluator, student_file, time.perf_counter() - started)
         run.write_result(result)
-        run.record("end", **{key: result["student"][key] for key in ("top1", "best_top1", "best_epoch", "agreement")})
+        end = ("top1", "balanced_accuracy", "best_top1", "best_epoch", "agreement", "agreement_baseline")
+        run.record("end", **{key: result["student"][key] for key in end}, failures=result["failures"])
     return result
 
 
@@ -184,7 +190,7 @@ class _Evaluator:
         """Evaluate, if that is due after so many epochs; return what the epoch's event says of it."""
         due = epochs_done % self.settings.evaluate_every == 0 or epochs_done == self.settings.epochs
         if self.images is None or not due:
-            return {"top1": None, "loss": None}
+            return dict.fromkeys(_SHOWN_SCORES)
         started = time.perf_counter()
         if self.teacher_scores is None:
             self.teacher_scores = self._score(distillation, distillation.teacher, self.images)
@@ -193,7 +199,8 @@ class _Evaluator:
         if self.best is None or self.scores.top1 > self.best[0]:
             self.best = (self.scores.top1, epochs_done)
             distillation.save_student(run.path / "best.safetensors")
-        return {"top1": self.scores.top1, "loss": self.scores.loss}
+        scores = self.scores.to_dict()
+        return {name: scores[name] for name in _SHOWN_SCORES}
 
     @staticmethod
     def _score(distillation: Distillation, module: nn.Module, images: ImageSet) -> Scores:
@@ -211,6 +218,10 @@ def _result(
     teacher = distillation.teacher_file
     scores = evaluator.scores.to_dict() if evaluator.scores else dict.fromkeys(Scores._fields)
     best_top1, best_epoch = evaluator.best or (None, None)
+    teacher_scores = evaluator.teacher_scores.to_dict() if evaluator.teacher_scores else None
+    compared = distillation.compare()
+    judgement = judge_on_synthetic_images(distillation.teacher_counts.tolist(), compared, teacher.card.class_names)
+    on_real_images = failures_on_real_images(scores, teacher_scores) if evaluator.scores else []
     seconds = {**distillation.seconds, "evaluation": evaluator.seconds}
     return {
         "command": "distill",
@@ -221,7 +232,7 @@ def _result(
             "sha256": teacher.sha256,
             "architecture": teacher.card.architecture,
             **profile_model(distillation.teacher, teacher.card.input_shape).to_dict(),
-            "top1": evaluator.teacher_scores.top1 if evaluator.teacher_scores else None,
+            "top1": teacher_scores["top1"] if teacher_scores else None,
         },
         "student": {
             "file": str(student_file),
@@ -231,7 +242,13 @@ def _result(
             "best_top1": best_top1,
             "best_epoch": best_epoch,
             "agreement": distillation.agreement,
+            "agreement_baseline": distillation.agreement_baseline,
+            "after_training": judgement.comparison,
         },
+        "failures": [*on_real_images, *judgement.failures],
+        "missing_classes": judgement.missing_classes[:MOST_COUNTED_CLASSES],
+        "teacher_counts": listed_counts(distillation.teacher_counts),
+        "target_counts": listed_counts(distillation.target_counts),
         "data": settings.eval_data.name if settings.eval_data else None,
         "epochs": settings.epochs,
         "images_synthesized": distillation.images_synthesized,

@@ -187,3 +187,8 @@ def lowest_share(counts: ClassCounts) -> tuple[int, float] | None:
 def agreement(first_logits: Tensor, second_logits: Tensor) -> float:
     """Return the share of samples on which two classifiers predict the same class."""
     return (first_logits.argmax(dim=1) == second_logits.argmax(dim=1)).double().mean().item()
+
+
+def largest_share(predictions: Tensor) -> float:
+    """Return the share of the commonest class among predictions (N,) int64: what always answering it agrees with."""
+    return torch.bincount(predictions.cpu()).max().item() / len(predictions)

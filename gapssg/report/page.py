@@ -213,7 +213,7 @@ def _synthesis(run: TrainingRun) -> list[Chart]:
     found: dict[str, dict[float, float]] = {}
     for epoch in run.events.epochs:
         if isinstance(epoch, DistillationEpoch):
-            for name, value in [*epoch.synthesis.items(), *epoch.health.items()]:
+            for name, value in [*epoch.synthesis.items(), *epoch.health.measures().items()]:
                 found.setdefault(name.replace("_", " ").capitalize(), {})[float(epoch.epoch)] = value
     return _drawn_ones([draw(title, [Line(title, curve)], from_zero=True) for title, curve in found.items()])
 

@@ -18,6 +18,7 @@ EPOCH = {
     "reality_gap_before": 0.31,
     "reality_gap_after": 0.12,
     "agreement_before": 0.875,
+    "agreement_baseline": 0.25,
     "top1": 0.9,
     "timing": {"images_per_second": 512.4},
 }
@@ -26,15 +27,15 @@ EPOCH = {
 def test_an_epoch_is_one_line_with_losses_gap_accuracy_and_speed():
     assert epoch_line(EPOCH) == (
         "epoch    3/20  synthesis loss 12.3 bn 11 a 0.75  distillation 0.5000  gap 0.310 to 0.120  "
-        "agreement 87.5 %  top-1 90.0 %  512 images/s"
+        "agreement 87.5 % (baseline 25.0 %)  top-1 90.0 %  512 images/s"
     )
 
 
 def test_a_narrow_line_fits_80_columns():
-    assert (
-        epoch_line(EPOCH, narrow=True) == "epoch    3/20  loss 0.5000  gap 0.310 to 0.120  top-1 90.0 %  512 images/s"
-    )
-    assert len(epoch_line({**EPOCH, "top1": None}, narrow=True)) <= 80
+    assert epoch_line(EPOCH, narrow=True) == "epoch    3/20  loss 0.5000  gap 0.31 to 0.12  top-1 90.0 %  512 images/s"
+    agreement = epoch_line({**EPOCH, "top1": None}, narrow=True)
+    assert agreement == "epoch    3/20  loss 0.5000  gap 0.31 to 0.12  agreement 87.5 % (baseline 25.0 %)"
+    assert len(agreement) <= 80
 
 
 def test_what_was_not_measured_is_left_out():
@@ -82,3 +83,10 @@ def test_on_a_terminal_bars_move_and_vanish():
     assert "synthesis" in screen.getvalue()
     assert "epoch    3/20" in screen.getvalue()
     assert "warning, epoch 3: look here" in screen.getvalue()
+
+
+def test_a_failure_is_one_line_that_quiet_keeps(capsys: pytest.CaptureFixture[str]):
+    console = Console(Invocation(quiet=True))
+    console.failures("the student", [])
+    console.failures("the student", ["all are 'cat'", "no class is 'dog'"])
+    assert capsys.readouterr().out == "FAILED: the student is not usable: all are 'cat'; no class is 'dog'\n"
