@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from gapssg.intervals import wilson_interval
@@ -21,6 +22,8 @@ class Accuracies(NamedTuple):
         images: How many there are; None where the run did not say.
         model: Of the last weights.
         teacher: Of the teacher; None where it was not evaluated, or there is none.
+        balanced: Of the last weights the mean of the accuracies of the classes; None where the run did not say.
+        failures: What these images say against the model, one sentence each.
         lost: The class on which it is furthest below its teacher; None where that is not known, or there is none.
     """
 
@@ -28,6 +31,8 @@ class Accuracies(NamedTuple):
     images: int | None
     model: float
     teacher: float | None
+    balanced: float | None = None
+    failures: Sequence[str] = ()
     lost: ClassRow | None = None
 
 
@@ -38,12 +43,14 @@ class Verdict:
     Attributes:
         headline: The result in one sentence.
         evidence: What it rests on.
+        failures: Why what the run made is not usable; the headline says so where there are any.
         sentences: What else must be known to judge it.
     """
 
     headline: str
     evidence: Literal["real images", "synthetic images only", "none"]
     sentences: list[str]
+    failures: list[str] = field(default_factory=list)
 
 
 def judge(run: TrainingRun, evaluated: Accuracies | None) -> Verdict:
@@ -61,7 +68,19 @@ def judge(run: TrainingRun, evaluated: Accuracies | None) -> Verdict:
         verdict = _of_agreement(result)
     else:
         verdict = Verdict("The model was not evaluated, so nothing is known of its accuracy.", "none", [])
-    return Verdict(verdict.headline, verdict.evidence, [*verdict.sentences, *_size(result), *_incidents(run)])
+    sentences = [*verdict.sentences, *_size(result), *_incidents(run)]
+    failures = _failures(result, evaluated)
+    if not failures:
+        return Verdict(verdict.headline, verdict.evidence, sentences)
+    headline = f"FAILED: the {result.noun} is not usable: {failures[0]}."
+    others = [f"{each[0].upper()}{each[1:]}." for each in failures[1:]]
+    return Verdict(headline, verdict.evidence, [*others, verdict.headline, *sentences], failures)
+
+
+def _failures(result: DistillationResult | PretrainingResult, evaluated: Accuracies | None) -> list[str]:
+    """Return what the run found, and what was found for this report."""
+    found = [] if evaluated is None else list(evaluated.failures)
+    return found + (list(result.failures) if isinstance(result, DistillationResult) else [])
 
 
 def _size(result: DistillationResult | PretrainingResult) -> list[str]:
@@ -80,7 +99,7 @@ def _own_accuracies(result: DistillationResult | PretrainingResult) -> Accuracie
     if result.model.top1 is None or result.data is None:
         return None
     teacher = result.teacher.top1 if isinstance(result, DistillationResult) else None
-    return Accuracies(result.data, None, result.model.top1, teacher)
+    return Accuracies(result.data, None, result.model.top1, teacher, result.model.balanced_accuracy)
 
 
 def _of_accuracies(result: DistillationResult | PretrainingResult, accuracies: Accuracies) -> Verdict:
@@ -95,6 +114,8 @@ def _of_accuracies(result: DistillationResult | PretrainingResult, accuracies: A
         )
         headline += f", {distance} its teacher ({percent(accuracies.teacher)})."
     sentences = []
+    if accuracies.balanced is not None:
+        sentences.append(f"Its balanced accuracy, the mean over the classes, is {percent(accuracies.balanced)}.")
     if accuracies.images is not None:
         low, high = wilson_interval(accuracies.model, accuracies.images)
         sentences.append(
@@ -139,7 +160,7 @@ def _of_agreement(result: DistillationResult) -> Verdict:
         return Verdict(f"Nothing independent was measured of the student{why}.", "none", [unknown])
     return Verdict(
         f"The student gave its teacher's answer on {percent(agreement)} of the last synthetic images, "
-        "before it had trained on them.",
+        f"before it had trained on them{_baseline(result)}.",
         "synthetic images only",
         [
             unknown,
@@ -147,6 +168,11 @@ def _of_agreement(result: DistillationResult) -> Verdict:
             "images the agreement may be higher or lower.",
         ],
     )
+
+
+def _baseline(result: DistillationResult) -> str:
+    baseline = result.student.agreement_baseline
+    return "" if baseline is None else f"; always giving the commonest answer would reach {percent(baseline)}"
 
 
 def _incidents(run: TrainingRun) -> list[str]:
