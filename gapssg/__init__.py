@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from gapssg._version import __version__
 
 if TYPE_CHECKING:
-    from gapssg.engine.distill import distill
+    from gapssg.engine.distill import distill, estimate_distillation
     from gapssg.engine.evaluate import evaluate
     from gapssg.engine.import_teacher import import_teacher
     from gapssg.engine.inspection import inspect
-    from gapssg.engine.pretrain import pretrain_teacher
+    from gapssg.engine.pretrain import estimate_pretraining, pretrain_teacher
     from gapssg.engine.settings import (
         DistillSettings,
         EvaluateSettings,
@@ -48,6 +48,8 @@ __all__ = [
     "RunError",
     "__version__",
     "distill",
+    "estimate_distillation",
+    "estimate_pretraining",
     "evaluate",
     "export_model",
     "import_teacher",
@@ -62,6 +64,8 @@ __all__ = [
 
 _HOMES = {
     "distill": "gapssg.engine.distill",
+    "estimate_distillation": "gapssg.engine.distill",
+    "estimate_pretraining": "gapssg.engine.pretrain",
     "evaluate": "gapssg.engine.evaluate",
     "import_teacher": "gapssg.engine.import_teacher",
     "inspect": "gapssg.engine.inspection",

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gapssg.errors import InputError
+
 
 class Shifts(NamedTuple):
     """One random crop and flip for each sample.
@@ -35,6 +37,16 @@ class Augmentation:
     padding: int
     flip: bool
 
+    def describe(self) -> str:
+        """Say in words what is drawn."""
+        unit = "pixel" if self.padding == 1 else "pixels"
+        crops = f"crops with {self.padding} {unit} of padding" if self.padding else "no crops"
+        return f"{crops}, {'random horizontal flips' if self.flip else 'no flips'}"
+
+    def to_dict(self) -> dict[str, int | bool]:
+        """Return what a result says of it, by the names of the settings."""
+        return {"crop_padding": self.padding, "flip": self.flip}
+
     def draw(self, count: int, generator: torch.Generator) -> Shifts:
         """Draw a crop and flip for each of `count` samples, on the generator's device."""
         device = generator.device
@@ -46,6 +58,24 @@ class Augmentation:
         else:
             flips = torch.zeros(count, dtype=torch.bool, device=device)
         return Shifts(rows, columns, flips)
+
+
+def check_crop_padding(padding: int | None, image_shape: tuple[int, int, int]) -> None:
+    """Check that every crop holds a part of the image.
+
+    Args:
+        padding: Pixels of zero padding on each side; None is not checked.
+        image_shape: (channels, height, width) of an image.
+
+    Raises:
+        InputError: The padding is as large as the image.
+    """
+    _, height, width = image_shape
+    if padding is not None and padding >= min(height, width):
+        raise InputError(
+            f"--crop-padding {padding} is too large: a crop could miss all of an image of {height}x{width} pixels; "
+            f"give at most {min(height, width) - 1}"
+        )
 
 
 def crop_and_flip(images: Tensor, shifts: Shifts) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gapssg.errors import InputError
 from gapssg.settings.parts import RuntimeSettings
+from gapssg.text import duration
 
 Step = TypeVar("Step", bound=Callable[..., Any])
 
@@ -77,8 +78,7 @@ class Runtime:
         rate = _EAGER_FLOPS_OF_A_GPU
         if self.device.type != "cuda":
             rate = torch.get_num_threads() * _EAGER_FLOPS[self.precision]
-        minutes = max(1, round(flops / rate / 60))
-        length = f"about {flops / 1e12:,.0f} TFLOP, by a rough guess {minutes} min without compiling"
+        length = f"about {flops / 1e12:,.0f} TFLOP, estimated {duration(flops / rate)} in eager mode"
         obstacle = obstacle_to_compiling(self.device)
         if flops / rate < _SECONDS_WORTH_COMPILING:
             return self, f"not compiled, because the run is short: {length}"

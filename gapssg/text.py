@@ -34,6 +34,20 @@ def shortest_ends(paths: Sequence[Path]) -> list[str]:
     return [f"{name} ({number})" for number, name in enumerate(names, 1)]
 
 
+def duration(seconds: float) -> str:
+    """Return a time in its one or two largest units: seconds below 100, then minutes, hours and days."""
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    minutes = round(whole / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = round(whole / 3600)
+    return f"{hours // 24} d {hours % 24} h"
+
+
 def percent(share: float | None) -> str:
     """Return a share in [0, 1] as a percentage with one decimal, or a dash for none."""
     return "-" if share is None else f"{100 * share:.1f} %"

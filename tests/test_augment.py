@@ -4,7 +4,8 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as TF
 
-from gapssg.augment import Augmentation, Normalization, Shifts, crop_and_flip
+from gapssg.augment import Augmentation, Normalization, Shifts, check_crop_padding, crop_and_flip
+from gapssg.errors import InputError
 
 
 def reference(images, shifts, padding):
@@ -49,6 +50,28 @@ def test_flips_stay_away_where_they_are_meaningless():
     flips = Augmentation(padding=2, flip=True).draw(1024, torch.Generator().manual_seed(0)).flips
     # Five standard deviations of a fair coin.
     assert abs(flips.float().mean().item() - 0.5) < 5 * 0.5 / 1024**0.5
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "words"),
+    [
+        (Augmentation(4, True), "crops with 4 pixels of padding, random horizontal flips"),
+        (Augmentation(1, False), "crops with 1 pixel of padding, no flips"),
+        (Augmentation(0, False), "no crops, no flips"),
+    ],
+)
+def test_an_augmentation_says_in_words_what_it_draws(augmentation, words):
+    assert augmentation.describe() == words
+
+
+def test_crop_padding_must_leave_a_part_of_the_image_in_every_crop():
+    for padding in (None, 0, 15):
+        check_crop_padding(padding, (3, 32, 16))
+    with pytest.raises(InputError) as caught:
+        check_crop_padding(16, (3, 32, 16))
+    assert str(caught.value) == (
+        "--crop-padding 16 is too large: a crop could miss all of an image of 32x16 pixels; give at most 15"
+    )
 
 
 def test_gradient_is_the_adjoint_of_the_crop():

@@ -52,7 +52,8 @@ def test_long_runs_are_compiled_and_short_ones_are_not_and_both_say_why(runtime,
     assert sentence.startswith("compiled, because the run is long: about 1,000,000 TFLOP")
     short, sentence = runtime.compile_if_worth_it(1e12)
     assert not short.compiled
-    assert sentence.startswith("not compiled, because the run is short: about 1 TFLOP")
+    assert sentence.startswith("not compiled, because the run is short: about 1 TFLOP, estimated ")
+    assert sentence.endswith(" in eager mode")
     # No clock is asked: equal runs decide alike.
     assert runtime.compile_if_worth_it(1e18) == (long, runtime.compile_if_worth_it(1e18)[1])
 

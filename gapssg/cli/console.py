@@ -9,15 +9,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import rich.console
 from rich.box import SIMPLE_HEAD
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from gapssg.text import percent, printable, printable_toml
+from gapssg.text import duration, percent, printable, printable_toml
+
+if TYPE_CHECKING:
+    from gapssg.engine.estimate import Estimate
 
 _WIDTH_OF_AN_EPOCH = 190
 _NARROW = 80
@@ -86,6 +89,18 @@ class Console:
         """Print settings as TOML, or with --json as JSON."""
         self._stdout.write(json.dumps(values) + "\n" if self.invocation.json else printable_toml(toml))
 
+    def estimate(self, found: Estimate, settings: tuple[Mapping[str, Any], str] | None) -> None:
+        """Print an estimate; with `settings`, as values and as TOML, those before it and the estimate as comments."""
+        if self.invocation.json:
+            result = found.to_dict()
+            self.result(result if settings is None else {"settings": settings[0], "estimate": result})
+        elif settings is None:
+            for line in estimate_lines(found):
+                self.note(line)
+        else:
+            comments = "".join(f"# {line}\n" for line in estimate_lines(found))
+            self._stdout.write(f"{printable_toml(settings[1])}\n{comments}")
+
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table of results; figures are never wrapped, texts are."""
         if self.invocation.json:
@@ -112,7 +127,7 @@ class Console:
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
         )
         progress = Progress(
             *columns,
@@ -133,20 +148,27 @@ class LiveDisplay:
         """Show on `console`."""
         self._console = console
         self._progress = progress
-        self._task = progress.add_task("", visible=False)
-        self._run = progress.add_task("run", visible=False)
+        self._task = progress.add_task("", visible=False, left="")
+        self._run = progress.add_task("epochs", visible=False, left="")
+        self._run_is_shown = False
         self._updated = 0.0
+        self._shown = ("", 0)  # the task and how much of it is done
+        self._previous = ""  # the task before it
+        self._alternates = False  # whether the task was interrupted by another, whose time is not known here
+        self._begun = (0.0, 0)  # when it was first shown, and how much was done then
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Print an event as one line."""
+        if event["event"] in ("start", "end"):
+            self._show_run(False)
         if event["event"] == "start":
             self._console.invocation.started = True
             self._console.say(event["message"])
         elif event["event"] == "epoch":
-            self._progress.update(
-                self._run, description="epochs", completed=event["epoch"], total=event["epochs"], visible=True
-            )
+            self._show_run(True, event["epoch"], event["epochs"], event["timing"].get("remaining"))
             self._console.say(epoch_line(event, narrow=self._console.is_narrow()))
+        elif event["event"] == "time_left":
+            self._show_run(True, event["epochs_done"], event["epochs"], event["seconds"])
         elif event["event"] == "checkpoint":
             self._console.invocation.checkpoint = str(event["directory"])
         elif event["event"] == "note":
@@ -161,17 +183,50 @@ class LiveDisplay:
             self._console.say(f"warning{when}: {event['message']}")
 
     def progress(self, task: str, done: int, total: int) -> None:
-        """Move the bar of the current task."""
+        """Move the bar of the current task; beside that of a run it says no time, because the run's does."""
         now = time.monotonic()
+        if task != self._shown[0] or done < self._shown[1]:
+            self._begun = (now, done)
+        if task != self._shown[0]:
+            self._alternates = task == self._previous
+            self._previous = self._shown[0]
+        self._shown = (task, done)
         if now - self._updated > self._SECONDS_BETWEEN_UPDATES:
             self._updated = now
-            self._progress.update(self._task, description=printable(task), completed=done, total=total, visible=True)
+            begun, done_then = self._begun
+            left = ""
+            if done > done_then and not self._alternates and not self._run_is_shown:
+                left = _time_left((now - begun) / (done - done_then) * (total - done))
+            self._progress.update(
+                self._task, description=printable(task), completed=done, total=total, left=left, visible=True
+            )
+
+    def _show_run(self, visible: bool, done: int = 0, total: int = 1, seconds: float | None = None) -> None:
+        self._run_is_shown = visible
+        left = "" if seconds is None else _time_left(seconds)
+        self._progress.update(self._run, completed=done, total=total, left=left, visible=visible)
+
+
+def _time_left(seconds: float) -> str:
+    return f"{duration(seconds)} left"
+
+
+def estimate_lines(found: Estimate) -> list[str]:
+    """Return an estimate as lines: the time, the steps of each kind, the memory."""
+    lines = [f"estimated time: {duration(found.seconds)} ({found.runtime.describe()})"]
+    for kind, part in found.parts.items():
+        if part.steps:
+            steps = f"{count(part.steps)} step{'s' if part.steps > 1 else ''}"
+            lines.append(f"{kind}: {steps} of {part.seconds_per_step:.3g} s, {duration(part.seconds)}")
+    lines.append(f"memory: {found.memory / 1e6:,.0f} MB")
+    return lines
 
 
 def epoch_line(event: Mapping[str, Any], narrow: bool = False) -> str:
-    """Return an epoch's event as one line: loss terms, reality gap, accuracy, images/s.
+    """Return an epoch's event as one line: loss terms, reality gap, accuracy, images/s, time left.
 
-    A narrow line, for 80 columns, leaves out the terms of the synthesis loss, and images/s where it has no room.
+    A narrow line, for 80 columns, leaves out the terms of the synthesis loss, the time left, which a bar shows, and
+    images/s where it has no room.
     """
     parts = [f"epoch {event['epoch']:>4}/{event['epochs']}"]
     if "train_loss" in event:
@@ -195,6 +250,8 @@ def epoch_line(event: Mapping[str, Any], narrow: bool = False) -> str:
     speed = f"{event['timing']['images_per_second']:.0f} images/s"
     if not narrow or len("  ".join([*parts, speed])) <= _NARROW:
         parts.append(speed)
+    if "remaining" in event["timing"] and not narrow:
+        parts.append(_time_left(event["timing"]["remaining"]))
     return "  ".join(parts)
 
 

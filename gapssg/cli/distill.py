@@ -41,6 +41,8 @@ def distill(
     model_factory: options.ModelFactory = None,
     batch_size: options.BatchSize = None,
     learning_rate: options.LearningRate = None,
+    crop_padding: Annotated[int | None, options.crop_padding_option("as the teacher's file says")] = None,
+    flip: Annotated[bool | None, options.flip_option("as the teacher's file says")] = None,
     checkpoint_every: options.CheckpointEvery = None,
     checkpoint_minutes: options.CheckpointMinutes = None,
     max_rollbacks: options.MaxRollbacks = None,
@@ -64,6 +66,7 @@ def distill(
     config: options.Config = None,
     overrides: options.Set = None,
     dry_run: options.DryRun = False,
+    estimate: options.Estimate = False,
     seed: options.Seed = None,
     device: options.Device = None,
     precision: options.Precision = None,
@@ -79,6 +82,7 @@ def distill(
 
     console = options.console_of(context)
     console.invocation.command = "distill"
+    options.check_estimate(estimate, resume)
     output, config = options.run_directory("distill", output, resume, config, recipe)
     settings = load_settings(
         DistillSettings,
@@ -97,6 +101,8 @@ def distill(
             "epochs": ("--epochs", epochs),
             "batch_size": ("--batch-size", batch_size),
             "optimizer.learning_rate": ("--learning-rate", learning_rate),
+            "crop_padding": ("--crop-padding", crop_padding),
+            "flip": ("--flip", flip),
             "checkpoint_every": ("--checkpoint-every", checkpoint_every),
             "checkpoint_minutes": ("--checkpoint-minutes", checkpoint_minutes),
             "max_rollbacks": ("--max-rollbacks", max_rollbacks),
@@ -111,6 +117,13 @@ def distill(
     factories = (settings.student.name, *settings.model_factories)
     options.check_factories(factories, resume, (student, *(model_factory or ())), "--model-factory")
     console.invocation.again_named = options.name_again(factories, "--model-factory")
+    if estimate:
+        from gapssg.engine.distill import estimate_distillation
+
+        with console.live() as shown:
+            found = estimate_distillation(settings, shown)
+        console.estimate(found, (settings.to_dict(), settings.to_toml()) if dry_run else None)
+        return
     if dry_run:
         console.settings(settings.to_dict(), settings.to_toml())
         return

@@ -45,13 +45,8 @@ def import_teacher(
     deviation: Annotated[
         str | None, typer.Option("--std", help="What they are divided by: one number a channel, or one.")
     ] = None,
-    crop_padding: Annotated[
-        int | None,
-        typer.Option("--crop-padding", help="Padding of random crops (default: an eighth of the height)."),
-    ] = None,
-    flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", help="A mirrored image still belongs to its class.")
-    ] = None,
+    crop_padding: Annotated[int | None, options.crop_padding_option("an eighth of the images' height")] = None,
+    flip: Annotated[bool | None, options.flip_option("no flips")] = None,
     output: Annotated[Path | None, typer.Option("--output", help="The model file to write, *.safetensors.")] = None,
     data: Annotated[
         str | None, typer.Option("--data", help="Evaluate on these first: digits, cifar10, cifar100 or folder:PATH.")

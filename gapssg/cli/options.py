@@ -37,6 +37,18 @@ def _remember(field: str) -> Any:
     return callback
 
 
+def crop_padding_option(default: str) -> Any:
+    """Declare `--crop-padding`, whose default depends on the command."""
+    text = f"Pixels of zero padding for random crops; 0 turns them off (default: {default})."
+    return typer.Option("--crop-padding", help=text)
+
+
+def flip_option(default: str) -> Any:
+    """Declare `--flip`, whose default depends on the command."""
+    text = f"Flip images left to right at random, where that keeps their class (default: {default})."
+    return typer.Option("--flip/--no-flip", help=text)
+
+
 Recipe = Annotated[
     str | None,
     typer.Option("--recipe", help="Start from a recipe; `gapssg recipes` lists them.", rich_help_panel=_SETTINGS),
@@ -52,6 +64,14 @@ Set = Annotated[
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Print the resolved settings as TOML and stop.", rich_help_panel=_SETTINGS),
+]
+Estimate = Annotated[
+    bool,
+    typer.Option(
+        "--estimate",
+        help="Time a few steps, print how long the run would take, and stop; needs no --output and writes nothing.",
+        rich_help_panel=_SETTINGS,
+    ),
 ]
 Output = Annotated[
     Path | None, typer.Option("--output", help="Directory of the run; it holds all that the run writes.")
@@ -229,6 +249,18 @@ def run_directory(
     if began_as != command:
         raise InputError(f"{resume} is a run of {began_as}; use gapssg {began_as} --resume {resume}")
     return resume, file
+
+
+def check_estimate(estimate: bool, resume: Path | None) -> None:
+    """Check that --estimate does not stand beside --resume.
+
+    Raises:
+        InputError: It does.
+    """
+    if estimate and resume is not None:
+        raise InputError(
+            "--estimate times a new run; leave --resume out, or --estimate: a resumed run shows its time left"
+        )
 
 
 def _command_of(settings: Mapping[str, Any]) -> str:

@@ -22,6 +22,8 @@ def pretrain_teacher(
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = None,
     learning_rate: options.LearningRate = None,
+    crop_padding: Annotated[int | None, options.crop_padding_option("an eighth of the images' height")] = None,
+    flip: Annotated[bool | None, options.flip_option("flips, but none for digits")] = None,
     checkpoint_every: options.CheckpointEvery = None,
     checkpoint_minutes: options.CheckpointMinutes = None,
     max_rollbacks: options.MaxRollbacks = None,
@@ -35,6 +37,7 @@ def pretrain_teacher(
     config: options.Config = None,
     overrides: options.Set = None,
     dry_run: options.DryRun = False,
+    estimate: options.Estimate = False,
     seed: options.Seed = None,
     device: options.Device = None,
     precision: options.Precision = None,
@@ -50,6 +53,7 @@ def pretrain_teacher(
 
     console = options.console_of(context)
     console.invocation.command = "pretrain-teacher"
+    options.check_estimate(estimate, resume)
     output, config = options.run_directory("pretrain-teacher", output, resume, config, recipe)
     settings = load_settings(
         PretrainSettings,
@@ -63,6 +67,8 @@ def pretrain_teacher(
             "epochs": ("--epochs", epochs),
             "batch_size": ("--batch-size", batch_size),
             "optimizer.learning_rate": ("--learning-rate", learning_rate),
+            "crop_padding": ("--crop-padding", crop_padding),
+            "flip": ("--flip", flip),
             "checkpoint_every": ("--checkpoint-every", checkpoint_every),
             "checkpoint_minutes": ("--checkpoint-minutes", checkpoint_minutes),
             "max_rollbacks": ("--max-rollbacks", max_rollbacks),
@@ -72,6 +78,13 @@ def pretrain_teacher(
     settings = options.without_download(settings, "data", resume, download)
     options.check_factories((settings.model.name,), resume, (model,), "--model")
     console.invocation.again_named = options.name_again((settings.model.name,), "--model")
+    if estimate:
+        from gapssg.engine.pretrain import estimate_pretraining
+
+        with console.live() as shown:
+            found = estimate_pretraining(settings, shown)
+        console.estimate(found, (settings.to_dict(), settings.to_toml()) if dry_run else None)
+        return
     if dry_run:
         console.settings(settings.to_dict(), settings.to_toml())
         return

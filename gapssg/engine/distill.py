@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from gapssg.data.image_set import ImageSet, sha256_of_images
 from gapssg.engine.checkpoint import Checkpoints, Facts, State, read_checkpoint
 from gapssg.engine.distillation import Distillation, listed_counts
+from gapssg.engine.estimate import EVALUATED_IMAGES, Estimate, Part, peak_memory, time_steps
 from gapssg.engine.judgement import failures_on_real_images, judge_on_synthetic_images
 from gapssg.engine.metrics import Scores, score
 from gapssg.engine.real_images import read_test_images
@@ -27,6 +29,7 @@ from gapssg.engine.run_directory import (
     run_facts,
 )
 from gapssg.engine.settings import DistillSettings
+from gapssg.engine.time_left import EVALUATION
 from gapssg.errors import InputError
 from gapssg.files import sha256_of_files
 from gapssg.models.model_file import LoadedModel, load_model
@@ -120,6 +123,7 @@ def distill(
         inner = distillation.state()
         return State({"run": own.model_dump(), "distillation": inner.facts}, inner.prefixed("distillation."))
 
+    distillation.time_left.plan(EVALUATION, evaluator.count_after(distillation.epochs_done))
     every = (settings.checkpoint_every, settings.checkpoint_minutes)
     keep = state if distillation.can_continue else None
     with runtime.configured(), run, Checkpoints(run, identity, keep, requests or Requests(), *every) as checkpoints:
@@ -128,6 +132,9 @@ def distill(
             event = distillation.run_epoch(run, checkpoints.after_step)
             done = distillation.epochs_done
             event |= evaluator.after_epoch(done, distillation, run)
+            if distillation.time_left.seconds is not None:
+                event["timing"]["remaining"] = distillation.time_left.seconds
+            run.show_time_left(distillation.time_left, done, settings.epochs)
             run.record("epoch", epoch=done, epochs=settings.epochs, **event)
             run.show_notes(runtime)
             if settings.snapshot_every and done % settings.snapshot_every == 0:
@@ -142,11 +149,32 @@ def distill(
     return result
 
 
+def estimate_distillation(settings: DistillSettings, display: Display | None = None) -> Estimate:
+    """Time a few steps of a distillation, from its beginning, and return what all of it would take.
+
+    Nothing is written. `display` shows how far the evaluation data is read.
+
+    Raises:
+        InputError: The teacher, the pool, the weights or the evaluation data cannot be used.
+    """
+    runtime = Runtime.from_settings(settings.runtime, settings.seed)
+    teacher = load_model(settings.teacher, (*settings.model_factories, settings.student.name))
+    distillation = Distillation(settings, runtime, teacher)
+    runtime = distillation.runtime
+    evaluator = _Evaluator(settings, runtime, teacher, display or SilentDisplay())
+    with runtime.configured(), runtime.seeded_globals("estimate"):
+        parts = {**distillation.time_steps(), EVALUATION: evaluator.time_evaluations(distillation)}
+    return Estimate("distill", parts, peak_memory(runtime) + distillation.unused_memory, runtime)
+
+
 def _record_start(run: RunDirectory, distillation: Distillation) -> None:
     settings, teacher = distillation.settings, distillation.teacher_file
     source = f"the pool of {settings.pool}" if settings.pool else f"no data ({settings.method.name})"
     pair = f"{teacher.card.architecture} into {settings.student.name}"
-    run.record("start", message=f"distilling {pair} with {source}, {distillation.runtime.describe()}")
+    views = distillation.augmentation.describe()
+    if not distillation.synthesizer.augments:
+        views = "no crops, no flips (method.augment=true turns them on)"
+    run.record("start", message=f"distilling {pair} with {source}, {views}, {distillation.runtime.describe()}")
     if distillation.origin.teacher_sha256 != teacher.sha256:
         run.record("warning", epoch=0, message=f"the pool of {settings.pool} was made for another teacher")
 
@@ -186,6 +214,25 @@ class _Evaluator:
         self.teacher_scores, self.scores = facts.teacher, facts.student
         self.best, self.seconds = facts.best, facts.seconds
 
+    def count_after(self, epochs_done: int) -> int:
+        """Return how many evaluations are left after so many epochs."""
+        if self.images is None or epochs_done == self.settings.epochs:
+            return 0
+        return -(-self.settings.epochs // self.settings.evaluate_every) - epochs_done // self.settings.evaluate_every
+
+    def time_evaluations(self, distillation: Distillation) -> Part:
+        """Time teacher and student on a few images; the teacher is evaluated once."""
+        count = self.count_after(0)
+        if self.images is None:
+            return Part(0, 0.0)
+        images = self.images.images[:EVALUATED_IMAGES]
+        times = len(self.images) / len(images)
+        teacher, student = (
+            time_steps(partial(distillation.predict, module, images), self.runtime, 6, 1).seconds_per_step * times
+            for module in (distillation.teacher, distillation.student)
+        )
+        return Part(count, student, teacher)
+
     def after_epoch(self, epochs_done: int, distillation: Distillation, run: RunDirectory) -> dict[str, Any]:
         """Evaluate, if that is due after so many epochs; return what the epoch's event says of it."""
         due = epochs_done % self.settings.evaluate_every == 0 or epochs_done == self.settings.epochs
@@ -194,11 +241,13 @@ class _Evaluator:
         started = time.perf_counter()
         if self.teacher_scores is None:
             self.teacher_scores = self._score(distillation, distillation.teacher, self.images)
-        self.scores = self._score(distillation, distillation.student, self.images)
-        self.seconds += time.perf_counter() - started
-        if self.best is None or self.scores.top1 > self.best[0]:
-            self.best = (self.scores.top1, epochs_done)
-            distillation.save_student(run.path / "best.safetensors")
+        with distillation.time_left.phase(EVALUATION, 1) as timed:
+            self.scores = self._score(distillation, distillation.student, self.images)
+            self.seconds += time.perf_counter() - started
+            if self.best is None or self.scores.top1 > self.best[0]:
+                self.best = (self.scores.top1, epochs_done)
+                distillation.save_student(run.path / "best.safetensors")
+            timed.step(1)
         scores = self.scores.to_dict()
         return {name: scores[name] for name in _SHOWN_SCORES}
 
@@ -253,6 +302,7 @@ def _result(
         "epochs": settings.epochs,
         "images_synthesized": distillation.images_synthesized,
         "distillation_steps": distillation.step_count,
+        "augmentation": distillation.augmentation.to_dict() if distillation.synthesizer.augments else None,
         "timing": {"total": total_seconds, **seconds},
         **run_facts(runtime, settings),
     }

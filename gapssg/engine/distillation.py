@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,20 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
-from gapssg.augment import Augmentation, Normalization, Shifts, crop_and_flip
+from gapssg.augment import Augmentation, Normalization, Shifts, check_crop_padding, crop_and_flip
 from gapssg.engine.checkpoint import Facts, State
+from gapssg.engine.estimate import Part, time_steps
 from gapssg.engine.inference import predict
 from gapssg.engine.metrics import ClassCounts, agreement, count_by_class, largest_share
 from gapssg.engine.record import MOST_COUNTED_CLASSES
 from gapssg.engine.run_directory import RunDirectory, first_pool_shards, pool_shards, versions
 from gapssg.engine.settings import DistillSettings
+from gapssg.engine.time_left import TimedPhase, TimeLeft
 from gapssg.engine.trainee import Phase, Trainee, TraineeFacts
 from gapssg.errors import Diverged, InputError, RunError
 from gapssg.models import create_model
 from gapssg.models.foreign import check_classifier
-from gapssg.models.model_file import LoadedModel, Provenance, load_weights, save_model
+from gapssg.models.model_file import LoadedModel, ModelCard, Provenance, load_weights, save_model
 from gapssg.models.profile import executed_batch_norm_layers, profile_model
 from gapssg.models.safetensors_file import read_safetensors
 from gapssg.runtime import Runtime, to_uint8
@@ -38,6 +41,7 @@ from gapssg.synthesis.pool_synthesizer import PoolSynthesizer, read_pool
 from gapssg.synthesis.shards import PoolOrigin, read_shard
 from gapssg.synthesis.state import put_back
 
+_TIMED_SYNTHESIS, _TIMED_DISTILLATION = 3, 5
 _MOST_ROLLBACKS = 1000  # as many as the settings may allow
 _MOST_IMAGES = 2**50  # counts and sums of counts stay within int64
 _MOST_COMPARED = 10_000  # images of the pool, with which a share is known to a point
@@ -82,6 +86,7 @@ class Distillation:
         teacher_counts: How often the teacher has answered each class, (K,) int64 on the CPU: over the pool, or over the
             newest images of each epoch where there is no pool.
         target_counts: How often each class was the target of these images.
+        time_left: Measures the steps; whoever evaluates the student plans and measures that there, too.
     """
 
     def __init__(
@@ -96,9 +101,11 @@ class Distillation:
             compiled: What was decided of `compile = "auto"` when the run began; None decides it now.
 
         Raises:
-            InputError: The student's weights or the pool cannot be used, or the teacher lacks batch norm.
+            InputError: The student's weights, the pool or the crop padding cannot be used, or the teacher lacks batch
+                norm.
         """
         card = teacher.card
+        augmentation = _augmentation(settings, card)
         student = _make_student(settings, runtime, teacher)
         runtime = _decide_compilation(settings, runtime, teacher, student, compiled)
         self.settings = settings
@@ -107,7 +114,7 @@ class Distillation:
         context = SynthesisContext(
             teacher=runtime.place(teacher.module).eval().requires_grad_(False),
             normalization=Normalization.from_statistics(card.mean, card.deviation, runtime.device),
-            augmentation=Augmentation(card.crop_padding, card.flip),
+            augmentation=augmentation,
             image_shape=card.input_shape,
             num_classes=card.num_classes,
             batch_size=settings.batch_size,
@@ -123,6 +130,7 @@ class Distillation:
             update={
                 "architecture": settings.student.name,
                 "arguments": settings.student.arguments,
+                **augmentation.to_dict(),
                 "provenance": Provenance(
                     command="distill",
                     method=self.origin.method,
@@ -148,6 +156,7 @@ class Distillation:
         self.synthesis_rollbacks = 0
         self.epoch = EpochFacts()
         self._terms: dict[str, Tensor] = {}  # of the last step of the synthesis under way
+        self.time_left = TimeLeft(self.steps_left())
 
     def save_student(self, path: Path) -> None:
         """Write the student as a model file."""
@@ -192,6 +201,7 @@ class Distillation:
         """
         facts = DistillationFacts.read(state.facts)
         self._check_facts(facts)
+        planned = self.steps_left()
         self.trainee.restore(state.component("trainee"))
         self.epochs_done, self.learning_epochs = facts.epochs_done, facts.learning_epochs
         self.agreement, self.agreement_baseline = facts.agreement, facts.agreement_baseline
@@ -215,6 +225,24 @@ class Distillation:
                 if len(images) != self.settings.method.synthesis_batch_size:
                     raise InputError(f"{shard} holds {len(images)} images, which no synthesis of this run made")
                 self.synthesizer.pool.append(images, targets)
+        self.time_left = TimeLeft(self.steps_left())
+        made = {kind: planned[kind] - left for kind, left in self.steps_left().items()}
+        made["distillation"] += facts.trainee.steps_done
+        for kind, seconds in (
+            ("synthesis", facts.epoch.synthesis_seconds),
+            ("distillation", facts.epoch.distillation_seconds),
+        ):
+            self.time_left.recall(kind, made[kind], self.seconds[kind] + seconds)
+
+    def steps_left(self) -> dict[str, int]:
+        """Return how many steps of synthesis and distillation are left, before the phase under way."""
+        plans = [self.synthesizer.plan(epoch) for epoch in range(self.epochs_done, self.settings.epochs)]
+        synthesis = sum(plan.rounds * plan.synthesis_steps for plan in plans)
+        distillation = sum(plan.rounds * plan.distillation_steps for plan in plans)
+        if plans:
+            synthesis -= (self.epoch.round + self.epoch.synthesised) * plans[0].synthesis_steps
+            distillation -= self.epoch.round * plans[0].distillation_steps
+        return {"synthesis": synthesis, "distillation": distillation}
 
     def _check_facts(self, facts: DistillationFacts) -> None:
         """Check the numbers by which a run continues: a checkpoint may be a stranger's.
@@ -247,8 +275,10 @@ class Distillation:
         self.trainee.set_learning_rate(self.learning_epochs / self._planned_learning_epochs)
         while self.epoch.round < plan.rounds:
             if not self.epoch.synthesised:
-                self._synthesise(plan, run, after_step)
-            gap_after = self._distil(plan, run, after_step)
+                with self.time_left.phase("synthesis", plan.synthesis_steps) as timed:
+                    self._synthesise(plan, run, timed, after_step)
+            with self.time_left.phase("distillation", plan.distillation_steps) as timed:
+                gap_after = self._distil(plan, run, timed, after_step)
             self.epoch.round += 1
             self.epoch.synthesised = False
         health = self._check_health(run) if plan.synthesis_steps else self._check_given_pool(run)
@@ -279,7 +309,9 @@ class Distillation:
             },
         }
 
-    def _synthesise(self, plan: EpochPlan, run: RunDirectory, after_step: Callable[[], None]) -> None:
+    def _synthesise(
+        self, plan: EpochPlan, run: RunDirectory, timed: TimedPhase, after_step: Callable[[], None]
+    ) -> None:
         """Make new images, or go on with it; at half the learning rate where it diverges."""
         epoch, index = self.epochs_done, self.epoch.round
         started = self._clock()
@@ -288,7 +320,9 @@ class Distillation:
             try:
                 for step, terms in self.synthesizer.synthesis_steps(self.student, epoch, index):
                     self._terms = terms
+                    timed.step(step)
                     run.progress(f"epoch {epoch + 1}: synthesis", index * plan.synthesis_steps + step, total)
+                    run.show_time_left(self.time_left, epoch, self.settings.epochs)
                     after_step()
                 break
             except Diverged as error:
@@ -326,7 +360,7 @@ class Distillation:
         if plan.synthesis_steps:
             self.epoch.agreement_before, self.epoch.agreement_baseline = before["agreement"], before["baseline"]
 
-    def _distil(self, plan: EpochPlan, run: RunDirectory, after_step: Callable[[], None]) -> float:
+    def _distil(self, plan: EpochPlan, run: RunDirectory, timed: TimedPhase, after_step: Callable[[], None]) -> float:
         """Train the student, or go on with it; return the reality gap on the newest images after the last round."""
         epoch, index = self.epochs_done, self.epoch.round
         first, total = index * plan.distillation_steps, plan.rounds * plan.distillation_steps
@@ -335,7 +369,9 @@ class Distillation:
 
         def after_each(steps_done: int) -> None:
             self.epoch.distillation_seconds = earlier + time.perf_counter() - started
+            timed.step(steps_done)
             run.progress(f"epoch {epoch + 1}: distillation", first + steps_done, total)
+            run.show_time_left(self.time_left, epoch, self.settings.epochs)
             after_step()
 
         def is_sound() -> bool:
@@ -359,6 +395,44 @@ class Distillation:
         self.synthesizer.start_sampling(epoch, index, start)
         while True:
             yield self.synthesizer.sample(batch_size), *self.augmentation.draw(batch_size, stream)
+
+    def time_steps(self) -> dict[str, Part]:
+        """Make a few steps of synthesis and distillation and time them; the student is of no more use after it.
+
+        Distillation needs a pool: where no synthesis comes to its end, that is filled with noise.
+        """
+        steps, synthesis = self.steps_left(), self._all_synthesis_steps()
+        timed = {"synthesis": time_steps(lambda: next(synthesis), self.runtime, steps["synthesis"], _TIMED_SYNTHESIS)}
+        synthesis.close()
+        pool, plans = self.synthesizer.pool, map(self.synthesizer.plan, range(self.settings.epochs))
+        epoch, plan = next((each for each in enumerate(plans) if each[1].distillation_steps), (0, EpochPlan(1, 0, 0)))
+        if pool is not None and plan.synthesis_steps:
+            size = self.settings.method.synthesis_batch_size
+            stream = self.runtime.random_stream("noise")
+            while len(pool) < (epoch + 1) * size:
+                shape = (size, *self.card.input_shape)
+                noise = torch.rand(shape, generator=stream, device=self.runtime.device)
+                pool.append(to_uint8(noise), torch.zeros(size, dtype=torch.int64, device=self.runtime.device))
+        passes = (islice(self.batches(epoch, 0, 0), plan.distillation_steps) for _ in repeat(None))
+        batches = chain.from_iterable(passes)
+        self.student.train()
+        timed["distillation"] = time_steps(
+            lambda: self.trainee.step(*next(batches)), self.runtime, steps["distillation"], _TIMED_DISTILLATION
+        )
+        return timed
+
+    @property
+    def unused_memory(self) -> int:
+        """Bytes of the pool that were reserved on a processor, which takes them only when they are written to."""
+        pool = self.synthesizer.pool
+        if pool is None or self.runtime.device.type != "cpu":
+            return 0
+        return (pool.capacity - len(pool)) * math.prod(self.card.input_shape)
+
+    def _all_synthesis_steps(self) -> Generator[object, None, None]:
+        for epoch in range(self.settings.epochs):
+            for index in range(self.synthesizer.plan(epoch).rounds):
+                yield from self.synthesizer.synthesis_steps(self.student, epoch, index)
 
     def _loss(self, images: Tensor, *shifts: Tensor) -> dict[str, Tensor]:
         views = crop_and_flip(images, Shifts(*shifts)) if self.synthesizer.augments else images
@@ -457,6 +531,14 @@ class Distillation:
 def listed_counts(counts: Tensor) -> list[int] | None:
     """Return counts (K,) as events and results hold them: None where there are too many classes."""
     return counts.tolist() if len(counts) <= MOST_COUNTED_CLASSES else None
+
+
+def _augmentation(settings: DistillSettings, card: ModelCard) -> Augmentation:
+    check_crop_padding(settings.crop_padding, card.input_shape)
+    return Augmentation(
+        card.crop_padding if settings.crop_padding is None else settings.crop_padding,
+        card.flip if settings.flip is None else settings.flip,
+    )
 
 
 def _decide_compilation(

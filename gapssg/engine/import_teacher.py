@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from gapssg.augment import Normalization
+from gapssg.augment import Normalization, check_crop_padding
 from gapssg.engine.inference import predict
 from gapssg.engine.metrics import Scores, score
 from gapssg.engine.real_images import read_test_images
@@ -123,6 +123,7 @@ def _fill(module: nn.Module, settings: ImportSettings, pretrained: Pretrained | 
 
 def _describe(settings: ImportSettings, pretrained: Pretrained | None) -> ModelCard:
     _, height, _ = settings.input_shape
+    check_crop_padding(settings.crop_padding, settings.input_shape)
     if settings.class_names is not None:
         _check_class_names(settings.class_names)
     names = settings.class_names or (pretrained.class_names if pretrained else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
-from gapssg.augment import Augmentation, Normalization, Shifts, crop_and_flip
-from gapssg.batches import shuffled_batches
+from gapssg.augment import Augmentation, Normalization, Shifts, check_crop_padding, crop_and_flip
+from gapssg.batches import shuffled_batches, steps_for_passes
 from gapssg.data import flipping_is_meaningful
 from gapssg.data.image_set import ImageSet, check_same_classes, sha256_of_images
 from gapssg.engine.checkpoint import Checkpoints, Facts, State, read_checkpoint
+from gapssg.engine.estimate import EVALUATED_IMAGES, Estimate, Part, peak_memory, time_steps
 from gapssg.engine.inference import predict
 from gapssg.engine.metrics import Scores, score
 from gapssg.engine.real_images import read_images
@@ -31,6 +33,7 @@ from gapssg.engine.run_directory import (
     versions,
 )
 from gapssg.engine.settings import PretrainSettings
+from gapssg.engine.time_left import EVALUATION, TimeLeft
 from gapssg.engine.trainee import Phase, Trainee, TraineeFacts
 from gapssg.errors import InputError
 from gapssg.models import create_model
@@ -40,6 +43,7 @@ from gapssg.runtime import Runtime, to_unit_range
 
 # The checkpoint knows the SHA-256 of the images.
 _MAY_MOVE = ("data.root", "data.name")
+_TIMED_STEPS = 5
 
 
 class RunFacts(Facts):
@@ -100,14 +104,14 @@ def pretrain_teacher(
         run.show("start", message=f"continuing {output} {after}, {pretraining.runtime.describe()}")
     else:
         run = RunDirectory(output, settings, display, overwrite)
-        images = f"{len(train):,} images of {settings.data.name}"
-        run.record("start", message=f"training {settings.model.name} on {images}, {pretraining.runtime.describe()}")
+        _record_start(run, pretraining)
     every = (settings.checkpoint_every, settings.checkpoint_minutes)
     checkpoints = Checkpoints(run, identity, pretraining.state, requests or Requests(), *every)
     with pretraining.runtime.configured(), run, checkpoints:
         run.show_notes(pretraining.runtime)
         while pretraining.epochs_done < settings.epochs:
             event = pretraining.run_epoch(run, checkpoints.after_step)
+            run.show_time_left(pretraining.time_left, pretraining.epochs_done, settings.epochs)
             run.record("epoch", epoch=pretraining.epochs_done, epochs=settings.epochs, **event)
             run.show_notes(pretraining.runtime)
             checkpoints.after_epoch(pretraining.epochs_done, is_last=pretraining.epochs_done == settings.epochs)
@@ -115,6 +119,37 @@ def pretrain_teacher(
         run.write_result(result)
         run.record("end", **{key: result["model"][key] for key in ("top1", "best_top1", "best_epoch")})
     return result
+
+
+def _record_start(run: RunDirectory, pretraining: _Pretraining) -> None:
+    settings, augmentation = pretraining.settings, pretraining.augmentation
+    images = f"{len(pretraining.train):,} images of {settings.data.name}"
+    views = augmentation.describe()
+    if settings.flip is None and augmentation.flip:
+        views += " (the default for this data; --no-flip turns them off)"
+    run.record(
+        "start", message=f"training {settings.model.name} on {images}, {views}, {pretraining.runtime.describe()}"
+    )
+
+
+def estimate_pretraining(settings: PretrainSettings, display: Display | None = None) -> Estimate:
+    """Time a few steps of a training, from its beginning, and return what all of it would take.
+
+    Nothing is written, unless the data is to be downloaded. `display` shows how far it is read.
+
+    Raises:
+        InputError: The data cannot be used.
+    """
+    display = display or SilentDisplay()
+    runtime = Runtime.from_settings(settings.runtime, settings.seed)
+    train = read_images(settings.data, "train", display)
+    test = read_images(settings.data, "test", display, channels=train.input_shape[0])
+    check_same_classes(train, test)
+    pretraining = _Pretraining(settings, runtime, train, test, compiled=None)
+    runtime = pretraining.runtime
+    with runtime.configured(), runtime.seeded_globals("estimate"):
+        parts = pretraining.time_steps()
+    return Estimate("pretrain-teacher", parts, peak_memory(runtime), runtime)
 
 
 class _Pretraining:
@@ -152,6 +187,7 @@ class _Pretraining:
         self.evaluation_seconds = 0.0
         self.epoch_seconds = 0.0
         self.started = time.perf_counter()
+        self.time_left = TimeLeft(self.steps_left())
 
     def state(self) -> State:
         """Return what a checkpoint keeps."""
@@ -180,32 +216,42 @@ class _Pretraining:
         self.epochs_done, self.scores, self.best = facts.epochs_done, facts.scores, facts.best
         self.evaluation_seconds, self.epoch_seconds = facts.evaluation_seconds, facts.epoch_seconds
         self.started -= facts.total_seconds
+        self.time_left = TimeLeft(self.steps_left())
+
+    def steps_left(self) -> dict[str, int]:
+        """Return how many training steps and evaluations are left, before the epoch under way."""
+        epochs = self.settings.epochs - self.epochs_done
+        return {"training": epochs * steps_for_passes(len(self.train), 1, self.settings.batch_size), EVALUATION: epochs}
 
     def run_epoch(self, run: RunDirectory, after_step: Callable[[], None]) -> dict[str, Any]:
         """Make one pass over the images, or what is left of it, and evaluate; return what the epoch's event says."""
         epoch = self.epochs_done
-        order = self.runtime.random_stream("image-order", epoch)
-        batches = shuffled_batches(len(self.train), 1, self.settings.batch_size, order)
+        batches = self._batches(epoch)
         earlier, started = self.epoch_seconds, time.perf_counter()
 
         def after_each(steps_done: int) -> None:
             self.epoch_seconds = earlier + time.perf_counter() - started
+            timed.step(steps_done)
             run.progress(f"epoch {epoch + 1} of {self.settings.epochs}", steps_done, len(batches))
+            run.show_time_left(self.time_left, epoch, self.settings.epochs)
             after_step()
 
-        self.trainee.train(Phase(epoch, 0, len(batches), lambda start: self._inputs(batches, start)), run, after_each)
+        phase = Phase(epoch, 0, len(batches), lambda start: self._inputs(batches, start))
+        with self.time_left.phase("training", len(batches)) as timed:
+            self.trainee.train(phase, run, after_each)
         loss = self.trainee.loss_sum.item() / len(batches)
         self.trainee.loss_sum.zero_()
         trained = time.perf_counter()
         seconds = earlier + trained - started
-        logits = predict(self.model, self.test.images, self.normalization, self.runtime)
-        self.scores = score(logits, self.test.labels, self.test.class_names)
-        self.evaluation_seconds += time.perf_counter() - trained
-        self.epochs_done += 1
-        self.epoch_seconds = 0.0
-        if self.scores.top1 > self.best[0]:
-            self.best = (self.scores.top1, self.epochs_done)
-            save_model(run.path / "best.safetensors", self.model, self.card)
+        with self.time_left.phase(EVALUATION, 1) as timed_evaluation:
+            self.scores = score(self._predict(self.test.images), self.test.labels, self.test.class_names)
+            self.evaluation_seconds += time.perf_counter() - trained
+            self.epochs_done += 1
+            self.epoch_seconds = 0.0
+            if self.scores.top1 > self.best[0]:
+                self.best = (self.scores.top1, self.epochs_done)
+                save_model(run.path / "best.safetensors", self.model, self.card)
+            timed_evaluation.step(1)
         return {
             "learning_rate": self.trainee.learning_rate,
             "train_loss": loss,
@@ -214,6 +260,7 @@ class _Pretraining:
             "timing": {
                 "seconds": seconds + time.perf_counter() - trained,
                 "images_per_second": batches.numel() / seconds,
+                "remaining": self.time_left.seconds,
             },
         }
 
@@ -233,9 +280,29 @@ class _Pretraining:
             },
             "data": self.settings.data.name,
             "epochs": self.settings.epochs,
+            "augmentation": self.augmentation.to_dict(),
             "timing": {"total": time.perf_counter() - self.started, "evaluation": self.evaluation_seconds},
             **run_facts(self.runtime, self.settings),
         }
+
+    def time_steps(self) -> dict[str, Part]:
+        """Make a few training steps and time them and the evaluation; the model is of no more use after it."""
+        steps = self.steps_left()
+        inputs = chain.from_iterable(self._inputs(self._batches(0), 0) for _ in repeat(None))
+        self.model.train()
+        training = time_steps(lambda: self.trainee.step(*next(inputs)), self.runtime, steps["training"], _TIMED_STEPS)
+        images = self.test.images[:EVALUATED_IMAGES]
+        evaluation = time_steps(lambda: self._predict(images), self.runtime, 6, 1)
+        seconds = evaluation.seconds_per_step * len(self.test) / len(images)
+        return {"training": training, EVALUATION: Part(steps[EVALUATION], seconds)}
+
+    def _predict(self, images: Tensor) -> Tensor:
+        return predict(self.model, images, self.normalization, self.runtime)
+
+    def _batches(self, epoch: int) -> Tensor:
+        """Return the batches of an epoch, (steps, batch size) int64."""
+        order = self.runtime.random_stream("image-order", epoch)
+        return shuffled_batches(len(self.train), 1, self.settings.batch_size, order)
 
     def _inputs(self, batches: Tensor, start: int) -> Iterator[tuple[Tensor, ...]]:
         """Yield the inputs of the steps from `start` on, each at its learning rate."""
@@ -254,8 +321,9 @@ class _Pretraining:
 
 
 def _describe(settings: PretrainSettings, train: ImageSet) -> ModelCard:
-    mean, deviation = train.channel_statistics()
     padding = settings.crop_padding
+    check_crop_padding(padding, train.input_shape)
+    mean, deviation = train.channel_statistics()
     return ModelCard(
         architecture=settings.model.name,
         arguments=settings.model.arguments,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import platform
 import re
 import stat
+import time
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,12 +20,14 @@ from torch import Tensor
 
 from gapssg._version import __version__
 from gapssg.engine.sample_grid import sample_grid
+from gapssg.engine.time_left import TimeLeft
 from gapssg.errors import InputError, RunError, shortened
 from gapssg.files import check_writable, lock, sync_folder, write_atomically, write_json
 from gapssg.runtime import Runtime, to_uint8
 from gapssg.settings.base import Settings
 from gapssg.settings.load import flatten, read_toml
 from gapssg.synthesis.shards import PoolOrigin, write_shard
+from gapssg.text import duration
 
 _SETTINGS = "settings.toml"
 _EVENTS = "events.jsonl"
@@ -51,6 +55,7 @@ _MAY_CHANGE = {"checkpoint_every", "checkpoint_minutes", "max_rollbacks", "own_s
 _IS_ASKED_ANEW = {"data.download", "eval_data.download"}
 _MOST_DIFFERENCES = 10
 _MOST_GRIDS = 100
+_SECONDS_BETWEEN_TIMES = 1.0
 
 
 class Display(Protocol):
@@ -75,6 +80,9 @@ class SilentDisplay:
 
 class RunDirectory:
     """Writes the files of one run."""
+
+    _time_left_shown = -math.inf
+    _estimate_shown = False
 
     def __init__(self, path: Path, settings: Settings, display: Display, overwrite: bool = True) -> None:
         """Make the directory and write the settings. `check_output` must have accepted `path`.
@@ -159,6 +167,17 @@ class RunDirectory:
         for sentence in runtime.notes:
             self.show("note", message=sentence)
         runtime.notes.clear()
+
+    def show_time_left(self, time_left: TimeLeft, epochs_done: int, epochs: int) -> None:
+        """Show how long the run will still take, at most once a second; once, how long it takes in all."""
+        total = time_left.total
+        if not self._estimate_shown and time_left.seconds and total is not None and time_left.is_settled:
+            self._estimate_shown = True
+            self.show("note", message=f"estimated time: {duration(total)} (measured on the first steps)")
+        now = time.monotonic()
+        if now - self._time_left_shown >= _SECONDS_BETWEEN_TIMES:
+            self._time_left_shown = now
+            self.show("time_left", epochs_done=epochs_done, epochs=epochs, seconds=time_left.seconds)
 
     def record(self, event: str, **values: Any) -> None:
         """Append an event to `events.jsonl` and show it. What may differ between equal runs is `timing`."""

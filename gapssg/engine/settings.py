@@ -46,7 +46,7 @@ class PretrainSettings(Settings):
     crop_padding: int | None = Field(default=None, ge=0, le=256)
     """Pixels of zero padding for random crops; without it, an eighth of the image's height."""
     flip: bool | None = None
-    """Random horizontal flips; without it, as the data source says."""
+    """Random horizontal flips; without it, as is usual for the data: none for `digits`, flips for all others."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """The seed of every random stream of the run."""
     runtime: RuntimeSettings = RuntimeSettings()
@@ -77,6 +77,10 @@ class DistillSettings(WithFactories):
     """Samples in a distillation step."""
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=0.2)
     """Stochastic gradient descent of the student; the schedule advances each epoch."""
+    crop_padding: int | None = Field(default=None, ge=0, le=256)
+    """Pixels of zero padding for random crops of synthetic images; without it, as the teacher's file says."""
+    flip: bool | None = None
+    """Random horizontal flips of synthetic images; without it, as the teacher's file says."""
     eval_data: DataSettings | None = None
     """Real images that only evaluation reads; without them nothing real is read at all."""
     evaluate_every: int = Field(default=1, ge=1)

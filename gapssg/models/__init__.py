@@ -52,6 +52,8 @@ class ModelEntry:
 
 MODELS: Mapping[str, ModelEntry] = MappingProxyType(
     {
+        "wrn10_half": ModelEntry("gapssg.models.wide_resnet:wrn10_half", "wide ResNet, depth 10, width 1/2"),
+        "wrn16_half": ModelEntry("gapssg.models.wide_resnet:wrn16_half", "wide ResNet, depth 16, width 1/2"),
         "wrn16_1": ModelEntry("gapssg.models.wide_resnet:wrn16_1", "wide ResNet, depth 16, width 1"),
         "wrn16_2": ModelEntry("gapssg.models.wide_resnet:wrn16_2", "wide ResNet, depth 16, width 2"),
         "wrn40_1": ModelEntry("gapssg.models.wide_resnet:wrn40_1", "wide ResNet, depth 40, width 1"),

@@ -38,15 +38,23 @@ class WideResidualBlock(nn.Module):
 class WideResNet(nn.Module):
     """A stem, three groups of (depth - 4) / 6 blocks, and a linear layer on the average-pooled features."""
 
-    def __init__(self, depth: int, width: int, num_classes: int, channels: int) -> None:
-        """Build WRN-`depth`-`width`; depth is 6n + 4, width multiplies the channels of the groups."""
+    def __init__(self, depth: int, width: float, num_classes: int, channels: int) -> None:
+        """Build WRN-`depth`-`width`.
+
+        Args:
+            depth: 6n + 4 layers, for n blocks in a group.
+            width: Multiplies the 16, 32 and 64 channels of the groups, not those of the stem; may be a fraction such
+                as 1/2 that leaves whole channels.
+            num_classes: Number of logits.
+            channels: Channels of an image.
+        """
         super().__init__()
         blocks_per_group = (depth - 4) // 6
         self.stem = nn.Conv2d(channels, STEM_CHANNELS, 3, padding=1, bias=False)
         blocks: list[nn.Module] = []
         in_channels = STEM_CHANNELS
         for group, stride in enumerate((1, 2, 2)):
-            out_channels = STEM_CHANNELS * width * 2**group
+            out_channels = int(STEM_CHANNELS * width) * 2**group
             for index in range(blocks_per_group):
                 blocks.append(WideResidualBlock(in_channels, out_channels, stride if index == 0 else 1))
                 in_channels = out_channels
@@ -64,6 +72,16 @@ class WideResNet(nn.Module):
         features = F.relu(self.norm(self.blocks(self.stem(images))), inplace=True)
         logits: Tensor = self.classifier(F.adaptive_avg_pool2d(features, 1).flatten(1))
         return logits
+
+
+def wrn10_half(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
+    """Build WRN-10-1/2, of one block in a group, for images of `input_shape` (C, H, W)."""
+    return WideResNet(10, 0.5, num_classes, input_shape[0])
+
+
+def wrn16_half(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
+    """Build WRN-16-1/2 for images of `input_shape` (C, H, W)."""
+    return WideResNet(16, 0.5, num_classes, input_shape[0])
 
 
 def wrn16_1(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:

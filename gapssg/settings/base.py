@@ -74,7 +74,10 @@ class Settings(BaseModel):
 
 def _refuse_coercion(field_name: str, value: Any, annotation: Any) -> None:
     """Refuse a text or a truth value where a number stands, which pydantic would turn into one."""
-    kinds = set(get_args(annotation) or (annotation,)) - {type(None)}
+    allowed = set(get_args(annotation) or (annotation,))
+    if value is None and type(None) in allowed:
+        return
+    kinds = allowed - {type(None)}
     context = {"field": field_name, "given": value}
     if kinds <= {int, float} and isinstance(value, bool | str):
         raise PydanticCustomError("coercion", "must be a number", context)

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 
 import pytest
 import rich.console
 
-from gapssg.cli.console import Console, Invocation, epoch_line, percent
-from gapssg.text import printable
+from gapssg.cli.console import Console, Invocation, LiveDisplay, epoch_line, percent
+from gapssg.text import duration, printable
 
 EPOCH = {
     "event": "epoch",
@@ -29,6 +30,24 @@ def test_an_epoch_is_one_line_with_losses_gap_accuracy_and_speed():
         "epoch    3/20  synthesis loss 12.3 bn 11 a 0.75  distillation 0.5000  gap 0.310 to 0.120  "
         "agreement 87.5 % (baseline 25.0 %)  top-1 90.0 %  512 images/s"
     )
+
+
+def test_an_epoch_ends_with_the_time_left_of_the_run():
+    event = {**EPOCH, "timing": {"images_per_second": 512.4, "remaining": 725.0}}
+    assert epoch_line(event).endswith("  512 images/s  12 min left")
+    assert epoch_line({**event, "timing": {**event["timing"], "remaining": 0.0}}).endswith("  0 s left")
+    assert "left" not in epoch_line(event, narrow=True)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        *[(0.0, "0 s"), (4.4, "4 s"), (99.4, "99 s"), (99.6, "2 min"), (725.0, "12 min"), (3569.0, "59 min")],
+        *[(3599.0, "1 h 0 min"), (11_100.0, "3 h 5 min"), (172_799.0, "2 d 0 h"), (300_000.0, "3 d 11 h")],
+    ],
+)
+def test_a_time_has_its_largest_units(seconds: float, text: str):
+    assert duration(seconds) == text
 
 
 def test_a_narrow_line_fits_80_columns():
@@ -90,3 +109,65 @@ def test_a_failure_is_one_line_that_quiet_keeps(capsys: pytest.CaptureFixture[st
     console.failures("the student", [])
     console.failures("the student", ["all are 'cat'", "no class is 'dog'"])
     assert capsys.readouterr().out == "FAILED: the student is not usable: all are 'cat'; no class is 'dog'\n"
+
+
+class Clock:
+    """A clock that goes on when it is told to."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("gapssg.cli.console.time", clock)
+    return clock
+
+
+def bars(display: LiveDisplay) -> dict[str, str]:
+    """Return the bars that are shown, each with the time beside it."""
+    return {task.description: task.fields["left"] for task in display._progress.tasks if task.visible}
+
+
+@pytest.fixture
+def display() -> Iterator[LiveDisplay]:
+    console = Console(Invocation())
+    console._rich = rich.console.Console(file=io.StringIO(), force_terminal=True, width=200)
+    with console.live() as display:
+        yield display
+
+
+def test_the_bar_of_a_run_has_the_time_left_and_the_one_of_its_phase_none(display: LiveDisplay, clock: Clock):
+    for done in (1, 2, 3):
+        clock.now += 60
+        display.progress("epoch 1: synthesis", done, 10)
+        display.event({"event": "time_left", "epochs_done": 0, "epochs": 20, "seconds": 7200.0})
+        assert bars(display) == {"epoch 1: synthesis": "", "epochs": "2 h 0 min left"}
+    display.event({**EPOCH, "timing": {"images_per_second": 1.0, "remaining": 725.0}})
+    assert bars(display)["epochs"] == "12 min left"
+    display.event({"event": "time_left", "epochs_done": 3, "epochs": 20, "seconds": None})
+    assert bars(display)["epochs"] == ""
+    display.event({"event": "end"})
+    assert "epochs" not in bars(display)
+
+
+def test_the_bar_of_other_work_has_a_time_left_however_slow_it_is_and_however_often_it_is_reused(
+    display: LiveDisplay, clock: Clock
+):
+    for task in ("measuring a", "measuring b"):
+        for done in (0, 1, 2):
+            clock.now += 100
+            display.progress(task, done, 10)
+        assert bars(display) == {task: "13 min left"}  # 8 of 100 s each
+
+
+def test_work_that_alternates_with_other_work_has_no_time_of_its_own(display: LiveDisplay, clock: Clock):
+    for done in range(0, 9, 3):
+        for task in ("synthesis", "distillation"):
+            for each in (1, 2, 3):
+                clock.now += 100
+                display.progress(task, done + each, 100)
+    assert bars(display) == {"distillation": ""}

@@ -87,6 +87,20 @@ def test_dry_run_prints_toml_that_config_reads_back(tmp_path: Path):
     assert gapssg("distill", "--config", tmp_path / "settings.toml", "--dry-run").stdout == first
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["pretrain-teacher", "--data", "folder:photos", "--model", "wrn16_1"],
+        ["distill", "--teacher", "t.safetensors", "--student", "wrn16_half"],
+        ["import-teacher", "--model", "wrn16_1", "--input-shape", "3,32,32"],
+    ],
+)
+def test_crops_and_flips_are_options_of_every_command_that_decides_them(command: list[str]):
+    for option, flip in (("--flip", True), ("--no-flip", False)):
+        settings = tomllib.loads(gapssg(*command, "--crop-padding", 3, option, "--dry-run").stdout)
+        assert (settings["crop_padding"], settings["flip"]) == (3, flip)
+
+
 def test_a_closed_pipe_does_not_end_the_run(trained: Path, tmp_path: Path):
     teacher = trained / "teacher" / "model.safetensors"
     command = [sys.executable, "-m", "gapssg", "distill", "--teacher", teacher, "--student", "wrn16_1"]

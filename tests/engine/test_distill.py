@@ -216,6 +216,47 @@ def test_student_weights_are_started_from(finished: Path, teacher_file: Path, tm
     Distillation(given, runtime, load_model(teacher_file))
 
 
+def augmentation_of(run: Path, given: DistillSettings) -> tuple[dict[str, Any] | None, str]:
+    """Distil; return what the result and the first line say, after checking that the student's file says the same."""
+    said = distill(given, run)["augmentation"]
+    card = load_model(run / "student.safetensors").card
+    assert said is None or said == {"crop_padding": card.crop_padding, "flip": card.flip}
+    return said, events(run)[0]["message"]
+
+
+def test_images_are_cropped_and_flipped_as_the_teachers_file_says(teacher_file: Path, tmp_path: Path):
+    save_model(teacher_file, load_model(teacher_file).module, make_card(crop_padding=1, flip=True))
+    said, message = augmentation_of(tmp_path / "run", settings(teacher_file, epochs=1))
+    assert said == {"crop_padding": 1, "flip": True}
+    assert "no data (gapssg), crops with 1 pixel of padding, random horizontal flips, cpu" in message
+
+
+def test_crops_and_flips_can_be_others_than_the_teachers(teacher_file: Path, tmp_path: Path):
+    given = settings(teacher_file, epochs=1, crop_padding=0, flip=True)
+    said, message = augmentation_of(tmp_path / "run", given)
+    assert said == {"crop_padding": 0, "flip": True}
+    assert "no crops, random horizontal flips, cpu" in message
+    distillation = Distillation(given, Runtime(torch.device("cpu"), "fp32", False, 0), load_model(teacher_file))
+    list(distillation.synthesizer.synthesis_steps(distillation.student, 0, 0))
+    _, rows, columns, flips = next(distillation.batches(0, 0, 0))
+    assert not rows.any()
+    assert not columns.any()
+    assert flips.any()
+    assert distillation.synthesizer.context.augmentation == distillation.augmentation  # of the synthesis, too
+
+
+def test_a_method_that_does_not_augment_says_so(teacher_file: Path, tmp_path: Path):
+    dafl = {"name": "dafl", "rounds": 1, "synthesis_batch_size": 8, "generator_width": 8, "latent_size": 16}
+    said, message = augmentation_of(tmp_path / "run", settings(teacher_file, method=dafl, epochs=1))
+    assert said is None
+    assert "no crops, no flips (method.augment=true turns them on)" in message
+    said, message = augmentation_of(
+        tmp_path / "augmented", settings(teacher_file, method={**dafl, "augment": True}, epochs=1)
+    )
+    assert said == {"crop_padding": 2, "flip": False}
+    assert "crops with 2 pixels of padding, no flips, cpu" in message
+
+
 def test_snapshots_are_kept_where_asked_and_samples_and_pool_are_not(teacher_file: Path, tmp_path: Path):
     run = tmp_path / "run"
     distill(settings(teacher_file, snapshot_every=1, samples=False, keep_pool=False), run)
@@ -279,6 +320,7 @@ def test_a_student_that_diverges_ends_in_one_sentence(teacher_file: Path, tmp_pa
         ({"student": {"name": "wrn40_1", "weights": "TEACHER"}}, "do not fit the model"),
         ({"eval_data": {"name": "folder:absent"}}, "absent"),
         ({"eval_data": {"name": "digits", "image_size": 32}}, "takes 1x16x16; use --image-size 16"),
+        ({"crop_padding": 16}, "--crop-padding 16 is too large: a crop could miss all of an image of 16x16 pixels"),
         ({"runtime": {"device": "cuda:7"}}, "--device cuda:7"),
     ],
 )

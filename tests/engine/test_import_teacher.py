@@ -59,6 +59,11 @@ def test_a_factory_without_weights_keeps_its_own_and_equal_imports_are_equal_fil
     assert (card.class_names, card.crop_padding, card.flip) == (tuple("0123456789"), 2, False)
 
 
+def test_crop_padding_as_large_as_the_images_is_refused(tmp_path: Path):
+    sentence = refusal(tmp_path / "a.safetensors", settings(crop_padding=16))
+    assert sentence.startswith("--crop-padding 16 is too large: a crop could miss all of an image of 16x16 pixels")
+
+
 def test_one_number_stands_for_all_channels(tmp_path: Path):
     import_teacher(settings(input_shape=(3, 16, 16), deviation=(0.1, 0.2, 0.3)), tmp_path / "a.safetensors")
     card = load_model(tmp_path / "a.safetensors", [FACTORY]).card

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.runs import events
 from gapssg import InputError, PretrainSettings, RunError, load_model, pretrain_teacher
 
 
@@ -49,9 +50,33 @@ def test_a_mirrored_digit_is_not_a_digit(tmp_path: Path):
 
 
 def test_crop_and_flip_can_be_set(image_folder: Path, tmp_path: Path):
-    pretrain_teacher(settings(image_folder, epochs=1, crop_padding=0, flip=False), tmp_path / "run")
+    result = pretrain_teacher(settings(image_folder, epochs=1, crop_padding=0, flip=False), tmp_path / "run")
     card = load_model(tmp_path / "run" / "model.safetensors").card
     assert (card.crop_padding, card.flip) == (0, False)
+    assert result["augmentation"] == {"crop_padding": 0, "flip": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "crops with 2 pixels of padding, random horizontal flips (the default for this data; --no-flip turns"),
+        ({"flip": True}, "crops with 2 pixels of padding, random horizontal flips, cpu"),
+        ({"flip": False, "crop_padding": 0}, "no crops, no flips, cpu"),
+        ({"data": {"name": "digits"}}, "crops with 2 pixels of padding, no flips, cpu"),
+    ],
+)
+def test_the_first_line_says_how_images_are_cropped_and_flipped(image_folder: Path, tmp_path: Path, changes, words):
+    given = settings(image_folder, model={"name": "wrn10_half"}, epochs=1, batch_size=512, **changes)
+    pretrain_teacher(given, tmp_path / "run")
+    assert words in events(tmp_path / "run")[0]["message"]
+
+
+def test_crop_padding_as_large_as_the_images_is_refused_before_anything_is_written(image_folder: Path, tmp_path: Path):
+    with pytest.raises(
+        InputError, match="--crop-padding 16 is too large: a crop could miss all of an image of 16x16 pixels"
+    ):
+        pretrain_teacher(settings(image_folder, crop_padding=16), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "one-cycle", "step", "constant"])

@@ -88,6 +88,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         changes["student"] = {"name": "mobilenetv2"}  # has dropout, whose randomness must come back too
     if request.param == "noise":
         changes["method"] = {"name": "noise", "synthesis_batch_size": 16}
+        changes |= {"crop_padding": 1, "flip": True}  # other than the teacher's
     if request.param == "pool":
         distill(DistillSettings.model_validate({**TINY, "teacher": changes["teacher"]}), folder / "earlier")
         changes["pool"] = folder / "earlier"
@@ -169,8 +170,10 @@ def test_more_epochs_are_no_other_settings_and_fewer_are(teacher_file: Path, tmp
 def test_other_settings_are_refused_with_each_difference(teacher_file: Path, tmp_path: Path):
     values = {**TINY, "teacher": teacher_file}
     distill(DistillSettings.model_validate(values), tmp_path / "run")
-    changed = DistillSettings.model_validate({**values, "seed": 4, "optimizer": {"learning_rate": 0.3}})
-    with pytest.raises(InputError, match=r"optimizer.learning_rate was 0.2 and is 0.3; seed was 0 and is 4"):
+    other = {"seed": 4, "optimizer": {"learning_rate": 0.3}, "flip": True}
+    changed = DistillSettings.model_validate({**values, **other})
+    differences = r"flip was None and is True; optimizer.learning_rate was 0.2 and is 0.3; seed was 0 and is 4"
+    with pytest.raises(InputError, match=differences):
         distill(changed, tmp_path / "run", resume=True)
 
 

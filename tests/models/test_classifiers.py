@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from gapssg.models import MODELS, create_model, model_names
 from gapssg.models.profile import batch_norm_layers
 
-SIZES = (16, 24, 32, 64)
+SIZES = (16, 24, 28, 32, 64)
 CHANNELS = (1, 3, 5)
-ONE_OF_EACH_FAMILY = ("wrn16_1", "resnet18", "vgg11", "mobilenetv2")
+ONE_OF_EACH_FAMILY = ("wrn10_half", "wrn16_1", "resnet18", "vgg11", "mobilenetv2")
 
 
 @pytest.mark.parametrize("name", model_names())
@@ -24,7 +24,7 @@ def test_logits_have_one_row_per_image_at_every_size_and_number_of_channels(name
 
 @pytest.mark.parametrize("name", model_names())
 def test_gradients_of_the_images_are_finite_and_non_zero_in_training_mode(name):
-    for size, channels in zip(SIZES, (1, 5, 3, 1), strict=True):
+    for size, channels in zip(SIZES, (1, 5, 1, 3, 3), strict=True):
         model = create_model(name, num_classes=7, input_shape=(channels, size, size)).train()
         images = torch.rand(2, channels, size, size, requires_grad=True)
         logits = model(images)

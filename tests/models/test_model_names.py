@@ -10,8 +10,10 @@ from gapssg.models import MODELS, check_model_name, create_model, model_names
 ROOT = Path(__file__).parents[2]
 
 
-def test_names_are_those_of_the_published_table():
+def test_names_are_those_of_the_published_table_and_two_smaller_students():
     assert set(model_names()) == {
+        "wrn10_half",
+        "wrn16_half",
         "wrn16_1",
         "wrn16_2",
         "wrn40_1",
@@ -43,11 +45,14 @@ def test_importing_the_names_does_not_import_torch():
     assert finished.returncode == 0, finished.stderr
 
 
-@pytest.mark.parametrize("written", ["wrn16-1", "WRN-16-1", "wrn_16_1"])
-def test_a_name_with_other_punctuation_gives_the_one_name_that_was_meant(written):
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("wrn16-1", "wrn16_1"), ("WRN-16-1", "wrn16_1"), ("wrn_16_1", "wrn16_1"), ("WRN-16-half", "wrn16_half")],
+)
+def test_a_name_with_other_punctuation_gives_the_one_name_that_was_meant(written, meant):
     with pytest.raises(InputError) as raised:
         check_model_name(written)
-    assert str(raised.value) == (f"unknown model '{written}' (did you mean wrn16_1?); `gapssg models` lists all")
+    assert str(raised.value) == (f"unknown model '{written}' (did you mean {meant}?); `gapssg models` lists all")
 
 
 def test_an_unknown_name_gives_the_nearest_names():

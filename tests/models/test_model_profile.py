@@ -49,6 +49,22 @@ def test_batch_norm_layer_counts_are_those_of_the_published_table(profiled):
     assert profile.batch_norm_layers == PUBLISHED[name][2]
 
 
+@pytest.mark.parametrize(("name", "blocks_per_group"), [("wrn10_half", 1), ("wrn16_half", 2)])
+def test_half_width_students_have_the_parameters_counted_by_hand_and_under_50_000(name, blocks_per_group):
+    def block(before: int, after: int) -> int:
+        shortcut = before * after if before != after else 0
+        return 2 * before + 9 * before * after + 2 * after + 9 * after * after + shortcut
+
+    expected = 3 * 16 * 9  # the stem keeps its 16 channels
+    before = 16
+    for after in (8, 16, 32):
+        expected += block(before, after) + (blocks_per_group - 1) * block(after, after)
+        before = after
+    expected += 2 * 32 + 33 * 10
+    model = create_model(name, num_classes=10, input_shape=(3, 32, 32))
+    assert profile_model(model, (3, 32, 32)).parameters == expected < 50_000
+
+
 def test_multiply_adds_of_a_small_network_are_those_counted_by_hand():
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3 * 4 * 4, 5))
     convolution = 3 * 4 * 4 * (2 * 3 * 3)

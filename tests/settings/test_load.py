@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from gapssg.engine.settings import DistillSettings, PretrainSettings
 from gapssg.errors import InputError
@@ -171,6 +172,13 @@ def test_values_of_another_type_are_refused_not_coerced_to_something_else():
     assert "epochs = True (from --set): must be a number" in message(overrides=["epochs=true"])
     assert "batch_size = '12' (from --set): must be a number" in message(overrides=["batch_size='12'"])
     assert "samples = 1 (from --set): must be true or false" in message(overrides=["samples=1"])
+
+
+def test_from_python_a_truth_value_that_may_be_none_can_be_given_as_none():
+    values = {"data": {"name": "digits"}, "model": {"name": "wrn16_1"}}
+    assert PretrainSettings.model_validate({**values, "flip": None}).flip is None
+    with pytest.raises(ValidationError, match="must be true or false"):
+        PretrainSettings.model_validate({**values, "optimizer": {"nesterov": None}})
     assert "optimizer.learning_rate" in message(overrides=["optimizer.learning_rate=nan"])
 
 

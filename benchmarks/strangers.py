@@ -1,0 +1,190 @@
+"""The default and the other methods on twelve teachers that look like people's own.
+
+    python -m benchmarks.strangers --cifar10 FOLDER                      every pair, the default, 3 seeds
+    python -m benchmarks.strangers --pairs digits-grey28 --methods dafl --seeds 1
+
+For each pair: a teacher by a plain training loop, the same student trained on the real images (the ceiling), and
+students by data-free methods, each with `gapssg distill --teacher T --student S` and nothing else. The figure to
+reach is the way from chance to the ceiling in balanced accuracy. Cells that are there are not made again, so an
+interruption costs one cell; `benchmarks/results/strangers.csv` is written from all cells.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.strangers_data import Split
+from benchmarks.strangers_pairs import PAIRS, Pair, Training, train_model_file
+from gapssg.augment import Normalization
+from gapssg.data.image_set import ImageSet
+from gapssg.engine.inference import predict
+from gapssg.models.model_file import load_model
+from gapssg.models.profile import profile_model
+from gapssg.models.safetensors_file import read_safetensors
+from gapssg.runtime import Runtime
+from gapssg.settings.parts import RuntimeSettings
+
+COLUMNS = (
+    "pair",
+    "method",
+    "seed",
+    "top1",
+    "balanced",
+    "lowest",
+    "way",
+    "agreement_printed",
+    "agreement",
+    "failures",
+    "tflop",
+    "seconds",
+    "settings",
+    "machine",
+)
+
+
+def main() -> None:
+    """Make what is missing, then write and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar10", type=Path, help="folder with train/ and test/ of CIFAR-10 images")
+    parser.add_argument("--pairs", nargs="*", default=list(PAIRS), choices=list(PAIRS))
+    parser.add_argument("--methods", nargs="*", default=["default"], help="names of methods; `default` is none given")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the distillations")
+    parser.add_argument("--label", help="name of the distillations with these settings")
+    parser.add_argument("--directory", type=Path, default=Path("runs/strangers"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/strangers.csv"))
+    arguments = parser.parse_args()
+    for name in arguments.pairs:
+        place = Place(name, arguments.directory / name, arguments.cifar10)
+        place.teacher()
+        place.ceiling()
+        for method in arguments.methods:
+            for seed in range(arguments.seeds):
+                place.student(method, seed, arguments.set, arguments.label or method)
+    write_table(arguments.directory, arguments.output)
+
+
+class Place:
+    """The folder of a pair."""
+
+    def __init__(self, name: str, folder: Path, cifar10: Path | None) -> None:
+        """Work in `folder`."""
+        self.name, self.pair, self.folder, self.cifar10 = name, PAIRS[name], folder, cifar10
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def images(self, split: Split) -> ImageSet:
+        """Return a split."""
+        return self.pair.source.make(split, self.cifar10)
+
+    def teacher(self) -> Path:
+        """Return the teacher's file, trained if it is not there."""
+        path = self.folder / "teacher.safetensors"
+        if not path.exists():
+            started = time.perf_counter()
+            pair = self.pair
+            train_model_file(pair, pair.teacher, pair.arguments, pair.training, self.images("train"), path, seed=1)
+            self._record("teacher", 1, path, time.perf_counter() - started, {})
+        return path
+
+    def ceiling(self) -> None:
+        """Train the student on the real images, if that was not done."""
+        path = self.folder / "ceiling.safetensors"
+        if not path.exists():
+            started = time.perf_counter()
+            training = Training("sgd", 0.1, self.pair.student_epochs)
+            train_model_file(self.pair, self.pair.student, {}, training, self.images("train"), path, seed=2)
+            self._record("real images", 2, path, time.perf_counter() - started, {})
+
+    def student(self, method: str, seed: int, settings: list[str], label: str) -> None:
+        """Distil a student as a user would, if that was not done."""
+        run = self.folder / label / str(seed)
+        if (self.folder / f"{label}-{seed}.json").exists():
+            return
+        command = [sys.executable, "-m", "gapssg", "distill", "--teacher", str(self.teacher())]
+        command += ["--student", self.pair.student, "--output", str(run), "--seed", str(seed), "--json", "--overwrite"]
+        command += [] if method == "default" else ["--method", method]
+        for value in settings:
+            command += ["--set", value]
+        for factory in self.pair.factories:
+            command += ["--model-factory", factory]
+        started = time.perf_counter()
+        ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        seconds = time.perf_counter() - started
+        self._record(label, seed, run / "student.safetensors", seconds, json.loads(ended.stdout), settings)
+
+    def _record(
+        self,
+        method: str,
+        seed: int,
+        path: Path,
+        seconds: float,
+        result: dict[str, Any],
+        settings: list[str] | None = None,
+    ) -> None:
+        images = self.images("test")
+        logits = logits_of(path, images, self.pair)
+        recalls = recalls_of(logits, images)
+        teacher = logits_of(self.folder / "teacher.safetensors", images, self.pair)
+        cell = {
+            "pair": self.name,
+            "method": method,
+            "seed": seed,
+            "top1": (logits.argmax(1) == images.labels).double().mean().item(),
+            "balanced": sum(recalls) / len(recalls),
+            "lowest": min(recalls),
+            "classes": images.num_classes,
+            "agreement_printed": result.get("student", {}).get("agreement"),
+            "agreement": (logits.argmax(1) == teacher.argmax(1)).double().mean().item(),
+            "failures": "; ".join(result.get("failures", [])),
+            "tflop": result.get("flops", 0) / 1e12 or None,
+            "seconds": seconds,
+            "settings": " ".join(settings or []),
+            "machine": f"{torch.get_num_threads()} threads, torch {torch.__version__}",
+        }
+        (self.folder / f"{method}-{seed}.json").write_text(json.dumps(cell, indent=2) + "\n")
+        print({key: round(cell[key], 4) for key in ("top1", "balanced", "lowest", "seconds")}, self.name, method, seed)
+        sys.stdout.flush()
+
+
+def logits_of(path: Path, images: ImageSet, pair: Pair) -> Tensor:
+    """Return the logits (N, K) of a model file."""
+    model = load_model(path, pair.factories)
+    runtime = Runtime.from_settings(RuntimeSettings(precision="fp32"), 0)
+    normalization = Normalization.from_statistics(model.card.mean, model.card.deviation, runtime.device)
+    return predict(runtime.place(model.module), images.images, normalization, runtime)
+
+
+def recalls_of(logits: Tensor, images: ImageSet) -> list[float]:
+    """Return the accuracy of each class."""
+    right = (logits.argmax(1) == images.labels).double()
+    return [right[images.labels == label].mean().item() for label in range(images.num_classes)]
+
+
+def write_table(directory: Path, output: Path) -> None:
+    """Write all cells as CSV, with the way from chance to the ceiling."""
+    cells = [json.loads(path.read_text()) for path in sorted(directory.glob("*/*.json"))]
+    ceilings = {cell["pair"]: cell["balanced"] for cell in cells if cell["method"] == "real images"}
+    for cell in cells:
+        chance = 1 / cell["classes"]
+        if cell["pair"] in ceilings:
+            cell["way"] = (cell["balanced"] - chance) / (ceilings[cell["pair"]] - chance)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for cell in cells:
+            writer.writerow({k: round(v, 4) if isinstance(v, float) else v for k, v in cell.items()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""Teachers that look like people's own, each with its image set, its plain training loop and its student."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.strangers_data import ANIMALS, CIFAR10, VEHICLES, Source, cifar, digits, letters, single
+from gapssg.augment import Augmentation, Normalization, crop_and_flip
+from gapssg.data.image_set import ImageSet
+from gapssg.models import create_model
+from gapssg.models.model_file import ModelCard, Provenance, save_model
+from gapssg.runtime import computes_bf16_natively, to_unit_range
+
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A plain training loop, as people write it.
+
+    Attributes:
+        optimizer: AdamW, or SGD with momentum 0.9 and weight decay 5e-4.
+        learning_rate: Its highest; a cosine ends at 0.
+        epochs: Passes over the training images.
+        batch_size: Images in a step.
+        label_smoothing: Share of the target that is spread over all classes.
+        mixup: Alpha of the Beta distribution of mixup; 0 is none.
+        augment: Whether images are cropped and, where it is meaningful, flipped at random.
+    """
+
+    optimizer: Literal["adamw", "sgd"]
+    learning_rate: float
+    epochs: int
+    batch_size: int = 64
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    augment: bool = True
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A teacher, its image set, and the student that it is to be compressed into.
+
+    Attributes:
+        source: The images.
+        teacher: Name of the teacher's architecture, as `--model` takes it.
+        training: How the teacher is trained.
+        student: Name of the student's architecture.
+        student_epochs: Epochs of the student's own training on real images, for the ceiling.
+        arguments: Keyword arguments of the teacher's architecture.
+    """
+
+    source: Source
+    teacher: str
+    training: Training
+    student: str
+    student_epochs: int = 12
+    arguments: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def factories(self) -> tuple[str, ...]:
+        """The code that the teacher's file has imported."""
+        return tuple(name for name in (self.teacher,) if name.startswith("benchmarks."))
+
+
+PAIRS: dict[str, Pair] = {
+    "birds-grey64": Pair(
+        cifar(single("bird", "deer"), 64, 1, {"bird": 1000, "deer": 3000}),
+        "torchvision:resnet18",
+        Training("adamw", 1e-3, 8, augment=False),
+        "wrn16_1",
+        6,
+    ),
+    "digits-grey28": Pair(digits(28, 1), "wrn16_2", Training("adamw", 2e-3, 12, augment=False), "wrn16_half", 40),
+    "letters-grey28": Pair(
+        letters(28, ALPHABET), "benchmarks.homemade:network", Training("sgd", 0.02, 8), "wrn16_half", 8
+    ),
+    "letters-rgb32": Pair(
+        letters(32, ALPHABET[:10], colour=True), "vgg11", Training("sgd", 0.05, 6, label_smoothing=0.1), "wrn16_1", 10
+    ),
+    "animals-rgb32": Pair(
+        cifar(ANIMALS | VEHICLES, 32, 3, {"animal": 3000, "vehicle": 3000}),
+        "torchvision:mobilenet_v3_small",
+        Training("adamw", 2e-3, 10),
+        "wrn10_half",
+        10,
+    ),
+    "cifar-rgb32": Pair(
+        cifar(CIFAR10, 32, 3, dict.fromkeys(CIFAR10, 1000)),
+        "wrn16_2",
+        Training("sgd", 0.1, 8, batch_size=128, mixup=0.2),
+        "wrn16_1",
+        10,
+    ),
+    "three-rgb64": Pair(
+        cifar(single("airplane", "frog", "truck"), 64, 3, dict.fromkeys(("airplane", "frog", "truck"), 1000)),
+        "torchvision:efficientnet_b0",
+        Training("adamw", 1e-3, 8, label_smoothing=0.1),
+        "wrn16_half",
+        10,
+    ),
+    "skewed-grey32": Pair(
+        cifar(single("bird", "ship", "horse"), 32, 1, {"bird": 1000, "ship": 1000, "horse": 3000}),
+        "timm:regnetx_002",
+        Training("adamw", 2e-3, 10, augment=False),
+        "wrn10_half",
+        10,
+    ),
+    "boats-rgb96": Pair(
+        cifar(single("automobile", "ship"), 96, 3, dict.fromkeys(("automobile", "ship"), 1000)),
+        "torchvision:resnet18",
+        Training("adamw", 5e-4, 6),
+        "wrn10_half",
+        8,
+    ),
+    "digits-rgb32": Pair(digits(32, 3), "torchvision:resnet18", Training("sgd", 0.05, 15), "wrn16_1", 15),
+    "letters-grey64": Pair(
+        letters(64, ALPHABET, train_per_class=200),
+        "torchvision:mobilenet_v3_small",
+        Training("adamw", 2e-3, 10),
+        "wrn16_half",
+        8,
+    ),
+    "cifar-grey32": Pair(
+        cifar(CIFAR10, 32, 1, dict.fromkeys(CIFAR10, 600)),
+        "vgg11",
+        Training("adamw", 1e-3, 6, augment=False),
+        "wrn16_1",
+        10,
+    ),
+}
+
+
+def train(
+    module: nn.Module,
+    images: ImageSet,
+    training: Training,
+    normalization: Normalization,
+    augmentation: Augmentation,
+    seed: int,
+) -> None:
+    """Train on the processor or GPU where the module is; it ends in eval mode."""
+    device = next(module.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    torch.manual_seed(seed)  # dropout
+    steps = len(images) // training.batch_size * training.epochs
+    if training.optimizer == "adamw":
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(module.parameters(), lr=training.learning_rate)
+    else:
+        optimizer = torch.optim.SGD(
+            module.parameters(), lr=training.learning_rate, momentum=0.9, weight_decay=5e-4, nesterov=True
+        )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / 20) * (1 + math.cos(math.pi * step / max(1, steps))) / 2
+    )
+    module.train()
+    for _ in range(training.epochs):
+        order = torch.randperm(len(images), generator=generator, device=device)
+        for indices in order.split(training.batch_size):
+            if len(indices) < training.batch_size:
+                continue
+            batch, labels = to_unit_range(images.images[indices]), images.labels[indices]
+            if training.augment:
+                batch = crop_and_flip(batch, augmentation.draw(len(batch), generator))
+            other, share = labels, 1.0
+            if training.mixup:
+                concentration = torch.full((2,), training.mixup)
+                share = float(torch.distributions.Dirichlet(concentration).sample()[0])
+                permutation = torch.randperm(len(batch), generator=generator, device=device)
+                batch, other = batch.mul(share).add(batch[permutation], alpha=1 - share), labels[permutation]
+            loss = _loss(module, normalization(batch), labels, other, share, training.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    module.eval()
+
+
+def _loss(
+    module: nn.Module, views: Tensor, labels: Tensor, other: Tensor, share: float, label_smoothing: float
+) -> Tensor:
+    with torch.autocast(views.device.type, torch.bfloat16, enabled=computes_bf16_natively(views.device)):
+        logits = module(views).float()
+    first = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    return share * first + (1 - share) * F.cross_entropy(logits, other, label_smoothing=label_smoothing)
+
+
+def train_model_file(
+    pair: Pair,
+    architecture: str,
+    arguments: dict[str, int],
+    training: Training,
+    images: ImageSet,
+    path: Path,
+    seed: int,
+) -> None:
+    """Train an architecture on the images of a pair and write it as a model file."""
+    mean, deviation = images.channel_statistics()
+    card = ModelCard(
+        architecture=architecture,
+        arguments=arguments,
+        num_classes=images.num_classes,
+        input_shape=images.input_shape,
+        mean=mean,
+        deviation=deviation,
+        crop_padding=images.input_shape[1] // 8,
+        flip=pair.source.flip,
+        class_names=images.class_names,
+        provenance=Provenance(command="import-teacher", seed=seed, versions={}),
+    )
+    module = create_model(
+        architecture,
+        num_classes=images.num_classes,
+        input_shape=images.input_shape,
+        seed=seed,
+        arguments=arguments,
+    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    normalization = Normalization.from_statistics(mean, deviation, images.images.device)
+    train(module, images, training, normalization, Augmentation(card.crop_padding, card.flip), seed)
+    save_model(path, module, card)
