@@ -80,10 +80,20 @@ class Console:
         if not self.invocation.json:
             self._result.print(printable(text), markup=False, soft_wrap=True)
 
+    def alarm(self, text: str) -> None:
+        """Print a line that nobody should miss: to stdout, or with --json to stderr; --quiet keeps it."""
+        shown = _Console(stderr=True, highlight=False) if self.invocation.json else self._result
+        shown.print(printable(text), markup=False, soft_wrap=True)
+
     def failures(self, what: str, sentences: Sequence[str]) -> None:
         """Print in one line that something is not usable, and why; nothing if nothing speaks against it."""
         if sentences:
-            self.note(f"FAILED: {what} is not usable: {'; '.join(sentences)}")
+            self.alarm(f"FAILED: {what} is not usable: {'; '.join(sentences)}")
+
+    def warnings(self, what: str, sentences: Sequence[str]) -> None:
+        """Print in one line what only synthetic images say against something that real images speak for."""
+        if sentences:
+            self.alarm(f"warning: real images speak for {what}, synthetic ones against it: {'; '.join(sentences)}")
 
     def settings(self, values: Mapping[str, Any], toml: str) -> None:
         """Print settings as TOML, or with --json as JSON."""

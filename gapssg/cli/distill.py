@@ -194,6 +194,7 @@ def distill(
         )
         console.note(f"balanced accuracy of the student: {percent(student_facts['balanced_accuracy'])}{of_lowest}")
     console.failures("the student", result["failures"])
+    console.warnings("the student", result["warnings"])
     console.result(result)
 
 

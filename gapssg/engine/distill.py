@@ -14,7 +14,7 @@ from gapssg.data.image_set import ImageSet, sha256_of_images
 from gapssg.engine.checkpoint import Checkpoints, Facts, State, read_checkpoint
 from gapssg.engine.distillation import Distillation, listed_counts
 from gapssg.engine.estimate import EVALUATED_IMAGES, Estimate, Part, peak_memory, time_steps
-from gapssg.engine.judgement import failures_on_real_images, judge_on_synthetic_images
+from gapssg.engine.judgement import failures_on_real_images, judge_on_synthetic_images, real_images_speak_for
 from gapssg.engine.metrics import Scores, score
 from gapssg.engine.real_images import read_test_images
 from gapssg.engine.record import MOST_COUNTED_CLASSES
@@ -81,7 +81,8 @@ def distill(
         both are None without it. `agreement` is that with the teacher on the last freshly synthesised samples
         before the student had trained on them; always giving the teacher's commonest answer would reach
         `agreement_baseline` on them. `failures` says in sentences why the student is not usable, and is empty where
-        nothing speaks against it; such a run ends like any other.
+        nothing speaks against it; such a run ends like any other. `warnings` has what only synthetic images say
+        against a student that real images show to be usable.
 
     Raises:
         InputError: The teacher, the pool, the weights, the evaluation data or the output directory cannot
@@ -145,7 +146,8 @@ def distill(
         result = _result(settings, runtime, distillation, evaluator, student_file, time.perf_counter() - started)
         run.write_result(result)
         end = ("top1", "balanced_accuracy", "best_top1", "best_epoch", "agreement", "agreement_baseline")
-        run.record("end", **{key: result["student"][key] for key in end}, failures=result["failures"])
+        judged = {key: result[key] for key in ("failures", "warnings")}
+        run.record("end", **{key: result["student"][key] for key in end}, **judged)
     return result
 
 
@@ -271,6 +273,7 @@ def _result(
     compared = distillation.compare()
     judgement = judge_on_synthetic_images(distillation.teacher_counts.tolist(), compared, teacher.card.class_names)
     on_real_images = failures_on_real_images(scores, teacher_scores) if evaluator.scores else []
+    is_shown_usable = evaluator.scores is not None and real_images_speak_for(scores)
     seconds = {**distillation.seconds, "evaluation": evaluator.seconds}
     return {
         "command": "distill",
@@ -294,7 +297,8 @@ def _result(
             "agreement_baseline": distillation.agreement_baseline,
             "after_training": judgement.comparison,
         },
-        "failures": [*on_real_images, *judgement.failures],
+        "failures": [] if is_shown_usable else [*on_real_images, *judgement.failures],
+        "warnings": judgement.failures if is_shown_usable else [],
         "missing_classes": judgement.missing_classes[:MOST_COUNTED_CLASSES],
         "teacher_counts": listed_counts(distillation.teacher_counts),
         "target_counts": listed_counts(distillation.target_counts),

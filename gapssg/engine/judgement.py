@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gapssg.engine.metrics import ClassCounts, lowest_share
+from gapssg.engine.metrics import FEWEST_IMAGES_OF_A_CLASS, ClassCounts, lowest_share
 from gapssg.errors import shortened
 from gapssg.intervals import wilson_interval
 from gapssg.synthesis.classes import describe_missing, missing_classes
@@ -107,3 +107,19 @@ def failures_on_real_images(student: Mapping[str, Any], teacher: Mapping[str, An
             f"its teacher on at least {percent(teachers)} of every class"
         )
     return failures
+
+
+def real_images_speak_for(student: Mapping[str, Any]) -> bool:
+    """Tell whether labelled images show that a student is usable, whatever synthetic images say.
+
+    They do if its balanced accuracy is better than chance and it is right on at least a tenth of the images of every
+    class, with at least 10 images of each: what they do not cover, they say nothing about.
+
+    Args:
+        student: Its `better_than_chance`, `lowest_recall` and `fewest_images`, as in `Scores`.
+    """
+    return bool(
+        student["better_than_chance"]
+        and student["fewest_images"] >= FEWEST_IMAGES_OF_A_CLASS
+        and student["lowest_recall"] >= LEAST_SHARE
+    )

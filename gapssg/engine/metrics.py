@@ -28,6 +28,7 @@ class Scores(NamedTuple):
         better_than_chance: Whether that is certainly better than always answering with one class.
         lowest_recall: The lowest accuracy of a class with at least 10 images; None where no class has so many.
         lowest_class: The name of that class.
+        fewest_images: How many images the class with the fewest has; 0 where a class has none.
     """
 
     top1: float
@@ -37,6 +38,7 @@ class Scores(NamedTuple):
     better_than_chance: bool
     lowest_recall: float | None
     lowest_class: str | None
+    fewest_images: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scores by name."""
@@ -61,6 +63,7 @@ def score(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> Scores:
         better_than_chance=is_better_than_chance(counts),
         lowest_recall=None if lowest is None else lowest[1],
         lowest_class=None if lowest is None else class_names[lowest[0]],
+        fewest_images=min(counts.totals),
     )
 
 

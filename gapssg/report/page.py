@@ -13,7 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from gapssg._version import __version__
-from gapssg.engine.judgement import failures_on_real_images
+from gapssg.engine.judgement import failures_on_real_images, real_images_speak_for
 from gapssg.engine.record import DistillationEpoch, Warned, read_picture, sample_grids
 from gapssg.engine.run_directory import Display, SilentDisplay
 from gapssg.errors import InputError
@@ -183,6 +183,7 @@ def _accuracies(evaluation: Evaluation) -> Accuracies:
         teacher=None if teacher is None else teacher["top1"],
         balanced=last["balanced_accuracy"],
         failures=failures_on_real_images(last, teacher),
+        speak_for_it=real_images_speak_for(last),
         lost=evaluation.lost(),
     )
 

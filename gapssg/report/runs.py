@@ -135,6 +135,8 @@ class DistillationResult(_Result):
     """How many steps the student took."""
     failures: Annotated[tuple[Text, ...], Field(max_length=20)] = ()
     """Why the student is not usable; empty where nothing speaks against it."""
+    warnings: Annotated[tuple[Text, ...], Field(max_length=20)] = ()
+    """What synthetic images say against a student that real images show to be usable."""
     missing_classes: Annotated[tuple[Text, ...], Field(max_length=MOST_COUNTED_CLASSES)] = ()
     """The classes that the teacher hardly ever sees in the synthetic images."""
 

@@ -24,6 +24,7 @@ class Accuracies(NamedTuple):
         teacher: Of the teacher; None where it was not evaluated, or there is none.
         balanced: Of the last weights the mean of the accuracies of the classes; None where the run did not say.
         failures: What these images say against the model, one sentence each.
+        speak_for_it: Whether these images show that the model is usable, whatever synthetic images say.
         lost: The class on which it is furthest below its teacher; None where that is not known, or there is none.
     """
 
@@ -33,6 +34,7 @@ class Accuracies(NamedTuple):
     teacher: float | None
     balanced: float | None = None
     failures: Sequence[str] = ()
+    speak_for_it: bool = False
     lost: ClassRow | None = None
 
 
@@ -68,8 +70,9 @@ def judge(run: TrainingRun, evaluated: Accuracies | None) -> Verdict:
         verdict = _of_agreement(result)
     else:
         verdict = Verdict("The model was not evaluated, so nothing is known of its accuracy.", "none", [])
-    sentences = [*verdict.sentences, *_size(result), *_incidents(run)]
-    failures = _failures(result, evaluated)
+    failures, warnings = _failures(result, evaluated)
+    doubts = [f"Real images speak for it, synthetic ones against it: {each}." for each in warnings]
+    sentences = [*doubts, *verdict.sentences, *_size(result), *_incidents(run)]
     if not failures:
         return Verdict(verdict.headline, verdict.evidence, sentences)
     headline = f"FAILED: the {result.noun} is not usable: {failures[0]}."
@@ -77,10 +80,22 @@ def judge(run: TrainingRun, evaluated: Accuracies | None) -> Verdict:
     return Verdict(headline, verdict.evidence, [*others, verdict.headline, *sentences], failures)
 
 
-def _failures(result: DistillationResult | PretrainingResult, evaluated: Accuracies | None) -> list[str]:
-    """Return what the run found, and what was found for this report."""
+def _failures(
+    result: DistillationResult | PretrainingResult, evaluated: Accuracies | None
+) -> tuple[list[str], list[str]]:
+    """Return failures and warnings: what was found for this report, and what the run found.
+
+    Where the run read no real image, its failures are of synthetic ones, and warnings if real images speak for it now.
+    What was a warning is a failure again if real images now speak against it.
+    """
     found = [] if evaluated is None else list(evaluated.failures)
-    return found + (list(result.failures) if isinstance(result, DistillationResult) else [])
+    if not isinstance(result, DistillationResult):
+        return found, []
+    if evaluated is not None and evaluated.speak_for_it and result.model.top1 is None:
+        return found, [*result.failures, *result.warnings]
+    if found:
+        return [*found, *result.failures, *result.warnings], []
+    return list(result.failures), list(result.warnings)
 
 
 def _size(result: DistillationResult | PretrainingResult) -> list[str]:

@@ -109,6 +109,19 @@ def test_a_failure_is_one_line_that_quiet_keeps(capsys: pytest.CaptureFixture[st
     console.failures("the student", [])
     console.failures("the student", ["all are 'cat'", "no class is 'dog'"])
     assert capsys.readouterr().out == "FAILED: the student is not usable: all are 'cat'; no class is 'dog'\n"
+    console.warnings("the student", [])
+    console.warnings("the student", ["all are 'cat'"])
+    warning = "warning: real images speak for the student, synthetic ones against it: all are 'cat'\n"
+    assert capsys.readouterr() == (warning, "")
+
+
+def test_a_failure_is_one_line_on_stderr_where_stdout_is_json(capsys: pytest.CaptureFixture[str]):
+    console = Console(Invocation(json=True, quiet=True))
+    console.failures("the student", [f"it is right on {'no ' * 200}image"])
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("FAILED: the student is not usable: it is right on no no")
+    assert shown.err.count("\n") == 1
 
 
 class Clock:

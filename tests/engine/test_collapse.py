@@ -17,6 +17,7 @@ from benchmarks.runs import events
 from benchmarks.soak import tiny_model
 from gapssg import DistillSettings, InputError, distill
 from gapssg.engine.distillation import Distillation
+from gapssg.engine.metrics import Scores
 from gapssg.models import create_model
 from gapssg.models.model_file import load_model, save_model
 from gapssg.runtime import Runtime
@@ -81,6 +82,11 @@ def test_the_command_says_so_and_ends_with_status_0(teacher: Path, tmp_path: Pat
     assert "warning, epoch 1: the teacher answers all 32 new images with class 'cat'" in shown
     assert "(baseline 100.0 %)" in shown
     assert failed in gapssg(*command, "--quiet", "--overwrite").stdout
+    for further in ([], ["--quiet"]):
+        finished = gapssg(*command, "--json", *further, "--overwrite")
+        assert json.loads(finished.stdout)["failures"]
+        assert finished.stderr.splitlines()[-1].startswith(failed)
+        assert finished.stderr.count("FAILED") == 1
 
 
 def test_the_counts_of_each_epoch_stand_beside_those_of_the_targets(teacher: Path, tmp_path: Path):
@@ -91,6 +97,7 @@ def test_the_counts_of_each_epoch_stand_beside_those_of_the_targets(teacher: Pat
         assert sum(event["health"]["target_counts"]) == 32
         assert event["health"]["answer_entropy"] == 0
         assert event["agreement_baseline"] == 1.0
+        assert event["timing"]["remaining"] >= 0
     assert result["teacher_counts"] == [64, 0]
     assert result["target_counts"] == [sum(event["health"]["target_counts"][k] for event in epochs) for k in (0, 1)]
 
@@ -125,19 +132,36 @@ def test_a_collapse_is_said_when_it_begins_and_when_it_is_over(
     ]
 
 
-def test_real_images_are_part_of_the_judgement(teacher: Path, tmp_path: Path):
+@pytest.fixture
+def real_images(tmp_path: Path) -> dict[str, str]:
     images = write_images(tmp_path / "images")
     for split in ("train", "test"):
         for old, new in (("bright", "cat"), ("dark", "dog")):
             (images / split / old).rename(images / split / new)
-    data = {"name": f"folder:{images}"}
-    result = distill(settings(teacher, NOISE, eval_data=data), tmp_path / "run")
+    return {"name": f"folder:{images}"}
+
+
+def test_real_images_are_part_of_the_judgement(teacher: Path, tmp_path: Path, real_images: dict[str, str]):
+    result = distill(settings(teacher, NOISE, eval_data=real_images), tmp_path / "run")
     assert result["student"]["balanced_accuracy"] == 0.5
     assert result["failures"][0] == (
         "its balanced accuracy on real images is 50.0 %, no better than always answering with one class"
     )
     epochs = [event for event in events(tmp_path / "run") if event["event"] == "epoch"]
     assert [event["balanced_accuracy"] for event in epochs] == [0.5, 0.5]
+    assert result["warnings"] == []
+
+
+def test_where_real_images_speak_for_the_student_synthetic_ones_only_warn(
+    teacher: Path, tmp_path: Path, real_images: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    sound = Scores(0.9, 1.0, 0.3, 0.9, better_than_chance=True, lowest_recall=0.8, lowest_class="dog", fewest_images=20)
+    monkeypatch.setattr("gapssg.engine.distill.score", lambda *_: sound)
+    result = distill(settings(teacher, NOISE, eval_data=real_images), tmp_path / "run")
+    assert result["failures"] == []
+    assert result["warnings"][0] == "the teacher answers all 64 synthetic images with class 'cat'"
+    assert result["missing_classes"] == ["dog"]
+    assert events(tmp_path / "run")[-1]["warnings"] == result["warnings"]
 
 
 def test_more_than_1000_classes_are_not_listed(tmp_path: Path):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gapssg.engine.judgement import failures_on_real_images, judge_on_synthetic_images
+from gapssg.engine.judgement import failures_on_real_images, judge_on_synthetic_images, real_images_speak_for
 from gapssg.engine.metrics import ClassCounts
 
 NAMES = ("cat", "dog")
@@ -82,3 +82,11 @@ def test_a_lost_class_is_a_failure_unless_the_teacher_does_not_know_it_either():
     ]
     assert failures_on_real_images(lost, scores(lowest_recall=0.02)) == []
     assert failures_on_real_images(lost, None) == []
+
+
+def test_real_images_speak_for_a_student_only_if_they_cover_every_class_and_none_is_lost():
+    assert real_images_speak_for(scores(fewest_images=10))
+    assert not real_images_speak_for(scores(fewest_images=9))
+    assert not real_images_speak_for(scores(fewest_images=0, lowest_recall=None))
+    assert not real_images_speak_for(scores(fewest_images=10, lowest_recall=0.09))
+    assert not real_images_speak_for(scores(fewest_images=10, better_than_chance=False))

@@ -87,3 +87,5 @@ def test_scores_name_the_lowest_class():
     scores = score(torch.tensor([[1.0, 0.0]]).expand(40, 2), labels, ("cat", "dog"))
     assert (scores.top1, scores.balanced_accuracy, scores.better_than_chance) == (0.5, 0.5, False)
     assert (scores.lowest_recall, scores.lowest_class) == (0.0, "dog")
+    assert scores.fewest_images == 20
+    assert score(torch.eye(2), torch.tensor([0, 0]), ("cat", "dog")).fewest_images == 0

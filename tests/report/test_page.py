@@ -335,9 +335,47 @@ def test_a_student_at_chance_on_the_images_of_the_report_fails(runs: Runs, tmp_p
     assert "FAILED: the student is not usable: its balanced accuracy on real images is 10.0" in page.text
 
 
+@pytest.fixture
+def sound_on_real_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images of a report speak for every student."""
+    monkeypatch.setattr("gapssg.report.page.failures_on_real_images", lambda *_: [])
+    monkeypatch.setattr("gapssg.report.page.real_images_speak_for", lambda _: True)
+
+
+@pytest.mark.usefixtures("sound_on_real_images")
+def test_synthetic_failures_are_warnings_where_real_images_speak_for_the_student(runs: Runs, tmp_path: Path):
+    change(runs.blind / "result.json", lambda result: result.update(failures=FAILURES))
+    page = report(tmp_path, runs.blind, data="digits")
+    assert "FAILED" not in page.text
+    assert f"Real images speak for it, synthetic ones against it: {FAILURES[1]}." in page.text
+    assert "FAILED" in report(tmp_path, runs.blind).text
+    change(runs.blind / "result.json", lambda result: result.update(failures=[], warnings=FAILURES[1:]))
+    page = report(tmp_path, runs.blind)
+    assert f"Real images speak for it, synthetic ones against it: {FAILURES[1]}." in page.text
+
+
+@pytest.mark.usefixtures("sound_on_real_images")
+def test_a_run_that_real_images_have_failed_stays_so(runs: Runs, tmp_path: Path):
+    change(runs.evaluated / "result.json", lambda result: result.update(failures=FAILURES[1:]))
+    page = report(tmp_path, runs.evaluated, data="digits")
+    assert f"FAILED: the student is not usable: {FAILURES[1]}" in page.text
+
+
+def test_a_warning_is_a_failure_again_where_real_images_speak_against_the_student(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("gapssg.report.page.failures_on_real_images", lambda *_: ["it has lost a class"])
+    monkeypatch.setattr("gapssg.report.page.real_images_speak_for", lambda _: False)
+    change(runs.evaluated / "result.json", lambda result: result.update(failures=[], warnings=FAILURES[1:]))
+    page = report(tmp_path, runs.evaluated, data="digits")
+    assert "FAILED: the student is not usable: it has lost a class." in page.text
+    assert "It is right on none." in page.text
+    assert "Real images speak for it" not in page.text
+
+
 def test_runs_of_before_the_judgement_are_read(runs: Runs, tmp_path: Path):
     def forget(result: dict[str, Any]) -> None:
-        for name in ("failures", "missing_classes", "teacher_counts", "target_counts"):
+        for name in ("failures", "warnings", "missing_classes", "teacher_counts", "target_counts"):
             del result[name]
         for name in ("agreement_baseline", "after_training", "balanced_accuracy", "lowest_recall", "lowest_class"):
             del result["student"][name]
