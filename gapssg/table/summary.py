@@ -18,6 +18,7 @@ _CSV_COLUMNS = (
     *("row", "budget", "changes", "column", "top1", "deviation", "published_top1", "published_deviation"),
     *("seeds", "seconds", "device", "marks", "notes"),
 )
+_LONGEST_REASON = 300
 
 
 def summarise(ledger: Ledger) -> dict[str, Any]:
@@ -163,7 +164,7 @@ def _entry(
     unusable = [run for run in runs if run.failures]
     if unusable:
         first_run = unusable[0]
-        why = shortened(first_run.failures[0])
+        why = shortened(first_run.failures[0], _LONGEST_REASON)
         remarks.append(f"not usable with {len(unusable)} of the seeds (seed {first_run.seed}: {why})")
     for remark in remarks:
         if remark not in notes:
