@@ -51,3 +51,9 @@ def duration(seconds: float) -> str:
 def percent(share: float | None) -> str:
     """Return a share in [0, 1] as a percentage with one decimal, or a dash for none."""
     return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Return names as a sentence holds them: "a, b and c", and of many the first few and how many more there are."""
+    shown = list(names) if len(names) <= most else [*names[:most], f"{len(names) - most:,} more"]
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)

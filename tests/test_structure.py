@@ -34,6 +34,7 @@ ORDER = [
     "figures",
     "files",
     "text",
+    "intervals",
     "errors",
 ]
 

@@ -22,7 +22,8 @@ from gapssg.text import duration, percent, printable, printable_toml
 if TYPE_CHECKING:
     from gapssg.engine.estimate import Estimate
 
-_WIDTH_OF_AN_EPOCH = 170
+_WIDTH_OF_AN_EPOCH = 190
+_NARROW = 80
 _WIDTH_OF_A_PIPE = 500  # nothing is wrapped that another program reads
 
 
@@ -78,6 +79,21 @@ class Console:
         """Print a line that explains a result; --quiet keeps it."""
         if not self.invocation.json:
             self._result.print(printable(text), markup=False, soft_wrap=True)
+
+    def alarm(self, text: str) -> None:
+        """Print a line that nobody should miss: to stdout, or with --json to stderr; --quiet keeps it."""
+        shown = _Console(stderr=True, highlight=False) if self.invocation.json else self._result
+        shown.print(printable(text), markup=False, soft_wrap=True)
+
+    def failures(self, what: str, sentences: Sequence[str]) -> None:
+        """Print in one line that something is not usable, and why; nothing if nothing speaks against it."""
+        if sentences:
+            self.alarm(f"FAILED: {what} is not usable: {'; '.join(sentences)}")
+
+    def warnings(self, what: str, sentences: Sequence[str]) -> None:
+        """Print in one line what only synthetic images say against something that real images speak for."""
+        if sentences:
+            self.alarm(f"warning: real images speak for {what}, synthetic ones against it: {'; '.join(sentences)}")
 
     def settings(self, values: Mapping[str, Any], toml: str) -> None:
         """Print settings as TOML, or with --json as JSON."""
@@ -219,7 +235,8 @@ def estimate_lines(found: Estimate) -> list[str]:
 def epoch_line(event: Mapping[str, Any], narrow: bool = False) -> str:
     """Return an epoch's event as one line: loss terms, reality gap, accuracy, images/s, time left.
 
-    A narrow line, for 80 columns, leaves out the terms of the synthesis loss, and the time left, which a bar shows.
+    A narrow line, for 80 columns, leaves out the terms of the synthesis loss, the time left, which a bar shows, and
+    images/s where it has no room.
     """
     parts = [f"epoch {event['epoch']:>4}/{event['epochs']}"]
     if "train_loss" in event:
@@ -232,12 +249,17 @@ def epoch_line(event: Mapping[str, Any], narrow: bool = False) -> str:
     if "distillation_loss" in event:
         if event["distillation_loss"] is not None:
             parts.append(f"{'loss' if narrow else 'distillation'} {event['distillation_loss']:.4f}")
-        parts.append(f"gap {event['reality_gap_before']:.3f} to {event['reality_gap_after']:.3f}")
+        digits = 2 if narrow else 3
+        parts.append(f"gap {event['reality_gap_before']:.{digits}f} to {event['reality_gap_after']:.{digits}f}")
         if event["agreement_before"] is not None and not (narrow and event.get("top1") is not None):
             parts.append(f"agreement {percent(event['agreement_before'])}")
+            if event.get("agreement_baseline") is not None:
+                parts[-1] += f" (baseline {percent(event['agreement_baseline'])})"
     if event.get("top1") is not None:
         parts.append(f"top-1 {percent(event['top1'])}")
-    parts.append(f"{event['timing']['images_per_second']:.0f} images/s")
+    speed = f"{event['timing']['images_per_second']:.0f} images/s"
+    if not narrow or len("  ".join([*parts, speed])) <= _NARROW:
+        parts.append(speed)
     if "remaining" in event["timing"] and not narrow:
         parts.append(_time_left(event["timing"]["remaining"]))
     return "  ".join(parts)

@@ -154,6 +154,7 @@ def distill(
             "top-1",
             "best top-1",
             "agreement",
+            "baseline",
             "seconds",
         ],
         [
@@ -161,6 +162,7 @@ def distill(
                 f"teacher {teacher_facts['architecture']}",
                 count(teacher_facts["parameters"]),
                 percent(teacher_facts["top1"]),
+                "-",
                 "-",
                 "-",
                 "-",
@@ -173,6 +175,7 @@ def distill(
                 if student_facts["best_epoch"] is None
                 else f"{percent(student_facts['best_top1'])}, epoch {student_facts['best_epoch']}",
                 percent(student_facts["agreement"]),
+                percent(student_facts["agreement_baseline"]),
                 f"{result['timing']['total']:.0f}",
             ],
         ],
@@ -181,8 +184,17 @@ def distill(
         console.note("best top-1: chosen by the evaluation data, so it flatters; top-1 is of the last epoch")
     if student_facts["agreement"] is not None:
         console.note("agreement: with the teacher, on the last synthesised images before the student trained on them")
+        console.note("baseline: what always giving the teacher's commonest answer would reach on these images")
     else:
         console.note("agreement: none, because the student has trained on every image of the pool")
+    if student_facts["balanced_accuracy"] is not None:
+        lowest = student_facts["lowest_recall"]
+        of_lowest = (
+            f", lowest on class '{student_facts['lowest_class']}': {percent(lowest)}" if lowest is not None else ""
+        )
+        console.note(f"balanced accuracy of the student: {percent(student_facts['balanced_accuracy'])}{of_lowest}")
+    console.failures("the student", result["failures"])
+    console.warnings("the student", result["warnings"])
     console.result(result)
 
 

@@ -9,11 +9,13 @@ import typer
 
 from gapssg.cli import options
 from gapssg.cli.console import Console, count
+from gapssg.errors import shortened
 from gapssg.text import percent
 
 _MOST_CLASSES_IN_A_TABLE = 20
 _FEWEST_CLASSES_FOR_TOP5 = 5
 _MOST_MODELS_IN_COLUMNS = 4
+_LONGEST_CLASS_NAME = 20
 
 
 def evaluate(
@@ -84,12 +86,14 @@ def print_evaluation(console: Console, result: dict[str, Any]) -> None:
     """Print one row a model, and which file each is."""
     with_teacher = result["teacher"] is not None
     with_top5 = len(result["class_names"]) > _FEWEST_CLASSES_FOR_TOP5
-    columns = ["", "model", "parameters", "MACs", "top-1", *(["top-5"] if with_top5 else []), "loss", "ECE", "images/s"]
+    columns = ["", "model", "parameters", "MACs", "top-1", *(["top-5"] if with_top5 else [])]
+    columns += ["balanced", "lowest class", "loss", "ECE", "images/s"]
     columns += ["agreement", "gap"] if with_teacher else []
     rows = []
     for number, report in enumerate(result["models"], 1):
         row = [str(number), report["architecture"], count(report["parameters"]), f"{report['macs'] / 1e6:.1f} M"]
         row += [percent(report["top1"]), *([percent(report["top5"])] if with_top5 else [])]
+        row += [percent(report["balanced_accuracy"]), _lowest(report)]
         row += [f"{report['loss']:.3f}", f"{report['expected_calibration_error']:.3f}"]
         row += [f"{result['timing']['images_per_second'][number - 1]:.0f}"]
         if with_teacher:
@@ -105,6 +109,13 @@ def print_evaluation(console: Console, result: dict[str, Any]) -> None:
         console.table(title, columns, rows)
     if with_teacher:
         console.note(f"agreement and (reality) gap: with {result['teacher']['file']}")
+
+
+def _lowest(report: dict[str, Any]) -> str:
+    """Return the lowest accuracy of a class and the name of that class."""
+    if report["lowest_recall"] is None:
+        return "-"
+    return f"{percent(report['lowest_recall'])} ({shortened(report['lowest_class'], _LONGEST_CLASS_NAME)})"
 
 
 def _print_classes(console: Console, report: dict[str, Any], class_names: list[str]) -> None:

@@ -141,6 +141,9 @@ def quickstart(
         ],
     )
     console.note("agreement and (reality) gap: with the teacher's predictions and probabilities")
+    for what, result in ((f"the student of {method.name}", student), ("the student of noise", noise)):
+        console.failures(what, result["failures"])
+        console.warnings(what, result["warnings"])
     console.say("what was made:")
     for file in files.values():
         console.say(f"  {file}")

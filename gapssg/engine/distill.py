@@ -12,10 +12,12 @@ from torch import nn
 
 from gapssg.data.image_set import ImageSet, sha256_of_images
 from gapssg.engine.checkpoint import Checkpoints, Facts, State, read_checkpoint
-from gapssg.engine.distillation import Distillation
+from gapssg.engine.distillation import Distillation, listed_counts
 from gapssg.engine.estimate import EVALUATED_IMAGES, Estimate, Part, peak_memory, time_steps
+from gapssg.engine.judgement import failures_on_real_images, judge_on_synthetic_images, real_images_speak_for
 from gapssg.engine.metrics import Scores, score
 from gapssg.engine.real_images import read_test_images
+from gapssg.engine.record import MOST_COUNTED_CLASSES
 from gapssg.engine.requests import Requests
 from gapssg.engine.run_directory import (
     Display,
@@ -36,6 +38,7 @@ from gapssg.runtime import Runtime
 
 # The checkpoint knows the SHA-256 of the teacher and of the images.
 _MAY_MOVE = ("teacher", "eval_data.root", "eval_data.name")
+_SHOWN_SCORES = ("top1", "loss", "balanced_accuracy", "lowest_recall")
 
 
 class EvaluationFacts(Facts):
@@ -76,7 +79,10 @@ def distill(
     Returns:
         What `result.json` holds. `top1` is of the last epoch; `best_top1` was chosen by the evaluation data;
         both are None without it. `agreement` is that with the teacher on the last freshly synthesised samples
-        before the student had trained on them.
+        before the student had trained on them; always giving the teacher's commonest answer would reach
+        `agreement_baseline` on them. `failures` says in sentences why the student is not usable, and is empty where
+        nothing speaks against it; such a run ends like any other. `warnings` has what only synthetic images say
+        against a student that real images show to be usable.
 
     Raises:
         InputError: The teacher, the pool, the weights, the evaluation data or the output directory cannot
@@ -139,7 +145,9 @@ def distill(
         distillation.save_student(student_file)
         result = _result(settings, runtime, distillation, evaluator, student_file, time.perf_counter() - started)
         run.write_result(result)
-        run.record("end", **{key: result["student"][key] for key in ("top1", "best_top1", "best_epoch", "agreement")})
+        end = ("top1", "balanced_accuracy", "best_top1", "best_epoch", "agreement", "agreement_baseline")
+        judged = {key: result[key] for key in ("failures", "warnings")}
+        run.record("end", **{key: result["student"][key] for key in end}, **judged)
     return result
 
 
@@ -231,7 +239,7 @@ class _Evaluator:
         """Evaluate, if that is due after so many epochs; return what the epoch's event says of it."""
         due = epochs_done % self.settings.evaluate_every == 0 or epochs_done == self.settings.epochs
         if self.images is None or not due:
-            return {"top1": None, "loss": None}
+            return dict.fromkeys(_SHOWN_SCORES)
         started = time.perf_counter()
         if self.teacher_scores is None:
             self.teacher_scores = self._score(distillation, distillation.teacher, self.images)
@@ -242,11 +250,12 @@ class _Evaluator:
                 self.best = (self.scores.top1, epochs_done)
                 distillation.save_student(run.path / "best.safetensors")
             timed.step(1)
-        return {"top1": self.scores.top1, "loss": self.scores.loss}
+        scores = self.scores.to_dict()
+        return {name: scores[name] for name in _SHOWN_SCORES}
 
     @staticmethod
     def _score(distillation: Distillation, module: nn.Module, images: ImageSet) -> Scores:
-        return score(distillation.predict(module, images.images), images.labels)
+        return score(distillation.predict(module, images.images), images.labels, images.class_names)
 
 
 def _result(
@@ -258,8 +267,13 @@ def _result(
     total_seconds: float,
 ) -> dict[str, Any]:
     teacher = distillation.teacher_file
-    scores = evaluator.scores.to_dict() if evaluator.scores else {"top1": None, "top5": None, "loss": None}
+    scores = evaluator.scores.to_dict() if evaluator.scores else dict.fromkeys(Scores._fields)
     best_top1, best_epoch = evaluator.best or (None, None)
+    teacher_scores = evaluator.teacher_scores.to_dict() if evaluator.teacher_scores else None
+    compared = distillation.compare()
+    judgement = judge_on_synthetic_images(distillation.teacher_counts.tolist(), compared, teacher.card.class_names)
+    on_real_images = failures_on_real_images(scores, teacher_scores) if evaluator.scores else []
+    is_shown_usable = evaluator.scores is not None and real_images_speak_for(scores)
     seconds = {**distillation.seconds, "evaluation": evaluator.seconds}
     return {
         "command": "distill",
@@ -270,7 +284,7 @@ def _result(
             "sha256": teacher.sha256,
             "architecture": teacher.card.architecture,
             **profile_model(distillation.teacher, teacher.card.input_shape).to_dict(),
-            "top1": evaluator.teacher_scores.top1 if evaluator.teacher_scores else None,
+            "top1": teacher_scores["top1"] if teacher_scores else None,
         },
         "student": {
             "file": str(student_file),
@@ -280,7 +294,14 @@ def _result(
             "best_top1": best_top1,
             "best_epoch": best_epoch,
             "agreement": distillation.agreement,
+            "agreement_baseline": distillation.agreement_baseline,
+            "after_training": judgement.comparison,
         },
+        "failures": [] if is_shown_usable else [*on_real_images, *judgement.failures],
+        "warnings": judgement.failures if is_shown_usable else [],
+        "missing_classes": judgement.missing_classes[:MOST_COUNTED_CLASSES],
+        "teacher_counts": listed_counts(distillation.teacher_counts),
+        "target_counts": listed_counts(distillation.target_counts),
         "data": settings.eval_data.name if settings.eval_data else None,
         "epochs": settings.epochs,
         "images_synthesized": distillation.images_synthesized,

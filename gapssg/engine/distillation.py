@@ -19,7 +19,8 @@ from gapssg.augment import Augmentation, Normalization, Shifts, check_crop_paddi
 from gapssg.engine.checkpoint import Facts, State
 from gapssg.engine.estimate import Part, time_steps
 from gapssg.engine.inference import predict
-from gapssg.engine.metrics import agreement
+from gapssg.engine.metrics import ClassCounts, agreement, count_by_class, largest_share
+from gapssg.engine.record import MOST_COUNTED_CLASSES
 from gapssg.engine.run_directory import RunDirectory, first_pool_shards, pool_shards, versions
 from gapssg.engine.settings import DistillSettings
 from gapssg.engine.time_left import TimedPhase, TimeLeft
@@ -33,13 +34,18 @@ from gapssg.models.safetensors_file import read_safetensors
 from gapssg.runtime import Runtime, to_uint8
 from gapssg.synthesis import EpochPlan, SynthesisContext, Synthesizer, method_classes
 from gapssg.synthesis.base import PoolMethodSettings
-from gapssg.synthesis.health import synthesis_health
+from gapssg.synthesis.classes import describe_missing
+from gapssg.synthesis.health import count_classes, synthesis_health
 from gapssg.synthesis.losses import reality_gap
 from gapssg.synthesis.pool_synthesizer import PoolSynthesizer, read_pool
 from gapssg.synthesis.shards import PoolOrigin, read_shard
+from gapssg.synthesis.state import put_back
 
 _TIMED_SYNTHESIS, _TIMED_DISTILLATION = 3, 5
 _MOST_ROLLBACKS = 1000  # as many as the settings may allow
+_MOST_IMAGES = 2**50  # counts and sums of counts stay within int64
+_MOST_COMPARED = 10_000  # images of the pool, with which a share is known to a point
+_FEWEST_SAMPLES, _SAMPLES_OF_A_CLASS = 1000, 20  # of a generator
 
 
 class EpochFacts(Facts):
@@ -50,6 +56,7 @@ class EpochFacts(Facts):
     terms: dict[str, float] = Field(default_factory=dict)
     reality_gap_before: float = 0.0
     agreement_before: float | None = None
+    agreement_baseline: float | None = None
     synthesis_seconds: NonNegativeFloat = 0.0
     distillation_seconds: NonNegativeFloat = 0.0
 
@@ -60,6 +67,8 @@ class DistillationFacts(Facts):
     epochs_done: NonNegativeInt
     learning_epochs: NonNegativeInt
     agreement: float | None
+    agreement_baseline: float | None
+    lacks_classes: bool
     images_synthesized: NonNegativeInt
     step_count: NonNegativeInt
     synthesis_seconds: NonNegativeFloat
@@ -74,6 +83,9 @@ class Distillation:
 
     Attributes:
         epochs_done: Whole epochs so far.
+        teacher_counts: How often the teacher has answered each class, (K,) int64 on the CPU: over the pool, or over the
+            newest images of each epoch where there is no pool.
+        target_counts: How often each class was the target of these images.
         time_left: Measures the steps; whoever evaluates the student plans and measures that there, too.
     """
 
@@ -131,6 +143,10 @@ class Distillation:
         self.trainee = Trainee(self.student, self._loss, settings.optimizer, runtime, settings.max_rollbacks)
         self.epochs_done = 0
         self.agreement: float | None = None
+        self.agreement_baseline: float | None = None
+        self.teacher_counts = torch.zeros(card.num_classes, dtype=torch.int64)
+        self.target_counts = torch.zeros_like(self.teacher_counts)
+        self._lacks_classes = False  # whether the last epoch's images did
         self.images_synthesized = 0
         self.step_count = 0
         self.seconds = {"synthesis": 0.0, "distillation": 0.0}
@@ -158,6 +174,8 @@ class Distillation:
             "epochs_done": self.epochs_done,
             "learning_epochs": self.learning_epochs,
             "agreement": self.agreement,
+            "agreement_baseline": self.agreement_baseline,
+            "lacks_classes": self._lacks_classes,
             "images_synthesized": self.images_synthesized,
             "step_count": self.step_count,
             "synthesis_seconds": self.seconds["synthesis"],
@@ -166,10 +184,14 @@ class Distillation:
             "trainee": trainee.facts,
             "epoch": self.epoch.model_dump(),
         }
-        synthesis, terms = State({}, self.synthesizer.state_dict()), State({}, self._terms)
-        return State(
-            facts, {**trainee.prefixed("trainee."), **synthesis.prefixed("synthesis."), **terms.prefixed("terms.")}
-        )
+        parts = {"synthesis": self.synthesizer.state_dict(), "terms": self._terms, "counts": self._counts()}
+        tensors = trainee.prefixed("trainee.")
+        for name, part in parts.items():
+            tensors |= State({}, part).prefixed(f"{name}.")
+        return State(facts, tensors)
+
+    def _counts(self) -> dict[str, Tensor]:
+        return {"teacher": self.teacher_counts, "targets": self.target_counts}
 
     def restore(self, state: State, run: Path) -> None:
         """Go back to where a checkpoint was written.
@@ -182,13 +204,17 @@ class Distillation:
         planned = self.steps_left()
         self.trainee.restore(state.component("trainee"))
         self.epochs_done, self.learning_epochs = facts.epochs_done, facts.learning_epochs
-        self.agreement, self.images_synthesized = facts.agreement, facts.images_synthesized
-        self.step_count = facts.step_count
+        self.agreement, self.agreement_baseline = facts.agreement, facts.agreement_baseline
+        self.images_synthesized, self.step_count = facts.images_synthesized, facts.step_count
+        self._lacks_classes = facts.lacks_classes
         self.seconds = {"synthesis": facts.synthesis_seconds, "distillation": facts.distillation_seconds}
         self.synthesis_rollbacks, self.epoch = facts.synthesis_rollbacks, facts.epoch
         for _ in range(self.synthesis_rollbacks):
             self.synthesizer.slow_down()
         self.synthesizer.load_state_dict(state.component("synthesis").tensors)
+        put_back(state.component("counts").tensors, self._counts())
+        if any(not 0 <= count <= _MOST_IMAGES for counts in self._counts().values() for count in counts.tolist()):
+            raise InputError("the counts of classes in the checkpoint are no counts; start the run anew")
         self._terms = state.component("terms").tensors
         if not all(term.numel() == 1 and bool(term.isfinite()) for term in self._terms.values()):
             raise InputError("the losses in the checkpoint are not numbers; start the run anew")
@@ -255,11 +281,11 @@ class Distillation:
                 gap_after = self._distil(plan, run, timed, after_step)
             self.epoch.round += 1
             self.epoch.synthesised = False
-        health = self._check_health(run) if plan.synthesis_steps else {}
+        health = self._check_health(run) if plan.synthesis_steps else self._check_given_pool(run)
         done, steps = self.epoch, plan.rounds * plan.distillation_steps
         self.seconds["synthesis"] += done.synthesis_seconds
         self.seconds["distillation"] += done.distillation_seconds
-        self.agreement = done.agreement_before
+        self.agreement, self.agreement_baseline = done.agreement_before, done.agreement_baseline
         loss = self.trainee.loss_sum.item() / steps if steps else None
         self.trainee.loss_sum.zero_()
         self.step_count += steps
@@ -275,6 +301,7 @@ class Distillation:
             "reality_gap_before": done.reality_gap_before,
             "reality_gap_after": gap_after,
             "agreement_before": self.agreement,
+            "agreement_baseline": self.agreement_baseline,
             "timing": {
                 "synthesis": done.synthesis_seconds,
                 "distillation": done.distillation_seconds,
@@ -312,7 +339,8 @@ class Distillation:
             fresh = self.synthesizer.fresh
             self.images_synthesized += len(fresh)
             if self.settings.samples and is_last:
-                run.write_samples(epoch + 1, self.settings.epochs, fresh)
+                targets, names = self.synthesizer.fresh_targets, self.card.class_names
+                run.write_samples(epoch + 1, self.settings.epochs, fresh, targets, names)
             if self.settings.keep_pool and self.synthesizer.pool is not None:
                 run.write_pool_shard(epoch + 1, to_uint8(fresh), self.synthesizer.fresh_targets, self.origin)
         if is_last:
@@ -329,7 +357,8 @@ class Distillation:
             )
         self.epoch.reality_gap_before = before["reality_gap"]
         # From the samples of an earlier run there is none: a trained student has trained on all of them.
-        self.epoch.agreement_before = before["agreement"] if plan.synthesis_steps else None
+        if plan.synthesis_steps:
+            self.epoch.agreement_before, self.epoch.agreement_baseline = before["agreement"], before["baseline"]
 
     def _distil(self, plan: EpochPlan, run: RunDirectory, timed: TimedPhase, after_step: Callable[[], None]) -> float:
         """Train the student, or go on with it; return the reality gap on the newest images after the last round."""
@@ -419,24 +448,89 @@ class Distillation:
         teacher_logits = self.predict(self.teacher, self.synthesizer.fresh)
         student_logits = self.predict(self.student, self.synthesizer.fresh)
         gap = reality_gap(teacher_logits, student_logits).item()
-        return {"reality_gap": gap, "agreement": agreement(teacher_logits, student_logits)}
+        return {
+            "reality_gap": gap,
+            "agreement": agreement(teacher_logits, student_logits),
+            "baseline": largest_share(teacher_logits.argmax(dim=1)),
+        }
 
     def predict(self, module: nn.Module, images: Tensor) -> Tensor:
         """Return logits (N, K) of images that are not normalised yet."""
         return predict(module, images, self.normalization, self.runtime)
 
-    def _check_health(self, run: RunDirectory) -> dict[str, float]:
-        """Measure the newest images; record a warning where they have collapsed."""
-        fresh = self.synthesizer.fresh
-        health = synthesis_health(fresh, self.synthesizer.fresh_targets, self.predict(self.teacher, fresh))
+    def compare(self) -> ClassCounts:
+        """Count by the teacher's answer on how many images the student answers alike, at the end of a run.
+
+        The images are those of the pool (of more than 10,000, so many spread evenly over it), on which the student has
+        trained. Where there is no pool they are new samples of the generator on which it has just trained: at least
+        1,000, and 20 a class, but no more than 10,000.
+        """
+        teacher, student = [], []
+        for images in self._final_images():
+            teacher.append(self.predict(self.teacher, images).argmax(dim=1))
+            student.append(self.predict(self.student, images).argmax(dim=1))
+        return count_by_class(torch.cat(student), torch.cat(teacher), self.card.num_classes)
+
+    def _final_images(self) -> Iterator[Tensor]:
+        pool, size = self.synthesizer.pool, self.settings.batch_size
+        if pool is not None:
+            count = min(len(pool), _MOST_COMPARED)
+            chosen = (torch.arange(count) * len(pool) // count).to(pool.images.device)
+            for start in range(0, count, size):
+                yield pool.images[chosen[start : start + size]]
+            return
+        samples = min(max(_FEWEST_SAMPLES, _SAMPLES_OF_A_CLASS * self.card.num_classes), _MOST_COMPARED)
+        self.synthesizer.start_sampling(self.epochs_done, 0, 0)
+        for _ in range(-(-samples // size)):
+            yield self.synthesizer.sample(size)
+
+    def _check_health(self, run: RunDirectory) -> dict[str, Any]:
+        """Measure the newest images; record a warning where they are worth little or lack classes."""
+        fresh, targets = self.synthesizer.fresh, self.synthesizer.fresh_targets
+        logits, num_classes = self.predict(self.teacher, fresh), self.card.num_classes
+        health = synthesis_health(fresh, targets, logits)
+        answered, wanted = count_classes(logits.argmax(dim=1), num_classes), count_classes(targets, num_classes)
+        self.teacher_counts += answered
+        self.target_counts += wanted
+        few_classes = None
         if self.settings.method.makes_class_images:
-            for sentence in health.warnings(self.card.num_classes, len(fresh)):
+            few_classes = health.few_classes()
+            for sentence in health.warnings(num_classes, len(fresh)):
                 run.record("warning", epoch=self.epochs_done + 1, message=sentence)
-        return health._asdict()
+        self._check_classes(run, self._missing(answered, "new images") or few_classes)
+        return {**health._asdict(), "teacher_counts": listed_counts(answered), "target_counts": listed_counts(wanted)}
+
+    def _check_given_pool(self, run: RunDirectory) -> dict[str, Any]:
+        """Count the classes of an earlier run's pool in the first epoch; record a warning where it lacks some."""
+        pool = self.synthesizer.pool
+        if self.epochs_done == 0 and pool is not None:
+            answers = self.predict(self.teacher, pool.images).argmax(dim=1)
+            self.teacher_counts += count_classes(answers, self.card.num_classes)
+            self.target_counts += count_classes(pool.targets, self.card.num_classes)
+            self._check_classes(run, None)
+        return {}
+
+    def _check_classes(self, run: RunDirectory, new_images_lack: str | None) -> None:
+        """Record a warning when images begin to lack classes, and when they no longer do."""
+        sentence = new_images_lack or self._missing(self.teacher_counts, "images so far")
+        epoch = self.epochs_done + 1
+        if sentence is not None and not self._lacks_classes:
+            run.record("warning", epoch=epoch, message=sentence)
+        elif sentence is None and self._lacks_classes:
+            run.record("warning", epoch=epoch, message="over: the teacher sees every class in the images again")
+        self._lacks_classes = sentence is not None
+
+    def _missing(self, counts: Tensor, images: str) -> str | None:
+        return describe_missing(counts.tolist(), self.card.class_names, images)
 
     def _clock(self) -> float:
         self.runtime.synchronize()
         return time.perf_counter()
+
+
+def listed_counts(counts: Tensor) -> list[int] | None:
+    """Return counts (K,) as events and results hold them: None where there are too many classes."""
+    return counts.tolist() if len(counts) <= MOST_COUNTED_CLASSES else None
 
 
 def _augmentation(settings: DistillSettings, card: ModelCard) -> Augmentation:

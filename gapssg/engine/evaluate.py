@@ -31,10 +31,10 @@ def evaluate(settings: EvaluateSettings, *, display: Display | None = None) -> d
     """Evaluate model files on the test split of real images.
 
     Returns:
-        `models`: for each file its accuracies (fractions in [0, 1]), loss in nats, expected calibration
-        error, the bins of the reliability diagram (None: empty), per-class accuracy, confusion matrix (row:
-        label, column: prediction), size, and, with a teacher, the agreement with it and the mean reality gap;
-        under `timing` its images/s.
+        `models`: for each file its accuracies (fractions in [0, 1]), balanced accuracy and whether that is better than
+        chance, lowest class accuracy and its class, loss in nats, expected calibration error, the bins of the
+        reliability diagram (None: empty), per-class accuracy, confusion matrix (row: label, column: prediction), size,
+        and, with a teacher, the agreement with it and the mean reality gap; under `timing` its images/s.
 
     Raises:
         InputError: A file or the data cannot be used, or they do not fit each other.
@@ -80,7 +80,7 @@ def _report(
         "sha256": model.sha256,
         "architecture": model.card.architecture,
         **profile_model(model.module, model.card.input_shape).to_dict(),
-        **score(logits, images.labels).to_dict(),
+        **score(logits, images.labels, images.class_names).to_dict(),
         "expected_calibration_error": expected_calibration_error(diagram),
         "reliability": [each and each._asdict() for each in diagram],
         "per_class_accuracy": per_class_accuracy(confusion),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gapssg.augment import Normalization, check_crop_padding
 from gapssg.engine.inference import predict
-from gapssg.engine.metrics import score
+from gapssg.engine.metrics import Scores, score
 from gapssg.engine.real_images import read_test_images
 from gapssg.engine.run_directory import Display, SilentDisplay, run_facts, versions
 from gapssg.engine.settings import DEFAULT_WEIGHTS, ImportSettings
@@ -209,9 +209,9 @@ def _write(output: Path, content: bytes, card: ModelCard, logits: Tensor) -> Non
 
 def _evaluate(settings: ImportSettings, model: LoadedModel, runtime: Runtime, display: Display) -> dict[str, Any]:
     if settings.data is None:
-        return {"top1": None, "top5": None, "loss": None}
+        return dict.fromkeys(Scores._fields)
     images = read_test_images(settings.data, model, display).to(runtime.device)
     normalization = Normalization.from_statistics(model.card.mean, model.card.deviation, runtime.device)
     with runtime.configured():
         logits = predict(runtime.place(model.module), images.images, normalization, runtime)
-    return score(logits, images.labels).to_dict()
+    return score(logits, images.labels, images.class_names).to_dict()

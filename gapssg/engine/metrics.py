@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,29 +11,60 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gapssg.errors import RunError
+from gapssg.intervals import Z_95
+
+FEWEST_IMAGES_OF_A_CLASS = 10
+"""Of fewer images, a share says too little of a class: of 5 that are right half the time, all are wrong in 3 %."""
 
 
 class Scores(NamedTuple):
-    """The accuracies and the loss of a classifier; accuracies are fractions in [0, 1]."""
+    """The accuracies and the loss of a classifier on labelled images; accuracies are fractions in [0, 1].
+
+    Attributes:
+        top1: Top-1 accuracy.
+        top5: Top-5 accuracy.
+        loss: Cross-entropy in nats.
+        balanced_accuracy: Mean of the accuracies of the classes.
+        better_than_chance: Whether that is certainly better than always answering with one class.
+        lowest_recall: The lowest accuracy of a class with at least 10 images; None where no class has so many.
+        lowest_class: The name of that class.
+        fewest_images: How many images the class with the fewest has; 0 where a class has none.
+    """
 
     top1: float
     top5: float
     loss: float
+    balanced_accuracy: float
+    better_than_chance: bool
+    lowest_recall: float | None
+    lowest_class: str | None
+    fewest_images: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scores by name."""
         return self._asdict()
 
 
-def score(logits: Tensor, labels: Tensor) -> Scores:
-    """Return top-1 and top-5 accuracy and the cross-entropy of logits (N, K) on labels (N,).
+def score(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> Scores:
+    """Return the accuracies and the cross-entropy of logits (N, K) on labels (N,) of K named classes.
 
     Raises:
         RunError: The logits are not finite.
     """
     if not torch.isfinite(logits).all():
         raise RunError("the model's output is not finite; if it was being trained, lower the learning rate")
-    return Scores(top_k_accuracy(logits, labels, 1), top_k_accuracy(logits, labels, 5), cross_entropy(logits, labels))
+    counts = count_by_class(logits.argmax(dim=1), labels, len(class_names))
+    lowest = lowest_share(counts)
+    return Scores(
+        top1=top_k_accuracy(logits, labels, 1),
+        top5=top_k_accuracy(logits, labels, 5),
+        loss=cross_entropy(logits, labels),
+        balanced_accuracy=balanced_accuracy(counts),
+        better_than_chance=is_better_than_chance(counts),
+        lowest_recall=None if lowest is None else lowest[1],
+        lowest_class=None if lowest is None else class_names[lowest[0]],
+        fewest_images=min(counts.totals),
+    )
 
 
 def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
@@ -98,6 +131,67 @@ def per_class_accuracy(confusion: Tensor) -> list[float | None]:
     return [hit / total if total else None for hit, total in zip(hits, totals, strict=True)]
 
 
+class ClassCounts(NamedTuple):
+    """How many samples of each class there are, and how many of them were predicted as that class.
+
+    Attributes:
+        hits: Samples of the class that were predicted as it, one number a class.
+        totals: Samples of the class.
+    """
+
+    hits: list[int]
+    totals: list[int]
+
+
+def count_by_class(predictions: Tensor, classes: Tensor, num_classes: int) -> ClassCounts:
+    """Count the samples of each class and the hits among predictions (N,) for classes (N,), both int64."""
+    predictions, classes = predictions.cpu(), classes.cpu()
+    hits = torch.bincount(classes[predictions == classes], minlength=num_classes)
+    return ClassCounts(hits.tolist(), torch.bincount(classes, minlength=num_classes).tolist())
+
+
+def balanced_accuracy(counts: ClassCounts) -> float:
+    """Return the mean accuracy of the classes that have samples, in [0, 1]."""
+    shares = [hits / total for hits, total in zip(*counts, strict=True) if total]
+    return sum(shares) / len(shares)
+
+
+def is_better_than_chance(counts: ClassCounts) -> bool:
+    """Tell whether the balanced accuracy is better than that of always predicting one class.
+
+    A constant prediction has 1/K over the K classes that have samples. The balanced accuracy must exceed it by more
+    than 1.96 standard errors; one hit and one miss are added to each class, so that shares of 0 and 1 have an error,
+    too. With samples of a single class there is nothing to compare, and the answer is yes.
+    """
+    classes = [(hits, total) for hits, total in zip(*counts, strict=True) if total]
+    if len(classes) < 2:
+        return True
+    smoothed = [((hits + 1) / (total + 2), total + 2) for hits, total in classes]
+    error = math.sqrt(sum(share * (1 - share) / total for share, total in smoothed)) / len(classes)
+    return balanced_accuracy(counts) - Z_95 * error > 1 / len(classes)
+
+
+def lowest_share(counts: ClassCounts) -> tuple[int, float] | None:
+    """Return the class with the lowest share of hits, the first of equal ones, and that share.
+
+    Classes with fewer than `FEWEST_IMAGES_OF_A_CLASS` samples are left out; None where no class has so many.
+    """
+    shares = [
+        (hits / total, number)
+        for number, (hits, total) in enumerate(zip(*counts, strict=True))
+        if total >= FEWEST_IMAGES_OF_A_CLASS
+    ]
+    if not shares:
+        return None
+    share, number = min(shares)
+    return number, share
+
+
 def agreement(first_logits: Tensor, second_logits: Tensor) -> float:
     """Return the share of samples on which two classifiers predict the same class."""
     return (first_logits.argmax(dim=1) == second_logits.argmax(dim=1)).double().mean().item()
+
+
+def largest_share(predictions: Tensor) -> float:
+    """Return the share of the commonest class among predictions (N,) int64: what always answering it agrees with."""
+    return torch.bincount(predictions.cpu()).max().item() / len(predictions)

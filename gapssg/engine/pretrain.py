@@ -244,7 +244,7 @@ class _Pretraining:
         trained = time.perf_counter()
         seconds = earlier + trained - started
         with self.time_left.phase(EVALUATION, 1) as timed_evaluation:
-            self.scores = score(self._predict(self.test.images), self.test.labels)
+            self.scores = score(self._predict(self.test.images), self.test.labels, self.test.class_names)
             self.evaluation_seconds += time.perf_counter() - trained
             self.epochs_done += 1
             self.epoch_seconds = 0.0

@@ -20,13 +20,15 @@ _MOST_EVENTS = 256 * 2**20  # bytes
 _MOST_RESULT = 16 * 2**20
 _MOST_EPOCHS = 1_000_000
 _LARGEST_PICTURE = 64 * 2**20
-_MOST_PIXELS = 2**24  # a grid of 64 images of 512 x 512
+_MOST_PIXELS = 18_000_000  # a grid of 64 images of 512 x 512 with labels
 _GRID = re.compile(r"epoch-(\d{1,7})\.png")
 
 Text = Annotated[str, Field(max_length=5000)]  # a path may have 4,096
 Share = Annotated[float, Field(ge=0, le=1)]
 Number = Annotated[float, Field(ge=-1e30, le=1e30)]  # differences of two are finite, too
 Numbers = Annotated[dict[Annotated[str, Field(max_length=100)], Number], Field(max_length=50)]
+MOST_COUNTED_CLASSES = 1000
+Counts = Annotated[list[NonNegativeInt], Field(max_length=MOST_COUNTED_CLASSES)]
 
 
 class Stored(BaseModel):
@@ -95,6 +97,29 @@ class PretrainingEpoch(Epoch):
     """Mean over the steps."""
 
 
+class Health(Stored):
+    """Health of the newest images of an epoch; what was not measured is None."""
+
+    target_agreement: Number | None = None
+    """Share of the images that the teacher takes for their target."""
+    class_entropy: Number | None = None
+    """Entropy of the teacher's mean class probabilities over log K."""
+    answer_entropy: Number | None = None
+    """Entropy of the shares of the teacher's answers over log K."""
+    diversity: Number | None = None
+    """Mean standard deviation within a class."""
+    saturation: Number | None = None
+    """Share of black and white pixel values."""
+    teacher_counts: Counts | None = None
+    """How often the teacher answers each class; None with more than 1,000 classes."""
+    target_counts: Counts | None = None
+    """How often each class is the target; None with more than 1,000 classes."""
+
+    def measures(self) -> dict[str, float]:
+        """Return the measures that are single numbers, by name."""
+        return {name: value for name, value in self if isinstance(value, float)}
+
+
 class DistillationEpoch(Epoch):
     """An epoch of `distill`."""
 
@@ -108,11 +133,17 @@ class DistillationEpoch(Epoch):
     """The same after it."""
     agreement_before: Share | None = None
     """Agreement with the teacher on the newest images before the student trained on them."""
+    agreement_baseline: Share | None = None
+    """The agreement that always giving the teacher's commonest answer would have on the same images."""
+    balanced_accuracy: Share | None = None
+    """Mean of the accuracies of the classes on real images."""
+    lowest_recall: Share | None = None
+    """Lowest accuracy of a class on real images."""
     distillation_loss: Number | None = None
     """Mean over the steps."""
     synthesis: Numbers = {}
     """The terms of the synthesis loss in its last step."""
-    health: Numbers = {}
+    health: Health = Health()
     """Health of the newest images."""
     pool_size: NonNegativeInt | None = None
     """Images in the sample pool."""

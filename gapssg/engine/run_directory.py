@@ -10,7 +10,7 @@ import platform
 import re
 import stat
 import time
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from gapssg._version import __version__
+from gapssg.engine.sample_grid import sample_grid
 from gapssg.engine.time_left import TimeLeft
 from gapssg.errors import InputError, RunError, shortened
 from gapssg.files import check_writable, lock, sync_folder, write_atomically, write_json
@@ -207,17 +208,18 @@ class RunDirectory:
             raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error
         return folder
 
-    def write_samples(self, epoch: int, epochs: int, images: Tensor, count: int = 64) -> None:
-        """Write a PNG grid of up to `count` images (N, C, H, W) in [0, 1], spread evenly over the batch.
+    def write_samples(
+        self, epoch: int, epochs: int, images: Tensor, targets: Tensor, class_names: Sequence[str]
+    ) -> None:
+        """Write a PNG grid of images (N, C, H, W) in [0, 1] in rows by target class (N,), as `sample_grid` draws it.
 
         Of a run of many epochs some are left out, so that there are at most 101 grids.
         """
         every = -(-epochs // _MOST_GRIDS)
         if epoch % every and epoch != epochs:
             return
-        chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).round().long()
-        grid = image_grid(to_uint8(images[chosen.to(images.device)]).cpu())
-        write_atomically(self.folder("samples") / f"epoch-{epoch:04d}.png", encode_png(grid))
+        picture = sample_grid(to_uint8(images).cpu(), targets.cpu(), class_names)
+        write_atomically(self.folder("samples") / f"epoch-{epoch:04d}.png", encode_png(picture))
 
     def write_pool_shard(self, epoch: int, images: Tensor, targets: Tensor, origin: PoolOrigin) -> None:
         """Write the images (N, C, H, W) uint8 and targets (N,) int64 of one synthesis."""
@@ -357,27 +359,10 @@ def shard_name(epoch: int) -> str:
     return f"shard-{epoch:04d}.safetensors"
 
 
-def image_grid(images: Tensor) -> Tensor:
-    """Tile images (N, C, H, W) uint8 into one (1 or 3, rows * H, columns * W) uint8 image.
-
-    With two channels or more than three, the first channel is shown.
-    """
-    if images.shape[1] not in (1, 3):
-        images = images[:, :1]
-    count, channels, height, width = images.shape
-    columns = max(1, round(count**0.5 + 0.49))
-    rows = -(-count // columns)
-    grid = torch.zeros(rows * columns, channels, height, width, dtype=torch.uint8)
-    grid[:count] = images
-    tiled = grid.view(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
-    return tiled.reshape(channels, rows * height, columns * width).contiguous()
-
-
-def encode_png(image: Tensor) -> bytes:
-    """Encode one grey or RGB image (1 or 3, H, W) uint8 as PNG."""
-    pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+def encode_png(picture: Image.Image) -> bytes:
+    """Encode a picture as PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels.contiguous().numpy()).save(buffer, format="PNG")
+    picture.save(buffer, format="PNG")
     return buffer.getvalue()
 
 

@@ -153,5 +153,5 @@ def _scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _scalars(value, f"{prefix}{name}/")
-        elif value is not None:
+        elif isinstance(value, int | float):
             yield f"{prefix}{name}", value

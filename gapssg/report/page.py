@@ -13,6 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from gapssg._version import __version__
+from gapssg.engine.judgement import failures_on_real_images, real_images_speak_for
 from gapssg.engine.record import DistillationEpoch, Warned, read_picture, sample_grids
 from gapssg.engine.run_directory import Display, SilentDisplay
 from gapssg.errors import InputError
@@ -109,7 +110,7 @@ def write_report(
 
     Returns:
         `output` and, for each run of `distill` and `pretrain-teacher`, its name, the headline of its verdict, what that
-        rests on, and its accuracy.
+        rests on, why what it made is not usable (empty where nothing speaks against it), and its accuracy.
 
     Raises:
         InputError: A run is not finished or damaged, the data cannot be used, or the page is there already; nothing
@@ -134,6 +135,7 @@ def write_report(
                 "run": str(section.run.path),
                 "verdict": section.verdict.headline,
                 "evidence": section.verdict.evidence,
+                "failures": section.verdict.failures,
                 "top1": section.accuracies[0],
             }
             for section in sections
@@ -173,8 +175,17 @@ def _section(run: TrainingRun, landscapes: Sequence[Landscape], settings: Report
 
 
 def _accuracies(evaluation: Evaluation) -> Accuracies:
-    teacher = None if evaluation.teacher is None else evaluation.teacher["top1"]
-    return Accuracies(evaluation.data, evaluation.images, evaluation.last["top1"], teacher, evaluation.lost())
+    last, teacher = evaluation.last, evaluation.teacher
+    return Accuracies(
+        data=evaluation.data,
+        images=evaluation.images,
+        model=last["top1"],
+        teacher=None if teacher is None else teacher["top1"],
+        balanced=last["balanced_accuracy"],
+        failures=failures_on_real_images(last, teacher),
+        speak_for_it=real_images_speak_for(last),
+        lost=evaluation.lost(),
+    )
 
 
 def _gaps(run: TrainingRun) -> list[Chart]:
@@ -187,11 +198,12 @@ def _gaps(run: TrainingRun) -> list[Chart]:
     before = Line("before distillation", _curve(run, "reality_gap_before"), 1, is_dashed=True)
     after = Line("after distillation", _curve(run, "reality_gap_after"))
     agreement = Line("agreement", _curve(run, "agreement_before"))
+    baseline = Line("always the commonest answer", _curve(run, "agreement_baseline"), 1, is_dashed=True)
     return _drawn_ones(
         [
             draw("Accuracy gap, on real images", [accuracy], levels=levels, fills_gap=True, percent=True),
             draw("Reality gap, on the newest synthetic images", [before, after], from_zero=True),
-            draw("Agreement with the teacher, on synthetic images not trained on", [agreement], percent=True),
+            draw("Agreement with the teacher, on synthetic images not trained on", [agreement, baseline], percent=True),
         ]
     )
 
@@ -213,7 +225,7 @@ def _synthesis(run: TrainingRun) -> list[Chart]:
     found: dict[str, dict[float, float]] = {}
     for epoch in run.events.epochs:
         if isinstance(epoch, DistillationEpoch):
-            for name, value in [*epoch.synthesis.items(), *epoch.health.items()]:
+            for name, value in [*epoch.synthesis.items(), *epoch.health.measures().items()]:
                 found.setdefault(name.replace("_", " ").capitalize(), {})[float(epoch.epoch)] = value
     return _drawn_ones([draw(title, [Line(title, curve)], from_zero=True) for title, curve in found.items()])
 

@@ -13,6 +13,7 @@ import tomli_w
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from gapssg.engine.record import (
+    MOST_COUNTED_CLASSES,
     DistillationEpoch,
     Events,
     Number,
@@ -56,6 +57,12 @@ class Trained(Sizes):
     """The highest top-1 accuracy of all epochs, chosen by these images."""
     best_epoch: PositiveInt | None
     """The epoch that had it."""
+    balanced_accuracy: Share | None = None
+    """Mean of the accuracies of the classes after the last epoch."""
+    lowest_recall: Share | None = None
+    """Lowest accuracy of a class after the last epoch."""
+    lowest_class: Text | None = None
+    """The class that has it."""
 
 
 class Student(Trained):
@@ -63,6 +70,8 @@ class Student(Trained):
 
     agreement: Share | None
     """With the teacher, on the last synthesised images before the student trained on them."""
+    agreement_baseline: Share | None = None
+    """What always giving the teacher's commonest answer would have reached on them."""
 
 
 class Teacher(Sizes):
@@ -124,6 +133,12 @@ class DistillationResult(_Result):
     """How many images were made."""
     distillation_steps: NonNegativeInt
     """How many steps the student took."""
+    failures: Annotated[tuple[Text, ...], Field(max_length=20)] = ()
+    """Why the student is not usable; empty where nothing speaks against it."""
+    warnings: Annotated[tuple[Text, ...], Field(max_length=20)] = ()
+    """What synthetic images say against a student that real images show to be usable."""
+    missing_classes: Annotated[tuple[Text, ...], Field(max_length=MOST_COUNTED_CLASSES)] = ()
+    """The classes that the teacher hardly ever sees in the synthetic images."""
 
     @property
     def model(self) -> Student:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from gapssg.intervals import wilson_interval
 from gapssg.report.runs import DistillationResult, PretrainingResult, TrainingRun
 from gapssg.text import percent
 
@@ -21,6 +22,9 @@ class Accuracies(NamedTuple):
         images: How many there are; None where the run did not say.
         model: Of the last weights.
         teacher: Of the teacher; None where it was not evaluated, or there is none.
+        balanced: Of the last weights the mean of the accuracies of the classes; None where the run did not say.
+        failures: What these images say against the model, one sentence each.
+        speak_for_it: Whether these images show that the model is usable, whatever synthetic images say.
         lost: The class on which it is furthest below its teacher; None where that is not known, or there is none.
     """
 
@@ -28,6 +32,9 @@ class Accuracies(NamedTuple):
     images: int | None
     model: float
     teacher: float | None
+    balanced: float | None = None
+    failures: Sequence[str] = ()
+    speak_for_it: bool = False
     lost: ClassRow | None = None
 
 
@@ -38,12 +45,14 @@ class Verdict:
     Attributes:
         headline: The result in one sentence.
         evidence: What it rests on.
+        failures: Why what the run made is not usable; the headline says so where there are any.
         sentences: What else must be known to judge it.
     """
 
     headline: str
     evidence: Literal["real images", "synthetic images only", "none"]
     sentences: list[str]
+    failures: list[str] = field(default_factory=list)
 
 
 def judge(run: TrainingRun, evaluated: Accuracies | None) -> Verdict:
@@ -61,7 +70,32 @@ def judge(run: TrainingRun, evaluated: Accuracies | None) -> Verdict:
         verdict = _of_agreement(result)
     else:
         verdict = Verdict("The model was not evaluated, so nothing is known of its accuracy.", "none", [])
-    return Verdict(verdict.headline, verdict.evidence, [*verdict.sentences, *_size(result), *_incidents(run)])
+    failures, warnings = _failures(result, evaluated)
+    doubts = [f"Real images speak for it, synthetic ones against it: {each}." for each in warnings]
+    sentences = [*doubts, *verdict.sentences, *_size(result), *_incidents(run)]
+    if not failures:
+        return Verdict(verdict.headline, verdict.evidence, sentences)
+    headline = f"FAILED: the {result.noun} is not usable: {failures[0]}."
+    others = [f"{each[0].upper()}{each[1:]}." for each in failures[1:]]
+    return Verdict(headline, verdict.evidence, [*others, verdict.headline, *sentences], failures)
+
+
+def _failures(
+    result: DistillationResult | PretrainingResult, evaluated: Accuracies | None
+) -> tuple[list[str], list[str]]:
+    """Return failures and warnings: what was found for this report, and what the run found.
+
+    Where the run read no real image, its failures are of synthetic ones, and warnings if real images speak for it now.
+    What was a warning is a failure again if real images now speak against it.
+    """
+    found = [] if evaluated is None else list(evaluated.failures)
+    if not isinstance(result, DistillationResult):
+        return found, []
+    if evaluated is not None and evaluated.speak_for_it and result.model.top1 is None:
+        return found, [*result.failures, *result.warnings]
+    if found:
+        return [*found, *result.failures, *result.warnings], []
+    return list(result.failures), list(result.warnings)
 
 
 def _size(result: DistillationResult | PretrainingResult) -> list[str]:
@@ -80,7 +114,7 @@ def _own_accuracies(result: DistillationResult | PretrainingResult) -> Accuracie
     if result.model.top1 is None or result.data is None:
         return None
     teacher = result.teacher.top1 if isinstance(result, DistillationResult) else None
-    return Accuracies(result.data, None, result.model.top1, teacher)
+    return Accuracies(result.data, None, result.model.top1, teacher, result.model.balanced_accuracy)
 
 
 def _of_accuracies(result: DistillationResult | PretrainingResult, accuracies: Accuracies) -> Verdict:
@@ -95,6 +129,8 @@ def _of_accuracies(result: DistillationResult | PretrainingResult, accuracies: A
         )
         headline += f", {distance} its teacher ({percent(accuracies.teacher)})."
     sentences = []
+    if accuracies.balanced is not None:
+        sentences.append(f"Its balanced accuracy, the mean over the classes, is {percent(accuracies.balanced)}.")
     if accuracies.images is not None:
         low, high = wilson_interval(accuracies.model, accuracies.images)
         sentences.append(
@@ -139,7 +175,7 @@ def _of_agreement(result: DistillationResult) -> Verdict:
         return Verdict(f"Nothing independent was measured of the student{why}.", "none", [unknown])
     return Verdict(
         f"The student gave its teacher's answer on {percent(agreement)} of the last synthetic images, "
-        "before it had trained on them.",
+        f"before it had trained on them{_baseline(result)}.",
         "synthetic images only",
         [
             unknown,
@@ -147,6 +183,11 @@ def _of_agreement(result: DistillationResult) -> Verdict:
             "images the agreement may be higher or lower.",
         ],
     )
+
+
+def _baseline(result: DistillationResult) -> str:
+    baseline = result.student.agreement_baseline
+    return "" if baseline is None else f"; always giving the commonest answer would reach {percent(baseline)}"
 
 
 def _incidents(run: TrainingRun) -> list[str]:
@@ -163,12 +204,3 @@ def _incidents(run: TrainingRun) -> list[str]:
     if not run.settings_are_its_own:
         sentences.append("settings.toml is not the one that this result was made with: its SHA-256 is another.")
     return sentences
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a share that was found in `count` samples (Wilson, 1927)."""
-    z = 1.959964
-    centre = share + z**2 / (2 * count)
-    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    scale = 1 + z**2 / count
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)

@@ -164,7 +164,7 @@ class SynthesisSettings(Settings):
     departs_for_teacher: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """By the teacher's architecture, in what else it is not."""
     makes_class_images: ClassVar[bool] = True
-    """Whether its images are meant to show their target class, so that a collapse is worth a warning."""
+    """Whether its images are meant to show their target class, so that images which do not are worth a warning."""
 
     temperature: float = Field(default=20.0, gt=0, le=1000)
     """Temperature T of the distillation loss."""

@@ -19,17 +19,26 @@ class SynthesisHealth(NamedTuple):
     Attributes:
         target_agreement: Share of images that the teacher takes for their target.
         class_entropy: Entropy of the teacher's mean class probabilities over log K: 1 is balanced.
+        answer_entropy: The same of the shares of its answers. Where the teacher is unsure, the probabilities can be
+            balanced although it answers every image with one class.
         diversity: Mean over pixels of the standard deviation within a class, in [0, 0.5].
         saturation: Share of pixel values within one grey level of black or white.
     """
 
     target_agreement: float
     class_entropy: float
+    answer_entropy: float
     diversity: float
     saturation: float
 
+    def few_classes(self) -> str | None:
+        """Return a sentence if the teacher's probabilities have collapsed to few classes."""
+        if self.class_entropy < _LOWEST_CLASS_ENTROPY:
+            return f"the new images have collapsed to few classes (class entropy {self.class_entropy:.2f} of 1)"
+        return None
+
     def warnings(self, num_classes: int, count: int) -> list[str]:
-        """Return a sentence for each sign of a collapse of `count` images.
+        """Return a sentence for each other sign that `count` images are worth little.
 
         A target agreement at chance is no such sign: where the student tracks the teacher, the regulatory factor
         leaves the targets next to no weight.
@@ -41,8 +50,6 @@ class SynthesisHealth(NamedTuple):
                 f"the teacher takes only {self.target_agreement:.0%} of the new images for their target, "
                 "less than chance"
             )
-        if self.class_entropy < _LOWEST_CLASS_ENTROPY:
-            found.append(f"the new images have collapsed to few classes (class entropy {self.class_entropy:.2f} of 1)")
         if self.diversity < _LOWEST_DIVERSITY:
             found.append(f"the new images of a class are nearly one image (deviation {self.diversity:.4f} in [0, 0.5])")
         if self.saturation > _HIGHEST_SATURATION:
@@ -56,16 +63,27 @@ def synthesis_health(images: Tensor, targets: Tensor, teacher_logits: Tensor) ->
     Classes with fewer than two images count for nothing in the diversity; with none that has two it is that
     of the whole batch.
     """
-    num_classes = teacher_logits.shape[1]
     mean_probabilities = teacher_logits.double().softmax(dim=1).mean(dim=0)
-    entropy = torch.special.entr(mean_probabilities).sum().item() / math.log(num_classes)
+    answers = count_classes(teacher_logits.argmax(dim=1), teacher_logits.shape[1])
     groups = [images[targets == target] for target in torch.unique(targets)]
     deviations = [group.std(dim=0).mean() for group in groups if len(group) > 1]
     diversity = torch.stack(deviations).mean() if deviations else images.std(dim=0).mean()
     saturated = (images < 1.5 / 255) | (images > 253.5 / 255)
     return SynthesisHealth(
         target_agreement=(teacher_logits.argmax(dim=1) == targets).double().mean().item(),
-        class_entropy=entropy,
+        class_entropy=_balance(mean_probabilities),
+        answer_entropy=_balance(answers.double() / answers.sum()),
         diversity=diversity.item(),
         saturation=saturated.double().mean().item(),
     )
+
+
+def count_classes(classes: Tensor, num_classes: int) -> Tensor:
+    """Count each of K classes among (N,) int64 on any device: (K,) int64 on the CPU."""
+    return torch.bincount(classes.cpu(), minlength=num_classes)
+
+
+def _balance(shares: Tensor) -> float:
+    """Return the entropy of shares (K,) over log K, in [0, 1]."""
+    entropy: float = torch.special.entr(shares).sum().item()
+    return entropy / math.log(len(shares))

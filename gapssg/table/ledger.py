@@ -95,6 +95,8 @@ class Outcome(BaseModel):
     """How long it took."""
     device: str
     """What it was computed on."""
+    failures: Annotated[tuple[str, ...], Field(max_length=20)] = ()
+    """Why its student is not usable; empty where nothing speaks against it."""
 
 
 class Failure(BaseModel):
@@ -227,6 +229,7 @@ class Ledger:
             try:
                 top1 = result["student" if "student" in result else "model"]["top1"]
                 facts = {"seed": result["seed"], "seconds": result["timing"]["total"], "device": result["device"]}
+                facts["failures"] = result.get("failures", ())
                 found.append(Outcome(run=f"{folder}/{run.name}", top1=top1, **facts))
             except (KeyError, TypeError, ValidationError) as error:
                 raise InputError(f"{run / 'result.json'} is not the result of a run") from error

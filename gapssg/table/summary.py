@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from gapssg.errors import shortened
 from gapssg.files import write_atomically
 from gapssg.table.ledger import FORMAT, TABLE, CellPlan, Failure, Ledger, Outcome
 from gapssg.table.rows import Figures, published_figures_of
@@ -17,6 +18,7 @@ _CSV_COLUMNS = (
     *("row", "budget", "changes", "column", "top1", "deviation", "published_top1", "published_deviation"),
     *("seeds", "seconds", "device", "marks", "notes"),
 )
+_LONGEST_REASON = 300
 
 
 def summarise(ledger: Ledger) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def summarise(ledger: Ledger) -> dict[str, Any]:
         `rows`: one for each row, budget and set of changes, each with `teacher`, `scratch` and the methods under
         `columns`. Accuracies are fractions in [0, 1] after the last epoch: `top1` the mean over the seeds, `deviation`
         the sample standard deviation (None for less than two seeds). `seconds` are the mean of a run. `marks` name the
-        footnotes in `notes` that say in what a figure is not what was published.
+        footnotes in `notes` that say in what a figure is not what was published, and why a student is not usable.
 
     Raises:
         InputError: A file of the table is damaged.
@@ -159,6 +161,11 @@ def _entry(
     if failures:
         first = failures[0]
         remarks.append(f"failed with {len(failures)} of the seeds (seed {first.seed}: {first.message.rstrip('.')})")
+    unusable = [run for run in runs if run.failures]
+    if unusable:
+        first_run = unusable[0]
+        why = shortened(first_run.failures[0], _LONGEST_REASON)
+        remarks.append(f"not usable with {len(unusable)} of the seeds (seed {first_run.seed}: {why})")
     for remark in remarks:
         if remark not in notes:
             notes.append(remark)
@@ -175,6 +182,7 @@ def _entry(
         "device": " and ".join(sorted({run.device for run in runs})) or None,
         "marks": [_mark(notes.index(remark)) for remark in remarks],
         "failed": [failure.seed for failure in failures],
+        "not_usable": [run.seed for run in unusable],
     }
 
 

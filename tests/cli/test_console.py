@@ -19,6 +19,7 @@ EPOCH = {
     "reality_gap_before": 0.31,
     "reality_gap_after": 0.12,
     "agreement_before": 0.875,
+    "agreement_baseline": 0.25,
     "top1": 0.9,
     "timing": {"images_per_second": 512.4},
 }
@@ -27,7 +28,7 @@ EPOCH = {
 def test_an_epoch_is_one_line_with_losses_gap_accuracy_and_speed():
     assert epoch_line(EPOCH) == (
         "epoch    3/20  synthesis loss 12.3 bn 11 a 0.75  distillation 0.5000  gap 0.310 to 0.120  "
-        "agreement 87.5 %  top-1 90.0 %  512 images/s"
+        "agreement 87.5 % (baseline 25.0 %)  top-1 90.0 %  512 images/s"
     )
 
 
@@ -50,10 +51,10 @@ def test_a_time_has_its_largest_units(seconds: float, text: str):
 
 
 def test_a_narrow_line_fits_80_columns():
-    assert (
-        epoch_line(EPOCH, narrow=True) == "epoch    3/20  loss 0.5000  gap 0.310 to 0.120  top-1 90.0 %  512 images/s"
-    )
-    assert len(epoch_line({**EPOCH, "top1": None}, narrow=True)) <= 80
+    assert epoch_line(EPOCH, narrow=True) == "epoch    3/20  loss 0.5000  gap 0.31 to 0.12  top-1 90.0 %  512 images/s"
+    agreement = epoch_line({**EPOCH, "top1": None}, narrow=True)
+    assert agreement == "epoch    3/20  loss 0.5000  gap 0.31 to 0.12  agreement 87.5 % (baseline 25.0 %)"
+    assert len(agreement) <= 80
 
 
 def test_what_was_not_measured_is_left_out():
@@ -101,6 +102,26 @@ def test_on_a_terminal_bars_move_and_vanish():
     assert "synthesis" in screen.getvalue()
     assert "epoch    3/20" in screen.getvalue()
     assert "warning, epoch 3: look here" in screen.getvalue()
+
+
+def test_a_failure_is_one_line_that_quiet_keeps(capsys: pytest.CaptureFixture[str]):
+    console = Console(Invocation(quiet=True))
+    console.failures("the student", [])
+    console.failures("the student", ["all are 'cat'", "no class is 'dog'"])
+    assert capsys.readouterr().out == "FAILED: the student is not usable: all are 'cat'; no class is 'dog'\n"
+    console.warnings("the student", [])
+    console.warnings("the student", ["all are 'cat'"])
+    warning = "warning: real images speak for the student, synthetic ones against it: all are 'cat'\n"
+    assert capsys.readouterr() == (warning, "")
+
+
+def test_a_failure_is_one_line_on_stderr_where_stdout_is_json(capsys: pytest.CaptureFixture[str]):
+    console = Console(Invocation(json=True, quiet=True))
+    console.failures("the student", [f"it is right on {'no ' * 200}image"])
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("FAILED: the student is not usable: it is right on no no")
+    assert shown.err.count("\n") == 1
 
 
 class Clock:

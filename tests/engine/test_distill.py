@@ -102,7 +102,15 @@ def test_each_epochs_event_tracks_gap_factor_losses_and_health(finished: Path):
             "agreement_loss",
             "regulatory_factor",
         }
-        assert event["health"].keys() == {"target_agreement", "class_entropy", "diversity", "saturation"}
+        assert event["health"].keys() == {
+            "target_agreement",
+            "class_entropy",
+            "answer_entropy",
+            "diversity",
+            "saturation",
+            "teacher_counts",
+            "target_counts",
+        }
         assert event["distillation_loss"] > 0
     # Cosine over the epochs.
     assert [event["learning_rate"] for event in epochs] == pytest.approx([0.2, 0.1])

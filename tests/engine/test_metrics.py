@@ -4,12 +4,18 @@ import pytest
 import torch
 
 from gapssg.engine.metrics import (
+    ClassCounts,
     agreement,
+    balanced_accuracy,
     confusion_matrix,
+    count_by_class,
     cross_entropy,
     expected_calibration_error,
+    is_better_than_chance,
+    lowest_share,
     per_class_accuracy,
     reliability,
+    score,
     top_k_accuracy,
 )
 
@@ -47,3 +53,39 @@ def test_agreement_compares_predictions_not_logits():
     first = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     assert agreement(first, 10 * first) == 1.0
     assert agreement(first, first.flip(1)) == 0.0
+
+
+def test_balanced_accuracy_is_the_mean_over_the_classes_that_have_samples():
+    counts = count_by_class(torch.tensor([0, 0, 0, 0, 0, 1]), torch.tensor([0, 0, 0, 0, 1, 1]), 3)
+    assert counts == ClassCounts([4, 1, 0], [4, 2, 0])
+    assert balanced_accuracy(counts) == pytest.approx((1.0 + 0.5) / 2)
+
+
+@pytest.mark.parametrize(
+    ("hits", "totals", "is_better"),
+    [
+        ([900, 0], [900, 100], False),  # top-1 is 90 %
+        ([97, 5], [100, 100], False),
+        ([100, 2], [100, 100], False),
+        ([80, 70], [100, 100], True),
+        ([5, 5], [8, 8], False),  # 62.5 % of 16 images may be chance
+        ([100, 90, 0], [100, 100, 100], True),
+        ([10, 0, 0], [10, 0, 0], True),  # one class alone
+    ],
+)
+def test_better_than_chance_is_better_than_one_class_by_more_than_the_sampling_error(hits, totals, is_better):
+    assert is_better_than_chance(ClassCounts(hits, totals)) is is_better
+
+
+def test_the_lowest_class_is_one_with_enough_samples():
+    assert lowest_share(ClassCounts([0, 4, 9], [9, 10, 10])) == (1, 0.4)
+    assert lowest_share(ClassCounts([0, 0], [9, 9])) is None
+
+
+def test_scores_name_the_lowest_class():
+    labels = torch.tensor([0, 1]).repeat_interleave(20)
+    scores = score(torch.tensor([[1.0, 0.0]]).expand(40, 2), labels, ("cat", "dog"))
+    assert (scores.top1, scores.balanced_accuracy, scores.better_than_chance) == (0.5, 0.5, False)
+    assert (scores.lowest_recall, scores.lowest_class) == (0.0, "dog")
+    assert scores.fewest_images == 20
+    assert score(torch.eye(2), torch.tensor([0, 0]), ("cat", "dog")).fewest_images == 0

@@ -388,7 +388,8 @@ def use_model(world: World, content: bytes) -> None:
     assert sum(p.numel() for p in model.module.parameters()) * 4 <= 2 * len(content)
     normalization = Normalization.from_statistics(model.card.mean, model.card.deviation, torch.device("cpu"))
     with torch.no_grad():
-        score(model.module(normalization(torch.full((2, *shape), 0.5))), torch.zeros(2, dtype=torch.int64))
+        logits = model.module(normalization(torch.full((2, *shape), 0.5)))
+        score(logits, torch.zeros(2, dtype=torch.int64), model.card.class_names)
 
 
 def use_shard(world: World, content: bytes) -> None:
@@ -570,7 +571,7 @@ def use_run_directory(world: World, case: tuple[str, list[tuple[str, str]]]) -> 
     images = torch.zeros(4, 1, 16, 16)
     with directory:
         directory.record("note", message="here")
-        directory.write_samples(1, 1, images)
+        directory.write_samples(1, 1, images, torch.zeros(4).long(), make_card().class_names)
         directory.write_pool_shard(2, images.byte(), torch.zeros(4).long(), PoolOrigin("gapssg", "0"))
         directory.write_result({})
         (directory.folder("checkpoint") / "latest.safetensors").exists()
@@ -698,6 +699,9 @@ def use_console(world: World, names: list[str]) -> None:
                 "top1": 0.5,
                 "top5": 0.5,
                 "loss": 1.0,
+                "balanced_accuracy": 0.5,
+                "lowest_recall": 0.1,
+                "lowest_class": names[0],
             },
             **{"expected_calibration_error": 0.1, "agreement": 0.5, "reality_gap": 0.1},
         }

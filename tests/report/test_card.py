@@ -176,3 +176,24 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(runs: Runs):
     (runs.evaluated / "student.safetensors").unlink()
     assert "student.safetensors does not exist" in refusal("card", runs.evaluated)
     assert not list(runs.blind.parent.glob("*/README.md"))
+
+
+def test_a_card_of_a_student_that_failed_leads_with_it(runs: Runs):
+    failures = ["all images are `cat`", "it is right on <b>none</b>"]
+    change(runs.blind / "result.json", lambda result: result.update(failures=failures))
+    card = write_card(runs.blind).read_text()
+    assert card.index("**FAILED: this model is not usable.**") < card.index("An image classifier")
+    assert "- `all images are 'cat'`\n- `it is right on <b>none</b>`\n" in card
+    change(runs.blind / "result.json", lambda result: result.update(failures=[]))
+    assert "FAILED" not in write_card(runs.blind, overwrite=True).read_text()
+
+
+def test_a_card_has_the_baseline_beside_the_agreement_and_the_lowest_class_beside_the_accuracy(runs: Runs):
+    student = {"agreement": 0.9, "agreement_baseline": 0.8}
+    change(runs.blind / "result.json", lambda result: result["student"].update(student))
+    card = " ".join(write_card(runs.blind).read_text().split())
+    assert "it gave its teacher's answer on 90.0 % (always giving the commonest answer would reach 80.0 %)." in card
+    scores = {"balanced_accuracy": 0.51, "lowest_recall": 0.05, "lowest_class": "`dog`"}
+    change(runs.evaluated / "result.json", lambda result: result["student"].update(scores))
+    card = write_card(runs.evaluated).read_text()
+    assert "The mean of the accuracies of the classes is 51.0 %, the lowest 5.0 %, of class `'dog'`." in card

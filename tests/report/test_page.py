@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
-from gapssg import EvaluateSettings, InputError, ReportSettings, evaluate, write_report
+from gapssg import EvaluateSettings, InputError, ReportSettings, evaluate, load_model, write_report
+from gapssg.models.model_file import save_model
 from tests.program import gapssg, refusal
 from tests.report.conftest import CLASSES, RUNTIME, Runs
 
@@ -236,7 +238,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a bomb": (
         "blind",
         lambda run: Image.new("1", (8192, 4096)).save(run / "samples" / "epoch-0001.png"),
-        "epoch-0001.png has more than 16,777,216 pixels",
+        "epoch-0001.png has more than 18,000,000 pixels",
     ),
     "half a figure": (
         "landscape",
@@ -289,4 +291,101 @@ def test_the_command_prints_the_verdicts(made: Runs, tmp_path: Path):
     result = json.loads(finished.stdout)
     assert result["output"] == str(page)
     assert [run["evidence"] for run in result["runs"]] == ["real images", "synthetic images only"]
-    assert f"{made.blind}: The student gave" in gapssg("report", made.blind, "--output", page, "--overwrite").stdout
+    shown = gapssg("report", made.blind, "--output", page, "--overwrite").stdout
+    assert f"{made.blind}: FAILED: the student is not usable: it gives the teacher's answer on" in shown
+
+
+FAILURES = ["the teacher answers all 640 synthetic images with class '<b>cat</b>'", "it is right on none"]
+
+
+def test_a_failure_leads_the_verdict_and_the_comparison(runs: Runs, tmp_path: Path):
+    change(runs.blind / "result.json", lambda result: result.update(failures=FAILURES))
+    change(runs.evaluated / "result.json", lambda result: result.update(failures=[]))
+    page = report(tmp_path, runs.blind)
+    assert (
+        "FAILED: the student is not usable: the teacher answers all 640 synthetic images with class '<b>cat"
+        in page.text
+    )
+    assert page.text.index("It is right on none.") < page.text.index("The student gave its teacher's answer on")
+    assert [value["class"] for tag, value in page.tags if value.get("class", "").startswith("verdict")] == [
+        "verdict failed"
+    ]
+    both = report(tmp_path, runs.blind, runs.evaluated)
+    assert "blind FAILED" in both.text
+    assert "evaluated FAILED" not in both.text
+
+
+def test_a_sound_run_has_no_failure_on_the_page(runs: Runs, tmp_path: Path):
+    change(runs.blind / "result.json", lambda result: result.update(failures=[]))
+    page = report(tmp_path, runs.blind)
+    assert "FAILED" not in page.text
+    student = json.loads((runs.blind / "result.json").read_text())["student"]
+    baseline = f"{100 * student['agreement_baseline']:.1f} %"
+    assert f"always giving the commonest answer would reach {baseline}" in page.text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_a_student_at_chance_on_the_images_of_the_report_fails(runs: Runs, tmp_path: Path):
+    change(runs.blind / "result.json", lambda result: result.update(failures=[]))
+    student = runs.blind / "student.safetensors"
+    loaded = load_model(student)
+    with torch.no_grad():
+        loaded.module.classifier.bias[3] += 1000
+    save_model(student, loaded.module, loaded.card)
+    page = report(tmp_path, runs.blind, data="digits")
+    assert "FAILED: the student is not usable: its balanced accuracy on real images is 10.0" in page.text
+
+
+@pytest.fixture
+def sound_on_real_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images of a report speak for every student."""
+    monkeypatch.setattr("gapssg.report.page.failures_on_real_images", lambda *_: [])
+    monkeypatch.setattr("gapssg.report.page.real_images_speak_for", lambda _: True)
+
+
+@pytest.mark.usefixtures("sound_on_real_images")
+def test_synthetic_failures_are_warnings_where_real_images_speak_for_the_student(runs: Runs, tmp_path: Path):
+    change(runs.blind / "result.json", lambda result: result.update(failures=FAILURES))
+    page = report(tmp_path, runs.blind, data="digits")
+    assert "FAILED" not in page.text
+    assert f"Real images speak for it, synthetic ones against it: {FAILURES[1]}." in page.text
+    assert "FAILED" in report(tmp_path, runs.blind).text
+    change(runs.blind / "result.json", lambda result: result.update(failures=[], warnings=FAILURES[1:]))
+    page = report(tmp_path, runs.blind)
+    assert f"Real images speak for it, synthetic ones against it: {FAILURES[1]}." in page.text
+
+
+@pytest.mark.usefixtures("sound_on_real_images")
+def test_a_run_that_real_images_have_failed_stays_so(runs: Runs, tmp_path: Path):
+    change(runs.evaluated / "result.json", lambda result: result.update(failures=FAILURES[1:]))
+    page = report(tmp_path, runs.evaluated, data="digits")
+    assert f"FAILED: the student is not usable: {FAILURES[1]}" in page.text
+
+
+def test_a_warning_is_a_failure_again_where_real_images_speak_against_the_student(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("gapssg.report.page.failures_on_real_images", lambda *_: ["it has lost a class"])
+    monkeypatch.setattr("gapssg.report.page.real_images_speak_for", lambda _: False)
+    change(runs.evaluated / "result.json", lambda result: result.update(failures=[], warnings=FAILURES[1:]))
+    page = report(tmp_path, runs.evaluated, data="digits")
+    assert "FAILED: the student is not usable: it has lost a class." in page.text
+    assert "It is right on none." in page.text
+    assert "Real images speak for it" not in page.text
+
+
+def test_runs_of_before_the_judgement_are_read(runs: Runs, tmp_path: Path):
+    def forget(result: dict[str, Any]) -> None:
+        for name in ("failures", "warnings", "missing_classes", "teacher_counts", "target_counts"):
+            del result[name]
+        for name in ("agreement_baseline", "after_training", "balanced_accuracy", "lowest_recall", "lowest_class"):
+            del result["student"][name]
+
+    change(runs.blind / "result.json", forget)
+    assert "The student gave its teacher's answer on" in report(tmp_path, runs.blind).text
+
+
+def test_damaged_failures_are_refused(runs: Runs, tmp_path: Path):
+    for failures in ("no list", ["x" * 6000], ["x"] * 100, [1]):
+        change(runs.blind / "result.json", lambda result, failures=failures: result.update(failures=failures))
+        with pytest.raises(InputError, match="failures"):
+            report(tmp_path, runs.blind)

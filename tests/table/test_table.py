@@ -395,6 +395,24 @@ def test_the_markdown_has_rows_and_columns_as_published(finished: Path):
     assert f"| {ROW} | 0 | 5 | 10 | 0 |" in lines
 
 
+def test_students_that_are_not_usable_are_marked(finished: Path):
+    for seed, failures in (
+        (1, ["the teacher answers all images with class 'cat'", "no class is 'dog'"]),
+        (2, ["lost"]),
+    ):
+        (file,) = finished.glob(f"cells/*/gapssg/seed-{seed}-*/result.json")
+        write_json(file, {**json.loads(file.read_text()), "failures": failures})
+    summary = write_summary(Ledger(finished))
+    ours, fast = summary["rows"][0]["columns"]
+    (mark,) = ours["marks"]
+    note = "not usable with 2 of the seeds (seed 1: the teacher answers all images with class 'cat')"
+    assert summary["notes"][mark] == note
+    assert mark not in fast["marks"]
+    assert (ours["not_usable"], fast["not_usable"]) == ([1, 2], [])
+    assert f"91.00 ± 1.00 (90.45 ± 0.20) {mark} |" in (finished / "table.md").read_text()
+    assert f"{mark}: {note}." in (finished / "table.md").read_text()
+
+
 def test_the_csv_has_a_line_for_each_figure(finished: Path):
     lines = list(csv.DictReader((finished / "table.csv").read_text().splitlines()))
     assert [line["column"] for line in lines] == ["teacher", "scratch", "gapssg", "fast"]

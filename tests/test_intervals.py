@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gapssg.report.verdict import wilson_interval
+from gapssg.intervals import wilson_interval
 
 
 @pytest.mark.parametrize(

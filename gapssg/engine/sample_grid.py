@@ -1,0 +1,70 @@
+"""One picture of a batch of synthetic images: a row for each target class, with the class's name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from gapssg.errors import shortened
+from gapssg.text import printable
+
+_MOST_ROWS = 16
+_MOST_COLUMNS = 16
+_MOST_IMAGES = 64
+_LONGEST_NAME = 14  # characters
+_LINE = 12  # pixels of height of a line of text
+_LABEL = 92  # pixels of width of the labels
+
+
+def sample_grid(images: Tensor, targets: Tensor, class_names: Sequence[str]) -> Image.Image:
+    """Draw up to 64 images in rows by target class, in the order of the classes, each row with its class's name.
+
+    Of more than 16 classes with images, 16 are drawn, spread evenly; the first line then says how many there are, as it
+    does where classes have no image. Of each class the images are spread evenly over those that it has. Equal images
+    give an equal picture.
+
+    Args:
+        images: (N, C, H, W) uint8 on the CPU. With two channels or more than three, the first channel is shown.
+        targets: (N,) int64 on the CPU.
+        class_names: Of all classes.
+    """
+    if images.shape[1] not in (1, 3):
+        images = images[:, :1]
+    _, channels, height, width = images.shape
+    present = torch.unique(targets).tolist()
+    shown = [present[index] for index in _spread(len(present), _MOST_ROWS)]
+    columns = min(_MOST_COLUMNS, _MOST_IMAGES // len(shown))
+    rows = [images[targets == target] for target in shown]
+    rows = [row[_spread(len(row), columns)] for row in rows]
+    top = 0 if len(shown) == len(class_names) else _LINE
+    row_height = max(height, _LINE) + 1
+    size = (_LABEL + max(map(len, rows)) * (width + 1), top + len(rows) * row_height)
+    picture = Image.new("L" if channels == 1 else "RGB", size)
+    draw = ImageDraw.Draw(picture)
+    if top:
+        _write(draw, 0, f"{len(shown)} of {len(class_names):,} classes")
+    for number, (target, row) in enumerate(zip(shown, rows, strict=True)):
+        y = top + number * row_height
+        _write(draw, y + (row_height - 1 - _LINE) // 2, shortened(class_names[target], _LONGEST_NAME))
+        for column, image in enumerate(row):
+            pixels = image[0] if channels == 1 else image.permute(1, 2, 0)
+            tile = Image.fromarray(pixels.contiguous().numpy())
+            picture.paste(tile, (_LABEL + column * (width + 1), y))
+    return picture
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Return up to `most` of `count` indices, spread evenly, in order."""
+    return torch.linspace(0, count - 1, min(count, most)).round().long().tolist()
+
+
+def _write(draw: ImageDraw.ImageDraw, y: int, text: str) -> None:
+    """Write a line at the left, cut off where the images begin; what Pillow's own font may lack is a question mark."""
+    known = printable(text).encode("latin-1", "replace").decode("latin-1")
+    font = ImageFont.load_default()
+    while draw.textlength(known, font=font) > _LABEL - 4:
+        known = known[:-1]
+    draw.text((1, y), known, fill="white", font=font)
