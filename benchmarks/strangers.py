@@ -29,8 +29,6 @@ from gapssg.augment import Normalization
 from gapssg.data.image_set import ImageSet
 from gapssg.engine.inference import predict
 from gapssg.models.model_file import load_model
-from gapssg.models.profile import profile_model
-from gapssg.models.safetensors_file import read_safetensors
 from gapssg.runtime import Runtime
 from gapssg.settings.parts import RuntimeSettings
 

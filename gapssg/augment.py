@@ -121,6 +121,35 @@ def _shift(images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) -> Tens
     return torch.where(inside, gathered.view(count, channels, height, width), 0)
 
 
+class Mixture(NamedTuple):
+    """With which other sample of its batch each sample is blended, and how much of it.
+
+    Attributes:
+        partners: (N,) int64, the other sample.
+        shares: (N, 1, 1, 1) float32 in [0, 1), its share.
+    """
+
+    partners: Tensor
+    shares: Tensor
+
+
+def draw_mixture(count: int, probability: float, generator: torch.Generator) -> Mixture:
+    """Draw a partner for each of `count` samples and, with this probability, a uniform share of it, else 0."""
+    device = generator.device
+    partners = torch.randperm(count, generator=generator, device=device)
+    shares, chosen = torch.rand(2, count, 1, 1, 1, generator=generator, device=device)
+    return Mixture(partners, torch.where(chosen < probability, shares, 0))
+
+
+def mix(images: Tensor, mixture: Mixture) -> Tensor:
+    """Return each of the images (N, C, H, W) blended with its partner.
+
+    Zhang et al., "mixup", ICLR 2018; in distillation, with the teacher's answer to the blended image as the target,
+    Beyer et al., "Knowledge distillation: A good teacher is patient and consistent", CVPR 2022.
+    """
+    return images.lerp(images[mixture.partners], mixture.shares)
+
+
 @dataclass(frozen=True)
 class Normalization:
     """The shift and scale that a classifier expects of its input.

@@ -15,7 +15,16 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
-from gapssg.augment import Augmentation, Normalization, Shifts, check_crop_padding, crop_and_flip
+from gapssg.augment import (
+    Augmentation,
+    Mixture,
+    Normalization,
+    Shifts,
+    check_crop_padding,
+    crop_and_flip,
+    draw_mixture,
+    mix,
+)
 from gapssg.engine.checkpoint import Facts, State
 from gapssg.engine.estimate import Part, time_steps
 from gapssg.engine.inference import predict
@@ -391,10 +400,16 @@ class Distillation:
         batch_size = self.settings.batch_size
         stream = self.runtime.random_stream("augmentation", epoch, index)
         for _ in range(start):
-            self.augmentation.draw(batch_size, stream)
+            self._draw_views(batch_size, stream)
         self.synthesizer.start_sampling(epoch, index, start)
         while True:
-            yield self.synthesizer.sample(batch_size), *self.augmentation.draw(batch_size, stream)
+            yield self.synthesizer.sample(batch_size), *self._draw_views(batch_size, stream)
+
+    def _draw_views(self, count: int, stream: torch.Generator) -> tuple[Tensor, ...]:
+        """Draw the crops and flips of a batch and, where the method blends its images, the partners and shares."""
+        mixup = self.settings.method.mixup
+        shifts = self.augmentation.draw(count, stream)
+        return (*shifts, *draw_mixture(count, mixup, stream)) if mixup else shifts
 
     def time_steps(self) -> dict[str, Part]:
         """Make a few steps of synthesis and distillation and time them; the student is of no more use after it.
@@ -434,9 +449,11 @@ class Distillation:
             for index in range(self.synthesizer.plan(epoch).rounds):
                 yield from self.synthesizer.synthesis_steps(self.student, epoch, index)
 
-    def _loss(self, images: Tensor, *shifts: Tensor) -> dict[str, Tensor]:
-        views = crop_and_flip(images, Shifts(*shifts)) if self.synthesizer.augments else images
-        views = self.normalization(views)
+    def _loss(
+        self, images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor, *mixture: Tensor
+    ) -> dict[str, Tensor]:
+        views = crop_and_flip(images, Shifts(rows, columns, flips)) if self.synthesizer.augments else images
+        views = self.normalization(mix(views, Mixture(*mixture)) if mixture else views)
         with self.runtime.autocast():
             with torch.no_grad():
                 teacher_logits = self.teacher(views).float()

@@ -12,7 +12,7 @@ from gapssg.models import LARGEST_IMAGE_SIDE, MOST_CHANNELS, MOST_CLASSES, SMALL
 from gapssg.models.settings import ModelSettings, WithFactories
 from gapssg.settings.base import Settings
 from gapssg.settings.parts import OptimizerSettings, RuntimeSettings
-from gapssg.synthesis import GapSSGSettings, MethodSettings
+from gapssg.synthesis import GapSSGFastSettings, MethodSettings
 
 InputShape = tuple[
     Annotated[int, Field(ge=1, le=MOST_CHANNELS)],
@@ -67,15 +67,17 @@ class DistillSettings(WithFactories):
     """The teacher's model file."""
     student: StudentSettings
     """The student's architecture and, if any, its first weights."""
-    method: MethodSettings = GapSSGSettings()
+    method: MethodSettings = GapSSGFastSettings()
     """How images are synthesised, and how much the student learns from them."""
     pool: Path | None = None
     """The run directory whose sample pool is distilled from instead of synthesising."""
-    epochs: int = Field(default=200, ge=1, le=100_000)
+    epochs: int = Field(default=32, ge=1, le=100_000)
     """Epochs of one synthesis and the distillation after it."""
-    batch_size: int = Field(default=128, ge=2, le=65_536)
+    batch_size: int = Field(default=64, ge=2, le=65_536)
     """Samples in a distillation step."""
-    optimizer: OptimizerSettings = OptimizerSettings(learning_rate=0.2)
+    optimizer: OptimizerSettings = OptimizerSettings(
+        weight_decay=5e-4, nesterov=True, schedule="one-cycle", warm_up=0.1
+    )
     """Stochastic gradient descent of the student; the schedule advances each epoch."""
     crop_padding: int | None = Field(default=None, ge=0, le=256)
     """Pixels of zero padding for random crops of synthetic images; without it, as the teacher's file says."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, get_args
 
 from pydantic import Field
@@ -14,12 +15,14 @@ from gapssg.synthesis.dfad import DFADSettings
 from gapssg.synthesis.dfq import DFQSettings
 from gapssg.synthesis.fast import FastSettings
 from gapssg.synthesis.gapssg import GapSSGSettings
+from gapssg.synthesis.gapssg_fast import GapSSGFastSettings
 from gapssg.synthesis.mad import MADSettings
 from gapssg.synthesis.noise import NoiseSettings
 from gapssg.synthesis.zskt import ZSKTSettings
 
 MethodSettings = Annotated[
-    GapSSGSettings
+    GapSSGFastSettings
+    | GapSSGSettings
     | DAFLSettings
     | ZSKTSettings
     | DFADSettings
@@ -38,7 +41,14 @@ def method_classes() -> tuple[type[SynthesisSettings], ...]:
     return get_args(get_args(MethodSettings)[0])
 
 
-def published_settings(method: object, teacher: str | None) -> dict[str, float]:
+_PUBLISHED_OPTIMIZER: Mapping[str, float | str] = {
+    "optimizer.nesterov": False,
+    "optimizer.schedule": "cosine",
+    "optimizer.weight_decay": 1e-4,
+}
+
+
+def published_settings(method: object, teacher: str | None) -> dict[str, float | str]:
     """Return a method's published settings of the run around it, and of its own those that depend on the teacher.
 
     Args:
@@ -49,8 +59,12 @@ def published_settings(method: object, teacher: str | None) -> dict[str, float]:
         Values by the dotted keys of the settings of `distill`.
     """
     for settings in method_classes():
-        if settings.model_fields["name"].default == method:
-            return {**settings.published, **settings.published_for_teacher.get(teacher or "", {})}
+        if settings.model_fields["name"].default == method and settings.published:
+            return {
+                **_PUBLISHED_OPTIMIZER,
+                **settings.published,
+                **settings.published_for_teacher.get(teacher or "", {}),
+            }
     return {}
 
 
@@ -70,6 +84,7 @@ __all__ = [
     "DeepInversionSettings",
     "EpochPlan",
     "FastSettings",
+    "GapSSGFastSettings",
     "GapSSGSettings",
     "MADSettings",
     "MethodSettings",

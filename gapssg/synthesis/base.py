@@ -168,6 +168,8 @@ class SynthesisSettings(Settings):
 
     temperature: float = Field(default=20.0, gt=0, le=1000)
     """Temperature T of the distillation loss."""
+    mixup: float = Field(default=0.0, ge=0, le=1)
+    """Probability with which an image of a distillation batch is blended with another, in uniform shares."""
 
     @classmethod
     def needs(cls) -> tuple[str, ...]:
@@ -187,6 +189,8 @@ class PoolMethodSettings(SynthesisSettings):
     """The settings of methods that add a batch to a pool each epoch."""
 
     has_pool: ClassVar[bool] = True
+    balances_targets: ClassVar[bool] = False
+    """Whether each batch has every class equally often, not only on average."""
 
     synthesis_batch_size: int = Field(default=256, ge=2, le=65_536)
     """Images of each synthesis, N."""
@@ -216,7 +220,12 @@ class PoolMethodSettings(SynthesisSettings):
 
 
 class InversionSettings(PoolMethodSettings):
-    """The settings of methods whose generator is re-initialised for each batch; they differ in their loss."""
+    """The settings of methods that optimise a generator for each batch; they differ in their loss."""
+
+    keeps_generator: ClassVar[bool] = False
+    """Whether the generator goes on from batch to batch, instead of being re-initialised for each."""
+    relative_statistics: ClassVar[bool] = False
+    """Whether the batch-norm statistics loss is relative to the layers' own deviations."""
 
     generator_steps: int = Field(default=200, ge=1, le=100_000)
     """Steps of the generator in each synthesis."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +81,22 @@ def statistics_distance(inputs: Tensor, running_mean: Tensor, running_var: Tenso
     return distance
 
 
+def relative_statistics_distance(inputs: Tensor, running_mean: Tensor, running_var: Tensor, eps: float) -> Tensor:
+    """Return how far one batch-norm layer's inputs are from its running statistics, in units of these.
+
+    `mean(((m - running_mean) / s)^2) + mean((d / s - 1)^2)` over the channels, with m and d the mean and standard
+    deviation of the batch and s the running standard deviation, each deviation with the layer's `eps` under its root
+    as the layer itself has it. The scale is the same for every teacher, whatever the size of its activations: a layer
+    whose inputs are all 0 is at most 1 + mean((running_mean / s)^2) away.
+    """
+    mean, variance = batch_moments(inputs)
+    expected = running_var + eps
+    shift = ((mean - running_mean).square() / expected).mean()
+    scale = (((variance + eps) / expected).sqrt() - 1).square().mean()
+    distance: Tensor = shift + scale
+    return distance
+
+
 def instance_means(inputs: Tensor) -> Tensor:
     """Return the mean over the positions of each sample and channel: (N, C, ...) to (N, C) in float32 or float64."""
     wide = torch.promote_types(inputs.dtype, torch.float32)
@@ -102,15 +118,22 @@ def observed_inputs(teacher: nn.Module, observe: Callable[[nn.Module, Tensor], N
             handle.remove()
 
 
-def observed_statistics(teacher: nn.Module, distances: list[Tensor]) -> AbstractContextManager[None]:
+def observed_statistics(
+    teacher: nn.Module, distances: list[Tensor], relative: bool = False
+) -> AbstractContextManager[None]:
     """Collect the statistics distance of every batch-norm layer that the teacher runs through.
 
     Args:
         teacher: The network to observe.
         distances: What each forward pass appends one 0-dimensional tensor a layer to.
+        relative: Whether distances are relative to the layers' own deviations.
     """
 
     def observe(layer: nn.Module, inputs: Tensor) -> None:
-        distances.append(statistics_distance(inputs, layer.running_mean, layer.running_var))  # type: ignore[arg-type]
+        running_mean, running_var = cast(Tensor, layer.running_mean), cast(Tensor, layer.running_var)
+        if relative:
+            distances.append(relative_statistics_distance(inputs, running_mean, running_var, cast(float, layer.eps)))
+        else:
+            distances.append(statistics_distance(inputs, running_mean, running_var))
 
     return observed_inputs(teacher, observe)

@@ -159,7 +159,11 @@ class Inversion:
 
 
 class GeneratorInversion(Inversion):
-    """Optimises a generator, which each synthesis initialises anew, together with its latent."""
+    """Optimises a generator together with its latent, which each synthesis draws anew.
+
+    The generator starts each synthesis from new weights, or goes on with those of the one before where the method
+    keeps it.
+    """
 
     def __init__(
         self,
@@ -188,13 +192,22 @@ class GeneratorInversion(Inversion):
     def _begin(self, epoch: int) -> None:
         super()._begin(epoch)
         runtime = self.context.runtime
-        self.generator.reset_parameters(runtime.random_stream("generator", epoch))
+        if epoch == 0 or not self.settings.keeps_generator:
+            self.generator.reset_parameters(runtime.random_stream("generator", epoch))
         with torch.no_grad():
             self.latent.normal_(generator=runtime.random_stream("latent", epoch))
 
+    def _observing(self) -> AbstractContextManager[Any]:
+        return observed_statistics(self.context.teacher, self._distances, self.settings.relative_statistics)
+
+    def _lasting(self) -> dict[str, Tensor]:
+        return self._generator_state() if self.settings.keeps_generator else {}
+
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = {f"generator.{name}": tensor for name, tensor in self.generator.state_dict().items()}
-        return {"latent": self.latent.detach(), **tensors, **super()._tensors()}
+        return {"latent": self.latent.detach(), **self._generator_state(), **super()._tensors()}
+
+    def _generator_state(self) -> dict[str, Tensor]:
+        return {f"generator.{name}": tensor for name, tensor in self.generator.state_dict().items()}
 
     def _loss(self, *draws: Tensor) -> dict[str, Tensor]:
         context = self.context

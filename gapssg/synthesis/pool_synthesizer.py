@@ -146,14 +146,14 @@ class PoolSynthesizer:
         return distillation_divergence(student_logits, teacher_logits, self.settings.temperature)
 
     def _draw_targets(self, epoch: int) -> Tensor:
-        """Draw targets uniformly over the classes, sorted."""
-        runtime = self.context.runtime
-        targets = torch.randint(
-            self.context.num_classes,
-            (self.settings.synthesis_batch_size,),
-            generator=runtime.random_stream("targets", epoch),
-            device=runtime.device,
-        )
+        """Draw targets over the classes, uniformly or each equally often, sorted."""
+        runtime, num_classes, count = self.context.runtime, self.context.num_classes, self.settings.synthesis_batch_size
+        stream = runtime.random_stream("targets", epoch)
+        if self.settings.balances_targets:
+            order = torch.randperm(num_classes, generator=stream, device=runtime.device)
+            targets = order.repeat(-(-count // num_classes))[:count]
+        else:
+            targets = torch.randint(num_classes, (count,), generator=stream, device=runtime.device)
         return targets.sort().values
 
 

@@ -1,0 +1,90 @@
+"""GapSSG for any teacher with batch norm, on a processor: the default.
+
+What is GapSSG's (Wang et al., T-PAMI 2024): the disagreement and agreement losses, the latent that is optimised, the
+images of the step with the lowest loss, the growing pool. What is taken from others: a generator that goes on from
+batch to batch, so that few steps make one (FastDFKD, Fang et al., AAAI 2022), cross-entropy with the targets (CMI,
+Fang et al., IJCAI 2021), and mixup in distillation (Beyer et al., CVPR 2022). What is this project's: statistics
+relative to the teacher's own, so that one weight serves all teachers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from gapssg.synthesis.base import InversionSettings, SynthesisContext, Synthesizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class GapSSGFastSettings(InversionSettings):
+    """GapSSG's gap terms beside relative statistics and the targets, with a generator that is kept."""
+
+    summary: ClassVar[str] = "GapSSG with relative statistics, a kept generator and few steps: for any teacher"
+    paper: ClassVar[str] = "this project, after Wang et al., T-PAMI 2024"
+    needs_batch_norm: ClassVar[bool] = True
+    balances_targets: ClassVar[bool] = True
+    keeps_generator: ClassVar[bool] = True
+    relative_statistics: ClassVar[bool] = True
+
+    name: Literal["gapssg-fast"] = "gapssg-fast"
+    """The method."""
+    temperature: float = Field(default=4.0, gt=0, le=1000)
+    """Temperature T of the distillation loss."""
+    mixup: float = Field(default=0.5, ge=0, le=1)
+    """Probability with which an image of a distillation batch is blended with another, in uniform shares."""
+    synthesis_batch_size: int = Field(default=128, ge=2, le=65_536)
+    """Images of each synthesis, N."""
+    distillation_steps: int = Field(default=60, ge=0, le=1_000_000)
+    """Fixed schedule: distillation steps of every epoch; 0 is the sample-balanced schedule."""
+    generator_steps: int = Field(default=12, ge=1, le=100_000)
+    """Steps of the generator in each synthesis."""
+    generator_learning_rate: float = Field(default=5e-3, gt=0, le=10)
+    """Adam's learning rate for the generator and the latent."""
+    generator_width: int = Field(default=32, ge=4, le=1024)
+    """Channels of the generator's last hidden layer."""
+    statistics_weight: float = Field(default=1.0, ge=0, le=1000)
+    """Weight of the relative batch-norm statistics loss."""
+    target_weight: float = Field(default=1.0, ge=0, le=1000)
+    """Weight of the teacher's cross-entropy with the targets."""
+    disagreement_weight: float = Field(default=1.0, ge=0, le=1000)
+    """Weight of the disagreement loss."""
+    agreement_weight: float = Field(default=0.2, ge=0, le=1000)
+    """Weight of the agreement loss."""
+
+    def build(self, context: SynthesisContext) -> Synthesizer:
+        """Make the synthesizer."""
+        from gapssg.synthesis.inversion import GeneratorInversion
+        from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
+
+        return PoolSynthesizer(self, context, GeneratorInversion(self, context))
+
+    def loss(
+        self, statistics_loss: Tensor, teacher_logits: Tensor, student_logits: Tensor, targets: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the generator's loss `L_rel + CE(z_t, y) + L_ds + 0.2 L_as` and its terms.
+
+        There is no regulatory factor: it vanishes where teacher and student agree, also on a wrong class, and then
+        nothing brings the images back to their targets.
+        """
+        import torch.nn.functional as F
+
+        from gapssg.synthesis.losses import agreement_loss, disagreement_loss
+
+        target_loss = F.cross_entropy(teacher_logits, targets)
+        disagreement = disagreement_loss(teacher_logits, student_logits, targets)
+        agreement = agreement_loss(teacher_logits, student_logits, targets)
+        loss = (
+            self.statistics_weight * statistics_loss
+            + self.target_weight * target_loss
+            + self.disagreement_weight * disagreement
+            + self.agreement_weight * agreement
+        )
+        return loss, {
+            "relative_statistics_loss": statistics_loss,
+            "target_loss": target_loss,
+            "disagreement_loss": disagreement,
+            "agreement_loss": agreement,
+        }
