@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types install bench bench-gpu soak fuzz clean
+.PHONY: quickstart test lint types install bench bench-gpu bench-strangers soak fuzz clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/gapssg quickstart --overwrite
@@ -30,6 +30,10 @@ bench: $(INSTALLED)
 # On a machine with a GPU; DATA is a folder with train/ and test/ of CIFAR-10 images.
 bench-gpu: $(INSTALLED)
 	$(BIN)/python -m benchmarks.gpu $(if $(DATA),--data $(DATA))
+
+# CIFAR10 is a folder with train/ and test/ of CIFAR-10 images; hours on two cores, resumable cell by cell.
+bench-strangers: $(INSTALLED)
+	$(BIN)/python -m benchmarks.strangers $(if $(CIFAR10),--cifar10 $(CIFAR10))
 
 soak: $(INSTALLED)
 	$(BIN)/python -m benchmarks.soak

@@ -86,22 +86,20 @@ class Place:
 
     def teacher(self) -> Path:
         """Return the teacher's file, trained if it is not there."""
-        path = self.folder / "teacher.safetensors"
-        if not path.exists():
-            started = time.perf_counter()
-            pair = self.pair
-            train_model_file(pair, pair.teacher, pair.arguments, pair.training, self.images("train"), path, seed=1)
-            self._record("teacher", 1, path, time.perf_counter() - started, {})
+        path, pair = self.folder / "teacher.safetensors", self.pair
+        self._trained("teacher", path, pair.teacher, pair.training, seed=1)
         return path
 
     def ceiling(self) -> None:
         """Train the student on the real images, if that was not done."""
-        path = self.folder / "ceiling.safetensors"
-        if not path.exists():
+        training = Training("sgd", 0.1, self.pair.student_epochs)
+        self._trained("real images", self.folder / "ceiling.safetensors", self.pair.student, training, seed=2)
+
+    def _trained(self, method: str, path: Path, architecture: str, training: Training, seed: int) -> None:
+        if not (self.folder / f"{method}-{seed}.json").exists():
             started = time.perf_counter()
-            training = Training("sgd", 0.1, self.pair.student_epochs)
-            train_model_file(self.pair, self.pair.student, {}, training, self.images("train"), path, seed=2)
-            self._record("real images", 2, path, time.perf_counter() - started, {})
+            train_model_file(self.pair, architecture, training, self.images("train"), path, seed)
+            self._record(method, seed, path, time.perf_counter() - started, {})
 
     def student(self, method: str, seed: int, settings: list[str], label: str) -> None:
         """Distil a student as a user would, if that was not done."""

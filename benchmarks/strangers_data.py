@@ -11,7 +11,7 @@ import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -176,5 +176,3 @@ def single(*names: str) -> dict[str, tuple[str, ...]]:
 CIFAR10 = single("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ANIMALS = subset("animal", "bird", "cat", "deer", "dog", "frog", "horse")
 VEHICLES = subset("vehicle", "airplane", "automobile", "ship", "truck")
-
-__all__ = ["ANIMALS", "CIFAR10", "VEHICLES", "Source", "Split", "cifar", "digits", "letters", "partial", "single"]

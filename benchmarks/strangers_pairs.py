@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -54,7 +54,6 @@ class Pair:
         training: How the teacher is trained.
         student: Name of the student's architecture.
         student_epochs: Epochs of the student's own training on real images, for the ceiling.
-        arguments: Keyword arguments of the teacher's architecture.
     """
 
     source: Source
@@ -62,7 +61,6 @@ class Pair:
     training: Training
     student: str
     student_epochs: int = 12
-    arguments: dict[str, int] = field(default_factory=dict)
 
     @property
     def factories(self) -> tuple[str, ...]:
@@ -193,19 +191,12 @@ def _loss(
 
 
 def train_model_file(
-    pair: Pair,
-    architecture: str,
-    arguments: dict[str, int],
-    training: Training,
-    images: ImageSet,
-    path: Path,
-    seed: int,
+    pair: Pair, architecture: str, training: Training, images: ImageSet, path: Path, seed: int
 ) -> None:
     """Train an architecture on the images of a pair and write it as a model file."""
     mean, deviation = images.channel_statistics()
     card = ModelCard(
         architecture=architecture,
-        arguments=arguments,
         num_classes=images.num_classes,
         input_shape=images.input_shape,
         mean=mean,
@@ -220,8 +211,7 @@ def train_model_file(
         num_classes=images.num_classes,
         input_shape=images.input_shape,
         seed=seed,
-        arguments=arguments,
-    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ).to(memory_format=torch.channels_last)
     normalization = Normalization.from_statistics(mean, deviation, images.images.device)
     train(module, images, training, normalization, Augmentation(card.crop_padding, card.flip), seed)
     save_model(path, module, card)
