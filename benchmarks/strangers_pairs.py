@@ -161,9 +161,8 @@ def train(
     module.train()
     for _ in range(training.epochs):
         order = torch.randperm(len(images), generator=generator, device=device)
-        for indices in order.split(training.batch_size):
-            if len(indices) < training.batch_size:
-                continue
+        for start in range(0, len(images) - training.batch_size + 1, training.batch_size):
+            indices = order[start : start + training.batch_size]
             batch, labels = to_unit_range(images.images[indices]), images.labels[indices]
             if training.augment:
                 batch = crop_and_flip(batch, augmentation.draw(len(batch), generator))
