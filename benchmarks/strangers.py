@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.machine import print_table
 from benchmarks.strangers_data import Split
 from benchmarks.strangers_pairs import PAIRS, Pair, Training, train_model_file
 from gapssg.augment import Normalization
@@ -31,6 +33,9 @@ from gapssg.engine.inference import predict
 from gapssg.models.model_file import load_model
 from gapssg.runtime import Runtime
 from gapssg.settings.parts import RuntimeSettings
+
+CEILING = "real images"
+"""The method of the student that is trained on the images themselves."""
 
 COLUMNS = (
     "pair",
@@ -69,7 +74,9 @@ def main() -> None:
         for method in arguments.methods:
             for seed in range(arguments.seeds):
                 place.student(method, seed, arguments.set, arguments.label or method)
-    write_table(arguments.directory, arguments.output)
+    cells = read_cells(arguments.directory)
+    write_csv(cells, arguments.output)
+    print_summary(cells)
 
 
 class Place:
@@ -93,7 +100,7 @@ class Place:
     def ceiling(self) -> None:
         """Train the student on the real images, if that was not done."""
         training = Training("sgd", 0.1, self.pair.student_epochs)
-        self._trained("real images", self.folder / "ceiling.safetensors", self.pair.student, training, seed=2)
+        self._trained(CEILING, self.folder / "ceiling.safetensors", self.pair.student, training, seed=2)
 
     def _trained(self, method: str, path: Path, architecture: str, training: Training, seed: int) -> None:
         if not (self.folder / f"{method}-{seed}.json").exists():
@@ -166,20 +173,49 @@ def recalls_of(logits: Tensor, images: ImageSet) -> list[float]:
     return [right[images.labels == label].mean().item() for label in range(images.num_classes)]
 
 
-def write_table(directory: Path, output: Path) -> None:
-    """Write all cells as CSV, with the way from chance to the ceiling."""
+def read_cells(directory: Path) -> list[dict[str, Any]]:
+    """Return all cells, with the way from chance to the ceiling where the ceiling is known."""
     cells = [json.loads(path.read_text()) for path in sorted(directory.glob("*/*.json"))]
-    ceilings = {cell["pair"]: cell["balanced"] for cell in cells if cell["method"] == "real images"}
+    ceilings = {cell["pair"]: cell["balanced"] for cell in cells if cell["method"] == CEILING}
     for cell in cells:
         chance = 1 / cell["classes"]
         if cell["pair"] in ceilings:
             cell["way"] = (cell["balanced"] - chance) / (ceilings[cell["pair"]] - chance)
+    return cells
+
+
+def write_csv(cells: list[dict[str, Any]], output: Path) -> None:
+    """Write a row a cell."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         for cell in cells:
-            writer.writerow({k: round(v, 4) if isinstance(v, float) else v for k, v in cell.items()})
+            writer.writerow(
+                {key: round(value, 4) if isinstance(value, float) else value for key, value in cell.items()}
+            )
+
+
+def print_summary(cells: list[dict[str, Any]]) -> None:
+    """Print a row a pair and method: balanced accuracy and the way to the ceiling, as means over the seeds."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for cell in cells:
+        groups.setdefault((cell["pair"], cell["method"]), []).append(cell)
+    rows = []
+    for (pair, method), group in groups.items():
+        figures = {key: mean_of(group, key) for key in ("balanced", "lowest", "way", "agreement_printed", "agreement")}
+        shown = ["-" if value is None else f"{value:.1%}" for value in figures.values()]
+        failed = sum(bool(cell["failures"]) for cell in group)
+        minutes = statistics.mean(cell["seconds"] for cell in group) / 60
+        rows.append((pair, method, len(group), *shown, f"{failed} of {len(group)}", f"{minutes:.1f}"))
+    headings = ("pair", "method", "seeds", "balanced", "lowest class", "way", "printed", "agreement", "FAILED", "min")
+    print_table("students by pair and method", headings, rows)
+
+
+def mean_of(cells: list[dict[str, Any]], key: str) -> float | None:
+    """Return the mean of a figure over the cells that have it, or None."""
+    values = [cell[key] for cell in cells if cell.get(key) is not None]
+    return statistics.mean(values) if values else None
 
 
 if __name__ == "__main__":

@@ -83,12 +83,12 @@ PAIRS: dict[str, Pair] = {
     "letters-rgb32": Pair(
         letters(32, ALPHABET[:10], colour=True), "vgg11", Training("sgd", 0.05, 6, label_smoothing=0.1), "wrn16_1", 10
     ),
-    "animals-rgb32": Pair(
-        cifar(ANIMALS | VEHICLES, 32, 3, {"animal": 3000, "vehicle": 3000}),
+    "animals-rgb64": Pair(
+        cifar(ANIMALS | VEHICLES, 64, 3, {"animal": 3000, "vehicle": 3000}),
         "torchvision:mobilenet_v3_small",
         Training("adamw", 2e-3, 10),
         "wrn10_half",
-        10,
+        8,
     ),
     "cifar-rgb32": Pair(
         cifar(CIFAR10, 32, 3, dict.fromkeys(CIFAR10, 1000)),
@@ -104,8 +104,8 @@ PAIRS: dict[str, Pair] = {
         "wrn16_half",
         10,
     ),
-    "skewed-grey32": Pair(
-        cifar(single("bird", "ship", "horse"), 32, 1, {"bird": 1000, "ship": 1000, "horse": 3000}),
+    "skewed-grey64": Pair(
+        cifar(single("bird", "ship", "horse"), 64, 1, {"bird": 1000, "ship": 1000, "horse": 3000}),
         "timm:regnetx_002",
         Training("adamw", 2e-3, 10, augment=False),
         "wrn10_half",
@@ -118,7 +118,7 @@ PAIRS: dict[str, Pair] = {
         "wrn10_half",
         8,
     ),
-    "digits-rgb32": Pair(digits(32, 3), "torchvision:efficientnet_b0", Training("adamw", 3e-3, 20), "wrn16_1", 15),
+    "digits-rgb64": Pair(digits(64, 3), "torchvision:efficientnet_b0", Training("adamw", 2e-3, 16), "wrn16_half", 15),
     "letters-grey64": Pair(
         letters(64, ALPHABET, train_per_class=200),
         "torchvision:mobilenet_v3_small",
