@@ -163,7 +163,7 @@ def train(
     module.train()
     for _ in range(training.epochs):
         order = torch.randperm(len(images), generator=generator, device=device)
-        for indices in order.split(training.batch_size):
+        for indices in torch.split(order, training.batch_size):
             if len(indices) < training.batch_size:
                 continue
             batch, labels = to_unit_range(images.images[indices]), images.labels[indices]
@@ -221,7 +221,7 @@ def train_model_file(
         input_shape=images.input_shape,
         seed=seed,
         arguments=arguments,
-    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ).to(memory_format=torch.channels_last)
     normalization = Normalization.from_statistics(mean, deviation, images.images.device)
     train(module, images, training, normalization, Augmentation(card.crop_padding, card.flip), seed)
     save_model(path, module, card)
