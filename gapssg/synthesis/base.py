@@ -157,6 +157,8 @@ class SynthesisSettings(Settings):
     """Whether its images are kept in a pool; without one the student learns from fresh samples of a generator."""
     published: ClassVar[Mapping[str, float]] = {}
     """The published settings of the run around it, by dotted key; empty where they are not known."""
+    is_own: ClassVar[bool] = False
+    """Whether it is this project's own, so that nothing is published and the defaults of `distill` hold."""
     published_for_teacher: ClassVar[Mapping[str, Mapping[str, float]]] = {}
     """By the teacher's architecture, the published settings that differ for it from the defaults, by dotted key."""
     departs: ClassVar[tuple[str, ...]] = ()
