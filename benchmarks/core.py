@@ -48,7 +48,12 @@ def make_core(size: Size, device: torch.device, compiled: bool = False, precisio
                 "student": {"name": size.student},
                 "batch_size": size.batch,
                 # More steps than anybody calls: a synthesis that never ends.
-                "method": {"synthesis_batch_size": size.synthesis_batch, "generator_steps": 100_000, "passes": 1000},
+                "method": {
+                    "name": "gapssg",
+                    "synthesis_batch_size": size.synthesis_batch,
+                    "generator_steps": 100_000,
+                    "passes": 1000,
+                },
                 "runtime": {"device": str(device), "compile": compiled, "precision": precision},
             }
         )

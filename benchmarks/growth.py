@@ -260,7 +260,7 @@ def _settings(folder: Path, size: Size, device: str, epochs: int, **method: int)
             "student": {"name": size.student},
             "epochs": epochs,
             "batch_size": size.batch,
-            "method": {"synthesis_batch_size": size.synthesis_batch, **method},
+            "method": {"name": "gapssg", "synthesis_batch_size": size.synthesis_batch, **method},
             "runtime": {"device": device, "compile": False},
         }
     )

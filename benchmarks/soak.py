@@ -37,7 +37,7 @@ from gapssg.runtime import computes_bf16_natively
 from gapssg.synthesis import method_classes
 
 DISTILL = ["--epochs", "3", "--set", "batch_size=16", "--set", "method.synthesis_batch_size=32", "--device", "cpu"]
-GAPSSG = [*DISTILL, "--set", "method.generator_steps=5"]
+GAPSSG = [*DISTILL, "--method", "gapssg", "--set", "method.generator_steps=5"]
 SMALL = {
     "generator_steps": 5,
     "generator_width": 8,
@@ -239,7 +239,7 @@ def long_run(folder: Path, epochs: int, every: int) -> list[Look]:
                 "student": {"name": "tiny"},
                 "epochs": epochs,
                 "batch_size": 64,
-                "method": {**TINY_METHOD, "latent_size": 4, "passes": 1},
+                "method": {**TINY_METHOD, "name": "gapssg", "latent_size": 4, "passes": 1},
                 "runtime": {"device": "cpu", "precision": "fp32", "compile": False},
             }
         )

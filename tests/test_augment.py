@@ -4,7 +4,16 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as TF
 
-from gapssg.augment import Augmentation, Normalization, Shifts, check_crop_padding, crop_and_flip
+from gapssg.augment import (
+    Augmentation,
+    Mixture,
+    Normalization,
+    Shifts,
+    check_crop_padding,
+    crop_and_flip,
+    draw_mixture,
+    mix,
+)
 from gapssg.errors import InputError
 
 
@@ -85,6 +94,41 @@ def test_a_crop_beyond_the_image_is_zero():
     images = torch.ones(1, 1, 4, 4)
     shifts = Shifts(torch.tensor([4]), torch.tensor([0]), torch.tensor([False]))
     assert crop_and_flip(images, shifts).sum() == 0
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 0.5, 1.0])
+def test_a_share_of_the_samples_is_blended_with_a_partner_in_uniform_shares(probability):
+    partners, shares = draw_mixture(10_000, probability, torch.Generator().manual_seed(0))
+    assert torch.equal(partners.sort().values, torch.arange(10_000))  # each is the partner of one
+    assert (partners != torch.arange(10_000)).float().mean() > 0.99
+    assert shares.shape == (10_000, 1, 1, 1)
+    assert shares.dtype == torch.float32
+    assert 0 <= shares.min() <= shares.max() < 1
+    blended = shares[shares > 0]
+    # Five standard deviations of a coin, and of a mean of uniform numbers.
+    assert abs(len(blended) / 10_000 - probability) <= 5 * (probability * (1 - probability) / 10_000) ** 0.5 + 1e-4
+    if probability > 0:
+        assert abs(blended.mean().item() - 0.5) < 5 / (12 * len(blended)) ** 0.5
+        assert abs(blended.var().item() - 1 / 12) < 5 * (1 / 180 / len(blended)) ** 0.5
+
+
+def test_equal_seeds_draw_equal_mixtures():
+    first, again, other = (draw_mixture(32, 0.5, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(first, again, strict=True))
+    assert not torch.equal(first.partners, other.partners)
+
+
+def test_a_blend_is_the_plain_formula():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(16, 3, 5, 7, generator=generator, dtype=torch.float64)
+    partners, shares = draw_mixture(16, 0.7, generator)
+    found = mix(images, Mixture(partners, shares.double()))
+    for index, (partner, share) in enumerate(zip(partners.tolist(), shares.flatten().tolist(), strict=True)):
+        expected = (1 - share) * images[index] + share * images[partner]
+        torch.testing.assert_close(found[index], expected, rtol=0, atol=1e-15)
+    unblended = shares.flatten() == 0
+    assert unblended.any()
+    assert torch.equal(found[unblended], images[unblended])
 
 
 def test_normalization_subtracts_the_mean_and_divides_by_the_deviation():

@@ -268,6 +268,8 @@ def epoch_line(event: Mapping[str, Any], narrow: bool = False) -> str:
 _SHORT_TERMS = {
     "synthesis_loss": "loss",
     "batch_norm_statistics_loss": "bn",
+    "relative_statistics_loss": "rel",
+    "target_loss": "ce",
     "disagreement_loss": "ds",
     "agreement_loss": "as",
     "regulatory_factor": "a",

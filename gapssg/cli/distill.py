@@ -24,7 +24,7 @@ def distill(
     output: options.Output = None,
     method: Annotated[
         str | None,
-        typer.Option("--method", help="Data-free method; `gapssg methods` lists them (default gapssg)."),
+        typer.Option("--method", help="Data-free method; `gapssg methods` lists them (default gapssg-fast)."),
     ] = None,
     eval_data: Annotated[
         str | None,

@@ -59,6 +59,7 @@ def list_methods(context: typer.Context, json: options.Json = False) -> None:
             "needs": list(method.needs()),
             "needs_batch_norm": method.needs_batch_norm,
             "samples_from": "pool" if method.has_pool else "generator",
+            "is_own": method.is_own,
             "published": dict(method.published),
             "published_for_teacher": {name: dict(values) for name, values in method.published_for_teacher.items()},
             "departs": list(method.departs),
@@ -73,13 +74,13 @@ def list_methods(context: typer.Context, json: options.Json = False) -> None:
         [
             [
                 *(m["name"], m["summary"], m["paper"], " and ".join(m["needs"]) or "nothing", m["samples_from"]),
-                _published_run(m["published"]),
+                "its own defaults" if m["is_own"] else _published_run(m["published"]),
             ]
             for m in methods
         ],
     )
     for m in methods:
-        if m["departs"]:
+        if m["departs"] and not m["is_own"]:
             console.note(f"{m['name']} is not all as published: {'; '.join(m['departs'])}")
     console.note("every setting of the methods themselves, and what is published by teacher: `--json`")
     console.result({"command": "methods", "methods": methods})

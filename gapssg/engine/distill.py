@@ -166,7 +166,8 @@ def estimate_distillation(settings: DistillSettings, display: Display | None = N
     evaluator = _Evaluator(settings, runtime, teacher, display or SilentDisplay())
     with runtime.configured(), runtime.seeded_globals("estimate"):
         parts = {**distillation.time_steps(), EVALUATION: evaluator.time_evaluations(distillation)}
-    return Estimate("distill", parts, peak_memory(runtime) + distillation.unused_memory, runtime)
+    memory = peak_memory(runtime) + distillation.unused_memory
+    return Estimate("distill", parts, memory, runtime, distillation.flops)
 
 
 def _record_start(run: RunDirectory, distillation: Distillation) -> None:
@@ -306,6 +307,7 @@ def _result(
         "epochs": settings.epochs,
         "images_synthesized": distillation.images_synthesized,
         "distillation_steps": distillation.step_count,
+        "flops": distillation.flops,
         "augmentation": distillation.augmentation.to_dict() if distillation.synthesizer.augments else None,
         "timing": {"total": total_seconds, **seconds},
         **run_facts(runtime, settings),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice, repeat
@@ -95,6 +95,7 @@ class Distillation:
         teacher_counts: How often the teacher has answered each class, (K,) int64 on the CPU: over the pool, or over the
             newest images of each epoch where there is no pool.
         target_counts: How often each class was the target of these images.
+        flops: Floating-point operations in teacher and student of the whole run, as `Work.flops` counts them.
         time_left: Measures the steps; whoever evaluates the student plans and measures that there, too.
     """
 
@@ -116,7 +117,8 @@ class Distillation:
         card = teacher.card
         augmentation = _augmentation(settings, card)
         student = _make_student(settings, runtime, teacher)
-        runtime = _decide_compilation(settings, runtime, teacher, student, compiled)
+        macs = [profile_model(module, card.input_shape).macs for module in (teacher.module, student)]
+        runtime = _decide_compilation(settings, runtime, macs, compiled)
         self.settings = settings
         self.runtime = runtime
         self.teacher_file = teacher
@@ -135,6 +137,8 @@ class Distillation:
         self.augmentation = context.augmentation
         self.student = runtime.place(student)
         self.synthesizer, self.origin = _make_synthesizer(settings, context, teacher)
+        given = len(self.synthesizer.pool) if settings.pool and self.synthesizer.pool else None
+        self.flops = settings.method.work(settings.epochs, settings.batch_size, given).flops(*macs)
         self.card = card.model_copy(
             update={
                 "architecture": settings.student.name,
@@ -559,20 +563,14 @@ def _augmentation(settings: DistillSettings, card: ModelCard) -> Augmentation:
 
 
 def _decide_compilation(
-    settings: DistillSettings, runtime: Runtime, teacher: LoadedModel, student: nn.Module, compiled: bool | None
+    settings: DistillSettings, runtime: Runtime, macs: Sequence[int], compiled: bool | None
 ) -> Runtime:
     if settings.runtime.compile != "auto":
         return runtime
     if compiled is not None:
         return replace(runtime, compiled=compiled)
-    teacher_macs, student_macs = (
-        profile_model(module, teacher.card.input_shape).macs for module in (teacher.module, student)
-    )
     work = settings.method.work(settings.epochs, settings.batch_size, _pool_size(settings))
-    # Forward and backward to the images costs two forwards, to the weights as well three; a multiply-add is two.
-    synthesis = 2 * 2 * (teacher_macs + student_macs) * work.synthesis
-    distillation = 2 * (teacher_macs + 3 * student_macs) * work.distillation
-    runtime, sentence = runtime.compile_if_worth_it(synthesis + distillation)
+    runtime, sentence = runtime.compile_if_worth_it(work.flops(*macs))
     runtime.note(sentence)
     return runtime
 

@@ -47,12 +47,14 @@ class Estimate:
         parts: Its steps by kind.
         memory: Bytes at the peak: of the GPU, or on a processor of the process.
         runtime: Where and how is computed.
+        flops: Floating-point operations in teacher and student; None where they are not counted.
     """
 
     command: str
     parts: dict[str, Part]
     memory: int
     runtime: Runtime
+    flops: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -70,6 +72,7 @@ class Estimate:
                 "seconds_per_step": {kind: part.seconds_per_step for kind, part in self.parts.items()},
             },
             "memory_bytes": self.memory,
+            **({} if self.flops is None else {"flops": self.flops}),
             "device": str(self.runtime.device),
             "precision": self.runtime.precision,
             "compiled": self.runtime.compiled,

@@ -51,6 +51,8 @@ _PUBLISHED_OPTIMIZER: Mapping[str, float | str] = {
 def published_settings(method: object, teacher: str | None) -> dict[str, float | str]:
     """Return a method's published settings of the run around it, and of its own those that depend on the teacher.
 
+    A method of which they are not known takes those of GapSSG; one of this project's own takes none.
+
     Args:
         method: The method's name; of another one nothing is published.
         teacher: The teacher's architecture; None if it is not known.
@@ -59,13 +61,22 @@ def published_settings(method: object, teacher: str | None) -> dict[str, float |
         Values by the dotted keys of the settings of `distill`.
     """
     for settings in method_classes():
-        if settings.model_fields["name"].default == method and settings.published:
+        if settings.model_fields["name"].default == method and not settings.is_own:
             return {
                 **_PUBLISHED_OPTIMIZER,
-                **settings.published,
+                **(settings.published or GapSSGSettings.published),
                 **settings.published_for_teacher.get(teacher or "", {}),
             }
     return {}
+
+
+def is_run_as_published(method: str) -> bool:
+    """Tell whether the published settings of the run around a method are its own, or it is this project's own."""
+    return any(
+        settings.is_own or settings.published
+        for settings in method_classes()
+        if settings.model_fields["name"].default == method
+    )
 
 
 def departures_of(method: str, teacher: str) -> tuple[str, ...]:
@@ -94,6 +105,7 @@ __all__ = [
     "Synthesizer",
     "ZSKTSettings",
     "departures_of",
+    "is_run_as_published",
     "method_classes",
     "published_settings",
 ]

@@ -45,6 +45,16 @@ class Work(NamedTuple):
     synthesis: int
     distillation: int
 
+    def flops(self, teacher_macs: int, student_macs: int) -> int:
+        """Return the floating-point operations in teacher and student, of multiply-adds of an image in each.
+
+        A multiply-add is two operations. Forward and backward to the images costs two forwards, to the weights as well
+        three: `4 (t + s)` an image of synthesis and `2 (t + 3 s)` an image of distillation. What the generator and
+        evaluations cost is left out.
+        """
+        synthesis = 2 * 2 * (teacher_macs + student_macs) * self.synthesis
+        return synthesis + 2 * (teacher_macs + 3 * student_macs) * self.distillation
+
 
 class Responses(NamedTuple):
     """What teacher and student make of a batch of images; the losses of methods are functions of it.
@@ -157,6 +167,8 @@ class SynthesisSettings(Settings):
     """Whether its images are kept in a pool; without one the student learns from fresh samples of a generator."""
     published: ClassVar[Mapping[str, float]] = {}
     """The published settings of the run around it, by dotted key; empty where they are not known."""
+    is_own: ClassVar[bool] = False
+    """Whether it is this project's own, so that nothing is published and the defaults of `distill` hold."""
     published_for_teacher: ClassVar[Mapping[str, Mapping[str, float]]] = {}
     """By the teacher's architecture, the published settings that differ for it from the defaults, by dotted key."""
     departs: ClassVar[tuple[str, ...]] = ()

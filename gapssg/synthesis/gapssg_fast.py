@@ -24,6 +24,8 @@ class GapSSGFastSettings(InversionSettings):
 
     summary: ClassVar[str] = "GapSSG with relative statistics, a kept generator and few steps: for any teacher"
     paper: ClassVar[str] = "this project, after Wang et al., T-PAMI 2024"
+    is_own: ClassVar[bool] = True
+    departs: ClassVar[tuple[str, ...]] = ("it is this project's own, which nobody has published",)
     needs_batch_norm: ClassVar[bool] = True
     balances_targets: ClassVar[bool] = True
     keeps_generator: ClassVar[bool] = True
@@ -66,8 +68,8 @@ class GapSSGFastSettings(InversionSettings):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the generator's loss `L_rel + CE(z_t, y) + L_ds + 0.2 L_as` and its terms.
 
-        There is no regulatory factor: it vanishes where teacher and student agree, also on a wrong class, and then
-        nothing brings the images back to their targets.
+        There is no factor `1 - a`: it vanishes where teacher and student agree, also on a wrong
+        class, and then nothing would bring the images back to their targets.
         """
         import torch.nn.functional as F
 

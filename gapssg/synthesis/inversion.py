@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator as Steps
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -187,12 +188,16 @@ class GeneratorInversion(Inversion):
             {"params": [*self.generator.parameters()], "lr": rate},
             {"params": [self.latent], "lr": latent_learning_rate or rate},
         ]
+        # As the last synthesis left the generator: one that diverges begins again from there.
+        self._kept = copy.deepcopy(self.generator.state_dict()) if settings.keeps_generator else {}
         super().__init__(settings, context, [*groups, *more_groups])
 
     def _begin(self, epoch: int) -> None:
         super()._begin(epoch)
         runtime = self.context.runtime
-        if epoch == 0 or not self.settings.keeps_generator:
+        if epoch > 0 and self.settings.keeps_generator:
+            put_back(self._kept, self.generator.state_dict())
+        else:
             self.generator.reset_parameters(runtime.random_stream("generator", epoch))
         with torch.no_grad():
             self.latent.normal_(generator=runtime.random_stream("latent", epoch))
@@ -200,14 +205,16 @@ class GeneratorInversion(Inversion):
     def _observing(self) -> AbstractContextManager[Any]:
         return observed_statistics(self.context.teacher, self._distances, self.settings.relative_statistics)
 
+    def _finish(self, epoch: int) -> None:
+        if self.settings.keeps_generator:
+            put_back(self.generator.state_dict(), self._kept)
+
     def _lasting(self) -> dict[str, Tensor]:
-        return self._generator_state() if self.settings.keeps_generator else {}
+        return {f"kept.{name}": tensor for name, tensor in self._kept.items()}
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {"latent": self.latent.detach(), **self._generator_state(), **super()._tensors()}
-
-    def _generator_state(self) -> dict[str, Tensor]:
-        return {f"generator.{name}": tensor for name, tensor in self.generator.state_dict().items()}
+        tensors = {f"generator.{name}": tensor for name, tensor in self.generator.state_dict().items()}
+        return {"latent": self.latent.detach(), **tensors, **super()._tensors()}
 
     def _loss(self, *draws: Tensor) -> dict[str, Tensor]:
         context = self.context

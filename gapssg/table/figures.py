@@ -329,7 +329,8 @@ def _look(method: str, methods: Iterable[str]) -> dict[str, Any]:
     if method == _OWN_METHOD:
         return {"color": own, "marker": "o", "linewidth": 1.5, "zorder": 3}
     known = [method_class.model_fields["name"].default for method_class in method_classes()]
-    number = [*known, *(name for name in methods if name not in known)].index(method)
+    names = [*known, *(name for name in methods if name not in known)]
+    number = [name for name in names if name != _OWN_METHOD].index(method)
     return {
         "color": colours[number % len(colours)],
         "linestyle": DASHES[number % len(DASHES)],

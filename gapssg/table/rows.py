@@ -19,7 +19,7 @@ from gapssg.engine.settings import DistillSettings, PretrainSettings
 from gapssg.errors import InputError
 from gapssg.files import canonical_json
 from gapssg.settings.load import AnySettings, flatten, load_settings, recipe_names, recipe_text
-from gapssg.synthesis import departures_of, method_classes, published_settings
+from gapssg.synthesis import departures_of, is_run_as_published, method_classes, published_settings
 
 if TYPE_CHECKING:
     from gapssg.table.settings import TableSettings
@@ -241,7 +241,7 @@ def distill_departures(row: Row, column: Column, method: str, settings: TableSet
         found.append(f"with {', '.join(settings.changes)}")
     if column.changes:
         found.append(f"{column.name} is with {', '.join(column.changes)}")
-    if settings.budget == "full" and not published_settings(method, row.teacher):
+    if settings.budget == "full" and not is_run_as_published(method):
         found.append(f"published epochs, batch size and learning rate of {method} not known: those of gapssg")
     return found
 

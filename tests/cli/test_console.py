@@ -57,6 +57,13 @@ def test_a_narrow_line_fits_80_columns():
     assert len(agreement) <= 80
 
 
+def test_the_terms_of_the_default_method_have_short_names():
+    terms = {"synthesis_loss": 3.25, "relative_statistics_loss": 1.5, "target_loss": 0.25}
+    terms |= {"disagreement_loss": 1.0, "agreement_loss": 2.5}
+    line = epoch_line({**EPOCH, "synthesis": terms})
+    assert "  synthesis loss 3.25 rel 1.5 ce 0.25 ds 1 as 2.5  " in line
+
+
 def test_what_was_not_measured_is_left_out():
     line = epoch_line({**EPOCH, "top1": None, "agreement_before": None, "synthesis": {}})
     assert "top-1" not in line

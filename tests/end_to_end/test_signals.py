@@ -65,6 +65,7 @@ def test_a_process_writes_a_checkpoint_in_the_middle_of_an_epoch_stops_and_goes_
     command = [sys.executable, "-m", "gapssg", "distill"]
     options = ["--teacher", str(teacher_file), "--student", "wrn16_1", "--epochs", "1", "--checkpoint-every", "9"]
     options += ["--set", "method.generator_steps=30", "--set", "method.synthesis_batch_size=16"]
+    options += ["--set", "method.distillation_steps=4"]
     options += ["--set", "batch_size=8", "--device", "cpu"]
     subprocess.run([*command, *options, "--output", str(tmp_path / "whole")], check=True, capture_output=True)
     run = tmp_path / "run"

@@ -25,7 +25,14 @@ TINY = {
     "epochs": 2,
     "batch_size": 8,
     "student": {"name": "wrn16_1"},
-    "method": {"synthesis_batch_size": 16, "generator_steps": 3, "generator_width": 8, "latent_size": 16},
+    "method": {
+        "name": "gapssg",
+        "synthesis_batch_size": 16,
+        "generator_steps": 3,
+        "generator_width": 8,
+        "latent_size": 16,
+    },
+    "optimizer": {"learning_rate": 0.2, "weight_decay": 1e-4, "nesterov": False, "schedule": "cosine"},
     "runtime": {"device": "cpu", "precision": "fp32"},
 }
 DIGITS = {"eval_data": {"name": "digits"}}
@@ -86,6 +93,21 @@ def test_result_without_evaluation_data_has_agreement_and_no_accuracy(finished: 
         "seed",
     }
     assert result["timing"].keys() == {"total", "synthesis", "distillation", "evaluation"}
+
+
+def test_the_operations_of_a_run_are_those_of_the_formula(finished: Path, teacher_file: Path, tmp_path: Path):
+    result = json.loads((finished / "result.json").read_text())
+    teacher, student = result["teacher"]["macs"], result["student"]["macs"]
+    # Three steps of each of two syntheses and twelve of distillation; a multiply-add is two operations.
+    synthesis = 2 * 3 * 16 * 2 * (2 * teacher + 2 * student)
+    assert result["flops"] == synthesis + 12 * 8 * 2 * (teacher + 3 * student)
+    assert isinstance(result["flops"], int)
+    from_pool = distill(settings(teacher_file, pool=finished, runtime={"compile": False}), tmp_path / "from-pool")
+    assert from_pool["flops"] == 2 * 8 * 8 * 2 * (teacher + 3 * student)
+    # Of the pool that is there, whatever the settings say of the images of a synthesis.
+    method = {"name": "noise", "synthesis_batch_size": 999}
+    again = distill(settings(teacher_file, pool=finished, method=method), tmp_path / "again")
+    assert again["flops"] == from_pool["flops"]
 
 
 def test_each_epochs_event_tracks_gap_factor_losses_and_health(finished: Path):

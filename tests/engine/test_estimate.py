@@ -17,6 +17,7 @@ from tests.program import gapssg, refusal
 
 SHORT = ("--student", "wrn16_1", "--epochs", 3, "--batch-size", 8, "--device", "cpu")
 SYNTHESIS = ("--set", "method.synthesis_batch_size=16", "--set", "method.generator_steps=4")
+SYNTHESIS += ("--set", "method.distillation_steps=8")
 
 
 def files_in(folder: Path) -> dict[Path, bytes]:
@@ -40,7 +41,7 @@ def test_one_step_warms_up_and_no_more_are_made_than_the_run_has(runtime: Runtim
         assert part == Part(steps, 2.0, 8.0)
 
 
-@pytest.mark.parametrize("method", ["gapssg", "fast", "cmi", "deepinversion", "zskt", "noise"])
+@pytest.mark.parametrize("method", ["gapssg-fast", "gapssg", "fast", "cmi", "deepinversion", "zskt", "noise"])
 def test_the_steps_of_every_kind_of_method_are_those_of_its_run(teacher_file: Path, tmp_path: Path, method: str):
     small = {"name": method, "synthesis_batch_size": 16}
     if method == "deepinversion":
@@ -50,7 +51,7 @@ def test_the_steps_of_every_kind_of_method_are_those_of_its_run(teacher_file: Pa
     if method == "zskt":
         small["rounds"] = 2
     values = {**TINY, "teacher": teacher_file, "epochs": 3, "method": small, "eval_data": {"name": "digits"}}
-    if method in ("fast", "cmi"):
+    if method in ("gapssg-fast", "fast", "cmi"):
         small["distillation_steps"] = 0  # grows with the pool, and there is none in the first epochs
     settings = DistillSettings.model_validate({**values, "evaluate_every": 2})
     before = files_in(tmp_path)
@@ -62,6 +63,7 @@ def test_the_steps_of_every_kind_of_method_are_those_of_its_run(teacher_file: Pa
     assert all(part.seconds > 0 for part in estimate.parts.values())
     assert estimate.seconds == sum(part.seconds for part in estimate.parts.values())
     assert estimate.memory > 2**20
+    assert estimate.flops == result["flops"]
 
 
 def test_the_pool_of_an_earlier_run_needs_no_synthesis(teacher_file: Path, tmp_path: Path):
@@ -102,6 +104,7 @@ def test_json_is_one_object(teacher_file: Path, image_folder: Path):
     assert found["steps"] == {"synthesis": 12, "distillation": 24, "evaluation": 0}
     assert found["timing"]["total"] > 0
     assert found["memory_bytes"] > 0
+    assert found["flops"] > 0
     both = json.loads(gapssg(*run, "--dry-run").stdout)
     assert both["settings"]["epochs"] == 3
     assert both["estimate"]["steps"] == found["steps"]

@@ -27,7 +27,8 @@ from gapssg.models import create_model
 from gapssg.models.model_file import load_model, save_model
 from gapssg.models.profile import batch_norm_layers
 from gapssg.runtime import Runtime
-from gapssg.synthesis import CMISettings, method_classes
+from gapssg.synthesis import CMISettings, GapSSGFastSettings, method_classes
+from gapssg.synthesis.base import Work
 from tests.conftest import make_card
 from tests.engine.test_no_waiting import NoWaiting
 from tests.engine.test_resume import AskingDisplay
@@ -36,6 +37,7 @@ CPU = Runtime(torch.device("cpu"), "fp32", False, 0)
 GENERATOR = {"generator_width": 4, "latent_size": 8, "synthesis_batch_size": 8}
 ALONG = {**GENERATOR, "rounds": 2, "generator_steps": 2, "distillation_steps": 2}
 METHODS: dict[str, dict[str, Any]] = {
+    "gapssg-fast": {**GENERATOR, "generator_steps": 2, "distillation_steps": 3},
     "gapssg": {**GENERATOR, "generator_steps": 2},
     "fast": {**GENERATOR, "generator_steps": 2, "distillation_steps": 3, "warm_up": 0.3, "restart": 0.7},
     "cmi": {**GENERATOR, "generator_steps": 2, "distillation_steps": 3, "bank_size": 20, "negatives": 12},
@@ -94,7 +96,8 @@ def test_every_method_is_tested_here():
 @every_method
 def test_a_run_stopped_between_any_two_steps_is_the_run_that_was_not(teacher: Path, tmp_path: Path, name):
     # Without a pool a checkpoint suffices, whatever is kept.
-    settings = make_settings(teacher, name, keep_pool=name in ("gapssg", "fast", "cmi", "deepinversion", "noise"))
+    pooled = ("gapssg-fast", "gapssg", "fast", "cmi", "deepinversion", "noise")
+    settings = make_settings(teacher, name, keep_pool=name in pooled)
     result = distill(settings, tmp_path / "whole")
     assert result["distillation_steps"] > 0
     for event in events(tmp_path / "whole"):
@@ -223,7 +226,7 @@ def test_features_need_a_linear_layer(teacher: Path):
 
 
 def test_the_state_of_a_generator_must_fit(teacher: Path):
-    for name in ("dafl", "cmi", "fast"):
+    for name in ("dafl", "cmi", "fast", "gapssg-fast"):
         synthesizer = make_distillation(teacher, name).synthesizer
         state = synthesizer.state_dict()
         with pytest.raises(InputError, match="does not fit"):
@@ -233,7 +236,8 @@ def test_the_state_of_a_generator_must_fit(teacher: Path):
 
 
 def test_fast_only_synthesises_in_the_warm_up_and_the_schedule_waits_for_it(teacher: Path, tmp_path: Path):
-    distill(make_settings(teacher, "fast"), tmp_path / "run")
+    optimizer = {"learning_rate": 0.2, "schedule": "cosine"}
+    distill(make_settings(teacher, "fast", optimizer=optimizer), tmp_path / "run")
     epochs = [event for event in events(tmp_path / "run") if event["event"] == "epoch"]
     assert [event["distillation_loss"] is None for event in epochs] == [True, False, False]
     # A cosine over the two epochs that learn.
@@ -382,6 +386,16 @@ def test_the_work_of_a_run_is_what_it_does(teacher: Path, tmp_path: Path, name):
         assert work.synthesis == sum(plan.rounds * plan.synthesis_steps * 8 for plan in plans)
 
 
+def test_the_operations_of_a_run_are_counted_by_hand():
+    # Of images through a teacher of 5 and a student of 3 multiply-adds, 7 forward and backward through both, and 11
+    # forward through the teacher and forward and backward through the student: 7 * 4 * (5 + 3) + 11 * 2 * (5 + 3 * 3).
+    assert Work(synthesis=7, distillation=11).flops(5, 3) == 224 + 308
+    assert Work(0, 11).flops(5, 3) == 308
+    # 128 images in 12 steps of 32 epochs, and 64 images in 60 steps.
+    assert GapSSGFastSettings().work(32, 64) == Work(128 * 12 * 32, 64 * 60 * 32)
+    assert GapSSGFastSettings().work(32, 64).flops(1, 1) == 8 * 49_152 + 8 * 122_880
+
+
 def test_methods_are_listed_with_what_they_need():
     listed = json.loads(CliRunner().invoke(app, ["methods", "--json"]).stdout)["methods"]
     assert [method["name"] for method in listed if not method["needs_batch_norm"]] == ["dafl", "zskt", "dfad", "noise"]
@@ -393,8 +407,9 @@ def test_methods_are_listed_with_what_they_need():
     assert fast["published_for_teacher"]["resnet34"] == {"method.adversarial_weight": 1.33, "method.target_weight": 0.5}
     needs = {method["name"]: method["needs"] for method in listed}
     assert (needs["dafl"], needs["mad"], needs["zskt"]) == (["a last linear layer"], ["batch-norm layers"], [])
-    assert all(method["paper"].endswith(str(method["year"])) for method in listed if method["name"] != "noise")
-    assert [method["name"] for method in listed if method["year"] is None] == ["noise"]
+    unpublished = [method["name"] for method in listed if method["year"] is None]
+    assert unpublished == ["gapssg-fast", "noise"]
+    assert all(method["paper"].endswith(str(method["year"])) for method in listed if method["name"] not in unpublished)
     assert [method["name"] for method in listed if method["departs_for_teacher"]] == ["cmi"]
     shown = CliRunner().invoke(app, ["methods"]).stdout
     assert "a last linear layer" in shown
@@ -412,6 +427,7 @@ def test_every_name_in_a_formula_of_the_guide_is_a_term_or_a_setting(teacher: Pa
     symbols = dict(re.findall(r"`([^`]+)`\s+is\s+`(\w+)`", formulas))
     assert symbols == {
         "L_bn": "batch_norm_statistics_loss",
+        "L_rel": "relative_statistics_loss",
         "a": "regulatory_factor",
         "KL_T": "divergence",
         "CE(z_t, y)": "target_loss",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -59,9 +60,9 @@ def gradients_of(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def make_distillation(teacher: Path, student: str, runtime: Runtime) -> Distillation:
+def make_distillation(teacher: Path, student: str, runtime: Runtime, **changes: object) -> Distillation:
     values = {"teacher": teacher, "student": {"name": student}, "batch_size": 32}
-    method = {"synthesis_batch_size": 8, "generator_width": 4}
+    method = {"name": "gapssg", "synthesis_batch_size": 8, "generator_width": 4, **changes}
     settings = DistillSettings.model_validate({**values, "method": method, "runtime": {"compile": runtime.compiled}})
     return Distillation(settings, runtime, load_model(teacher))
 
@@ -101,6 +102,51 @@ def test_a_distillation_step_is_the_formula_in_float64(teacher_file: Path):
     (TEMPERATURE**2 * divergence).backward()
     assert loss == pytest.approx(TEMPERATURE**2 * divergence.item(), abs=OF_A_DIVERGENCE)
     assert distance(gradients, gradients_of(student)) < OF_FLOAT32
+
+
+def test_a_distillation_step_on_blended_images_is_the_formula_in_float64(teacher_file: Path):
+    distillation = make_distillation(teacher_file, "wrn16_1", PLAIN, mixup=0.5)
+    student = copy.deepcopy(distillation.student).double().train()
+    draw = torch.Generator().manual_seed(0)
+    images = torch.rand(32, *distillation.card.input_shape, generator=draw)
+    *shifts, partners, shares = distillation._draw_views(32, draw)
+    distillation.student.train()
+    loss = distillation.trainee.step(images, *shifts, partners, shares)["loss"].item()
+    crops, mixture = crop_and_flip(images, Shifts(*shifts)).double(), shares.double()
+    assert 0 < mixture.count_nonzero() < 32
+    blended = (1 - mixture) * crops + mixture * crops[partners]
+    views = (blended - distillation.card.mean[0]) / distillation.card.deviation[0]
+    teacher_probabilities = F.softmax(copy.deepcopy(distillation.teacher).double()(views) / TEMPERATURE, dim=1)
+    student_probabilities = F.softmax(student(views) / TEMPERATURE, dim=1)
+    divergence = (teacher_probabilities * (teacher_probabilities / student_probabilities).log()).sum(1).mean()
+    (TEMPERATURE**2 * divergence).backward()
+    assert loss == pytest.approx(TEMPERATURE**2 * divergence.item(), abs=OF_A_DIVERGENCE)
+    assert distance(gradients_of(distillation.student), gradients_of(student)) < OF_FLOAT32
+
+
+def test_without_mixup_nothing_is_drawn_but_crops_and_flips(teacher_file: Path):
+    distillation = make_distillation(teacher_file, "wrn16_1", PLAIN, mixup=0.0)
+    ours, theirs = (torch.Generator().manual_seed(0) for _ in range(2))
+    for _ in range(2):
+        found = distillation._draw_views(32, ours)
+        expected = distillation.augmentation.draw(32, theirs)
+        assert len(found) == len(expected) == 3
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert torch.equal(ours.get_state(), theirs.get_state())
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.5])
+def test_batches_from_a_later_step_on_are_those_of_the_whole_epoch(teacher_file: Path, mixup: float):
+    distillation = make_distillation(teacher_file, "wrn16_1", PLAIN, mixup=mixup, passes=40)
+    pool = distillation.synthesizer.pool
+    assert pool is not None
+    pixels = torch.randint(0, 256, (64, 1, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pool.append(pixels, torch.zeros(64, dtype=torch.int64))
+    whole = list(islice(distillation.batches(0, 0, 0), 5))
+    assert len(whole[0]) == (6 if mixup else 4)
+    for start in range(1, 5):
+        for found, expected in zip(distillation.batches(0, 0, start), whole[start:], strict=False):
+            assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
 def test_a_distillation_step_in_bf16_is_the_plain_one(teacher_file: Path):

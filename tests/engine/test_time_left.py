@@ -203,11 +203,11 @@ def epochs_of(run: Path) -> list[dict[str, Any]]:
     return [event for event in events if event["event"] == "epoch"]
 
 
-@pytest.mark.parametrize("method", ["gapssg", "zskt"])
+@pytest.mark.parametrize("method", ["gapssg-fast", "gapssg", "zskt"])
 def test_each_epoch_of_a_distillation_says_what_is_left_and_the_last_nothing(
     teacher_file: Path, tmp_path: Path, method: str
 ):
-    rounds = {"rounds": 3} if method == "zskt" else {}
+    rounds = {"zskt": {"rounds": 3}, "gapssg-fast": {"distillation_steps": 6}}.get(method, {})
     changes = {"method": {**TINY["method"], **rounds, "name": method}, "eval_data": {"name": "digits"}}
     display = Listening()
     distill(distill_settings(teacher_file, **changes, evaluate_every=2), tmp_path / "run", display=display)

@@ -86,6 +86,7 @@ class World:
                     "generator_steps": 2,
                     "generator_width": 4,
                     "latent_size": 4,
+                    "distillation_steps": 0,
                     "passes": 1,
                 },
                 "epochs": 2,

@@ -25,7 +25,8 @@ def run_folder(tmp_path: Path, teacher_file: Path) -> Path:
     (folder / "pool").mkdir()
     teacher = load_model(teacher_file)
     provenance = Provenance(command="distill", teacher_sha256=teacher.sha256)
-    settings = DistillSettings.model_validate({"teacher": teacher_file, "student": {"name": "wrn16_1"}, "epochs": 3})
+    values = {"teacher": teacher_file, "student": {"name": "wrn16_1"}, "epochs": 3, "method": {"name": "gapssg"}}
+    settings = DistillSettings.model_validate(values)
     (folder / "settings.toml").write_text(settings.to_toml())
     generator = torch.Generator().manual_seed(3)
     steps = [

@@ -30,9 +30,9 @@ def message(**arguments) -> str:
 
 def test_each_layer_overrides_the_one_before(tmp_path: Path):
     config = tmp_path / "config.toml"
-    config.write_text("epochs = 7\nbatch_size = 32\nseed = 3\n[method]\npasses = 5\n")
+    config.write_text('epochs = 7\nbatch_size = 32\nseed = 3\n[method]\nname = "gapssg"\npasses = 5\n')
     recipe = load(recipe="digits")
-    assert load().epochs == 200
+    assert load().epochs == 32
     assert recipe.epochs != 200
     from_config = load(recipe="digits", config=config)
     assert (from_config.epochs, from_config.method.passes) == (7, 5)
@@ -65,7 +65,7 @@ def test_options_and_overrides_of_one_command_line_mean_the_same_method():
     settings = load(recipe="digits", overrides=["method.passes=9"], options={"method.name": ("--method", "noise")})
     assert (settings.method.name, settings.method.passes) == ("noise", 9)
     text = message(overrides=["method.generator_steps=9"], options={"method.name": ("--method", "noise")})
-    assert text.startswith("method.generator_steps (from --set) is no setting of noise, but of gapssg, ")
+    assert text.startswith("method.generator_steps (from --set) is no setting of noise, but of gapssg-fast, gapssg, ")
 
 
 def test_what_lies_beneath_gives_way_to_the_recipe_and_fits_the_choice():
@@ -79,7 +79,7 @@ def test_what_lies_beneath_gives_way_to_the_recipe_and_fits_the_choice():
     assert (settings.epochs, settings.seed, settings.method.passes) == (10, 5, 7)  # the recipe says 10
     assert seen[0]["method.name"] == "noise"
     assert seen[0]["teacher"] == "t.safetensors"
-    assert load(beneath=beneath).method == load().method  # gapssg, by default
+    assert load(beneath=beneath).method == load().method  # gapssg-fast, by default
     assert load(beneath=beneath, overrides=["method.name=fast"]).method.adversarial_weight == 1.33
     assert (
         load(beneath=beneath, overrides=["method.name=fast", "method.adversarial_weight=2"]).method.adversarial_weight
@@ -96,13 +96,13 @@ def test_a_recipe_says_something_else_for_one_method(monkeypatch: pytest.MonkeyP
         epochs = 20
         method = { generator_steps = 3 }
         [distill.methods.gapssg]
-        batch_size = 64
+        batch_size = 48
     """
     monkeypatch.setattr("gapssg.settings.load.recipe_text", lambda _: text)
     ours = load(recipe="any")
-    assert (ours.epochs, ours.batch_size, ours.method.passes) == (10, 64, 9)
+    assert (ours.epochs, ours.batch_size, ours.method.passes) == (10, 48, 9)
     fast = load(recipe="any", options={"method.name": ("--method", "fast")})
-    assert (fast.epochs, fast.batch_size, fast.method.generator_steps, fast.method.passes) == (20, 128, 3, 2)
+    assert (fast.epochs, fast.batch_size, fast.method.generator_steps, fast.method.passes) == (20, 64, 3, 2)
     assert load(recipe="any", overrides=["method.name=fast", "epochs=5"]).epochs == 5
     assert load(recipe="any", overrides=["method.name=noise"]).epochs == 10
 
@@ -122,7 +122,7 @@ def test_another_name_of_data_or_model_drops_nothing_else(tmp_path: Path):
 
 def test_method_settings_without_a_name_are_of_the_default_method():
     settings = load(overrides=["method.generator_steps=5"])
-    assert (settings.method.name, settings.method.generator_steps) == ("gapssg", 5)
+    assert (settings.method.name, settings.method.generator_steps) == ("gapssg-fast", 5)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"recipe": "digits"}, {"options": {"method.name": ("-", "noise")}}])
@@ -149,7 +149,7 @@ def test_an_unknown_choice_names_what_is_allowed_and_the_nearest():
     text = message(options={"method.name": ("--method", "gapsgg")})
     assert "gapssg" in text
     assert "noise" in text
-    assert "did you mean gapssg?" in text
+    assert "did you mean gapssg or gapssg-fast?" in text
     assert "did you mean wrn16_2?" in message(options={"student.name": ("--student", "wrn16-2")})
     assert "did you mean fp32?" in message(options={"runtime.precision": ("--precision", "fp23")})
     assert "did you mean digits" in message(recipe="digit")

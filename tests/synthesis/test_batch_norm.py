@@ -10,6 +10,7 @@ from gapssg.synthesis.batch_norm import (
     batch_moments,
     moments_by_var_mean,
     observed_statistics,
+    relative_statistics_distance,
     statistics_distance,
 )
 
@@ -72,6 +73,74 @@ def test_distance_is_zero_for_a_batch_with_the_running_statistics():
     assert statistics_distance(inputs, mean + 3, variance).item() == pytest.approx(3 * 4**0.5, abs=1e-12)
 
 
+def reference_relative_distance(inputs, running_mean, running_var, eps):
+    """The formula channel by channel, in float64."""
+    total = 0.0
+    for channel, mean, variance in zip(
+        inputs.double().transpose(0, 1).flatten(1), running_mean.tolist(), running_var.tolist(), strict=True
+    ):
+        values = channel.tolist()
+        batch_mean = sum(values) / len(values)
+        batch_variance = sum((value - batch_mean) ** 2 for value in values) / len(values)
+        deviation = (variance + eps) ** 0.5
+        total += ((batch_mean - mean) / deviation) ** 2 + ((batch_variance + eps) ** 0.5 / deviation - 1) ** 2
+    return total / inputs.shape[1]
+
+
+def running_statistics(channels, dtype=torch.float64):
+    rng = torch.Generator().manual_seed(1)
+    mean, variance = torch.randn(channels, generator=rng, dtype=dtype), torch.rand(channels, generator=rng, dtype=dtype)
+    return mean, variance + 0.1
+
+
+@pytest.mark.parametrize("shape", [(8, 3), (8, 3, 5), (8, 3, 5, 7), (4, 3, 2, 3, 2)])
+@pytest.mark.parametrize("eps", [1e-5, 1e-3, 2.0])
+def test_the_relative_distance_equals_the_float64_formula(shape, eps):
+    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 + 1
+    expected = reference_relative_distance(inputs, *running_statistics(3), eps)
+    found = relative_statistics_distance(inputs, *running_statistics(3), eps)
+    assert found.item() == pytest.approx(expected, rel=1e-12)
+    in_float32 = relative_statistics_distance(inputs.float(), *(each.float() for each in running_statistics(3)), eps)
+    assert in_float32.dtype == torch.float32
+    # 24 bits, over at most 280 numbers.
+    assert in_float32.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (4, 3, 2, 3)])
+def test_the_gradient_of_the_relative_distance_is_that_of_finite_differences(shape):
+    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    mean, variance = running_statistics(3)
+    assert torch.autograd.gradcheck(lambda x: relative_statistics_distance(x, mean, variance, 1e-5), (inputs,))
+
+
+def test_the_relative_distance_is_zero_for_a_batch_with_the_running_statistics():
+    inputs = torch.randn(16, 4, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mean, variance = reference_moments(inputs)
+    assert relative_statistics_distance(inputs, mean, variance, 1e-5).item() == pytest.approx(0, abs=1e-24)
+    # One deviation from the mean in each channel.
+    shifted = mean + (variance + 1e-5).sqrt()
+    assert relative_statistics_distance(inputs, shifted, variance, 1e-5).item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 100.0, 3e4])
+def test_the_relative_distance_does_not_depend_on_the_size_of_the_activations(scale):
+    inputs = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
+    mean, variance = running_statistics(3)
+    expected = relative_statistics_distance(inputs, mean, variance, 1e-3)
+    found = relative_statistics_distance(inputs * scale, mean * scale, variance * scale**2, 1e-3 * scale**2)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_inputs_without_any_variance_have_a_bounded_distance_and_gradient():
+    mean, variance = running_statistics(3, torch.float32)
+    inputs = torch.zeros(8, 3, 4, 4, requires_grad=True)
+    distance = relative_statistics_distance(inputs, mean, variance, 1e-5)
+    distance.backward()
+    assert distance <= 1 + (mean.square() / variance).mean()
+    assert inputs.grad is not None
+    assert inputs.grad.isfinite().all()
+
+
 def test_every_batch_norm_layer_is_observed_and_none_afterwards():
     model = create_model("wrn16_1", num_classes=10, input_shape=(3, 16, 16)).eval()
     images = torch.rand(2, 3, 16, 16)
@@ -116,6 +185,11 @@ def test_the_statistics_loss_of_every_form_equals_the_float64_formula(layer: nn.
         layer(inputs)
     # float32 over at most 120 numbers of up to about 10, squared: 24 bits of 100.
     torch.testing.assert_close(distances[0].double(), expected, rtol=0, atol=1e-4)
+    distances.clear()
+    with observed_statistics(nn.Sequential(layer).eval(), distances, relative=True):
+        layer(inputs)
+    expected = reference_relative_distance(inputs, layer.running_mean, layer.running_var, layer.eps)
+    assert distances[0].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_layer_without_statistics_is_not_observed():

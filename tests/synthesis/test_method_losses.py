@@ -14,6 +14,7 @@ from gapssg.synthesis import (
     DFADSettings,
     DFQSettings,
     FastSettings,
+    GapSSGFastSettings,
     MADSettings,
     ZSKTSettings,
 )
@@ -120,6 +121,34 @@ def test_cmi_and_fast_ask_for_targets_on_which_teacher_and_student_agree(setting
     adversarial = EXPECTED["masked_adversarial_loss"]
     expected = weights[0] * 13.5 + weights[1] * target_loss + weights[2] * adversarial
     assert loss.item() == pytest.approx(expected, rel=0, abs=1e-9)
+
+
+def test_gapssg_fast_adds_the_targets_and_both_gap_terms_to_the_statistics():
+    def cross_entropy(logits: Tensor) -> float:
+        rows = zip(logits.tolist(), TARGETS.tolist(), strict=True)
+        return -sum(math.log(probabilities(row)[target]) for row, target in rows) / len(TARGETS)
+
+    found = {
+        "target_loss": cross_entropy(TEACHER),
+        "disagreement_loss": cross_entropy((TEACHER - STUDENT) / 2),
+        "agreement_loss": cross_entropy(TEACHER + STUDENT),
+    }
+    for weights in ((1.0, 1.0, 1.0, 0.2), (0.5, 2.0, 0.0, 3.0)):
+        statistics, target, disagreement, agreement = weights
+        settings = GapSSGFastSettings(
+            statistics_weight=statistics,
+            target_weight=target,
+            disagreement_weight=disagreement,
+            agreement_weight=agreement,
+        )
+        loss, terms = settings.loss(STATISTICS, TEACHER, STUDENT, TARGETS)
+        expected = statistics * 13.5 + sum(w * value for w, value in zip(weights[1:], found.values(), strict=True))
+        assert loss.item() == pytest.approx(expected, rel=0, abs=1e-9)
+        values = {name: term.item() for name, term in terms.items()}
+        assert values == pytest.approx({"relative_statistics_loss": 13.5, **found}, rel=1e-12)
+    assert GapSSGFastSettings().loss(STATISTICS, TEACHER, STUDENT, TARGETS)[0].item() == pytest.approx(
+        13.5 + found["target_loss"] + found["disagreement_loss"] + 0.2 * found["agreement_loss"], rel=1e-12
+    )
 
 
 def test_the_contrastive_loss_compares_each_view_with_the_valid_images():

@@ -12,8 +12,8 @@ import pytest
 from gapssg.engine.settings import DistillSettings
 from gapssg.errors import InputError
 from gapssg.models.model_file import architecture_of
-from gapssg.settings.load import load_settings, recipe_text
-from gapssg.synthesis import method_classes
+from gapssg.settings.load import recipe_text
+from gapssg.synthesis import GapSSGFastSettings, GapSSGSettings, method_classes
 from gapssg.table import rows
 from gapssg.table.plan import Task, plan_tasks
 from gapssg.table.rows import make_rows, published_figures_of, row_names
@@ -22,6 +22,7 @@ from tests.program import gapssg, refusal
 
 PUBLISHED = list(csv.DictReader((Path(rows.__file__).parent / "published.csv").read_text().splitlines()))
 RUNS = {"gapssg": (200, 128, 0.2), "fast": (220, 256, 0.2), "mad": (200, 128, 0.2), "noise": (200, 128, 0.2)}
+RUNS["gapssg-fast"] = (32, 64, 0.1)
 ROW = "cifar10-wrn40_2-wrn16_1"
 
 
@@ -106,14 +107,48 @@ def test_fast_weighs_its_losses_by_the_teacher(row, weights):
 
 
 def test_the_recipe_published_is_the_papers_for_gapssg():
-    settings = load_settings(DistillSettings, section="distill", recipe="published", overrides=["teacher='t'"])
-    assert (settings.epochs, settings.batch_size, settings.student.name) == (200, 128, "mobilenetv2")
-    assert settings.optimizer.model_dump(include={"learning_rate", "momentum", "weight_decay", "schedule"}) == {
-        **{"learning_rate": 0.2, "momentum": 0.9, "weight_decay": 1e-4, "schedule": "cosine"}
-    }
+    printed = gapssg("distill", "--recipe", "published", "--teacher", "t", "--dry-run").stdout
+    settings = DistillSettings.model_validate(tomllib.loads(printed))
+    assert settings.student.name == "mobilenetv2"
+    assert_as_published(settings)
     values = {"temperature": 20, "synthesis_batch_size": 256, "passes": 2, "generator_steps": 200}
     values |= {"generator_learning_rate": 2e-3, "generator_width": 64, "latent_size": 256}
     assert settings.method.model_dump(include=set(values)) == values
+
+
+def assert_as_published(settings: DistillSettings) -> None:
+    """Compare the student's training with that of GapSSG's paper."""
+    assert (settings.epochs, settings.batch_size, settings.method) == (200, 128, GapSSGSettings())
+    assert settings.method.mixup == 0
+    expected = {"learning_rate": 0.2, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-4, "schedule": "cosine"}
+    assert settings.optimizer.model_dump(include=set(expected)) == expected
+
+
+@pytest.mark.parametrize("name", [name for name in row_names() if name.startswith("cifar")])
+def test_every_published_row_is_gapssg_as_published(name):
+    assert_as_published(distilled(rows=[name]))
+    printed = gapssg("distill", "--recipe", name, "--teacher", "t", "--dry-run").stdout
+    assert_as_published(DistillSettings.model_validate(tomllib.loads(printed)))
+
+
+@pytest.mark.parametrize("method", [name for name in method_names() if name not in ("gapssg", "gapssg-fast")])
+def test_other_methods_train_the_student_with_a_cosine_as_published(method):
+    printed = gapssg("distill", "--teacher", "t", "--student", "wrn16_1", "--method", method, "--dry-run").stdout
+    settings = DistillSettings.model_validate(tomllib.loads(printed))
+    assert (settings.epochs, settings.batch_size, settings.optimizer.learning_rate) == RUNS.get(method, (200, 256, 0.1))
+    optimizer = settings.optimizer
+    assert (optimizer.schedule, optimizer.nesterov, optimizer.weight_decay) == ("cosine", False, 1e-4)
+
+
+def test_without_a_word_on_the_method_it_is_gapssg_fast_with_its_own_settings():
+    printed = gapssg("distill", "--teacher", "t", "--student", "wrn16_1", "--dry-run").stdout
+    settings = DistillSettings.model_validate(tomllib.loads(printed))
+    assert settings.method == GapSSGFastSettings()
+    assert (settings.epochs, settings.batch_size) == (32, 64)
+    expected = {"learning_rate": 0.1, "nesterov": True, "weight_decay": 5e-4, "schedule": "one-cycle", "warm_up": 0.1}
+    assert settings.optimizer.model_dump(include=set(expected)) == expected
+    named = gapssg("distill", "--teacher", "t", "--student", "wrn16_1", "--method", "gapssg-fast", "--dry-run").stdout
+    assert named == printed
 
 
 def test_the_short_digits_have_a_budget_for_each_method():
@@ -228,6 +263,8 @@ def test_what_is_not_as_published_is_said():
         return found.departures
 
     assert said() == said(methods=["deepinversion"]) == ()
+    assert said(methods=["gapssg-fast"]) == ("it is this project's own, which nobody has published",)
+    assert said(methods=["noise"])[-1].endswith("of noise not known: those of gapssg")
     assert said(methods=["fast"]) == ("the learning rate ends at 0, not at 2e-4",)
     assert said(image_size=16) == ("the images are scaled to 16x16 pixels",)
     assert cell(image_size=16).plan.pretrain_departures == said(image_size=16)
@@ -243,7 +280,7 @@ def test_what_is_not_as_published_is_said():
 
 
 def test_a_method_that_is_not_the_published_one_is_marked_in_every_row():
-    departing = {"dafl", "zskt", "dfad", "dfq", "cmi", "fast", "mad"}
+    departing = {"gapssg-fast", "dafl", "zskt", "dfad", "dfq", "cmi", "fast", "mad"}
     for row, more in ((ROW, []), ("cifar10-resnet34-wrn16_1", ["cmi"])):
         marked = {}
         for task in plan(rows=[row], methods=method_names()):

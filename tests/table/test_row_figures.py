@@ -144,7 +144,7 @@ def test_runs_of_different_lengths_are_drawn_over_the_share_that_is_done(cells: 
 
 def test_a_method_looks_the_same_in_every_row_and_like_no_other(tmp_path: Path):
     names = [f"{name}" for name in ("gapssg", "dafl", "zskt", "dfad", "dfq", "deepinversion", "cmi", "fast", "mad")]
-    names += ["noise", "gapssg, fixed schedule", "gapssg, no regulatory factor"]
+    names += ["noise", "gapssg-fast", "gapssg, fixed schedule", "gapssg, no regulatory factor"]
     row = [RowCell(name, 0, make_run(tmp_path / name, [0.5, 0.6])) for name in names]
 
     def looks(cells: list[RowCell]) -> dict[str, tuple[str, str]]:
