@@ -93,7 +93,7 @@ PAIRS: dict[str, Pair] = {
     "cifar-rgb32": Pair(
         cifar(CIFAR10, 32, 3, dict.fromkeys(CIFAR10, 1000)),
         "wrn16_2",
-        Training("sgd", 0.1, 8, batch_size=128, mixup=0.2),
+        Training("sgd", 0.1, 14, batch_size=128, mixup=0.2),
         "wrn16_1",
         10,
     ),

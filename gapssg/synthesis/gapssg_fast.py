@@ -25,7 +25,7 @@ class GapSSGFastSettings(InversionSettings):
     summary: ClassVar[str] = "GapSSG with relative statistics, a kept generator and few steps: for any teacher"
     paper: ClassVar[str] = "this project, after Wang et al., T-PAMI 2024"
     is_own: ClassVar[bool] = True
-    departs: ClassVar[tuple[str, ...]] = ("it is this project's own, which nobody has published",)
+    departs: ClassVar[tuple[str, ...]] = ("it is not published: it is this project's own",)
     needs_batch_norm: ClassVar[bool] = True
     balances_targets: ClassVar[bool] = True
     keeps_generator: ClassVar[bool] = True
