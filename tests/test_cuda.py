@@ -11,16 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.runs import files_of
 from gapssg import DistillSettings, distill
 from gapssg.engine.distillation import Distillation
 from gapssg.engine.requests import Requests, Stopped
 from gapssg.models.model_file import load_model
 from gapssg.runtime import Runtime
 from gapssg.step import EAGER_CALLS, CudaRecorder
-from tests.engine.test_distill import TINY
-from tests.engine.test_numerics import OF_BF16, OF_FLOAT32, distance, distil_once, make_distillation
-from tests.engine.test_resume import AskingDisplay
+from tests.interruptions import AskingDisplay
+from tests.numerics import OF_BF16, OF_FLOAT32, distance, distil_once, make_distillation
+from tests.runs import TINY, files_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -14,6 +14,8 @@ import gapssg
 
 PACKAGE = Path(gapssg.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
+ROOT = Path(__file__).parent.parent
+TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 
 # Each room may import what stands after it.
 ORDER = [
@@ -133,3 +135,14 @@ def test_importing_does_no_work(code):
 def test_every_public_name_can_be_imported():
     for name in gapssg.__all__:
         assert getattr(gapssg, name) is not None
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tests_import_neither_other_test_modules_nor_benchmarks(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [f"{node.module}.{alias.name}" for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+        for name in names:
+            parts = name.split(".")
+            assert parts[0] != "benchmarks", f"{path}:{node.lineno}"
+            assert parts[0] != "tests" or not any(part.startswith("test_") for part in parts), f"{path}:{node.lineno}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.runs import events
 from gapssg import DistillSettings, PretrainSettings, distill, pretrain_teacher
+from tests.runs import events
 
 RUNTIME = {"device": "cpu", "precision": "fp32"}
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.runs import files_of
 from gapssg.cli.signals import listen
 from gapssg.engine.requests import Requests, Stopped
+from tests.runs import files_of
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.soak import Look, commands, growth, long_run, survive_kills
+from tests.soak import Look, commands, growth, long_run, survive_kills
 
 
 @pytest.mark.parametrize("label", ["distill, a checkpoint at each step", "pretrain-teacher"])

@@ -13,8 +13,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.runs import events
-from benchmarks.soak import tiny_model
 from gapssg import DistillSettings, InputError, distill
 from gapssg.engine.distillation import Distillation
 from gapssg.engine.metrics import Scores
@@ -22,8 +20,10 @@ from gapssg.models import create_model
 from gapssg.models.model_file import load_model, save_model
 from gapssg.runtime import Runtime
 from tests.conftest import make_card, write_images
-from tests.engine.test_methods import METHODS
+from tests.methods import METHODS
 from tests.program import gapssg
+from tests.runs import events
+from tests.tiny import tiny_model
 
 NAMES = ("cat", "dog")
 

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from benchmarks.runs import events, without_timing
 from gapssg import DistillSettings, InputError, RunError, distill, load_model, load_settings
 from gapssg.engine.distillation import Distillation
 from gapssg.engine.run_directory import RunDirectory, SilentDisplay
@@ -20,26 +19,9 @@ from gapssg.models.model_file import save_model
 from gapssg.runtime import Runtime
 from gapssg.synthesis.shards import PoolOrigin, write_shard
 from tests.conftest import make_card
+from tests.runs import events, settings, without_timing
 
-TINY = {
-    "epochs": 2,
-    "batch_size": 8,
-    "student": {"name": "wrn16_1"},
-    "method": {
-        "name": "gapssg",
-        "synthesis_batch_size": 16,
-        "generator_steps": 3,
-        "generator_width": 8,
-        "latent_size": 16,
-    },
-    "optimizer": {"learning_rate": 0.2, "weight_decay": 1e-4, "nesterov": False, "schedule": "cosine"},
-    "runtime": {"device": "cpu", "precision": "fp32"},
-}
 DIGITS = {"eval_data": {"name": "digits"}}
-
-
-def settings(teacher: Path, **changes: Any) -> DistillSettings:
-    return DistillSettings.model_validate({"teacher": teacher, **TINY, **changes})
 
 
 @pytest.fixture

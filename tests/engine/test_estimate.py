@@ -12,8 +12,8 @@ import torch
 from gapssg import DistillSettings, InputError, distill, estimate_distillation
 from gapssg.engine.estimate import Part, time_steps
 from gapssg.runtime import Runtime
-from tests.engine.test_distill import TINY
 from tests.program import gapssg, refusal
+from tests.runs import TINY
 
 SHORT = ("--student", "wrn16_1", "--epochs", 3, "--batch-size", 8, "--device", "cpu")
 SYNTHESIS = ("--set", "method.synthesis_batch_size=16", "--set", "method.generator_steps=4")

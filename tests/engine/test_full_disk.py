@@ -14,12 +14,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.runs import files_of
 from gapssg import DistillSettings, RunError, distill
 from gapssg.engine.record import DistillationEpoch
 from gapssg.engine.run_directory import SilentDisplay
 from gapssg.engine.tensorboard import also_for_tensorboard
-from tests.engine.test_distill import TINY
+from tests.runs import TINY, files_of
 
 
 def settings(teacher_file: Path, **changes: Any) -> DistillSettings:

@@ -9,15 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.runs import events, files_of
 from gapssg import DistillSettings, PretrainSettings, distill, pretrain_teacher
 from gapssg.engine.distillation import Distillation
 from gapssg.engine.pretrain import _Pretraining
 from gapssg.engine.requests import Requests, Stopped
 from gapssg.errors import RunError
 from gapssg.synthesis.inversion import GeneratorInversion
-from tests.engine.test_distill import TINY
-from tests.engine.test_resume import AskingDisplay
+from tests.interruptions import AskingDisplay
+from tests.runs import TINY, events, files_of
 
 CONSTANT = {"learning_rate": 0.2, "schedule": "constant"}
 

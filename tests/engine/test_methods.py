@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from benchmarks.runs import events, files_of
-from benchmarks.soak import tiny_model
 from gapssg import DistillSettings, InputError, distill
 from gapssg.cli.app import app
 from gapssg.engine.distillation import Distillation
@@ -30,25 +28,13 @@ from gapssg.runtime import Runtime
 from gapssg.synthesis import CMISettings, GapSSGFastSettings, method_classes
 from gapssg.synthesis.base import Work
 from tests.conftest import make_card
-from tests.engine.test_no_waiting import NoWaiting
-from tests.engine.test_resume import AskingDisplay
+from tests.interruptions import AskingDisplay
+from tests.methods import ALONG, METHODS
+from tests.no_waiting import NoWaiting
+from tests.runs import events, files_of
+from tests.tiny import tiny_model
 
 CPU = Runtime(torch.device("cpu"), "fp32", False, 0)
-GENERATOR = {"generator_width": 4, "latent_size": 8, "synthesis_batch_size": 8}
-ALONG = {**GENERATOR, "rounds": 2, "generator_steps": 2, "distillation_steps": 2}
-METHODS: dict[str, dict[str, Any]] = {
-    "gapssg-fast": {**GENERATOR, "generator_steps": 2, "distillation_steps": 3},
-    "gapssg": {**GENERATOR, "generator_steps": 2},
-    "fast": {**GENERATOR, "generator_steps": 2, "distillation_steps": 3, "warm_up": 0.3, "restart": 0.7},
-    "cmi": {**GENERATOR, "generator_steps": 2, "distillation_steps": 3, "bank_size": 20, "negatives": 12},
-    "deepinversion": {"synthesis_batch_size": 8, "pixel_steps": 2, "distillation_steps": 3},
-    "dafl": ALONG,
-    "dfq": ALONG,
-    "zskt": {**ALONG, "augment": True},
-    "dfad": ALONG,
-    "mad": ALONG,
-    "noise": {"synthesis_batch_size": 8},
-}
 every_method = pytest.mark.parametrize("name", METHODS)
 
 

@@ -8,33 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gapssg import DistillSettings
 from gapssg.engine.distillation import Distillation
 from gapssg.models.model_file import load_model
 from gapssg.runtime import Runtime
-
-_WAITING = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "unique", "masked_select"}
-
-
-class Waiting(Exception):
-    """An operation needs a value on the host."""
-
-
-class NoWaiting(TorchDispatchMode):
-    """Refuses operations whose result the host must see before it can go on."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        masks = name in ("index", "index_put", "index_put_") and any(
-            isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1] if index is not None
-        )
-        if name in _WAITING or masks:
-            raise Waiting(name)
-        result = func(*args, **(kwargs or {}))
-        return result
+from tests.no_waiting import NoWaiting, Waiting
 
 
 def make_distillation(teacher_file: Path, changes: Mapping[str, Any]) -> Distillation:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.runs import events
 from gapssg import InputError, PretrainSettings, RunError, load_model, pretrain_teacher
+from tests.runs import events
 
 
 def settings(folder: Path, **changes: Any) -> PretrainSettings:

@@ -13,57 +13,15 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from benchmarks.runs import events, files_of
 from gapssg import DistillSettings, InputError, PretrainSettings, distill, pretrain_teacher
 from gapssg.engine.requests import Requests, Stopped
-from gapssg.engine.run_directory import SilentDisplay
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
 from tests.conftest import make_card, write_images, write_teacher
-from tests.engine.test_distill import TINY
+from tests.interruptions import AskingDisplay, Both, InterruptingDisplay, Interruption
+from tests.runs import TINY, events, files_of
 
 Start = Callable[..., dict[str, Any]]
-
-
-class Interruption(Exception):
-    """Stands for whatever ends a process."""
-
-
-class InterruptingDisplay(SilentDisplay):
-    """Ends the run at its n-th step."""
-
-    def __init__(self, step: int) -> None:
-        self.left = step
-
-    def progress(self, task: str, done: int, total: int) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise Interruption
-
-
-class Both(SilentDisplay):
-    """Tells two displays."""
-
-    def __init__(self, first: SilentDisplay, second: SilentDisplay) -> None:
-        self.displays = (first, second)
-
-    def progress(self, task: str, done: int, total: int) -> None:
-        for display in self.displays:
-            display.progress(task, done, total)
-
-
-class AskingDisplay(SilentDisplay):
-    """Asks the run at its n-th step to stop, or to write a checkpoint."""
-
-    def __init__(self, step: int, requests: Requests, what: str) -> None:
-        self.left = step
-        self.requests = requests
-        self.what = what
-
-    def progress(self, task: str, done: int, total: int) -> None:
-        self.left -= 1
-        if self.left == 0:
-            setattr(self.requests, self.what, 15 if self.what == "stop" else True)
 
 
 class Case(NamedTuple):

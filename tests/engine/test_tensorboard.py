@@ -13,9 +13,9 @@ from gapssg.engine.record import DistillationEpoch
 from gapssg.engine.requests import Requests, Stopped
 from gapssg.engine.run_directory import SilentDisplay
 from gapssg.engine.tensorboard import also_for_tensorboard
-from tests.engine.test_distill import settings
-from tests.engine.test_resume import AskingDisplay, InterruptingDisplay, Interruption
+from tests.interruptions import AskingDisplay, InterruptingDisplay, Interruption
 from tests.program import gapssg, refusal
+from tests.runs import settings
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 

@@ -15,8 +15,8 @@ from gapssg import DistillSettings, PretrainSettings, distill, pretrain_teacher
 from gapssg.engine.run_directory import SilentDisplay
 from gapssg.engine.time_left import EVALUATION, TimeLeft
 from tests.conftest import write_teacher
-from tests.engine.test_distill import TINY
-from tests.engine.test_resume import InterruptingDisplay, Interruption
+from tests.interruptions import InterruptingDisplay, Interruption
+from tests.runs import TINY
 
 
 class Clock:

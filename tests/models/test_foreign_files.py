@@ -18,7 +18,7 @@ from gapssg.models.profile import profile_model
 from gapssg.models.safetensors_file import read_safetensors
 from tests.conftest import make_card
 from tests.models.factories import WithAnother, WithExtraState, ten_classes
-from tests.models.test_model_file import rewrite_header
+from tests.models.headers import rewrite_header
 
 FACTORY = "tests.models.factories:small"
 

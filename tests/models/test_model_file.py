@@ -13,17 +13,7 @@ from gapssg.errors import InputError
 from gapssg.models import create_model
 from gapssg.models.model_file import load_model, load_weights, save_model
 from tests.conftest import make_card
-
-
-def rewrite_header(path: Path, change) -> None:
-    """Change the description in a model file's header, keeping the weights."""
-    content = path.read_bytes()
-    (size,) = struct.unpack("<Q", content[:8])
-    header = json.loads(content[8 : 8 + size])
-    description = json.loads(header["__metadata__"]["gapssg"])
-    header["__metadata__"]["gapssg"] = change(description)
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
+from tests.models.headers import rewrite_header
 
 
 def refusal(path: Path) -> str:

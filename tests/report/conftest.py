@@ -10,7 +10,7 @@ import pytest
 
 from gapssg import DistillSettings, LandscapeSettings, PretrainSettings, distill, measure_landscape, pretrain_teacher
 from tests.conftest import write_images, write_teacher
-from tests.engine.test_distill import TINY
+from tests.runs import TINY
 
 CLASSES = ("<img src=x onerror=alert(1)>", "a`|b ${c} {{ d }}")
 RUNTIME = {"device": "cpu", "precision": "fp32"}

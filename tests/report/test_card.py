@@ -11,10 +11,9 @@ import yaml
 
 from gapssg import InputError, PretrainSettings, distill, load_model, pretrain_teacher, write_card
 from gapssg.engine.run_directory import SilentDisplay
-from tests.engine.test_distill import settings
 from tests.program import gapssg, refusal
 from tests.report.conftest import CLASSES, RUNTIME, Runs
-from tests.report.test_page import change
+from tests.runs import change, settings
 
 
 def metadata(card: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from gapssg import EvaluateSettings, InputError, ReportSettings, evaluate, load_
 from gapssg.models.model_file import save_model
 from tests.program import gapssg, refusal
 from tests.report.conftest import CLASSES, RUNTIME, Runs
+from tests.runs import change
 
 
 class Page(HTMLParser):
@@ -50,12 +51,6 @@ def report(folder: Path, *paths: Path, data: str | None = None, **values: Any) -
     settings = {"runs": paths, "runtime": RUNTIME, **values, **({"data": {"name": data}} if data else {})}
     write_report(ReportSettings.model_validate(settings), folder / "page.html", overwrite=True)
     return Page(folder / "page.html")
-
-
-def change(file: Path, edit: Callable[[dict[str, Any]], None]) -> None:
-    values = json.loads(file.read_text())
-    edit(values)
-    file.write_text(json.dumps(values))
 
 
 def test_a_run_without_real_images_is_judged_by_synthetic_ones_and_says_so(made: Runs, tmp_path: Path):

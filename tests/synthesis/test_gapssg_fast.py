@@ -20,7 +20,7 @@ from gapssg.synthesis.base import InversionSettings
 from gapssg.synthesis.batch_norm import observed_statistics
 from gapssg.synthesis.inversion import GeneratorInversion
 from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
-from tests.synthesis.test_inversion import make_context, make_student, snapshot
+from tests.synthesis.context import make_context, make_student, snapshot
 
 SMALL: dict[str, Any] = {"synthesis_batch_size": 16, "generator_steps": 3, "generator_width": 8, "latent_size": 16}
 SETTINGS = GapSSGFastSettings(**SMALL)

@@ -7,37 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.soak import tiny_model
-from gapssg.augment import Augmentation, Normalization
 from gapssg.errors import RunError
-from gapssg.models import create_model
 from gapssg.runtime import Runtime
-from gapssg.synthesis import GapSSGSettings, SynthesisContext, Synthesizer
+from gapssg.synthesis import GapSSGSettings, Synthesizer
 from gapssg.synthesis.batch_norm import observed_statistics
 from gapssg.synthesis.inversion import GeneratorInversion
+from tests.synthesis.context import make_context, make_student, snapshot
+from tests.tiny import tiny_model
 
-SHAPE = (1, 16, 16)
 SETTINGS = GapSSGSettings(synthesis_batch_size=16, generator_steps=4, generator_width=8, latent_size=16)
-
-
-def make_context(runtime: Runtime, teacher_name: str = "wrn16_1") -> SynthesisContext:
-    teacher = create_model(teacher_name, num_classes=5, input_shape=SHAPE, seed=1)
-    with torch.no_grad():
-        teacher.train()(torch.randn(64, *SHAPE, generator=torch.Generator().manual_seed(0)))
-    return SynthesisContext(
-        teacher=runtime.place(teacher.eval().requires_grad_(False)),
-        normalization=Normalization.from_statistics((0.3,), (0.4,), runtime.device),
-        augmentation=Augmentation(2, True),
-        image_shape=SHAPE,
-        num_classes=5,
-        batch_size=8,
-        epochs=3,
-        runtime=runtime,
-    )
-
-
-def make_student(runtime: Runtime, name: str = "wrn16_1") -> nn.Module:
-    return runtime.place(create_model(name, num_classes=5, input_shape=SHAPE, seed=2))
 
 
 def synthesise(
@@ -46,10 +24,6 @@ def synthesise(
     synthesizer = settings.build(make_context(runtime, networks))
     steps = synthesizer.synthesis_steps(make_student(runtime, networks), 0, 0)
     return synthesizer, [{name: term.item() for name, term in terms.items()} for _, terms in steps]
-
-
-def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    return copy.deepcopy(module.state_dict())
 
 
 def assert_unchanged(module: nn.Module, before: dict[str, Tensor]) -> None:

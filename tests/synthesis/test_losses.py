@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,15 +19,7 @@ from gapssg.synthesis.losses import (
     reality_gap,
     regulatory_factor,
 )
-
-GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden.json").read_text())
-EXPECTED = GOLDEN["expected"]
-# The inputs are given to 12 decimals; the losses magnify that by less than 100.
-TOLERANCE = {"rel": 0.0, "abs": 1e-10}
-
-
-def tensor(value: dict[str, Any]) -> Tensor:
-    return torch.tensor(value["values"], dtype=torch.float64).view(value["shape"])
+from tests.synthesis.golden import EXPECTED, GOLDEN, TOLERANCE, tensor
 
 
 @pytest.fixture

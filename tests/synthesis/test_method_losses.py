@@ -28,7 +28,7 @@ from gapssg.synthesis.losses import (
     masked_divergence,
     total_variation,
 )
-from tests.synthesis.test_losses import EXPECTED, GOLDEN, TOLERANCE, tensor
+from tests.synthesis.golden import EXPECTED, GOLDEN, TOLERANCE, tensor
 
 INPUTS = GOLDEN["inputs"]
 TEACHER, STUDENT = tensor(INPUTS["teacher_logits"]), tensor(INPUTS["student_logits"])

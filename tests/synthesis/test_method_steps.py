@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.soak import tiny_model
 from gapssg.runtime import Runtime
 from gapssg.synthesis import CMISettings, DeepInversionSettings, FastSettings
 from gapssg.synthesis.contrastive_inversion import ContrastiveInversion, resized_crop
 from gapssg.synthesis.inversion import Inversion
 from gapssg.synthesis.meta_inversion import MetaInversion
 from gapssg.synthesis.pixel_inversion import PixelInversion
-from tests.synthesis.test_inversion import make_context, make_student
+from tests.synthesis.context import make_context, make_student
+from tests.tiny import tiny_model
 
 COUNT = 8
 TARGETS = torch.tensor([0, 1, 1, 2, 3, 3, 4, 4])

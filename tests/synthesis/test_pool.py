@@ -5,7 +5,7 @@ import torch
 
 from gapssg.synthesis import NoiseSettings
 from gapssg.synthesis.pool import SamplePool
-from tests.synthesis.test_inversion import make_context, make_student
+from tests.synthesis.context import make_context, make_student
 
 
 def test_samples_are_appended_and_never_moved():

@@ -213,7 +213,7 @@ class Asking(SilentDisplay):
 
 
 def test_runs_are_continued_where_only_folders_have_moved(tmp_path: Path):
-    tiny = ModelEntry("benchmarks.soak:tiny", "for tests")
+    tiny = ModelEntry("tests.tiny:tiny", "for tests")
     base = tmp_path / "first"
     write_images(base / "faces")
 
@@ -506,7 +506,7 @@ def summarise_checked(root: Path) -> dict[str, Any]:
 
 
 def test_the_program_makes_a_table_and_a_failure_is_exit_status_1(tmp_path: Path):
-    tiny = ModelEntry("benchmarks.soak:tiny", "for tests")
+    tiny = ModelEntry("tests.tiny:tiny", "for tests")
     images = write_images(tmp_path / "faces")
     arguments = [tmp_path / "table", "--rows", "digits", "--methods", "gapssg,dafl", "--seeds", 2, "--budget", "smoke"]
     arguments += ["--data", f"folder:{images}", "--device", "cpu", "--set", "method.generator_width=4"]

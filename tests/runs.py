@@ -1,10 +1,33 @@
-"""What a run left, for comparison with another."""
+"""Settings of small runs, and what a run left, for comparison with another."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from gapssg import DistillSettings
+
+TINY: dict[str, Any] = {
+    "epochs": 2,
+    "batch_size": 8,
+    "student": {"name": "wrn16_1"},
+    "method": {
+        "name": "gapssg",
+        "synthesis_batch_size": 16,
+        "generator_steps": 3,
+        "generator_width": 8,
+        "latent_size": 16,
+    },
+    "optimizer": {"learning_rate": 0.2, "weight_decay": 1e-4, "nesterov": False, "schedule": "cosine"},
+    "runtime": {"device": "cpu", "precision": "fp32"},
+}
+
+
+def settings(teacher: Path, **changes: Any) -> DistillSettings:
+    """Return the settings of a small distillation, with changes."""
+    return DistillSettings.model_validate({"teacher": teacher, **TINY, **changes})
 
 
 def files_of(run: Path) -> dict[str, Any]:
@@ -34,3 +57,10 @@ def without_timing(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_timing(inner) for key, inner in value.items() if key not in ("timing", "file")}
     return value
+
+
+def change(file: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    """Edit a JSON file in place."""
+    values = json.loads(file.read_text())
+    edit(values)
+    file.write_text(json.dumps(values))
