@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,15 +108,16 @@ class Limiting(SilentDisplay):
             resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
-@pytest.fixture
-def limits() -> Iterator[None]:
-    """Puts the limits of files back."""
+@contextmanager
+def limits_put_back() -> Iterator[None]:
+    """Put the limits of files back before pytest itself writes again: its output may be a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("limits")
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_a_disk_that_is_full_for_tensorboard_stops_the_run_with_one_sentence(
     teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
@@ -126,6 +128,7 @@ def test_a_disk_that_is_full_for_tensorboard_stops_the_run_with_one_sentence(
     run = tmp_path / "run"
     with (
         pytest.raises(RunError, match=r"^cannot write to .*/tensorboard: File too large$"),
+        limits_put_back(),
         also_for_tensorboard(Limiting(epoch), run, DistillationEpoch) as display,
     ):
         distill(settings(teacher_file, checkpoint_every=1), run, display=display)
