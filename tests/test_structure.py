@@ -146,3 +146,34 @@ def test_tests_import_neither_other_test_modules_nor_benchmarks(path):
             parts = name.split(".")
             assert parts[0] != "benchmarks", f"{path}:{node.lineno}"
             assert parts[0] != "tests" or not any(part.startswith("test_") for part in parts), f"{path}:{node.lineno}"
+
+
+def prose_of(text: str) -> list[tuple[int, str]]:
+    """Return the numbered lines of Markdown that can be wrapped: no tables, code blocks, HTML or lone addresses."""
+    lines, fenced = [], False
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        elif not fenced and not line.startswith(("|", "    ", "<")) and " " in line.strip():
+            lines.append((number, line))
+    return lines
+
+
+def documents() -> list[Path]:
+    return [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / ".github").rglob("*.md")]
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+def test_prose_has_at_most_120_columns(path):
+    long = [number for number, line in prose_of(path.read_text(encoding="utf-8")) if len(line) > 120]
+    assert not long, f"{path} has longer lines: {long}"
+
+
+def test_tables_code_and_addresses_are_no_prose():
+    text = "prose here\n\n| a | table |\n\n    an indented command\n\n```\nfenced code\n```\n\nhttps://example.org\n"
+    assert prose_of(text) == [(1, "prose here")]
+
+
+def test_documents_have_no_placeholder_for_an_address():
+    for path in documents():
+        assert not re.search(r"\b(REPOSITORY|OWNER/|YOUR-ORG|TODO|FIXME)", path.read_text(encoding="utf-8")), path
