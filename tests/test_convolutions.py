@@ -61,6 +61,7 @@ def gradients(module: nn.Module, images: Tensor) -> list[Tensor]:
     return [parameter.grad for parameter in module.parameters()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(MALLOC_CHECK is None, reason="the C library has no malloc check here")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_strided_convolution_of_few_channels_trains_without_corrupting_the_heap(precision):

@@ -15,6 +15,8 @@ import pytest
 
 from tests.program import gapssg, refusal
 
+pytestmark = pytest.mark.slow
+
 TINY_METHOD = ["--set", "method.generator_steps=3", "--set", "method.synthesis_batch_size=16"]
 TINY_METHOD += ["--set", "method.distillation_steps=4"]
 CPU = ["--device", "cpu", "--precision", "fp32"]

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gapssg import DistillSettings, PretrainSettings, distill, pretrain_teacher
 from tests.runs import events
+
+pytestmark = pytest.mark.slow
 
 RUNTIME = {"device": "cpu", "precision": "fp32"}
 

@@ -15,6 +15,8 @@ from torch import nn
 from gapssg.models import create_model
 from tests.program import gapssg, refusal
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[2] / "docs"
 SHORT_SYNTHESIS = ["method.generator_steps=2", "method.passes=1", "method.synthesis_batch_size=32"]
 

@@ -20,6 +20,8 @@ from gapssg.models import create_model
 from tests.conftest import write_teacher
 from tests.program import gapssg, refusal
 
+pytestmark = pytest.mark.slow
+
 FACTORY = "tests.models.factories:small"
 IN_PAIRS = "tests.models.factories:InPairs"
 

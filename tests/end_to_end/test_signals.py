@@ -16,6 +16,8 @@ from gapssg.cli.signals import listen
 from gapssg.engine.requests import Requests, Stopped
 from tests.runs import files_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def requests() -> Iterator[Requests]:

@@ -8,6 +8,8 @@ import pytest
 
 from tests.soak import Look, commands, growth, long_run, survive_kills
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("label", ["distill, a checkpoint at each step", "pretrain-teacher"])
 def test_a_process_that_is_killed_at_random_moments_ends_with_the_same_files(teacher_file: Path, tmp_path: Path, label):

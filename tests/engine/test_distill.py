@@ -120,6 +120,7 @@ def test_each_epochs_event_tracks_gap_factor_losses_and_health(finished: Path):
     assert [event["learning_rate"] for event in epochs] == pytest.approx([0.2, 0.1])
 
 
+@pytest.mark.slow
 def test_a_run_without_evaluation_data_opens_no_data_source(teacher_file: Path, tmp_path: Path):
     code = f"""
 import sys
@@ -249,6 +250,7 @@ def test_crops_and_flips_can_be_others_than_the_teachers(teacher_file: Path, tmp
     assert distillation.synthesizer.context.augmentation == distillation.augmentation  # of the synthesis, too
 
 
+@pytest.mark.slow
 def test_a_method_that_does_not_augment_says_so(teacher_file: Path, tmp_path: Path):
     dafl = {"name": "dafl", "rounds": 1, "synthesis_batch_size": 8, "generator_width": 8, "latent_size": 16}
     said, message = augmentation_of(tmp_path / "run", settings(teacher_file, method=dafl, epochs=1))

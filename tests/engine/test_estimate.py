@@ -41,6 +41,7 @@ def test_one_step_warms_up_and_no_more_are_made_than_the_run_has(runtime: Runtim
         assert part == Part(steps, 2.0, 8.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gapssg-fast", "gapssg", "fast", "cmi", "deepinversion", "zskt", "noise"])
 def test_the_steps_of_every_kind_of_method_are_those_of_its_run(teacher_file: Path, tmp_path: Path, method: str):
     small = {"name": method, "synthesis_batch_size": 16}

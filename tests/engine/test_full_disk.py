@@ -41,6 +41,7 @@ def failing(call: Callable[..., Any], count: int, number: int) -> Callable[..., 
     return refuse
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "name", "number", "sentence"),
     [

@@ -43,6 +43,7 @@ def rollbacks(run: Path) -> list[tuple[int, str, float]]:
     return [(event["epoch"], event["part"], pytest.approx(event["learning_rate"])) for event in found]
 
 
+@pytest.mark.slow
 def test_training_that_diverges_goes_on_at_half_the_learning_rate(teacher_file: Path, tmp_path: Path, monkeypatch):
     diverge_above(monkeypatch, 0.06)
     result = distill(settings(teacher_file), tmp_path / "run")
@@ -66,6 +67,7 @@ def test_pretraining_that_diverges_goes_on_at_half_the_learning_rate(image_folde
     assert rollbacks(tmp_path / "run") == [(1, "training", 0.1)]
 
 
+@pytest.mark.slow
 def test_synthesis_that_diverges_begins_again_at_half_the_learning_rate(
     teacher_file: Path, tmp_path: Path, monkeypatch
 ):
@@ -95,6 +97,7 @@ def test_what_diverges_too_often_is_given_up_in_one_sentence(teacher_file: Path,
     assert len(rollbacks(tmp_path / "run")) == allowed
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_while_it_diverges_goes_on_like_one_that_did_not(teacher_file: Path, tmp_path, monkeypatch):
     diverge_above(monkeypatch, 0.15)
     distill(settings(teacher_file), tmp_path / "whole")

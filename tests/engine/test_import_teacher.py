@@ -178,6 +178,7 @@ def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path):
     assert load_model(tmp_path / "a.safetensors", [FACTORY]).card.provenance.seed == 1
 
 
+@pytest.mark.slow
 def test_default_weights_bring_their_classes_and_normalisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tensors = create_model(SHUFFLENET, num_classes=10, input_shape=(3, 32, 32), seed=3).state_dict()
 

@@ -79,6 +79,7 @@ def test_every_method_is_tested_here():
     assert {method.model_fields["name"].default for method in method_classes()} == METHODS.keys()
 
 
+@pytest.mark.slow
 @every_method
 def test_a_run_stopped_between_any_two_steps_is_the_run_that_was_not(teacher: Path, tmp_path: Path, name):
     # Without a pool a checkpoint suffices, whatever is kept.
@@ -169,11 +170,13 @@ def assert_compiled_follows_eager(teacher: Path, name: str) -> None:
 
 
 # Making machine code takes ten seconds a method.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["zskt", "fast"])
 def test_a_compiled_synthesis_follows_an_eager_one(teacher: Path, name):
     assert_compiled_follows_eager(teacher, name)
 
 
+@pytest.mark.slow
 @every_method
 def test_the_traced_step_of_every_method_follows_the_eager_one(teacher: Path, monkeypatch: pytest.MonkeyPatch, name):
     """All of compiling but the machine code: what is traced, and its gradients."""

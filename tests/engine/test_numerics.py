@@ -125,6 +125,7 @@ def test_a_compiled_distillation_step_is_the_plain_one(tiny_teacher: Path):
     assert distance(gradients, plain) < OF_FLOAT32
 
 
+@pytest.mark.slow
 def test_a_training_step_in_bf16_is_the_plain_one():
     (loss, gradients), (plain_loss, plain) = (pretrain_once("wrn16_1", each) for each in (BF16, PLAIN))
     assert loss == pytest.approx(plain_loss, rel=40**0.5 * 2**-8)

@@ -88,6 +88,7 @@ def test_every_schedule_trains_and_label_smoothing_raises_the_loss(image_folder:
     assert last["train_loss"] > 0.325
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_files_also_with_dropout(image_folder: Path, tmp_path: Path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         torch.rand(3)

@@ -62,6 +62,7 @@ def finish(folder: Path, start: Start) -> Case:
     return Case(start, files_of(folder / "whole"))
 
 
+@pytest.mark.slow
 def test_a_run_interrupted_anywhere_and_continued_is_the_run_that_was_not(case: Case, tmp_path: Path):
     draw = random.Random(0)
     run, resume, interruptions = tmp_path / "run", False, 0
@@ -78,6 +79,7 @@ def test_a_run_interrupted_anywhere_and_continued_is_the_run_that_was_not(case: 
     assert interruptions >= 2
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_between_any_two_steps_goes_on_from_there(case: Case, tmp_path: Path):
     run, stops = tmp_path / "run", 0
     while True:
@@ -94,6 +96,7 @@ def test_a_run_that_stops_between_any_two_steps_goes_on_from_there(case: Case, t
     assert files_of(run) == case.expected
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_asked_for_is_continued_from(case: Case, tmp_path: Path):
     requests = Requests()
     display = Both(AskingDisplay(5, requests, "checkpoint"), InterruptingDisplay(6))
@@ -146,6 +149,7 @@ def test_another_teacher_of_the_same_name_is_refused(teacher_file: Path, tmp_pat
         distill(settings, tmp_path / "run", resume=True)
 
 
+@pytest.mark.slow
 def test_a_teacher_and_evaluation_images_that_were_moved_are_the_same(teacher_file: Path, tmp_path: Path):
     images = write_images(tmp_path / "images")
     two = create_model("wrn16_1", num_classes=2, input_shape=(1, 16, 16), seed=1)

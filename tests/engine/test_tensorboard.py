@@ -94,6 +94,7 @@ def interrupted(teacher_file: Path, run: Path, step: int) -> None:
         distill(values, run, display=display)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_begun_with_it_is_continued_with_it(teacher_file: Path, tmp_path: Path):
     run = tmp_path / "run"
     interrupted(teacher_file, run, 11)

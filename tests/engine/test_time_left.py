@@ -203,6 +203,7 @@ def epochs_of(run: Path) -> list[dict[str, Any]]:
     return [event for event in events if event["event"] == "epoch"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gapssg-fast", "gapssg", "zskt"])
 def test_each_epoch_of_a_distillation_says_what_is_left_and_the_last_nothing(
     teacher_file: Path, tmp_path: Path, method: str
@@ -246,6 +247,7 @@ def test_a_growing_pool_makes_later_epochs_count_more(teacher_file: Path, tmp_pa
     assert seen == [{"synthesis": 9, "distillation": 4 + 8 + 12}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps_before", "left"),
     [

@@ -84,6 +84,7 @@ def images_in_unit_range(count: int) -> Tensor:
 # What the files say
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_an_onnx_file_gives_the_logits_of_the_model_for_batches_of_any_size(exported, model_file: Path, count: int):
     images = images_in_unit_range(count)
@@ -92,6 +93,7 @@ def test_an_onnx_file_gives_the_logits_of_the_model_for_batches_of_any_size(expo
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["vgg11", "mobilenetv2"])
 def test_other_architectures_export_to_onnx_and_agree(tmp_path: Path, architecture: str):
     module = create_model(architecture, num_classes=10, input_shape=(1, 16, 16), seed=1).eval()
@@ -110,6 +112,7 @@ def load_torchscript(file: Path, metadata: dict[str, Any]) -> nn.Module:
     return torch.jit.load(file, _extra_files=metadata)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("to", "name", "load"),
     [("torch-export", "model.pt2", load_torch_export), ("torchscript", "model.pt", load_torchscript)],
@@ -128,6 +131,7 @@ def test_the_formats_of_torch_give_the_logits_of_the_model_and_hold_the_metadata
             torch.testing.assert_close(module(normalised(images)), logits_of(model_file, images), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_folded_normalisation_takes_pixels_and_gives_what_normalising_outside_gives(
     exported, model_file: Path, tmp_path: Path
 ):
@@ -160,6 +164,7 @@ def test_an_onnx_file_names_no_folder_of_the_machine_that_made_it(exported):
         assert str(folder).encode() not in content
 
 
+@pytest.mark.slow
 def test_equal_models_are_equal_onnx_files(exported, model_file: Path, tmp_path: Path):
     export_model(ExportSettings(model=model_file, to="onnx"), tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == exported[0].read_bytes()
@@ -214,6 +219,7 @@ def round_to_half_precision(module: nn.Module) -> None:
     module.half().float()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["onnx", "torchscript"])
 def test_an_exported_model_that_disagrees_fails_and_leaves_nothing(
     model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
@@ -238,6 +244,7 @@ def write_module(path: Path, architecture: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["densenet201", "mobilenet_v2"])
 def test_the_tolerance_of_a_deep_model_lies_far_from_rounding_and_from_half_precision(name: str):
     with torch.random.fork_rng():
@@ -365,6 +372,7 @@ def short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantize, "_SECONDS_OF_TIMING", 0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_timing")
 def test_int8_is_calibrated_on_the_pool_and_compared_on_the_rest_of_it(run_folder: Path, tmp_path: Path):
     out = tmp_path / "int8.onnx"

@@ -41,6 +41,7 @@ def work(world: World) -> Path:
     return world.copy_of_run(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_whatever_a_stranger_hands_over_is_used_or_refused_with_a_sentence(world: World, target: str):
     world.work.mkdir(exist_ok=True)
@@ -238,6 +239,7 @@ def test_a_shard_that_no_synthesis_of_the_run_made_is_refused(world: World, work
         distill(world.settings, work, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value"),
     [

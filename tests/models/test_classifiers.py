@@ -10,6 +10,7 @@ CHANNELS = (1, 3, 5)
 ONE_OF_EACH_FAMILY = ("wrn10_half", "wrn16_1", "resnet18", "vgg11", "mobilenetv2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", model_names())
 def test_logits_have_one_row_per_image_at_every_size_and_number_of_channels(name):
     build = MODELS[name].load_builder()
@@ -22,6 +23,7 @@ def test_logits_have_one_row_per_image_at_every_size_and_number_of_channels(name
             assert logits.shape == (4, 7), f"{channels}x{size}x{size}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", model_names())
 def test_gradients_of_the_images_are_finite_and_non_zero_in_training_mode(name):
     for size, channels in zip(SIZES, (1, 5, 1, 3, 3), strict=True):

@@ -40,6 +40,7 @@ def test_a_file_without_arguments_is_that_of_before_there_were_any_and_is_read(t
     assert load_model(teacher_file).card.arguments == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "arguments"),
     [("torchvision:mobilenet_v2", {"width_mult": 0.25}), (FACTORY, {"width": 6})],
@@ -97,6 +98,7 @@ def test_a_file_can_have_nothing_fetched_or_read(tmp_path: Path, monkeypatch, ar
     assert str(caught.value).startswith(f"{path}: ")
 
 
+@pytest.mark.slow
 def test_a_small_file_makes_no_wide_or_deep_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("timm")
     monkeypatch.setattr("gapssg.models.model_file.create_model", None)

@@ -24,6 +24,7 @@ def metadata(card: str) -> dict[str, Any]:
     return values
 
 
+@pytest.mark.slow
 def test_a_card_has_the_metadata_that_the_hub_reads(runs: Runs):
     gapssg("card", runs.evaluated, "--licence", "apache-2.0")
     values = metadata((runs.evaluated / "README.md").read_text())

@@ -254,6 +254,7 @@ def invert(settings: InversionSettings, teacher: nn.Module, runtime: Runtime) ->
 METHOD = {"synthesis_batch_size": 60, "generator_steps": 40, "generator_width": 16, "latent_size": 64}
 
 
+@pytest.mark.slow
 def test_images_take_their_targets_however_large_the_activations_of_the_teacher(runtime, digits_teacher):
     plain, plain_steps = invert(GapSSGFastSettings(**METHOD), digits_teacher, runtime)
     large, steps = invert(GapSSGFastSettings(**METHOD), enlarged(digits_teacher), runtime)

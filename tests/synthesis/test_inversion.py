@@ -161,6 +161,7 @@ def test_bf16_synthesis_follows_float32(runtime):
         assert fast[0][name] == pytest.approx(value, rel=20**0.5 / 2**8), name
 
 
+@pytest.mark.slow
 def test_compiled_synthesis_follows_eager(runtime):
     with tiny_model():  # a WRN compiles for a minute
         eager, plain = synthesise(runtime, networks="tiny")

@@ -505,6 +505,7 @@ def summarise_checked(root: Path) -> dict[str, Any]:
     return summarise(ledger)
 
 
+@pytest.mark.slow
 def test_the_program_makes_a_table_and_a_failure_is_exit_status_1(tmp_path: Path):
     tiny = ModelEntry("tests.tiny:tiny", "for tests")
     images = write_images(tmp_path / "faces")
