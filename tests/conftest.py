@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +20,9 @@ def runtime() -> Runtime:
     return Runtime(device=torch.device("cpu"), precision="fp32", compiled=False, seed=0)
 
 
-def make_card(**changes: object) -> ModelCard:
+def make_card(**changes: Any) -> ModelCard:
     """Describe a wrn16_1 for 1x16x16 images of 10 classes, with changes."""
-    values: dict[str, object] = {
+    values: dict[str, Any] = {
         "architecture": "wrn16_1",
         "num_classes": 10,
         "input_shape": (1, 16, 16),
@@ -32,7 +33,7 @@ def make_card(**changes: object) -> ModelCard:
         "class_names": tuple("0123456789"),
         "provenance": Provenance(command="pretrain-teacher"),
     }
-    return ModelCard(**{**values, **changes})  # type: ignore[arg-type]
+    return ModelCard(**{**values, **changes})
 
 
 @pytest.fixture

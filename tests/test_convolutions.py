@@ -7,6 +7,7 @@ import ctypes.util
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def runtime() -> Runtime:
     return Runtime(CPU, "bf16", False, 0)
 
 
-def gradients(module: nn.Module, images: Tensor) -> list[Tensor]:
+def gradients(module: nn.Module, images: Tensor) -> list[Any]:
     module.zero_grad()
     module(images).square().sum().backward()
     return [parameter.grad for parameter in module.parameters()]
@@ -67,6 +68,7 @@ def gradients(module: nn.Module, images: Tensor) -> list[Tensor]:
 def test_a_strided_convolution_of_few_channels_trains_without_corrupting_the_heap(precision):
     if precision == "bf16" and not computes_bf16_natively(CPU):
         pytest.skip("the processor has no bfloat16 instructions")
+    assert MALLOC_CHECK is not None
     checked = {**os.environ, "LD_PRELOAD": MALLOC_CHECK, "MALLOC_CHECK_": "3"}
     done = subprocess.run([sys.executable, "-c", TRAIN, precision], env=checked, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
@@ -113,7 +115,7 @@ def test_a_copy_of_a_placed_layer_has_weights_of_its_own(runtime):
 def test_a_placed_model_traces_as_one_graph(runtime):
     model = runtime.place(create_model("wrn10_half", num_classes=10, input_shape=(3, 16, 16)))
     images = torch.rand(2, 3, 16, 16)
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    compiled: Any = torch.compile(model, backend="eager", fullgraph=True)
     for one, other in zip(gradients(compiled, images), gradients(model, images), strict=True):
         assert torch.equal(one, other)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import nn
@@ -40,7 +42,8 @@ def test_auto_precision_is_bf16_where_the_processor_computes_in_it():
 
 def test_networks_are_computed_in_the_precision_of_the_run():
     layer = nn.Linear(2, 2)
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    cases: list[tuple[Literal["fp32", "bf16"], torch.dtype]] = [("fp32", torch.float32), ("bf16", torch.bfloat16)]
+    for precision, dtype in cases:
         with Runtime(torch.device("cpu"), precision, False, 0).autocast():
             assert layer(torch.ones(1, 2)).dtype == dtype
 

@@ -108,12 +108,12 @@ def test_an_optimizer_that_forgets_starts_again_in_the_same_memory(runtime):
     assert torch.equal(weight, start)
     optimizer = step._optimizer
     moments = {name: value.data_ptr() for name, value in optimizer.state[weight].items()}
-    first = [step(torch.tensor([1.0, -3.0])) and weight.detach().clone() for _ in range(3)]
+    first = [(step(torch.tensor([1.0, -3.0])), weight.detach().clone())[1] for _ in range(3)]
     forget_steps(optimizer)
     with torch.no_grad():
         weight.copy_(start)
-    again = [step(torch.tensor([1.0, -3.0])) and weight.detach().clone() for _ in range(3)]
-    assert all(map(torch.equal, first, again))
+    again = [(step(torch.tensor([1.0, -3.0])), weight.detach().clone())[1] for _ in range(3)]
+    assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
     assert {name: value.data_ptr() for name, value in optimizer.state[weight].items()} == moments
 
 

@@ -140,12 +140,12 @@ def test_every_public_name_can_be_imported():
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_tests_import_neither_other_test_modules_nor_benchmarks(path):
     for node in ast.walk(ast.parse(path.read_text())):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [f"{node.module}.{alias.name}" for alias in node.names] if isinstance(node, ast.ImportFrom) else []
-        for name in names:
-            parts = name.split(".")
-            assert parts[0] != "benchmarks", f"{path}:{node.lineno}"
-            assert parts[0] != "tests" or not any(part.startswith("test_") for part in parts), f"{path}:{node.lineno}"
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            prefix = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            for parts in ((prefix + alias.name).split(".") for alias in node.names):
+                assert parts[0] != "benchmarks", f"{path}:{node.lineno}"
+                imports_test = parts[0] == "tests" and any(part.startswith("test_") for part in parts)
+                assert not imports_test, f"{path}:{node.lineno}"
 
 
 def prose_of(text: str) -> list[tuple[int, str]]:

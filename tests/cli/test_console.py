@@ -3,12 +3,13 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import rich.console
 
-from gapssg.cli.console import Console, Invocation, LiveDisplay, epoch_line, percent
-from gapssg.text import duration, printable
+from gapssg.cli.console import Console, Invocation, LiveDisplay, epoch_line
+from gapssg.text import duration, percent, printable
 
 EPOCH = {
     "event": "epoch",
@@ -33,7 +34,7 @@ def test_an_epoch_is_one_line_with_losses_gap_accuracy_and_speed():
 
 
 def test_an_epoch_ends_with_the_time_left_of_the_run():
-    event = {**EPOCH, "timing": {"images_per_second": 512.4, "remaining": 725.0}}
+    event: dict[str, Any] = {**EPOCH, "timing": {"images_per_second": 512.4, "remaining": 725.0}}
     assert epoch_line(event).endswith("  512 images/s  12 min left")
     assert epoch_line({**event, "timing": {**event["timing"], "remaining": 0.0}}).endswith("  0 s left")
     assert "left" not in epoch_line(event, narrow=True)
@@ -101,7 +102,7 @@ def test_json_goes_to_stdout_alone(capsys: pytest.CaptureFixture[str]):
 def test_on_a_terminal_bars_move_and_vanish():
     console = Console(Invocation())
     screen = io.StringIO()
-    console._rich = rich.console.Console(file=screen, force_terminal=True, width=160, highlight=False)
+    console._rich = rich.console.Console(file=screen, force_terminal=True, width=160, highlight=False)  # type: ignore[assignment]
     with console.live() as display:
         display.progress("synthesis", 3, 10)
         display.event(EPOCH)
@@ -155,7 +156,7 @@ def bars(display: LiveDisplay) -> dict[str, str]:
 @pytest.fixture
 def display() -> Iterator[LiveDisplay]:
     console = Console(Invocation())
-    console._rich = rich.console.Console(file=io.StringIO(), force_terminal=True, width=200)
+    console._rich = rich.console.Console(file=io.StringIO(), force_terminal=True, width=200)  # type: ignore[assignment]
     with console.live() as display:
         yield display
 

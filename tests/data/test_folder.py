@@ -1,6 +1,7 @@
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -28,7 +29,7 @@ def save(path: Path, image: Image.Image | numpy.ndarray) -> Path:
     return path
 
 
-def load(root: Path, **options: object) -> ImageSet:
+def load(root: Path, **options: Any) -> ImageSet:
     return load_split(f"folder:{root}", "train", **options)
 
 
@@ -169,7 +170,9 @@ def test_black_and_white_becomes_0_and_255(root: Path) -> None:
 @pytest.mark.parametrize("file_name", ["a.png", "a.tiff", "a.pgm"])
 def test_16_bit_grey_is_scaled_and_not_clipped(root: Path, file_name: str) -> None:
     levels = numpy.array([[0, 128, 129, 257, 32768, 65535]], dtype=numpy.uint16).repeat(4, axis=0)
-    assert load_alone(root, file_name, levels)[0, 0].tolist() == [0, 0, 1, 1, 128, 255]
+    # Older versions of Pillow write 16-bit PGM from 32-bit images only.
+    pixels = levels.astype(numpy.int32) if file_name.endswith(".pgm") else levels
+    assert load_alone(root, file_name, pixels)[0, 0].tolist() == [0, 0, 1, 1, 128, 255]
 
 
 def test_floating_point_grey_in_0_to_1_is_scaled(root: Path) -> None:

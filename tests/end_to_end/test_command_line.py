@@ -168,7 +168,7 @@ def test_bad_input_is_one_clear_sentence(trained: Path, tmp_path: Path):
     teacher = trained / "teacher" / "model.safetensors"
     out = tmp_path / "out"
     distill = ["distill", "--teacher", teacher, "--student", "wrn16_1", "--output", out]
-    cases = {
+    cases: dict[str, list[object]] = {
         "teacher is missing": ["distill", "--student", "wrn16_1", "--output", out],
         "--output is missing": distill[:-2],
         "does not exist": [*distill, "--teacher", tmp_path / "absent.safetensors"],

@@ -73,7 +73,8 @@ def test_the_ten_minutes_run_as_they_are_written(tmp_path: Path, monkeypatch: py
     for line in commands("ten-minutes.md"):
         program, *arguments = line.split()
         if program == "python":
-            runpy.run_path(*arguments)
+            (path,) = arguments
+            runpy.run_path(path)
         else:
             fewer = [*short, "--epochs", "1"] if arguments[0] == "distill" else []
             gapssg(*arguments, *fewer)

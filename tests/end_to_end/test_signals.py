@@ -30,7 +30,7 @@ def requests() -> Iterator[Requests]:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_first_signal_asks_and_the_second_leaves_at_once(requests, number, status, monkeypatch, capfd):
-    left = []
+    left: list[int] = []
     monkeypatch.setattr(os, "_exit", left.append)
     requests.attended = True
     os.kill(os.getpid(), number)

@@ -247,7 +247,8 @@ def test_crops_and_flips_can_be_others_than_the_teachers(teacher_file: Path, tmp
     assert not rows.any()
     assert not columns.any()
     assert flips.any()
-    assert distillation.synthesizer.context.augmentation == distillation.augmentation  # of the synthesis, too
+    synthesizer: Any = distillation.synthesizer
+    assert synthesizer.context.augmentation == distillation.augmentation  # of the synthesis, too
 
 
 @pytest.mark.slow

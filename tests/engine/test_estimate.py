@@ -16,8 +16,8 @@ from tests.program import gapssg, refusal
 from tests.runs import TINY
 
 SHORT = ("--student", "wrn16_1", "--epochs", 3, "--batch-size", 8, "--device", "cpu")
-SYNTHESIS = ("--set", "method.synthesis_batch_size=16", "--set", "method.generator_steps=4")
-SYNTHESIS += ("--set", "method.distillation_steps=8")
+STEPS = ("--set", "method.generator_steps=4", "--set", "method.distillation_steps=8")
+SYNTHESIS = ("--set", "method.synthesis_batch_size=16", *STEPS)
 
 
 def files_in(folder: Path) -> dict[Path, bytes]:

@@ -26,7 +26,7 @@ def settings(teacher_file: Path, **changes: Any) -> DistillSettings:
     return DistillSettings.model_validate({**values, **changes})
 
 
-def diverge_above(monkeypatch: pytest.MonkeyPatch, rate: float, kind: type = Distillation) -> None:
+def diverge_above(monkeypatch: pytest.MonkeyPatch, rate: float, kind: Any = Distillation) -> None:
     """Make every training loss that comes after a step at a higher learning rate not a number."""
     plain = kind._loss
 
@@ -38,7 +38,7 @@ def diverge_above(monkeypatch: pytest.MonkeyPatch, rate: float, kind: type = Dis
     monkeypatch.setattr(kind, "_loss", loss)
 
 
-def rollbacks(run: Path) -> list[tuple[int, str, float]]:
+def rollbacks(run: Path) -> list[tuple[int, str, Any]]:
     found = [event for event in events(run) if event["event"] == "rollback"]
     return [(event["epoch"], event["part"], pytest.approx(event["learning_rate"])) for event in found]
 

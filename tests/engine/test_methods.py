@@ -121,12 +121,13 @@ def test_synthesis_changes_neither_teacher_nor_student_and_distillation_only_the
     assert distillation.synthesizer.fresh.min() >= 0
     assert distillation.synthesizer.fresh.max() <= 1
     if distillation.synthesizer.pool is None:
-        generator = snapshot(distillation.synthesizer.generator)
+        synthesizer: Any = distillation.synthesizer
+        generator = snapshot(synthesizer.generator)
         distillation.synthesizer.start_sampling(0, 0, 0)
         images = distillation.synthesizer.sample(8)
         assert not images.requires_grad
         assert images.shape == (8, 1, 16, 16)
-        for key, value in distillation.synthesizer.generator.named_parameters():
+        for key, value in synthesizer.generator.named_parameters():
             assert torch.equal(value, generator[key])
 
 
@@ -297,7 +298,7 @@ def test_a_bank_that_does_not_fit_is_one_sentence(teacher: Path, monkeypatch: py
 )
 def test_the_sizes_of_cmi_are_those_that_are_told(name, channels, bank, head):
     model = create_model(name, num_classes=10, input_shape=(3, 32, 32))
-    count = sum(layer.running_mean.numel() for layer in batch_norm_layers(model))
+    count = sum(int(layer.running_mean.numel()) for layer in batch_norm_layers(model))  # type: ignore[misc]
     settings = CMISettings()
     size = 8 * settings.bank_size * count
     assert f"{count:,}" == channels

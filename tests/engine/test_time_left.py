@@ -257,7 +257,9 @@ def test_a_growing_pool_makes_later_epochs_count_more(teacher_file: Path, tmp_pa
         (12, {"synthesis": 3, "distillation": 20}),  # in the second distillation
     ],
 )
-def test_a_continued_run_has_the_steps_left_that_it_has_not_made(tmp_path: Path, steps_before: int, left: dict):
+def test_a_continued_run_has_the_steps_left_that_it_has_not_made(
+    tmp_path: Path, steps_before: int, left: dict[str, int]
+):
     settings = distill_settings(write_teacher(tmp_path / "teacher.safetensors"), checkpoint_minutes=1e-9)
     with pytest.raises(Interruption):
         distill(settings, tmp_path / "run", display=InterruptingDisplay(steps_before + 1))

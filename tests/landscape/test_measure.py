@@ -14,7 +14,7 @@ from gapssg.engine.requests import Requests, Stopped
 from gapssg.engine.run_directory import SilentDisplay
 from gapssg.landscape import measure
 from gapssg.landscape.sharpness import radius_of_doubling
-from gapssg.landscape.surface import load_surface
+from gapssg.landscape.surface import load_surface, save_surface
 from gapssg.models import create_model
 from gapssg.models.model_file import load_model, save_model
 from gapssg.runtime import Runtime
@@ -276,7 +276,7 @@ def test_axes_that_another_machine_rounded_otherwise_continue(run_folder: Path, 
     surface = load_surface(file)
     surface.axes *= 1 + 1e-14
     surface.card = surface.card.model_copy(update={"explained": tuple(x * (1 - 1e-14) for x in surface.card.explained)})
-    measure.save_surface(file, surface)
+    save_surface(file, surface)
     result = measure_landscape(chosen, tmp_path / "out", resume=True)
     assert result["surfaces"][0]["explained_variance"] == list(surface.card.explained)
 

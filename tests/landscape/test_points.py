@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,7 +125,7 @@ def test_recalibration_gives_the_statistics_of_the_samples(teacher_file, runtime
     for name, buffer in stale.named_buffers():
         if name.endswith("running_var"):
             buffer.mul_(7)
-    options = {"batch_size": COUNT, "recalibrate": True}
+    options: dict[str, Any] = {"batch_size": COUNT, "recalibrate": True}
     fresh, _ = PointEvaluator(stale, NORMALIZATION, samples, runtime, **options).measure(plane, [(0.1, 0.1)])
     plain = copy.deepcopy(stale)
     plain.load_state_dict(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -116,7 +118,7 @@ class AlwaysTraining(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(small(10, 1))
 
-    def train(self, mode: bool = True) -> nn.Module:
+    def train(self, mode: bool = True) -> Self:
         return super().train(True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -135,7 +136,7 @@ def test_a_small_file_takes_no_memory_for_what_is_not_in_it(tmp_path: Path, monk
 def test_buffers_of_other_types_come_back(tmp_path: Path, kind):
     name = "tests.models.factories:WithAnother"
     write(tmp_path / "a.safetensors", name, kind=kind)
-    module = load_model(tmp_path / "a.safetensors", [name]).module
+    module: Any = load_model(tmp_path / "a.safetensors", [name]).module
     assert torch.equal(module.other, torch.ones(3).to(getattr(torch, kind)))
 
 
@@ -181,7 +182,7 @@ def test_an_architecture_in_the_place_of_a_file_gives_the_command_that_makes_one
 
 def test_tied_weights_are_written_and_come_back(tmp_path: Path):
     write(tmp_path / "a.safetensors", "tests.models.factories:Tied")
-    module = load_model(tmp_path / "a.safetensors", ["tests.models.factories:Tied"]).module
+    module: Any = load_model(tmp_path / "a.safetensors", ["tests.models.factories:Tied"]).module
     assert torch.equal(module.first.weight, module.second.weight)
 
 

@@ -124,6 +124,7 @@ def test_reset_forgets_the_running_statistics():
     generator.reset_parameters(seeded(0))
     for norm in norms:
         assert not norm.running_mean.any()
+        assert norm.running_var is not None
         assert torch.equal(norm.running_var, torch.ones_like(norm.running_var))
         assert norm.num_batches_tracked == 0
 

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import struct
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,10 @@ from gapssg.models import create_model
 from gapssg.models.model_file import load_model, load_weights, save_model
 from tests.conftest import make_card
 from tests.models.headers import rewrite_header
+
+
+def with_field(name: str, value: object, description: dict[str, Any]) -> str:
+    return json.dumps({**description, name: value})
 
 
 def refusal(path: Path) -> str:
@@ -62,7 +68,7 @@ def test_a_changed_description_is_noticed(teacher_file: Path):
     change = {"mean": [0.9], "class_names": list("1023456789"), "flip": True}
     for field, value in change.items():
         original = teacher_file.read_bytes()
-        rewrite_header(teacher_file, lambda description, f=field, v=value: json.dumps({**description, f: v}))
+        rewrite_header(teacher_file, partial(with_field, field, value))
         assert "checksum" in refusal(teacher_file)
         teacher_file.write_bytes(original)
 
@@ -109,7 +115,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path):
 
 def wrong(expected: list[str], given: list[str]) -> str:
     """Load tensors of some names into a module of others; return the refusal."""
-    module = nn.ParameterDict()
+    module: Any = nn.ParameterDict()
     for name in expected:
         module[name.replace(".", "_")] = nn.Parameter(torch.zeros(1))
     module.state_dict = lambda **_: {name: torch.zeros(1) for name in expected}

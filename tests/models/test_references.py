@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def test_torchvision_models_of_every_make_can_be_built_without_memory(name):
 def test_initial_weights_depend_on_the_seed_alone_and_the_global_state_is_restored(name):
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    task = {"num_classes": 4, "input_shape": (1, 32, 32)}
+    task: dict[str, Any] = {"num_classes": 4, "input_shape": (1, 32, 32)}
     first, again, other = (create_model(name, **task, seed=seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(tensor, again[key]) for key, tensor in first.items())
@@ -84,7 +85,7 @@ def test_initial_weights_depend_on_the_seed_alone_and_the_global_state_is_restor
 
 
 def test_arguments_reach_torchvision_and_wrong_ones_are_refused():
-    task = {"num_classes": 4, "input_shape": (3, 32, 32)}
+    task: dict[str, Any] = {"num_classes": 4, "input_shape": (3, 32, 32)}
     small = empty_model("torchvision:mobilenet_v2", **task, arguments={"width_mult": 0.25})
     assert profile_model(small, (3, 32, 32)).parameters < 300_000
     sentence = refusal("torchvision:mobilenet_v2", 4, (3, 32, 32), depth=3)
@@ -108,13 +109,14 @@ def test_images_that_a_library_model_refuses_give_one_sentence():
 
 def test_a_timm_model_takes_channels_classes_and_arguments():
     pytest.importorskip("timm")
-    task = {"num_classes": 4, "input_shape": (5, 32, 32)}
+    task: dict[str, Any] = {"num_classes": 4, "input_shape": (5, 32, 32)}
     model = create_model("timm:resnet10t", **task, arguments={"drop_rate": 0.5}).eval()
     assert model(torch.rand(2, 5, 32, 32)).shape == (2, 4)
     assert isinstance(last_linear_layer(model, (5, 32, 32), 4), ClassifierHead)
     assert "timm has no classifier 'resnet10x' (did you mean" in refusal("timm:resnet10x")
     for name in ("pretrained_cfg", "checkpoint_path", "cache_dir", "features_only"):
-        assert f"cannot be given the argument {name}" in refusal("timm:resnet10t", **{name: "x"})
+        argument: dict[str, Any] = {name: "x"}
+        assert f"cannot be given the argument {name}" in refusal("timm:resnet10t", **argument)
 
 
 def test_a_missing_timm_gives_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch):

@@ -7,6 +7,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -381,6 +382,6 @@ def test_runs_of_before_the_judgement_are_read(runs: Runs, tmp_path: Path):
 
 def test_damaged_failures_are_refused(runs: Runs, tmp_path: Path):
     for failures in ("no list", ["x" * 6000], ["x"] * 100, [1]):
-        change(runs.blind / "result.json", lambda result, failures=failures: result.update(failures=failures))
+        change(runs.blind / "result.json", partial(dict.update, failures=failures))
         with pytest.raises(InputError, match="failures"):
             report(tmp_path, runs.blind)

@@ -71,7 +71,7 @@ def test_options_and_overrides_of_one_command_line_mean_the_same_method():
 def test_what_lies_beneath_gives_way_to_the_recipe_and_fits_the_choice():
     def beneath(values: Mapping[str, Any]) -> Mapping[str, Any]:
         seen.append(values)
-        own = {"noise": {"method.passes": 7}, "fast": {"method.adversarial_weight": 1.33}}
+        own: dict[str, dict[str, Any]] = {"noise": {"method.passes": 7}, "fast": {"method.adversarial_weight": 1.33}}
         return {"epochs": 50, "seed": 5, **own.get(values["method.name"], {})}
 
     seen: list[Mapping[str, Any]] = []
@@ -220,7 +220,7 @@ def test_bytes_that_are_no_text_are_refused_with_where_they_came_from():
 
 def test_settings_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
-        load().epochs = 3  # type: ignore[misc]
+        load().epochs = 3
 
 
 def test_equal_settings_have_equal_hashes():

@@ -13,7 +13,7 @@ GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden.json").read
 EXPECTED = GOLDEN["expected"]
 
 # The inputs are given to 12 decimals; the losses magnify that by less than 100.
-TOLERANCE = {"rel": 0.0, "abs": 1e-10}
+TOLERANCE: dict[str, Any] = {"rel": 0.0, "abs": 1e-10}
 
 
 def tensor(value: dict[str, Any]) -> Tensor:

@@ -87,7 +87,7 @@ def reference_relative_distance(inputs, running_mean, running_var, eps):
     return total / inputs.shape[1]
 
 
-def running_statistics(channels, dtype=torch.float64):
+def running_statistics(channels: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     rng = torch.Generator().manual_seed(1)
     mean, variance = torch.randn(channels, generator=rng, dtype=dtype), torch.rand(channels, generator=rng, dtype=dtype)
     return mean, variance + 0.1
@@ -100,7 +100,8 @@ def test_the_relative_distance_equals_the_float64_formula(shape, eps):
     expected = reference_relative_distance(inputs, *running_statistics(3), eps)
     found = relative_statistics_distance(inputs, *running_statistics(3), eps)
     assert found.item() == pytest.approx(expected, rel=1e-12)
-    in_float32 = relative_statistics_distance(inputs.float(), *(each.float() for each in running_statistics(3)), eps)
+    mean, variance = (each.float() for each in running_statistics(3))
+    in_float32 = relative_statistics_distance(inputs.float(), mean, variance, eps)
     assert in_float32.dtype == torch.float32
     # 24 bits, over at most 280 numbers.
     assert in_float32.item() == pytest.approx(expected, rel=1e-5)

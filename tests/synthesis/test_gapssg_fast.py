@@ -214,7 +214,7 @@ def digits_teacher() -> nn.Module:
 
 def enlarged(model: nn.Module) -> nn.Module:
     """Return the same function with activations that are larger before every batch norm."""
-    larger = copy.deepcopy(model)
+    larger: Any = copy.deepcopy(model)
     for convolution, norm in zip((larger.first, larger.second), larger.norms, strict=True):
         convolution.weight.mul_(SCALE)
         norm.running_mean.mul_(SCALE)

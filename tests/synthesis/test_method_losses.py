@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -180,12 +181,12 @@ def test_a_resized_crop_is_that_of_torch():
     flips = torch.tensor([False, True])
     # Boxes that begin and end at pixels, so that torch can cut them out first.
     box = [torch.tensor(each, dtype=torch.float64) for each in ([0, 0.5], [0.25, 0], [1, 0.5], [0.5, 0.75])]
-    found = resized_crop(images, *box, flips)
+    found = resized_crop(images, box[0], box[1], box[2], box[3], flips)
     for image, result, flip, rows, columns in (
         (images[0], found[0], False, slice(0, 8), slice(3, 9)),
         (images[1], found[1], True, slice(4, 8), slice(0, 9)),
     ):
-        grid = {"size": (8, 12), "mode": "bilinear", "align_corners": False}
+        grid: dict[str, Any] = {"size": (8, 12), "mode": "bilinear", "align_corners": False}
         expected = torch.nn.functional.interpolate(image[None, :, rows, columns], **grid)[0]
         inside = (slice(None), slice(1, -1), slice(2, -2))  # torch knows nothing of the pixels outside the box
         torch.testing.assert_close(result[inside], (expected.flip(2) if flip else expected)[inside])

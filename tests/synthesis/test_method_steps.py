@@ -171,7 +171,7 @@ def test_fast_follows_its_formula_with_a_running_average(runtime):
 
     teacher, student = networks.logits(normalized(shifted(images, *draws)))
     earlier = iter(torch.split(inversion._earlier.double(), inversion._sizes))
-    mixed = [tuple(0.1 * now + 0.9 * next(earlier) for now in pair) for pair in networks.moments()]
+    mixed: Any = [tuple(0.1 * now + 0.9 * next(earlier) for now in pair) for pair in networks.moments()]
     expected = 10 * networks.statistics_loss(mixed) + 0.4 * cross_entropy(teacher)
     expected = expected - 50 * masked_divergence(teacher, student)
     pairs = zip([inversion.latent, *inversion.generator.parameters()], [latent, *generator.parameters()], strict=True)

@@ -111,7 +111,7 @@ def test_the_recipe_published_is_the_papers_for_gapssg():
     settings = DistillSettings.model_validate(tomllib.loads(printed))
     assert settings.student.name == "mobilenetv2"
     assert_as_published(settings)
-    values = {"temperature": 20, "synthesis_batch_size": 256, "passes": 2, "generator_steps": 200}
+    values: dict[str, float] = {"temperature": 20, "synthesis_batch_size": 256, "passes": 2, "generator_steps": 200}
     values |= {"generator_learning_rate": 2e-3, "generator_width": 64, "latent_size": 256}
     assert settings.method.model_dump(include=set(values)) == values
 

@@ -67,7 +67,7 @@ def lines_of(axes: Any) -> dict[str, tuple[list[float], list[float]]]:
     return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
 
 
-def span_of(band: Any) -> dict[float, tuple[float, float]]:
+def span_of(band: Any) -> dict[float, tuple[Any, Any]]:
     """The lowest and highest value of a filled area at each of its places."""
     at: dict[float, list[float]] = {}
     for x, y in band.get_paths()[0].vertices.tolist():
@@ -147,7 +147,7 @@ def test_a_method_looks_the_same_in_every_row_and_like_no_other(tmp_path: Path):
     names += ["noise", "gapssg-fast", "gapssg, fixed schedule", "gapssg, no regulatory factor"]
     row = [RowCell(name, 0, make_run(tmp_path / name, [0.5, 0.6])) for name in names]
 
-    def looks(cells: list[RowCell]) -> dict[str, tuple[str, str]]:
+    def looks(cells: list[RowCell]) -> dict[Any, Any]:
         lines = accuracy_figure(read_row(cells)).axes[0].lines
         return {line.get_label(): (line.get_color(), line.get_linestyle()) for line in lines}
 

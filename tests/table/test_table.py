@@ -344,7 +344,7 @@ def test_the_teacher_of_another_process_is_waited_for(engine: Engine, tmp_path: 
             write_run(tasks[0].run, 0, 0.95)
             held.close()
 
-    monkeypatch.setattr(runs.time, "sleep", wait)
+    monkeypatch.setattr("gapssg.table.run.time.sleep", wait)
     runs.run_table(tasks, root)
     assert len(looks) == 2
     assert sorted(looks[0]) == ["cifar10-wrn16_1/0", "cifar10-wrn16_1/1"]  # what needs no teacher is made meanwhile
