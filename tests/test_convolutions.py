@@ -120,6 +120,7 @@ def test_a_placed_model_traces_as_one_graph(runtime):
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenetv2", "torchvision:mobilenet_v2"])
 def test_mobilenetv2_on_16_pixels_has_sound_gradients_in_bfloat16(name, runtime):
     model = runtime.place(create_model(name, num_classes=4, input_shape=(1, 16, 16))).train()

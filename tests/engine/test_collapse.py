@@ -61,6 +61,7 @@ def settings(teacher: Path, method: dict[str, Any], **changes: Any) -> DistillSe
 NOISE = {"name": "noise", "synthesis_batch_size": 32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_says_that_it_has_collapsed(teacher: Path, tmp_path: Path, name: str):
     result = distill(settings(teacher, {"name": name, **METHODS[name]}), tmp_path / "run")

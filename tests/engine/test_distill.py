@@ -77,6 +77,7 @@ def test_result_without_evaluation_data_has_agreement_and_no_accuracy(finished: 
     assert result["timing"].keys() == {"total", "synthesis", "distillation", "evaluation"}
 
 
+@pytest.mark.slow
 def test_the_operations_of_a_run_are_those_of_the_formula(finished: Path, teacher_file: Path, tmp_path: Path):
     result = json.loads((finished / "result.json").read_text())
     teacher, student = result["teacher"]["macs"], result["student"]["macs"]

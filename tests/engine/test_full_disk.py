@@ -150,6 +150,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_stops_the_run_and_keeps_the_last_checkpoint(teacher_file: Path, small_disk: Path):
     many = settings(teacher_file, epochs=10, snapshot_every=1)  # 1.4 MB each checkpoint, 0.7 MB each snapshot
     with pytest.raises(RunError, match="No space left on device"):

@@ -230,6 +230,7 @@ def test_default_weights_without_a_network_end_in_one_sentence(tmp_path: Path, m
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gapssg", "fast", "cmi", "dafl"])
 def test_every_kind_of_observer_follows_a_teacher_whose_layers_are_out_of_order(tmp_path: Path, method: str):
     teacher = tmp_path / "teacher.safetensors"

@@ -118,6 +118,7 @@ def test_a_distillation_step_in_bf16_is_the_plain_one(teacher_file: Path):
     assert distance(gradients, plain) < OF_BF16
 
 
+@pytest.mark.slow
 def test_a_compiled_distillation_step_is_the_plain_one(tiny_teacher: Path):
     loss, gradients, *_ = distil_once(make_distillation(tiny_teacher, "tiny", COMPILED))
     plain_loss, plain, *_ = distil_once(make_distillation(tiny_teacher, "tiny", PLAIN))

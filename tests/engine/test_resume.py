@@ -187,6 +187,7 @@ def test_a_run_without_a_checkpoint_says_how_to_start_anew(teacher_file: Path, t
         distill(settings, tmp_path / "absent", resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncate", "metadata", "tensors"])
 def test_a_damaged_checkpoint_is_one_sentence(teacher_file: Path, tmp_path: Path, damage):
     settings = DistillSettings.model_validate({**TINY, "teacher": teacher_file})

@@ -113,6 +113,7 @@ def test_a_run_that_was_interrupted_before_its_first_epoch_is_continued_with_it(
     assert [step for step, _ in scalars(run)["reality_gap_after"]] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_begun_without_it_is_continued_without_it(teacher_file: Path, tmp_path: Path):
     run = tmp_path / "run"
     distill(settings(teacher_file, epochs=1), run)

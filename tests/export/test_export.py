@@ -144,6 +144,7 @@ def test_a_folded_normalisation_takes_pixels_and_gives_what_normalising_outside_
     )
 
 
+@pytest.mark.slow
 def test_the_metadata_of_an_onnx_file_says_all_that_its_use_needs(exported, model_file: Path):
     model = onnx.load(exported[0])
     (text,) = (entry.value for entry in model.metadata_props if entry.key == "gapssg")
@@ -326,6 +327,7 @@ UNFIT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "to"), UNFIT)
 def test_a_file_that_cannot_be_run_is_one_sentence_and_leaves_nothing(tmp_path: Path, name: str, to: str):
     architecture = f"tests.export.factories:{name}"
@@ -431,6 +433,7 @@ def test_a_model_that_cannot_be_quantised_is_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_timing")
 @pytest.mark.parametrize(("points", "is_warned_of"), [(0.021, True), (0.019, False)])
 def test_accuracy_that_int8_loses_on_real_images_is_warned_of(

@@ -24,6 +24,7 @@ def text_of(svg: Path) -> str:
     return " ".join(re.findall(r"<!-- (.*?) -->", svg.read_text()))
 
 
+@pytest.mark.slow
 def test_a_saved_surface_is_drawn_without_its_model(tmp_path: Path):
     save_surface(tmp_path / "s.safetensors", make_surface(BOWL, model_file="/nowhere/student.safetensors"))
     files = draw({"student": load_surface(tmp_path / "s.safetensors")}, tmp_path)

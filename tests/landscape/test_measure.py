@@ -236,6 +236,7 @@ def test_marked_models_leave_no_statistics_behind(run_folder: Path, tmp_path: Pa
     assert abs(report["marks"][2]["loss"] - centre) > 1e-3
 
 
+@pytest.mark.slow
 def test_marks_are_never_recalibrated(run_folder: Path, tmp_path: Path, without_figures):
     plain = measure_landscape(settings(run_folder, directions="pca"), tmp_path / "plain")
     anew = measure_landscape(settings(run_folder, directions="pca", recalibrate=True), tmp_path / "anew")

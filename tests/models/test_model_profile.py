@@ -121,6 +121,7 @@ def test_the_layers_of_a_small_network_are_those_counted_by_hand():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["resnet34", "torchvision:convnext_tiny", "torchvision:vit_b_16", "torchvision:swin_t"]
 )

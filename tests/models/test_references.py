@@ -63,6 +63,7 @@ def test_the_logits_of_a_torchvision_model_are_float32_under_autocast():
         assert model(torch.rand(2, 3, 32, 32)).dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["googlenet", "regnet_y_400mf", "densenet121", "vgg11_bn", "efficientnet_b0", "shufflenet_v2_x0_5", "swin_t"],
@@ -73,6 +74,7 @@ def test_torchvision_models_of_every_make_can_be_built_without_memory(name):
     assert all(tensor.is_meta for tensor in model.state_dict().values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchvision:shufflenet_v2_x0_5", f"{HERE}:small"])
 def test_initial_weights_depend_on_the_seed_alone_and_the_global_state_is_restored(name):
     torch.manual_seed(3)

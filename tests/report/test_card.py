@@ -44,6 +44,7 @@ def test_a_card_has_the_metadata_that_the_hub_reads(runs: Runs):
     ]
 
 
+@pytest.mark.slow
 def test_the_best_epoch_is_never_the_result(runs: Runs):
     change(runs.evaluated / "result.json", lambda result: result["student"].update(best_top1=0.987, top1=0.123))
     card = write_card(runs.evaluated).read_text()

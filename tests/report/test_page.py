@@ -249,6 +249,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", DAMAGE)
 def test_a_damaged_run_is_named_and_nothing_written(runs: Runs, tmp_path: Path, what: str):
     name, damage, sentence = DAMAGE[what]

@@ -136,6 +136,7 @@ def test_a_synthesis_that_diverges_begins_again_with_the_generator_that_it_began
     assert_same(snapshot(inversion.generator), learned)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [0, 1, 2])
 def test_a_synthesis_goes_on_bit_for_bit_after_an_interruption_between_and_within(runtime, steps):
     whole, interrupted = make_synthesizer(runtime), make_synthesizer(runtime)
@@ -264,6 +265,7 @@ def test_images_take_their_targets_however_large_the_activations_of_the_teacher(
     assert steps[0] == pytest.approx(plain_steps[0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_published_statistics_loss_of_large_activations_leaves_no_say_to_the_targets(runtime, digits_teacher):
     published = GapSSGSettings(**METHOD)
     large, steps = invert(published, enlarged(digits_teacher), runtime)
