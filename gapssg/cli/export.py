@@ -21,7 +21,7 @@ def export(
     ] = None,
     to: Annotated[str | None, typer.Option("--to", help="onnx, torch-export or torchscript.")] = None,
     output: Annotated[Path | None, typer.Option("--output", help="The file to write.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")] = False,
+    overwrite: options.OverwriteFile = False,
     fold_normalization: Annotated[
         bool | None,
         typer.Option("--fold-normalization", help="Let the exported model take pixels in [0, 1] and normalise them."),
@@ -63,7 +63,7 @@ def export(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Write a model as ONNX, torch.export or TorchScript, and keep the file if it says what the model says."""
+    """Write a model as ONNX, torch.export or TorchScript, after verifying the exported outputs."""
     from gapssg.export.settings import ExportSettings
     from gapssg.settings import load_settings
 

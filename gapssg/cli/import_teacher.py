@@ -54,7 +54,7 @@ def import_teacher(
     data_root: options.DataRoot = None,
     download: options.Download = None,
     image_size: options.ImageSize = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")] = False,
+    overwrite: options.OverwriteFile = False,
     config: options.Config = None,
     overrides: options.Set = None,
     dry_run: options.DryRun = False,

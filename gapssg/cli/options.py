@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -13,15 +14,28 @@ import typer
 from gapssg.cli.console import Console, Invocation
 from gapssg.errors import InputError, shortened
 from gapssg.models.reference import is_factory
-from gapssg.settings.load import AnySettings, read_toml
+from gapssg.settings.load import AnySettings, read_toml, recipe_names
 
 if TYPE_CHECKING:
     from gapssg.engine.record import Epoch
     from gapssg.engine.run_directory import Display
 
-_SETTINGS = "Settings"
-_RUN = "Running"
-_SHOW = "Display"
+
+class Panel(StrEnum):
+    """The panels of a help text; the first one has what a newcomer needs."""
+
+    MAIN = "Options"
+    TRAINING = "Training"
+    DATA = "Data and models"
+    FILES = "Files"
+    RUNNING = "Running"
+    SETTINGS = "Settings"
+    DISPLAY = "Display"
+
+
+REQUIRED = r"[red]\[required][/red]"
+"""What ends the help text of an option that has to be given."""
+
 
 MODEL = "a name that `gapssg models` lists, torchvision:NAME, timm:NAME, or package.module:factory"
 """What a model can be called, for help texts."""
@@ -51,32 +65,40 @@ def flip_option(default: str) -> Any:
 
 Recipe = Annotated[
     str | None,
-    typer.Option("--recipe", help="Start from a recipe; `gapssg recipes` lists them.", rich_help_panel=_SETTINGS),
+    typer.Option(
+        "--recipe",
+        help="Start from a recipe; [bold]gapssg recipes[/bold] lists them.",
+        autocompletion=lambda incomplete: [name for name in recipe_names() if name.startswith(incomplete)],
+    ),
 ]
 Config = Annotated[
     Path | None,
-    typer.Option("--config", help="TOML file of settings, as --dry-run prints them.", rich_help_panel=_SETTINGS),
+    typer.Option("--config", help="TOML file of settings, as --dry-run prints them.", rich_help_panel=Panel.SETTINGS),
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.", rich_help_panel=_SETTINGS),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override one setting; repeatable.", rich_help_panel=Panel.SETTINGS
+    ),
 ]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Print the resolved settings as TOML and stop.", rich_help_panel=_SETTINGS),
+    typer.Option("--dry-run", help="Print the resolved settings as TOML and stop.", rich_help_panel=Panel.SETTINGS),
 ]
 Estimate = Annotated[
     bool,
     typer.Option(
         "--estimate",
         help="Time a few steps, print how long the run would take, and stop; needs no --output and writes nothing.",
-        rich_help_panel=_SETTINGS,
+        rich_help_panel=Panel.SETTINGS,
     ),
 ]
 Output = Annotated[
-    Path | None, typer.Option("--output", help="Directory of the run; it holds all that the run writes.")
+    Path | None,
+    typer.Option("--output", help=f"Directory of the run; it holds all that the run writes. {REQUIRED}"),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is already in --output.")]
+OverwriteFile = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")]
 Resume = Annotated[
     Path | None, typer.Option("--resume", help="Continue the interrupted run in this directory, with its settings.")
 ]
@@ -84,21 +106,23 @@ TensorBoard = Annotated[
     bool,
     typer.Option(
         "--tensorboard",
-        help="Write the numbers and sample images for TensorBoard, too, under tensorboard/; --resume goes on with it.",
+        help="Write the numbers and sample images for TensorBoard, too, under tensorboard/; resumed runs keep logging.",
+        rich_help_panel=Panel.FILES,
     ),
 ]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Number of epochs.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Images in a step.")]
 LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="The schedule's highest learning rate.")]
 CheckpointEvery = Annotated[
-    int | None, typer.Option("--checkpoint-every", help="Epochs between checkpoints (default 1).", rich_help_panel=_RUN)
+    int | None,
+    typer.Option("--checkpoint-every", help="Epochs between checkpoints (default 1).", rich_help_panel=Panel.RUNNING),
 ]
 CheckpointMinutes = Annotated[
     float | None,
     typer.Option(
         "--checkpoint-minutes",
         help="Write a checkpoint between two steps, too, this long after the last (default 10).",
-        rich_help_panel=_RUN,
+        rich_help_panel=Panel.RUNNING,
     ),
 ]
 MaxRollbacks = Annotated[
@@ -106,7 +130,7 @@ MaxRollbacks = Annotated[
     typer.Option(
         "--max-rollbacks",
         help="How often to take back what diverged and go on at half the learning rate (default 3).",
-        rich_help_panel=_RUN,
+        rich_help_panel=Panel.RUNNING,
     ),
 ]
 DataRoot = Annotated[
@@ -118,21 +142,21 @@ ImageSize = Annotated[
     int | None, typer.Option("--image-size", help="Scale and crop images to squares of this many pixels.")
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", help="Seed of every random stream (default 0).", rich_help_panel=_RUN)
+    int | None, typer.Option("--seed", help="Seed of every random stream (default 0).", rich_help_panel=Panel.RUNNING)
 ]
 Device = Annotated[
     str | None,
-    typer.Option("--device", help="auto, cpu, cuda or cuda:N (default auto).", rich_help_panel=_RUN),
+    typer.Option("--device", help="auto, cpu, cuda or cuda:N (default auto).", rich_help_panel=Panel.RUNNING),
 ]
 Precision = Annotated[
-    str | None, typer.Option("--precision", help="auto, fp32 or bf16 (default auto).", rich_help_panel=_RUN)
+    str | None, typer.Option("--precision", help="auto, fp32 or bf16 (default auto).", rich_help_panel=Panel.RUNNING)
 ]
 Compile = Annotated[
     bool | None,
     typer.Option(
         "--compile/--no-compile",
         help="Compile the steps (default: if the run is long enough to gain by it).",
-        rich_help_panel=_RUN,
+        rich_help_panel=Panel.RUNNING,
     ),
 ]
 Deterministic = Annotated[
@@ -140,7 +164,7 @@ Deterministic = Annotated[
     typer.Option(
         "--deterministic/--no-deterministic",
         help="On CUDA, use only algorithms that give the same bits each time; slower.",
-        rich_help_panel=_RUN,
+        rich_help_panel=Panel.RUNNING,
     ),
 ]
 ModelFactory = Annotated[
@@ -158,7 +182,7 @@ Json = Annotated[
         help="Print one JSON object on stdout and all else on stderr.",
         callback=_remember("json"),
         is_eager=True,
-        rich_help_panel=_SHOW,
+        rich_help_panel=Panel.DISPLAY,
     ),
 ]
 Quiet = Annotated[
@@ -168,7 +192,7 @@ Quiet = Annotated[
         help="Print only the result.",
         callback=_remember("quiet"),
         is_eager=True,
-        rich_help_panel=_SHOW,
+        rich_help_panel=Panel.DISPLAY,
     ),
 ]
 Debug = Annotated[
@@ -178,7 +202,7 @@ Debug = Annotated[
         help="Show the traceback of an error.",
         callback=_remember("debug"),
         is_eager=True,
-        rich_help_panel=_SHOW,
+        rich_help_panel=Panel.DISPLAY,
     ),
 ]
 
