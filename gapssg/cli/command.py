@@ -38,8 +38,8 @@ class Shown:
     Attributes:
         key: The dotted key of the field.
         option: The name of the option, with `/` before the one that turns it off; otherwise that of the field.
-        metavar: What stands for the value in the help text; with `is_argument`, the name of the argument.
-        is_argument: Whether it is an argument instead of an option.
+        metavar: What stands for the value in the help text.
+        is_argument: Whether it is an argument, of the name `option`, instead of an option.
         is_repeatable: Whether `parse` is given the texts of all occurrences.
         parse: Makes the field's value of the option's name and text.
     """
@@ -164,8 +164,6 @@ def command(
 
 def option_name(shown: Shown) -> str:
     """Return the name of an option, as messages say it: of a pair, the one that turns it on."""
-    if shown.is_argument:
-        return shown.metavar or ""
     return _declarations(shown, is_flag=False).split("/")[0]
 
 
@@ -237,7 +235,7 @@ def _parameter(settings_class: type[Settings], shown: Shown, panel: Panel) -> in
     if choices:
         details["autocompletion"] = completion(choices)
     if shown.is_argument:
-        info: Any = typer.Argument(**{**details, "rich_help_panel": None})
+        info: Any = typer.Argument(**{**details, "metavar": shown.option, "rich_help_panel": None})
     else:
         info = typer.Option(_declarations(shown, is_flag=kind is bool), **details)
     return inspect.Parameter(

@@ -73,7 +73,7 @@ def quickstart(
             "models": ("FILE", [str(file) for file in files.values()]),
             "data.name": ("--data", "digits"),
             "teacher": ("--teacher", files["teacher"]),
-            **runtime,
+            **{key: option for key, option in runtime.items() if key != "seed"},
         },
     )
 
