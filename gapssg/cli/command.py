@@ -176,6 +176,8 @@ def help_text(settings_class: type[Settings], shown: Shown) -> str:
     if path[0][2].discriminator and choices:  # the members say nothing but their names
         sentences[-1] = f"One of {', '.join(f'`{name}`' for name in choices)}."
     text = re.sub(r"`([^`]*)`", r"[bold]\1[/bold]", escape(" ".join(" ".join(sentences).split())))
+    if _is_repeatable(shown, path[-1][2]) and not shown.is_argument:
+        text += " Repeatable."
     default = _default(path)
     if isinstance(default, bool):
         default = "on" if default else None
@@ -221,7 +223,7 @@ def choices_of(settings_class: type[Settings], shown: Shown) -> tuple[str, ...]:
 def _parameter(settings_class: type[Settings], shown: Shown, panel: Panel) -> inspect.Parameter:
     *_, (_, _, field) = _path(settings_class, shown.key)
     kind, _ = _kind_of(field)
-    is_list = shown.is_repeatable or (shown.parse is None and get_origin(_without_none(field.annotation)) is tuple)
+    is_list = _is_repeatable(shown, field)
     if shown.parse is not None or kind not in (*_TYPES, bool):
         kind = str
     annotation: Any = list[kind] | None if is_list else kind | None  # type: ignore[valid-type]
@@ -250,6 +252,10 @@ def completion(choices: Iterable[str]) -> Callable[[str], list[str]]:
         return [choice for choice in choices if choice.startswith(incomplete)]
 
     return complete
+
+
+def _is_repeatable(shown: Shown, field: FieldInfo) -> bool:
+    return shown.is_repeatable or (shown.parse is None and get_origin(_without_none(field.annotation)) is tuple)
 
 
 def _metavar(settings_class: type[Settings], shown: Shown, kind: type) -> str | None:

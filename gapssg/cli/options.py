@@ -26,6 +26,7 @@ class Panel(StrEnum):
 
     MAIN = "Options"
     TRAINING = "Training"
+    MEASURING = "Measuring"
     DATA = "Data and models"
     FILES = "Files"
     RUNNING = "Running"
@@ -37,7 +38,7 @@ REQUIRED = r"[red]\[required][/red]"
 """What ends the help text of an option that has to be given."""
 
 
-MODEL = "a name that `gapssg models` lists, torchvision:NAME, timm:NAME, or package.module:factory"
+MODEL = "a name that [bold]gapssg models[/bold] lists, torchvision:NAME, timm:NAME, or package.module:factory"
 """What a model can be called, for help texts."""
 
 
@@ -98,6 +99,7 @@ Output = Annotated[
     typer.Option("--output", help=f"Directory of the run; it holds all that the run writes. {REQUIRED}"),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is already in --output.")]
+ModelFile = Annotated[Path | None, typer.Option("--output", help=f"The model file to write, *.safetensors. {REQUIRED}")]
 OverwriteFile = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")]
 Resume = Annotated[
     Path | None, typer.Option("--resume", help="Continue the interrupted run in this directory, with its settings.")
@@ -304,30 +306,32 @@ def without_download(settings: AnySettings, key: str, resume: Path | None, downl
     return settings.model_copy(update={key: data.model_copy(update={"download": False})})
 
 
-def numbers(option: str, text: str | None, kind: Callable[[str], Number]) -> list[Number] | None:
+def decimals(option: str, text: str) -> list[float]:
     """Return the numbers that an option lists with commas.
 
     Raises:
         InputError: One is no number.
     """
-    if text is None:
-        return None
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError as error:
-        raise InputError(f"{option} {text!r} is to be numbers with commas between them, such as 3,64,64") from error
+    return _numbers(option, text, float)
 
 
-def image_shape(option: str, text: str | None) -> list[int] | None:
+def image_shape(option: str, text: str) -> list[int]:
     """Return channels, height and width.
 
     Raises:
         InputError: One is no number, or the channels stand last.
     """
-    shape = numbers(option, text, int)
-    if shape is not None and len(shape) == 3 and shape[2] < 16 <= shape[0]:
+    shape = _numbers(option, text, int)
+    if len(shape) == 3 and shape[2] < 16 <= shape[0]:
         raise InputError(f"{option} {text} is to be channels, height, width: {shape[2]},{shape[0]},{shape[1]}")
     return shape
+
+
+def _numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{option} {text!r} is to be numbers with commas between them, such as 3,64,64") from error
 
 
 def check_factories(names: Iterable[str], resume: Path | None, named: Iterable[str | None], option: str) -> None:
