@@ -27,6 +27,7 @@ class Panel(StrEnum):
     MAIN = "Options"
     TRAINING = "Training"
     MEASURING = "Measuring"
+    INT8 = "Int8"
     DATA = "Data and models"
     FILES = "Files"
     RUNNING = "Running"
@@ -99,6 +100,7 @@ Output = Annotated[
     typer.Option("--output", help=f"Directory of the run; it holds all that the run writes. {REQUIRED}"),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is already in --output.")]
+OutputFile = Annotated[Path | None, typer.Option("--output", help=f"The file to write. {REQUIRED}")]
 ModelFile = Annotated[Path | None, typer.Option("--output", help=f"The model file to write, *.safetensors. {REQUIRED}")]
 OverwriteFile = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")]
 Resume = Annotated[
