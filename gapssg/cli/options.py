@@ -14,7 +14,7 @@ import typer
 from gapssg.cli.console import Console, Invocation
 from gapssg.errors import InputError, shortened
 from gapssg.models.reference import is_factory
-from gapssg.settings.load import AnySettings, read_toml, recipe_names
+from gapssg.settings.load import read_toml, recipe_names
 
 if TYPE_CHECKING:
     from gapssg.engine.record import Epoch
@@ -51,18 +51,6 @@ def _remember(field: str) -> Any:
         return value
 
     return callback
-
-
-def crop_padding_option(default: str) -> Any:
-    """Declare `--crop-padding`, whose default depends on the command."""
-    text = f"Pixels of zero padding for random crops; 0 turns them off (default: {default})."
-    return typer.Option("--crop-padding", help=text)
-
-
-def flip_option(default: str) -> Any:
-    """Declare `--flip`, whose default depends on the command."""
-    text = f"Flip images left to right at random, where that keeps their class (default: {default})."
-    return typer.Option("--flip/--no-flip", help=text)
 
 
 Recipe = Annotated[
@@ -112,71 +100,6 @@ TensorBoard = Annotated[
         "--tensorboard",
         help="Write the numbers and sample images for TensorBoard, too, under tensorboard/; resumed runs keep logging.",
         rich_help_panel=Panel.FILES,
-    ),
-]
-Epochs = Annotated[int | None, typer.Option("--epochs", help="Number of epochs.")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Images in a step.")]
-LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="The schedule's highest learning rate.")]
-CheckpointEvery = Annotated[
-    int | None,
-    typer.Option("--checkpoint-every", help="Epochs between checkpoints (default 1).", rich_help_panel=Panel.RUNNING),
-]
-CheckpointMinutes = Annotated[
-    float | None,
-    typer.Option(
-        "--checkpoint-minutes",
-        help="Write a checkpoint between two steps, too, this long after the last (default 10).",
-        rich_help_panel=Panel.RUNNING,
-    ),
-]
-MaxRollbacks = Annotated[
-    int | None,
-    typer.Option(
-        "--max-rollbacks",
-        help="How often to take back what diverged and go on at half the learning rate (default 3).",
-        rich_help_panel=Panel.RUNNING,
-    ),
-]
-DataRoot = Annotated[
-    Path | None,
-    typer.Option("--data-root", help="Folder of torchvision's data sets (default $GAPSSG_DATA)."),
-]
-Download = Annotated[bool | None, typer.Option("--download", help="Download the data set if it is not there.")]
-ImageSize = Annotated[
-    int | None, typer.Option("--image-size", help="Scale and crop images to squares of this many pixels.")
-]
-Seed = Annotated[
-    int | None, typer.Option("--seed", help="Seed of every random stream (default 0).", rich_help_panel=Panel.RUNNING)
-]
-Device = Annotated[
-    str | None,
-    typer.Option("--device", help="auto, cpu, cuda or cuda:N (default auto).", rich_help_panel=Panel.RUNNING),
-]
-Precision = Annotated[
-    str | None, typer.Option("--precision", help="auto, fp32 or bf16 (default auto).", rich_help_panel=Panel.RUNNING)
-]
-Compile = Annotated[
-    bool | None,
-    typer.Option(
-        "--compile/--no-compile",
-        help="Compile the steps (default: if the run is long enough to gain by it).",
-        rich_help_panel=Panel.RUNNING,
-    ),
-]
-Deterministic = Annotated[
-    bool | None,
-    typer.Option(
-        "--deterministic/--no-deterministic",
-        help="On CUDA, use only algorithms that give the same bits each time; slower.",
-        rich_help_panel=Panel.RUNNING,
-    ),
-]
-ModelFactory = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--model-factory",
-        metavar="MODULE:FACTORY",
-        help="Let model files have this code of yours imported and run; repeatable.",
     ),
 ]
 Json = Annotated[
@@ -297,17 +220,6 @@ def _command_of(settings: Mapping[str, Any]) -> str:
     return "distill" if "student" in settings else "pretrain-teacher"
 
 
-def without_download(settings: AnySettings, key: str, resume: Path | None, download: bool | None) -> AnySettings:
-    """Return the settings of a continued run, which downloads only where that is asked for again.
-
-    A stranger's run directory must not choose what is fetched, and where it is put.
-    """
-    data = getattr(settings, key)
-    if resume is None or download or data is None:
-        return settings
-    return settings.model_copy(update={key: data.model_copy(update={"download": False})})
-
-
 def decimals(option: str, text: str) -> list[float]:
     """Return the numbers that an option lists with commas.
 
@@ -362,28 +274,3 @@ def check_factories(names: Iterable[str], resume: Path | None, named: Iterable[s
 def name_again(names: Iterable[str], option: str) -> str:
     """Return the options by which `check_factories` lets a run with these models and factories continue."""
     return "".join(f" {option} {name}" for name in dict.fromkeys(names) if is_factory(name))
-
-
-def data_options(
-    key: str, option: str, name: str | None, root: Path | None, download: bool | None, image_size: int | None
-) -> Mapping[str, tuple[str, Any]]:
-    """Return the settings that the data options stand for."""
-    return {
-        f"{key}.name": (option, name),
-        f"{key}.root": ("--data-root", root),
-        f"{key}.download": ("--download", download or None),
-        f"{key}.image_size": ("--image-size", image_size),
-    }
-
-
-def runtime_options(
-    seed: int | None, device: str | None, precision: str | None, compiled: bool | None, deterministic: bool | None
-) -> Mapping[str, tuple[str, Any]]:
-    """Return the settings that the device options stand for."""
-    return {
-        "seed": ("--seed", seed),
-        "runtime.device": ("--device", device),
-        "runtime.precision": ("--precision", precision),
-        "runtime.compile": ("--compile", compiled),
-        "runtime.deterministic": ("--deterministic", deterministic),
-    }

@@ -140,7 +140,7 @@ def test_a_command_is_listed_by_the_first_line_of_its_docstring(name):
     assert listed.commands[name].help == COMMANDS[name][1]
 
 
-@every_command_with_settings
+@every_command
 def test_every_help_text_ends_in_examples_that_can_be_parsed(name):
     built = build_command(name)
     examples = built.epilog.split("\n\n")[1:]
