@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -29,6 +29,7 @@ Parameters = ParamSpec("Parameters")
 _NAMESAKES = ("name", "enabled")
 _TYPES = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 _LONGEST_METAVAR = 30
+_Path = list[tuple[type[Settings], str, FieldInfo]]
 
 
 @dataclass(frozen=True)
@@ -208,16 +209,14 @@ def range_of(settings_class: type[Settings], shown: Shown) -> str:
 
 
 def choices_of(settings_class: type[Settings], shown: Shown) -> tuple[str, ...]:
-    """Return the values that an option can be completed to, if they are known."""
+    """Return the values that an option can be completed to; of models and data, those that have a name."""
     path = _path(settings_class, shown.key)
-    owner, name, field = path[-1]
-    if path[0][2].discriminator:
-        return tuple(member.model_fields[name].default for member in settings_classes_in(path[0][2].annotation))
+    owner, name, _ = path[-1]
     if name == "name" and issubclass(owner, ModelSettings):
         return model_names()
     if name == "name" and issubclass(owner, DataSettings):
         return data_names()
-    return tuple(str(value) for value in _literals(field.annotation))
+    return _all_values(path)
 
 
 def _parameter(settings_class: type[Settings], shown: Shown, panel: Panel) -> inspect.Parameter:
@@ -235,7 +234,7 @@ def _parameter(settings_class: type[Settings], shown: Shown, panel: Panel) -> in
         "show_default": False,
     }
     if choices:
-        details["autocompletion"] = completion(choices)
+        details["autocompletion"] = lambda incomplete: [each for each in choices if each.startswith(incomplete)]
     if shown.is_argument:
         info: Any = typer.Argument(**{**details, "metavar": shown.option, "rich_help_panel": None})
     else:
@@ -245,15 +244,6 @@ def _parameter(settings_class: type[Settings], shown: Shown, panel: Panel) -> in
     )
 
 
-def completion(choices: Iterable[str]) -> Callable[[str], list[str]]:
-    """Return what completes the beginning of one of these words."""
-
-    def complete(incomplete: str) -> list[str]:
-        return [choice for choice in choices if choice.startswith(incomplete)]
-
-    return complete
-
-
 def _is_repeatable(shown: Shown, field: FieldInfo) -> bool:
     return shown.is_repeatable or (shown.parse is None and get_origin(_without_none(field.annotation)) is tuple)
 
@@ -261,8 +251,7 @@ def _is_repeatable(shown: Shown, field: FieldInfo) -> bool:
 def _metavar(settings_class: type[Settings], shown: Shown, kind: type) -> str | None:
     if kind is bool:
         return None
-    *_, (_, _, field) = _path(settings_class, shown.key)
-    choices = "|".join(str(value) for value in _literals(field.annotation))
+    choices = "|".join(_all_values(_path(settings_class, shown.key)))
     if choices and len(choices) <= _LONGEST_METAVAR:
         return choices
     return " ".join(filter(None, (_TYPES[kind], range_of(settings_class, shown))))
@@ -289,9 +278,17 @@ def _value(shown: Shown, given: Any) -> Any:
     return [str(each) if isinstance(each, Path) else each for each in given] if isinstance(given, list) else given
 
 
-def _path(settings_class: type[Settings], key: str) -> list[tuple[type[Settings], str, FieldInfo]]:
+def _all_values(path: _Path) -> tuple[str, ...]:
+    """Return all values of a field that has only so many: the names in a union, or literals."""
+    _, name, field = path[-1]
+    if path[0][2].discriminator:
+        return tuple(member.model_fields[name].default for member in settings_classes_in(path[0][2].annotation))
+    return tuple(str(value) for value in _literals(field.annotation))
+
+
+def _path(settings_class: type[Settings], key: str) -> _Path:
     """Return the class, the name and the field of each part of a dotted key; of a union, those of its first member."""
-    path = []
+    path: _Path = []
     owner = settings_class
     for name in key.split("."):
         field = owner.model_fields[name]
@@ -300,7 +297,7 @@ def _path(settings_class: type[Settings], key: str) -> list[tuple[type[Settings]
     return path
 
 
-def _default(path: Sequence[tuple[type[Settings], str, FieldInfo]]) -> Any:
+def _default(path: _Path) -> Any:
     default: Any = None
     for _, name, field in path:
         default = getattr(default, name) if isinstance(default, Settings) else field.default
