@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 import sys
 import traceback
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any, Literal
 
 import typer
+import typer.main
+from typer.core import TyperGroup
 
 from gapssg._version import __version__
-from gapssg.cli.card import card
 from gapssg.cli.console import Invocation
-from gapssg.cli.distill import distill
-from gapssg.cli.evaluate import evaluate
-from gapssg.cli.export import export
-from gapssg.cli.import_teacher import import_teacher
-from gapssg.cli.inspect import inspect
-from gapssg.cli.landscape import landscape
-from gapssg.cli.listings import list_methods, list_models, list_recipes
-from gapssg.cli.pretrain_teacher import pretrain_teacher
-from gapssg.cli.quickstart import quickstart
-from gapssg.cli.report import report
-from gapssg.cli.table import table
 from gapssg.engine.requests import Stopped
 from gapssg.errors import GapssgError, InputError, shortened
 from gapssg.text import printable
@@ -35,27 +27,76 @@ _LONGEST_LINE = 5000  # a path may have 4,096 bytes
 # Typer has its own copy of click in newer versions; this is click's UsageError in either.
 _USAGE_ERROR = typer.BadParameter.__mro__[1]
 
+# Where each command is, and what the list of commands says of it: the first line of its docstring.
+COMMANDS = {
+    "pretrain-teacher": ("gapssg.cli.pretrain_teacher:pretrain_teacher", "Train a teacher on real images."),
+    "import-teacher": (
+        "gapssg.cli.import_teacher:import_teacher",
+        "Make a model file from a classifier that was trained elsewhere.",
+    ),
+    "distill": ("gapssg.cli.distill:distill", "Distil a student from a teacher, without any training data."),
+    "eval": ("gapssg.cli.evaluate:evaluate", "Evaluate model files on real images; several files give one table."),
+    "export": (
+        "gapssg.cli.export:export",
+        "Write a model as ONNX, torch.export or TorchScript, after verifying the exported outputs.",
+    ),
+    "landscape": ("gapssg.cli.landscape:landscape", "Measure and draw the loss around the weights of models."),
+    "quickstart": (
+        "gapssg.cli.quickstart:quickstart",
+        "Train a digits teacher, distil a student without data, compare it with a baseline, draw its loss landscape.",
+    ),
+    "table": (
+        "gapssg.cli.table:table",
+        "Run rows and methods of the published table, each cell once, and compare them.",
+    ),
+    "inspect": (
+        "gapssg.cli.inspect:inspect",
+        "Show a model's layers, cost and description, and which methods can distil from it.",
+    ),
+    "report": ("gapssg.cli.report:report", "Write one page about finished runs, for a browser."),
+    "card": ("gapssg.cli.card:card", "Write a model card, README.md, beside the weights of a run."),
+    "models": ("gapssg.cli.listings:list_models", "List the built-in models with their parameters and multiply-adds."),
+    "methods": ("gapssg.cli.listings:list_methods", "List the data-free methods."),
+    "recipes": ("gapssg.cli.listings:list_recipes", "List the recipes, or print one."),
+}
+_MARKUP: Literal["rich"] = "rich"
+_EXAMPLES = "Examples:\n"
+
+
+class _Commands(TyperGroup):
+    """The commands by name; each is imported when it is called, so that `gapssg --help` stays instant."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, None if name is None else build_command(name), rest
+
+
+def build_command(name: str) -> Any:
+    """Import a command, and return it as Typer runs it; the examples in its docstring end its help text."""
+    module, function = COMMANDS[name][0].split(":")
+    callback = getattr(import_module(module), function)
+    text, _, examples = (inspect.getdoc(callback) or "").partition(_EXAMPLES)
+    lines = [line.strip() for line in examples.splitlines()]
+    alone = typer.Typer(add_completion=False, rich_markup_mode=_MARKUP)
+    alone.command(name, help=text, epilog="\n\n".join([_EXAMPLES.strip(), *lines]) if lines else None)(callback)
+    return typer.main.get_command(alone)
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=_MARKUP,
     help="Compress a trained image classifier without its training data.",
 )
-app.command("pretrain-teacher")(pretrain_teacher)
-app.command("import-teacher")(import_teacher)
-app.command("distill")(distill)
-app.command("eval")(evaluate)
-app.command("export")(export)
-app.command("landscape")(landscape)
-app.command("quickstart")(quickstart)
-app.command("table")(table)
-app.command("inspect")(inspect)
-app.command("report")(report)
-app.command("card")(card)
-app.command("models")(list_models)
-app.command("methods")(list_methods)
-app.command("recipes")(list_recipes)
+
+
+def _is_built_when_called() -> None:
+    """Stand for a command in the list of commands."""
+
+
+for _name, (_, _summary) in COMMANDS.items():
+    app.command(_name, help=_summary)(_is_built_when_called)
 
 
 def _print_version(value: bool) -> None:

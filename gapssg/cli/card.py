@@ -8,10 +8,15 @@ from typing import Annotated
 import typer
 
 from gapssg.cli import options
+from gapssg.cli.command import MODEL_FACTORIES, Given, command
+from gapssg.cli.options import Panel
+from gapssg.models.settings import WithFactories
 
 
+@command("card", WithFactories, {Panel.MAIN: [MODEL_FACTORIES]})
 def card(
     context: typer.Context,
+    given: Given[WithFactories],
     run: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory of distill or pretrain-teacher, finished.")],
     licence: Annotated[
         str | None, typer.Option("--licence", help="Of the model, as the Hub names it, such as apache-2.0.")
@@ -19,15 +24,19 @@ def card(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a README.md that is already there, edited or not.")
     ] = False,
-    model_factory: options.ModelFactory = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Write a model card, README.md, beside the weights of a run."""
+    """Write a model card, README.md, beside the weights of a run.
+
+    Examples:
+        gapssg card run --licence apache-2.0
+    """
     from gapssg.report.card import write_card
 
     console = options.console_of(context)
-    file = write_card(run, licence=licence, overwrite=overwrite, factories=model_factory or ())
+    settings = given.load()
+    file = write_card(run, licence=licence, overwrite=overwrite, factories=settings.model_factories)
     console.say(f"written: {file}")
     console.result({"command": "card", "output": str(file)})

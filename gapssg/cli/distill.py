@@ -5,117 +5,68 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from gapssg.cli import options
+from gapssg.cli.command import CHECKPOINTS, DEVICE, MODEL_FACTORIES, Given, Shown, command, data_fields
 from gapssg.cli.console import count
+from gapssg.cli.options import Panel
+from gapssg.engine.settings import DistillSettings
 from gapssg.errors import InputError
 from gapssg.text import percent
 
 
+@command(
+    "distill",
+    DistillSettings,
+    {
+        Panel.MAIN: ["teacher", "student.name", "method.name", "eval_data.name", "epochs"],
+        Panel.TRAINING: [
+            Shown("student.weights", "--student-weights"),
+            *("pool", "batch_size", "optimizer.learning_rate", "crop_padding", "flip"),
+        ],
+        Panel.DATA: [*data_fields("eval_data"), MODEL_FACTORIES],
+        Panel.FILES: ["snapshot_every", "samples", "keep_pool"],
+        Panel.RUNNING: [*CHECKPOINTS, "seed", *DEVICE],
+    },
+)
 def distill(
     context: typer.Context,
-    teacher: Annotated[Path | None, typer.Option("--teacher", help="The teacher's model file.")] = None,
-    student: Annotated[
-        str | None, typer.Option("--student", help=f"The student's architecture: {options.MODEL}.")
-    ] = None,
+    given: Given[DistillSettings],
     output: options.Output = None,
-    method: Annotated[
-        str | None,
-        typer.Option("--method", help="Data-free method; `gapssg methods` lists them (default gapssg-fast)."),
-    ] = None,
-    eval_data: Annotated[
-        str | None,
-        typer.Option("--eval-data", help="Real images that only evaluation reads: digits, cifar10, folder:PATH, ..."),
-    ] = None,
-    pool: Annotated[
-        Path | None,
-        typer.Option("--pool", help="Distil from the sample pool of this earlier run; synthesise nothing."),
-    ] = None,
-    student_weights: Annotated[
-        Path | None, typer.Option("--student-weights", help="Model file or safetensors file to start from.")
-    ] = None,
-    epochs: options.Epochs = None,
-    model_factory: options.ModelFactory = None,
-    batch_size: options.BatchSize = None,
-    learning_rate: options.LearningRate = None,
-    crop_padding: Annotated[int | None, options.crop_padding_option("as the teacher's file says")] = None,
-    flip: Annotated[bool | None, options.flip_option("as the teacher's file says")] = None,
-    checkpoint_every: options.CheckpointEvery = None,
-    checkpoint_minutes: options.CheckpointMinutes = None,
-    max_rollbacks: options.MaxRollbacks = None,
-    snapshot_every: Annotated[
-        int | None, typer.Option("--snapshot-every", help="Keep the weights every so many epochs.")
-    ] = None,
-    samples: Annotated[
-        bool | None,
-        typer.Option("--samples/--no-samples", help="Write a grid of the newest images each epoch."),
-    ] = None,
-    keep_pool: Annotated[
-        bool | None, typer.Option("--keep-pool/--no-keep-pool", help="Write the sample pool, for --pool.")
-    ] = None,
-    data_root: options.DataRoot = None,
-    download: options.Download = None,
-    image_size: options.ImageSize = None,
-    tensorboard: options.TensorBoard = False,
-    overwrite: options.Overwrite = False,
-    resume: options.Resume = None,
     recipe: options.Recipe = None,
+    resume: options.Resume = None,
+    overwrite: options.Overwrite = False,
+    tensorboard: options.TensorBoard = False,
     config: options.Config = None,
     overrides: options.Set = None,
     dry_run: options.DryRun = False,
     estimate: options.Estimate = False,
-    seed: options.Seed = None,
-    device: options.Device = None,
-    precision: options.Precision = None,
-    compiled: options.Compile = None,
-    deterministic: options.Deterministic = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Distil a student from a teacher, without any training data."""
-    from gapssg.engine.settings import DistillSettings
-    from gapssg.settings import load_settings
+    """Distil a student from a teacher, without any training data.
 
+    Examples:
+        gapssg distill --teacher teacher.safetensors --student wrn16_1 --output run
+        gapssg distill --teacher teacher.safetensors --student resnet18 --eval-data folder:photos --output run
+    """
     console = options.console_of(context)
-    console.invocation.command = "distill"
+    console.invocation.command = given.section
     options.check_estimate(estimate, resume)
-    output, config = options.run_directory("distill", output, resume, config, recipe)
-    settings = load_settings(
-        DistillSettings,
-        section="distill",
+    output, config = options.run_directory(given.section, output, resume, config, recipe)
+    settings = given.load(
         recipe=recipe,
         config=config,
-        overrides=overrides or (),
-        options={
-            "teacher": ("--teacher", teacher),
-            "student.name": ("--student", student),
-            "student.weights": ("--student-weights", student_weights),
-            "method.name": ("--method", method),
-            "pool": ("--pool", pool),
-            "model_factories": ("--model-factory", model_factory if resume is None else None),
-            **options.data_options("eval_data", "--eval-data", eval_data, data_root, download, image_size),
-            "epochs": ("--epochs", epochs),
-            "batch_size": ("--batch-size", batch_size),
-            "optimizer.learning_rate": ("--learning-rate", learning_rate),
-            "crop_padding": ("--crop-padding", crop_padding),
-            "flip": ("--flip", flip),
-            "checkpoint_every": ("--checkpoint-every", checkpoint_every),
-            "checkpoint_minutes": ("--checkpoint-minutes", checkpoint_minutes),
-            "max_rollbacks": ("--max-rollbacks", max_rollbacks),
-            "snapshot_every": ("--snapshot-every", snapshot_every),
-            "samples": ("--samples", samples),
-            "keep_pool": ("--keep-pool", keep_pool),
-            **options.runtime_options(seed, device, precision, compiled, deterministic),
-        },
+        overrides=overrides,
+        resume=resume,
         beneath=_published if resume is None else None,
     )
-    settings = options.without_download(settings, "eval_data", resume, download)
     factories = (settings.student.name, *settings.model_factories)
-    options.check_factories(factories, resume, (student, *(model_factory or ())), "--model-factory")
+    options.check_factories(factories, resume, given.texts(), "--model-factory")
     console.invocation.again_named = options.name_again(factories, "--model-factory")
     if estimate:
         from gapssg.engine.distill import estimate_distillation

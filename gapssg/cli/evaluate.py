@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from gapssg.cli import options
+from gapssg.cli.command import DEVICE, MODEL_FACTORIES, Given, Shown, command, data_fields
 from gapssg.cli.console import Console, count
+from gapssg.cli.options import Panel
+from gapssg.engine.settings import EvaluateSettings
 from gapssg.errors import shortened
 from gapssg.text import percent
 
@@ -18,55 +20,36 @@ _MOST_MODELS_IN_COLUMNS = 4
 _LONGEST_CLASS_NAME = 20
 
 
+@command(
+    "eval",
+    EvaluateSettings,
+    {
+        Panel.MAIN: [Shown("models", "FILE", is_argument=True), "data.name", "teacher"],
+        Panel.DATA: [*data_fields("data"), MODEL_FACTORIES],
+        Panel.RUNNING: ["batch_size", *DEVICE],
+    },
+)
 def evaluate(
     context: typer.Context,
-    files: Annotated[list[Path] | None, typer.Argument(help="Model files.", metavar="FILE...")] = None,
-    data: Annotated[
-        str | None,
-        typer.Option("--data", help="digits, cifar10, cifar100 or folder:PATH (with test/ or val/)."),
-    ] = None,
-    teacher: Annotated[
-        Path | None, typer.Option("--teacher", help="Add the agreement and the reality gap with this model.")
-    ] = None,
+    given: Given[EvaluateSettings],
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Print per-class accuracies and the confusion matrix too.")
     ] = False,
-    model_factory: options.ModelFactory = None,
-    batch_size: options.BatchSize = None,
-    data_root: options.DataRoot = None,
-    download: options.Download = None,
-    image_size: options.ImageSize = None,
     config: options.Config = None,
     overrides: options.Set = None,
     dry_run: options.DryRun = False,
-    seed: options.Seed = None,
-    device: options.Device = None,
-    precision: options.Precision = None,
-    compiled: options.Compile = None,
-    deterministic: options.Deterministic = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Evaluate model files on real images; several files give one table."""
-    from gapssg.engine.settings import EvaluateSettings
-    from gapssg.settings import load_settings
+    """Evaluate model files on real images; several files give one table.
 
+    Examples:
+        gapssg eval student.safetensors --data folder:photos
+        gapssg eval student.safetensors --teacher teacher.safetensors --data digits --per-class
+    """
     console = options.console_of(context)
-    settings = load_settings(
-        EvaluateSettings,
-        section="eval",
-        config=config,
-        overrides=overrides or (),
-        options={
-            "models": ("FILE", [str(file) for file in files] if files else None),
-            **options.data_options("data", "--data", data, data_root, download, image_size),
-            "teacher": ("--teacher", teacher),
-            "model_factories": ("--model-factory", model_factory),
-            "batch_size": ("--batch-size", batch_size),
-            **options.runtime_options(seed, device, precision, compiled, deterministic),
-        },
-    )
+    settings = given.load(config=config, overrides=overrides)
     if dry_run:
         console.settings(settings.to_dict(), settings.to_toml())
         return

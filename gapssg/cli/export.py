@@ -2,92 +2,58 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from gapssg.cli import options
+from gapssg.cli.command import MODEL_FACTORIES, Given, Shown, command, data_fields
 from gapssg.cli.console import Console, count
+from gapssg.cli.options import Panel
+from gapssg.export.settings import ExportSettings
 from gapssg.text import percent
 
 _COLUMNS = ["", "images", "largest difference", "of the largest", "same prediction"]
 
 
+@command(
+    "export",
+    ExportSettings,
+    {
+        Panel.MAIN: [
+            Shown("model", "FILE|DIR", is_argument=True),
+            "to",
+            Shown("fold_normalization", "--fold-normalization"),
+            *("data.name", "tolerance"),
+        ],
+        Panel.INT8: [
+            Shown("int8.enabled", "--int8"),
+            *("int8.pool", "int8.calibration_images", "int8.min_agreement"),
+        ],
+        Panel.DATA: [*data_fields("data"), MODEL_FACTORIES],
+        Panel.RUNNING: ["batch_size", "seed"],
+    },
+)
 def export(
     context: typer.Context,
-    model: Annotated[
-        Path | None, typer.Argument(help="A model file or a run directory.", metavar="FILE|DIR", show_default=False)
-    ] = None,
-    to: Annotated[str | None, typer.Option("--to", help="onnx, torch-export or torchscript.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", help="The file to write.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")] = False,
-    fold_normalization: Annotated[
-        bool | None,
-        typer.Option("--fold-normalization", help="Let the exported model take pixels in [0, 1] and normalise them."),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option("--data", help="Compare on these test images, too: digits, cifar10, cifar100 or folder:PATH."),
-    ] = None,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            "--tolerance",
-            help="Largest difference of a logit, relative to the largest (default: what float32 rounding explains).",
-        ),
-    ] = None,
-    int8: Annotated[
-        bool | None, typer.Option("--int8", help="Quantise to 8-bit integers, calibrated on a sample pool (ONNX).")
-    ] = None,
-    pool: Annotated[
-        Path | None, typer.Option("--pool", help="With --int8: the run whose pool calibrates (default DIR itself).")
-    ] = None,
-    calibration_images: Annotated[
-        int | None, typer.Option("--calibration-images", help="With --int8: at most so many of them (default 512).")
-    ] = None,
-    min_agreement: Annotated[
-        float | None,
-        typer.Option("--min-agreement", help="With --int8: least share of equal predictions (default 0.95)."),
-    ] = None,
-    model_factory: options.ModelFactory = None,
-    batch_size: options.BatchSize = None,
-    data_root: options.DataRoot = None,
-    download: options.Download = None,
-    image_size: options.ImageSize = None,
+    given: Given[ExportSettings],
+    output: options.OutputFile = None,
+    overwrite: options.OverwriteFile = False,
     config: options.Config = None,
     overrides: options.Set = None,
     dry_run: options.DryRun = False,
-    seed: options.Seed = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Write a model as ONNX, torch.export or TorchScript, and keep the file if it says what the model says."""
-    from gapssg.export.settings import ExportSettings
-    from gapssg.settings import load_settings
+    """Write a model as ONNX, torch.export or TorchScript, after verifying the exported outputs.
 
+    Examples:
+        gapssg export run --to onnx --fold-normalization --output student.onnx
+        gapssg export run --to onnx --int8 --data digits --output student-int8.onnx
+    """
     console = options.console_of(context)
-    settings = load_settings(
-        ExportSettings,
-        section="export",
-        config=config,
-        overrides=overrides or (),
-        options={
-            "model": ("FILE|DIR", None if model is None else str(model)),
-            "to": ("--to", to),
-            "fold_normalization": ("--fold-normalization", fold_normalization or None),
-            **options.data_options("data", "--data", data, data_root, download, image_size),
-            "tolerance": ("--tolerance", tolerance),
-            "int8.enabled": ("--int8", int8 or None),
-            "int8.pool": ("--pool", pool),
-            "int8.calibration_images": ("--calibration-images", calibration_images),
-            "int8.min_agreement": ("--min-agreement", min_agreement),
-            "model_factories": ("--model-factory", model_factory),
-            "batch_size": ("--batch-size", batch_size),
-            "seed": ("--seed", seed),
-        },
-    )
+    settings = given.load(config=config, overrides=overrides)
     if dry_run:
         console.settings(settings.to_dict(), settings.to_toml())
         return

@@ -8,45 +8,43 @@ from typing import Annotated, Any
 import typer
 
 from gapssg.cli import options
+from gapssg.cli.command import MODEL_FACTORIES, Given, Shown, command
 from gapssg.cli.console import Console, count
+from gapssg.cli.options import Panel
+from gapssg.engine.settings import InspectSettings
 from gapssg.files import is_file
 
 
+@command(
+    "inspect",
+    InspectSettings,
+    {Panel.MAIN: ["num_classes", Shown("input_shape", metavar="C,H,W", parse=options.image_shape), MODEL_FACTORIES]},
+)
 def inspect(
     context: typer.Context,
+    given: Given[InspectSettings],
     model: Annotated[
-        str | None, typer.Argument(help=f"A model file, or {options.MODEL}.", metavar="MODEL|FILE")
+        str | None, typer.Argument(help=f"A model file, or {options.MODEL}. {options.REQUIRED}", metavar="MODEL|FILE")
     ] = None,
-    num_classes: Annotated[int | None, typer.Option("--num-classes", help="Of a MODEL (default 10).")] = None,
-    input_shape: Annotated[
-        str | None, typer.Option("--input-shape", metavar="C,H,W", help="Of a MODEL (default 3,32,32).")
-    ] = None,
-    model_factory: options.ModelFactory = None,
     config: options.Config = None,
     overrides: options.Set = None,
     dry_run: options.DryRun = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show a model's layers, cost and description, and which methods can distil from it."""
-    from gapssg.engine.settings import InspectSettings
-    from gapssg.settings import load_settings
+    """Show a model's layers, cost and description, and which methods can distil from it.
 
+    Examples:
+        gapssg inspect teacher.safetensors
+        gapssg inspect torchvision:resnet18 --input-shape 3,224,224 --num-classes 100
+    """
     console = options.console_of(context)
     names_file = model is not None and (is_file(model) or Path(model).suffix == ".safetensors")
-    settings = load_settings(
-        InspectSettings,
-        section="inspect",
-        config=config,
-        overrides=overrides or (),
-        options={
-            "file": ("FILE", model if names_file else None),
-            "model.name": ("MODEL", None if names_file else model),
-            "num_classes": ("--num-classes", num_classes),
-            "input_shape": ("--input-shape", options.image_shape("--input-shape", input_shape)),
-            "model_factories": ("--model-factory", model_factory),
-        },
-    )
+    named = {
+        "file": ("FILE", model if names_file else None),
+        "model.name": ("MODEL", None if names_file else model),
+    }
+    settings = given.load(config=config, overrides=overrides, also=named)
     if dry_run:
         console.settings(settings.to_dict(), settings.to_toml())
         return

@@ -2,121 +2,62 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from gapssg.cli import options
+from gapssg.cli.command import DEVICE, MODEL_FACTORIES, Given, Shown, command, data_fields
 from gapssg.cli.console import Console
+from gapssg.cli.options import Panel
+from gapssg.landscape.settings import LandscapeSettings
 from gapssg.text import percent
 
 
+@command(
+    "landscape",
+    LandscapeSettings,
+    {
+        Panel.MAIN: [
+            Shown("models", "FILE|DIR", is_argument=True),
+            *("data.name", "grid", "range", "dimensions", "directions"),
+        ],
+        Panel.MEASURING: [
+            Shown("snapshots", "--snapshots"),
+            Shown("epochs", "--epoch"),
+            *("samples", "curvature.enabled"),
+            Shown("recalibrate", "--recalibrate"),
+            Shown("biases_and_norms", "--biases-and-norms"),
+            Shown("own_scale", "--own-scale/--one-scale"),
+        ],
+        Panel.DATA: ["teacher", *data_fields("data"), MODEL_FACTORIES],
+        Panel.RUNNING: ["batch_size", "seed", *DEVICE],
+    },
+)
 def landscape(
     context: typer.Context,
-    models: Annotated[
-        list[Path] | None, typer.Argument(help="Model files and run directories.", metavar="FILE|DIR...")
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option("--data", help="digits, cifar10, cifar100, folder:PATH, or pool: the run's synthetic samples."),
-    ] = None,
+    given: Given[LandscapeSettings],
     output: options.Output = None,
-    grid: Annotated[int | None, typer.Option("--grid", help="Points along each direction (default 25).")] = None,
-    half_width: Annotated[
-        float | None, typer.Option("--range", help="Half the width of the grid (default 1.0; see docs/landscape.md).")
-    ] = None,
-    dimensions: Annotated[
-        int | None, typer.Option("--dimensions", help="1: a curve, 2: a surface (default 2).")
-    ] = None,
-    directions: Annotated[
-        str | None,
-        typer.Option(
-            "--directions",
-            help="random (filter-normalised), pca (of a run's snapshots, with its training route), or models "
-            "(through two, with --dimensions 1, or three).",
-        ),
-    ] = None,
-    biases_and_norms: Annotated[
-        bool | None, typer.Option("--biases-and-norms", help="Random directions move biases and batch norms, too.")
-    ] = None,
-    snapshots: Annotated[
-        bool | None,
-        typer.Option("--snapshots", help="Measure each snapshot of the runs, not their last weights; draws a sheet."),
-    ] = None,
-    epochs: Annotated[
-        list[int] | None, typer.Option("--epoch", help="With --snapshots: only this epoch; repeatable.")
-    ] = None,
-    recalibrate: Annotated[
-        bool | None,
-        typer.Option("--recalibrate", help="Estimate the batch-norm statistics anew, from the samples, at each point."),
-    ] = None,
-    samples: Annotated[
-        int | None, typer.Option("--samples", help="Measure on at most so many samples (default 2000).")
-    ] = None,
-    teacher: Annotated[
-        Path | None, typer.Option("--teacher", help="With --data pool: the teacher, if it is not where it was.")
-    ] = None,
-    curvature: Annotated[
-        bool | None,
-        typer.Option("--curvature/--no-curvature", help="Eigenvalue and trace of the Hessian, and sharpness."),
-    ] = None,
-    own_scale: Annotated[
-        bool | None, typer.Option("--own-scale/--one-scale", help="A colour scale for each surface, or one for all.")
-    ] = None,
-    model_factory: options.ModelFactory = None,
-    batch_size: options.BatchSize = None,
-    data_root: options.DataRoot = None,
-    download: options.Download = None,
-    image_size: options.ImageSize = None,
-    overwrite: options.Overwrite = False,
     resume: options.Resume = None,
+    overwrite: options.Overwrite = False,
     config: options.Config = None,
     overrides: options.Set = None,
     dry_run: options.DryRun = False,
-    seed: options.Seed = None,
-    device: options.Device = None,
-    precision: options.Precision = None,
-    compiled: options.Compile = None,
-    deterministic: options.Deterministic = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Measure and draw the loss around the weights of models."""
-    from gapssg.landscape.settings import LandscapeSettings
-    from gapssg.settings import load_settings
+    """Measure and draw the loss around the weights of models.
 
+    Examples:
+        gapssg landscape run --data pool --output landscape
+        gapssg landscape student.safetensors teacher.safetensors --data digits --dimensions 1 --output landscape
+    """
     console = options.console_of(context)
-    console.invocation.command = "landscape"
-    output, config = options.run_directory("landscape", output, resume, config, None)
-    settings = load_settings(
-        LandscapeSettings,
-        section="landscape",
-        config=config,
-        overrides=overrides or (),
-        options={
-            "models": ("FILE|DIR", [str(model) for model in models] if models else None),
-            **options.data_options("data", "--data", data, data_root, download, image_size),
-            "teacher": ("--teacher", teacher),
-            "model_factories": ("--model-factory", model_factory if resume is None else None),
-            "samples": ("--samples", samples),
-            "dimensions": ("--dimensions", dimensions),
-            "grid": ("--grid", grid),
-            "range": ("--range", half_width),
-            "directions": ("--directions", directions),
-            "biases_and_norms": ("--biases-and-norms", biases_and_norms or None),
-            "snapshots": ("--snapshots", snapshots or None),
-            "epochs": ("--epoch", epochs or None),
-            "recalibrate": ("--recalibrate", recalibrate or None),
-            "curvature.enabled": ("--curvature", curvature),
-            "own_scale": ("--own-scale", own_scale),
-            "batch_size": ("--batch-size", batch_size),
-            **options.runtime_options(seed, device, precision, compiled, deterministic),
-        },
-    )
-    settings = options.without_download(settings, "data", resume, download)
-    options.check_factories(settings.model_factories, resume, model_factory or (), "--model-factory")
+    console.invocation.command = given.section
+    output, config = options.run_directory(given.section, output, resume, config, None)
+    settings = given.load(config=config, overrides=overrides, resume=resume)
+    options.check_factories(settings.model_factories, resume, given.texts(), "--model-factory")
     console.invocation.again_named = options.name_again(settings.model_factories, "--model-factory")
     if dry_run:
         console.settings(settings.to_dict(), settings.to_toml())

@@ -17,7 +17,11 @@ def list_models(
     image_size: Annotated[int, typer.Option("--image-size", help="Pixels of its height and width.")] = 32,
     json: options.Json = False,
 ) -> None:
-    """List the built-in models with their parameters and multiply-adds."""
+    """List the built-in models with their parameters and multiply-adds.
+
+    Examples:
+        gapssg models --classes 100 --image-size 64
+    """
     from gapssg.models import MODELS, create_model
     from gapssg.models.profile import profile_model
 
@@ -46,7 +50,12 @@ def list_models(
 
 
 def list_methods(context: typer.Context, json: options.Json = False) -> None:
-    """List the data-free methods."""
+    """List the data-free methods.
+
+    Examples:
+        gapssg methods
+        gapssg methods --json
+    """
     from gapssg.synthesis import method_classes
 
     console = options.console_of(context)
@@ -99,7 +108,12 @@ def list_recipes(
     name: Annotated[str | None, typer.Argument(help="Print this recipe as TOML.")] = None,
     json: options.Json = False,
 ) -> None:
-    """List the recipes, or print one."""
+    """List the recipes, or print one.
+
+    Examples:
+        gapssg recipes
+        gapssg recipes digits
+    """
     import tomllib
 
     from gapssg.settings.load import recipe_names, recipe_text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -13,17 +14,32 @@ import typer
 from gapssg.cli.console import Console, Invocation
 from gapssg.errors import InputError, shortened
 from gapssg.models.reference import is_factory
-from gapssg.settings.load import AnySettings, read_toml
+from gapssg.settings.load import read_toml, recipe_names
 
 if TYPE_CHECKING:
     from gapssg.engine.record import Epoch
     from gapssg.engine.run_directory import Display
 
-_SETTINGS = "Settings"
-_RUN = "Running"
-_SHOW = "Display"
 
-MODEL = "a name that `gapssg models` lists, torchvision:NAME, timm:NAME, or package.module:factory"
+class Panel(StrEnum):
+    """The panels of a help text; the first one has what a newcomer needs."""
+
+    MAIN = "Options"
+    TRAINING = "Training"
+    MEASURING = "Measuring"
+    INT8 = "Int8"
+    DATA = "Data and models"
+    FILES = "Files"
+    RUNNING = "Running"
+    SETTINGS = "Settings"
+    DISPLAY = "Display"
+
+
+REQUIRED = r"[red]\[required][/red]"
+"""What ends the help text of an option that has to be given."""
+
+
+MODEL = "a name that [bold]gapssg models[/bold] lists, torchvision:NAME, timm:NAME, or package.module:factory"
 """What a model can be called, for help texts."""
 
 
@@ -37,46 +53,44 @@ def _remember(field: str) -> Any:
     return callback
 
 
-def crop_padding_option(default: str) -> Any:
-    """Declare `--crop-padding`, whose default depends on the command."""
-    text = f"Pixels of zero padding for random crops; 0 turns them off (default: {default})."
-    return typer.Option("--crop-padding", help=text)
-
-
-def flip_option(default: str) -> Any:
-    """Declare `--flip`, whose default depends on the command."""
-    text = f"Flip images left to right at random, where that keeps their class (default: {default})."
-    return typer.Option("--flip/--no-flip", help=text)
-
-
 Recipe = Annotated[
     str | None,
-    typer.Option("--recipe", help="Start from a recipe; `gapssg recipes` lists them.", rich_help_panel=_SETTINGS),
+    typer.Option(
+        "--recipe",
+        help="Start from a recipe; [bold]gapssg recipes[/bold] lists them.",
+        autocompletion=lambda incomplete: [name for name in recipe_names() if name.startswith(incomplete)],
+    ),
 ]
 Config = Annotated[
     Path | None,
-    typer.Option("--config", help="TOML file of settings, as --dry-run prints them.", rich_help_panel=_SETTINGS),
+    typer.Option("--config", help="TOML file of settings, as --dry-run prints them.", rich_help_panel=Panel.SETTINGS),
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.", rich_help_panel=_SETTINGS),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override one setting; repeatable.", rich_help_panel=Panel.SETTINGS
+    ),
 ]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Print the resolved settings as TOML and stop.", rich_help_panel=_SETTINGS),
+    typer.Option("--dry-run", help="Print the resolved settings as TOML and stop.", rich_help_panel=Panel.SETTINGS),
 ]
 Estimate = Annotated[
     bool,
     typer.Option(
         "--estimate",
         help="Time a few steps, print how long the run would take, and stop; needs no --output and writes nothing.",
-        rich_help_panel=_SETTINGS,
+        rich_help_panel=Panel.SETTINGS,
     ),
 ]
 Output = Annotated[
-    Path | None, typer.Option("--output", help="Directory of the run; it holds all that the run writes.")
+    Path | None,
+    typer.Option("--output", help=f"Directory of the run; it holds all that the run writes. {REQUIRED}"),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is already in --output.")]
+OutputFile = Annotated[Path | None, typer.Option("--output", help=f"The file to write. {REQUIRED}")]
+ModelFile = Annotated[Path | None, typer.Option("--output", help=f"The model file to write, *.safetensors. {REQUIRED}")]
+OverwriteFile = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")]
 Resume = Annotated[
     Path | None, typer.Option("--resume", help="Continue the interrupted run in this directory, with its settings.")
 ]
@@ -84,71 +98,8 @@ TensorBoard = Annotated[
     bool,
     typer.Option(
         "--tensorboard",
-        help="Write the numbers and sample images for TensorBoard, too, under tensorboard/; --resume goes on with it.",
-    ),
-]
-Epochs = Annotated[int | None, typer.Option("--epochs", help="Number of epochs.")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Images in a step.")]
-LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="The schedule's highest learning rate.")]
-CheckpointEvery = Annotated[
-    int | None, typer.Option("--checkpoint-every", help="Epochs between checkpoints (default 1).", rich_help_panel=_RUN)
-]
-CheckpointMinutes = Annotated[
-    float | None,
-    typer.Option(
-        "--checkpoint-minutes",
-        help="Write a checkpoint between two steps, too, this long after the last (default 10).",
-        rich_help_panel=_RUN,
-    ),
-]
-MaxRollbacks = Annotated[
-    int | None,
-    typer.Option(
-        "--max-rollbacks",
-        help="How often to take back what diverged and go on at half the learning rate (default 3).",
-        rich_help_panel=_RUN,
-    ),
-]
-DataRoot = Annotated[
-    Path | None,
-    typer.Option("--data-root", help="Folder of torchvision's data sets (default $GAPSSG_DATA)."),
-]
-Download = Annotated[bool | None, typer.Option("--download", help="Download the data set if it is not there.")]
-ImageSize = Annotated[
-    int | None, typer.Option("--image-size", help="Scale and crop images to squares of this many pixels.")
-]
-Seed = Annotated[
-    int | None, typer.Option("--seed", help="Seed of every random stream (default 0).", rich_help_panel=_RUN)
-]
-Device = Annotated[
-    str | None,
-    typer.Option("--device", help="auto, cpu, cuda or cuda:N (default auto).", rich_help_panel=_RUN),
-]
-Precision = Annotated[
-    str | None, typer.Option("--precision", help="auto, fp32 or bf16 (default auto).", rich_help_panel=_RUN)
-]
-Compile = Annotated[
-    bool | None,
-    typer.Option(
-        "--compile/--no-compile",
-        help="Compile the steps (default: if the run is long enough to gain by it).",
-        rich_help_panel=_RUN,
-    ),
-]
-Deterministic = Annotated[
-    bool | None,
-    typer.Option(
-        "--deterministic/--no-deterministic",
-        help="On CUDA, use only algorithms that give the same bits each time; slower.",
-        rich_help_panel=_RUN,
-    ),
-]
-ModelFactory = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--model-factory",
-        metavar="MODULE:FACTORY",
-        help="Let model files have this code of yours imported and run; repeatable.",
+        help="Write the numbers and sample images for TensorBoard, too, under tensorboard/; resumed runs keep logging.",
+        rich_help_panel=Panel.FILES,
     ),
 ]
 Json = Annotated[
@@ -158,7 +109,7 @@ Json = Annotated[
         help="Print one JSON object on stdout and all else on stderr.",
         callback=_remember("json"),
         is_eager=True,
-        rich_help_panel=_SHOW,
+        rich_help_panel=Panel.DISPLAY,
     ),
 ]
 Quiet = Annotated[
@@ -168,7 +119,7 @@ Quiet = Annotated[
         help="Print only the result.",
         callback=_remember("quiet"),
         is_eager=True,
-        rich_help_panel=_SHOW,
+        rich_help_panel=Panel.DISPLAY,
     ),
 ]
 Debug = Annotated[
@@ -178,7 +129,7 @@ Debug = Annotated[
         help="Show the traceback of an error.",
         callback=_remember("debug"),
         is_eager=True,
-        rich_help_panel=_SHOW,
+        rich_help_panel=Panel.DISPLAY,
     ),
 ]
 
@@ -269,41 +220,32 @@ def _command_of(settings: Mapping[str, Any]) -> str:
     return "distill" if "student" in settings else "pretrain-teacher"
 
 
-def without_download(settings: AnySettings, key: str, resume: Path | None, download: bool | None) -> AnySettings:
-    """Return the settings of a continued run, which downloads only where that is asked for again.
-
-    A stranger's run directory must not choose what is fetched, and where it is put.
-    """
-    data = getattr(settings, key)
-    if resume is None or download or data is None:
-        return settings
-    return settings.model_copy(update={key: data.model_copy(update={"download": False})})
-
-
-def numbers(option: str, text: str | None, kind: Callable[[str], Number]) -> list[Number] | None:
+def decimals(option: str, text: str) -> list[float]:
     """Return the numbers that an option lists with commas.
 
     Raises:
         InputError: One is no number.
     """
-    if text is None:
-        return None
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError as error:
-        raise InputError(f"{option} {text!r} is to be numbers with commas between them, such as 3,64,64") from error
+    return _numbers(option, text, float)
 
 
-def image_shape(option: str, text: str | None) -> list[int] | None:
+def image_shape(option: str, text: str) -> list[int]:
     """Return channels, height and width.
 
     Raises:
         InputError: One is no number, or the channels stand last.
     """
-    shape = numbers(option, text, int)
-    if shape is not None and len(shape) == 3 and shape[2] < 16 <= shape[0]:
+    shape = _numbers(option, text, int)
+    if len(shape) == 3 and shape[2] < 16 <= shape[0]:
         raise InputError(f"{option} {text} is to be channels, height, width: {shape[2]},{shape[0]},{shape[1]}")
     return shape
+
+
+def _numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{option} {text!r} is to be numbers with commas between them, such as 3,64,64") from error
 
 
 def check_factories(names: Iterable[str], resume: Path | None, named: Iterable[str | None], option: str) -> None:
@@ -332,28 +274,3 @@ def check_factories(names: Iterable[str], resume: Path | None, named: Iterable[s
 def name_again(names: Iterable[str], option: str) -> str:
     """Return the options by which `check_factories` lets a run with these models and factories continue."""
     return "".join(f" {option} {name}" for name in dict.fromkeys(names) if is_factory(name))
-
-
-def data_options(
-    key: str, option: str, name: str | None, root: Path | None, download: bool | None, image_size: int | None
-) -> Mapping[str, tuple[str, Any]]:
-    """Return the settings that the data options stand for."""
-    return {
-        f"{key}.name": (option, name),
-        f"{key}.root": ("--data-root", root),
-        f"{key}.download": ("--download", download or None),
-        f"{key}.image_size": ("--image-size", image_size),
-    }
-
-
-def runtime_options(
-    seed: int | None, device: str | None, precision: str | None, compiled: bool | None, deterministic: bool | None
-) -> Mapping[str, tuple[str, Any]]:
-    """Return the settings that the device options stand for."""
-    return {
-        "seed": ("--seed", seed),
-        "runtime.device": ("--device", device),
-        "runtime.precision": ("--precision", precision),
-        "runtime.compile": ("--compile", compiled),
-        "runtime.deterministic": ("--deterministic", deterministic),
-    }

@@ -2,81 +2,54 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
 from gapssg.cli import options
+from gapssg.cli.command import CHECKPOINTS, DEVICE, Given, command, data_fields
 from gapssg.cli.console import count
+from gapssg.cli.options import Panel
+from gapssg.engine.settings import PretrainSettings
 from gapssg.text import percent
 
 
+@command(
+    "pretrain-teacher",
+    PretrainSettings,
+    {
+        Panel.MAIN: ["data.name", "model.name", "epochs"],
+        Panel.TRAINING: ["batch_size", "optimizer.learning_rate", "crop_padding", "flip"],
+        Panel.DATA: data_fields("data"),
+        Panel.RUNNING: [*CHECKPOINTS, "seed", *DEVICE],
+    },
+)
 def pretrain_teacher(
     context: typer.Context,
-    data: Annotated[
-        str | None,
-        typer.Option("--data", help="digits, cifar10, cifar100 or folder:PATH (with train/ and test/)."),
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", help=f"Architecture: {options.MODEL}.")] = None,
+    given: Given[PretrainSettings],
     output: options.Output = None,
-    epochs: options.Epochs = None,
-    batch_size: options.BatchSize = None,
-    learning_rate: options.LearningRate = None,
-    crop_padding: Annotated[int | None, options.crop_padding_option("an eighth of the images' height")] = None,
-    flip: Annotated[bool | None, options.flip_option("flips, but none for digits")] = None,
-    checkpoint_every: options.CheckpointEvery = None,
-    checkpoint_minutes: options.CheckpointMinutes = None,
-    max_rollbacks: options.MaxRollbacks = None,
-    data_root: options.DataRoot = None,
-    download: options.Download = None,
-    image_size: options.ImageSize = None,
-    tensorboard: options.TensorBoard = False,
-    overwrite: options.Overwrite = False,
-    resume: options.Resume = None,
     recipe: options.Recipe = None,
+    resume: options.Resume = None,
+    overwrite: options.Overwrite = False,
+    tensorboard: options.TensorBoard = False,
     config: options.Config = None,
     overrides: options.Set = None,
     dry_run: options.DryRun = False,
     estimate: options.Estimate = False,
-    seed: options.Seed = None,
-    device: options.Device = None,
-    precision: options.Precision = None,
-    compiled: options.Compile = None,
-    deterministic: options.Deterministic = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Train a teacher on real images."""
-    from gapssg.engine.settings import PretrainSettings
-    from gapssg.settings import load_settings
+    """Train a teacher on real images.
 
+    Examples:
+        gapssg pretrain-teacher --data digits --model wrn16_1 --recipe digits --output teacher
+        gapssg pretrain-teacher --data folder:photos --model resnet18 --output teacher
+    """
     console = options.console_of(context)
-    console.invocation.command = "pretrain-teacher"
+    console.invocation.command = given.section
     options.check_estimate(estimate, resume)
-    output, config = options.run_directory("pretrain-teacher", output, resume, config, recipe)
-    settings = load_settings(
-        PretrainSettings,
-        section="pretrain-teacher",
-        recipe=recipe,
-        config=config,
-        overrides=overrides or (),
-        options={
-            **options.data_options("data", "--data", data, data_root, download, image_size),
-            "model.name": ("--model", model),
-            "epochs": ("--epochs", epochs),
-            "batch_size": ("--batch-size", batch_size),
-            "optimizer.learning_rate": ("--learning-rate", learning_rate),
-            "crop_padding": ("--crop-padding", crop_padding),
-            "flip": ("--flip", flip),
-            "checkpoint_every": ("--checkpoint-every", checkpoint_every),
-            "checkpoint_minutes": ("--checkpoint-minutes", checkpoint_minutes),
-            "max_rollbacks": ("--max-rollbacks", max_rollbacks),
-            **options.runtime_options(seed, device, precision, compiled, deterministic),
-        },
-    )
-    settings = options.without_download(settings, "data", resume, download)
-    options.check_factories((settings.model.name,), resume, (model,), "--model")
+    output, config = options.run_directory(given.section, output, resume, config, recipe)
+    settings = given.load(recipe=recipe, config=config, overrides=overrides, resume=resume)
+    options.check_factories((settings.model.name,), resume, given.texts(), "--model")
     console.invocation.again_named = options.name_again((settings.model.name,), "--model")
     if estimate:
         from gapssg.engine.pretrain import estimate_pretraining

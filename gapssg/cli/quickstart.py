@@ -9,8 +9,14 @@ from typing import Annotated
 import typer
 
 from gapssg.cli import options
+from gapssg.cli.command import DEVICE, Given, command
 from gapssg.cli.console import count
+from gapssg.cli.options import Panel
+from gapssg.engine.settings import DistillSettings, EvaluateSettings, PretrainSettings
 from gapssg.errors import InputError
+from gapssg.landscape.settings import LandscapeSettings
+from gapssg.settings import load_settings
+from gapssg.synthesis.base import PoolMethodSettings
 from gapssg.text import percent
 
 RECIPE = "digits"
@@ -18,34 +24,31 @@ LANDSCAPE_GRID = 11
 LANDSCAPE_SAMPLES = 225  # half of the test digits, to stay within 15 seconds on two cores
 
 
+@command("pretrain-teacher", PretrainSettings, {Panel.RUNNING: ["seed", *DEVICE]})
 def quickstart(
     context: typer.Context,
+    given: Given[PretrainSettings],
     output: Annotated[Path, typer.Option("--output", help="Directory for the runs.")] = Path("quickstart"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier quickstart.")] = False,
-    seed: options.Seed = None,
-    device: options.Device = None,
-    precision: options.Precision = None,
-    compiled: options.Compile = None,
-    deterministic: options.Deterministic = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Train a digits teacher, distil a student without data, compare it with a baseline, draw its loss landscape."""
-    from gapssg.engine.settings import DistillSettings, EvaluateSettings, PretrainSettings
-    from gapssg.landscape.settings import LandscapeSettings
-    from gapssg.settings import load_settings
-    from gapssg.synthesis.base import PoolMethodSettings
+    """Train a digits teacher, distil a student without data, compare it with a baseline, draw its loss landscape.
 
+    Examples:
+        gapssg quickstart
+        gapssg quickstart --output first-runs --device cpu
+    """
     console = options.console_of(context)
-    runtime = options.runtime_options(seed, device, precision, compiled, deterministic)
+    runtime = given.options
     runs = {name: output / name for name in ("teacher", "student", "noise-baseline")}
     files = {
         name: folder / ("model.safetensors" if name == "teacher" else "student.safetensors")
         for name, folder in runs.items()
     }
     data = {"eval_data.name": ("--eval-data", "digits")}
-    teacher_settings = load_settings(PretrainSettings, section="pretrain-teacher", recipe=RECIPE, options=runtime)
+    teacher_settings = given.load(recipe=RECIPE)
     student_settings = load_settings(
         DistillSettings,
         section="distill",
@@ -73,7 +76,7 @@ def quickstart(
             "models": ("FILE", [str(file) for file in files.values()]),
             "data.name": ("--data", "digits"),
             "teacher": ("--teacher", files["teacher"]),
-            **runtime,
+            **{key: option for key, option in runtime.items() if key != "seed"},
         },
     )
 

@@ -8,53 +8,39 @@ from typing import Annotated
 import typer
 
 from gapssg.cli import options
+from gapssg.cli.command import DEVICE, MODEL_FACTORIES, Given, Shown, command, data_fields
+from gapssg.cli.options import Panel
+from gapssg.report.settings import ReportSettings
 
 
+@command(
+    "report",
+    ReportSettings,
+    {
+        Panel.MAIN: [Shown("runs", "DIR", is_argument=True), "data.name", "teacher"],
+        Panel.DATA: [*data_fields("data"), MODEL_FACTORIES],
+        Panel.RUNNING: ["batch_size", *DEVICE],
+    },
+)
 def report(
     context: typer.Context,
-    runs: Annotated[
-        list[Path] | None, typer.Argument(help="Run directories, finished; landscapes, too.", metavar="DIR...")
+    given: Given[ReportSettings],
+    output: Annotated[
+        Path | None, typer.Option("--output", help=f"The page; its name ends in .html. {options.REQUIRED}")
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", help="The page; its name ends in .html.")] = None,
-    data: Annotated[
-        str | None,
-        typer.Option("--data", help="Evaluate the models on the test images of digits, cifar10, folder:PATH, ..."),
-    ] = None,
-    teacher: Annotated[
-        Path | None, typer.Option("--teacher", help="With --data: the teacher, if it is not where it was.")
-    ] = None,
-    model_factory: options.ModelFactory = None,
-    batch_size: options.BatchSize = None,
-    data_root: options.DataRoot = None,
-    download: options.Download = None,
-    image_size: options.ImageSize = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a page that is already there.")] = False,
-    device: options.Device = None,
-    precision: options.Precision = None,
-    compiled: options.Compile = None,
-    deterministic: options.Deterministic = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Write one page about finished runs, for a browser."""
-    from gapssg.report.settings import ReportSettings
-    from gapssg.settings import load_settings
+    """Write one page about finished runs, for a browser.
 
+    Examples:
+        gapssg report run --output report.html
+        gapssg report run landscape --data folder:photos --output report.html
+    """
     console = options.console_of(context)
-    runtime = options.runtime_options(None, device, precision, compiled, deterministic)
-    settings = load_settings(
-        ReportSettings,
-        section="report",
-        options={
-            "runs": ("DIR", [str(run) for run in runs] if runs else None),
-            **options.data_options("data", "--data", data, data_root, download, image_size),
-            "teacher": ("--teacher", teacher),
-            "model_factories": ("--model-factory", model_factory),
-            "batch_size": ("--batch-size", batch_size),
-            **{key: option for key, option in runtime.items() if key != "seed"},
-        },
-    )
+    settings = given.load()
     page = options.required(output, "--output")
 
     from gapssg.report.page import write_report

@@ -8,70 +8,55 @@ from typing import Annotated, Any
 import typer
 
 from gapssg.cli import options
+from gapssg.cli.command import DEVICE, Given, Shown, command
 from gapssg.cli.console import Console
+from gapssg.cli.options import Panel
 from gapssg.errors import InputError
+from gapssg.table.settings import TableSettings, parse_variant
 
 
+def _names(_: str, texts: list[str]) -> list[str]:
+    """Return the names of an option that is repeated, or has commas between names, or both."""
+    return [name.strip() for text in texts for name in text.split(",")]
+
+
+def _variants(_: str, texts: list[str]) -> list[dict[str, Any]]:
+    return [parse_variant(text).to_dict() for text in texts]
+
+
+@command(
+    "table",
+    TableSettings,
+    {
+        Panel.MAIN: [
+            Shown("rows", is_repeatable=True, parse=_names),
+            Shown("methods", is_repeatable=True, parse=_names),
+            Shown("variants", "--variant", "NAME:KEY=VALUE[,...]", is_repeatable=True, parse=_variants),
+            *("seeds", "budget", "scratch"),
+        ],
+        Panel.DATA: ["data", "data_name", "data_root", Shown("download", "--download"), "image_size"],
+        Panel.RUNNING: DEVICE,
+        Panel.SETTINGS: [
+            Shown("changes", "--set", "KEY=VALUE"),
+            Shown("pretrain_changes", "--set-pretrain", "KEY=VALUE"),
+        ],
+    },
+)
 def table(
     context: typer.Context,
+    given: Given[TableSettings],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of the table; a second run continues.")],
     show: Annotated[bool, typer.Option("--show", help="Print what is known so far, and run nothing.")] = False,
-    rows: Annotated[
-        list[str] | None,
-        typer.Option("--rows", help="Rows, with commas or repeated; `gapssg recipes` lists them (those for table)."),
-    ] = None,
-    methods: Annotated[
-        list[str] | None, typer.Option("--methods", help="Methods, with commas or repeated (default all but noise).")
-    ] = None,
-    variants: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--variant",
-            metavar="NAME:KEY=VALUE[,...]",
-            help="A further column: gapssg, or the method.name given, with changed settings; repeatable.",
-        ),
-    ] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", help="Runs of each cell (default 3).")] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option("--budget", help="full (published settings, the default), short (the recipe's) or smoke."),
-    ] = None,
-    scratch: Annotated[
-        bool | None, typer.Option("--scratch/--no-scratch", help="Train students on the real images, too.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", help="Real images instead of the rows' own, such as folder:PATH.")
-    ] = None,
-    data_name: Annotated[
-        str | None, typer.Option("--data-name", help="Their name in the rows (default: of the folder).")
-    ] = None,
-    data_root: options.DataRoot = None,
-    download: options.Download = None,
-    image_size: options.ImageSize = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Change a setting of all distillations.", rich_help_panel="Settings"
-        ),
-    ] = None,
-    pretrain_overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set-pretrain",
-            metavar="KEY=VALUE",
-            help="Change a setting of all training on real images.",
-            rich_help_panel="Settings",
-        ),
-    ] = None,
-    device: options.Device = None,
-    precision: options.Precision = None,
-    compiled: options.Compile = None,
-    deterministic: options.Deterministic = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Run rows and methods of the published table, each cell once, and compare them."""
+    """Run rows and methods of the published table, each cell once, and compare them.
+
+    Examples:
+        gapssg table results --rows cifar10-resnet34-wrn16_1 --methods gapssg,fast --budget short --download
+        gapssg table results --show
+    """
     from gapssg.table.ledger import Ledger
 
     console = options.console_of(context)
@@ -82,37 +67,11 @@ def table(
         ledger.check_format()
         _finish(console, summarise(ledger))
         return
-    from gapssg.settings import load_settings
     from gapssg.table.plan import plan_tasks
-    from gapssg.table.settings import TableSettings, parse_variant
 
-    if not rows:
+    if not given.options["rows"][1]:
         raise InputError("--rows is missing; add --rows and the rows to run, or --show")
-    columns = [parse_variant(variant).to_dict() for variant in variants or ()]
-    settings = load_settings(
-        TableSettings,
-        section="table",
-        options={
-            "rows": ("--rows", _names(rows)),
-            "methods": ("--methods", _names(methods)),
-            "variants": ("--variant", columns or None),
-            "seeds": ("--seeds", seeds),
-            "budget": ("--budget", budget),
-            "scratch": ("--scratch", scratch),
-            "data": ("--data", data),
-            "data_name": ("--data-name", data_name),
-            "data_root": ("--data-root", data_root),
-            "download": ("--download", download or None),
-            "image_size": ("--image-size", image_size),
-            "changes": ("--set", overrides or None),
-            "pretrain_changes": ("--set-pretrain", pretrain_overrides or None),
-            **{
-                key: option
-                for key, option in options.runtime_options(None, device, precision, compiled, deterministic).items()
-                if key != "seed"
-            },
-        },
-    )
+    settings = given.load()
     tasks = plan_tasks(settings, directory)
     Ledger(directory).check_if_begun()
     console.invocation.again = "; the same command continues"
@@ -134,11 +93,6 @@ def table(
             console.say(f"no figures of {line}: {sentence}")
     if summary["failed"]:
         raise typer.Exit(1)
-
-
-def _names(texts: list[str] | None) -> list[str] | None:
-    """Return the names of an option that is repeated, or has commas between names, or both."""
-    return [name.strip() for text in texts for name in text.split(",")] if texts else None
 
 
 def _finish(console: Console, summary: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from gapssg.errors import InputError, did_you_mean
 if TYPE_CHECKING:
     from gapssg.data.image_set import ImageSet
 
-__all__ = ["check_data_name", "flipping_is_meaningful", "load_split"]
+__all__ = ["check_data_name", "data_names", "flipping_is_meaningful", "load_split"]
 
 # A name with ":PATH" takes a path. Modules are named, not imported, because checking a name must be instant.
 _SOURCES = {
@@ -25,6 +25,11 @@ _SOURCES = {
     "cifar100": "gapssg.data.cifar",
     "folder:PATH": "gapssg.data.folder",
 }
+
+
+def data_names() -> tuple[str, ...]:
+    """Return the names of the data sources; one that takes a path ends in a colon."""
+    return tuple(name.removesuffix("PATH") for name in _SOURCES)
 
 
 def check_data_name(name: str) -> str:

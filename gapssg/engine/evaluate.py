@@ -40,7 +40,7 @@ def evaluate(settings: EvaluateSettings, *, display: Display | None = None) -> d
         InputError: A file or the data cannot be used, or they do not fit each other.
     """
     display = display or SilentDisplay()
-    runtime = Runtime.from_settings(settings.runtime, settings.seed)
+    runtime = Runtime.from_settings(settings.runtime, seed=0)  # evaluation draws nothing
     models = [load_model(path, settings.model_factories) for path in settings.models]
     teacher = load_model(settings.teacher, settings.model_factories) if settings.teacher is not None else None
     images = read_test_images(settings.data, models[0], display)

@@ -113,11 +113,9 @@ class EvaluateSettings(WithFactories):
     data: DataSettings
     """The real images; the `test` split is read."""
     teacher: Path | None = None
-    """A model file to compare each of the others with."""
+    """A model file to compare each of the others with: adds the agreement and the reality gap with it."""
     batch_size: int = Field(default=500, ge=1, le=65_536)
     """Images in a batch."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    """Not used by evaluation, which draws nothing; recorded like every command's."""
     runtime: RuntimeSettings = RuntimeSettings()
     """Device, precision and compilation."""
 

@@ -16,9 +16,9 @@ class QuantizationSettings(Settings):
     """How weights and activations become 8-bit integers."""
 
     enabled: bool = False
-    """Whether they do; only ONNX files can hold such a model."""
+    """Only ONNX files can hold such a model."""
     pool: Path | None = None
-    """The run directory whose sample pool calibrates; without it, that of the exported run."""
+    """With int8: the run directory whose sample pool calibrates; without it, that of the exported run."""
     calibration_images: int = Field(default=512, ge=1, le=100_000)
     """At most so many images of the pool calibrate, and at most half of it; others measure the agreement."""
     # A student of the digits agrees on 98 to 99 % of a thousand images; chance moves that by less than half a point.

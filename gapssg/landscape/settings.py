@@ -31,7 +31,7 @@ class CurvatureSettings(Settings):
     """How the Hessian and the sharpness at the centre are estimated."""
 
     enabled: bool = True
-    """Whether they are; it takes about as long as a hundred points of the grid."""
+    """It takes about as long as a hundred points of the grid."""
     samples: int = Field(default=512, ge=1, le=1_000_000)
     """At most so many of the samples, because each step goes through all of them several times."""
     lanczos_steps: int = Field(default=12, ge=2, le=500)

@@ -30,7 +30,7 @@ class WithFactories(Settings):
     """Names the code that model files may have run; written out only where there is some."""
 
     model_factories: tuple[Annotated[str, AfterValidator(as_validator(check_factory_name))], ...] = ()
-    """Each `package.module:factory` that is imported and called if a model file names it."""
+    """Trust this `package.module:factory`: it is imported and called when a model file names it."""
 
     @model_serializer(mode="wrap")
     def _without_no_factories(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
-from collections.abc import Callable
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, TypeVar, get_args
 
 import tomli_w
@@ -35,9 +39,7 @@ class Settings(BaseModel):
     field that may be None must have None as its default.
     """
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, defer_build=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -70,6 +72,37 @@ class Settings(BaseModel):
     def sha256(self) -> str:
         """Return the SHA-256 of the canonical JSON of the settings, in hexadecimal."""
         return hashlib.sha256(canonical_json(self.to_dict()).encode()).hexdigest()
+
+
+def descriptions(settings_class: type[Settings]) -> dict[str, str]:
+    """Return the docstrings of the fields of a class by field, its own and those that it inherits.
+
+    They are read when they are asked for: pydantic's `use_attribute_docstrings` reads the source of every class when
+    the class is made, which takes as long as importing all of them.
+    """
+    found: dict[str, str] = {}
+    for each in reversed(settings_class.__mro__):
+        if issubclass(each, Settings):
+            found |= _docstrings_in(each.__module__).get(each.__name__, {})
+    return found
+
+
+@cache
+def _docstrings_in(module: str) -> Mapping[str, Mapping[str, str]]:
+    """Return the texts that stand below the annotated names of each class in a module."""
+    docstrings: dict[str, dict[str, str]] = {}
+    for node in ast.parse(inspect.getsource(sys.modules[module])).body:
+        if isinstance(node, ast.ClassDef):
+            docstrings[node.name] = {
+                field.target.id: inspect.cleandoc(text.value.value)
+                for field, text in zip(node.body, node.body[1:], strict=False)
+                if isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(text, ast.Expr)
+                and isinstance(text.value, ast.Constant)
+                and isinstance(text.value.value, str)
+            }
+    return docstrings
 
 
 def _refuse_coercion(field_name: str, value: Any, annotation: Any) -> None:

@@ -315,7 +315,7 @@ def _owners(settings_class: type[BaseModel], key: Key) -> list[str]:
     field = settings_class.model_fields.get(key[0]) if len(key) == 2 else None
     if field is None or field.discriminator is None:
         return []
-    members = _settings_classes_in(field.annotation)
+    members = settings_classes_in(field.annotation)
     return [member.model_fields["name"].default for member in members if key[1] in member.model_fields]
 
 
@@ -335,16 +335,17 @@ def _valid_keys(settings_class: type[BaseModel], prefix: Key = ()) -> Iterator[K
     for name, field in settings_class.model_fields.items():
         key = (*prefix, name)
         yield key
-        for inner in _settings_classes_in(field.annotation):
+        for inner in settings_classes_in(field.annotation):
             yield from _valid_keys(inner, key)
 
 
-def _settings_classes_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def settings_classes_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the classes of settings that a field can hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     elif get_origin(annotation) in (Union, UnionType, Annotated):
         for argument in get_args(annotation):
-            yield from _settings_classes_in(argument)
+            yield from settings_classes_in(argument)
 
 
 def _join(names: Any) -> str:

@@ -89,13 +89,13 @@ class GivenRuntimeSettings(Settings):
     """What is asked for of device, precision and compilation; the rest is as the recipe says."""
 
     device: str | None = None
-    """As `runtime.device`."""
+    """`auto`, `cpu`, `cuda` or `cuda:N`; without it, as the recipe says."""
     precision: str | None = None
-    """As `runtime.precision`."""
+    """`auto`, `fp32` or `bf16`; without it, as the recipe says."""
     compile: bool | None = None
-    """As `runtime.compile`."""
+    """Compile the steps with torch.compile; without it, as the recipe says."""
     deterministic: bool | None = None
-    """As `runtime.deterministic`."""
+    """On CUDA, use only algorithms that give the same bits each time; without it, as the recipe says."""
 
 
 def parse_variant(text: str) -> VariantSettings:
@@ -117,13 +117,13 @@ class TableSettings(Settings):
     """Which rows and columns are run, how often, and with how much work."""
 
     rows: tuple[Annotated[str, AfterValidator(as_validator(_check_row))], ...]
-    """Rows: recipes of data, teacher and student."""
+    """Rows, separated by commas: recipes of data, teacher and student; `gapssg recipes` lists them."""
     methods: tuple[Annotated[str, AfterValidator(as_validator(_check_method))], ...] = tuple(
         name for name in method_names() if name not in _BASELINES
     )
-    """Columns that are methods; without it, every method but the noise baseline."""
+    """Columns that are methods, separated by commas; without it, every method but the noise baseline."""
     variants: tuple[VariantSettings, ...] = ()
-    """Columns that are methods with changed settings."""
+    """A further column: GapSSG, or the `method.name` given, with changed settings."""
     seeds: int = Field(default=3, ge=1, le=1000)
     """Runs of each cell, with seeds from 0 on."""
     budget: Budget = "full"

@@ -1,0 +1,338 @@
+"""Options from settings: name, type, help, range and choices of an option come from the field that it sets."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Concatenate, Generic, Literal, ParamSpec, Union, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+from rich.markup import escape
+
+from gapssg.cli.options import Panel
+from gapssg.data import data_names
+from gapssg.data.settings import DataSettings
+from gapssg.models import model_names
+from gapssg.models.settings import ModelSettings
+from gapssg.settings.base import Settings, descriptions
+from gapssg.settings.load import AnySettings, load_settings, settings_classes_in
+
+Parameters = ParamSpec("Parameters")
+
+# The part that stands for the whole: `student.name` is the student, `int8.enabled` is int8.
+_NAMESAKES = ("name", "enabled")
+_TYPES = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
+_LONGEST_METAVAR = 30
+_Path = list[tuple[type[Settings], str, FieldInfo]]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A settings field as an option; all but `key` is for what the field does not say.
+
+    Attributes:
+        key: The dotted key of the field.
+        option: The name of the option, with `/` before the one that turns it off; otherwise that of the field.
+        metavar: What stands for the value in the help text.
+        is_argument: Whether it is an argument, of the name `option`, instead of an option.
+        is_repeatable: Whether `parse` is given the texts of all occurrences.
+        parse: Makes the field's value of the option's name and text.
+    """
+
+    key: str
+    option: str | None = None
+    metavar: str | None = None
+    is_argument: bool = False
+    is_repeatable: bool = False
+    parse: Callable[[str, Any], Any] | None = None
+
+
+Fields = Mapping[Panel, Sequence[str | Shown]]
+"""The fields that a command shows, by the panel of its help text that they stand in; a key alone is `Shown(key)`."""
+
+DEVICE = ("runtime.device", "runtime.precision", "runtime.compile", "runtime.deterministic")
+CHECKPOINTS = ("checkpoint_every", "checkpoint_minutes", "max_rollbacks")
+MODEL_FACTORIES = Shown("model_factories", "--model-factory", "MODULE:FACTORY")
+
+
+def data_fields(key: str) -> tuple[Shown, ...]:
+    """Return the fields that say how the data of this key are read."""
+    return (
+        Shown(f"{key}.root", "--data-root"),
+        Shown(f"{key}.download", "--download"),
+        Shown(f"{key}.image_size"),
+    )
+
+
+@dataclass(frozen=True)
+class Given(Generic[AnySettings]):
+    """What the command line gives for the fields that a command shows.
+
+    Attributes:
+        section: The command, and its table in a recipe.
+        settings_class: The settings that the fields are of.
+        options: Dotted key to (the option's name, its value); the value is None where it is not given.
+    """
+
+    section: str
+    settings_class: type[AnySettings]
+    options: Mapping[str, tuple[str, Any]]
+
+    def load(
+        self,
+        *,
+        recipe: str | None = None,
+        config: Path | None = None,
+        overrides: Sequence[str] | None = None,
+        resume: Path | None = None,
+        also: Mapping[str, tuple[str, Any]] | None = None,
+        beneath: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    ) -> AnySettings:
+        """Return the settings, as `load_settings` resolves them.
+
+        The settings of a continued run are its own: `--model-factory` only names its factories again, and it downloads
+        only where that is asked for again, because an untrusted run directory must not choose what is fetched.
+
+        Args:
+            recipe: As in `load_settings`.
+            config: As in `load_settings`.
+            overrides: As in `load_settings`.
+            resume: The run that is continued.
+            also: Further options, as in `load_settings`.
+            beneath: As in `load_settings`.
+
+        Raises:
+            InputError: As `load_settings`.
+        """
+        given = {**self.options, **(also or {})}
+        if resume is not None:
+            given.pop(MODEL_FACTORIES.key, None)
+        settings = load_settings(
+            self.settings_class,
+            section=self.section,
+            recipe=recipe,
+            config=config,
+            overrides=overrides or (),
+            options=given,
+            beneath=beneath,
+        )
+        downloads = any(option == "--download" and value for option, value in given.values())
+        return settings if resume is None or downloads else _without_download(settings)
+
+    def texts(self) -> set[str]:
+        """Return every text that is given, such as the names of models and factories."""
+        values = [value if isinstance(value, list) else [value] for _, value in self.options.values()]
+        return {text for texts in values for text in texts if isinstance(text, str)}
+
+
+def command(
+    section: str, settings_class: type[AnySettings], fields: Fields
+) -> Callable[[Callable[Concatenate[typer.Context, Given[AnySettings], Parameters], None]], Callable[..., None]]:
+    """Make a function a command with an option for each of these fields.
+
+    The function is given the context, what was given for the fields, and its other parameters, which Typer reads as
+    usual; they stand behind the fields in the help text.
+    """
+    shown = [
+        (each if isinstance(each, Shown) else Shown(each), panel) for panel, keys in fields.items() for each in keys
+    ]
+
+    def decorate(
+        function: Callable[Concatenate[typer.Context, Given[AnySettings], Parameters], None],
+    ) -> Callable[..., None]:
+        context, _, *others = inspect.signature(function, eval_str=True).parameters.values()
+
+        def run(**values: Any) -> None:
+            options = {each.key: (option_name(each), _value(each, values.pop(_identifier(each)))) for each, _ in shown}
+            function(values.pop(context.name), Given(section, settings_class, options), **values)  # type: ignore[call-arg]
+
+        parameters = [context, *(_parameter(settings_class, each, panel) for each, panel in shown), *others]
+        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__name__, run.__doc__ = function.__name__, function.__doc__
+        run.__annotations__ = {}
+        run.shown, run.settings_class = shown, settings_class  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def option_name(shown: Shown) -> str:
+    """Return the name of an option, as messages say it: of a pair, the one that turns it on."""
+    return _declarations(shown, is_flag=False).split("/")[0]
+
+
+def help_text(settings_class: type[Settings], shown: Shown) -> str:
+    """Return the help text of an option: the description of its field, its choices, its default, in Rich's markup."""
+    path = _path(settings_class, shown.key)
+    spoken = path[-2:] if shown.key.split(".")[-1] in _NAMESAKES else path[-1:]
+    sentences = [descriptions(owner).get(name, "") for owner, name, _ in spoken]
+    choices = choices_of(settings_class, shown)
+    if path[0][2].discriminator and choices:  # the members say nothing but their names
+        sentences[-1] = f"One of {', '.join(f'`{name}`' for name in choices)}."
+    text = re.sub(r"`([^`]*)`", r"[bold]\1[/bold]", escape(" ".join(" ".join(sentences).split())))
+    if _is_repeatable(shown, path[-1][2]) and not shown.is_argument:
+        text += " Repeatable."
+    default = _default(path)
+    if isinstance(default, bool):
+        default = "on" if default else None
+    if isinstance(default, int | float | str):
+        text += f" [dim]{escape(f'[default: {default}]')}[/dim]"
+    if all(field.is_required() for _, _, field in path):
+        text += f" [red]{escape('[required]')}[/red]"
+    return text
+
+
+def range_of(settings_class: type[Settings], shown: Shown) -> str:
+    """Return the range of a number as `1..100` or, with open ends, `>0, <=1`; nothing where there is none."""
+    *_, (_, _, field) = _path(settings_class, shown.key)
+    kind, constraints = _kind_of(field)
+    bounds = {
+        name: getattr(each, name)
+        for each in constraints
+        for name in ("ge", "gt", "le", "lt")
+        if getattr(each, name, None) is not None
+    }
+    if kind is int:  # of whole numbers, open ends can be written as closed ones
+        bounds |= {"ge": bounds.pop("gt") + 1} if "gt" in bounds else {}
+        bounds |= {"le": bounds.pop("lt") - 1} if "lt" in bounds else {}
+    if set(bounds) == {"ge", "le"}:
+        return f"{bounds['ge']}..{bounds['le']}"
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    return ", ".join(f"{signs[name]}{bounds[name]}" for name in signs if name in bounds)
+
+
+def choices_of(settings_class: type[Settings], shown: Shown) -> tuple[str, ...]:
+    """Return the values that an option can be completed to; of models and data, those that have a name."""
+    path = _path(settings_class, shown.key)
+    owner, name, _ = path[-1]
+    if name == "name" and issubclass(owner, ModelSettings):
+        return model_names()
+    if name == "name" and issubclass(owner, DataSettings):
+        return data_names()
+    return _all_values(path)
+
+
+def _parameter(settings_class: type[Settings], shown: Shown, panel: Panel) -> inspect.Parameter:
+    *_, (_, _, field) = _path(settings_class, shown.key)
+    kind, _ = _kind_of(field)
+    is_list = _is_repeatable(shown, field)
+    if shown.parse is not None or kind not in (*_TYPES, bool):
+        kind = str
+    annotation: Any = list[kind] | None if is_list else kind | None  # type: ignore[valid-type]
+    choices = choices_of(settings_class, shown)
+    details: dict[str, Any] = {
+        "help": help_text(settings_class, shown),
+        "metavar": shown.metavar or _metavar(settings_class, shown, kind),
+        "rich_help_panel": panel,
+        "show_default": False,
+    }
+    if choices:
+        details["autocompletion"] = lambda incomplete: [each for each in choices if each.startswith(incomplete)]
+    if shown.is_argument:
+        info: Any = typer.Argument(**{**details, "metavar": shown.option, "rich_help_panel": None})
+    else:
+        info = typer.Option(_declarations(shown, is_flag=kind is bool), **details)
+    return inspect.Parameter(
+        _identifier(shown), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, info]
+    )
+
+
+def _is_repeatable(shown: Shown, field: FieldInfo) -> bool:
+    return shown.is_repeatable or (shown.parse is None and get_origin(_without_none(field.annotation)) is tuple)
+
+
+def _metavar(settings_class: type[Settings], shown: Shown, kind: type) -> str | None:
+    if kind is bool:
+        return None
+    choices = "|".join(_all_values(_path(settings_class, shown.key)))
+    if choices and len(choices) <= _LONGEST_METAVAR:
+        return choices
+    return " ".join(filter(None, (_TYPES[kind], range_of(settings_class, shown))))
+
+
+def _declarations(shown: Shown, is_flag: bool) -> str:
+    if shown.option is not None:
+        return shown.option
+    parts = shown.key.split(".")
+    name = (parts[-2] if parts[-1] in _NAMESAKES else parts[-1]).replace("_", "-")
+    return f"--{name}/--no-{name}" if is_flag else f"--{name}"
+
+
+def _identifier(shown: Shown) -> str:
+    return shown.key.replace(".", "__")
+
+
+def _value(shown: Shown, given: Any) -> Any:
+    """Return what an option gives its field; None where it is not given."""
+    if given is None or given == []:
+        return None
+    if shown.parse is not None:
+        return shown.parse(option_name(shown), given)
+    return [str(each) if isinstance(each, Path) else each for each in given] if isinstance(given, list) else given
+
+
+def _all_values(path: _Path) -> tuple[str, ...]:
+    """Return all values of a field that has only so many: the names in a union, or literals."""
+    _, name, field = path[-1]
+    if path[0][2].discriminator:
+        return tuple(member.model_fields[name].default for member in settings_classes_in(path[0][2].annotation))
+    return tuple(str(value) for value in _literals(field.annotation))
+
+
+def _path(settings_class: type[Settings], key: str) -> _Path:
+    """Return the class, the name and the field of each part of a dotted key; of a union, those of its first member."""
+    path: _Path = []
+    owner = settings_class
+    for name in key.split("."):
+        field = owner.model_fields[name]
+        path.append((owner, name, field))
+        owner = next((each for each in settings_classes_in(field.annotation) if issubclass(each, Settings)), owner)
+    return path
+
+
+def _default(path: _Path) -> Any:
+    default: Any = None
+    for _, name, field in path:
+        default = getattr(default, name) if isinstance(default, Settings) else field.default
+    return None if default is PydanticUndefined else default
+
+
+def _kind_of(field: FieldInfo) -> tuple[Any, Sequence[Any]]:
+    """Return the type of a field's value, or of its items if it is a tuple, and the constraints of it."""
+    annotation, constraints = _without_none(field.annotation), list(field.metadata)
+    if get_origin(annotation) is tuple:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) is Annotated:
+        annotation, *inner = get_args(annotation)
+        constraints += [each for info in inner for each in getattr(info, "metadata", ())]
+    if get_origin(annotation) in (Union, UnionType):  # auto or a truth value
+        annotation = bool if bool in get_args(annotation) else str
+    if literals := _literals(annotation):
+        annotation = type(literals[0])
+    return annotation, constraints
+
+
+def _without_none(annotation: Any) -> Any:
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+    is_optional = get_origin(annotation) in (Union, UnionType) and len(kinds) == 1
+    annotation = kinds[0] if is_optional else annotation
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def _literals(annotation: Any) -> tuple[Any, ...]:
+    annotation = _without_none(annotation)
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
+def _without_download(settings: AnySettings) -> AnySettings:
+    parts = {name: part for name, part in settings if isinstance(part, DataSettings)}
+    return settings.model_copy(
+        update={name: part.model_copy(update={"download": False}) for name, part in parts.items()}
+    )
