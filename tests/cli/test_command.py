@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import pytest
 import typer
@@ -83,7 +83,7 @@ def test_the_range_of_an_option_is_that_of_its_field(name):
         assert option.metavar.endswith(range_of(function_of(name).settings_class, shown))
         # What the help text says is allowed is allowed, and what is beyond is not.
         lowest, highest = ends(option.metavar)
-        alone: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, *field.metadata])
+        alone = TypeAdapter[Any](Annotated[field.annotation, *field.metadata])  # type: ignore[arg-type]  # made at run time
         for value, beyond in ((lowest, -1), (highest, 1)):
             if value is not None:
                 alone.validate_python(value)
@@ -136,7 +136,7 @@ def test_no_option_of_two_commands_is_declared_in_both():
 @every_command
 def test_a_command_is_listed_by_the_first_line_of_its_docstring(name):
     assert inspect.getdoc(function_of(name)).splitlines()[0] == COMMANDS[name][1]
-    listed = typer.main.get_command(app)
+    listed = cast("typer.core.TyperGroup", typer.main.get_command(app))
     assert listed.commands[name].help == COMMANDS[name][1]
 
 
@@ -227,8 +227,8 @@ class ExampleSettings(Settings):
 
 
 def test_values_reach_the_function_with_the_names_of_their_options():
-    seen = {}
-    fields = {Panel.MAIN: [Shown("sizes", "--size"), "part.enabled"]}
+    seen: dict[str, Any] = {}
+    fields: dict[Panel, list[str | Shown]] = {Panel.MAIN: [Shown("sizes", "--size"), "part.enabled"]}
 
     @command("example", ExampleSettings, fields)
     def example(context: typer.Context, given: Any, loud: bool = False) -> None:
