@@ -36,7 +36,14 @@ SMALL = {
 }
 AT_EACH_STEP = ["--checkpoint-minutes", "0.000001"]
 PRETRAIN = ["--data", "digits", "--model", "wrn16_1", "--epochs", "1", "--device", "cpu", "--precision", "fp32"]
-PRELOADED = ["gapssg.cli.app", "gapssg.engine.distill", "gapssg.engine.pretrain", "sklearn.datasets"]
+PRELOADED = [
+    "gapssg.cli.app",
+    "gapssg.cli.distill",
+    "gapssg.cli.pretrain_teacher",
+    "gapssg.engine.distill",
+    "gapssg.engine.pretrain",
+    "sklearn.datasets",
+]
 TINY_METHOD = {"synthesis_batch_size": 2, "generator_steps": 2, "generator_width": 4}
 
 # Memory that may come and go between two looks: the C library keeps freed blocks of some sizes for later use.

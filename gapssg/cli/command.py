@@ -172,10 +172,11 @@ def help_text(settings_class: type[Settings], shown: Shown) -> str:
     """Return the help text of an option: the description of its field, its choices, its default, in Rich's markup."""
     path = _path(settings_class, shown.key)
     spoken = path[-2:] if shown.key.split(".")[-1] in _NAMESAKES else path[-1:]
-    sentences = [descriptions(owner).get(name, "") for owner, name, _ in spoken]
-    choices = choices_of(settings_class, shown)
-    if path[0][2].discriminator and choices:  # the members say nothing but their names
-        sentences[-1] = f"One of {', '.join(f'`{name}`' for name in choices)}."
+    if path[0][2].discriminator:  # the members say nothing but their names
+        names = ", ".join(f"`{name}`" for name in choices_of(settings_class, shown))
+        sentences = [descriptions(settings_class)[path[0][1]], f"One of {names}."]
+    else:
+        sentences = [descriptions(owner).get(name, "") for owner, name, _ in spoken]
     text = re.sub(r"`([^`]*)`", r"[bold]\1[/bold]", escape(" ".join(" ".join(sentences).split())))
     if _is_repeatable(shown, path[-1][2]) and not shown.is_argument:
         text += " Repeatable."

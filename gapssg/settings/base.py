@@ -82,7 +82,7 @@ def descriptions(settings_class: type[Settings]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for each in reversed(settings_class.__mro__):
-        if issubclass(each, Settings):
+        if issubclass(each, Settings) and each is not Settings:
             found |= _docstrings_in(each.__module__).get(each.__name__, {})
     return found
 
