@@ -14,8 +14,9 @@ from gapssg.data.image_set import ImageSet, sha256_of_images
 from gapssg.engine.checkpoint import Checkpoints, Facts, State, read_checkpoint
 from gapssg.engine.distillation import Distillation, listed_counts
 from gapssg.engine.estimate import EVALUATED_IMAGES, Estimate, Part, peak_memory, time_steps
+from gapssg.engine.inference import score_on
 from gapssg.engine.judgement import failures_on_real_images, judge_on_synthetic_images, real_images_speak_for
-from gapssg.engine.metrics import Scores, score
+from gapssg.engine.metrics import Scores
 from gapssg.engine.real_images import read_test_images
 from gapssg.engine.record import MOST_COUNTED_CLASSES
 from gapssg.engine.requests import Requests
@@ -256,7 +257,7 @@ class _Evaluator:
 
     @staticmethod
     def _score(distillation: Distillation, module: nn.Module, images: ImageSet) -> Scores:
-        return score(distillation.predict(module, images.images), images.labels, images.class_names)
+        return score_on(images, module, distillation.normalization, distillation.runtime)
 
 
 def _result(

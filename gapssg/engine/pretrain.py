@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from gapssg.data import flipping_is_meaningful
 from gapssg.data.image_set import ImageSet, check_same_classes, sha256_of_images
 from gapssg.engine.checkpoint import Checkpoints, Facts, State, read_checkpoint
 from gapssg.engine.estimate import EVALUATED_IMAGES, Estimate, Part, peak_memory, time_steps
-from gapssg.engine.inference import predict
-from gapssg.engine.metrics import Scores, score
+from gapssg.engine.inference import predict, score_on
+from gapssg.engine.metrics import Scores
 from gapssg.engine.real_images import read_images
 from gapssg.engine.requests import Requests
 from gapssg.engine.run_directory import (
@@ -244,7 +245,7 @@ class _Pretraining:
         trained = time.perf_counter()
         seconds = earlier + trained - started
         with self.time_left.phase(EVALUATION, 1) as timed_evaluation:
-            self.scores = score(self._predict(self.test.images), self.test.labels, self.test.class_names)
+            self.scores = score_on(self.test, self.model, self.normalization, self.runtime)
             self.evaluation_seconds += time.perf_counter() - trained
             self.epochs_done += 1
             self.epoch_seconds = 0.0
@@ -292,12 +293,10 @@ class _Pretraining:
         self.model.train()
         training = time_steps(lambda: self.trainee.step(*next(inputs)), self.runtime, steps["training"], _TIMED_STEPS)
         images = self.test.images[:EVALUATED_IMAGES]
-        evaluation = time_steps(lambda: self._predict(images), self.runtime, 6, 1)
+        evaluate = partial(predict, self.model, images, self.normalization, self.runtime)
+        evaluation = time_steps(evaluate, self.runtime, 6, 1)
         seconds = evaluation.seconds_per_step * len(self.test) / len(images)
         return {"training": training, EVALUATION: Part(steps[EVALUATION], seconds)}
-
-    def _predict(self, images: Tensor) -> Tensor:
-        return predict(self.model, images, self.normalization, self.runtime)
 
     def _batches(self, epoch: int) -> Tensor:
         """Return the batches of an epoch, (steps, batch size) int64."""
