@@ -40,6 +40,7 @@ from gapssg.errors import InputError
 from gapssg.models import create_model
 from gapssg.models.model_file import ModelCard, Provenance, save_model
 from gapssg.models.profile import profile_model
+from gapssg.runs.events import CheckpointWritten, PretrainingEnded, PretrainingEpoch, PretrainingTiming, Started
 from gapssg.runtime import Runtime, to_unit_range
 
 # The checkpoint knows the SHA-256 of the images.
@@ -100,9 +101,9 @@ def pretrain_teacher(
     if checkpoint and facts:
         pretraining.restore(facts, checkpoint.state)
         run = RunDirectory.reopen(output, settings, display, checkpoint.events_length)
-        run.show("checkpoint", directory=output)
+        run.show(CheckpointWritten(directory=output))
         after = f"after epoch {pretraining.epochs_done} of {settings.epochs}"
-        run.show("start", message=f"continuing {output} {after}, {pretraining.runtime.describe()}")
+        run.show(Started(message=f"continuing {output} {after}, {pretraining.runtime.describe()}"))
     else:
         run = RunDirectory(output, settings, display, overwrite)
         _record_start(run, pretraining)
@@ -113,12 +114,13 @@ def pretrain_teacher(
         while pretraining.epochs_done < settings.epochs:
             event = pretraining.run_epoch(run, checkpoints.after_step)
             run.show_time_left(pretraining.time_left, pretraining.epochs_done, settings.epochs)
-            run.record("epoch", epoch=pretraining.epochs_done, epochs=settings.epochs, **event)
+            run.record(event)
             run.show_notes(pretraining.runtime)
             checkpoints.after_epoch(pretraining.epochs_done, is_last=pretraining.epochs_done == settings.epochs)
         result = pretraining.finish(output / "model.safetensors")
         run.write_result(result)
-        run.record("end", **{key: result["model"][key] for key in ("top1", "best_top1", "best_epoch")})
+        model = result["model"]
+        run.record(PretrainingEnded(top1=model["top1"], best_top1=model["best_top1"], best_epoch=model["best_epoch"]))
     return result
 
 
@@ -128,9 +130,8 @@ def _record_start(run: RunDirectory, pretraining: _Pretraining) -> None:
     views = augmentation.describe()
     if settings.flip is None and augmentation.flip:
         views += " (the default for this data; --no-flip turns them off)"
-    run.record(
-        "start", message=f"training {settings.model.name} on {images}, {views}, {pretraining.runtime.describe()}"
-    )
+    message = f"training {settings.model.name} on {images}, {views}, {pretraining.runtime.describe()}"
+    run.record(Started(message=message))
 
 
 def estimate_pretraining(settings: PretrainSettings, display: Display | None = None) -> Estimate:
@@ -224,8 +225,8 @@ class _Pretraining:
         epochs = self.settings.epochs - self.epochs_done
         return {"training": epochs * steps_for_passes(len(self.train), 1, self.settings.batch_size), EVALUATION: epochs}
 
-    def run_epoch(self, run: RunDirectory, after_step: Callable[[], None]) -> dict[str, Any]:
-        """Make one pass over the images, or what is left of it, and evaluate; return what the epoch's event says."""
+    def run_epoch(self, run: RunDirectory, after_step: Callable[[], None]) -> PretrainingEpoch:
+        """Make one pass over the images, or what is left of it, and evaluate; return the epoch's event."""
         epoch = self.epochs_done
         batches = self._batches(epoch)
         earlier, started = self.epoch_seconds, time.perf_counter()
@@ -253,17 +254,19 @@ class _Pretraining:
                 self.best = (self.scores.top1, self.epochs_done)
                 save_model(run.path / "best.safetensors", self.model, self.card)
             timed_evaluation.step(1)
-        return {
-            "learning_rate": self.trainee.learning_rate,
-            "train_loss": loss,
-            "top1": self.scores.top1,
-            "loss": self.scores.loss,
-            "timing": {
-                "seconds": seconds + time.perf_counter() - trained,
-                "images_per_second": batches.numel() / seconds,
-                "remaining": self.time_left.seconds,
-            },
-        }
+        return PretrainingEpoch(
+            epoch=self.epochs_done,
+            epochs=self.settings.epochs,
+            learning_rate=self.trainee.learning_rate,
+            train_loss=loss,
+            top1=self.scores.top1,
+            loss=self.scores.loss,
+            timing=PretrainingTiming(
+                seconds=seconds + time.perf_counter() - trained,
+                images_per_second=batches.numel() / seconds,
+                remaining=self.time_left.seconds,
+            ),
+        )
 
     def finish(self, file: Path) -> dict[str, Any]:
         """Write the model; return the result."""
