@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,36 +12,28 @@ from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import nn
 
 from gapssg.data.image_set import ImageSet, sha256_of_images
-from gapssg.engine.checkpoint import Checkpoints, Facts, State, read_checkpoint
-from gapssg.engine.distillation import Distillation, listed_counts
+from gapssg.engine.checkpoint import Facts, State
+from gapssg.engine.distillation import Distillation, listed_counts, make_student, planned_flops
 from gapssg.engine.estimate import EVALUATED_IMAGES, Estimate, Part, peak_memory, time_steps
 from gapssg.engine.inference import score_on
 from gapssg.engine.judgement import failures_on_real_images, judge_on_synthetic_images, real_images_speak_for
+from gapssg.engine.loop import Launch, Phase
 from gapssg.engine.metrics import Scores
 from gapssg.engine.real_images import read_test_images
 from gapssg.engine.requests import Requests
-from gapssg.engine.run_directory import (
-    Display,
-    RunDirectory,
-    SilentDisplay,
-    check_output,
-    check_same_settings,
-    pool_shards,
-    run_facts,
-)
+from gapssg.engine.run_directory import Display, RunDirectory, SilentDisplay, pool_shards, run_facts
 from gapssg.engine.settings import DistillSettings
 from gapssg.engine.time_left import EVALUATION
 from gapssg.errors import InputError
 from gapssg.files import sha256_of_files
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import profile_model
-from gapssg.runs.events import CheckpointWritten, DistillationEnded, Started, Warned
+from gapssg.runs.events import DistillationEnded, DistillationEpoch, Event, Started, Warned
 from gapssg.runtime import Runtime
 from gapssg.stored import MOST_COUNTED_CLASSES
 
 # The checkpoint knows the SHA-256 of the teacher and of the images.
 _MAY_MOVE = ("teacher", "eval_data.root", "eval_data.name")
-_SHOWN_SCORES = ("top1", "loss", "balanced_accuracy", "lowest_recall")
 
 
 class EvaluationFacts(Facts):
@@ -52,14 +45,6 @@ class EvaluationFacts(Facts):
     seconds: NonNegativeFloat
     images: str | None = None
     """SHA-256 of the evaluation images, which older checkpoints lack."""
-
-
-class RunFacts(Facts):
-    """What a checkpoint keeps of the run as a whole."""
-
-    compiled: bool
-    evaluation: EvaluationFacts
-    total_seconds: NonNegativeFloat
 
 
 def distill(
@@ -92,75 +77,96 @@ def distill(
         RunError: The synthesis or the student diverged, or the disk refused a write.
         Stopped: `requests` asked for it.
     """
-    display = display or SilentDisplay()
-    if resume:
-        check_same_settings(output, settings, _MAY_MOVE)
-    else:
-        check_output(output, overwrite, [settings.teacher, settings.pool, settings.student.weights])
-    started = time.perf_counter()
+    launch = Launch(
+        settings,
+        output,
+        overwrite=overwrite,
+        resume=resume,
+        display=display,
+        requests=requests,
+        inputs=[settings.teacher, settings.pool, settings.student.weights],
+        may_move=_MAY_MOVE,
+    )
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     teacher = load_model(settings.teacher, (*settings.model_factories, settings.student.name))
     identity = {"the teacher's SHA-256": teacher.sha256, **runtime.identity()}
     if settings.pool is not None:
         identity["the pool's SHA-256"] = sha256_of_files(pool_shards(settings.pool))
-    checkpoint = read_checkpoint(output, identity) if resume else None
-    facts = RunFacts.read(checkpoint.state.facts.get("run")) if checkpoint else None
-    distillation = Distillation(settings, runtime, teacher, compiled=facts.compiled if facts else None)
-    runtime = distillation.runtime
-    evaluator = _Evaluator(settings, runtime, teacher, display)
-    if checkpoint and facts:
-        distillation.restore(checkpoint.state.component("distillation"), output)
-        evaluator.restore(facts.evaluation)
-        started -= facts.total_seconds
-        run = RunDirectory.reopen(output, settings, display, checkpoint.events_length)
-        run.show(CheckpointWritten(directory=output))
-        after = f"after epoch {distillation.epochs_done} of {settings.epochs}"
-        run.show(Started(message=f"continuing {output} {after}, {runtime.describe()}"))
-    else:
-        run = RunDirectory(output, settings, display, overwrite)
-        _record_start(run, distillation)
+    state = launch.read_checkpoint(identity)
+    student = make_student(settings, runtime, teacher)
+    flops = planned_flops(settings, teacher, student)
+    runtime = launch.decide_compilation(runtime, settings.runtime.compile, flops)
+    distillation = Distillation(settings, runtime, teacher, student)
+    evaluator = _Evaluator(settings, runtime, teacher, launch.display)
+    if state is not None:
+        distillation.restore(state.component("distillation"), output)
+        evaluator.restore(EvaluationFacts.read(state.facts.get("evaluation")))
+    return launch.carry_out(_Job(settings, distillation, evaluator))
 
-    def state() -> State:
-        total = time.perf_counter() - started
-        own = RunFacts(compiled=runtime.compiled, evaluation=evaluator.facts, total_seconds=total)
-        inner = distillation.state()
-        return State({"run": own.model_dump(), "distillation": inner.facts}, inner.prefixed("distillation."))
 
-    distillation.time_left.plan(EVALUATION, evaluator.count_after(distillation.epochs_done))
-    every = (settings.checkpoint_every, settings.checkpoint_minutes)
-    keep = state if distillation.can_continue else None
-    with runtime.configured(), run, Checkpoints(run, identity, keep, requests or Requests(), *every) as checkpoints:
-        run.show_notes(runtime)
-        while distillation.epochs_done < settings.epochs:
-            event = distillation.run_epoch(run, checkpoints.after_step)
-            done = distillation.epochs_done
-            scores, left = evaluator.after_epoch(done, distillation, run), distillation.time_left.seconds
-            shown = {name: getattr(scores, name, None) for name in _SHOWN_SCORES}
-            timing = event.timing if left is None else event.timing.model_copy(update={"remaining": left})
-            run.show_time_left(distillation.time_left, done, settings.epochs)
-            run.record(event.model_copy(update={**shown, "timing": timing}))
-            run.show_notes(runtime)
-            if settings.snapshot_every and done % settings.snapshot_every == 0:
-                distillation.save_student(run.folder("snapshots") / f"epoch-{done:04d}.safetensors")
-            checkpoints.after_epoch(done, is_last=done == settings.epochs)
-        student_file = output / "student.safetensors"
-        distillation.save_student(student_file)
-        result = _result(settings, runtime, distillation, evaluator, student_file, time.perf_counter() - started)
-        run.write_result(result)
+class _Job:
+    """A distillation and its evaluations, as the loop makes them."""
+
+    unit = "epoch"
+
+    def __init__(self, settings: DistillSettings, distillation: Distillation, evaluator: _Evaluator) -> None:
+        self.runtime = distillation.runtime
+        self.epochs = settings.epochs
+        self.checkpoints_every = (settings.checkpoint_every, settings.checkpoint_minutes)
+        self.time_left = distillation.time_left
+        self.time_left.plan(EVALUATION, evaluator.count_after(distillation.epochs_done))
+        self._settings = settings
+        self._distillation = distillation
+        self._evaluator = evaluator
+
+    @property
+    def epochs_done(self) -> int:
+        return self._distillation.epochs_done
+
+    def begin(self) -> Iterator[Event]:
+        settings, distillation = self._settings, self._distillation
+        teacher = distillation.teacher_file
+        source = f"the pool of {settings.pool}" if settings.pool else f"no data ({settings.method.name})"
+        pair = f"{teacher.card.architecture} into {settings.student.name}"
+        views = distillation.augmentation.describe()
+        if not distillation.synthesizer.augments:
+            views = "no crops, no flips (method.augment=true turns them on)"
+        yield Started(message=f"distilling {pair} with {source}, {views}, {self.runtime.describe()}")
+        if distillation.origin.teacher_sha256 != teacher.sha256:
+            yield Warned(epoch=0, message=f"the pool of {settings.pool} was made for another teacher")
+
+    def state(self) -> State | None:
+        if not self._distillation.can_continue:
+            return None
+        inner = self._distillation.state()
+        facts = {"distillation": inner.facts, "evaluation": self._evaluator.facts.model_dump()}
+        return State(facts, inner.prefixed("distillation."))
+
+    def phases(self, run: RunDirectory) -> Iterator[Phase]:
+        return self._distillation.phases(run)
+
+    def end_epoch(self, run: RunDirectory) -> DistillationEpoch:
+        done, every = self.epochs_done + 1, self._settings.snapshot_every
+        scores = self._evaluator.after_epoch(done, self._distillation, run)
+        if every and done % every == 0:
+            self._distillation.save_student(run.folder("snapshots") / f"epoch-{done:04d}.safetensors")
+        return self._distillation.end_epoch(run, scores)
+
+    def finish(self, run: RunDirectory, seconds: float) -> tuple[dict[str, Any], DistillationEnded]:
+        file = run.path / "student.safetensors"
+        self._distillation.save_student(file)
+        result = _result(self._settings, self.runtime, self._distillation, self._evaluator, file, seconds)
         student = result["student"]
-        run.record(
-            DistillationEnded(
-                top1=student["top1"],
-                balanced_accuracy=student["balanced_accuracy"],
-                best_top1=student["best_top1"],
-                best_epoch=student["best_epoch"],
-                agreement=student["agreement"],
-                agreement_baseline=student["agreement_baseline"],
-                failures=tuple(result["failures"]),
-                warnings=tuple(result["warnings"]),
-            )
+        return result, DistillationEnded(
+            top1=student["top1"],
+            balanced_accuracy=student["balanced_accuracy"],
+            best_top1=student["best_top1"],
+            best_epoch=student["best_epoch"],
+            agreement=student["agreement"],
+            agreement_baseline=student["agreement_baseline"],
+            failures=tuple(result["failures"]),
+            warnings=tuple(result["warnings"]),
         )
-    return result
 
 
 def estimate_distillation(settings: DistillSettings, display: Display | None = None) -> Estimate:
@@ -173,26 +179,14 @@ def estimate_distillation(settings: DistillSettings, display: Display | None = N
     """
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     teacher = load_model(settings.teacher, (*settings.model_factories, settings.student.name))
-    distillation = Distillation(settings, runtime, teacher)
-    runtime = distillation.runtime
+    student = make_student(settings, runtime, teacher)
+    runtime, _ = runtime.decide_compilation(settings.runtime.compile, planned_flops(settings, teacher, student))
+    distillation = Distillation(settings, runtime, teacher, student)
     evaluator = _Evaluator(settings, runtime, teacher, display or SilentDisplay())
     with runtime.configured(), runtime.seeded_globals("estimate"):
         parts = {**distillation.time_steps(), EVALUATION: evaluator.time_evaluations(distillation)}
     memory = peak_memory(runtime) + distillation.unused_memory
     return Estimate("distill", parts, memory, runtime, distillation.flops)
-
-
-def _record_start(run: RunDirectory, distillation: Distillation) -> None:
-    settings, teacher = distillation.settings, distillation.teacher_file
-    source = f"the pool of {settings.pool}" if settings.pool else f"no data ({settings.method.name})"
-    pair = f"{teacher.card.architecture} into {settings.student.name}"
-    views = distillation.augmentation.describe()
-    if not distillation.synthesizer.augments:
-        views = "no crops, no flips (method.augment=true turns them on)"
-    message = f"distilling {pair} with {source}, {views}, {distillation.runtime.describe()}"
-    run.record(Started(message=message))
-    if distillation.origin.teacher_sha256 != teacher.sha256:
-        run.record(Warned(epoch=0, message=f"the pool of {settings.pool} was made for another teacher"))
 
 
 class _Evaluator:

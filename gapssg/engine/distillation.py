@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Generator, Iterator
 from itertools import chain, islice, repeat
 from pathlib import Path
 
@@ -27,11 +25,12 @@ from gapssg.augment import (
 from gapssg.engine.checkpoint import Facts, State
 from gapssg.engine.estimate import Part, time_steps
 from gapssg.engine.inference import predict
-from gapssg.engine.metrics import ClassCounts, agreement, count_by_class, largest_share
+from gapssg.engine.loop import Phase
+from gapssg.engine.metrics import ClassCounts, Scores, agreement, count_by_class, largest_share
 from gapssg.engine.run_directory import RunDirectory, first_pool_shards, pool_shards, versions
 from gapssg.engine.settings import DistillSettings
-from gapssg.engine.time_left import TimedPhase, TimeLeft
-from gapssg.engine.trainee import Phase, Trainee, TraineeFacts
+from gapssg.engine.time_left import TimeLeft
+from gapssg.engine.trainee import Trainee, TraineeFacts
 from gapssg.errors import Diverged, InputError, RunError
 from gapssg.models import create_model
 from gapssg.models.foreign import check_classifier
@@ -100,15 +99,15 @@ class Distillation:
     """
 
     def __init__(
-        self, settings: DistillSettings, runtime: Runtime, teacher: LoadedModel, compiled: bool | None = None
+        self, settings: DistillSettings, runtime: Runtime, teacher: LoadedModel, student: nn.Module | None = None
     ) -> None:
-        """Make the student and the synthesizer for a teacher.
+        """Make the synthesizer for a teacher, and the student unless it is there.
 
         Args:
             settings: Of the run.
             runtime: Device, precision and random streams.
             teacher: The teacher's file.
-            compiled: What was decided of `compile = "auto"` when the run began; None decides it now.
+            student: What `make_student` made.
 
         Raises:
             InputError: The student's weights, the pool or the crop padding cannot be used, or the teacher lacks batch
@@ -116,9 +115,8 @@ class Distillation:
         """
         card = teacher.card
         augmentation = _augmentation(settings, card)
-        student = _make_student(settings, runtime, teacher)
-        macs = [profile_model(module, card.input_shape).macs for module in (teacher.module, student)]
-        runtime = _decide_compilation(settings, runtime, macs, compiled)
+        student = student or make_student(settings, runtime, teacher)
+        macs = _macs(teacher, student)
         self.settings = settings
         self.runtime = runtime
         self.teacher_file = teacher
@@ -168,6 +166,7 @@ class Distillation:
         self._planned_learning_epochs = sum(plan.advances_learning_rate for plan in plans)
         self.synthesis_rollbacks = 0
         self.epoch = EpochFacts()
+        self._reality_gap_after = 0.0
         self._terms: dict[str, Tensor] = {}  # of the last step of the synthesis under way
         self.time_left = TimeLeft(self.steps_left())
 
@@ -274,26 +273,33 @@ class Distillation:
         ):
             raise InputError("the checkpoint is not one of this run; start the run anew")
 
-    def run_epoch(self, run: RunDirectory, after_step: Callable[[], None]) -> DistillationEpoch:
-        """Synthesise and distil, or do what is left of it; return the epoch's event.
+    def phases(self, run: RunDirectory) -> Iterator[Phase]:
+        """Yield what is left of an epoch: synthesis and distillation in turns.
 
         Args:
-            run: Where samples, images and warnings go.
-            after_step: Called between two steps; `state` may be asked for then.
-
-        Raises:
-            RunError: Synthesis or training diverged more often than they may.
+            run: Where samples, images and rollbacks go.
         """
         plan = self.synthesizer.plan(self.epochs_done)
         self.trainee.set_learning_rate(self.learning_epochs / self._planned_learning_epochs)
+        epoch = f"epoch {self.epochs_done + 1}"
         while self.epoch.round < plan.rounds:
+            place = self.epoch.round, plan.rounds
             if not self.epoch.synthesised:
-                with self.time_left.phase("synthesis", plan.synthesis_steps) as timed:
-                    self._synthesise(plan, run, timed, after_step)
-            with self.time_left.phase("distillation", plan.distillation_steps) as timed:
-                gap_after = self._distil(plan, run, timed, after_step)
+                work = self._synthesise(plan, run)
+                yield Phase("synthesis", plan.synthesis_steps, work, f"{epoch}: synthesis", *place)
+            work = self._distil(plan, run)
+            yield Phase("distillation", plan.distillation_steps, work, f"{epoch}: distillation", *place)
             self.epoch.round += 1
             self.epoch.synthesised = False
+
+    def end_epoch(self, run: RunDirectory, scores: Scores | None) -> DistillationEpoch:
+        """Look at the newest images and count the epoch, whose phases are done; return its event.
+
+        Args:
+            run: Where warnings go.
+            scores: Of the student on real images, if it was evaluated.
+        """
+        plan = self.synthesizer.plan(self.epochs_done)
         health = self._check_health(run) if plan.synthesis_steps else self._check_given_pool(run)
         done, steps = self.epoch, plan.rounds * plan.distillation_steps
         self.seconds["synthesis"] += done.synthesis_seconds
@@ -314,31 +320,30 @@ class Distillation:
             pool_size=None if self.synthesizer.pool is None else len(self.synthesizer.pool),
             distillation_loss=loss,
             reality_gap_before=done.reality_gap_before,
-            reality_gap_after=gap_after,
+            reality_gap_after=self._reality_gap_after,
             agreement_before=self.agreement,
             agreement_baseline=self.agreement_baseline,
+            top1=scores.top1 if scores else None,
+            loss=scores.loss if scores else None,
+            balanced_accuracy=scores.balanced_accuracy if scores else None,
+            lowest_recall=scores.lowest_recall if scores else None,
             timing=DistillationTiming(
                 synthesis=done.synthesis_seconds,
                 distillation=done.distillation_seconds,
                 images_per_second=steps * self.settings.batch_size / max(done.distillation_seconds, 1e-9),
+                remaining=self.time_left.seconds,
             ),
         )
 
-    def _synthesise(
-        self, plan: EpochPlan, run: RunDirectory, timed: TimedPhase, after_step: Callable[[], None]
-    ) -> None:
+    def _synthesise(self, plan: EpochPlan, run: RunDirectory) -> Generator[int, None, None]:
         """Make new images, or go on with it; at half the learning rate where it diverges."""
         epoch, index = self.epochs_done, self.epoch.round
         started = self._clock()
-        total = plan.rounds * plan.synthesis_steps
         while True:
             try:
                 for step, terms in self.synthesizer.synthesis_steps(self.student, epoch, index):
                     self._terms = terms
-                    timed.step(step)
-                    run.progress(f"epoch {epoch + 1}: synthesis", index * plan.synthesis_steps + step, total)
-                    run.show_time_left(self.time_left, epoch, self.settings.epochs)
-                    after_step()
+                    yield step
                 break
             except Diverged as error:
                 self.synthesis_rollbacks += 1
@@ -351,55 +356,53 @@ class Distillation:
                 run.record(RolledBack(epoch=epoch + 1, part="synthesis", learning_rate=rate))
         is_last = index == plan.rounds - 1
         if plan.synthesis_steps:
-            fresh = self.synthesizer.fresh
-            self.images_synthesized += len(fresh)
-            if self.settings.samples and is_last:
-                targets, names = self.synthesizer.fresh_targets, self.card.class_names
-                run.write_samples(epoch + 1, self.settings.epochs, fresh, targets, names)
-            if self.settings.keep_pool and self.synthesizer.pool is not None:
-                run.write_pool_shard(epoch + 1, to_uint8(fresh), self.synthesizer.fresh_targets, self.origin)
+            self._keep_images(run, is_last)
         if is_last:
             self.epoch.terms = {name: term.item() for name, term in self._terms.items()}
         self._terms = {}
         self.epoch.synthesis_seconds += self._clock() - started
         self.epoch.synthesised = True
-        if not is_last:
-            return
+        if is_last:
+            self._compare_before(plan)
+
+    def _keep_images(self, run: RunDirectory, is_last: bool) -> None:
+        """Write the newest images where they are wanted; samples of the last round only."""
+        fresh, targets, epoch = self.synthesizer.fresh, self.synthesizer.fresh_targets, self.epochs_done + 1
+        self.images_synthesized += len(fresh)
+        if self.settings.samples and is_last:
+            run.write_samples(epoch, self.settings.epochs, fresh, targets, self.card.class_names)
+        if self.settings.keep_pool and self.synthesizer.pool is not None:
+            run.write_pool_shard(epoch, to_uint8(fresh), targets, self.origin)
+
+    def _compare_before(self, plan: EpochPlan) -> None:
+        """Compare teacher and student on the newest images before the student trains on them."""
         before = self._compare_on_fresh()
         if not math.isfinite(before["reality_gap"]):
             raise RunError(
-                f"the teacher's logits on the images of epoch {epoch + 1} are not finite; try --precision fp32"
+                f"the teacher's logits on the images of epoch {self.epochs_done + 1} are not finite; "
+                "try --precision fp32"
             )
         self.epoch.reality_gap_before = before["reality_gap"]
         # From the samples of an earlier run there is none: a trained student has trained on all of them.
         if plan.synthesis_steps:
             self.epoch.agreement_before, self.epoch.agreement_baseline = before["agreement"], before["baseline"]
 
-    def _distil(self, plan: EpochPlan, run: RunDirectory, timed: TimedPhase, after_step: Callable[[], None]) -> float:
-        """Train the student, or go on with it; return the reality gap on the newest images after the last round."""
+    def _distil(self, plan: EpochPlan, run: RunDirectory) -> Generator[int, None, None]:
+        """Train the student, or go on with it; after the last round, measure the reality gap on the newest images."""
         epoch, index = self.epochs_done, self.epoch.round
-        first, total = index * plan.distillation_steps, plan.rounds * plan.distillation_steps
         earlier, started = self.epoch.distillation_seconds, self._clock()
-        gap = math.nan
-
-        def after_each(steps_done: int) -> None:
-            self.epoch.distillation_seconds = earlier + time.perf_counter() - started
-            timed.step(steps_done)
-            run.progress(f"epoch {epoch + 1}: distillation", first + steps_done, total)
-            run.show_time_left(self.time_left, epoch, self.settings.epochs)
-            after_step()
-
-        def is_sound() -> bool:
-            nonlocal gap
+        while True:
+            inputs = self.batches(epoch, index, self.trainee.steps_done)
+            for done in self.trainee.train(epoch, index, plan.distillation_steps, inputs):
+                self.epoch.distillation_seconds = earlier + time.perf_counter() - started
+                yield done
             self.epoch.distillation_seconds = earlier + self._clock() - started
-            if index < plan.rounds - 1:
-                return True  # asking in each of many short rounds would cost as much as a step
-            gap = self._compare_on_fresh()["reality_gap"]
-            return math.isfinite(gap)
-
-        batches = partial(self.batches, epoch, index)
-        self.trainee.train(Phase(epoch, index, plan.distillation_steps, batches, is_sound), run, after_each)
-        return gap
+            if index == plan.rounds - 1:  # asking in each of many short rounds would cost as much as a step
+                self._reality_gap_after = self._compare_on_fresh()["reality_gap"]
+            rollback = self.trainee.settle(epoch, is_sound=math.isfinite(self._reality_gap_after))
+            if rollback is None:
+                return
+            run.record(rollback)
 
     def batches(self, epoch: int, index: int, start: int) -> Iterator[tuple[Tensor, ...]]:
         """Yield the inputs of the distillation steps of a round from step `start` on."""
@@ -565,26 +568,24 @@ def _augmentation(settings: DistillSettings, card: ModelCard) -> Augmentation:
     )
 
 
-def _decide_compilation(
-    settings: DistillSettings, runtime: Runtime, macs: Sequence[int], compiled: bool | None
-) -> Runtime:
-    if settings.runtime.compile != "auto":
-        return runtime
-    if compiled is not None:
-        return replace(runtime, compiled=compiled)
-    work = settings.method.work(settings.epochs, settings.batch_size, _pool_size(settings))
-    runtime, sentence = runtime.compile_if_worth_it(work.flops(*macs))
-    runtime.note(sentence)
-    return runtime
+def planned_flops(settings: DistillSettings, teacher: LoadedModel, student: nn.Module) -> int:
+    """Return about how many operations a run will take in teacher and student, before its pool is read."""
+    shards = None if settings.pool is None else len(pool_shards(settings.pool))
+    pool_size = shards and shards * settings.method.synthesis_batch_size
+    return settings.method.work(settings.epochs, settings.batch_size, pool_size).flops(*_macs(teacher, student))
 
 
-def _pool_size(settings: DistillSettings) -> int | None:
-    if settings.pool is None:
-        return None
-    return len(pool_shards(settings.pool)) * settings.method.synthesis_batch_size
+def _macs(teacher: LoadedModel, student: nn.Module) -> tuple[int, int]:
+    shape = teacher.card.input_shape
+    return profile_model(teacher.module, shape).macs, profile_model(student, shape).macs
 
 
-def _make_student(settings: DistillSettings, runtime: Runtime, teacher: LoadedModel) -> nn.Module:
+def make_student(settings: DistillSettings, runtime: Runtime, teacher: LoadedModel) -> nn.Module:
+    """Make the student with the weights that it begins with.
+
+    Raises:
+        InputError: The weights cannot be used, or the student does not take what the teacher takes.
+    """
     student = create_model(
         settings.student.name,
         num_classes=teacher.card.num_classes,
