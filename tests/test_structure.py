@@ -25,6 +25,7 @@ ORDER = [
     "export",
     "landscape",
     "engine",
+    "runs",
     "synthesis",
     "data",
     "models",
@@ -33,6 +34,7 @@ ORDER = [
     "runtime",
     "convolutions",
     "settings",
+    "stored",
     "figures",
     "files",
     "text",
@@ -124,7 +126,7 @@ def test_nothing_below_the_command_line_prints():
         "import gapssg",
         "import gapssg.cli.app",
         "import gapssg.engine.settings, gapssg.landscape.settings, gapssg.report.settings, gapssg.table.plan",
-        "import gapssg.engine.record, gapssg.export.settings, gapssg.data, gapssg.models",
+        "import gapssg.engine.record, gapssg.runs.results, gapssg.export.settings, gapssg.data, gapssg.models",
     ],
 )
 def test_importing_does_no_work(code):

@@ -26,21 +26,23 @@ from gapssg.augment import (
     mix,
 )
 from gapssg.engine.checkpoint import Facts, State
-from gapssg.engine.estimate import Part, time_steps
+from gapssg.engine.estimate import time_steps
 from gapssg.engine.inference import predict
 from gapssg.engine.metrics import ClassCounts, agreement, count_by_class, largest_share
-from gapssg.engine.record import MOST_COUNTED_CLASSES
 from gapssg.engine.run_directory import RunDirectory, first_pool_shards, pool_shards, versions
 from gapssg.engine.settings import DistillSettings
 from gapssg.engine.time_left import TimedPhase, TimeLeft
 from gapssg.engine.trainee import Phase, Trainee, TraineeFacts
 from gapssg.errors import Diverged, InputError, RunError
 from gapssg.models import create_model
+from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.foreign import check_classifier
-from gapssg.models.model_file import LoadedModel, ModelCard, Provenance, load_weights, save_model
+from gapssg.models.model_file import LoadedModel, load_weights, save_model
 from gapssg.models.profile import executed_batch_norm_layers, profile_model
 from gapssg.models.safetensors_file import read_safetensors
+from gapssg.runs.results import Part
 from gapssg.runtime import Runtime, to_uint8
+from gapssg.stored import MOST_COUNTED_CLASSES
 from gapssg.synthesis import EpochPlan, SynthesisContext, Synthesizer, method_classes
 from gapssg.synthesis.base import PoolMethodSettings
 from gapssg.synthesis.classes import describe_missing
@@ -143,7 +145,8 @@ class Distillation:
             update={
                 "architecture": settings.student.name,
                 "arguments": settings.student.arguments,
-                **augmentation.to_dict(),
+                "crop_padding": augmentation.padding,
+                "flip": augmentation.flip,
                 "provenance": Provenance(
                     command="distill",
                     method=self.origin.method,

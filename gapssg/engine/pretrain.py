@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import torch.nn.functional as F
 from pydantic import NonNegativeFloat, NonNegativeInt
@@ -18,9 +18,9 @@ from gapssg.batches import shuffled_batches, steps_for_passes
 from gapssg.data import flipping_is_meaningful
 from gapssg.data.image_set import ImageSet, check_same_classes, sha256_of_images
 from gapssg.engine.checkpoint import Checkpoints, Facts, State, read_checkpoint
-from gapssg.engine.estimate import EVALUATED_IMAGES, Estimate, Part, peak_memory, time_steps
+from gapssg.engine.estimate import EVALUATED_IMAGES, estimated, peak_memory, time_steps
 from gapssg.engine.inference import predict
-from gapssg.engine.metrics import Scores, score
+from gapssg.engine.metrics import score
 from gapssg.engine.real_images import read_images
 from gapssg.engine.requests import Requests
 from gapssg.engine.run_directory import (
@@ -37,8 +37,10 @@ from gapssg.engine.time_left import EVALUATION, TimeLeft
 from gapssg.engine.trainee import Phase, Trainee, TraineeFacts
 from gapssg.errors import InputError
 from gapssg.models import create_model
-from gapssg.models.model_file import ModelCard, Provenance, save_model
+from gapssg.models.description import ModelCard, Provenance
+from gapssg.models.model_file import save_model
 from gapssg.models.profile import profile_model
+from gapssg.runs.results import AugmentationFacts, EstimateResult, Part, PretrainResult, Scores, Trained, TrainingTiming
 from gapssg.runtime import Runtime, to_unit_range
 
 # The checkpoint knows the SHA-256 of the images.
@@ -67,7 +69,7 @@ def pretrain_teacher(
     resume: bool = False,
     display: Display | None = None,
     requests: Requests | None = None,
-) -> dict[str, Any]:
+) -> PretrainResult:
     """Train a classifier on real images and write a run directory with `model.safetensors`.
 
     With `resume` the run in `output` continues after its last checkpoint, and ends with the files that it would
@@ -117,7 +119,7 @@ def pretrain_teacher(
             checkpoints.after_epoch(pretraining.epochs_done, is_last=pretraining.epochs_done == settings.epochs)
         result = pretraining.finish(output / "model.safetensors")
         run.write_result(result)
-        run.record("end", **{key: result["model"][key] for key in ("top1", "best_top1", "best_epoch")})
+        run.record("end", top1=result.model.top1, best_top1=result.model.best_top1, best_epoch=result.model.best_epoch)
     return result
 
 
@@ -132,7 +134,7 @@ def _record_start(run: RunDirectory, pretraining: _Pretraining) -> None:
     )
 
 
-def estimate_pretraining(settings: PretrainSettings, display: Display | None = None) -> Estimate:
+def estimate_pretraining(settings: PretrainSettings, display: Display | None = None) -> EstimateResult:
     """Time a few steps of a training, from its beginning, and return what all of it would take.
 
     Nothing is written, unless the data is to be downloaded. `display` shows how far it is read.
@@ -149,7 +151,7 @@ def estimate_pretraining(settings: PretrainSettings, display: Display | None = N
     runtime = pretraining.runtime
     with runtime.configured(), runtime.seeded_globals("estimate"):
         parts = pretraining.time_steps()
-    return Estimate("pretrain-teacher", parts, peak_memory(runtime), runtime)
+    return estimated("pretrain-teacher", parts, peak_memory(runtime), runtime)
 
 
 class _Pretraining:
@@ -195,7 +197,7 @@ class _Pretraining:
         facts = {
             "compiled": self.runtime.compiled,
             "epochs_done": self.epochs_done,
-            "scores": self.scores,
+            "scores": self.scores and self.scores.model_dump(),
             "best": self.best,
             "evaluation_seconds": self.evaluation_seconds,
             "epoch_seconds": self.epoch_seconds,
@@ -264,26 +266,25 @@ class _Pretraining:
             },
         }
 
-    def finish(self, file: Path) -> dict[str, Any]:
+    def finish(self, file: Path) -> PretrainResult:
         """Write the model; return the result."""
         assert self.scores is not None  # there is at least one epoch
         save_model(file, self.model, self.card)
-        return {
-            "command": "pretrain-teacher",
-            "model": {
-                "file": str(file),
-                "architecture": self.card.architecture,
-                **profile_model(self.model, self.card.input_shape).to_dict(),
-                **self.scores.to_dict(),
-                "best_top1": self.best[0],
-                "best_epoch": self.best[1],
-            },
-            "data": self.settings.data.name,
-            "epochs": self.settings.epochs,
-            "augmentation": self.augmentation.to_dict(),
-            "timing": {"total": time.perf_counter() - self.started, "evaluation": self.evaluation_seconds},
-            **run_facts(self.runtime, self.settings),
-        }
+        return PretrainResult(
+            model=Trained[Never](
+                file=str(file),
+                architecture=self.card.architecture,
+                **dict(profile_model(self.model, self.card.input_shape)),
+                **dict(self.scores),
+                best_top1=self.best[0],
+                best_epoch=self.best[1],
+            ),
+            data=self.settings.data.name,
+            epochs=self.settings.epochs,
+            augmentation=AugmentationFacts(crop_padding=self.augmentation.padding, flip=self.augmentation.flip),
+            timing=TrainingTiming(total=time.perf_counter() - self.started, evaluation=self.evaluation_seconds),
+            **dict(run_facts(self.runtime, self.settings)),
+        )
 
     def time_steps(self) -> dict[str, Part]:
         """Make a few training steps and time them and the evaluation; the model is of no more use after it."""

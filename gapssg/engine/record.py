@@ -6,63 +6,22 @@ import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from gapssg.errors import GapssgError, InputError, shortened
 from gapssg.files import read_bounded
+from gapssg.stored import Counts, Number, Numbers, Share, Stored, Text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _MOST_EVENTS = 256 * 2**20  # bytes
-_MOST_RESULT = 16 * 2**20
 _MOST_EPOCHS = 1_000_000
 _LARGEST_PICTURE = 64 * 2**20
 _MOST_PIXELS = 18_000_000  # a grid of 64 images of 512 x 512 with labels
 _GRID = re.compile(r"epoch-(\d{1,7})\.png")
-
-Text = Annotated[str, Field(max_length=5000)]  # a path may have 4,096
-Share = Annotated[float, Field(ge=0, le=1)]
-Number = Annotated[float, Field(ge=-1e30, le=1e30)]  # differences of two are finite, too
-Numbers = Annotated[dict[Annotated[str, Field(max_length=100)], Number], Field(max_length=50)]
-MOST_COUNTED_CLASSES = 1000
-Counts = Annotated[list[NonNegativeInt], Field(max_length=MOST_COUNTED_CLASSES)]
-
-
-class Stored(BaseModel):
-    """What is read of a file that may be a stranger's; what else it holds is of no concern."""
-
-    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, frozen=True)
-
-    @classmethod
-    def read(cls, text: bytes, place: str) -> Self:
-        """Read JSON.
-
-        Args:
-            text: The JSON.
-            place: Where it stands, for messages.
-
-        Raises:
-            InputError: It is damaged.
-        """
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            field = ".".join(map(str, first["loc"]))
-            reason = f"{field}: {first['msg']}" if field else first["msg"]
-            raise InputError(f"{place} is damaged: {shortened(reason)}") from error
-
-    @classmethod
-    def read_result(cls, run: Path) -> Self:
-        """Read a run's `result.json`.
-
-        Raises:
-            InputError: It is missing, as long as the run is not finished, or damaged.
-        """
-        return cls.read(read_bounded(run / "result.json", _MOST_RESULT), str(run / "result.json"))
 
 
 class Epoch(Stored):
@@ -83,7 +42,7 @@ class Epoch(Stored):
     """Cross-entropy on real images, in nats."""
     learning_rate: Number | None = None
     """Of the last step."""
-    timing: Numbers = {}
+    timing: Numbers = Field(default_factory=dict)
     """Seconds of each part, and images a second."""
 
 
@@ -141,7 +100,7 @@ class DistillationEpoch(Epoch):
     """Lowest accuracy of a class on real images."""
     distillation_loss: Number | None = None
     """Mean over the steps."""
-    synthesis: Numbers = {}
+    synthesis: Numbers = Field(default_factory=dict)
     """The terms of the synthesis loss in its last step."""
     health: Health = Health()
     """Health of the newest images."""

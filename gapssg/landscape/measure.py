@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -32,8 +31,9 @@ from gapssg.landscape.samples import Samples, SamplesOrigin, read_samples
 from gapssg.landscape.settings import LandscapeSettings
 from gapssg.landscape.sharpness import radius_of_doubling
 from gapssg.landscape.subjects import Subject, read_subjects
-from gapssg.landscape.surface import CentreFacts, Surface, SurfaceCard, load_surface, save_surface
+from gapssg.landscape.surface import Surface, SurfaceCard, load_surface, save_surface
 from gapssg.models.model_file import LoadedModel
+from gapssg.runs.results import Bf16Error, CentreFacts, Curvature, LandscapeResult, LandscapeTiming
 from gapssg.runtime import Runtime
 
 _FOLDER = "surfaces"
@@ -60,7 +60,7 @@ def measure_landscape(
     resume: bool = False,
     display: Display | None = None,
     requests: Requests | None = None,
-) -> dict[str, Any]:
+) -> LandscapeResult:
     """Measure and draw the loss around the weights of models.
 
     Writes to `output`: `surfaces/` (one safetensors file each, saved while it is measured), `figures/` (PNG, SVG,
@@ -68,9 +68,7 @@ def measure_landscape(
     the same weights on the same samples.
 
     Returns:
-        What `result.json` holds: for each surface the loss and accuracy at its centre, its local minima and whether
-        the centre is the lowest of all points, the radius in which the loss stays under twice that of the centre (in
-        units of the axes; None if it does so everywhere), and the curvature of the loss at the centre.
+        What `result.json` holds.
 
     Raises:
         InputError: A model, the data or the output directory cannot be used, or they do not fit each other.
@@ -114,39 +112,37 @@ def measure_landscape(
                 seconds += time.perf_counter() - began
                 points += surface.measured - before
                 _measure_marks(settings, surface, site, samples, runtime)
-                facts: dict[str, Any] = {"radius_of_doubling": _radius(surface, evaluator, plane)}
+                radius, curvature, error = _radius(surface, evaluator, plane), None, None
                 if settings.curvature.enabled:
                     run.progress(f"curvature of {subject.label}", 0, 1)
-                    facts["curvature"] = _curvature(settings, subject.model, samples, runtime)
+                    curvature = _curvature(settings, subject.model, samples, runtime)
                 if runtime.precision == "bf16":
-                    facts["bf16_error"] = _bf16_error(settings, subject.model, samples, runtime, surface, plane)
-                surface.around = CentreFacts.model_validate(facts)
+                    error = _bf16_error(settings, subject.model, samples, runtime, surface, plane)
+                surface.around = CentreFacts(radius_of_doubling=radius, curvature=curvature, bf16_error=error)
                 save_surface(file, surface)
                 run.record("surface", label=subject.label, points=surface.measured, timing={"seconds": seconds})
-            around = surface.around.model_dump(mode="json")
-            reports.append({**_identity(surface.card), "file": str(file), **surface.facts(), **around})
+            reports.append(surface.facts(file))
         run.progress("drawing", 0, 1)
         figures = draw(
             dict(zip((file.stem for file in files), surfaces, strict=True)),
             run.folder("figures"),
             own_scale=settings.own_scale,
         )
-        result = {
-            "command": "landscape",
-            "data": settings.data.name,
-            "samples": len(samples),
-            "loss": samples.loss_name,
-            "accuracy": samples.accuracy_name,
-            "surfaces": reports,
-            "shared_directions": _share_directions(surfaces),
-            "figures": [str(figure) for figure in figures],
-            "timing": {
-                "total": time.perf_counter() - started,
-                "surfaces": seconds,
-                "points_per_second": points / seconds if points else None,
-            },
-            **run_facts(runtime, settings),
-        }
+        result = LandscapeResult(
+            data=settings.data.name,
+            samples=len(samples),
+            loss=samples.loss_name,
+            accuracy=samples.accuracy_name,
+            surfaces=tuple(reports),
+            shared_directions=_share_directions(surfaces),
+            figures=tuple(str(figure) for figure in figures),
+            timing=LandscapeTiming(
+                total=time.perf_counter() - started,
+                surfaces=seconds,
+                points_per_second=points / seconds if points else None,
+            ),
+            **dict(run_facts(runtime, settings)),
+        )
         run.write_result(result)
         run.record("end", surfaces=len(surfaces))
     return result
@@ -286,9 +282,7 @@ def _radius(surface: Surface, evaluator: PointEvaluator, plane: Plane) -> float 
     return radius_of_doubling(loss, rays, reaches, surface.centre_loss.item())
 
 
-def _curvature(
-    settings: LandscapeSettings, model: LoadedModel, samples: Samples, runtime: Runtime
-) -> dict[str, object]:
+def _curvature(settings: LandscapeSettings, model: LoadedModel, samples: Samples, runtime: Runtime) -> Curvature:
     exact = replace(runtime, precision="fp32")
     with exact.configured():
         return measure_curvature(model.module, _normalization(model, runtime), samples, exact, settings.curvature)
@@ -301,7 +295,7 @@ def _bf16_error(
     runtime: Runtime,
     surface: Surface,
     plane: Plane,
-) -> dict[str, Any]:
+) -> Bf16Error:
     """Measure some points of the grid again in float32, and say how far they are from those in bfloat16."""
     exact = replace(runtime, precision="fp32", compiled=False)
     points = surface.points()
@@ -312,20 +306,11 @@ def _bf16_error(
         losses, accuracies = evaluator.measure(plane, [points[index] for index in chosen.tolist()])
     relative = ((surface.loss.view(-1)[chosen] - losses) / losses).abs()
     finite = relative[relative.isfinite()]
-    return {
-        "points": len(chosen),
-        "loss_relative": finite.max().item() if len(finite) else None,
-        "accuracy": (surface.accuracy.view(-1)[chosen] - accuracies).abs().max().item(),
-    }
-
-
-def _identity(card: SurfaceCard) -> dict[str, Any]:
-    return {
-        "label": card.label,
-        "name": card.name,
-        "epoch": card.epoch,
-        "model": {"file": card.model_file, "sha256": card.model_sha256, "architecture": card.architecture},
-    }
+    return Bf16Error(
+        points=len(chosen),
+        loss_relative=finite.max().item() if len(finite) else None,
+        accuracy=(surface.accuracy.view(-1)[chosen] - accuracies).abs().max().item(),
+    )
 
 
 def _count(surfaces: Sequence[Surface]) -> str:
