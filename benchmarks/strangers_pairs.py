@@ -78,7 +78,7 @@ PAIRS: dict[str, Pair] = {
     ),
     "digits-grey28": Pair(digits(28, 1), "wrn16_2", Training("adamw", 2e-3, 12, augment=False), "wrn16_half", 40),
     "letters-grey28": Pair(
-        letters(28, ALPHABET), "benchmarks.homemade:network", Training("sgd", 0.02, 16), "wrn16_half", 8
+        letters(28, ALPHABET), "benchmarks.homemade:network", Training("sgd", 0.01, 16), "wrn16_half", 8
     ),
     "letters-rgb32": Pair(
         letters(32, ALPHABET[:10], colour=True), "vgg11", Training("sgd", 0.05, 6, label_smoothing=0.1), "wrn16_1", 10
