@@ -1,4 +1,4 @@
-"""The default and the other methods on twelve teachers that look like people's own.
+"""The default and the other methods on thirteen teachers that look like people's own.
 
     python -m benchmarks.strangers --cifar10 FOLDER                      every pair, the default, 3 seeds
     python -m benchmarks.strangers --pairs digits-grey28 --methods dafl --seeds 1
