@@ -20,7 +20,7 @@ def _as_unicode(text: Any) -> Any:
 # A path may have 4,096 characters.
 Text = Annotated[str, BeforeValidator(_as_unicode), Field(max_length=5000)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Number = Annotated[float, Field(ge=-1e30, le=1e30)]  # differences of two are finite, too
+Number = Annotated[float, Field(ge=-1e39, le=1e39)]  # every float32; differences of two are finite, too
 Numbers = Annotated[dict[Annotated[str, Field(max_length=100)], Number], Field(max_length=50)]
 Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0, le=10**30)]  # of anything, operations among it; a float can hold it

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import nn
@@ -14,8 +13,8 @@ from gapssg.data.image_set import ImageSet, sha256_of_images
 from gapssg.engine.checkpoint import Checkpoints, Facts, State, read_checkpoint
 from gapssg.engine.distillation import Distillation, listed_counts
 from gapssg.engine.estimate import EVALUATED_IMAGES, estimated, peak_memory, time_steps
+from gapssg.engine.inference import score_on
 from gapssg.engine.judgement import failures_on_real_images, judge_on_synthetic_images, real_images_speak_for
-from gapssg.engine.metrics import score
 from gapssg.engine.real_images import read_test_images
 from gapssg.engine.requests import Requests
 from gapssg.engine.run_directory import (
@@ -33,6 +32,7 @@ from gapssg.errors import InputError
 from gapssg.files import sha256_of_files
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import profile_model
+from gapssg.runs.events import CheckpointWritten, DistillationEnded, Started, Warned
 from gapssg.runs.results import (
     AugmentationFacts,
     DistillResult,
@@ -121,9 +121,9 @@ def distill(
         evaluator.restore(facts.evaluation)
         started -= facts.total_seconds
         run = RunDirectory.reopen(output, settings, display, checkpoint.events_length)
-        run.show("checkpoint", directory=output)
+        run.show(CheckpointWritten(directory=output))
         after = f"after epoch {distillation.epochs_done} of {settings.epochs}"
-        run.show("start", message=f"continuing {output} {after}, {runtime.describe()}")
+        run.show(Started(message=f"continuing {output} {after}, {runtime.describe()}"))
     else:
         run = RunDirectory(output, settings, display, overwrite)
         _record_start(run, distillation)
@@ -142,11 +142,11 @@ def distill(
         while distillation.epochs_done < settings.epochs:
             event = distillation.run_epoch(run, checkpoints.after_step)
             done = distillation.epochs_done
-            event |= evaluator.after_epoch(done, distillation, run)
-            if distillation.time_left.seconds is not None:
-                event["timing"]["remaining"] = distillation.time_left.seconds
+            scores, left = evaluator.after_epoch(done, distillation, run), distillation.time_left.seconds
+            shown = {name: getattr(scores, name, None) for name in _SHOWN_SCORES}
+            timing = event.timing if left is None else event.timing.model_copy(update={"remaining": left})
             run.show_time_left(distillation.time_left, done, settings.epochs)
-            run.record("epoch", epoch=done, epochs=settings.epochs, **event)
+            run.record(event.model_copy(update={**shown, "timing": timing}))
             run.show_notes(runtime)
             if settings.snapshot_every and done % settings.snapshot_every == 0:
                 distillation.save_student(run.folder("snapshots") / f"epoch-{done:04d}.safetensors")
@@ -157,15 +157,16 @@ def distill(
         run.write_result(result)
         student = result.student
         run.record(
-            "end",
-            top1=student.top1,
-            balanced_accuracy=student.balanced_accuracy,
-            best_top1=student.best_top1,
-            best_epoch=student.best_epoch,
-            agreement=student.agreement,
-            agreement_baseline=student.agreement_baseline,
-            failures=result.failures,
-            warnings=result.warnings,
+            DistillationEnded(
+                top1=student.top1,
+                balanced_accuracy=student.balanced_accuracy,
+                best_top1=student.best_top1,
+                best_epoch=student.best_epoch,
+                agreement=student.agreement,
+                agreement_baseline=student.agreement_baseline,
+                failures=result.failures,
+                warnings=result.warnings,
+            )
         )
     return result
 
@@ -196,9 +197,10 @@ def _record_start(run: RunDirectory, distillation: Distillation) -> None:
     views = distillation.augmentation.describe()
     if not distillation.synthesizer.augments:
         views = "no crops, no flips (method.augment=true turns them on)"
-    run.record("start", message=f"distilling {pair} with {source}, {views}, {distillation.runtime.describe()}")
+    message = f"distilling {pair} with {source}, {views}, {distillation.runtime.describe()}"
+    run.record(Started(message=message))
     if distillation.origin.teacher_sha256 != teacher.sha256:
-        run.record("warning", epoch=0, message=f"the pool of {settings.pool} was made for another teacher")
+        run.record(Warned(epoch=0, message=f"the pool of {settings.pool} was made for another teacher"))
 
 
 class _Evaluator:
@@ -255,11 +257,11 @@ class _Evaluator:
         )
         return Part(count, student, teacher)
 
-    def after_epoch(self, epochs_done: int, distillation: Distillation, run: RunDirectory) -> dict[str, Any]:
-        """Evaluate, if that is due after so many epochs; return what the epoch's event says of it."""
+    def after_epoch(self, epochs_done: int, distillation: Distillation, run: RunDirectory) -> Scores | None:
+        """Evaluate, if that is due after so many epochs; return the student's scores."""
         due = epochs_done % self.settings.evaluate_every == 0 or epochs_done == self.settings.epochs
         if self.images is None or not due:
-            return dict.fromkeys(_SHOWN_SCORES)
+            return None
         started = time.perf_counter()
         if self.teacher_scores is None:
             self.teacher_scores = self._score(distillation, distillation.teacher, self.images)
@@ -270,11 +272,11 @@ class _Evaluator:
                 self.best = (self.scores.top1, epochs_done)
                 distillation.save_student(run.path / "best.safetensors")
             timed.step(1)
-        return {name: getattr(self.scores, name) for name in _SHOWN_SCORES}
+        return self.scores
 
     @staticmethod
     def _score(distillation: Distillation, module: nn.Module, images: ImageSet) -> Scores:
-        return score(distillation.predict(module, images.images), images.labels, images.class_names)
+        return score_on(images, module, distillation.normalization, distillation.runtime)
 
 
 def _result(

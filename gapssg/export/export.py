@@ -23,6 +23,7 @@ from gapssg.models.description import Interface
 from gapssg.models.foreign import foreign_code
 from gapssg.models.frozen import frozen
 from gapssg.models.model_file import LoadedModel, load_model
+from gapssg.runs.events import Note, Warned
 from gapssg.runs.results import (
     BothPrecisions,
     ExportedTop1,
@@ -82,7 +83,7 @@ def export_model(
         model, normalization_folded=settings.fold_normalization, batch_size=settings.batch_size, runtime=runtime
     )
 
-    display.event({"event": "note", "message": f"exporting {model.card.architecture} from {model.path}"})
+    display.event(Note(message=f"exporting {model.card.architecture} from {model.path}"))
     metadata = _metadata(model, settings, all_versions)
     content = _write(examiner, settings.to, _text(metadata))
     int8, timing = None, None
@@ -93,7 +94,7 @@ def export_model(
     else:
         plain, plain_bytes = _load(examiner, settings.to, content), len(content)
         verification = _verify(examiner, plain, test, settings, runtime)
-        display.event({"event": "note", "message": f"calibrating on {len(pool.calibration):,} images of the pool"})
+        display.event(Note(message=f"calibrating on {len(pool.calibration):,} images of the pool"))
         metadata = metadata.model_copy(update={"int8": Int8Metadata(calibration_images=len(pool.calibration))})
         content = _quantize(examiner, content, pool.calibration, _text(metadata))
         sizes = _both(plain_bytes, len(content))
@@ -232,7 +233,7 @@ def _warn_of_loss(top1: BothPrecisions[float], display: Display) -> None:
             f"int8 takes top-1 from {percent(top1.float32)} to {percent(top1.int8)}, by more than {points}; the "
             "images of the pool, which calibrated it, may be unlike the test images"
         )
-        display.event({"event": "warning", "epoch": 0, "message": message})
+        display.event(Warned(epoch=0, message=message))
 
 
 def _top1(logits: Tensor, images: ImageSet) -> float:

@@ -11,9 +11,9 @@ from typing import Any
 
 import tomli_w
 
-from gapssg.engine.record import DistillationEpoch, Events, PretrainingEpoch, read_finished
 from gapssg.errors import InputError
 from gapssg.files import canonical_json, sha256_of_file
+from gapssg.runs.events import DistillationEpoch, Events, PretrainingEpoch, read_finished
 from gapssg.runs.results import RESULT, DistillResult, PretrainResult, RunResult, load_training_result
 from gapssg.settings.load import read_toml
 from gapssg.text import printable_toml, shortest_ends

@@ -13,9 +13,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gapssg.engine.record import DistillationEpoch, read_finished
 from gapssg.errors import GapssgError, InputError, shortened
 from gapssg.figures import COLUMN, DASHES, LINE_COLOURS, new_figure, write_figure
+from gapssg.runs.events import DistillationEpoch, read_finished
 from gapssg.runs.results import DistillResult, TableRow, TableSummary
 from gapssg.synthesis import method_classes
 
