@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import nn
@@ -14,11 +13,10 @@ from torch import nn
 from gapssg.data.image_set import ImageSet, sha256_of_images
 from gapssg.engine.checkpoint import Facts, State
 from gapssg.engine.distillation import Distillation, listed_counts, make_student, planned_flops
-from gapssg.engine.estimate import EVALUATED_IMAGES, Estimate, Part, peak_memory, time_steps
+from gapssg.engine.estimate import EVALUATED_IMAGES, estimated, peak_memory, time_steps
 from gapssg.engine.inference import score_on
 from gapssg.engine.judgement import failures_on_real_images, judge_on_synthetic_images, real_images_speak_for
 from gapssg.engine.loop import Launch, Phase
-from gapssg.engine.metrics import Scores
 from gapssg.engine.real_images import read_test_images
 from gapssg.engine.requests import Requests
 from gapssg.engine.run_directory import Display, RunDirectory, SilentDisplay, pool_shards, run_facts
@@ -29,6 +27,16 @@ from gapssg.files import sha256_of_files
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import profile_model
 from gapssg.runs.events import DistillationEnded, DistillationEpoch, Event, Started, Warned
+from gapssg.runs.results import (
+    AugmentationFacts,
+    DistillResult,
+    DistillTiming,
+    EstimateResult,
+    Part,
+    Scores,
+    StudentFacts,
+    TeacherFacts,
+)
 from gapssg.runtime import Runtime
 from gapssg.stored import MOST_COUNTED_CLASSES
 
@@ -55,7 +63,7 @@ def distill(
     resume: bool = False,
     display: Display | None = None,
     requests: Requests | None = None,
-) -> dict[str, Any]:
+) -> DistillResult:
     """Distil a student without real data and write a run directory with `student.safetensors`.
 
     With `resume` the run in `output` continues after its last checkpoint, and ends with the files that it would
@@ -152,24 +160,24 @@ class _Job:
             self._distillation.save_student(run.folder("snapshots") / f"epoch-{done:04d}.safetensors")
         return self._distillation.end_epoch(run, scores)
 
-    def finish(self, run: RunDirectory, seconds: float) -> tuple[dict[str, Any], DistillationEnded]:
+    def finish(self, run: RunDirectory, seconds: float) -> tuple[DistillResult, DistillationEnded]:
         file = run.path / "student.safetensors"
         self._distillation.save_student(file)
         result = _result(self._settings, self.runtime, self._distillation, self._evaluator, file, seconds)
-        student = result["student"]
+        student = result.student
         return result, DistillationEnded(
-            top1=student["top1"],
-            balanced_accuracy=student["balanced_accuracy"],
-            best_top1=student["best_top1"],
-            best_epoch=student["best_epoch"],
-            agreement=student["agreement"],
-            agreement_baseline=student["agreement_baseline"],
-            failures=tuple(result["failures"]),
-            warnings=tuple(result["warnings"]),
+            top1=student.top1,
+            balanced_accuracy=student.balanced_accuracy,
+            best_top1=student.best_top1,
+            best_epoch=student.best_epoch,
+            agreement=student.agreement,
+            agreement_baseline=student.agreement_baseline,
+            failures=result.failures,
+            warnings=result.warnings,
         )
 
 
-def estimate_distillation(settings: DistillSettings, display: Display | None = None) -> Estimate:
+def estimate_distillation(settings: DistillSettings, display: Display | None = None) -> EstimateResult:
     """Time a few steps of a distillation, from its beginning, and return what all of it would take.
 
     Nothing is written. `display` shows how far the evaluation data is read.
@@ -186,7 +194,7 @@ def estimate_distillation(settings: DistillSettings, display: Display | None = N
     with runtime.configured(), runtime.seeded_globals("estimate"):
         parts = {**distillation.time_steps(), EVALUATION: evaluator.time_evaluations(distillation)}
     memory = peak_memory(runtime) + distillation.unused_memory
-    return Estimate("distill", parts, memory, runtime, distillation.flops)
+    return estimated("distill", parts, memory, runtime, distillation.flops)
 
 
 class _Evaluator:
@@ -272,49 +280,48 @@ def _result(
     evaluator: _Evaluator,
     student_file: Path,
     total_seconds: float,
-) -> dict[str, Any]:
-    teacher = distillation.teacher_file
-    scores = evaluator.scores.to_dict() if evaluator.scores else dict.fromkeys(Scores._fields)
+) -> DistillResult:
+    teacher, scores, teacher_scores = distillation.teacher_file, evaluator.scores, evaluator.teacher_scores
     best_top1, best_epoch = evaluator.best or (None, None)
-    teacher_scores = evaluator.teacher_scores.to_dict() if evaluator.teacher_scores else None
+    augmentation = AugmentationFacts(
+        crop_padding=distillation.augmentation.padding, flip=distillation.augmentation.flip
+    )
     compared = distillation.compare()
     judgement = judge_on_synthetic_images(distillation.teacher_counts.tolist(), compared, teacher.card.class_names)
-    on_real_images = failures_on_real_images(scores, teacher_scores) if evaluator.scores else []
-    is_shown_usable = evaluator.scores is not None and real_images_speak_for(scores)
-    seconds = {**distillation.seconds, "evaluation": evaluator.seconds}
-    return {
-        "command": "distill",
-        "method": distillation.origin.method,
-        "pool": str(settings.pool) if settings.pool else None,
-        "teacher": {
-            "file": str(teacher.path),
-            "sha256": teacher.sha256,
-            "architecture": teacher.card.architecture,
-            **profile_model(distillation.teacher, teacher.card.input_shape).to_dict(),
-            "top1": teacher_scores["top1"] if teacher_scores else None,
-        },
-        "student": {
-            "file": str(student_file),
-            "architecture": settings.student.name,
-            **profile_model(distillation.student, teacher.card.input_shape).to_dict(),
-            **scores,
-            "best_top1": best_top1,
-            "best_epoch": best_epoch,
-            "agreement": distillation.agreement,
-            "agreement_baseline": distillation.agreement_baseline,
-            "after_training": judgement.comparison,
-        },
-        "failures": [] if is_shown_usable else [*on_real_images, *judgement.failures],
-        "warnings": judgement.failures if is_shown_usable else [],
-        "missing_classes": judgement.missing_classes[:MOST_COUNTED_CLASSES],
-        "teacher_counts": listed_counts(distillation.teacher_counts),
-        "target_counts": listed_counts(distillation.target_counts),
-        "data": settings.eval_data.name if settings.eval_data else None,
-        "epochs": settings.epochs,
-        "images_synthesized": distillation.images_synthesized,
-        "distillation_steps": distillation.step_count,
-        "flops": distillation.flops,
-        "augmentation": distillation.augmentation.to_dict() if distillation.synthesizer.augments else None,
-        "timing": {"total": total_seconds, **seconds},
-        **run_facts(runtime, settings),
-    }
+    on_real_images = failures_on_real_images(scores, teacher_scores) if scores else []
+    is_shown_usable = scores is not None and real_images_speak_for(scores)
+    return DistillResult(
+        method=distillation.origin.method,
+        pool=str(settings.pool) if settings.pool else None,
+        teacher=TeacherFacts(
+            file=str(teacher.path),
+            sha256=teacher.sha256,
+            architecture=teacher.card.architecture,
+            **dict(profile_model(distillation.teacher, teacher.card.input_shape)),
+            top1=teacher_scores.top1 if teacher_scores else None,
+        ),
+        student=StudentFacts(
+            file=str(student_file),
+            architecture=settings.student.name,
+            **dict(profile_model(distillation.student, teacher.card.input_shape)),
+            **(dict(scores) if scores else dict.fromkeys(Scores.model_fields)),
+            best_top1=best_top1,
+            best_epoch=best_epoch,
+            agreement=distillation.agreement,
+            agreement_baseline=distillation.agreement_baseline,
+            after_training=judgement.comparison,
+        ),
+        failures=() if is_shown_usable else (*on_real_images, *judgement.failures),
+        warnings=tuple(judgement.failures) if is_shown_usable else (),
+        missing_classes=tuple(judgement.missing_classes[:MOST_COUNTED_CLASSES]),
+        teacher_counts=listed_counts(distillation.teacher_counts),
+        target_counts=listed_counts(distillation.target_counts),
+        data=settings.eval_data.name if settings.eval_data else None,
+        epochs=settings.epochs,
+        images_synthesized=distillation.images_synthesized,
+        distillation_steps=distillation.step_count,
+        flops=distillation.flops,
+        augmentation=augmentation if distillation.synthesizer.augments else None,
+        timing=DistillTiming(total=total_seconds, **distillation.seconds, evaluation=evaluator.seconds),
+        **dict(run_facts(runtime, settings)),
+    )

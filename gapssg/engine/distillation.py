@@ -23,21 +23,23 @@ from gapssg.augment import (
     mix,
 )
 from gapssg.engine.checkpoint import Facts, State
-from gapssg.engine.estimate import Part, time_steps
+from gapssg.engine.estimate import time_steps
 from gapssg.engine.inference import predict
 from gapssg.engine.loop import Phase
-from gapssg.engine.metrics import ClassCounts, Scores, agreement, count_by_class, largest_share
+from gapssg.engine.metrics import ClassCounts, agreement, count_by_class, largest_share
 from gapssg.engine.run_directory import RunDirectory, first_pool_shards, pool_shards, versions
 from gapssg.engine.settings import DistillSettings
 from gapssg.engine.time_left import TimeLeft
 from gapssg.engine.trainee import Trainee, TraineeFacts
 from gapssg.errors import Diverged, InputError, RunError
 from gapssg.models import create_model
+from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.foreign import check_classifier
-from gapssg.models.model_file import LoadedModel, ModelCard, Provenance, load_weights, save_model
+from gapssg.models.model_file import LoadedModel, load_weights, save_model
 from gapssg.models.profile import executed_batch_norm_layers, profile_model
 from gapssg.models.safetensors_file import read_safetensors
 from gapssg.runs.events import DistillationEpoch, DistillationTiming, Health, RolledBack, Warned
+from gapssg.runs.results import Part, Scores
 from gapssg.runtime import Runtime, to_uint8
 from gapssg.stored import MOST_COUNTED_CLASSES
 from gapssg.synthesis import EpochPlan, SynthesisContext, Synthesizer, method_classes
@@ -141,7 +143,8 @@ class Distillation:
             update={
                 "architecture": settings.student.name,
                 "arguments": settings.student.arguments,
-                **augmentation.to_dict(),
+                "crop_padding": augmentation.padding,
+                "flip": augmentation.flip,
                 "provenance": Provenance(
                     command="distill",
                     method=self.origin.method,

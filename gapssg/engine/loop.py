@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from pydantic import NonNegativeFloat
 
@@ -20,10 +20,11 @@ from gapssg.engine.requests import Requests
 from gapssg.engine.run_directory import Display, RunDirectory, SilentDisplay, check_output, check_same_settings
 from gapssg.engine.time_left import TimeLeft
 from gapssg.runs.events import CheckpointWritten, Event, Note, Started
+from gapssg.runs.results import RunResult
 from gapssg.runtime import Runtime
 from gapssg.settings.base import Settings
 
-Result = TypeVar("Result", bound=Mapping[str, Any], covariant=True)
+Result = TypeVar("Result", bound=RunResult, covariant=True)
 _RUN = "run"
 
 

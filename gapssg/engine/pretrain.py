@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
+from typing import Never
 
 import torch.nn.functional as F
 from pydantic import NonNegativeFloat, NonNegativeInt
@@ -18,10 +18,9 @@ from gapssg.batches import shuffled_batches, steps_for_passes
 from gapssg.data import flipping_is_meaningful
 from gapssg.data.image_set import ImageSet, check_same_classes, sha256_of_images
 from gapssg.engine.checkpoint import Facts, State
-from gapssg.engine.estimate import EVALUATED_IMAGES, Estimate, Part, peak_memory, time_steps
+from gapssg.engine.estimate import EVALUATED_IMAGES, estimated, peak_memory, time_steps
 from gapssg.engine.inference import predict, score_on
 from gapssg.engine.loop import Launch, Phase
-from gapssg.engine.metrics import Scores
 from gapssg.engine.real_images import read_images
 from gapssg.engine.requests import Requests
 from gapssg.engine.run_directory import Display, RunDirectory, SilentDisplay, run_facts, versions
@@ -30,9 +29,11 @@ from gapssg.engine.time_left import EVALUATION, TimeLeft
 from gapssg.engine.trainee import Trainee, TraineeFacts
 from gapssg.errors import InputError
 from gapssg.models import create_model
-from gapssg.models.model_file import ModelCard, Provenance, save_model
+from gapssg.models.description import ModelCard, Provenance
+from gapssg.models.model_file import save_model
 from gapssg.models.profile import profile_model
 from gapssg.runs.events import Event, PretrainingEnded, PretrainingEpoch, PretrainingTiming, Started
+from gapssg.runs.results import AugmentationFacts, EstimateResult, Part, PretrainResult, Scores, Trained, TrainingTiming
 from gapssg.runtime import Runtime, to_unit_range
 
 # The checkpoint knows the SHA-256 of the images.
@@ -59,7 +60,7 @@ def pretrain_teacher(
     resume: bool = False,
     display: Display | None = None,
     requests: Requests | None = None,
-) -> dict[str, Any]:
+) -> PretrainResult:
     """Train a classifier on real images and write a run directory with `model.safetensors`.
 
     With `resume` the run in `output` continues after its last checkpoint, and ends with the files that it would
@@ -95,7 +96,7 @@ def pretrain_teacher(
     return launch.carry_out(pretraining)
 
 
-def estimate_pretraining(settings: PretrainSettings, display: Display | None = None) -> Estimate:
+def estimate_pretraining(settings: PretrainSettings, display: Display | None = None) -> EstimateResult:
     """Time a few steps of a training, from its beginning, and return what all of it would take.
 
     Nothing is written, unless the data is to be downloaded. `display` shows how far it is read.
@@ -110,7 +111,7 @@ def estimate_pretraining(settings: PretrainSettings, display: Display | None = N
     pretraining = _Pretraining(settings, runtime, train, test, model)
     with runtime.configured(), runtime.seeded_globals("estimate"):
         parts = pretraining.time_steps()
-    return Estimate("pretrain-teacher", parts, peak_memory(runtime), runtime)
+    return estimated("pretrain-teacher", parts, peak_memory(runtime), runtime)
 
 
 def _read_splits(settings: PretrainSettings, display: Display) -> tuple[ImageSet, ImageSet]:
@@ -167,7 +168,7 @@ class _Pretraining:
         trainee = self.trainee.state()
         facts = {
             "epochs_done": self.epochs_done,
-            "scores": self.scores,
+            "scores": self.scores and self.scores.model_dump(),
             "best": self.best,
             "evaluation_seconds": self.evaluation_seconds,
             "epoch_seconds": self.epoch_seconds,
@@ -250,33 +251,27 @@ class _Pretraining:
             ),
         )
 
-    def finish(self, run: RunDirectory, seconds: float) -> tuple[dict[str, Any], PretrainingEnded]:
+    def finish(self, run: RunDirectory, seconds: float) -> tuple[PretrainResult, PretrainingEnded]:
         """Write the model; return the result and the last event."""
         assert self.scores is not None  # there is at least one epoch
         file, (best_top1, best_epoch) = run.path / "model.safetensors", self.best
         save_model(file, self.model, self.card)
-        return self._result(file, seconds), PretrainingEnded(
-            top1=self.scores.top1, best_top1=best_top1, best_epoch=best_epoch
+        result = PretrainResult(
+            model=Trained[Never](
+                file=str(file),
+                architecture=self.card.architecture,
+                **dict(profile_model(self.model, self.card.input_shape)),
+                **dict(self.scores),
+                best_top1=best_top1,
+                best_epoch=best_epoch,
+            ),
+            data=self.settings.data.name,
+            epochs=self.epochs,
+            augmentation=AugmentationFacts(crop_padding=self.augmentation.padding, flip=self.augmentation.flip),
+            timing=TrainingTiming(total=seconds, evaluation=self.evaluation_seconds),
+            **dict(run_facts(self.runtime, self.settings)),
         )
-
-    def _result(self, file: Path, seconds: float) -> dict[str, Any]:
-        assert self.scores is not None
-        return {
-            "command": "pretrain-teacher",
-            "model": {
-                "file": str(file),
-                "architecture": self.card.architecture,
-                **profile_model(self.model, self.card.input_shape).to_dict(),
-                **self.scores.to_dict(),
-                "best_top1": self.best[0],
-                "best_epoch": self.best[1],
-            },
-            "data": self.settings.data.name,
-            "epochs": self.settings.epochs,
-            "augmentation": self.augmentation.to_dict(),
-            "timing": {"total": seconds, "evaluation": self.evaluation_seconds},
-            **run_facts(self.runtime, self.settings),
-        }
+        return result, PretrainingEnded(top1=self.scores.top1, best_top1=best_top1, best_epoch=best_epoch)
 
     def time_steps(self) -> dict[str, Part]:
         """Make a few training steps and time them and the evaluation; the model is of no more use after it."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -26,9 +26,10 @@ from gapssg.landscape.samples import Samples, SamplesOrigin, read_samples
 from gapssg.landscape.settings import LandscapeSettings
 from gapssg.landscape.sharpness import radius_of_doubling
 from gapssg.landscape.subjects import Subject, read_subjects
-from gapssg.landscape.surface import CentreFacts, Surface, SurfaceCard, load_surface, save_surface
+from gapssg.landscape.surface import Surface, SurfaceCard, load_surface, save_surface
 from gapssg.models.model_file import LoadedModel
 from gapssg.runs.events import CheckpointWritten, Event, LandscapeEnded, Started, SurfaceMeasured, SurfaceTiming
+from gapssg.runs.results import Bf16Error, CentreFacts, Curvature, LandscapeResult, LandscapeTiming
 from gapssg.runtime import Runtime
 
 _FOLDER = "surfaces"
@@ -55,7 +56,7 @@ def measure_landscape(
     resume: bool = False,
     display: Display | None = None,
     requests: Requests | None = None,
-) -> dict[str, Any]:
+) -> LandscapeResult:
     """Measure and draw the loss around the weights of models.
 
     Writes to `output`: `surfaces/` (one safetensors file each, saved while it is measured), `figures/` (PNG, SVG,
@@ -63,9 +64,7 @@ def measure_landscape(
     the same weights on the same samples.
 
     Returns:
-        What `result.json` holds: for each surface the loss and accuracy at its centre, its local minima and whether
-        the centre is the lowest of all points, the radius in which the loss stays under twice that of the centre (in
-        units of the axes; None if it does so everywhere), and the curvature of the loss at the centre.
+        What `result.json` holds.
 
     Raises:
         InputError: A model, the data or the output directory cannot be used, or they do not fit each other.
@@ -167,12 +166,12 @@ class _Job:
         settings, samples, runtime, model = self._settings, self._samples, self.runtime, task.subject.model
         yield 0
         _measure_marks(settings, task.surface, task.site, samples, runtime)
-        facts: dict[str, Any] = {"radius_of_doubling": _radius(task.surface, evaluator, plane)}
+        radius, curvature, error = _radius(task.surface, evaluator, plane), None, None
         if settings.curvature.enabled:
-            facts["curvature"] = _curvature(settings, model, samples, runtime)
+            curvature = _curvature(settings, model, samples, runtime)
         if runtime.precision == "bf16":
-            facts["bf16_error"] = _bf16_error(settings, model, samples, runtime, task.surface, plane)
-        task.surface.around = CentreFacts.model_validate(facts)
+            error = _bf16_error(settings, model, samples, runtime, task.surface, plane)
+        task.surface.around = CentreFacts(radius_of_doubling=radius, curvature=curvature, bf16_error=error)
 
     def end_epoch(self, run: RunDirectory) -> SurfaceMeasured:
         self.state()
@@ -180,31 +179,27 @@ class _Job:
         timing = SurfaceTiming(seconds=self._seconds)
         return SurfaceMeasured(label=task.subject.label, points=task.surface.measured, timing=timing)
 
-    def finish(self, run: RunDirectory, seconds: float) -> tuple[dict[str, Any], LandscapeEnded]:
-        reports = []
-        for _, _, surface, file in self._tasks:
-            assert surface.around is not None  # all are measured
-            around = surface.around.model_dump(mode="json")
-            reports.append({**_identity(surface.card), "file": str(file), **surface.facts(), **around})
+    def finish(self, run: RunDirectory, seconds: float) -> tuple[LandscapeResult, LandscapeEnded]:
+        settings, samples = self._settings, self._samples
+        reports = tuple(task.surface.facts(task.file) for task in self._tasks)
         run.progress("drawing", 0, 1)
         surfaces = {task.file.stem: task.surface for task in self._tasks}
-        figures = draw(surfaces, run.folder("figures"), own_scale=self._settings.own_scale)
-        result = {
-            "command": "landscape",
-            "data": self._settings.data.name,
-            "samples": len(self._samples),
-            "loss": self._samples.loss_name,
-            "accuracy": self._samples.accuracy_name,
-            "surfaces": reports,
-            "shared_directions": _share_directions(list(surfaces.values())),
-            "figures": [str(figure) for figure in figures],
-            "timing": {
-                "total": seconds,
-                "surfaces": self._seconds,
-                "points_per_second": self._points / self._seconds if self._points else None,
-            },
-            **run_facts(self.runtime, self._settings),
-        }
+        figures = draw(surfaces, run.folder("figures"), own_scale=settings.own_scale)
+        result = LandscapeResult(
+            data=settings.data.name,
+            samples=len(samples),
+            loss=samples.loss_name,
+            accuracy=samples.accuracy_name,
+            surfaces=reports,
+            shared_directions=_share_directions([task.surface for task in self._tasks]),
+            figures=tuple(str(figure) for figure in figures),
+            timing=LandscapeTiming(
+                total=seconds,
+                surfaces=self._seconds,
+                points_per_second=self._points / self._seconds if self._points else None,
+            ),
+            **dict(run_facts(self.runtime, settings)),
+        )
         return result, LandscapeEnded(surfaces=len(surfaces))
 
 
@@ -318,9 +313,7 @@ def _radius(surface: Surface, evaluator: PointEvaluator, plane: Plane) -> float 
     return radius_of_doubling(loss, rays, reaches, surface.centre_loss.item())
 
 
-def _curvature(
-    settings: LandscapeSettings, model: LoadedModel, samples: Samples, runtime: Runtime
-) -> dict[str, object]:
+def _curvature(settings: LandscapeSettings, model: LoadedModel, samples: Samples, runtime: Runtime) -> Curvature:
     exact = replace(runtime, precision="fp32")
     with exact.configured():
         return measure_curvature(model.module, _normalization(model, runtime), samples, exact, settings.curvature)
@@ -333,7 +326,7 @@ def _bf16_error(
     runtime: Runtime,
     surface: Surface,
     plane: Plane,
-) -> dict[str, Any]:
+) -> Bf16Error:
     """Measure some points of the grid again in float32, and say how far they are from those in bfloat16."""
     exact = replace(runtime, precision="fp32", compiled=False)
     points = surface.points()
@@ -344,20 +337,11 @@ def _bf16_error(
         losses, accuracies = evaluator.measure(plane, [points[index] for index in chosen.tolist()])
     relative = ((surface.loss.view(-1)[chosen] - losses) / losses).abs()
     finite = relative[relative.isfinite()]
-    return {
-        "points": len(chosen),
-        "loss_relative": finite.max().item() if len(finite) else None,
-        "accuracy": (surface.accuracy.view(-1)[chosen] - accuracies).abs().max().item(),
-    }
-
-
-def _identity(card: SurfaceCard) -> dict[str, Any]:
-    return {
-        "label": card.label,
-        "name": card.name,
-        "epoch": card.epoch,
-        "model": {"file": card.model_file, "sha256": card.model_sha256, "architecture": card.architecture},
-    }
+    return Bf16Error(
+        points=len(chosen),
+        loss_relative=finite.max().item() if len(finite) else None,
+        accuracy=(surface.accuracy.view(-1)[chosen] - accuracies).abs().max().item(),
+    )
 
 
 def _count(surfaces: Sequence[Surface]) -> str:

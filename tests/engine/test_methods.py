@@ -85,7 +85,7 @@ def test_a_run_stopped_between_any_two_steps_is_the_run_that_was_not(teacher: Pa
     pooled = ("gapssg-fast", "gapssg", "fast", "cmi", "deepinversion", "noise")
     settings = make_settings(teacher, name, keep_pool=name in pooled)
     result = distill(settings, tmp_path / "whole")
-    assert result["distillation_steps"] > 0
+    assert result.distillation_steps > 0
     for event in events(tmp_path / "whole"):
         if event["event"] == "epoch":
             assert all(isinstance(value, float) for value in event["synthesis"].values())
@@ -361,7 +361,7 @@ def test_a_generator_that_diverges_goes_on_with_other_latents_and_continues_exac
 def test_a_fixed_schedule_makes_as_many_steps_in_every_epoch(teacher: Path, tmp_path: Path):
     method = {"name": "gapssg", **METHODS["gapssg"], "distillation_steps": 5}
     result = distill(make_settings(teacher, "gapssg", method=method), tmp_path / "run")
-    assert result["distillation_steps"] == 3 * 5
+    assert result.distillation_steps == 3 * 5
 
 
 @every_method
