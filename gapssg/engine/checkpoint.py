@@ -64,7 +64,10 @@ class Facts(BaseModel):
             InputError: They are not those of this component.
         """
         try:
-            return cls.model_validate_json(canonical_json(facts))
+            found = cls.model_validate_json(canonical_json(facts))
+            if found.model_fields_set != cls.model_fields.keys():
+                raise ValueError("facts are missing")
+            return found
         except (ValidationError, ValueError, TypeError) as error:
             raise InputError("the checkpoint is not one of this run; start the run anew") from error
 

@@ -16,7 +16,7 @@ from gapssg.engine.distillation import Distillation, listed_counts, make_student
 from gapssg.engine.estimate import EVALUATED_IMAGES, estimated, peak_memory, time_steps
 from gapssg.engine.inference import score_on
 from gapssg.engine.judgement import failures_on_real_images, judge_on_synthetic_images, real_images_speak_for
-from gapssg.engine.loop import Launch, Phase
+from gapssg.engine.loop import Job, Launch, Phase
 from gapssg.engine.real_images import read_test_images
 from gapssg.engine.requests import Requests
 from gapssg.engine.run_directory import Display, RunDirectory, SilentDisplay, pool_shards, run_facts
@@ -47,12 +47,13 @@ _MAY_MOVE = ("teacher", "eval_data.root", "eval_data.name")
 class EvaluationFacts(Facts):
     """What a checkpoint keeps of the evaluations so far."""
 
-    teacher: Scores | None
-    student: Scores | None
-    best: tuple[float, NonNegativeInt] | None
-    seconds: NonNegativeFloat
+    teacher: Scores | None = None
+    student: Scores | None = None
+    best: tuple[float, NonNegativeInt] | None = None
+    """The highest top-1 accuracy so far, and its epoch."""
+    seconds: NonNegativeFloat = 0.0
     images: str | None = None
-    """SHA-256 of the evaluation images, which older checkpoints lack."""
+    """SHA-256 of the evaluation images."""
 
 
 def distill(
@@ -85,16 +86,8 @@ def distill(
         RunError: The synthesis or the student diverged, or the disk refused a write.
         Stopped: `requests` asked for it.
     """
-    launch = Launch(
-        settings,
-        output,
-        overwrite=overwrite,
-        resume=resume,
-        display=display,
-        requests=requests,
-        inputs=[settings.teacher, settings.pool, settings.student.weights],
-        may_move=_MAY_MOVE,
-    )
+    launch = Launch(settings, output, overwrite, resume, display or SilentDisplay(), requests or Requests())
+    launch.check([settings.teacher, settings.pool, settings.student.weights], _MAY_MOVE)
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     teacher = load_model(settings.teacher, (*settings.model_factories, settings.student.name))
     identity = {"the teacher's SHA-256": teacher.sha256, **runtime.identity()}
@@ -112,24 +105,20 @@ def distill(
     return launch.carry_out(_Job(settings, distillation, evaluator))
 
 
-class _Job:
+class _Job(Job[DistillResult]):
     """A distillation and its evaluations, as the loop makes them."""
 
-    unit = "epoch"
-
     def __init__(self, settings: DistillSettings, distillation: Distillation, evaluator: _Evaluator) -> None:
+        self._settings, self._distillation, self._evaluator = settings, distillation, evaluator
         self.runtime = distillation.runtime
         self.epochs = settings.epochs
         self.checkpoints_every = (settings.checkpoint_every, settings.checkpoint_minutes)
         self.time_left = distillation.time_left
-        self.time_left.plan(EVALUATION, evaluator.count_after(distillation.epochs_done))
-        self._settings = settings
-        self._distillation = distillation
-        self._evaluator = evaluator
+        self.time_left.plan(EVALUATION, evaluator.count_after(self.epochs_done))
 
     @property
     def epochs_done(self) -> int:
-        return self._distillation.epochs_done
+        return self._distillation.progress.epochs_done
 
     def begin(self) -> Iterator[Event]:
         settings, distillation = self._settings, self._distillation
@@ -204,22 +193,11 @@ class _Evaluator:
         self.settings = settings
         self.runtime = runtime
         self.images: ImageSet | None = None
-        self.teacher_scores: Scores | None = None
-        self.scores: Scores | None = None
-        self.best: tuple[float, int] | None = None
-        self.seconds = 0.0
-        self.sha256: str | None = None
+        self.facts = EvaluationFacts()
         if settings.eval_data is not None:
             images = read_test_images(settings.eval_data, teacher, display)
-            self.sha256 = sha256_of_images(images)
+            self.facts.images = sha256_of_images(images)
             self.images = images.to(runtime.device)
-
-    @property
-    def facts(self) -> EvaluationFacts:
-        """What a checkpoint keeps."""
-        return EvaluationFacts(
-            teacher=self.teacher_scores, student=self.scores, best=self.best, seconds=self.seconds, images=self.sha256
-        )
 
     def restore(self, facts: EvaluationFacts) -> None:
         """Go back to where a checkpoint was written.
@@ -227,10 +205,9 @@ class _Evaluator:
         Raises:
             InputError: The evaluation images are others than then.
         """
-        if facts.images not in (None, self.sha256):
+        if facts.images != self.facts.images:
             raise InputError("the evaluation images are not those that the run began with; name the same ones again")
-        self.teacher_scores, self.scores = facts.teacher, facts.student
-        self.best, self.seconds = facts.best, facts.seconds
+        self.facts = facts
 
     def count_after(self, epochs_done: int) -> int:
         """Return how many evaluations are left after so many epochs."""
@@ -257,16 +234,17 @@ class _Evaluator:
         if self.images is None or not due:
             return None
         started = time.perf_counter()
-        if self.teacher_scores is None:
-            self.teacher_scores = self._score(distillation, distillation.teacher, self.images)
+        facts = self.facts
+        if facts.teacher is None:
+            facts.teacher = self._score(distillation, distillation.teacher, self.images)
         with distillation.time_left.phase(EVALUATION, 1) as timed:
-            self.scores = self._score(distillation, distillation.student, self.images)
-            self.seconds += time.perf_counter() - started
-            if self.best is None or self.scores.top1 > self.best[0]:
-                self.best = (self.scores.top1, epochs_done)
+            facts.student = self._score(distillation, distillation.student, self.images)
+            facts.seconds += time.perf_counter() - started
+            if facts.best is None or facts.student.top1 > facts.best[0]:
+                facts.best = (facts.student.top1, epochs_done)
                 distillation.save_student(run.path / "best.safetensors")
             timed.step(1)
-        return self.scores
+        return facts.student
 
     @staticmethod
     def _score(distillation: Distillation, module: nn.Module, images: ImageSet) -> Scores:
@@ -281,8 +259,9 @@ def _result(
     student_file: Path,
     total_seconds: float,
 ) -> DistillResult:
-    teacher, scores, teacher_scores = distillation.teacher_file, evaluator.scores, evaluator.teacher_scores
-    best_top1, best_epoch = evaluator.best or (None, None)
+    teacher, progress, facts = distillation.teacher_file, distillation.progress, evaluator.facts
+    scores, teacher_scores = facts.student, facts.teacher
+    best_top1, best_epoch = facts.best or (None, None)
     augmentation = AugmentationFacts(
         crop_padding=distillation.augmentation.padding, flip=distillation.augmentation.flip
     )
@@ -307,8 +286,8 @@ def _result(
             **(dict(scores) if scores else dict.fromkeys(Scores.model_fields)),
             best_top1=best_top1,
             best_epoch=best_epoch,
-            agreement=distillation.agreement,
-            agreement_baseline=distillation.agreement_baseline,
+            agreement=progress.agreement,
+            agreement_baseline=progress.agreement_baseline,
             after_training=judgement.comparison,
         ),
         failures=() if is_shown_usable else (*on_real_images, *judgement.failures),
@@ -318,10 +297,15 @@ def _result(
         target_counts=listed_counts(distillation.target_counts),
         data=settings.eval_data.name if settings.eval_data else None,
         epochs=settings.epochs,
-        images_synthesized=distillation.images_synthesized,
-        distillation_steps=distillation.step_count,
+        images_synthesized=progress.images_synthesized,
+        distillation_steps=progress.step_count,
         flops=distillation.flops,
         augmentation=augmentation if distillation.synthesizer.augments else None,
-        timing=DistillTiming(total=total_seconds, **distillation.seconds, evaluation=evaluator.seconds),
+        timing=DistillTiming(
+            total=total_seconds,
+            evaluation=facts.seconds,
+            synthesis=progress.synthesis_seconds,
+            distillation=progress.distillation_seconds,
+        ),
         **dict(run_facts(runtime, settings)),
     )

@@ -6,25 +6,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Container, Generator, Iterable
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from pydantic import NonNegativeFloat
 
 from gapssg.engine.checkpoint import Checkpoints, Facts, State, read_checkpoint
 from gapssg.engine.requests import Requests
-from gapssg.engine.run_directory import Display, RunDirectory, SilentDisplay, check_output, check_same_settings
+from gapssg.engine.run_directory import Display, RunDirectory, check_output, check_same_settings
 from gapssg.engine.time_left import TimeLeft
 from gapssg.runs.events import CheckpointWritten, Event, Note, Started
 from gapssg.runs.results import RunResult
 from gapssg.runtime import Runtime
 from gapssg.settings.base import Settings
 
-Result = TypeVar("Result", bound=RunResult, covariant=True)
+Result = TypeVar("Result", bound=RunResult)
 _RUN = "run"
 
 
@@ -51,45 +52,45 @@ class Phase:
     attended: bool = True
 
 
-class Job(Protocol[Result]):
-    """What a command does in its run."""
+class Job(ABC, Generic[Result]):
+    """What a command does in its run.
+
+    Attributes:
+        runtime: Where and how it is computed.
+        unit: What an epoch is called.
+        epochs: How many there are to be.
+        checkpoints_every: Epochs, and minutes, between checkpoints.
+        time_left: Measures the steps; None if the time that is left is not shown.
+    """
+
+    runtime: Runtime
+    unit = "epoch"
+    epochs: int
+    checkpoints_every: tuple[int, float]
+    time_left: TimeLeft | None = None
 
     @property
-    def runtime(self) -> Runtime:
-        """Where and how it is computed."""
-
-    @property
-    def unit(self) -> str:
-        """What an epoch is called."""
-
-    @property
-    def epochs(self) -> int:
-        """How many there are to be."""
-
-    @property
+    @abstractmethod
     def epochs_done(self) -> int:
         """Whole epochs so far."""
 
-    @property
-    def checkpoints_every(self) -> tuple[int, float]:
-        """Epochs, and minutes, between checkpoints."""
-
-    @property
-    def time_left(self) -> TimeLeft | None:
-        """Measures the steps; None if the time that is left is not shown."""
-
+    @abstractmethod
     def begin(self) -> Iterable[Event]:
         """Return what a new run records first."""
 
+    @abstractmethod
     def state(self) -> State | None:
         """Return what a checkpoint keeps; None if the run cannot continue from it, or has kept it elsewhere."""
 
+    @abstractmethod
     def phases(self, run: RunDirectory) -> Iterable[Phase]:
         """Yield the phases of the next epoch that are left."""
 
+    @abstractmethod
     def end_epoch(self, run: RunDirectory) -> Event:
         """Count an epoch whose phases are done; return its event."""
 
+    @abstractmethod
     def finish(self, run: RunDirectory, seconds: float) -> tuple[Result, Event]:
         """Write what the run made in so many seconds; return its result and its last event."""
 
@@ -101,56 +102,46 @@ class RunFacts(Facts):
     total_seconds: NonNegativeFloat
 
 
+@dataclass
 class Launch:
-    """A run that was asked for: whether it begins or continues, where, and who watches.
+    """A run that was asked for: where, whether it begins or continues, and who watches.
 
     Attributes:
+        settings: Of the run.
+        output: Its directory.
+        overwrite: Whether an earlier run there may be replaced.
+        resume: Whether it continues the run there.
         display: Shows it.
+        requests: What is asked of it from outside.
         events_length: Bytes of `events.jsonl` that stay when it continues.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        output: Path,
-        *,
-        overwrite: bool,
-        resume: bool,
-        display: Display | None,
-        requests: Requests | None,
-        inputs: Iterable[Path | None] = (),
-        may_move: tuple[str, ...] = (),
-    ) -> None:
-        """Check that the run may begin or continue in `output`; nothing is written.
+    settings: Settings
+    output: Path
+    overwrite: bool
+    resume: bool
+    display: Display
+    requests: Requests
+    events_length: int = 0
+    _began: float = field(default_factory=time.perf_counter, init=False)
+    _identity: dict[str, str] = field(default_factory=dict, init=False)
+    _compiled: bool | None = field(default=None, init=False)
+    _note: str | None = field(default=None, init=False)
+
+    def check(self, inputs: Iterable[Path | None] = (), may_move: Container[str] = ()) -> None:
+        """Check that it may begin, or continue, where it is asked to; nothing is written.
 
         Args:
-            settings: Of the run.
-            output: Its directory.
-            overwrite: Whether an earlier run there may be replaced.
-            resume: Whether it continues the run there.
-            display: Shows it, if somebody watches.
-            requests: What is asked of it from outside, if somebody may ask.
             inputs: What it reads, as in `check_output`.
             may_move: As in `check_same_settings`.
 
         Raises:
             InputError: It may not.
         """
-        self.display = display or SilentDisplay()
-        self.events_length = 0
-        self._settings = settings
-        self._output = output
-        self._overwrite = overwrite
-        self._resume = resume
-        self._requests = requests or Requests()
-        self._identity: dict[str, str] = {}
-        self._compiled: bool | None = None
-        self._note: str | None = None
-        if resume:
-            check_same_settings(output, settings, may_move)
+        if self.resume:
+            check_same_settings(self.output, self.settings, may_move)
         else:
-            check_output(output, overwrite, inputs)
-        self._began = time.perf_counter()
+            check_output(self.output, self.overwrite, inputs)
 
     def read_checkpoint(self, identity: dict[str, str]) -> State | None:
         """Return the state from which the run continues; None if it begins.
@@ -162,9 +153,9 @@ class Launch:
             InputError: The checkpoint is missing or damaged, or of another run.
         """
         self._identity = identity
-        if not self._resume:
+        if not self.resume:
             return None
-        checkpoint = read_checkpoint(self._output, identity)
+        checkpoint = read_checkpoint(self.output, identity)
         facts = dict(checkpoint.state.facts)
         own = RunFacts.read(facts.pop(_RUN, None))
         self.events_length, self._compiled = checkpoint.events_length, own.compiled
@@ -186,7 +177,7 @@ class Launch:
         """
         with job.runtime.configured(), self._open(job) as run:
             state = partial(self._state, job)
-            with Checkpoints(run, self._identity, state, self._requests, *job.checkpoints_every) as checkpoints:
+            with Checkpoints(run, self._identity, state, self.requests, *job.checkpoints_every) as checkpoints:
                 while job.epochs_done < job.epochs:
                     for phase in job.phases(run):
                         self._make(phase, job, run, checkpoints)
@@ -201,13 +192,13 @@ class Launch:
         return result
 
     def _open(self, job: Job[Result]) -> RunDirectory:
-        if self._resume:
-            run = RunDirectory.reopen(self._output, self._settings, self.display, self.events_length)
-            run.show(CheckpointWritten(directory=self._output))
+        if self.resume:
+            run = RunDirectory.reopen(self.output, self.settings, self.display, self.events_length)
+            run.show(CheckpointWritten(directory=self.output))
             after = f"after {job.unit} {job.epochs_done} of {job.epochs}"
-            run.show(Started(message=f"continuing {self._output} {after}, {job.runtime.describe()}"))
+            run.show(Started(message=f"continuing {self.output} {after}, {job.runtime.describe()}"))
         else:
-            run = RunDirectory(self._output, self._settings, self.display, self._overwrite)
+            run = RunDirectory(self.output, self.settings, self.display, self.overwrite)
             for event in job.begin():
                 run.record(event)
         if self._note is not None:
@@ -217,7 +208,7 @@ class Launch:
     def _make(self, phase: Phase, job: Job[Result], run: RunDirectory, checkpoints: Checkpoints) -> None:
         """Make the steps of a phase, and between two of them show, time, and answer requests."""
         time_left = job.time_left
-        self._requests.attended = phase.attended
+        self.requests.attended = phase.attended
         timing = nullcontext() if time_left is None else time_left.phase(phase.kind, phase.steps)
         with closing(phase.work) as steps, timing as timed:
             for done in steps:

@@ -20,13 +20,13 @@ from gapssg.data.image_set import ImageSet, check_same_classes, sha256_of_images
 from gapssg.engine.checkpoint import Facts, State
 from gapssg.engine.estimate import EVALUATED_IMAGES, estimated, peak_memory, time_steps
 from gapssg.engine.inference import predict, score_on
-from gapssg.engine.loop import Launch, Phase
+from gapssg.engine.loop import Job, Launch, Phase
 from gapssg.engine.real_images import read_images
 from gapssg.engine.requests import Requests
 from gapssg.engine.run_directory import Display, RunDirectory, SilentDisplay, run_facts, versions
 from gapssg.engine.settings import PretrainSettings
 from gapssg.engine.time_left import EVALUATION, TimeLeft
-from gapssg.engine.trainee import Trainee, TraineeFacts
+from gapssg.engine.trainee import Trainee
 from gapssg.errors import InputError
 from gapssg.models import create_model
 from gapssg.models.description import ModelCard, Provenance
@@ -41,15 +41,17 @@ _MAY_MOVE = ("data.root", "data.name")
 _TIMED_STEPS = 5
 
 
-class PretrainingFacts(Facts):
-    """What a checkpoint keeps of a training besides tensors."""
+class Progress(Facts):
+    """How far a training has come: what a checkpoint keeps of it besides tensors and the optimizer."""
 
-    epochs_done: NonNegativeInt
-    scores: Scores | None
-    best: tuple[float, NonNegativeInt]
-    evaluation_seconds: NonNegativeFloat
-    epoch_seconds: NonNegativeFloat
-    trainee: TraineeFacts
+    epochs_done: NonNegativeInt = 0
+    scores: Scores | None = None
+    """Of the last epoch."""
+    best: tuple[float, NonNegativeInt] = (-1.0, 0)
+    """The highest top-1 accuracy so far, and its epoch."""
+    evaluation_seconds: NonNegativeFloat = 0.0
+    epoch_seconds: NonNegativeFloat = 0.0
+    """Of the epoch under way."""
 
 
 def pretrain_teacher(
@@ -76,15 +78,8 @@ def pretrain_teacher(
         RunError: The training diverged, or the disk refused a write.
         Stopped: `requests` asked for it.
     """
-    launch = Launch(
-        settings,
-        output,
-        overwrite=overwrite,
-        resume=resume,
-        display=display,
-        requests=requests,
-        may_move=_MAY_MOVE,
-    )
+    launch = Launch(settings, output, overwrite, resume, display or SilentDisplay(), requests or Requests())
+    launch.check(may_move=_MAY_MOVE)
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     train, test = _read_splits(settings, launch.display)
     state = launch.read_checkpoint({"the images' SHA-256": sha256_of_images(train, test), **runtime.identity()})
@@ -137,10 +132,10 @@ def planned_flops(settings: PretrainSettings, model: nn.Module, train: ImageSet)
     return 2 * 3 * profile_model(model, train.input_shape).macs * len(train) * settings.epochs
 
 
-class _Pretraining:
+class _Pretraining(Job[PretrainResult]):
     """The model, its optimizer and the images on the device, and what one epoch does with them."""
 
-    unit = "epoch"
+    time_left: TimeLeft
 
     def __init__(
         self, settings: PretrainSettings, runtime: Runtime, train: ImageSet, test: ImageSet, model: nn.Module
@@ -156,25 +151,18 @@ class _Pretraining:
         self.normalization = Normalization.from_statistics(self.card.mean, self.card.deviation, runtime.device)
         self.augmentation = Augmentation(self.card.crop_padding, self.card.flip)
         self.trainee = Trainee(self.model, self._loss, settings.optimizer, runtime, settings.max_rollbacks)
-        self.epochs_done = 0
-        self.scores: Scores | None = None
-        self.best = (-1.0, 0)
-        self.evaluation_seconds = 0.0
-        self.epoch_seconds = 0.0
+        self.progress = Progress()
         self.time_left = TimeLeft(self.steps_left())
+
+    @property
+    def epochs_done(self) -> int:
+        """Whole epochs so far."""
+        return self.progress.epochs_done
 
     def state(self) -> State:
         """Return what a checkpoint keeps."""
         trainee = self.trainee.state()
-        facts = {
-            "epochs_done": self.epochs_done,
-            "scores": self.scores and self.scores.model_dump(),
-            "best": self.best,
-            "evaluation_seconds": self.evaluation_seconds,
-            "epoch_seconds": self.epoch_seconds,
-            "trainee": trainee.facts,
-        }
-        return State(facts, trainee.prefixed("trainee."))
+        return State({**self.progress.model_dump(), "trainee": trainee.facts}, trainee.prefixed("trainee."))
 
     def restore(self, state: State) -> None:
         """Go back to where a checkpoint was written.
@@ -182,12 +170,11 @@ class _Pretraining:
         Raises:
             InputError: The checkpoint is not one of this training.
         """
-        facts = PretrainingFacts.read(state.facts)
-        if facts.epochs_done > self.settings.epochs or (facts.epochs_done > 0) != (facts.scores is not None):
+        progress = Progress.read({name: fact for name, fact in state.facts.items() if name != "trainee"})
+        if progress.epochs_done > self.epochs or (progress.epochs_done > 0) != (progress.scores is not None):
             raise InputError("the checkpoint is not one of this run; start the run anew")
         self.trainee.restore(state.component("trainee"))
-        self.epochs_done, self.scores, self.best = facts.epochs_done, facts.scores, facts.best
-        self.evaluation_seconds, self.epoch_seconds = facts.evaluation_seconds, facts.epoch_seconds
+        self.progress = progress
         self.time_left = TimeLeft(self.steps_left())
 
     def steps_left(self) -> dict[str, int]:
@@ -210,14 +197,14 @@ class _Pretraining:
         yield Phase("training", len(batches), self._train(batches, run), task)
 
     def _train(self, batches: Tensor, run: RunDirectory) -> Generator[int, None, None]:
-        earlier, started = self.epoch_seconds, time.perf_counter()
+        earlier, started = self.progress.epoch_seconds, time.perf_counter()
         while True:
             inputs = self._inputs(batches, self.trainee.steps_done)
             for done in self.trainee.train(self.epochs_done, 0, len(batches), inputs):
-                self.epoch_seconds = earlier + time.perf_counter() - started
+                self.progress.epoch_seconds = earlier + time.perf_counter() - started
                 yield done
             rollback = self.trainee.settle(self.epochs_done)
-            self.epoch_seconds = earlier + time.perf_counter() - started
+            self.progress.epoch_seconds = earlier + time.perf_counter() - started
             if rollback is None:
                 return
             run.record(rollback)
@@ -227,23 +214,24 @@ class _Pretraining:
         steps = steps_for_passes(len(self.train), 1, self.settings.batch_size)
         loss = self.trainee.loss_sum.item() / steps
         self.trainee.loss_sum.zero_()
-        seconds, trained = self.epoch_seconds, time.perf_counter()
+        progress, trained = self.progress, time.perf_counter()
+        seconds = progress.epoch_seconds
         with self.time_left.phase(EVALUATION, 1) as timed_evaluation:
-            self.scores = score_on(self.test, self.model, self.normalization, self.runtime)
-            self.evaluation_seconds += time.perf_counter() - trained
-            self.epochs_done += 1
-            self.epoch_seconds = 0.0
-            if self.scores.top1 > self.best[0]:
-                self.best = (self.scores.top1, self.epochs_done)
+            scores = score_on(self.test, self.model, self.normalization, self.runtime)
+            progress.evaluation_seconds += time.perf_counter() - trained
+            progress.epochs_done += 1
+            progress.scores, progress.epoch_seconds = scores, 0.0
+            if scores.top1 > progress.best[0]:
+                progress.best = (scores.top1, progress.epochs_done)
                 save_model(run.path / "best.safetensors", self.model, self.card)
             timed_evaluation.step(1)
         return PretrainingEpoch(
-            epoch=self.epochs_done,
+            epoch=progress.epochs_done,
             epochs=self.epochs,
             learning_rate=self.trainee.learning_rate,
             train_loss=loss,
-            top1=self.scores.top1,
-            loss=self.scores.loss,
+            top1=scores.top1,
+            loss=scores.loss,
             timing=PretrainingTiming(
                 seconds=seconds + time.perf_counter() - trained,
                 images_per_second=steps * self.settings.batch_size / seconds,
@@ -253,25 +241,26 @@ class _Pretraining:
 
     def finish(self, run: RunDirectory, seconds: float) -> tuple[PretrainResult, PretrainingEnded]:
         """Write the model; return the result and the last event."""
-        assert self.scores is not None  # there is at least one epoch
-        file, (best_top1, best_epoch) = run.path / "model.safetensors", self.best
+        scores, (best_top1, best_epoch) = self.progress.scores, self.progress.best
+        assert scores is not None  # there is at least one epoch
+        file = run.path / "model.safetensors"
         save_model(file, self.model, self.card)
         result = PretrainResult(
             model=Trained[Never](
                 file=str(file),
                 architecture=self.card.architecture,
                 **dict(profile_model(self.model, self.card.input_shape)),
-                **dict(self.scores),
+                **dict(scores),
                 best_top1=best_top1,
                 best_epoch=best_epoch,
             ),
             data=self.settings.data.name,
             epochs=self.epochs,
             augmentation=AugmentationFacts(crop_padding=self.augmentation.padding, flip=self.augmentation.flip),
-            timing=TrainingTiming(total=seconds, evaluation=self.evaluation_seconds),
+            timing=TrainingTiming(total=seconds, evaluation=self.progress.evaluation_seconds),
             **dict(run_facts(self.runtime, self.settings)),
         )
-        return result, PretrainingEnded(top1=self.scores.top1, best_top1=best_top1, best_epoch=best_epoch)
+        return result, PretrainingEnded(top1=scores.top1, best_top1=best_top1, best_epoch=best_epoch)
 
     def time_steps(self) -> dict[str, Part]:
         """Make a few training steps and time them and the evaluation; the model is of no more use after it."""

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 
 from gapssg.augment import Normalization
-from gapssg.engine.loop import Launch, Phase
+from gapssg.engine.loop import Job, Launch, Phase
 from gapssg.engine.real_images import check_same_images
 from gapssg.engine.requests import Requests
-from gapssg.engine.run_directory import Display, RunDirectory, run_facts
+from gapssg.engine.run_directory import Display, RunDirectory, SilentDisplay, run_facts
 from gapssg.errors import InputError, shortened
 from gapssg.landscape.curvature import measure_curvature
 from gapssg.landscape.figures import draw
@@ -71,15 +71,8 @@ def measure_landscape(
         RunError: The disk refused a write.
         Stopped: `requests` asked for it; what is measured is saved.
     """
-    launch = Launch(
-        settings,
-        output,
-        overwrite=overwrite,
-        resume=resume,
-        display=display,
-        requests=requests,
-        inputs=[*settings.models, settings.teacher],
-    )
+    launch = Launch(settings, output, overwrite, resume, display or SilentDisplay(), requests or Requests())
+    launch.check([*settings.models, settings.teacher])
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     subjects = read_subjects(settings.models, settings.snapshots, settings.epochs, settings.model_factories)
     for other in subjects[1:]:
@@ -105,12 +98,11 @@ class _Task(NamedTuple):
     file: Path
 
 
-class _Job:
+class _Job(Job[LandscapeResult]):
     """Surfaces, as the loop measures them: each is an epoch, whose steps are points."""
 
     unit = "landscape"
     checkpoints_every = (1, _SECONDS_BETWEEN_SAVES / 60)
-    time_left = None
 
     def __init__(self, settings: LandscapeSettings, runtime: Runtime, samples: Samples, tasks: list[_Task]) -> None:
         self.runtime = runtime
