@@ -34,6 +34,7 @@ from gapssg.errors import InputError
 from gapssg.files import sha256_of_files
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import profile_model
+from gapssg.models.safetensors_file import LARGEST_FILE
 from gapssg.runtime import Runtime
 
 # The checkpoint knows the SHA-256 of the teacher and of the images.
@@ -100,8 +101,8 @@ def distill(
     teacher = load_model(settings.teacher, (*settings.model_factories, settings.student.name))
     identity = {"the teacher's SHA-256": teacher.sha256, **runtime.identity()}
     if settings.pool is not None:
-        identity["the pool's SHA-256"] = sha256_of_files(pool_shards(settings.pool))
-    checkpoint = read_checkpoint(output, identity) if resume else None
+        identity["the pool's SHA-256"] = sha256_of_files(pool_shards(settings.pool), LARGEST_FILE)
+    checkpoint = read_checkpoint(output, identity, settings, _MAY_MOVE) if resume else None
     facts = RunFacts.read(checkpoint.state.facts.get("run")) if checkpoint else None
     distillation = Distillation(settings, runtime, teacher, compiled=facts.compiled if facts else None)
     runtime = distillation.runtime
@@ -110,7 +111,7 @@ def distill(
         distillation.restore(checkpoint.state.component("distillation"), output)
         evaluator.restore(facts.evaluation)
         started -= facts.total_seconds
-        run = RunDirectory.reopen(output, settings, display, checkpoint.events_length)
+        run = RunDirectory.reopen(output, settings, display, checkpoint.written)
         run.show("checkpoint", directory=output)
         after = f"after epoch {distillation.epochs_done} of {settings.epochs}"
         run.show("start", message=f"continuing {output} {after}, {runtime.describe()}")
@@ -141,13 +142,13 @@ def distill(
             if settings.snapshot_every and done % settings.snapshot_every == 0:
                 distillation.save_student(run.folder("snapshots") / f"epoch-{done:04d}.safetensors")
             checkpoints.after_epoch(done, is_last=done == settings.epochs)
-        student_file = output / "student.safetensors"
+        student_file = run.path / "student.safetensors"
         distillation.save_student(student_file)
         result = _result(settings, runtime, distillation, evaluator, student_file, time.perf_counter() - started)
-        run.write_result(result)
         end = ("top1", "balanced_accuracy", "best_top1", "best_epoch", "agreement", "agreement_baseline")
         judged = {key: result[key] for key in ("failures", "warnings")}
         run.record("end", **{key: result["student"][key] for key in end}, **judged)
+        run.write_result(result)
     return result
 
 

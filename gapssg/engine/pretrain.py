@@ -93,12 +93,12 @@ def pretrain_teacher(
     test = read_images(settings.data, "test", display, channels=train.input_shape[0])
     check_same_classes(train, test)
     identity = {"the images' SHA-256": sha256_of_images(train, test), **runtime.identity()}
-    checkpoint = read_checkpoint(output, identity) if resume else None
+    checkpoint = read_checkpoint(output, identity, settings, _MAY_MOVE) if resume else None
     facts = RunFacts.read(checkpoint.state.facts) if checkpoint else None
     pretraining = _Pretraining(settings, runtime, train, test, compiled=facts.compiled if facts else None)
     if checkpoint and facts:
         pretraining.restore(facts, checkpoint.state)
-        run = RunDirectory.reopen(output, settings, display, checkpoint.events_length)
+        run = RunDirectory.reopen(output, settings, display, checkpoint.written)
         run.show("checkpoint", directory=output)
         after = f"after epoch {pretraining.epochs_done} of {settings.epochs}"
         run.show("start", message=f"continuing {output} {after}, {pretraining.runtime.describe()}")
@@ -115,9 +115,9 @@ def pretrain_teacher(
             run.record("epoch", epoch=pretraining.epochs_done, epochs=settings.epochs, **event)
             run.show_notes(pretraining.runtime)
             checkpoints.after_epoch(pretraining.epochs_done, is_last=pretraining.epochs_done == settings.epochs)
-        result = pretraining.finish(output / "model.safetensors")
-        run.write_result(result)
+        result = pretraining.finish(run.path / "model.safetensors")
         run.record("end", **{key: result["model"][key] for key in ("top1", "best_top1", "best_epoch")})
+        run.write_result(result)
     return result
 
 

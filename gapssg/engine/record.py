@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Generic, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from gapssg.errors import GapssgError, InputError, shortened
-from gapssg.files import read_bounded
+from gapssg.files import entries_in, inside, read_bounded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,7 +62,8 @@ class Stored(BaseModel):
         Raises:
             InputError: It is missing, as long as the run is not finished, or damaged.
         """
-        return cls.read(read_bounded(run / "result.json", _MOST_RESULT), str(run / "result.json"))
+        file = inside(run) / "result.json"
+        return cls.read(read_bounded(file, _MOST_RESULT), str(file))
 
 
 class Epoch(Stored):
@@ -199,7 +200,7 @@ def read_events(run: Path, kind: type[AnyEpoch]) -> Events[AnyEpoch]:
     Raises:
         InputError: `events.jsonl` is missing, damaged, or of another command.
     """
-    path = run / "events.jsonl"
+    path = inside(run) / "events.jsonl"
     events: Events[AnyEpoch] = Events([], [], [])
     epochs = events.epochs
     for number, line in enumerate(read_bounded(path, _MOST_EVENTS).splitlines(), 1):
@@ -241,11 +242,8 @@ def sample_grids(run: Path) -> dict[int, Path]:
     Raises:
         InputError: The folder cannot be read.
     """
-    try:
-        files = list((run / "samples").glob("epoch-*.png"))
-    except OSError as error:
-        raise InputError(f"{run / 'samples'} cannot be read: {error.strerror or error}") from error
-    found = {int(match[1]): file for file in files if (match := _GRID.fullmatch(file.name))}
+    folder = inside(run) / "samples"
+    found = {int(match[1]): folder / name for name in entries_in(folder) if (match := _GRID.fullmatch(name))}
     return dict(sorted(found.items()))
 
 

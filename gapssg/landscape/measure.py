@@ -18,11 +18,14 @@ from gapssg.engine.run_directory import (
     Display,
     RunDirectory,
     SilentDisplay,
+    Written,
     check_output,
     check_same_settings,
     run_facts,
+    sha256_of_what_stays,
 )
 from gapssg.errors import InputError, shortened
+from gapssg.files import inside, is_file
 from gapssg.landscape.curvature import measure_curvature
 from gapssg.landscape.figures import draw
 from gapssg.landscape.layout import Layout
@@ -48,6 +51,7 @@ _INPUTS = {
     "marks_sha256": "the SHA-256 of the marked models",
     "samples_sha256": "the SHA-256 of the samples",
     "teacher_sha256": "the SHA-256 of the teacher",
+    "settings_sha256": "the SHA-256 of the settings",
 }
 _DERIVED = {"axis_labels", "explained"}
 
@@ -91,10 +95,11 @@ def measure_landscape(
     centres = subjects[:1] if settings.directions == "models" else subjects
     sites = [choose_site(settings, subject, subjects, runtime) for subject in centres]
     blanks = [_blank(settings, *pair, samples, origin, runtime) for pair in zip(centres, sites, strict=True)]
-    files = [output / _FOLDER / f"{name}.safetensors" for name in _file_names(blanks)]
-    surfaces = [_started(file, blank) if resume else blank for file, blank in zip(files, blanks, strict=True)]
+    names = [f"{name}.safetensors" for name in _file_names(blanks)]
+    begun = [inside(output) / _FOLDER / name for name in names]
+    surfaces = [_started(file, blank) if resume else blank for file, blank in zip(begun, blanks, strict=True)]
     if resume:
-        run = RunDirectory.reopen(output, settings, display, _events_length(output))
+        run = RunDirectory.reopen(output, settings, display, Written())  # its events follow from the surfaces
         run.show("checkpoint", directory=output)
     else:
         run = RunDirectory(output, settings, display, overwrite)
@@ -104,8 +109,9 @@ def measure_landscape(
     reports, seconds, points = [], 0.0, 0
     with runtime.configured(), run:
         run.show_notes(runtime)
-        run.folder(_FOLDER)
-        for subject, site, surface, file in zip(centres, sites, surfaces, files, strict=True):
+        folder = run.folder(_FOLDER)
+        for subject, site, surface, name in zip(centres, sites, surfaces, names, strict=True):
+            file = folder / name
             if surface.around is None:
                 began, before = time.perf_counter(), surface.measured
                 evaluator = _evaluator(settings, subject.model, samples, runtime)
@@ -122,12 +128,12 @@ def measure_landscape(
                     facts["bf16_error"] = _bf16_error(settings, subject.model, samples, runtime, surface, plane)
                 surface.around = CentreFacts.model_validate(facts)
                 save_surface(file, surface)
-                run.record("surface", label=subject.label, points=surface.measured, timing={"seconds": seconds})
+            run.record("surface", label=subject.label, points=surface.measured, timing={"seconds": seconds})
             around = surface.around.model_dump(mode="json")
             reports.append({**_identity(surface.card), "file": str(file), **surface.facts(), **around})
         run.progress("drawing", 0, 1)
         figures = draw(
-            dict(zip((file.stem for file in files), surfaces, strict=True)),
+            dict(zip((name.removesuffix(".safetensors") for name in names), surfaces, strict=True)),
             run.folder("figures"),
             own_scale=settings.own_scale,
         )
@@ -147,8 +153,8 @@ def measure_landscape(
             },
             **run_facts(runtime, settings),
         }
-        run.write_result(result)
         run.record("end", surfaces=len(surfaces))
+        run.write_result(result)
     return result
 
 
@@ -182,6 +188,7 @@ def _blank(
         precision=runtime.precision,
         marks=tuple(site.marks),
         marks_sha256=tuple(model.sha256 for model in site.marks.values()),
+        settings_sha256=sha256_of_what_stays(settings),
     )
     return Surface.empty(card, site.axes.contiguous(), site.mark_coordinates)
 
@@ -195,7 +202,7 @@ def _started(file: Path, blank: Surface) -> Surface:
     Raises:
         InputError: The file is damaged, or the models, the data or how they are measured have changed since.
     """
-    if not file.exists():
+    if not is_file(file):
         return blank
     surface = load_surface(file)
     others = [name for name in SurfaceCard.model_fields if name not in _INPUTS and name not in _DERIVED]
@@ -209,15 +216,6 @@ def _started(file: Path, blank: Surface) -> Surface:
     if surface.axes.shape != blank.axes.shape:
         raise InputError(f"{file} cannot be continued: its grid is another; start anew with --overwrite")
     return surface
-
-
-def _events_length(output: Path) -> int:
-    file = output / "events.jsonl"
-    try:
-        return file.stat().st_size
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{file} cannot be read: {reason}; start the landscape anew with --overwrite") from error
 
 
 def _share_directions(surfaces: Sequence[Surface]) -> bool:

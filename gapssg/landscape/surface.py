@@ -70,6 +70,8 @@ class SurfaceCard(Settings):
     """Labels of the marked points: epochs of the route, or models."""
     marks_sha256: tuple[str, ...] = ()
     """SHA-256 of the file of each marked model."""
+    settings_sha256: str | None = None
+    """SHA-256 of the settings with which it was begun."""
 
     @property
     def label(self) -> str:

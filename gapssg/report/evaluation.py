@@ -186,7 +186,7 @@ def evaluate_run(run: TrainingRun, data: DataSettings, settings: ReportSettings,
     Raises:
         InputError: A model file or the data cannot be used, or they do not fit each other.
     """
-    best = run.best_file if run.best_file.is_file() else None
+    best = run.best_file if is_file(run.best_file) else None
     teacher, missing = _find_teacher(run, settings.teacher)
     files = [file for file in (run.model_file, best, teacher) if file is not None]
     evaluated = evaluate(

@@ -24,7 +24,7 @@ from gapssg.engine.record import (
     read_finished,
 )
 from gapssg.errors import InputError
-from gapssg.files import canonical_json, sha256_of_file
+from gapssg.files import InsidePath, canonical_json, inside, is_file, sha256_of_file
 from gapssg.settings.load import read_toml
 from gapssg.text import printable_toml, shortest_ends
 
@@ -176,19 +176,19 @@ class TrainingRun:
     """
 
     name: str
-    path: Path
+    path: InsidePath
     result: DistillationResult | PretrainingResult
     events: Events[DistillationEpoch] | Events[PretrainingEpoch]
     settings: dict[str, Any]
     model_sha256: str | None
 
     @property
-    def model_file(self) -> Path:
+    def model_file(self) -> InsidePath:
         """The file of the last weights."""
         return self.path / self.result.model_file
 
     @property
-    def best_file(self) -> Path:
+    def best_file(self) -> InsidePath:
         """The file of the weights that the evaluation chose, if there is one."""
         return self.path / "best.safetensors"
 
@@ -216,7 +216,7 @@ def command_of(path: Path) -> str:
     Raises:
         InputError: It is not finished, or no run.
     """
-    if path.is_dir() and not (path / "result.json").exists():
+    if path.is_dir() and not is_file(inside(path) / "result.json"):
         raise InputError(f"{path} holds no finished run; name the directory of one, or finish it with --resume")
     return _Command.read_result(path).command
 
@@ -236,6 +236,7 @@ def read_training_run(path: Path, name: str) -> TrainingRun:
         result, events = PretrainingResult.read_result(path), read_finished(path, PretrainingEpoch)
     else:
         raise InputError(f"{path} is no run of distill or pretrain-teacher; name one that is")
+    path = inside(path)
     settings = read_toml(path / "settings.toml")
     try:
         canonical_json(settings)
@@ -243,7 +244,7 @@ def read_training_run(path: Path, name: str) -> TrainingRun:
         raise InputError(f"{path / 'settings.toml'} is damaged: it holds what no setting is ({error})") from error
     file = path / result.model_file
     return TrainingRun(
-        name, path, result, events, settings, sha256_of_file(file, LARGEST_MODEL) if file.is_file() else None
+        name, path, result, events, settings, sha256_of_file(file, LARGEST_MODEL) if is_file(file) else None
     )
 
 
