@@ -13,8 +13,8 @@ import torchvision
 from torch import Tensor, nn
 
 from gapssg.augment import Normalization, check_crop_padding
-from gapssg.engine.inference import predict
-from gapssg.engine.metrics import Scores, score
+from gapssg.engine.inference import score_on
+from gapssg.engine.metrics import Scores
 from gapssg.engine.real_images import read_test_images
 from gapssg.engine.run_directory import Display, SilentDisplay, run_facts, versions
 from gapssg.engine.settings import DEFAULT_WEIGHTS, ImportSettings
@@ -210,6 +210,4 @@ def _evaluate(settings: ImportSettings, model: LoadedModel, runtime: Runtime, di
         return dict.fromkeys(Scores._fields)
     images = read_test_images(settings.data, model, display).to(runtime.device)
     normalization = Normalization.from_statistics(model.card.mean, model.card.deviation, runtime.device)
-    with runtime.configured():
-        logits = predict(runtime.place(model.module), images.images, normalization, runtime)
-    return score(logits, images.labels, images.class_names).to_dict()
+    return score_on(images, runtime.place(model.module), normalization, runtime).to_dict()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 import platform
 import re
@@ -41,6 +40,7 @@ from gapssg.files import (
     write_json,
 )
 from gapssg.models.safetensors_file import LARGEST_FILE
+from gapssg.runs.events import EVENTS, Event, Note, Remaining
 from gapssg.runtime import Runtime, to_uint8
 from gapssg.settings.base import Settings
 from gapssg.settings.load import flatten, read_toml
@@ -48,7 +48,6 @@ from gapssg.synthesis.shards import PoolOrigin, write_shard
 from gapssg.text import duration
 
 _SETTINGS = "settings.toml"
-_EVENTS = "events.jsonl"
 _RESULT = "result.json"
 _POOL = "pool"
 _FINAL_WEIGHTS = ("student.safetensors", "model.safetensors")
@@ -85,8 +84,8 @@ _SECONDS_BETWEEN_TIMES = 1.0
 class Display(Protocol):
     """Whoever shows a run to a person."""
 
-    def event(self, event: Mapping[str, Any]) -> None:
-        """Show an event that was recorded."""
+    def event(self, event: Event) -> None:
+        """Show an event."""
 
     def progress(self, task: str, done: int, total: int) -> None:
         """Show how far the current task has come."""
@@ -95,7 +94,7 @@ class Display(Protocol):
 class SilentDisplay:
     """Shows nothing."""
 
-    def event(self, event: Mapping[str, Any]) -> None:
+    def event(self, event: Event) -> None:
         """Ignore the event."""
 
     def progress(self, task: str, done: int, total: int) -> None:
@@ -148,7 +147,7 @@ class RunDirectory:
             self.close()
             raise
         if is_file(self.path / _CARD):
-            self.show("note", message=f"{path / _CARD} stays, and may speak of the run that was replaced")
+            self.show(Note(message=f"{path / _CARD} stays, and may speak of the run that was replaced"))
 
     def _take(self, path: Path, settings: Settings, display: Display) -> None:
         try:
@@ -194,7 +193,7 @@ class RunDirectory:
             remove(self.path / _BEST)
         else:
             write_atomically(self.path / _BEST, written.best)
-        write_atomically(self.path / _EVENTS, events)
+        write_atomically(self.path / EVENTS, events)
         self._events.update(events)
         self._events_length = len(events)
         self._held.written.update(written.files)
@@ -222,14 +221,14 @@ class RunDirectory:
         content = read_bounded(best, LARGEST_FILE) if is_file(best) else None
         return Written(self._events_length, self._events.hexdigest(), files, content)
 
-    def show(self, event: str, **values: Any) -> None:
+    def show(self, event: Event) -> None:
         """Show an event that is no part of the run's record."""
-        self._display.event({"event": event, **values})
+        self._display.event(event)
 
     def show_notes(self, runtime: Runtime) -> None:
         """Show what is to be known of how is computed, and forget it."""
         for sentence in runtime.notes:
-            self.show("note", message=sentence)
+            self.show(Note(message=sentence))
         runtime.notes.clear()
 
     def show_time_left(self, time_left: TimeLeft, epochs_done: int, epochs: int) -> None:
@@ -237,20 +236,19 @@ class RunDirectory:
         total = time_left.total
         if not self._estimate_shown and time_left.seconds and total is not None and time_left.is_settled:
             self._estimate_shown = True
-            self.show("note", message=f"estimated time: {duration(total)} (measured on the first steps)")
+            self.show(Note(message=f"estimated time: {duration(total)} (measured on the first steps)"))
         now = time.monotonic()
         if now - self._time_left_shown >= _SECONDS_BETWEEN_TIMES:
             self._time_left_shown = now
-            self.show("time_left", epochs_done=epochs_done, epochs=epochs, seconds=time_left.seconds)
+            self.show(Remaining(epochs_done=epochs_done, epochs=epochs, seconds=time_left.seconds))
 
-    def record(self, event: str, **values: Any) -> None:
+    def record(self, event: Event) -> None:
         """Append an event to `events.jsonl` and show it. What may differ between equal runs is `timing`."""
-        line = {"event": event, **values}
-        text = (json.dumps(line, allow_nan=False) + "\n").encode()
-        append(self.path / _EVENTS, text)
+        text = (event.line() + "\n").encode()
+        append(self.path / EVENTS, text)
         self._events.update(text)
         self._events_length += len(text)
-        self._display.event(line)
+        self._display.event(event)
 
     def progress(self, task: str, done: int, total: int) -> None:
         """Show how far the current task has come."""
@@ -460,7 +458,7 @@ def check_own(path: Path) -> None:
         InputError: One is a symbolic link or a device, as a stranger's run directory may have it.
     """
     root = inside(path)
-    for name in (_LOCK, _SETTINGS, _EVENTS, _RESULT, _BEST, *_FINAL_WEIGHTS):
+    for name in (_LOCK, _SETTINGS, EVENTS, _RESULT, _BEST, *_FINAL_WEIGHTS):
         if is_folder(root / name):
             raise InputError(f"{root / name} is a folder where a run has its own file; remove it")
     for name in _FOLDERS:
@@ -475,9 +473,9 @@ def _check_written(path: InsidePath, written: Written) -> bytes:
         InputError: It is not, or is another; the message names the file.
     """
     restart = f"restart with --output {path} --overwrite"
-    events = read_bounded(path / _EVENTS, _MOST_EVENTS)[: written.events_length] if written.events_length else b""
+    events = read_bounded(path / EVENTS, _MOST_EVENTS)[: written.events_length] if written.events_length else b""
     if hashlib.sha256(events).hexdigest() != written.events_sha256:
-        raise InputError(f"{path / _EVENTS} does not begin with the events that the checkpoint knows; {restart}")
+        raise InputError(f"{path / EVENTS} does not begin with the events that the checkpoint knows; {restart}")
     for name, sha256 in written.files.items():
         file = path / name
         if not is_file(file):

@@ -250,7 +250,7 @@ def load_surface(path: str | Path) -> Surface:
     Raises:
         InputError: The file is missing, truncated, no surface, or does not fit its own description.
     """
-    path = Path(path)
+    path = path if isinstance(path, Path) else Path(path)  # which may be an `InsidePath`
     file = read_safetensors(path)
     if _METADATA_KEY not in file.metadata:
         raise InputError(f"{path} is no saved surface of `gapssg landscape`")
