@@ -43,10 +43,6 @@ class Augmentation:
         crops = f"crops with {self.padding} {unit} of padding" if self.padding else "no crops"
         return f"{crops}, {'random horizontal flips' if self.flip else 'no flips'}"
 
-    def to_dict(self) -> dict[str, int | bool]:
-        """Return what a result says of it, by the names of the settings."""
-        return {"crop_padding": self.padding, "flip": self.flip}
-
     def draw(self, count: int, generator: torch.Generator) -> Shifts:
         """Draw a crop and flip for each of `count` samples, on the generator's device."""
         device = generator.device

@@ -66,7 +66,10 @@ class Facts(BaseModel):
             InputError: They are not those of this component.
         """
         try:
-            return cls.model_validate_json(canonical_json(facts))
+            found = cls.model_validate_json(canonical_json(facts))
+            if found.model_fields_set != cls.model_fields.keys():
+                raise ValueError("facts are missing")
+            return found
         except (ValidationError, ValueError, TypeError) as error:
             raise InputError("the checkpoint is not one of this run; start the run anew") from error
 
@@ -102,7 +105,7 @@ class Checkpoints:
         self,
         run: RunDirectory,
         identity: dict[str, str],
-        state: Callable[[], State] | None,
+        state: Callable[[], State | None],
         requests: Requests,
         every_epochs: int,
         every_minutes: float,
@@ -112,7 +115,7 @@ class Checkpoints:
         Args:
             run: The run.
             identity: What must be the same when it continues, such as the SHA-256 of its teacher.
-            state: Returns what to keep; None if the run could not continue from it.
+            state: Returns what to keep; None if there is nothing that is to be kept here.
             requests: What is asked of the run from outside.
             every_epochs: Epochs between checkpoints.
             every_minutes: Minutes after which one is written between two steps.
@@ -176,10 +179,12 @@ class Checkpoints:
         Raises:
             RunError: The checkpoint before could not be written.
         """
-        if self._state is None:
-            return
         self.finish()
-        state, written = self._state(), self._run.written()
+        self._written = time.monotonic()
+        state = self._state()
+        if state is None:
+            return
+        written = self._run.written()
         header = {
             "events_length": written.events_length,
             "events_sha256": written.events_sha256,
@@ -203,7 +208,6 @@ class Checkpoints:
             write_atomically(file, save(copies, metadata=metadata))
 
         self._pending = self._writer.submit(finish_writing)
-        self._written = time.monotonic()
 
     def finish(self) -> None:
         """Wait until the last checkpoint is durable.

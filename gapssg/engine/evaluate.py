@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from torch import Tensor
 
@@ -23,18 +22,16 @@ from gapssg.engine.run_directory import Display, SilentDisplay, run_facts
 from gapssg.engine.settings import EvaluateSettings
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import profile_model
+from gapssg.runs.results import EvaluatedModel, EvaluateResult, EvaluateTiming, FileFacts
 from gapssg.runtime import Runtime
 from gapssg.synthesis.losses import reality_gap
 
 
-def evaluate(settings: EvaluateSettings, *, display: Display | None = None) -> dict[str, Any]:
+def evaluate(settings: EvaluateSettings, *, display: Display | None = None) -> EvaluateResult:
     """Evaluate model files on the test split of real images.
 
     Returns:
-        `models`: for each file its accuracies (fractions in [0, 1]), balanced accuracy and whether that is better than
-        chance, lowest class accuracy and its class, loss in nats, expected calibration error, the bins of the
-        reliability diagram (None: empty), per-class accuracy, confusion matrix (row: label, column: prediction), size,
-        and, with a teacher, the agreement with it and the mean reality gap; under `timing` its images/s.
+        What is said of each file, in `models`, and how fast it was, under `timing`.
 
     Raises:
         InputError: A file or the data cannot be used, or they do not fit each other.
@@ -53,16 +50,15 @@ def evaluate(settings: EvaluateSettings, *, display: Display | None = None) -> d
         display.progress("evaluating", done, len(models))
         reports.append(_report(model, images, teacher_logits, settings, runtime))
     display.progress("evaluating", len(models), len(models))
-    return {
-        "command": "eval",
-        "data": settings.data.name,
-        "images": len(images),
-        "class_names": list(images.class_names),
-        "teacher": None if teacher is None else {"file": str(teacher.path), "sha256": teacher.sha256},
-        "models": [report for report, _ in reports],
-        "timing": {"images_per_second": [rate for _, rate in reports]},
-        **run_facts(runtime, settings),
-    }
+    return EvaluateResult(
+        data=settings.data.name,
+        images=len(images),
+        class_names=tuple(images.class_names),
+        teacher=None if teacher is None else FileFacts(file=str(teacher.path), sha256=teacher.sha256),
+        models=tuple(report for report, _ in reports),
+        timing=EvaluateTiming(images_per_second=tuple(rate for _, rate in reports)),
+        **dict(run_facts(runtime, settings)),
+    )
 
 
 def _report(
@@ -71,24 +67,23 @@ def _report(
     teacher_logits: Tensor | None,
     settings: EvaluateSettings,
     runtime: Runtime,
-) -> tuple[dict[str, Any], float]:
+) -> tuple[EvaluatedModel, float]:
     logits, seconds = _timed_logits(model, images, settings, runtime)
     diagram = reliability(logits, images.labels)
     confusion = confusion_matrix(logits.argmax(dim=1), images.labels, images.num_classes)
-    report = {
-        "file": str(model.path),
-        "sha256": model.sha256,
-        "architecture": model.card.architecture,
-        **profile_model(model.module, model.card.input_shape).to_dict(),
-        **score(logits, images.labels, images.class_names).to_dict(),
-        "expected_calibration_error": expected_calibration_error(diagram),
-        "reliability": [each and each._asdict() for each in diagram],
-        "per_class_accuracy": per_class_accuracy(confusion),
-        "confusion_matrix": confusion.tolist(),
-    }
-    if teacher_logits is not None:
-        report["agreement"] = agreement(logits, teacher_logits)
-        report["reality_gap"] = reality_gap(teacher_logits, logits).item()
+    report = EvaluatedModel(
+        file=str(model.path),
+        sha256=model.sha256,
+        architecture=model.card.architecture,
+        **dict(profile_model(model.module, model.card.input_shape)),
+        **dict(score(logits, images.labels, images.class_names)),
+        expected_calibration_error=expected_calibration_error(diagram),
+        reliability=tuple(diagram),
+        per_class_accuracy=tuple(per_class_accuracy(confusion)),
+        confusion_matrix=tuple(map(tuple, confusion.tolist())),
+        agreement=None if teacher_logits is None else agreement(logits, teacher_logits),
+        reality_gap=None if teacher_logits is None else reality_gap(teacher_logits, logits).item(),
+    )
     return report, len(images) / seconds
 
 

@@ -6,7 +6,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torchvision
@@ -14,25 +13,26 @@ from torch import Tensor, nn
 
 from gapssg.augment import Normalization, check_crop_padding
 from gapssg.engine.inference import score_on
-from gapssg.engine.metrics import Scores
 from gapssg.engine.real_images import read_test_images
 from gapssg.engine.run_directory import Display, SilentDisplay, run_facts, versions
 from gapssg.engine.settings import DEFAULT_WEIGHTS, ImportSettings
 from gapssg.errors import InputError, shortened
 from gapssg.files import check_output_file, make_folder, staged
 from gapssg.models import MODELS, MOST_CLASSES, create_model
+from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.foreign import check_classifier, logits_of
 from gapssg.models.libraries import Pretrained, pretrained_weights
-from gapssg.models.model_file import LoadedModel, ModelCard, Provenance, load_model, load_weights, model_content
+from gapssg.models.model_file import LoadedModel, load_model, load_weights, model_content
 from gapssg.models.profile import profile_model
 from gapssg.models.reference import is_factory, library_model
 from gapssg.models.safetensors_file import read_safetensors
+from gapssg.runs.results import ImportResult, Scores
 from gapssg.runtime import Runtime
 
 
 def import_teacher(
     settings: ImportSettings, output: Path, *, overwrite: bool = False, display: Display | None = None
-) -> dict[str, Any]:
+) -> ImportResult:
     """Build a classifier, load its weights, verify it, and write it as a model file.
 
     It is verified by forward passes and, with `settings.data`, evaluated on labelled images. The file is kept only if
@@ -72,18 +72,17 @@ def import_teacher(
     scores = _evaluate(settings, LoadedModel(module, card, "", output), runtime, display)
     make_folder(output.parent)
     _write(output, content, card, logits)
-    return {
-        "command": "import-teacher",
-        "file": str(output),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "architecture": card.architecture,
-        "num_classes": card.num_classes,
-        "input_shape": list(card.input_shape),
-        **profile_model(module, card.input_shape).to_dict(),
-        **scores,
-        "data": settings.data.name if settings.data else None,
-        **run_facts(runtime, settings),
-    }
+    return ImportResult(
+        file=str(output),
+        sha256=hashlib.sha256(content).hexdigest(),
+        architecture=card.architecture,
+        num_classes=card.num_classes,
+        input_shape=card.input_shape,
+        **dict(profile_model(module, card.input_shape)),
+        **(dict(scores) if scores else dict.fromkeys(Scores.model_fields)),
+        data=settings.data.name if settings.data else None,
+        **dict(run_facts(runtime, settings)),
+    )
 
 
 def _check_output(output: Path, settings: ImportSettings, overwrite: bool) -> None:
@@ -205,9 +204,9 @@ def _write(output: Path, content: bytes, card: ModelCard, logits: Tensor) -> Non
             )
 
 
-def _evaluate(settings: ImportSettings, model: LoadedModel, runtime: Runtime, display: Display) -> dict[str, Any]:
+def _evaluate(settings: ImportSettings, model: LoadedModel, runtime: Runtime, display: Display) -> Scores | None:
     if settings.data is None:
-        return dict.fromkeys(Scores._fields)
+        return None
     images = read_test_images(settings.data, model, display).to(runtime.device)
     normalization = Normalization.from_statistics(model.card.mean, model.card.deviation, runtime.device)
-    return score_on(images, runtime.place(model.module), normalization, runtime).to_dict()
+    return score_on(images, runtime.place(model.module), normalization, runtime)

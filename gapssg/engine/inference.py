@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from gapssg.augment import Normalization
 from gapssg.data.image_set import ImageSet
-from gapssg.engine.metrics import Scores, score
+from gapssg.engine.metrics import score
 from gapssg.models.frozen import frozen
+from gapssg.runs.results import Scores
 from gapssg.runtime import Runtime, to_unit_range
 
 

@@ -41,6 +41,7 @@ from gapssg.files import (
 )
 from gapssg.models.safetensors_file import LARGEST_FILE
 from gapssg.runs.events import EVENTS, Event, Note, Remaining
+from gapssg.runs.results import RESULT, RunFacts, RunResult
 from gapssg.runtime import Runtime, to_uint8
 from gapssg.settings.base import Settings
 from gapssg.settings.load import flatten, read_toml
@@ -48,7 +49,6 @@ from gapssg.synthesis.shards import PoolOrigin, write_shard
 from gapssg.text import duration
 
 _SETTINGS = "settings.toml"
-_RESULT = "result.json"
 _POOL = "pool"
 _FINAL_WEIGHTS = ("student.safetensors", "model.safetensors")
 _BEST = "best.safetensors"
@@ -183,7 +183,7 @@ class RunDirectory:
     def _go_back_to(self, written: Written) -> None:
         events = _check_written(self.path, written)
         # The run is not finished until it says so again.
-        remove(self.path / _RESULT)
+        remove(self.path / RESULT)
         sync_folder(self.path)
         for entry in _entries(self.path):
             is_abandoned = _OWN_FILE.fullmatch(entry) and entry.endswith(_TEMPORARY)
@@ -224,12 +224,6 @@ class RunDirectory:
     def show(self, event: Event) -> None:
         """Show an event that is no part of the run's record."""
         self._display.event(event)
-
-    def show_notes(self, runtime: Runtime) -> None:
-        """Show what is to be known of how is computed, and forget it."""
-        for sentence in runtime.notes:
-            self.show(Note(message=sentence))
-        runtime.notes.clear()
 
     def show_time_left(self, time_left: TimeLeft, epochs_done: int, epochs: int) -> None:
         """Show how long the run will still take, at most once a second; once, how long it takes in all."""
@@ -278,9 +272,9 @@ class RunDirectory:
         """Write the images (N, C, H, W) uint8 and targets (N,) int64 of one synthesis."""
         write_shard(self.folder(_POOL) / shard_name(epoch), images, targets, origin)
 
-    def write_result(self, result: Mapping[str, Any]) -> None:
+    def write_result(self, result: RunResult) -> None:
         """Write `result.json`."""
-        write_json(self.path / _RESULT, result)
+        write_json(self.path / RESULT, result.model_dump(mode="json"))
 
 
 def check_output(path: Path, overwrite: bool, inputs: Iterable[Path | None] = ()) -> None:
@@ -439,16 +433,16 @@ def versions() -> dict[str, str]:
     return {"gapssg": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def run_facts(runtime: Runtime, settings: Settings) -> dict[str, Any]:
+def run_facts(runtime: Runtime, settings: Settings) -> RunFacts:
     """Return what every result says of how it was computed."""
-    return {
-        "device": str(runtime.device),
-        "precision": runtime.precision,
-        "compiled": runtime.compiled,
-        "seed": runtime.seed,
-        "versions": versions(),
-        "settings_sha256": settings.sha256(),
-    }
+    return RunFacts(
+        device=str(runtime.device),
+        precision=runtime.precision,
+        compiled=runtime.compiled,
+        seed=runtime.seed,
+        versions=versions(),
+        settings_sha256=settings.sha256(),
+    )
 
 
 def check_own(path: Path) -> None:
@@ -458,7 +452,7 @@ def check_own(path: Path) -> None:
         InputError: One is a symbolic link or a device, as a stranger's run directory may have it.
     """
     root = inside(path)
-    for name in (_LOCK, _SETTINGS, EVENTS, _RESULT, _BEST, *_FINAL_WEIGHTS):
+    for name in (_LOCK, _SETTINGS, EVENTS, RESULT, _BEST, *_FINAL_WEIGHTS):
         if is_folder(root / name):
             raise InputError(f"{root / name} is a folder where a run has its own file; remove it")
     for name in _FOLDERS:
@@ -504,7 +498,7 @@ def _remove_run(path: InsidePath) -> None:
     Result and checkpoint go first: without the other files they would make a run look finished, or seem to continue.
     The settings go last: what a kill leaves in between is still known as a run.
     """
-    for name in (_RESULT, _CHECKPOINT):
+    for name in (RESULT, _CHECKPOINT):
         remove(path / name)
         sync_folder((path / name).parent)
     for entry in sorted(_entries(path), key=lambda entry: entry == _SETTINGS):

@@ -42,8 +42,8 @@ def test_weights_and_description_are_in_the_file_that_is_written(tmp_path: Path)
     given = settings(weights=str(weights), class_names=names, crop_padding=1, flip=True)
     result = import_teacher(given, tmp_path / "new" / "teacher.safetensors")
     loaded = load_model(tmp_path / "new" / "teacher.safetensors", [FACTORY])
-    assert result["sha256"] == loaded.sha256
-    assert result["top1"] is None
+    assert result.sha256 == loaded.sha256
+    assert result.top1 is None
     expected = create_model(FACTORY, num_classes=10, input_shape=GREY, seed=3).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.module.state_dict().items())
     card = loaded.card
@@ -75,7 +75,9 @@ def test_it_is_evaluated_before_it_is_written(tmp_path: Path, image_folder: Path
     given = settings(class_names=("dark", "bright"), num_classes=None, data=data)
     assert "'bright' stands where the model has 'dark'" in refusal(tmp_path / "a.safetensors", given)
     given = settings(class_names=("bright", "dark"), num_classes=None, data=data)
-    assert 0 <= import_teacher(given, tmp_path / "a.safetensors")["top1"] <= 1
+    top1 = import_teacher(given, tmp_path / "a.safetensors").top1
+    assert top1 is not None
+    assert 0 <= top1 <= 1
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -40,7 +39,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def resume(run: Path) -> dict[str, Any]:
+def resume(run: Path) -> object:
     """Continue a run as the command line does, with the settings that it finds there."""
     return distill(DistillSettings.model_validate(read_toml(run / "settings.toml")), run, resume=True)
 
@@ -133,12 +132,12 @@ def test_the_best_weights_are_those_of_the_epoch_that_the_result_names(teacher_f
     values = {**TINY, "teacher": teacher_file, "method": TINY_NOISE["method"], "snapshot_every": 1}
     settings = DistillSettings.model_validate({**values, "eval_data": {"name": "digits"}})
     result = distill(settings, run)
-    expected, epoch = best.read_bytes(), result["student"]["best_epoch"]
+    expected, epoch = best.read_bytes(), result.student.best_epoch
     # What a kill leaves after an evaluation and before its checkpoint.
     best.unlink()
     if left == "of another epoch":
         shutil.copy(run / "snapshots" / f"epoch-000{3 - epoch}.safetensors", best)
         assert best.read_bytes() != expected
     again = distill(settings, run, resume=True)
-    assert again["student"]["best_epoch"] == epoch
+    assert again.student.best_epoch == epoch
     assert best.read_bytes() == expected

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gapssg import InputError, PretrainSettings, RunError, load_model, pretrain_teacher
+from gapssg.runs.results import AugmentationFacts, PretrainResult
 from tests.runs import events
 
 
@@ -24,12 +25,12 @@ def settings(folder: Path, **changes: Any) -> PretrainSettings:
 
 def test_a_teacher_learns_to_tell_dark_from_bright(image_folder: Path, tmp_path: Path):
     result = pretrain_teacher(settings(image_folder, epochs=8), tmp_path / "run")
-    assert result["model"]["top1"] == 1.0
+    assert result.model.top1 == 1.0
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     epochs = [event for event in events if event["event"] == "epoch"]
     assert len(epochs) == 8
     assert epochs[-1]["train_loss"] < epochs[0]["train_loss"] / 2
-    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert PretrainResult.load(tmp_path / "run") == result
 
 
 def test_the_model_file_says_all_that_distillation_needs(image_folder: Path, tmp_path: Path):
@@ -53,7 +54,7 @@ def test_crop_and_flip_can_be_set(image_folder: Path, tmp_path: Path):
     result = pretrain_teacher(settings(image_folder, epochs=1, crop_padding=0, flip=False), tmp_path / "run")
     card = load_model(tmp_path / "run" / "model.safetensors").card
     assert (card.crop_padding, card.flip) == (0, False)
-    assert result["augmentation"] == {"crop_padding": 0, "flip": False}
+    assert result.augmentation == AugmentationFacts(crop_padding=0, flip=False)
 
 
 @pytest.mark.parametrize(
