@@ -124,8 +124,9 @@ class _Job(Job[LandscapeResult]):
         what = f"{len(self._samples):,} {'synthetic samples' if data == 'pool' else 'test images'}"
         surfaces = _count([task.surface for task in self._tasks])
         yield Started(message=f"measuring {surfaces} on {what} of {data}, {self.runtime.describe()}")
-        for task in self._tasks[: self.epochs_done]:  # an interrupted run has measured them
-            yield self._measured(task)
+        for task in self._tasks:
+            if task.surface.around is not None:  # an interrupted run has measured it
+                yield self._measured(task)
 
     def state(self) -> None:
         """Keep what is measured of the next surface in its own file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -238,7 +239,8 @@ def _find_teacher(run: TrainingRun, given: Path | None) -> tuple[Path | None, st
         return None, ""
     recorded = Path(run.result.teacher.file)
     for file in (given, recorded):
-        if file is not None and is_file(file) and sha256_of_file(file, LARGEST_MODEL) == run.result.teacher.sha256:
-            return file, ""
+        with suppress(InputError):  # the result may be untrusted, and name anything
+            if file is not None and sha256_of_file(file, LARGEST_MODEL) == run.result.teacher.sha256:
+                return file, ""
     seen_from = "" if recorded.is_absolute() else f" (seen from {Path.cwd()})"
     return None, f"the teacher's file is not, or no longer, at {recorded}{seen_from}; name it with --teacher"
