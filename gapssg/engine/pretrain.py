@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Never
 
 import torch.nn.functional as F
 from pydantic import NonNegativeFloat, NonNegativeInt
@@ -274,7 +273,7 @@ class _Pretraining:
         assert self.scores is not None  # there is at least one epoch
         save_model(file, self.model, self.card)
         return PretrainResult(
-            model=Trained[Never](
+            model=Trained(
                 file=str(file),
                 architecture=self.card.architecture,
                 **dict(profile_model(self.model, self.card.input_shape)),

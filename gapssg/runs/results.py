@@ -108,14 +108,19 @@ class TrainingTiming(Stored):
     evaluation: Seconds
 
 
-class Trained(ModelProfile, ScoresOr[Nothing], Generic[Nothing]):
-    """A model that a run made; its scores are of the last epoch."""
+class Trained(ModelProfile, ScoresOr[None]):
+    """A model that a run made; its scores are of the last epoch, and None if it was not evaluated."""
 
     file: Text
     architecture: Text
-    best_top1: Share | Nothing
+    best_top1: Share | None
     """The highest top-1 accuracy of all epochs, which the evaluation images chose."""
-    best_epoch: PositiveInt | Nothing
+    best_epoch: PositiveInt | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_where_an_older_version_said_nothing(cls, values: Any) -> Any:
+        return {**dict.fromkeys(cls.model_fields), **values} if isinstance(values, dict) else values
 
 
 class TrainingResult(RunResult):
@@ -127,7 +132,7 @@ class TrainingResult(RunResult):
     data: Text | None
     """The real images that the model was evaluated on, or trained and evaluated."""
     epochs: PositiveInt
-    augmentation: AugmentationFacts | None
+    augmentation: AugmentationFacts | None = None
     timing: TrainingTiming
 
 
@@ -139,7 +144,7 @@ class PretrainResult(TrainingResult):
     failures: ClassVar[tuple[str, ...]] = ()
 
     command: Literal["pretrain-teacher"] = "pretrain-teacher"
-    model: Trained[Never]
+    model: Trained
 
 
 class TeacherFacts(ModelFile, ModelProfile):
@@ -159,7 +164,7 @@ class AfterTraining(Stored):
     lowest_class: Text | None
 
 
-class StudentFacts(Trained[None]):
+class StudentFacts(Trained):
     """The student of a distillation."""
 
     agreement: Share | None
@@ -167,11 +172,6 @@ class StudentFacts(Trained[None]):
     agreement_baseline: Share | None
     """What always giving the teacher's commonest answer would have reached on them."""
     after_training: AfterTraining | None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nothing_where_an_older_version_said_nothing(cls, values: Any) -> Any:
-        return {**dict.fromkeys(cls.model_fields), **values} if isinstance(values, dict) else values
 
 
 class DistillTiming(TrainingTiming):

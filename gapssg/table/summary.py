@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from gapssg.errors import shortened
 from gapssg.files import write_atomically
 from gapssg.runs.results import MethodEntry, TableEntry, TableRow, TableSummary, TrainedEntry
-from gapssg.table.ledger import FORMAT, TABLE, CellPlan, Failure, Ledger, Outcome
+from gapssg.table.ledger import FORMAT, TABLE, CellPlan, Ledger, Runs
 from gapssg.table.rows import Figures, published_figures_of
 
 _CSV_COLUMNS = (
@@ -112,12 +112,11 @@ def _summarise_row(ledger: Ledger, plans: Sequence[CellPlan], notes: list[str]) 
             shown[plan.column] = plan
     figures = published_figures_of(newest.recipe)
     pretrained = newest.pretrain_departures
-    teacher = _entry("teacher", ledger.teacher(newest), ledger.teacher_failures(newest), figures, pretrained, notes)
-    scratch = _entry("scratch", ledger.scratch(newest), ledger.scratch_failures(newest), figures, pretrained, notes)
+    teacher = _entry("teacher", ledger.teacher(newest), figures, pretrained, notes)
+    scratch = _entry("scratch", ledger.scratch(newest), figures, pretrained, notes)
     columns = []
     for plan in sorted(shown.values(), key=lambda plan: plan.created):
-        runs, failures = ledger.outcomes(plan), ledger.failures(plan)
-        entry = _entry(plan.column, runs, failures, figures, plan.departures, notes)
+        entry = _entry(plan.column, ledger.runs(plan), figures, plan.departures, notes)
         columns.append(MethodEntry(**dict(entry), method=plan.method, settings=plan.settings))
     return TableRow(
         row=newest.row,
@@ -131,15 +130,8 @@ def _summarise_row(ledger: Ledger, plans: Sequence[CellPlan], notes: list[str]) 
     )
 
 
-def _entry(
-    column: str,
-    runs: Sequence[Outcome],
-    failures: Sequence[Failure],
-    figures: Figures,
-    departures: Iterable[str],
-    notes: list[str],
-) -> TableEntry:
-    results = [run.result for run in runs]
+def _entry(column: str, runs: Runs, figures: Figures, departures: Iterable[str], notes: list[str]) -> TableEntry:
+    results, failures = [run.result for run in runs.outcomes], runs.failures
     by_seed = [result.model.top1 for result in results]
     top1 = [each for each in by_seed if each is not None]
     remarks = list(departures)
@@ -160,7 +152,7 @@ def _entry(
         published_top1=figures.top1.get(column),
         published_deviation=figures.deviation.get(column),
         seeds=tuple(result.seed for result in results),
-        runs=tuple(run.run for run in runs),
+        runs=tuple(run.run for run in runs.outcomes),
         top1_by_seed=tuple(by_seed),
         seconds=statistics.fmean(result.timing.total for result in results) if results else None,
         device=" and ".join(sorted({result.device for result in results})) or None,
