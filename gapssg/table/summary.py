@@ -54,17 +54,18 @@ def write_summary(ledger: Ledger) -> TableSummary:
 def to_csv(summary: TableSummary) -> str:
     """Return a line for each row and column."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, _CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_CSV_COLUMNS)
     for row in summary.rows:
         for entry in row.entries:
-            lists = {
-                "changes": "; ".join(row.changes),
-                "seeds": " ".join(map(str, entry.seeds)),
-                "marks": " ".join(entry.marks),
-                "notes": "; ".join(summary.notes[mark] for mark in entry.marks),
-            }
-            writer.writerow({**dict(row), **dict(entry), **lists})
+            notes = "; ".join(summary.notes[mark] for mark in entry.marks)
+            writer.writerow(
+                [
+                    *(row.row, row.budget, "; ".join(row.changes), entry.column, entry.top1, entry.deviation),
+                    *(entry.published_top1, entry.published_deviation, " ".join(map(str, entry.seeds))),
+                    *(entry.seconds, entry.device, " ".join(entry.marks), notes),
+                ]
+            )
     return text.getvalue()
 
 
