@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -159,7 +160,13 @@ class Console:
             disable=not self._rich.is_terminal or self.invocation.quiet,
         )
         with progress:
-            yield LiveDisplay(self, progress)
+            display = LiveDisplay(self, progress)
+            logger, notices = logging.getLogger("gapssg"), _Notices(display)
+            logger.addHandler(notices)
+            try:
+                yield display
+            finally:
+                logger.removeHandler(notices)
 
 
 class LiveDisplay:
@@ -230,6 +237,17 @@ class LiveDisplay:
         self._run_is_shown = visible
         left = "" if seconds is None else _time_left(seconds)
         self._progress.update(self._run, completed=done, total=total, left=left, visible=visible)
+
+
+class _Notices(logging.Handler):
+    """Shows what the package logs as notes of the run."""
+
+    def __init__(self, display: LiveDisplay) -> None:
+        super().__init__()
+        self._display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._display.event(Note(message=record.getMessage()))
 
 
 def _json_of(result: BaseModel) -> Any:

@@ -161,12 +161,6 @@ class RunDirectory:
         """Show an event that is no part of the run's record."""
         self._display.event(event)
 
-    def show_notes(self, runtime: Runtime) -> None:
-        """Show what is to be known of how is computed, and forget it."""
-        for sentence in runtime.notes:
-            self.show(Note(message=sentence))
-        runtime.notes.clear()
-
     def show_time_left(self, time_left: TimeLeft, epochs_done: int, epochs: int) -> None:
         """Show how long the run will still take, at most once a second; once, how long it takes in all."""
         total = time_left.total

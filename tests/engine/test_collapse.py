@@ -121,7 +121,7 @@ def test_a_collapse_is_said_when_it_begins_and_when_it_is_over(
 
     def answer(self: Distillation, module: torch.nn.Module, images: Tensor) -> Tensor:
         logits = predict(self, module, images)
-        if module is self.teacher and self.epochs_done + 1 not in collapsed:
+        if module is self.teacher and self.progress.epochs_done + 1 not in collapsed:
             logits[::2, 1] += 1000
         return logits
 

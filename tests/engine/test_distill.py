@@ -14,13 +14,12 @@ from torch import nn
 
 from gapssg import DistillSettings, InputError, RunError, distill, load_model, load_settings
 from gapssg.engine.distillation import Distillation
-from gapssg.engine.run_directory import RunDirectory, SilentDisplay
 from gapssg.models.model_file import save_model
 from gapssg.runs.results import AugmentationFacts
 from gapssg.runtime import Runtime
 from gapssg.synthesis.shards import PoolOrigin, write_shard
 from tests.conftest import make_card
-from tests.runs import events, settings, without_timing
+from tests.runs import events, run_epoch, settings, without_timing
 
 DIGITS = {"eval_data": {"name": "digits"}}
 
@@ -174,7 +173,7 @@ def test_a_run_changes_neither_weights_nor_buffers_of_the_teacher(teacher_file: 
     distillation = Distillation(given, runtime, load_model(teacher_file))
     before = copy.deepcopy(distillation.teacher.state_dict())
     student_before = copy.deepcopy(distillation.student.state_dict())
-    distillation.run_epoch(RunDirectory(tmp_path / "run", given, SilentDisplay()), lambda: None)
+    run_epoch(distillation, tmp_path / "run")
     for name, value in distillation.teacher.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert any(not torch.equal(v, student_before[n]) for n, v in distillation.student.state_dict().items())
