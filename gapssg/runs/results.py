@@ -16,12 +16,13 @@ from gapssg.errors import InputError
 from gapssg.files import read_bounded
 from gapssg.models.description import Interface, LayerProfile, ModelCard, ModelProfile, Provenance
 from gapssg.settings.base import Settings
-from gapssg.stored import Count, Counts, Many, Seconds, Share, Stored, Text
+from gapssg.stored import MOST_COUNTED_CLASSES, Count, Counts, Many, Seconds, Share, Stored, Text
 
 RESULT = "result.json"
 _MOST_BYTES = 16 * 2**20
 
-Sentences = Annotated[tuple[Text, ...], Field(max_length=20)]
+Sentences = Annotated[tuple[Text, ...], Field(max_length=20, fail_fast=True)]
+Coordinates = Annotated[tuple[float, ...], Field(max_length=2, fail_fast=True)]  # a number an axis
 Nothing = TypeVar("Nothing")
 """What stands where a model was not evaluated: None, or Never if it always is."""
 Value = TypeVar("Value")
@@ -198,7 +199,7 @@ class DistillResult(TrainingResult):
     """Why the student is not usable; empty where nothing speaks against it."""
     warnings: Sentences = ()
     """What synthetic images say against a student that real images show to be usable."""
-    missing_classes: Annotated[tuple[Text, ...], Field(max_length=1000)] = ()
+    missing_classes: Annotated[tuple[Text, ...], Field(max_length=MOST_COUNTED_CLASSES, fail_fast=True)] = ()
     """The classes that the teacher hardly ever sees in the synthetic images."""
     teacher_counts: Counts | None = None
     """How often the teacher answered each class; None with more than 1,000 classes, as the counts of the targets."""
@@ -434,7 +435,7 @@ class CentreScores(Stored):
 class LocalMinimum(Stored):
     """A local minimum of a grid."""
 
-    coordinates: tuple[float, ...]
+    coordinates: Coordinates
     loss: float
     at_edge: bool
     """Whether it lies at the edge of the grid, so that the loss may fall further outside."""
@@ -444,7 +445,7 @@ class Mark(Stored):
     """A marked point."""
 
     label: Text
-    coordinates: tuple[float, ...]
+    coordinates: Coordinates
     loss: float | None
     """Of the marked model itself; None if it is not finite."""
 
@@ -467,7 +468,7 @@ class SurfaceFacts(CentreFacts):
     points_not_finite: Count
     minima: Many[LocalMinimum]
     marks: Many[Mark]
-    explained_variance: tuple[float, ...]
+    explained_variance: Coordinates
     """Of principal components: each axis's share of the route's variance."""
 
 
@@ -489,7 +490,7 @@ class LandscapeResult(RunResult):
     loss: Text
     """What the loss is, in words; the accuracy likewise."""
     accuracy: Text
-    surfaces: Annotated[tuple[SurfaceFacts, ...], Field(min_length=1, max_length=1000)]
+    surfaces: Annotated[tuple[SurfaceFacts, ...], Field(min_length=1, max_length=1000, fail_fast=True)]
     shared_directions: bool
     """Whether all surfaces have the same directions, each scaled to its own weights."""
     figures: Many[Text]
