@@ -18,7 +18,6 @@ from gapssg.augment import (
     Normalization,
     Shifts,
     check_crop_padding,
-    crop_and_flip,
     draw_mixture,
     mix,
 )
@@ -441,7 +440,7 @@ class Distillation:
     def _loss(
         self, images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor, *mixture: Tensor
     ) -> dict[str, Tensor]:
-        views = crop_and_flip(images, Shifts(rows, columns, flips)) if self.synthesizer.augments else images
+        views = self.augmentation(images, Shifts(rows, columns, flips)) if self.synthesizer.augments else images
         views = self.normalization(mix(views, Mixture(*mixture)) if mixture else views)
         with self.runtime.autocast():
             with torch.no_grad():
@@ -541,6 +540,7 @@ def _augmentation(settings: DistillSettings, card: ModelCard) -> Augmentation:
     return Augmentation(
         card.crop_padding if settings.crop_padding is None else settings.crop_padding,
         card.flip if settings.flip is None else settings.flip,
+        settings.method.reflects,
     )
 
 
