@@ -14,6 +14,7 @@ import numpy as np
 from gapssg.engine.record import read_picture
 from gapssg.engine.run_directory import Display
 from gapssg.errors import InputError, RunError
+from gapssg.files import create, entries_in, inside, is_file, is_folder, make_folder, remove
 from gapssg.runs.events import Ended, Epoch, Event, Started, Warned, read_events
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def is_installed() -> bool:
 
 def was_written(run: Path) -> bool:
     """Tell whether an earlier process wrote a run for TensorBoard."""
-    return (run / _FOLDER).is_dir()
+    return is_folder(inside(run) / _FOLDER)
 
 
 def warn_that_it_ends(display: Display, run: Path) -> None:
@@ -70,7 +71,7 @@ class _TensorBoardDisplay:
 
     def __init__(self, display: Display, run: Path, kind: type[Epoch]) -> None:
         self._display = display
-        self._run = run
+        self._run = inside(run)
         self._kind = kind
         self._file: _EventFile | None = None
 
@@ -80,7 +81,7 @@ class _TensorBoardDisplay:
         try:
             if isinstance(event, Started):
                 # A run that is continued goes on with what it finds there.
-                (self._run / _FOLDER).mkdir(exist_ok=True)
+                make_folder(self._run / _FOLDER)
             elif isinstance(event, Epoch | Ended):
                 self._write_epochs(event)
         except OSError as error:
@@ -98,9 +99,11 @@ class _TensorBoardDisplay:
     def _write_epochs(self, event: Epoch | Ended) -> None:
         """Write the epoch of an event; before anything else was written, all epochs so far."""
         if self._file is None:
-            for file in (self._run / _FOLDER).glob(f"{_FILES}*"):
-                file.unlink()
-            self._file = _EventFile(self._run / _FOLDER / f"{_FILES}{time.time_ns()}")
+            folder = self._run / _FOLDER
+            for name in entries_in(folder):
+                if name.startswith(_FILES):
+                    remove(folder / name)
+            self._file = _EventFile(folder / f"{_FILES}{time.time_ns()}")
             for epoch in read_events(self._run, self._kind).epochs:
                 self._write(self._file, epoch)
         elif isinstance(event, Epoch):
@@ -113,7 +116,7 @@ class _TensorBoardDisplay:
         for name, value in _scalars(epoch.model_dump(exclude={"epoch", "epochs"})):
             file.add(scalar(name, value), epoch.epoch)  # type: ignore[no-untyped-call]
         grid = self._run / "samples" / f"epoch-{epoch.epoch:04d}.png"
-        if grid.exists():
+        if is_file(grid):
             pixels = np.asarray(read_picture(grid))
             layout = "HW" if pixels.ndim == 2 else "HWC"
             file.add(image("samples", pixels, dataformats=layout), epoch.epoch)  # type: ignore[no-untyped-call]
@@ -130,7 +133,7 @@ class _EventFile:
         from tensorboard.compat.proto import event_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._file: BinaryIO = path.open("xb")
+        self._file: BinaryIO = create(path)
         self._records = RecordWriter(self._file)
         self._event = event_pb2.Event
         self._records.write(self._event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
