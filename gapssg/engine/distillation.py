@@ -526,7 +526,7 @@ def _augmentation(settings: DistillSettings, card: ModelCard) -> Augmentation:
     return Augmentation(
         card.crop_padding if settings.crop_padding is None else settings.crop_padding,
         card.flip if settings.flip is None else settings.flip,
-        settings.method.reflects,
+        settings.method.reflects and card.provenance.command != "pretrain-teacher",
     )
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,7 @@ def test_each_epochs_event_tracks_gap_factor_losses_and_health(finished: Path):
 def test_a_run_without_evaluation_data_opens_no_data_source(teacher_file: Path, tmp_path: Path):
     code = f"""
 import sys
+from dataclasses import replace
 from pathlib import Path
 from gapssg import DistillSettings, distill
 settings = DistillSettings.model_validate_json({settings(teacher_file).model_dump_json()!r})
@@ -250,6 +252,27 @@ def test_crops_and_flips_can_be_others_than_the_teachers(teacher_file: Path, tmp
     assert flips.any()
     synthesizer: Any = distillation.synthesizer
     assert synthesizer.context.augmentation == distillation.augmentation  # of the synthesis, too
+
+
+@pytest.mark.parametrize(
+    ("command", "method", "mirrors"),
+    [
+        ("import-teacher", "gapssg-fast", True),
+        ("pretrain-teacher", "gapssg-fast", False),
+        ("import-teacher", "gapssg", False),
+    ],
+)
+def test_only_the_default_mirrors_borders_and_only_where_the_teacher_may_not_know_black_ones(
+    teacher_file: Path, command: str, method: str, mirrors: bool
+):
+    teacher = load_model(teacher_file)
+    provenance = teacher.card.provenance.model_copy(update={"command": command})
+    teacher = replace(teacher, card=teacher.card.model_copy(update={"provenance": provenance}))
+    small = {"name": method, "generator_width": 8, "synthesis_batch_size": 8}
+    runtime = Runtime(torch.device("cpu"), "fp32", False, 0)
+    distillation = Distillation(settings(teacher_file, method=small, epochs=1), runtime, teacher)
+    assert distillation.augmentation.reflects == mirrors
+    assert ("mirrored" in distillation.augmentation.describe()) == mirrors
 
 
 @pytest.mark.slow
