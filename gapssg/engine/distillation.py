@@ -37,7 +37,7 @@ from gapssg.engine.trainee import Phase, Trainee, TraineeFacts
 from gapssg.errors import Diverged, InputError, RunError
 from gapssg.models import create_model
 from gapssg.models.foreign import check_classifier
-from gapssg.models.model_file import LoadedModel, ModelCard, Provenance, load_weights, save_model
+from gapssg.models.model_file import LoadedModel, ModelCard, Provenance, load_weights, save_verified_model
 from gapssg.models.profile import executed_batch_norm_layers, profile_model
 from gapssg.models.safetensors_file import read_safetensors
 from gapssg.runtime import Runtime, to_uint8
@@ -173,7 +173,7 @@ class Distillation:
 
     def save_student(self, path: Path) -> None:
         """Write the student as a model file."""
-        save_model(path, self.student, self.card)
+        save_verified_model(path, self.student, self.card)
 
     @property
     def can_continue(self) -> bool:

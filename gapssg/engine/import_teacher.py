@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 from gapssg.augment import Normalization, check_crop_padding
+from gapssg.data.image_set import ImageSet
 from gapssg.engine.inference import predict
 from gapssg.engine.metrics import Scores, score
 from gapssg.engine.real_images import read_test_images
 from gapssg.engine.run_directory import Display, SilentDisplay, run_facts, versions
 from gapssg.engine.settings import DEFAULT_WEIGHTS, ImportSettings
 from gapssg.errors import InputError, RunError, shortened
-from gapssg.files import check_output_file, staged
+from gapssg.files import check_output_file
 from gapssg.models import MODELS, MOST_CLASSES, create_model
-from gapssg.models.foreign import check_classifier, logits_of
+from gapssg.models.foreign import check_classifier
 from gapssg.models.libraries import Pretrained, pretrained_weights
-from gapssg.models.model_file import LoadedModel, ModelCard, Provenance, load_model, load_weights, model_content
+from gapssg.models.model_file import LoadedModel, ModelCard, Provenance, load_weights, staged_model
 from gapssg.models.profile import profile_model
 from gapssg.models.reference import is_factory, library_model
 from gapssg.models.safetensors_file import read_safetensors
@@ -68,17 +67,19 @@ def import_teacher(
     _fill(module, settings, pretrained)
     check_classifier(module, card.architecture, card.num_classes, card.input_shape)
     module.eval()
-    content, logits = model_content(module, card), _logits(module, card)
-    scores = _evaluate(settings, LoadedModel(module, card, "", output), runtime, display)
+    unwritten = LoadedModel(module, card, "", output)
+    images = read_test_images(settings.data, unwritten, display) if settings.data else None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot write {output}: {error.strerror or error}") from error
-    _write(output, content, card, logits)
+    # To the last bit: both compute in the same way on the same processor, and `check_classifier` refused what varies.
+    with staged_model(output, module, card) as written:
+        scores = _evaluate(written, images, runtime)
     return {
         "command": "import-teacher",
         "file": str(output),
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "sha256": written.sha256,
         "architecture": card.architecture,
         "num_classes": card.num_classes,
         "input_shape": list(card.input_shape),
@@ -186,31 +187,10 @@ def _for_each_channel(option: str, values: tuple[float, ...], channels: int) -> 
     return values * channels if len(values) == 1 else values
 
 
-def _logits(module: nn.Module, card: ModelCard) -> Tensor:
-    return logits_of(module, card.architecture, card.num_classes, card.input_shape, count=2)
-
-
-def _write(output: Path, content: bytes, card: ModelCard, logits: Tensor) -> None:
-    """Write the model file if the model that is loaded from it gives the same logits, to the last bit.
-
-    They are computed in the same way on the same processor, and `check_classifier` has refused what varies.
-    """
-    with staged(output, content) as file:
-        try:
-            again = load_model(file, [card.architecture]).module
-        except InputError as error:
-            raise InputError(f"{output} is not written, because it could not be read: {error}") from error
-        if not torch.equal(_logits(again, card), logits):
-            raise InputError(
-                f"{output} is not written, because {card.architecture} gives other logits when it is loaded from it; "
-                "let its state dict hold all that its logits depend on, as parameters or buffers"
-            )
-
-
-def _evaluate(settings: ImportSettings, model: LoadedModel, runtime: Runtime, display: Display) -> dict[str, Any]:
-    if settings.data is None:
+def _evaluate(model: LoadedModel, images: ImageSet | None, runtime: Runtime) -> dict[str, Any]:
+    if images is None:
         return dict.fromkeys(Scores._fields)
-    images = read_test_images(settings.data, model, display).to(runtime.device)
+    images = images.to(runtime.device)
     normalization = Normalization.from_statistics(model.card.mean, model.card.deviation, runtime.device)
     with runtime.configured():
         logits = predict(runtime.place(model.module), images.images, normalization, runtime)

@@ -37,7 +37,7 @@ from gapssg.engine.time_left import EVALUATION, TimeLeft
 from gapssg.engine.trainee import Phase, Trainee, TraineeFacts
 from gapssg.errors import InputError
 from gapssg.models import create_model
-from gapssg.models.model_file import ModelCard, Provenance, save_model
+from gapssg.models.model_file import ModelCard, Provenance, save_verified_model
 from gapssg.models.profile import profile_model
 from gapssg.runtime import Runtime, to_unit_range
 
@@ -250,7 +250,7 @@ class _Pretraining:
             self.epoch_seconds = 0.0
             if self.scores.top1 > self.best[0]:
                 self.best = (self.scores.top1, self.epochs_done)
-                save_model(run.path / "best.safetensors", self.model, self.card)
+                save_verified_model(run.path / "best.safetensors", self.model, self.card)
             timed_evaluation.step(1)
         return {
             "learning_rate": self.trainee.learning_rate,
@@ -267,7 +267,7 @@ class _Pretraining:
     def finish(self, file: Path) -> dict[str, Any]:
         """Write the model; return the result."""
         assert self.scores is not None  # there is at least one epoch
-        save_model(file, self.model, self.card)
+        save_verified_model(file, self.model, self.card)
         return {
             "command": "pretrain-teacher",
             "model": {

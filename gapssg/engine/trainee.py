@@ -13,6 +13,7 @@ from gapssg.engine.checkpoint import Facts, State
 from gapssg.engine.optimizer import make_optimizer, set_learning_rate
 from gapssg.engine.run_directory import RunDirectory
 from gapssg.errors import InputError, RunError
+from gapssg.models.foreign import put_tensors
 from gapssg.runtime import Runtime
 from gapssg.settings.parts import OptimizerSettings
 from gapssg.step import Outputs, TrainingStep
@@ -182,7 +183,7 @@ class Trainee:
         """Put weights, buffers, momenta and sums in their places, where a captured step finds them."""
         weights = {name.removeprefix(_MODEL): t for name, t in tensors.items() if name.startswith(_MODEL)}
         try:
-            self.model.load_state_dict(weights)
+            put_tensors(self.model, weights)
             for index, parameter in enumerate(self.model.parameters()):
                 state, saved = self._optimizer.state[parameter], tensors.get(f"{_MOMENTUM}{index}")
                 if saved is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 
@@ -110,7 +111,7 @@ def check_classifier(module: object, name: str, num_classes: int, input_shape: t
                 f"{name} changes its buffer {shortened(key)} although it is in evaluation mode; "
                 "let its batch norms follow module.training"
             )
-    if any(_differ(fewer, more[: len(fewer)]) for fewer in (pair, alone)):
+    if any(differ(fewer, more[: len(fewer)]) for fewer in (pair, alone)):
         raise InputError(
             f"{name} gives an image other logits when other images are beside it, although it is in evaluation mode; "
             "let its batch norms follow module.training"
@@ -165,6 +166,16 @@ def tensors_of(module: nn.Module, name: str) -> dict[str, Tensor]:
     return state
 
 
+def put_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load tensors that were taken from the state dict of such a module, as of the same versions of its parts.
+
+    Parts may read the version that wrote their state, which is not among the tensors.
+    """
+    state = OrderedDict(tensors)
+    state._metadata = getattr(module.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
+    module.load_state_dict(state)
+
+
 def replace_layer(module: nn.Module, name: str, layer: nn.Module) -> None:
     """Put `layer` in the place of the sub-module called `name`."""
     parent, _, own = name.rpartition(".")
@@ -184,7 +195,7 @@ def _buffers(module: nn.Module, name: str) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in tensors_of(module, name).items() if not isinstance(tensor, nn.Parameter)}
 
 
-def _differ(first: Tensor, second: Tensor) -> bool:
+def differ(first: Tensor, second: Tensor) -> bool:
     """Tell whether logits differ by more than rounding does."""
     largest = second.abs().max().float()
     return bool((first.float() - second.float()).abs().max() > _ROUNDING * largest)

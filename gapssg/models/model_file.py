@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -16,10 +17,10 @@ from pydantic import Field, ValidationError, model_validator
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from gapssg.errors import InputError, shortened
-from gapssg.files import canonical_json, parse_json, write_atomically
+from gapssg.errors import InputError, RunError, shortened
+from gapssg.files import canonical_json, parse_json, staged, write_atomically
 from gapssg.models import LONGEST_NAME, MOST_CHANNELS, MOST_CLASSES, check_model_name, create_model, empty_model
-from gapssg.models.foreign import at_most_parameters, check_classifier, tensors_of
+from gapssg.models.foreign import at_most_parameters, check_classifier, differ, logits_of, put_tensors, tensors_of
 from gapssg.models.reference import check_allowed, is_factory
 from gapssg.models.safetensors_file import read_safetensors
 from gapssg.models.settings import WithArguments
@@ -114,6 +115,58 @@ def save_model(path: Path, module: nn.Module, card: ModelCard) -> str:
     content = model_content(module, card)
     write_atomically(path, content)
     return hashlib.sha256(content).hexdigest()
+
+
+def save_verified_model(path: Path, module: nn.Module, card: ModelCard) -> str:
+    """Write a model file as `save_model` does, if the model that is loaded from it gives the same logits.
+
+    Raises:
+        RunError: It does not, or the file cannot be written.
+    """
+    try:
+        with staged_model(path, module, card, tolerates_rounding=True) as loaded:
+            return loaded.sha256
+    except InputError as error:
+        raise RunError(str(error)) from error
+
+
+@contextmanager
+def staged_model(
+    path: Path, module: nn.Module, card: ModelCard, *, tolerates_rounding: bool = False
+) -> Iterator[LoadedModel]:
+    """Write a model file under a temporary name, and rename it when the block ends; if that raises, it is removed.
+
+    Args:
+        path: The file.
+        module: On any device.
+        card: Its description.
+        tolerates_rounding: Whether the logits may differ as they do between memory layouts.
+
+    Yields:
+        The model that was loaded from the file, on the device of `module`.
+
+    Raises:
+        InputError: Something in the state of the module cannot stand in a model file, or the model that is loaded from
+            it gives other logits.
+        RunError: The file cannot be written.
+    """
+    ours = _first_logits(module, card)
+    with staged(path, model_content(module, card)) as file:
+        try:
+            loaded = load_model(file, [card.architecture])
+        except InputError as error:
+            raise InputError(f"{path} is not written, because it could not be read: {error}") from error
+        theirs = _first_logits(loaded.module.to(ours.device), card)
+        if differ(theirs, ours) if tolerates_rounding else not torch.equal(theirs, ours):
+            raise InputError(
+                f"{path} is not written, because {card.architecture} gives other logits when it is loaded from it; "
+                "let its state dict hold all that its logits depend on, as parameters or buffers"
+            )
+        yield loaded
+
+
+def _first_logits(module: nn.Module, card: ModelCard) -> Tensor:
+    return logits_of(module, card.architecture, card.num_classes, card.input_shape, count=2)
 
 
 def model_content(module: nn.Module, card: ModelCard) -> bytes:
@@ -229,7 +282,7 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: object) 
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"{source}: {name} holds numbers that are not finite")
-    module.load_state_dict(tensors)
+    put_tensors(module, tensors)
 
 
 def _check_fit(module: nn.Module, tensors: dict[str, Tensor], source: object) -> None:

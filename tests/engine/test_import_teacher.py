@@ -138,7 +138,7 @@ def test_a_file_that_cannot_be_read_back_is_not_left_and_an_earlier_one_stays(tm
     def refuse(*_: object) -> None:
         raise InputError("it is damaged")
 
-    monkeypatch.setattr("gapssg.engine.import_teacher.load_model", refuse)
+    monkeypatch.setattr("gapssg.models.model_file.load_model", refuse)
     with pytest.raises(InputError, match=r"a.safetensors is not written, because it could not be read: it is damaged"):
         import_teacher(settings(seed=1), tmp_path / "a.safetensors", overwrite=True)
     assert (tmp_path / "a.safetensors").read_bytes() == before

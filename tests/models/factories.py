@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -180,12 +180,12 @@ class InPairs(nn.Module):
 class WithAnother(nn.Module):
     """Keeps something else than weights: a buffer of some type, an extra state, or a tensor outside its state dict."""
 
-    def __init__(self, kind: str = "none") -> None:
+    def __init__(self, kind: str = "none", num_classes: int = 10) -> None:
         super().__init__()
-        self.linear = nn.Linear(256, 10)
+        self.linear = nn.Linear(256, num_classes)
         self.kind = kind
         if kind == "hidden":
-            self.hidden = torch.randn(10)
+            self.hidden = torch.randn(num_classes)
         elif kind != "none":
             self.register_buffer("other", torch.ones(3).to(getattr(torch, kind)))
 
@@ -202,6 +202,23 @@ class WithExtraState(WithAnother):
 
     def set_extra_state(self, state: object) -> None:
         pass
+
+
+class Versioned(nn.Linear):
+    """Refuses a state of unknown version, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], *rest: Any
+    ) -> None:
+        if local_metadata.get("version") != 2:
+            raise ValueError("version should be set to 2")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+def versioned(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), Versioned(256, num_classes))
 
 
 def not_initialised() -> nn.Module:
