@@ -37,7 +37,7 @@ from gapssg.engine.trainee import Phase, Trainee, TraineeFacts
 from gapssg.errors import Diverged, InputError, RunError
 from gapssg.models import create_model
 from gapssg.models.foreign import check_classifier
-from gapssg.models.model_file import LoadedModel, ModelCard, Provenance, load_weights, save_verified_model
+from gapssg.models.model_file import LoadedModel, ModelCard, Provenance, load_foreign_weights, save_verified_model
 from gapssg.models.profile import executed_batch_norm_layers, profile_model
 from gapssg.models.safetensors_file import read_safetensors
 from gapssg.runtime import Runtime, to_uint8
@@ -591,7 +591,7 @@ def _make_student(settings: DistillSettings, runtime: Runtime, teacher: LoadedMo
         weights_follow=settings.student.weights is not None,
     )
     if settings.student.weights is not None:
-        load_weights(student, read_safetensors(settings.student.weights).tensors, settings.student.weights)
+        load_foreign_weights(student, read_safetensors(settings.student.weights).tensors, settings.student.weights)
         check_classifier(student, settings.student.name, teacher.card.num_classes, teacher.card.input_shape)
     return student
 

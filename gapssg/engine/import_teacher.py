@@ -22,7 +22,7 @@ from gapssg.files import check_output_file
 from gapssg.models import MODELS, MOST_CLASSES, create_model
 from gapssg.models.foreign import check_classifier
 from gapssg.models.libraries import Pretrained, pretrained_weights
-from gapssg.models.model_file import LoadedModel, ModelCard, Provenance, load_weights, staged_model
+from gapssg.models.model_file import LoadedModel, ModelCard, Provenance, load_foreign_weights, staged_model
 from gapssg.models.profile import profile_model
 from gapssg.models.reference import is_factory, library_model
 from gapssg.models.safetensors_file import read_safetensors
@@ -100,17 +100,17 @@ def _pretrained(settings: ImportSettings) -> Pretrained:
     library = library_model(settings.model.name)
     if library is None:
         raise InputError(f"only torchvision and timm have default weights, not {settings.model.name}; give a FILE")
-    return pretrained_weights(*library, settings.input_shape[0])
+    return pretrained_weights(*library, settings.input_shape[0], **settings.model.arguments)
 
 
 def _fill(module: nn.Module, settings: ImportSettings, pretrained: Pretrained | None) -> None:
     name = settings.model.name
     if pretrained is not None:
-        load_weights(module, pretrained.tensors, f"{name}, default weights")
+        load_foreign_weights(module, pretrained.tensors, f"{name}, default weights")
     elif settings.weights is not None:
         file = Path(settings.weights)
         try:
-            load_weights(module, read_safetensors(file).tensors, file)
+            load_foreign_weights(module, read_safetensors(file).tensors, file)
         except InputError as error:
             if name in MODELS and name in torchvision.models.list_models():
                 raise InputError(f"{error}; torchvision's model of that name is torchvision:{name}") from error
@@ -128,7 +128,7 @@ def _describe(settings: ImportSettings, pretrained: Pretrained | None) -> ModelC
     if settings.class_names is not None:
         _check_class_names(settings.class_names)
     names = settings.class_names or (pretrained.class_names if pretrained else None)
-    count = settings.num_classes or (len(names) if names else None)
+    count = settings.num_classes or (len(names) if names else pretrained and pretrained.num_classes)
     if count is None:
         raise InputError("the number of classes is not known; add --num-classes or --class-names")
     if names is not None and len(names) != count:
@@ -136,7 +136,7 @@ def _describe(settings: ImportSettings, pretrained: Pretrained | None) -> ModelC
     mean, deviation = _normalization(settings, pretrained)
     return ModelCard(
         architecture=settings.model.name,
-        arguments=settings.model.arguments,
+        arguments={**(pretrained.arguments if pretrained else {}), **settings.model.arguments},
         num_classes=count,
         input_shape=settings.input_shape,
         mean=mean,

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import copy
+import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from gapssg import DistillSettings, ImportSettings, InputError, RunError, distill, import_teacher, load_model
 from gapssg.engine.distillation import Distillation
@@ -228,6 +234,135 @@ def test_default_weights_without_a_network_end_in_one_sentence(tmp_path: Path, m
     )
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def stored_by_torchvision(name: str) -> dict[str, torch.Tensor]:
+    """Weights for a model of torchvision as its servers have them."""
+    auxiliary = {"aux_logits": True, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    state = torchvision.models.get_model(name, weights=None, **auxiliary).state_dict()
+    if name.startswith("vit"):
+        return {
+            re.sub(r"mlp\.(0|3)\.", lambda m: f"mlp.linear_{1 + int(m[1]) // 3}.", key): t for key, t in state.items()
+        }
+    if name.startswith("densenet"):
+        renamed = {re.sub(r"(denselayer\d+\.\w+)([12])\.", r"\1.\2.", key): t for key, t in state.items()}
+        return {key: tensor for key, tensor in renamed.items() if not key.endswith("num_batches_tracked")}
+    return state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [("densenet121", "default"), ("densenet121", "file"), ("googlenet", "default"), ("googlenet", "file")]
+    + [("mnasnet0_5", "default"), ("vit_b_32", "file")],
+)
+def test_weights_that_torchvision_stores_in_an_older_form_are_taken(tmp_path: Path, monkeypatch, name, source):
+    stored = stored_by_torchvision(name)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: copy.copy(stored))
+    image = torch.rand(1, 3, 224, 224)
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    transforms = weights.transforms()
+    theirs = torchvision.models.get_model(name, weights=weights).eval()
+    given: dict[str, Any] = {"model": {"name": f"torchvision:{name}"}, "input_shape": (3, 224, 224)}
+    if source == "file":
+        save_file({key: tensor.clone() for key, tensor in stored.items()}, tmp_path / "w.safetensors")
+        given |= {"num_classes": 1000, "mean": transforms.mean, "deviation": transforms.std}
+        if name in ("googlenet", "inception_v3"):
+            given["model"]["arguments"] = {"transform_input": True}
+    values = {"weights": "default" if source == "default" else str(tmp_path / "w.safetensors"), **given}
+    import_teacher(ImportSettings.model_validate(values), tmp_path / "a.safetensors")
+    ours = load_model(tmp_path / "a.safetensors").module
+    with torch.no_grad():
+        torch.testing.assert_close(ours(image), theirs(image))
+
+
+@pytest.mark.slow
+def test_default_weights_follow_the_arguments_and_cannot_run_code(tmp_path: Path, monkeypatch):
+    pytest.importorskip("timm")
+    seen: list[str | None] = []
+
+    def load(model: nn.Module, **_: object) -> None:
+        seen.append(os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD"))
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", load)
+    model = {"name": "timm:vit_tiny_patch16_224", "arguments": {"img_size": 32}}
+    given = {"model": model, "weights": "default", "input_shape": (3, 32, 32)}
+    result = import_teacher(ImportSettings.model_validate(given), tmp_path / "a.safetensors")
+    assert (result["num_classes"], seen) == (1000, ["1"])
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+    for argument in ("checkpoint_path", "no_such_argument"):
+        model["arguments"] = {argument: "x"}
+        assert argument in refusal(tmp_path / "b.safetensors", ImportSettings.model_validate(given))
+    assert len(seen) == 1
+
+
+def variants(weights: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """The same weights in the forms in which PyTorch programs leave them."""
+    wrapped = {f"module.{name}": tensor for name, tensor in weights.items()}
+    parts = {re.sub(r"^1\.", "1.module.", name): tensor for name, tensor in weights.items()}
+    return {
+        "without counters": {name: t for name, t in weights.items() if not name.endswith("num_batches_tracked")},
+        "halves": {name: tensor.half() for name, tensor in weights.items()},
+        "halves with a counter beyond them": {**weights, "1.num_batches_tracked": torch.tensor(1e6).half()},
+        "bfloat16": {name: t.bfloat16() if t.is_floating_point() else t for name, t in weights.items()},
+        "double": {name: tensor.double() for name, tensor in weights.items()},
+        "integers of 32 bits": {name: t if t.is_floating_point() else t.int() for name, t in weights.items()},
+        "parallel": wrapped,
+        "compiled and parallel": {f"_orig_mod.{name}": tensor for name, tensor in wrapped.items()},
+        "parallel but one": {**wrapped, "6.bias": wrapped.pop("module.6.bias")},
+        "averaged": {**wrapped, "module.6.bias": weights["6.bias"], "n_averaged": torch.tensor(3)},
+        "a parallel part": parts,
+        "of Lightning": {f"model.{name}": tensor for name, tensor in weights.items()},
+    }
+
+
+@pytest.mark.parametrize("form", variants(create_model(FACTORY, num_classes=10, input_shape=GREY).state_dict()))
+def test_weights_that_pytorch_takes_are_taken(tmp_path: Path, form: str):
+    expected = create_model(FACTORY, num_classes=10, input_shape=GREY, seed=3).state_dict()
+    save_file(variants(expected)[form], tmp_path / "w.safetensors")
+    import_teacher(settings(weights=str(tmp_path / "w.safetensors")), tmp_path / "a.safetensors")
+    loaded = load_model(tmp_path / "a.safetensors", [FACTORY]).module.state_dict()
+    for name, tensor in loaded.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        torch.testing.assert_close(tensor, expected[name], rtol=2**-8, atol=1e-4)
+
+
+def test_a_weight_that_shares_another_need_not_stand_twice(tmp_path: Path):
+    name = "tests.models.factories:Tied"
+    weights = create_model(name, num_classes=10, input_shape=GREY, seed=3).state_dict()
+    del weights["second.weight"]
+    save_file(weights, tmp_path / "w.safetensors")
+    import_teacher(settings(name, weights=str(tmp_path / "w.safetensors")), tmp_path / "a.safetensors")
+    loaded = load_model(tmp_path / "a.safetensors", [name]).module.state_dict()
+    assert torch.equal(loaded["second.weight"], weights["first.weight"])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"6.weight": torch.zeros(10, 4, dtype=torch.int8)}, "6.weight is torch.int8 instead of torch.float32"),
+        ({"6.weight": torch.full((10, 4), 1e300, dtype=torch.float64)}, "6.weight holds numbers that are not finite"),
+        ({"head.weight": torch.zeros(10, 4)}, "head.weight is unknown"),
+    ],
+)
+def test_weights_of_other_numbers_are_refused(tmp_path: Path, change, sentence):
+    weights = create_model(FACTORY, num_classes=10, input_shape=GREY, seed=3).state_dict()
+    save_file({**weights, **change}, tmp_path / "w.safetensors")
+    assert sentence in refusal(tmp_path / "a.safetensors", settings(weights=str(tmp_path / "w.safetensors")))
+
+
+def test_the_lines_that_convert_a_pickle_run_whatever_the_layout_and_the_sharing_of_its_tensors(
+    tmp_path: Path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    module = torchvision.models.squeezenet1_1(num_classes=10).to(memory_format=torch.channels_last)
+    torch.save({**module.state_dict(), "classifier.1.bias": torch.zeros(20)[:10]}, "w.pth")
+    name = "torchvision:squeezenet1_1"
+    given = settings(name, weights="w.pth", input_shape=(3, 32, 32))
+    _, *lines = refusal(tmp_path / "a.safetensors", given).splitlines()
+    exec("\n".join(line.strip() for line in lines))
+    import_teacher(given.model_copy(update={"weights": "w.safetensors"}), tmp_path / "a.safetensors")
 
 
 @pytest.mark.slow

@@ -49,10 +49,9 @@ def test_whatever_a_stranger_hands_over_is_used_or_refused_with_a_sentence(world
     assert report.refused + report.accepted >= 10
 
 
-# What a message tells people to run where they trust a file, and a download that refuses whatever is no tensor.
+# What a message tells people to run where they trust a file.
 SAFE_LINES = {
-    "f\"    save_file(torch.load({str(path)!r}, weights_only=True), {str(path.with_suffix('.safetensors'))!r})\"",
-    "tensors = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)",
+    "f\"    weights = torch.load({str(path)!r}, map_location='cpu', weights_only=True)\\n\"",
 }
 
 

@@ -142,24 +142,6 @@ def test_the_first_missing_and_the_first_unknown_weight_are_named_in_their_order
     )
 
 
-def test_a_common_prefix_that_explains_the_difference_is_said():
-    names = ["features.0.weight", "features.1.weight", "features.2.weight"]
-    wrapped = [f"module.{name}" for name in names]
-    sentence = (
-        "features.0.weight is missing; module.features.0.weight is unknown; features.1.weight is missing and 3 more"
-    )
-    assert wrong(names, wrapped) == (
-        f"{sentence} (its names begin with 'module.', which those of the model do not; take it off)"
-    )
-    assert wrong(wrapped, names).endswith(
-        " (the names of the model begin with 'module.', which its own do not; put it before them)"
-    )
-    assert wrong(names, [*wrapped[:2], "module.other"]).endswith("take it off)")
-    assert "(" not in wrong(names, [f"module.{name}.x" for name in names])
-    assert "(" not in wrong(names, [*wrapped, "other.weight"])
-    assert "(" not in wrong(names, [])
-
-
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path):
     model = create_model("wrn16_1", num_classes=10, input_shape=(1, 16, 16))
     with torch.no_grad():
