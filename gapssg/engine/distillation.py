@@ -143,6 +143,7 @@ class Distillation:
             update={
                 "architecture": settings.student.name,
                 "arguments": settings.student.arguments,
+                "outputs": "logits",
                 **augmentation.to_dict(),
                 "provenance": Provenance(
                     command="distill",

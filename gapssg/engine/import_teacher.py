@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from gapssg.augment import Normalization, check_crop_padding
 from gapssg.data.image_set import ImageSet
 from gapssg.engine.inference import predict
-from gapssg.engine.metrics import Scores, score
+from gapssg.engine.metrics import Scores, score, top_k_accuracy
 from gapssg.engine.real_images import read_test_images
 from gapssg.engine.run_directory import Display, SilentDisplay, run_facts, versions
 from gapssg.engine.settings import DEFAULT_WEIGHTS, ImportSettings
 from gapssg.errors import InputError, RunError, shortened
 from gapssg.files import check_output_file
+from gapssg.intervals import Z_95
 from gapssg.models import MODELS, MOST_CLASSES, create_model
-from gapssg.models.foreign import check_classifier
+from gapssg.models.foreign import Outputs, check_classifier, outputs_of, take_logarithm
 from gapssg.models.libraries import Pretrained, pretrained_weights
 from gapssg.models.model_file import LoadedModel, ModelCard, Provenance, load_foreign_weights, staged_model
 from gapssg.models.profile import profile_model
 from gapssg.models.reference import is_factory, library_model
 from gapssg.models.safetensors_file import read_safetensors
 from gapssg.runtime import Runtime
+from gapssg.text import percent
+
+# Pixels in [0, 1], in [-1, 1] and in [0, 255].
+_USUAL_NORMALIZATIONS = ((0.0, 1.0), (0.5, 0.5), (0.0, 1 / 255))
+_MOST_COMPARED = 1000
+_CLEARLY_BETTER = 0.05
 
 
 def import_teacher(
@@ -62,11 +70,12 @@ def import_teacher(
         input_shape=card.input_shape,
         seed=runtime.derive_seed("initial-weights"),
         arguments=card.arguments,
-        weights_follow=settings.weights is not None,
+        weights_follow=True,
     )
     _fill(module, settings, pretrained)
-    check_classifier(module, card.architecture, card.num_classes, card.input_shape)
+    check_classifier(module, card.architecture, card.num_classes, card.input_shape, takes_probabilities=True)
     module.eval()
+    card = card.model_copy(update={"outputs": _recognise_outputs(module, card, display)})
     unwritten = LoadedModel(module, card, "", output)
     images = read_test_images(settings.data, unwritten, display) if settings.data else None
     try:
@@ -75,7 +84,7 @@ def import_teacher(
         raise RunError(f"cannot write {output}: {error.strerror or error}") from error
     # To the last bit: both compute in the same way on the same processor, and `check_classifier` refused what varies.
     with staged_model(output, module, card) as written:
-        scores = _evaluate(written, images, runtime)
+        scores = _evaluate(written, images, runtime, display)
     return {
         "command": "import-teacher",
         "file": str(output),
@@ -187,11 +196,49 @@ def _for_each_channel(option: str, values: tuple[float, ...], channels: int) -> 
     return values * channels if len(values) == 1 else values
 
 
-def _evaluate(model: LoadedModel, images: ImageSet | None, runtime: Runtime) -> dict[str, Any]:
+def _recognise_outputs(module: nn.Module, card: ModelCard, display: Display) -> Outputs:
+    """Return what a classifier returns, say what is done about it, and let it return logits."""
+    name = card.architecture
+    outputs, (least, largest) = outputs_of(module, name, card.num_classes, card.input_shape)
+    if outputs == "probabilities":
+        take_logarithm(module)
+        message = f"{name} returns probabilities; their logarithm is taken as logits, wherever the file is used"
+        display.event({"event": "note", "message": message})
+    elif outputs == "log-probabilities":
+        message = f"{name} returns log-probabilities, which are taken as logits: their softmax is the probabilities"
+        display.event({"event": "note", "message": message})
+    elif least >= 0 and largest <= 1:
+        message = (
+            f"all outputs of {name} lie in [0, 1], as those of a sigmoid do; they are taken as logits, so that loss, "
+            "calibration and a student's targets are wrong if they are not: let the model return logits"
+        )
+        display.event({"event": "warning", "epoch": 0, "message": message})
+    return outputs
+
+
+def _evaluate(model: LoadedModel, images: ImageSet | None, runtime: Runtime, display: Display) -> dict[str, Any]:
     if images is None:
         return dict.fromkeys(Scores._fields)
-    images = images.to(runtime.device)
-    normalization = Normalization.from_statistics(model.card.mean, model.card.deviation, runtime.device)
+    module, images, card = runtime.place(model.module), images.to(runtime.device), model.card
+
+    def logits(images: ImageSet, mean: tuple[float, ...], deviation: tuple[float, ...]) -> Tensor:
+        return predict(module, images.images, Normalization.from_statistics(mean, deviation, runtime.device), runtime)
+
     with runtime.configured():
-        logits = predict(runtime.place(model.module), images.images, normalization, runtime)
-    return score(logits, images.labels, images.class_names).to_dict()
+        scores = score(logits(images, card.mean, card.deviation), images.labels, images.class_names)
+        some, channels = images.spread(_MOST_COMPARED), card.input_shape[0]
+        given = top_k_accuracy(logits(some, card.mean, card.deviation), some.labels, 1)
+        usual = {
+            top_k_accuracy(logits(some, (mean,) * channels, (deviation,) * channels), some.labels, 1): (mean, deviation)
+            for mean, deviation in _USUAL_NORMALIZATIONS
+        }
+    best = max(usual)
+    # Beyond what chance does to the difference of two shares.
+    if best - given > max(_CLEARLY_BETTER, Z_95 * math.sqrt(0.5 / len(some))):
+        mean, deviation = usual[best]
+        message = (
+            f"top-1 is {percent(given)} as the input is normalised, and {percent(best)} with --mean {mean:g} "
+            f"--std {deviation:.4g}: the model may normalise its input itself, or was trained otherwise"
+        )
+        display.event({"event": "warning", "epoch": 0, "message": message})
+    return scores.to_dict()

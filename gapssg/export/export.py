@@ -123,7 +123,9 @@ def _read_pool(settings: ExportSettings, model: LoadedModel, runtime: Runtime) -
 
 def _metadata(model: LoadedModel, settings: ExportSettings, all_versions: dict[str, str]) -> dict[str, Any]:
     """Return what the exported file says of itself."""
-    card = model.card.model_dump(mode="json", exclude={"format_version", "crop_padding", "flip", "provenance"})
+    card = model.card.model_dump(
+        mode="json", exclude={"format_version", "crop_padding", "flip", "outputs", "provenance"}
+    )
     return {
         **card,
         "format_version": _FORMAT_VERSION,

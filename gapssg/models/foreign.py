@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,11 @@ Rounding in float32 is some 1e-7, and 1e-5 after a hundred layers; 1e-3 where a 
 which makes a whole step of it; the statistics of another batch change a tenth or
 more.
 """
+
+
+Outputs = Literal["logits", "probabilities", "log-probabilities"]
+_SCALES = (1.0, 0.1, 10.0)
+_LARGEST_ERROR_OF_A_SUM = 1e-3  # of probabilities in float32; in half precision a few of its roundings
 
 
 @contextmanager
@@ -76,7 +82,14 @@ def check_module(module: object, name: str) -> nn.Module:
     return module
 
 
-def check_classifier(module: object, name: str, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
+def check_classifier(
+    module: object,
+    name: str,
+    num_classes: int,
+    input_shape: tuple[int, int, int],
+    *,
+    takes_probabilities: bool = False,
+) -> nn.Module:
     """Return `module` if it is a classifier of such images, by forward passes of 1 to 3 in evaluation mode.
 
     Args:
@@ -84,6 +97,7 @@ def check_classifier(module: object, name: str, num_classes: int, input_shape: t
         name: What it is called in messages.
         num_classes: K.
         input_shape: (C, H, W).
+        takes_probabilities: Whether it may return probabilities instead of logits.
 
     Raises:
         InputError: `check_module` refuses it, it has no evaluation mode, refuses the images, or does not map images
@@ -116,7 +130,55 @@ def check_classifier(module: object, name: str, num_classes: int, input_shape: t
             f"{name} gives an image other logits when other images are beside it, although it is in evaluation mode; "
             "let its batch norms follow module.training"
         )
+    if not takes_probabilities and outputs_of(module, name, num_classes, input_shape)[0] == "probabilities":
+        raise InputError(
+            f"{name} returns probabilities; let it return the logits before its softmax (`gapssg import-teacher` takes "
+            "a trained model as it is)"
+        )
     return module
+
+
+def outputs_of(
+    module: nn.Module, name: str, num_classes: int, input_shape: tuple[int, int, int]
+) -> tuple[Outputs, tuple[float, float]]:
+    """Recognise by random images what a classifier returns, which its weights do not show.
+
+    Returns:
+        What it returns, and the least and the largest number of it.
+
+    Raises:
+        InputError: As `logits_of`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    found: set[Outputs] = set()
+    numbers = []
+    for scale in _SCALES:
+        images = scale * torch.randn(max(_BATCHES), *input_shape, generator=generator)
+        outputs = _run(module, name, num_classes, images.to(_device(module)))
+        found.add(_kind_of(outputs))
+        numbers += [outputs.min().item(), outputs.max().item()]
+    return found.pop() if len(found) == 1 else "logits", (min(numbers), max(numbers))
+
+
+def _kind_of(outputs: Tensor) -> Outputs:
+    tolerance = max(_LARGEST_ERROR_OF_A_SUM, 4 * torch.finfo(outputs.dtype).eps)
+    outputs = outputs.double()
+
+    def is_distribution(numbers: Tensor) -> bool:
+        return bool((numbers >= 0).all() and ((numbers.sum(dim=1) - 1).abs() <= tolerance).all())
+
+    if is_distribution(outputs):
+        return "probabilities"
+    return "log-probabilities" if is_distribution(outputs.exp()) else "logits"
+
+
+def take_logarithm(module: nn.Module) -> None:
+    """Let a classifier that returns probabilities return their logarithms, which are logits."""
+    module.register_forward_hook(_logarithm)
+
+
+def _logarithm(module: nn.Module, inputs: object, probabilities: Tensor) -> Tensor:
+    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
 
 
 def logits_of(module: nn.Module, name: str, num_classes: int, input_shape: tuple[int, int, int], count: int) -> Tensor:
@@ -127,13 +189,18 @@ def logits_of(module: nn.Module, name: str, num_classes: int, input_shape: tuple
     """
     most = max(_BATCHES)
     images = torch.linspace(-1, 1, most * math.prod(input_shape), device=_device(module)).view(most, *input_shape)
+    return _run(module, name, num_classes, images[:count])
+
+
+def _run(module: nn.Module, name: str, num_classes: int, images: Tensor) -> Tensor:
+    count, *input_shape = images.shape
     plural, size = "" if count == 1 else "s", _shape(input_shape)
     with (
         foreign_code(f"{name} does not take {'images' if plural else 'a single image'} of {size}"),
         frozen(module),
         torch.no_grad(),
     ):
-        logits = module(images[:count])
+        logits = module(images)
     if isinstance(logits, Tensor) and logits.shape == (count, num_classes) and logits.is_floating_point():
         return logits
     raise InputError(
@@ -215,5 +282,5 @@ def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _shape(input_shape: tuple[int, int, int]) -> str:
+def _shape(input_shape: Sequence[int]) -> str:
     return "x".join(map(str, input_shape))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -24,12 +24,14 @@ from gapssg.errors import InputError, RunError, shortened
 from gapssg.files import canonical_json, parse_json, staged, write_atomically
 from gapssg.models import LONGEST_NAME, MOST_CHANNELS, MOST_CLASSES, check_model_name, create_model, empty_model
 from gapssg.models.foreign import (
+    Outputs,
     at_most_parameters,
     check_classifier,
     differ,
     foreign_code,
     logits_of,
     put_tensors,
+    take_logarithm,
     tensors_of,
 )
 from gapssg.models.reference import check_allowed, is_factory
@@ -87,6 +89,8 @@ class ModelCard(WithArguments):
     """Whether a mirrored image still belongs to its class."""
     class_names: tuple[Annotated[str, Field(max_length=255)], ...]
     """Names of the classes in the order of the logits."""
+    outputs: Outputs = "logits"
+    """What the architecture returns; whoever loads the file gets the logarithm of probabilities."""
     provenance: Provenance
     """Where the weights come from."""
 
@@ -97,6 +101,12 @@ class ModelCard(WithArguments):
         if not len(self.mean) == len(self.deviation) == self.input_shape[0]:
             raise ValueError("mean, deviation and input_shape differ in their channels")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_usual(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        usual: dict[str, Any] = {"arguments": {}, "outputs": "logits"}
+        values: dict[str, Any] = serialize(self)
+        return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
 
 
 @dataclass(frozen=True)
@@ -226,6 +236,8 @@ def load_model(path: str | Path, factories: Iterable[str] = ()) -> LoadedModel:
     load_weights(module, file.tensors, path)
     if sha256 != _sha256_of_content(file.tensors, description):
         raise InputError(f"{path} is not as it was saved (its checksum differs); get it anew")
+    if card.outputs == "probabilities":
+        take_logarithm(module)
     if is_factory(card.architecture):
         try:
             check_classifier(module, card.architecture, card.num_classes, card.input_shape)

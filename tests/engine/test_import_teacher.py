@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,30 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gapssg import DistillSettings, ImportSettings, InputError, RunError, distill, import_teacher, load_model
+from gapssg.data import load_split
 from gapssg.engine.distillation import Distillation
+from gapssg.engine.run_directory import SilentDisplay
 from gapssg.models import create_model
 from gapssg.models.libraries import Pretrained
 from gapssg.runtime import Runtime
+from tests.conftest import write_images
 
 GREY = (1, 16, 16)
 FACTORY = "tests.models.factories:small"
 WITH_ANOTHER = "tests.models.factories:WithAnother"
 OUT_OF_ORDER = "tests.models.factories:OutOfOrder"
+ENDING = "tests.models.factories:Ending"
 SHUFFLENET = "torchvision:shufflenet_v2_x0_5"
+
+
+class Saying(SilentDisplay):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        self.messages.append(event["message"])
 
 
 def settings(name: str = FACTORY, **changes: object) -> ImportSettings:
@@ -253,8 +268,14 @@ def stored_by_torchvision(name: str) -> dict[str, torch.Tensor]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "source"),
-    [("densenet121", "default"), ("densenet121", "file"), ("googlenet", "default"), ("googlenet", "file")]
-    + [("mnasnet0_5", "default"), ("vit_b_32", "file")],
+    [
+        ("densenet121", "default"),
+        ("densenet121", "file"),
+        ("googlenet", "default"),
+        ("googlenet", "file"),
+        ("mnasnet0_5", "default"),
+        ("vit_b_32", "file"),
+    ],
 )
 def test_weights_that_torchvision_stores_in_an_older_form_are_taken(tmp_path: Path, monkeypatch, name, source):
     stored = stored_by_torchvision(name)
@@ -309,8 +330,8 @@ def variants(weights: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tens
         "integers of 32 bits": {name: t if t.is_floating_point() else t.int() for name, t in weights.items()},
         "parallel": wrapped,
         "compiled and parallel": {f"_orig_mod.{name}": tensor for name, tensor in wrapped.items()},
-        "parallel but one": {**wrapped, "6.bias": wrapped.pop("module.6.bias")},
-        "averaged": {**wrapped, "module.6.bias": weights["6.bias"], "n_averaged": torch.tensor(3)},
+        "parallel but one": {name.replace("module.6.bias", "6.bias"): tensor for name, tensor in wrapped.items()},
+        "averaged": {**wrapped, "n_averaged": torch.tensor(3)},
         "a parallel part": parts,
         "of Lightning": {f"model.{name}": tensor for name, tensor in weights.items()},
     }
@@ -336,6 +357,82 @@ def test_a_weight_that_shares_another_need_not_stand_twice(tmp_path: Path):
     import_teacher(settings(name, weights=str(tmp_path / "w.safetensors")), tmp_path / "a.safetensors")
     loaded = load_model(tmp_path / "a.safetensors", [name]).module.state_dict()
     assert torch.equal(loaded["second.weight"], weights["first.weight"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "outputs", "sentence"),
+    [
+        ("softmax", "probabilities", "returns probabilities; their logarithm is taken as logits"),
+        ("log_softmax", "log-probabilities", "returns log-probabilities, which are taken as logits"),
+        ("sigmoid", "logits", "lie in [0, 1], as those of a sigmoid do; they are taken as logits"),
+    ],
+)
+def test_outputs_that_are_no_logits_are_recognised_and_said(
+    tmp_path: Path, image_folder: Path, kind: str, outputs: str, sentence: str
+):
+    said = Saying()
+    given = settings(
+        model={"name": ENDING, "arguments": {"kind": kind}},
+        num_classes=None,
+        class_names=("bright", "dark"),
+        data={"name": f"folder:{image_folder}"},
+        runtime={"precision": "fp32"},
+    )
+    result = import_teacher(given, tmp_path / "a.safetensors", display=said)
+    assert any(sentence in message for message in said.messages)
+    loaded = load_model(tmp_path / "a.safetensors", [ENDING])
+    assert loaded.card.outputs == outputs
+    images = load_split(f"folder:{image_folder}", "test")
+    normalised = (images.images / 255 - 0.3) / 0.4
+    with torch.no_grad():
+        body = loaded.module.get_submodule("body")(normalised)
+        logits = loaded.module(normalised)
+    if kind != "sigmoid":
+        torch.testing.assert_close(logits, body.log_softmax(1))
+        assert result["loss"] == pytest.approx(nn.functional.cross_entropy(body, images.labels).item(), abs=1e-5)
+
+
+def test_a_probability_of_0_has_a_finite_logarithm_and_a_student_of_probabilities_has_logits(tmp_path: Path):
+    weights = {"body.2.weight": torch.full((10, 1), 1e4), "body.2.bias": torch.linspace(0, 1e4, 10)}
+    save_file(weights, tmp_path / "w.safetensors")
+    import_teacher(settings(ENDING, weights=str(tmp_path / "w.safetensors")), tmp_path / "t.safetensors")
+    assert load_model(tmp_path / "t.safetensors", [ENDING]).module(torch.ones(1, *GREY)).isfinite().all()
+    values = {
+        "teacher": tmp_path / "t.safetensors",
+        "model_factories": [ENDING],
+        "student": {"name": FACTORY},
+        "method": {"name": "noise", "synthesis_batch_size": 4, "distillation_steps": 1},
+        "epochs": 1,
+        "batch_size": 4,
+        "samples": False,
+    }
+    distill(DistillSettings.model_validate(values), tmp_path / "run")
+    assert load_model(tmp_path / "run" / "student.safetensors", [FACTORY]).card.outputs == "logits"
+    values["student"] = {"name": ENDING}
+    with pytest.raises(InputError, match="returns probabilities; let it return the logits before its softmax"):
+        distill(DistillSettings.model_validate(values), tmp_path / "other")
+
+
+def test_a_normalisation_that_the_model_does_itself_is_hinted_at(tmp_path: Path):
+    said = Saying()
+    weights = {"body.2.weight": torch.tensor([[60.0], [-60.0]]), "body.2.bias": torch.zeros(2)}
+    save_file(weights, tmp_path / "w.safetensors")
+    root = write_images(tmp_path / "images", test=40)
+    given = settings(
+        model={"name": ENDING, "arguments": {"kind": "log_softmax", "mean": 0.5}},
+        weights=str(tmp_path / "w.safetensors"),
+        num_classes=None,
+        class_names=("bright", "dark"),
+        data={"name": f"folder:{root}"},
+        mean=(0.9,),
+    )
+    import_teacher(given, tmp_path / "a.safetensors", display=said)
+    assert "top-1 is 50.0 % as the input is normalised, and 100.0 % with --mean 0 --std 1" in said.messages[-1]
+    said.messages.clear()
+    import_teacher(
+        given.model_copy(update={"mean": (0.0,), "deviation": (1.0,)}), tmp_path / "b.safetensors", display=said
+    )
+    assert not any("normalise" in message for message in said.messages)
 
 
 @pytest.mark.parametrize(

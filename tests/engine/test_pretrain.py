@@ -65,6 +65,14 @@ def test_a_model_that_cannot_be_read_back_is_no_result(image_folder: Path, tmp_p
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+def test_a_model_that_returns_probabilities_is_refused(image_folder: Path, tmp_path: Path):
+    for while_training in (True, False):
+        model = {"name": "tests.models.factories:Ending", "arguments": {"while_training": while_training}}
+        with pytest.raises(InputError, match="returns probabilities; let it return the logits before its softmax"):
+            pretrain_teacher(settings(image_folder, model=model), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_mirrored_digit_is_not_a_digit(tmp_path: Path):
     pretrain_teacher(settings(tmp_path, data={"name": "digits"}, epochs=1, batch_size=512), tmp_path / "run")
     assert load_model(tmp_path / "run" / "model.safetensors").card.flip is False

@@ -204,6 +204,23 @@ class WithExtraState(WithAnother):
         pass
 
 
+class Ending(nn.Module):
+    """Ends in a softmax, a log-softmax or a sigmoid, if asked in evaluation alone, and may normalise its input."""
+
+    def __init__(
+        self, num_classes: int, in_channels: int, kind: str = "softmax", while_training: bool = True, mean: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_channels, num_classes))
+        self.kind, self.while_training, self.mean = kind, while_training, mean
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.body(images - self.mean)
+        if self.training and not self.while_training:
+            return logits
+        return logits.sigmoid() if self.kind == "sigmoid" else getattr(logits, self.kind)(1)
+
+
 class Versioned(nn.Linear):
     """Refuses a state of unknown version, as torchvision's MNASNet does."""
 
