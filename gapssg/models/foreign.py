@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
@@ -28,6 +30,7 @@ more.
 """
 
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 Outputs = Literal["logits", "probabilities", "log-probabilities"]
 _SCALES = (1.0, 0.1, 10.0)
 _LARGEST_ERROR_OF_A_SUM = 1e-3  # of probabilities in float32; in half precision a few of its roundings
@@ -41,7 +44,7 @@ def foreign_code(complaint: str) -> Iterator[None]:
     except GapssgError:
         raise
     except (Exception, SystemExit) as error:  # a script that parses its arguments leaves
-        lines = str(error).strip().splitlines()
+        lines = _COLOURS.sub("", str(error)).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
         raise InputError(f"{complaint} ({shortened(reason, 300)})") from error
 
@@ -108,7 +111,11 @@ def check_classifier(
     _check_evaluation_mode(module, name)
     is_meta = _device(module).type == "meta"
     before = {} if is_meta else {key: tensor.clone() for key, tensor in _buffers(module, name).items()}
-    pair, again, alone, more = (logits_of(module, name, num_classes, input_shape, count) for count in _BATCHES)
+    try:
+        pair, again, alone, more = (logits_of(module, name, num_classes, input_shape, count) for count in _BATCHES)
+    except InputError:
+        _check_statistics(module, name)
+        raise
     if is_meta:
         return module
     if not all(logits.isfinite().all() for logits in (pair, alone, more)):
@@ -126,6 +133,7 @@ def check_classifier(
                 "let its batch norms follow module.training"
             )
     if any(differ(fewer, more[: len(fewer)]) for fewer in (pair, alone)):
+        _check_statistics(module, name)
         raise InputError(
             f"{name} gives an image other logits when other images are beside it, although it is in evaluation mode; "
             "let its batch norms follow module.training"
@@ -255,6 +263,17 @@ def _check_evaluation_mode(module: nn.Module, name: str) -> None:
     if training:
         part = f"its part {shortened(training[0])}" if training[0] else "it"
         raise InputError(f"{name} has no evaluation mode: {part} stays in training when asked for it; mend its train()")
+
+
+def _check_statistics(module: nn.Module, name: str) -> None:
+    """Refuse batch norms that have no statistics but those of a batch, whatever their mode."""
+    for part, layer in module.named_modules():
+        if isinstance(layer, _BatchNorm) and layer.running_mean is None:
+            raise InputError(
+                f"{name} has a batch norm, {shortened(part)}, that keeps no running statistics "
+                "(track_running_stats=False), so that an image's logits depend on the images beside it; "
+                "train it with track_running_stats=True"
+            )
 
 
 def _buffers(module: nn.Module, name: str) -> dict[str, Tensor]:
