@@ -34,6 +34,7 @@ def read_images(
         image_size=settings.image_size,
         channels=settings.channels or channels,
         progress=lambda done, total: display.progress(f"reading {split} images", done, total),
+        note=lambda sentence: display.event({"event": "warning", "epoch": 0, "message": sentence}),
     )
     return images if settings.images is None else images.spread(settings.images)
 
