@@ -41,6 +41,7 @@ from gapssg.engine.distillation import Distillation
 from gapssg.engine.requests import Requests
 from gapssg.engine.run_directory import RunDirectory, SilentDisplay
 from gapssg.models.model_file import load_model
+from gapssg.runs.events import Started
 from gapssg.runtime import Runtime, to_unit_range
 from gapssg.settings import RuntimeSettings
 from gapssg.synthesis.pool import SamplePool
@@ -157,7 +158,7 @@ def checkpoint(device: str, quick: bool, rounds: int) -> Report:
                 synthesis = distillation.synthesizer.synthesis_steps(distillation.student, 0, 0)
                 next(synthesis)
             directory = RunDirectory(Path(folder) / stage, settings, SilentDisplay())
-            directory.record("start", message="a benchmark")
+            directory.record(Started(message="a benchmark"))
             checkpoints = Checkpoints(directory, {}, distillation.state, Requests(), 1, 10.0)
             with directory, checkpoints:
                 checkpoints.write()

@@ -1,4 +1,4 @@
-"""The default and the other methods on twelve teachers that look like people's own.
+"""The default and the other methods on thirteen teachers that look like people's own.
 
     python -m benchmarks.strangers --cifar10 FOLDER                      every pair, the default, 3 seeds
     python -m benchmarks.strangers --pairs digits-grey28 --methods dafl --seeds 1
@@ -6,7 +6,8 @@
 For each pair: a teacher by a plain training loop, the same student trained on the real images (the ceiling), and
 students by data-free methods, each with `gapssg distill --teacher T --student S` and nothing else. The figure to
 reach is the way from chance to the ceiling in balanced accuracy. Cells that are there are not made again, so an
-interruption costs one cell; `benchmarks/results/strangers.csv` is written from all cells.
+interruption costs one cell. `benchmarks/results/strangers.csv` is written from all cells; its rows of other cells stay,
+so that several machines can fill it. A row names the commit whose code made it.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ COLUMNS = (
     "top1",
     "balanced",
     "lowest",
+    "classes",
     "way",
     "agreement_printed",
     "agreement",
@@ -52,7 +54,10 @@ COLUMNS = (
     "seconds",
     "settings",
     "machine",
+    "commit",
 )
+KEY = ("pair", "method", "seed")
+"""What tells cells apart."""
 
 
 def main() -> None:
@@ -74,7 +79,7 @@ def main() -> None:
         for method in arguments.methods:
             for seed in range(arguments.seeds):
                 place.student(method, seed, arguments.set, arguments.label or method)
-    cells = read_cells(arguments.directory)
+    cells = read_cells(arguments.directory, arguments.output)
     write_csv(cells, arguments.output)
     print_summary(cells)
 
@@ -153,6 +158,7 @@ class Place:
             "seconds": seconds,
             "settings": " ".join(settings or []),
             "machine": f"{torch.get_num_threads()} threads, torch {torch.__version__}",
+            "commit": commit(),
         }
         (self.folder / f"{method}-{seed}.json").write_text(json.dumps(cell, indent=2) + "\n")
         print({key: round(cell[key], 4) for key in ("top1", "balanced", "lowest", "seconds")}, self.name, method, seed)
@@ -173,15 +179,37 @@ def recalls_of(logits: Tensor, images: ImageSet) -> list[float]:
     return [right[images.labels == label].mean().item() for label in range(images.num_classes)]
 
 
-def read_cells(directory: Path) -> list[dict[str, Any]]:
-    """Return all cells, with the way from chance to the ceiling where the ceiling is known."""
-    cells = [json.loads(path.read_text()) for path in sorted(directory.glob("*/*.json"))]
-    ceilings = {cell["pair"]: cell["balanced"] for cell in cells if cell["method"] == CEILING}
-    for cell in cells:
+def commit() -> str:
+    """Name the commit that is checked out."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(git, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def read_cells(directory: Path, output: Path) -> list[dict[str, Any]]:
+    """Return the cells of a directory and of an earlier table, with the way from chance to the ceiling where known."""
+    rows = list(csv.DictReader(output.open(newline=""))) if output.exists() else []
+    cells: dict[tuple[str, ...], dict[str, Any]] = {key_of(row): parsed(row) for row in rows}
+    for path in directory.glob("*/*.json"):
+        cell = json.loads(path.read_text())
+        cells[key_of(cell)] = cell
+    ceilings = {cell["pair"]: cell["balanced"] for cell in cells.values() if cell["method"] == CEILING}
+    for cell in cells.values():
         chance = 1 / cell["classes"]
         if cell["pair"] in ceilings:
             cell["way"] = (cell["balanced"] - chance) / (ceilings[cell["pair"]] - chance)
-    return cells
+    return [cells[key] for key in sorted(cells)]
+
+
+def key_of(cell: dict[str, Any]) -> tuple[str, ...]:
+    """Return what tells a cell from others."""
+    return tuple(str(cell[name]) for name in KEY)
+
+
+def parsed(row: dict[str, str]) -> dict[str, Any]:
+    """Return a row of the table as a cell."""
+    texts = {"pair", "method", "failures", "settings", "machine", "commit"}
+    numbers = {name: json.loads(text or "null") for name, text in row.items() if name not in texts}
+    return row | numbers
 
 
 def write_csv(cells: list[dict[str, Any]], output: Path) -> None:

@@ -54,6 +54,7 @@ class Pair:
         training: How the teacher is trained.
         student: Name of the student's architecture.
         student_epochs: Epochs of the student's own training on real images, for the ceiling.
+        raw: Whether the models take pixel values of 0 to 255 as they are, so that their first activations are large.
     """
 
     source: Source
@@ -61,6 +62,7 @@ class Pair:
     training: Training
     student: str
     student_epochs: int = 12
+    raw: bool = False
 
     @property
     def factories(self) -> tuple[str, ...]:
@@ -78,7 +80,7 @@ PAIRS: dict[str, Pair] = {
     ),
     "digits-grey28": Pair(digits(28, 1), "wrn16_2", Training("adamw", 2e-3, 12, augment=False), "wrn16_half", 40),
     "letters-grey28": Pair(
-        letters(28, ALPHABET), "benchmarks.homemade:network", Training("sgd", 0.02, 16), "wrn16_half", 8
+        letters(28, ALPHABET), "benchmarks.homemade:network", Training("sgd", 0.01, 16), "wrn16_half", 8
     ),
     "letters-rgb32": Pair(
         letters(32, ALPHABET[:10], colour=True), "vgg11", Training("sgd", 0.05, 6, label_smoothing=0.1), "wrn16_1", 10
@@ -110,6 +112,14 @@ PAIRS: dict[str, Pair] = {
         Training("adamw", 2e-3, 10, augment=False),
         "wrn10_half",
         10,
+    ),
+    "planes-grey64": Pair(
+        cifar(single("airplane", "ship"), 64, 1, {"airplane": 1000, "ship": 2000}),
+        "torchvision:resnet18",
+        Training("adamw", 1e-3, 8, augment=False),
+        "wrn16_half",
+        10,
+        raw=True,
     ),
     "boats-rgb96": Pair(
         cifar(single("automobile", "ship"), 96, 3, dict.fromkeys(("automobile", "ship"), 1000)),
@@ -194,6 +204,8 @@ def train_model_file(
 ) -> None:
     """Train an architecture on the images of a pair and write it as a model file."""
     mean, deviation = images.channel_statistics()
+    if pair.raw:
+        mean, deviation = (0.0,) * len(mean), (1 / 255,) * len(mean)
     card = ModelCard(
         architecture=architecture,
         num_classes=images.num_classes,

@@ -10,14 +10,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from gapssg import DistillSettings, distill
 from gapssg.engine.run_directory import SilentDisplay
+from gapssg.runs.events import Epoch, Event
 from gapssg.runtime import computes_bf16_natively
 from gapssg.synthesis import method_classes
 from tests.runs import files_of
@@ -182,10 +183,10 @@ class _Looking(SilentDisplay):
         self.bytes_an_epoch = bytes_an_epoch
         self.looks: list[Look] = []
 
-    def event(self, event: Mapping[str, Any]) -> None:
-        epoch = event.get("epoch", 0)
-        if event["event"] != "epoch" or epoch % self.every:
+    def event(self, event: Event) -> None:
+        if not isinstance(event, Epoch) or event.epoch % self.every:
             return
+        epoch = event.epoch
         resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         files = sum(path.is_file() and path.parent.name != "pool" for path in self.run.rglob("*"))
         handles = len(os.listdir("/proc/self/fd"))

@@ -17,6 +17,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from gapssg.runs.events import (
+    CheckpointWritten,
+    DistillationEpoch,
+    Ended,
+    Epoch,
+    Event,
+    Note,
+    PretrainingEpoch,
+    Remaining,
+    RolledBack,
+    Started,
+    Warned,
+)
 from gapssg.text import duration, percent, printable, printable_toml
 
 if TYPE_CHECKING:
@@ -167,30 +180,32 @@ class LiveDisplay:
         self._alternates = False  # whether the task was interrupted by another, whose time is not known here
         self._begun = (0.0, 0)  # when it was first shown, and how much was done then
 
-    def event(self, event: Mapping[str, Any]) -> None:
+    def event(self, event: Event) -> None:
         """Print an event as one line."""
-        if event["event"] in ("start", "end"):
-            self._show_run(False)
-        if event["event"] == "start":
-            self._console.invocation.started = True
-            self._console.say(event["message"])
-        elif event["event"] == "epoch":
-            self._show_run(True, event["epoch"], event["epochs"], event["timing"].get("remaining"))
-            self._console.say(epoch_line(event, narrow=self._console.is_narrow()))
-        elif event["event"] == "time_left":
-            self._show_run(True, event["epochs_done"], event["epochs"], event["seconds"])
-        elif event["event"] == "checkpoint":
-            self._console.invocation.checkpoint = str(event["directory"])
-        elif event["event"] == "note":
-            self._console.say(event["message"])
-        elif event["event"] == "rollback":
-            self._console.say(
-                f"epoch {event['epoch']}: the {event['part']} diverged; taken back, and on at learning rate "
-                f"{event['learning_rate']:.3g}"
-            )
-        elif event["event"] == "warning":
-            when = f", epoch {event['epoch']}" if event["epoch"] else ""
-            self._console.say(f"warning{when}: {event['message']}")
+        match event:
+            case Started():
+                self._show_run(False)
+                self._console.invocation.started = True
+                self._console.say(event.message)
+            case Ended():
+                self._show_run(False)
+            case Epoch():
+                self._show_run(True, event.epoch, event.epochs, event.timing.remaining)
+                self._console.say(epoch_line(event, narrow=self._console.is_narrow()))
+            case Remaining():
+                self._show_run(True, event.epochs_done, event.epochs, event.seconds)
+            case CheckpointWritten():
+                self._console.invocation.checkpoint = str(event.directory)
+            case Note():
+                self._console.say(event.message)
+            case RolledBack():
+                rate = f"{event.learning_rate:.3g}"
+                self._console.say(
+                    f"epoch {event.epoch}: the {event.part} diverged; taken back, and on at learning rate {rate}"
+                )
+            case Warned():
+                when = f", epoch {event.epoch}" if event.epoch else ""
+                self._console.say(f"warning{when}: {event.message}")
 
     def progress(self, task: str, done: int, total: int) -> None:
         """Move the bar of the current task; beside that of a run it says no time, because the run's does."""
@@ -232,37 +247,41 @@ def estimate_lines(found: Estimate) -> list[str]:
     return lines
 
 
-def epoch_line(event: Mapping[str, Any], narrow: bool = False) -> str:
+def epoch_line(event: Epoch, narrow: bool = False) -> str:
     """Return an epoch's event as one line: loss terms, reality gap, accuracy, images/s, time left.
 
     A narrow line, for 80 columns, leaves out the terms of the synthesis loss, the time left, which a bar shows, and
     images/s where it has no room.
     """
-    parts = [f"epoch {event['epoch']:>4}/{event['epochs']}"]
-    if "train_loss" in event:
-        parts.append(f"loss {event['train_loss']:.4f}")
-    if event.get("synthesis") and not narrow:
-        parts.append(
-            "synthesis "
-            + " ".join(f"{_SHORT_TERMS.get(name, name)} {value:.3g}" for name, value in event["synthesis"].items())
-        )
-    if "distillation_loss" in event:
-        if event["distillation_loss"] is not None:
-            parts.append(f"{'loss' if narrow else 'distillation'} {event['distillation_loss']:.4f}")
-        digits = 2 if narrow else 3
-        parts.append(f"gap {event['reality_gap_before']:.{digits}f} to {event['reality_gap_after']:.{digits}f}")
-        if event["agreement_before"] is not None and not (narrow and event.get("top1") is not None):
-            parts.append(f"agreement {percent(event['agreement_before'])}")
-            if event.get("agreement_baseline") is not None:
-                parts[-1] += f" (baseline {percent(event['agreement_baseline'])})"
-    if event.get("top1") is not None:
-        parts.append(f"top-1 {percent(event['top1'])}")
-    speed = f"{event['timing']['images_per_second']:.0f} images/s"
+    parts = [f"epoch {event.epoch:>4}/{event.epochs}"]
+    if isinstance(event, PretrainingEpoch):
+        parts.append(f"loss {event.train_loss:.4f}")
+    elif isinstance(event, DistillationEpoch):
+        parts += _distillation_parts(event, narrow)
+    if event.top1 is not None:
+        parts.append(f"top-1 {percent(event.top1)}")
+    speed = f"{event.timing.images_per_second:.0f} images/s"
     if not narrow or len("  ".join([*parts, speed])) <= _NARROW:
         parts.append(speed)
-    if "remaining" in event["timing"] and not narrow:
-        parts.append(_time_left(event["timing"]["remaining"]))
+    if event.timing.remaining is not None and not narrow:
+        parts.append(_time_left(event.timing.remaining))
     return "  ".join(parts)
+
+
+def _distillation_parts(event: DistillationEpoch, narrow: bool) -> list[str]:
+    parts = []
+    if event.synthesis and not narrow:
+        terms = (f"{_SHORT_TERMS.get(name, name)} {value:.3g}" for name, value in event.synthesis.items())
+        parts.append(f"synthesis {' '.join(terms)}")
+    if event.distillation_loss is not None:
+        parts.append(f"{'loss' if narrow else 'distillation'} {event.distillation_loss:.4f}")
+    digits = 2 if narrow else 3
+    parts.append(f"gap {event.reality_gap_before:.{digits}f} to {event.reality_gap_after:.{digits}f}")
+    if event.agreement_before is not None and not (narrow and event.top1 is not None):
+        parts.append(f"agreement {percent(event.agreement_before)}")
+        if event.agreement_baseline is not None:
+            parts[-1] += f" (baseline {percent(event.agreement_baseline)})"
+    return parts
 
 
 _SHORT_TERMS = {

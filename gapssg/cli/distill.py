@@ -82,7 +82,7 @@ def distill(
 
     from gapssg.cli.signals import listen
     from gapssg.engine.distill import distill
-    from gapssg.engine.record import DistillationEpoch
+    from gapssg.runs.events import DistillationEpoch
 
     with (
         console.live() as shown,

@@ -17,8 +17,8 @@ from gapssg.models.reference import is_factory
 from gapssg.settings.load import read_toml, recipe_names
 
 if TYPE_CHECKING:
-    from gapssg.engine.record import Epoch
     from gapssg.engine.run_directory import Display
+    from gapssg.runs.events import Epoch
 
 
 class Panel(StrEnum):

@@ -65,7 +65,7 @@ def pretrain_teacher(
 
     from gapssg.cli.signals import listen
     from gapssg.engine.pretrain import pretrain_teacher
-    from gapssg.engine.record import PretrainingEpoch
+    from gapssg.runs.events import PretrainingEpoch
 
     with (
         console.live() as shown,

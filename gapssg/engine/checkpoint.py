@@ -24,6 +24,7 @@ from gapssg.engine.run_directory import RunDirectory
 from gapssg.errors import InputError, RunError, shortened
 from gapssg.files import canonical_json, write_atomically
 from gapssg.models.safetensors_file import read_safetensors
+from gapssg.runs.events import CheckpointWritten
 
 FOLDER, _FILE, _KEY = "checkpoint", "latest.safetensors", "facts"
 
@@ -199,7 +200,7 @@ class Checkpoints:
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
-            self._run.show("checkpoint", directory=self._run.path)
+            self._run.show(CheckpointWritten(directory=self._run.path))
 
 
 def _start_copying(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:

@@ -14,10 +14,10 @@ from gapssg.data.image_set import ImageSet, sha256_of_images
 from gapssg.engine.checkpoint import Checkpoints, Facts, State, read_checkpoint
 from gapssg.engine.distillation import Distillation, listed_counts
 from gapssg.engine.estimate import EVALUATED_IMAGES, Estimate, Part, peak_memory, time_steps
+from gapssg.engine.inference import score_on
 from gapssg.engine.judgement import failures_on_real_images, judge_on_synthetic_images, real_images_speak_for
-from gapssg.engine.metrics import Scores, score
+from gapssg.engine.metrics import Scores
 from gapssg.engine.real_images import read_test_images
-from gapssg.engine.record import MOST_COUNTED_CLASSES
 from gapssg.engine.requests import Requests
 from gapssg.engine.run_directory import (
     Display,
@@ -34,7 +34,9 @@ from gapssg.errors import InputError
 from gapssg.files import sha256_of_files
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import profile_model
+from gapssg.runs.events import CheckpointWritten, DistillationEnded, Started, Warned
 from gapssg.runtime import Runtime
+from gapssg.stored import MOST_COUNTED_CLASSES
 
 # The checkpoint knows the SHA-256 of the teacher and of the images.
 _MAY_MOVE = ("teacher", "eval_data.root", "eval_data.name")
@@ -111,9 +113,9 @@ def distill(
         evaluator.restore(facts.evaluation)
         started -= facts.total_seconds
         run = RunDirectory.reopen(output, settings, display, checkpoint.events_length)
-        run.show("checkpoint", directory=output)
+        run.show(CheckpointWritten(directory=output))
         after = f"after epoch {distillation.epochs_done} of {settings.epochs}"
-        run.show("start", message=f"continuing {output} {after}, {runtime.describe()}")
+        run.show(Started(message=f"continuing {output} {after}, {runtime.describe()}"))
     else:
         run = RunDirectory(output, settings, display, overwrite)
         _record_start(run, distillation)
@@ -132,11 +134,11 @@ def distill(
         while distillation.epochs_done < settings.epochs:
             event = distillation.run_epoch(run, checkpoints.after_step)
             done = distillation.epochs_done
-            event |= evaluator.after_epoch(done, distillation, run)
-            if distillation.time_left.seconds is not None:
-                event["timing"]["remaining"] = distillation.time_left.seconds
+            scores, left = evaluator.after_epoch(done, distillation, run), distillation.time_left.seconds
+            shown = {name: getattr(scores, name, None) for name in _SHOWN_SCORES}
+            timing = event.timing if left is None else event.timing.model_copy(update={"remaining": left})
             run.show_time_left(distillation.time_left, done, settings.epochs)
-            run.record("epoch", epoch=done, epochs=settings.epochs, **event)
+            run.record(event.model_copy(update={**shown, "timing": timing}))
             run.show_notes(runtime)
             if settings.snapshot_every and done % settings.snapshot_every == 0:
                 distillation.save_student(run.folder("snapshots") / f"epoch-{done:04d}.safetensors")
@@ -145,9 +147,19 @@ def distill(
         distillation.save_student(student_file)
         result = _result(settings, runtime, distillation, evaluator, student_file, time.perf_counter() - started)
         run.write_result(result)
-        end = ("top1", "balanced_accuracy", "best_top1", "best_epoch", "agreement", "agreement_baseline")
-        judged = {key: result[key] for key in ("failures", "warnings")}
-        run.record("end", **{key: result["student"][key] for key in end}, **judged)
+        student = result["student"]
+        run.record(
+            DistillationEnded(
+                top1=student["top1"],
+                balanced_accuracy=student["balanced_accuracy"],
+                best_top1=student["best_top1"],
+                best_epoch=student["best_epoch"],
+                agreement=student["agreement"],
+                agreement_baseline=student["agreement_baseline"],
+                failures=tuple(result["failures"]),
+                warnings=tuple(result["warnings"]),
+            )
+        )
     return result
 
 
@@ -177,9 +189,10 @@ def _record_start(run: RunDirectory, distillation: Distillation) -> None:
     views = distillation.augmentation.describe()
     if not distillation.synthesizer.augments:
         views = "no crops, no flips (method.augment=true turns them on)"
-    run.record("start", message=f"distilling {pair} with {source}, {views}, {distillation.runtime.describe()}")
+    message = f"distilling {pair} with {source}, {views}, {distillation.runtime.describe()}"
+    run.record(Started(message=message))
     if distillation.origin.teacher_sha256 != teacher.sha256:
-        run.record("warning", epoch=0, message=f"the pool of {settings.pool} was made for another teacher")
+        run.record(Warned(epoch=0, message=f"the pool of {settings.pool} was made for another teacher"))
 
 
 class _Evaluator:
@@ -236,11 +249,11 @@ class _Evaluator:
         )
         return Part(count, student, teacher)
 
-    def after_epoch(self, epochs_done: int, distillation: Distillation, run: RunDirectory) -> dict[str, Any]:
-        """Evaluate, if that is due after so many epochs; return what the epoch's event says of it."""
+    def after_epoch(self, epochs_done: int, distillation: Distillation, run: RunDirectory) -> Scores | None:
+        """Evaluate, if that is due after so many epochs; return the student's scores."""
         due = epochs_done % self.settings.evaluate_every == 0 or epochs_done == self.settings.epochs
         if self.images is None or not due:
-            return dict.fromkeys(_SHOWN_SCORES)
+            return None
         started = time.perf_counter()
         if self.teacher_scores is None:
             self.teacher_scores = self._score(distillation, distillation.teacher, self.images)
@@ -251,12 +264,11 @@ class _Evaluator:
                 self.best = (self.scores.top1, epochs_done)
                 distillation.save_student(run.path / "best.safetensors")
             timed.step(1)
-        scores = self.scores.to_dict()
-        return {name: scores[name] for name in _SHOWN_SCORES}
+        return self.scores
 
     @staticmethod
     def _score(distillation: Distillation, module: nn.Module, images: ImageSet) -> Scores:
-        return score(distillation.predict(module, images.images), images.labels, images.class_names)
+        return score_on(images, module, distillation.normalization, distillation.runtime)
 
 
 def _result(

@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
@@ -29,7 +28,6 @@ from gapssg.engine.checkpoint import Facts, State
 from gapssg.engine.estimate import Part, time_steps
 from gapssg.engine.inference import predict
 from gapssg.engine.metrics import ClassCounts, agreement, count_by_class, largest_share
-from gapssg.engine.record import MOST_COUNTED_CLASSES
 from gapssg.engine.run_directory import RunDirectory, first_pool_shards, pool_shards, versions
 from gapssg.engine.settings import DistillSettings
 from gapssg.engine.time_left import TimedPhase, TimeLeft
@@ -40,7 +38,9 @@ from gapssg.models.foreign import check_classifier
 from gapssg.models.model_file import LoadedModel, ModelCard, Provenance, load_foreign_weights, save_verified_model
 from gapssg.models.profile import executed_batch_norm_layers, profile_model
 from gapssg.models.safetensors_file import read_safetensors
+from gapssg.runs.events import DistillationEpoch, DistillationTiming, Health, RolledBack, Warned
 from gapssg.runtime import Runtime, to_uint8
+from gapssg.stored import MOST_COUNTED_CLASSES
 from gapssg.synthesis import EpochPlan, SynthesisContext, Synthesizer, method_classes
 from gapssg.synthesis.base import PoolMethodSettings
 from gapssg.synthesis.classes import describe_missing
@@ -275,8 +275,8 @@ class Distillation:
         ):
             raise InputError("the checkpoint is not one of this run; start the run anew")
 
-    def run_epoch(self, run: RunDirectory, after_step: Callable[[], None]) -> dict[str, Any]:
-        """Synthesise and distil, or do what is left of it; return what the epoch's event says.
+    def run_epoch(self, run: RunDirectory, after_step: Callable[[], None]) -> DistillationEpoch:
+        """Synthesise and distil, or do what is left of it; return the epoch's event.
 
         Args:
             run: Where samples, images and warnings go.
@@ -306,22 +306,24 @@ class Distillation:
         self.learning_epochs += plan.advances_learning_rate
         self.epochs_done += 1
         self.epoch = EpochFacts()
-        return {
-            "learning_rate": self.trainee.learning_rate,
-            "synthesis": done.terms,
-            "health": health,
-            "pool_size": None if self.synthesizer.pool is None else len(self.synthesizer.pool),
-            "distillation_loss": loss,
-            "reality_gap_before": done.reality_gap_before,
-            "reality_gap_after": gap_after,
-            "agreement_before": self.agreement,
-            "agreement_baseline": self.agreement_baseline,
-            "timing": {
-                "synthesis": done.synthesis_seconds,
-                "distillation": done.distillation_seconds,
-                "images_per_second": steps * self.settings.batch_size / max(done.distillation_seconds, 1e-9),
-            },
-        }
+        return DistillationEpoch(
+            epoch=self.epochs_done,
+            epochs=self.settings.epochs,
+            learning_rate=self.trainee.learning_rate,
+            synthesis=done.terms,
+            health=health,
+            pool_size=None if self.synthesizer.pool is None else len(self.synthesizer.pool),
+            distillation_loss=loss,
+            reality_gap_before=done.reality_gap_before,
+            reality_gap_after=gap_after,
+            agreement_before=self.agreement,
+            agreement_baseline=self.agreement_baseline,
+            timing=DistillationTiming(
+                synthesis=done.synthesis_seconds,
+                distillation=done.distillation_seconds,
+                images_per_second=steps * self.settings.batch_size / max(done.distillation_seconds, 1e-9),
+            ),
+        )
 
     def _synthesise(
         self, plan: EpochPlan, run: RunDirectory, timed: TimedPhase, after_step: Callable[[], None]
@@ -347,7 +349,7 @@ class Distillation:
                         "lower the learning rate in its settings (method.*) or raise --max-rollbacks"
                     ) from error
                 rate = self.synthesizer.slow_down()
-                run.record("rollback", epoch=epoch + 1, part="synthesis", learning_rate=rate)
+                run.record(RolledBack(epoch=epoch + 1, part="synthesis", learning_rate=rate))
         is_last = index == plan.rounds - 1
         if plan.synthesis_steps:
             fresh = self.synthesizer.fresh
@@ -506,7 +508,7 @@ class Distillation:
         for _ in range(-(-samples // size)):
             yield self.synthesizer.sample(size)
 
-    def _check_health(self, run: RunDirectory) -> dict[str, Any]:
+    def _check_health(self, run: RunDirectory) -> Health:
         """Measure the newest images; record a warning where they are worth little or lack classes."""
         fresh, targets = self.synthesizer.fresh, self.synthesizer.fresh_targets
         logits, num_classes = self.predict(self.teacher, fresh), self.card.num_classes
@@ -518,11 +520,11 @@ class Distillation:
         if self.settings.method.makes_class_images:
             few_classes = health.few_classes()
             for sentence in health.warnings(num_classes, len(fresh)):
-                run.record("warning", epoch=self.epochs_done + 1, message=sentence)
+                run.record(Warned(epoch=self.epochs_done + 1, message=sentence))
         self._check_classes(run, self._missing(answered, "new images") or few_classes)
-        return {**health._asdict(), "teacher_counts": listed_counts(answered), "target_counts": listed_counts(wanted)}
+        return Health(**health._asdict(), teacher_counts=listed_counts(answered), target_counts=listed_counts(wanted))
 
-    def _check_given_pool(self, run: RunDirectory) -> dict[str, Any]:
+    def _check_given_pool(self, run: RunDirectory) -> Health:
         """Count the classes of an earlier run's pool in the first epoch; record a warning where it lacks some."""
         pool = self.synthesizer.pool
         if self.epochs_done == 0 and pool is not None:
@@ -530,16 +532,17 @@ class Distillation:
             self.teacher_counts += count_classes(answers, self.card.num_classes)
             self.target_counts += count_classes(pool.targets, self.card.num_classes)
             self._check_classes(run, None)
-        return {}
+        return Health()
 
     def _check_classes(self, run: RunDirectory, new_images_lack: str | None) -> None:
         """Record a warning when images begin to lack classes, and when they no longer do."""
         sentence = new_images_lack or self._missing(self.teacher_counts, "images so far")
         epoch = self.epochs_done + 1
         if sentence is not None and not self._lacks_classes:
-            run.record("warning", epoch=epoch, message=sentence)
+            run.record(Warned(epoch=epoch, message=sentence))
         elif sentence is None and self._lacks_classes:
-            run.record("warning", epoch=epoch, message="over: the teacher sees every class in the images again")
+            message = "over: the teacher sees every class in the images again"
+            run.record(Warned(epoch=epoch, message=message))
         self._lacks_classes = sentence is not None
 
     def _missing(self, counts: Tensor, images: str) -> str | None:

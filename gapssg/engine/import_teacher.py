@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 from gapssg.augment import Normalization, check_crop_padding
 from gapssg.data.image_set import ImageSet
-from gapssg.engine.inference import predict
-from gapssg.engine.metrics import Scores, score, top_k_accuracy
+from gapssg.engine.inference import predict, score_on
+from gapssg.engine.metrics import Scores, top_k_accuracy
 from gapssg.engine.real_images import read_test_images
 from gapssg.engine.run_directory import Display, SilentDisplay, run_facts, versions
 from gapssg.engine.settings import DEFAULT_WEIGHTS, ImportSettings
@@ -28,12 +28,13 @@ from gapssg.models.model_file import LoadedModel, ModelCard, Provenance, load_fo
 from gapssg.models.profile import profile_model
 from gapssg.models.reference import is_factory, library_model
 from gapssg.models.safetensors_file import read_safetensors
+from gapssg.runs.events import Note, Warned
 from gapssg.runtime import Runtime
 from gapssg.text import percent
 
 # Pixels in [0, 1], in [-1, 1] and in [0, 255].
-_USUAL_NORMALIZATIONS = ((0.0, 1.0), (0.5, 0.5), (0.0, 1 / 255))
-_MOST_COMPARED = 1000
+_USUAL = ((0.0, 1.0), (0.5, 0.5), (0.0, 1 / 255))
+_MOST_COMPARED = 500
 _CLEARLY_BETTER = 0.05
 
 
@@ -203,16 +204,16 @@ def _recognise_outputs(module: nn.Module, card: ModelCard, display: Display) -> 
     if outputs == "probabilities":
         take_logarithm(module)
         message = f"{name} returns probabilities; their logarithm is taken as logits, wherever the file is used"
-        display.event({"event": "note", "message": message})
+        display.event(Note(message=message))
     elif outputs == "log-probabilities":
         message = f"{name} returns log-probabilities, which are taken as logits: their softmax is the probabilities"
-        display.event({"event": "note", "message": message})
+        display.event(Note(message=message))
     elif least >= 0 and largest <= 1:
         message = (
             f"all outputs of {name} lie in [0, 1], as those of a sigmoid do; they are taken as logits, so that loss, "
             "calibration and a student's targets are wrong if they are not: let the model return logits"
         )
-        display.event({"event": "warning", "epoch": 0, "message": message})
+        display.event(Warned(epoch=0, message=message))
     return outputs
 
 
@@ -221,17 +222,15 @@ def _evaluate(model: LoadedModel, images: ImageSet | None, runtime: Runtime, dis
         return dict.fromkeys(Scores._fields)
     module, images, card = runtime.place(model.module), images.to(runtime.device), model.card
 
-    def logits(images: ImageSet, mean: tuple[float, ...], deviation: tuple[float, ...]) -> Tensor:
-        return predict(module, images.images, Normalization.from_statistics(mean, deviation, runtime.device), runtime)
+    def top1(mean: tuple[float, ...], deviation: tuple[float, ...]) -> float:
+        normalization = Normalization.from_statistics(mean, deviation, runtime.device)
+        return top_k_accuracy(predict(module, some.images, normalization, runtime), some.labels, 1)
 
-    with runtime.configured():
-        scores = score(logits(images, card.mean, card.deviation), images.labels, images.class_names)
-        some, channels = images.spread(_MOST_COMPARED), card.input_shape[0]
-        given = top_k_accuracy(logits(some, card.mean, card.deviation), some.labels, 1)
-        usual = {
-            top_k_accuracy(logits(some, (mean,) * channels, (deviation,) * channels), some.labels, 1): (mean, deviation)
-            for mean, deviation in _USUAL_NORMALIZATIONS
-        }
+    normalization = Normalization.from_statistics(card.mean, card.deviation, runtime.device)
+    scores = score_on(images, module, normalization, runtime)
+    some, channels = images.spread(_MOST_COMPARED), card.input_shape[0]
+    given = top1(card.mean, card.deviation)
+    usual = {top1((mean,) * channels, (deviation,) * channels): (mean, deviation) for mean, deviation in _USUAL}
     best = max(usual)
     # Beyond what chance does to the difference of two shares.
     if best - given > max(_CLEARLY_BETTER, Z_95 * math.sqrt(0.5 / len(some))):
@@ -240,5 +239,5 @@ def _evaluate(model: LoadedModel, images: ImageSet | None, runtime: Runtime, dis
             f"top-1 is {percent(given)} as the input is normalised, and {percent(best)} with --mean {mean:g} "
             f"--std {deviation:.4g}: the model may normalise its input itself, or was trained otherwise"
         )
-        display.event({"event": "warning", "epoch": 0, "message": message})
+        display.event(Warned(epoch=0, message=message))
     return scores.to_dict()

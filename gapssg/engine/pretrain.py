@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from gapssg.data import flipping_is_meaningful
 from gapssg.data.image_set import ImageSet, check_same_classes, sha256_of_images
 from gapssg.engine.checkpoint import Checkpoints, Facts, State, read_checkpoint
 from gapssg.engine.estimate import EVALUATED_IMAGES, Estimate, Part, peak_memory, time_steps
-from gapssg.engine.inference import predict
-from gapssg.engine.metrics import Scores, score
+from gapssg.engine.inference import predict, score_on
+from gapssg.engine.metrics import Scores
 from gapssg.engine.real_images import read_images
 from gapssg.engine.requests import Requests
 from gapssg.engine.run_directory import (
@@ -39,6 +40,7 @@ from gapssg.errors import InputError
 from gapssg.models import create_model
 from gapssg.models.model_file import ModelCard, Provenance, save_verified_model
 from gapssg.models.profile import profile_model
+from gapssg.runs.events import CheckpointWritten, PretrainingEnded, PretrainingEpoch, PretrainingTiming, Started
 from gapssg.runtime import Runtime, to_unit_range
 
 # The checkpoint knows the SHA-256 of the images.
@@ -99,9 +101,9 @@ def pretrain_teacher(
     if checkpoint and facts:
         pretraining.restore(facts, checkpoint.state)
         run = RunDirectory.reopen(output, settings, display, checkpoint.events_length)
-        run.show("checkpoint", directory=output)
+        run.show(CheckpointWritten(directory=output))
         after = f"after epoch {pretraining.epochs_done} of {settings.epochs}"
-        run.show("start", message=f"continuing {output} {after}, {pretraining.runtime.describe()}")
+        run.show(Started(message=f"continuing {output} {after}, {pretraining.runtime.describe()}"))
     else:
         run = RunDirectory(output, settings, display, overwrite)
         _record_start(run, pretraining)
@@ -112,12 +114,13 @@ def pretrain_teacher(
         while pretraining.epochs_done < settings.epochs:
             event = pretraining.run_epoch(run, checkpoints.after_step)
             run.show_time_left(pretraining.time_left, pretraining.epochs_done, settings.epochs)
-            run.record("epoch", epoch=pretraining.epochs_done, epochs=settings.epochs, **event)
+            run.record(event)
             run.show_notes(pretraining.runtime)
             checkpoints.after_epoch(pretraining.epochs_done, is_last=pretraining.epochs_done == settings.epochs)
         result = pretraining.finish(output / "model.safetensors")
         run.write_result(result)
-        run.record("end", **{key: result["model"][key] for key in ("top1", "best_top1", "best_epoch")})
+        model = result["model"]
+        run.record(PretrainingEnded(top1=model["top1"], best_top1=model["best_top1"], best_epoch=model["best_epoch"]))
     return result
 
 
@@ -127,9 +130,8 @@ def _record_start(run: RunDirectory, pretraining: _Pretraining) -> None:
     views = augmentation.describe()
     if settings.flip is None and augmentation.flip:
         views += " (the default for this data; --no-flip turns them off)"
-    run.record(
-        "start", message=f"training {settings.model.name} on {images}, {views}, {pretraining.runtime.describe()}"
-    )
+    message = f"training {settings.model.name} on {images}, {views}, {pretraining.runtime.describe()}"
+    run.record(Started(message=message))
 
 
 def estimate_pretraining(settings: PretrainSettings, display: Display | None = None) -> Estimate:
@@ -223,8 +225,8 @@ class _Pretraining:
         epochs = self.settings.epochs - self.epochs_done
         return {"training": epochs * steps_for_passes(len(self.train), 1, self.settings.batch_size), EVALUATION: epochs}
 
-    def run_epoch(self, run: RunDirectory, after_step: Callable[[], None]) -> dict[str, Any]:
-        """Make one pass over the images, or what is left of it, and evaluate; return what the epoch's event says."""
+    def run_epoch(self, run: RunDirectory, after_step: Callable[[], None]) -> PretrainingEpoch:
+        """Make one pass over the images, or what is left of it, and evaluate; return the epoch's event."""
         epoch = self.epochs_done
         batches = self._batches(epoch)
         earlier, started = self.epoch_seconds, time.perf_counter()
@@ -244,7 +246,7 @@ class _Pretraining:
         trained = time.perf_counter()
         seconds = earlier + trained - started
         with self.time_left.phase(EVALUATION, 1) as timed_evaluation:
-            self.scores = score(self._predict(self.test.images), self.test.labels, self.test.class_names)
+            self.scores = score_on(self.test, self.model, self.normalization, self.runtime)
             self.evaluation_seconds += time.perf_counter() - trained
             self.epochs_done += 1
             self.epoch_seconds = 0.0
@@ -252,17 +254,19 @@ class _Pretraining:
                 self.best = (self.scores.top1, self.epochs_done)
                 save_verified_model(run.path / "best.safetensors", self.model, self.card)
             timed_evaluation.step(1)
-        return {
-            "learning_rate": self.trainee.learning_rate,
-            "train_loss": loss,
-            "top1": self.scores.top1,
-            "loss": self.scores.loss,
-            "timing": {
-                "seconds": seconds + time.perf_counter() - trained,
-                "images_per_second": batches.numel() / seconds,
-                "remaining": self.time_left.seconds,
-            },
-        }
+        return PretrainingEpoch(
+            epoch=self.epochs_done,
+            epochs=self.settings.epochs,
+            learning_rate=self.trainee.learning_rate,
+            train_loss=loss,
+            top1=self.scores.top1,
+            loss=self.scores.loss,
+            timing=PretrainingTiming(
+                seconds=seconds + time.perf_counter() - trained,
+                images_per_second=batches.numel() / seconds,
+                remaining=self.time_left.seconds,
+            ),
+        )
 
     def finish(self, file: Path) -> dict[str, Any]:
         """Write the model; return the result."""
@@ -292,12 +296,10 @@ class _Pretraining:
         self.model.train()
         training = time_steps(lambda: self.trainee.step(*next(inputs)), self.runtime, steps["training"], _TIMED_STEPS)
         images = self.test.images[:EVALUATED_IMAGES]
-        evaluation = time_steps(lambda: self._predict(images), self.runtime, 6, 1)
+        evaluate = partial(predict, self.model, images, self.normalization, self.runtime)
+        evaluation = time_steps(evaluate, self.runtime, 6, 1)
         seconds = evaluation.seconds_per_step * len(self.test) / len(images)
         return {"training": training, EVALUATION: Part(steps[EVALUATION], seconds)}
-
-    def _predict(self, images: Tensor) -> Tensor:
-        return predict(self.model, images, self.normalization, self.runtime)
 
     def _batches(self, epoch: int) -> Tensor:
         """Return the batches of an epoch, (steps, batch size) int64."""

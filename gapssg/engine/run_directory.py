@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import platform
@@ -23,6 +22,7 @@ from gapssg.engine.sample_grid import sample_grid
 from gapssg.engine.time_left import TimeLeft
 from gapssg.errors import InputError, RunError, shortened
 from gapssg.files import check_writable, lock, sync_folder, write_atomically, write_json
+from gapssg.runs.events import EVENTS, Event, Note, Remaining
 from gapssg.runtime import Runtime, to_uint8
 from gapssg.settings.base import Settings
 from gapssg.settings.load import flatten, read_toml
@@ -30,7 +30,6 @@ from gapssg.synthesis.shards import PoolOrigin, write_shard
 from gapssg.text import duration
 
 _SETTINGS = "settings.toml"
-_EVENTS = "events.jsonl"
 _RESULT = "result.json"
 _POOL = "pool"
 _FINAL_WEIGHTS = ("student.safetensors", "model.safetensors")
@@ -61,8 +60,8 @@ _SECONDS_BETWEEN_TIMES = 1.0
 class Display(Protocol):
     """Whoever shows a run to a person."""
 
-    def event(self, event: Mapping[str, Any]) -> None:
-        """Show an event that was recorded."""
+    def event(self, event: Event) -> None:
+        """Show an event."""
 
     def progress(self, task: str, done: int, total: int) -> None:
         """Show how far the current task has come."""
@@ -71,7 +70,7 @@ class Display(Protocol):
 class SilentDisplay:
     """Shows nothing."""
 
-    def event(self, event: Mapping[str, Any]) -> None:
+    def event(self, event: Event) -> None:
         """Ignore the event."""
 
     def progress(self, task: str, done: int, total: int) -> None:
@@ -105,7 +104,7 @@ class RunDirectory:
             raise RunError(f"cannot write to {path}: {error.strerror or error}") from error
         write_atomically(path / _SETTINGS, settings.to_toml().encode())
         if (path / _CARD).exists():
-            self.show("note", message=f"{path / _CARD} stays, and may speak of the run that was replaced")
+            self.show(Note(message=f"{path / _CARD} stays, and may speak of the run that was replaced"))
 
     @classmethod
     def reopen(cls, path: Path, settings: Settings, display: Display, events_length: int) -> RunDirectory:
@@ -123,8 +122,8 @@ class RunDirectory:
             _check_own(path)
             run._lock = lock(path / _LOCK)
             if run.events_length() < events_length:
-                raise RunError(f"{path / _EVENTS} has lost lines since the checkpoint; start the run anew")
-            os.truncate(path / _EVENTS, events_length)
+                raise RunError(f"{path / EVENTS} has lost lines since the checkpoint; start the run anew")
+            os.truncate(path / EVENTS, events_length)
             # The run is not finished until it says so again; what a kill left of a write is of no use.
             (path / _RESULT).unlink(missing_ok=True)
             for entry in _entries(path):
@@ -132,7 +131,7 @@ class RunDirectory:
                     (path / entry).unlink()
             write_atomically(path / _SETTINGS, settings.to_toml().encode())
         except OSError as error:
-            raise RunError(f"cannot write {path / _EVENTS}: {error.strerror or error}") from error
+            raise RunError(f"cannot write {path / EVENTS}: {error.strerror or error}") from error
         return run
 
     def close(self) -> None:
@@ -154,18 +153,18 @@ class RunDirectory:
             RunError: It is gone.
         """
         try:
-            return (self.path / _EVENTS).stat().st_size
+            return (self.path / EVENTS).stat().st_size
         except OSError as error:
-            raise RunError(f"cannot write {self.path / _EVENTS}: {error.strerror or error}") from error
+            raise RunError(f"cannot write {self.path / EVENTS}: {error.strerror or error}") from error
 
-    def show(self, event: str, **values: Any) -> None:
+    def show(self, event: Event) -> None:
         """Show an event that is no part of the run's record."""
-        self._display.event({"event": event, **values})
+        self._display.event(event)
 
     def show_notes(self, runtime: Runtime) -> None:
         """Show what is to be known of how is computed, and forget it."""
         for sentence in runtime.notes:
-            self.show("note", message=sentence)
+            self.show(Note(message=sentence))
         runtime.notes.clear()
 
     def show_time_left(self, time_left: TimeLeft, epochs_done: int, epochs: int) -> None:
@@ -173,23 +172,22 @@ class RunDirectory:
         total = time_left.total
         if not self._estimate_shown and time_left.seconds and total is not None and time_left.is_settled:
             self._estimate_shown = True
-            self.show("note", message=f"estimated time: {duration(total)} (measured on the first steps)")
+            self.show(Note(message=f"estimated time: {duration(total)} (measured on the first steps)"))
         now = time.monotonic()
         if now - self._time_left_shown >= _SECONDS_BETWEEN_TIMES:
             self._time_left_shown = now
-            self.show("time_left", epochs_done=epochs_done, epochs=epochs, seconds=time_left.seconds)
+            self.show(Remaining(epochs_done=epochs_done, epochs=epochs, seconds=time_left.seconds))
 
-    def record(self, event: str, **values: Any) -> None:
+    def record(self, event: Event) -> None:
         """Append an event to `events.jsonl` and show it. What may differ between equal runs is `timing`."""
-        line = {"event": event, **values}
         try:
-            with (self.path / _EVENTS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, allow_nan=False) + "\n")
+            with (self.path / EVENTS).open("a", encoding="utf-8") as file:
+                file.write(event.line() + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise RunError(f"cannot write {self.path / _EVENTS}: {error.strerror or error}") from error
-        self._display.event(line)
+            raise RunError(f"cannot write {self.path / EVENTS}: {error.strerror or error}") from error
+        self._display.event(event)
 
     def progress(self, task: str, done: int, total: int) -> None:
         """Show how far the current task has come."""
@@ -390,7 +388,7 @@ def _check_own(path: Path) -> None:
         InputError: One is a symbolic link or a device, as a stranger's run directory may have it.
         OSError: `path` cannot be read.
     """
-    for name in (_LOCK, _SETTINGS, _EVENTS, _RESULT, *_FOLDERS):
+    for name in (_LOCK, _SETTINGS, EVENTS, _RESULT, *_FOLDERS):
         try:
             mode = (path / name).lstat().st_mode
         except (FileNotFoundError, NotADirectoryError):

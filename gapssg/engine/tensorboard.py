@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from gapssg.engine.record import Epoch, read_events, read_picture
+from gapssg.engine.record import read_picture
 from gapssg.engine.run_directory import Display
 from gapssg.errors import InputError, RunError
+from gapssg.runs.events import Ended, Epoch, Event, Started, Warned, read_events
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -36,7 +37,7 @@ def was_written(run: Path) -> bool:
 def warn_that_it_ends(display: Display, run: Path) -> None:
     """Say that a run goes on without TensorBoard, because that is no longer installed."""
     message = f"{run / _FOLDER} is not continued, because TensorBoard is not installed: {_INSTALL}"
-    display.event({"event": "warning", "epoch": 0, "message": message})
+    display.event(Warned(epoch=0, message=message))
 
 
 @contextmanager
@@ -73,14 +74,14 @@ class _TensorBoardDisplay:
         self._kind = kind
         self._file: _EventFile | None = None
 
-    def event(self, event: Mapping[str, Any]) -> None:
+    def event(self, event: Event) -> None:
         """Show an event; write that of an epoch."""
         self._display.event(event)
         try:
-            if event["event"] == "start":
+            if isinstance(event, Started):
                 # A run that is continued goes on with what it finds there.
                 (self._run / _FOLDER).mkdir(exist_ok=True)
-            elif event["event"] in ("epoch", "end"):
+            elif isinstance(event, Epoch | Ended):
                 self._write_epochs(event)
         except OSError as error:
             raise RunError(f"cannot write to {self._run / _FOLDER}: {error.strerror or error}") from error
@@ -94,7 +95,7 @@ class _TensorBoardDisplay:
         if self._file is not None:
             self._file.close()
 
-    def _write_epochs(self, event: Mapping[str, Any]) -> None:
+    def _write_epochs(self, event: Epoch | Ended) -> None:
         """Write the epoch of an event; before anything else was written, all epochs so far."""
         if self._file is None:
             for file in (self._run / _FOLDER).glob(f"{_FILES}*"):
@@ -102,8 +103,8 @@ class _TensorBoardDisplay:
             self._file = _EventFile(self._run / _FOLDER / f"{_FILES}{time.time_ns()}")
             for epoch in read_events(self._run, self._kind).epochs:
                 self._write(self._file, epoch)
-        elif event["event"] == "epoch":
-            self._write(self._file, self._kind.model_validate(event))
+        elif isinstance(event, Epoch):
+            self._write(self._file, event)
         self._file.flush()
 
     def _write(self, file: _EventFile, epoch: Epoch) -> None:
@@ -126,13 +127,13 @@ class _EventFile:
     """
 
     def __init__(self, path: Path) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto import event_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._file: BinaryIO = path.open("xb")
         self._records = RecordWriter(self._file)
-        self._event = Event
-        self._records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+        self._event = event_pb2.Event
+        self._records.write(self._event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
 
     def add(self, summary: Summary, step: int) -> None:
         """Append a value of a step."""

@@ -14,6 +14,7 @@ from gapssg.engine.optimizer import make_optimizer, set_learning_rate
 from gapssg.engine.run_directory import RunDirectory
 from gapssg.errors import InputError, RunError
 from gapssg.models.foreign import put_tensors
+from gapssg.runs.events import RolledBack
 from gapssg.runtime import Runtime
 from gapssg.settings.parts import OptimizerSettings
 from gapssg.step import Outputs, TrainingStep
@@ -228,7 +229,7 @@ class Trainee:
         for group in self._optimizer.param_groups:
             group["lr"].mul_(0.5)
         self.learning_rate /= 2
-        run.record("rollback", epoch=epoch + 1, part="training", learning_rate=self.learning_rate)
+        run.record(RolledBack(epoch=epoch + 1, part="training", learning_rate=self.learning_rate))
 
 
 def _copy(source: Tensor, target: Tensor) -> None:

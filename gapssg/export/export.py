@@ -23,6 +23,7 @@ from gapssg.files import canonical_json, check_output_file, staged
 from gapssg.models.foreign import foreign_code
 from gapssg.models.frozen import frozen
 from gapssg.models.model_file import LoadedModel, load_model
+from gapssg.runs.events import Note, Warned
 from gapssg.runtime import Runtime
 from gapssg.text import percent
 
@@ -73,7 +74,7 @@ def export_model(
         model, normalization_folded=settings.fold_normalization, batch_size=settings.batch_size, runtime=runtime
     )
 
-    display.event({"event": "note", "message": f"exporting {model.card.architecture} from {model.path}"})
+    display.event(Note(message=f"exporting {model.card.architecture} from {model.path}"))
     metadata = _metadata(model, settings, all_versions)
     content = _write(examiner, settings.to, canonical_json(metadata))
     int8, timing = None, {}
@@ -84,7 +85,7 @@ def export_model(
     else:
         plain, plain_bytes = _load(examiner, settings.to, content), len(content)
         verification = _verify(examiner, plain, test, settings, runtime)
-        display.event({"event": "note", "message": f"calibrating on {len(pool.calibration):,} images of the pool"})
+        display.event(Note(message=f"calibrating on {len(pool.calibration):,} images of the pool"))
         metadata["int8"] = {"calibration_images": len(pool.calibration)}
         content = _quantize(examiner, content, pool.calibration, canonical_json(metadata))
         with staged(output, content) as file:
@@ -229,7 +230,7 @@ def _warn_of_loss(before: float, after: float, display: Display) -> None:
             f"int8 takes top-1 from {percent(before)} to {percent(after)}, by more than {points}; the "
             "images of the pool, which calibrated it, may be unlike the test images"
         )
-        display.event({"event": "warning", "epoch": 0, "message": message})
+        display.event(Warned(epoch=0, message=message))
 
 
 def _top1(logits: Tensor, images: ImageSet) -> float:

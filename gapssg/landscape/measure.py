@@ -34,6 +34,7 @@ from gapssg.landscape.sharpness import radius_of_doubling
 from gapssg.landscape.subjects import Subject, read_subjects
 from gapssg.landscape.surface import CentreFacts, Surface, SurfaceCard, load_surface, save_surface
 from gapssg.models.model_file import LoadedModel
+from gapssg.runs.events import CheckpointWritten, LandscapeEnded, Started, SurfaceMeasured, SurfaceTiming
 from gapssg.runtime import Runtime
 
 _FOLDER = "surfaces"
@@ -95,11 +96,12 @@ def measure_landscape(
     surfaces = [_started(file, blank) if resume else blank for file, blank in zip(files, blanks, strict=True)]
     if resume:
         run = RunDirectory.reopen(output, settings, display, _events_length(output))
-        run.show("checkpoint", directory=output)
+        run.show(CheckpointWritten(directory=output))
     else:
         run = RunDirectory(output, settings, display, overwrite)
     what = f"{len(samples):,} {'synthetic samples' if settings.data.name == 'pool' else 'test images'}"
-    run.record("start", message=f"measuring {_count(surfaces)} on {what} of {settings.data.name}, {runtime.describe()}")
+    message = f"measuring {_count(surfaces)} on {what} of {settings.data.name}, {runtime.describe()}"
+    run.record(Started(message=message))
 
     reports, seconds, points = [], 0.0, 0
     with runtime.configured(), run:
@@ -122,7 +124,8 @@ def measure_landscape(
                     facts["bf16_error"] = _bf16_error(settings, subject.model, samples, runtime, surface, plane)
                 surface.around = CentreFacts.model_validate(facts)
                 save_surface(file, surface)
-                run.record("surface", label=subject.label, points=surface.measured, timing={"seconds": seconds})
+                timing = SurfaceTiming(seconds=seconds)
+                run.record(SurfaceMeasured(label=subject.label, points=surface.measured, timing=timing))
             around = surface.around.model_dump(mode="json")
             reports.append({**_identity(surface.card), "file": str(file), **surface.facts(), **around})
         run.progress("drawing", 0, 1)
@@ -148,7 +151,7 @@ def measure_landscape(
             **run_facts(runtime, settings),
         }
         run.write_result(result)
-        run.record("end", surfaces=len(surfaces))
+        run.record(LandscapeEnded(surfaces=len(surfaces)))
     return result
 
 
@@ -252,7 +255,7 @@ def _measure(
             run.progress(f"measuring {label}", surface.measured, len(points))
             if requests.stop is not None or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
                 save_surface(file, surface)
-                run.show("checkpoint", directory=run.path)
+                run.show(CheckpointWritten(directory=run.path))
                 saved = time.monotonic()
             if requests.stop is not None:
                 raise Stopped(requests.stop)

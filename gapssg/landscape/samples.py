@@ -142,8 +142,7 @@ def _read_pool(settings: LandscapeSettings, subject: Subject, runtime: Runtime) 
     exact = replace(runtime, precision="fp32")
     normalization = Normalization.from_statistics(teacher.card.mean, teacher.card.deviation, runtime.device)
     drawn = _drawn(Samples(images, images.new_zeros(len(images), dtype=torch.int64)), settings, runtime)
-    with exact.configured():
-        logits = predict(runtime.place(teacher.module), drawn.images, normalization, exact)
+    logits = predict(runtime.place(teacher.module), drawn.images, normalization, exact)
     temperature = run.distillation.method.temperature
     on_device = Samples(drawn.images.to(runtime.device), logits.argmax(dim=1), logits.clone(), temperature)
     return on_device, SamplesOrigin(_sha256(drawn), teacher.sha256)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from gapssg.engine.record import Number, Share, Stored, Text, read_picture
+from gapssg.engine.record import Stored, read_picture
 from gapssg.errors import InputError
+from gapssg.stored import Number, Share, Text
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from gapssg._version import __version__
 from gapssg.engine.judgement import failures_on_real_images, real_images_speak_for
-from gapssg.engine.record import DistillationEpoch, Warned, read_picture, sample_grids
+from gapssg.engine.record import read_picture, sample_grids
 from gapssg.engine.run_directory import Display, SilentDisplay
 from gapssg.errors import InputError
 from gapssg.files import check_output_file, write_atomically
@@ -25,6 +25,7 @@ from gapssg.report.landscapes import Landscape, read_landscape
 from gapssg.report.runs import DistillationResult, TrainingRun, command_of, names_of, read_training_run
 from gapssg.report.settings import ReportSettings
 from gapssg.report.verdict import Accuracies, Verdict, judge
+from gapssg.runs.events import DistillationEpoch, Warned
 from gapssg.text import percent, printable
 
 if TYPE_CHECKING:

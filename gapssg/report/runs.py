@@ -12,20 +12,12 @@ from typing import Annotated, Any, ClassVar, Literal
 import tomli_w
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from gapssg.engine.record import (
-    MOST_COUNTED_CLASSES,
-    DistillationEpoch,
-    Events,
-    Number,
-    PretrainingEpoch,
-    Share,
-    Stored,
-    Text,
-    read_finished,
-)
+from gapssg.engine.record import Stored
 from gapssg.errors import InputError
 from gapssg.files import canonical_json, sha256_of_file
+from gapssg.runs.events import DistillationEpoch, Events, PretrainingEpoch, read_finished
 from gapssg.settings.load import read_toml
+from gapssg.stored import MOST_COUNTED_CLASSES, Number, Share, Text
 from gapssg.text import printable_toml, shortest_ends
 
 LARGEST_MODEL = 4 * 2**30

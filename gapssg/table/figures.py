@@ -13,9 +13,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gapssg.engine.record import DistillationEpoch, Share, Stored, read_finished
+from gapssg.engine.record import Stored
 from gapssg.errors import GapssgError, InputError, shortened
 from gapssg.figures import COLUMN, DASHES, LINE_COLOURS, new_figure, write_figure
+from gapssg.runs.events import DistillationEpoch, read_finished
+from gapssg.stored import Share
 from gapssg.synthesis import method_classes
 from gapssg.table.summary import particulars_of
 

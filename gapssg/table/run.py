@@ -6,7 +6,7 @@ import gc
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from gapssg.engine.requests import Requests, Stopped
 from gapssg.engine.run_directory import Display, SilentDisplay
 from gapssg.engine.settings import DistillSettings, PretrainSettings
 from gapssg.errors import GapssgError, InputError, Taken
+from gapssg.runs.events import Event, Note, RolledBack, Warned
 from gapssg.settings.load import load_settings
 from gapssg.table.ledger import Failure, Ledger, forget_failure, is_done, record_failure
 from gapssg.table.plan import Task
@@ -186,7 +187,7 @@ class _Work:
         time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def _say(self, sentence: str) -> None:
-        self.display.event({"event": "note", "message": sentence})
+        self.display.event(Note(message=sentence))
 
 
 class _CellDisplay:
@@ -196,11 +197,11 @@ class _CellDisplay:
         self._display = display
         self._label = label
 
-    def event(self, event: Mapping[str, Any]) -> None:
+    def event(self, event: Event) -> None:
         """Pass on what went wrong."""
-        if event["event"] in ("warning", "rollback"):
-            what = event.get("message") or f"the {event['part']} diverged and was taken back"
-            self._display.event({"event": "note", "message": f"{self._label}: epoch {event['epoch']}: {what}"})
+        if isinstance(event, Warned | RolledBack):
+            what = event.message if isinstance(event, Warned) else f"the {event.part} diverged and was taken back"
+            self._display.event(Note(message=f"{self._label}: epoch {event.epoch}: {what}"))
 
     def progress(self, task: str, done: int, total: int) -> None:
         """Pass it on."""

@@ -3,27 +3,31 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import rich.console
 
 from gapssg.cli.console import Console, Invocation, LiveDisplay, epoch_line
+from gapssg.runs.events import DistillationEpoch, DistillationTiming, Ended, Remaining, Warned
 from gapssg.text import duration, percent, printable
 
-EPOCH = {
-    "event": "epoch",
-    "epoch": 3,
-    "epochs": 20,
-    "synthesis": {"synthesis_loss": 12.34, "batch_norm_statistics_loss": 11.0, "regulatory_factor": 0.75},
-    "distillation_loss": 0.5,
-    "reality_gap_before": 0.31,
-    "reality_gap_after": 0.12,
-    "agreement_before": 0.875,
-    "agreement_baseline": 0.25,
-    "top1": 0.9,
-    "timing": {"images_per_second": 512.4},
-}
+TIMING = DistillationTiming(synthesis=1.0, distillation=2.0, images_per_second=512.4)
+EPOCH = DistillationEpoch(
+    epoch=3,
+    epochs=20,
+    synthesis={"synthesis_loss": 12.34, "batch_norm_statistics_loss": 11.0, "regulatory_factor": 0.75},
+    distillation_loss=0.5,
+    reality_gap_before=0.31,
+    reality_gap_after=0.12,
+    agreement_before=0.875,
+    agreement_baseline=0.25,
+    top1=0.9,
+    timing=TIMING,
+)
+
+
+def ending_in(seconds: float) -> DistillationEpoch:
+    return EPOCH.model_copy(update={"timing": TIMING.model_copy(update={"remaining": seconds})})
 
 
 def test_an_epoch_is_one_line_with_losses_gap_accuracy_and_speed():
@@ -34,10 +38,9 @@ def test_an_epoch_is_one_line_with_losses_gap_accuracy_and_speed():
 
 
 def test_an_epoch_ends_with_the_time_left_of_the_run():
-    event: dict[str, Any] = {**EPOCH, "timing": {"images_per_second": 512.4, "remaining": 725.0}}
-    assert epoch_line(event).endswith("  512 images/s  12 min left")
-    assert epoch_line({**event, "timing": {**event["timing"], "remaining": 0.0}}).endswith("  0 s left")
-    assert "left" not in epoch_line(event, narrow=True)
+    assert epoch_line(ending_in(725.0)).endswith("  512 images/s  12 min left")
+    assert epoch_line(ending_in(0.0)).endswith("  0 s left")
+    assert "left" not in epoch_line(ending_in(725.0), narrow=True)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +56,7 @@ def test_a_time_has_its_largest_units(seconds: float, text: str):
 
 def test_a_narrow_line_fits_80_columns():
     assert epoch_line(EPOCH, narrow=True) == "epoch    3/20  loss 0.5000  gap 0.31 to 0.12  top-1 90.0 %  512 images/s"
-    agreement = epoch_line({**EPOCH, "top1": None}, narrow=True)
+    agreement = epoch_line(EPOCH.model_copy(update={"top1": None}), narrow=True)
     assert agreement == "epoch    3/20  loss 0.5000  gap 0.31 to 0.12  agreement 87.5 % (baseline 25.0 %)"
     assert len(agreement) <= 80
 
@@ -61,12 +64,12 @@ def test_a_narrow_line_fits_80_columns():
 def test_the_terms_of_the_default_method_have_short_names():
     terms = {"synthesis_loss": 3.25, "relative_statistics_loss": 1.5, "target_loss": 0.25}
     terms |= {"disagreement_loss": 1.0, "agreement_loss": 2.5}
-    line = epoch_line({**EPOCH, "synthesis": terms})
+    line = epoch_line(EPOCH.model_copy(update={"synthesis": terms}))
     assert "  synthesis loss 3.25 rel 1.5 ce 0.25 ds 1 as 2.5  " in line
 
 
 def test_what_was_not_measured_is_left_out():
-    line = epoch_line({**EPOCH, "top1": None, "agreement_before": None, "synthesis": {}})
+    line = epoch_line(EPOCH.model_copy(update={"top1": None, "agreement_before": None, "synthesis": {}}))
     assert "top-1" not in line
     assert "agreement" not in line
     assert "synthesis" not in line
@@ -106,7 +109,7 @@ def test_on_a_terminal_bars_move_and_vanish():
     with console.live() as display:
         display.progress("synthesis", 3, 10)
         display.event(EPOCH)
-        display.event({"event": "warning", "epoch": 3, "message": "look here"})
+        display.event(Warned(epoch=3, message="look here"))
     assert "synthesis" in screen.getvalue()
     assert "epoch    3/20" in screen.getvalue()
     assert "warning, epoch 3: look here" in screen.getvalue()
@@ -165,13 +168,13 @@ def test_the_bar_of_a_run_has_the_time_left_and_the_one_of_its_phase_none(displa
     for done in (1, 2, 3):
         clock.now += 60
         display.progress("epoch 1: synthesis", done, 10)
-        display.event({"event": "time_left", "epochs_done": 0, "epochs": 20, "seconds": 7200.0})
+        display.event(Remaining(epochs_done=0, epochs=20, seconds=7200.0))
         assert bars(display) == {"epoch 1: synthesis": "", "epochs": "2 h 0 min left"}
-    display.event({**EPOCH, "timing": {"images_per_second": 1.0, "remaining": 725.0}})
+    display.event(ending_in(725.0))
     assert bars(display)["epochs"] == "12 min left"
-    display.event({"event": "time_left", "epochs_done": 3, "epochs": 20, "seconds": None})
+    display.event(Remaining(epochs_done=3, epochs=20, seconds=None))
     assert bars(display)["epochs"] == ""
-    display.event({"event": "end"})
+    display.event(Ended())
     assert "epochs" not in bars(display)
 
 

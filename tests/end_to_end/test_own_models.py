@@ -17,6 +17,7 @@ from gapssg import load_model
 from gapssg.engine.requests import Stopped
 from gapssg.engine.run_directory import Display
 from gapssg.models import create_model
+from gapssg.runs.events import CheckpointWritten
 from tests.conftest import write_teacher
 from tests.program import gapssg, refusal
 
@@ -253,7 +254,7 @@ def test_an_architecture_for_a_teacher_gives_the_command_that_makes_a_file(tmp_p
 )
 def test_the_command_that_continues_names_the_code_again(tmp_path: Path, monkeypatch, command, named):
     def stop(settings: object, output: Path, *, display: Display, **_: object) -> None:
-        display.event({"event": "checkpoint", "directory": output})
+        display.event(CheckpointWritten(directory=output))
         raise Stopped(signal.SIGTERM)
 
     for place in ("engine.distill.distill", "engine.pretrain.pretrain_teacher", "landscape.measure.measure_landscape"):

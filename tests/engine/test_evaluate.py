@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from gapssg.data import load_split
 from gapssg.data.image_set import ImageSet
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
+from gapssg.runtime import Runtime
 from tests.conftest import make_card
 
 
@@ -66,6 +69,30 @@ def test_without_a_teacher_there_is_no_agreement(teacher_file: Path):
     result = evaluate(settings(teacher_file))
     assert result["teacher"] is None
     assert "agreement" not in result["models"][0]
+
+
+def test_all_logits_are_computed_with_the_switches_of_the_runtime_set(
+    teacher_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    is_set, seen = False, []
+
+    @contextmanager
+    def configured(self: Runtime) -> Iterator[None]:
+        nonlocal is_set
+        is_set = True
+        yield
+        is_set = False
+
+    def autocast(self: Runtime) -> AbstractContextManager[None]:
+        seen.append((is_set, self.deterministic))
+        return nullcontext()
+
+    monkeypatch.setattr(Runtime, "configured", configured)
+    monkeypatch.setattr(Runtime, "autocast", autocast)
+    runtime = {"device": "cpu", "precision": "fp32", "deterministic": True}
+    evaluate(settings(teacher_file, teacher=teacher_file, runtime=runtime))
+    assert len(seen) == 4  # the model and the teacher, each once before it is timed
+    assert set(seen) == {(True, True)}
 
 
 def test_the_batch_size_does_not_change_the_scores(teacher_file: Path):

@@ -8,7 +8,7 @@ import resource
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from gapssg import DistillSettings, RunError, distill
-from gapssg.engine.record import DistillationEpoch
 from gapssg.engine.run_directory import SilentDisplay
 from gapssg.engine.tensorboard import also_for_tensorboard
+from gapssg.runs.events import DistillationEpoch, Epoch, Event
 from tests.runs import TINY, files_of
 
 
@@ -104,8 +104,8 @@ class Limiting(SilentDisplay):
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def event(self, event: Mapping[str, Any]) -> None:
-        if event["event"] == "epoch" and event["epoch"] == self.epoch:
+    def event(self, event: Event) -> None:
+        if isinstance(event, Epoch) and event.epoch == self.epoch:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 

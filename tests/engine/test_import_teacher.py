@@ -3,7 +3,6 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from gapssg.engine.distillation import Distillation
 from gapssg.engine.run_directory import SilentDisplay
 from gapssg.models import create_model
 from gapssg.models.libraries import Pretrained
+from gapssg.runs.events import Event, Note, Warned
 from gapssg.runtime import Runtime
 from tests.conftest import write_images
 
@@ -36,8 +36,9 @@ class Saying(SilentDisplay):
     def __init__(self) -> None:
         self.messages: list[str] = []
 
-    def event(self, event: Mapping[str, Any]) -> None:
-        self.messages.append(event["message"])
+    def event(self, event: Event) -> None:
+        if isinstance(event, Note | Warned):
+            self.messages.append(event.message)
 
 
 def settings(name: str = FACTORY, **changes: object) -> ImportSettings:

@@ -439,5 +439,5 @@ def test_the_method_that_the_guide_adds_runs(teacher: Path, tmp_path: Path, monk
     settings = make_settings(teacher, "dafl").model_copy(update={"method": method})
     distillation = Distillation(settings, CPU, load_model(teacher))
     event = distillation.run_epoch(RunDirectory(tmp_path / "run", settings, SilentDisplay()), lambda: None)
-    assert event["synthesis"].keys() == {"synthesis_loss", "entropy"}
-    assert event["synthesis"]["synthesis_loss"] == pytest.approx(-event["synthesis"]["entropy"])
+    assert event.synthesis.keys() == {"synthesis_loss", "entropy"}
+    assert event.synthesis["synthesis_loss"] == pytest.approx(-event.synthesis["entropy"])

@@ -11,6 +11,7 @@ from PIL import Image
 
 from gapssg import InputError, PretrainSettings
 from gapssg.engine.run_directory import RunDirectory, SilentDisplay, check_output, encode_png, pool_shards
+from gapssg.runs.events import Note
 from gapssg.synthesis.shards import PoolOrigin
 
 
@@ -30,7 +31,7 @@ def hold(path: Path) -> RunDirectory:
 
 def test_a_run_is_replaced_only_on_request(tmp_path: Path):
     run = tmp_path / "run"
-    start(run).record("note", value=1)
+    start(run).record(Note(message="here"))
     with pytest.raises(InputError, match="already holds a run; add --overwrite"):
         check_output(run, overwrite=False)
     check_output(run, overwrite=True)
@@ -57,7 +58,7 @@ def test_a_kill_in_the_first_write_of_all_leaves_room_for_a_run(tmp_path: Path):
 
 def test_a_kill_while_a_run_is_replaced_leaves_a_run_to_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = tmp_path / "run"
-    start(run).record("note", value=1)
+    start(run).record(Note(message="here"))
     (run / "result.json").write_text("{}")
     removed: list[str] = []
 
@@ -112,7 +113,7 @@ def test_a_name_that_no_file_can_have_is_bad_input(tmp_path: Path):
 
 def test_a_second_writer_is_refused_with_the_first_ones_process(tmp_path: Path):
     run = hold(tmp_path / "run")
-    run.record("note", value=1)
+    run.record(Note(message="here"))
     with pytest.raises(InputError, match=f"is being written by process {os.getpid()} on "):
         start(tmp_path / "run")
     with pytest.raises(InputError, match="is being written by"):

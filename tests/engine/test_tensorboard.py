@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from gapssg import distill
-from gapssg.engine.record import DistillationEpoch
 from gapssg.engine.requests import Requests, Stopped
 from gapssg.engine.run_directory import SilentDisplay
 from gapssg.engine.tensorboard import also_for_tensorboard
+from gapssg.runs.events import DistillationEpoch
 from tests.interruptions import AskingDisplay, InterruptingDisplay, Interruption
 from tests.program import gapssg, refusal
 from tests.runs import settings

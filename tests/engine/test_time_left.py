@@ -14,6 +14,7 @@ import pytest
 from gapssg import DistillSettings, PretrainSettings, distill, pretrain_teacher
 from gapssg.engine.run_directory import SilentDisplay
 from gapssg.engine.time_left import EVALUATION, TimeLeft
+from gapssg.runs.events import Event, Note, Remaining
 from tests.conftest import write_teacher
 from tests.interruptions import InterruptingDisplay, Interruption
 from tests.runs import TINY
@@ -185,13 +186,13 @@ class Listening(SilentDisplay):
     """Keeps the events."""
 
     def __init__(self) -> None:
-        self.events: list[Mapping[str, Any]] = []
+        self.events: list[Event] = []
 
-    def event(self, event: Mapping[str, Any]) -> None:
+    def event(self, event: Event) -> None:
         self.events.append(event)
 
     def notes(self) -> list[str]:
-        return [event["message"] for event in self.events if event["event"] == "note"]
+        return [event.message for event in self.events if isinstance(event, Note)]
 
 
 def distill_settings(teacher: Path, **changes: Any) -> DistillSettings:
@@ -220,7 +221,7 @@ def test_each_epoch_of_a_distillation_says_what_is_left_and_the_last_nothing(
     assert len(said) == 1
     assert said[0].endswith(" s (measured on the first steps)")
     assert "estimated time" not in (tmp_path / "run" / "events.jsonl").read_text()
-    assert {event["epochs"] for event in display.events if event["event"] == "time_left"} == {3}
+    assert {event.epochs for event in display.events if isinstance(event, Remaining)} == {3}
 
 
 def test_each_epoch_of_a_training_says_what_is_left_and_the_last_nothing(image_folder: Path, tmp_path: Path):

@@ -49,6 +49,7 @@ from gapssg.engine.run_directory import RunDirectory, SilentDisplay, check_outpu
 from gapssg.models import create_model
 from gapssg.models.model_file import _sha256_of_content, save_model
 from gapssg.models.safetensors_file import read_safetensors
+from gapssg.runs.events import Note
 from gapssg.synthesis.shards import PoolOrigin, read_shard, write_shard
 from gapssg.text import printable_toml
 from tests.conftest import make_card
@@ -571,7 +572,7 @@ def use_run_directory(world: World, case: tuple[str, list[tuple[str, str]]]) -> 
         directory = RunDirectory.reopen(run, world.settings, SilentDisplay(), 0)
     images = torch.zeros(4, 1, 16, 16)
     with directory:
-        directory.record("note", message="here")
+        directory.record(Note(message="here"))
         directory.write_samples(1, 1, images, torch.zeros(4).long(), make_card().class_names)
         directory.write_pool_shard(2, images.byte(), torch.zeros(4).long(), PoolOrigin("gapssg", "0"))
         directory.write_result({})
@@ -713,7 +714,7 @@ def use_console(world: World, names: list[str]) -> None:
         console.say(names[2])
         with console.live() as display:
             display.progress(names[0], 1, 2)
-            display.event({"event": "warning", "epoch": 1, "message": names[1]})
+            display.event(Note(message=names[1]))
 
     with (
         (world.work / "shown").open("w", encoding="utf-8") as screen,

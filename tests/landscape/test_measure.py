@@ -17,6 +17,7 @@ from gapssg.landscape.sharpness import radius_of_doubling
 from gapssg.landscape.surface import load_surface, save_surface
 from gapssg.models import create_model
 from gapssg.models.model_file import load_model, save_model
+from gapssg.runs.events import Event
 from gapssg.runtime import Runtime
 from tests.conftest import make_card
 from tests.landscape.conftest import make_surface, settings
@@ -286,8 +287,8 @@ class RemembersEvents(SilentDisplay):
     def __init__(self) -> None:
         self.events: list[str] = []
 
-    def event(self, event: Any) -> None:
-        self.events.append(event["event"])
+    def event(self, event: Event) -> None:
+        self.events.append(event.kind)
 
 
 def test_a_finished_surface_is_measured_no_more(run_folder: Path, tmp_path: Path, without_figures, monkeypatch):

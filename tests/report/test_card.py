@@ -11,6 +11,7 @@ import yaml
 
 from gapssg import InputError, PretrainSettings, distill, load_model, pretrain_teacher, write_card
 from gapssg.engine.run_directory import SilentDisplay
+from gapssg.runs.events import Event, Note
 from tests.program import gapssg, refusal
 from tests.report.conftest import CLASSES, RUNTIME, Runs
 from tests.runs import change, settings
@@ -150,9 +151,9 @@ class Listener(SilentDisplay):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def event(self, event: Any) -> None:
-        if event["event"] == "note":
-            self.notes.append(event["message"])
+    def event(self, event: Event) -> None:
+        if isinstance(event, Note):
+            self.notes.append(event.message)
 
 
 def test_a_run_that_is_replaced_keeps_its_card_and_says_so(runs: Runs):

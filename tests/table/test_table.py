@@ -19,6 +19,7 @@ from gapssg.engine.settings import DistillSettings, PretrainSettings
 from gapssg.errors import InputError, RunError, Taken
 from gapssg.files import lock, write_json
 from gapssg.models import MODELS, ModelEntry
+from gapssg.runs.events import Event, Note
 from gapssg.table import figures
 from gapssg.table import run as runs
 from gapssg.table.ledger import Ledger
@@ -204,8 +205,9 @@ class Asking(SilentDisplay):
         self.requests = Requests()
         self.said: list[str] = []
 
-    def event(self, event: Mapping[str, Any]) -> None:
-        self.said.append(event["message"])
+    def event(self, event: Event) -> None:
+        assert isinstance(event, Note)
+        self.said.append(event.message)
 
     def progress(self, task: str, done: int, total: int) -> None:
         if self.run is not None and self.run in task and "epoch" in task:

@@ -1,0 +1,47 @@
+"""The base class of what is written as JSON and read back, perhaps from an untrusted file. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+
+from gapssg.errors import InputError, shortened
+
+Item = TypeVar("Item")
+
+MOST_COUNTED_CLASSES = 1000
+Text = Annotated[str, Field(max_length=5000)]  # a path may have 4,096
+Share = Annotated[float, Field(ge=0, le=1)]
+Number = Annotated[float, Field(ge=-1e39, le=1e39)]  # every float32; differences of two are finite, too
+Numbers = Annotated[dict[Annotated[str, Field(max_length=100)], Number], Field(max_length=50)]
+Seconds = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=10**30)]  # of anything, operations among it; a float can hold it
+Counts = Annotated[list[Count], Field(max_length=MOST_COUNTED_CLASSES)]
+# Of a long list that is wrong, each error would take a kilobyte.
+Many = Annotated[tuple[Item, ...], FailFast(), Field(max_length=1_100_000)]
+
+
+class Stored(BaseModel):
+    """Frozen values that are checked when they are made or read; other keys of a file are ignored."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, frozen=True, defer_build=True)
+
+    @classmethod
+    def read(cls, text: bytes, place: str) -> Self:
+        """Read JSON.
+
+        Args:
+            text: The JSON.
+            place: Where it stands, for messages.
+
+        Raises:
+            InputError: It is damaged.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            field = ".".join(map(str, first["loc"]))
+            reason = f"{field}: {first['msg']}" if field else first["msg"]
+            raise InputError(f"{place} is damaged: {shortened(reason)}") from error
