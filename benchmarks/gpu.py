@@ -10,16 +10,16 @@ has its log in the directory. Where a stage was interrupted, the next call conti
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks.machine import describe_machine, print_machine, print_table, write_report
+from gapssg.runs.results import load_training_result
+from gapssg.text import percent
 
 Row = tuple[str, str, str]
 PAIRS = {"wrn40_2": "wrn16_1", "resnet34": "mobilenetv2"}
@@ -77,9 +77,8 @@ def distil_pair(
         gapssg = [sys.executable, "-m", "gapssg", command]
         if not run_stage(run.name, [*gapssg, "--resume", str(run)] if can_resume else [*gapssg, *anew], directory):
             return rows, [run.name]
-        result: dict[str, Any] = json.loads((run / "result.json").read_text())
-        model = result["model" if command == "pretrain-teacher" else "student"]
-        rows.append((run.name, f"{result['timing']['total']:.0f}", f"{model['top1']:.2%}"))
+        result = load_training_result(run)
+        rows.append((run.name, f"{result.timing.total:.0f}", percent(result.model.top1)))
     return rows, []
 
 

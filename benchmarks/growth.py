@@ -90,7 +90,7 @@ def run(device: str, quick: bool, rounds: int) -> Report:
     seconds = epoch["timing"]
     return {
         "networks": f"{size.teacher} to {size.student}, {size.side} pixels",
-        "precision": result["precision"],
+        "precision": result.precision,
         "synthesis, images/s of a step": size.synthesis_batch * 10 / seconds["synthesis"],
         "distillation, images/s": seconds["images_per_second"],
         "peak memory, MB": peak_megabytes(_runtime(device).device),
@@ -122,7 +122,7 @@ def pretraining(device: str, quick: bool, rounds: int) -> Report:
         epoch = [event for event in map(json.loads, lines) if event["event"] == "epoch"][-1]
     return {
         "network": f"{settings.model.name}, 32 pixels, batch 128",
-        "precision": result["precision"],
+        "precision": result.precision,
         "images/s": epoch["timing"]["images_per_second"],
     }
 

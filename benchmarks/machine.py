@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from gapssg.models import create_model
-from gapssg.models.model_file import ModelCard, Provenance, save_model
+from gapssg.models.description import ModelCard, Provenance
+from gapssg.models.model_file import save_model
 from gapssg.runtime import computes_bf16_natively
 
 Step = Callable[[], object]

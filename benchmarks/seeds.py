@@ -11,7 +11,6 @@ deviations. Runs that are there are not made again, so an interruption costs one
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 
 from benchmarks.machine import describe_machine, print_machine, print_table, write_report
 from gapssg import DistillSettings, PretrainSettings, distill, pretrain_teacher
+from gapssg.runs.results import DistillResult
 from gapssg.settings.load import load_settings
 
 PLAIN = {"precision": "fp32", "compile": False}
@@ -46,9 +46,9 @@ def main() -> None:
         for runtime in (PLAIN, fast):
             label = name_of(runtime)
             result = student(teacher, arguments.directory / label / str(seed), seed, runtime, arguments.epochs)
-            accuracies.setdefault(label, []).append(result["student"]["top1"])
-            seconds = result["timing"]["total"]
-            print(f"seed {seed}, {label}: {result['student']['top1']:.2%} in {seconds:.0f} s", flush=True)
+            accuracies.setdefault(label, []).append(result.student.top1 or 0.0)
+            seconds = result.timing.total
+            print(f"seed {seed}, {label}: {result.student.top1:.2%} in {seconds:.0f} s", flush=True)
     means = {label: statistics.mean(values) for label, values in accuracies.items()}
     spreads = {label: statistics.stdev(values) for label, values in accuracies.items()}
     difference, spread = abs(means[name_of(fast)] - means[name_of(PLAIN)]), max(spreads.values())
@@ -70,11 +70,10 @@ def name_of(runtime: dict[str, Any]) -> str:
     return f"{runtime['precision']}-{'compiled' if runtime['compile'] else 'eager'}"
 
 
-def student(teacher: Path, output: Path, seed: int, runtime: dict[str, Any], epochs: int | None) -> dict[str, Any]:
+def student(teacher: Path, output: Path, seed: int, runtime: dict[str, Any], epochs: int | None) -> DistillResult:
     """Return the result of a run, which is made if it is not there."""
     if (output / "result.json").exists():
-        result: dict[str, Any] = json.loads((output / "result.json").read_text())
-        return result
+        return DistillResult.load(output)
     given = {"teacher": str(teacher), "seed": seed, "epochs": epochs, "eval_data.name": "digits"}
     given |= {f"runtime.{key}": value for key, value in runtime.items()}
     options = {key: ("this benchmark", value) for key, value in given.items()}

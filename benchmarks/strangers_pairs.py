@@ -15,7 +15,8 @@ from benchmarks.strangers_data import ANIMALS, CIFAR10, VEHICLES, Source, cifar,
 from gapssg.augment import Augmentation, Normalization, crop_and_flip
 from gapssg.data.image_set import ImageSet
 from gapssg.models import create_model
-from gapssg.models.model_file import ModelCard, Provenance, save_model
+from gapssg.models.description import ModelCard, Provenance
+from gapssg.models.model_file import save_model
 from gapssg.runtime import computes_bf16_natively, to_unit_range
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

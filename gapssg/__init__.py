@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     from gapssg.report.card import write_card
     from gapssg.report.page import write_report
     from gapssg.report.settings import ReportSettings
+    from gapssg.runs.results import DistillResult, LandscapeResult, PretrainResult
     from gapssg.settings import load_settings
 
 __all__ = [
+    "DistillResult",
     "DistillSettings",
     "EvaluateSettings",
     "ExportSettings",
@@ -42,7 +44,9 @@ __all__ = [
     "ImportSettings",
     "InputError",
     "InspectSettings",
+    "LandscapeResult",
     "LandscapeSettings",
+    "PretrainResult",
     "PretrainSettings",
     "ReportSettings",
     "RunError",
@@ -87,6 +91,9 @@ _HOMES = {
     "RunError": "gapssg.errors",
     "load_model": "gapssg.models.model_file",
     "load_settings": "gapssg.settings",
+    "DistillResult": "gapssg.runs.results",
+    "LandscapeResult": "gapssg.runs.results",
+    "PretrainResult": "gapssg.runs.results",
 }
 
 

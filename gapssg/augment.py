@@ -27,25 +27,36 @@ class Shifts(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop after zero padding and, where it is meaningful, a random horizontal flip.
+    """Random crop after padding and, where it is meaningful, a random horizontal flip.
 
     Attributes:
-        padding: Pixels of zero padding on each side.
+        padding: Pixels of padding on each side.
         flip: Whether samples are mirrored with probability 1/2.
+        reflects: Whether the padding is the mirrored image; else it is 0.
     """
 
     padding: int
     flip: bool
+    reflects: bool = False
 
     def describe(self) -> str:
         """Say in words what is drawn."""
         unit = "pixel" if self.padding == 1 else "pixels"
-        crops = f"crops with {self.padding} {unit} of padding" if self.padding else "no crops"
+        kind = "mirrored padding" if self.reflects else "padding"
+        crops = f"crops with {self.padding} {unit} of {kind}" if self.padding else "no crops"
         return f"{crops}, {'random horizontal flips' if self.flip else 'no flips'}"
 
-    def to_dict(self) -> dict[str, int | bool]:
-        """Return what a result says of it, by the names of the settings."""
-        return {"crop_padding": self.padding, "flip": self.flip}
+    def __call__(self, images: Tensor, shifts: Shifts) -> Tensor:
+        """Return each of the images (N, C, H, W) cropped at its own offset, and mirrored where asked; differentiable.
+
+        Args:
+            images: Any dtype.
+            shifts: What `draw` has drawn.
+        """
+        if not (self.reflects and self.padding):
+            return crop_and_flip(images, shifts)
+        border = slice(self.padding, -self.padding)
+        return crop_and_flip(reflect(images, self.padding), shifts)[..., border, border]
 
     def draw(self, count: int, generator: torch.Generator) -> Shifts:
         """Draw a crop and flip for each of `count` samples, on the generator's device."""
@@ -89,6 +100,19 @@ def crop_and_flip(images: Tensor, shifts: Shifts) -> Tensor:
     """
     result: Tensor = _CropAndFlip.apply(images, *shifts)
     return result
+
+
+def reflect(images: Tensor, padding: int) -> Tensor:
+    """Return images (N, C, H, W) with `padding` mirrored pixels on each side; the pixel at the edge is not repeated.
+
+    Equals `torch.nn.functional.pad(mode="reflect")`, whose gradient is not deterministic on a GPU.
+    """
+    for dimension in (2, 3):
+        size = images.shape[dimension]
+        before = images.narrow(dimension, 1, padding).flip(dimension)
+        after = images.narrow(dimension, size - 1 - padding, padding).flip(dimension)
+        images = torch.cat([before, images, after], dimension)
+    return images
 
 
 class _CropAndFlip(torch.autograd.Function):

@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -41,7 +41,6 @@ class Runtime:
         compiled: Whether `compile` compiles.
         seed: The seed that every random stream is derived from.
         deterministic: Whether CUDA may use only algorithms that give the same bits each time.
-        notes: What a person should know of how is computed; the engine shows and empties them.
     """
 
     device: torch.device
@@ -49,7 +48,6 @@ class Runtime:
     compiled: bool
     seed: int
     deterministic: bool = False
-    notes: list[str] = field(default_factory=list, compare=False)
 
     @classmethod
     def from_settings(cls, settings: RuntimeSettings, seed: int) -> Runtime:
@@ -67,6 +65,20 @@ class Runtime:
         if obstacle:
             raise InputError(f"--compile: {obstacle}; use --no-compile")
         return cls(device, precision, compiled, seed, settings.deterministic)
+
+    def decide_compilation(
+        self, setting: bool | Literal["auto"], flops: float, earlier: bool | None = None
+    ) -> tuple[Runtime, str | None]:
+        """Return this runtime with what the setting `compile` decides for so many operations, and why, if it decides.
+
+        Args:
+            setting: What was asked for; `from_settings` has heeded all but `auto`.
+            flops: Floating-point operations of the run.
+            earlier: What was decided when the run began, if it continues.
+        """
+        if setting != "auto":
+            return self, None
+        return self.compile_if_worth_it(flops) if earlier is None else (replace(self, compiled=earlier), None)
 
     def compile_if_worth_it(self, flops: float) -> tuple[Runtime, str]:
         """Decide whether a run of so many floating-point operations is compiled.
@@ -95,10 +107,6 @@ class Runtime:
         """Return where and how is computed, in a few words."""
         words = [str(self.device), self.precision, "compiled" if self.compiled else "eager"]
         return ", ".join(words + ["deterministic"] * self.deterministic)
-
-    def note(self, sentence: str) -> None:
-        """Leave word of something that a person should know of how is computed."""
-        self.notes.append(sentence)
 
     @contextmanager
     def configured(self) -> Iterator[None]:

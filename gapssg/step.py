@@ -5,7 +5,9 @@ A small network on a large GPU is bound by the launches of its kernels, which a 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor
 from gapssg.runtime import Runtime
 
 Outputs = dict[str, Tensor]
+
+_LOGGER = logging.getLogger(__name__)
 
 EAGER_CALLS = 3
 """Calls before the capture. They are steps like any other; libraries and optimizers make their state in them."""
@@ -63,7 +67,9 @@ class TrainingStep:
         # Fused optimizers leave everything as it is where this says 1; gradient scalers use it.
         self._not_finite = torch.zeros((), device=runtime.device)
         optimizer.grad_scale, optimizer.found_inf = None, self._not_finite  # type: ignore[attr-defined]
-        self._capture = Capture(self._update, runtime, name) if runtime.device.type == "cuda" else None
+        self._capture = None
+        if runtime.device.type == "cuda":
+            self._capture = Capture(self._update, name, partial(CudaRecorder, runtime.device))
 
     def __call__(self, *tensors: Tensor) -> Outputs:
         """Make one update.
@@ -99,21 +105,19 @@ class TrainingStep:
 class Capture:
     """Calls a function as it is a few times, and from then on replays what it launches.
 
-    Where the recording fails, the function is called as it is for good; the runtime's notes say so.
+    Where the recording fails, the function is called as it is for good, and a warning is logged.
     """
 
     def __init__(
         self,
         function: Callable[..., Outputs],
-        runtime: Runtime,
         name: str,
-        make_recorder: Callable[[], Recorder] | None = None,
+        make_recorder: Callable[[], Recorder],
     ) -> None:
         """Record `function`, whose tensors must have the same sizes and types in each call."""
         self._function = function
-        self._runtime = runtime
         self._name = name
-        self._make_recorder = make_recorder or (lambda: CudaRecorder(runtime.device))
+        self._make_recorder = make_recorder
         self._calls = 0
         self._recorder: Recorder | None = None
         self._inputs: tuple[Tensor, ...] = ()
@@ -142,7 +146,8 @@ class Capture:
             self._outputs = recorder.record(lambda: self._function(*inputs))
         except RuntimeError as error:  # torch has no error of its own for this
             self._possible = False
-            self._runtime.note(f"{self._name} runs slower than it could: no graph of it, {str(error).splitlines()[0]}")
+            reason = str(error).splitlines()[0]
+            _LOGGER.warning("%s runs slower than it could: no graph of it, %s", self._name, reason)
         else:
             self._recorder, self._inputs = recorder, inputs
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
 
 from gapssg.errors import InputError, shortened
 
 Item = TypeVar("Item")
-
 MOST_COUNTED_CLASSES = 1000
-Text = Annotated[str, Field(max_length=5000)]  # a path may have 4,096
+
+
+def _as_unicode(text: Any) -> Any:
+    """Replace the lone surrogates that Python has for the bytes of a path that are no characters."""
+    return text.encode(errors="replace").decode() if isinstance(text, str) else text
+
+
+# A path may have 4,096 characters.
+Text = Annotated[str, BeforeValidator(_as_unicode), Field(max_length=5000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Number = Annotated[float, Field(ge=-1e39, le=1e39)]  # every float32; differences of two are finite, too
 Numbers = Annotated[dict[Annotated[str, Field(max_length=100)], Number], Field(max_length=50)]

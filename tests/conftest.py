@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from gapssg.models import create_model
-from gapssg.models.model_file import ModelCard, Provenance, save_model
+from gapssg.models.description import ModelCard, Provenance
+from gapssg.models.model_file import save_model
 from gapssg.runtime import Runtime
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gapssg import DistillSettings
+from gapssg.engine.distillation import Distillation
+from gapssg.engine.run_directory import RunDirectory, SilentDisplay
+from gapssg.runs.events import DistillationEpoch
 
 TINY: dict[str, Any] = {
     "epochs": 2,
@@ -28,6 +31,15 @@ TINY: dict[str, Any] = {
 def settings(teacher: Path, **changes: Any) -> DistillSettings:
     """Return the settings of a small distillation, with changes."""
     return DistillSettings.model_validate({"teacher": teacher, **TINY, **changes})
+
+
+def run_epoch(distillation: Distillation, run: Path) -> DistillationEpoch:
+    """Make one epoch without the loop."""
+    directory = RunDirectory(run, distillation.settings, SilentDisplay())
+    for phase in distillation.phases(directory):
+        for _ in phase.work:
+            pass
+    return distillation.end_epoch(directory, None)
 
 
 def files_of(run: Path) -> dict[str, Any]:

@@ -17,12 +17,12 @@ from gapssg.augment import (
 from gapssg.errors import InputError
 
 
-def reference(images, shifts, padding):
+def reference(images, shifts, padding, padding_mode="constant"):
     """torchvision's pad, crop and flip, one image at a time."""
     height, width = images.shape[2:]
     result = []
     for image, row, column, flip in zip(images, *shifts, strict=True):
-        padded = TF.pad(image, [padding] * 4)
+        padded = TF.pad(image, [padding] * 4, padding_mode=padding_mode)
         cropped = TF.crop(padded, padding + int(row), padding + int(column), height, width)
         result.append(TF.horizontal_flip(cropped) if flip else cropped)
     return torch.stack(result)
@@ -35,6 +35,30 @@ def test_crops_and_flips_equal_torchvisions(dtype, size):
     images = torch.randint(0, 256, (32, 3, *size), generator=generator).to(dtype)
     shifts = Augmentation(padding=3, flip=True).draw(32, generator)
     assert torch.equal(crop_and_flip(images, shifts), reference(images, shifts, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [(16, 16), (8, 12)])
+def test_reflecting_crops_and_flips_equal_torchvisions(dtype, size):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (32, 3, *size), generator=generator).to(dtype)
+    augmentation = Augmentation(padding=3, flip=True, reflects=True)
+    shifts = augmentation.draw(32, generator)
+    assert torch.equal(augmentation(images, shifts), reference(images, shifts, 3, "reflect"))
+
+
+def test_gradients_of_reflecting_crops_are_those_of_indexing():
+    augmentation = Augmentation(padding=2, flip=True, reflects=True)
+    shifts = augmentation.draw(2, torch.Generator().manual_seed(0))
+    images = torch.rand(2, 1, 5, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda inputs: augmentation(inputs, shifts), images)
+
+
+def test_reflecting_without_padding_only_flips():
+    images = torch.rand(4, 1, 5, 6)
+    augmentation = Augmentation(padding=0, flip=True, reflects=True)
+    shifts = augmentation.draw(4, torch.Generator().manual_seed(0))
+    assert torch.equal(augmentation(images, shifts), crop_and_flip(images, shifts))
 
 
 def test_channels_last_images_give_the_same_crops():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,8 +32,8 @@ def on_gpu() -> Iterator[Runtime]:
         yield runtime
 
 
-def train(teacher_file: Path, runtime: Runtime) -> tuple[dict[str, Tensor], Tensor, list[str]]:
-    """Synthesise once and make some distillation steps; return the student's weights, the pool, and notes."""
+def train(teacher_file: Path, runtime: Runtime) -> tuple[dict[str, Tensor], Tensor]:
+    """Synthesise once and make some distillation steps; return the student's weights and the pool."""
     values = {**TINY, "teacher": teacher_file, "method": {**TINY["method"], "generator_steps": STEPS, "passes": 8}}
     values["student"] = {"name": "mobilenetv2"}  # has dropout
     distillation = Distillation(DistillSettings.model_validate(values), runtime, load_model(teacher_file))
@@ -50,19 +49,19 @@ def train(teacher_file: Path, runtime: Runtime) -> tuple[dict[str, Tensor], Tens
     assert distillation.synthesizer.pool is not None
     assert all(bool(tensor.isfinite().all()) for tensor in distillation.student.parameters())
     weights = {name: tensor.cpu() for name, tensor in distillation.student.state_dict().items()}
-    return weights, distillation.synthesizer.pool.images.cpu(), runtime.notes
+    return weights, distillation.synthesizer.pool.images.cpu()
 
 
-def test_captured_steps_are_the_steps_that_were_captured(teacher_file: Path, on_gpu: Runtime, monkeypatch):
-    weights, images, notes = train(teacher_file, on_gpu)
-    assert notes == []  # both steps were captured
+def test_captured_steps_are_the_steps_that_were_captured(teacher_file: Path, on_gpu: Runtime, monkeypatch, caplog):
+    weights, images = train(teacher_file, on_gpu)
+    assert caplog.messages == []  # both steps were captured
 
     def refuse(*_: object) -> None:
         raise RuntimeError("not here")
 
     monkeypatch.setattr(CudaRecorder, "record", refuse)
-    plain, plain_images, notes = train(teacher_file, replace(on_gpu, notes=[]))
-    assert len(notes) == 2
+    plain, plain_images = train(teacher_file, on_gpu)
+    assert len(caplog.messages) == 2
     # The same kernels on the same numbers.
     assert torch.equal(images, plain_images)
     assert all(torch.equal(weights[name], plain[name]) for name in plain)

@@ -126,7 +126,8 @@ def test_nothing_below_the_command_line_prints():
         "import gapssg",
         "import gapssg.cli.app",
         "import gapssg.engine.settings, gapssg.landscape.settings, gapssg.report.settings, gapssg.table.plan",
-        "import gapssg.engine.record, gapssg.runs.events, gapssg.export.settings, gapssg.data, gapssg.models",
+        "import gapssg.engine.record, gapssg.runs.events, gapssg.runs.results, gapssg.export.settings",
+        "import gapssg.data, gapssg.models",
     ],
 )
 def test_importing_does_no_work(code):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import rich.console
+from pydantic import BaseModel
 from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -33,7 +35,7 @@ from gapssg.runs.events import (
 from gapssg.text import duration, percent, printable, printable_toml
 
 if TYPE_CHECKING:
-    from gapssg.engine.estimate import Estimate
+    from gapssg.runs.results import EstimateResult
 
 _WIDTH_OF_AN_EPOCH = 190
 _NARROW = 80
@@ -112,11 +114,10 @@ class Console:
         """Print settings as TOML, or with --json as JSON."""
         self._stdout.write(json.dumps(values) + "\n" if self.invocation.json else printable_toml(toml))
 
-    def estimate(self, found: Estimate, settings: tuple[Mapping[str, Any], str] | None) -> None:
+    def estimate(self, found: EstimateResult, settings: tuple[Mapping[str, Any], str] | None) -> None:
         """Print an estimate; with `settings`, as values and as TOML, those before it and the estimate as comments."""
         if self.invocation.json:
-            result = found.to_dict()
-            self.result(result if settings is None else {"settings": settings[0], "estimate": result})
+            self.result(found if settings is None else {"settings": settings[0], "estimate": found})
         elif settings is None:
             for line in estimate_lines(found):
                 self.note(line)
@@ -138,10 +139,10 @@ class Console:
         self.note(title)  # a title of the table itself would wrap at the table's width
         self._result.print(table)
 
-    def result(self, result: Mapping[str, Any]) -> None:
-        """Print the result as JSON, if --json asks for it."""
+    def result(self, result: BaseModel | Mapping[str, object]) -> None:
+        """Print the result, which may have others in it, as JSON, if --json asks for it."""
         if self.invocation.json:
-            self._stdout.write(json.dumps(result, allow_nan=False) + "\n")
+            self._stdout.write(json.dumps(result, allow_nan=False, default=_json_of) + "\n")
 
     @contextmanager
     def live(self) -> Iterator[LiveDisplay]:
@@ -159,7 +160,13 @@ class Console:
             disable=not self._rich.is_terminal or self.invocation.quiet,
         )
         with progress:
-            yield LiveDisplay(self, progress)
+            display = LiveDisplay(self, progress)
+            logger, notices = logging.getLogger("gapssg"), _Notices(display)
+            logger.addHandler(notices)
+            try:
+                yield display
+            finally:
+                logger.removeHandler(notices)
 
 
 class LiveDisplay:
@@ -232,18 +239,33 @@ class LiveDisplay:
         self._progress.update(self._run, completed=done, total=total, left=left, visible=visible)
 
 
+class _Notices(logging.Handler):
+    """Shows what the package logs as notes of the run."""
+
+    def __init__(self, display: LiveDisplay) -> None:
+        super().__init__()
+        self._display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._display.event(Note(message=record.getMessage()))
+
+
+def _json_of(result: BaseModel) -> Any:
+    return result.model_dump(mode="json")
+
+
 def _time_left(seconds: float) -> str:
     return f"{duration(seconds)} left"
 
 
-def estimate_lines(found: Estimate) -> list[str]:
+def estimate_lines(found: EstimateResult) -> list[str]:
     """Return an estimate as lines: the time, the steps of each kind, the memory."""
-    lines = [f"estimated time: {duration(found.seconds)} ({found.runtime.describe()})"]
+    lines = [f"estimated time: {duration(found.seconds)} ({found.described})"]
     for kind, part in found.parts.items():
         if part.steps:
             steps = f"{count(part.steps)} step{'s' if part.steps > 1 else ''}"
             lines.append(f"{kind}: {steps} of {part.seconds_per_step:.3g} s, {duration(part.seconds)}")
-    lines.append(f"memory: {found.memory / 1e6:,.0f} MB")
+    lines.append(f"memory: {found.memory_bytes / 1e6:,.0f} MB")
     return lines
 
 

@@ -96,56 +96,32 @@ def distill(
             display=display,
             requests=listen(),
         )
-    teacher_facts, student_facts = result["teacher"], result["student"]
+    teacher, student = result.teacher, result.student
     console.table(
         f"Student in {directory}",
+        ["model", "parameters", "top-1", "best top-1", "agreement", "baseline", "seconds"],
         [
-            "model",
-            "parameters",
-            "top-1",
-            "best top-1",
-            "agreement",
-            "baseline",
-            "seconds",
-        ],
-        [
+            [f"teacher {teacher.architecture}", count(teacher.parameters), percent(teacher.top1), *"----"],
             [
-                f"teacher {teacher_facts['architecture']}",
-                count(teacher_facts["parameters"]),
-                percent(teacher_facts["top1"]),
-                "-",
-                "-",
-                "-",
-                "-",
-            ],
-            [
-                f"student {student_facts['architecture']}",
-                count(student_facts["parameters"]),
-                percent(student_facts["top1"]),
-                "-"
-                if student_facts["best_epoch"] is None
-                else f"{percent(student_facts['best_top1'])}, epoch {student_facts['best_epoch']}",
-                percent(student_facts["agreement"]),
-                percent(student_facts["agreement_baseline"]),
-                f"{result['timing']['total']:.0f}",
+                *(f"student {student.architecture}", count(student.parameters), percent(student.top1)),
+                "-" if student.best_epoch is None else f"{percent(student.best_top1)}, epoch {student.best_epoch}",
+                *(percent(student.agreement), percent(student.agreement_baseline), f"{result.timing.total:.0f}"),
             ],
         ],
     )
-    if student_facts["best_epoch"] is not None:
+    if student.best_epoch is not None:
         console.note("best top-1: chosen by the evaluation data, so it flatters; top-1 is of the last epoch")
-    if student_facts["agreement"] is not None:
+    if student.agreement is not None:
         console.note("agreement: with the teacher, on the last synthesised images before the student trained on them")
         console.note("baseline: what always giving the teacher's commonest answer would reach on these images")
     else:
         console.note("agreement: none, because the student has trained on every image of the pool")
-    if student_facts["balanced_accuracy"] is not None:
-        lowest = student_facts["lowest_recall"]
-        of_lowest = (
-            f", lowest on class '{student_facts['lowest_class']}': {percent(lowest)}" if lowest is not None else ""
-        )
-        console.note(f"balanced accuracy of the student: {percent(student_facts['balanced_accuracy'])}{of_lowest}")
-    console.failures("the student", result["failures"])
-    console.warnings("the student", result["warnings"])
+    if student.balanced_accuracy is not None:
+        lowest = student.lowest_recall
+        of_lowest = f", lowest on class '{student.lowest_class}': {percent(lowest)}" if lowest is not None else ""
+        console.note(f"balanced accuracy of the student: {percent(student.balanced_accuracy)}{of_lowest}")
+    console.failures("the student", result.failures)
+    console.warnings("the student", result.warnings)
     console.result(result)
 
 

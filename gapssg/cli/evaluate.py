@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +14,9 @@ from gapssg.cli.options import Panel
 from gapssg.engine.settings import EvaluateSettings
 from gapssg.errors import shortened
 from gapssg.text import percent
+
+if TYPE_CHECKING:
+    from gapssg.runs.results import EvaluatedModel, EvaluateResult
 
 _MOST_CLASSES_IN_A_TABLE = 20
 _FEWEST_CLASSES_FOR_TOP5 = 5
@@ -60,52 +64,52 @@ def evaluate(
         result = evaluate(settings, display=display)
     print_evaluation(console, result)
     if per_class:
-        for report in result["models"]:
-            _print_classes(console, report, result["class_names"])
+        for report in result.models:
+            _print_classes(console, report, result.class_names)
     console.result(result)
 
 
-def print_evaluation(console: Console, result: dict[str, Any]) -> None:
+def print_evaluation(console: Console, result: EvaluateResult) -> None:
     """Print one row a model, and which file each is."""
-    with_teacher = result["teacher"] is not None
-    with_top5 = len(result["class_names"]) > _FEWEST_CLASSES_FOR_TOP5
+    teacher = result.teacher
+    with_top5 = len(result.class_names) > _FEWEST_CLASSES_FOR_TOP5
     columns = ["", "model", "parameters", "MACs", "top-1", *(["top-5"] if with_top5 else [])]
     columns += ["balanced", "lowest class", "loss", "ECE", "images/s"]
-    columns += ["agreement", "gap"] if with_teacher else []
+    columns += ["agreement", "gap"] if teacher else []
     rows = []
-    for number, report in enumerate(result["models"], 1):
-        row = [str(number), report["architecture"], count(report["parameters"]), f"{report['macs'] / 1e6:.1f} M"]
-        row += [percent(report["top1"]), *([percent(report["top5"])] if with_top5 else [])]
-        row += [percent(report["balanced_accuracy"]), _lowest(report)]
-        row += [f"{report['loss']:.3f}", f"{report['expected_calibration_error']:.3f}"]
-        row += [f"{result['timing']['images_per_second'][number - 1]:.0f}"]
-        if with_teacher:
-            row += [percent(report["agreement"]), f"{report['reality_gap']:.3f}"]
+    for number, report in enumerate(result.models, 1):
+        row = [str(number), report.architecture, count(report.parameters), f"{report.macs / 1e6:.1f} M"]
+        row += [percent(report.top1), *([percent(report.top5)] if with_top5 else [])]
+        row += [percent(report.balanced_accuracy), _lowest(report)]
+        row += [f"{report.loss:.3f}", f"{report.expected_calibration_error:.3f}"]
+        row += [f"{result.timing.images_per_second[number - 1]:.0f}"]
+        if report.reality_gap is not None:
+            row += [percent(report.agreement), f"{report.reality_gap:.3f}"]
         rows.append(row)
-    for number, report in enumerate(result["models"], 1):
-        console.note(f"{number}: {report['file']}")
-    title = f"{count(result['images'])} test images of {result['data']}"
+    for number, report in enumerate(result.models, 1):
+        console.note(f"{number}: {report.file}")
+    title = f"{count(result.images)} test images of {result.data}"
     if len(rows) <= _MOST_MODELS_IN_COLUMNS:  # as many as fit beside each other in 80 columns
         (numbers, *metrics) = zip(columns, *rows, strict=True)
         console.table(title, numbers, metrics)
     else:
         console.table(title, columns, rows)
-    if with_teacher:
-        console.note(f"agreement and (reality) gap: with {result['teacher']['file']}")
+    if teacher:
+        console.note(f"agreement and (reality) gap: with {teacher.file}")
 
 
-def _lowest(report: dict[str, Any]) -> str:
+def _lowest(report: EvaluatedModel) -> str:
     """Return the lowest accuracy of a class and the name of that class."""
-    if report["lowest_recall"] is None:
+    if report.lowest_recall is None:
         return "-"
-    return f"{percent(report['lowest_recall'])} ({shortened(report['lowest_class'], _LONGEST_CLASS_NAME)})"
+    return f"{percent(report.lowest_recall)} ({shortened(report.lowest_class, _LONGEST_CLASS_NAME)})"
 
 
-def _print_classes(console: Console, report: dict[str, Any], class_names: list[str]) -> None:
-    matrix = report["confusion_matrix"] if len(class_names) <= _MOST_CLASSES_IN_A_TABLE else None
+def _print_classes(console: Console, report: EvaluatedModel, class_names: Sequence[str]) -> None:
+    matrix = report.confusion_matrix if len(class_names) <= _MOST_CLASSES_IN_A_TABLE else None
     columns = ["class", "accuracy", *(class_names if matrix else [])]
     rows = [
         [name, percent(accuracy), *(map(str, matrix[number]) if matrix else [])]
-        for number, (name, accuracy) in enumerate(zip(class_names, report["per_class_accuracy"], strict=True))
+        for number, (name, accuracy) in enumerate(zip(class_names, report.per_class_accuracy, strict=True))
     ]
-    console.table(f"{report['file']}: accuracy by class, and how often each class was predicted", columns, rows)
+    console.table(f"{report.file}: accuracy by class, and how often each class was predicted", columns, rows)

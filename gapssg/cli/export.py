@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,6 +12,9 @@ from gapssg.cli.console import Console, count
 from gapssg.cli.options import Panel
 from gapssg.export.settings import ExportSettings
 from gapssg.text import percent
+
+if TYPE_CHECKING:
+    from gapssg.runs.results import Comparison, ExportResult, ExportTiming, Int8Verification
 
 _COLUMNS = ["", "images", "largest difference", "of the largest", "same prediction"]
 
@@ -67,43 +70,42 @@ def export(
     console.result(result)
 
 
-def print_export(console: Console, result: dict[str, Any]) -> None:
+def print_export(console: Console, result: ExportResult) -> None:
     """Print what was written, and how far it is from the model."""
-    verification, int8 = result["verification"], result["int8"]
-    tolerance = f"{verification['tolerance']:.1e} of the largest"
-    takes = "pixels in [0, 1]" if result["metadata"]["normalization_folded"] else "normalised images"
-    console.note(f"{result['file']}: {result['format']}, {count(result['bytes'])} bytes, takes {takes}")
-    rows = [_comparison("random images", verification["random"])]
-    if verification["test"] is not None:
-        rows.append(_comparison(f"test images of {result['data']}", verification["test"]))
+    verification = result.verification
+    tolerance = f"{verification.tolerance:.1e} of the largest"
+    takes = "pixels in [0, 1]" if result.metadata.normalization_folded else "normalised images"
+    console.note(f"{result.file}: {result.format}, {count(result.bytes)} bytes, takes {takes}")
+    rows = [_comparison("random images", verification.random)]
+    if verification.test is not None:
+        rows.append(_comparison(f"test images of {result.data}", verification.test))
     console.table(f"logits of the exported model and of the model (tolerance {tolerance})", _COLUMNS, rows)
-    if verification["top1"] is not None:
-        top1 = verification["top1"]
-        console.note(f"top-1 of the model {percent(top1['model'])}, of the exported model {percent(top1['exported'])}")
-    if int8 is not None:
-        _print_int8(console, result)
+    if verification.top1 is not None:
+        top1 = verification.top1
+        console.note(f"top-1 of the model {percent(top1.model)}, of the exported model {percent(top1.exported)}")
+    if result.int8 and result.timing:
+        _print_int8(console, result.data, result.int8, result.timing)
 
 
-def _print_int8(console: Console, result: dict[str, Any]) -> None:
-    int8, rates = result["int8"], result["timing"]["images_per_second"]
-    rows = [_comparison("other images of the pool", int8["pool"])]
-    if int8["test"] is not None:
-        rows.append(_comparison(f"test images of {result['data']}", int8["test"]))
-    calibration = count(int8["calibration_images"])
+def _print_int8(console: Console, data: str | None, int8: Int8Verification, timing: ExportTiming) -> None:
+    rows = [_comparison("other images of the pool", int8.pool)]
+    if int8.test is not None:
+        rows.append(_comparison(f"test images of {data}", int8.test))
+    calibration = count(int8.calibration_images)
     console.table(f"logits in int8, calibrated on {calibration} images of the pool, and in float32", _COLUMNS, rows)
-    names = ("float32", "int8")
-    rows = [["bytes", *(count(int8["bytes"][name]) for name in names)]]
-    if int8["top1"] is not None:
-        rows.append(["top-1", *(percent(int8["top1"][name]) for name in names)])
-    rows.append(["images/s", *(f"{rates[name]:.0f}" for name in names)])
-    console.table(f"by onnxruntime, {result['timing']['batch_size']} images at a time", ["", *names], rows)
+    rates = timing.images_per_second
+    rows = [["bytes", count(int8.bytes.float32), count(int8.bytes.int8)]]
+    if int8.top1 is not None:
+        rows.append(["top-1", percent(int8.top1.float32), percent(int8.top1.int8)])
+    rows.append(["images/s", f"{rates.float32:.0f}", f"{rates.int8:.0f}"])
+    console.table(f"by onnxruntime, {timing.batch_size} images at a time", ["", "float32", "int8"], rows)
 
 
-def _comparison(images: str, comparison: dict[str, Any]) -> list[str]:
+def _comparison(images: str, comparison: Comparison) -> list[str]:
     return [
         images,
-        count(comparison["images"]),
-        f"{comparison['largest_difference']:.1e}",
-        f"{comparison['relative_difference']:.1e}",
-        percent(comparison["agreement"]),
+        count(comparison.images),
+        f"{comparison.largest_difference:.1e}",
+        f"{comparison.relative_difference:.1e}",
+        percent(comparison.agreement),
     ]

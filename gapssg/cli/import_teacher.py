@@ -82,15 +82,11 @@ def import_teacher(
         ["model", "parameters", "MACs", "classes", "images", "top-1"],
         [
             [
-                result["architecture"],
-                count(result["parameters"]),
-                f"{result['macs'] / 1e6:.1f} M",
-                str(result["num_classes"]),
-                "x".join(map(str, result["input_shape"])),
-                percent(result["top1"]),
+                *(result.architecture, count(result.parameters), f"{result.macs / 1e6:.1f} M"),
+                *(str(result.num_classes), "x".join(map(str, result.input_shape)), percent(result.top1)),
             ]
         ],
     )
-    if result["top1"] is None:
+    if result.top1 is None:
         console.note("top-1: not measured; --data names labelled images to measure it on")
     console.result(result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from gapssg.cli.console import Console, count
 from gapssg.cli.options import Panel
 from gapssg.engine.settings import InspectSettings
 from gapssg.files import is_file
+
+if TYPE_CHECKING:
+    from gapssg.runs.results import InspectResult
 
 
 @command(
@@ -56,45 +59,46 @@ def inspect(
     console.result(result)
 
 
-def _print(console: Console, result: dict[str, Any]) -> None:
+def _print(console: Console, result: InspectResult) -> None:
     console.table(
         "Layers with weights, statistics or multiply-adds, in the order in which they run; those that do not run last",
         ["layer", "type", "output", "parameters", "MACs", "observed"],
         [
             [
-                layer["name"] or "-",
-                layer["type"],
-                "x".join(map(str, layer["output_shape"] or ())) or "-",
-                count(layer["parameters"]),
-                f"{layer['macs'] / 1e6:.2f} M" if layer["macs"] else "-",
-                "yes" if layer["observed"] else "",
+                layer.name or "-",
+                layer.type,
+                "x".join(map(str, layer.output_shape or ())) or "-",
+                count(layer.parameters),
+                f"{layer.macs / 1e6:.2f} M" if layer.macs else "-",
+                "yes" if layer.observed else "",
             ]
-            for layer in result["layers"]
+            for layer in result.layers
         ],
     )
-    arguments = ", ".join(f"{key}={value!r}" for key, value in result["arguments"].items())
+    arguments = ", ".join(f"{key}={value!r}" for key, value in result.arguments.items())
     rows = [
-        ["architecture", result["architecture"] + (f" ({arguments})" if arguments else "")],
-        ["images", "x".join(map(str, result["input_shape"]))],
-        ["classes", count(result["num_classes"])],
-        ["parameters", count(result["parameters"])],
-        ["MACs of an image", f"{result['macs'] / 1e6:.1f} M"],
-        ["batch-norm layers observed", str(len(result["observed_batch_norm_layers"]))],
+        ["architecture", result.architecture + (f" ({arguments})" if arguments else "")],
+        ["images", "x".join(map(str, result.input_shape))],
+        ["classes", count(result.num_classes)],
+        ["parameters", count(result.parameters)],
+        ["MACs of an image", f"{result.macs / 1e6:.1f} M"],
+        ["batch-norm layers observed", str(len(result.observed_batch_norm_layers))],
     ]
-    if (card := result["card"]) is not None:
+    if (card := result.card) is not None:
+        made_by = {key: str(value) for key, value in card.provenance if key != "versions" and value is not None}
         rows += [
-            ["class names", ", ".join(card["class_names"])],
-            ["mean", ", ".join(f"{each:.4g}" for each in card["mean"])],
-            ["standard deviation", ", ".join(f"{each:.4g}" for each in card["deviation"])],
-            ["architecture returns", card.get("outputs", "logits")],
-            ["random crops and flips", f"padding {card['crop_padding']}, {'flips' if card['flip'] else 'no flips'}"],
-            *([f"made by: {key}", str(value)] for key, value in card["provenance"].items() if key != "versions"),
-            *([f"version of {key}", str(value)] for key, value in card["provenance"]["versions"].items()),
-            ["SHA-256", result["sha256"]],
+            ["class names", ", ".join(card.class_names)],
+            ["mean", ", ".join(f"{each:.4g}" for each in card.mean)],
+            ["standard deviation", ", ".join(f"{each:.4g}" for each in card.deviation)],
+            ["architecture returns", card.outputs],
+            ["random crops and flips", f"padding {card.crop_padding}, {'flips' if card.flip else 'no flips'}"],
+            *([f"made by: {key}", value] for key, value in made_by.items()),
+            *([f"version of {key}", str(value)] for key, value in card.provenance.versions.items()),
+            ["SHA-256", result.sha256 or "-"],
         ]
-    console.table(result["file"] or result["architecture"], ["", "model"], rows)
+    console.table(result.file or result.architecture, ["", "model"], rows)
     console.table(
         "Methods that can distil from it",
         ["method", "runs"],
-        [[name, "yes" if lacks is None else f"no: it needs {lacks}"] for name, lacks in result["methods"].items()],
+        [[name, "yes" if lacks is None else f"no: it needs {lacks}"] for name, lacks in result.methods.items()],
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,6 +12,9 @@ from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.landscape.settings import LandscapeSettings
 from gapssg.text import percent
+
+if TYPE_CHECKING:
+    from gapssg.runs.results import LandscapeResult, Measurement
 
 
 @command(
@@ -80,23 +83,23 @@ def landscape(
     console.result(result)
 
 
-def print_landscape(console: Console, result: dict[str, Any]) -> None:
+def print_landscape(console: Console, result: LandscapeResult) -> None:
     """Print one row a surface, and where the figures are."""
-    with_curvature = any(surface["curvature"] for surface in result["surfaces"])
-    columns = ["landscape", "loss", result["accuracy"].split()[0], "lowest", "minima", "radius"]
+    with_curvature = any(surface.curvature for surface in result.surfaces)
+    columns = ["landscape", "loss", result.accuracy.split()[0], "lowest", "minima", "radius"]
     columns += ["eigenvalue", "trace", "sharpness"] if with_curvature else []
     rows = []
-    for surface in result["surfaces"]:
-        row = [surface["label"], _figures(surface["centre"]["loss"]), percent(surface["centre"]["accuracy"])]
-        lowest = "centre" if surface["centre_is_global_minimum"] else _figures(surface["lowest_loss"])
-        row += [lowest, str(len(surface["minima"])), _figures(surface["radius_of_doubling"])]
-        curvature = surface["curvature"]
-        if with_curvature:
-            row += [_with_error(curvature["largest_eigenvalue"]), _with_error(curvature["trace"])]
-            row += [_figures(curvature["epsilon_sharpness"])]
+    for surface in result.surfaces:
+        row = [surface.label, _figures(surface.centre.loss), percent(surface.centre.accuracy)]
+        lowest = "centre" if surface.centre_is_global_minimum else _figures(surface.lowest_loss)
+        row += [lowest, str(len(surface.minima)), _figures(surface.radius_of_doubling)]
+        curvature = surface.curvature
+        if curvature:
+            row += [_with_error(curvature.largest_eigenvalue), _with_error(curvature.trace)]
+            row += [_figures(curvature.epsilon_sharpness)]
         rows.append(row)
-    rate = result["timing"]["points_per_second"]
-    title = f"Loss ({result['loss']}) on {result['samples']:,} samples of {result['data']}"
+    rate = result.timing.points_per_second
+    title = f"Loss ({result.loss}) on {result.samples:,} samples of {result.data}"
     if len(rows) == 1 and with_curvature:
         (names, *values) = zip(columns, *rows, strict=True)
         console.table(title, names, values)
@@ -104,8 +107,8 @@ def print_landscape(console: Console, result: dict[str, Any]) -> None:
         console.table(title, columns, rows)
     console.note("lowest: of all points; radius: in which the loss stays under twice that of the centre")
     if rate is not None:
-        console.say(f"{rate:.1f} points/s; {result['timing']['total']:.0f} s in all")
-    for figure in result["figures"]:
+        console.say(f"{rate:.1f} points/s; {result.timing.total:.0f} s in all")
+    for figure in result.figures:
         if figure.endswith((".png", ".html")):
             console.say(f"  {figure}")
 
@@ -114,5 +117,5 @@ def _figures(number: float | None) -> str:
     return "-" if number is None else f"{number:.3g}"
 
 
-def _with_error(estimate: dict[str, float | None]) -> str:
-    return f"{_figures(estimate['value'])} ± {_figures(estimate['error'])}"
+def _with_error(measured: Measurement) -> str:
+    return f"{_figures(measured.value)} ± {_figures(measured.error)}"

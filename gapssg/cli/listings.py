@@ -27,24 +27,23 @@ def list_models(
 
     console = options.console_of(context)
     shape = (channels, image_size, image_size)
-    models: list[dict[str, Any]] = []
-    for name, entry in MODELS.items():
-        profile = profile_model(create_model(name, num_classes=classes, input_shape=shape), shape)
-        models.append({"name": name, "description": entry.description, **profile.to_dict()})
+    profiles = {
+        name: profile_model(create_model(name, num_classes=classes, input_shape=shape), shape) for name in MODELS
+    }
     console.table(
         f"Models with {classes} classes on {channels}x{image_size}x{image_size} images",
         ["model", "parameters", "MACs", "batch-norm layers", "description"],
         [
             [
-                str(model["name"]),
-                count(int(model["parameters"])),
-                f"{int(model['macs']) / 1e6:.1f} M",
-                str(model["batch_norm_layers"]),
-                str(model["description"]),
+                *(name, count(profile.parameters), f"{profile.macs / 1e6:.1f} M", str(profile.batch_norm_layers)),
+                MODELS[name].description,
             ]
-            for model in models
+            for name, profile in profiles.items()
         ],
     )
+    models = [
+        {"name": name, "description": MODELS[name].description, **dict(profile)} for name, profile in profiles.items()
+    ]
     console.note("others: torchvision:NAME, timm:NAME, package.module:factory; `gapssg inspect` looks at one")
     console.result({"command": "models", "input_shape": list(shape), "num_classes": classes, "models": models})
 

@@ -79,17 +79,14 @@ def pretrain_teacher(
             display=display,
             requests=listen(),
         )
-    made = result["model"]
+    made = result.model
     console.table(
         f"Teacher in {directory}",
         ["model", "parameters", "top-1", "best top-1", "seconds"],
         [
             [
-                made["architecture"],
-                count(made["parameters"]),
-                percent(made["top1"]),
-                f"{percent(made['best_top1'])}, epoch {made['best_epoch']}",
-                f"{result['timing']['total']:.0f}",
+                *(made.architecture, count(made.parameters), percent(made.top1)),
+                *(f"{percent(made.best_top1)}, epoch {made.best_epoch}", f"{result.timing.total:.0f}"),
             ]
         ],
     )

@@ -128,25 +128,25 @@ def quickstart(
 
     labels = ("teacher, real data", f"student, {method.name}", "student, noise")
     console.table(
-        f"{evaluation['images']} held-out digits, after {seconds:.0f} s",
+        f"{evaluation.images} held-out digits, after {seconds:.0f} s",
         ["model", "architecture", "parameters", "top-1", "loss", "agreement", "gap"],
         [
             [
                 label,
-                report["architecture"],
-                count(report["parameters"]),
-                percent(report["top1"]),
-                f"{report['loss']:.3f}",
-                percent(report["agreement"]),
-                f"{report['reality_gap']:.3f}",
+                report.architecture,
+                count(report.parameters),
+                percent(report.top1),
+                f"{report.loss:.3f}",
+                percent(report.agreement),
+                "-" if report.reality_gap is None else f"{report.reality_gap:.3f}",
             ]
-            for label, report in zip(labels, evaluation["models"], strict=True)
+            for label, report in zip(labels, evaluation.models, strict=True)
         ],
     )
     console.note("agreement and (reality) gap: with the teacher's predictions and probabilities")
     for what, result in ((f"the student of {method.name}", student), ("the student of noise", noise)):
-        console.failures(what, result["failures"])
-        console.warnings(what, result["warnings"])
+        console.failures(what, result.failures)
+        console.warnings(what, result.warnings)
     console.say("what was made:")
     for file in files.values():
         console.say(f"  {file}")

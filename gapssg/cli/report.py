@@ -47,8 +47,8 @@ def report(
 
     with console.live() as display:
         result = write_report(settings, page, overwrite=overwrite, display=display)
-    for run in result["runs"]:
-        say = console.alarm if run["failures"] else console.note
-        say(f"{run['run']}: {run['verdict']}")
+    for run in result.runs:
+        say = console.alarm if run.failures else console.note
+        say(f"{run.run}: {run.verdict}")
     console.say(f"written: {page}")
     console.result(result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.errors import InputError
 from gapssg.table.settings import TableSettings, parse_variant
+
+if TYPE_CHECKING:
+    from gapssg.runs.results import TableSummary
 
 
 def _names(_: str, texts: list[str]) -> list[str]:
@@ -65,7 +68,9 @@ def table(
 
         ledger = Ledger(directory)
         ledger.check_format()
-        _finish(console, summarise(ledger))
+        known = summarise(ledger)
+        _finish(console, known)
+        console.result({"command": "table", **dict(known)})
         return
     from gapssg.table.plan import plan_tasks
 
@@ -80,45 +85,45 @@ def table(
     from gapssg.table.run import run_table
 
     with console.live() as display:
-        summary = run_table(tasks, directory, display=display, requests=listen())
-    _finish(console, summary)
-    for label, sentence in summary["failed"].items():
+        result = run_table(tasks, directory, display=display, requests=listen())
+    _finish(console, result)
+    console.result(result)
+    for label, sentence in result.failed.items():
         console.note(f"failed: {label}: {sentence}")
-    for label, holder in summary["elsewhere"].items():
+    for label, holder in result.elsewhere.items():
         console.note(f"not done yet: {label}, which {holder} makes")
-    if not summary["elsewhere"]:
+    if not result.elsewhere:
         from gapssg.table.figures import write_table_figures
 
-        for line, sentence in write_table_figures(directory, summary).items():
+        for line, sentence in write_table_figures(directory, result).items():
             console.say(f"no figures of {line}: {sentence}")
-    if summary["failed"]:
+    if result.failed:
         raise typer.Exit(1)
 
 
-def _finish(console: Console, summary: dict[str, Any]) -> None:
+def _finish(console: Console, summary: TableSummary) -> None:
     """Print a table."""
-    from gapssg.table.summary import entries_of, with_deviation
+    from gapssg.table.summary import with_deviation
 
-    for row in summary["rows"]:
-        changed = f", with {', '.join(row['changes'])}" if row["changes"] else ""
+    for row in summary.rows:
+        changed = f", with {', '.join(row.changes)}" if row.changes else ""
         console.table(
-            f"{row['row']}, budget {row['budget']}{changed}",
+            f"{row.row}, budget {row.budget}{changed}",
             ["column", "seeds", "top-1 %", "published", "seconds", "device", "notes"],
             [
                 [
-                    entry["column"],
-                    str(len(entry["seeds"])),
-                    with_deviation(entry["top1"], entry["deviation"]),
-                    with_deviation(entry["published_top1"], entry["published_deviation"]),
-                    "-" if entry["seconds"] is None else f"{entry['seconds']:.0f}",
-                    entry["device"] or "-",
-                    " ".join(entry["marks"]),
+                    entry.column,
+                    str(len(entry.seeds)),
+                    with_deviation(entry.top1, entry.deviation),
+                    with_deviation(entry.published_top1, entry.published_deviation),
+                    "-" if entry.seconds is None else f"{entry.seconds:.0f}",
+                    entry.device or "-",
+                    " ".join(entry.marks),
                 ]
-                for entry in entries_of(row)
+                for entry in row.entries
             ],
         )
-    for mark, note in summary["notes"].items():
+    for mark, note in summary.notes.items():
         console.note(f"{mark}: {note}")
-    if summary["rows"]:
+    if summary.rows:
         console.note("top-1: after the last epoch, mean and standard deviation over seeds")
-    console.result({"command": "table", **summary})

@@ -64,7 +64,10 @@ class Facts(BaseModel):
             InputError: They are not those of this component.
         """
         try:
-            return cls.model_validate_json(canonical_json(facts))
+            found = cls.model_validate_json(canonical_json(facts))
+            if found.model_fields_set != cls.model_fields.keys():
+                raise ValueError("facts are missing")
+            return found
         except (ValidationError, ValueError, TypeError) as error:
             raise InputError("the checkpoint is not one of this run; start the run anew") from error
 
@@ -98,7 +101,7 @@ class Checkpoints:
         self,
         run: RunDirectory,
         identity: dict[str, str],
-        state: Callable[[], State] | None,
+        state: Callable[[], State | None],
         requests: Requests,
         every_epochs: int,
         every_minutes: float,
@@ -108,7 +111,7 @@ class Checkpoints:
         Args:
             run: The run.
             identity: What must be the same when it continues, such as the SHA-256 of its teacher.
-            state: Returns what to keep; None if the run could not continue from it.
+            state: Returns what to keep; None if there is nothing that is to be kept here.
             requests: What is asked of the run from outside.
             every_epochs: Epochs between checkpoints.
             every_minutes: Minutes after which one is written between two steps.
@@ -172,10 +175,11 @@ class Checkpoints:
         Raises:
             RunError: The checkpoint before could not be written.
         """
-        if self._state is None:
-            return
         self.finish()
+        self._written = time.monotonic()
         state = self._state()
+        if state is None:
+            return
         header = {"events_length": self._run.events_length(), "identity": self._identity, "facts": state.facts}
         metadata = {_KEY: canonical_json(header)}
         file = self._run.folder(FOLDER) / _FILE
@@ -189,7 +193,6 @@ class Checkpoints:
             write_atomically(file, save(copies, metadata=metadata))
 
         self._pending = self._writer.submit(finish_writing)
-        self._written = time.monotonic()
 
     def finish(self) -> None:
         """Wait until the last checkpoint is durable.

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Generator, Iterator
 from itertools import chain, islice, repeat
 from pathlib import Path
 
@@ -20,25 +18,27 @@ from gapssg.augment import (
     Normalization,
     Shifts,
     check_crop_padding,
-    crop_and_flip,
     draw_mixture,
     mix,
 )
 from gapssg.engine.checkpoint import Facts, State
-from gapssg.engine.estimate import Part, time_steps
+from gapssg.engine.estimate import time_steps
 from gapssg.engine.inference import predict
+from gapssg.engine.loop import Phase
 from gapssg.engine.metrics import ClassCounts, agreement, count_by_class, largest_share
 from gapssg.engine.run_directory import RunDirectory, first_pool_shards, pool_shards, versions
 from gapssg.engine.settings import DistillSettings
-from gapssg.engine.time_left import TimedPhase, TimeLeft
-from gapssg.engine.trainee import Phase, Trainee, TraineeFacts
+from gapssg.engine.time_left import TimeLeft
+from gapssg.engine.trainee import Trainee
 from gapssg.errors import Diverged, InputError, RunError
 from gapssg.models import create_model
+from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.foreign import check_classifier
-from gapssg.models.model_file import LoadedModel, ModelCard, Provenance, load_foreign_weights, save_verified_model
+from gapssg.models.model_file import LoadedModel, load_foreign_weights, save_verified_model
 from gapssg.models.profile import executed_batch_norm_layers, profile_model
 from gapssg.models.safetensors_file import read_safetensors
 from gapssg.runs.events import DistillationEpoch, DistillationTiming, Health, RolledBack, Warned
+from gapssg.runs.results import Part, Scores
 from gapssg.runtime import Runtime, to_uint8
 from gapssg.stored import MOST_COUNTED_CLASSES
 from gapssg.synthesis import EpochPlan, SynthesisContext, Synthesizer, method_classes
@@ -70,28 +70,32 @@ class EpochFacts(Facts):
     distillation_seconds: NonNegativeFloat = 0.0
 
 
-class DistillationFacts(Facts):
-    """What a checkpoint keeps of a distillation besides tensors."""
+class Progress(Facts):
+    """How far a distillation has come: what a checkpoint keeps of it besides tensors and the student's optimizer."""
 
-    epochs_done: NonNegativeInt
-    learning_epochs: NonNegativeInt
-    agreement: float | None
-    agreement_baseline: float | None
-    lacks_classes: bool
-    images_synthesized: NonNegativeInt
-    step_count: NonNegativeInt
-    synthesis_seconds: NonNegativeFloat
-    distillation_seconds: NonNegativeFloat
-    synthesis_rollbacks: NonNegativeInt
-    trainee: TraineeFacts
-    epoch: EpochFacts
+    epochs_done: NonNegativeInt = 0
+    learning_epochs: NonNegativeInt = 0
+    """Those that the learning-rate schedule counts."""
+    agreement: float | None = None
+    """Of student and teacher on the newest images of the last epoch, before the student trained on them."""
+    agreement_baseline: float | None = None
+    """What always giving the teacher's commonest answer would have reached on them."""
+    lacks_classes: bool = False
+    """Whether the images of the last epoch did."""
+    images_synthesized: NonNegativeInt = 0
+    step_count: NonNegativeInt = 0
+    """Steps of distillation."""
+    synthesis_seconds: NonNegativeFloat = 0.0
+    distillation_seconds: NonNegativeFloat = 0.0
+    synthesis_rollbacks: NonNegativeInt = 0
+    epoch: EpochFacts = Field(default_factory=EpochFacts)
 
 
 class Distillation:
     """Teacher, student and synthesizer, and what one epoch does with them.
 
     Attributes:
-        epochs_done: Whole epochs so far.
+        progress: How far it has come.
         teacher_counts: How often the teacher has answered each class, (K,) int64 on the CPU: over the pool, or over the
             newest images of each epoch where there is no pool.
         target_counts: How often each class was the target of these images.
@@ -100,15 +104,15 @@ class Distillation:
     """
 
     def __init__(
-        self, settings: DistillSettings, runtime: Runtime, teacher: LoadedModel, compiled: bool | None = None
+        self, settings: DistillSettings, runtime: Runtime, teacher: LoadedModel, student: nn.Module | None = None
     ) -> None:
-        """Make the student and the synthesizer for a teacher.
+        """Make the synthesizer for a teacher, and the student unless it is there.
 
         Args:
             settings: Of the run.
             runtime: Device, precision and random streams.
             teacher: The teacher's file.
-            compiled: What was decided of `compile = "auto"` when the run began; None decides it now.
+            student: What `make_student` made.
 
         Raises:
             InputError: The student's weights, the pool or the crop padding cannot be used, or the teacher lacks batch
@@ -116,9 +120,8 @@ class Distillation:
         """
         card = teacher.card
         augmentation = _augmentation(settings, card)
-        student = _make_student(settings, runtime, teacher)
-        macs = [profile_model(module, card.input_shape).macs for module in (teacher.module, student)]
-        runtime = _decide_compilation(settings, runtime, macs, compiled)
+        student = student or make_student(settings, runtime, teacher)
+        macs = _macs(teacher, student)
         self.settings = settings
         self.runtime = runtime
         self.teacher_file = teacher
@@ -144,7 +147,8 @@ class Distillation:
                 "architecture": settings.student.name,
                 "arguments": settings.student.arguments,
                 "outputs": "logits",
-                **augmentation.to_dict(),
+                "crop_padding": augmentation.padding,
+                "flip": augmentation.flip,
                 "provenance": Provenance(
                     command="distill",
                     method=self.origin.method,
@@ -155,20 +159,12 @@ class Distillation:
             }
         )
         self.trainee = Trainee(self.student, self._loss, settings.optimizer, runtime, settings.max_rollbacks)
-        self.epochs_done = 0
-        self.agreement: float | None = None
-        self.agreement_baseline: float | None = None
+        self.progress = Progress()
         self.teacher_counts = torch.zeros(card.num_classes, dtype=torch.int64)
         self.target_counts = torch.zeros_like(self.teacher_counts)
-        self._lacks_classes = False  # whether the last epoch's images did
-        self.images_synthesized = 0
-        self.step_count = 0
-        self.seconds = {"synthesis": 0.0, "distillation": 0.0}
-        self.learning_epochs = 0
         plans = (self.synthesizer.plan(epoch) for epoch in range(settings.epochs))
         self._planned_learning_epochs = sum(plan.advances_learning_rate for plan in plans)
-        self.synthesis_rollbacks = 0
-        self.epoch = EpochFacts()
+        self._reality_gap_after = 0.0
         self._terms: dict[str, Tensor] = {}  # of the last step of the synthesis under way
         self.time_left = TimeLeft(self.steps_left())
 
@@ -184,25 +180,11 @@ class Distillation:
     def state(self) -> State:
         """Return what a checkpoint keeps."""
         trainee = self.trainee.state()
-        facts = {
-            "epochs_done": self.epochs_done,
-            "learning_epochs": self.learning_epochs,
-            "agreement": self.agreement,
-            "agreement_baseline": self.agreement_baseline,
-            "lacks_classes": self._lacks_classes,
-            "images_synthesized": self.images_synthesized,
-            "step_count": self.step_count,
-            "synthesis_seconds": self.seconds["synthesis"],
-            "distillation_seconds": self.seconds["distillation"],
-            "synthesis_rollbacks": self.synthesis_rollbacks,
-            "trainee": trainee.facts,
-            "epoch": self.epoch.model_dump(),
-        }
         parts = {"synthesis": self.synthesizer.state_dict(), "terms": self._terms, "counts": self._counts()}
         tensors = trainee.prefixed("trainee.")
         for name, part in parts.items():
             tensors |= State({}, part).prefixed(f"{name}.")
-        return State(facts, tensors)
+        return State({**self.progress.model_dump(), "trainee": trainee.facts}, tensors)
 
     def _counts(self) -> dict[str, Tensor]:
         return {"teacher": self.teacher_counts, "targets": self.target_counts}
@@ -213,17 +195,12 @@ class Distillation:
         Raises:
             InputError: The checkpoint or the pool of the run is damaged.
         """
-        facts = DistillationFacts.read(state.facts)
-        self._check_facts(facts)
+        progress = Progress.read({name: fact for name, fact in state.facts.items() if name != "trainee"})
+        self._check_progress(progress)
         planned = self.steps_left()
         self.trainee.restore(state.component("trainee"))
-        self.epochs_done, self.learning_epochs = facts.epochs_done, facts.learning_epochs
-        self.agreement, self.agreement_baseline = facts.agreement, facts.agreement_baseline
-        self.images_synthesized, self.step_count = facts.images_synthesized, facts.step_count
-        self._lacks_classes = facts.lacks_classes
-        self.seconds = {"synthesis": facts.synthesis_seconds, "distillation": facts.distillation_seconds}
-        self.synthesis_rollbacks, self.epoch = facts.synthesis_rollbacks, facts.epoch
-        for _ in range(self.synthesis_rollbacks):
+        self.progress = progress
+        for _ in range(progress.synthesis_rollbacks):
             self.synthesizer.slow_down()
         self.synthesizer.load_state_dict(state.component("synthesis").tensors)
         put_back(state.component("counts").tensors, self._counts())
@@ -233,7 +210,7 @@ class Distillation:
         if not all(term.numel() == 1 and bool(term.isfinite()) for term in self._terms.values()):
             raise InputError("the losses in the checkpoint are not numbers; start the run anew")
         if self.settings.pool is None and self.synthesizer.pool is not None:
-            whole = self.epochs_done + self.epoch.synthesised
+            whole = progress.epochs_done + progress.epoch.synthesised
             for shard in first_pool_shards(run, whole):
                 images, targets, _ = read_shard(shard, self.card.input_shape, self.card.num_classes)
                 if len(images) != self.settings.method.synthesis_batch_size:
@@ -241,24 +218,24 @@ class Distillation:
                 self.synthesizer.pool.append(images, targets)
         self.time_left = TimeLeft(self.steps_left())
         made = {kind: planned[kind] - left for kind, left in self.steps_left().items()}
-        made["distillation"] += facts.trainee.steps_done
+        made["distillation"] += self.trainee.steps_done
         for kind, seconds in (
-            ("synthesis", facts.epoch.synthesis_seconds),
-            ("distillation", facts.epoch.distillation_seconds),
+            ("synthesis", progress.synthesis_seconds + progress.epoch.synthesis_seconds),
+            ("distillation", progress.distillation_seconds + progress.epoch.distillation_seconds),
         ):
-            self.time_left.recall(kind, made[kind], self.seconds[kind] + seconds)
+            self.time_left.recall(kind, made[kind], seconds)
 
     def steps_left(self) -> dict[str, int]:
         """Return how many steps of synthesis and distillation are left, before the phase under way."""
-        plans = [self.synthesizer.plan(epoch) for epoch in range(self.epochs_done, self.settings.epochs)]
+        plans = [self.synthesizer.plan(epoch) for epoch in range(self.progress.epochs_done, self.settings.epochs)]
         synthesis = sum(plan.rounds * plan.synthesis_steps for plan in plans)
         distillation = sum(plan.rounds * plan.distillation_steps for plan in plans)
         if plans:
-            synthesis -= (self.epoch.round + self.epoch.synthesised) * plans[0].synthesis_steps
-            distillation -= self.epoch.round * plans[0].distillation_steps
+            synthesis -= (self.progress.epoch.round + self.progress.epoch.synthesised) * plans[0].synthesis_steps
+            distillation -= self.progress.epoch.round * plans[0].distillation_steps
         return {"synthesis": synthesis, "distillation": distillation}
 
-    def _check_facts(self, facts: DistillationFacts) -> None:
+    def _check_progress(self, facts: Progress) -> None:
         """Check the numbers by which a run continues: a checkpoint may be a stranger's.
 
         Raises:
@@ -275,39 +252,47 @@ class Distillation:
         ):
             raise InputError("the checkpoint is not one of this run; start the run anew")
 
-    def run_epoch(self, run: RunDirectory, after_step: Callable[[], None]) -> DistillationEpoch:
-        """Synthesise and distil, or do what is left of it; return the epoch's event.
+    def phases(self, run: RunDirectory) -> Iterator[Phase]:
+        """Yield what is left of an epoch: synthesis and distillation in turns.
 
         Args:
-            run: Where samples, images and warnings go.
-            after_step: Called between two steps; `state` may be asked for then.
-
-        Raises:
-            RunError: Synthesis or training diverged more often than they may.
+            run: Where samples, images and rollbacks go.
         """
-        plan = self.synthesizer.plan(self.epochs_done)
-        self.trainee.set_learning_rate(self.learning_epochs / self._planned_learning_epochs)
-        while self.epoch.round < plan.rounds:
-            if not self.epoch.synthesised:
-                with self.time_left.phase("synthesis", plan.synthesis_steps) as timed:
-                    self._synthesise(plan, run, timed, after_step)
-            with self.time_left.phase("distillation", plan.distillation_steps) as timed:
-                gap_after = self._distil(plan, run, timed, after_step)
-            self.epoch.round += 1
-            self.epoch.synthesised = False
+        plan = self.synthesizer.plan(self.progress.epochs_done)
+        self.trainee.set_learning_rate(self.progress.learning_epochs / self._planned_learning_epochs)
+        epoch = f"epoch {self.progress.epochs_done + 1}"
+        while self.progress.epoch.round < plan.rounds:
+            place = self.progress.epoch.round, plan.rounds
+            if not self.progress.epoch.synthesised:
+                work = self._synthesise(plan, run)
+                yield Phase("synthesis", plan.synthesis_steps, work, f"{epoch}: synthesis", *place)
+            work = self._distil(plan, run)
+            yield Phase("distillation", plan.distillation_steps, work, f"{epoch}: distillation", *place)
+            self.progress.epoch.round += 1
+            self.progress.epoch.synthesised = False
+
+    def end_epoch(self, run: RunDirectory, scores: Scores | None) -> DistillationEpoch:
+        """Look at the newest images and count the epoch, whose phases are done; return its event.
+
+        Args:
+            run: Where warnings go.
+            scores: Of the student on real images, if it was evaluated.
+        """
+        plan = self.synthesizer.plan(self.progress.epochs_done)
         health = self._check_health(run) if plan.synthesis_steps else self._check_given_pool(run)
-        done, steps = self.epoch, plan.rounds * plan.distillation_steps
-        self.seconds["synthesis"] += done.synthesis_seconds
-        self.seconds["distillation"] += done.distillation_seconds
-        self.agreement, self.agreement_baseline = done.agreement_before, done.agreement_baseline
+        progress = self.progress
+        done, steps = progress.epoch, plan.rounds * plan.distillation_steps
+        progress.synthesis_seconds += done.synthesis_seconds
+        progress.distillation_seconds += done.distillation_seconds
+        progress.agreement, progress.agreement_baseline = done.agreement_before, done.agreement_baseline
         loss = self.trainee.loss_sum.item() / steps if steps else None
         self.trainee.loss_sum.zero_()
-        self.step_count += steps
-        self.learning_epochs += plan.advances_learning_rate
-        self.epochs_done += 1
-        self.epoch = EpochFacts()
+        progress.step_count += steps
+        progress.learning_epochs += plan.advances_learning_rate
+        progress.epochs_done += 1
+        progress.epoch = EpochFacts()
         return DistillationEpoch(
-            epoch=self.epochs_done,
+            epoch=progress.epochs_done,
             epochs=self.settings.epochs,
             learning_rate=self.trainee.learning_rate,
             synthesis=done.terms,
@@ -315,92 +300,89 @@ class Distillation:
             pool_size=None if self.synthesizer.pool is None else len(self.synthesizer.pool),
             distillation_loss=loss,
             reality_gap_before=done.reality_gap_before,
-            reality_gap_after=gap_after,
-            agreement_before=self.agreement,
-            agreement_baseline=self.agreement_baseline,
+            reality_gap_after=self._reality_gap_after,
+            agreement_before=progress.agreement,
+            agreement_baseline=progress.agreement_baseline,
+            top1=scores.top1 if scores else None,
+            loss=scores.loss if scores else None,
+            balanced_accuracy=scores.balanced_accuracy if scores else None,
+            lowest_recall=scores.lowest_recall if scores else None,
             timing=DistillationTiming(
                 synthesis=done.synthesis_seconds,
                 distillation=done.distillation_seconds,
                 images_per_second=steps * self.settings.batch_size / max(done.distillation_seconds, 1e-9),
+                remaining=self.time_left.seconds,
             ),
         )
 
-    def _synthesise(
-        self, plan: EpochPlan, run: RunDirectory, timed: TimedPhase, after_step: Callable[[], None]
-    ) -> None:
+    def _synthesise(self, plan: EpochPlan, run: RunDirectory) -> Generator[int, None, None]:
         """Make new images, or go on with it; at half the learning rate where it diverges."""
-        epoch, index = self.epochs_done, self.epoch.round
-        started = self._clock()
-        total = plan.rounds * plan.synthesis_steps
+        progress, started = self.progress, self._clock()
+        epoch, index = progress.epochs_done, progress.epoch.round
         while True:
             try:
                 for step, terms in self.synthesizer.synthesis_steps(self.student, epoch, index):
                     self._terms = terms
-                    timed.step(step)
-                    run.progress(f"epoch {epoch + 1}: synthesis", index * plan.synthesis_steps + step, total)
-                    run.show_time_left(self.time_left, epoch, self.settings.epochs)
-                    after_step()
+                    yield step
                 break
             except Diverged as error:
-                self.synthesis_rollbacks += 1
-                if self.synthesis_rollbacks > self.settings.max_rollbacks:
+                progress.synthesis_rollbacks += 1
+                if progress.synthesis_rollbacks > self.settings.max_rollbacks:
                     raise RunError(
-                        f"the synthesis diverged in epoch {epoch + 1}, {self.synthesis_rollbacks} times in all; "
+                        f"the synthesis diverged in epoch {epoch + 1}, {progress.synthesis_rollbacks} times in all; "
                         "lower the learning rate in its settings (method.*) or raise --max-rollbacks"
                     ) from error
                 rate = self.synthesizer.slow_down()
                 run.record(RolledBack(epoch=epoch + 1, part="synthesis", learning_rate=rate))
         is_last = index == plan.rounds - 1
         if plan.synthesis_steps:
-            fresh = self.synthesizer.fresh
-            self.images_synthesized += len(fresh)
-            if self.settings.samples and is_last:
-                targets, names = self.synthesizer.fresh_targets, self.card.class_names
-                run.write_samples(epoch + 1, self.settings.epochs, fresh, targets, names)
-            if self.settings.keep_pool and self.synthesizer.pool is not None:
-                run.write_pool_shard(epoch + 1, to_uint8(fresh), self.synthesizer.fresh_targets, self.origin)
+            self._keep_images(run, is_last)
         if is_last:
-            self.epoch.terms = {name: term.item() for name, term in self._terms.items()}
+            progress.epoch.terms = {name: term.item() for name, term in self._terms.items()}
         self._terms = {}
-        self.epoch.synthesis_seconds += self._clock() - started
-        self.epoch.synthesised = True
-        if not is_last:
-            return
-        before = self._compare_on_fresh()
-        if not math.isfinite(before["reality_gap"]):
+        progress.epoch.synthesis_seconds += self._clock() - started
+        progress.epoch.synthesised = True
+        if is_last:
+            self._compare_before(plan)
+
+    def _keep_images(self, run: RunDirectory, is_last: bool) -> None:
+        """Write the newest images where they are wanted; samples of the last round only."""
+        fresh, targets, epoch = self.synthesizer.fresh, self.synthesizer.fresh_targets, self.progress.epochs_done + 1
+        self.progress.images_synthesized += len(fresh)
+        if self.settings.samples and is_last:
+            run.write_samples(epoch, self.settings.epochs, fresh, targets, self.card.class_names)
+        if self.settings.keep_pool and self.synthesizer.pool is not None:
+            run.write_pool_shard(epoch, to_uint8(fresh), targets, self.origin)
+
+    def _compare_before(self, plan: EpochPlan) -> None:
+        """Compare teacher and student on the newest images before the student trains on them."""
+        gap, agreed, baseline = self._compare_on_fresh()
+        if not math.isfinite(gap):
             raise RunError(
-                f"the teacher's logits on the images of epoch {epoch + 1} are not finite; try --precision fp32"
+                f"the teacher's logits on the images of epoch {self.progress.epochs_done + 1} are not finite; "
+                "try --precision fp32"
             )
-        self.epoch.reality_gap_before = before["reality_gap"]
+        self.progress.epoch.reality_gap_before = gap
         # From the samples of an earlier run there is none: a trained student has trained on all of them.
         if plan.synthesis_steps:
-            self.epoch.agreement_before, self.epoch.agreement_baseline = before["agreement"], before["baseline"]
+            self.progress.epoch.agreement_before, self.progress.epoch.agreement_baseline = agreed, baseline
 
-    def _distil(self, plan: EpochPlan, run: RunDirectory, timed: TimedPhase, after_step: Callable[[], None]) -> float:
-        """Train the student, or go on with it; return the reality gap on the newest images after the last round."""
-        epoch, index = self.epochs_done, self.epoch.round
-        first, total = index * plan.distillation_steps, plan.rounds * plan.distillation_steps
-        earlier, started = self.epoch.distillation_seconds, self._clock()
-        gap = math.nan
-
-        def after_each(steps_done: int) -> None:
-            self.epoch.distillation_seconds = earlier + time.perf_counter() - started
-            timed.step(steps_done)
-            run.progress(f"epoch {epoch + 1}: distillation", first + steps_done, total)
-            run.show_time_left(self.time_left, epoch, self.settings.epochs)
-            after_step()
-
-        def is_sound() -> bool:
-            nonlocal gap
-            self.epoch.distillation_seconds = earlier + self._clock() - started
-            if index < plan.rounds - 1:
-                return True  # asking in each of many short rounds would cost as much as a step
-            gap = self._compare_on_fresh()["reality_gap"]
-            return math.isfinite(gap)
-
-        batches = partial(self.batches, epoch, index)
-        self.trainee.train(Phase(epoch, index, plan.distillation_steps, batches, is_sound), run, after_each)
-        return gap
+    def _distil(self, plan: EpochPlan, run: RunDirectory) -> Generator[int, None, None]:
+        """Train the student, or go on with it; after the last round, measure the reality gap on the newest images."""
+        epoch, index = self.progress.epochs_done, self.progress.epoch.round
+        earlier, started = self.progress.epoch.distillation_seconds, self._clock()
+        while True:
+            inputs = self.batches(epoch, index, self.trainee.steps_done)
+            for done in self.trainee.train(epoch, index, plan.distillation_steps, inputs):
+                self.progress.epoch.distillation_seconds = earlier + time.perf_counter() - started
+                yield done
+            self.progress.epoch.distillation_seconds = earlier + self._clock() - started
+            if index == plan.rounds - 1:  # asking in each of many short rounds would cost as much as a step
+                self._reality_gap_after, *_ = self._compare_on_fresh()
+            rollback = self.trainee.settle(epoch, is_sound=math.isfinite(self._reality_gap_after))
+            if rollback is None:
+                return
+            run.record(rollback)
 
     def batches(self, epoch: int, index: int, start: int) -> Iterator[tuple[Tensor, ...]]:
         """Yield the inputs of the distillation steps of a round from step `start` on."""
@@ -459,7 +441,7 @@ class Distillation:
     def _loss(
         self, images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor, *mixture: Tensor
     ) -> dict[str, Tensor]:
-        views = crop_and_flip(images, Shifts(rows, columns, flips)) if self.synthesizer.augments else images
+        views = self.augmentation(images, Shifts(rows, columns, flips)) if self.synthesizer.augments else images
         views = self.normalization(mix(views, Mixture(*mixture)) if mixture else views)
         with self.runtime.autocast():
             with torch.no_grad():
@@ -467,16 +449,12 @@ class Distillation:
             student_logits = self.student(views).float()
         return {"loss": self.synthesizer.distillation_loss(student_logits, teacher_logits)}
 
-    def _compare_on_fresh(self) -> dict[str, float]:
-        """Compare teacher and student on the newest images, as they are; the gap of infinite logits is not a number."""
+    def _compare_on_fresh(self) -> tuple[float, float, float]:
+        """Return reality gap, agreement and its baseline on the newest images; of infinite logits the gap is NaN."""
         teacher_logits = self.predict(self.teacher, self.synthesizer.fresh)
         student_logits = self.predict(self.student, self.synthesizer.fresh)
         gap = reality_gap(teacher_logits, student_logits).item()
-        return {
-            "reality_gap": gap,
-            "agreement": agreement(teacher_logits, student_logits),
-            "baseline": largest_share(teacher_logits.argmax(dim=1)),
-        }
+        return gap, agreement(teacher_logits, student_logits), largest_share(teacher_logits.argmax(dim=1))
 
     def predict(self, module: nn.Module, images: Tensor) -> Tensor:
         """Return logits (N, K) of images that are not normalised yet."""
@@ -504,7 +482,7 @@ class Distillation:
                 yield pool.images[chosen[start : start + size]]
             return
         samples = min(max(_FEWEST_SAMPLES, _SAMPLES_OF_A_CLASS * self.card.num_classes), _MOST_COMPARED)
-        self.synthesizer.start_sampling(self.epochs_done, 0, 0)
+        self.synthesizer.start_sampling(self.progress.epochs_done, 0, 0)
         for _ in range(-(-samples // size)):
             yield self.synthesizer.sample(size)
 
@@ -520,14 +498,14 @@ class Distillation:
         if self.settings.method.makes_class_images:
             few_classes = health.few_classes()
             for sentence in health.warnings(num_classes, len(fresh)):
-                run.record(Warned(epoch=self.epochs_done + 1, message=sentence))
+                run.record(Warned(epoch=self.progress.epochs_done + 1, message=sentence))
         self._check_classes(run, self._missing(answered, "new images") or few_classes)
         return Health(**health._asdict(), teacher_counts=listed_counts(answered), target_counts=listed_counts(wanted))
 
     def _check_given_pool(self, run: RunDirectory) -> Health:
         """Count the classes of an earlier run's pool in the first epoch; record a warning where it lacks some."""
         pool = self.synthesizer.pool
-        if self.epochs_done == 0 and pool is not None:
+        if self.progress.epochs_done == 0 and pool is not None:
             answers = self.predict(self.teacher, pool.images).argmax(dim=1)
             self.teacher_counts += count_classes(answers, self.card.num_classes)
             self.target_counts += count_classes(pool.targets, self.card.num_classes)
@@ -537,13 +515,13 @@ class Distillation:
     def _check_classes(self, run: RunDirectory, new_images_lack: str | None) -> None:
         """Record a warning when images begin to lack classes, and when they no longer do."""
         sentence = new_images_lack or self._missing(self.teacher_counts, "images so far")
-        epoch = self.epochs_done + 1
-        if sentence is not None and not self._lacks_classes:
+        epoch = self.progress.epochs_done + 1
+        if sentence is not None and not self.progress.lacks_classes:
             run.record(Warned(epoch=epoch, message=sentence))
-        elif sentence is None and self._lacks_classes:
+        elif sentence is None and self.progress.lacks_classes:
             message = "over: the teacher sees every class in the images again"
             run.record(Warned(epoch=epoch, message=message))
-        self._lacks_classes = sentence is not None
+        self.progress.lacks_classes = sentence is not None
 
     def _missing(self, counts: Tensor, images: str) -> str | None:
         return describe_missing(counts.tolist(), self.card.class_names, images)
@@ -563,29 +541,28 @@ def _augmentation(settings: DistillSettings, card: ModelCard) -> Augmentation:
     return Augmentation(
         card.crop_padding if settings.crop_padding is None else settings.crop_padding,
         card.flip if settings.flip is None else settings.flip,
+        settings.method.reflects,
     )
 
 
-def _decide_compilation(
-    settings: DistillSettings, runtime: Runtime, macs: Sequence[int], compiled: bool | None
-) -> Runtime:
-    if settings.runtime.compile != "auto":
-        return runtime
-    if compiled is not None:
-        return replace(runtime, compiled=compiled)
-    work = settings.method.work(settings.epochs, settings.batch_size, _pool_size(settings))
-    runtime, sentence = runtime.compile_if_worth_it(work.flops(*macs))
-    runtime.note(sentence)
-    return runtime
+def planned_flops(settings: DistillSettings, teacher: LoadedModel, student: nn.Module) -> int:
+    """Return about how many operations a run will take in teacher and student, before its pool is read."""
+    shards = None if settings.pool is None else len(pool_shards(settings.pool))
+    pool_size = shards and shards * settings.method.synthesis_batch_size
+    return settings.method.work(settings.epochs, settings.batch_size, pool_size).flops(*_macs(teacher, student))
 
 
-def _pool_size(settings: DistillSettings) -> int | None:
-    if settings.pool is None:
-        return None
-    return len(pool_shards(settings.pool)) * settings.method.synthesis_batch_size
+def _macs(teacher: LoadedModel, student: nn.Module) -> tuple[int, int]:
+    shape = teacher.card.input_shape
+    return profile_model(teacher.module, shape).macs, profile_model(student, shape).macs
 
 
-def _make_student(settings: DistillSettings, runtime: Runtime, teacher: LoadedModel) -> nn.Module:
+def make_student(settings: DistillSettings, runtime: Runtime, teacher: LoadedModel) -> nn.Module:
+    """Make the student with the weights that it begins with.
+
+    Raises:
+        InputError: The weights cannot be used, or the student does not take what the teacher takes.
+    """
     student = create_model(
         settings.student.name,
         num_classes=teacher.card.num_classes,

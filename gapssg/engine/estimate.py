@@ -6,11 +6,10 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from gapssg.runs.results import EstimateResult, Part
 from gapssg.runtime import Runtime
 from gapssg.step import EAGER_CALLS
 
@@ -18,65 +17,20 @@ EVALUATED_IMAGES = 256
 """Images of the evaluation data, at most, that are timed."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """Steps of one kind.
-
-    Attributes:
-        steps: How many the run makes.
-        seconds_per_step: Measured after the first ones; 0 if there are no steps.
-        first_seconds: What the first ones, which allocate and compile, take more.
-    """
-
-    steps: int
-    seconds_per_step: float
-    first_seconds: float = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of all steps."""
-        return self.steps * self.seconds_per_step + self.first_seconds
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a run would take.
-
-    Attributes:
-        command: The command of the run.
-        parts: Its steps by kind.
-        memory: Bytes at the peak: of the GPU, or on a processor of the process.
-        runtime: Where and how is computed.
-        flops: Floating-point operations in teacher and student; None where they are not counted.
-    """
-
-    command: str
-    parts: dict[str, Part]
-    memory: int
-    runtime: Runtime
-    flops: int | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of the whole run."""
-        return sum(part.seconds for part in self.parts.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what --json prints."""
-        return {
-            "command": self.command,
-            "steps": {kind: part.steps for kind, part in self.parts.items()},
-            "timing": {
-                "total": self.seconds,
-                **{kind: part.seconds for kind, part in self.parts.items()},
-                "seconds_per_step": {kind: part.seconds_per_step for kind, part in self.parts.items()},
-            },
-            "memory_bytes": self.memory,
-            **({} if self.flops is None else {"flops": self.flops}),
-            "device": str(self.runtime.device),
-            "precision": self.runtime.precision,
-            "compiled": self.runtime.compiled,
-        }
+def estimated(
+    command: str, parts: dict[str, Part], memory_bytes: int, runtime: Runtime, flops: int | None = None
+) -> EstimateResult:
+    """Return the estimate of a run that makes these steps."""
+    return EstimateResult(
+        command=command,
+        parts=parts,
+        memory_bytes=memory_bytes,
+        flops=flops,
+        device=str(runtime.device),
+        precision=runtime.precision,
+        compiled=runtime.compiled,
+        described=runtime.describe(),
+    )
 
 
 def time_steps(step: Callable[[], object], runtime: Runtime, steps: int, timed: int) -> Part:

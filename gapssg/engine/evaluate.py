@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,21 +26,18 @@ from gapssg.engine.run_directory import Display, SilentDisplay, run_facts
 from gapssg.engine.settings import EvaluateSettings
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import profile_model
+from gapssg.runs.results import EvaluatedModel, EvaluateResult, EvaluateTiming, FileFacts
 from gapssg.runtime import Runtime
 from gapssg.synthesis.losses import reality_gaps
 
 MOST_CLASSES_IN_A_MATRIX = 1000
 
 
-def evaluate(settings: EvaluateSettings, *, display: Display | None = None) -> dict[str, Any]:
+def evaluate(settings: EvaluateSettings, *, display: Display | None = None) -> EvaluateResult:
     """Evaluate model files on the test split of real images.
 
     Returns:
-        `models`: for each file its accuracies (fractions in [0, 1]), balanced accuracy and whether that is better than
-        chance, lowest class accuracy and its class, loss in nats, expected calibration error, the bins of the
-        reliability diagram (None: empty), per-class accuracy, confusion matrix (row: label, column: prediction; None
-        for more than 1,000 classes), size, and, with a teacher, the agreement with it and the mean reality gap; under
-        `timing` its images/s.
+        What is said of each file, in `models`, and how fast it was, under `timing`.
 
     Raises:
         InputError: A file or the data cannot be used, or they do not fit each other.
@@ -64,16 +60,15 @@ def evaluate(settings: EvaluateSettings, *, display: Display | None = None) -> d
         for observer in observers:
             observer.observe(batch, labels, teacher_logits)
     display.progress("evaluating", len(images), len(images))
-    return {
-        "command": "eval",
-        "data": settings.data.name,
-        "images": len(images),
-        "class_names": list(images.class_names),
-        "teacher": None if teacher is None else {"file": str(teacher.path), "sha256": teacher.sha256},
-        "models": [observer.report(images.class_names) for observer in observers],
-        "timing": {"images_per_second": [len(images) / observer.seconds for observer in observers]},
-        **run_facts(runtime, settings),
-    }
+    return EvaluateResult(
+        data=settings.data.name,
+        images=len(images),
+        class_names=tuple(images.class_names),
+        teacher=None if teacher is None else FileFacts(file=str(teacher.path), sha256=teacher.sha256),
+        models=tuple(observer.report(images.class_names) for observer in observers),
+        timing=EvaluateTiming(images_per_second=tuple(len(images) / observer.seconds for observer in observers)),
+        **dict(run_facts(runtime, settings)),
+    )
 
 
 class _Observer:
@@ -110,30 +105,28 @@ class _Observer:
             self._agrees.append(logits.argmax(dim=1) == teacher_logits.argmax(dim=1))
             self._gaps.append(reality_gaps(teacher_logits, logits))
 
-    def report(self, class_names: Sequence[str]) -> dict[str, Any]:
+    def report(self, class_names: Sequence[str]) -> EvaluatedModel:
         """Return what is said of the model on all batches."""
-        answers, classes = joined(self._answers), len(class_names)
+        model, answers, classes = self._model, joined(self._answers), len(class_names)
         counts = count_by_class(answers.predictions, answers.labels, classes)
         diagram = reliability(answers)
-        shows_matrix = classes <= MOST_CLASSES_IN_A_MATRIX
-        report = {
-            "file": str(self._model.path),
-            "sha256": self._model.sha256,
-            "architecture": self._model.card.architecture,
-            **profile_model(self._model.module, self._model.card.input_shape).to_dict(),
-            **score_answers(answers, class_names).to_dict(),
-            "expected_calibration_error": expected_calibration_error(diagram),
-            "reliability": [each and each._asdict() for each in diagram],
-            "per_class_accuracy": per_class_accuracy(counts),
-            "images_per_class": counts.totals,
-            "confusion_matrix": confusion_matrix(answers.predictions, answers.labels, classes).tolist()
-            if shows_matrix
-            else None,
-        }
-        if self._gaps:
-            report["agreement"] = torch.cat(self._agrees).double().mean().item()
-            report["reality_gap"] = torch.cat(self._gaps).mean().item()
-        return report
+        matrix = None
+        if classes <= MOST_CLASSES_IN_A_MATRIX:
+            matrix = confusion_matrix(answers.predictions, answers.labels, classes).tolist()
+        return EvaluatedModel(
+            file=str(model.path),
+            sha256=model.sha256,
+            architecture=model.card.architecture,
+            **dict(profile_model(model.module, model.card.input_shape)),
+            **dict(score_answers(answers, class_names)),
+            expected_calibration_error=expected_calibration_error(diagram),
+            reliability=tuple(diagram),
+            per_class_accuracy=tuple(per_class_accuracy(counts)),
+            images_per_class=tuple(counts.totals),
+            confusion_matrix=None if matrix is None else tuple(map(tuple, matrix)),
+            agreement=torch.cat(self._agrees).double().mean().item() if self._agrees else None,
+            reality_gap=torch.cat(self._gaps).mean().item() if self._gaps else None,
+        )
 
     def _predict(self, images: Tensor) -> Tensor:
         return predict(self._module, images, self._normalization, self._runtime, self._batch_size)

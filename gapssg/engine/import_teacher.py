@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torchvision
 from torch import nn
@@ -14,7 +13,7 @@ from torch import nn
 from gapssg.augment import Normalization, check_crop_padding
 from gapssg.data.image_set import ImageSet
 from gapssg.engine.inference import predict, score_on
-from gapssg.engine.metrics import Scores, top_k_accuracy
+from gapssg.engine.metrics import top_k_accuracy
 from gapssg.engine.real_images import read_test_images
 from gapssg.engine.run_directory import Display, SilentDisplay, run_facts, versions
 from gapssg.engine.settings import DEFAULT_WEIGHTS, ImportSettings
@@ -22,13 +21,15 @@ from gapssg.errors import InputError, RunError, shortened
 from gapssg.files import check_output_file
 from gapssg.intervals import Z_95
 from gapssg.models import MODELS, MOST_CLASSES, create_model
-from gapssg.models.foreign import Outputs, check_classifier, outputs_of, take_logarithm
+from gapssg.models.description import ModelCard, Outputs, Provenance
+from gapssg.models.foreign import check_classifier, outputs_of, take_logarithm
 from gapssg.models.libraries import Pretrained, pretrained_weights
-from gapssg.models.model_file import LoadedModel, ModelCard, Provenance, load_foreign_weights, staged_model
+from gapssg.models.model_file import LoadedModel, load_foreign_weights, staged_model
 from gapssg.models.profile import profile_model
 from gapssg.models.reference import is_factory, library_model
 from gapssg.models.safetensors_file import read_safetensors
 from gapssg.runs.events import Note, Warned
+from gapssg.runs.results import ImportResult, Scores
 from gapssg.runtime import Runtime
 from gapssg.text import percent
 
@@ -40,7 +41,7 @@ _CLEARLY_BETTER = 0.05
 
 def import_teacher(
     settings: ImportSettings, output: Path, *, overwrite: bool = False, display: Display | None = None
-) -> dict[str, Any]:
+) -> ImportResult:
     """Build a classifier, load its weights, verify it, and write it as a model file.
 
     It is verified by forward passes and, with `settings.data`, evaluated on labelled images. The file is kept only if
@@ -86,18 +87,17 @@ def import_teacher(
     # To the last bit: both compute in the same way on the same processor, and `check_classifier` refused what varies.
     with staged_model(output, module, card) as written:
         scores = _evaluate(written, images, runtime, display)
-    return {
-        "command": "import-teacher",
-        "file": str(output),
-        "sha256": written.sha256,
-        "architecture": card.architecture,
-        "num_classes": card.num_classes,
-        "input_shape": list(card.input_shape),
-        **profile_model(module, card.input_shape).to_dict(),
-        **scores,
-        "data": settings.data.name if settings.data else None,
-        **run_facts(runtime, settings),
-    }
+    return ImportResult(
+        file=str(output),
+        sha256=written.sha256,
+        architecture=card.architecture,
+        num_classes=card.num_classes,
+        input_shape=card.input_shape,
+        **dict(profile_model(module, card.input_shape)),
+        **(dict(scores) if scores else dict.fromkeys(Scores.model_fields)),
+        data=settings.data.name if settings.data else None,
+        **dict(run_facts(runtime, settings)),
+    )
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
@@ -217,9 +217,9 @@ def _recognise_outputs(module: nn.Module, card: ModelCard, display: Display) -> 
     return outputs
 
 
-def _evaluate(model: LoadedModel, images: ImageSet | None, runtime: Runtime, display: Display) -> dict[str, Any]:
+def _evaluate(model: LoadedModel, images: ImageSet | None, runtime: Runtime, display: Display) -> Scores | None:
     if images is None:
-        return dict.fromkeys(Scores._fields)
+        return None
     module, images, card = runtime.place(model.module), images.to(runtime.device), model.card
 
     def top1(mean: tuple[float, ...], deviation: tuple[float, ...]) -> float:
@@ -240,4 +240,4 @@ def _evaluate(model: LoadedModel, images: ImageSet | None, runtime: Runtime, dis
             f"--std {deviation:.4g}: the model may normalise its input itself, or was trained otherwise"
         )
         display.event(Warned(epoch=0, message=message))
-    return scores.to_dict()
+    return scores

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from gapssg.augment import Normalization
 from gapssg.data.image_set import ImageSet
-from gapssg.engine.metrics import Scores, answers_of, joined, score_answers
+from gapssg.engine.metrics import answers_of, joined, score_answers
 from gapssg.models.frozen import frozen
+from gapssg.runs.results import Scores
 from gapssg.runtime import Runtime, to_unit_range
 
 _BATCH_SIZE = 500

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from gapssg.engine.settings import InspectSettings
 from gapssg.models import create_model
-from gapssg.models.model_file import ModelCard, load_model
+from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import executed_batch_norm_layers, last_linear_layer, profile_layers, profile_model
+from gapssg.runs.results import InspectResult
 from gapssg.synthesis import SynthesisSettings, method_classes
 from gapssg.synthesis.base import GeneratorMethodSettings
 
 _CLASSES, _INPUT_SHAPE = 10, (3, 32, 32)
 
 
-def inspect(settings: InspectSettings) -> dict[str, Any]:
+def inspect(settings: InspectSettings) -> InspectResult:
     """Look at a model file, or at an architecture with random weights; nothing is written.
 
     Returns:
@@ -26,13 +25,11 @@ def inspect(settings: InspectSettings) -> dict[str, Any]:
     Raises:
         InputError: The file or the architecture cannot be used.
     """
-    card: ModelCard | None = None
-    facts: dict[str, Any] = {"file": None, "sha256": None}
+    loaded: LoadedModel | None = None
     if settings.model is None:
         assert settings.file is not None  # the settings have one of the two
         loaded = load_model(settings.file, settings.model_factories)
         module, card = loaded.module, loaded.card
-        facts = {"file": str(loaded.path), "sha256": loaded.sha256}
         name, arguments = card.architecture, card.arguments
         num_classes, input_shape = card.num_classes, card.input_shape
     else:
@@ -40,23 +37,22 @@ def inspect(settings: InspectSettings) -> dict[str, Any]:
         num_classes, input_shape = settings.num_classes or _CLASSES, settings.input_shape or _INPUT_SHAPE
         module = create_model(name, num_classes=num_classes, input_shape=input_shape, arguments=arguments)
     observed = set(executed_batch_norm_layers(module, input_shape))
-    profile = profile_model(module, input_shape).to_dict()
-    return {
-        "command": "inspect",
-        **facts,
-        "architecture": name,
-        "arguments": arguments,
-        "num_classes": num_classes,
-        "input_shape": list(input_shape),
-        **profile,
-        "layers": [layer.to_dict() for layer in profile_layers(module, input_shape)],
-        "observed_batch_norm_layers": [name for name, layer in module.named_modules() if layer in observed],
-        "methods": {
+    return InspectResult(
+        file=str(loaded.path) if loaded else None,
+        sha256=loaded.sha256 if loaded else None,
+        architecture=name,
+        arguments=arguments,
+        num_classes=num_classes,
+        input_shape=input_shape,
+        **dict(profile_model(module, input_shape)),
+        layers=tuple(profile_layers(module, input_shape)),
+        observed_batch_norm_layers=tuple(name for name, layer in module.named_modules() if layer in observed),
+        methods={
             method.model_fields["name"].default: _lacks(method, module, len(observed), input_shape, num_classes)
             for method in method_classes()
         },
-        "card": None if card is None else card.to_dict(),
-    }
+        card=loaded.card if loaded else None,
+    )
 
 
 def _lacks(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from gapssg.engine.metrics import FEWEST_IMAGES_OF_A_CLASS, ClassCounts, lowest_share
 from gapssg.errors import shortened
 from gapssg.intervals import wilson_interval
+from gapssg.runs.results import AfterTraining, Scores
 from gapssg.synthesis.classes import describe_missing, missing_classes
 from gapssg.text import percent
 
@@ -21,14 +22,12 @@ class Judgement(NamedTuple):
     Attributes:
         missing_classes: Names of the classes that the teacher hardly ever sees in the images.
         failures: Why the student is not usable, one sentence each; empty where nothing speaks against it.
-        comparison: What was compared after training: `images`, `agreement`, `agreement_baseline`, and the
-            `lowest_agreement` on the images of one class and the name of that `lowest_class`; these two are None where
-            no class has at least 10 images.
+        comparison: What was compared after training.
     """
 
     missing_classes: list[str]
     failures: list[str]
-    comparison: dict[str, Any]
+    comparison: AfterTraining
 
 
 def judge_on_synthetic_images(
@@ -71,18 +70,18 @@ def judge_on_synthetic_images(
             f"it agrees with the teacher on only {percent(share)} of the {compared.totals[number]:,} synthetic images "
             f"that the teacher takes for class '{shortened(class_names[number])}'"
         )
-    comparison = {
-        "images": images,
-        "agreement": agreement,
-        "agreement_baseline": baseline,
-        "lowest_agreement": None if lowest is None else lowest[1],
-        "lowest_class": None if lowest is None else class_names[lowest[0]],
-    }
+    comparison = AfterTraining(
+        images=images,
+        agreement=agreement,
+        agreement_baseline=baseline,
+        lowest_agreement=None if lowest is None else lowest[1],
+        lowest_class=None if lowest is None else class_names[lowest[0]],
+    )
     absent = sorted({*missing_classes(teacher_counts), *missing_classes(compared.totals)})
     return Judgement([class_names[number] for number in absent], failures, comparison)
 
 
-def failures_on_real_images(student: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> list[str]:
+def failures_on_real_images(student: Scores, teacher: Scores | None) -> list[str]:
     """Return why a student is not usable by its scores on labelled images; nothing where they speak for it.
 
     It fails if its balanced accuracy is not better than chance, whatever its top-1 accuracy, or if it is right on less
@@ -90,18 +89,18 @@ def failures_on_real_images(student: Mapping[str, Any], teacher: Mapping[str, An
     does not know, no student can learn from it.
 
     Args:
-        student: Its `balanced_accuracy`, `better_than_chance`, `lowest_recall` and `lowest_class`, as in `Scores`.
+        student: Its scores.
         teacher: Those of its teacher on the same images, if they are known.
     """
     failures = []
-    if not student["better_than_chance"]:
+    if not student.better_than_chance:
         failures.append(
-            f"its balanced accuracy on real images is {percent(student['balanced_accuracy'])}, "
+            f"its balanced accuracy on real images is {percent(student.balanced_accuracy)}, "
             "no better than always answering with one class"
         )
-    lowest, teachers = student["lowest_recall"], None if teacher is None else teacher["lowest_recall"]
+    lowest, teachers = student.lowest_recall, None if teacher is None else teacher.lowest_recall
     if lowest is not None and lowest < LEAST_SHARE and teachers is not None and teachers >= LEAST_SHARE:
-        name = shortened(student["lowest_class"])
+        name = shortened(student.lowest_class)
         failures.append(
             f"it is right on only {percent(lowest)} of the real images of class '{name}', "
             f"its teacher on at least {percent(teachers)} of every class"
@@ -109,17 +108,15 @@ def failures_on_real_images(student: Mapping[str, Any], teacher: Mapping[str, An
     return failures
 
 
-def real_images_speak_for(student: Mapping[str, Any]) -> bool:
+def real_images_speak_for(student: Scores) -> bool:
     """Tell whether labelled images show that a student is usable, whatever synthetic images say.
 
     They do if its balanced accuracy is better than chance and it is right on at least a tenth of the images of every
     class, with at least 10 images of each: what they do not cover, they say nothing about.
-
-    Args:
-        student: Its `better_than_chance`, `lowest_recall` and `fewest_images`, as in `Scores`.
     """
-    return bool(
-        student["better_than_chance"]
-        and student["fewest_images"] >= FEWEST_IMAGES_OF_A_CLASS
-        and student["lowest_recall"] >= LEAST_SHARE
+    return (
+        student.better_than_chance
+        and student.fewest_images >= FEWEST_IMAGES_OF_A_CLASS
+        and student.lowest_recall is not None
+        and student.lowest_recall >= LEAST_SHARE
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,37 +12,10 @@ from torch import Tensor
 
 from gapssg.errors import RunError
 from gapssg.intervals import Z_95
+from gapssg.runs.results import ReliabilityBin, Scores
 
 FEWEST_IMAGES_OF_A_CLASS = 10
 """Of fewer images, a share says too little of a class: of 5 that are right half the time, all are wrong in 3 %."""
-
-
-class Scores(NamedTuple):
-    """The accuracies and the loss of a classifier on labelled images; accuracies are fractions in [0, 1].
-
-    Attributes:
-        top1: Top-1 accuracy.
-        top5: Top-5 accuracy.
-        loss: Cross-entropy in nats.
-        balanced_accuracy: Mean of the accuracies of the classes.
-        better_than_chance: Whether that is certainly better than always answering with one class.
-        lowest_recall: The lowest accuracy of a class with at least 10 images; None where no class has so many.
-        lowest_class: The name of that class.
-        fewest_images: How many images the class with the fewest has; 0 where a class has none.
-    """
-
-    top1: float
-    top5: float
-    loss: float
-    balanced_accuracy: float
-    better_than_chance: bool
-    lowest_recall: float | None
-    lowest_class: str | None
-    fewest_images: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the scores by name."""
-        return self._asdict()
 
 
 class Answers(NamedTuple):
@@ -124,20 +97,6 @@ def _is_among_highest(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     return (highest == labels[:, None]).any(dim=1)
 
 
-class ReliabilityBin(NamedTuple):
-    """The samples whose confidence lies in one of equal-width bins.
-
-    Attributes:
-        samples: How many there are.
-        confidence: Their mean confidence.
-        accuracy: The share that is right.
-    """
-
-    samples: int
-    confidence: float
-    accuracy: float
-
-
 def reliability(answers: Answers, bins: int = 15) -> list[ReliabilityBin | None]:
     """Return what a reliability diagram shows of answers: one entry a bin, None where none falls.
 
@@ -150,7 +109,10 @@ def reliability(answers: Answers, bins: int = 15) -> list[ReliabilityBin | None]
     counts = torch.bincount(index, minlength=bins).tolist()
     sums = (torch.zeros(bins, dtype=torch.float64).index_add_(0, index, each) for each in (confidence, correct))
     rows = zip(counts, *(each.tolist() for each in sums), strict=True)
-    return [ReliabilityBin(count, sure / count, right / count) if count else None for count, sure, right in rows]
+    return [
+        ReliabilityBin(samples=count, confidence=sure / count, accuracy=right / count) if count else None
+        for count, sure, right in rows
+    ]
 
 
 def expected_calibration_error(diagram: list[ReliabilityBin | None]) -> float:

@@ -3,44 +3,37 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Generator, Iterator
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
+from typing import Never
 
 import torch.nn.functional as F
 from pydantic import NonNegativeFloat, NonNegativeInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from gapssg.augment import Augmentation, Normalization, Shifts, check_crop_padding, crop_and_flip
 from gapssg.batches import shuffled_batches, steps_for_passes
 from gapssg.data import flipping_is_meaningful
 from gapssg.data.image_set import ImageSet, check_same_classes, sha256_of_images
-from gapssg.engine.checkpoint import Checkpoints, Facts, State, read_checkpoint
-from gapssg.engine.estimate import EVALUATED_IMAGES, Estimate, Part, peak_memory, time_steps
+from gapssg.engine.checkpoint import Facts, State
+from gapssg.engine.estimate import EVALUATED_IMAGES, estimated, peak_memory, time_steps
 from gapssg.engine.inference import predict, score_on
-from gapssg.engine.metrics import Scores
+from gapssg.engine.loop import Job, Launch, Phase
 from gapssg.engine.real_images import read_images
 from gapssg.engine.requests import Requests
-from gapssg.engine.run_directory import (
-    Display,
-    RunDirectory,
-    SilentDisplay,
-    check_output,
-    check_same_settings,
-    run_facts,
-    versions,
-)
+from gapssg.engine.run_directory import Display, RunDirectory, SilentDisplay, run_facts, versions
 from gapssg.engine.settings import PretrainSettings
 from gapssg.engine.time_left import EVALUATION, TimeLeft
-from gapssg.engine.trainee import Phase, Trainee, TraineeFacts
+from gapssg.engine.trainee import Trainee
 from gapssg.errors import InputError
 from gapssg.models import create_model
-from gapssg.models.model_file import ModelCard, Provenance, save_verified_model
+from gapssg.models.description import ModelCard, Provenance
+from gapssg.models.model_file import save_verified_model
 from gapssg.models.profile import profile_model
-from gapssg.runs.events import CheckpointWritten, PretrainingEnded, PretrainingEpoch, PretrainingTiming, Started
+from gapssg.runs.events import Event, PretrainingEnded, PretrainingEpoch, PretrainingTiming, Started
+from gapssg.runs.results import AugmentationFacts, EstimateResult, Part, PretrainResult, Scores, Trained, TrainingTiming
 from gapssg.runtime import Runtime, to_unit_range
 
 # The checkpoint knows the SHA-256 of the images.
@@ -48,17 +41,17 @@ _MAY_MOVE = ("data.root", "data.name")
 _TIMED_STEPS = 5
 
 
-class RunFacts(Facts):
-    """What a checkpoint keeps of the run besides tensors."""
+class Progress(Facts):
+    """How far a training has come: what a checkpoint keeps of it besides tensors and the optimizer."""
 
-    compiled: bool
-    epochs_done: NonNegativeInt
-    scores: Scores | None
-    best: tuple[float, NonNegativeInt]
-    evaluation_seconds: NonNegativeFloat
-    epoch_seconds: NonNegativeFloat
-    total_seconds: NonNegativeFloat
-    trainee: TraineeFacts
+    epochs_done: NonNegativeInt = 0
+    scores: Scores | None = None
+    """Of the last epoch."""
+    best: tuple[float, NonNegativeInt] = (-1.0, 0)
+    """The highest top-1 accuracy so far, and its epoch."""
+    evaluation_seconds: NonNegativeFloat = 0.0
+    epoch_seconds: NonNegativeFloat = 0.0
+    """Of the epoch under way."""
 
 
 def pretrain_teacher(
@@ -69,7 +62,7 @@ def pretrain_teacher(
     resume: bool = False,
     display: Display | None = None,
     requests: Requests | None = None,
-) -> dict[str, Any]:
+) -> PretrainResult:
     """Train a classifier on real images and write a run directory with `model.safetensors`.
 
     With `resume` the run in `output` continues after its last checkpoint, and ends with the files that it would
@@ -85,56 +78,20 @@ def pretrain_teacher(
         RunError: The training diverged, or the disk refused a write.
         Stopped: `requests` asked for it.
     """
-    display = display or SilentDisplay()
-    if resume:
-        check_same_settings(output, settings, _MAY_MOVE)
-    else:
-        check_output(output, overwrite)
+    launch = Launch(settings, output, overwrite, resume, display or SilentDisplay(), requests or Requests())
+    launch.check(may_move=_MAY_MOVE)
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
-    train = read_images(settings.data, "train", display)
-    test = read_images(settings.data, "test", display, channels=train.input_shape[0])
-    check_same_classes(train, test)
-    identity = {"the images' SHA-256": sha256_of_images(train, test), **runtime.identity()}
-    checkpoint = read_checkpoint(output, identity) if resume else None
-    facts = RunFacts.read(checkpoint.state.facts) if checkpoint else None
-    pretraining = _Pretraining(settings, runtime, train, test, compiled=facts.compiled if facts else None)
-    if checkpoint and facts:
-        pretraining.restore(facts, checkpoint.state)
-        run = RunDirectory.reopen(output, settings, display, checkpoint.events_length)
-        run.show(CheckpointWritten(directory=output))
-        after = f"after epoch {pretraining.epochs_done} of {settings.epochs}"
-        run.show(Started(message=f"continuing {output} {after}, {pretraining.runtime.describe()}"))
-    else:
-        run = RunDirectory(output, settings, display, overwrite)
-        _record_start(run, pretraining)
-    every = (settings.checkpoint_every, settings.checkpoint_minutes)
-    checkpoints = Checkpoints(run, identity, pretraining.state, requests or Requests(), *every)
-    with pretraining.runtime.configured(), run, checkpoints:
-        run.show_notes(pretraining.runtime)
-        while pretraining.epochs_done < settings.epochs:
-            event = pretraining.run_epoch(run, checkpoints.after_step)
-            run.show_time_left(pretraining.time_left, pretraining.epochs_done, settings.epochs)
-            run.record(event)
-            run.show_notes(pretraining.runtime)
-            checkpoints.after_epoch(pretraining.epochs_done, is_last=pretraining.epochs_done == settings.epochs)
-        result = pretraining.finish(output / "model.safetensors")
-        run.write_result(result)
-        model = result["model"]
-        run.record(PretrainingEnded(top1=model["top1"], best_top1=model["best_top1"], best_epoch=model["best_epoch"]))
-    return result
+    train, test = _read_splits(settings, launch.display)
+    state = launch.read_checkpoint({"the images' SHA-256": sha256_of_images(train, test), **runtime.identity()})
+    model = make_model(settings, runtime, train)
+    runtime = launch.decide_compilation(runtime, settings.runtime.compile, planned_flops(settings, model, train))
+    pretraining = _Pretraining(settings, runtime, train, test, model)
+    if state is not None:
+        pretraining.restore(state)
+    return launch.carry_out(pretraining)
 
 
-def _record_start(run: RunDirectory, pretraining: _Pretraining) -> None:
-    settings, augmentation = pretraining.settings, pretraining.augmentation
-    images = f"{len(pretraining.train):,} images of {settings.data.name}"
-    views = augmentation.describe()
-    if settings.flip is None and augmentation.flip:
-        views += " (the default for this data; --no-flip turns them off)"
-    message = f"training {settings.model.name} on {images}, {views}, {pretraining.runtime.describe()}"
-    run.record(Started(message=message))
-
-
-def estimate_pretraining(settings: PretrainSettings, display: Display | None = None) -> Estimate:
+def estimate_pretraining(settings: PretrainSettings, display: Display | None = None) -> EstimateResult:
     """Time a few steps of a training, from its beginning, and return what all of it would take.
 
     Nothing is written, unless the data is to be downloaded. `display` shows how far it is read.
@@ -142,38 +99,49 @@ def estimate_pretraining(settings: PretrainSettings, display: Display | None = N
     Raises:
         InputError: The data cannot be used.
     """
-    display = display or SilentDisplay()
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
+    train, test = _read_splits(settings, display or SilentDisplay())
+    model = make_model(settings, runtime, train)
+    runtime, _ = runtime.decide_compilation(settings.runtime.compile, planned_flops(settings, model, train))
+    pretraining = _Pretraining(settings, runtime, train, test, model)
+    with runtime.configured(), runtime.seeded_globals("estimate"):
+        parts = pretraining.time_steps()
+    return estimated("pretrain-teacher", parts, peak_memory(runtime), runtime)
+
+
+def _read_splits(settings: PretrainSettings, display: Display) -> tuple[ImageSet, ImageSet]:
     train = read_images(settings.data, "train", display)
     test = read_images(settings.data, "test", display, channels=train.input_shape[0])
     check_same_classes(train, test)
-    pretraining = _Pretraining(settings, runtime, train, test, compiled=None)
-    runtime = pretraining.runtime
-    with runtime.configured(), runtime.seeded_globals("estimate"):
-        parts = pretraining.time_steps()
-    return Estimate("pretrain-teacher", parts, peak_memory(runtime), runtime)
+    return train, test
 
 
-class _Pretraining:
+def make_model(settings: PretrainSettings, runtime: Runtime, train: ImageSet) -> nn.Module:
+    """Make the model with the weights that it begins with."""
+    return create_model(
+        settings.model.name,
+        num_classes=train.num_classes,
+        input_shape=train.input_shape,
+        seed=runtime.derive_seed("initial-weights"),
+        arguments=settings.model.arguments,
+    )
+
+
+def planned_flops(settings: PretrainSettings, model: nn.Module, train: ImageSet) -> int:
+    """Return how many operations a training takes; forward and backward to the weights costs three forwards."""
+    return 2 * 3 * profile_model(model, train.input_shape).macs * len(train) * settings.epochs
+
+
+class _Pretraining(Job[PretrainResult]):
     """The model, its optimizer and the images on the device, and what one epoch does with them."""
 
+    time_left: TimeLeft
+
     def __init__(
-        self, settings: PretrainSettings, runtime: Runtime, train: ImageSet, test: ImageSet, compiled: bool | None
+        self, settings: PretrainSettings, runtime: Runtime, train: ImageSet, test: ImageSet, model: nn.Module
     ) -> None:
-        model = create_model(
-            settings.model.name,
-            num_classes=train.num_classes,
-            input_shape=train.input_shape,
-            seed=runtime.derive_seed("initial-weights"),
-            arguments=settings.model.arguments,
-        )
-        if settings.runtime.compile == "auto" and compiled is not None:
-            runtime = replace(runtime, compiled=compiled)
-        elif settings.runtime.compile == "auto":
-            # Forward and backward to the weights costs three forwards; a multiply-add is two operations.
-            flops = 2 * 3 * profile_model(model, train.input_shape).macs * len(train) * settings.epochs
-            runtime, sentence = runtime.compile_if_worth_it(flops)
-            runtime.note(sentence)
+        self.epochs = settings.epochs
+        self.checkpoints_every = (settings.checkpoint_every, settings.checkpoint_minutes)
         self.settings = settings
         self.runtime = runtime
         self.model = runtime.place(model)
@@ -183,41 +151,30 @@ class _Pretraining:
         self.normalization = Normalization.from_statistics(self.card.mean, self.card.deviation, runtime.device)
         self.augmentation = Augmentation(self.card.crop_padding, self.card.flip)
         self.trainee = Trainee(self.model, self._loss, settings.optimizer, runtime, settings.max_rollbacks)
-        self.epochs_done = 0
-        self.scores: Scores | None = None
-        self.best = (-1.0, 0)
-        self.evaluation_seconds = 0.0
-        self.epoch_seconds = 0.0
-        self.started = time.perf_counter()
+        self.progress = Progress()
         self.time_left = TimeLeft(self.steps_left())
+
+    @property
+    def epochs_done(self) -> int:
+        """Whole epochs so far."""
+        return self.progress.epochs_done
 
     def state(self) -> State:
         """Return what a checkpoint keeps."""
         trainee = self.trainee.state()
-        facts = {
-            "compiled": self.runtime.compiled,
-            "epochs_done": self.epochs_done,
-            "scores": self.scores,
-            "best": self.best,
-            "evaluation_seconds": self.evaluation_seconds,
-            "epoch_seconds": self.epoch_seconds,
-            "total_seconds": time.perf_counter() - self.started,
-            "trainee": trainee.facts,
-        }
-        return State(facts, trainee.prefixed("trainee."))
+        return State({**self.progress.model_dump(), "trainee": trainee.facts}, trainee.prefixed("trainee."))
 
-    def restore(self, facts: RunFacts, state: State) -> None:
+    def restore(self, state: State) -> None:
         """Go back to where a checkpoint was written.
 
         Raises:
-            InputError: The tensors do not fit the model.
+            InputError: The checkpoint is not one of this training.
         """
-        if facts.epochs_done > self.settings.epochs or (facts.epochs_done > 0) != (facts.scores is not None):
+        progress = Progress.read({name: fact for name, fact in state.facts.items() if name != "trainee"})
+        if progress.epochs_done > self.epochs or (progress.epochs_done > 0) != (progress.scores is not None):
             raise InputError("the checkpoint is not one of this run; start the run anew")
         self.trainee.restore(state.component("trainee"))
-        self.epochs_done, self.scores, self.best = facts.epochs_done, facts.scores, facts.best
-        self.evaluation_seconds, self.epoch_seconds = facts.evaluation_seconds, facts.epoch_seconds
-        self.started -= facts.total_seconds
+        self.progress = progress
         self.time_left = TimeLeft(self.steps_left())
 
     def steps_left(self) -> dict[str, int]:
@@ -225,69 +182,85 @@ class _Pretraining:
         epochs = self.settings.epochs - self.epochs_done
         return {"training": epochs * steps_for_passes(len(self.train), 1, self.settings.batch_size), EVALUATION: epochs}
 
-    def run_epoch(self, run: RunDirectory, after_step: Callable[[], None]) -> PretrainingEpoch:
-        """Make one pass over the images, or what is left of it, and evaluate; return the epoch's event."""
-        epoch = self.epochs_done
-        batches = self._batches(epoch)
-        earlier, started = self.epoch_seconds, time.perf_counter()
+    def begin(self) -> Iterator[Event]:
+        """Say what is trained on what."""
+        settings, views = self.settings, self.augmentation.describe()
+        images = f"{len(self.train):,} images of {settings.data.name}"
+        if settings.flip is None and self.augmentation.flip:
+            views += " (the default for this data; --no-flip turns them off)"
+        yield Started(message=f"training {settings.model.name} on {images}, {views}, {self.runtime.describe()}")
 
-        def after_each(steps_done: int) -> None:
-            self.epoch_seconds = earlier + time.perf_counter() - started
-            timed.step(steps_done)
-            run.progress(f"epoch {epoch + 1} of {self.settings.epochs}", steps_done, len(batches))
-            run.show_time_left(self.time_left, epoch, self.settings.epochs)
-            after_step()
+    def phases(self, run: RunDirectory) -> Iterator[Phase]:
+        """Yield the pass over the images, or what is left of it."""
+        batches = self._batches(self.epochs_done)
+        task = f"epoch {self.epochs_done + 1} of {self.epochs}"
+        yield Phase("training", len(batches), self._train(batches, run), task)
 
-        phase = Phase(epoch, 0, len(batches), lambda start: self._inputs(batches, start))
-        with self.time_left.phase("training", len(batches)) as timed:
-            self.trainee.train(phase, run, after_each)
-        loss = self.trainee.loss_sum.item() / len(batches)
+    def _train(self, batches: Tensor, run: RunDirectory) -> Generator[int, None, None]:
+        earlier, started = self.progress.epoch_seconds, time.perf_counter()
+        while True:
+            inputs = self._inputs(batches, self.trainee.steps_done)
+            for done in self.trainee.train(self.epochs_done, 0, len(batches), inputs):
+                self.progress.epoch_seconds = earlier + time.perf_counter() - started
+                yield done
+            rollback = self.trainee.settle(self.epochs_done)
+            self.progress.epoch_seconds = earlier + time.perf_counter() - started
+            if rollback is None:
+                return
+            run.record(rollback)
+
+    def end_epoch(self, run: RunDirectory) -> PretrainingEpoch:
+        """Evaluate the model and count the epoch; return its event."""
+        steps = steps_for_passes(len(self.train), 1, self.settings.batch_size)
+        loss = self.trainee.loss_sum.item() / steps
         self.trainee.loss_sum.zero_()
-        trained = time.perf_counter()
-        seconds = earlier + trained - started
+        progress, trained = self.progress, time.perf_counter()
+        seconds = progress.epoch_seconds
         with self.time_left.phase(EVALUATION, 1) as timed_evaluation:
-            self.scores = score_on(self.test, self.model, self.normalization, self.runtime)
-            self.evaluation_seconds += time.perf_counter() - trained
-            self.epochs_done += 1
-            self.epoch_seconds = 0.0
-            if self.scores.top1 > self.best[0]:
-                self.best = (self.scores.top1, self.epochs_done)
+            scores = score_on(self.test, self.model, self.normalization, self.runtime)
+            progress.evaluation_seconds += time.perf_counter() - trained
+            progress.epochs_done += 1
+            progress.scores, progress.epoch_seconds = scores, 0.0
+            if scores.top1 > progress.best[0]:
+                progress.best = (scores.top1, progress.epochs_done)
                 save_verified_model(run.path / "best.safetensors", self.model, self.card)
             timed_evaluation.step(1)
         return PretrainingEpoch(
-            epoch=self.epochs_done,
-            epochs=self.settings.epochs,
+            epoch=progress.epochs_done,
+            epochs=self.epochs,
             learning_rate=self.trainee.learning_rate,
             train_loss=loss,
-            top1=self.scores.top1,
-            loss=self.scores.loss,
+            top1=scores.top1,
+            loss=scores.loss,
             timing=PretrainingTiming(
                 seconds=seconds + time.perf_counter() - trained,
-                images_per_second=batches.numel() / seconds,
+                images_per_second=steps * self.settings.batch_size / seconds,
                 remaining=self.time_left.seconds,
             ),
         )
 
-    def finish(self, file: Path) -> dict[str, Any]:
-        """Write the model; return the result."""
-        assert self.scores is not None  # there is at least one epoch
+    def finish(self, run: RunDirectory, seconds: float) -> tuple[PretrainResult, PretrainingEnded]:
+        """Write the model; return the result and the last event."""
+        scores, (best_top1, best_epoch) = self.progress.scores, self.progress.best
+        assert scores is not None  # there is at least one epoch
+        file = run.path / "model.safetensors"
         save_verified_model(file, self.model, self.card)
-        return {
-            "command": "pretrain-teacher",
-            "model": {
-                "file": str(file),
-                "architecture": self.card.architecture,
-                **profile_model(self.model, self.card.input_shape).to_dict(),
-                **self.scores.to_dict(),
-                "best_top1": self.best[0],
-                "best_epoch": self.best[1],
-            },
-            "data": self.settings.data.name,
-            "epochs": self.settings.epochs,
-            "augmentation": self.augmentation.to_dict(),
-            "timing": {"total": time.perf_counter() - self.started, "evaluation": self.evaluation_seconds},
-            **run_facts(self.runtime, self.settings),
-        }
+        result = PretrainResult(
+            model=Trained[Never](
+                file=str(file),
+                architecture=self.card.architecture,
+                **dict(profile_model(self.model, self.card.input_shape)),
+                **dict(scores),
+                best_top1=best_top1,
+                best_epoch=best_epoch,
+            ),
+            data=self.settings.data.name,
+            epochs=self.epochs,
+            augmentation=AugmentationFacts(crop_padding=self.augmentation.padding, flip=self.augmentation.flip),
+            timing=TrainingTiming(total=seconds, evaluation=self.progress.evaluation_seconds),
+            **dict(run_facts(self.runtime, self.settings)),
+        )
+        return result, PretrainingEnded(top1=scores.top1, best_top1=best_top1, best_epoch=best_epoch)
 
     def time_steps(self) -> dict[str, Part]:
         """Make a few training steps and time them and the evaluation; the model is of no more use after it."""

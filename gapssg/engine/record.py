@@ -1,36 +1,21 @@
-"""What a run recorded, read back from its directory, which may be a stranger's. Imports no torch."""
+"""Pictures of a run, read back from its directory, which may be untrusted. Imports no torch."""
 
 from __future__ import annotations
 
 import io
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from gapssg import stored
 from gapssg.errors import GapssgError, InputError, shortened
 from gapssg.files import read_bounded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_MOST_RESULT = 16 * 2**20  # bytes
 _LARGEST_PICTURE = 64 * 2**20
 _MOST_PIXELS = 18_000_000  # a grid of 64 images of 512 x 512 with labels
 _GRID = re.compile(r"epoch-(\d{1,7})\.png")
-
-
-class Stored(stored.Stored):
-    """What is read of a result."""
-
-    @classmethod
-    def read_result(cls, run: Path) -> Self:
-        """Read a run's `result.json`.
-
-        Raises:
-            InputError: It is missing, as long as the run is not finished, or damaged.
-        """
-        return cls.read(read_bounded(run / "result.json", _MOST_RESULT), str(run / "result.json"))
 
 
 def sample_grids(run: Path) -> dict[int, Path]:

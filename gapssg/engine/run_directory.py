@@ -9,7 +9,7 @@ import platform
 import re
 import stat
 import time
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from gapssg.engine.time_left import TimeLeft
 from gapssg.errors import InputError, RunError, shortened
 from gapssg.files import check_writable, lock, sync_folder, write_atomically, write_json
 from gapssg.runs.events import EVENTS, Event, Note, Remaining
+from gapssg.runs.results import RESULT, RunFacts, RunResult
 from gapssg.runtime import Runtime, to_uint8
 from gapssg.settings.base import Settings
 from gapssg.settings.load import flatten, read_toml
@@ -30,7 +31,6 @@ from gapssg.synthesis.shards import PoolOrigin, write_shard
 from gapssg.text import duration
 
 _SETTINGS = "settings.toml"
-_RESULT = "result.json"
 _POOL = "pool"
 _FINAL_WEIGHTS = ("student.safetensors", "model.safetensors")
 _LOCK = ".lock"
@@ -125,7 +125,7 @@ class RunDirectory:
                 raise RunError(f"{path / EVENTS} has lost lines since the checkpoint; start the run anew")
             os.truncate(path / EVENTS, events_length)
             # The run is not finished until it says so again; what a kill left of a write is of no use.
-            (path / _RESULT).unlink(missing_ok=True)
+            (path / RESULT).unlink(missing_ok=True)
             for entry in _entries(path):
                 if _OWN_FILE.fullmatch(entry) and entry.endswith(_TEMPORARY):
                     (path / entry).unlink()
@@ -160,12 +160,6 @@ class RunDirectory:
     def show(self, event: Event) -> None:
         """Show an event that is no part of the run's record."""
         self._display.event(event)
-
-    def show_notes(self, runtime: Runtime) -> None:
-        """Show what is to be known of how is computed, and forget it."""
-        for sentence in runtime.notes:
-            self.show(Note(message=sentence))
-        runtime.notes.clear()
 
     def show_time_left(self, time_left: TimeLeft, epochs_done: int, epochs: int) -> None:
         """Show how long the run will still take, at most once a second; once, how long it takes in all."""
@@ -223,9 +217,9 @@ class RunDirectory:
         """Write the images (N, C, H, W) uint8 and targets (N,) int64 of one synthesis."""
         write_shard(self.folder(_POOL) / shard_name(epoch), images, targets, origin)
 
-    def write_result(self, result: Mapping[str, Any]) -> None:
+    def write_result(self, result: RunResult) -> None:
         """Write `result.json`."""
-        write_json(self.path / _RESULT, result)
+        write_json(self.path / RESULT, result.model_dump(mode="json"))
 
 
 def check_output(path: Path, overwrite: bool, inputs: Iterable[Path | None] = ()) -> None:
@@ -369,16 +363,16 @@ def versions() -> dict[str, str]:
     return {"gapssg": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def run_facts(runtime: Runtime, settings: Settings) -> dict[str, Any]:
+def run_facts(runtime: Runtime, settings: Settings) -> RunFacts:
     """Return what every result says of how it was computed."""
-    return {
-        "device": str(runtime.device),
-        "precision": runtime.precision,
-        "compiled": runtime.compiled,
-        "seed": runtime.seed,
-        "versions": versions(),
-        "settings_sha256": settings.sha256(),
-    }
+    return RunFacts(
+        device=str(runtime.device),
+        precision=runtime.precision,
+        compiled=runtime.compiled,
+        seed=runtime.seed,
+        versions=versions(),
+        settings_sha256=settings.sha256(),
+    )
 
 
 def _check_own(path: Path) -> None:
@@ -388,7 +382,7 @@ def _check_own(path: Path) -> None:
         InputError: One is a symbolic link or a device, as a stranger's run directory may have it.
         OSError: `path` cannot be read.
     """
-    for name in (_LOCK, _SETTINGS, EVENTS, _RESULT, *_FOLDERS):
+    for name in (_LOCK, _SETTINGS, EVENTS, RESULT, *_FOLDERS):
         try:
             mode = (path / name).lstat().st_mode
         except (FileNotFoundError, NotADirectoryError):

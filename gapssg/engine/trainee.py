@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterator
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 
 from gapssg.engine.checkpoint import Facts, State
 from gapssg.engine.optimizer import make_optimizer, set_learning_rate
-from gapssg.engine.run_directory import RunDirectory
 from gapssg.errors import InputError, RunError
 from gapssg.models.foreign import put_tensors
 from gapssg.runs.events import RolledBack
@@ -21,24 +19,6 @@ from gapssg.step import Outputs, TrainingStep
 
 _MODEL, _MOMENTUM, _LOSS_SUM, _GOOD = "model.", "momentum.", "loss_sum", "good."
 _SKIPPED, _MODULES, _MODULES_ON_CUDA = "skipped", "modules", "modules_on_cuda"
-
-
-class Phase(NamedTuple):
-    """Steps that succeed or are taken back together.
-
-    Attributes:
-        epoch: The epoch, counted from 0.
-        number: Which phase of the epoch, counted from 0.
-        steps: Number of steps.
-        inputs: The tensors of each step from the given one on; there may be more than `steps`.
-        is_sound: Asked after the steps whether the model still is what it should be.
-    """
-
-    epoch: int
-    number: int
-    steps: int
-    inputs: Callable[[int], Iterator[tuple[Tensor, ...]]]
-    is_sound: Callable[[], bool] = lambda: True
 
 
 class TraineeFacts(Facts):
@@ -58,6 +38,7 @@ class Trainee:
         loss_sum: Sum of the losses since it was last set to 0; 0-dimensional, on the device.
         rollbacks: How often training was taken back.
         step: One update of the model, of which phases are made.
+        steps_done: Of the phase under way.
     """
 
     def __init__(
@@ -79,7 +60,7 @@ class Trainee:
         self._optimizer = make_optimizer(model, settings)
         self.step = TrainingStep("the training step", loss, self._optimizer, runtime)
         self._rate_factor = 1.0
-        self._steps_done = 0
+        self.steps_done = 0
         self._good: dict[str, Tensor] = {}
         self._modules_state: list[Tensor] = []
 
@@ -87,48 +68,65 @@ class Trainee:
         """Set the learning rate after `progress` (in [0, 1)) of the run."""
         self.learning_rate = set_learning_rate(self._optimizer, self._settings, progress, self._rate_factor)
 
-    def train(self, phase: Phase, run: RunDirectory, after_step: Callable[[int], None]) -> None:
-        """Make the steps of a phase, or those that are left of it.
+    def train(
+        self, epoch: int, number: int, steps: int, inputs: Iterator[tuple[Tensor, ...]]
+    ) -> Generator[int, None, None]:
+        """Make the steps of a phase, or those that are left of it, and yield after each how many are done.
 
-        Where a loss, a weight or a running statistic is not finite, or the phase says that the model is not sound, it
-        goes back to the start of the phase and makes its steps again, at half the learning rate from now on. Whether
-        that is so is asked once, at the end.
+        They succeed or are taken back together, as `settle` decides after the last.
 
         Args:
-            phase: The steps.
-            run: Where going back is recorded.
-            after_step: Called with the number of steps done after each.
+            epoch: The epoch, counted from 0.
+            number: Which phase of the epoch, counted from 0.
+            steps: Number of steps.
+            inputs: The tensors of each step after the first `steps_done`; there may be more.
+        """
+        if self.steps_done == 0:
+            self._good = {name: tensor.clone() for name, tensor in self._training_state().items()}
+        self.model.train()
+        with self._runtime.seeded_globals("modules", epoch, number, self.rollbacks):
+            self._restore_modules_state()
+            while self.steps_done < steps:
+                self.loss_sum += self.step(*next(inputs))["loss"]
+                self.steps_done += 1
+                yield self.steps_done
+
+    def settle(self, epoch: int, is_sound: bool = True) -> RolledBack | None:
+        """Keep the steps of a phase or, where the model diverged in them, take them back.
+
+        It diverged where a loss, a weight or a running statistic is not finite, or it is not sound. Then the phase is
+        to be made again, at half the learning rate from now on.
 
         Raises:
             RunError: It diverged more often than it may.
         """
-        if self._steps_done == 0:
-            self._good = {name: tensor.clone() for name, tensor in self._training_state().items()}
-        self.model.train()
-        while True:
-            with self._runtime.seeded_globals("modules", phase.epoch, phase.number, self.rollbacks):
-                self._restore_modules_state()
-                inputs = phase.inputs(self._steps_done)
-                while self._steps_done < phase.steps:
-                    self.loss_sum += self.step(*next(inputs))["loss"]
-                    self._steps_done += 1
-                    after_step(self._steps_done)
-            self._steps_done = 0
-            if self._is_finite() and phase.is_sound():
-                self._good = {}
-                return
-            self._go_back(phase.epoch, run)
+        self.steps_done = 0
+        if is_sound and self._is_finite():
+            self._good = {}
+            return None
+        self.rollbacks += 1
+        if self.rollbacks > self._max_rollbacks:
+            raise RunError(
+                f"the training diverged in epoch {epoch + 1}, {self.rollbacks} times in all, at a learning rate of "
+                f"{self.learning_rate:.3g}; lower optimizer.learning_rate or raise --max-rollbacks"
+            )
+        self._load_training_state(self._good)
+        self._rate_factor /= 2
+        for group in self._optimizer.param_groups:
+            group["lr"].mul_(0.5)
+        self.learning_rate /= 2
+        return RolledBack(epoch=epoch + 1, part="training", learning_rate=self.learning_rate)
 
     def state(self) -> State:
         """Return what a checkpoint keeps."""
         tensors = self._training_state()
-        if self._steps_done:
+        if self.steps_done:
             tensors |= {f"{_GOOD}{name}": tensor for name, tensor in self._good.items()}
             tensors[_MODULES] = torch.get_rng_state()
             if self._runtime.device.type == "cuda":
                 tensors[_MODULES_ON_CUDA] = torch.cuda.get_rng_state(self._runtime.device)
         facts = TraineeFacts(
-            steps_done=self._steps_done,
+            steps_done=self.steps_done,
             learning_rate=self.learning_rate,
             rate_factor=self._rate_factor,
             rollbacks=self.rollbacks,
@@ -143,9 +141,9 @@ class Trainee:
         """
         facts = TraineeFacts.read(state.facts)
         self._load_training_state(state.tensors)
-        self._steps_done, self.learning_rate = facts.steps_done, facts.learning_rate
+        self.steps_done, self.learning_rate = facts.steps_done, facts.learning_rate
         self._rate_factor, self.rollbacks = facts.rate_factor, facts.rollbacks
-        if self._steps_done:
+        if self.steps_done:
             good = {name.removeprefix(_GOOD): t for name, t in state.tensors.items() if name.startswith(_GOOD)}
             self._good = {name: tensor.to(self._runtime.device) for name, tensor in good.items()}
             names = [_MODULES, _MODULES_ON_CUDA][: 2 if self._runtime.device.type == "cuda" else 1]
@@ -216,20 +214,6 @@ class Trainee:
         tensors = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
         finite = torch.stack([tensor.isfinite().all() for tensor in tensors])
         return self.step.skipped.item() == 0 and bool(finite.all())
-
-    def _go_back(self, epoch: int, run: RunDirectory) -> None:
-        self.rollbacks += 1
-        if self.rollbacks > self._max_rollbacks:
-            raise RunError(
-                f"the training diverged in epoch {epoch + 1}, {self.rollbacks} times in all, at a learning rate of "
-                f"{self.learning_rate:.3g}; lower optimizer.learning_rate or raise --max-rollbacks"
-            )
-        self._load_training_state(self._good)
-        self._rate_factor /= 2
-        for group in self._optimizer.param_groups:
-            group["lr"].mul_(0.5)
-        self.learning_rate /= 2
-        run.record(RolledBack(epoch=epoch + 1, part="training", learning_rate=self.learning_rate))
 
 
 def _copy(source: Tensor, target: Tensor) -> None:

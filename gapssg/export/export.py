@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,21 +19,34 @@ from gapssg.export.quantize import PoolImages, check_agreement, images_per_secon
 from gapssg.export.settings import ExportSettings
 from gapssg.export.verify import Examiner, check_tolerance, compare, random_batches, rounding_tolerance
 from gapssg.files import canonical_json, check_output_file, staged
+from gapssg.models.description import Interface
 from gapssg.models.foreign import foreign_code
 from gapssg.models.frozen import frozen
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.runs.events import Note, Warned
+from gapssg.runs.results import (
+    BothPrecisions,
+    ExportedTop1,
+    ExportMetadata,
+    ExportProvenance,
+    ExportResult,
+    ExportTiming,
+    Int8Metadata,
+    Int8Verification,
+    ModelFile,
+    Value,
+    Verification,
+)
 from gapssg.runtime import Runtime
 from gapssg.text import percent
 
-_FORMAT_VERSION = 1
 _TIMED_BATCH = 64
 _GREAT_LOSS = 0.02  # of accuracy; of 450 images chance moves it by less than a point
 
 
 def export_model(
     settings: ExportSettings, output: Path, *, overwrite: bool = False, display: Display | None = None
-) -> dict[str, Any]:
+) -> ExportResult:
     """Write a model for other programs, after comparing what was written with the model.
 
     The file is written under a temporary name, read back and run on the CPU, and gets its name only if its logits are
@@ -48,10 +60,7 @@ def export_model(
         display: Shows the progress.
 
     Returns:
-        What was written (`file`, `sha256`, `bytes`, `metadata`). Under `verification`: the tolerance, the comparisons
-        on random and, if given, test images, and top-1 on the latter, a fraction in [0, 1]. Under `int8`: the same
-        between float32 and int8, on images of the pool that did not calibrate and on test images, and the sizes in
-        bytes. Under `timing`: images/s of both.
+        What was written, and how it compares with the model: under `verification` as float32, under `int8` as int8.
 
     Raises:
         InputError: The model, the data, the pool or the output cannot be used, a package is missing, or the exported
@@ -76,8 +85,8 @@ def export_model(
 
     display.event(Note(message=f"exporting {model.card.architecture} from {model.path}"))
     metadata = _metadata(model, settings, all_versions)
-    content = _write(examiner, settings.to, canonical_json(metadata))
-    int8, timing = None, {}
+    content = _write(examiner, settings.to, _text(metadata))
+    int8, timing = None, None
     if pool is None:
         with staged(output, content) as file:
             exported = _load(examiner, settings.to, file.read_bytes())
@@ -86,32 +95,30 @@ def export_model(
         plain, plain_bytes = _load(examiner, settings.to, content), len(content)
         verification = _verify(examiner, plain, test, settings, runtime)
         display.event(Note(message=f"calibrating on {len(pool.calibration):,} images of the pool"))
-        metadata["int8"] = {"calibration_images": len(pool.calibration)}
-        content = _quantize(examiner, content, pool.calibration, canonical_json(metadata))
+        metadata = metadata.model_copy(update={"int8": Int8Metadata(calibration_images=len(pool.calibration))})
+        content = _quantize(examiner, content, pool.calibration, _text(metadata))
+        sizes = _both(plain_bytes, len(content))
         with staged(output, content) as file:
             quantized = _load(examiner, settings.to, file.read_bytes())
-            int8 = _verify_int8(examiner, quantized, plain, pool, test, settings.int8.min_agreement)
+            int8 = _verify_int8(examiner, quantized, plain, pool, test, settings.int8.min_agreement, sizes)
             timed = examiner.inputs(pool.held_out[:_TIMED_BATCH])
             rates = images_per_second((plain, quantized), timed)
-        if int8["top1"] is not None:
-            _warn_of_loss(int8["top1"]["float32"], int8["top1"]["int8"], display)
-        int8["bytes"] = {"float32": plain_bytes, "int8": len(content)}
-        timing = {"images_per_second": dict(zip(("float32", "int8"), rates, strict=True)), "batch_size": len(timed)}
-    return {
-        "command": "export",
-        "model": {"file": str(model.path), "sha256": model.sha256, "architecture": model.card.architecture},
-        "format": settings.to,
-        "file": str(output),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "bytes": len(content),
-        "metadata": metadata,
-        "data": None if settings.data is None else settings.data.name,
-        "verification": verification,
-        "int8": int8,
-        "timing": timing,
-        **run_facts(runtime, settings),
-        "versions": all_versions,
-    }
+        if int8.top1 is not None:
+            _warn_of_loss(int8.top1, display)
+        timing = ExportTiming(images_per_second=_both(*rates), batch_size=len(timed))
+    return ExportResult(
+        model=ModelFile(file=str(model.path), sha256=model.sha256, architecture=model.card.architecture),
+        format=settings.to,
+        file=str(output),
+        sha256=hashlib.sha256(content).hexdigest(),
+        bytes=len(content),
+        metadata=metadata,
+        data=None if settings.data is None else settings.data.name,
+        verification=verification,
+        int8=int8,
+        timing=timing,
+        **dict(run_facts(runtime, settings).model_copy(update={"versions": all_versions})),
+    )
 
 
 def _read_pool(settings: ExportSettings, model: LoadedModel, runtime: Runtime) -> PoolImages:
@@ -122,22 +129,14 @@ def _read_pool(settings: ExportSettings, model: LoadedModel, runtime: Runtime) -
     return read_pool(path, model.card, settings.int8.calibration_images, generator)
 
 
-def _metadata(model: LoadedModel, settings: ExportSettings, all_versions: dict[str, str]) -> dict[str, Any]:
-    """Return what the exported file says of itself."""
-    card = model.card.model_dump(
-        mode="json", exclude={"format_version", "crop_padding", "flip", "outputs", "provenance"}
-    )
-    return {
-        **card,
-        "format_version": _FORMAT_VERSION,
-        "normalization_folded": settings.fold_normalization,
-        "int8": None,
-        "provenance": {
-            "model_sha256": model.sha256,
-            "model": model.card.provenance.model_dump(mode="json"),
-            "versions": all_versions,
-        },
-    }
+def _metadata(model: LoadedModel, settings: ExportSettings, all_versions: dict[str, str]) -> ExportMetadata:
+    provenance = ExportProvenance(model_sha256=model.sha256, model=model.card.provenance, versions=all_versions)
+    interface = {name: getattr(model.card, name) for name in Interface.model_fields}
+    return ExportMetadata(**interface, normalization_folded=settings.fold_normalization, provenance=provenance)
+
+
+def _text(metadata: ExportMetadata) -> str:
+    return canonical_json(metadata.model_dump(mode="json"))
 
 
 def _write(examiner: Examiner, to: str, metadata: str) -> bytes:
@@ -172,7 +171,7 @@ def _quantize(examiner: Examiner, content: bytes, calibration: Tensor, metadata:
 
 def _verify(
     examiner: Examiner, exported: Classifier, test: ImageSet | None, settings: ExportSettings, runtime: Runtime
-) -> dict[str, Any]:
+) -> Verification:
     """Compare an exported model of float32 with the model, on random and on real images.
 
     Raises:
@@ -184,14 +183,13 @@ def _verify(
     on_random = compare(ours, theirs)
     tolerance = settings.tolerance or rounding_tolerance(ours, examiner.exact_logits(torch.cat(batches)))
     check_tolerance(on_random, tolerance, "random images")
-    report: dict[str, Any] = {"tolerance": tolerance, "random": on_random.to_dict(), "test": None, "top1": None}
-    if test is not None:
-        ours, theirs = examiner.model_logits(test.images), examiner.logits(exported, test.images)
-        on_test = compare(ours, theirs)
-        check_tolerance(on_test, tolerance, "test images")
-        report["test"] = on_test.to_dict()
-        report["top1"] = {"model": _top1(ours, test), "exported": _top1(theirs, test)}
-    return report
+    if test is None:
+        return Verification(tolerance=tolerance, random=on_random, test=None, top1=None)
+    ours, theirs = examiner.model_logits(test.images), examiner.logits(exported, test.images)
+    on_test = compare(ours, theirs)
+    check_tolerance(on_test, tolerance, "test images")
+    top1 = ExportedTop1(model=_top1(ours, test), exported=_top1(theirs, test))
+    return Verification(tolerance=tolerance, random=on_random, test=on_test, top1=top1)
 
 
 def _verify_int8(
@@ -201,7 +199,8 @@ def _verify_int8(
     pool: PoolImages,
     test: ImageSet | None,
     min_agreement: float,
-) -> dict[str, Any]:
+    sizes: BothPrecisions[int],
+) -> Int8Verification:
     """Compare an int8 model with the float32 one, on images of the pool and on real images.
 
     Raises:
@@ -209,25 +208,29 @@ def _verify_int8(
     """
     on_pool = compare(examiner.logits(plain, pool.held_out), examiner.logits(quantized, pool.held_out))
     check_agreement(on_pool, min_agreement)
-    report: dict[str, Any] = {
-        "calibration_images": len(pool.calibration),
-        "min_agreement": min_agreement,
-        "pool": on_pool.to_dict(),
-        "test": None,
-        "top1": None,
-    }
+    on_test, top1 = None, None
     if test is not None:
         before, after = examiner.logits(plain, test.images), examiner.logits(quantized, test.images)
-        report["test"] = compare(before, after).to_dict()
-        report["top1"] = {"float32": _top1(before, test), "int8": _top1(after, test)}
-    return report
+        on_test, top1 = compare(before, after), _both(_top1(before, test), _top1(after, test))
+    return Int8Verification(
+        calibration_images=len(pool.calibration),
+        min_agreement=min_agreement,
+        pool=on_pool,
+        test=on_test,
+        top1=top1,
+        bytes=sizes,
+    )
 
 
-def _warn_of_loss(before: float, after: float, display: Display) -> None:
-    if before - after > _GREAT_LOSS:
+def _both(float32: Value, int8: Value) -> BothPrecisions[Value]:
+    return BothPrecisions(float32=float32, int8=int8)
+
+
+def _warn_of_loss(top1: BothPrecisions[float], display: Display) -> None:
+    if top1.float32 - top1.int8 > _GREAT_LOSS:
         points = f"{100 * _GREAT_LOSS:.0f} points"
         message = (
-            f"int8 takes top-1 from {percent(before)} to {percent(after)}, by more than {points}; the "
+            f"int8 takes top-1 from {percent(top1.float32)} to {percent(top1.int8)}, by more than {points}; the "
             "images of the pool, which calibrated it, may be unlike the test images"
         )
         display.event(Warned(epoch=0, message=message))

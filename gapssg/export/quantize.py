@@ -14,8 +14,8 @@ from torch import Tensor
 from gapssg.engine.run_directory import pool_shards
 from gapssg.errors import InputError
 from gapssg.export.formats import INPUT_NAME, METADATA_KEY, Classifier, quiet
-from gapssg.export.verify import Comparison
-from gapssg.models.model_file import ModelCard
+from gapssg.models.description import ModelCard
+from gapssg.runs.results import Comparison
 from gapssg.synthesis.shards import read_shard
 from gapssg.text import percent
 

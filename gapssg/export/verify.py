@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from gapssg.export.formats import Classifier, Normalized
 from gapssg.models.foreign import foreign_code
 from gapssg.models.frozen import frozen
 from gapssg.models.model_file import LoadedModel
+from gapssg.runs.results import Comparison
 from gapssg.runtime import Runtime, to_unit_range
 from gapssg.text import percent
 
@@ -90,26 +90,6 @@ class Examiner:
             )
 
 
-class Comparison(NamedTuple):
-    """How far logits are from those of the model.
-
-    Attributes:
-        images: How many images were compared.
-        largest_difference: Of two logits, absolute.
-        relative_difference: The same, as a share of the largest absolute logit of the model.
-        agreement: Share of the images with the same prediction.
-    """
-
-    images: int
-    largest_difference: float
-    relative_difference: float
-    agreement: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures by name."""
-        return self._asdict()
-
-
 def compare(logits: Tensor, exported: Tensor) -> Comparison:
     """Compare the logits (N, K) of a model with those that the exported model gives for the same images.
 
@@ -123,7 +103,12 @@ def compare(logits: Tensor, exported: Tensor) -> Comparison:
     difference = (logits.double() - exported.double()).abs().max().item()
     scale = logits.double().abs().max().item()
     relative = difference / scale if scale else (math.inf if difference else 0.0)
-    return Comparison(len(logits), difference, relative, agreement(logits, exported))
+    return Comparison(
+        images=len(logits),
+        largest_difference=difference,
+        relative_difference=relative,
+        agreement=agreement(logits, exported),
+    )
 
 
 def check_tolerance(comparison: Comparison, tolerance: float, images: str) -> None:

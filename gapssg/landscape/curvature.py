@@ -12,7 +12,8 @@ from gapssg.augment import Normalization
 from gapssg.landscape.layout import Layout
 from gapssg.landscape.samples import Samples
 from gapssg.landscape.settings import CurvatureSettings
-from gapssg.landscape.sharpness import Estimate, epsilon_sharpness, largest_eigenvalue, trace
+from gapssg.landscape.sharpness import epsilon_sharpness, finite, largest_eigenvalue, trace
+from gapssg.runs.results import Curvature
 from gapssg.runtime import Runtime, to_unit_range
 
 _BATCH_SIZE = 256
@@ -56,7 +57,7 @@ class CentreLoss:
 
 def measure_curvature(
     module: nn.Module, normalization: Normalization, samples: Samples, runtime: Runtime, settings: CurvatureSettings
-) -> dict[str, object]:
+) -> Curvature:
     """Return the largest Hessian eigenvalue and the trace with their errors, and the epsilon-sharpness.
 
     They are of all parameters, in float32, at the network's own batch-norm statistics.
@@ -71,14 +72,10 @@ def measure_curvature(
         loss.hessian_product, len(loss.weights), settings.trace_samples, runtime.random_stream("hutchinson")
     )
     sharpness = epsilon_sharpness(loss.loss_and_gradient, loss.weights, settings.epsilon, settings.ascent_steps)
-    return {
-        "samples": len(drawn),
-        "largest_eigenvalue": _finite(eigenvalue),
-        "trace": _finite(hutchinson),
-        "epsilon_sharpness": sharpness if sharpness < float("inf") else None,
-        "epsilon": settings.epsilon,
-    }
-
-
-def _finite(estimate: Estimate) -> dict[str, float | None]:
-    return {name: value if abs(value) < float("inf") else None for name, value in estimate._asdict().items()}
+    return Curvature(
+        samples=len(drawn),
+        largest_eigenvalue=eigenvalue,
+        trace=hutchinson,
+        epsilon_sharpness=finite(sharpness),
+        epsilon=settings.epsilon,
+    )

@@ -150,9 +150,9 @@ def curves(surfaces: Sequence[Surface]) -> Figure:
         lower.plot(along, [100 * share for share in surface.accuracy.tolist()], **look)
         centre = scale.clip(surface.centre_loss).item()
         upper.plot([0], [centre], marker="*", markersize=7, markeredgecolor="white", color=look["color"], zorder=5)
-        for minimum in surface.facts()["minima"]:
+        for minimum in surface.minima():
             spot = {"marker": "o", "markersize": 4, "markerfacecolor": "none", "color": look["color"]}
-            upper.plot(minimum["coordinates"], [scale.clip(surface.loss.new_tensor(minimum["loss"])).item()], **spot)
+            upper.plot(minimum.coordinates, [scale.clip(surface.loss.new_tensor(minimum.loss)).item()], **spot)
         for name, (place,) in zip(surface.card.marks, surface.mark_coordinates.tolist(), strict=True):
             if surface.card.directions == "models":
                 upper.axvline(place, color="0.6", linewidth=0.6, zorder=0)
@@ -260,9 +260,9 @@ def _mark(axes: Axes, surface: Surface, *, small: bool = False) -> None:
             side: dict[str, Any] = {"xytext": (5, 4), "ha": "left"} if is_left else {"xytext": (-5, 4), "ha": "right"}
             axes.annotate(name, place, textcoords="offset points", fontsize=6, color="white", path_effects=_outline(),
                           **side)  # fmt: skip
-    minima = surface.facts()["minima"]
+    minima = surface.minima()
     if minima:
-        columns = [list(column) for column in zip(*(minimum["coordinates"] for minimum in minima), strict=True)]
+        columns = [list(column) for column in zip(*(minimum.coordinates for minimum in minima), strict=True)]
         axes.plot(*columns, linestyle="", marker="o", markersize=5.5 * size, markerfacecolor="none",
                   markeredgecolor="white", markeredgewidth=1.0 * size, label="local minimum of the grid",
                   clip_on=False, path_effects=_outline(), zorder=4)  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from gapssg.landscape.scale import Scale, clipping, tick_text
@@ -35,9 +36,9 @@ def interactive_html(surface: Surface, scale: Scale) -> str:
         hovertemplate=f"(%{{x:.3f}}, %{{y:.3f}})<br>{card.loss_name}: %{{text}}<extra></extra>",
     )
     points: list[Any] = [_points("centre", [[0.0, 0.0]], [surface.centre_loss.item()], "#D55E00", "diamond", scale)]
-    minima = surface.facts()["minima"]
+    minima = surface.minima()
     if minima:
-        places, losses = [each["coordinates"] for each in minima], [each["loss"] for each in minima]
+        places, losses = [each.coordinates for each in minima], [each.loss for each in minima]
         points.append(_points("local minimum of the grid", places, losses, "white", "circle", scale))
     clipped = clipping(surface, scale)
     title = card.label + (f"<br><sup>{clipped}</sup>" if clipped else "")
@@ -56,7 +57,9 @@ def interactive_html(surface: Surface, scale: Scale) -> str:
     return page
 
 
-def _points(name: str, places: list[list[float]], losses: list[float], colour: str, symbol: str, scale: Scale) -> Any:
+def _points(
+    name: str, places: Sequence[Sequence[float]], losses: Sequence[float], colour: str, symbol: str, scale: Scale
+) -> Any:
     import plotly.graph_objects as go
     import torch
 

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
 from gapssg.augment import Normalization
+from gapssg.engine.loop import Job, Launch, Phase
 from gapssg.engine.real_images import check_same_images
-from gapssg.engine.requests import Requests, Stopped
-from gapssg.engine.run_directory import (
-    Display,
-    RunDirectory,
-    SilentDisplay,
-    check_output,
-    check_same_settings,
-    run_facts,
-)
+from gapssg.engine.requests import Requests
+from gapssg.engine.run_directory import Display, RunDirectory, SilentDisplay, run_facts
 from gapssg.errors import InputError, shortened
 from gapssg.landscape.curvature import measure_curvature
 from gapssg.landscape.figures import draw
@@ -32,9 +26,10 @@ from gapssg.landscape.samples import Samples, SamplesOrigin, read_samples
 from gapssg.landscape.settings import LandscapeSettings
 from gapssg.landscape.sharpness import radius_of_doubling
 from gapssg.landscape.subjects import Subject, read_subjects
-from gapssg.landscape.surface import CentreFacts, Surface, SurfaceCard, load_surface, save_surface
+from gapssg.landscape.surface import Surface, SurfaceCard, load_surface, save_surface
 from gapssg.models.model_file import LoadedModel
-from gapssg.runs.events import CheckpointWritten, LandscapeEnded, Started, SurfaceMeasured, SurfaceTiming
+from gapssg.runs.events import CheckpointWritten, Event, LandscapeEnded, Started, SurfaceMeasured, SurfaceTiming
+from gapssg.runs.results import Bf16Error, CentreFacts, Curvature, LandscapeResult, LandscapeTiming
 from gapssg.runtime import Runtime
 
 _FOLDER = "surfaces"
@@ -61,7 +56,7 @@ def measure_landscape(
     resume: bool = False,
     display: Display | None = None,
     requests: Requests | None = None,
-) -> dict[str, Any]:
+) -> LandscapeResult:
     """Measure and draw the loss around the weights of models.
 
     Writes to `output`: `surfaces/` (one safetensors file each, saved while it is measured), `figures/` (PNG, SVG,
@@ -69,90 +64,135 @@ def measure_landscape(
     the same weights on the same samples.
 
     Returns:
-        What `result.json` holds: for each surface the loss and accuracy at its centre, its local minima and whether
-        the centre is the lowest of all points, the radius in which the loss stays under twice that of the centre (in
-        units of the axes; None if it does so everywhere), and the curvature of the loss at the centre.
+        What `result.json` holds.
 
     Raises:
         InputError: A model, the data or the output directory cannot be used, or they do not fit each other.
         RunError: The disk refused a write.
         Stopped: `requests` asked for it; what is measured is saved.
     """
-    display, requests = display or SilentDisplay(), requests or Requests()
-    if resume:
-        check_same_settings(output, settings)
-    else:
-        check_output(output, overwrite, [*settings.models, settings.teacher])
-    started = time.perf_counter()
+    launch = Launch(settings, output, overwrite, resume, display or SilentDisplay(), requests or Requests())
+    launch.check([*settings.models, settings.teacher])
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     subjects = read_subjects(settings.models, settings.snapshots, settings.epochs, settings.model_factories)
     for other in subjects[1:]:
         check_same_images(subjects[0].model, other.model)
-    samples, origin = read_samples(settings, subjects[0], runtime, display)
+    samples, origin = read_samples(settings, subjects[0], runtime, launch.display)
     centres = subjects[:1] if settings.directions == "models" else subjects
     sites = [choose_site(settings, subject, subjects, runtime) for subject in centres]
     blanks = [_blank(settings, *pair, samples, origin, runtime) for pair in zip(centres, sites, strict=True)]
     files = [output / _FOLDER / f"{name}.safetensors" for name in _file_names(blanks)]
     surfaces = [_started(file, blank) if resume else blank for file, blank in zip(files, blanks, strict=True)]
     if resume:
-        run = RunDirectory.reopen(output, settings, display, _events_length(output))
-        run.show(CheckpointWritten(directory=output))
-    else:
-        run = RunDirectory(output, settings, display, overwrite)
-    what = f"{len(samples):,} {'synthetic samples' if settings.data.name == 'pool' else 'test images'}"
-    message = f"measuring {_count(surfaces)} on {what} of {settings.data.name}, {runtime.describe()}"
-    run.record(Started(message=message))
+        launch.events_length = _events_length(output)
+    tasks = [_Task(*task) for task in zip(centres, sites, surfaces, files, strict=True)]
+    return launch.carry_out(_Job(settings, runtime, samples, tasks))
 
-    reports, seconds, points = [], 0.0, 0
-    with runtime.configured(), run:
-        run.show_notes(runtime)
+
+class _Task(NamedTuple):
+    """One surface to measure, and the file that keeps what is measured."""
+
+    subject: Subject
+    site: Site
+    surface: Surface
+    file: Path
+
+
+class _Job(Job[LandscapeResult]):
+    """Surfaces, as the loop measures them: each is an epoch, whose steps are points."""
+
+    unit = "landscape"
+    checkpoints_every = (1, _SECONDS_BETWEEN_SAVES / 60)
+
+    def __init__(self, settings: LandscapeSettings, runtime: Runtime, samples: Samples, tasks: list[_Task]) -> None:
+        self.runtime = runtime
+        self.epochs = len(tasks)
+        self._settings = settings
+        self._samples = samples
+        self._tasks = tasks
+        self._left = [task for task in tasks if task.surface.around is None]
+        self._seconds = 0.0
+        self._points = 0
+
+    @property
+    def epochs_done(self) -> int:
+        return self.epochs - len(self._left)
+
+    def begin(self) -> Iterator[Event]:
+        data = self._settings.data.name
+        what = f"{len(self._samples):,} {'synthetic samples' if data == 'pool' else 'test images'}"
+        surfaces = _count([task.surface for task in self._tasks])
+        yield Started(message=f"measuring {surfaces} on {what} of {data}, {self.runtime.describe()}")
+
+    def state(self) -> None:
+        """Keep what is measured of the next surface in its own file."""
+        if self._left:
+            save_surface(self._left[0].file, self._left[0].surface)
+
+    def phases(self, run: RunDirectory) -> Iterator[Phase]:
+        task = self._left[0]
         run.folder(_FOLDER)
-        for subject, site, surface, file in zip(centres, sites, surfaces, files, strict=True):
-            if surface.around is None:
-                began, before = time.perf_counter(), surface.measured
-                evaluator = _evaluator(settings, subject.model, samples, runtime)
-                plane = site.plane.to(runtime.device)
-                _measure(surface, evaluator, plane, file, run, requests)
-                seconds += time.perf_counter() - began
-                points += surface.measured - before
-                _measure_marks(settings, surface, site, samples, runtime)
-                facts: dict[str, Any] = {"radius_of_doubling": _radius(surface, evaluator, plane)}
-                if settings.curvature.enabled:
-                    run.progress(f"curvature of {subject.label}", 0, 1)
-                    facts["curvature"] = _curvature(settings, subject.model, samples, runtime)
-                if runtime.precision == "bf16":
-                    facts["bf16_error"] = _bf16_error(settings, subject.model, samples, runtime, surface, plane)
-                surface.around = CentreFacts.model_validate(facts)
-                save_surface(file, surface)
-                timing = SurfaceTiming(seconds=seconds)
-                run.record(SurfaceMeasured(label=subject.label, points=surface.measured, timing=timing))
-            around = surface.around.model_dump(mode="json")
-            reports.append({**_identity(surface.card), "file": str(file), **surface.facts(), **around})
+        self.state()
+        run.show(CheckpointWritten(directory=run.path))
+        evaluator = _evaluator(self._settings, task.subject.model, self._samples, self.runtime)
+        plane, count = task.site.plane.to(self.runtime.device), task.surface.loss.numel()
+        points = self._measure(task.surface, evaluator, plane)
+        yield Phase("points", count, points, f"measuring {task.surface.card.label}")
+        self.state()
+        around = self._look_around(task, evaluator, plane)
+        yield Phase("around", 1, around, f"curvature of {task.subject.label}", attended=False)
+
+    def _measure(self, surface: Surface, evaluator: PointEvaluator, plane: Plane) -> Generator[int, None, None]:
+        """Measure the points that are missing."""
+        began, before, points = time.perf_counter(), surface.measured, surface.points()
+        losses, accuracies = evaluator.measure(plane, [(0.0,) * len(surface.axes)])
+        surface.centre_loss, surface.centre_accuracy = losses[0], accuracies[0]
+        while not surface.is_complete:
+            surface.add(*evaluator.measure(plane, points[surface.measured : surface.measured + _POINTS_AT_A_TIME]))
+            yield surface.measured
+        self._seconds += time.perf_counter() - began
+        self._points += surface.measured - before
+
+    def _look_around(self, task: _Task, evaluator: PointEvaluator, plane: Plane) -> Generator[int, None, None]:
+        """Measure the marks, and around the centre what the grid does not say."""
+        settings, samples, runtime, model = self._settings, self._samples, self.runtime, task.subject.model
+        yield 0
+        _measure_marks(settings, task.surface, task.site, samples, runtime)
+        radius, curvature, error = _radius(task.surface, evaluator, plane), None, None
+        if settings.curvature.enabled:
+            curvature = _curvature(settings, model, samples, runtime)
+        if runtime.precision == "bf16":
+            error = _bf16_error(settings, model, samples, runtime, task.surface, plane)
+        task.surface.around = CentreFacts(radius_of_doubling=radius, curvature=curvature, bf16_error=error)
+
+    def end_epoch(self, run: RunDirectory) -> SurfaceMeasured:
+        self.state()
+        task = self._left.pop(0)
+        timing = SurfaceTiming(seconds=self._seconds)
+        return SurfaceMeasured(label=task.subject.label, points=task.surface.measured, timing=timing)
+
+    def finish(self, run: RunDirectory, seconds: float) -> tuple[LandscapeResult, LandscapeEnded]:
+        settings, samples = self._settings, self._samples
+        reports = tuple(task.surface.facts(task.file) for task in self._tasks)
         run.progress("drawing", 0, 1)
-        figures = draw(
-            dict(zip((file.stem for file in files), surfaces, strict=True)),
-            run.folder("figures"),
-            own_scale=settings.own_scale,
+        surfaces = {task.file.stem: task.surface for task in self._tasks}
+        figures = draw(surfaces, run.folder("figures"), own_scale=settings.own_scale)
+        result = LandscapeResult(
+            data=settings.data.name,
+            samples=len(samples),
+            loss=samples.loss_name,
+            accuracy=samples.accuracy_name,
+            surfaces=reports,
+            shared_directions=_share_directions([task.surface for task in self._tasks]),
+            figures=tuple(str(figure) for figure in figures),
+            timing=LandscapeTiming(
+                total=seconds,
+                surfaces=self._seconds,
+                points_per_second=self._points / self._seconds if self._points else None,
+            ),
+            **dict(run_facts(self.runtime, settings)),
         )
-        result = {
-            "command": "landscape",
-            "data": settings.data.name,
-            "samples": len(samples),
-            "loss": samples.loss_name,
-            "accuracy": samples.accuracy_name,
-            "surfaces": reports,
-            "shared_directions": _share_directions(surfaces),
-            "figures": [str(figure) for figure in figures],
-            "timing": {
-                "total": time.perf_counter() - started,
-                "surfaces": seconds,
-                "points_per_second": points / seconds if points else None,
-            },
-            **run_facts(runtime, settings),
-        }
-        run.write_result(result)
-        run.record(LandscapeEnded(surfaces=len(surfaces)))
-    return result
+        return result, LandscapeEnded(surfaces=len(surfaces))
 
 
 def _blank(
@@ -239,30 +279,6 @@ def _normalization(model: LoadedModel, runtime: Runtime) -> Normalization:
     return Normalization.from_statistics(model.card.mean, model.card.deviation, runtime.device)
 
 
-def _measure(
-    surface: Surface, evaluator: PointEvaluator, plane: Plane, file: Path, run: RunDirectory, requests: Requests
-) -> None:
-    """Measure the points that are missing, saving them on the way."""
-    points = surface.points()
-    label = surface.card.label
-    losses, accuracies = evaluator.measure(plane, [(0.0,) * len(surface.axes)])
-    surface.centre_loss, surface.centre_accuracy = losses[0], accuracies[0]
-    saved = float("-inf")
-    requests.attended = True
-    try:
-        while not surface.is_complete:
-            surface.add(*evaluator.measure(plane, points[surface.measured : surface.measured + _POINTS_AT_A_TIME]))
-            run.progress(f"measuring {label}", surface.measured, len(points))
-            if requests.stop is not None or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
-                save_surface(file, surface)
-                run.show(CheckpointWritten(directory=run.path))
-                saved = time.monotonic()
-            if requests.stop is not None:
-                raise Stopped(requests.stop)
-    finally:
-        requests.attended = False
-
-
 def _measure_marks(
     settings: LandscapeSettings, surface: Surface, site: Site, samples: Samples, runtime: Runtime
 ) -> None:
@@ -289,9 +305,7 @@ def _radius(surface: Surface, evaluator: PointEvaluator, plane: Plane) -> float 
     return radius_of_doubling(loss, rays, reaches, surface.centre_loss.item())
 
 
-def _curvature(
-    settings: LandscapeSettings, model: LoadedModel, samples: Samples, runtime: Runtime
-) -> dict[str, object]:
+def _curvature(settings: LandscapeSettings, model: LoadedModel, samples: Samples, runtime: Runtime) -> Curvature:
     exact = replace(runtime, precision="fp32")
     with exact.configured():
         return measure_curvature(model.module, _normalization(model, runtime), samples, exact, settings.curvature)
@@ -304,7 +318,7 @@ def _bf16_error(
     runtime: Runtime,
     surface: Surface,
     plane: Plane,
-) -> dict[str, Any]:
+) -> Bf16Error:
     """Measure some points of the grid again in float32, and say how far they are from those in bfloat16."""
     exact = replace(runtime, precision="fp32", compiled=False)
     points = surface.points()
@@ -315,20 +329,11 @@ def _bf16_error(
         losses, accuracies = evaluator.measure(plane, [points[index] for index in chosen.tolist()])
     relative = ((surface.loss.view(-1)[chosen] - losses) / losses).abs()
     finite = relative[relative.isfinite()]
-    return {
-        "points": len(chosen),
-        "loss_relative": finite.max().item() if len(finite) else None,
-        "accuracy": (surface.accuracy.view(-1)[chosen] - accuracies).abs().max().item(),
-    }
-
-
-def _identity(card: SurfaceCard) -> dict[str, Any]:
-    return {
-        "label": card.label,
-        "name": card.name,
-        "epoch": card.epoch,
-        "model": {"file": card.model_file, "sha256": card.model_sha256, "architecture": card.architecture},
-    }
+    return Bf16Error(
+        points=len(chosen),
+        loss_relative=finite.max().item() if len(finite) else None,
+        accuracy=(surface.accuracy.view(-1)[chosen] - accuracies).abs().max().item(),
+    )
 
 
 def _count(surfaces: Sequence[Surface]) -> str:

@@ -15,7 +15,8 @@ from gapssg.landscape.layout import Layout
 from gapssg.landscape.points import Plane
 from gapssg.landscape.settings import LandscapeSettings
 from gapssg.landscape.subjects import Subject
-from gapssg.models.model_file import LoadedModel, ModelCard, load_model
+from gapssg.models.description import ModelCard
+from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.runtime import Runtime
 
 

@@ -5,28 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from gapssg.runs.results import Measurement
 
 Product = Callable[[Tensor], Tensor]
 """A symmetric matrix, as its product with a vector (P,)."""
 
 
-class Estimate(NamedTuple):
-    """A number and how far it may be off.
-
-    Attributes:
-        value: The estimate.
-        error: Of an eigenvalue, the residual: an eigenvalue lies within it. Of a trace, the standard error.
-    """
-
-    value: float
-    error: float
-
-
-def largest_eigenvalue(product: Product, start: Tensor, steps: int) -> Estimate:
+def largest_eigenvalue(product: Product, start: Tensor, steps: int) -> Measurement:
     """Estimate the largest (not the largest absolute) eigenvalue of a symmetric matrix by the Lanczos iteration.
 
     Each new vector is made orthogonal to all before it, so that rounding makes no copies of eigenvalues. The error is
@@ -57,15 +46,15 @@ def largest_eigenvalue(product: Product, start: Tensor, steps: int) -> Estimate:
     between = torch.tensor(beside[: size - 1], dtype=torch.float64)
     matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + between.diag(1) + between.diag(-1)
     if not matrix.isfinite().all():
-        return Estimate(math.nan, math.nan)
+        return Measurement()
     values, vectors = torch.linalg.eigh(matrix)
     vector = torch.stack(basis[:size]).T @ vectors[:, -1].to(basis[0].device)
     # Measured rather than computed from the matrix, so that the rounding of the products counts.
     residual = product(vector.to(start.dtype)).double() - values[-1].item() * vector
-    return Estimate(values[-1].item(), residual.norm().item())
+    return _measurement(values[-1].item(), residual.norm().item())
 
 
-def trace(product: Product, size: int, samples: int, generator: torch.Generator) -> Estimate:
+def trace(product: Product, size: int, samples: int, generator: torch.Generator) -> Measurement:
     """Estimate the trace of a symmetric matrix (size, size) by Hutchinson's method, with its standard error.
 
     The mean of `v^T A v` over random signs v (Hutchinson 1989); exact where the matrix is diagonal.
@@ -80,7 +69,16 @@ def trace(product: Product, size: int, samples: int, generator: torch.Generator)
     for index in range(samples):
         signs = torch.randint(0, 2, (size,), generator=generator, device=generator.device).float() * 2 - 1
         values[index] = (product(signs).double() @ signs.double()).item()
-    return Estimate(values.mean().item(), (values.std() / math.sqrt(samples)).item())
+    return _measurement(values.mean().item(), (values.std() / math.sqrt(samples)).item())
+
+
+def _measurement(value: float, error: float) -> Measurement:
+    return Measurement(value=finite(value), error=finite(error))
+
+
+def finite(value: float) -> float | None:
+    """Return a number, or None for one that is not finite."""
+    return value if math.isfinite(value) else None
 
 
 def epsilon_sharpness(

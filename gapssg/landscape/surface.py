@@ -6,7 +6,7 @@ import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, ValidationError, model_validator
@@ -16,7 +16,9 @@ from torch import Tensor
 from gapssg.errors import InputError
 from gapssg.files import canonical_json, write_atomically
 from gapssg.landscape.minima import local_minima
+from gapssg.landscape.sharpness import finite
 from gapssg.models.safetensors_file import read_safetensors
+from gapssg.runs.results import CentreFacts, CentreScores, LocalMinimum, Mark, ModelFile, SurfaceFacts
 from gapssg.settings.base import Settings
 
 _METADATA_KEY = "gapssg-surface"
@@ -77,52 +79,6 @@ class SurfaceCard(Settings):
         return self.name if self.epoch is None else f"{self.name}, epoch {self.epoch}"
 
 
-class EstimateFacts(Settings):
-    """A number and how far it may be off; None where it is not finite."""
-
-    value: float | None = None
-    """The estimate."""
-    error: float | None = None
-    """Its error."""
-
-
-class CurvatureFacts(Settings):
-    """The curvature of the loss at the centre, as `measure_curvature` returns it."""
-
-    samples: int
-    """Number of samples that it was measured on."""
-    largest_eigenvalue: EstimateFacts
-    """Of the Hessian."""
-    trace: EstimateFacts
-    """Of the Hessian."""
-    epsilon_sharpness: float | None = None
-    """Relative rise of the loss in a small box."""
-    epsilon: float
-    """Half the side of the box, relative to |weight| + 1."""
-
-
-class Bf16Error(Settings):
-    """How far some points of the grid are from the same points in float32."""
-
-    points: int
-    """Number of points."""
-    loss_relative: float | None = None
-    """The largest relative error of a loss; None if none is finite."""
-    accuracy: float
-    """The largest error of an accuracy."""
-
-
-class CentreFacts(Settings):
-    """What is measured around the centre besides the grid."""
-
-    radius_of_doubling: float | None = None
-    """The distance at which the loss first reaches twice that of the centre; None: not within the grid."""
-    curvature: CurvatureFacts | None = None
-    """None if it was not asked for."""
-    bf16_error: Bf16Error | None = None
-    """None in float32."""
-
-
 @dataclass(eq=False)
 class Surface:
     """Loss and accuracy on a grid with one or two axes.
@@ -177,40 +133,42 @@ class Surface:
         self.accuracy.view(-1)[self.measured : end] = accuracies
         self.measured = end
 
-    def facts(self) -> dict[str, Any]:
-        """Return what the grid says: minima, extremes, and whether the centre is the lowest of all.
+    def minima(self) -> tuple[LocalMinimum, ...]:
+        """Return the local minima of the grid, the lowest first."""
+        return tuple(
+            LocalMinimum(
+                coordinates=tuple(axis[i].item() for axis, i in zip(self.axes, minimum.place, strict=True)),
+                loss=minimum.loss,
+                at_edge=minimum.at_edge,
+            )
+            for minimum in local_minima(self.loss)
+        )
+
+    def facts(self, file: Path) -> SurfaceFacts:
+        """Return what a result says of a surface whose centre and marks are measured, and which is in `file`.
 
         Numbers that are not finite are None, and a centre without a finite loss is not the lowest.
         """
-        finite = self.loss[self.loss.isfinite()]
-        lowest = finite.min().item() if len(finite) else None
-        centre = self.centre_loss.item()
-        return {
-            "centre": {"loss": _number(centre), "accuracy": _number(self.centre_accuracy.item())},
-            "centre_is_global_minimum": abs(centre) < float("inf") and (lowest is None or centre <= lowest),
-            "lowest_loss": lowest,
-            "highest_loss": finite.max().item() if len(finite) else None,
-            "points_not_finite": self.loss.numel() - len(finite),
-            "minima": [
-                {
-                    "coordinates": [axis[i].item() for axis, i in zip(self.axes, minimum.place, strict=True)],
-                    "loss": minimum.loss,
-                    "at_edge": minimum.at_edge,
-                }
-                for minimum in local_minima(self.loss)
-            ],
-            "marks": [
-                {"label": label, "coordinates": place, "loss": _number(loss)}
-                for label, place, loss in zip(
-                    self.card.marks, self.mark_coordinates.tolist(), self.mark_loss.tolist(), strict=True
-                )
-            ],
-            "explained_variance": list(self.card.explained),
-        }
-
-
-def _number(value: float) -> float | None:
-    return value if abs(value) < float("inf") else None
+        card, centre = self.card, finite(self.centre_loss.item())
+        losses = self.loss[self.loss.isfinite()]
+        lowest = losses.min().item() if len(losses) else None
+        marks = zip(card.marks, self.mark_coordinates.tolist(), self.mark_loss.tolist(), strict=True)
+        return SurfaceFacts(
+            label=card.label,
+            name=card.name,
+            epoch=card.epoch,
+            file=str(file),
+            model=ModelFile(file=card.model_file, sha256=card.model_sha256, architecture=card.architecture),
+            centre=CentreScores(loss=centre, accuracy=finite(self.centre_accuracy.item())),
+            centre_is_global_minimum=centre is not None and (lowest is None or centre <= lowest),
+            lowest_loss=lowest,
+            highest_loss=losses.max().item() if len(losses) else None,
+            points_not_finite=self.loss.numel() - len(losses),
+            minima=self.minima(),
+            marks=tuple(Mark(label=label, coordinates=tuple(at), loss=finite(loss)) for label, at, loss in marks),
+            explained_variance=card.explained,
+            **dict(self.around or CentreFacts()),
+        )
 
 
 _TENSORS = ("axes", "loss", "accuracy", "centre_loss", "centre_accuracy", "mark_coordinates", "mark_loss")

@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
 from gapssg.errors import GapssgError, InputError, shortened
+from gapssg.models.description import Outputs
 from gapssg.models.frozen import frozen
 from gapssg.models.safetensors_file import DTYPES
 
@@ -31,7 +31,6 @@ more.
 
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-Outputs = Literal["logits", "probabilities", "log-probabilities"]
 _SCALES = (1.0, 0.1, 10.0)
 _LARGEST_ERROR_OF_A_SUM = 1e-3  # of probabilities in float32; in half precision a few of its roundings
 

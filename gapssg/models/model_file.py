@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
+from pydantic import ValidationError
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from gapssg.errors import InputError, RunError, shortened
 from gapssg.files import canonical_json, parse_json, staged, write_atomically
-from gapssg.models import LONGEST_NAME, MOST_CHANNELS, MOST_CLASSES, check_model_name, create_model, empty_model
+from gapssg.models import MOST_CLASSES, check_model_name, create_model, empty_model
+from gapssg.models.description import ModelCard
 from gapssg.models.foreign import (
-    Outputs,
     at_most_parameters,
     check_classifier,
     differ,
@@ -36,8 +36,6 @@ from gapssg.models.foreign import (
 )
 from gapssg.models.reference import check_allowed, is_factory
 from gapssg.models.safetensors_file import read_safetensors
-from gapssg.models.settings import WithArguments
-from gapssg.settings.base import Settings
 
 _METADATA_KEY = "gapssg"
 _MOST_OTHER_VALUES = 1000
@@ -47,66 +45,6 @@ _COUNTERS = (_COUNTER, "n_averaged")
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _PARAMETERS_A_TENSOR = 4  # some layers are made and then replaced
 _MOST_HIDDEN_NUMBERS = 2**24  # positions and masks, which some models compute when they are built
-
-
-class Provenance(Settings):
-    """Where a model's weights come from."""
-
-    command: str
-    """The subcommand that made them."""
-    method: str | None = None
-    """The data-free method, for students."""
-    teacher_sha256: str | None = None
-    """The SHA-256 of the teacher's file, for students."""
-    seed: int = 0
-    """The run's seed."""
-    versions: dict[str, str] = Field(default_factory=dict)
-    """Versions of this program and of torch."""
-
-
-class ModelCard(WithArguments):
-    """All that is needed to use a model besides its weights."""
-
-    format_version: Literal[1] = 1
-    """Version of this description."""
-    architecture: str = Field(max_length=LONGEST_NAME)
-    """The model's name, as `create_model` takes it."""
-    num_classes: int = Field(ge=2, le=MOST_CLASSES)
-    """Number of classes, K."""
-    input_shape: tuple[
-        Annotated[int, Field(ge=1, le=MOST_CHANNELS)],
-        Annotated[int, Field(ge=1, le=1024)],
-        Annotated[int, Field(ge=1, le=1024)],
-    ]
-    """Channels, height and width of an input image."""
-    mean: tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...]
-    """Per-channel mean that is subtracted from images in [0, 1]."""
-    deviation: tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...]
-    """Per-channel standard deviation that they are divided by."""
-    crop_padding: int = Field(ge=0, le=256)
-    """Pixels of zero padding for random crops."""
-    flip: bool
-    """Whether a mirrored image still belongs to its class."""
-    class_names: tuple[Annotated[str, Field(max_length=255)], ...]
-    """Names of the classes in the order of the logits."""
-    outputs: Outputs = "logits"
-    """What the architecture returns; whoever loads the file gets the logarithm of probabilities."""
-    provenance: Provenance
-    """Where the weights come from."""
-
-    @model_validator(mode="after")
-    def _sizes_agree(self) -> ModelCard:
-        if len(self.class_names) != self.num_classes:
-            raise ValueError("class_names and num_classes differ")
-        if not len(self.mean) == len(self.deviation) == self.input_shape[0]:
-            raise ValueError("mean, deviation and input_shape differ in their channels")
-        return self
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_usual(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        usual: dict[str, Any] = {"arguments": {}, "outputs": "logits"}
-        values: dict[str, Any] = serialize(self)
-        return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
 
 
 @dataclass(frozen=True)

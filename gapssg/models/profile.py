@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -18,52 +16,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.flop_counter import FlopCounterMode
 
 from gapssg.errors import GapssgError
+from gapssg.models.description import LayerProfile, ModelProfile
 from gapssg.models.foreign import foreign_code
 from gapssg.models.frozen import frozen
-
-
-@dataclass(frozen=True)
-class ModelProfile:
-    """The size of a model and its work for one image.
-
-    Attributes:
-        parameters: Number of learned scalars.
-        macs: Multiply-adds of convolutions and linear layers for one image.
-        batch_norm_layers: Number of batch-norm layers.
-    """
-
-    parameters: int
-    macs: int
-    batch_norm_layers: int
-
-    def to_dict(self) -> dict[str, int]:
-        """Return the counts by name."""
-        return dataclasses.asdict(self)
-
-
-@dataclass(frozen=True)
-class LayerProfile:
-    """One layer of a model.
-
-    Attributes:
-        name: In the model.
-        type: Name of its class.
-        output_shape: For one image, without the batch dimension; None where it returns no tensor or is never called.
-        parameters: Number of its own learned scalars, without those of a layer before it.
-        macs: Multiply-adds for one image, without those of its own sub-modules.
-        observed: Whether its batch-norm statistics are observed.
-    """
-
-    name: str
-    type: str
-    output_shape: tuple[int, ...] | None
-    parameters: int
-    macs: int
-    observed: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the attributes by name."""
-        return dataclasses.asdict(self)
 
 
 def profile_model(module: nn.Module, input_shape: tuple[int, ...]) -> ModelProfile:

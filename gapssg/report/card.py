@@ -14,7 +14,8 @@ from gapssg.errors import InputError, shortened
 from gapssg.files import write_atomically
 from gapssg.models.model_file import load_model
 from gapssg.models.reference import is_factory
-from gapssg.report.runs import DistillationResult, TrainingRun, read_training_run
+from gapssg.report.runs import TrainingRun, read_training_run
+from gapssg.runs.results import DistillResult
 from gapssg.text import percent, printable
 
 _FILE = "README.md"
@@ -52,7 +53,7 @@ def write_card(
     if file.exists() and not overwrite:
         raise InputError(f"{file} is there already, and may have been edited; add --overwrite to replace it")
     result = read.result
-    is_distillation = isinstance(result, DistillationResult)
+    is_distillation = isinstance(result, DistillResult)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gapssg.report"),
         autoescape=False,  # Markdown; what a stranger may have written is quoted by `code`
@@ -83,7 +84,7 @@ def _metadata(run: TrainingRun, licence: str | None) -> str:
     """Return the metadata as YAML, a key a line."""
     result = run.result
     tags = ["image-classification"]
-    if isinstance(result, DistillationResult):
+    if isinstance(result, DistillResult):
         tags += ["knowledge-distillation", "data-free-knowledge-distillation", result.method]
     values: dict[str, Any] = {} if licence is None else {"license": licence}
     values |= {"library_name": "gapssg", "pipeline_tag": "image-classification", "tags": tags}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gapssg.data.settings import DataSettings
 from gapssg.engine.evaluate import evaluate
@@ -14,8 +14,9 @@ from gapssg.engine.settings import EvaluateSettings
 from gapssg.errors import InputError
 from gapssg.files import is_file, sha256_of_file
 from gapssg.report.charts import Chart, Line, draw
-from gapssg.report.runs import LARGEST_MODEL, DistillationResult, TrainingRun
+from gapssg.report.runs import LARGEST_MODEL, TrainingRun
 from gapssg.report.settings import ReportSettings
+from gapssg.runs.results import DistillResult, EvaluatedModel
 
 _MOST_CLASSES = 100
 _MOST_CLASSES_IN_A_MATRIX = 20
@@ -98,20 +99,20 @@ class Evaluation:
 
     data: str
     images: int
-    class_names: list[str]
+    class_names: Sequence[str]
     noun: str
-    last: dict[str, Any]
-    best: dict[str, Any] | None
-    teacher: dict[str, Any] | None
+    last: EvaluatedModel
+    best: EvaluatedModel | None
+    teacher: EvaluatedModel | None
     teacher_missing: str
 
     @property
-    def pair(self) -> list[tuple[str, dict[str, Any]]]:
+    def pair(self) -> list[tuple[str, EvaluatedModel]]:
         """What the run made and, if it was found, the teacher."""
         return [(self.noun, self.last), *([("teacher", self.teacher)] if self.teacher else [])]
 
     @property
-    def models(self) -> list[tuple[str, dict[str, Any]]]:
+    def models(self) -> list[tuple[str, EvaluatedModel]]:
         """All that were evaluated."""
         return [self.pair[0], *([(f"{self.noun}, best epoch", self.best)] if self.best else []), *self.pair[1:]]
 
@@ -136,9 +137,9 @@ class Evaluation:
         return [
             ClassRow(
                 name,
-                self.last["images_per_class"][number],
-                self.last["per_class_accuracy"][number],
-                None if teacher is None else teacher["per_class_accuracy"][number],
+                self.last.images_per_class[number],
+                self.last.per_class_accuracy[number],
+                None if teacher is None else teacher.per_class_accuracy[number],
             )
             for number, name in enumerate(self.class_names)
         ]
@@ -148,14 +149,14 @@ class Evaluation:
         if len(self.class_names) > _MOST_CLASSES_IN_A_MATRIX:
             return []
         return [
-            Matrix(label, [_cells(number, row) for number, row in enumerate(facts["confusion_matrix"])])
+            Matrix(label, [_cells(number, row) for number, row in enumerate(facts.confusion_matrix or ())])
             for label, facts in self.pair
         ]
 
     def confusions(self) -> list[Confusion]:
         """Return the most frequent confusions of the model, the most frequent first; none of very many classes."""
-        matrix = self.last["confusion_matrix"] or []
-        teacher = None if self.teacher is None else self.teacher["confusion_matrix"]
+        matrix = self.last.confusion_matrix or ()
+        teacher = None if self.teacher is None else self.teacher.confusion_matrix
         wrong = [
             (count, row, column)
             for row, counts in enumerate(matrix)
@@ -173,9 +174,9 @@ class Evaluation:
         """Draw accuracy by confidence, of the model and its teacher."""
         lines = [Line("perfectly calibrated", {0.0: 0.0, 100.0: 1.0}, 5, is_dashed=True)]
         for number, (label, facts) in enumerate(self.pair):
-            bins = [each for each in facts["reliability"] if each is not None]
-            accuracies = {100 * each["confidence"]: each["accuracy"] for each in bins}
-            weights = {100 * each["confidence"]: each["samples"] / self.images for each in bins}
+            bins = [each for each in facts.reliability if each is not None]
+            accuracies = {100 * each.confidence: each.accuracy for each in bins}
+            weights = {100 * each.confidence: each.samples / self.images for each in bins}
             lines.append(Line(label, accuracies, number, weights=weights))
         return draw("Accuracy by confidence", lines, across="confidence, %", percent=True, from_zero=True)
 
@@ -200,11 +201,11 @@ def evaluate_run(run: TrainingRun, data: DataSettings, settings: ReportSettings,
         ),
         display=display,
     )
-    found = dict(zip(files, evaluated["models"], strict=True))
+    found = dict(zip(files, evaluated.models, strict=True))
     return Evaluation(
-        data=evaluated["data"],
-        images=evaluated["images"],
-        class_names=evaluated["class_names"],
+        data=evaluated.data,
+        images=evaluated.images,
+        class_names=evaluated.class_names,
         noun=run.result.noun,
         last=found[run.model_file],
         best=None if best is None else found[best],
@@ -227,13 +228,13 @@ def check_teacher(runs: Sequence[TrainingRun], teacher: Path) -> None:
     """
     sha256 = sha256_of_file(teacher, LARGEST_MODEL)
     results = [run.result for run in runs]
-    if not any(isinstance(result, DistillationResult) and result.teacher.sha256 == sha256 for result in results):
+    if not any(isinstance(result, DistillResult) and result.teacher.sha256 == sha256 for result in results):
         raise InputError(f"--teacher {teacher} is not the file that taught any of these runs (its SHA-256 is another)")
 
 
 def _find_teacher(run: TrainingRun, given: Path | None) -> tuple[Path | None, str]:
     """Return the file of a run's teacher, or why there is none."""
-    if not isinstance(run.result, DistillationResult):
+    if not isinstance(run.result, DistillResult):
         return None, ""
     recorded = Path(run.result.teacher.file)
     for file in (given, recorded):

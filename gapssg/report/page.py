@@ -22,10 +22,11 @@ from gapssg.report import charts
 from gapssg.report.charts import Chart, Level, Line, draw
 from gapssg.report.evaluation import Evaluation, check_teacher, evaluate_run
 from gapssg.report.landscapes import Landscape, read_landscape
-from gapssg.report.runs import DistillationResult, TrainingRun, command_of, names_of, read_training_run
+from gapssg.report.runs import TrainingRun, command_of, names_of, read_training_run
 from gapssg.report.settings import ReportSettings
 from gapssg.report.verdict import Accuracies, Verdict, judge
 from gapssg.runs.events import DistillationEpoch, Warned
+from gapssg.runs.results import DistillResult, ReportedRun, ReportResult
 from gapssg.text import percent, printable
 
 if TYPE_CHECKING:
@@ -93,14 +94,14 @@ class Section:
         """Top-1 accuracy of the last weights and of the teacher: as evaluated for the page, else by the run itself."""
         if self.evaluation is not None:
             teacher = self.evaluation.teacher
-            return self.evaluation.last["top1"], None if teacher is None else teacher["top1"]
+            return self.evaluation.last.top1, None if teacher is None else teacher.top1
         result = self.run.result
-        return result.model.top1, result.teacher.top1 if isinstance(result, DistillationResult) else None
+        return result.model.top1, result.teacher.top1 if isinstance(result, DistillResult) else None
 
 
 def write_report(
     settings: ReportSettings, output: Path, *, overwrite: bool = False, display: Display | None = None
-) -> dict[str, Any]:
+) -> ReportResult:
     """Write one HTML page about finished runs; it needs no network and no file beside it.
 
     Args:
@@ -110,8 +111,7 @@ def write_report(
         display: Shows the progress of the evaluation.
 
     Returns:
-        `output` and, for each run of `distill` and `pretrain-teacher`, its name, the headline of its verdict, what that
-        rests on, why what it made is not usable (empty where nothing speaks against it), and its accuracy.
+        What the page says first of each run of `distill` and `pretrain-teacher`.
 
     Raises:
         InputError: A run is not finished or damaged, the data cannot be used, or the page is there already; nothing
@@ -128,20 +128,17 @@ def write_report(
     others = [_drawn(landscape) for landscape in landscapes if id(landscape) not in shown]
     page = _render(sections, others, settings)
     write_atomically(output, page.encode())
-    return {
-        "command": "report",
-        "output": str(output),
-        "runs": [
-            {
-                "run": str(section.run.path),
-                "verdict": section.verdict.headline,
-                "evidence": section.verdict.evidence,
-                "failures": section.verdict.failures,
-                "top1": section.accuracies[0],
-            }
-            for section in sections
-        ],
-    }
+    reported = (
+        ReportedRun(
+            run=str(section.run.path),
+            verdict=section.verdict.headline,
+            evidence=section.verdict.evidence,
+            failures=tuple(section.verdict.failures),
+            top1=section.accuracies[0],
+        )
+        for section in sections
+    )
+    return ReportResult(output=str(output), runs=tuple(reported))
 
 
 def _check_page(output: Path, overwrite: bool) -> None:
@@ -180,9 +177,9 @@ def _accuracies(evaluation: Evaluation) -> Accuracies:
     return Accuracies(
         data=evaluation.data,
         images=evaluation.images,
-        model=last["top1"],
-        teacher=None if teacher is None else teacher["top1"],
-        balanced=last["balanced_accuracy"],
+        model=last.top1,
+        teacher=None if teacher is None else teacher.top1,
+        balanced=last.balanced_accuracy,
         failures=failures_on_real_images(last, teacher),
         speak_for_it=real_images_speak_for(last),
         lost=evaluation.lost(),
@@ -192,7 +189,7 @@ def _accuracies(evaluation: Evaluation) -> Accuracies:
 def _gaps(run: TrainingRun) -> list[Chart]:
     """Draw the two gaps of a distillation, and how often student and teacher agree; accuracy alone of other runs."""
     accuracy = Line(run.result.noun, _curve(run, "top1"))
-    if not isinstance(run.result, DistillationResult):
+    if not isinstance(run.result, DistillResult):
         return _drawn_ones([draw("Accuracy on real images", [accuracy], percent=True)])
     teacher = run.result.teacher.top1
     levels = [] if teacher is None else [Level(f"teacher: {percent(teacher)}", teacher)]

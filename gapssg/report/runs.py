@@ -7,151 +7,18 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any
 
 import tomli_w
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from gapssg.engine.record import Stored
 from gapssg.errors import InputError
 from gapssg.files import canonical_json, sha256_of_file
 from gapssg.runs.events import DistillationEpoch, Events, PretrainingEpoch, read_finished
+from gapssg.runs.results import RESULT, DistillResult, PretrainResult, RunResult, load_training_result
 from gapssg.settings.load import read_toml
-from gapssg.stored import MOST_COUNTED_CLASSES, Number, Share, Text
 from gapssg.text import printable_toml, shortest_ends
 
 LARGEST_MODEL = 4 * 2**30
-
-Versions = Annotated[dict[Text, Text], Field(max_length=50)]
-
-
-class Sizes(Stored):
-    """How large a model is."""
-
-    architecture: Text
-    """Its name."""
-    parameters: PositiveInt
-    """Number of weights."""
-    macs: NonNegativeInt
-    """Multiply-adds of one image."""
-
-
-class Trained(Sizes):
-    """A model that a run made."""
-
-    top1: Share | None
-    """Top-1 accuracy on real images after the last epoch."""
-    top5: Share | None
-    """Top-5 accuracy."""
-    loss: Number | None
-    """Cross-entropy, in nats."""
-    best_top1: Share | None
-    """The highest top-1 accuracy of all epochs, chosen by these images."""
-    best_epoch: PositiveInt | None
-    """The epoch that had it."""
-    balanced_accuracy: Share | None = None
-    """Mean of the accuracies of the classes after the last epoch."""
-    lowest_recall: Share | None = None
-    """Lowest accuracy of a class after the last epoch."""
-    lowest_class: Text | None = None
-    """The class that has it."""
-
-
-class Student(Trained):
-    """A student."""
-
-    agreement: Share | None
-    """With the teacher, on the last synthesised images before the student trained on them."""
-    agreement_baseline: Share | None = None
-    """What always giving the teacher's commonest answer would have reached on them."""
-
-
-class Teacher(Sizes):
-    """The teacher of a distillation."""
-
-    file: Text
-    """Where it was."""
-    sha256: Text
-    """Of the file."""
-    top1: Share | None
-    """Top-1 accuracy on real images."""
-
-
-class _Result(Stored):
-    """What the results of the training commands have in common."""
-
-    model_file: ClassVar[str]
-    """The file of the last weights in the run's directory."""
-    noun: ClassVar[str]
-    """What a run makes."""
-
-    data: Text | None
-    """The real images that it was evaluated on, or trained and evaluated."""
-    epochs: PositiveInt
-    """How many there were."""
-    timing: Annotated[dict[Text, NonNegativeFloat], Field(max_length=50)]
-    """Seconds of each part."""
-    device: Text
-    """What it was computed on."""
-    precision: Text
-    """fp32 or bf16."""
-    compiled: bool
-    """Whether the steps were compiled."""
-    seed: NonNegativeInt
-    """Of every random stream."""
-    versions: Versions
-    """Versions of this program and what it is built on."""
-    settings_sha256: Text
-    """SHA-256 of the settings' canonical JSON."""
-
-
-class DistillationResult(_Result):
-    """`result.json` of `distill`."""
-
-    model_file = "student.safetensors"
-    noun = "student"
-
-    command: Literal["distill"]
-    """The command."""
-    method: Text
-    """The data-free method that made the images."""
-    pool: Text | None = None
-    """The run whose images were used again."""
-    teacher: Teacher
-    """The teacher."""
-    student: Student
-    """The student."""
-    images_synthesized: NonNegativeInt
-    """How many images were made."""
-    distillation_steps: NonNegativeInt
-    """How many steps the student took."""
-    failures: Annotated[tuple[Text, ...], Field(max_length=20)] = ()
-    """Why the student is not usable; empty where nothing speaks against it."""
-    warnings: Annotated[tuple[Text, ...], Field(max_length=20)] = ()
-    """What synthetic images say against a student that real images show to be usable."""
-    missing_classes: Annotated[tuple[Text, ...], Field(max_length=MOST_COUNTED_CLASSES)] = ()
-    """The classes that the teacher hardly ever sees in the synthetic images."""
-
-    @property
-    def model(self) -> Student:
-        """What the run made."""
-        return self.student
-
-
-class PretrainingResult(_Result):
-    """`result.json` of `pretrain-teacher`."""
-
-    model_file = "model.safetensors"
-    noun = "model"
-
-    command: Literal["pretrain-teacher"]
-    """The command."""
-    model: Trained
-    """What the run made."""
-
-
-class _Command(Stored):
-    command: Text
 
 
 @dataclass(frozen=True)
@@ -169,7 +36,7 @@ class TrainingRun:
 
     name: str
     path: Path
-    result: DistillationResult | PretrainingResult
+    result: DistillResult | PretrainResult
     events: Events[DistillationEpoch] | Events[PretrainingEpoch]
     settings: dict[str, Any]
     model_sha256: str | None
@@ -208,9 +75,9 @@ def command_of(path: Path) -> str:
     Raises:
         InputError: It is not finished, or no run.
     """
-    if path.is_dir() and not (path / "result.json").exists():
+    if path.is_dir() and not (path / RESULT).exists():
         raise InputError(f"{path} holds no finished run; name the directory of one, or finish it with --resume")
-    return _Command.read_result(path).command
+    return RunResult.load(path).command
 
 
 def read_training_run(path: Path, name: str) -> TrainingRun:
@@ -219,15 +86,13 @@ def read_training_run(path: Path, name: str) -> TrainingRun:
     Raises:
         InputError: It is not finished, its files are damaged, or it is of another command.
     """
-    result: DistillationResult | PretrainingResult
+    command_of(path)
+    result = load_training_result(path)
     events: Events[DistillationEpoch] | Events[PretrainingEpoch]
-    command = command_of(path)
-    if command == "distill":
-        result, events = DistillationResult.read_result(path), read_finished(path, DistillationEpoch)
-    elif command == "pretrain-teacher":
-        result, events = PretrainingResult.read_result(path), read_finished(path, PretrainingEpoch)
+    if isinstance(result, DistillResult):
+        events = read_finished(path, DistillationEpoch)
     else:
-        raise InputError(f"{path} is no run of distill or pretrain-teacher; name one that is")
+        events = read_finished(path, PretrainingEpoch)
     settings = read_toml(path / "settings.toml")
     try:
         canonical_json(settings)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from gapssg.intervals import wilson_interval
-from gapssg.report.runs import DistillationResult, PretrainingResult, TrainingRun
+from gapssg.report.runs import TrainingRun
+from gapssg.runs.results import DistillResult, PretrainResult
 from gapssg.text import percent
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def judge(run: TrainingRun, evaluated: Accuracies | None) -> Verdict:
     accuracies = evaluated or _own_accuracies(result)
     if accuracies is not None:
         verdict = _of_accuracies(result, accuracies)
-    elif isinstance(result, DistillationResult):
+    elif isinstance(result, DistillResult):
         verdict = _of_agreement(result)
     else:
         verdict = Verdict("The model was not evaluated, so nothing is known of its accuracy.", "none", [])
@@ -80,16 +81,14 @@ def judge(run: TrainingRun, evaluated: Accuracies | None) -> Verdict:
     return Verdict(headline, verdict.evidence, [*others, verdict.headline, *sentences], failures)
 
 
-def _failures(
-    result: DistillationResult | PretrainingResult, evaluated: Accuracies | None
-) -> tuple[list[str], list[str]]:
+def _failures(result: DistillResult | PretrainResult, evaluated: Accuracies | None) -> tuple[list[str], list[str]]:
     """Return failures and warnings: what was found for this report, and what the run found.
 
     Where the run read no real image, its failures are of synthetic ones, and warnings if real images speak for it now.
     What was a warning is a failure again if real images now speak against it.
     """
     found = [] if evaluated is None else list(evaluated.failures)
-    if not isinstance(result, DistillationResult):
+    if not isinstance(result, DistillResult):
         return found, []
     if evaluated is not None and evaluated.speak_for_it and result.model.top1 is None:
         return found, [*result.failures, *result.warnings]
@@ -98,26 +97,27 @@ def _failures(
     return list(result.failures), list(result.warnings)
 
 
-def _size(result: DistillationResult | PretrainingResult) -> list[str]:
+def _size(result: DistillResult | PretrainResult) -> list[str]:
     """Say by how much a student is smaller than its teacher."""
-    if not isinstance(result, DistillationResult):
+    if not isinstance(result, DistillResult):
         return []
     student, teacher = result.student, result.teacher
+    share = student.parameters / max(1, teacher.parameters)
     return [
         f"It has {student.parameters:,} parameters instead of {teacher.parameters:,} "
-        f"({student.parameters / teacher.parameters:.1%}), and takes {student.macs / 1e6:,.1f} million multiply-adds "
+        f"({share:.1%}), and takes {student.macs / 1e6:,.1f} million multiply-adds "
         f"an image instead of {teacher.macs / 1e6:,.1f}; how fast it is must be measured where it is to run."
     ]
 
 
-def _own_accuracies(result: DistillationResult | PretrainingResult) -> Accuracies | None:
+def _own_accuracies(result: DistillResult | PretrainResult) -> Accuracies | None:
     if result.model.top1 is None or result.data is None:
         return None
-    teacher = result.teacher.top1 if isinstance(result, DistillationResult) else None
+    teacher = result.teacher.top1 if isinstance(result, DistillResult) else None
     return Accuracies(result.data, None, result.model.top1, teacher, result.model.balanced_accuracy)
 
 
-def _of_accuracies(result: DistillationResult | PretrainingResult, accuracies: Accuracies) -> Verdict:
+def _of_accuracies(result: DistillResult | PretrainResult, accuracies: Accuracies) -> Verdict:
     images = "test images" if accuracies.images is None else f"{accuracies.images:,} test images"
     headline = f"The {result.noun} is right on {percent(accuracies.model)} of the {images} of {accuracies.data}"
     if accuracies.teacher is None:
@@ -155,16 +155,16 @@ def _of_accuracies(result: DistillationResult | PretrainingResult, accuracies: A
     return Verdict(headline, "real images", sentences)
 
 
-def _seen(result: DistillationResult | PretrainingResult, accuracies: Accuracies) -> str:
+def _seen(result: DistillResult | PretrainResult, accuracies: Accuracies) -> str:
     """Say what training had to do with the images of the evaluation."""
-    if isinstance(result, DistillationResult):
+    if isinstance(result, DistillResult):
         return "Distillation saw no real image; if the teacher was trained on these very ones, both figures flatter."
     if accuracies.data == result.data:
         return "Training learned from the training images of the same data, not from these."
     return f"Training learned from images of {result.data}."
 
 
-def _of_agreement(result: DistillationResult) -> Verdict:
+def _of_agreement(result: DistillResult) -> Verdict:
     agreement = result.student.agreement
     unknown = (
         "How often the student is right on real images is not known: none was read. "
@@ -185,7 +185,7 @@ def _of_agreement(result: DistillationResult) -> Verdict:
     )
 
 
-def _baseline(result: DistillationResult) -> str:
+def _baseline(result: DistillResult) -> str:
     baseline = result.student.agreement_baseline
     return "" if baseline is None else f"; always giving the commonest answer would reach {percent(baseline)}"
 

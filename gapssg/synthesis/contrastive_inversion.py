@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gapssg.augment import Shifts, crop_and_flip
+from gapssg.augment import Shifts
 from gapssg.errors import InputError
 from gapssg.models.profile import executed_batch_norm_layers
 from gapssg.synthesis.base import SynthesisContext
@@ -129,7 +129,7 @@ class ContrastiveInversion(GeneratorInversion):
         context, settings = self.context, self.contrast
         with context.runtime.autocast():
             images = self.generator(self.latent)
-        views = context.normalization(crop_and_flip(images, Shifts(*shifts)))
+        views = context.normalization(context.augmentation(images, Shifts(*shifts)))
         teacher_logits, student_logits = self._responses(views)
         whole = torch.cat(take_all(self._means), dim=1)
         statistics_loss = self._statistics_loss()

@@ -30,6 +30,8 @@ class GapSSGFastSettings(InversionSettings):
     balances_targets: ClassVar[bool] = True
     keeps_generator: ClassVar[bool] = True
     relative_statistics: ClassVar[bool] = True
+    # Black borders would supply the variance that the batch-norm statistics ask of the images.
+    reflects: ClassVar[bool] = True
 
     name: Literal["gapssg-fast"] = "gapssg-fast"
     """The method."""

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from gapssg.augment import Shifts, crop_and_flip
+from gapssg.augment import Shifts
 from gapssg.errors import Diverged, InputError
 from gapssg.models.frozen import frozen
 from gapssg.models.generator import Generator
@@ -154,7 +154,7 @@ class GeneratorTraining:
         context = self.context
         with context.runtime.autocast():
             images = self.generator(latents)
-            views = crop_and_flip(images, Shifts(*shifts)) if self.augments else images
+            views = self.context.augmentation(images, Shifts(*shifts)) if self.augments else images
             views = context.normalization(views)
             teacher_logits = context.teacher(views).float()
             student_logits = self._student(views).float()

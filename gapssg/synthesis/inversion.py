@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gapssg.augment import Shifts, crop_and_flip
+from gapssg.augment import Shifts
 from gapssg.errors import Diverged, InputError
 from gapssg.models.frozen import frozen
 from gapssg.models.generator import Generator
@@ -220,7 +220,7 @@ class GeneratorInversion(Inversion):
         context = self.context
         with context.runtime.autocast():
             images = self.generator(self.latent)
-        views = context.normalization(crop_and_flip(images, Shifts(*draws)))
+        views = context.normalization(context.augmentation(images, Shifts(*draws)))
         teacher_logits, student_logits = self._responses(views)
         loss, terms = self.settings.loss(self._statistics_loss(), teacher_logits, student_logits, self._targets)
         return {"loss": loss, **terms, "images": images}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gapssg.augment import Shifts, crop_and_flip
+from gapssg.augment import Shifts
 from gapssg.models.generator import Generator, reset_layers
 from gapssg.models.profile import executed_batch_norm_layers
 from gapssg.step import forget_steps
@@ -85,7 +85,7 @@ class MetaInversion(GeneratorInversion):
         context = self.context
         with context.runtime.autocast():
             images = self.generator(self.latent)
-        views = context.normalization(crop_and_flip(images, Shifts(*draws)))
+        views = context.normalization(context.augmentation(images, Shifts(*draws)))
         teacher_logits, student_logits = self._responses(views)
         moments = torch.cat(take_all(self._moments))
         mixed = moments.lerp(self._earlier, self._share_of_earlier)

@@ -13,13 +13,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gapssg.engine.record import Stored
 from gapssg.errors import GapssgError, InputError, shortened
 from gapssg.figures import COLUMN, DASHES, LINE_COLOURS, new_figure, write_figure
 from gapssg.runs.events import DistillationEpoch, read_finished
-from gapssg.stored import Share
+from gapssg.runs.results import DistillResult, TableRow, TableSummary
 from gapssg.synthesis import method_classes
-from gapssg.table.summary import particulars_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -141,7 +139,7 @@ def write_row_figures(
     return files + write_figure(folder, f"{row}-gap", lambda: gap_figure(curves))
 
 
-def write_table_figures(root: Path, summary: Mapping[str, Any]) -> dict[str, str]:
+def write_table_figures(root: Path, summary: TableSummary) -> dict[str, str]:
     """Write the figures of every line of a table that has runs, into its folder `figures`.
 
     Args:
@@ -154,11 +152,11 @@ def write_table_figures(root: Path, summary: Mapping[str, Any]) -> dict[str, str
     """
     failed: dict[str, str] = {}
     names: list[str] = []
-    for row in summary["rows"]:
+    for row in summary.rows:
         cells = [
-            RowCell(entry["column"], seed, root / run)
-            for entry in row["columns"]
-            for seed, run, top1 in zip(entry["seeds"], entry["runs"], entry["top1_by_seed"], strict=True)
+            RowCell(entry.column, seed, root / run)
+            for entry in row.columns
+            for seed, run, top1 in zip(entry.seeds, entry.runs, entry.top1_by_seed, strict=True)
             if top1 is not None
         ]
         if cells:
@@ -175,10 +173,10 @@ def write_table_figures(root: Path, summary: Mapping[str, Any]) -> dict[str, str
     return failed
 
 
-def _line_name(row: Mapping[str, Any]) -> str:
+def _line_name(row: TableRow) -> str:
     """Name the figures of a line: by row, budget if it is not the full one, and changes."""
-    particulars = re.sub(r"[^\w.-]+", "-", "-".join(particulars_of(row)), flags=re.ASCII)
-    return f"{row['row']}-{particulars[:_LONGEST_PARTICULARS]}" if particulars else str(row["row"])
+    particulars = re.sub(r"[^\w.-]+", "-", "-".join(row.particulars), flags=re.ASCII)
+    return f"{row.row}-{particulars[:_LONGEST_PARTICULARS]}" if particulars else row.row
 
 
 def read_row(cells: Sequence[RowCell], other_runs: Iterable[RowCell] = ()) -> RowCurves:
@@ -218,7 +216,7 @@ def read_curves(run: Path) -> RunCurves:
     Raises:
         InputError: `events.jsonl` or `result.json` is missing or damaged, or the run is not finished.
     """
-    result = _Result.read_result(run)
+    result = DistillResult.load(run)
     epochs = read_finished(run, DistillationEpoch).epochs
     return RunCurves(
         epochs=epochs[-1].epochs,
@@ -364,17 +362,3 @@ def _seeds(methods: Iterable[Sequence[RunCurves]]) -> str:
         return "one seed"
     many = str(*counts) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
     return f"mean of {many} seeds, band: one standard deviation"
-
-
-class _Teacher(Stored):
-    sha256: str
-    top1: Share | None
-
-
-class _Student(Stored):
-    architecture: str
-
-
-class _Result(Stored):
-    teacher: _Teacher
-    student: _Student

@@ -16,12 +16,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gapssg.errors import InputError, RunError, shortened
 from gapssg.files import check_writable, lock, parse_json, read_bounded, write_json
+from gapssg.runs.results import RESULT, DistillResult, PretrainResult, TableSummary, load_training_result
 from gapssg.settings.base import Settings
 
 FORMAT = 1
@@ -33,7 +34,6 @@ _LARGEST_FILE = 16 * 2**20
 _RUN = re.compile(r"seed-(\d{1,10})-([0-9a-f]+)")
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=300)]
-Accuracy = Annotated[float, Field(ge=0, le=1)]
 
 
 class CellPlan(Settings):
@@ -80,23 +80,16 @@ class CellPlan(Settings):
         return self.created if self.asked is None else self.asked
 
 
-class Outcome(BaseModel):
-    """What a finished run reached."""
+class Outcome(NamedTuple):
+    """What a finished run reached.
 
-    model_config = ConfigDict(frozen=True)
+    Attributes:
+        run: Its run directory, relative to the table's.
+        result: Its result.
+    """
 
-    seed: int
-    """Its seed."""
     run: str
-    """Its run directory, relative to the table's."""
-    top1: Accuracy | None
-    """Top-1 accuracy after the last epoch, never the best."""
-    seconds: float
-    """How long it took."""
-    device: str
-    """What it was computed on."""
-    failures: Annotated[tuple[str, ...], Field(max_length=20)] = ()
-    """Why its student is not usable; empty where nothing speaks against it."""
+    result: DistillResult | PretrainResult
 
 
 class Failure(BaseModel):
@@ -145,7 +138,7 @@ class Ledger:
             raise RunError(f"cannot write to {self.root}: {error.strerror or error}") from error
         with self.writing():  # before anything else is here, so that another process sees that this is a table
             if not (self.root / TABLE).exists():
-                write_json(self.root / TABLE, {"format": FORMAT, "rows": [], "notes": {}})
+                write_json(self.root / TABLE, TableSummary(format=FORMAT, rows=(), notes={}).model_dump(mode="json"))
 
     def check_format(self) -> None:
         """Check that this program knows the format of the table.
@@ -214,7 +207,7 @@ class Ledger:
     def teacher(self, plan: CellPlan) -> list[Outcome]:
         """Return what the teacher of a cell reached: one outcome, or none yet."""
         runs = self._outcomes(f"pretrained/{plan.data}-{plan.teacher}", plan.teacher_settings)
-        return [run for run in runs if run.seed == 0]
+        return [run for run in runs if run.result.seed == 0]
 
     def scratch(self, plan: CellPlan) -> list[Outcome]:
         """Return what the student of a cell reached on the real images, by seed."""
@@ -225,15 +218,8 @@ class Ledger:
         for run in (self.root / folder).glob(f"seed-*-{settings}"):
             if not _RUN.fullmatch(run.name) or not is_done(run):
                 continue
-            result = _read_json(run / "result.json")
-            try:
-                top1 = result["student" if "student" in result else "model"]["top1"]
-                facts = {"seed": result["seed"], "seconds": result["timing"]["total"], "device": result["device"]}
-                facts["failures"] = result.get("failures", ())
-                found.append(Outcome(run=f"{folder}/{run.name}", top1=top1, **facts))
-            except (KeyError, TypeError, ValidationError) as error:
-                raise InputError(f"{run / 'result.json'} is not the result of a run") from error
-        return sorted(found, key=lambda outcome: outcome.seed)
+            found.append(Outcome(f"{folder}/{run.name}", load_training_result(run)))
+        return sorted(found, key=lambda outcome: outcome.result.seed)
 
     @contextmanager
     def claim(self, run: Path) -> Iterator[None]:
@@ -264,7 +250,7 @@ class Ledger:
 
 def is_done(run: Path) -> bool:
     """Tell whether a run has finished."""
-    return (run / "result.json").is_file()
+    return (run / RESULT).is_file()
 
 
 def record_failure(run: Path, failure: Failure) -> Path:

@@ -20,6 +20,7 @@ from gapssg.engine.run_directory import Display, SilentDisplay
 from gapssg.engine.settings import DistillSettings, PretrainSettings
 from gapssg.errors import GapssgError, InputError, Taken
 from gapssg.runs.events import Event, Note, RolledBack, Warned
+from gapssg.runs.results import DistillResult, PretrainResult, TableResult
 from gapssg.settings.load import load_settings
 from gapssg.table.ledger import Failure, Ledger, forget_failure, is_done, record_failure
 from gapssg.table.plan import Task
@@ -31,15 +32,14 @@ _SECONDS_BETWEEN_LOOKS = 2.0
 
 def run_table(
     tasks: Sequence[Task], root: Path, *, display: Display | None = None, requests: Requests | None = None
-) -> dict[str, Any]:
+) -> TableResult:
     """Make those of `tasks`, which `plan_tasks` planned for `root`, that are not made yet; write what they reached.
 
     A run that was interrupted is continued, and kept as it is where that is not possible; one that fails is recorded
     and the others are made, and one that another process makes is left to it; its teacher is waited for.
 
     Returns:
-        What `table.json` holds, and `failed` and `elsewhere`: the runs that failed, with their sentences, and those
-        that other processes still make, with the names of these.
+        What `table.json` holds, and which runs failed or are still made by other processes.
 
     Raises:
         InputError: `root` is no table, or one of a newer format; nothing has been written.
@@ -59,7 +59,7 @@ def run_table(
         label, error = next(iter(work.elsewhere.items()))
         raise Taken(label, error.holder)
     elsewhere = {label: error.holder for label, error in work.elsewhere.items()}
-    return {**summary, "failed": work.failed, "elsewhere": elsewhere}
+    return TableResult(**dict(summary), failed=work.failed, elsewhere=elsewhere)
 
 
 class _Work:
@@ -132,7 +132,8 @@ class _Work:
             self._fail(task, error)
         else:
             forget_failure(task.run)
-            top1 = result["student" if task.teacher else "model"]["top1"]
+            top1 = result.model.top1
+            assert top1 is not None  # every run of a table is evaluated
             self._say(f"{task.label}: top-1 {top1:.2%} in {time.perf_counter() - started:.0f} s")
         finally:
             _release()
@@ -152,7 +153,7 @@ class _Work:
         self._failed_runs.add(task.run)
         self._say(f"{task.label}: failed: {self.failed[task.label]}")
 
-    def _begin_or_continue(self, task: Task) -> dict[str, Any]:
+    def _begin_or_continue(self, task: Task) -> DistillResult | PretrainResult:
         """Make a run; one that has come as far as a checkpoint is never begun anew.
 
         Raises:
@@ -174,7 +175,7 @@ class _Work:
 
     def _run(
         self, task: Task, settings: PretrainSettings | DistillSettings, resume: bool = False, overwrite: bool = False
-    ) -> dict[str, Any]:
+    ) -> DistillResult | PretrainResult:
         display = _CellDisplay(self.display, task.label)
         common: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "display": display}
         if isinstance(settings, DistillSettings):

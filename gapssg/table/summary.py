@@ -6,11 +6,11 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from gapssg.errors import shortened
 from gapssg.files import write_atomically
+from gapssg.runs.results import MethodEntry, TableEntry, TableRow, TableSummary, TrainedEntry
 from gapssg.table.ledger import FORMAT, TABLE, CellPlan, Failure, Ledger, Outcome
 from gapssg.table.rows import Figures, published_figures_of
 
@@ -21,14 +21,8 @@ _CSV_COLUMNS = (
 _LONGEST_REASON = 300
 
 
-def summarise(ledger: Ledger) -> dict[str, Any]:
+def summarise(ledger: Ledger) -> TableSummary:
     """Return what the runs of a table reached: what `table.json` holds.
-
-    Returns:
-        `rows`: one for each row, budget and set of changes, each with `teacher`, `scratch` and the methods under
-        `columns`. Accuracies are fractions in [0, 1] after the last epoch: `top1` the mean over the seeds, `deviation`
-        the sample standard deviation (None for less than two seeds). `seconds` are the mean of a run. `marks` name the
-        footnotes in `notes` that say in what a figure is not what was published, and why a student is not usable.
 
     Raises:
         InputError: A file of the table is damaged.
@@ -37,11 +31,11 @@ def summarise(ledger: Ledger) -> dict[str, Any]:
     for plan in ledger.plans():
         lines.setdefault((plan.row, plan.budget, plan.changes), []).append(plan)
     notes: list[str] = []
-    rows = [_summarise_row(ledger, plans, notes) for plans in lines.values()]
-    return {"format": FORMAT, "rows": rows, "notes": {_mark(index): note for index, note in enumerate(notes)}}
+    rows = tuple(_summarise_row(ledger, plans, notes) for plans in lines.values())
+    return TableSummary(format=FORMAT, rows=rows, notes={_mark(index): note for index, note in enumerate(notes)})
 
 
-def write_summary(ledger: Ledger) -> dict[str, Any]:
+def write_summary(ledger: Ledger) -> TableSummary:
     """Write `table.json`, `table.csv` and `table.md` anew, and return the summary.
 
     Raises:
@@ -52,65 +46,54 @@ def write_summary(ledger: Ledger) -> dict[str, Any]:
         summary = summarise(ledger)
         write_atomically(ledger.root / "table.csv", to_csv(summary).encode())
         write_atomically(ledger.root / "table.md", to_markdown(summary).encode())
-        text = json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False)
+        text = json.dumps(summary.model_dump(mode="json"), indent=2, allow_nan=False, ensure_ascii=False)
         write_atomically(ledger.root / TABLE, f"{text}\n".encode())
     return summary
 
 
-def to_csv(summary: dict[str, Any]) -> str:
+def to_csv(summary: TableSummary) -> str:
     """Return a line for each row and column."""
     text = io.StringIO()
     writer = csv.DictWriter(text, _CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    for row in summary["rows"]:
-        for entry in entries_of(row):
+    for row in summary.rows:
+        for entry in row.entries:
             lists = {
-                "changes": "; ".join(row["changes"]),
-                "seeds": " ".join(map(str, entry["seeds"])),
-                "marks": " ".join(entry["marks"]),
-                "notes": "; ".join(summary["notes"][mark] for mark in entry["marks"]),
+                "changes": "; ".join(row.changes),
+                "seeds": " ".join(map(str, entry.seeds)),
+                "marks": " ".join(entry.marks),
+                "notes": "; ".join(summary.notes[mark] for mark in entry.marks),
             }
-            writer.writerow({**row, **entry, **lists})
+            writer.writerow({**dict(row), **dict(entry), **lists})
     return text.getvalue()
 
 
-def to_markdown(summary: dict[str, Any]) -> str:
+def to_markdown(summary: TableSummary) -> str:
     """Return the accuracies with rows and columns as published, then the seconds, then the footnotes."""
-    names = list(dict.fromkeys(entry["column"] for row in summary["rows"] for entry in entries_of(row)))
+    names = list(dict.fromkeys(entry.column for row in summary.rows for entry in row.entries))
     accuracies, seconds = [], []
-    for row in summary["rows"]:
-        by_name = {entry["column"]: entry for entry in entries_of(row)}
-        particulars = particulars_of(row)
-        label = f"{row['row']} ({', '.join(particulars)})" if particulars else row["row"]
+    for row in summary.rows:
+        by_name = {entry.column: entry for entry in row.entries}
+        label = f"{row.row} ({', '.join(row.particulars)})" if row.particulars else row.row
         accuracies.append([label, *(accuracy(by_name[name]) if name in by_name else "" for name in names)])
-        times = [by_name[name]["seconds"] if name in by_name else None for name in names]
+        times = [by_name[name].seconds if name in by_name else None for name in names]
         seconds.append([label, *("" if time is None else f"{time:.0f}" for time in times)])
     parts = [
         "Top-1 accuracy in % after the last epoch, mean and standard deviation over seeds; in brackets the published.",
         _markdown_table(["row", *names], accuracies),
         "Seconds of a run, mean over seeds.",
         _markdown_table(["row", *names], seconds),
-        *(f"{mark}: {note}." for mark, note in summary["notes"].items()),
+        *(f"{mark}: {note}." for mark, note in summary.notes.items()),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def particulars_of(row: Mapping[str, Any]) -> list[str]:
-    """Return what tells a line from others of its row: the budget, if it is not the full one, and the changes."""
-    return [*([] if row["budget"] == "full" else [row["budget"]]), *row["changes"]]
-
-
-def entries_of(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return teacher, scratch student and methods of a row."""
-    return [row["teacher"], row["scratch"], *row["columns"]]
-
-
-def accuracy(entry: dict[str, Any]) -> str:
+def accuracy(entry: TableEntry) -> str:
     """Return a figure as people read it: `93.13 ± 0.08 (93.95 ± 0.10) a b`, all but the marks in percent."""
-    parts = [with_deviation(entry["top1"], entry["deviation"])]
-    if entry["published_top1"] is not None:
-        parts.append(f"({with_deviation(entry['published_top1'], entry['published_deviation'])})")
-    return " ".join([*parts, *entry["marks"]])
+    parts = [with_deviation(entry.top1, entry.deviation)]
+    if entry.published_top1 is not None:
+        parts.append(f"({with_deviation(entry.published_top1, entry.published_deviation)})")
+    return " ".join([*parts, *entry.marks])
 
 
 def with_deviation(mean: float | None, deviation: float | None) -> str:
@@ -120,7 +103,7 @@ def with_deviation(mean: float | None, deviation: float | None) -> str:
     return f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
 
 
-def _summarise_row(ledger: Ledger, plans: Sequence[CellPlan], notes: list[str]) -> dict[str, Any]:
+def _summarise_row(ledger: Ledger, plans: Sequence[CellPlan], notes: list[str]) -> TableRow:
     newest = max(plans, key=lambda plan: plan.last_asked)
     # A line compares students of one teacher. Of two cells with one name, it has the one that was last asked for.
     shown = {}
@@ -135,17 +118,17 @@ def _summarise_row(ledger: Ledger, plans: Sequence[CellPlan], notes: list[str]) 
     for plan in sorted(shown.values(), key=lambda plan: plan.created):
         runs, failures = ledger.outcomes(plan), ledger.failures(plan)
         entry = _entry(plan.column, runs, failures, figures, plan.departures, notes)
-        columns.append({**entry, "method": plan.method, "settings": plan.settings})
-    return {
-        "row": newest.row,
-        "recipe": newest.recipe,
-        "budget": newest.budget,
-        "changes": list(newest.changes),
-        "data": newest.data,
-        "teacher": {**teacher, "architecture": newest.teacher},
-        "scratch": {**scratch, "architecture": newest.student},
-        "columns": columns,
-    }
+        columns.append(MethodEntry(**dict(entry), method=plan.method, settings=plan.settings))
+    return TableRow(
+        row=newest.row,
+        recipe=newest.recipe,
+        budget=newest.budget,
+        changes=newest.changes,
+        data=newest.data,
+        teacher=TrainedEntry(**dict(teacher), architecture=newest.teacher),
+        scratch=TrainedEntry(**dict(scratch), architecture=newest.student),
+        columns=tuple(columns),
+    )
 
 
 def _entry(
@@ -155,35 +138,36 @@ def _entry(
     figures: Figures,
     departures: Iterable[str],
     notes: list[str],
-) -> dict[str, Any]:
-    top1 = [run.top1 for run in runs if run.top1 is not None]
+) -> TableEntry:
+    results = [run.result for run in runs]
+    by_seed = [result.model.top1 for result in results]
+    top1 = [each for each in by_seed if each is not None]
     remarks = list(departures)
     if failures:
         first = failures[0]
         remarks.append(f"failed with {len(failures)} of the seeds (seed {first.seed}: {first.message.rstrip('.')})")
-    unusable = [run for run in runs if run.failures]
+    unusable = [result for result in results if result.failures]
     if unusable:
-        first_run = unusable[0]
-        why = shortened(first_run.failures[0], _LONGEST_REASON)
-        remarks.append(f"not usable with {len(unusable)} of the seeds (seed {first_run.seed}: {why})")
+        why = shortened(unusable[0].failures[0], _LONGEST_REASON)
+        remarks.append(f"not usable with {len(unusable)} of the seeds (seed {unusable[0].seed}: {why})")
     for remark in remarks:
         if remark not in notes:
             notes.append(remark)
-    return {
-        "column": column,
-        "top1": statistics.fmean(top1) if top1 else None,
-        "deviation": statistics.stdev(top1) if len(top1) > 1 else None,
-        "published_top1": figures.top1.get(column),
-        "published_deviation": figures.deviation.get(column),
-        "seeds": [run.seed for run in runs],
-        "runs": [run.run for run in runs],
-        "top1_by_seed": [run.top1 for run in runs],
-        "seconds": statistics.fmean(run.seconds for run in runs) if runs else None,
-        "device": " and ".join(sorted({run.device for run in runs})) or None,
-        "marks": [_mark(notes.index(remark)) for remark in remarks],
-        "failed": [failure.seed for failure in failures],
-        "not_usable": [run.seed for run in unusable],
-    }
+    return TableEntry(
+        column=column,
+        top1=statistics.fmean(top1) if top1 else None,
+        deviation=statistics.stdev(top1) if len(top1) > 1 else None,
+        published_top1=figures.top1.get(column),
+        published_deviation=figures.deviation.get(column),
+        seeds=tuple(result.seed for result in results),
+        runs=tuple(run.run for run in runs),
+        top1_by_seed=tuple(by_seed),
+        seconds=statistics.fmean(result.timing.total for result in results) if results else None,
+        device=" and ".join(sorted({result.device for result in results})) or None,
+        marks=tuple(_mark(notes.index(remark)) for remark in remarks),
+        failed=tuple(failure.seed for failure in failures),
+        not_usable=tuple(result.seed for result in unusable),
+    )
 
 
 def _mark(index: int) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -113,6 +114,14 @@ def test_on_a_terminal_bars_move_and_vanish():
     assert "synthesis" in screen.getvalue()
     assert "epoch    3/20" in screen.getvalue()
     assert "warning, epoch 3: look here" in screen.getvalue()
+
+
+def test_what_the_package_logs_during_a_run_is_shown_as_a_note(capsys: pytest.CaptureFixture[str]):
+    logger = logging.getLogger("gapssg.step")
+    with Console(Invocation()).live():
+        logger.warning("%s runs slower than it could", "a step")
+    logger.warning("nobody watches")
+    assert capsys.readouterr().out == "a step runs slower than it could\n"
 
 
 def test_a_failure_is_one_line_that_quiet_keeps(capsys: pytest.CaptureFixture[str]):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gapssg import DistillSettings, PretrainSettings, distill, pretrain_teacher
+from gapssg.runs.results import DistillResult
 from tests.runs import events
 
 pytestmark = pytest.mark.slow
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.slow
 RUNTIME = {"device": "cpu", "precision": "fp32"}
 
 
-def distilled(teacher: Path, output: Path, method: dict[str, Any]) -> dict[str, Any]:
+def distilled(teacher: Path, output: Path, method: dict[str, Any]) -> DistillResult:
     settings = {
         "teacher": teacher,
         "student": {"name": "wrn16_1"},
@@ -41,14 +42,14 @@ def test_gapssg_and_the_default_teach_a_student_far_more_than_noise_does_and_onl
         }
     )
     result = pretrain_teacher(teacher, tmp_path / "teacher")
-    assert result["model"]["top1"] > 0.9
+    assert result.model.top1 > 0.9
     file = tmp_path / "teacher" / "model.safetensors"
     noise = distilled(file, tmp_path / "noise", {"name": "noise"})
     gapssg = distilled(file, tmp_path / "gapssg", {"name": "gapssg", "generator_steps": 30, "generator_width": 16})
     default = distilled(file, tmp_path / "default", {"name": "gapssg-fast", "generator_width": 16})
     for name, found in (("gapssg", gapssg), ("default", default)):
-        assert found["student"]["top1"] > noise["student"]["top1"] + 0.3
-        assert found["failures"] == []
-        assert found["missing_classes"] == []
+        assert found.student.top1 > noise.student.top1 + 0.3
+        assert found.failures == ()
+        assert found.missing_classes == ()
         assert [event for event in events(tmp_path / name) if event["event"] == "warning"] == []
-    assert noise["failures"] != []
+    assert noise.failures != ()

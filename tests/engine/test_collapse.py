@@ -15,13 +15,13 @@ from torch import Tensor
 
 from gapssg import DistillSettings, InputError, distill
 from gapssg.engine.distillation import Distillation
-from gapssg.engine.metrics import Scores
 from gapssg.models import create_model
 from gapssg.models.model_file import load_model, save_model
 from gapssg.runtime import Runtime
 from tests.conftest import make_card, write_images
 from tests.methods import METHODS
 from tests.program import gapssg
+from tests.results import make_scores
 from tests.runs import events
 from tests.tiny import tiny_model
 
@@ -65,13 +65,14 @@ NOISE = {"name": "noise", "synthesis_batch_size": 32}
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_says_that_it_has_collapsed(teacher: Path, tmp_path: Path, name: str):
     result = distill(settings(teacher, {"name": name, **METHODS[name]}), tmp_path / "run")
-    assert result["student"]["agreement_baseline"] == 1.0
-    assert result["student"]["after_training"]["agreement_baseline"] == 1.0
-    assert result["missing_classes"] == ["dog"]
-    images = sum(result["teacher_counts"])
-    assert result["failures"][0] == f"the teacher answers all {images:,} synthetic images with class 'cat'"
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["failures"] == result["failures"]
-    assert events(tmp_path / "run")[-1]["failures"] == result["failures"]
+    assert result.student.agreement_baseline == 1.0
+    assert result.student.after_training.agreement_baseline == 1.0
+    assert result.missing_classes == ("dog",)
+    assert result.teacher_counts is not None
+    images = sum(result.teacher_counts)
+    assert result.failures[0] == f"the teacher answers all {images:,} synthetic images with class 'cat'"
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["failures"] == list(result.failures)
+    assert events(tmp_path / "run")[-1]["failures"] == list(result.failures)
 
 
 def test_the_command_says_so_and_ends_with_status_0(teacher: Path, tmp_path: Path):
@@ -99,16 +100,16 @@ def test_the_counts_of_each_epoch_stand_beside_those_of_the_targets(teacher: Pat
         assert event["health"]["answer_entropy"] == 0
         assert event["agreement_baseline"] == 1.0
         assert event["timing"]["remaining"] >= 0
-    assert result["teacher_counts"] == [64, 0]
-    assert result["target_counts"] == [sum(event["health"]["target_counts"][k] for event in epochs) for k in (0, 1)]
+    assert result.teacher_counts == [64, 0]
+    assert result.target_counts == [sum(event["health"]["target_counts"][k] for event in epochs) for k in (0, 1)]
 
 
 def test_a_pool_that_lacks_a_class_is_seen_by_the_run_that_uses_it(teacher: Path, tmp_path: Path):
     distill(settings(teacher, NOISE), tmp_path / "earlier")
     result = distill(settings(teacher, NOISE, pool=tmp_path / "earlier"), tmp_path / "run")
-    assert result["teacher_counts"] == [64, 0]
-    assert result["failures"][0] == "the teacher answers all 64 synthetic images with class 'cat'"
-    assert result["student"]["agreement_baseline"] is None
+    assert result.teacher_counts == [64, 0]
+    assert result.failures[0] == "the teacher answers all 64 synthetic images with class 'cat'"
+    assert result.student.agreement_baseline is None
     warnings = [(event["epoch"], event["message"]) for event in events(tmp_path / "run") if event["event"] == "warning"]
     assert warnings == [(1, "the teacher answers all 64 images so far with class 'cat'")]
 
@@ -120,7 +121,7 @@ def test_a_collapse_is_said_when_it_begins_and_when_it_is_over(
 
     def answer(self: Distillation, module: torch.nn.Module, images: Tensor) -> Tensor:
         logits = predict(self, module, images)
-        if module is self.teacher and self.epochs_done + 1 not in collapsed:
+        if module is self.teacher and self.progress.epochs_done + 1 not in collapsed:
             logits[::2, 1] += 1000
         return logits
 
@@ -144,25 +145,25 @@ def real_images(tmp_path: Path) -> dict[str, str]:
 
 def test_real_images_are_part_of_the_judgement(teacher: Path, tmp_path: Path, real_images: dict[str, str]):
     result = distill(settings(teacher, NOISE, eval_data=real_images), tmp_path / "run")
-    assert result["student"]["balanced_accuracy"] == 0.5
-    assert result["failures"][0] == (
+    assert result.student.balanced_accuracy == 0.5
+    assert result.failures[0] == (
         "its balanced accuracy on real images is 50.0 %, no better than always answering with one class"
     )
     epochs = [event for event in events(tmp_path / "run") if event["event"] == "epoch"]
     assert [event["balanced_accuracy"] for event in epochs] == [0.5, 0.5]
-    assert result["warnings"] == []
+    assert result.warnings == ()
 
 
 def test_where_real_images_speak_for_the_student_synthetic_ones_only_warn(
     teacher: Path, tmp_path: Path, real_images: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
-    sound = Scores(0.9, 1.0, 0.3, 0.9, better_than_chance=True, lowest_recall=0.8, lowest_class="dog", fewest_images=20)
-    monkeypatch.setattr("gapssg.engine.distill.score", lambda *_: sound)
+    sound = make_scores(fewest_images=20)
+    monkeypatch.setattr("gapssg.engine.distill.score_on", lambda *_: sound)
     result = distill(settings(teacher, NOISE, eval_data=real_images), tmp_path / "run")
-    assert result["failures"] == []
-    assert result["warnings"][0] == "the teacher answers all 64 synthetic images with class 'cat'"
-    assert result["missing_classes"] == ["dog"]
-    assert events(tmp_path / "run")[-1]["warnings"] == result["warnings"]
+    assert result.failures == ()
+    assert result.warnings[0] == "the teacher answers all 64 synthetic images with class 'cat'"
+    assert result.missing_classes == ("dog",)
+    assert events(tmp_path / "run")[-1]["warnings"] == list(result.warnings)
 
 
 def test_more_than_1000_classes_are_not_listed(tmp_path: Path):
@@ -171,7 +172,7 @@ def test_more_than_1000_classes_are_not_listed(tmp_path: Path):
     model = create_model("tiny", num_classes=1001, input_shape=card.input_shape, seed=1).eval()
     save_model(tmp_path / "teacher.safetensors", model, card)
     result = distill(settings(tmp_path / "teacher.safetensors", NOISE, epochs=1), tmp_path / "run")
-    assert result["teacher_counts"] is None
+    assert result.teacher_counts is None
     (event,) = (event for event in events(tmp_path / "run") if event["event"] == "epoch")
     assert event["health"]["teacher_counts"] is None
     assert 0 <= event["health"]["answer_entropy"] <= 1

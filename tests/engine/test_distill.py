@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from gapssg import DistillSettings, InputError, RunError, distill, load_model, load_settings
 from gapssg.engine.distillation import Distillation
-from gapssg.engine.run_directory import RunDirectory, SilentDisplay
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
+from gapssg.runs.results import AugmentationFacts
 from gapssg.runtime import Runtime
 from gapssg.synthesis.shards import PoolOrigin, write_shard
 from tests.conftest import make_card
-from tests.runs import events, settings, without_timing
+from tests.runs import events, run_epoch, settings, without_timing
 
 DIGITS = {"eval_data": {"name": "digits"}}
 
@@ -86,11 +86,11 @@ def test_the_operations_of_a_run_are_those_of_the_formula(finished: Path, teache
     assert result["flops"] == synthesis + 12 * 8 * 2 * (teacher + 3 * student)
     assert isinstance(result["flops"], int)
     from_pool = distill(settings(teacher_file, pool=finished, runtime={"compile": False}), tmp_path / "from-pool")
-    assert from_pool["flops"] == 2 * 8 * 8 * 2 * (teacher + 3 * student)
+    assert from_pool.flops == 2 * 8 * 8 * 2 * (teacher + 3 * student)
     # Of the pool that is there, whatever the settings say of the images of a synthesis.
     method = {"name": "noise", "synthesis_batch_size": 999}
     again = distill(settings(teacher_file, pool=finished, method=method), tmp_path / "again")
-    assert again["flops"] == from_pool["flops"]
+    assert again.flops == from_pool.flops
 
 
 def test_each_epochs_event_tracks_gap_factor_losses_and_health(finished: Path):
@@ -140,7 +140,7 @@ assert "sklearn" not in sys.modules
 
 def test_evaluating_does_not_change_the_weights(finished: Path, teacher_file: Path, tmp_path: Path):
     result = distill(settings(teacher_file, **DIGITS), tmp_path / "evaluated")
-    assert result["student"]["top1"] is not None
+    assert result.student.top1 is not None
     ours = (tmp_path / "evaluated" / "student.safetensors").read_bytes()
     assert ours == (finished / "student.safetensors").read_bytes()
     assert (tmp_path / "evaluated" / "best.safetensors").exists()
@@ -173,7 +173,7 @@ def test_a_run_changes_neither_weights_nor_buffers_of_the_teacher(teacher_file: 
     distillation = Distillation(given, runtime, load_model(teacher_file))
     before = copy.deepcopy(distillation.teacher.state_dict())
     student_before = copy.deepcopy(distillation.student.state_dict())
-    distillation.run_epoch(RunDirectory(tmp_path / "run", given, SilentDisplay()), lambda: None)
+    run_epoch(distillation, tmp_path / "run")
     for name, value in distillation.teacher.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert any(not torch.equal(v, student_before[n]) for n, v in distillation.student.state_dict().items())
@@ -181,14 +181,14 @@ def test_a_run_changes_neither_weights_nor_buffers_of_the_teacher(teacher_file: 
 
 def test_a_pool_is_distilled_from_without_synthesis(finished: Path, teacher_file: Path, tmp_path: Path):
     result = distill(settings(teacher_file, pool=finished), tmp_path / "from-pool")
-    assert result["images_synthesized"] == 0
-    assert result["method"] == "gapssg"
+    assert result.images_synthesized == 0
+    assert result.method == "gapssg"
     # A trained student knows every sample of the pool.
-    assert result["student"]["agreement"] is None
+    assert result.student.agreement is None
     found = [event["agreement_before"] for event in events(tmp_path / "from-pool") if event["event"] == "epoch"]
     assert found == [None, None]
     # Every epoch visits all 32 samples twice.
-    assert result["distillation_steps"] == 2 * (2 * 32 // 8)
+    assert result.distillation_steps == 2 * (2 * 32 // 8)
     assert not (tmp_path / "from-pool" / "pool").exists()
     assert all(event["synthesis"] == {} for event in events(tmp_path / "from-pool") if event["event"] == "epoch")
 
@@ -197,7 +197,7 @@ def test_a_student_of_a_pool_says_which_method_made_the_pool(teacher_file: Path,
     noise = {"name": "noise", "synthesis_batch_size": 16}
     distill(settings(teacher_file, method=noise), tmp_path / "noise")
     result = distill(settings(teacher_file, pool=tmp_path / "noise"), tmp_path / "run")
-    assert result["method"] == "noise"
+    assert result.method == "noise"
     assert load_model(tmp_path / "run" / "student.safetensors").card.provenance.method == "noise"
 
 
@@ -222,25 +222,25 @@ def test_student_weights_are_started_from(finished: Path, teacher_file: Path, tm
     Distillation(given, runtime, load_model(teacher_file))
 
 
-def augmentation_of(run: Path, given: DistillSettings) -> tuple[dict[str, Any] | None, str]:
+def augmentation_of(run: Path, given: DistillSettings) -> tuple[AugmentationFacts | None, str]:
     """Distil; return what the result and the first line say, after checking that the student's file says the same."""
-    said = distill(given, run)["augmentation"]
+    said = distill(given, run).augmentation
     card = load_model(run / "student.safetensors").card
-    assert said is None or said == {"crop_padding": card.crop_padding, "flip": card.flip}
+    assert said is None or said == AugmentationFacts(crop_padding=card.crop_padding, flip=card.flip)
     return said, events(run)[0]["message"]
 
 
 def test_images_are_cropped_and_flipped_as_the_teachers_file_says(teacher_file: Path, tmp_path: Path):
     save_model(teacher_file, load_model(teacher_file).module, make_card(crop_padding=1, flip=True))
     said, message = augmentation_of(tmp_path / "run", settings(teacher_file, epochs=1))
-    assert said == {"crop_padding": 1, "flip": True}
+    assert said == AugmentationFacts(crop_padding=1, flip=True)
     assert "no data (gapssg), crops with 1 pixel of padding, random horizontal flips, cpu" in message
 
 
 def test_crops_and_flips_can_be_others_than_the_teachers(teacher_file: Path, tmp_path: Path):
     given = settings(teacher_file, epochs=1, crop_padding=0, flip=True)
     said, message = augmentation_of(tmp_path / "run", given)
-    assert said == {"crop_padding": 0, "flip": True}
+    assert said == AugmentationFacts(crop_padding=0, flip=True)
     assert "no crops, random horizontal flips, cpu" in message
     distillation = Distillation(given, Runtime(torch.device("cpu"), "fp32", False, 0), load_model(teacher_file))
     list(distillation.synthesizer.synthesis_steps(distillation.student, 0, 0))
@@ -261,7 +261,7 @@ def test_a_method_that_does_not_augment_says_so(teacher_file: Path, tmp_path: Pa
     said, message = augmentation_of(
         tmp_path / "augmented", settings(teacher_file, method={**dafl, "augment": True}, epochs=1)
     )
-    assert said == {"crop_padding": 2, "flip": False}
+    assert said == AugmentationFacts(crop_padding=2, flip=False)
     assert "crops with 2 pixels of padding, no flips, cpu" in message
 
 
@@ -278,11 +278,11 @@ def test_snapshots_are_kept_where_asked_and_samples_and_pool_are_not(teacher_fil
 
 
 def test_final_and_best_are_told_apart(teacher_file: Path, tmp_path: Path):
-    result = distill(settings(teacher_file, **DIGITS, epochs=3), tmp_path / "run")["student"]
+    result = distill(settings(teacher_file, **DIGITS, epochs=3), tmp_path / "run").student
     tops = [event["top1"] for event in events(tmp_path / "run") if event["event"] == "epoch"]
-    assert result["top1"] == tops[-1]
-    assert result["best_top1"] == max(tops)
-    assert result["best_epoch"] == tops.index(max(tops)) + 1
+    assert result.top1 == tops[-1]
+    assert result.best_top1 == max(tops)
+    assert result.best_epoch == tops.index(max(tops)) + 1
 
 
 def test_a_collapse_is_a_warning(teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

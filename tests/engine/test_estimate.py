@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from gapssg import DistillSettings, InputError, distill, estimate_distillation
-from gapssg.engine.estimate import Part, time_steps
+from gapssg.engine.estimate import time_steps
+from gapssg.runs.results import Part
 from gapssg.runtime import Runtime
 from tests.program import gapssg, refusal
 from tests.runs import TINY
@@ -59,12 +60,12 @@ def test_the_steps_of_every_kind_of_method_are_those_of_its_run(teacher_file: Pa
     estimate = estimate_distillation(settings)
     assert files_in(tmp_path) == before
     result = distill(settings, tmp_path / "run")
-    assert estimate.parts["distillation"].steps == result["distillation_steps"]
+    assert estimate.parts["distillation"].steps == result.distillation_steps
     assert estimate.parts["evaluation"].steps == 2
     assert all(part.seconds > 0 for part in estimate.parts.values())
     assert estimate.seconds == sum(part.seconds for part in estimate.parts.values())
-    assert estimate.memory > 2**20
-    assert estimate.flops == result["flops"]
+    assert estimate.memory_bytes > 2**20
+    assert estimate.flops == result.flops
 
 
 def test_the_pool_of_an_earlier_run_needs_no_synthesis(teacher_file: Path, tmp_path: Path):

@@ -33,42 +33,42 @@ def other_file(tmp_path: Path) -> Path:
 
 
 def test_scores_are_those_of_the_models_logits(teacher_file: Path):
-    report = evaluate(settings(teacher_file))["models"][0]
+    report = evaluate(settings(teacher_file)).models[0]
     images = load_split("digits", "test")
     model = load_model(teacher_file)
     with torch.no_grad():
         logits = model.module((images.images / 255 - 0.3) / 0.4).double()
     probabilities = logits.softmax(dim=1)
     right = logits.argmax(dim=1) == images.labels
-    assert report["top1"] == right.double().mean().item()
+    assert report.top1 == right.double().mean().item()
     loss = -probabilities[torch.arange(450), images.labels].log().mean().item()
     # Batches and memory layout change the order of float32 sums.
-    assert report["loss"] == pytest.approx(loss, abs=1e-4)
-    matrix = torch.tensor(report["confusion_matrix"])
+    assert report.loss == pytest.approx(loss, abs=1e-4)
+    matrix = torch.tensor(report.confusion_matrix)
     assert matrix.sum() == 450
     assert matrix.diagonal().sum() == right.sum()
     assert matrix.sum(dim=1).tolist() == torch.bincount(images.labels).tolist()
-    assert report["per_class_accuracy"][3] == pytest.approx((matrix[3, 3] / matrix[3].sum()).item())
-    assert report["parameters"] == 174_778
-    assert report["macs"] > 1_000_000
-    assert 0 <= report["expected_calibration_error"] <= 1
+    assert report.per_class_accuracy[3] == pytest.approx((matrix[3, 3] / matrix[3].sum()).item())
+    assert report.parameters == 174_778
+    assert report.macs > 1_000_000
+    assert 0 <= report.expected_calibration_error <= 1
 
 
 def test_several_files_and_a_teacher_give_agreement_and_reality_gap(teacher_file: Path, other_file: Path):
     result = evaluate(settings(teacher_file, other_file, teacher=teacher_file))
-    same, other = result["models"]
-    assert same["agreement"] == 1.0
-    assert same["reality_gap"] == 0.0
-    assert 0 < other["agreement"] < 1
-    assert 0 < other["reality_gap"] < 1
-    assert len(result["timing"]["images_per_second"]) == 2
-    assert all(rate > 0 for rate in result["timing"]["images_per_second"])
+    same, other = result.models
+    assert same.agreement == 1.0
+    assert same.reality_gap == 0.0
+    assert 0 < other.agreement < 1
+    assert 0 < other.reality_gap < 1
+    assert len(result.timing.images_per_second) == 2
+    assert all(rate > 0 for rate in result.timing.images_per_second)
 
 
 def test_without_a_teacher_there_is_no_agreement(teacher_file: Path):
     result = evaluate(settings(teacher_file))
-    assert result["teacher"] is None
-    assert "agreement" not in result["models"][0]
+    assert result.teacher is None
+    assert (result.models[0].agreement, result.models[0].reality_gap) == (None, None)
 
 
 def test_all_logits_are_computed_with_the_switches_of_the_runtime_set(
@@ -96,9 +96,9 @@ def test_all_logits_are_computed_with_the_switches_of_the_runtime_set(
 
 
 def test_the_batch_size_does_not_change_the_scores(teacher_file: Path):
-    small, large = (evaluate(settings(teacher_file, batch_size=size))["models"][0] for size in (64, 450))
-    assert small["top1"] == large["top1"]
-    assert small["loss"] == pytest.approx(large["loss"], abs=1e-4)
+    small, large = (evaluate(settings(teacher_file, batch_size=size)).models[0] for size in (64, 450))
+    assert small.top1 == large.top1
+    assert small.loss == pytest.approx(large.loss, abs=1e-4)
 
 
 def test_models_of_other_classes_or_images_are_refused(teacher_file: Path, image_folder: Path, tmp_path: Path):
@@ -142,8 +142,8 @@ def test_many_classes_take_no_memory_by_their_square(tmp_path: Path, monkeypatch
 
     with Watching():
         given = settings(file, teacher=file, model_factories=[name], batch_size=50)
-        report = evaluate(given)["models"][0]
+        report = evaluate(given).models[0]
     assert most < classes**2 / 10
-    assert report["confusion_matrix"] is None
-    assert len(report["per_class_accuracy"]) == sum(report["images_per_class"]) == classes
-    assert report["agreement"] == 1.0
+    assert report.confusion_matrix is None
+    assert len(report.per_class_accuracy) == sum(report.images_per_class) == classes
+    assert report.agreement == 1.0

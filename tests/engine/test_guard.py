@@ -54,7 +54,7 @@ def test_training_that_diverges_goes_on_at_half_the_learning_rate(teacher_file: 
     monkeypatch.undo()
     slow = settings(teacher_file, optimizer={**CONSTANT, "learning_rate": 0.05})
     expected = distill(slow, tmp_path / "slow")
-    assert result["distillation_steps"] == expected["distillation_steps"]
+    assert result.distillation_steps == expected.distillation_steps
     ours, theirs = (load_file(tmp_path / name / "student.safetensors") for name in ("run", "slow"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -81,7 +81,7 @@ def test_synthesis_that_diverges_begins_again_at_half_the_learning_rate(
     monkeypatch.setattr(GeneratorInversion, "_loss", loss)
     result = distill(settings(teacher_file), tmp_path / "run")
     assert rollbacks(tmp_path / "run") == [(1, "synthesis", 1e-3)]
-    assert result["images_synthesized"] == 3 * TINY["method"]["synthesis_batch_size"]
+    assert result.images_synthesized == 3 * TINY["method"]["synthesis_batch_size"]
     monkeypatch.undo()
     slow = settings(teacher_file, method={**TINY["method"], "generator_learning_rate": 1e-3})
     distill(slow, tmp_path / "slow")

@@ -64,8 +64,8 @@ def test_weights_and_description_are_in_the_file_that_is_written(tmp_path: Path)
     given = settings(weights=str(weights), class_names=names, crop_padding=1, flip=True)
     result = import_teacher(given, tmp_path / "new" / "teacher.safetensors")
     loaded = load_model(tmp_path / "new" / "teacher.safetensors", [FACTORY])
-    assert result["sha256"] == loaded.sha256
-    assert result["top1"] is None
+    assert result.sha256 == loaded.sha256
+    assert result.top1 is None
     expected = create_model(FACTORY, num_classes=10, input_shape=GREY, seed=3).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.module.state_dict().items())
     card = loaded.card
@@ -97,7 +97,9 @@ def test_it_is_evaluated_before_it_is_written(tmp_path: Path, image_folder: Path
     given = settings(class_names=("dark", "bright"), num_classes=None, data=data)
     assert "'bright' stands where the model has 'dark'" in refusal(tmp_path / "a.safetensors", given)
     given = settings(class_names=("bright", "dark"), num_classes=None, data=data)
-    assert 0 <= import_teacher(given, tmp_path / "a.safetensors")["top1"] <= 1
+    top1 = import_teacher(given, tmp_path / "a.safetensors").top1
+    assert top1 is not None
+    assert 0 <= top1 <= 1
 
 
 @pytest.mark.parametrize(
@@ -310,7 +312,7 @@ def test_default_weights_follow_the_arguments_and_cannot_run_code(tmp_path: Path
     model = {"name": "timm:vit_tiny_patch16_224", "arguments": {"img_size": 32}}
     given = {"model": model, "weights": "default", "input_shape": (3, 32, 32)}
     result = import_teacher(ImportSettings.model_validate(given), tmp_path / "a.safetensors")
-    assert (result["num_classes"], seen) == (1000, ["1"])
+    assert (result.num_classes, seen) == (1000, ["1"])
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
     for argument in ("checkpoint_path", "no_such_argument"):
         model["arguments"] = {argument: "x"}
@@ -390,7 +392,7 @@ def test_outputs_that_are_no_logits_are_recognised_and_said(
         logits = loaded.module(normalised)
     if kind != "sigmoid":
         torch.testing.assert_close(logits, body.log_softmax(1))
-        assert result["loss"] == pytest.approx(nn.functional.cross_entropy(body, images.labels).item(), abs=1e-5)
+        assert result.loss == pytest.approx(nn.functional.cross_entropy(body, images.labels).item(), abs=1e-5)
 
 
 def test_a_probability_of_0_has_a_finite_logarithm_and_a_student_of_probabilities_has_logits(tmp_path: Path):

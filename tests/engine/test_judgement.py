@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-from typing import Any
-
 from gapssg.engine.judgement import failures_on_real_images, judge_on_synthetic_images, real_images_speak_for
 from gapssg.engine.metrics import ClassCounts
+from gapssg.runs.results import AfterTraining
+from tests.results import make_scores
 
 NAMES = ("cat", "dog")
 
@@ -12,13 +12,13 @@ def test_a_student_that_gives_the_teachers_answers_on_all_classes_is_sound():
     judged = judge_on_synthetic_images([600, 680], ClassCounts([560, 600], [600, 680]), NAMES)
     assert judged.failures == []
     assert judged.missing_classes == []
-    assert judged.comparison == {
-        "images": 1280,
-        "agreement": 1160 / 1280,
-        "agreement_baseline": 680 / 1280,
-        "lowest_agreement": 600 / 680,
-        "lowest_class": "dog",
-    }
+    assert judged.comparison == AfterTraining(
+        images=1280,
+        agreement=1160 / 1280,
+        agreement_baseline=680 / 1280,
+        lowest_agreement=600 / 680,
+        lowest_class="dog",
+    )
 
 
 def test_perfect_agreement_on_one_class_is_a_failure():
@@ -55,38 +55,33 @@ def test_a_class_with_few_images_is_not_judged_by_them():
     counts = [50, 40, 9]
     judged = judge_on_synthetic_images(counts, ClassCounts([50, 40, 0], counts), ("cat", "dog", "cow"))
     assert judged.failures == []
-    assert judged.comparison["lowest_class"] == "cat"
-
-
-def scores(**changes: Any) -> dict[str, Any]:
-    sound = {"balanced_accuracy": 0.9, "better_than_chance": True, "lowest_recall": 0.8, "lowest_class": "dog"}
-    return {**sound, **changes}
+    assert judged.comparison.lowest_class == "cat"
 
 
 def test_real_images_that_speak_for_a_student_are_no_failure():
-    assert failures_on_real_images(scores(), scores()) == []
-    assert failures_on_real_images(scores(lowest_recall=None, lowest_class=None), None) == []
+    assert failures_on_real_images(make_scores(), make_scores()) == []
+    assert failures_on_real_images(make_scores(lowest_recall=None, lowest_class=None), None) == []
 
 
 def test_a_balanced_accuracy_at_chance_is_a_failure():
-    at_chance = scores(balanced_accuracy=0.51, better_than_chance=False)
+    at_chance = make_scores(balanced_accuracy=0.51, better_than_chance=False)
     assert failures_on_real_images(at_chance, None) == [
         "its balanced accuracy on real images is 51.0 %, no better than always answering with one class"
     ]
 
 
 def test_a_lost_class_is_a_failure_unless_the_teacher_does_not_know_it_either():
-    lost = scores(lowest_recall=0.05)
-    assert failures_on_real_images(lost, scores()) == [
+    lost = make_scores(lowest_recall=0.05)
+    assert failures_on_real_images(lost, make_scores()) == [
         "it is right on only 5.0 % of the real images of class 'dog', its teacher on at least 80.0 % of every class"
     ]
-    assert failures_on_real_images(lost, scores(lowest_recall=0.02)) == []
+    assert failures_on_real_images(lost, make_scores(lowest_recall=0.02)) == []
     assert failures_on_real_images(lost, None) == []
 
 
 def test_real_images_speak_for_a_student_only_if_they_cover_every_class_and_none_is_lost():
-    assert real_images_speak_for(scores(fewest_images=10))
-    assert not real_images_speak_for(scores(fewest_images=9))
-    assert not real_images_speak_for(scores(fewest_images=0, lowest_recall=None))
-    assert not real_images_speak_for(scores(fewest_images=10, lowest_recall=0.09))
-    assert not real_images_speak_for(scores(fewest_images=10, better_than_chance=False))
+    assert real_images_speak_for(make_scores(fewest_images=10))
+    assert not real_images_speak_for(make_scores(fewest_images=9))
+    assert not real_images_speak_for(make_scores(fewest_images=0, lowest_recall=None))
+    assert not real_images_speak_for(make_scores(fewest_images=10, lowest_recall=0.09))
+    assert not real_images_speak_for(make_scores(fewest_images=10, better_than_chance=False))

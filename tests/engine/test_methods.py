@@ -20,7 +20,6 @@ from gapssg import DistillSettings, InputError, distill
 from gapssg.cli.app import app
 from gapssg.engine.distillation import Distillation
 from gapssg.engine.requests import Requests, Stopped
-from gapssg.engine.run_directory import RunDirectory, SilentDisplay
 from gapssg.models import create_model
 from gapssg.models.model_file import load_model, save_model
 from gapssg.models.profile import batch_norm_layers
@@ -31,7 +30,7 @@ from tests.conftest import make_card
 from tests.interruptions import AskingDisplay
 from tests.methods import ALONG, METHODS
 from tests.no_waiting import NoWaiting
-from tests.runs import events, files_of
+from tests.runs import events, files_of, run_epoch
 from tests.tiny import tiny_model
 
 CPU = Runtime(torch.device("cpu"), "fp32", False, 0)
@@ -86,7 +85,7 @@ def test_a_run_stopped_between_any_two_steps_is_the_run_that_was_not(teacher: Pa
     pooled = ("gapssg-fast", "gapssg", "fast", "cmi", "deepinversion", "noise")
     settings = make_settings(teacher, name, keep_pool=name in pooled)
     result = distill(settings, tmp_path / "whole")
-    assert result["distillation_steps"] > 0
+    assert result.distillation_steps > 0
     for event in events(tmp_path / "whole"):
         if event["event"] == "epoch":
             assert all(isinstance(value, float) for value in event["synthesis"].values())
@@ -362,7 +361,7 @@ def test_a_generator_that_diverges_goes_on_with_other_latents_and_continues_exac
 def test_a_fixed_schedule_makes_as_many_steps_in_every_epoch(teacher: Path, tmp_path: Path):
     method = {"name": "gapssg", **METHODS["gapssg"], "distillation_steps": 5}
     result = distill(make_settings(teacher, "gapssg", method=method), tmp_path / "run")
-    assert result["distillation_steps"] == 3 * 5
+    assert result.distillation_steps == 3 * 5
 
 
 @every_method
@@ -438,6 +437,6 @@ def test_the_method_that_the_guide_adds_runs(teacher: Path, tmp_path: Path, monk
     method = importlib.import_module("entropy_method").EntropySettings(**ALONG)
     settings = make_settings(teacher, "dafl").model_copy(update={"method": method})
     distillation = Distillation(settings, CPU, load_model(teacher))
-    event = distillation.run_epoch(RunDirectory(tmp_path / "run", settings, SilentDisplay()), lambda: None)
+    event = run_epoch(distillation, tmp_path / "run")
     assert event.synthesis.keys() == {"synthesis_loss", "entropy"}
     assert event.synthesis["synthesis_loss"] == pytest.approx(-event.synthesis["entropy"])

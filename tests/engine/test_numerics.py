@@ -15,7 +15,7 @@ from torch import Tensor
 from gapssg import PretrainSettings
 from gapssg.augment import Shifts, crop_and_flip
 from gapssg.data.image_set import ImageSet
-from gapssg.engine.pretrain import _Pretraining
+from gapssg.engine.pretrain import _Pretraining, make_model
 from gapssg.runtime import Runtime
 from tests.numerics import OF_BF16, OF_FLOAT32, distance, distil_once, gradients_of, make_distillation
 from tests.tiny import tiny_model, write_tiny_teacher
@@ -45,7 +45,7 @@ def pretrain_once(model: str, runtime: Runtime) -> tuple[float, dict[str, Tensor
     images = ImageSet(pixels, torch.randint(0, 4, (32,), generator=draw), tuple("abcd"))
     values = {"data": {"name": "digits"}, "model": {"name": model}, "batch_size": 32, "label_smoothing": 0.1}
     settings = PretrainSettings.model_validate({**values, "runtime": {"compile": runtime.compiled}})
-    pretraining = _Pretraining(settings, runtime, images, images, compiled=None)
+    pretraining = _Pretraining(settings, runtime, images, images, make_model(settings, runtime, images))
     shifts = pretraining.augmentation.draw(32, draw)
     pretraining.model.train()
     loss = pretraining.trainee.step(images.images, images.labels, *shifts)["loss"].item()

@@ -9,6 +9,7 @@ import torch
 
 from gapssg import InputError, PretrainSettings, RunError, load_model, pretrain_teacher
 from gapssg.engine.requests import Requests, Stopped
+from gapssg.runs.results import AugmentationFacts, PretrainResult
 from tests.interruptions import AskingDisplay
 from tests.runs import events
 
@@ -26,12 +27,12 @@ def settings(folder: Path, **changes: Any) -> PretrainSettings:
 
 def test_a_teacher_learns_to_tell_dark_from_bright(image_folder: Path, tmp_path: Path):
     result = pretrain_teacher(settings(image_folder, epochs=8), tmp_path / "run")
-    assert result["model"]["top1"] == 1.0
+    assert result.model.top1 == 1.0
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     epochs = [event for event in events if event["event"] == "epoch"]
     assert len(epochs) == 8
     assert epochs[-1]["train_loss"] < epochs[0]["train_loss"] / 2
-    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert PretrainResult.load(tmp_path / "run") == result
 
 
 def test_the_model_file_says_all_that_distillation_needs(image_folder: Path, tmp_path: Path):
@@ -54,7 +55,7 @@ def test_a_model_whose_parts_read_the_version_of_their_state_is_trained_and_resu
     with pytest.raises(Stopped):
         pretrain_teacher(given, tmp_path / "run", requests=requests, display=AskingDisplay(4, requests, "stop"))
     result = pretrain_teacher(given, tmp_path / "run", resume=True)
-    assert load_model(result["model"]["file"], [name]).module[1].weight.shape == (2, 256)
+    assert load_model(result.model.file, [name]).module[1].weight.shape == (2, 256)
 
 
 def test_a_model_that_cannot_be_read_back_is_no_result(image_folder: Path, tmp_path: Path):
@@ -82,7 +83,7 @@ def test_crop_and_flip_can_be_set(image_folder: Path, tmp_path: Path):
     result = pretrain_teacher(settings(image_folder, epochs=1, crop_padding=0, flip=False), tmp_path / "run")
     card = load_model(tmp_path / "run" / "model.safetensors").card
     assert (card.crop_padding, card.flip) == (0, False)
-    assert result["augmentation"] == {"crop_padding": 0, "flip": False}
+    assert result.augmentation == AugmentationFacts(crop_padding=0, flip=False)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from tests.conftest import make_card, write_images, write_teacher
 from tests.interruptions import AskingDisplay, Both, InterruptingDisplay, Interruption
 from tests.runs import TINY, events, files_of
 
-Start = Callable[..., dict[str, Any]]
+Start = Callable[..., object]
 
 
 class Case(NamedTuple):
@@ -123,7 +123,7 @@ def test_more_epochs_are_no_other_settings_and_fewer_are(teacher_file: Path, tmp
     distill(DistillSettings.model_validate(values), tmp_path / "run")
     more = DistillSettings.model_validate({**values, "epochs": 3, "checkpoint_every": 2, "max_rollbacks": 1})
     result = distill(more, tmp_path / "run", resume=True)
-    assert result["epochs"] == 3
+    assert result.epochs == 3
     assert [e["epoch"] for e in events(tmp_path / "run") if e["event"] == "epoch"] == [1, 2, 3]
     # The next resume finds the settings that it went on with.
     assert tomllib.loads((tmp_path / "run" / "settings.toml").read_text())["epochs"] == 3

@@ -25,6 +25,7 @@ from gapssg.export.formats import FORMATS
 from gapssg.export.verify import Examiner, compare, rounding_tolerance
 from gapssg.models import create_model
 from gapssg.models.model_file import LoadedModel, save_model
+from gapssg.runs.results import ExportResult
 from gapssg.runtime import Runtime
 from gapssg.synthesis.shards import PoolOrigin, write_shard
 from tests.conftest import make_card, write_teacher
@@ -54,7 +55,7 @@ def write_pool(folder: Path, shape: tuple[int, int, int]) -> None:
 
 
 @pytest.fixture(scope="module")
-def exported(model_file: Path) -> tuple[Path, dict[str, Any]]:
+def exported(model_file: Path) -> tuple[Path, ExportResult]:
     """The ONNX file of the model, which several tests look at, and the result."""
     file = model_file.parent / "model.onnx"
     settings = ExportSettings(model=model_file, to="onnx", data={"name": "digits"})
@@ -99,9 +100,9 @@ def test_other_architectures_export_to_onnx_and_agree(tmp_path: Path, architectu
     module = create_model(architecture, num_classes=10, input_shape=(1, 16, 16), seed=1).eval()
     save_model(tmp_path / "model.safetensors", module, make_card(architecture=architecture))
     settings = ExportSettings(model=tmp_path / "model.safetensors", to="onnx")
-    verification = export_model(settings, tmp_path / "model.onnx")["verification"]
-    assert 0 < verification["random"]["relative_difference"] <= verification["tolerance"] < 1e-3
-    assert verification["random"]["agreement"] == 1
+    verification = export_model(settings, tmp_path / "model.onnx").verification
+    assert 0 < verification.random.relative_difference <= verification.tolerance < 1e-3
+    assert verification.random.agreement == 1
 
 
 def load_torch_export(file: Path, metadata: dict[str, Any]) -> nn.Module:
@@ -124,7 +125,7 @@ def test_the_formats_of_torch_give_the_logits_of_the_model_and_hold_the_metadata
     result = export_model(ExportSettings(model=model_file, to=to), tmp_path / name)
     metadata = {"gapssg": ""}
     module = load(tmp_path / name, metadata)
-    assert json.loads(metadata["gapssg"]) == result["metadata"]
+    assert json.loads(metadata["gapssg"]) == result.metadata.model_dump(mode="json")
     for count in (1, 5):
         images = images_in_unit_range(count)
         with torch.no_grad():
@@ -137,7 +138,7 @@ def test_a_folded_normalisation_takes_pixels_and_gives_what_normalising_outside_
 ):
     settings = ExportSettings(model=model_file, to="onnx", fold_normalization=True)
     folded = export_model(settings, tmp_path / "folded.onnx")
-    assert folded["metadata"]["normalization_folded"]
+    assert folded.metadata.normalization_folded
     images = images_in_unit_range(6)
     torch.testing.assert_close(
         run_onnx(tmp_path / "folded.onnx", images), run_onnx(exported[0], normalised(images)), rtol=0, atol=1e-5
@@ -176,23 +177,23 @@ def test_equal_models_are_equal_onnx_files(exported, model_file: Path, tmp_path:
 
 def test_the_result_compares_on_random_and_on_real_images(exported, model_file: Path):
     file, result = exported
-    verification = result["verification"]
+    verification = result.verification
     test = load_split("digits", "test")
     ours = logits_of(model_file, test.images / 255)
     theirs = run_onnx(file, normalised(test.images / 255))
     largest = (ours.double() - theirs.double()).abs().max().item()
-    assert verification["test"]["images"] == len(test)
+    assert verification.test.images == len(test)
     # Both are the largest rounding error of the same logits. In batches of another size sums have another order, which
     # makes other errors of the same size; of 4,500 the largest hardly doubles.
-    assert largest / 4 < verification["test"]["largest_difference"] < 4 * largest
+    assert largest / 4 < verification.test.largest_difference < 4 * largest
     scale = ours.abs().max().item()
-    assert verification["test"]["relative_difference"] == pytest.approx(
-        verification["test"]["largest_difference"] / scale, rel=1e-4
+    assert verification.test.relative_difference == pytest.approx(
+        verification.test.largest_difference / scale, rel=1e-4
     )
-    assert verification["random"]["images"] > 10
+    assert verification.random.images > 10
     top1 = (ours.argmax(1) == test.labels).double().mean().item()
-    assert verification["top1"]["model"] == pytest.approx(top1, abs=0.5 / len(test))
-    assert result["bytes"] == file.stat().st_size
+    assert verification.top1.model == pytest.approx(top1, abs=0.5 / len(test))
+    assert result.bytes == file.stat().st_size
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, to: str, change: Callable[[nn.Module], object]) -> None:
@@ -236,7 +237,7 @@ def test_weights_in_half_precision_are_outside_of_the_tolerance(model_file: Path
     with pytest.raises(InputError, match="disagrees"):
         export_model(ExportSettings(model=model_file, to="torchscript"), tmp_path / "model.pt")
     result = export_model(ExportSettings(model=model_file, to="torchscript", tolerance=0.1), tmp_path / "model.pt")
-    assert result["verification"]["random"]["relative_difference"] > 1e-4
+    assert result.verification.random.relative_difference > 1e-4
 
 
 def write_module(path: Path, architecture: str) -> Path:
@@ -277,9 +278,9 @@ def test_a_model_whose_code_wants_float32_has_a_fixed_tolerance(tmp_path: Path):
     architecture = "tests.export.factories:SinglePrecision"
     file = write_module(tmp_path / "model.safetensors", architecture)
     settings = ExportSettings(model=file, to="torchscript", model_factories=[architecture])
-    verification = export_model(settings, tmp_path / "model.pt")["verification"]
-    assert verification["tolerance"] == 1e-4
-    assert verification["random"]["relative_difference"] < 1e-6
+    verification = export_model(settings, tmp_path / "model.pt").verification
+    assert verification.tolerance == 1e-4
+    assert verification.random.relative_difference < 1e-6
 
 
 def test_logits_that_are_not_finite_disagree_whatever_the_tolerance(model_file: Path, tmp_path: Path, monkeypatch):

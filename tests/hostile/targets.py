@@ -53,6 +53,7 @@ from gapssg.runs.events import Note
 from gapssg.synthesis.shards import PoolOrigin, read_shard, write_shard
 from gapssg.text import printable_toml
 from tests.conftest import make_card
+from tests.results import make_evaluation, make_pretrain_result
 
 ESCAPES = ("\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "[red]", "[/]", "[link=http://x]y", "\u202e", "\r", "\n", "\ud800")
 MOST_MEMORY = 640 * 2**20
@@ -575,7 +576,7 @@ def use_run_directory(world: World, case: tuple[str, list[tuple[str, str]]]) -> 
         directory.record(Note(message="here"))
         directory.write_samples(1, 1, images, torch.zeros(4).long(), make_card().class_names)
         directory.write_pool_shard(2, images.byte(), torch.zeros(4).long(), PoolOrigin("gapssg", "0"))
-        directory.write_result({})
+        directory.write_result(make_pretrain_result())
         (directory.folder("checkpoint") / "latest.safetensors").exists()
 
 
@@ -692,24 +693,7 @@ terminal_texts = st.one_of(
 
 def use_console(world: World, names: list[str]) -> None:
     def shown(console: Console) -> None:
-        report: dict[str, Any] = {
-            **{
-                "architecture": names[0],
-                "file": names[1],
-                "parameters": 1,
-                "macs": 1,
-                "top1": 0.5,
-                "top5": 0.5,
-                "loss": 1.0,
-                "balanced_accuracy": 0.5,
-                "lowest_recall": 0.1,
-                "lowest_class": names[0],
-            },
-            **{"expected_calibration_error": 0.1, "agreement": 0.5, "reality_gap": 0.1},
-        }
-        teacher = {"file": names[2]}
-        result = {"models": [report], "teacher": teacher, "class_names": names, "images": 1, "data": names[0]}
-        print_evaluation(console, {**result, "timing": {"images_per_second": [1.0]}})
+        print_evaluation(console, make_evaluation(names[0], names[1], names[2], tuple(names)))
         console.table(names[0], ["class", names[1]], [[name, "1"] for name in names])
         console.say(names[2])
         with console.live() as display:

@@ -12,7 +12,8 @@ import torch
 from gapssg import DistillSettings
 from gapssg.landscape.settings import LandscapeSettings
 from gapssg.landscape.surface import Surface, SurfaceCard
-from gapssg.models.model_file import Provenance, load_model, save_model
+from gapssg.models.description import Provenance
+from gapssg.models.model_file import load_model, save_model
 from gapssg.synthesis.shards import PoolOrigin, write_shard
 from tests.conftest import make_card
 

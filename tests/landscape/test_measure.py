@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from gapssg.landscape.surface import load_surface, save_surface
 from gapssg.models import create_model
 from gapssg.models.model_file import load_model, save_model
 from gapssg.runs.events import Event
+from gapssg.runs.results import LandscapeResult
 from gapssg.runtime import Runtime
 from tests.conftest import make_card
 from tests.landscape.conftest import make_surface, settings
@@ -42,20 +42,20 @@ class StopsAfter(SilentDisplay):
 def test_a_landscape_of_a_run_on_real_images(run_folder: Path, tmp_path: Path):
     changes = {"curvature": {"lanczos_steps": 2, "trace_samples": 2, "ascent_steps": 2}}
     result = measure_landscape(settings(run_folder, grid=4, **changes), tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "result.json").read_text()) == result
-    (report,) = result["surfaces"]
-    assert report["label"] == "run"
-    assert report["model"]["sha256"] == load_model(run_folder / "student.safetensors").sha256
-    surface = load_surface(report["file"])
+    assert LandscapeResult.load(tmp_path / "out") == result
+    (report,) = result.surfaces
+    assert report.label == "run"
+    assert report.model.sha256 == load_model(run_folder / "student.safetensors").sha256
+    surface = load_surface(report.file)
     assert surface.loss.shape == (4, 4)
-    assert report["centre"]["loss"] == surface.centre_loss.item()
-    assert report["centre_is_global_minimum"] == (surface.centre_loss <= surface.loss.min()).item()
-    assert report["curvature"]["epsilon_sharpness"] > 0
-    assert report["curvature"]["trace"]["error"] > 0
-    assert report["bf16_error"] is None
-    assert result["timing"]["points_per_second"] > 0
-    assert all(Path(figure).is_file() for figure in result["figures"])
-    assert len(result["figures"]) == 5
+    assert report.centre.loss == surface.centre_loss.item()
+    assert report.centre_is_global_minimum == (surface.centre_loss <= surface.loss.min()).item()
+    assert report.curvature.epsilon_sharpness > 0
+    assert report.curvature.trace.error > 0
+    assert report.bf16_error is None
+    assert result.timing.points_per_second > 0
+    assert all(Path(figure).is_file() for figure in result.figures)
+    assert len(result.figures) == 5
 
 
 def test_the_centre_of_an_odd_grid_is_the_centre(run_folder: Path, tmp_path: Path, without_figures):
@@ -75,9 +75,8 @@ def test_an_interrupted_landscape_continues_to_that_of_the_whole(run_folder: Pat
     assert not (tmp_path / "parts" / "result.json").exists()
     result = measure_landscape(chosen, tmp_path / "parts", resume=True)
     assert file.read_bytes() == (tmp_path / "whole" / "surfaces" / "run.safetensors").read_bytes()
-    whole = json.loads((tmp_path / "whole" / "result.json").read_text())
-    for key in ("centre", "minima", "marks", "radius_of_doubling"):
-        assert result["surfaces"][0][key] == whole["surfaces"][0][key]
+    (ours,), (whole,) = result.surfaces, LandscapeResult.load(tmp_path / "whole").surfaces
+    assert ours.model_copy(update={"file": whole.file}) == whole
 
 
 def test_what_is_measured_is_not_measured_again_and_other_settings_do_not_continue(
@@ -85,7 +84,7 @@ def test_what_is_measured_is_not_measured_again_and_other_settings_do_not_contin
 ):
     measure_landscape(settings(run_folder), tmp_path / "out")
     result = measure_landscape(settings(run_folder, own_scale=True), tmp_path / "out", resume=True)
-    assert result["timing"]["points_per_second"] is None
+    assert result.timing.points_per_second is None
     with pytest.raises(InputError, match="grid was 3 and is 5"):
         measure_landscape(settings(run_folder, grid=5), tmp_path / "out", resume=True)
 
@@ -112,23 +111,23 @@ def test_a_pool_needs_no_real_image(run_folder: Path, tmp_path: Path, without_fi
 
     monkeypatch.setattr("gapssg.landscape.samples.read_test_images", refuse)
     result = measure_landscape(settings(run_folder, data={"name": "pool"}, samples=30), tmp_path / "out")
-    assert result["samples"] == 30
-    assert result["loss"] == "distillation loss at temperature 20"
-    (report,) = result["surfaces"]
+    assert result.samples == 30
+    assert result.loss == "distillation loss at temperature 20"
+    (report,) = result.surfaces
     # The student's weights are the teacher's, so they agree; what is left is rounding of the two ways to batch.
-    assert report["centre"]["accuracy"] == 1
-    assert report["centre"]["loss"] == pytest.approx(0, abs=1e-4)
-    assert report["centre_is_global_minimum"]
+    assert report.centre.accuracy == 1
+    assert report.centre.loss == pytest.approx(0, abs=1e-4)
+    assert report.centre_is_global_minimum
 
 
 def test_principal_components_show_the_route(run_folder: Path, tmp_path: Path, without_figures):
     result = measure_landscape(settings(run_folder, directions="pca"), tmp_path / "out")
-    (report,) = result["surfaces"]
-    assert sum(report["explained_variance"]) == pytest.approx(1)  # a route in a plane
-    assert [mark["label"] for mark in report["marks"]] == ["1", "2", "3"]
-    assert report["marks"][2]["coordinates"] == pytest.approx([0, 0], abs=1e-4)
-    assert report["marks"][2]["loss"] == pytest.approx(report["centre"]["loss"], rel=1e-4)
-    surface = load_surface(report["file"])
+    (report,) = result.surfaces
+    assert sum(report.explained_variance) == pytest.approx(1)  # a route in a plane
+    assert [mark.label for mark in report.marks] == ["1", "2", "3"]
+    assert report.marks[2].coordinates == pytest.approx([0, 0], abs=1e-4)
+    assert report.marks[2].loss == pytest.approx(report.centre.loss, rel=1e-4)
+    surface = load_surface(report.file)
     route = surface.mark_coordinates
     extent = route.amax(dim=0).clamp_min(0) - route.amin(dim=0).clamp_max(0)
     width = surface.axes[:, -1] - surface.axes[:, 0]
@@ -140,26 +139,26 @@ def test_every_snapshot_of_several_runs_is_measured_in_the_same_directions(
 ):
     chosen = settings(run_folder, second_run, snapshots=True, epochs=(1, 3))
     result = measure_landscape(chosen, tmp_path / "out")
-    labels = [report["label"] for report in result["surfaces"]]
+    labels = [report.label for report in result.surfaces]
     assert labels == ["run, epoch 1", "run, epoch 3", "second, epoch 1", "second, epoch 3"]
-    assert result["shared_directions"]
-    first, _, third, _ = (load_surface(report["file"]).loss for report in result["surfaces"])
+    assert result.shared_directions
+    first, _, third, _ = (load_surface(report.file).loss for report in result.surfaces)
     assert torch.equal(first, third)  # the second run is a copy of the first
 
 
 def test_a_plane_through_three_models_marks_them(run_folder: Path, tmp_path: Path, without_figures):
     files = [run_folder / "student.safetensors", *sorted((run_folder / "snapshots").glob("*"))[:2]]
     result = measure_landscape(settings(*files, directions="models", recalibrate=True), tmp_path / "out")
-    (report,) = result["surfaces"]
-    assert [mark["label"] for mark in report["marks"]] == ["run", "epoch-0001", "epoch-0002"]
-    assert report["marks"][1]["coordinates"] == [1, 0]
+    (report,) = result.surfaces
+    assert [mark.label for mark in report.marks] == ["run", "epoch-0001", "epoch-0002"]
+    assert report.marks[1].coordinates == (1, 0)
 
 
 def test_bfloat16_says_how_far_it_is_from_float32(run_folder: Path, tmp_path: Path, without_figures):
     chosen = settings(run_folder, samples=8, runtime={"device": "cpu", "precision": "bf16"})
-    error = measure_landscape(chosen, tmp_path / "out")["surfaces"][0]["bf16_error"]
-    assert error["points"] == 9
-    assert 0 < error["loss_relative"] < 0.05
+    error = measure_landscape(chosen, tmp_path / "out").surfaces[0].bf16_error
+    assert error.points == 9
+    assert 0 < error.loss_relative < 0.05
 
 
 def test_bad_input_is_refused_before_anything_is_written(
@@ -230,19 +229,19 @@ def test_marked_models_leave_no_statistics_behind(run_folder: Path, tmp_path: Pa
         return radius_of_doubling(loss, rays, reaches, centre_loss)
 
     monkeypatch.setattr(measure, "radius_of_doubling", spy)
-    (report,) = measure_landscape(settings(run_folder, directions="pca"), tmp_path / "out")["surfaces"]
+    (report,) = measure_landscape(settings(run_folder, directions="pca"), tmp_path / "out").surfaces
     ((again, centre),) = centres
     assert again == centre
     # The last snapshot has the student's weights, and statistics of its own.
-    assert abs(report["marks"][2]["loss"] - centre) > 1e-3
+    assert abs(report.marks[2].loss - centre) > 1e-3
 
 
 @pytest.mark.slow
 def test_marks_are_never_recalibrated(run_folder: Path, tmp_path: Path, without_figures):
     plain = measure_landscape(settings(run_folder, directions="pca"), tmp_path / "plain")
     anew = measure_landscape(settings(run_folder, directions="pca", recalibrate=True), tmp_path / "anew")
-    assert anew["surfaces"][0]["marks"] == plain["surfaces"][0]["marks"]
-    assert anew["surfaces"][0]["centre"] != plain["surfaces"][0]["centre"]
+    assert anew.surfaces[0].marks == plain.surfaces[0].marks
+    assert anew.surfaces[0].centre != plain.surfaces[0].centre
 
 
 def test_a_second_model_that_changed_does_not_continue(run_folder: Path, tmp_path: Path, without_figures):
@@ -280,7 +279,7 @@ def test_axes_that_another_machine_rounded_otherwise_continue(run_folder: Path, 
     surface.card = surface.card.model_copy(update={"explained": tuple(x * (1 - 1e-14) for x in surface.card.explained)})
     save_surface(file, surface)
     result = measure_landscape(chosen, tmp_path / "out", resume=True)
-    assert result["surfaces"][0]["explained_variance"] == list(surface.card.explained)
+    assert result.surfaces[0].explained_variance == surface.card.explained
 
 
 class RemembersEvents(SilentDisplay):
@@ -303,7 +302,7 @@ def test_a_finished_surface_is_measured_no_more(run_folder: Path, tmp_path: Path
     monkeypatch.setattr(measure, "measure_curvature", refuse)
     display = RemembersEvents()
     again = measure_landscape(chosen, tmp_path / "out", resume=True, display=display)
-    assert again["surfaces"] == first["surfaces"]
+    assert again.surfaces == first.surfaces
     assert display.events[0] == "checkpoint"
 
 
@@ -345,7 +344,7 @@ def test_what_is_exact_is_computed_as_float32_is_configured(
 
 def test_routes_of_two_runs_share_no_directions(run_folder: Path, second_run: Path, tmp_path: Path, without_figures):
     result = measure_landscape(settings(run_folder, second_run, directions="pca"), tmp_path / "out")
-    assert not result["shared_directions"]
+    assert not result.shared_directions
 
 
 def test_each_surface_has_a_file_of_its_own():

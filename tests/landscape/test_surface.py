@@ -25,19 +25,19 @@ def test_a_surface_is_read_as_it_was_written_what_overflows_included(tmp_path: P
     assert torch.equal(read.axes, surface.axes)
     torch.testing.assert_close(read.loss, surface.loss, rtol=0, atol=0, equal_nan=True)
     assert read.is_complete
-    facts = read.facts()
-    assert facts["points_not_finite"] == 2
-    assert facts["highest_loss"] == pytest.approx(1e30)
+    facts = read.facts(tmp_path)
+    assert facts.points_not_finite == 2
+    assert facts.highest_loss == pytest.approx(1e30)
 
 
 def test_the_facts_name_the_minima_and_whether_the_centre_is_the_lowest():
-    facts = make_surface(bowl()).facts()
-    assert not facts["centre_is_global_minimum"]
-    assert facts["lowest_loss"] == pytest.approx(0.1)
-    (minimum,) = facts["minima"]
-    assert minimum == {"coordinates": [0.5, 0.0], "loss": pytest.approx(0.1), "at_edge": False}
+    facts = make_surface(bowl()).facts(Path())
+    assert not facts.centre_is_global_minimum
+    assert facts.lowest_loss == pytest.approx(0.1)
+    (minimum,) = facts.minima
+    assert (minimum.coordinates, minimum.loss, minimum.at_edge) == ((0.5, 0.0), pytest.approx(0.1), False)
     axis = torch.linspace(-1, 1, 5)
-    assert make_surface(axis**2).facts()["centre_is_global_minimum"]
+    assert make_surface(axis**2).facts(Path()).centre_is_global_minimum
 
 
 def test_the_first_index_is_the_first_axis_and_the_last_runs_fastest():
@@ -110,4 +110,4 @@ def test_what_is_not_measured_is_no_number():
 
 @pytest.mark.parametrize("loss", [torch.nan, torch.inf])
 def test_a_centre_without_a_loss_is_not_the_lowest(loss):
-    assert not make_surface(torch.full((3, 3), loss)).facts()["centre_is_global_minimum"]
+    assert not make_surface(torch.full((3, 3), loss)).facts(Path()).centre_is_global_minimum

@@ -14,7 +14,8 @@ from torch import nn
 from gapssg.errors import InputError
 from gapssg.landscape.planes import check_same_architecture
 from gapssg.models import create_model
-from gapssg.models.model_file import ModelCard, load_model, load_weights, save_model
+from gapssg.models.description import ModelCard
+from gapssg.models.model_file import load_model, load_weights, save_model
 from gapssg.models.profile import profile_model
 from gapssg.models.safetensors_file import read_safetensors
 from tests.conftest import make_card

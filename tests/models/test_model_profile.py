@@ -1,3 +1,5 @@
+from dataclasses import astuple
+
 import pytest
 import torch
 from torch import nn
@@ -5,8 +7,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from gapssg.errors import InputError
 from gapssg.models import create_model, empty_model
+from gapssg.models.description import ModelProfile
 from gapssg.models.profile import (
-    ModelProfile,
     batch_norm_layers,
     executed_batch_norm_layers,
     last_linear_layer,
@@ -114,7 +116,7 @@ def test_the_last_linear_layer_is_the_one_that_makes_the_logits():
 
 def test_the_layers_of_a_small_network_are_those_counted_by_hand():
     layers = profile_layers(small(num_classes=3, in_channels=2), (2, 16, 16))
-    assert [tuple(layer.to_dict().values()) for layer in layers] == [
+    assert [astuple(layer) for layer in layers] == [
         ("0", "Conv2d", (4, 7, 7), 4 * 2 * 9 + 4, 49 * 4 * 2 * 9, False),
         ("1", "BatchNorm2d", (4, 7, 7), 8, 0, True),
         ("6", "Linear", (3,), 4 * 3 + 3, 4 * 3, False),

@@ -18,6 +18,7 @@ from PIL import Image
 
 from gapssg import EvaluateSettings, InputError, ReportSettings, evaluate, load_model, write_report
 from gapssg.models.model_file import save_model
+from gapssg.runs.results import EvaluatedModel
 from tests.program import gapssg, refusal
 from tests.report.conftest import CLASSES, RUNTIME, Runs
 from tests.runs import change
@@ -87,15 +88,15 @@ def test_with_data_the_models_are_evaluated_by_class_beside_their_teacher(made: 
         assert there in page.text
     assert "Evidence: synthetic" not in page.text
     assert "It has 174,778 parameters instead of 174,778 (100.0%)" in page.text
-    pairs = zip(*(model["per_class_accuracy"] for model in evaluated_beside_teacher(made)), strict=True)
+    pairs = zip(*(model.per_class_accuracy for model in evaluated_beside_teacher(made)), strict=True)
     _, lost = max((teacher - student, -number) for number, (student, teacher) in enumerate(pairs))
     assert f"It is furthest below its teacher on class {-lost}: " in page.text
 
 
-def evaluated_beside_teacher(made: Runs) -> list[dict[str, Any]]:
+def evaluated_beside_teacher(made: Runs) -> tuple[EvaluatedModel, ...]:
     """Return what `evaluate` says of the blind student and of its teacher."""
     models = (made.blind / "student.safetensors", made.teacher)
-    return evaluate(EvaluateSettings(models=models, data={"name": "digits"}))["models"]
+    return evaluate(EvaluateSettings(models=models, data={"name": "digits"})).models
 
 
 def test_a_teacher_that_was_moved_is_missed_and_may_be_named(runs: Runs, tmp_path: Path):

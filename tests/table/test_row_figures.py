@@ -11,6 +11,7 @@ from PIL import Image
 
 from gapssg.errors import InputError
 from gapssg.figures import COLUMN
+from gapssg.files import write_json
 from gapssg.table.figures import (
     RowCell,
     RowCurves,
@@ -21,6 +22,7 @@ from gapssg.table.figures import (
     read_row,
     write_row_figures,
 )
+from tests.results import make_distill_result
 
 TEACHER_TOP1 = 0.96
 
@@ -41,9 +43,9 @@ def make_run(
         {"event": "end", "top1": accuracies[-1]},
     ]
     write_events(folder, events)
-    teacher = {"sha256": sha256, "top1": None if accuracies[-1] is None else TEACHER_TOP1}
-    result = {"command": "distill", "teacher": teacher, "student": {"architecture": architecture}}
-    (folder / "result.json").write_text(json.dumps(result))
+    teacher = None if accuracies[-1] is None else TEACHER_TOP1
+    result = make_distill_result(accuracies[-1], teacher, architecture=architecture, teacher_sha256=sha256)
+    write_json(folder / "result.json", result.model_dump(mode="json"))
     return folder
 
 

@@ -6,7 +6,7 @@ import csv
 import json
 import shutil
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,6 +20,7 @@ from gapssg.errors import InputError, RunError, Taken
 from gapssg.files import lock, write_json
 from gapssg.models import MODELS, ModelEntry
 from gapssg.runs.events import Event, Note
+from gapssg.runs.results import DistillResult, MethodEntry, PretrainResult, TableResult, TableSummary
 from gapssg.table import figures
 from gapssg.table import run as runs
 from gapssg.table.ledger import Ledger
@@ -28,6 +29,7 @@ from gapssg.table.settings import TableSettings, parse_variant
 from gapssg.table.summary import summarise, write_summary
 from tests.conftest import write_images
 from tests.program import gapssg, refusal
+from tests.results import make_distill_result, make_pretrain_result
 
 ROW = "cifar10-wrn40_2-wrn16_1"
 OF_FAST = "the learning rate ends at 0, not at 2e-4"
@@ -45,7 +47,7 @@ class Engine:
 
     def _call(
         self, settings: PretrainSettings | DistillSettings, output: Path, *, overwrite: bool, resume: bool, **_: Any
-    ) -> dict[str, Any]:
+    ) -> DistillResult | PretrainResult:
         name = f"{output.parent.name}/{settings.seed}"
         self.calls.append((name, resume, overwrite))
         output.mkdir(parents=True, exist_ok=True)
@@ -59,11 +61,13 @@ class Engine:
         return [name for name, _, _ in self.calls]
 
 
-def write_run(output: Path, seed: int, top1: float, seconds: float = 4.0, device: str = "cpu") -> dict[str, Any]:
-    kind = "model" if "pretrained" in output.parts else "student"
-    result = {kind: {"top1": top1, "best_top1": 1.0}, "seed": seed, "timing": {"total": seconds}, "device": device}
+def write_run(
+    output: Path, seed: int, top1: float, seconds: float = 4.0, device: str = "cpu"
+) -> DistillResult | PretrainResult:
+    make = make_pretrain_result if "pretrained" in output.parts else make_distill_result
+    result = make(top1, seconds=seconds, seed=seed, device=device)
     output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "result.json", result)
+    write_json(output / "result.json", result.model_dump(mode="json"))
     return result
 
 
@@ -83,8 +87,8 @@ def plan(root: Path, **changes: Any) -> list[Task]:
     return plan_tasks(TableSettings.model_validate(values), root)
 
 
-def columns_of(summary: Mapping[str, Any], index: int = 0) -> dict[str, Any]:
-    return {entry["column"]: entry for entry in summary["rows"][index]["columns"]}
+def columns_of(summary: TableSummary, index: int = 0) -> dict[str, MethodEntry]:
+    return {entry.column: entry for entry in summary.rows[index].columns}
 
 
 def test_every_run_is_made_once_after_its_teacher(engine: Engine, tmp_path: Path):
@@ -93,7 +97,7 @@ def test_every_run_is_made_once_after_its_teacher(engine: Engine, tmp_path: Path
     assert sorted(engine.names[1:]) == [
         *("cifar10-wrn16_1/0", "cifar10-wrn16_1/1", "fast/0", "fast/1", "gapssg/0", "gapssg/1")
     ]
-    assert summary["failed"] == summary["elsewhere"] == {}
+    assert summary.failed == summary.elsewhere == {}
     first = list(engine.calls)
     runs.run_table(plan(tmp_path / "table", seeds=3), tmp_path / "table")
     assert sorted(engine.names[len(first) :]) == ["cifar10-wrn16_1/2", "fast/2", "gapssg/2"]
@@ -104,9 +108,9 @@ def test_other_settings_are_another_line_of_the_table(engine: Engine, tmp_path: 
     runs.run_table(plan(root, seeds=1), root)
     summary = runs.run_table(plan(root, seeds=1, changes=["epochs=9"]), root)
     assert engine.names.count("gapssg/0") == 2
-    assert [row["changes"] for row in summary["rows"]] == [[], ["epochs=9"]]
-    assert columns_of(summary, 1)["gapssg"]["marks"] == ["b"]
-    assert summary["notes"] == {"a": OF_FAST, "b": "with epochs=9"}
+    assert [row.changes for row in summary.rows] == [(), ("epochs=9",)]
+    assert columns_of(summary, 1)["gapssg"].marks == ("b",)
+    assert summary.notes == {"a": OF_FAST, "b": "with epochs=9"}
 
 
 def interrupt(task: Task, *, has_checkpoint: bool = True) -> Path:
@@ -122,8 +126,8 @@ def test_images_of_another_size_are_another_line_with_a_teacher_of_its_own(engin
     root = tmp_path / "table"
     runs.run_table(plan(root, seeds=1), root)
     summary = runs.run_table(plan(root, seeds=1, image_size=16, methods=["fast"]), root)
-    assert [row["changes"] for row in summary["rows"]] == [[], ["image_size=16"]]
-    teachers = [row["teacher"]["runs"] for row in summary["rows"]]
+    assert [row.changes for row in summary.rows] == [(), ("image_size=16",)]
+    teachers = [row.teacher.runs for row in summary.rows]
     assert teachers[0] != teachers[1]
     assert set(columns_of(summary)) == {"gapssg", "fast"}
     assert set(columns_of(summary, 1)) == {"fast"}
@@ -137,7 +141,7 @@ def test_a_line_has_the_cells_of_the_teacher_that_was_last_asked_for(engine: Eng
         file.write_text(file.read_text().replace(tasks[0].run.name.split("-")[-1], "0123456789ab"))
     summary = summarise(Ledger(root))
     assert set(columns_of(summary)) == {"fast"}
-    assert [row["teacher"]["runs"] for row in summary["rows"]] == [[str(tasks[0].run.relative_to(root))]]
+    assert [row.teacher.runs for row in summary.rows] == [(str(tasks[0].run.relative_to(root)),)]
 
 
 def test_the_table_shows_what_was_last_asked_for(engine: Engine, tmp_path: Path):
@@ -146,8 +150,8 @@ def test_the_table_shows_what_was_last_asked_for(engine: Engine, tmp_path: Path)
         variant = parse_variant(f"v:method.gap_weight={weight}").to_dict()
         tasks = plan(root, methods=[], variants=[variant], seeds=1)
         summary = runs.run_table(tasks, root)
-        assert columns_of(summary)["v"]["runs"] == [str(tasks[-1].run.relative_to(root))]
-        assert list(summary["notes"].values()) == [f"v is with method.gap_weight={weight}"]
+        assert columns_of(summary)["v"].runs == (str(tasks[-1].run.relative_to(root)),)
+        assert list(summary.notes.values()) == [f"v is with method.gap_weight={weight}"]
     assert engine.names.count("v/0") == 2
 
 
@@ -193,7 +197,7 @@ def test_a_run_that_cannot_continue_stays_as_it_is(engine: Engine, tmp_path: Pat
     summary = runs.run_table(plan(root), root)
     assert ("cifar10-wrn40_2/0", False, True) not in engine.calls
     assert (run / "checkpoint" / "latest.safetensors").exists()
-    (sentence,) = summary["failed"].values()
+    (sentence,) = summary.failed.values()
     assert sentence == f"the images are others; nothing of it is lost: to begin it anew, remove {run}"
 
 
@@ -219,7 +223,7 @@ def test_runs_are_continued_where_only_folders_have_moved(tmp_path: Path):
     base = tmp_path / "first"
     write_images(base / "faces")
 
-    def run(root: Path, stop_in: str | None = None) -> tuple[dict[str, Any], list[str]]:
+    def run(root: Path, stop_in: str | None = None) -> tuple[TableResult, list[str]]:
         values = {"data": f"folder:{base / 'faces'}", "budget": "smoke", "runtime": {"device": "cpu"}}
         display = Asking(stop_in)
         tasks = plan(root, rows=["digits"], methods=["zskt"], seeds=1, scratch=False, **values)
@@ -232,10 +236,10 @@ def test_runs_are_continued_where_only_folders_have_moved(tmp_path: Path):
                 run(base / "table", part)
             base = base.rename(tmp_path / place)
         found, said = run(base / "table")
-    assert found["failed"] == {}
+    assert found.failed == {}
     assert not any("anew" in sentence for sentence in said)
-    cell = found["rows"][0]["columns"][0]["runs"][0]
-    assert cell == whole["rows"][0]["columns"][0]["runs"][0]
+    cell = found.rows[0].columns[0].runs[0]
+    assert cell == whole.rows[0].columns[0].runs[0]
     for file in ("student.safetensors", "best.safetensors"):
         assert (base / "table" / cell / file).read_bytes() == (tmp_path / "whole" / cell / file).read_bytes()
 
@@ -245,46 +249,46 @@ def test_an_error_of_any_kind_ends_one_run_and_its_traceback_is_kept(engine: Eng
     engine.fails["gapssg/1"] = RuntimeError("not enough memory: you tried to allocate 9 bytes\nin C++")
     summary = runs.run_table(plan(root), root)
     assert sorted(engine.names)[-3:] == ["fast/1", "gapssg/0", "gapssg/1"]
-    (sentence,) = summary["failed"].values()
+    (sentence,) = summary.failed.values()
     assert sentence.startswith("RuntimeError: not enough memory: you tried to allocate 9 bytes (its traceback is in ")
     (file,) = root.rglob("*.failed.json")
     assert str(file) in sentence
     assert "in _call\n    raise self.fails[name]" in json.loads(file.read_text())["traceback"]
-    assert columns_of(summary)["gapssg"]["failed"] == [1]
+    assert columns_of(summary)["gapssg"].failed == (1,)
 
 
 def test_a_failure_of_a_run_that_is_done_by_now_is_forgotten(engine: Engine, tmp_path: Path):
     root = tmp_path / "table"
     engine.fails["gapssg/1"] = RunError("the disk is full")
     summary = runs.run_table(plan(root), root)
-    assert columns_of(summary)["gapssg"]["failed"] == [1]
+    assert columns_of(summary)["gapssg"].failed == (1,)
     write_run(next(task.run for task in plan(root) if task.label.endswith("gapssg, seed 1")), 1, 0.9)
     again = runs.run_table(plan(root), root)
-    assert columns_of(again)["gapssg"]["failed"] == []
-    assert list(again["notes"].values()) == [OF_FAST]
+    assert columns_of(again)["gapssg"].failed == ()
+    assert list(again.notes.values()) == [OF_FAST]
 
 
 def test_a_run_that_fails_is_told_and_the_others_are_made(engine: Engine, tmp_path: Path):
     root = tmp_path / "table"
     engine.fails["gapssg/1"] = RunError("the student diverged.")
     summary = runs.run_table(plan(root), root)
-    assert summary["failed"] == {f"{ROW}, gapssg, seed 1": "the student diverged."}
+    assert summary.failed == {f"{ROW}, gapssg, seed 1": "the student diverged."}
     cells = columns_of(summary)
-    assert (cells["gapssg"]["seeds"], cells["gapssg"]["failed"]) == ([0], [1])
-    assert cells["fast"]["seeds"] == [0, 1]
-    assert summary["notes"] == {"a": "failed with 1 of the seeds (seed 1: the student diverged)", "b": OF_FAST}
+    assert (cells["gapssg"].seeds, cells["gapssg"].failed) == ((0,), (1,))
+    assert cells["fast"].seeds == (0, 1)
+    assert summary.notes == {"a": "failed with 1 of the seeds (seed 1: the student diverged)", "b": OF_FAST}
     engine.fails.clear()
     again = runs.run_table(plan(root), root)
-    assert columns_of(again)["gapssg"]["seeds"] == [0, 1]
-    assert list(again["notes"].values()) == [OF_FAST]
+    assert columns_of(again)["gapssg"].seeds == (0, 1)
+    assert list(again.notes.values()) == [OF_FAST]
 
 
 def test_without_its_teacher_a_cell_is_not_begun(engine: Engine, tmp_path: Path):
     engine.fails["cifar10-wrn40_2/0"] = RunError("the disk is full")
     summary = runs.run_table(plan(tmp_path / "table"), tmp_path / "table")
-    assert list(summary["failed"].values()) == ["the disk is full"]
+    assert list(summary.failed.values()) == ["the disk is full"]
     assert sorted(engine.names) == ["cifar10-wrn16_1/0", "cifar10-wrn16_1/1", "cifar10-wrn40_2/0"]
-    assert summary["rows"][0]["teacher"]["failed"] == [0]
+    assert summary.rows[0].teacher.failed == (0,)
 
 
 def test_a_stop_ends_the_table_and_fails_nothing(engine: Engine, tmp_path: Path):
@@ -316,8 +320,8 @@ def test_a_cell_of_another_process_is_left_to_it(engine: Engine, tmp_path: Path)
     Ledger(root).begin()
     with lock(lock_of(taken.run)):
         summary = runs.run_table(plan(root), root)
-    assert list(summary["elsewhere"]) == [taken.label]
-    assert summary["elsewhere"][taken.label].startswith("process ")
+    assert list(summary.elsewhere) == [taken.label]
+    assert summary.elsewhere[taken.label].startswith("process ")
     assert "gapssg/0" not in engine.names
     assert "gapssg/1" in engine.names
 
@@ -374,18 +378,18 @@ def finished(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_figures_are_means_and_sample_deviations_of_the_last_epochs(finished: Path):
-    summary = json.loads((finished / "table.json").read_text())
-    assert summary["format"] == 1
-    row = summary["rows"][0]
-    ours, fast = row["columns"]
-    assert ours["top1"] == pytest.approx(0.91)
-    assert ours["deviation"] == pytest.approx(0.01)  # of 0.90, 0.92, 0.91: the root of (0.0001 + 0.0001) / 2
-    assert (ours["seconds"], ours["device"], ours["seeds"]) == (10.0, "cpu and cuda:0", [0, 1, 2])
-    assert (ours["published_top1"], ours["published_deviation"]) == (pytest.approx(0.9045), pytest.approx(0.002))
-    assert (fast["top1"], fast["deviation"], fast["published_top1"]) == (0.8, None, pytest.approx(0.8929))
-    assert row["scratch"]["deviation"] == pytest.approx(0.02 / 2**0.5)
-    assert (row["teacher"]["top1"], row["teacher"]["published_top1"]) == (0.949, pytest.approx(0.9487))
-    for run in ours["runs"]:
+    summary = TableSummary.read((finished / "table.json").read_bytes(), "table.json")
+    assert summary.format == 1
+    row = summary.rows[0]
+    ours, fast = row.columns
+    assert ours.top1 == pytest.approx(0.91)
+    assert ours.deviation == pytest.approx(0.01)  # of 0.90, 0.92, 0.91: the root of (0.0001 + 0.0001) / 2
+    assert (ours.seconds, ours.device, ours.seeds) == (10.0, "cpu and cuda:0", (0, 1, 2))
+    assert (ours.published_top1, ours.published_deviation) == (pytest.approx(0.9045), pytest.approx(0.002))
+    assert (fast.top1, fast.deviation, fast.published_top1) == (0.8, None, pytest.approx(0.8929))
+    assert row.scratch.deviation == pytest.approx(0.02 / 2**0.5)
+    assert (row.teacher.top1, row.teacher.published_top1) == (0.949, pytest.approx(0.9487))
+    for run in ours.runs:
         assert (finished / run / "result.json").exists()
 
 
@@ -405,12 +409,12 @@ def test_students_that_are_not_usable_are_marked(finished: Path):
         (file,) = finished.glob(f"cells/*/gapssg/seed-{seed}-*/result.json")
         write_json(file, {**json.loads(file.read_text()), "failures": failures})
     summary = write_summary(Ledger(finished))
-    ours, fast = summary["rows"][0]["columns"]
-    (mark,) = ours["marks"]
+    ours, fast = summary.rows[0].columns
+    (mark,) = ours.marks
     note = "not usable with 2 of the seeds (seed 1: the teacher answers all images with class 'cat')"
-    assert summary["notes"][mark] == note
-    assert mark not in fast["marks"]
-    assert (ours["not_usable"], fast["not_usable"]) == ([1, 2], [])
+    assert summary.notes[mark] == note
+    assert mark not in fast.marks
+    assert (ours.not_usable, fast.not_usable) == ((1, 2), ())
     assert f"91.00 ± 1.00 (90.45 ± 0.20) {mark} |" in (finished / "table.md").read_text()
     assert f"{mark}: {note}." in (finished / "table.md").read_text()
 
@@ -452,14 +456,16 @@ def test_figures_are_named_by_their_line_and_one_that_cannot_be_drawn_does_not_k
             raise InputError("a run of the row has another teacher")
 
     monkeypatch.setattr(figures, "write_row_figures", write)
-    (row,) = json.loads((finished / "table.json").read_text())["rows"]
-    lines = [
+    summary = summarise(Ledger(finished))
+    (row,) = summary.rows
+    changed = ("pretrain optimizer.milestones=[0.5, 0.7]",)
+    lines = (
         row,
-        {**row, "budget": "short"},
-        {**row, "changes": ["epochs=9", "pretrain optimizer.milestones=[0.5, 0.7]"]},
-        {**row, "changes": ["epochs 9", "pretrain optimizer.milestones=[0.5, 0.7]"]},
-    ]
-    failed = figures.write_table_figures(finished, {"rows": lines})
+        row.model_copy(update={"budget": "short"}),
+        row.model_copy(update={"changes": ("epochs=9", *changed)}),
+        row.model_copy(update={"changes": ("epochs 9", *changed)}),
+    )
+    failed = figures.write_table_figures(finished, summary.model_copy(update={"rows": lines}))
     long = f"{ROW}-epochs-9-pretrain-optimizer.milestones-0.5-0.7-"
     assert drawn == [ROW, f"{ROW}-short", long, f"{long}-2"]
     assert failed == {f"{ROW}-short": "a run of the row has another teacher"}
@@ -488,7 +494,7 @@ def test_what_is_no_table_is_refused(finished: Path, tmp_path: Path):
     assert not (tmp_path / "new").exists()
     result = next(finished.glob("cells/*/*/*/result.json"))
     result.write_text("{}")
-    assert "is not the result of a run" in refusal("table", finished, "--show")
+    assert "result.json is damaged" in refusal("table", finished, "--show")
 
 
 def test_a_newer_format_is_refused(finished: Path):
@@ -501,7 +507,7 @@ def test_a_newer_format_is_refused(finished: Path):
         summarise_checked(finished)
 
 
-def summarise_checked(root: Path) -> dict[str, Any]:
+def summarise_checked(root: Path) -> TableSummary:
     ledger = Ledger(root)
     ledger.begin()
     return summarise(ledger)

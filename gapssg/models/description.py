@@ -1,0 +1,112 @@
+"""What is said of a model: how it is used, where it comes from and what it costs. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from gapssg.models import LONGEST_NAME, MOST_CHANNELS, MOST_CLASSES
+from gapssg.models.settings import WithArguments
+from gapssg.settings.base import Settings
+from gapssg.stored import Count, Stored
+
+Outputs = Literal["logits", "probabilities", "log-probabilities"]
+
+
+class Provenance(Settings):
+    """Where a model's weights come from."""
+
+    command: str
+    """The subcommand that made them."""
+    method: str | None = None
+    """The data-free method, for students."""
+    teacher_sha256: str | None = None
+    """The SHA-256 of the teacher's file, for students."""
+    seed: int = 0
+    """The run's seed."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Versions of this program and of torch."""
+
+
+class Interface(WithArguments):
+    """All that is needed to build a model and to use it on images."""
+
+    architecture: str = Field(max_length=LONGEST_NAME)
+    """The model's name, as `create_model` takes it."""
+    num_classes: int = Field(ge=2, le=MOST_CLASSES)
+    """Number of classes, K."""
+    input_shape: tuple[
+        Annotated[int, Field(ge=1, le=MOST_CHANNELS)],
+        Annotated[int, Field(ge=1, le=1024)],
+        Annotated[int, Field(ge=1, le=1024)],
+    ]
+    """Channels, height and width of an input image."""
+    mean: tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...]
+    """Per-channel mean that is subtracted from images in [0, 1]."""
+    deviation: tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...]
+    """Per-channel standard deviation that they are divided by."""
+    class_names: tuple[Annotated[str, Field(max_length=255)], ...]
+    """Names of the classes in the order of the logits."""
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Interface:
+        if len(self.class_names) != self.num_classes:
+            raise ValueError("class_names and num_classes differ")
+        if not len(self.mean) == len(self.deviation) == self.input_shape[0]:
+            raise ValueError("mean, deviation and input_shape differ in their channels")
+        return self
+
+
+class ModelCard(Interface):
+    """All that is needed to use a model, or to distil from it, besides its weights."""
+
+    format_version: Literal[1] = 1
+    """Version of this description."""
+    crop_padding: int = Field(ge=0, le=256)
+    """Pixels of zero padding for random crops."""
+    flip: bool
+    """Whether a mirrored image still belongs to its class."""
+    outputs: Outputs = "logits"
+    """What the architecture returns; whoever loads the file gets the logarithm of probabilities."""
+    provenance: Provenance
+    """Where the weights come from."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_usual(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        usual: dict[str, Any] = {"arguments": {}, "outputs": "logits"}
+        values: dict[str, Any] = serialize(self)
+        return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
+
+
+class ModelProfile(Stored):
+    """The size of a model and its work for one image."""
+
+    parameters: Count
+    """Number of learned scalars."""
+    macs: Count
+    """Multiply-adds of convolutions and linear layers for one image."""
+    batch_norm_layers: Count
+    """Number of batch-norm layers."""
+
+
+@dataclass(frozen=True)
+class LayerProfile:
+    """One layer of a model.
+
+    Attributes:
+        name: In the model.
+        type: Name of its class.
+        output_shape: For one image, without the batch dimension; None where it returns no tensor or is never called.
+        parameters: Number of its own learned scalars, without those of a layer before it.
+        macs: Multiply-adds for one image, without those of its own sub-modules.
+        observed: Whether its batch-norm statistics are observed.
+    """
+
+    name: str
+    type: str
+    output_shape: tuple[int, ...] | None
+    parameters: int
+    macs: int
+    observed: bool
