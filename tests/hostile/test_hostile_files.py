@@ -288,7 +288,7 @@ def test_a_continued_run_downloads_only_what_is_asked_for_again(work: Path, gaps
 # Image folders
 
 
-@pytest.mark.parametrize("size", [(6000, 6000), (2**31 - 1, 1), (65_535, 65_535)])
+@pytest.mark.parametrize("size", [(9000, 9000), (2**31 - 1, 1), (65_535, 65_535)])
 def test_an_image_bomb_is_refused_before_it_is_decoded(image_folder: Path, size: tuple[int, int]):
     (image_folder / "train" / "dark" / "bomb.png").write_bytes(png_bomb(*size, 0, 8, 1))
     with pytest.raises(InputError, match=r"bomb\.png cannot be decoded \("):
