@@ -105,6 +105,7 @@ def make_evaluation(architecture: str, file: str, teacher: str, class_names: tup
         expected_calibration_error=0.1,
         reliability=(),
         per_class_accuracy=(),
+        images_per_class=(),
         confusion_matrix=(),
         agreement=0.5,
         reality_gap=0.1,

@@ -34,7 +34,7 @@ from gapssg.errors import Diverged, InputError, RunError
 from gapssg.models import create_model
 from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.foreign import check_classifier
-from gapssg.models.model_file import LoadedModel, load_weights, save_model
+from gapssg.models.model_file import LoadedModel, load_foreign_weights, save_verified_model
 from gapssg.models.profile import executed_batch_norm_layers, profile_model
 from gapssg.models.safetensors_file import read_safetensors
 from gapssg.runs.events import DistillationEpoch, DistillationTiming, Health, RolledBack, Warned
@@ -155,7 +155,7 @@ class Distillation:
 
     def save_student(self, path: Path) -> None:
         """Write the student as a model file."""
-        save_model(path, self.student, self.card)
+        save_verified_model(path, self.student, self.card)
 
     @property
     def can_continue(self) -> bool:
@@ -537,6 +537,7 @@ def _student_card(
         update={
             "architecture": settings.student.name,
             "arguments": settings.student.arguments,
+            "outputs": "logits",
             "crop_padding": augmentation.padding,
             "flip": augmentation.flip,
             "provenance": Provenance(
@@ -577,7 +578,7 @@ def make_student(settings: DistillSettings, runtime: Runtime, teacher: LoadedMod
         weights_follow=settings.student.weights is not None,
     )
     if settings.student.weights is not None:
-        load_weights(student, read_safetensors(settings.student.weights).tensors, settings.student.weights)
+        load_foreign_weights(student, read_safetensors(settings.student.weights).tensors, settings.student.weights)
         check_classifier(student, settings.student.name, teacher.card.num_classes, teacher.card.input_shape)
     return student
 

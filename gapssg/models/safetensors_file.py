@@ -99,7 +99,9 @@ def _refuse_pickle(path: Path, file: BinaryIO) -> None:
             f"{path} is a PyTorch pickle, which can run code when it is read; "
             "where you trust it, convert its state dict:\n"
             "    import torch; from safetensors.torch import save_file\n"
-            f"    save_file(torch.load({str(path)!r}, weights_only=True), {str(path.with_suffix('.safetensors'))!r})"
+            f"    weights = torch.load({str(path)!r}, map_location='cpu', weights_only=True)\n"
+            "    save_file({name: tensor.clone().contiguous() for name, tensor in weights.items()}, "
+            f"{str(path.with_suffix('.safetensors'))!r})"
         )
 
 

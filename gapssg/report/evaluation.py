@@ -138,7 +138,7 @@ class Evaluation:
         return [
             ClassRow(
                 name,
-                sum(self.last.confusion_matrix[number]),
+                self.last.images_per_class[number],
                 self.last.per_class_accuracy[number],
                 None if teacher is None else teacher.per_class_accuracy[number],
             )
@@ -150,13 +150,13 @@ class Evaluation:
         if len(self.class_names) > _MOST_CLASSES_IN_A_MATRIX:
             return []
         return [
-            Matrix(label, [_cells(number, row) for number, row in enumerate(facts.confusion_matrix)])
+            Matrix(label, [_cells(number, row) for number, row in enumerate(facts.confusion_matrix or ())])
             for label, facts in self.pair
         ]
 
     def confusions(self) -> list[Confusion]:
-        """Return the most frequent confusions of the model, the most frequent first."""
-        matrix = self.last.confusion_matrix
+        """Return the most frequent confusions of the model, the most frequent first; none of very many classes."""
+        matrix = self.last.confusion_matrix or ()
         teacher = None if self.teacher is None else self.teacher.confusion_matrix
         wrong = [
             (count, row, column)

@@ -246,8 +246,9 @@ class EvaluatedModel(ModelFile, ModelProfile, Scores):
     reliability: tuple[ReliabilityBin | None, ...]
     """The bins of the reliability diagram; None where no image falls."""
     per_class_accuracy: tuple[float | None, ...]
-    confusion_matrix: tuple[tuple[int, ...], ...]
-    """A row a label, a column a prediction."""
+    images_per_class: tuple[Count, ...]
+    confusion_matrix: tuple[tuple[int, ...], ...] | None
+    """A row a label, a column a prediction; None with more than 1,000 classes."""
     agreement: float | None
     """With the teacher, as the reality gap, which is the mean over the images; None without one."""
     reality_gap: float | None

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from gapssg import DistillSettings, InputError, RunError, distill, load_model, load_settings
 from gapssg.engine.distillation import Distillation
+from gapssg.models import create_model
 from gapssg.models.model_file import save_model
 from gapssg.runs.results import AugmentationFacts
 from gapssg.runtime import Runtime
@@ -320,18 +320,14 @@ def blank(latent: torch.Tensor) -> torch.Tensor:
     return torch.zeros(len(latent), 1, 16, 16)
 
 
-def test_a_teacher_without_batch_norm_is_refused_with_the_methods_that_do_without(
-    teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    plain = nn.Sequential(nn.Flatten(), nn.Linear(256, 10))
-    for name in ("create_model", "empty_model"):
-        monkeypatch.setattr(f"gapssg.models.model_file.{name}", lambda *_, **__: copy.deepcopy(plain))
-    save_model(teacher_file, plain, make_card())
+def test_a_teacher_without_batch_norm_is_refused_with_the_methods_that_do_without(tmp_path: Path):
+    name, teacher = "tests.models.factories:ten_classes", tmp_path / "teacher.safetensors"
+    save_model(teacher, create_model(name, num_classes=10, input_shape=(1, 16, 16)), make_card(architecture=name))
     with pytest.raises(InputError, match=r"no batch-norm layers.*methods that do not: dafl, zskt, dfad, noise"):
-        distill(settings(teacher_file), tmp_path / "run")
+        distill(settings(teacher, model_factories=[name]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     method = {"name": "noise", "synthesis_batch_size": 16}
-    distill(settings(teacher_file, method=method), tmp_path / "run")
+    distill(settings(teacher, model_factories=[name], method=method), tmp_path / "run")
 
 
 def test_a_student_that_diverges_ends_in_one_sentence(teacher_file: Path, tmp_path: Path):
