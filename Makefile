@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast coverage lint types install bench results bench-gpu bench-strangers soak fuzz clean
+.PHONY: quickstart test test-fast coverage lint types install bench results bench-gpu bench-strangers soak crash-points fuzz clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/gapssg quickstart --overwrite
@@ -48,6 +48,9 @@ bench-strangers: $(INSTALLED)
 
 soak: $(INSTALLED)
 	$(BIN)/python -m benchmarks.soak
+
+crash-points: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.crash_points
 
 fuzz: $(INSTALLED)
 	$(BIN)/python -m benchmarks.fuzz --cases 10000 --seed 0

@@ -13,6 +13,7 @@ import typer
 
 from gapssg.cli.console import Console, Invocation
 from gapssg.errors import InputError, shortened
+from gapssg.files import inside
 from gapssg.models.reference import is_factory
 from gapssg.settings.load import read_toml, recipe_names
 
@@ -192,7 +193,7 @@ def run_directory(
     for option, value in (("--output", output), ("--config", config), ("--recipe", recipe)):
         if value is not None:
             raise InputError(f"--resume continues a run in its own directory with its own settings; leave {option} out")
-    file = resume / "settings.toml"
+    file = inside(resume) / "settings.toml"
     try:
         began_as = _command_of(read_toml(file))
     except InputError as error:

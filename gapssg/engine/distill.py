@@ -26,6 +26,7 @@ from gapssg.errors import InputError
 from gapssg.files import sha256_of_files
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import profile_model
+from gapssg.models.safetensors_file import LARGEST_FILE
 from gapssg.runs.events import DistillationEnded, DistillationEpoch, Event, Started, Warned
 from gapssg.runs.results import (
     AugmentationFacts,
@@ -92,7 +93,7 @@ def distill(
     teacher = load_model(settings.teacher, (*settings.model_factories, settings.student.name))
     identity = {"the teacher's SHA-256": teacher.sha256, **runtime.identity()}
     if settings.pool is not None:
-        identity["the pool's SHA-256"] = sha256_of_files(pool_shards(settings.pool))
+        identity["the pool's SHA-256"] = sha256_of_files(pool_shards(settings.pool), LARGEST_FILE)
     state = launch.read_checkpoint(identity)
     student = make_student(settings, runtime, teacher)
     flops = planned_flops(settings, teacher, student)

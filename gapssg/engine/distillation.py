@@ -142,21 +142,7 @@ class Distillation:
         self.synthesizer, self.origin = _make_synthesizer(settings, context, teacher)
         given = len(self.synthesizer.pool) if settings.pool and self.synthesizer.pool else None
         self.flops = settings.method.work(settings.epochs, settings.batch_size, given).flops(*macs)
-        self.card = card.model_copy(
-            update={
-                "architecture": settings.student.name,
-                "arguments": settings.student.arguments,
-                "crop_padding": augmentation.padding,
-                "flip": augmentation.flip,
-                "provenance": Provenance(
-                    command="distill",
-                    method=self.origin.method,
-                    teacher_sha256=teacher.sha256,
-                    seed=settings.seed,
-                    versions=versions(),
-                ),
-            }
-        )
+        self.card = _student_card(settings, teacher, augmentation, self.origin)
         self.trainee = Trainee(self.student, self._loss, settings.optimizer, runtime, settings.max_rollbacks)
         self.progress = Progress()
         self.teacher_counts = torch.zeros(card.num_classes, dtype=torch.int64)
@@ -541,6 +527,26 @@ def _augmentation(settings: DistillSettings, card: ModelCard) -> Augmentation:
         card.crop_padding if settings.crop_padding is None else settings.crop_padding,
         card.flip if settings.flip is None else settings.flip,
         settings.method.reflects,
+    )
+
+
+def _student_card(
+    settings: DistillSettings, teacher: LoadedModel, augmentation: Augmentation, origin: PoolOrigin
+) -> ModelCard:
+    return teacher.card.model_copy(
+        update={
+            "architecture": settings.student.name,
+            "arguments": settings.student.arguments,
+            "crop_padding": augmentation.padding,
+            "flip": augmentation.flip,
+            "provenance": Provenance(
+                command="distill",
+                method=origin.method,
+                teacher_sha256=teacher.sha256,
+                seed=settings.seed,
+                versions=versions(),
+            ),
+        }
     )
 
 

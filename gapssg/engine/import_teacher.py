@@ -16,8 +16,8 @@ from gapssg.engine.inference import score_on
 from gapssg.engine.real_images import read_test_images
 from gapssg.engine.run_directory import Display, SilentDisplay, run_facts, versions
 from gapssg.engine.settings import DEFAULT_WEIGHTS, ImportSettings
-from gapssg.errors import InputError, RunError, shortened
-from gapssg.files import check_output_file, staged
+from gapssg.errors import InputError, shortened
+from gapssg.files import check_output_file, make_folder, staged
 from gapssg.models import MODELS, MOST_CLASSES, create_model
 from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.foreign import check_classifier, logits_of
@@ -53,7 +53,7 @@ def import_teacher(
         RunError: The library's weights cannot be fetched, or the disk refused the write.
     """
     display = display or SilentDisplay()
-    _check_output(output, overwrite)
+    _check_output(output, settings, overwrite)
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     pretrained = _pretrained(settings) if settings.weights == DEFAULT_WEIGHTS else None
     card = _describe(settings, pretrained)
@@ -70,10 +70,7 @@ def import_teacher(
     module.eval()
     content, logits = model_content(module, card), _logits(module, card)
     scores = _evaluate(settings, LoadedModel(module, card, "", output), runtime, display)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write {output}: {error.strerror or error}") from error
+    make_folder(output.parent)
     _write(output, content, card, logits)
     return ImportResult(
         file=str(output),
@@ -88,10 +85,11 @@ def import_teacher(
     )
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
+def _check_output(output: Path, settings: ImportSettings, overwrite: bool) -> None:
     if output.suffix != ".safetensors":
         raise InputError(f"--output {output} is to be a file whose name ends with .safetensors")
-    check_output_file(output, overwrite, makes_folder=True)
+    weights = [] if settings.weights in (None, DEFAULT_WEIGHTS) else [Path(settings.weights)]
+    check_output_file(output, overwrite, makes_folder=True, inputs=weights)
 
 
 def _pretrained(settings: ImportSettings) -> Pretrained:

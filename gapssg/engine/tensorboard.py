@@ -14,6 +14,7 @@ import numpy as np
 from gapssg.engine.record import read_picture
 from gapssg.engine.run_directory import Display
 from gapssg.errors import InputError, RunError
+from gapssg.files import entries_in, inside, is_file, is_folder, make_folder, remove
 from gapssg.runs.events import Ended, Epoch, Event, Started, Warned, read_events
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def is_installed() -> bool:
 
 def was_written(run: Path) -> bool:
     """Tell whether an earlier process wrote a run for TensorBoard."""
-    return (run / _FOLDER).is_dir()
+    return is_folder(inside(run) / _FOLDER)
 
 
 def warn_that_it_ends(display: Display, run: Path) -> None:
@@ -70,7 +71,7 @@ class _TensorBoardDisplay:
 
     def __init__(self, display: Display, run: Path, kind: type[Epoch]) -> None:
         self._display = display
-        self._run = run
+        self._run = inside(run)
         self._kind = kind
         self._writer: SummaryWriter | None = None
 
@@ -80,7 +81,7 @@ class _TensorBoardDisplay:
         try:
             if isinstance(event, Started):
                 # A run that is continued goes on with what it finds there.
-                (self._run / _FOLDER).mkdir(exist_ok=True)
+                make_folder(self._run / _FOLDER)
             elif isinstance(event, Epoch | Ended):
                 self._write_epochs(event)
         except OSError as error:
@@ -100,9 +101,11 @@ class _TensorBoardDisplay:
         from torch.utils.tensorboard import SummaryWriter
 
         if self._writer is None:
-            for file in (self._run / _FOLDER).glob("events.out.tfevents.*"):
-                file.unlink()
-            self._writer = SummaryWriter(self._run / _FOLDER)
+            folder = self._run / _FOLDER
+            for name in entries_in(folder):
+                if name.startswith("events.out.tfevents."):
+                    remove(folder / name)
+            self._writer = SummaryWriter(folder)
             for epoch in read_events(self._run, self._kind).epochs:
                 self._write(self._writer, epoch)
         elif isinstance(event, Epoch):
@@ -113,7 +116,7 @@ class _TensorBoardDisplay:
         for name, value in _scalars(epoch.model_dump(exclude={"epoch", "epochs"})):
             writer.add_scalar(name, value, epoch.epoch)
         grid = self._run / "samples" / f"epoch-{epoch.epoch:04d}.png"
-        if grid.exists():
+        if is_file(grid):
             pixels = np.asarray(read_picture(grid))
             layout = "HW" if pixels.ndim == 2 else "HWC"
             writer.add_image("samples", pixels, epoch.epoch, dataformats=layout)

@@ -90,7 +90,7 @@ def load_model(path: str | Path, factories: Iterable[str] = ()) -> LoadedModel:
         InputError: The file is missing, damaged, not ours, does not fit its own description, or names a factory that
             is not among `factories` or whose model is no classifier with these weights.
     """
-    path = Path(path)
+    path = path if isinstance(path, Path) else Path(path)  # which may be an `InsidePath`
     _refuse_architecture(path)
     file = read_safetensors(path)
     description = _read_description(path, file.metadata)
@@ -156,7 +156,7 @@ def architecture_of(path: str | Path) -> str:
     Raises:
         InputError: The file is missing, damaged or not ours.
     """
-    path = Path(path)
+    path = path if isinstance(path, Path) else Path(path)  # which may be an `InsidePath`
     return str(_read_description(path, read_safetensors(path).metadata).get("architecture"))
 
 

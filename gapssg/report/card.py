@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 
 from gapssg.errors import InputError, shortened
-from gapssg.files import write_atomically
+from gapssg.files import inside, is_file, write_atomically
 from gapssg.models.model_file import load_model
 from gapssg.models.reference import is_factory
 from gapssg.report.runs import TrainingRun, read_training_run
@@ -47,8 +47,8 @@ def write_card(
         raise InputError(f"--licence {shortened(licence)} is no identifier as the Hub has them, such as apache-2.0")
     read = read_training_run(run, run.resolve().name)
     model = load_model(read.model_file, factories)
-    file = run / _FILE
-    if file.exists() and not overwrite:
+    file = inside(run) / _FILE
+    if is_file(file) and not overwrite:
         raise InputError(f"{file} is there already, and may have been edited; add --overwrite to replace it")
     result = read.result
     is_distillation = isinstance(result, DistillResult)
@@ -70,7 +70,7 @@ def write_card(
         card=model.card,
         factory=model.card.architecture if is_factory(model.card.architecture) else None,
         sha256=model.sha256,
-        has_best=read.best_file.is_file(),
+        has_best=is_file(read.best_file),
         class_names=model.card.class_names[:_MOST_CLASSES],
         licence=licence,
     )

@@ -13,7 +13,7 @@ from typing import ClassVar, Generic, TypeVar
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from gapssg.errors import InputError
-from gapssg.files import read_bounded
+from gapssg.files import inside, read_bounded
 from gapssg.stored import Counts, Number, Numbers, Share, Stored, Text
 
 EVENTS = "events.jsonl"
@@ -296,7 +296,7 @@ def read_events(run: Path, kind: type[AnyEpoch]) -> Events[AnyEpoch]:
     Raises:
         InputError: `events.jsonl` is missing, damaged, or of another command.
     """
-    path = run / EVENTS
+    path = inside(run) / EVENTS
     events: Events[AnyEpoch] = Events([], [], [])
     epochs = events.epochs
     for number, line in enumerate(read_bounded(path, _MOST_BYTES).splitlines(), 1):

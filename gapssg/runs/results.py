@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, Never, Self, Type
 from pydantic import Field, PositiveInt, field_serializer, model_serializer, model_validator
 
 from gapssg.errors import InputError
-from gapssg.files import read_bounded
+from gapssg.files import inside, read_bounded
 from gapssg.models.description import Interface, LayerProfile, ModelCard, ModelProfile, Provenance
 from gapssg.settings.base import Settings
 from gapssg.stored import Count, Counts, Many, Seconds, Share, Stored, Text
@@ -91,7 +91,8 @@ class RunResult(RunFacts):
         Raises:
             InputError: It is missing, as long as the run is not finished, or damaged.
         """
-        return cls.read(read_bounded(run / RESULT, _MOST_BYTES), str(run / RESULT))
+        file = inside(run) / RESULT
+        return cls.read(read_bounded(file, _MOST_BYTES), str(file))
 
 
 class AugmentationFacts(Stored):

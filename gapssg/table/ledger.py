@@ -21,7 +21,20 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gapssg.errors import InputError, RunError, shortened
-from gapssg.files import check_writable, lock, parse_json, read_bounded, write_json
+from gapssg.files import (
+    InsidePath,
+    check_writable,
+    entries_in,
+    inside,
+    is_file,
+    is_folder,
+    lock,
+    make_folder,
+    parse_json,
+    read_bounded,
+    remove,
+    write_json,
+)
 from gapssg.runs.results import RESULT, DistillResult, PretrainResult, TableSummary, load_training_result
 from gapssg.settings.base import Settings
 
@@ -31,7 +44,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 TABLE = "table.json"
 _LARGEST_FILE = 16 * 2**20
-_RUN = re.compile(r"seed-(\d{1,10})-([0-9a-f]+)")
+_FAILED = ".failed.json"
+_RUN = re.compile(r"seed-([0-9]{1,10})-([0-9a-f]+)")
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=300)]
 
@@ -110,7 +124,7 @@ class Ledger:
 
     def __init__(self, root: Path) -> None:
         """Read and write the table in `root`."""
-        self.root = root
+        self.root = inside(root)
 
     def check_if_begun(self) -> None:
         """Check that a table may be begun or continued here, changing nothing.
@@ -118,9 +132,9 @@ class Ledger:
         Raises:
             InputError: There is something else than a table, or one of a newer format, or it cannot be written to.
         """
-        if (self.root / TABLE).exists():
+        if is_file(self.root / TABLE):
             self.check_format()
-        elif self.root.is_dir() and any(not entry.name.startswith(".") for entry in self.root.iterdir()):
+        elif self.root.is_dir() and any(not name.startswith(".") for name in entries_in(self.root)):
             raise InputError(f"{self.root} holds other files than a table; name another directory")
         check_writable(self.root)
 
@@ -132,13 +146,10 @@ class Ledger:
             RunError: It cannot be made.
         """
         self.check_if_begun()
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot write to {self.root}: {error.strerror or error}") from error
-        with self.writing():  # before anything else is here, so that another process sees that this is a table
-            if not (self.root / TABLE).exists():
-                write_json(self.root / TABLE, TableSummary(format=FORMAT, rows=(), notes={}).model_dump(mode="json"))
+        make_folder(self.root)
+        with self.writing() as root:  # before anything else is here, so that another process sees that this is a table
+            if not is_file(root / TABLE):
+                write_json(root / TABLE, TableSummary(format=FORMAT, rows=(), notes={}).model_dump(mode="json"))
 
     def check_format(self) -> None:
         """Check that this program knows the format of the table.
@@ -147,7 +158,7 @@ class Ledger:
             InputError: There is no table, or one of a newer format.
         """
         file = self.root / TABLE
-        if not file.exists():
+        if not is_file(file):
             raise InputError(f"{self.root} holds no table; `gapssg table {self.root} --rows ...` begins one")
         content = _read_json(file)
         version = content.get("format") if isinstance(content, dict) else None
@@ -158,11 +169,11 @@ class Ledger:
                 f"{self.root} was written by a newer gapssg (format {version}; this one knows {FORMAT}); update gapssg"
             )
 
-    def pretrained(self, data: str, architecture: str, seed: int, settings: str) -> Path:
+    def pretrained(self, data: str, architecture: str, seed: int, settings: str) -> InsidePath:
         """Return the run directory of a teacher or scratch student."""
         return self.root / "pretrained" / f"{data}-{architecture}" / f"seed-{seed}-{settings}"
 
-    def cell(self, row: str, column: str, seed: int, settings: str) -> Path:
+    def cell(self, row: str, column: str, seed: int, settings: str) -> InsidePath:
         """Return the run directory of a cell."""
         return self.root / "cells" / row / column / f"seed-{seed}-{settings}"
 
@@ -173,9 +184,9 @@ class Ledger:
             RunError: It cannot be written.
         """
         file = self.root / "cells" / plan.row / plan.column / f"{plan.settings}.json"
-        if file.exists():
+        if is_file(file):
             plan = plan.model_copy(update={"created": _read(CellPlan, file).created})
-        _make_folder(file.parent)
+        make_folder(file.parent)
         write_json(file, plan.to_dict())
 
     def plans(self) -> list[CellPlan]:
@@ -184,8 +195,9 @@ class Ledger:
         Raises:
             InputError: A file is damaged.
         """
-        files = sorted(self.root.glob("cells/*/*/*.json"))
-        plans = [_read(CellPlan, file) for file in files if not file.name.endswith(".failed.json")]
+        columns = [column for row in _folders(self.root / "cells") for column in _folders(row)]
+        files = [column / name for column in columns for name in entries_in(column) if _is_plan(name)]
+        plans = [_read(CellPlan, file) for file in files]
         return sorted(plans, key=lambda plan: (plan.created, plan.row, plan.column))
 
     def outcomes(self, plan: CellPlan) -> list[Outcome]:
@@ -215,42 +227,51 @@ class Ledger:
 
     def _outcomes(self, folder: str, settings: str) -> list[Outcome]:
         found = []
-        for run in (self.root / folder).glob(f"seed-*-{settings}"):
-            if not _RUN.fullmatch(run.name) or not is_done(run):
+        for name in entries_in(self.root / folder):
+            run, match = self.root / folder / name, _RUN.fullmatch(name)
+            if match is None or match[2] != settings or not is_done(run):
                 continue
             found.append(Outcome(f"{folder}/{run.name}", load_training_result(run)))
         return sorted(found, key=lambda outcome: outcome.result.seed)
 
     @contextmanager
-    def claim(self, run: Path) -> Iterator[None]:
+    def claim(self, run: Path) -> Iterator[InsidePath]:
         """Work on a run until the block ends, and nobody else.
+
+        Yields:
+            The run, which is written only as long as it is claimed.
 
         Raises:
             Taken: Another process does.
             RunError: The lock cannot be written.
         """
-        _make_folder(run.parent)
+        folder = inside(run).parent
+        make_folder(folder)
         try:
-            held = lock(run.parent / f".{run.name}.lock")
+            held = lock(folder / f".{run.name}.lock")
         except OSError as error:
-            raise RunError(f"cannot write to {run.parent}: {error.strerror or error}") from error
+            raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error
         with held:
-            yield
+            yield held.root / run.name
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Wait until nobody else writes the table's own files, and keep others waiting until the block ends."""
+    def writing(self) -> Iterator[InsidePath]:
+        """Wait until nobody else writes the table's own files, and keep others waiting until the block ends.
+
+        Yields:
+            The table's directory, whose files are written only as long as nobody takes the lock away.
+        """
         try:
             held = lock(self.root / ".table.lock", wait=True)
         except OSError as error:
             raise RunError(f"cannot write to {self.root}: {error.strerror or error}") from error
         with held:
-            yield
+            yield held.root
 
 
 def is_done(run: Path) -> bool:
     """Tell whether a run has finished."""
-    return (run / RESULT).is_file()
+    return is_file(inside(run) / RESULT)
 
 
 def record_failure(run: Path, failure: Failure) -> Path:
@@ -266,16 +287,25 @@ def record_failure(run: Path, failure: Failure) -> Path:
 
 def forget_failure(run: Path) -> None:
     """Forget an earlier failure of a run that has succeeded."""
-    _failure_file(run).unlink(missing_ok=True)
+    remove(_failure_file(run))
 
 
-def _failure_file(run: Path) -> Path:
-    return run.with_name(f"{run.name}.failed.json")
+def _failure_file(run: Path) -> InsidePath:
+    return inside(run).parent / f"{run.name}{_FAILED}"
 
 
-def _failures(folder: Path, settings: str) -> list[Failure]:
-    files = sorted(folder.glob(f"seed-*-{settings}.failed.json"))
+def _failures(folder: InsidePath, settings: str) -> list[Failure]:
+    runs = {name: _RUN.fullmatch(name.removesuffix(_FAILED)) for name in entries_in(folder) if name.endswith(_FAILED)}
+    files = [folder / name for name, match in runs.items() if match is not None and match[2] == settings]
     return sorted((_read(Failure, file) for file in files), key=lambda failure: failure.seed)
+
+
+def _is_plan(name: str) -> bool:
+    return name.endswith(".json") and not name.endswith(_FAILED) and not name.startswith(".")
+
+
+def _folders(folder: InsidePath) -> list[InsidePath]:
+    return [folder / name for name in entries_in(folder) if is_folder(folder / name)]
 
 
 def _read(model: type[Model], file: Path) -> Model:
@@ -290,10 +320,3 @@ def _read_json(file: Path) -> Any:
         return parse_json(read_bounded(file, _LARGEST_FILE))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not valid JSON") from error
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -13,12 +14,16 @@ from gapssg.files import write_atomically
 from gapssg.runs.results import MethodEntry, TableEntry, TableRow, TableSummary, TrainedEntry
 from gapssg.table.ledger import FORMAT, TABLE, CellPlan, Failure, Ledger, Outcome
 from gapssg.table.rows import Figures, published_figures_of
+from gapssg.text import printable
 
 _CSV_COLUMNS = (
     *("row", "budget", "changes", "column", "top1", "deviation", "published_top1", "published_deviation"),
     *("seeds", "seconds", "device", "marks", "notes"),
 )
 _LONGEST_REASON = 300
+_FORMULAS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four as Asian scripts write them
+# Within a word an underscore is no markup.
+_MARKUP = re.compile(r"[\\`*\[\]<>&|~$!]|(?<!\w)_|_(?!\w)")
 
 
 def summarise(ledger: Ledger) -> TableSummary:
@@ -42,12 +47,12 @@ def write_summary(ledger: Ledger) -> TableSummary:
         InputError: A file of the table is damaged.
         RunError: The disk refuses.
     """
-    with ledger.writing():
+    with ledger.writing() as root:
         summary = summarise(ledger)
-        write_atomically(ledger.root / "table.csv", to_csv(summary).encode())
-        write_atomically(ledger.root / "table.md", to_markdown(summary).encode())
+        write_atomically(root / "table.csv", to_csv(summary).encode())
+        write_atomically(root / "table.md", to_markdown(summary).encode())
         text = json.dumps(summary.model_dump(mode="json"), indent=2, allow_nan=False, ensure_ascii=False)
-        write_atomically(ledger.root / TABLE, f"{text}\n".encode())
+        write_atomically(root / TABLE, f"{text}\n".encode())
     return summary
 
 
@@ -64,7 +69,8 @@ def to_csv(summary: TableSummary) -> str:
                 "marks": " ".join(entry.marks),
                 "notes": "; ".join(summary.notes[mark] for mark in entry.marks),
             }
-            writer.writerow({**dict(row), **dict(entry), **lists})
+            values = {**dict(row), **dict(entry), **lists}
+            writer.writerow({key: _as_text(value) for key, value in values.items()})
     return text.getvalue()
 
 
@@ -74,7 +80,8 @@ def to_markdown(summary: TableSummary) -> str:
     accuracies, seconds = [], []
     for row in summary.rows:
         by_name = {entry.column: entry for entry in row.entries}
-        label = f"{row.row} ({', '.join(row.particulars)})" if row.particulars else row.row
+        particulars = [_as_markdown(each) for each in row.particulars]
+        label = f"{row.row} ({', '.join(particulars)})" if particulars else row.row
         accuracies.append([label, *(accuracy(by_name[name]) if name in by_name else "" for name in names)])
         times = [by_name[name].seconds if name in by_name else None for name in names]
         seconds.append([label, *("" if time is None else f"{time:.0f}" for time in times)])
@@ -83,7 +90,7 @@ def to_markdown(summary: TableSummary) -> str:
         _markdown_table(["row", *names], accuracies),
         "Seconds of a run, mean over seeds.",
         _markdown_table(["row", *names], seconds),
-        *(f"{mark}: {note}." for mark, note in summary.notes.items()),
+        *(f"{mark}: {_as_markdown(note)}." for mark, note in summary.notes.items()),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -181,4 +188,17 @@ def _mark(index: int) -> str:
 
 def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _as_text(value: object) -> object:
+    """Return a text, which may be a stranger's, so that a spreadsheet takes it for no formula."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(_FORMULAS) else text
+
+
+def _as_markdown(text: str) -> str:
+    """Return a text, which may be a stranger's, so that Markdown shows it as it is."""
+    return _MARKUP.sub(r"\\\g<0>", printable(text))

@@ -181,6 +181,16 @@ def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_an_import_never_replaces_the_weights_that_it_reads(tmp_path: Path):
+    weights = write_weights(tmp_path / "a.safetensors", FACTORY)
+    (tmp_path / "link.safetensors").symlink_to(weights)
+    before = weights.read_bytes()
+    for given in (weights, tmp_path / "link.safetensors"):
+        with pytest.raises(InputError, match=r"itself, which is read; name another file"):
+            import_teacher(settings(weights=str(given)), weights, overwrite=True)
+    assert weights.read_bytes() == before
+
+
 def test_default_weights_bring_their_classes_and_normalisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tensors = create_model(SHUFFLENET, num_classes=10, input_shape=(3, 32, 32), seed=3).state_dict()
 

@@ -499,7 +499,7 @@ def test_bad_input_is_one_sentence_with_status_2_and_leaves_nothing(model_file: 
         "int8.min_agreement = 2.0 (from --min-agreement)": [*export, "--int8", "--min-agreement", 2],
         "there is no folder": [*export[:-1], out / "absent" / "model.onnx"],
         "is a folder; name the file": [*export[:-1], out],
-        "is the model itself": [*export[:-1], model_file, "--overwrite"],
+        "itself, which is read": [*export[:-1], model_file, "--overwrite"],
         "File name too long": [*export[:-1], out / ("x" * 300)],
     }
     before = model_file.read_bytes()

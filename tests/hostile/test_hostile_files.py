@@ -20,7 +20,7 @@ import gapssg
 from gapssg import DistillSettings, InputError, distill, load_model
 from gapssg.cli.app import main
 from gapssg.data import folder, load_split
-from gapssg.engine.run_directory import RunDirectory, SilentDisplay, check_output, check_same_settings
+from gapssg.engine.run_directory import RunDirectory, SilentDisplay, Written, check_output, check_same_settings
 from gapssg.models import create_model, empty_model
 from gapssg.models.model_file import save_model
 from gapssg.models.safetensors_file import LARGEST_HEADER, read_safetensors
@@ -231,9 +231,9 @@ def test_a_run_writes_through_no_link(world: World, work: Path, name: str):
         lambda: check_output(work, overwrite=True),
         lambda: check_same_settings(work, world.settings),
         lambda: RunDirectory(work, world.settings, SilentDisplay()),
-        lambda: RunDirectory.reopen(work, world.settings, SilentDisplay(), 0),
+        lambda: RunDirectory.reopen(work, world.settings, SilentDisplay(), Written()),
     ):
-        with pytest.raises(InputError, match=rf"{re.escape(name)} is a symbolic link where a run has its own f"):
+        with pytest.raises(InputError, match=rf"{re.escape(name)} is a symbolic link where a f"):
             use()
     assert world.state_of_outside() == world.outside_before
 
