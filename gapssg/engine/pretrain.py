@@ -7,7 +7,6 @@ from collections.abc import Generator, Iterator
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Never
 
 import torch.nn.functional as F
 from pydantic import NonNegativeFloat, NonNegativeInt
@@ -246,7 +245,7 @@ class _Pretraining(Job[PretrainResult]):
         file = run.path / "model.safetensors"
         save_model(file, self.model, self.card)
         result = PretrainResult(
-            model=Trained[Never](
+            model=Trained(
                 file=str(file),
                 architecture=self.card.architecture,
                 **dict(profile_model(self.model, self.card.input_shape)),

@@ -37,7 +37,7 @@ class Started(Event):
 
     kind = "start"
 
-    message: str
+    message: Text
     """What is done."""
 
 
@@ -46,7 +46,7 @@ class Note(Event):
 
     kind = "note"
 
-    message: str
+    message: Text
     """What it is."""
 
 
@@ -222,7 +222,7 @@ class SurfaceMeasured(Event):
 
     kind = "surface"
 
-    label: str
+    label: Text
     """Whose landscape it is."""
     points: int
     """Points of its grid."""
@@ -239,9 +239,9 @@ class Ended(Event):
 class PretrainingEnded(Ended):
     """The end of `pretrain-teacher`; its scores are those of `result.json`."""
 
-    top1: Share
-    best_top1: Share
-    best_epoch: PositiveInt
+    top1: Share | None
+    best_top1: Share | None
+    best_epoch: PositiveInt | None
 
 
 class DistillationEnded(Ended):
@@ -253,8 +253,8 @@ class DistillationEnded(Ended):
     best_epoch: PositiveInt | None
     agreement: Share | None
     agreement_baseline: Share | None
-    failures: tuple[str, ...]
-    warnings: tuple[str, ...]
+    failures: tuple[Text, ...]
+    warnings: tuple[Text, ...]
 
 
 class LandscapeEnded(Ended):

@@ -119,6 +119,13 @@ class Failure(BaseModel):
     """Where that was, if it was no error that has a sentence of its own."""
 
 
+class Runs(NamedTuple):
+    """The runs of a cell by seed: what those that finished reached, and why others failed."""
+
+    outcomes: list[Outcome]
+    failures: list[Failure]
+
+
 class Ledger:
     """A table's directory."""
 
@@ -200,39 +207,30 @@ class Ledger:
         plans = [_read(CellPlan, file) for file in files]
         return sorted(plans, key=lambda plan: (plan.created, plan.row, plan.column))
 
-    def outcomes(self, plan: CellPlan) -> list[Outcome]:
-        """Return what the finished runs of a cell reached, by seed."""
-        return self._outcomes(f"cells/{plan.row}/{plan.column}", plan.settings)
+    def runs(self, plan: CellPlan) -> Runs:
+        """Return the runs of a cell."""
+        return self._runs(f"cells/{plan.row}/{plan.column}", plan.settings)
 
-    def failures(self, plan: CellPlan) -> list[Failure]:
-        """Return why runs of a cell failed, by seed."""
-        return _failures(self.root / "cells" / plan.row / plan.column, plan.settings)
+    def teacher(self, plan: CellPlan) -> Runs:
+        """Return the run of a cell's teacher."""
+        runs = self._runs(f"pretrained/{plan.data}-{plan.teacher}", plan.teacher_settings)
+        return runs._replace(outcomes=[run for run in runs.outcomes if run.result.seed == 0])
 
-    def teacher_failures(self, plan: CellPlan) -> list[Failure]:
-        """Return why the training of a cell's teacher failed."""
-        return _failures(self.root / "pretrained" / f"{plan.data}-{plan.teacher}", plan.teacher_settings)
+    def scratch(self, plan: CellPlan) -> Runs:
+        """Return the runs of a cell's student on the real images."""
+        return self._runs(f"pretrained/{plan.data}-{plan.student}", plan.scratch_settings)
 
-    def scratch_failures(self, plan: CellPlan) -> list[Failure]:
-        """Return why trainings of a cell's student on the real images failed, by seed."""
-        return _failures(self.root / "pretrained" / f"{plan.data}-{plan.student}", plan.scratch_settings)
-
-    def teacher(self, plan: CellPlan) -> list[Outcome]:
-        """Return what the teacher of a cell reached: one outcome, or none yet."""
-        runs = self._outcomes(f"pretrained/{plan.data}-{plan.teacher}", plan.teacher_settings)
-        return [run for run in runs if run.result.seed == 0]
-
-    def scratch(self, plan: CellPlan) -> list[Outcome]:
-        """Return what the student of a cell reached on the real images, by seed."""
-        return self._outcomes(f"pretrained/{plan.data}-{plan.student}", plan.scratch_settings)
-
-    def _outcomes(self, folder: str, settings: str) -> list[Outcome]:
-        found = []
-        for name in entries_in(self.root / folder):
-            run, match = self.root / folder / name, _RUN.fullmatch(name)
-            if match is None or match[2] != settings or not is_done(run):
-                continue
-            found.append(Outcome(f"{folder}/{run.name}", load_training_result(run)))
-        return sorted(found, key=lambda outcome: outcome.result.seed)
+    def _runs(self, folder: str, settings: str) -> Runs:
+        path = self.root / folder
+        runs = {name: _RUN.fullmatch(name.removesuffix(_FAILED)) for name in entries_in(path)}
+        names = [name for name, match in runs.items() if match is not None and match[2] == settings]
+        done = [name for name in names if not name.endswith(_FAILED) and is_done(path / name)]
+        outcomes = [Outcome(f"{folder}/{name}", load_training_result(path / name)) for name in done]
+        failures = [_read(Failure, path / name) for name in names if name.endswith(_FAILED)]
+        return Runs(
+            sorted(outcomes, key=lambda outcome: outcome.result.seed),
+            sorted(failures, key=lambda failure: failure.seed),
+        )
 
     @contextmanager
     def claim(self, run: Path) -> Iterator[InsidePath]:
@@ -292,12 +290,6 @@ def forget_failure(run: Path) -> None:
 
 def _failure_file(run: Path) -> InsidePath:
     return inside(run).parent / f"{run.name}{_FAILED}"
-
-
-def _failures(folder: InsidePath, settings: str) -> list[Failure]:
-    runs = {name: _RUN.fullmatch(name.removesuffix(_FAILED)) for name in entries_in(folder) if name.endswith(_FAILED)}
-    files = [folder / name for name, match in runs.items() if match is not None and match[2] == settings]
-    return sorted((_read(Failure, file) for file in files), key=lambda failure: failure.seed)
 
 
 def _is_plan(name: str) -> bool:

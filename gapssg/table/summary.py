@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from gapssg.errors import shortened
 from gapssg.files import write_atomically
 from gapssg.runs.results import MethodEntry, TableEntry, TableRow, TableSummary, TrainedEntry
-from gapssg.table.ledger import FORMAT, TABLE, CellPlan, Failure, Ledger, Outcome
+from gapssg.table.ledger import FORMAT, TABLE, CellPlan, Ledger, Runs
 from gapssg.table.rows import Figures, published_figures_of
 from gapssg.text import printable
 
@@ -59,18 +59,17 @@ def write_summary(ledger: Ledger) -> TableSummary:
 def to_csv(summary: TableSummary) -> str:
     """Return a line for each row and column."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, _CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_CSV_COLUMNS)
     for row in summary.rows:
         for entry in row.entries:
-            lists = {
-                "changes": "; ".join(row.changes),
-                "seeds": " ".join(map(str, entry.seeds)),
-                "marks": " ".join(entry.marks),
-                "notes": "; ".join(summary.notes[mark] for mark in entry.marks),
-            }
-            values = {**dict(row), **dict(entry), **lists}
-            writer.writerow({key: _as_text(value) for key, value in values.items()})
+            notes = "; ".join(summary.notes[mark] for mark in entry.marks)
+            values = (
+                *(row.row, row.budget, "; ".join(row.changes), entry.column, entry.top1, entry.deviation),
+                *(entry.published_top1, entry.published_deviation, " ".join(map(str, entry.seeds))),
+                *(entry.seconds, entry.device, " ".join(entry.marks), notes),
+            )
+            writer.writerow(map(_as_text, values))
     return text.getvalue()
 
 
@@ -119,12 +118,11 @@ def _summarise_row(ledger: Ledger, plans: Sequence[CellPlan], notes: list[str]) 
             shown[plan.column] = plan
     figures = published_figures_of(newest.recipe)
     pretrained = newest.pretrain_departures
-    teacher = _entry("teacher", ledger.teacher(newest), ledger.teacher_failures(newest), figures, pretrained, notes)
-    scratch = _entry("scratch", ledger.scratch(newest), ledger.scratch_failures(newest), figures, pretrained, notes)
+    teacher = _entry("teacher", ledger.teacher(newest), figures, pretrained, notes)
+    scratch = _entry("scratch", ledger.scratch(newest), figures, pretrained, notes)
     columns = []
     for plan in sorted(shown.values(), key=lambda plan: plan.created):
-        runs, failures = ledger.outcomes(plan), ledger.failures(plan)
-        entry = _entry(plan.column, runs, failures, figures, plan.departures, notes)
+        entry = _entry(plan.column, ledger.runs(plan), figures, plan.departures, notes)
         columns.append(MethodEntry(**dict(entry), method=plan.method, settings=plan.settings))
     return TableRow(
         row=newest.row,
@@ -138,15 +136,8 @@ def _summarise_row(ledger: Ledger, plans: Sequence[CellPlan], notes: list[str]) 
     )
 
 
-def _entry(
-    column: str,
-    runs: Sequence[Outcome],
-    failures: Sequence[Failure],
-    figures: Figures,
-    departures: Iterable[str],
-    notes: list[str],
-) -> TableEntry:
-    results = [run.result for run in runs]
+def _entry(column: str, runs: Runs, figures: Figures, departures: Iterable[str], notes: list[str]) -> TableEntry:
+    results, failures = [run.result for run in runs.outcomes], runs.failures
     by_seed = [result.model.top1 for result in results]
     top1 = [each for each in by_seed if each is not None]
     remarks = list(departures)
@@ -167,7 +158,7 @@ def _entry(
         published_top1=figures.top1.get(column),
         published_deviation=figures.deviation.get(column),
         seeds=tuple(result.seed for result in results),
-        runs=tuple(run.run for run in runs),
+        runs=tuple(run.run for run in runs.outcomes),
         top1_by_seed=tuple(by_seed),
         seconds=statistics.fmean(result.timing.total for result in results) if results else None,
         device=" and ".join(sorted({result.device for result in results})) or None,

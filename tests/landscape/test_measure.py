@@ -344,12 +344,12 @@ def test_what_is_exact_is_computed_as_float32_is_configured(
         monkeypatch.setattr(f"{module}.{name}", spy)
 
     monkeypatch.setattr(Runtime, "configured", remembered)
-    watched("gapssg.landscape.samples", "predict")
+    watched("gapssg.engine.inference", "frozen")  # of `predict`
     watched("gapssg.landscape.measure", "measure_curvature")
     changes = {"curvature": {"lanczos_steps": 2, "trace_samples": 2, "ascent_steps": 2}}
     runtime = {"device": "cpu", "precision": "bf16"}
     measure_landscape(settings(run_folder, data={"name": "pool"}, runtime=runtime, **changes), tmp_path / "out")
-    assert seen == [("predict", "fp32"), ("measure_curvature", "fp32")]
+    assert seen == [("frozen", "fp32"), ("measure_curvature", "fp32")]
 
 
 def test_routes_of_two_runs_share_no_directions(run_folder: Path, second_run: Path, tmp_path: Path, without_figures):
