@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast coverage lint types install bench bench-gpu bench-strangers soak crash-points fuzz clean
+.PHONY: quickstart test test-fast coverage lint types install bench results bench-gpu bench-strangers soak crash-points fuzz clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/gapssg quickstart --overwrite
@@ -33,6 +33,10 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.landscape
 	$(BIN)/python -m benchmarks.seeds
+
+# benchmarks/RESULTS.md, from benchmarks/RESULTS.md.jinja and what the benchmarks wrote to benchmarks/results/.
+results: $(INSTALLED)
+	$(BIN)/python -m benchmarks.results_page
 
 # On a machine with a GPU; DATA is a folder with train/ and test/ of CIFAR-10 images.
 bench-gpu: $(INSTALLED)

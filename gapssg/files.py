@@ -417,16 +417,6 @@ def append(path: Path, content: bytes) -> None:
             os.fsync(folder)
 
 
-def create(path: Path) -> BinaryIO:
-    """Open a new file to write to it.
-
-    Raises:
-        OSError: There is one already, or it cannot be made.
-    """
-    with _opened_folder(path.parent) as folder:
-        return os.fdopen(_open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, folder), "wb")
-
-
 def remove(path: Path) -> None:
     """Remove a file, or a link itself, if it is there.
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
@@ -41,8 +39,8 @@ def write_card(
         The card.
 
     Raises:
-        InputError: The run is not finished or damaged, its model cannot be read, the licence is no identifier, or there
-            is a card already.
+        InputError: `huggingface_hub` is not installed, the run is not finished or damaged, its model cannot be read,
+            the licence is no identifier, or there is a card already.
         RunError: The card cannot be written.
     """
     if licence is not None and not _LICENCE.fullmatch(licence):
@@ -81,41 +79,44 @@ def write_card(
 
 
 def _metadata(run: TrainingRun, licence: str | None) -> str:
-    """Return the metadata as YAML, a key a line."""
+    """Return the metadata as YAML.
+
+    Raises:
+        InputError: The package of the Hub is not installed.
+    """
+    try:
+        from huggingface_hub import EvalResult, ModelCardData
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "a model card needs huggingface_hub, which is not installed: pip install 'gapssg[card]'"
+        ) from error
     result = run.result
     tags = ["image-classification"]
     if isinstance(result, DistillResult):
-        tags += ["knowledge-distillation", "data-free-knowledge-distillation", result.method]
-    values: dict[str, Any] = {} if licence is None else {"license": licence}
-    values |= {"library_name": "gapssg", "pipeline_tag": "image-classification", "tags": tags}
-    model = result.model
-    if model.top1 is not None and result.data is not None:
-        data = _public(result.data)
-        metrics = [{"type": "accuracy", "name": "top-1 accuracy after the last epoch", "value": model.top1}]
-        if model.top5 is not None:
-            metrics.append({"type": "accuracy", "name": "top-5 accuracy after the last epoch", "value": model.top5})
-        measured = {
-            "task": {"type": "image-classification"},
-            "dataset": {"name": data, "type": data, "split": "test"},
-            "metrics": metrics,
-        }
-        values["model-index"] = [{"name": run.name, "results": [measured]}]
-    return "\n".join(f"{key}: {_yaml(value)}" for key, value in values.items())
-
-
-def _yaml(value: Any) -> str:
-    """Return nested values as JSON that YAML 1.1 reads alike.
-
-    It takes no control characters, and a number without a point, such as 5e-05, for a text.
-    """
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_yaml(key)}: {_yaml(each)}" for key, each in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_yaml, value)) + "]"
-    if isinstance(value, float):
-        number = repr(value)
-        return number if "." in number else number.replace("e", ".0e")
-    return json.dumps(printable(value), ensure_ascii=False)
+        tags += ["knowledge-distillation", "data-free-knowledge-distillation", printable(result.method)]
+    data = printable(_public(result.data) or "")
+    accuracies = {"top-1": result.model.top1, "top-5": result.model.top5} if data else {}
+    measured = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=data,
+            dataset_name=data,
+            dataset_split="test",
+            metric_type="accuracy",
+            metric_value=value,
+            metric_name=f"{name} accuracy after the last epoch",
+        )
+        for name, value in accuracies.items()
+        if value is not None
+    ]
+    return ModelCardData(
+        license=licence,
+        library_name="gapssg",
+        pipeline_tag="image-classification",
+        tags=tags,
+        model_name=printable(run.name) if measured else None,
+        eval_results=measured or None,
+    ).to_yaml()
 
 
 def _public(data: str | None) -> str | None:

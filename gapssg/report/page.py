@@ -18,8 +18,7 @@ from gapssg.engine.record import read_picture, sample_grids
 from gapssg.engine.run_directory import Display, SilentDisplay
 from gapssg.errors import InputError
 from gapssg.files import check_output_file, write_atomically
-from gapssg.report import charts
-from gapssg.report.charts import Chart, Level, Line, draw
+from gapssg.report.charts import COLOURS, Chart, Level, Line, draw
 from gapssg.report.evaluation import Evaluation, check_teacher, evaluate_run
 from gapssg.report.landscapes import Landscape, read_landscape
 from gapssg.report.runs import TrainingRun, command_of, names_of, read_training_run
@@ -245,7 +244,7 @@ def _drawn_ones(found: Sequence[Chart | None]) -> list[Chart]:
 
 def _comparisons(sections: Sequence[Section]) -> list[Chart]:
     """Draw runs over each other, as many as there are colours for."""
-    runs = [section.run for section in sections][: charts.COLOURS]
+    runs = [section.run for section in sections][:COLOURS]
     accuracies = [_curve(run.events.epochs, lambda each: each.top1) for run in runs]
     gaps = [_curve(_distilled(run), lambda each: each.reality_gap_after) for run in runs]
     found = []
@@ -306,7 +305,6 @@ def _render(sections: Sequence[Section], landscapes: Sequence[DrawnLandscape], s
         landscapes=landscapes,
         data=None if settings.data is None else settings.data.name,
         version=__version__,
-        box=charts,
     )
 
 
