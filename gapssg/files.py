@@ -64,6 +64,14 @@ class InsidePath(PosixPath):
         """Return a path below this one."""
         return self._at(super().__truediv__(name))
 
+    def with_name(self, name: str) -> Self:
+        """Return a path in the same folder."""
+        return self.parent / name
+
+    def with_suffix(self, suffix: str) -> Self:
+        """Return a path in the same folder."""
+        return self.parent / Path(self).with_suffix(suffix).name
+
     @property
     def parent(self) -> Self:
         """The folder in which it lies."""

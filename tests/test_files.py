@@ -212,6 +212,13 @@ def test_a_path_that_leaves_its_directory_is_refused(tmp_path: Path, name: str):
         read_bounded(inside(tmp_path / "root") / name, 100)
 
 
+def test_every_way_to_a_neighbour_stays_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    file = inside(Path("run")) / "pool" / "shard"
+    for neighbour in (file.with_name("other"), file.parent / "other", file.with_suffix(".other")):
+        assert neighbour.below == ("pool", neighbour.name)
+
+
 def test_a_link_to_the_directory_itself_is_followed_because_the_user_named_it(tmp_path: Path):
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "file").write_text("text")

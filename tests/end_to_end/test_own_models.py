@@ -160,7 +160,8 @@ def test_a_pickle_of_weights_is_refused_with_the_lines_that_convert_it(tmp_path:
         *("import-teacher", "--model", FACTORY, "--weights", tmp_path / "weights.pth", "--input-shape", "1,16,16"),
         *("--num-classes", 2, "--mean", 0, "--std", 1, "--output", tmp_path / "a.safetensors"),
     )
-    assert "save_file(torch.load(" in sentence
+    assert "torch.load(" in sentence
+    assert "save_file({name: tensor.clone().contiguous()" in sentence
     assert not (tmp_path / "a.safetensors").exists()
 
 
