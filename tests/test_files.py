@@ -112,3 +112,10 @@ def test_a_file_of_output_is_new_or_may_be_replaced_and_lies_in_a_folder_that_is
         with pytest.raises(InputError, match=sentence):
             check_output_file(path, overwrite)
     assert list(tmp_path.iterdir()) == [old]
+
+
+def test_a_name_that_leaves_no_room_for_a_temporary_one_is_refused_before_the_work(tmp_path: Path):
+    check_output_file(tmp_path / ("x" * 237), overwrite=False)
+    write_atomically(tmp_path / ("x" * 237), b"")
+    with pytest.raises(InputError, match="this name is too long"):
+        check_output_file(tmp_path / ("x" * 238), overwrite=False)

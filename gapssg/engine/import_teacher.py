@@ -17,7 +17,7 @@ from gapssg.engine.real_images import read_test_images
 from gapssg.engine.run_directory import Display, SilentDisplay, run_facts, versions
 from gapssg.engine.settings import DEFAULT_WEIGHTS, ImportSettings
 from gapssg.errors import InputError, RunError, shortened
-from gapssg.files import check_output_file, staged
+from gapssg.files import check_output_file, staged, user_path
 from gapssg.models import MODELS, MOST_CLASSES, create_model
 from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.foreign import check_classifier, logits_of
@@ -53,6 +53,7 @@ def import_teacher(
         RunError: The library's weights cannot be fetched, or the disk refused the write.
     """
     display = display or SilentDisplay()
+    output = user_path(output)
     _check_output(output, overwrite)
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     pretrained = _pretrained(settings) if settings.weights == DEFAULT_WEIGHTS else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import chain, zip_longest
@@ -17,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from gapssg.errors import InputError, shortened
-from gapssg.files import canonical_json, parse_json, write_atomically
+from gapssg.files import canonical_json, parse_json, user_path, write_atomically
 from gapssg.models import MOST_CLASSES, check_model_name, create_model, empty_model
 from gapssg.models.description import ModelCard
 from gapssg.models.foreign import at_most_parameters, check_classifier, tensors_of
@@ -90,7 +91,7 @@ def load_model(path: str | Path, factories: Iterable[str] = ()) -> LoadedModel:
         InputError: The file is missing, damaged, not ours, does not fit its own description, or names a factory that
             is not among `factories` or whose model is no classifier with these weights.
     """
-    path = Path(path)
+    path = user_path(path)
     _refuse_architecture(path)
     file = read_safetensors(path)
     description = _read_description(path, file.metadata)
@@ -156,7 +157,7 @@ def architecture_of(path: str | Path) -> str:
     Raises:
         InputError: The file is missing, damaged or not ours.
     """
-    path = Path(path)
+    path = user_path(path)
     return str(_read_description(path, read_safetensors(path).metadata).get("architecture"))
 
 
@@ -221,7 +222,7 @@ def _read_description(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     if text is None:
         raise InputError(
             f"{path} holds no gapssg description, so its architecture is unknown; "
-            f"make a model file of it: gapssg import-teacher --weights {path} --model NAME ..."
+            f"make a model file of it: gapssg import-teacher --weights {shlex.quote(str(path))} --model NAME ..."
         )
     if text.count(",") > MOST_CLASSES + _MOST_OTHER_VALUES:  # each might be wrong, and an error takes a kilobyte
         raise InputError(f"{path}: its description has more values than that of any model")
