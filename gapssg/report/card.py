@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from gapssg.errors import InputError, shortened
-from gapssg.files import write_atomically
-from gapssg.models.model_file import load_model
+from gapssg.files import check_exists, user_path, write_atomically
 from gapssg.models.reference import is_factory
 from gapssg.report.runs import TrainingRun, read_training_run
+from gapssg.runs.evaluations import Evaluation, read_evaluations
 from gapssg.runs.results import DistillResult
 from gapssg.text import percent, printable
 
@@ -45,13 +45,17 @@ def write_card(
             is a card already.
         RunError: The card cannot be written.
     """
+    run = user_path(run)
     if licence is not None and not _LICENCE.fullmatch(licence):
         raise InputError(f"--licence {shortened(licence)} is no identifier as the Hub has them, such as apache-2.0")
     read = read_training_run(run, run.resolve().name)
-    model = load_model(read.model_file, factories)
     file = run / _FILE
     if file.exists() and not overwrite:
         raise InputError(f"{file} is there already, and may have been edited; add --overwrite to replace it")
+    check_exists(read.model_file)
+    from gapssg.models.model_file import load_model
+
+    model = load_model(read.model_file, factories)
     result = read.result
     is_distillation = isinstance(result, DistillResult)
     environment = jinja2.Environment(
@@ -62,9 +66,11 @@ def write_card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"code": _code, "percent": percent}
+    environment.filters |= {"code": _code, "cell": _cell, "percent": percent}
+    evaluations = read_evaluations(run, model.sha256)
     text = environment.get_template("card.md.jinja").render(
-        metadata=_metadata(read, licence),
+        metadata=_metadata(read, licence, evaluations),
+        evaluations=[(_public(each.data), each) for each in evaluations],
         name=read.name,
         result=result,
         is_distillation=is_distillation,
@@ -80,7 +86,7 @@ def write_card(
     return file
 
 
-def _metadata(run: TrainingRun, licence: str | None) -> str:
+def _metadata(run: TrainingRun, licence: str | None, evaluations: Sequence[Evaluation]) -> str:
     """Return the metadata as YAML, a key a line."""
     result = run.result
     tags = ["image-classification"]
@@ -88,19 +94,26 @@ def _metadata(run: TrainingRun, licence: str | None) -> str:
         tags += ["knowledge-distillation", "data-free-knowledge-distillation", result.method]
     values: dict[str, Any] = {} if licence is None else {"license": licence}
     values |= {"library_name": "gapssg", "pipeline_tag": "image-classification", "tags": tags}
-    model = result.model
-    if model.top1 is not None and result.data is not None:
-        data = _public(result.data)
-        metrics = [{"type": "accuracy", "name": "top-1 accuracy after the last epoch", "value": model.top1}]
-        if model.top5 is not None:
-            metrics.append({"type": "accuracy", "name": "top-5 accuracy after the last epoch", "value": model.top5})
-        measured = {
-            "task": {"type": "image-classification"},
-            "dataset": {"name": data, "type": data, "split": "test"},
-            "metrics": metrics,
-        }
-        values["model-index"] = [{"name": run.name, "results": [measured]}]
+    measured: dict[str, tuple[float, float | None]] = {
+        each.data: (each.scores.top1, each.scores.top5) for each in evaluations
+    }
+    if result.model.top1 is not None and result.data is not None:
+        measured[result.data] = (result.model.top1, result.model.top5)
+    if measured:
+        results = [_measured(_public(data), *accuracies) for data, accuracies in measured.items()]
+        values["model-index"] = [{"name": run.name, "results": results}]
     return "\n".join(f"{key}: {_yaml(value)}" for key, value in values.items())
+
+
+def _measured(data: str | None, top1: float, top5: float | None) -> dict[str, Any]:
+    metrics = [{"type": "accuracy", "name": "top-1 accuracy after the last epoch", "value": top1}]
+    if top5 is not None:
+        metrics.append({"type": "accuracy", "name": "top-5 accuracy after the last epoch", "value": top5})
+    return {
+        "task": {"type": "image-classification"},
+        "dataset": {"name": data, "type": data, "split": "test"},
+        "metrics": metrics,
+    }
 
 
 def _yaml(value: Any) -> str:
@@ -128,3 +141,8 @@ def _public(data: str | None) -> str | None:
 def _code(text: str) -> str:
     """Quote a text that may be a stranger's as code, in which Markdown and HTML mean nothing."""
     return f"`{printable(text).replace('`', chr(39))}`"
+
+
+def _cell(text: str) -> str:
+    """Quote a text as `_code` does, for a table, in which a bar would end the cell."""
+    return _code(text).replace("|", "\\|")
