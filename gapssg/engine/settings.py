@@ -10,7 +10,7 @@ from gapssg.data.settings import DataSettings
 from gapssg.files import user_path
 from gapssg.models import LARGEST_IMAGE_SIDE, MOST_CHANNELS, MOST_CLASSES, SMALLEST_IMAGE_SIDE
 from gapssg.models.settings import ModelSettings, WithFactories
-from gapssg.settings.base import Settings, UserPath, UserPaths, as_validator
+from gapssg.settings.base import Settings, UserPath, as_validator
 from gapssg.settings.parts import OptimizerSettings, RuntimeSettings
 from gapssg.synthesis import GapSSGFastSettings, MethodSettings
 
@@ -112,7 +112,7 @@ class DistillSettings(WithFactories):
 class EvaluateSettings(WithFactories):
     """How model files are evaluated on real images."""
 
-    models: UserPaths = Field(min_length=1)
+    models: tuple[UserPath, ...] = Field(min_length=1)
     """Model files; their images must have one shape and the same classes."""
     data: DataSettings
     """The real images; the `test` split is read."""

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from gapssg.data import check_data_name
 from gapssg.data.settings import DataSettings
 from gapssg.models.settings import WithFactories
-from gapssg.settings.base import Settings, UserPath, UserPaths, as_validator
+from gapssg.settings.base import Settings, UserPath, as_validator
 from gapssg.settings.parts import RuntimeSettings
 
 POOL = "pool"
@@ -46,7 +46,7 @@ class CurvatureSettings(Settings):
 class LandscapeSettings(WithFactories):
     """How the loss around the weights of models is measured and drawn."""
 
-    models: UserPaths = Field(min_length=1, max_length=100)
+    models: tuple[UserPath, ...] = Field(min_length=1, max_length=100)
     """Model files and run directories; a run stands for its last weights."""
     data: LandscapeDataSettings
     """What the loss is measured on."""

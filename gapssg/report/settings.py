@@ -6,14 +6,14 @@ from pydantic import Field
 
 from gapssg.data.settings import DataSettings
 from gapssg.models.settings import WithFactories
-from gapssg.settings.base import UserPath, UserPaths
+from gapssg.settings.base import UserPath
 from gapssg.settings.parts import RuntimeSettings
 
 
 class ReportSettings(WithFactories):
     """Which runs are reported on, and what they are evaluated on."""
 
-    runs: UserPaths = Field(min_length=1, max_length=20)
+    runs: tuple[UserPath, ...] = Field(min_length=1, max_length=20)
     """Directories of finished runs of `distill`, `pretrain-teacher` and `landscape`."""
     data: DataSettings | None = None
     """Real images whose `test` split the models are evaluated on; without them nothing is evaluated anew."""

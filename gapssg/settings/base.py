@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
 from gapssg.errors import InputError
@@ -39,7 +39,6 @@ def _as_user_path(value: Any) -> Any:
 
 UserPath = Annotated[Path, BeforeValidator(as_validator(_as_user_path))]
 """A file or folder that the user names; every path in settings is one."""
-UserPaths = Annotated[tuple[UserPath, ...], FailFast()]
 
 
 class Settings(BaseModel):

@@ -64,7 +64,7 @@ def test_every_path_in_settings_is_refused_in_one_sentence(path: str, reason: st
         given: Any = (path,) if "tuple" in str(field.annotation) else path
         with pytest.raises(ValidationError) as refused:
             adapter.validate_python(given)
-        (error,) = refused.value.errors()
+        error, *_ = refused.value.errors()
         assert error["type"] == "value_error", (owner, name)
         assert reason in error["msg"]
 
@@ -80,12 +80,16 @@ def test_texts_in_settings_that_hold_a_path_are_refused_in_one_sentence(path: st
 
 @bad
 def test_the_command_line_says_which_setting_it_was_in_one_line(path: str, reason: str):
-    for options in (
-        {"teacher": ("--teacher", path), "student.name": ("--student", "wrn16_1")},
-        {"teacher": ("--teacher", "t"), "student.name": ("--student", "wrn16_1"), "pool": ("--pool", path)},
-    ):
+    student = {"student.name": ("--student", "wrn16_1")}
+    cases: list[tuple[type[Settings], dict[str, tuple[str, Any]]]] = [
+        (DistillSettings, {**student, "teacher": ("--teacher", path)}),
+        (DistillSettings, {**student, "teacher": ("--teacher", "t"), "pool": ("--pool", path)}),
+        (EvaluateSettings, {"models": ("FILE", [path]), "data.name": ("--data", "digits")}),
+        (EvaluateSettings, {"models": ("FILE", ["a", path]), "data.name": ("--data", "digits")}),
+    ]
+    for settings_class, options in cases:
         with pytest.raises(InputError) as refused:
-            load_settings(DistillSettings, section="distill", options=options)
+            load_settings(settings_class, section="-", options=options)
         (line,) = str(refused.value).splitlines()
         assert reason in line or "UTF-8" in line
 
