@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast coverage lint types install bench bench-gpu bench-strangers soak fuzz clean
+.PHONY: quickstart test test-fast coverage lint types install bench results bench-gpu bench-strangers soak crash-points fuzz clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/gapssg quickstart --overwrite
@@ -34,6 +34,10 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.landscape
 	$(BIN)/python -m benchmarks.seeds
 
+# benchmarks/RESULTS.md, from benchmarks/RESULTS.md.jinja and what the benchmarks wrote to benchmarks/results/.
+results: $(INSTALLED)
+	$(BIN)/python -m benchmarks.results_page
+
 # On a machine with a GPU; DATA is a folder with train/ and test/ of CIFAR-10 images.
 bench-gpu: $(INSTALLED)
 	$(BIN)/python -m benchmarks.gpu $(if $(DATA),--data $(DATA))
@@ -44,6 +48,9 @@ bench-strangers: $(INSTALLED)
 
 soak: $(INSTALLED)
 	$(BIN)/python -m benchmarks.soak
+
+crash-points: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.crash_points
 
 fuzz: $(INSTALLED)
 	$(BIN)/python -m benchmarks.fuzz --cases 10000 --seed 0

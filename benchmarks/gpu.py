@@ -14,15 +14,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from benchmarks.machine import describe_machine, print_machine, print_table, write_report
+from benchmarks.machine import describe_machine, print_machine, print_table, write_results
 from gapssg.runs.results import load_training_result
-from gapssg.text import percent
 
-Row = tuple[str, str, str]
 PAIRS = {"wrn40_2": "wrn16_1", "resnet34": "mobilenetv2"}
+
+
+class Reached(NamedTuple):
+    """What a run reached, in how many seconds."""
+
+    run: str
+    seconds: float
+    top1: float | None
 
 
 def main() -> None:
@@ -44,24 +51,25 @@ def main() -> None:
     stages = {
         "smoke": [*module, "gapssg", "quickstart", "--output", str(directory / "quickstart"), "--overwrite", *device],
         "numerics": [*module, "pytest", "tests/test_cuda.py", "tests/test_step.py", "tests/engine/test_numerics.py"],
-        "steps": [*module, "benchmarks.steps", *device, "--rounds", "9", "--output", str(directory / "steps.json")],
-        "growth": [*module, "benchmarks.growth", *device, "--output", str(directory / "growth.json")],
+        "steps": [*module, "benchmarks.steps", *device, "--rounds", "9", "--output", str(directory / "steps.csv")],
+        "growth": [*module, "benchmarks.growth", *device, "--output", str(directory)],
     }
     failed = [name for name, command in stages.items() if not run_stage(name, command, directory)]
-    rows = []
+    rows: list[Reached] = []
     if arguments.data:
         for teacher, student in list(PAIRS.items())[: 2 if arguments.more else 1]:
             reached, unfinished = distil_pair(teacher, student, arguments.data, directory, device)
             rows += reached
             failed += unfinished
-        print_table("CIFAR-10 (JPEG), published settings", ("run", "s", "top-1"), rows)
-    write_report(directory / "machine.json", {"machine": machine, "failed": failed})
+        print_table("CIFAR-10 (JPEG), published settings", Reached._fields, rows)
+        if rows:
+            write_results(directory / "cifar10.csv", [row._asdict() for row in rows], machine)
     sys.exit(f"failed: {', '.join(failed)}; see the logs in {directory}" if failed else 0)
 
 
 def distil_pair(
     teacher: str, student: str, data: Path, directory: Path, device: list[str]
-) -> tuple[list[Row], list[str]]:
+) -> tuple[list[Reached], list[str]]:
     """Train a teacher and distil its student, or go on with it; return what both reached, and what failed."""
     images = f"folder:{data}"
     teacher_run, student_run = directory / teacher, directory / f"{teacher}-{student}"
@@ -70,7 +78,7 @@ def distil_pair(
         teacher_run: ["pretrain-teacher", "--model", teacher, "--data", images],
         student_run: ["distill", "--teacher", str(file), "--student", student, "--eval-data", images],
     }
-    rows: list[tuple[str, str, str]] = []
+    rows: list[Reached] = []
     for run, (command, *options) in commands.items():
         anew = [*options, "--recipe", "published", "--output", str(run), "--overwrite", *device]
         can_resume = (run / "checkpoint" / "latest.safetensors").exists()
@@ -78,7 +86,7 @@ def distil_pair(
         if not run_stage(run.name, [*gapssg, "--resume", str(run)] if can_resume else [*gapssg, *anew], directory):
             return rows, [run.name]
         result = load_training_result(run)
-        rows.append((run.name, f"{result.timing.total:.0f}", percent(result.model.top1)))
+        rows.append(Reached(run.name, round(result.timing.total), result.model.top1))
     return rows, []
 
 

@@ -32,9 +32,10 @@ from benchmarks.machine import (
     print_table,
     time_calls,
     time_in_turn,
-    write_report,
+    write_results,
     write_teacher,
 )
+from benchmarks.results_page import RESULTS
 from gapssg import DistillSettings, PretrainSettings, distill, pretrain_teacher
 from gapssg.engine.checkpoint import Checkpoints
 from gapssg.engine.distillation import Distillation
@@ -50,22 +51,33 @@ Report = dict[str, Any]
 
 
 def main() -> None:
-    """Measure each part in a process of its own, so that its peak memory is its own; print tables, write JSON."""
+    """Measure each part in a process of its own, so that its peak memory is its own; print tables, write CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/growth.json"))
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for growth-PART.csv; not with --quick")
     arguments = parser.parse_args()
-    report: Report = {}
+    where = alone(machine, arguments.device)
+    print_machine(where)
     for name in arguments.parts:
-        report[name] = alone(PARTS[name], arguments.device, arguments.quick, arguments.rounds)
-        if name == "machine":
-            print_machine(report[name])
-        else:
-            print_part(name, report[name])
-        write_report(arguments.output, report)
+        found = alone(PARTS[name], arguments.device, arguments.quick, arguments.rounds)
+        print_part(name, found)
+        if not arguments.quick:
+            write_results(arguments.output / f"growth-{name}.csv", rows_of(found), where)
+
+
+def rows_of(found: Report) -> list[Report]:
+    """Return what one part found as rows."""
+    if "costs" in found:
+        return [
+            {"pool": pool, **cost, "epoch_seconds": found["epoch_seconds"]} for pool, cost in found["costs"].items()
+        ]
+    if "exponents" in found:
+        columns = [key for key in found if key != "exponents"]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*(found[key] for key in columns), strict=True)]
+    return [{"what": what, "measured": value} for what, value in found.items()]
 
 
 def alone(function: Callable[..., Any], *arguments: object) -> Any:
@@ -74,7 +86,7 @@ def alone(function: Callable[..., Any], *arguments: object) -> Any:
         return executor.submit(function, *arguments).result()
 
 
-def machine(device: str, quick: bool, rounds: int) -> Report:
+def machine(device: str) -> Report:
     """Name the machine."""
     return describe_machine(_runtime(device).device)
 
@@ -298,7 +310,6 @@ def print_part(name: str, found: Report) -> None:
 
 
 PARTS: dict[str, Callable[[str, bool, int], Report]] = {
-    "machine": machine,
     "run": run,
     "pretraining": pretraining,
     "checkpoint": checkpoint,

@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from benchmarks.machine import describe_machine, synchronize
+from benchmarks.machine import describe_machine, print_machine, print_table, synchronize, write_results
+from benchmarks.results_page import RESULTS
 from gapssg.augment import Normalization
 from gapssg.data import load_split
 from gapssg.landscape.directions import random_directions
@@ -41,14 +40,14 @@ Measure = Callable[[Points], Tensor]
 
 
 def main() -> None:
-    """Measure, print a table, write JSON."""
+    """Measure, print a table, write CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a model file for the digits (default: random weights)")
     parser.add_argument("--points", type=int, default=8, help="points a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--grid", type=int, help="measure a whole grid of this side, too")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/landscape.json"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "landscape.csv")
     arguments = parser.parse_args()
     runtime = Runtime.from_settings(RuntimeSettings(device=arguments.device, precision="fp32"), 0)
     module, normalization = load(arguments.model, runtime)
@@ -58,25 +57,26 @@ def main() -> None:
     ways = make_ways(module, normalization, samples, plane, runtime)
     points = grid(5)[: arguments.points]
     exact = ways["plain loop"](points)
-    rows = time_in_turn(ways, points, runtime.device, arguments.rounds)
+    medians = time_in_turn(ways, points, runtime.device, arguments.rounds)
     machine = describe_machine(runtime.device)
-    print(json.dumps(machine))
-    print("\n| way | points/s | times plain | processor s a point | largest relative error of a loss |")
-    print("| --- | ---: | ---: | ---: | ---: |")
-    for way, row in rows.items():
-        row["error"] = ((ways[way](points) - exact) / exact).abs().max().item()
-        ratio = rows["plain loop"]["seconds"] / row["seconds"]
-        print(f"| {way} | {1 / row['seconds']:.1f} | {ratio:.2f} | {row['processor']:.3f} | {row['error']:.1e} |")
-    report: dict[str, Any] = {"machine": machine, "ways": rows}
+    print_machine(machine)
+    plain = medians["plain loop"]["seconds"]
+    rows, shown = [], []
+    for way, row in medians.items():
+        rate, processor = 1 / row["seconds"], row["processor"]
+        error = ((ways[way](points) - exact) / exact).abs().max().item()
+        rows.append({"way": way, "points_per_second": rate, "processor_seconds": processor, "error": error})
+        shown.append((way, f"{rate:.1f}", f"{plain * rate:.2f}", f"{processor:.3f}", f"{error:.1e}"))
+    headings = ("way", "points/s", "times plain", "processor s a point", "largest relative error of a loss")
+    print_table("points of a landscape", headings, shown)
+    write_results(arguments.output, rows, machine)
     if arguments.grid:
         chosen = grid(arguments.grid)
         started = time.perf_counter()
         ways["gapssg, fp32"](chosen)
         synchronize(runtime.device)
-        report["grid"] = {"points": len(chosen), "seconds": time.perf_counter() - started}
-        seconds = report["grid"]["seconds"]
+        seconds = time.perf_counter() - started
         print(f"\n{len(chosen)} points in fp32: {seconds:.1f} s, {len(chosen) / seconds:.1f} points/s")
-    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def load(file: Path | None, runtime: Runtime) -> tuple[nn.Module, Normalization]:

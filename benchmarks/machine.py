@@ -1,15 +1,16 @@
-"""What every benchmark needs: the machine's name and peaks, clocks that wait for the device, tables, and a teacher."""
+"""What every benchmark needs: the machine's name and peaks, clocks that wait for the device, tables, CSV, a teacher."""
 
 from __future__ import annotations
 
-import json
+import csv
 import math
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,22 +27,26 @@ Step = Callable[[], object]
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Name the machine."""
+    """Name the machine, the versions and the commit, as each row of a CSV file has them."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
-        "processor": _processor(),
+        "machine": f"{name}, {'with' if computes_bf16_natively(device) else 'without'} bfloat16 instructions",
         "threads": torch.get_num_threads(),
-        "native_bf16": computes_bf16_natively(device),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "commit": commit(),
     }
+
+
+def commit() -> str:
+    """Name the commit that is checked out; nothing where there is none, as in an unpacked sdist."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(git, check=False, capture_output=True, text=True).stdout.strip()
 
 
 def print_machine(machine: dict[str, Any]) -> None:
     """Print one line that names the machine."""
-    bf16 = "with" if machine["native_bf16"] else "without"
-    where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
-    print(f"{where}, {bf16} bfloat16 instructions, torch {machine['torch']}, Python {machine['python']}")
+    print(f"{machine['machine']}, {machine['threads']} threads, torch {machine['torch']}, Python {machine['python']}")
 
 
 def measure_peaks(device: torch.device) -> dict[str, float]:
@@ -127,10 +132,15 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[obj
         print("| " + " | ".join(map(str, row)) + " |")
 
 
-def write_report(path: Path, report: dict[str, Any]) -> None:
-    """Write what was measured as JSON."""
+def write_results(path: Path, rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> None:
+    """Write figures as CSV, in each row also the machine; `benchmarks.results_page` makes tables of such files."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2) + "\n")
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], *machine], lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            figures = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
+            writer.writerow(figures | dict(machine))
 
 
 def write_teacher(path: Path, architecture: str, side: int = 32) -> None:

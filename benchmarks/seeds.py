@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import describe_machine, print_machine, print_table, write_report
+from benchmarks.machine import describe_machine, print_machine, print_table, write_results
+from benchmarks.results_page import RESULTS
 from gapssg import DistillSettings, PretrainSettings, distill, pretrain_teacher
 from gapssg.runs.results import DistillResult
 from gapssg.settings.load import load_settings
@@ -27,14 +28,14 @@ PLAIN = {"precision": "fp32", "compile": False}
 
 
 def main() -> None:
-    """Make the runs, print the table, write JSON; exit with 1 if the difference is more than the spread."""
+    """Make the runs, print the table, write CSV; exit with 1 if the difference is more than the spread."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--fast", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
     parser.add_argument("--directory", type=Path, default=Path("runs/seeds"))
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/seeds.json"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "seeds.csv")
     arguments = parser.parse_args()
     teacher = arguments.directory / "teacher" / "model.safetensors"
     if not teacher.exists():
@@ -60,8 +61,12 @@ def main() -> None:
     ]
     print_table(f"students of the digits, {arguments.seeds} seeds", ("steps", "mean", "deviation", "each"), rows)
     print(f"\nThe means differ by {difference:.2%}; the seeds' own spread is {spread:.2%}.")
-    report = {"machine": machine, "accuracies": accuracies, "difference": difference, "spread": spread}
-    write_report(arguments.output, report)
+    figures = [
+        {"steps": label, "seed": seed, "top1": top1}
+        for label, values in accuracies.items()
+        for seed, top1 in enumerate(values)
+    ]
+    write_results(arguments.output, figures, machine)
     sys.exit(0 if difference < spread else 1)
 
 

@@ -26,9 +26,10 @@ from benchmarks.machine import (
     print_machine,
     print_table,
     time_in_turn,
-    write_report,
+    write_results,
 )
 from benchmarks.plain import PlainDistillation, PlainSynthesis, Switches
+from benchmarks.results_page import RESULTS
 from gapssg.models import create_model
 from gapssg.runtime import Runtime, computes_bf16_natively
 from gapssg.settings import RuntimeSettings
@@ -39,7 +40,7 @@ PAIRS = {"wrn40_2-wrn16_1": ("wrn40_2", "wrn16_1"), "resnet34-mobilenetv2": ("re
 
 
 def main() -> None:
-    """Measure, print a table, write JSON."""
+    """Measure, print a table, write CSV; the quick sizes are not written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
     parser.add_argument("--rounds", type=int, default=5)
@@ -47,19 +48,22 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--only", choices=("synthesis", "distillation"), help="leave the other step out")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled steps out")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/steps.json"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "steps.csv")
     arguments = parser.parse_args()
     pairs = arguments.pairs[:1] if arguments.quick else arguments.pairs
     batches = (32, 16) if arguments.quick else (256, 128)
     device = Runtime.from_settings(RuntimeSettings(device=arguments.device), 0).device
-    report: dict[str, Any] = {"machine": describe_machine(device), "peak_gflops": measure_peaks(device), "pairs": {}}
-    print_machine(report["machine"])
-    print(", ".join(f"{name} {rate:,.0f} GFLOP/s" for name, rate in report["peak_gflops"].items()))
+    machine, peaks = describe_machine(device), measure_peaks(device)
+    print_machine(machine)
+    print(", ".join(f"{name} {rate:,.0f} GFLOP/s" for name, rate in peaks.items()))
+    rows: list[dict[str, Any]] = []
     for pair in pairs:
         size = Size(*PAIRS[pair], 32, *batches)
-        report["pairs"][pair] = measure_pair(size, device, arguments.rounds, not arguments.no_compile, arguments.only)
-        print_pair(pair, report["pairs"][pair], report["peak_gflops"])
-        write_report(arguments.output, report)
+        measured = measure_pair(size, device, arguments.rounds, not arguments.no_compile, arguments.only)
+        rows += rows_of(pair, measured, peaks)
+        print_pair(pair, measured, rows)
+        if not arguments.quick:
+            write_results(arguments.output, rows, machine)
 
 
 def measure_pair(
@@ -94,9 +98,8 @@ def measure_pair(
             if only not in (None, name):
                 continue
             flops = count_flops(next(step for label, step in variants.items() if label.startswith("core, eager")))
-            seconds = time_in_turn(variants, device, rounds)
-            medians = {label: median(values) for label, values in seconds.items()}
-            measured[name] = {"batch": batch, "flops": flops, "seconds": medians, "all_seconds": seconds}
+            medians = {label: median(times) for label, times in time_in_turn(variants, device, rounds).items()}
+            measured[name] = {"batch": batch, "flops": flops, "seconds": medians}
         return measured
 
 
@@ -107,24 +110,40 @@ def count_flops(step: Step) -> int:
     return int(counter.get_total_flops())
 
 
-def print_pair(pair: str, measured: dict[str, Any], peaks: dict[str, float]) -> None:
+def rows_of(pair: str, measured: dict[str, Any], peaks: dict[str, float]) -> list[dict[str, Any]]:
+    """Return a row for each variant of each step."""
+    rows = []
+    for name, step in measured.items():
+        for label, seconds in step["seconds"].items():
+            is_bf16 = "bf16" in label or (label.startswith(("+ no", "+ pool")) and "+ bf16" in step["seconds"])
+            precision = "bf16" if is_bf16 else "fp32"
+            rows.append(
+                {
+                    "pair": pair,
+                    "step": name,
+                    "batch": step["batch"],
+                    "gflop": step["flops"] / 1e9,
+                    "variant": label,
+                    "seconds": seconds,
+                    "precision": precision,
+                    "peak_gflops": peaks[f"{precision} convolution"],
+                }
+            )
+    return rows
+
+
+def print_pair(pair: str, measured: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Print one Markdown table for each of the two steps."""
     headings = ("variant", "s a step", "images/s", "times plain", "GFLOP/s", "of the convolution peak")
     for name, step in measured.items():
-        rows = []
-        for label, seconds in step["seconds"].items():
-            gflops = step["flops"] / seconds / 1e9
-            peak = (
-                "bf16"
-                if "bf16" in label or (label.startswith(("+ no", "+ pool")) and "+ bf16" in step["seconds"])
-                else "fp32"
-            )
-            share = f"{gflops / peaks[f'{peak} convolution']:.0%} {peak}"
-            ratio = step["seconds"]["plain"] / seconds
-            rows.append(
-                (label, f"{seconds:.4f}", f"{step['batch'] / seconds:,.0f}", f"{ratio:.2f}", f"{gflops:,.0f}", share)
-            )
-        print_table(f"{pair}: {name}, batch {step['batch']}, {step['flops'] / 1e9:.1f} GFLOP a step", headings, rows)
+        shown = []
+        for row in rows:
+            if (row["pair"], row["step"]) == (pair, name):
+                rate, seconds = row["gflop"] / row["seconds"], row["seconds"]
+                share = f"{rate / row['peak_gflops']:.0%} {row['precision']}"
+                speed, ratio = f"{row['batch'] / seconds:,.0f}", f"{step['seconds']['plain'] / seconds:.2f}"
+                shown.append((row["variant"], f"{seconds:.4f}", speed, ratio, f"{rate:,.0f}", share))
+        print_table(f"{pair}: {name}, batch {step['batch']}, {step['flops'] / 1e9:.1f} GFLOP a step", headings, shown)
     if measured.keys() == PUBLISHED_STEPS.keys():
         print_run(pair, measured)
 

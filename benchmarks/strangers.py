@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.machine import print_table
+from benchmarks.machine import commit, print_table
 from benchmarks.strangers_data import Split
 from benchmarks.strangers_pairs import PAIRS, Pair, Training, train_model_file
 from gapssg.augment import Normalization
@@ -177,12 +177,6 @@ def recalls_of(logits: Tensor, images: ImageSet) -> list[float]:
     """Return the accuracy of each class."""
     right = (logits.argmax(1) == images.labels).double()
     return [right[images.labels == label].mean().item() for label in range(images.num_classes)]
-
-
-def commit() -> str:
-    """Name the commit that is checked out."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(git, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 def read_cells(directory: Path, output: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from gapssg.errors import InputError, shortened
 
@@ -25,9 +25,9 @@ Numbers = Annotated[dict[Annotated[str, Field(max_length=100)], Number], Field(m
 Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0, le=10**30)]  # of anything, operations among it; a float can hold it
 PositiveCount = Annotated[Count, Field(ge=1)]
-Counts = Annotated[list[Count], Field(max_length=MOST_COUNTED_CLASSES)]
 # Of a long list that is wrong, each error would take a kilobyte.
-Many = Annotated[tuple[Item, ...], FailFast(), Field(max_length=1_100_000)]
+Counts = Annotated[list[Count], Field(max_length=MOST_COUNTED_CLASSES, fail_fast=True)]
+Many = Annotated[tuple[Item, ...], Field(max_length=1_100_000, fail_fast=True)]
 
 
 class Stored(BaseModel):

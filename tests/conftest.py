@@ -62,10 +62,10 @@ def image_folder(tmp_path: Path) -> Path:
     return write_images(tmp_path / "images")
 
 
-def write_images(root: Path) -> Path:
-    """Write two classes of 16x16 grey images, dark and bright: 24 to train on and 8 to test on, each."""
+def write_images(root: Path, test: int = 8) -> Path:
+    """Write two classes of 16x16 grey images, dark and bright: 24 to train on and 8 or more to test on, each."""
     draw = np.random.default_rng(0)
-    for split, count in (("train", 24), ("test", 8)):
+    for split, count in (("train", 24), ("test", test)):
         for name, level in (("dark", 60), ("bright", 190)):
             folder = root / split / name
             folder.mkdir(parents=True)

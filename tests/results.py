@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Never
+from typing import Any
 
 from gapssg.models.description import ModelProfile
 from gapssg.runs.results import (
@@ -85,7 +85,7 @@ def make_pretrain_result(top1: float = 0.9, *, seconds: float = 4.0, **facts: An
     """Return what `pretrain-teacher` would."""
     model = {"file": "model.safetensors", "architecture": "wrn40_2", **PROFILE, **SCORES, "top1": top1}
     return PretrainResult(
-        model=Trained[Never](**model, best_top1=1.0, best_epoch=1),
+        model=Trained(**model, best_top1=1.0, best_epoch=1),
         data="digits",
         epochs=2,
         augmentation=None,
@@ -105,6 +105,7 @@ def make_evaluation(architecture: str, file: str, teacher: str, class_names: tup
         expected_calibration_error=0.1,
         reliability=(),
         per_class_accuracy=(),
+        images_per_class=(),
         confusion_matrix=(),
         agreement=0.5,
         reality_gap=0.1,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -8,11 +9,21 @@ import pytest
 
 from gapssg.errors import InputError, RunError
 from gapssg.files import (
+    append,
     canonical_json,
     check_output_file,
     check_writable,
+    entries_in,
+    inside,
     is_file,
+    is_folder,
+    lock,
+    make_folder,
+    open_regular,
     parse_json,
+    read_bounded,
+    remove,
+    sha256_of_file,
     staged,
     write_atomically,
 )
@@ -52,7 +63,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     path = tmp_path / "file"
     path.write_bytes(b"old")
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, step, fail)
@@ -119,3 +130,116 @@ def test_a_name_that_leaves_no_room_for_a_temporary_one_is_refused_before_the_wo
     write_atomically(tmp_path / ("x" * 237), b"")
     with pytest.raises(InputError, match="this name is too long"):
         check_output_file(tmp_path / ("x" * 238), overwrite=False)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path, held: bool):
+    dead, living, other = (tmp_path / f".{name}.0123456789ab.tmp" for name in ("file", "file2", "notes"))
+    for path in (dead, living, other):
+        path.write_text("")
+    with living.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if held:
+            lock(tmp_path / ".lock").close()
+        else:
+            write_atomically(tmp_path / "file", b"new")
+            write_atomically(tmp_path / "file2", b"new")
+        assert (dead.exists(), living.exists(), other.exists()) == (False, True, not held)
+
+
+def test_a_temporary_file_that_was_taken_away_before_it_was_locked_is_made_again(tmp_path: Path, monkeypatch):
+    flock = fcntl.flock
+    taken: list[Path] = []
+
+    def late(handle: int, how: int) -> None:
+        if not taken:
+            taken.extend(tmp_path.iterdir())
+            taken[0].unlink()
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    write_atomically(tmp_path / "file", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_every_new_folder_above_a_new_one_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.fstat(handle).st_ino))
+    make_folder(tmp_path / "a" / "b" / "c")
+    assert flushed == [path.stat().st_ino for path in (tmp_path, tmp_path / "a", tmp_path / "a" / "b")]
+    flushed.clear()
+    make_folder(tmp_path / "a" / "b")
+    assert flushed == []
+    append(tmp_path / "new", b"line")
+    append(tmp_path / "new", b"line")
+    file = (tmp_path / "new").stat().st_ino
+    assert flushed == [file, tmp_path.stat().st_ino, file]
+
+
+def plant(path: Path, outside: Path, kind: str) -> None:
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to({"file": outside / "secret", "folder": outside, "device": Path("/dev/zero")}[kind])
+
+
+@pytest.mark.parametrize("kind", ["pipe", "file", "folder", "device"])
+@pytest.mark.parametrize("name", ["file", "folder/file"])
+def test_a_path_inside_leads_to_no_link_pipe_or_device(tmp_path: Path, kind: str, name: str):
+    outside, path = tmp_path / "outside", inside(tmp_path / "root") / name
+    outside.mkdir()
+    (outside / "secret").write_text("secret")
+    path.parent.mkdir(parents=True)
+    plant(path, outside, kind)
+    uses = [
+        lambda: read_bounded(path, 10),
+        lambda: open_regular(path, 10),
+        lambda: sha256_of_file(path, 10),
+        lambda: is_file(path),
+        lambda: is_folder(path),
+        lambda: entries_in(path),
+        lambda: append(path, b"x"),
+        lambda: make_folder(path / "new"),
+        lambda: write_atomically(path / "new", b"x"),
+        lambda: remove(path / "secret"),
+        lambda: lock(path),
+    ]
+    for use in uses:
+        with pytest.raises(InputError, match=r" is (a symbolic link|a pipe, a socket or a device) where a f"):
+            use()
+    assert (outside / "secret").read_text() == "secret"
+
+
+@pytest.mark.parametrize("name", ["../outside/secret", "/etc/hostname", "a/../../outside/secret"])
+def test_a_path_that_leaves_its_directory_is_refused(tmp_path: Path, name: str):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_text("secret")
+    (tmp_path / "root" / "a").mkdir(parents=True)
+    with pytest.raises(InputError, match="is not inside"):
+        read_bounded(inside(tmp_path / "root") / name, 100)
+
+
+def test_every_way_to_a_neighbour_stays_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    file = inside(Path("run")) / "pool" / "shard"
+    for neighbour in (file.with_name("other"), file.parent / "other", file.with_suffix(".other")):
+        assert neighbour.below == ("pool", neighbour.name)
+
+
+def test_a_link_to_the_directory_itself_is_followed_because_the_user_named_it(tmp_path: Path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "file").write_text("text")
+    (tmp_path / "link").symlink_to(tmp_path / "root")
+    path = inside(tmp_path / "link") / "file"
+    assert read_bounded(path, 10) == b"text"
+    write_atomically(path, b"new")
+    assert (tmp_path / "root" / "file").read_bytes() == b"new"
+    assert (path.parent / "file", inside(path)) == (path, path)
+
+
+def test_a_file_with_a_second_name_is_not_appended_to(tmp_path: Path):
+    (tmp_path / "victim").write_text("precious")
+    os.link(tmp_path / "victim", tmp_path / "file")
+    with pytest.raises(InputError, match="has a second name"):
+        append(inside(tmp_path) / "file", b"x")
+    assert (tmp_path / "victim").read_text() == "precious"

@@ -61,11 +61,12 @@ def test_a_damaged_result_is_one_short_sentence(tmp_path: Path, text: str):
 
 
 def test_a_long_list_that_is_wrong_is_one_error(tmp_path: Path):
-    surface: dict[str, object] = {"minima": [{}] * 100_000}
+    surface: dict[str, object] = {"minima": [{}] * 100_000, "explained_variance": ["a"] * 100_000}
     values = {"command": "landscape", **make_run_facts(), "surfaces": [surface]}
     with pytest.raises(ValidationError) as error:
         LandscapeResult.model_validate_json(json.dumps(values))
-    assert sum(each["loc"][:3] == ("surfaces", 0, "minima") for each in error.value.errors()) == 3  # keys of the first
+    assert sum(each["loc"][2:3] == ("minima",) for each in error.value.errors()) == 3  # keys of the first
+    assert error.value.error_count() < 30
 
 
 def test_a_score_that_is_not_finite_is_never_written():

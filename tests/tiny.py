@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from torch import Tensor, nn
@@ -12,6 +13,13 @@ from torch import Tensor, nn
 from gapssg.models import MODELS, ModelEntry, create_model
 from gapssg.models.model_file import save_model
 from tests.conftest import make_card
+
+TINY_NOISE: dict[str, Any] = {
+    "student": {"name": "tiny"},
+    "method": {"name": "noise", "synthesis_batch_size": 16},
+    "runtime": {"device": "cpu", "precision": "fp32", "compile": False},
+}
+"""Settings of a distillation that takes no time, over `tests.runs.TINY`."""
 
 
 @contextmanager

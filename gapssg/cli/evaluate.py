@@ -111,11 +111,10 @@ def _lowest(report: EvaluatedModel) -> str:
 
 
 def _print_classes(console: Console, report: EvaluatedModel, class_names: Sequence[str]) -> None:
-    matrix = report.confusion_matrix
-    show_matrix = len(class_names) <= _MOST_CLASSES_IN_A_TABLE
-    columns = ["class", "accuracy", *(class_names if show_matrix else [])]
+    matrix = report.confusion_matrix if len(class_names) <= _MOST_CLASSES_IN_A_TABLE else None
+    columns = ["class", "accuracy", *(class_names if matrix else [])]
     rows = [
-        [name, percent(accuracy), *(map(str, row) if show_matrix else [])]
-        for name, accuracy, row in zip(class_names, report.per_class_accuracy, matrix, strict=True)
+        [name, percent(accuracy), *(map(str, matrix[number]) if matrix else [])]
+        for number, (name, accuracy) in enumerate(zip(class_names, report.per_class_accuracy, strict=True))
     ]
     console.table(f"{report.file}: accuracy by class, and how often each class was predicted", columns, rows)

@@ -21,7 +21,7 @@ def _names(option: str, text: str) -> list[str]:
     if "," in text:
         return [name.strip() for name in text.split(",")]
     try:
-        lines = read_bounded(user_path(text), _LONGEST_LIST_OF_NAMES).decode("utf-8").splitlines()
+        lines = read_bounded(user_path(text), _LONGEST_LIST_OF_NAMES).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{option} {text} is no text file of names, one a line") from error
     return [line.strip() for line in lines if line.strip()]

@@ -91,6 +91,7 @@ def _print(console: Console, result: InspectResult) -> None:
             ["class names", ", ".join(card.class_names)],
             ["mean", ", ".join(f"{each:.4g}" for each in card.mean)],
             ["standard deviation", ", ".join(f"{each:.4g}" for each in card.deviation)],
+            ["architecture returns", card.outputs],
             ["random crops and flips", f"padding {card.crop_padding}, {'flips' if card.flip else 'no flips'}"],
             *([f"made by: {key}", value] for key, value in made_by.items()),
             *([f"version of {key}", str(value)] for key, value in card.provenance.versions.items()),

@@ -15,7 +15,7 @@ import typer
 from gapssg.cli.console import Console, Invocation
 from gapssg.data.settings import DataSettings
 from gapssg.errors import InputError, shortened
-from gapssg.files import check_exists, user_path
+from gapssg.files import check_exists, inside, user_path
 from gapssg.models import check_model_name
 from gapssg.models.reference import is_factory
 from gapssg.settings.base import Settings
@@ -217,7 +217,7 @@ def run_directory(
     for option, value in (("--output", output), ("--config", config), ("--recipe", recipe)):
         if value is not None:
             raise InputError(f"--resume continues a run in its own directory with its own settings; leave {option} out")
-    file = resume / "settings.toml"
+    file = inside(resume) / "settings.toml"
     try:
         began_as = _command_of(read_toml(file))
     except InputError as error:

@@ -14,6 +14,7 @@ from gapssg.cli.console import count
 from gapssg.cli.options import Panel
 from gapssg.engine.settings import DistillSettings, EvaluateSettings, PretrainSettings
 from gapssg.errors import InputError
+from gapssg.files import inside
 from gapssg.landscape.settings import LandscapeSettings
 from gapssg.settings import load_settings
 from gapssg.synthesis.base import PoolMethodSettings
@@ -42,7 +43,7 @@ def quickstart(
     """
     console = options.console_of(context)
     runtime = given.options
-    runs = {name: output / name for name in ("teacher", "student", "noise-baseline")}
+    runs = {name: inside(output) / name for name in ("teacher", "student", "noise-baseline")}
     files = {
         name: folder / ("model.safetensors" if name == "teacher" else "student.safetensors")
         for name, folder in runs.items()
@@ -95,7 +96,7 @@ def quickstart(
 
     from gapssg.engine.run_directory import check_output
 
-    folders = {**runs, "landscape": output / "landscape"}
+    folders = {**runs, "landscape": inside(output) / "landscape"}
     strange = sorted({entry.name for entry in output.iterdir()} - folders.keys()) if output.is_dir() else []
     if strange:
         raise InputError(f"--output {output} holds other files ({', '.join(strange[:3])}); name another directory")

@@ -68,6 +68,7 @@ def load_split(
     image_size: int | None = None,
     channels: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> ImageSet:
     """Read one split of a data source into memory.
 
@@ -79,12 +80,13 @@ def load_split(
         image_size: Side of the square images in pixels; without it images keep their size.
         channels: 1 for grey, 3 for RGB; without it as the files are.
         progress: Called with (done, total) images while a folder is decoded.
+        note: Called with a sentence that names the files of a folder that are not read, if there are any.
 
     Raises:
         InputError: The name is unknown or its images cannot be read.
     """
     check_data_name(name)
-    options = LoadOptions(root, download, image_size, channels, progress)
+    options = LoadOptions(root, download, image_size, channels, progress, note)
     return _source(name).load(name, split, options)
 
 

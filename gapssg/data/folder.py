@@ -3,7 +3,7 @@
 The files may come from strangers: nothing outside the given folder is read, only formats of photographs are
 decoded, and an image is decoded in full or refused by name. The size of an image is known before it is decoded, and
 large ones are decoded one at a time, so that decoding takes at most a gigabyte beside the result; the result has its
-own bound.
+own bound. Of very large photographs (JPEG), the decoder makes no more than a small size needs.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ import numpy
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from gapssg.data.image_set import ImageSet
 from gapssg.data.source import LoadOptions
 from gapssg.errors import GapssgError, InputError, shortened
 from gapssg.files import user_path
+from gapssg.text import listed
 
 FLIPPING_IS_MEANINGFUL = True
 
@@ -36,8 +38,11 @@ Pixels: TypeAlias = NDArray[numpy.uint8]
 
 _SUBFOLDERS = {"train": ("train",), "test": ("test", "val")}
 # Pillow has decoders for dozens of other formats, less used and less tested; EPS it hands to another program.
-_FORMATS = {"BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"}
-_MOST_PIXELS = 2**25
+_FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"}
+_MOST_PIXELS = 2**26
+_MOST_PIXELS_OF_JPEG = 2**28  # where it is decoded at an eighth of its sides
+_MANY_PIXELS_OF_JPEG = 2**25
+_SHARPNESS = 2  # how many times larger than needed it is decoded at least
 _MANY_PIXELS = 2**21
 _LARGEST_FILE = 2**28  # bytes; some decoders read all of it
 _LARGEST_RESULT = 2**34  # bytes; ImageNet at 64x64 pixels
@@ -66,13 +71,22 @@ def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> Im
     formats = _formats_by_extension()
     files: list[Path] = []
     labels: list[int] = []
+    unread = [Path(entry.path) for entry in _entries(folder) if not _is_folder(entry)]
     for label, class_folder in enumerate(classes):
-        found = _image_files(class_folder, root.resolve(), set(formats), {folder.resolve()})
+        found, others = _image_files(class_folder, root.resolve(), set(formats), {folder.resolve()})
         if not found:
-            raise InputError(f"the class folder {class_folder} has no images: add some, or remove the folder")
+            but = f" that can be read, but {listed([other.name for other in others])}" if others else ""
+            raise InputError(f"the class folder {class_folder} has no images{but}: add some, or remove the folder")
+        unread += others
         # The order of ImageFolder: by folder, then by file.
         files += sorted(found, key=os.path.split)
         labels += [label] * len(found)
+    if unread and options.note is not None:
+        names = listed([str(path.relative_to(folder)) for path in unread])
+        options.note(
+            f"of {len(files) + len(unread):,} files in {folder}, {len(unread):,} are not read, because their names do "
+            f"not end as those of images do, or they are in no class folder: {names}"
+        )
     return ImageSet(
         images=_read_images(files, formats, options),
         labels=torch.tensor(labels, dtype=torch.int64),
@@ -90,10 +104,10 @@ def _split_folder(root: Path, split: Literal["train", "test"]) -> Path:
             _check_inside(root / subfolder, root.resolve())
             return root / subfolder
     found = [entry.name for entry in _entries(root) if _is_folder(entry)]
-    listed = ", ".join(f"'{name}'" for name in found[:_NAMES_SHOWN]) or "none"
+    shown = ", ".join(f"'{name}'" for name in found[:_NAMES_SHOWN]) or "none"
     more = ", ..." if len(found) > _NAMES_SHOWN else ""
     wanted = " or ".join(f"'{subfolder}'" for subfolder in _SUBFOLDERS[split])
-    raise InputError(f"{root} needs a sub-folder {wanted} with one sub-folder a class; its sub-folders: {listed}{more}")
+    raise InputError(f"{root} needs a sub-folder {wanted} with one sub-folder a class; its sub-folders: {shown}{more}")
 
 
 def _class_folders(folder: Path, root: Path) -> list[Path]:
@@ -109,8 +123,10 @@ def _class_folders(folder: Path, root: Path) -> list[Path]:
     return classes
 
 
-def _image_files(folder: Path, root: Path, extensions: set[str], seen: set[Path], depth: int = 1) -> list[Path]:
-    """List the images in a folder at any depth; `seen` are the real folders that were listed before."""
+def _image_files(
+    folder: Path, root: Path, extensions: set[str], seen: set[Path], depth: int = 1
+) -> tuple[list[Path], list[Path]]:
+    """List the images and the other files in a folder at any depth; `seen` are the real folders listed before."""
     real_folder = folder.resolve()
     if real_folder in seen:  # links to links to links would multiply
         raise InputError(f"the link {folder} leads back to a folder that is read already: remove it")
@@ -118,20 +134,24 @@ def _image_files(folder: Path, root: Path, extensions: set[str], seen: set[Path]
         raise InputError(f"{folder} lies deeper than {_DEEPEST_FOLDER} folders below its class: move its images up")
     seen.add(real_folder)
     files: list[Path] = []
+    others: list[Path] = []
     for entry in _entries(folder):
         path = Path(entry.path)
         is_folder = _is_folder(entry)
         if not is_folder and path.suffix.lower() not in extensions:
+            others.append(path)
             continue
         if entry.is_symlink():
             _check_inside(path, root)
         if is_folder:
-            files += _image_files(path, root, extensions, seen, depth + 1)
+            deeper = _image_files(path, root, extensions, seen, depth + 1)
+            files += deeper[0]
+            others += deeper[1]
         elif os.path.isfile(entry) if entry.is_symlink() else entry.is_file():
             files.append(path)
         else:
             raise InputError(f"{path} is not a file that can be read (a broken link or a device): remove it")
-    return files
+    return files, others
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -245,12 +265,14 @@ def _decode(file: Path, formats: tuple[str, ...], options: LoadOptions) -> Pixel
     try:
         if file.stat().st_size > _LARGEST_FILE:
             raise InputError(f"{file} has more than {_LARGEST_FILE // 2**20} MiB: remove or replace it")
-        with Image.open(file, formats=formats) as opened:
-            pixels = opened.width * opened.height
-            if pixels > _MOST_PIXELS:
+        with _open(file, formats, options.image_size) as opened:
+            is_large = opened.width * opened.height > _MANY_PIXELS
+            if options.image_size is not None and opened.width * opened.height > _MANY_PIXELS_OF_JPEG:
+                opened.draft(None, (_SHARPNESS * options.image_size, _SHARPNESS * options.image_size))
+            if opened.width * opened.height > _MOST_PIXELS:
                 size = f"{opened.width}x{opened.height} pixels, more than {_MOST_PIXELS:,}"
                 raise InputError(f"{file} cannot be decoded (it has {size}): scale it down or remove it")
-            with _ONE_AT_A_TIME if pixels > _MANY_PIXELS else nullcontext():
+            with _ONE_AT_A_TIME if is_large else nullcontext():
                 return _decode_opened(opened, file, options)
     except GapssgError:
         raise
@@ -259,6 +281,21 @@ def _decode(file: Path, formats: tuple[str, ...], options: LoadOptions) -> Pixel
     # Decoders raise nearly anything on damaged files: SyntaxError, struct.error, IndexError, zlib.error, ...
     except Exception as error:
         raise InputError(f"{file} cannot be decoded ({shortened(error, 200)}): remove or replace it") from error
+
+
+def _open(file: Path, formats: tuple[str, ...], image_size: int | None) -> Image.Image:
+    """Open an image, also a JPEG that Pillow has for a bomb, if a small size is wanted, at which it is decoded."""
+    try:
+        return Image.open(file, formats=formats)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        if image_size is None or formats[0] != "JPEG":
+            raise
+        opened = JpegImageFile(file)
+        # A progressive one is held in full, whatever the size at which it is decoded.
+        if "progressive" in opened.info or opened.width * opened.height > _MOST_PIXELS_OF_JPEG:
+            opened.close()
+            raise
+        return opened
 
 
 def _decode_opened(opened: Image.Image, file: Path, options: LoadOptions) -> Pixels:

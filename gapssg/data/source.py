@@ -20,6 +20,7 @@ class LoadOptions:
     image_size: int | None = None
     channels: int | None = None
     progress: Callable[[int, int], None] | None = None
+    note: Callable[[str], None] | None = None
 
 
 class Source(Protocol):

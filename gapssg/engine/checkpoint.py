@@ -9,25 +9,27 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
 from gapssg.engine.requests import Requests, Stopped
-from gapssg.engine.run_directory import RunDirectory
+from gapssg.engine.run_directory import RunDirectory, Written, check_may_continue
 from gapssg.errors import InputError, RunError, shortened
-from gapssg.files import canonical_json, write_atomically
+from gapssg.files import canonical_json, inside, is_file, write_atomically
 from gapssg.models.safetensors_file import read_safetensors
 from gapssg.runs.events import CheckpointWritten
+from gapssg.settings.base import Settings
 
 FOLDER, _FILE, _KEY = "checkpoint", "latest.safetensors", "facts"
+_FILES, _BEST = "written.files", "written.best"
 
 
 class State(NamedTuple):
@@ -75,6 +77,8 @@ class Facts(BaseModel):
 
 class _Header(Facts):
     events_length: NonNegativeInt
+    events_sha256: str
+    settings: dict[str, Any]
     identity: dict[str, str]
     facts: dict[str, Any]
 
@@ -83,11 +87,11 @@ class Checkpoint(NamedTuple):
     """The state of a run at some step.
 
     Attributes:
-        events_length: Bytes of `events.jsonl` at that time.
+        written: What the run had written at that time.
         state: Of all components.
     """
 
-    events_length: int
+    written: Written
     state: State
 
 
@@ -181,10 +185,21 @@ class Checkpoints:
         state = self._state()
         if state is None:
             return
-        header = {"events_length": self._run.events_length(), "identity": self._identity, "facts": state.facts}
+        written = self._run.written()
+        header = {
+            "events_length": written.events_length,
+            "events_sha256": written.events_sha256,
+            "settings": self._run.settings,
+            "identity": self._identity,
+            "facts": state.facts,
+        }
         metadata = {_KEY: canonical_json(header)}
         file = self._run.folder(FOLDER) / _FILE
         copies, wait = _start_copying(state.tensors)
+        # Not in the header, whose length is bounded: a long run has many files.
+        copies[_FILES] = _as_tensor(canonical_json(written.files).encode())
+        if written.best is not None:
+            copies[_BEST] = _as_tensor(written.best)
 
         def finish_writing() -> None:
             try:
@@ -223,22 +238,34 @@ def _start_copying(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Ca
     return copies, copied.synchronize
 
 
+def _as_tensor(content: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+
 def _short(value: str) -> str:
     return f"{shortened(value, 12)}"
 
 
 def has_checkpoint(path: Path) -> bool:
     """Tell whether the run in `path` has written a checkpoint, sound or not."""
-    return (path / FOLDER / _FILE).is_file()
+    return is_file(inside(path) / FOLDER / _FILE)
 
 
-def read_checkpoint(path: Path, identity: dict[str, str]) -> Checkpoint:
+def read_checkpoint(
+    path: Path, identity: dict[str, str], settings: Settings, may_move: Container[str] = ()
+) -> Checkpoint:
     """Read the checkpoint of the run in `path`.
 
+    Args:
+        path: The run directory.
+        identity: What must be the same as when it was written.
+        settings: What the run is to continue with.
+        may_move: As `check_same_settings` takes them.
+
     Raises:
-        InputError: There is none, it is damaged, or the run was another one than `identity` says.
+        InputError: There is none, it is damaged, or the run was another one than `identity` and `settings` say.
     """
-    file = path / FOLDER / _FILE
+    file = inside(path) / FOLDER / _FILE
     if not has_checkpoint(path):
         raise InputError(
             f"{path} holds no checkpoint to continue from (none was written yet, or it keeps no pool); "
@@ -247,6 +274,7 @@ def read_checkpoint(path: Path, identity: dict[str, str]) -> Checkpoint:
     content = read_safetensors(file)
     try:
         header = _Header.read(json.loads(content.metadata[_KEY]))
+        written = _read_written(header, content.tensors)
     except (InputError, KeyError, ValueError, RecursionError) as error:
         raise InputError(f"{file} is not a checkpoint of a run") from error
     differing = [
@@ -256,4 +284,12 @@ def read_checkpoint(path: Path, identity: dict[str, str]) -> Checkpoint:
     ]
     if differing:
         raise InputError(f"{path} cannot be continued: {'; '.join(differing)}; start it anew")
-    return Checkpoint(header.events_length, State(header.facts, content.tensors))
+    check_may_continue(path, header.settings, settings, may_move)
+    return Checkpoint(written, State(header.facts, content.tensors))
+
+
+def _read_written(header: _Header, tensors: dict[str, Tensor]) -> Written:
+    """Return what a checkpoint says of the run's files, taking it out of the tensors."""
+    files = TypeAdapter(dict[str, str]).validate_json(bytes(tensors.pop(_FILES).view(torch.uint8).numpy()))
+    best = bytes(tensors.pop(_BEST).view(torch.uint8).numpy()) if _BEST in tensors else None
+    return Written(header.events_length, header.events_sha256, files, best)

@@ -23,7 +23,7 @@ from gapssg.engine.run_directory import Display, RunDirectory, SilentDisplay, po
 from gapssg.engine.settings import DistillSettings
 from gapssg.engine.time_left import EVALUATION
 from gapssg.errors import InputError
-from gapssg.files import sha256_of_files, user_path
+from gapssg.files import LARGEST_FILE, sha256_of_files, user_path
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import profile_model
 from gapssg.runs.events import DistillationEnded, DistillationEpoch, Event, Started, Warned
@@ -93,7 +93,7 @@ def distill(
     teacher = load_model(settings.teacher, (*settings.model_factories, settings.student.name))
     identity = {"the teacher's SHA-256": teacher.sha256, **runtime.identity()}
     if settings.pool is not None:
-        identity["the pool's SHA-256"] = sha256_of_files(pool_shards(settings.pool))
+        identity["the pool's SHA-256"] = sha256_of_files(pool_shards(settings.pool), LARGEST_FILE)
     state = launch.read_checkpoint(identity)
     student = make_student(settings, runtime, teacher)
     flops = planned_flops(settings, teacher, student)

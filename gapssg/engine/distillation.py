@@ -34,7 +34,7 @@ from gapssg.errors import Diverged, InputError, RunError
 from gapssg.models import create_model
 from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.foreign import check_classifier
-from gapssg.models.model_file import LoadedModel, load_weights, save_model
+from gapssg.models.model_file import LoadedModel, load_foreign_weights, save_verified_model
 from gapssg.models.profile import executed_batch_norm_layers, profile_model
 from gapssg.models.safetensors_file import read_safetensors
 from gapssg.runs.events import DistillationEpoch, DistillationTiming, Health, RolledBack, Warned
@@ -142,21 +142,7 @@ class Distillation:
         self.synthesizer, self.origin = _make_synthesizer(settings, context, teacher)
         given = len(self.synthesizer.pool) if settings.pool and self.synthesizer.pool else None
         self.flops = settings.method.work(settings.epochs, settings.batch_size, given).flops(*macs)
-        self.card = card.model_copy(
-            update={
-                "architecture": settings.student.name,
-                "arguments": settings.student.arguments,
-                "crop_padding": augmentation.padding,
-                "flip": augmentation.flip,
-                "provenance": Provenance(
-                    command="distill",
-                    method=self.origin.method,
-                    teacher_sha256=teacher.sha256,
-                    seed=settings.seed,
-                    versions=versions(),
-                ),
-            }
-        )
+        self.card = _student_card(settings, teacher, augmentation, self.origin)
         self.trainee = Trainee(self.student, self._loss, settings.optimizer, runtime, settings.max_rollbacks)
         self.progress = Progress()
         self.teacher_counts = torch.zeros(card.num_classes, dtype=torch.int64)
@@ -169,7 +155,7 @@ class Distillation:
 
     def save_student(self, path: Path) -> None:
         """Write the student as a model file."""
-        save_model(path, self.student, self.card)
+        save_verified_model(path, self.student, self.card)
 
     @property
     def can_continue(self) -> bool:
@@ -540,7 +526,28 @@ def _augmentation(settings: DistillSettings, card: ModelCard) -> Augmentation:
     return Augmentation(
         card.crop_padding if settings.crop_padding is None else settings.crop_padding,
         card.flip if settings.flip is None else settings.flip,
-        settings.method.reflects,
+        settings.method.reflects and card.provenance.command != "pretrain-teacher",
+    )
+
+
+def _student_card(
+    settings: DistillSettings, teacher: LoadedModel, augmentation: Augmentation, origin: PoolOrigin
+) -> ModelCard:
+    return teacher.card.model_copy(
+        update={
+            "architecture": settings.student.name,
+            "arguments": settings.student.arguments,
+            "outputs": "logits",
+            "crop_padding": augmentation.padding,
+            "flip": augmentation.flip,
+            "provenance": Provenance(
+                command="distill",
+                method=origin.method,
+                teacher_sha256=teacher.sha256,
+                seed=settings.seed,
+                versions=versions(),
+            ),
+        }
     )
 
 
@@ -571,7 +578,7 @@ def make_student(settings: DistillSettings, runtime: Runtime, teacher: LoadedMod
         weights_follow=settings.student.weights is not None,
     )
     if settings.student.weights is not None:
-        load_weights(student, read_safetensors(settings.student.weights).tensors, settings.student.weights)
+        load_foreign_weights(student, read_safetensors(settings.student.weights).tensors, settings.student.weights)
         check_classifier(student, settings.student.name, teacher.card.num_classes, teacher.card.input_shape)
     return student
 

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 from gapssg.augment import Normalization, check_crop_padding
-from gapssg.engine.inference import score_on
+from gapssg.data.image_set import ImageSet
+from gapssg.engine.inference import predict, score_on
+from gapssg.engine.metrics import top_k_accuracy
 from gapssg.engine.real_images import read_test_images
 from gapssg.engine.run_directory import Display, SilentDisplay, run_facts, versions
 from gapssg.engine.settings import DEFAULT_WEIGHTS, ImportSettings
-from gapssg.errors import InputError, RunError, shortened
-from gapssg.files import check_output_file, staged, user_path
+from gapssg.errors import InputError, shortened
+from gapssg.files import check_output_file, make_folder, user_path
+from gapssg.intervals import Z_95
 from gapssg.models import MODELS, MOST_CLASSES, create_model
-from gapssg.models.description import ModelCard, Provenance
-from gapssg.models.foreign import check_classifier, logits_of
+from gapssg.models.description import ModelCard, Outputs, Provenance
+from gapssg.models.foreign import check_classifier, outputs_of, take_logarithm
 from gapssg.models.libraries import Pretrained, pretrained_weights
-from gapssg.models.model_file import LoadedModel, load_model, load_weights, model_content
+from gapssg.models.model_file import LoadedModel, load_foreign_weights, staged_model
 from gapssg.models.profile import profile_model
 from gapssg.models.reference import is_factory, library_model
 from gapssg.models.safetensors_file import read_safetensors
+from gapssg.runs.events import Note, Warned
 from gapssg.runs.results import ImportResult, Scores
 from gapssg.runtime import Runtime
+from gapssg.text import percent
+
+# Pixels in [0, 1], in [-1, 1] and in [0, 255].
+_USUAL = ((0.0, 1.0), (0.5, 0.5), (0.0, 1 / 255))
+_MOST_COMPARED = 500
+_CLEARLY_BETTER = 0.05
 
 
 def import_teacher(
@@ -54,7 +63,7 @@ def import_teacher(
     """
     display = display or SilentDisplay()
     output = user_path(output)
-    _check_output(output, overwrite)
+    _check_output(output, settings, overwrite)
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     pretrained = _pretrained(settings) if settings.weights == DEFAULT_WEIGHTS else None
     card = _describe(settings, pretrained)
@@ -64,21 +73,21 @@ def import_teacher(
         input_shape=card.input_shape,
         seed=runtime.derive_seed("initial-weights"),
         arguments=card.arguments,
-        weights_follow=settings.weights is not None,
+        weights_follow=True,
     )
     _fill(module, settings, pretrained)
-    check_classifier(module, card.architecture, card.num_classes, card.input_shape)
+    check_classifier(module, card.architecture, card.num_classes, card.input_shape, takes_probabilities=True)
     module.eval()
-    content, logits = model_content(module, card), _logits(module, card)
-    scores = _evaluate(settings, LoadedModel(module, card, "", output), runtime, display)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write {output}: {error.strerror or error}") from error
-    _write(output, content, card, logits)
+    card = card.model_copy(update={"outputs": _recognise_outputs(module, card, display)})
+    unwritten = LoadedModel(module, card, "", output)
+    images = read_test_images(settings.data, unwritten, display) if settings.data else None
+    make_folder(output.parent)
+    # To the last bit: both compute in the same way on the same processor, and `check_classifier` refused what varies.
+    with staged_model(output, module, card) as written:
+        scores = _evaluate(written, images, runtime, display)
     return ImportResult(
         file=str(output),
-        sha256=hashlib.sha256(content).hexdigest(),
+        sha256=written.sha256,
         architecture=card.architecture,
         num_classes=card.num_classes,
         input_shape=card.input_shape,
@@ -89,27 +98,28 @@ def import_teacher(
     )
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
+def _check_output(output: Path, settings: ImportSettings, overwrite: bool) -> None:
     if output.suffix != ".safetensors":
         raise InputError(f"--output {output} is to be a file whose name ends with .safetensors")
-    check_output_file(output, overwrite, makes_folder=True)
+    weights = [] if settings.weights in (None, DEFAULT_WEIGHTS) else [Path(settings.weights)]
+    check_output_file(output, overwrite, makes_folder=True, inputs=weights)
 
 
 def _pretrained(settings: ImportSettings) -> Pretrained:
     library = library_model(settings.model.name)
     if library is None:
         raise InputError(f"only torchvision and timm have default weights, not {settings.model.name}; give a FILE")
-    return pretrained_weights(*library, settings.input_shape[0])
+    return pretrained_weights(*library, settings.input_shape[0], **settings.model.arguments)
 
 
 def _fill(module: nn.Module, settings: ImportSettings, pretrained: Pretrained | None) -> None:
     name = settings.model.name
     if pretrained is not None:
-        load_weights(module, pretrained.tensors, f"{name}, default weights")
+        load_foreign_weights(module, pretrained.tensors, f"{name}, default weights")
     elif settings.weights is not None:
         file = Path(settings.weights)
         try:
-            load_weights(module, read_safetensors(file).tensors, file)
+            load_foreign_weights(module, read_safetensors(file).tensors, file)
         except InputError as error:
             if name in MODELS and name in torchvision.models.list_models():
                 raise InputError(f"{error}; torchvision's model of that name is torchvision:{name}") from error
@@ -127,7 +137,7 @@ def _describe(settings: ImportSettings, pretrained: Pretrained | None) -> ModelC
     if settings.class_names is not None:
         _check_class_names(settings.class_names)
     names = settings.class_names or (pretrained.class_names if pretrained else None)
-    count = settings.num_classes or (len(names) if names else None)
+    count = settings.num_classes or (len(names) if names else pretrained and pretrained.num_classes)
     if count is None:
         raise InputError("the number of classes is not known; add --num-classes or --class-names")
     if names is not None and len(names) != count:
@@ -135,7 +145,7 @@ def _describe(settings: ImportSettings, pretrained: Pretrained | None) -> ModelC
     mean, deviation = _normalization(settings, pretrained)
     return ModelCard(
         architecture=settings.model.name,
-        arguments=settings.model.arguments,
+        arguments={**(pretrained.arguments if pretrained else {}), **settings.model.arguments},
         num_classes=count,
         input_shape=settings.input_shape,
         mean=mean,
@@ -186,30 +196,47 @@ def _for_each_channel(option: str, values: tuple[float, ...], channels: int) -> 
     return values * channels if len(values) == 1 else values
 
 
-def _logits(module: nn.Module, card: ModelCard) -> Tensor:
-    return logits_of(module, card.architecture, card.num_classes, card.input_shape, count=2)
+def _recognise_outputs(module: nn.Module, card: ModelCard, display: Display) -> Outputs:
+    """Return what a classifier returns, say what is done about it, and let it return logits."""
+    name = card.architecture
+    outputs, (least, largest) = outputs_of(module, name, card.num_classes, card.input_shape)
+    if outputs == "probabilities":
+        take_logarithm(module)
+        message = f"{name} returns probabilities; their logarithm is taken as logits, wherever the file is used"
+        display.event(Note(message=message))
+    elif outputs == "log-probabilities":
+        message = f"{name} returns log-probabilities, which are taken as logits: their softmax is the probabilities"
+        display.event(Note(message=message))
+    elif least >= 0 and largest <= 1:
+        message = (
+            f"all outputs of {name} lie in [0, 1], as those of a sigmoid do; they are taken as logits, so that loss, "
+            "calibration and a student's targets are wrong if they are not: let the model return logits"
+        )
+        display.event(Warned(epoch=0, message=message))
+    return outputs
 
 
-def _write(output: Path, content: bytes, card: ModelCard, logits: Tensor) -> None:
-    """Write the model file if the model that is loaded from it gives the same logits, to the last bit.
-
-    They are computed in the same way on the same processor, and `check_classifier` has refused what varies.
-    """
-    with staged(output, content) as file:
-        try:
-            again = load_model(file, [card.architecture]).module
-        except InputError as error:
-            raise InputError(f"{output} is not written, because it could not be read: {error}") from error
-        if not torch.equal(_logits(again, card), logits):
-            raise InputError(
-                f"{output} is not written, because {card.architecture} gives other logits when it is loaded from it; "
-                "let its state dict hold all that its logits depend on, as parameters or buffers"
-            )
-
-
-def _evaluate(settings: ImportSettings, model: LoadedModel, runtime: Runtime, display: Display) -> Scores | None:
-    if settings.data is None:
+def _evaluate(model: LoadedModel, images: ImageSet | None, runtime: Runtime, display: Display) -> Scores | None:
+    if images is None:
         return None
-    images = read_test_images(settings.data, model, display).to(runtime.device)
-    normalization = Normalization.from_statistics(model.card.mean, model.card.deviation, runtime.device)
-    return score_on(images, runtime.place(model.module), normalization, runtime)
+    module, images, card = runtime.place(model.module), images.to(runtime.device), model.card
+
+    def top1(mean: tuple[float, ...], deviation: tuple[float, ...]) -> float:
+        normalization = Normalization.from_statistics(mean, deviation, runtime.device)
+        return top_k_accuracy(predict(module, some.images, normalization, runtime), some.labels, 1)
+
+    normalization = Normalization.from_statistics(card.mean, card.deviation, runtime.device)
+    scores = score_on(images, module, normalization, runtime)
+    some, channels = images.spread(_MOST_COMPARED), card.input_shape[0]
+    given = top1(card.mean, card.deviation)
+    usual = {top1((mean,) * channels, (deviation,) * channels): (mean, deviation) for mean, deviation in _USUAL}
+    best = max(usual)
+    # Beyond what chance does to the difference of two shares.
+    if best - given > max(_CLEARLY_BETTER, Z_95 * math.sqrt(0.5 / len(some))):
+        mean, deviation = usual[best]
+        message = (
+            f"top-1 is {percent(given)} as the input is normalised, and {percent(best)} with --mean {mean:g} "
+            f"--std {deviation:.4g}: the model may normalise its input itself, or was trained otherwise"
+        )
+        display.event(Warned(epoch=0, message=message))
+    return scores

@@ -7,14 +7,16 @@ from torch import Tensor, nn
 
 from gapssg.augment import Normalization
 from gapssg.data.image_set import ImageSet
-from gapssg.engine.metrics import score
+from gapssg.engine.metrics import answers_of, joined, score_answers
 from gapssg.models.frozen import frozen
 from gapssg.runs.results import Scores
 from gapssg.runtime import Runtime, to_unit_range
 
+_BATCH_SIZE = 500
+
 
 def predict(
-    module: nn.Module, images: Tensor, normalization: Normalization, runtime: Runtime, batch_size: int = 500
+    module: nn.Module, images: Tensor, normalization: Normalization, runtime: Runtime, batch_size: int = _BATCH_SIZE
 ) -> Tensor:
     """Return the logits of a classifier, leaving it as it was.
 
@@ -40,9 +42,11 @@ def predict(
 
 
 def score_on(images: ImageSet, module: nn.Module, normalization: Normalization, runtime: Runtime) -> Scores:
-    """Return the scores of a classifier on labelled images, leaving it as it was.
+    """Return the scores of a classifier on labelled images, leaving it as it was, and keep one batch of logits alone.
 
     Raises:
         RunError: Its logits are not finite.
     """
-    return score(predict(module, images.images, normalization, runtime), images.labels, images.class_names)
+    batches = zip(*(torch.split(each, _BATCH_SIZE) for each in (images.images, images.labels)), strict=True)
+    answers = [answers_of(predict(module, batch, normalization, runtime), labels) for batch, labels in batches]
+    return score_answers(joined(answers), images.class_names)

@@ -18,7 +18,7 @@ from pydantic import NonNegativeFloat
 
 from gapssg.engine.checkpoint import Checkpoints, Facts, State, read_checkpoint
 from gapssg.engine.requests import Requests
-from gapssg.engine.run_directory import Display, RunDirectory, check_output, check_same_settings
+from gapssg.engine.run_directory import Display, RunDirectory, Written, check_output, check_same_settings
 from gapssg.engine.time_left import TimeLeft
 from gapssg.errors import says_out_of_memory
 from gapssg.runs.events import CheckpointWritten, Event, Note, Started
@@ -77,7 +77,7 @@ class Job(ABC, Generic[Result]):
 
     @abstractmethod
     def begin(self) -> Iterable[Event]:
-        """Return what a new run records first."""
+        """Return what a run records first: a new one, or one whose events its checkpoint does not know."""
 
     @abstractmethod
     def state(self) -> State | None:
@@ -114,7 +114,7 @@ class Launch:
         resume: Whether it continues the run there.
         display: Shows it.
         requests: What is asked of it from outside.
-        events_length: Bytes of `events.jsonl` that stay when it continues.
+        written: What stays of its files when it continues, as its checkpoint knows them.
     """
 
     settings: Settings
@@ -123,8 +123,9 @@ class Launch:
     resume: bool
     display: Display
     requests: Requests
-    events_length: int = 0
+    written: Written = field(default_factory=Written)
     _began: float = field(default_factory=time.perf_counter, init=False)
+    _may_move: Container[str] = field(default=(), init=False)
     _identity: dict[str, str] = field(default_factory=dict, init=False)
     _compiled: bool | None = field(default=None, init=False)
     _note: str | None = field(default=None, init=False)
@@ -139,6 +140,7 @@ class Launch:
         Raises:
             InputError: It may not.
         """
+        self._may_move = may_move
         if self.resume:
             check_same_settings(self.output, self.settings, may_move)
         else:
@@ -156,10 +158,10 @@ class Launch:
         self._identity = identity
         if not self.resume:
             return None
-        checkpoint = read_checkpoint(self.output, identity)
+        checkpoint = read_checkpoint(self.output, identity, self.settings, self._may_move)
         facts = dict(checkpoint.state.facts)
         own = RunFacts.read(facts.pop(_RUN, None))
-        self.events_length, self._compiled = checkpoint.events_length, own.compiled
+        self.written, self._compiled = checkpoint.written, own.compiled
         self._began -= own.total_seconds
         return State(facts, checkpoint.state.tensors)
 
@@ -188,18 +190,19 @@ class Launch:
                     run.record(event)
                     checkpoints.after_epoch(job.epochs_done, is_last=job.epochs_done == job.epochs)
                 result, end = job.finish(run, time.perf_counter() - self._began)
-                run.write_result(result)
                 run.record(end)
+                run.write_result(result)
         return result
 
     def _open(self, job: Job[Result]) -> RunDirectory:
         if self.resume:
-            run = RunDirectory.reopen(self.output, self.settings, self.display, self.events_length)
+            run = RunDirectory.reopen(self.output, self.settings, self.display, self.written)
             run.show(CheckpointWritten(directory=self.output))
             after = f"after {job.unit} {job.epochs_done} of {job.epochs}"
             run.show(Started(message=f"continuing {self.output} {after}, {job.runtime.describe()}"))
         else:
             run = RunDirectory(self.output, self.settings, self.display, self.overwrite)
+        if not self.written.events_length:
             for event in job.begin():
                 run.record(event)
         if self._note is not None:

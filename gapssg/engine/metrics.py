@@ -18,20 +18,67 @@ FEWEST_IMAGES_OF_A_CLASS = 10
 """Of fewer images, a share says too little of a class: of 5 that are right half the time, all are wrong in 3 %."""
 
 
-def score(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> Scores:
-    """Return the accuracies and the cross-entropy of logits (N, K) on labels (N,) of K named classes.
+class Answers(NamedTuple):
+    """What is kept of the logits of N labelled images, whose size does not grow with the number of classes.
+
+    Attributes:
+        labels: (N,) int64.
+        predictions: (N,) int64.
+        is_top1: (N,) bool, whether the label has the highest logit.
+        is_top5: (N,) bool, whether it is among the five highest.
+        losses: (N,) float64, the cross-entropy in nats.
+        confidences: (N,) float64, the highest class probability.
+    """
+
+    labels: Tensor
+    predictions: Tensor
+    is_top1: Tensor
+    is_top5: Tensor
+    losses: Tensor
+    confidences: Tensor
+
+
+def answers_of(logits: Tensor, labels: Tensor) -> Answers:
+    """Return what is kept of logits (N, K) on labels (N,) int64, on the CPU.
 
     Raises:
         RunError: The logits are not finite.
     """
     if not torch.isfinite(logits).all():
         raise RunError("the model's output is not finite; if it was being trained, lower the learning rate")
-    counts = count_by_class(logits.argmax(dim=1), labels, len(class_names))
+    kept = (
+        labels,
+        logits.argmax(dim=1),
+        _is_among_highest(logits, labels, 1),
+        _is_among_highest(logits, labels, 5),
+        F.cross_entropy(logits.double(), labels, reduction="none"),
+        logits.cpu().double().softmax(dim=1).amax(dim=1),  # sums in a fixed order
+    )
+    return Answers(*(each.cpu() for each in kept))
+
+
+def joined(parts: Sequence[Answers]) -> Answers:
+    """Return the answers to several batches as one."""
+    return Answers(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def score(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> Scores:
+    """Return the accuracies and the cross-entropy of logits (N, K) on labels (N,) of K named classes.
+
+    Raises:
+        RunError: The logits are not finite.
+    """
+    return score_answers(answers_of(logits, labels), class_names)
+
+
+def score_answers(answers: Answers, class_names: Sequence[str]) -> Scores:
+    """Return the accuracies and the cross-entropy of the answers to images of named classes."""
+    counts = count_by_class(answers.predictions, answers.labels, len(class_names))
     lowest = lowest_share(counts)
     return Scores(
-        top1=top_k_accuracy(logits, labels, 1),
-        top5=top_k_accuracy(logits, labels, 5),
-        loss=cross_entropy(logits, labels),
+        top1=answers.is_top1.double().mean().item(),
+        top5=answers.is_top5.double().mean().item(),
+        loss=answers.losses.mean().item(),
         balanced_accuracy=balanced_accuracy(counts),
         better_than_chance=is_better_than_chance(counts),
         lowest_recall=None if lowest is None else lowest[1],
@@ -42,23 +89,22 @@ def score(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> Scores:
 
 def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
     """Return the share of samples whose label is among the `k` highest logits (all, if k >= K)."""
+    return _is_among_highest(logits, labels, k).double().mean().item()
+
+
+def _is_among_highest(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     highest = logits.topk(min(k, logits.shape[1]), dim=1).indices
-    return (highest == labels[:, None]).any(dim=1).double().mean().item()
+    return (highest == labels[:, None]).any(dim=1)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> float:
-    """Return the mean cross-entropy in nats, computed in float64."""
-    return F.cross_entropy(logits.double(), labels).item()
-
-
-def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> list[ReliabilityBin | None]:
-    """Return what a reliability diagram shows of logits (N, K) on labels (N,): one entry a bin, None where none falls.
+def reliability(answers: Answers, bins: int = 15) -> list[ReliabilityBin | None]:
+    """Return what a reliability diagram shows of answers: one entry a bin, None where none falls.
 
     The confidence is the highest class probability; the first bin is (0, 1/bins]. Guo et al., "On Calibration of Modern
     Neural Networks", ICML 2017.
     """
-    confidence, predictions = logits.cpu().double().softmax(dim=1).max(dim=1)  # sums in a fixed order
-    correct = (predictions == labels.cpu()).double()
+    confidence = answers.confidences
+    correct = (answers.predictions == answers.labels).double()
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
     counts = torch.bincount(index, minlength=bins).tolist()
     sums = (torch.zeros(bins, dtype=torch.float64).index_add_(0, index, each) for each in (confidence, correct))
@@ -86,13 +132,6 @@ def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> T
     return counts.view(num_classes, num_classes)
 
 
-def per_class_accuracy(confusion: Tensor) -> list[float | None]:
-    """Return each class's accuracy; None for a class without samples."""
-    totals = confusion.sum(dim=1).tolist()
-    hits = confusion.diagonal().tolist()
-    return [hit / total if total else None for hit, total in zip(hits, totals, strict=True)]
-
-
 class ClassCounts(NamedTuple):
     """How many samples of each class there are, and how many of them were predicted as that class.
 
@@ -112,9 +151,14 @@ def count_by_class(predictions: Tensor, classes: Tensor, num_classes: int) -> Cl
     return ClassCounts(hits.tolist(), torch.bincount(classes, minlength=num_classes).tolist())
 
 
+def per_class_accuracy(counts: ClassCounts) -> list[float | None]:
+    """Return each class's accuracy; None for a class without samples."""
+    return [hits / total if total else None for hits, total in zip(*counts, strict=True)]
+
+
 def balanced_accuracy(counts: ClassCounts) -> float:
     """Return the mean accuracy of the classes that have samples, in [0, 1]."""
-    shares = [hits / total for hits, total in zip(*counts, strict=True) if total]
+    shares = [share for share in per_class_accuracy(counts) if share is not None]
     return sum(shares) / len(shares)
 
 

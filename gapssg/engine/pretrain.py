@@ -7,7 +7,6 @@ from collections.abc import Generator, Iterator
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Never
 
 import torch.nn.functional as F
 from pydantic import NonNegativeFloat, NonNegativeInt
@@ -31,7 +30,7 @@ from gapssg.errors import InputError
 from gapssg.files import user_path
 from gapssg.models import create_model
 from gapssg.models.description import ModelCard, Provenance
-from gapssg.models.model_file import save_model
+from gapssg.models.model_file import save_verified_model
 from gapssg.models.profile import profile_model
 from gapssg.runs.events import Event, PretrainingEnded, PretrainingEpoch, PretrainingTiming, Started
 from gapssg.runs.results import AugmentationFacts, EstimateResult, Part, PretrainResult, Scores, Trained, TrainingTiming
@@ -225,7 +224,7 @@ class _Pretraining(Job[PretrainResult]):
             progress.scores, progress.epoch_seconds = scores, 0.0
             if scores.top1 > progress.best[0]:
                 progress.best = (scores.top1, progress.epochs_done)
-                save_model(run.path / "best.safetensors", self.model, self.card)
+                save_verified_model(run.path / "best.safetensors", self.model, self.card)
             timed_evaluation.step(1)
         return PretrainingEpoch(
             epoch=progress.epochs_done,
@@ -246,9 +245,9 @@ class _Pretraining(Job[PretrainResult]):
         scores, (best_top1, best_epoch) = self.progress.scores, self.progress.best
         assert scores is not None  # there is at least one epoch
         file = run.path / "model.safetensors"
-        save_model(file, self.model, self.card)
+        save_verified_model(file, self.model, self.card)
         result = PretrainResult(
-            model=Trained[Never](
+            model=Trained(
                 file=str(file),
                 architecture=self.card.architecture,
                 **dict(profile_model(self.model, self.card.input_shape)),

@@ -10,6 +10,7 @@ from gapssg.data.settings import DataSettings
 from gapssg.engine.run_directory import Display
 from gapssg.errors import InputError
 from gapssg.models.model_file import LoadedModel
+from gapssg.runs.events import Warned
 
 
 def read_images(
@@ -34,6 +35,7 @@ def read_images(
         image_size=settings.image_size,
         channels=settings.channels or channels,
         progress=lambda done, total: display.progress(f"reading {split} images", done, total),
+        note=lambda sentence: display.event(Warned(epoch=0, message=sentence)),
     )
     return images if settings.images is None else images.spread(settings.images)
 

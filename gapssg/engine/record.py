@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gapssg.errors import GapssgError, InputError, shortened
-from gapssg.files import read_bounded
+from gapssg.files import entries_in, inside, read_bounded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,11 +24,8 @@ def sample_grids(run: Path) -> dict[int, Path]:
     Raises:
         InputError: The folder cannot be read.
     """
-    try:
-        files = list((run / "samples").glob("epoch-*.png"))
-    except OSError as error:
-        raise InputError(f"{run / 'samples'} cannot be read: {error.strerror or error}") from error
-    found = {int(match[1]): file for file in files if (match := _GRID.fullmatch(file.name))}
+    folder = inside(run) / "samples"
+    found = {int(match[1]): folder / name for name in entries_in(folder) if (match := _GRID.fullmatch(name))}
     return dict(sorted(found.items()))
 
 

@@ -5,21 +5,39 @@ Importing it imports no torch, so that an output that cannot be used is refused 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
-import os
 import platform
 import re
-import stat
 import time
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from gapssg._version import __version__
 from gapssg.engine.time_left import TimeLeft
 from gapssg.errors import InputError, RunError, shortened
-from gapssg.files import check_writable, lock, sync_folder, write_atomically, write_json
+from gapssg.files import (
+    LARGEST_FILE,
+    InsidePath,
+    append,
+    canonical_json,
+    check_writable,
+    entries_in,
+    inside,
+    is_file,
+    is_folder,
+    lock,
+    make_folder,
+    read_bounded,
+    remove,
+    remove_folder,
+    sha256_of_file,
+    sync_folder,
+    write_atomically,
+    write_json,
+)
 from gapssg.runs.events import EVENTS, Event, Note, Remaining
 from gapssg.runs.results import RESULT, RunFacts, RunResult
 from gapssg.settings.base import Settings
@@ -36,6 +54,8 @@ if TYPE_CHECKING:
 _SETTINGS = "settings.toml"
 _POOL = "pool"
 _FINAL_WEIGHTS = ("student.safetensors", "model.safetensors")
+_BEST = "best.safetensors"
+_CHECKPOINT = "checkpoint/latest.safetensors"
 _LOCK = ".lock"
 _FOLDERS = ("samples", "snapshots", _POOL, "checkpoint", "surfaces", "figures", "tensorboard")
 
@@ -57,6 +77,10 @@ _MAY_CHANGE = {"checkpoint_every", "checkpoint_minutes", "max_rollbacks", "own_s
 _IS_ASKED_ANEW = {"data.download", "eval_data.download"}
 _MOST_DIFFERENCES = 10
 _MOST_GRIDS = 100
+_MOST_EVENTS = 256 * 2**20  # bytes
+_SHARD = re.compile(r"shard-([0-9]+)\.safetensors")
+# What a run writes once and builds upon, or leaves: a checkpoint knows its SHA-256.
+_KEPT = re.compile(r"(samples|snapshots|pool)/[\w.-]+")
 _SECONDS_BETWEEN_TIMES = 1.0
 
 
@@ -80,8 +104,29 @@ class SilentDisplay:
         """Ignore the progress."""
 
 
+class Written(NamedTuple):
+    """What a run has written by the time of a checkpoint.
+
+    Attributes:
+        events_length: Bytes of `events.jsonl`.
+        events_sha256: Their SHA-256.
+        files: By name the SHA-256 of each shard, snapshot and sample grid.
+        best: What `best.safetensors` holds, which a later epoch replaces; None if there is none.
+    """
+
+    events_length: int = 0
+    events_sha256: str = hashlib.sha256().hexdigest()
+    files: Mapping[str, str] = {}
+    best: bytes | None = None
+
+
 class RunDirectory:
-    """Writes the files of one run."""
+    """Writes the files of one run.
+
+    Attributes:
+        path: The directory; what is below it is written only as long as its lock is held.
+        settings: What it runs with, by dotted key.
+    """
 
     _time_left_shown = -math.inf
     _estimate_shown = False
@@ -93,53 +138,72 @@ class RunDirectory:
             InputError: Another process writes to it, or has begun a run there that `overwrite` does not give up.
             RunError: It cannot be written to.
         """
-        self.path = path
-        self._display = display
+        make_folder(path)
+        check_own(path)
+        self._take(path, settings, display)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            sync_folder(path.parent)
-            _check_own(path)
-            self._lock = lock(path / _LOCK)
-            if not overwrite and (path / _SETTINGS).exists():
+            if not overwrite and is_file(self.path / _SETTINGS):
                 raise InputError(f"--output {path} holds a run since a moment ago; add --overwrite to replace it")
-            _remove_run(path)
-        except OSError as error:
-            raise RunError(f"cannot write to {path}: {error.strerror or error}") from error
-        write_atomically(path / _SETTINGS, settings.to_toml().encode())
-        if (path / _CARD).exists():
+            _remove_run(self.path)
+            write_atomically(self.path / _SETTINGS, settings.to_toml().encode())
+        except BaseException:
+            self.close()
+            raise
+        if is_file(self.path / _CARD):
             self.show(Note(message=f"{path / _CARD} stays, and may speak of the run that was replaced"))
 
+    def _take(self, path: Path, settings: Settings, display: Display) -> None:
+        try:
+            self._held = lock(inside(path) / _LOCK)
+        except OSError as error:
+            raise RunError(f"cannot write to {path}: {error.strerror or error}") from error
+        self.path = self._held.root
+        self.settings = flatten(settings.to_dict())
+        self._display = display
+        self._events, self._events_length = hashlib.sha256(), 0
+
     @classmethod
-    def reopen(cls, path: Path, settings: Settings, display: Display, events_length: int) -> RunDirectory:
-        """Continue the run in `path`; events after the first `events_length` bytes are cut off.
+    def reopen(cls, path: Path, settings: Settings, display: Display, written: Written) -> RunDirectory:
+        """Continue the run in `path` from where a checkpoint knows what was `written`; what came after it is removed.
 
         The settings, which `check_same_settings` must have accepted, are written anew: some may have changed.
 
         Raises:
-            RunError: The directory cannot be written to, or its events are shorter than that.
+            InputError: Something is no longer as it was written; nothing has been changed.
+            RunError: The directory cannot be written to.
         """
         run = cls.__new__(cls)
-        run.path = path
-        run._display = display
+        check_own(path)
+        run._take(path, settings, display)
         try:
-            _check_own(path)
-            run._lock = lock(path / _LOCK)
-            if run.events_length() < events_length:
-                raise RunError(f"{path / EVENTS} has lost lines since the checkpoint; start the run anew")
-            os.truncate(path / EVENTS, events_length)
-            # The run is not finished until it says so again; what a kill left of a write is of no use.
-            (path / RESULT).unlink(missing_ok=True)
-            for entry in _entries(path):
-                if _OWN_FILE.fullmatch(entry) and entry.endswith(_TEMPORARY):
-                    (path / entry).unlink()
-            write_atomically(path / _SETTINGS, settings.to_toml().encode())
-        except OSError as error:
-            raise RunError(f"cannot write {path / EVENTS}: {error.strerror or error}") from error
+            run._go_back_to(written)
+            write_atomically(run.path / _SETTINGS, settings.to_toml().encode())
+        except BaseException:
+            run.close()
+            raise
         return run
+
+    def _go_back_to(self, written: Written) -> None:
+        events = _check_written(self.path, written)
+        # The run is not finished until it says so again.
+        remove(self.path / RESULT)
+        sync_folder(self.path)
+        for entry in _entries(self.path):
+            is_abandoned = _OWN_FILE.fullmatch(entry) and entry.endswith(_TEMPORARY)
+            if is_abandoned or (_KEPT.fullmatch(entry) and entry not in written.files):
+                remove(self.path / entry)
+        if written.best is None:
+            remove(self.path / _BEST)
+        else:
+            write_atomically(self.path / _BEST, written.best)
+        write_atomically(self.path / EVENTS, events)
+        self._events.update(events)
+        self._events_length = len(events)
+        self._held.written.update(written.files)
 
     def close(self) -> None:
         """Let another process write to the directory; the end of the process does the same."""
-        self._lock.close()
+        self._held.close()
 
     def __enter__(self) -> RunDirectory:
         """Write to the directory until the block ends."""
@@ -149,16 +213,16 @@ class RunDirectory:
         """Close the run."""
         self.close()
 
-    def events_length(self) -> int:
-        """Return the bytes of `events.jsonl`.
+    def written(self) -> Written:
+        """Return what a checkpoint is to know of the files so far.
 
         Raises:
-            RunError: It is gone.
+            InputError: `best.safetensors` cannot be read.
         """
-        try:
-            return (self.path / EVENTS).stat().st_size
-        except OSError as error:
-            raise RunError(f"cannot write {self.path / EVENTS}: {error.strerror or error}") from error
+        files = {name: sha256 for name, sha256 in self._held.written.items() if _KEPT.fullmatch(name)}
+        best = self.path / _BEST
+        content = read_bounded(best, LARGEST_FILE) if is_file(best) else None
+        return Written(self._events_length, self._events.hexdigest(), files, content)
 
     def show(self, event: Event) -> None:
         """Show an event that is no part of the run's record."""
@@ -177,31 +241,22 @@ class RunDirectory:
 
     def record(self, event: Event) -> None:
         """Append an event to `events.jsonl` and show it. What may differ between equal runs is `timing`."""
-        try:
-            with (self.path / EVENTS).open("a", encoding="utf-8") as file:
-                file.write(event.line() + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise RunError(f"cannot write {self.path / EVENTS}: {error.strerror or error}") from error
+        text = (event.line() + "\n").encode()
+        append(self.path / EVENTS, text)
+        self._events.update(text)
+        self._events_length += len(text)
         self._display.event(event)
 
     def progress(self, task: str, done: int, total: int) -> None:
         """Show how far the current task has come."""
         self._display.progress(task, done, total)
 
-    def folder(self, name: str) -> Path:
+    def folder(self, name: str) -> InsidePath:
         """Return a sub-folder of the run, made if it is not there."""
         if name not in _FOLDERS:
             raise ValueError(f"{name} is not a folder of a run directory")
-        folder = self.path / name
-        try:
-            if not folder.exists():
-                folder.mkdir(exist_ok=True)
-                sync_folder(self.path)
-        except OSError as error:
-            raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error
-        return folder
+        make_folder(self.path / name)
+        return self.path / name
 
     def write_samples(
         self, epoch: int, epochs: int, images: Tensor, targets: Tensor, class_names: Sequence[str]
@@ -242,9 +297,9 @@ def check_output(path: Path, overwrite: bool, inputs: Iterable[Path | None] = ()
         InputError: It holds a run and `overwrite` is not set, holds something else or an input, or cannot
             be written to.
     """
+    check_own(path)
     check_writable(path)
     try:
-        _check_own(path)
         entries = {entry for entry in _entries(path) - {_LOCK} if not _UNBEGUN.fullmatch(entry)}
         inside = [each for each in inputs if each is not None and each.resolve().is_relative_to(path.resolve())]
     except OSError as error:
@@ -278,12 +333,21 @@ def check_same_settings(path: Path, settings: Settings, may_move: Container[str]
         InputError: It is no run, or other settings differ; each is named.
     """
     try:
-        _check_own(path)
-        began_with = flatten(read_toml(path / _SETTINGS))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        check_own(path)
+        began_with = flatten(read_toml(inside(path) / _SETTINGS))
     except InputError as error:
         raise InputError(f"{path} holds no run to continue: {error}") from error
+    check_may_continue(path, began_with, settings, may_move)
+
+
+def check_may_continue(
+    path: Path, began_with: Mapping[str, Any], settings: Settings, may_move: Container[str] = ()
+) -> None:
+    """Check that a run which began with other settings, by dotted key, may continue with these.
+
+    Raises:
+        InputError: As `check_same_settings`.
+    """
     now = flatten(settings.to_dict())
     differences = [
         f"{shortened(key)} was {shortened(repr(began_with.get(key)))} and is {shortened(repr(now.get(key)))}"
@@ -296,6 +360,14 @@ def check_same_settings(path: Path, settings: Settings, may_move: Container[str]
         allowed = f"epochs may grow, and {', '.join(sorted(_MAY_CHANGE & now.keys()))} may change"
         shown = "; ".join(differences[:_MOST_DIFFERENCES])
         raise InputError(f"{path} cannot be continued with other settings: {shown} ({allowed})")
+
+
+def sha256_of_what_stays(settings: Settings) -> str:
+    """Return the SHA-256 of the settings that a continued run must share, in hexadecimal."""
+    stays = {
+        key: value for key, value in flatten(settings.to_dict()).items() if key not in _MAY_CHANGE | _IS_ASKED_ANEW
+    }
+    return hashlib.sha256(canonical_json(stays).encode()).hexdigest()
 
 
 def _may_change(key: str, began_with: Any, now: Any) -> bool:
@@ -315,8 +387,8 @@ def final_weights(path: Path) -> Path:
         InputError: It holds none.
     """
     for name in _FINAL_WEIGHTS:
-        if (path / name).is_file():
-            return path / name
+        if is_file(inside(path) / name):
+            return inside(path) / name
     raise InputError(
         f"{path} holds no checkpoint: neither {' nor '.join(_FINAL_WEIGHTS)} is in it; name a finished run"
     )
@@ -331,14 +403,12 @@ def pool_shards(path: Path) -> list[Path]:
     Raises:
         InputError: There is no pool.
     """
-    try:
-        folder = path / _POOL if (path / _POOL).is_dir() else path
-        shards = [path for path in folder.glob("shard-*.safetensors") if path.stem.removeprefix("shard-").isdecimal()]
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    root = inside(path)
+    folder = root / _POOL if is_folder(root / _POOL) else root
+    shards = {int(match[1]): folder / name for name in entries_in(folder) if (match := _SHARD.fullmatch(name))}
     if not shards:
         raise InputError(f"{path} holds no sample pool; name the directory of a `distill` run that kept its own")
-    return sorted(shards, key=lambda shard: int(shard.stem.removeprefix("shard-")))
+    return [shards[number] for number in sorted(shards)]
 
 
 def first_pool_shards(path: Path, count: int) -> list[Path]:
@@ -347,8 +417,8 @@ def first_pool_shards(path: Path, count: int) -> list[Path]:
     Raises:
         InputError: One is not there.
     """
-    shards = [path / _POOL / shard_name(epoch) for epoch in range(1, count + 1)]
-    missing = [shard.name for shard in shards if not shard.is_file()]
+    shards: list[Path] = [inside(path) / _POOL / shard_name(epoch) for epoch in range(1, count + 1)]
+    missing = [shard.name for shard in shards if not is_file(shard)]
     if missing:
         raise InputError(f"{path} has lost images of its pool since the checkpoint ({missing[0]}); start the run anew")
     return shards
@@ -385,45 +455,64 @@ def run_facts(runtime: Runtime, settings: Settings) -> RunFacts:
     )
 
 
-def _check_own(path: Path) -> None:
-    """Check that what a run writes in place, and its folders, are what they seem: a run writes through no link.
+def check_own(path: Path) -> None:
+    """Check that the files of a run and its folders are what they seem: a run writes through no link.
 
     Raises:
         InputError: One is a symbolic link or a device, as a stranger's run directory may have it.
-        OSError: `path` cannot be read.
     """
-    for name in (_LOCK, _SETTINGS, EVENTS, RESULT, *_FOLDERS):
-        try:
-            mode = (path / name).lstat().st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        kind, is_right = ("folder", stat.S_ISDIR(mode)) if name in _FOLDERS else ("file", stat.S_ISREG(mode))
-        if not is_right:
-            is_link = "a symbolic link" if stat.S_ISLNK(mode) else "something else"
-            raise InputError(f"{path / name} is {is_link} where a run has its own {kind}; remove it")
+    root = inside(path)
+    for name in (_LOCK, _SETTINGS, EVENTS, RESULT, _BEST, *_FINAL_WEIGHTS):
+        if is_folder(root / name):
+            raise InputError(f"{root / name} is a folder where a run has its own file; remove it")
+    for name in _FOLDERS:
+        if is_file(root / name):
+            raise InputError(f"{root / name} is a file where a run has its own folder; remove it")
+
+
+def _check_written(path: InsidePath, written: Written) -> bytes:
+    """Check that what a checkpoint builds upon is still there, and return the events up to it.
+
+    Raises:
+        InputError: It is not, or is another; the message names the file.
+    """
+    restart = f"restart with --output {path} --overwrite"
+    events = read_bounded(path / EVENTS, _MOST_EVENTS)[: written.events_length] if written.events_length else b""
+    if hashlib.sha256(events).hexdigest() != written.events_sha256:
+        raise InputError(f"{path / EVENTS} does not begin with the events that the checkpoint knows; {restart}")
+    for name, sha256 in written.files.items():
+        file = path / name
+        if not is_file(file):
+            if file.parent.name == "samples":
+                continue  # only people look at them, and may have removed them
+            raise InputError(f"{file} is gone since the checkpoint; {restart}")
+        if sha256_of_file(file, LARGEST_FILE) != sha256:
+            raise InputError(f"{file} is not the file that this run wrote (its SHA-256 is another); {restart}")
+    return events
 
 
 def _entries(path: Path) -> set[str]:
     """Return every file and link in `path` and its folders, relative to it; folders in those end in a slash."""
-    found = set()
-    for entry in os.scandir(path) if path.exists() else ():
-        if entry.is_dir(follow_symlinks=False):
-            for below in os.scandir(entry):
-                is_folder = below.is_dir(follow_symlinks=False)
-                found.add(f"{entry.name}/{below.name}{'/' if is_folder else ''}")
+    found, root = set(), inside(path)
+    for name, is_a_folder in entries_in(root).items():
+        if is_a_folder:
+            found |= {f"{name}/{below}{'/' * is_one}" for below, is_one in entries_in(root / name).items()}
         else:
-            found.add(entry.name)
+            found.add(name)
     return found
 
 
-def _remove_run(path: Path) -> None:
+def _remove_run(path: InsidePath) -> None:
     """Remove the files of an earlier run, and nothing else.
 
+    Result and checkpoint go first: without the other files they would make a run look finished, or seem to continue.
     The settings go last: what a kill leaves in between is still known as a run.
     """
+    for name in (RESULT, _CHECKPOINT):
+        remove(path / name)
+        sync_folder((path / name).parent)
     for entry in sorted(_entries(path), key=lambda entry: entry == _SETTINGS):
         if _OWN_FILE.fullmatch(entry) and entry != _LOCK:
-            (path / entry).unlink()
+            remove(path / entry)
     for name in _FOLDERS:
-        if (path / name).is_dir():
-            (path / name).rmdir()
+        remove_folder(path / name)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gapssg.engine.record import read_picture
 from gapssg.engine.run_directory import Display
 from gapssg.errors import InputError, RunError
+from gapssg.files import entries_in, inside, is_file, is_folder, make_folder, remove
 from gapssg.runs.events import Ended, Epoch, Event, Started, Warned, read_events
 
 if TYPE_CHECKING:
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    from torch.utils.tensorboard import SummaryWriter
 
 _FOLDER = "tensorboard"
-_FILES = "events.out.tfevents."
 _INSTALL = 'pip install "gapssg[tensorboard]"'
 
 
@@ -31,7 +31,7 @@ def is_installed() -> bool:
 
 def was_written(run: Path) -> bool:
     """Tell whether an earlier process wrote a run for TensorBoard."""
-    return (run / _FOLDER).is_dir()
+    return is_folder(inside(run) / _FOLDER)
 
 
 def warn_that_it_ends(display: Display, run: Path) -> None:
@@ -59,10 +59,11 @@ def also_for_tensorboard(display: Display, run: Path, kind: type[Epoch]) -> Iter
     if not is_installed():
         raise InputError(f"--tensorboard needs TensorBoard: {_INSTALL}")
     both = _TensorBoardDisplay(display, run, kind)
-    try:
-        yield both
-    finally:
-        both.close()
+    with _thread_without_traceback():
+        try:
+            yield both
+        finally:
+            both.close()
 
 
 class _TensorBoardDisplay:
@@ -70,9 +71,9 @@ class _TensorBoardDisplay:
 
     def __init__(self, display: Display, run: Path, kind: type[Epoch]) -> None:
         self._display = display
-        self._run = run
+        self._run = inside(run)
         self._kind = kind
-        self._file: _EventFile | None = None
+        self._writer: SummaryWriter | None = None
 
     def event(self, event: Event) -> None:
         """Show an event; write that of an epoch."""
@@ -80,7 +81,7 @@ class _TensorBoardDisplay:
         try:
             if isinstance(event, Started):
                 # A run that is continued goes on with what it finds there.
-                (self._run / _FOLDER).mkdir(exist_ok=True)
+                make_folder(self._run / _FOLDER)
             elif isinstance(event, Epoch | Ended):
                 self._write_epochs(event)
         except OSError as error:
@@ -91,62 +92,50 @@ class _TensorBoardDisplay:
         self._display.progress(task, done, total)
 
     def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        """Close the file, and wait for the thread that writes it, whatever the disk has refused."""
+        if self._writer is not None:
+            self._writer.file_writer.close()  # type: ignore[attr-defined]
 
     def _write_epochs(self, event: Epoch | Ended) -> None:
         """Write the epoch of an event; before anything else was written, all epochs so far."""
-        if self._file is None:
-            for file in (self._run / _FOLDER).glob(f"{_FILES}*"):
-                file.unlink()
-            self._file = _EventFile(self._run / _FOLDER / f"{_FILES}{time.time_ns()}")
+        from torch.utils.tensorboard import SummaryWriter
+
+        if self._writer is None:
+            folder = self._run / _FOLDER
+            for name in entries_in(folder):
+                if name.startswith("events.out.tfevents."):
+                    remove(folder / name)
+            self._writer = SummaryWriter(folder)
             for epoch in read_events(self._run, self._kind).epochs:
-                self._write(self._file, epoch)
+                self._write(self._writer, epoch)
         elif isinstance(event, Epoch):
-            self._write(self._file, event)
-        self._file.flush()
+            self._write(self._writer, event)
+        self._writer.flush()
 
-    def _write(self, file: _EventFile, epoch: Epoch) -> None:
-        from torch.utils.tensorboard.summary import image, scalar
-
+    def _write(self, writer: SummaryWriter, epoch: Epoch) -> None:
         for name, value in _scalars(epoch.model_dump(exclude={"epoch", "epochs"})):
-            file.add(scalar(name, value), epoch.epoch)  # type: ignore[no-untyped-call]
+            writer.add_scalar(name, value, epoch.epoch)
         grid = self._run / "samples" / f"epoch-{epoch.epoch:04d}.png"
-        if grid.exists():
+        if is_file(grid):
             pixels = np.asarray(read_picture(grid))
             layout = "HW" if pixels.ndim == 2 else "HWC"
-            file.add(image("samples", pixels, dataformats=layout), epoch.epoch)  # type: ignore[no-untyped-call]
+            writer.add_image("samples", pixels, epoch.epoch, dataformats=layout)
 
 
-class _EventFile:
-    """A file as TensorBoard reads it.
+@contextmanager
+def _thread_without_traceback() -> Iterator[None]:
+    """Print no traceback of the writer's thread: the writer's next call raises its error."""
+    shown = threading.excepthook
 
-    TensorBoard's own writer has a thread, which prints a traceback where the disk refuses a write. Here that is an
-    OSError of the call.
-    """
+    def show(args: threading.ExceptHookArgs) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            shown(args)
 
-    def __init__(self, path: Path) -> None:
-        from tensorboard.compat.proto import event_pb2
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        self._file: BinaryIO = path.open("xb")
-        self._records = RecordWriter(self._file)
-        self._event = event_pb2.Event
-        self._records.write(self._event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
-
-    def add(self, summary: Summary, step: int) -> None:
-        """Append a value of a step."""
-        self._records.write(self._event(wall_time=time.time(), step=step, summary=summary).SerializeToString())
-
-    def flush(self) -> None:
-        """Hand what was appended to the system."""
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file; what the disk refuses then, it has refused before."""
-        with suppress(OSError):
-            self._file.close()
+    threading.excepthook = show
+    try:
+        yield
+    finally:
+        threading.excepthook = shown
 
 
 def _scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

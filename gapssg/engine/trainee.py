@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gapssg.engine.checkpoint import Facts, State
 from gapssg.engine.optimizer import make_optimizer, set_learning_rate
 from gapssg.errors import InputError, RunError
+from gapssg.models.foreign import put_tensors
 from gapssg.runs.events import RolledBack
 from gapssg.runtime import Runtime
 from gapssg.settings.parts import OptimizerSettings
@@ -181,7 +182,7 @@ class Trainee:
         """Put weights, buffers, momenta and sums in their places, where a captured step finds them."""
         weights = {name.removeprefix(_MODEL): t for name, t in tensors.items() if name.startswith(_MODEL)}
         try:
-            self.model.load_state_dict(weights)
+            put_tensors(self.model, weights)
             for index, parameter in enumerate(self.model.parameters()):
                 state, saved = self._optimizer.state[parameter], tensors.get(f"{_MOMENTUM}{index}")
                 if saved is None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from gapssg.data.image_set import ImageSet
 from gapssg.engine.metrics import top_k_accuracy
 from gapssg.engine.real_images import read_test_images
-from gapssg.engine.run_directory import Display, SilentDisplay, final_weights, run_facts, versions
+from gapssg.engine.run_directory import Display, SilentDisplay, final_weights, pool_shards, run_facts, versions
 from gapssg.errors import InputError
 from gapssg.export.formats import FORMATS, Classifier
 from gapssg.export.packages import package_versions
@@ -69,13 +69,12 @@ def export_model(
     """
     display = display or SilentDisplay()
     output = user_path(output)
-    check_output_file(output, overwrite)
+    file = final_weights(settings.model) if settings.model.is_dir() else settings.model
+    shards = pool_shards(_pool_of(settings)) if settings.int8.enabled else []
+    check_output_file(output, overwrite, inputs=[file, *shards])
     form = FORMATS[settings.to]
     all_versions = {**versions(), **package_versions(form.packages)}
-    file = final_weights(settings.model) if settings.model.is_dir() else settings.model
     model = load_model(file, settings.model_factories)
-    if output.exists() and output.samefile(model.path):
-        raise InputError(f"--output {output} is the model itself; name another file")
     runtime = Runtime(torch.device("cpu"), "fp32", compiled=False, seed=settings.seed)
     pool = _read_pool(settings, model, runtime) if settings.int8.enabled else None
     test = None if settings.data is None else read_test_images(settings.data, model, display)
@@ -122,11 +121,15 @@ def export_model(
 
 
 def _read_pool(settings: ExportSettings, model: LoadedModel, runtime: Runtime) -> PoolImages:
+    generator = runtime.random_stream("calibration")
+    return read_pool(_pool_of(settings), model.card, settings.int8.calibration_images, generator)
+
+
+def _pool_of(settings: ExportSettings) -> Path:
     path = settings.int8.pool or (settings.model if settings.model.is_dir() else None)
     if path is None:
         raise InputError("--int8 calibrates on the sample pool of a run; name the run's directory with --pool")
-    generator = runtime.random_stream("calibration")
-    return read_pool(path, model.card, settings.int8.calibration_images, generator)
+    return path
 
 
 def _metadata(model: LoadedModel, settings: ExportSettings, all_versions: dict[str, str]) -> ExportMetadata:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -22,6 +23,7 @@ INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 # The first that the exporter writes without converting, so that the oldest runtimes can read the file.
 OPSET = 18
+_OPERATOR = re.compile(r"<OpOverload\(op='([^']+)'|target=torch\.ops\.([\w.]+)")
 _FATAL = 4  # of onnxruntime's levels
 _TRACED_BATCH = 2  # torch.export takes a dimension of one image for a constant
 
@@ -65,7 +67,7 @@ class Normalized(nn.Module):
 
 def write_onnx(module: nn.Module, input_shape: tuple[int, int, int], metadata: str) -> bytes:
     """Return the ONNX file: opset 18, weights inside, batch norms folded into the convolutions before them."""
-    with quiet():
+    with quiet(), _short_reason():
         program = torch.onnx.export(
             module,
             (_example(input_shape),),
@@ -84,6 +86,22 @@ def write_onnx(module: nn.Module, input_shape: tuple[int, int, int], metadata: s
     model.metadata_props.add(key=METADATA_KEY, value=metadata)
     content: bytes = model.SerializeToString(deterministic=True)
     return content
+
+
+@contextmanager
+def _short_reason() -> Iterator[None]:
+    """Replace the pages of advice of the ONNX exporter by the operator that it does not know, or by the first cause."""
+    try:
+        yield
+    except torch.onnx.OnnxExporterError as error:
+        causes: list[BaseException] = [error]
+        while (cause := causes[-1].__cause__) is not None:
+            causes.append(cause)
+        operator = _OPERATOR.search("\n".join(map(str, causes)))
+        if operator is None:
+            raise RuntimeError(str(causes[-1])) from error
+        name = operator[1] or operator[2]
+        raise RuntimeError(f"the operator {name} cannot be translated to ONNX") from error
 
 
 def load_onnx(content: bytes) -> Classifier:

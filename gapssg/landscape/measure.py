@@ -15,9 +15,9 @@ from gapssg.augment import Normalization
 from gapssg.engine.loop import Job, Launch, Phase
 from gapssg.engine.real_images import check_same_images
 from gapssg.engine.requests import Requests
-from gapssg.engine.run_directory import Display, RunDirectory, SilentDisplay, run_facts
+from gapssg.engine.run_directory import Display, RunDirectory, SilentDisplay, run_facts, sha256_of_what_stays
 from gapssg.errors import InputError, shortened
-from gapssg.files import user_path
+from gapssg.files import inside, is_file, user_path
 from gapssg.landscape.curvature import measure_curvature
 from gapssg.landscape.figures import draw
 from gapssg.landscape.layout import Layout
@@ -45,6 +45,7 @@ _INPUTS = {
     "marks_sha256": "the SHA-256 of the marked models",
     "samples_sha256": "the SHA-256 of the samples",
     "teacher_sha256": "the SHA-256 of the teacher",
+    "settings_sha256": "the SHA-256 of the settings",
 }
 _DERIVED = {"axis_labels", "explained"}
 
@@ -83,11 +84,10 @@ def measure_landscape(
     centres = subjects[:1] if settings.directions == "models" else subjects
     sites = [choose_site(settings, subject, subjects, runtime) for subject in centres]
     blanks = [_blank(settings, *pair, samples, origin, runtime) for pair in zip(centres, sites, strict=True)]
-    files = [output / _FOLDER / f"{name}.safetensors" for name in _file_names(blanks)]
-    surfaces = [_started(file, blank) if resume else blank for file, blank in zip(files, blanks, strict=True)]
-    if resume:
-        launch.events_length = _events_length(output)
-    tasks = [_Task(*task) for task in zip(centres, sites, surfaces, files, strict=True)]
+    names = [f"{name}.safetensors" for name in _file_names(blanks)]
+    begun = [inside(output) / _FOLDER / name for name in names]
+    surfaces = [_started(file, blank) if resume else blank for file, blank in zip(begun, blanks, strict=True)]
+    tasks = [_Task(*task) for task in zip(centres, sites, surfaces, begun, strict=True)]
     return launch.carry_out(_Job(settings, runtime, samples, tasks))
 
 
@@ -129,6 +129,9 @@ class _Job(Job[LandscapeResult]):
         what = f"{len(self._samples):,} {'synthetic samples' if data == 'pool' else 'test images'}"
         surfaces = _count([task.surface for task in self._tasks])
         yield Started(message=f"measuring {surfaces} on {what} of {data}, {self.runtime.describe()}")
+        for task in self._tasks:
+            if task.surface.around is not None:  # an interrupted run has measured it
+                yield self._measured(task)
 
     def state(self) -> None:
         """Keep what is measured of the next surface in its own file."""
@@ -137,7 +140,7 @@ class _Job(Job[LandscapeResult]):
 
     def phases(self, run: RunDirectory) -> Iterator[Phase]:
         task = self._left[0]
-        run.folder(_FOLDER)
+        task = self._left[0] = task._replace(file=run.folder(_FOLDER) / task.file.name)
         self.state()
         run.show(CheckpointWritten(directory=run.path))
         evaluator = _evaluator(self._settings, task.subject.model, self._samples, self.runtime)
@@ -177,7 +180,9 @@ class _Job(Job[LandscapeResult]):
 
     def end_epoch(self, run: RunDirectory) -> SurfaceMeasured:
         self.state()
-        task = self._left.pop(0)
+        return self._measured(self._left.pop(0))
+
+    def _measured(self, task: _Task) -> SurfaceMeasured:
         timing = SurfaceTiming(seconds=self._seconds)
         return SurfaceMeasured(label=task.subject.label, points=task.surface.measured, timing=timing)
 
@@ -235,6 +240,7 @@ def _blank(
         precision=runtime.precision,
         marks=tuple(site.marks),
         marks_sha256=tuple(model.sha256 for model in site.marks.values()),
+        settings_sha256=sha256_of_what_stays(settings),
     )
     return Surface.empty(card, site.axes.contiguous(), site.mark_coordinates)
 
@@ -248,7 +254,7 @@ def _started(file: Path, blank: Surface) -> Surface:
     Raises:
         InputError: The file is damaged, or the models, the data or how they are measured have changed since.
     """
-    if not file.exists():
+    if not is_file(file):
         return blank
     surface = load_surface(file)
     others = [name for name in SurfaceCard.model_fields if name not in _INPUTS and name not in _DERIVED]
@@ -262,15 +268,6 @@ def _started(file: Path, blank: Surface) -> Surface:
     if surface.axes.shape != blank.axes.shape:
         raise InputError(f"{file} cannot be continued: its grid is another; start anew with --overwrite")
     return surface
-
-
-def _events_length(output: Path) -> int:
-    file = output / "events.jsonl"
-    try:
-        return file.stat().st_size
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{file} cannot be read: {reason}; start the landscape anew with --overwrite") from error
 
 
 def _share_directions(surfaces: Sequence[Surface]) -> bool:

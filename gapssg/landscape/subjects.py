@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,9 @@ from pydantic import ValidationError
 from gapssg.engine.run_directory import final_weights
 from gapssg.engine.settings import DistillSettings
 from gapssg.errors import InputError
+from gapssg.files import InsidePath, entries_in, inside, is_file
 from gapssg.models.model_file import LoadedModel, load_model
+from gapssg.settings.load import read_toml
 from gapssg.text import shortest_ends
 
 _ONLY_ONE_IN_A_RUN = ("student", "model")
@@ -31,7 +32,7 @@ class Run:
 
     path: Path
     distillation: DistillSettings | None
-    snapshots: dict[int, Path]
+    snapshots: dict[int, InsidePath]
 
 
 @dataclass(frozen=True)
@@ -101,19 +102,18 @@ def read_run(path: Path) -> Run:
     Raises:
         InputError: It cannot be read.
     """
-    try:
-        files = sorted((path / "snapshots").glob("*.safetensors"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    found = {int(match[1]): file for file in files if (match := _SNAPSHOT.fullmatch(file.name))}
-    return Run(path, _distillation(path), dict(sorted(found.items())))
+    folder = inside(path) / "snapshots"
+    found = {int(match[1]): folder / name for name in entries_in(folder) if (match := _SNAPSHOT.fullmatch(name))}
+    return Run(path, _distillation(inside(path) / "settings.toml"), dict(sorted(found.items())))
 
 
-def _distillation(path: Path) -> DistillSettings | None:
+def _distillation(file: InsidePath) -> DistillSettings | None:
+    if not is_file(file):
+        return None  # a folder that merely holds a model
     try:
-        return DistillSettings.model_validate(tomllib.loads((path / "settings.toml").read_text(encoding="utf-8")))
-    except (OSError, ValueError, ValidationError):
-        return None  # a run of another command, or a folder that merely holds a model
+        return DistillSettings.model_validate(read_toml(file))
+    except (InputError, ValidationError):
+        return None  # a run of another command
 
 
 def _names(paths: tuple[Path, ...]) -> list[str]:

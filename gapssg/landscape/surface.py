@@ -72,6 +72,8 @@ class SurfaceCard(Settings):
     """Labels of the marked points: epochs of the route, or models."""
     marks_sha256: tuple[str, ...] = ()
     """SHA-256 of the file of each marked model."""
+    settings_sha256: str | None = None
+    """SHA-256 of the settings with which it was begun."""
 
     @property
     def label(self) -> str:
@@ -206,7 +208,7 @@ def load_surface(path: str | Path) -> Surface:
     Raises:
         InputError: The file is missing, truncated, no surface, or does not fit its own description.
     """
-    path = Path(path)
+    path = path if isinstance(path, Path) else Path(path)  # which may be an `InsidePath`
     file = read_safetensors(path)
     if _METADATA_KEY not in file.metadata:
         raise InputError(f"{path} is no saved surface of `gapssg landscape`")

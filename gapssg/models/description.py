@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from gapssg.models import LONGEST_NAME, MOST_CHANNELS, MOST_CLASSES
 from gapssg.models.settings import WithArguments
 from gapssg.settings.base import Settings
 from gapssg.stored import Count, Stored
+
+Outputs = Literal["logits", "probabilities", "log-probabilities"]
 
 
 class Provenance(Settings):
@@ -66,8 +68,16 @@ class ModelCard(Interface):
     """Pixels of zero padding for random crops."""
     flip: bool
     """Whether a mirrored image still belongs to its class."""
+    outputs: Outputs = "logits"
+    """What the architecture returns; whoever loads the file gets the logarithm of probabilities."""
     provenance: Provenance
     """Where the weights come from."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_usual(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        usual: dict[str, Any] = {"arguments": {}, "outputs": "logits"}
+        values: dict[str, Any] = serialize(self)
+        return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
 
 
 class ModelProfile(Stored):

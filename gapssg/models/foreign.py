@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
 from gapssg.errors import GapssgError, InputError, shortened
+from gapssg.models.description import Outputs
 from gapssg.models.frozen import frozen
 from gapssg.models.safetensors_file import DTYPES
 
@@ -26,6 +30,11 @@ more.
 """
 
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_SCALES = (1.0, 0.1, 10.0)
+_LARGEST_ERROR_OF_A_SUM = 1e-3  # of probabilities in float32; in half precision a few of its roundings
+
+
 @contextmanager
 def foreign_code(complaint: str) -> Iterator[None]:
     """Turn whatever the code in the block raises into an InputError that begins with `complaint`."""
@@ -34,7 +43,7 @@ def foreign_code(complaint: str) -> Iterator[None]:
     except GapssgError:
         raise
     except (Exception, SystemExit) as error:  # a script that parses its arguments leaves
-        lines = str(error).strip().splitlines()
+        lines = _COLOURS.sub("", str(error)).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
         raise InputError(f"{complaint} ({shortened(reason, 300)})") from error
 
@@ -75,7 +84,14 @@ def check_module(module: object, name: str) -> nn.Module:
     return module
 
 
-def check_classifier(module: object, name: str, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
+def check_classifier(
+    module: object,
+    name: str,
+    num_classes: int,
+    input_shape: tuple[int, int, int],
+    *,
+    takes_probabilities: bool = False,
+) -> nn.Module:
     """Return `module` if it is a classifier of such images, by forward passes of 1 to 3 in evaluation mode.
 
     Args:
@@ -83,6 +99,7 @@ def check_classifier(module: object, name: str, num_classes: int, input_shape: t
         name: What it is called in messages.
         num_classes: K.
         input_shape: (C, H, W).
+        takes_probabilities: Whether it may return probabilities instead of logits.
 
     Raises:
         InputError: `check_module` refuses it, it has no evaluation mode, refuses the images, or does not map images
@@ -93,7 +110,11 @@ def check_classifier(module: object, name: str, num_classes: int, input_shape: t
     _check_evaluation_mode(module, name)
     is_meta = _device(module).type == "meta"
     before = {} if is_meta else {key: tensor.clone() for key, tensor in _buffers(module, name).items()}
-    pair, again, alone, more = (logits_of(module, name, num_classes, input_shape, count) for count in _BATCHES)
+    try:
+        pair, again, alone, more = (logits_of(module, name, num_classes, input_shape, count) for count in _BATCHES)
+    except InputError:
+        _check_statistics(module, name)
+        raise
     if is_meta:
         return module
     if not all(logits.isfinite().all() for logits in (pair, alone, more)):
@@ -110,12 +131,61 @@ def check_classifier(module: object, name: str, num_classes: int, input_shape: t
                 f"{name} changes its buffer {shortened(key)} although it is in evaluation mode; "
                 "let its batch norms follow module.training"
             )
-    if any(_differ(fewer, more[: len(fewer)]) for fewer in (pair, alone)):
+    if any(differ(fewer, more[: len(fewer)]) for fewer in (pair, alone)):
+        _check_statistics(module, name)
         raise InputError(
             f"{name} gives an image other logits when other images are beside it, although it is in evaluation mode; "
             "let its batch norms follow module.training"
         )
+    if not takes_probabilities and outputs_of(module, name, num_classes, input_shape)[0] == "probabilities":
+        raise InputError(
+            f"{name} returns probabilities; let it return the logits before its softmax (`gapssg import-teacher` takes "
+            "a trained model as it is)"
+        )
     return module
+
+
+def outputs_of(
+    module: nn.Module, name: str, num_classes: int, input_shape: tuple[int, int, int]
+) -> tuple[Outputs, tuple[float, float]]:
+    """Recognise by random images what a classifier returns, which its weights do not show.
+
+    Returns:
+        What it returns, and the least and the largest number of it.
+
+    Raises:
+        InputError: As `logits_of`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    found: set[Outputs] = set()
+    numbers = []
+    for scale in _SCALES:
+        images = scale * torch.randn(max(_BATCHES), *input_shape, generator=generator)
+        outputs = _run(module, name, num_classes, images.to(_device(module)))
+        found.add(_kind_of(outputs))
+        numbers += [outputs.min().item(), outputs.max().item()]
+    return found.pop() if len(found) == 1 else "logits", (min(numbers), max(numbers))
+
+
+def _kind_of(outputs: Tensor) -> Outputs:
+    tolerance = max(_LARGEST_ERROR_OF_A_SUM, 4 * torch.finfo(outputs.dtype).eps)
+    outputs = outputs.double()
+
+    def is_distribution(numbers: Tensor) -> bool:
+        return bool((numbers >= 0).all() and ((numbers.sum(dim=1) - 1).abs() <= tolerance).all())
+
+    if is_distribution(outputs):
+        return "probabilities"
+    return "log-probabilities" if is_distribution(outputs.exp()) else "logits"
+
+
+def take_logarithm(module: nn.Module) -> None:
+    """Let a classifier that returns probabilities return their logarithms, which are logits."""
+    module.register_forward_hook(_logarithm)
+
+
+def _logarithm(module: nn.Module, inputs: object, probabilities: Tensor) -> Tensor:
+    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
 
 
 def logits_of(module: nn.Module, name: str, num_classes: int, input_shape: tuple[int, int, int], count: int) -> Tensor:
@@ -126,13 +196,18 @@ def logits_of(module: nn.Module, name: str, num_classes: int, input_shape: tuple
     """
     most = max(_BATCHES)
     images = torch.linspace(-1, 1, most * math.prod(input_shape), device=_device(module)).view(most, *input_shape)
+    return _run(module, name, num_classes, images[:count])
+
+
+def _run(module: nn.Module, name: str, num_classes: int, images: Tensor) -> Tensor:
+    count, *input_shape = images.shape
     plural, size = "" if count == 1 else "s", _shape(input_shape)
     with (
         foreign_code(f"{name} does not take {'images' if plural else 'a single image'} of {size}"),
         frozen(module),
         torch.no_grad(),
     ):
-        logits = module(images[:count])
+        logits = module(images)
     if isinstance(logits, Tensor) and logits.shape == (count, num_classes) and logits.is_floating_point():
         return logits
     raise InputError(
@@ -165,6 +240,16 @@ def tensors_of(module: nn.Module, name: str) -> dict[str, Tensor]:
     return state
 
 
+def put_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load tensors that were taken from the state dict of such a module, as of the same versions of its parts.
+
+    Parts may read the version that wrote their state, which is not among the tensors.
+    """
+    state = OrderedDict(tensors)
+    state._metadata = getattr(module.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
+    module.load_state_dict(state)
+
+
 def replace_layer(module: nn.Module, name: str, layer: nn.Module) -> None:
     """Put `layer` in the place of the sub-module called `name`."""
     parent, _, own = name.rpartition(".")
@@ -179,12 +264,23 @@ def _check_evaluation_mode(module: nn.Module, name: str) -> None:
         raise InputError(f"{name} has no evaluation mode: {part} stays in training when asked for it; mend its train()")
 
 
+def _check_statistics(module: nn.Module, name: str) -> None:
+    """Refuse batch norms that have no statistics but those of a batch, whatever their mode."""
+    for part, layer in module.named_modules():
+        if isinstance(layer, _BatchNorm) and layer.running_mean is None:
+            raise InputError(
+                f"{name} has a batch norm, {shortened(part)}, that keeps no running statistics "
+                "(track_running_stats=False), so that an image's logits depend on the images beside it; "
+                "train it with track_running_stats=True"
+            )
+
+
 def _buffers(module: nn.Module, name: str) -> dict[str, Tensor]:
     """Return what a forward pass could change of that which a model file holds."""
     return {key: tensor for key, tensor in tensors_of(module, name).items() if not isinstance(tensor, nn.Parameter)}
 
 
-def _differ(first: Tensor, second: Tensor) -> bool:
+def differ(first: Tensor, second: Tensor) -> bool:
     """Tell whether logits differ by more than rounding does."""
     largest = second.abs().max().float()
     return bool((first.float() - second.float()).abs().max() > _ROUNDING * largest)
@@ -204,5 +300,5 @@ def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _shape(input_shape: tuple[int, int, int]) -> str:
+def _shape(input_shape: Sequence[int]) -> str:
     return "x".join(map(str, input_shape))

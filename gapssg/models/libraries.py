@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from gapssg.errors import GapssgError, InputError, RunError, did_you_mean, shortened
 from gapssg.models.foreign import foreign_code, replace_layer
 from gapssg.models.head import ClassifierHead
-from gapssg.models.reference import TORCHVISION, Arguments
+from gapssg.models.reference import TORCHVISION, Argument, Arguments
 
 # What follows from the task, and what would fetch, read or trace something.
 _NOT_ARGUMENTS = {
@@ -25,6 +27,9 @@ _NOT_ARGUMENTS = {
 }  # fmt: skip
 # Their outputs in training are not logits but also those of auxiliary heads.
 _WITHOUT_AUXILIARY_HEADS = {"aux_logits": False, "init_weights": True}
+_AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")
+_OLD_DENSE_LAYER = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)")
+_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _FIXED: Mapping[str, Arguments] = {"googlenet": _WITHOUT_AUXILIARY_HEADS, "inception_v3": _WITHOUT_AUXILIARY_HEADS}
 
 
@@ -36,12 +41,16 @@ class Pretrained(NamedTuple):
         mean: Per-channel mean that is subtracted from images in [0, 1].
         deviation: Per-channel standard deviation that they are divided by.
         class_names: In the order of the logits, where the library has them.
+        num_classes: Number of logits.
+        arguments: What the library builds the model with for these weights, which do not show it.
     """
 
     tensors: dict[str, Tensor]
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
     class_names: tuple[str, ...] | None
+    num_classes: int | None = None
+    arguments: Arguments = MappingProxyType({})
 
 
 def build_library_model(
@@ -73,6 +82,7 @@ def build_library_model(
             module = timm.create_model(
                 name, pretrained=False, num_classes=num_classes, in_chans=input_shape[0], **arguments
             )
+        module.register_load_state_dict_pre_hook(_take_stored_names)
         _keep_logits_exact(module, num_classes)
     built: nn.Module = module
     return built
@@ -89,40 +99,51 @@ def check_library_name(library: str, name: str) -> None:
         raise InputError(f"{library} has no classifier {shortened(repr(name))}{did_you_mean(name, names)}")
 
 
-def pretrained_weights(library: str, name: str, channels: int) -> Pretrained:
+def pretrained_weights(library: str, name: str, channels: int, /, **arguments: Argument) -> Pretrained:
     """Fetch the weights that the library itself recommends for a model.
+
+    The library fits them to a model of its own, because some are stored under other names than it uses now.
 
     Args:
         library: `torchvision` or `timm`.
         name: The library's name of the model.
         channels: Of an image; timm adapts its weights to them.
+        **arguments: Of the model.
 
     Raises:
-        InputError: There are none.
+        InputError: There are none, or the library refuses the arguments.
         RunError: They cannot be fetched.
     """
     check_library_name(library, name)
+    if arguments:  # before the weights are fetched
+        with torch.device("meta"):
+            build_library_model(library, name, arguments, 2, (channels, 0, 0))
     if library == TORCHVISION:
         weights = torchvision.models.get_model_weights(name).DEFAULT
         with _fetching(f"{library}:{name}"):
-            tensors = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-        preparation = weights.transforms()
-        return Pretrained(
-            dict(tensors), tuple(preparation.mean), tuple(preparation.std), tuple(weights.meta["categories"])
-        )
-    timm = _timm(name)
-    if not timm.models.is_model_pretrained(name):
-        raise InputError(f"timm has no weights for {name}; give --weights FILE")
-    with _fetching(f"{library}:{name}"):
-        module = timm.create_model(name, pretrained=True, in_chans=channels)
-    return Pretrained(
-        module.state_dict(), tuple(module.pretrained_cfg["mean"]), tuple(module.pretrained_cfg["std"]), None
-    )
+            module = torchvision.models.get_model(name, weights=weights, progress=False, **arguments)
+        preparation, class_names = weights.transforms(), tuple(weights.meta["categories"])
+        mean, deviation, num_classes = preparation.mean, preparation.std, len(class_names)
+    else:
+        timm = _timm(name)
+        if not timm.models.is_model_pretrained(name):
+            raise InputError(f"timm has no weights for {name}; give --weights FILE")
+        with _fetching(f"{library}:{name}"):
+            module = timm.create_model(name, pretrained=True, in_chans=channels, **arguments)
+        mean, deviation = module.pretrained_cfg["mean"], module.pretrained_cfg["std"]
+        class_names, num_classes = None, module.num_classes
+    implied = {"transform_input": True} if getattr(module, "transform_input", False) else {}
+    return Pretrained(module.state_dict(), tuple(mean), tuple(deviation), class_names, num_classes, implied)
 
 
 @contextmanager
 def _fetching(name: str) -> Iterator[None]:
-    """Say in one sentence why weights cannot be fetched; the libraries raise errors of many kinds."""
+    """Say in one sentence why weights cannot be fetched, and let torch run no code that their files hold.
+
+    The libraries raise errors of many kinds.
+    """
+    before = os.environ.get(_WEIGHTS_ONLY)
+    os.environ[_WEIGHTS_ONLY] = "1"
     try:
         yield
     except GapssgError:  # being asked to stop
@@ -133,6 +154,10 @@ def _fetching(name: str) -> Iterator[None]:
             f"the weights of {name} cannot be fetched ({reason}); fetch them where there is a network, "
             "save their state dict as safetensors, and give --weights FILE"
         ) from error
+    finally:
+        del os.environ[_WEIGHTS_ONLY]
+        if before is not None:
+            os.environ[_WEIGHTS_ONLY] = before
 
 
 def _timm(name: str) -> Any:
@@ -151,6 +176,16 @@ class _NumbersOnProcessor(TorchFunctionMode):
         if func in (torch.arange, torch.tensor):
             kwargs.setdefault("device", "cpu")
         return func(*args, **kwargs)
+
+
+def _take_stored_names(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
+    """Let a model take the weights that torchvision stores of it: under older names, and with auxiliary heads."""
+    known = module.state_dict().keys()
+    for name in [name for name in state if name not in known]:
+        if match := _OLD_DENSE_LAYER.fullmatch(name):
+            state[match[1] + match[2]] = state.pop(name)
+        elif name.startswith(_AUXILIARY_HEADS):
+            del state[name]
 
 
 def _take_channels(module: nn.Module, channels: int) -> None:

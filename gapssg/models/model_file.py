@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from functools import partial
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +21,29 @@ from pydantic import ValidationError
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from gapssg.errors import InputError, shortened
-from gapssg.files import canonical_json, parse_json, user_path, write_atomically
+from gapssg.errors import InputError, RunError, shortened
+from gapssg.files import canonical_json, parse_json, staged, user_path, write_atomically
 from gapssg.models import MOST_CLASSES, check_model_name, create_model, empty_model
 from gapssg.models.description import ModelCard
-from gapssg.models.foreign import at_most_parameters, check_classifier, tensors_of
+from gapssg.models.foreign import (
+    at_most_parameters,
+    check_classifier,
+    differ,
+    foreign_code,
+    logits_of,
+    put_tensors,
+    take_logarithm,
+    tensors_of,
+)
 from gapssg.models.reference import check_allowed, is_factory
 from gapssg.models.safetensors_file import read_safetensors
 
 _METADATA_KEY = "gapssg"
 _MOST_OTHER_VALUES = 1000
 _MOST_PREFIX_PARTS = 5
+_COUNTER = "num_batches_tracked"  # of a batch norm, which is read only where it has no momentum
+_COUNTERS = (_COUNTER, "n_averaged")
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _PARAMETERS_A_TENSOR = 4  # some layers are made and then replaced
 _MOST_HIDDEN_NUMBERS = 2**24  # positions and masks, which some models compute when they are built
 
@@ -62,6 +78,58 @@ def save_model(path: Path, module: nn.Module, card: ModelCard) -> str:
     content = model_content(module, card)
     write_atomically(path, content)
     return hashlib.sha256(content).hexdigest()
+
+
+def save_verified_model(path: Path, module: nn.Module, card: ModelCard) -> str:
+    """Write a model file as `save_model` does, if the model that is loaded from it gives the same logits.
+
+    Raises:
+        RunError: It does not, or the file cannot be written.
+    """
+    try:
+        with staged_model(path, module, card, tolerates_rounding=True) as loaded:
+            return loaded.sha256
+    except InputError as error:
+        raise RunError(str(error)) from error
+
+
+@contextmanager
+def staged_model(
+    path: Path, module: nn.Module, card: ModelCard, *, tolerates_rounding: bool = False
+) -> Iterator[LoadedModel]:
+    """Write a model file under a temporary name, and rename it when the block ends; if that raises, it is removed.
+
+    Args:
+        path: The file.
+        module: On any device.
+        card: Its description.
+        tolerates_rounding: Whether the logits may differ as they do between memory layouts.
+
+    Yields:
+        The model that was loaded from the file, on the device of `module`.
+
+    Raises:
+        InputError: Something in the state of the module cannot stand in a model file, or the model that is loaded from
+            it gives other logits.
+        RunError: The file cannot be written.
+    """
+    ours = _first_logits(module, card)
+    with staged(path, model_content(module, card)) as file:
+        try:
+            loaded = load_model(file, [card.architecture])
+        except InputError as error:
+            raise InputError(f"{path} is not written, because it could not be read: {error}") from error
+        theirs = _first_logits(loaded.module.to(ours.device), card)
+        if differ(theirs, ours) if tolerates_rounding else not torch.equal(theirs, ours):
+            raise InputError(
+                f"{path} is not written, because {card.architecture} gives other logits when it is loaded from it; "
+                "let its state dict hold all that its logits depend on, as parameters or buffers"
+            )
+        yield loaded
+
+
+def _first_logits(module: nn.Module, card: ModelCard) -> Tensor:
+    return logits_of(module, card.architecture, card.num_classes, card.input_shape, count=2)
 
 
 def model_content(module: nn.Module, card: ModelCard) -> bytes:
@@ -107,6 +175,8 @@ def load_model(path: str | Path, factories: Iterable[str] = ()) -> LoadedModel:
     load_weights(module, file.tensors, path)
     if sha256 != _sha256_of_content(file.tensors, description):
         raise InputError(f"{path} is not as it was saved (its checksum differs); get it anew")
+    if card.outputs == "probabilities":
+        take_logarithm(module)
     if is_factory(card.architecture):
         try:
             check_classifier(module, card.architecture, card.num_classes, card.input_shape)
@@ -177,7 +247,7 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: object) 
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"{source}: {name} holds numbers that are not finite")
-    module.load_state_dict(tensors)
+    put_tensors(module, tensors)
 
 
 def _check_fit(module: nn.Module, tensors: dict[str, Tensor], source: object) -> None:
@@ -196,25 +266,82 @@ def _check_fit(module: nn.Module, tensors: dict[str, Tensor], source: object) ->
     differences = [each for each in chain.from_iterable(zip_longest(missing, unknown, other)) if each is not None]
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        hint = _prefix_hint(expected.keys(), tensors.keys())
-        raise InputError(f"{source}: the weights do not fit the model: {'; '.join(differences[:3])}{more}{hint}")
+        raise InputError(f"{source}: the weights do not fit the model: {'; '.join(differences[:3])}{more}")
 
 
-def _prefix_hint(expected: Collection[str], given: Collection[str]) -> str:
-    """Return the prefix that all names on one side have, if most names are the same without it."""
-    for longer, shorter, hint in (
-        (given, expected, "its names begin with {!r}, which those of the model do not; take it off"),
-        (expected, given, "the names of the model begin with {!r}, which its own do not; put it before them"),
-    ):
-        parts = next(iter(longer), "").split(".")[:-1]
-        for count in range(1, min(len(parts), _MOST_PREFIX_PARTS) + 1):
-            prefix = ".".join(parts[:count]) + "."
-            if not all(name.startswith(prefix) for name in longer):
-                break
-            same = {name.removeprefix(prefix) for name in longer} & set(shorter)
-            if len(same) > len(shorter) / 2:
-                return f" ({hint.format(shortened(prefix))})"
-    return ""
+def load_foreign_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
+    """Copy weights that another program wrote into `module`, where PyTorch takes them.
+
+    Wrappers' parts of names and counters do not count, numbers take the types of the model, a tensor may stand under
+    one of the names that share it, and parts of the model that know older names of theirs rename them.
+
+    Args:
+        module: Whose weights they are to be.
+        tensors: By the names of a state dict.
+        source: Where they come from, for messages.
+
+    Raises:
+        InputError: As `load_weights`.
+    """
+    expected = tensors_of(module, "the model")
+    named = _under_names_of(expected, tensors)
+    shared = {id(tensor): named[name] for name, tensor in expected.items() if name in named}
+    for name, tensor in expected.items():
+        given = named.get(name, shared.get(id(tensor)))
+        if given is not None:
+            named[name] = _of_type(tensor.dtype, given.nan_to_num() if name.endswith(_COUNTER) else given)
+    missing = [name for name in expected if name not in named]
+    if all(name.endswith(_COUNTER) for name in missing):
+        named |= {name: expected[name].detach() for name in missing}
+    try:
+        load_weights(module, named, source)
+    except InputError:
+        if named.keys() == expected.keys() or not _knows_older_names(module, named):
+            raise
+        load_weights(module, module.state_dict(), source)
+
+
+def _knows_older_names(module: nn.Module, tensors: dict[str, Tensor]) -> bool:
+    """Load tensors as PyTorch does where it knows no version of them, and tell whether they are all there are."""
+    try:
+        with foreign_code("other names"):
+            module.load_state_dict(tensors)
+    except InputError:
+        return False
+    return True
+
+
+def _under_names_of(expected: Collection[str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors under those of their possible names of which most are expected."""
+    ways: list[Callable[[str], str]] = [
+        lambda name: name,
+        lambda name: ".".join(part for part in name.split(".") if part not in _WRAPPERS),
+        *(partial(_without_prefix, prefix) for prefix in _prefixes(tensors)),
+        *(partial(str.__add__, prefix) for prefix in _prefixes(expected)),
+    ]
+    candidates = [{way(name): tensor for name, tensor in tensors.items()} for way in ways]
+    named = max(candidates, key=lambda each: (len(each) == len(tensors), len(each.keys() & set(expected))))
+    return {name: tensor for name, tensor in named.items() if name in expected or not name.endswith(_COUNTERS)}
+
+
+def _without_prefix(prefix: str, name: str) -> str:
+    return name.removeprefix(prefix)
+
+
+def _prefixes(names: Collection[str]) -> list[str]:
+    """Return what more than half of the names begin with, up to a dot."""
+    begins = Counter(
+        name[: dot.end()] for name in names for dot in islice(re.finditer(r"\.", name), _MOST_PREFIX_PARTS)
+    )
+    return [prefix for prefix, count in begins.items() if count > len(names) / 2]
+
+
+def _of_type(dtype: torch.dtype, tensor: Tensor) -> Tensor:
+    """Return a tensor in another type, or as it is where that would not be the same numbers but for rounding."""
+    if dtype.is_floating_point:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+    cast = tensor.to(dtype)
+    return cast if torch.equal(cast.to(tensor.dtype), tensor) else tensor
 
 
 def _read_description(path: Path, metadata: dict[str, str]) -> dict[str, Any]:

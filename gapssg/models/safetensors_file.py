@@ -1,6 +1,8 @@
-"""Safetensors files of strangers: all is checked before anything is allocated, and nothing in them is run.
+"""Untrusted safetensors files: nothing in them is run.
 
-Reading costs the memory of the file once, and up to some 30 times the bytes of its header, which are bounded.
+The library refuses headers that contradict themselves or the length of the file. This module refuses what the library
+lets pass: large headers, duplicate names, impossible shapes, and booleans above 1. Reading costs twice the memory of
+the file, and up to some 30 times the bytes of its header.
 """
 
 from __future__ import annotations
@@ -9,15 +11,15 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, deserialize
 from torch import Tensor
 
 from gapssg.errors import InputError, shortened
-from gapssg.files import open_regular
+from gapssg.files import LARGEST_FILE, read_bounded
 
-LARGEST_FILE = 4 * 2**30
 LARGEST_HEADER = 4 * 2**20  # bytes; that of 1,000 classes with names of 200 characters is a twentieth
 _MOST_DIMENSIONS = 8
 _LARGEST_DIMENSION = 2**40
@@ -42,7 +44,7 @@ class SafetensorsFile(NamedTuple):
     """What stands in a safetensors file.
 
     Attributes:
-        tensors: By name, on the CPU; they share the memory of the file.
+        tensors: By name, on the CPU.
         metadata: The texts in its header.
         sha256: Of the whole file, in hexadecimal.
     """
@@ -52,112 +54,62 @@ class SafetensorsFile(NamedTuple):
     sha256: str
 
 
-class _Entry(NamedTuple):
-    """Where a tensor stands among the bytes after the header."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-
 def read_safetensors(path: Path) -> SafetensorsFile:
     """Read any safetensors file.
 
     Raises:
         InputError: The file is missing or damaged, or larger than such files are.
     """
-    with open_regular(path, LARGEST_FILE) as file:
-        try:
-            header, entries, metadata = _read_header(file)
-            content = torch.empty(entries[-1].end if entries else 0, dtype=torch.uint8)
-            if file.readinto(content.numpy().data) != len(content):  # type: ignore[attr-defined]
-                raise ValueError("it ends within its tensors")
-            tensors = {entry.name: _tensor(content, entry) for entry in entries}
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-        except (ValueError, RecursionError) as error:
-            _refuse_pickle(path, file)
-            raise InputError(f"{path} is not a readable safetensors file: {error}") from error
-        except (RuntimeError, MemoryError) as error:
-            raise InputError(f"{path} is larger than the memory that there is") from error
-    digest = hashlib.sha256(header)
-    digest.update(content.numpy().data)
-    return SafetensorsFile(tensors, metadata, digest.hexdigest())
+    try:
+        content = read_bounded(path, LARGEST_FILE)
+        length = int.from_bytes(content[:_LENGTH_BYTES], "little")
+        if length > LARGEST_HEADER:
+            _refuse_pickle(path, content)
+            raise ValueError(f"its header has {length:,} bytes, more than {LARGEST_HEADER:,}")
+        tensors = {name: _tensor(name, **view) for name, view in deserialize(content)}  # type: ignore[no-untyped-call]
+        header = json.loads(content[_LENGTH_BYTES : _LENGTH_BYTES + length], object_pairs_hook=_without_repetition)
+        metadata = header.get("__metadata__", {})
+        if metadata is None:
+            raise ValueError("its metadata are not texts")
+    except (ValueError, SafetensorError) as error:
+        raise InputError(f"{path} is not a readable safetensors file: {shortened(error, 200)}") from error
+    except MemoryError as error:
+        raise InputError(f"{path} is larger than the memory that there is") from error
+    return SafetensorsFile(tensors, metadata, hashlib.sha256(content).hexdigest())
 
 
-def _refuse_pickle(path: Path, file: BinaryIO) -> None:
+def _refuse_pickle(path: Path, content: bytes) -> None:
     """Say how weights that PyTorch itself wrote become a file that can be read.
 
     Raises:
         InputError: The file begins as such files do.
     """
-    file.seek(0)
-    if file.read(4) in _PYTORCH_FILES:
+    if content.startswith(_PYTORCH_FILES):
         raise InputError(
             f"{path} is a PyTorch pickle, which can run code when it is read; "
             "where you trust it, convert its state dict:\n"
             "    import torch; from safetensors.torch import save_file\n"
-            f"    save_file(torch.load({str(path)!r}, weights_only=True), {str(path.with_suffix('.safetensors'))!r})"
+            f"    weights = torch.load({str(path)!r}, map_location='cpu', weights_only=True)\n"
+            "    save_file({name: tensor.clone().contiguous() for name, tensor in weights.items()}, "
+            f"{str(path.with_suffix('.safetensors'))!r})"
         )
 
 
-def _read_header(file: BinaryIO) -> tuple[bytes, list[_Entry], dict[str, str]]:
-    """Return the bytes before the tensors, the tensors in the order of their bytes, and the texts.
+def _tensor(name: str, dtype: str, shape: list[int], data: bytearray) -> Tensor:
+    """Return a tensor of the bytes that the library found for it.
 
     Raises:
-        ValueError: The header contradicts itself or the length of the file.
+        ValueError: Its shape or dtype cannot be used, or its booleans are not 0 and 1.
     """
-    file_bytes = file.seek(0, 2)
-    file.seek(0)
-    start = file.read(_LENGTH_BYTES)
-    length = int.from_bytes(start, "little")
-    if len(start) < _LENGTH_BYTES or _LENGTH_BYTES + length > file_bytes:
-        raise ValueError("it ends within its header")
-    if length > LARGEST_HEADER:
-        raise ValueError(f"its header has {length:,} bytes, more than {LARGEST_HEADER:,}")
-    text = file.read(length)
-    header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_repetition)
-    if not isinstance(header, dict):
-        raise ValueError("its header is not a JSON object")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError("its metadata are not texts")
-    entries = sorted((_entry(name, value) for name, value in header.items()), key=lambda e: (e.start, e.end))
-    end = 0
-    for entry in entries:
-        if entry.start != end:
-            raise ValueError(f"there is a gap or an overlap before the tensor {shortened(entry.name)}")
-        end = entry.end
-    if _LENGTH_BYTES + length + end != file_bytes:
-        raise ValueError(
-            f"its tensors have {end:,} bytes, but {file_bytes - length - _LENGTH_BYTES:,} follow its header"
-        )
-    return start + text, entries, metadata
-
-
-def _entry(name: str, value: Any) -> _Entry:
-    """Check what the header says of one tensor."""
-    what = f"the tensor {shortened(name)}"
-    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{what} is not described by dtype, shape and data_offsets")
-    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"{what} has the unknown dtype {shortened(repr(dtype))}")
-    if not _are_counts(shape) or len(shape) > _MOST_DIMENSIONS or not _are_counts(offsets) or len(offsets) != 2:
-        raise ValueError(f"{what} has no possible shape or place")
-    start, end = offsets
-    if math.prod(max(size, 1) for size in shape) > _LARGEST_DIMENSION:
-        raise ValueError(f"{what} has no possible shape")  # such as 0x10^12x10^12, whose strides overflow
-    if end - start != math.prod(shape) * DTYPES[dtype].itemsize:
-        raise ValueError(f"{what} has another length than its shape")
-    return _Entry(name, DTYPES[dtype], tuple(shape), start, end)
-
-
-def _are_counts(values: Any) -> bool:
-    """Whether this is a list of integers from 0 to beyond what a file can hold."""
-    return isinstance(values, list) and all(type(value) is int and 0 <= value <= _LARGEST_DIMENSION for value in values)
+    if dtype not in DTYPES:
+        raise ValueError(f"the tensor {shortened(name)} has the unknown dtype {dtype}")
+    # Such as 0x10^12x10^12, whose strides overflow.
+    if len(shape) > _MOST_DIMENSIONS or math.prod(max(size, 1) for size in shape) > _LARGEST_DIMENSION:
+        raise ValueError(f"the tensor {shortened(name)} has no possible shape")
+    if dtype == "BOOL" and max(data, default=0) > 1:
+        raise ValueError(f"the tensor {shortened(name)} holds other bytes than 0 and 1 for its truth values")
+    values = torch.frombuffer(data, dtype=DTYPES[dtype]) if data else torch.empty(0, dtype=DTYPES[dtype])
+    return values.view(shape)
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -166,14 +118,3 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) != len(pairs):
         raise ValueError("a name stands twice in its header")
     return values
-
-
-def _tensor(content: Tensor, entry: _Entry) -> Tensor:
-    if entry.start == entry.end:
-        return torch.empty(entry.shape, dtype=entry.dtype)
-    piece = content[entry.start : entry.end]
-    if entry.dtype == torch.bool and piece.max() > 1:
-        raise ValueError(f"the tensor {shortened(entry.name)} holds other bytes than 0 and 1 for its truth values")
-    if entry.start % entry.dtype.itemsize:
-        piece = piece.clone()  # other writers than ours do not align tensors
-    return piece.view(entry.dtype).view(entry.shape)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
 from gapssg.errors import InputError, shortened
-from gapssg.files import check_exists, user_path, write_atomically
+from gapssg.files import check_exists, inside, is_file, user_path, write_atomically
 from gapssg.models.reference import is_factory
 from gapssg.report.runs import TrainingRun, read_training_run
 from gapssg.runs.evaluations import Evaluation, read_evaluations
-from gapssg.runs.results import DistillResult
+from gapssg.runs.results import DistillResult, Scores, Trained
 from gapssg.text import percent, printable
 
 _FILE = "README.md"
@@ -41,16 +39,16 @@ def write_card(
         The card.
 
     Raises:
-        InputError: The run is not finished or damaged, its model cannot be read, the licence is no identifier, or there
-            is a card already.
+        InputError: `huggingface_hub` is not installed, the run is not finished or damaged, its model cannot be read,
+            the licence is no identifier, or there is a card already.
         RunError: The card cannot be written.
     """
     run = user_path(run)
     if licence is not None and not _LICENCE.fullmatch(licence):
         raise InputError(f"--licence {shortened(licence)} is no identifier as the Hub has them, such as apache-2.0")
     read = read_training_run(run, run.resolve().name)
-    file = run / _FILE
-    if file.exists() and not overwrite:
+    file = inside(run) / _FILE
+    if is_file(file) and not overwrite:
         raise InputError(f"{file} is there already, and may have been edited; add --overwrite to replace it")
     check_exists(read.model_file)
     from gapssg.models.model_file import load_model
@@ -74,11 +72,11 @@ def write_card(
         name=read.name,
         result=result,
         is_distillation=is_distillation,
-        data=_public(result.data),
+        data=None if result.data is None else _public(result.data),
         card=model.card,
         factory=model.card.architecture if is_factory(model.card.architecture) else None,
         sha256=model.sha256,
-        has_best=read.best_file.is_file(),
+        has_best=is_file(read.best_file),
         class_names=model.card.class_names[:_MOST_CLASSES],
         licence=licence,
     )
@@ -87,53 +85,51 @@ def write_card(
 
 
 def _metadata(run: TrainingRun, licence: str | None, evaluations: Sequence[Evaluation]) -> str:
-    """Return the metadata as YAML, a key a line."""
+    """Return the metadata as YAML.
+
+    Raises:
+        InputError: The package of the Hub is not installed.
+    """
+    try:
+        from huggingface_hub import EvalResult, ModelCardData
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "a model card needs huggingface_hub, which is not installed: pip install 'gapssg[card]'"
+        ) from error
     result = run.result
     tags = ["image-classification"]
     if isinstance(result, DistillResult):
-        tags += ["knowledge-distillation", "data-free-knowledge-distillation", result.method]
-    values: dict[str, Any] = {} if licence is None else {"license": licence}
-    values |= {"library_name": "gapssg", "pipeline_tag": "image-classification", "tags": tags}
-    measured: dict[str, tuple[float, float | None]] = {
-        each.data: (each.scores.top1, each.scores.top5) for each in evaluations
-    }
-    if result.model.top1 is not None and result.data is not None:
-        measured[result.data] = (result.model.top1, result.model.top5)
-    if measured:
-        results = [_measured(_public(data), *accuracies) for data, accuracies in measured.items()]
-        values["model-index"] = [{"name": run.name, "results": results}]
-    return "\n".join(f"{key}: {_yaml(value)}" for key, value in values.items())
+        tags += ["knowledge-distillation", "data-free-knowledge-distillation", printable(result.method)]
+    scores: dict[str, Scores | Trained] = {each.data: each.scores for each in evaluations}
+    if result.data and result.model.top1 is not None:
+        scores[result.data] = result.model
+    measured = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=printable(_public(data)),
+            dataset_name=printable(_public(data)),
+            dataset_split="test",
+            metric_type="accuracy",
+            metric_value=value,
+            metric_name=f"{name} accuracy after the last epoch",
+        )
+        for data, found in scores.items()
+        for name, value in (("top-1", found.top1), ("top-5", found.top5))
+        if value is not None
+    ]
+    return ModelCardData(
+        license=licence,
+        library_name="gapssg",
+        pipeline_tag="image-classification",
+        tags=tags,
+        model_name=printable(run.name) if measured else None,
+        eval_results=measured or None,
+    ).to_yaml()
 
 
-def _measured(data: str | None, top1: float, top5: float | None) -> dict[str, Any]:
-    metrics = [{"type": "accuracy", "name": "top-1 accuracy after the last epoch", "value": top1}]
-    if top5 is not None:
-        metrics.append({"type": "accuracy", "name": "top-5 accuracy after the last epoch", "value": top5})
-    return {
-        "task": {"type": "image-classification"},
-        "dataset": {"name": data, "type": data, "split": "test"},
-        "metrics": metrics,
-    }
-
-
-def _yaml(value: Any) -> str:
-    """Return nested values as JSON that YAML 1.1 reads alike.
-
-    It takes no control characters, and a number without a point, such as 5e-05, for a text.
-    """
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_yaml(key)}: {_yaml(each)}" for key, each in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_yaml, value)) + "]"
-    if isinstance(value, float):
-        number = repr(value)
-        return number if "." in number else number.replace("e", ".0e")
-    return json.dumps(printable(value), ensure_ascii=False)
-
-
-def _public(data: str | None) -> str | None:
+def _public(data: str) -> str:
     """Return the name of a data set; of a folder only the last part, because the rest is nobody else's business."""
-    if data is None or not data.startswith(_FOLDER):
+    if not data.startswith(_FOLDER):
         return data
     return Path(data.removeprefix(_FOLDER)).name or "folder"
 

@@ -1,20 +1,36 @@
-"""Line charts as numbers that the page's template draws, so that they take its fonts and its colours, light or dark."""
+"""Line charts as SVG with the page's fonts and colours, light or dark."""
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-WIDTH, HEIGHT = 360, 220  # the unit is a pixel on a narrow phone
-LEFT, RIGHT, TOP, BOTTOM = 50, 350, 10, 184  # of the area between the axes
-_MOST_POINTS = 400
+from markupsafe import Markup, escape
+
+from gapssg.figures import new_figure
+from gapssg.text import printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_WIDTH, _HEIGHT = 5.0, 3.05  # inches of 72 points; a point is a pixel on a narrow phone
+_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "gapssg", "path.simplify_threshold": 1.0, "font.size": 11.0}
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _MOST_DOTS = 40
-_RADIUS, _LARGEST_RADIUS = 2.0, 9.0
+_SMALLEST_DOT, _LARGEST_DOT = 12.0, 250.0  # square points
 _TICKS = 5
-
+_LARGEST = 1e30  # beyond it, axes overflow
 COLOURS = 6
 """How many colours the page has for lines."""
+# What is drawn in these colours takes those of the page's style sheet.
+_QUIET, _GRID, _LEVEL = "#0000f0", "#0000f1", "#0000f2"
+_LINES = [f"#0000c{number}" for number in range(COLOURS)]
+_VARIABLES = {_QUIET: "--quiet", _GRID: "--line", _LEVEL: "--text"} | {
+    colour: f"--c{number}" for number, colour in enumerate(_LINES)
+}
 
 
 class Line(NamedTuple):
@@ -47,54 +63,23 @@ class Level(NamedTuple):
     value: float
 
 
-class DrawnLine(NamedTuple):
-    """A line in the coordinates of the chart.
-
-    Attributes:
-        label: What it is.
-        colour: Its number among the page's colours.
-        is_dashed: Whether it is dashed.
-        points: As SVG takes them; empty for dots alone.
-        dots: The points to mark and their radii.
-    """
-
-    label: str
-    colour: int
-    is_dashed: bool
-    points: str
-    dots: list[tuple[float, float, float]]
-
-
-class Tick(NamedTuple):
-    """A mark on an axis: where, and what it says."""
-
-    place: float
-    label: str
-
-
 @dataclass(frozen=True)
 class Chart:
-    """A chart in the coordinates of the page.
+    """A chart for the page.
 
     Attributes:
         title: What it shows.
-        description: The same for who cannot see it, with its first and last values.
-        across: What the horizontal axis counts.
-        lines: The lines.
-        levels: Level lines, each a height and what it is.
-        gap: An area between the first line and the first level, as SVG takes it; empty for none.
-        x_ticks: Marks on the horizontal axis.
-        y_ticks: Marks on the vertical axis.
+        lines: The lines, for the key.
+        levels: Level lines, for the key.
+        has_gap: Whether the area between the first line and the first level is filled.
+        svg: The chart; it describes itself to who cannot see it by its first and last values.
     """
 
     title: str
-    description: str
-    across: str
-    lines: list[DrawnLine]
-    levels: list[Tick]
-    gap: str
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
+    lines: list[Line]
+    levels: Sequence[Level]
+    has_gap: bool
+    svg: Markup
 
 
 def draw(
@@ -107,7 +92,7 @@ def draw(
     from_zero: bool = False,
     percent: bool = False,
 ) -> Chart | None:
-    """Lay out a chart.
+    """Draw a chart.
 
     Args:
         title: What it shows.
@@ -121,87 +106,59 @@ def draw(
     Returns:
         The chart; None if no line has a value.
     """
-    lines = [_thinned(line) for line in lines if line.values]
+    import matplotlib
+
+    lines = [line for line in lines if line.values]
     if not lines:
         return None
-    factor = 100.0 if percent else 1.0
-    xs = [x for line in lines for x in line.values]
-    ys = [factor * y for line in lines for y in line.values.values()] + [factor * level.value for level in levels]
-    x_scale = _Scale.of(min(xs), max(xs), LEFT, RIGHT, whole=across == "epoch")
-    y_scale = _Scale.of(min([*ys, *([0.0] if from_zero else [])]), max(ys), BOTTOM, TOP)
-    drawn = []
-    for line in lines:
-        places = {x: (x_scale(x), y_scale(factor * line.values[x])) for x in sorted(line.values)}
-        weights = line.weights
-        if weights is not None:
-            radii = {x: round(max(_RADIUS, _LARGEST_RADIUS * weights[x] ** 0.5), 1) for x in places}
-        else:
-            radii = dict.fromkeys(places if len(places) <= _MOST_DOTS else (), _RADIUS)
-        points = _points(list(places.values())) if weights is None else ""
-        dots = [(*places[x], radius) for x, radius in radii.items()]
-        drawn.append(DrawnLine(line.label, line.colour, line.is_dashed, points, dots))
-    gap = ""
-    if fills_gap and levels:
-        first = sorted(lines[0].values)
-        height = y_scale(factor * levels[0].value)
-        gap = _points([(x_scale(first[0]), height), (x_scale(first[-1]), height)])
-        gap += " " + _points([(x_scale(x), y_scale(factor * lines[0].values[x])) for x in reversed(first)])
-    return Chart(
-        title=title,
-        description=_describe(title, lines, levels, across, factor, "%" if percent else ""),
-        across=across,
-        lines=drawn,
-        levels=[Tick(y_scale(factor * level.value), level.label) for level in levels],
-        gap=gap,
-        x_ticks=x_scale.ticks(),
-        y_ticks=y_scale.ticks(" %" if percent else ""),
-    )
+    factor, unit = (100.0, "%") if percent else (1.0, "")
+    has_gap = fills_gap and bool(levels)
+    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
+        figure = new_figure(_WIDTH, _HEIGHT)
+        axes = figure.add_subplot(frame_on=False)
+        for line in lines:
+            _plot(axes, line, factor)
+        if has_gap:
+            xs, ys = _points(lines[0], factor)
+            axes.fill_between(xs, ys, factor * levels[0].value, color=_LINES[4], alpha=0.22, linewidth=0)
+        for level in levels:
+            axes.axhline(factor * level.value, linestyle=":", color=_LEVEL, linewidth=1.3)
+        if from_zero and min(y for line in lines for y in line.values.values()) >= 0:
+            axes.set_ylim(bottom=0.0)
+        _set_axes(axes, across, unit)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
+    # Names of parts would stand in the page once for each chart.
+    svg = re.sub('<g id="[^"]*"', "<g", buffer.getvalue().partition("<svg ")[2])
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    description = escape(printable(_describe(title, lines, levels, across, factor, unit)))
+    return Chart(title, lines, levels, has_gap, Markup(f'<svg role="img" aria-label="{description}" {svg}'))
 
 
-class _Scale(NamedTuple):
-    """From values to places on the page."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    whole: bool
-
-    @classmethod
-    def of(cls, low: float, high: float, start: float, end: float, *, whole: bool = False) -> _Scale:
-        if low == high:  # one value stands in the middle
-            margin = 1.0 if whole else abs(low) / 2 or 1.0
-            low, high = low - margin, high + margin
-        elif not whole:
-            low, high = low if low == 0 else low - (high - low) * 0.04, high + (high - low) * 0.04
-        return cls(low, high, start, end, whole)
-
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return round(self.start + share * (self.end - self.start), 1)
-
-    def ticks(self, unit: str = "") -> list[Tick]:
-        from matplotlib.ticker import MaxNLocator
-
-        values = MaxNLocator(nbins=_TICKS, integer=self.whole, steps=[1, 2, 2.5, 5, 10]).tick_values(
-            self.low, self.high
-        )
-        inside = [float(value) for value in values if self.low <= value <= self.high]
-        return [Tick(self(value), f"{value:.5g}{unit}") for value in inside]
+def _points(line: Line, factor: float) -> tuple[list[float], list[float]]:
+    xs = sorted(line.values)
+    return xs, [factor * max(-_LARGEST, min(line.values[x], _LARGEST)) for x in xs]
 
 
-def _points(places: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{x},{y}" for x, y in places)
+def _plot(axes: Axes, line: Line, factor: float) -> None:
+    xs, ys = _points(line, factor)
+    colour = _LINES[line.colour]
+    if line.weights is not None:
+        axes.scatter(xs, ys, [max(_SMALLEST_DOT, _LARGEST_DOT * line.weights[x]) for x in xs], colour, alpha=0.75)
+    else:
+        marker = "o" if len(xs) <= _MOST_DOTS else ""
+        axes.plot(xs, ys, "--" if line.is_dashed else "-", color=colour, marker=marker, markersize=4.0, linewidth=2.0)
 
 
-def _thinned(line: Line) -> Line:
-    """Return a line of so many points as can be told apart, the first and the last among them."""
-    places = sorted(line.values)
-    if len(places) <= _MOST_POINTS:
-        return line
-    spacing = (len(places) - 1) / (_MOST_POINTS - 1)
-    chosen = [places[round(index * spacing)] for index in range(_MOST_POINTS)]
-    return line._replace(values={place: line.values[place] for place in chosen})
+def _set_axes(axes: Axes, across: str, unit: str) -> None:
+    axes.grid(axis="y", color=_GRID, linewidth=1.0)
+    axes.tick_params(length=0, labelcolor=_QUIET)
+    axes.locator_params(axis="x", nbins=_TICKS, integer=across == "epoch")
+    axes.locator_params(axis="y", nbins=_TICKS)
+    axes.xaxis.set_major_formatter("{x:.5g}")
+    axes.yaxis.set_major_formatter(f"{{x:.5g}} {unit}".strip())
+    axes.set_xlabel(across, color=_QUIET)
 
 
 def _describe(title: str, lines: Sequence[Line], levels: Sequence[Level], across: str, factor: float, unit: str) -> str:

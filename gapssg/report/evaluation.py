@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -139,7 +140,7 @@ class Evaluation:
         return [
             ClassRow(
                 name,
-                sum(self.last.confusion_matrix[number]),
+                self.last.images_per_class[number],
                 self.last.per_class_accuracy[number],
                 None if teacher is None else teacher.per_class_accuracy[number],
             )
@@ -151,13 +152,13 @@ class Evaluation:
         if len(self.class_names) > _MOST_CLASSES_IN_A_MATRIX:
             return []
         return [
-            Matrix(label, [_cells(number, row) for number, row in enumerate(facts.confusion_matrix)])
+            Matrix(label, [_cells(number, row) for number, row in enumerate(facts.confusion_matrix or ())])
             for label, facts in self.pair
         ]
 
     def confusions(self) -> list[Confusion]:
-        """Return the most frequent confusions of the model, the most frequent first."""
-        matrix = self.last.confusion_matrix
+        """Return the most frequent confusions of the model, the most frequent first; none of very many classes."""
+        matrix = self.last.confusion_matrix or ()
         teacher = None if self.teacher is None else self.teacher.confusion_matrix
         wrong = [
             (count, row, column)
@@ -189,7 +190,7 @@ def evaluate_run(run: TrainingRun, data: DataSettings, settings: ReportSettings,
     Raises:
         InputError: A model file or the data cannot be used, or they do not fit each other.
     """
-    best = run.best_file if run.best_file.is_file() else None
+    best = run.best_file if is_file(run.best_file) else None
     teacher, missing = _find_teacher(run, settings.teacher)
     files = [file for file in (run.model_file, best, teacher) if file is not None]
     evaluated = evaluate(
@@ -242,7 +243,8 @@ def _find_teacher(run: TrainingRun, given: Path | None) -> tuple[Path | None, st
         return None, ""
     recorded = Path(run.result.teacher.file)
     for file in (given, recorded):
-        if file is not None and is_file(file) and sha256_of_file(file, LARGEST_MODEL) == run.result.teacher.sha256:
-            return file, ""
+        with suppress(InputError):  # the result may be untrusted, and name anything
+            if file is not None and sha256_of_file(file, LARGEST_MODEL) == run.result.teacher.sha256:
+                return file, ""
     seen_from = "" if recorded.is_absolute() else f" (seen from {Path.cwd()})"
     return None, f"the teacher's file is not, or no longer, at {recorded}{seen_from}; name it with --teacher"

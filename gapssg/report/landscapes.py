@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gapssg.engine.record import read_picture
-from gapssg.errors import InputError
+from gapssg.files import entries_in, inside
 from gapssg.runs.results import LandscapeResult
 
 if TYPE_CHECKING:
@@ -46,9 +46,7 @@ def read_landscape(path: Path, name: str) -> Landscape:
         InputError: It is not finished, or its files are damaged.
     """
     result = LandscapeResult.load(path)
-    try:
-        files = sorted(file for pattern in ("*-contour.png", "curves.png") for file in (path / "figures").glob(pattern))
-    except OSError as error:
-        raise InputError(f"{path / 'figures'} cannot be read: {error.strerror or error}") from error
-    figures = [read_picture(file) for file in files[:_MOST_FIGURES]]
-    return Landscape(name, path, result, figures, len(files) - len(figures))
+    folder = inside(path) / "figures"
+    names = [each for each in entries_in(folder) if each.endswith("-contour.png") or each == "curves.png"]
+    figures = [read_picture(folder / each) for each in names[:_MOST_FIGURES]]
+    return Landscape(name, path, result, figures, len(names) - len(figures))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,14 +18,13 @@ from gapssg.engine.record import read_picture, sample_grids
 from gapssg.engine.run_directory import Display, SilentDisplay
 from gapssg.errors import InputError
 from gapssg.files import check_output_file, user_path, write_atomically
-from gapssg.report import charts
-from gapssg.report.charts import Chart, Level, Line, draw
+from gapssg.report.charts import COLOURS, Chart, Level, Line, draw
 from gapssg.report.evaluation import Evaluation, check_teacher, evaluate_run
 from gapssg.report.landscapes import Landscape, read_landscape
 from gapssg.report.runs import TrainingRun, command_of, names_of, read_training_run
 from gapssg.report.settings import ReportSettings
 from gapssg.report.verdict import Accuracies, Verdict, judge, lowest_class
-from gapssg.runs.events import DistillationEpoch, Warned
+from gapssg.runs.events import AnyEpoch, DistillationEpoch, PretrainingEpoch, Warned
 from gapssg.runs.results import DistillResult, ReportedRun, ReportResult
 from gapssg.text import percent, printable
 
@@ -190,15 +189,15 @@ def _accuracies(evaluation: Evaluation) -> Accuracies:
 
 def _gaps(run: TrainingRun) -> list[Chart]:
     """Draw the two gaps of a distillation, and how often student and teacher agree; accuracy alone of other runs."""
-    accuracy = Line(run.result.noun, _curve(run, "top1"))
+    accuracy, epochs = Line(run.result.noun, _curve(run.events.epochs, lambda each: each.top1)), _distilled(run)
     if not isinstance(run.result, DistillResult):
         return _drawn_ones([draw("Accuracy on real images", [accuracy], percent=True)])
     teacher = run.result.teacher.top1
     levels = [] if teacher is None else [Level(f"teacher: {percent(teacher)}", teacher)]
-    before = Line("before distillation", _curve(run, "reality_gap_before"), 1, is_dashed=True)
-    after = Line("after distillation", _curve(run, "reality_gap_after"))
-    agreement = Line("agreement", _curve(run, "agreement_before"))
-    baseline = Line("always the commonest answer", _curve(run, "agreement_baseline"), 1, is_dashed=True)
+    before = Line("before distillation", _curve(epochs, lambda each: each.reality_gap_before), 1, is_dashed=True)
+    after = Line("after distillation", _curve(epochs, lambda each: each.reality_gap_after))
+    agreement = Line("agreement", _curve(epochs, lambda each: each.agreement_before))
+    baseline = Line("always the commonest answer", _curve(epochs, lambda each: each.agreement_baseline), 1, True)
     return _drawn_ones(
         [
             draw("Accuracy gap, on real images", [accuracy], levels=levels, fills_gap=True, percent=True),
@@ -209,30 +208,35 @@ def _gaps(run: TrainingRun) -> list[Chart]:
 
 
 def _training(run: TrainingRun) -> list[Chart]:
-    losses = {
-        "Training loss": "train_loss",
-        "Distillation loss, on synthetic images": "distillation_loss",
-        "Loss on real images": "loss",
-        "Learning rate": "learning_rate",
+    epochs = run.events.epochs
+    trained = [each for each in epochs if isinstance(each, PretrainingEpoch)]
+    curves = {
+        "Training loss": _curve(trained, lambda each: each.train_loss),
+        "Distillation loss, on synthetic images": _curve(_distilled(run), lambda each: each.distillation_loss),
+        "Loss on real images": _curve(epochs, lambda each: each.loss),
+        "Learning rate": _curve(epochs, lambda each: each.learning_rate),
     }
     return _drawn_ones(
-        [draw(title, [Line(title.split(",")[0], _curve(run, name))], from_zero=True) for title, name in losses.items()]
+        [draw(title, [Line(title.split(",")[0], curve)], from_zero=True) for title, curve in curves.items()]
     )
 
 
 def _synthesis(run: TrainingRun) -> list[Chart]:
     """Draw each term of the synthesis loss and each measure of the images' health."""
     found: dict[str, dict[float, float]] = {}
-    for epoch in run.events.epochs:
-        if isinstance(epoch, DistillationEpoch):
-            for name, value in [*epoch.synthesis.items(), *epoch.health.measures().items()]:
-                found.setdefault(name.replace("_", " ").capitalize(), {})[float(epoch.epoch)] = value
+    for epoch in _distilled(run):
+        for name, value in [*epoch.synthesis.items(), *epoch.health.measures().items()]:
+            found.setdefault(name.replace("_", " ").capitalize(), {})[float(epoch.epoch)] = value
     return _drawn_ones([draw(title, [Line(title, curve)], from_zero=True) for title, curve in found.items()])
 
 
-def _curve(run: TrainingRun, name: str) -> dict[float, float]:
+def _distilled(run: TrainingRun) -> list[DistillationEpoch]:
+    return [epoch for epoch in run.events.epochs if isinstance(epoch, DistillationEpoch)]
+
+
+def _curve(epochs: Sequence[AnyEpoch], value: Callable[[AnyEpoch], float | None]) -> dict[float, float]:
     """Return a value by epoch, where there is one."""
-    values = ((epoch.epoch, getattr(epoch, name, None)) for epoch in run.events.epochs)
+    values = ((each.epoch, value(each)) for each in epochs)
     return {float(epoch): value for epoch, value in values if value is not None}
 
 
@@ -242,13 +246,17 @@ def _drawn_ones(found: Sequence[Chart | None]) -> list[Chart]:
 
 def _comparisons(sections: Sequence[Section]) -> list[Chart]:
     """Draw runs over each other, as many as there are colours for."""
-    runs = [section.run for section in sections][: charts.COLOURS]
-    titles = {"Accuracy on real images": "top1", "Reality gap after distillation": "reality_gap_after"}
+    runs = [section.run for section in sections][:COLOURS]
+    accuracies = [_curve(run.events.epochs, lambda each: each.top1) for run in runs]
+    gaps = [_curve(_distilled(run), lambda each: each.reality_gap_after) for run in runs]
     found = []
-    for title, name in titles.items():
-        lines = [Line(run.name, _curve(run, name), colour) for colour, run in enumerate(runs)]
+    for title, curves, is_share in (
+        ("Accuracy on real images", accuracies, True),
+        ("Reality gap after distillation", gaps, False),
+    ):
+        lines = [Line(run.name, curve, colour) for colour, (run, curve) in enumerate(zip(runs, curves, strict=True))]
         if sum(bool(line.values) for line in lines) > 1:
-            found.append(draw(title, lines, percent=name == "top1", from_zero=name != "top1"))
+            found.append(draw(title, lines, percent=is_share, from_zero=not is_share))
     return _drawn_ones(found)
 
 
@@ -299,7 +307,6 @@ def _render(sections: Sequence[Section], landscapes: Sequence[DrawnLandscape], s
         landscapes=landscapes,
         data=None if settings.data is None else settings.data.name,
         version=__version__,
-        box=charts,
     )
 
 

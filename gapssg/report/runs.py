@@ -12,7 +12,7 @@ from typing import Any
 import tomli_w
 
 from gapssg.errors import InputError
-from gapssg.files import canonical_json, sha256_of_file
+from gapssg.files import InsidePath, canonical_json, inside, is_file, sha256_of_file
 from gapssg.runs.events import DistillationEpoch, Events, PretrainingEpoch, read_finished
 from gapssg.runs.results import RESULT, DistillResult, PretrainResult, RunResult, load_training_result
 from gapssg.settings.load import read_toml
@@ -35,19 +35,19 @@ class TrainingRun:
     """
 
     name: str
-    path: Path
+    path: InsidePath
     result: DistillResult | PretrainResult
     events: Events[DistillationEpoch] | Events[PretrainingEpoch]
     settings: dict[str, Any]
     model_sha256: str | None
 
     @property
-    def model_file(self) -> Path:
+    def model_file(self) -> InsidePath:
         """The file of the last weights."""
         return self.path / self.result.model_file
 
     @property
-    def best_file(self) -> Path:
+    def best_file(self) -> InsidePath:
         """The file of the weights that the evaluation chose, if there is one."""
         return self.path / "best.safetensors"
 
@@ -75,7 +75,7 @@ def command_of(path: Path) -> str:
     Raises:
         InputError: It is not finished, or no run.
     """
-    if path.is_dir() and not (path / RESULT).exists():
+    if path.is_dir() and not is_file(inside(path) / RESULT):
         raise InputError(f"{path} holds no finished run; name the directory of one, or finish it with --resume")
     return RunResult.load(path).command
 
@@ -93,6 +93,7 @@ def read_training_run(path: Path, name: str) -> TrainingRun:
         events = read_finished(path, DistillationEpoch)
     else:
         events = read_finished(path, PretrainingEpoch)
+    path = inside(path)
     settings = read_toml(path / "settings.toml")
     try:
         canonical_json(settings)
@@ -100,7 +101,7 @@ def read_training_run(path: Path, name: str) -> TrainingRun:
         raise InputError(f"{path / 'settings.toml'} is damaged: it holds what no setting is ({error})") from error
     file = path / result.model_file
     return TrainingRun(
-        name, path, result, events, settings, sha256_of_file(file, LARGEST_MODEL) if file.is_file() else None
+        name, path, result, events, settings, sha256_of_file(file, LARGEST_MODEL) if is_file(file) else None
     )
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from gapssg.errors import InputError, RunError
-from gapssg.files import is_file, read_bounded, write_json
+from gapssg.files import inside, is_file, read_bounded, write_json
 from gapssg.runs.results import RESULT, DistillResult, EvaluateResult, PretrainResult, Scores
 from gapssg.stored import Count, Share, Stored, Text
 
@@ -44,11 +44,12 @@ def read_evaluations(run: Path, sha256: str) -> list[Evaluation]:
         sha256: Of the model file; what was measured of another is left out.
 
     Raises:
-        InputError: The file is damaged.
+        InputError: The file is damaged, or a link leads to it.
     """
-    if not is_file(run / _FILE):
+    file = inside(run) / _FILE
+    if not is_file(file):
         return []
-    kept = _Evaluations.read(read_bounded(run / _FILE, _MOST_BYTES), str(run / _FILE))
+    kept = _Evaluations.read(read_bounded(file, _MOST_BYTES), str(file))
     return [each for each in kept.evaluations if each.sha256 == sha256]
 
 
@@ -63,8 +64,8 @@ def keep_evaluations(result: EvaluateResult) -> str | None:
     teacher_top1 = next(teachers, None)
     for model in result.models:
         file = Path(model.file)
-        run = file.parent
-        if file.name not in (DistillResult.model_file, PretrainResult.model_file) or not is_file(run / RESULT):
+        run = inside(file.parent)
+        if file.name not in (DistillResult.model_file, PretrainResult.model_file) or not (run / RESULT).is_file():
             continue
         try:
             kept = read_evaluations(run, model.sha256)

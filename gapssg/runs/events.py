@@ -13,7 +13,7 @@ from typing import ClassVar, Generic, TypeVar
 from pydantic import Field
 
 from gapssg.errors import InputError
-from gapssg.files import read_bounded
+from gapssg.files import inside, read_bounded
 from gapssg.stored import Count, Counts, Number, Numbers, PositiveCount, Share, Stored, Text
 
 EVENTS = "events.jsonl"
@@ -37,7 +37,7 @@ class Started(Event):
 
     kind = "start"
 
-    message: str
+    message: Text
     """What is done."""
 
 
@@ -46,7 +46,7 @@ class Note(Event):
 
     kind = "note"
 
-    message: str
+    message: Text
     """What it is."""
 
 
@@ -222,7 +222,7 @@ class SurfaceMeasured(Event):
 
     kind = "surface"
 
-    label: str
+    label: Text
     """Whose landscape it is."""
     points: int
     """Points of its grid."""
@@ -239,9 +239,9 @@ class Ended(Event):
 class PretrainingEnded(Ended):
     """The end of `pretrain-teacher`; its scores are those of `result.json`."""
 
-    top1: Share
-    best_top1: Share
-    best_epoch: PositiveCount
+    top1: Share | None
+    best_top1: Share | None
+    best_epoch: PositiveCount | None
 
 
 class DistillationEnded(Ended):
@@ -253,8 +253,8 @@ class DistillationEnded(Ended):
     best_epoch: PositiveCount | None
     agreement: Share | None
     agreement_baseline: Share | None
-    failures: tuple[str, ...]
-    warnings: tuple[str, ...]
+    failures: tuple[Text, ...]
+    warnings: tuple[Text, ...]
 
 
 class LandscapeEnded(Ended):
@@ -296,7 +296,7 @@ def read_events(run: Path, kind: type[AnyEpoch]) -> Events[AnyEpoch]:
     Raises:
         InputError: `events.jsonl` is missing, damaged, or of another command.
     """
-    path = run / EVENTS
+    path = inside(run) / EVENTS
     events: Events[AnyEpoch] = Events([], [], [])
     epochs = events.epochs
     for number, line in enumerate(read_bounded(path, _MOST_BYTES).splitlines(), 1):

@@ -13,15 +13,16 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, Never, Self, Type
 from pydantic import Field, field_serializer, model_serializer, model_validator
 
 from gapssg.errors import InputError
-from gapssg.files import read_bounded
+from gapssg.files import inside, read_bounded
 from gapssg.models.description import Interface, LayerProfile, ModelCard, ModelProfile, Provenance
 from gapssg.settings.base import Settings
-from gapssg.stored import Count, Counts, Many, PositiveCount, Seconds, Share, Stored, Text
+from gapssg.stored import MOST_COUNTED_CLASSES, Count, Counts, Many, PositiveCount, Seconds, Share, Stored, Text
 
 RESULT = "result.json"
 _MOST_BYTES = 16 * 2**20
 
-Sentences = Annotated[tuple[Text, ...], Field(max_length=20)]
+Sentences = Annotated[tuple[Text, ...], Field(max_length=20, fail_fast=True)]
+Coordinates = Annotated[tuple[float, ...], Field(max_length=2, fail_fast=True)]  # a number an axis
 Nothing = TypeVar("Nothing")
 """What stands where a model was not evaluated: None, or Never if it always is."""
 Value = TypeVar("Value")
@@ -91,7 +92,8 @@ class RunResult(RunFacts):
         Raises:
             InputError: It is missing, as long as the run is not finished, or damaged.
         """
-        return cls.read(read_bounded(run / RESULT, _MOST_BYTES), str(run / RESULT))
+        file = inside(run) / RESULT
+        return cls.read(read_bounded(file, _MOST_BYTES), str(file))
 
 
 class AugmentationFacts(Stored):
@@ -108,14 +110,19 @@ class TrainingTiming(Stored):
     evaluation: Seconds
 
 
-class Trained(ModelProfile, ScoresOr[Nothing], Generic[Nothing]):
-    """A model that a run made; its scores are of the last epoch."""
+class Trained(ModelProfile, ScoresOr[None]):
+    """A model that a run made; its scores are of the last epoch, and None if it was not evaluated."""
 
     file: Text
     architecture: Text
-    best_top1: Share | Nothing
+    best_top1: Share | None
     """The highest top-1 accuracy of all epochs, which the evaluation images chose."""
-    best_epoch: PositiveCount | Nothing
+    best_epoch: PositiveCount | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_where_an_older_version_said_nothing(cls, values: Any) -> Any:
+        return {**dict.fromkeys(cls.model_fields), **values} if isinstance(values, dict) else values
 
 
 class TrainingResult(RunResult):
@@ -127,7 +134,7 @@ class TrainingResult(RunResult):
     data: Text | None
     """The real images that the model was evaluated on, or trained and evaluated."""
     epochs: PositiveCount
-    augmentation: AugmentationFacts | None
+    augmentation: AugmentationFacts | None = None
     timing: TrainingTiming
 
 
@@ -139,7 +146,7 @@ class PretrainResult(TrainingResult):
     failures: ClassVar[tuple[str, ...]] = ()
 
     command: Literal["pretrain-teacher"] = "pretrain-teacher"
-    model: Trained[Never]
+    model: Trained
 
 
 class TeacherFacts(ModelFile, ModelProfile):
@@ -159,7 +166,7 @@ class AfterTraining(Stored):
     lowest_class: Text | None
 
 
-class StudentFacts(Trained[None]):
+class StudentFacts(Trained):
     """The student of a distillation."""
 
     agreement: Share | None
@@ -167,11 +174,6 @@ class StudentFacts(Trained[None]):
     agreement_baseline: Share | None
     """What always giving the teacher's commonest answer would have reached on them."""
     after_training: AfterTraining | None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nothing_where_an_older_version_said_nothing(cls, values: Any) -> Any:
-        return {**dict.fromkeys(cls.model_fields), **values} if isinstance(values, dict) else values
 
 
 class DistillTiming(TrainingTiming):
@@ -198,7 +200,7 @@ class DistillResult(TrainingResult):
     """Why the student is not usable; empty where nothing speaks against it."""
     warnings: Sentences = ()
     """What synthetic images say against a student that real images show to be usable."""
-    missing_classes: Annotated[tuple[Text, ...], Field(max_length=1000)] = ()
+    missing_classes: Annotated[tuple[Text, ...], Field(max_length=MOST_COUNTED_CLASSES, fail_fast=True)] = ()
     """The classes that the teacher hardly ever sees in the synthetic images."""
     teacher_counts: Counts | None = None
     """How often the teacher answered each class; None with more than 1,000 classes, as the counts of the targets."""
@@ -244,8 +246,9 @@ class EvaluatedModel(ModelFile, ModelProfile, Scores):
     reliability: tuple[ReliabilityBin | None, ...]
     """The bins of the reliability diagram; None where no image falls."""
     per_class_accuracy: tuple[float | None, ...]
-    confusion_matrix: tuple[tuple[int, ...], ...]
-    """A row a label, a column a prediction."""
+    images_per_class: tuple[Count, ...]
+    confusion_matrix: tuple[tuple[int, ...], ...] | None
+    """A row a label, a column a prediction; None with more than 1,000 classes."""
     agreement: float | None
     """With the teacher, as the reality gap, which is the mean over the images; None without one."""
     reality_gap: float | None
@@ -436,7 +439,7 @@ class CentreScores(Stored):
 class LocalMinimum(Stored):
     """A local minimum of a grid."""
 
-    coordinates: tuple[float, ...]
+    coordinates: Coordinates
     loss: float
     at_edge: bool
     """Whether it lies at the edge of the grid, so that the loss may fall further outside."""
@@ -446,7 +449,7 @@ class Mark(Stored):
     """A marked point."""
 
     label: Text
-    coordinates: tuple[float, ...]
+    coordinates: Coordinates
     loss: float | None
     """Of the marked model itself; None if it is not finite."""
 
@@ -469,7 +472,7 @@ class SurfaceFacts(CentreFacts):
     points_not_finite: Count
     minima: Many[LocalMinimum]
     marks: Many[Mark]
-    explained_variance: tuple[float, ...]
+    explained_variance: Coordinates
     """Of principal components: each axis's share of the route's variance."""
 
 
@@ -491,7 +494,7 @@ class LandscapeResult(RunResult):
     loss: Text
     """What the loss is, in words; the accuracy likewise."""
     accuracy: Text
-    surfaces: Annotated[tuple[SurfaceFacts, ...], Field(min_length=1, max_length=1000)]
+    surfaces: Annotated[tuple[SurfaceFacts, ...], Field(min_length=1, max_length=1000, fail_fast=True)]
     shared_directions: bool
     """Whether all surfaces have the same directions, each scaled to its own weights."""
     figures: Many[Text]

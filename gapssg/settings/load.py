@@ -137,7 +137,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     if any(line.count(b".") > _MOST_DOTS_IN_A_LINE for line in content.splitlines()):
         raise InputError(f"{path} has a line with more than {_MOST_DOTS_IN_A_LINE} dots, which no setting has")
     try:
-        return tomllib.loads(content.decode("utf-8"))
+        return tomllib.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid TOML: {shortened(error, 300)}") from error
 

@@ -176,7 +176,8 @@ class SynthesisSettings(Settings):
     departs_for_teacher: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """By the teacher's architecture, in what else it is not."""
     reflects: ClassVar[bool] = False
-    """Whether random crops are padded with the mirrored image, instead of with 0 as published."""
+    """Whether random crops are padded with the mirrored image instead of with 0, unless the teacher is known to have
+    been trained on crops that are padded with 0."""
     makes_class_images: ClassVar[bool] = True
     """Whether its images are meant to show their target class, so that images which do not are worth a warning."""
 

@@ -23,8 +23,13 @@ def agreement_loss(teacher_logits: Tensor, student_logits: Tensor, targets: Tens
 
 def reality_gap(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     """Return the mean over samples of the largest difference of a class probability, in [0, 1]."""
+    return reality_gaps(teacher_logits, student_logits).mean()
+
+
+def reality_gaps(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """Return for each sample the largest difference of a class probability, (N,) in [0, 1]."""
     difference = teacher_logits.softmax(dim=1) - student_logits.softmax(dim=1)
-    return difference.abs().amax(dim=1).mean()
+    return difference.abs().amax(dim=1)
 
 
 def regulatory_factor(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:

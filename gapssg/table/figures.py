@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gapssg.errors import GapssgError, InputError, shortened
 from gapssg.figures import COLUMN, DASHES, LINE_COLOURS, new_figure, write_figure
+from gapssg.files import inside, make_folder
 from gapssg.runs.events import DistillationEpoch, read_finished
 from gapssg.runs.results import DistillResult, TableRow, TableSummary
 from gapssg.synthesis import method_classes
@@ -154,7 +155,7 @@ def write_table_figures(root: Path, summary: TableSummary) -> dict[str, str]:
     names: list[str] = []
     for row in summary.rows:
         cells = [
-            RowCell(entry.column, seed, root / run)
+            RowCell(entry.column, seed, inside(root) / run)
             for entry in row.columns
             for seed, run, top1 in zip(entry.seeds, entry.runs, entry.top1_by_seed, strict=True)
             if top1 is not None
@@ -164,12 +165,10 @@ def write_table_figures(root: Path, summary: TableSummary) -> dict[str, str]:
             names.append(name)
             again = f"-{names.count(name)}" if names.count(name) > 1 else ""
             try:
-                (root / "figures").mkdir(exist_ok=True)
-                write_row_figures(f"{name}{again}", cells, root / "figures")
+                make_folder(inside(root) / "figures")
+                write_row_figures(f"{name}{again}", cells, inside(root) / "figures")
             except GapssgError as error:
                 failed[f"{name}{again}"] = str(error)
-            except OSError as error:
-                failed[f"{name}{again}"] = f"cannot write to {root / 'figures'}: {error.strerror or error}"
     return failed
 
 

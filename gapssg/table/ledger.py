@@ -22,7 +22,20 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gapssg.errors import InputError, RunError, shortened
-from gapssg.files import check_writable, lock, parse_json, read_bounded, write_json
+from gapssg.files import (
+    InsidePath,
+    check_writable,
+    entries_in,
+    inside,
+    is_file,
+    is_folder,
+    lock,
+    make_folder,
+    parse_json,
+    read_bounded,
+    remove,
+    write_json,
+)
 from gapssg.runs.results import RESULT, DistillResult, PretrainResult, TableSummary, load_training_result
 from gapssg.settings.base import Settings
 
@@ -32,7 +45,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 TABLE = "table.json"
 _LARGEST_FILE = 16 * 2**20
-_RUN = re.compile(r"seed-(\d{1,10})-([0-9a-f]+)")
+_FAILED = ".failed.json"
+_RUN = re.compile(r"seed-([0-9]{1,10})-([0-9a-f]+)")
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=300)]
 
@@ -106,12 +120,19 @@ class Failure(BaseModel):
     """Where that was, if it was no error that has a sentence of its own."""
 
 
+class Runs(NamedTuple):
+    """The runs of a cell by seed: what those that finished reached, and why others failed."""
+
+    outcomes: list[Outcome]
+    failures: list[Failure]
+
+
 class Ledger:
     """A table's directory."""
 
     def __init__(self, root: Path) -> None:
         """Read and write the table in `root`."""
-        self.root = root
+        self.root = inside(root)
 
     def check_if_begun(self) -> None:
         """Check that a table may be begun or continued here, changing nothing.
@@ -119,9 +140,9 @@ class Ledger:
         Raises:
             InputError: There is something else than a table, or one of a newer format, or it cannot be written to.
         """
-        if (self.root / TABLE).exists():
+        if is_file(self.root / TABLE):
             self.check_format()
-        elif self.root.is_dir() and any(not entry.name.startswith(".") for entry in self.root.iterdir()):
+        elif self.root.is_dir() and any(not name.startswith(".") for name in entries_in(self.root)):
             raise InputError(f"{self.root} holds other files than a table; name another directory")
         check_writable(self.root)
 
@@ -133,13 +154,10 @@ class Ledger:
             RunError: It cannot be made.
         """
         self.check_if_begun()
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot write to {self.root}: {error.strerror or error}") from error
-        with self.writing():  # before anything else is here, so that another process sees that this is a table
-            if not (self.root / TABLE).exists():
-                write_json(self.root / TABLE, TableSummary(format=FORMAT, rows=(), notes={}).model_dump(mode="json"))
+        make_folder(self.root)
+        with self.writing() as root:  # before anything else is here, so that another process sees that this is a table
+            if not is_file(root / TABLE):
+                write_json(root / TABLE, TableSummary(format=FORMAT, rows=(), notes={}).model_dump(mode="json"))
 
     def check_format(self) -> None:
         """Check that this program knows the format of the table.
@@ -148,7 +166,7 @@ class Ledger:
             InputError: There is no table, or one of a newer format.
         """
         file = self.root / TABLE
-        if not file.exists():
+        if not is_file(file):
             raise InputError(
                 f"{self.root} holds no table; `gapssg table {shlex.quote(str(self.root))} --rows ...` begins one"
             )
@@ -161,11 +179,11 @@ class Ledger:
                 f"{self.root} was written by a newer gapssg (format {version}; this one knows {FORMAT}); update gapssg"
             )
 
-    def pretrained(self, data: str, architecture: str, seed: int, settings: str) -> Path:
+    def pretrained(self, data: str, architecture: str, seed: int, settings: str) -> InsidePath:
         """Return the run directory of a teacher or scratch student."""
         return self.root / "pretrained" / f"{data}-{architecture}" / f"seed-{seed}-{settings}"
 
-    def cell(self, row: str, column: str, seed: int, settings: str) -> Path:
+    def cell(self, row: str, column: str, seed: int, settings: str) -> InsidePath:
         """Return the run directory of a cell."""
         return self.root / "cells" / row / column / f"seed-{seed}-{settings}"
 
@@ -176,9 +194,9 @@ class Ledger:
             RunError: It cannot be written.
         """
         file = self.root / "cells" / plan.row / plan.column / f"{plan.settings}.json"
-        if file.exists():
+        if is_file(file):
             plan = plan.model_copy(update={"created": _read(CellPlan, file).created})
-        _make_folder(file.parent)
+        make_folder(file.parent)
         write_json(file, plan.to_dict())
 
     def plans(self) -> list[CellPlan]:
@@ -187,73 +205,74 @@ class Ledger:
         Raises:
             InputError: A file is damaged.
         """
-        files = sorted(self.root.glob("cells/*/*/*.json"))
-        plans = [_read(CellPlan, file) for file in files if not file.name.endswith(".failed.json")]
+        columns = [column for row in _folders(self.root / "cells") for column in _folders(row)]
+        files = [column / name for column in columns for name in entries_in(column) if _is_plan(name)]
+        plans = [_read(CellPlan, file) for file in files]
         return sorted(plans, key=lambda plan: (plan.created, plan.row, plan.column))
 
-    def outcomes(self, plan: CellPlan) -> list[Outcome]:
-        """Return what the finished runs of a cell reached, by seed."""
-        return self._outcomes(f"cells/{plan.row}/{plan.column}", plan.settings)
+    def runs(self, plan: CellPlan) -> Runs:
+        """Return the runs of a cell."""
+        return self._runs(f"cells/{plan.row}/{plan.column}", plan.settings)
 
-    def failures(self, plan: CellPlan) -> list[Failure]:
-        """Return why runs of a cell failed, by seed."""
-        return _failures(self.root / "cells" / plan.row / plan.column, plan.settings)
+    def teacher(self, plan: CellPlan) -> Runs:
+        """Return the run of a cell's teacher."""
+        runs = self._runs(f"pretrained/{plan.data}-{plan.teacher}", plan.teacher_settings)
+        return runs._replace(outcomes=[run for run in runs.outcomes if run.result.seed == 0])
 
-    def teacher_failures(self, plan: CellPlan) -> list[Failure]:
-        """Return why the training of a cell's teacher failed."""
-        return _failures(self.root / "pretrained" / f"{plan.data}-{plan.teacher}", plan.teacher_settings)
+    def scratch(self, plan: CellPlan) -> Runs:
+        """Return the runs of a cell's student on the real images."""
+        return self._runs(f"pretrained/{plan.data}-{plan.student}", plan.scratch_settings)
 
-    def scratch_failures(self, plan: CellPlan) -> list[Failure]:
-        """Return why trainings of a cell's student on the real images failed, by seed."""
-        return _failures(self.root / "pretrained" / f"{plan.data}-{plan.student}", plan.scratch_settings)
-
-    def teacher(self, plan: CellPlan) -> list[Outcome]:
-        """Return what the teacher of a cell reached: one outcome, or none yet."""
-        runs = self._outcomes(f"pretrained/{plan.data}-{plan.teacher}", plan.teacher_settings)
-        return [run for run in runs if run.result.seed == 0]
-
-    def scratch(self, plan: CellPlan) -> list[Outcome]:
-        """Return what the student of a cell reached on the real images, by seed."""
-        return self._outcomes(f"pretrained/{plan.data}-{plan.student}", plan.scratch_settings)
-
-    def _outcomes(self, folder: str, settings: str) -> list[Outcome]:
-        found = []
-        for run in (self.root / folder).glob(f"seed-*-{settings}"):
-            if not _RUN.fullmatch(run.name) or not is_done(run):
-                continue
-            found.append(Outcome(f"{folder}/{run.name}", load_training_result(run)))
-        return sorted(found, key=lambda outcome: outcome.result.seed)
+    def _runs(self, folder: str, settings: str) -> Runs:
+        path = self.root / folder
+        runs = {name: _RUN.fullmatch(name.removesuffix(_FAILED)) for name in entries_in(path)}
+        names = [name for name, match in runs.items() if match is not None and match[2] == settings]
+        done = [name for name in names if not name.endswith(_FAILED) and is_done(path / name)]
+        outcomes = [Outcome(f"{folder}/{name}", load_training_result(path / name)) for name in done]
+        failures = [_read(Failure, path / name) for name in names if name.endswith(_FAILED)]
+        return Runs(
+            sorted(outcomes, key=lambda outcome: outcome.result.seed),
+            sorted(failures, key=lambda failure: failure.seed),
+        )
 
     @contextmanager
-    def claim(self, run: Path) -> Iterator[None]:
+    def claim(self, run: Path) -> Iterator[InsidePath]:
         """Work on a run until the block ends, and nobody else.
+
+        Yields:
+            The run, which is written only as long as it is claimed.
 
         Raises:
             Taken: Another process does.
             RunError: The lock cannot be written.
         """
-        _make_folder(run.parent)
+        folder = inside(run).parent
+        make_folder(folder)
         try:
-            held = lock(run.parent / f".{run.name}.lock")
+            held = lock(folder / f".{run.name}.lock")
         except OSError as error:
-            raise RunError(f"cannot write to {run.parent}: {error.strerror or error}") from error
+            raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error
         with held:
-            yield
+            yield held.root / run.name
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Wait until nobody else writes the table's own files, and keep others waiting until the block ends."""
+    def writing(self) -> Iterator[InsidePath]:
+        """Wait until nobody else writes the table's own files, and keep others waiting until the block ends.
+
+        Yields:
+            The table's directory, whose files are written only as long as nobody takes the lock away.
+        """
         try:
             held = lock(self.root / ".table.lock", wait=True)
         except OSError as error:
             raise RunError(f"cannot write to {self.root}: {error.strerror or error}") from error
         with held:
-            yield
+            yield held.root
 
 
 def is_done(run: Path) -> bool:
     """Tell whether a run has finished."""
-    return (run / RESULT).is_file()
+    return is_file(inside(run) / RESULT)
 
 
 def record_failure(run: Path, failure: Failure) -> Path:
@@ -269,16 +288,19 @@ def record_failure(run: Path, failure: Failure) -> Path:
 
 def forget_failure(run: Path) -> None:
     """Forget an earlier failure of a run that has succeeded."""
-    _failure_file(run).unlink(missing_ok=True)
+    remove(_failure_file(run))
 
 
-def _failure_file(run: Path) -> Path:
-    return run.with_name(f"{run.name}.failed.json")
+def _failure_file(run: Path) -> InsidePath:
+    return inside(run).parent / f"{run.name}{_FAILED}"
 
 
-def _failures(folder: Path, settings: str) -> list[Failure]:
-    files = sorted(folder.glob(f"seed-*-{settings}.failed.json"))
-    return sorted((_read(Failure, file) for file in files), key=lambda failure: failure.seed)
+def _is_plan(name: str) -> bool:
+    return name.endswith(".json") and not name.endswith(_FAILED) and not name.startswith(".")
+
+
+def _folders(folder: InsidePath) -> list[InsidePath]:
+    return [folder / name for name in entries_in(folder) if is_folder(folder / name)]
 
 
 def _read(model: type[Model], file: Path) -> Model:
@@ -293,10 +315,3 @@ def _read_json(file: Path) -> Any:
         return parse_json(read_bounded(file, _LARGEST_FILE))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not valid JSON") from error
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error

@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from gapssg.engine.checkpoint import has_checkpoint
 from gapssg.engine.distill import distill
 from gapssg.engine.pretrain import pretrain_teacher
 from gapssg.engine.requests import Requests, Stopped
-from gapssg.engine.run_directory import Display, SilentDisplay
+from gapssg.engine.run_directory import Display, SilentDisplay, check_own
 from gapssg.engine.settings import DistillSettings, PretrainSettings
 from gapssg.errors import GapssgError, InputError, Taken
-from gapssg.files import user_path
+from gapssg.files import inside, is_file, user_path
 from gapssg.runs.events import Event, Note, RolledBack, Warned
 from gapssg.runs.results import DistillResult, PretrainResult, TableResult
 from gapssg.settings.load import load_settings
@@ -49,6 +50,8 @@ def run_table(
         Taken: Other processes make all that is left to make.
     """
     ledger = Ledger(user_path(root))
+    for task in tasks:
+        check_own(task.run)
     ledger.begin()
     for plan in dict.fromkeys(task.plan for task in tasks if task.plan is not None):
         ledger.keep_plan(plan)
@@ -101,7 +104,8 @@ class _Work:
         if task.teacher is not None and not is_done(task.run) and not is_done(task.teacher):
             return False
         try:
-            with self.ledger.claim(task.run):
+            with self.ledger.claim(task.run) as run:
+                task = replace(task, run=run)
                 self.elsewhere.pop(task.label, None)
                 if is_done(task.run):
                     forget_failure(task.run)
@@ -160,7 +164,7 @@ class _Work:
         Raises:
             InputError: It cannot be made with these settings, or not continued.
         """
-        if not (task.run / "settings.toml").exists():
+        if not is_file(inside(task.run) / "settings.toml"):
             return self._run(task, task.settings)
         if not has_checkpoint(task.run):
             self._say(f"{task.label}: begins anew, because there is no checkpoint to continue from")

@@ -5,20 +5,25 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 
 from gapssg.errors import shortened
 from gapssg.files import write_atomically
 from gapssg.runs.results import MethodEntry, TableEntry, TableRow, TableSummary, TrainedEntry
-from gapssg.table.ledger import FORMAT, TABLE, CellPlan, Failure, Ledger, Outcome
+from gapssg.table.ledger import FORMAT, TABLE, CellPlan, Ledger, Runs
 from gapssg.table.rows import Figures, published_figures_of
+from gapssg.text import printable
 
 _CSV_COLUMNS = (
     *("row", "budget", "changes", "column", "top1", "deviation", "published_top1", "published_deviation"),
     *("seeds", "seconds", "device", "marks", "notes"),
 )
 _LONGEST_REASON = 300
+_FORMULAS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four as Asian scripts write them
+# Within a word an underscore is no markup.
+_MARKUP = re.compile(r"[\\`*\[\]<>&|~$!]|(?<!\w)_|_(?!\w)")
 
 
 def summarise(ledger: Ledger) -> TableSummary:
@@ -42,29 +47,29 @@ def write_summary(ledger: Ledger) -> TableSummary:
         InputError: A file of the table is damaged.
         RunError: The disk refuses.
     """
-    with ledger.writing():
+    with ledger.writing() as root:
         summary = summarise(ledger)
-        write_atomically(ledger.root / "table.csv", to_csv(summary).encode())
-        write_atomically(ledger.root / "table.md", to_markdown(summary).encode())
+        write_atomically(root / "table.csv", to_csv(summary).encode())
+        write_atomically(root / "table.md", to_markdown(summary).encode())
         text = json.dumps(summary.model_dump(mode="json"), indent=2, allow_nan=False, ensure_ascii=False)
-        write_atomically(ledger.root / TABLE, f"{text}\n".encode())
+        write_atomically(root / TABLE, f"{text}\n".encode())
     return summary
 
 
 def to_csv(summary: TableSummary) -> str:
     """Return a line for each row and column."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, _CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_CSV_COLUMNS)
     for row in summary.rows:
         for entry in row.entries:
-            lists = {
-                "changes": "; ".join(row.changes),
-                "seeds": " ".join(map(str, entry.seeds)),
-                "marks": " ".join(entry.marks),
-                "notes": "; ".join(summary.notes[mark] for mark in entry.marks),
-            }
-            writer.writerow({**dict(row), **dict(entry), **lists})
+            notes = "; ".join(summary.notes[mark] for mark in entry.marks)
+            values = (
+                *(row.row, row.budget, "; ".join(row.changes), entry.column, entry.top1, entry.deviation),
+                *(entry.published_top1, entry.published_deviation, " ".join(map(str, entry.seeds))),
+                *(entry.seconds, entry.device, " ".join(entry.marks), notes),
+            )
+            writer.writerow(map(_as_text, values))
     return text.getvalue()
 
 
@@ -74,7 +79,8 @@ def to_markdown(summary: TableSummary) -> str:
     accuracies, seconds = [], []
     for row in summary.rows:
         by_name = {entry.column: entry for entry in row.entries}
-        label = f"{row.row} ({', '.join(row.particulars)})" if row.particulars else row.row
+        particulars = [_as_markdown(each) for each in row.particulars]
+        label = f"{row.row} ({', '.join(particulars)})" if particulars else row.row
         accuracies.append([label, *(accuracy(by_name[name]) if name in by_name else "" for name in names)])
         times = [by_name[name].seconds if name in by_name else None for name in names]
         seconds.append([label, *("" if time is None else f"{time:.0f}" for time in times)])
@@ -83,7 +89,7 @@ def to_markdown(summary: TableSummary) -> str:
         _markdown_table(["row", *names], accuracies),
         "Seconds of a run, mean over seeds.",
         _markdown_table(["row", *names], seconds),
-        *(f"{mark}: {note}." for mark, note in summary.notes.items()),
+        *(f"{mark}: {_as_markdown(note)}." for mark, note in summary.notes.items()),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -112,12 +118,11 @@ def _summarise_row(ledger: Ledger, plans: Sequence[CellPlan], notes: list[str]) 
             shown[plan.column] = plan
     figures = published_figures_of(newest.recipe)
     pretrained = newest.pretrain_departures
-    teacher = _entry("teacher", ledger.teacher(newest), ledger.teacher_failures(newest), figures, pretrained, notes)
-    scratch = _entry("scratch", ledger.scratch(newest), ledger.scratch_failures(newest), figures, pretrained, notes)
+    teacher = _entry("teacher", ledger.teacher(newest), figures, pretrained, notes)
+    scratch = _entry("scratch", ledger.scratch(newest), figures, pretrained, notes)
     columns = []
     for plan in sorted(shown.values(), key=lambda plan: plan.created):
-        runs, failures = ledger.outcomes(plan), ledger.failures(plan)
-        entry = _entry(plan.column, runs, failures, figures, plan.departures, notes)
+        entry = _entry(plan.column, ledger.runs(plan), figures, plan.departures, notes)
         columns.append(MethodEntry(**dict(entry), method=plan.method, settings=plan.settings))
     return TableRow(
         row=newest.row,
@@ -131,15 +136,8 @@ def _summarise_row(ledger: Ledger, plans: Sequence[CellPlan], notes: list[str]) 
     )
 
 
-def _entry(
-    column: str,
-    runs: Sequence[Outcome],
-    failures: Sequence[Failure],
-    figures: Figures,
-    departures: Iterable[str],
-    notes: list[str],
-) -> TableEntry:
-    results = [run.result for run in runs]
+def _entry(column: str, runs: Runs, figures: Figures, departures: Iterable[str], notes: list[str]) -> TableEntry:
+    results, failures = [run.result for run in runs.outcomes], runs.failures
     by_seed = [result.model.top1 for result in results]
     top1 = [each for each in by_seed if each is not None]
     remarks = list(departures)
@@ -160,7 +158,7 @@ def _entry(
         published_top1=figures.top1.get(column),
         published_deviation=figures.deviation.get(column),
         seeds=tuple(result.seed for result in results),
-        runs=tuple(run.run for run in runs),
+        runs=tuple(run.run for run in runs.outcomes),
         top1_by_seed=tuple(by_seed),
         seconds=statistics.fmean(result.timing.total for result in results) if results else None,
         device=" and ".join(sorted({result.device for result in results})) or None,
@@ -181,4 +179,17 @@ def _mark(index: int) -> str:
 
 def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _as_text(value: object) -> object:
+    """Return a text, which may be a stranger's, so that a spreadsheet takes it for no formula."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(_FORMULAS) else text
+
+
+def _as_markdown(text: str) -> str:
+    """Return a text, which may be a stranger's, so that Markdown shows it as it is."""
+    return _MARKUP.sub(r"\\\g<0>", printable(text))

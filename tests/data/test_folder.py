@@ -6,7 +6,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 from torchvision.datasets import ImageFolder
 
 from gapssg.data import folder, load_split
@@ -310,6 +310,57 @@ def test_a_decompression_bomb_is_refused_by_name(
     save(root / "train/cat/b.png", grey_pixels(width=64, height=64))
     with pytest.raises(InputError, match=r"cat/b\.png cannot be decoded \(.*decompression bomb"):
         load(root)
+
+
+@pytest.mark.slow
+def test_a_photograph_of_48_megapixels_is_read_at_the_size_that_is_wanted(root: Path) -> None:
+    photograph = Image.linear_gradient("L").resize((8064, 6048)).convert("RGB")
+    small = numpy.asarray(photograph.crop((1008, 0, 7056, 6048)).resize((32, 32), Image.Resampling.BILINEAR))
+    (root / "train/cat/a.png").unlink()
+    save(root / "train/cat/a.jpg", photograph)
+    image = load(root, image_size=32, channels=3).images[0]
+    assert numpy.abs(image.permute(1, 2, 0).numpy().astype(int) - small).max() <= 2
+
+
+@pytest.mark.parametrize("is_progressive", [False, True])
+def test_a_jpeg_that_is_a_bomb_at_full_size_is_decoded_at_a_reduced_one(
+    root: Path, monkeypatch: pytest.MonkeyPatch, is_progressive: bool
+) -> None:
+    for name in ("_MOST_PIXELS", "_MANY_PIXELS_OF_JPEG"):
+        monkeypatch.setattr(folder, name, 100 * 100)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150 * 150)
+    Image.linear_gradient("L").save(root / "train/cat/b.jpg", progressive=is_progressive)
+    if is_progressive:  # it is held in full, whatever the size
+        with pytest.raises(InputError, match=r"cat/b\.jpg cannot be decoded \(.*decompression bomb"):
+            load(root, image_size=8)
+    else:
+        assert load(root, image_size=8).images[1].float().diff(dim=1).mean() == pytest.approx(32, abs=1)
+        with pytest.raises(InputError, match=r"cat/b\.jpg cannot be decoded \(.*decompression bomb"):
+            load(root)
+
+
+def test_files_that_are_not_read_are_counted_and_named(root: Path) -> None:
+    said: list[str] = []
+    load(root, note=said.append)
+    assert said == []
+    for name in ("cat/b.heic", "cat/c", "dog/deep/d.txt", "loose.png"):
+        (root / "train" / name).parent.mkdir(exist_ok=True)
+        (root / "train" / name).touch()
+    load(root, note=said.append)
+    (sentence,) = said
+    assert sentence.startswith(f"of 6 files in {root / 'train'}, 4 are not read, because")
+    assert sentence.endswith(": loose.png, cat/b.heic, cat/c and dog/deep/d.txt")
+    (root / "train/emu").mkdir()
+    (root / "train/emu/a.heic").touch()
+    with pytest.raises(InputError, match=r"train/emu has no images that can be read, but a\.heic: add some"):
+        load(root)
+
+
+def test_avif_is_read_if_pillow_reads_it(root: Path) -> None:
+    if not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    image = load_alone(root, "a.avif", Image.new("RGB", (6, 4), (200, 30, 30)))
+    assert (image.float().mean(dim=(1, 2)) - torch.tensor([200.0, 30.0, 30.0])).abs().max() <= 3
 
 
 def test_images_beyond_the_memory_are_refused_with_a_hint(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

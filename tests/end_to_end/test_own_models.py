@@ -135,7 +135,7 @@ def test_a_student_that_cannot_be_built_is_refused_before_anything_is_written(tm
 
 
 def test_import_teacher_reads_its_options(tmp_path: Path):
-    (tmp_path / "names.txt").write_text("cat\n\n dog \n")
+    (tmp_path / "names.txt").write_text("cat\n\n dog \n", encoding="utf-8-sig")
     arguments = ("import-teacher", "--model", FACTORY, "--input-shape", "3,20,16", "--mean", "0.1,0.2,0.3", "--std", 1)
     output = tmp_path / "a.safetensors"
     gapssg(*arguments, "--class-names", tmp_path / "names.txt", "--flip", "--crop-padding", 3, "--output", output)
@@ -160,7 +160,8 @@ def test_a_pickle_of_weights_is_refused_with_the_lines_that_convert_it(tmp_path:
         *("import-teacher", "--model", FACTORY, "--weights", tmp_path / "weights.pth", "--input-shape", "1,16,16"),
         *("--num-classes", 2, "--mean", 0, "--std", 1, "--output", tmp_path / "a.safetensors"),
     )
-    assert "save_file(torch.load(" in sentence
+    assert "torch.load(" in sentence
+    assert "save_file({name: tensor.clone().contiguous()" in sentence
     assert not (tmp_path / "a.safetensors").exists()
 
 

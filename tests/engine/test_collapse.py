@@ -158,7 +158,7 @@ def test_where_real_images_speak_for_the_student_synthetic_ones_only_warn(
     teacher: Path, tmp_path: Path, real_images: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
     sound = make_scores(fewest_images=20)
-    monkeypatch.setattr("gapssg.engine.distill.score", lambda *_: sound)
+    monkeypatch.setattr("gapssg.engine.distill.score_on", lambda *_: sound)
     result = distill(settings(teacher, NOISE, eval_data=real_images), tmp_path / "run")
     assert result.failures == ()
     assert result.warnings[0] == "the teacher answers all 64 synthetic images with class 'cat'"

@@ -4,16 +4,17 @@ import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from gapssg import DistillSettings, InputError, RunError, distill, load_model, load_settings
 from gapssg.engine.distillation import Distillation
+from gapssg.models import create_model
 from gapssg.models.model_file import save_model
 from gapssg.runs.results import AugmentationFacts
 from gapssg.runtime import Runtime
@@ -125,6 +126,7 @@ def test_each_epochs_event_tracks_gap_factor_losses_and_health(finished: Path):
 def test_a_run_without_evaluation_data_opens_no_data_source(teacher_file: Path, tmp_path: Path):
     code = f"""
 import sys
+from dataclasses import replace
 from pathlib import Path
 from gapssg import DistillSettings, distill
 settings = DistillSettings.model_validate_json({settings(teacher_file).model_dump_json()!r})
@@ -252,6 +254,27 @@ def test_crops_and_flips_can_be_others_than_the_teachers(teacher_file: Path, tmp
     assert synthesizer.context.augmentation == distillation.augmentation  # of the synthesis, too
 
 
+@pytest.mark.parametrize(
+    ("command", "method", "mirrors"),
+    [
+        ("import-teacher", "gapssg-fast", True),
+        ("pretrain-teacher", "gapssg-fast", False),
+        ("import-teacher", "gapssg", False),
+    ],
+)
+def test_only_the_default_mirrors_borders_and_only_where_the_teacher_may_not_know_black_ones(
+    teacher_file: Path, command: str, method: str, mirrors: bool
+):
+    teacher = load_model(teacher_file)
+    provenance = teacher.card.provenance.model_copy(update={"command": command})
+    teacher = replace(teacher, card=teacher.card.model_copy(update={"provenance": provenance}))
+    small = {"name": method, "generator_width": 8, "synthesis_batch_size": 8}
+    runtime = Runtime(torch.device("cpu"), "fp32", False, 0)
+    distillation = Distillation(settings(teacher_file, method=small, epochs=1), runtime, teacher)
+    assert distillation.augmentation.reflects == mirrors
+    assert ("mirrored" in distillation.augmentation.describe()) == mirrors
+
+
 @pytest.mark.slow
 def test_a_method_that_does_not_augment_says_so(teacher_file: Path, tmp_path: Path):
     dafl = {"name": "dafl", "rounds": 1, "synthesis_batch_size": 8, "generator_width": 8, "latent_size": 16}
@@ -297,18 +320,14 @@ def blank(latent: torch.Tensor) -> torch.Tensor:
     return torch.zeros(len(latent), 1, 16, 16)
 
 
-def test_a_teacher_without_batch_norm_is_refused_with_the_methods_that_do_without(
-    teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    plain = nn.Sequential(nn.Flatten(), nn.Linear(256, 10))
-    for name in ("create_model", "empty_model"):
-        monkeypatch.setattr(f"gapssg.models.model_file.{name}", lambda *_, **__: copy.deepcopy(plain))
-    save_model(teacher_file, plain, make_card())
+def test_a_teacher_without_batch_norm_is_refused_with_the_methods_that_do_without(tmp_path: Path):
+    name, teacher = "tests.models.factories:ten_classes", tmp_path / "teacher.safetensors"
+    save_model(teacher, create_model(name, num_classes=10, input_shape=(1, 16, 16)), make_card(architecture=name))
     with pytest.raises(InputError, match=r"no batch-norm layers.*methods that do not: dafl, zskt, dfad, noise"):
-        distill(settings(teacher_file), tmp_path / "run")
+        distill(settings(teacher, model_factories=[name]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     method = {"name": "noise", "synthesis_batch_size": 16}
-    distill(settings(teacher_file, method=method), tmp_path / "run")
+    distill(settings(teacher, model_factories=[name], method=method), tmp_path / "run")
 
 
 def test_a_student_that_diverges_ends_in_one_sentence(teacher_file: Path, tmp_path: Path):

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gapssg import EvaluateSettings, InputError, evaluate, load_model
 from gapssg.data import load_split
+from gapssg.data.image_set import ImageSet
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
 from gapssg.runtime import Runtime
@@ -117,3 +119,31 @@ def test_class_names_in_another_order_are_refused(tmp_path: Path):
     save_model(path, create_model("wrn16_1", num_classes=10, input_shape=(1, 16, 16)), card)
     with pytest.raises(InputError, match="the classes of digits are not those of"):
         evaluate(settings(path))
+
+
+def test_many_classes_take_no_memory_by_their_square(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    classes, name = 3000, "tests.models.factories:small"
+    names = tuple(map(str, range(classes)))
+    card = make_card(architecture=name, num_classes=classes, class_names=names)
+    model = create_model(name, num_classes=classes, input_shape=(1, 16, 16))
+    save_model(tmp_path / "model.safetensors", model, card)
+    pixels = torch.randint(256, (classes, 1, 16, 16), dtype=torch.uint8)
+    images = ImageSet(pixels, torch.arange(classes), names)
+    monkeypatch.setattr("gapssg.engine.evaluate.read_test_images", lambda *_: images)
+    file, most = tmp_path / "model.safetensors", 0
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal most
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                most = max(most, result.numel())
+            return result
+
+    with Watching():
+        given = settings(file, teacher=file, model_factories=[name], batch_size=50)
+        report = evaluate(given).models[0]
+    assert most < classes**2 / 10
+    assert report.confusion_matrix is None
+    assert len(report.per_class_accuracy) == sum(report.images_per_class) == classes
+    assert report.agreement == 1.0

@@ -1,22 +1,44 @@
 from __future__ import annotations
 
+import copy
+import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from gapssg import DistillSettings, ImportSettings, InputError, RunError, distill, import_teacher, load_model
+from gapssg.data import load_split
 from gapssg.engine.distillation import Distillation
+from gapssg.engine.run_directory import SilentDisplay
 from gapssg.models import create_model
 from gapssg.models.libraries import Pretrained
+from gapssg.runs.events import Event, Note, Warned
 from gapssg.runtime import Runtime
+from tests.conftest import write_images
 
 GREY = (1, 16, 16)
 FACTORY = "tests.models.factories:small"
 WITH_ANOTHER = "tests.models.factories:WithAnother"
 OUT_OF_ORDER = "tests.models.factories:OutOfOrder"
+ENDING = "tests.models.factories:Ending"
 SHUFFLENET = "torchvision:shufflenet_v2_x0_5"
+
+
+class Saying(SilentDisplay):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def event(self, event: Event) -> None:
+        if isinstance(event, Note | Warned):
+            self.messages.append(event.message)
 
 
 def settings(name: str = FACTORY, **changes: object) -> ImportSettings:
@@ -140,7 +162,7 @@ def test_a_file_that_cannot_be_read_back_is_not_left_and_an_earlier_one_stays(tm
     def refuse(*_: object) -> None:
         raise InputError("it is damaged")
 
-    monkeypatch.setattr("gapssg.engine.import_teacher.load_model", refuse)
+    monkeypatch.setattr("gapssg.models.model_file.load_model", refuse)
     with pytest.raises(InputError, match=r"a.safetensors is not written, because it could not be read: it is damaged"):
         import_teacher(settings(seed=1), tmp_path / "a.safetensors", overwrite=True)
     assert (tmp_path / "a.safetensors").read_bytes() == before
@@ -181,6 +203,16 @@ def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_an_import_never_replaces_the_weights_that_it_reads(tmp_path: Path):
+    weights = write_weights(tmp_path / "a.safetensors", FACTORY)
+    (tmp_path / "link.safetensors").symlink_to(weights)
+    before = weights.read_bytes()
+    for given in (weights, tmp_path / "link.safetensors"):
+        with pytest.raises(InputError, match=r"itself, which is read; name another file"):
+            import_teacher(settings(weights=str(given)), weights, overwrite=True)
+    assert weights.read_bytes() == before
+
+
 def test_default_weights_bring_their_classes_and_normalisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tensors = create_model(SHUFFLENET, num_classes=10, input_shape=(3, 32, 32), seed=3).state_dict()
 
@@ -230,6 +262,217 @@ def test_default_weights_without_a_network_end_in_one_sentence(tmp_path: Path, m
     )
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def stored_by_torchvision(name: str) -> dict[str, torch.Tensor]:
+    """Weights for a model of torchvision as its servers have them."""
+    auxiliary = {"aux_logits": True, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    state = torchvision.models.get_model(name, weights=None, **auxiliary).state_dict()
+    if name.startswith("vit"):
+        return {
+            re.sub(r"mlp\.(0|3)\.", lambda m: f"mlp.linear_{1 + int(m[1]) // 3}.", key): t for key, t in state.items()
+        }
+    if name.startswith("densenet"):
+        renamed = {re.sub(r"(denselayer\d+\.\w+)([12])\.", r"\1.\2.", key): t for key, t in state.items()}
+        return {key: tensor for key, tensor in renamed.items() if not key.endswith("num_batches_tracked")}
+    return state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("densenet121", "default"),
+        ("densenet121", "file"),
+        ("googlenet", "default"),
+        ("googlenet", "file"),
+        ("mnasnet0_5", "default"),
+        ("vit_b_32", "file"),
+    ],
+)
+def test_weights_that_torchvision_stores_in_an_older_form_are_taken(tmp_path: Path, monkeypatch, name, source):
+    stored = stored_by_torchvision(name)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: copy.copy(stored))
+    image = torch.rand(1, 3, 224, 224)
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    transforms = weights.transforms()
+    theirs = torchvision.models.get_model(name, weights=weights).eval()
+    given: dict[str, Any] = {"model": {"name": f"torchvision:{name}"}, "input_shape": (3, 224, 224)}
+    if source == "file":
+        save_file({key: tensor.clone() for key, tensor in stored.items()}, tmp_path / "w.safetensors")
+        given |= {"num_classes": 1000, "mean": transforms.mean, "deviation": transforms.std}
+        if name in ("googlenet", "inception_v3"):
+            given["model"]["arguments"] = {"transform_input": True}
+    values = {"weights": "default" if source == "default" else str(tmp_path / "w.safetensors"), **given}
+    import_teacher(ImportSettings.model_validate(values), tmp_path / "a.safetensors")
+    ours = load_model(tmp_path / "a.safetensors").module
+    with torch.no_grad():
+        torch.testing.assert_close(ours(image), theirs(image))
+
+
+@pytest.mark.slow
+def test_default_weights_follow_the_arguments_and_cannot_run_code(tmp_path: Path, monkeypatch):
+    pytest.importorskip("timm")
+    seen: list[str | None] = []
+
+    def load(model: nn.Module, **_: object) -> None:
+        seen.append(os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD"))
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", load)
+    model = {"name": "timm:vit_tiny_patch16_224", "arguments": {"img_size": 32}}
+    given = {"model": model, "weights": "default", "input_shape": (3, 32, 32)}
+    result = import_teacher(ImportSettings.model_validate(given), tmp_path / "a.safetensors")
+    assert (result.num_classes, seen) == (1000, ["1"])
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+    for argument in ("checkpoint_path", "no_such_argument"):
+        model["arguments"] = {argument: "x"}
+        assert argument in refusal(tmp_path / "b.safetensors", ImportSettings.model_validate(given))
+    assert len(seen) == 1
+
+
+def variants(weights: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """The same weights in the forms in which PyTorch programs leave them."""
+    wrapped = {f"module.{name}": tensor for name, tensor in weights.items()}
+    parts = {re.sub(r"^1\.", "1.module.", name): tensor for name, tensor in weights.items()}
+    return {
+        "without counters": {name: t for name, t in weights.items() if not name.endswith("num_batches_tracked")},
+        "halves": {name: tensor.half() for name, tensor in weights.items()},
+        "halves with a counter beyond them": {**weights, "1.num_batches_tracked": torch.tensor(1e6).half()},
+        "bfloat16": {name: t.bfloat16() if t.is_floating_point() else t for name, t in weights.items()},
+        "double": {name: tensor.double() for name, tensor in weights.items()},
+        "integers of 32 bits": {name: t if t.is_floating_point() else t.int() for name, t in weights.items()},
+        "parallel": wrapped,
+        "compiled and parallel": {f"_orig_mod.{name}": tensor for name, tensor in wrapped.items()},
+        "parallel but one": {name.replace("module.6.bias", "6.bias"): tensor for name, tensor in wrapped.items()},
+        "averaged": {**wrapped, "n_averaged": torch.tensor(3)},
+        "a parallel part": parts,
+        "of Lightning": {f"model.{name}": tensor for name, tensor in weights.items()},
+    }
+
+
+@pytest.mark.parametrize("form", variants(create_model(FACTORY, num_classes=10, input_shape=GREY).state_dict()))
+def test_weights_that_pytorch_takes_are_taken(tmp_path: Path, form: str):
+    expected = create_model(FACTORY, num_classes=10, input_shape=GREY, seed=3).state_dict()
+    save_file(variants(expected)[form], tmp_path / "w.safetensors")
+    import_teacher(settings(weights=str(tmp_path / "w.safetensors")), tmp_path / "a.safetensors")
+    loaded = load_model(tmp_path / "a.safetensors", [FACTORY]).module.state_dict()
+    for name, tensor in loaded.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        torch.testing.assert_close(tensor, expected[name], rtol=2**-8, atol=1e-4)
+
+
+def test_a_weight_that_shares_another_need_not_stand_twice(tmp_path: Path):
+    name = "tests.models.factories:Tied"
+    weights = create_model(name, num_classes=10, input_shape=GREY, seed=3).state_dict()
+    del weights["second.weight"]
+    save_file(weights, tmp_path / "w.safetensors")
+    import_teacher(settings(name, weights=str(tmp_path / "w.safetensors")), tmp_path / "a.safetensors")
+    loaded = load_model(tmp_path / "a.safetensors", [name]).module.state_dict()
+    assert torch.equal(loaded["second.weight"], weights["first.weight"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "outputs", "sentence"),
+    [
+        ("softmax", "probabilities", "returns probabilities; their logarithm is taken as logits"),
+        ("log_softmax", "log-probabilities", "returns log-probabilities, which are taken as logits"),
+        ("sigmoid", "logits", "lie in [0, 1], as those of a sigmoid do; they are taken as logits"),
+    ],
+)
+def test_outputs_that_are_no_logits_are_recognised_and_said(
+    tmp_path: Path, image_folder: Path, kind: str, outputs: str, sentence: str
+):
+    said = Saying()
+    given = settings(
+        model={"name": ENDING, "arguments": {"kind": kind}},
+        num_classes=None,
+        class_names=("bright", "dark"),
+        data={"name": f"folder:{image_folder}"},
+        runtime={"precision": "fp32"},
+    )
+    result = import_teacher(given, tmp_path / "a.safetensors", display=said)
+    assert any(sentence in message for message in said.messages)
+    loaded = load_model(tmp_path / "a.safetensors", [ENDING])
+    assert loaded.card.outputs == outputs
+    images = load_split(f"folder:{image_folder}", "test")
+    normalised = (images.images / 255 - 0.3) / 0.4
+    with torch.no_grad():
+        body = loaded.module.get_submodule("body")(normalised)
+        logits = loaded.module(normalised)
+    if kind != "sigmoid":
+        torch.testing.assert_close(logits, body.log_softmax(1))
+        assert result.loss == pytest.approx(nn.functional.cross_entropy(body, images.labels).item(), abs=1e-5)
+
+
+def test_a_probability_of_0_has_a_finite_logarithm_and_a_student_of_probabilities_has_logits(tmp_path: Path):
+    weights = {"body.2.weight": torch.full((10, 1), 1e4), "body.2.bias": torch.linspace(0, 1e4, 10)}
+    save_file(weights, tmp_path / "w.safetensors")
+    import_teacher(settings(ENDING, weights=str(tmp_path / "w.safetensors")), tmp_path / "t.safetensors")
+    assert load_model(tmp_path / "t.safetensors", [ENDING]).module(torch.ones(1, *GREY)).isfinite().all()
+    values = {
+        "teacher": tmp_path / "t.safetensors",
+        "model_factories": [ENDING],
+        "student": {"name": FACTORY},
+        "method": {"name": "noise", "synthesis_batch_size": 4, "distillation_steps": 1},
+        "epochs": 1,
+        "batch_size": 4,
+        "samples": False,
+    }
+    distill(DistillSettings.model_validate(values), tmp_path / "run")
+    assert load_model(tmp_path / "run" / "student.safetensors", [FACTORY]).card.outputs == "logits"
+    values["student"] = {"name": ENDING}
+    with pytest.raises(InputError, match="returns probabilities; let it return the logits before its softmax"):
+        distill(DistillSettings.model_validate(values), tmp_path / "other")
+
+
+def test_a_normalisation_that_the_model_does_itself_is_hinted_at(tmp_path: Path):
+    said = Saying()
+    weights = {"body.2.weight": torch.tensor([[60.0], [-60.0]]), "body.2.bias": torch.zeros(2)}
+    save_file(weights, tmp_path / "w.safetensors")
+    root = write_images(tmp_path / "images", test=40)
+    given = settings(
+        model={"name": ENDING, "arguments": {"kind": "log_softmax", "mean": 0.5}},
+        weights=str(tmp_path / "w.safetensors"),
+        num_classes=None,
+        class_names=("bright", "dark"),
+        data={"name": f"folder:{root}"},
+        mean=(0.9,),
+    )
+    import_teacher(given, tmp_path / "a.safetensors", display=said)
+    assert "top-1 is 50.0 % as the input is normalised, and 100.0 % with --mean 0 --std 1" in said.messages[-1]
+    said.messages.clear()
+    import_teacher(
+        given.model_copy(update={"mean": (0.0,), "deviation": (1.0,)}), tmp_path / "b.safetensors", display=said
+    )
+    assert not any("normalise" in message for message in said.messages)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"6.weight": torch.zeros(10, 4, dtype=torch.int8)}, "6.weight is torch.int8 instead of torch.float32"),
+        ({"6.weight": torch.full((10, 4), 1e300, dtype=torch.float64)}, "6.weight holds numbers that are not finite"),
+        ({"head.weight": torch.zeros(10, 4)}, "head.weight is unknown"),
+    ],
+)
+def test_weights_of_other_numbers_are_refused(tmp_path: Path, change, sentence):
+    weights = create_model(FACTORY, num_classes=10, input_shape=GREY, seed=3).state_dict()
+    save_file({**weights, **change}, tmp_path / "w.safetensors")
+    assert sentence in refusal(tmp_path / "a.safetensors", settings(weights=str(tmp_path / "w.safetensors")))
+
+
+def test_the_lines_that_convert_a_pickle_run_whatever_the_layout_and_the_sharing_of_its_tensors(
+    tmp_path: Path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    module = torchvision.models.squeezenet1_1(num_classes=10).to(memory_format=torch.channels_last)
+    torch.save({**module.state_dict(), "classifier.1.bias": torch.zeros(20)[:10]}, "w.pth")
+    name = "torchvision:squeezenet1_1"
+    given = settings(name, weights="w.pth", input_shape=(3, 32, 32))
+    _, *lines = refusal(tmp_path / "a.safetensors", given).splitlines()
+    exec("\n".join(line.strip() for line in lines))
+    import_teacher(given.model_copy(update={"weights": "w.safetensors"}), tmp_path / "a.safetensors")
 
 
 @pytest.mark.slow

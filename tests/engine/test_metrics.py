@@ -6,12 +6,13 @@ import torch
 from gapssg.engine.metrics import (
     ClassCounts,
     agreement,
+    answers_of,
     balanced_accuracy,
     confusion_matrix,
     count_by_class,
-    cross_entropy,
     expected_calibration_error,
     is_better_than_chance,
+    joined,
     lowest_share,
     per_class_accuracy,
     reliability,
@@ -30,14 +31,14 @@ def test_top_k_accuracy_counts_labels_among_the_highest_logits():
 
 def test_cross_entropy_is_in_nats():
     logits = torch.tensor([[0.0, 0.0]])
-    assert cross_entropy(logits, torch.tensor([1])) == pytest.approx(0.6931471805599453, abs=1e-15)
+    assert answers_of(logits, torch.tensor([1])).losses.item() == pytest.approx(0.6931471805599453, abs=1e-15)
 
 
 def test_calibration_error_of_a_known_case():
     # Two samples with confidence 0.8, one of them right: |0.8 - 0.5|. Two with 0.6, both right: |0.6 - 1|.
     probabilities = torch.tensor([[0.8, 0.2], [0.8, 0.2], [0.6, 0.4], [0.4, 0.6]], dtype=torch.float64)
     labels = torch.tensor([0, 1, 0, 1])
-    diagram = reliability(probabilities.log(), labels, bins=4)
+    diagram = reliability(answers_of(probabilities.log(), labels), bins=4)
     found = [each and (each.samples, each.confidence, each.accuracy) for each in diagram]
     assert found == [None, None, (2, pytest.approx(0.6), 1.0), (2, pytest.approx(0.8), 0.5)]
     error = expected_calibration_error(diagram)
@@ -47,7 +48,7 @@ def test_calibration_error_of_a_known_case():
 def test_confusion_matrix_has_labels_in_rows_and_predictions_in_columns():
     matrix = confusion_matrix(torch.tensor([1, 1, 0]), torch.tensor([0, 1, 0]), 3)
     assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
-    assert per_class_accuracy(matrix) == [0.5, 1.0, None]
+    assert per_class_accuracy(ClassCounts([1, 1, 0], [2, 1, 0])) == [0.5, 1.0, None]
 
 
 def test_agreement_compares_predictions_not_logits():
@@ -90,3 +91,10 @@ def test_scores_name_the_lowest_class():
     assert (scores.lowest_recall, scores.lowest_class) == (0.0, "dog")
     assert scores.fewest_images == 20
     assert score(torch.eye(2), torch.tensor([0, 0]), ("cat", "dog")).fewest_images == 0
+
+
+def test_answers_to_batches_are_those_to_all():
+    logits, labels = torch.randn(10, 7, generator=torch.Generator().manual_seed(0)), torch.arange(10) % 7
+    parts = [answers_of(*batch) for batch in zip(logits.split(4), labels.split(4), strict=True)]
+    for together, one in zip(joined(parts), answers_of(logits, labels), strict=True):
+        torch.testing.assert_close(together, one, rtol=0, atol=1e-12)

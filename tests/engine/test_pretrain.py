@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from gapssg import InputError, PretrainSettings, RunError, load_model, pretrain_teacher
+from gapssg.engine.requests import Requests, Stopped
 from gapssg.runs.results import AugmentationFacts, PretrainResult
+from tests.interruptions import AskingDisplay
 from tests.runs import events
 
 
@@ -43,6 +45,33 @@ def test_the_model_file_says_all_that_distillation_needs(image_folder: Path, tmp
     # Half of the images are 60 and half are 190 of 255, with a deviation of 20.
     assert card.mean[0] == pytest.approx(125 / 255, abs=0.01)
     assert card.deviation[0] == pytest.approx((65**2 + 20**2) ** 0.5 / 255, abs=0.01)
+
+
+def test_a_model_whose_parts_read_the_version_of_their_state_is_trained_and_resumed(image_folder: Path, tmp_path: Path):
+    name = "tests.models.factories:versioned"
+    given = settings(image_folder, model={"name": name}, epochs=2)
+    requests = Requests()
+
+    with pytest.raises(Stopped):
+        pretrain_teacher(given, tmp_path / "run", requests=requests, display=AskingDisplay(4, requests, "stop"))
+    result = pretrain_teacher(given, tmp_path / "run", resume=True)
+    assert load_model(result.model.file, [name]).module[1].weight.shape == (2, 256)
+
+
+def test_a_model_that_cannot_be_read_back_is_no_result(image_folder: Path, tmp_path: Path):
+    model = {"name": "tests.models.factories:WithAnother", "arguments": {"kind": "hidden"}}
+    with pytest.raises(RunError, match="WithAnother gives other logits when it is loaded from it; let its state dict"):
+        pretrain_teacher(settings(image_folder, model=model, epochs=1), tmp_path / "run")
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_model_that_returns_probabilities_is_refused(image_folder: Path, tmp_path: Path):
+    for while_training in (True, False):
+        model = {"name": "tests.models.factories:Ending", "arguments": {"while_training": while_training}}
+        with pytest.raises(InputError, match="returns probabilities; let it return the logits before its softmax"):
+            pretrain_teacher(settings(image_folder, model=model), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_mirrored_digit_is_not_a_digit(tmp_path: Path):

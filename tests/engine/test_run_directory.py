@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from gapssg import InputError, PretrainSettings
-from gapssg.engine.run_directory import RunDirectory, SilentDisplay, check_output, encode_png, pool_shards
+from gapssg.engine.run_directory import RunDirectory, SilentDisplay, Written, check_output, encode_png, pool_shards
 from gapssg.runs.events import Note
 from gapssg.synthesis.shards import PoolOrigin
 
@@ -31,7 +32,8 @@ def hold(path: Path) -> RunDirectory:
 
 def test_a_run_is_replaced_only_on_request(tmp_path: Path):
     run = tmp_path / "run"
-    start(run).record(Note(message="here"))
+    with hold(run) as begun:
+        begun.record(Note(message="here"))
     with pytest.raises(InputError, match="already holds a run; add --overwrite"):
         check_output(run, overwrite=False)
     check_output(run, overwrite=True)
@@ -58,17 +60,19 @@ def test_a_kill_in_the_first_write_of_all_leaves_room_for_a_run(tmp_path: Path):
 
 def test_a_kill_while_a_run_is_replaced_leaves_a_run_to_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = tmp_path / "run"
-    start(run).record(Note(message="here"))
+    with hold(run) as begun:
+        begun.record(Note(message="here"))
     (run / "result.json").write_text("{}")
     removed: list[str] = []
+    unlink = os.unlink
 
-    def unlink(path: Path) -> None:
-        removed.append(path.name)
-        if len(removed) == 2:
+    def interrupted(name: str, **options: Any) -> None:
+        removed.append(name)
+        if len(removed) == 4:  # the first two are of files that are not there
             raise KeyboardInterrupt
-        os.unlink(path)
+        unlink(name, **options)
 
-    monkeypatch.setattr(Path, "unlink", unlink)
+    monkeypatch.setattr(os, "unlink", interrupted)
     with pytest.raises(KeyboardInterrupt):
         start(run)
     monkeypatch.undo()
@@ -117,7 +121,7 @@ def test_a_second_writer_is_refused_with_the_first_ones_process(tmp_path: Path):
     with pytest.raises(InputError, match=f"is being written by process {os.getpid()} on "):
         start(tmp_path / "run")
     with pytest.raises(InputError, match="is being written by"):
-        RunDirectory.reopen(tmp_path / "run", SETTINGS, SilentDisplay(), 0)
+        RunDirectory.reopen(tmp_path / "run", SETTINGS, SilentDisplay(), Written())
     assert (tmp_path / "run" / "events.jsonl").exists()
     run.close()
     start(tmp_path / "run")
@@ -143,10 +147,10 @@ def test_a_png_holds_the_pixels_that_it_was_given(channels):
 
 
 def test_the_shards_of_a_pool_come_oldest_first(tmp_path: Path):
-    run = start(tmp_path / "run")
     origin = PoolOrigin("gapssg", "0" * 64)
-    for epoch in (2, 1, 10):
-        run.write_pool_shard(epoch, torch.zeros(1, 1, 4, 4, dtype=torch.uint8), torch.zeros(1).long(), origin)
+    with hold(tmp_path / "run") as run:
+        for epoch in (2, 1, 10):
+            run.write_pool_shard(epoch, torch.zeros(1, 1, 4, 4, dtype=torch.uint8), torch.zeros(1).long(), origin)
     names = ["shard-0001.safetensors", "shard-0002.safetensors", "shard-0010.safetensors"]
     assert [path.name for path in pool_shards(tmp_path / "run")] == names
     assert [path.name for path in pool_shards(tmp_path / "run" / "pool")] == names

@@ -45,7 +45,7 @@ from gapssg.cli.evaluate import print_evaluation
 from gapssg.cli.options import run_directory
 from gapssg.data import load_split
 from gapssg.engine.metrics import score
-from gapssg.engine.run_directory import RunDirectory, SilentDisplay, check_output, check_same_settings
+from gapssg.engine.run_directory import RunDirectory, SilentDisplay, Written, check_output, check_same_settings
 from gapssg.models import create_model
 from gapssg.models.model_file import _sha256_of_content, save_model
 from gapssg.models.safetensors_file import read_safetensors
@@ -570,7 +570,7 @@ def use_run_directory(world: World, case: tuple[str, list[tuple[str, str]]]) -> 
         directory = RunDirectory(run, world.settings, SilentDisplay())
     else:
         check_same_settings(run, world.settings)
-        directory = RunDirectory.reopen(run, world.settings, SilentDisplay(), 0)
+        directory = RunDirectory.reopen(run, world.settings, SilentDisplay(), Written())
     images = torch.zeros(4, 1, 16, 16)
     with directory:
         directory.record(Note(message="here"))

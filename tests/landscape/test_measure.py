@@ -22,6 +22,7 @@ from gapssg.runs.results import LandscapeResult, Measurement
 from gapssg.runtime import Runtime
 from tests.conftest import make_card
 from tests.landscape.conftest import make_surface, settings
+from tests.runs import events, without_timing
 
 
 @pytest.fixture
@@ -307,11 +308,20 @@ def test_a_finished_surface_is_measured_no_more(run_folder: Path, tmp_path: Path
     assert display.events[0] == "checkpoint"
 
 
-def test_a_landscape_without_its_events_is_refused_in_a_sentence(run_folder: Path, tmp_path: Path, without_figures):
+@pytest.mark.parametrize("left", [None, 0, 30, -10, -1])
+def test_a_continued_landscape_has_every_event_once(
+    run_folder: Path, tmp_path: Path, without_figures, left: int | None
+):
     measure_landscape(settings(run_folder), tmp_path / "out")
-    (tmp_path / "out" / "events.jsonl").unlink()
-    with pytest.raises(InputError, match=r"events\.jsonl cannot be read: No such file"):
-        measure_landscape(settings(run_folder), tmp_path / "out", resume=True)
+    file = tmp_path / "out" / "events.jsonl"
+    expected = [without_timing(event) for event in events(tmp_path / "out")]
+    assert [event["event"] for event in expected] == ["start", "surface", "end"]
+    if left is None:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:left])
+    measure_landscape(settings(run_folder), tmp_path / "out", resume=True)
+    assert [without_timing(event) for event in events(tmp_path / "out")] == expected
 
 
 def test_what_is_exact_is_computed_as_float32_is_configured(
@@ -335,12 +345,12 @@ def test_what_is_exact_is_computed_as_float32_is_configured(
         monkeypatch.setattr(f"{module}.{name}", spy)
 
     monkeypatch.setattr(Runtime, "configured", remembered)
-    watched("gapssg.landscape.samples", "predict")
+    watched("gapssg.engine.inference", "frozen")  # of `predict`
     watched("gapssg.landscape.measure", "measure_curvature")
     changes = {"curvature": {"lanczos_steps": 2, "trace_samples": 2, "ascent_steps": 2}}
     runtime = {"device": "cpu", "precision": "bf16"}
     measure_landscape(settings(run_folder, data={"name": "pool"}, runtime=runtime, **changes), tmp_path / "out")
-    assert seen == [("predict", "fp32"), ("measure_curvature", "fp32")]
+    assert seen == [("frozen", "fp32"), ("measure_curvature", "fp32")]
 
 
 def test_routes_of_two_runs_share_no_directions(run_folder: Path, second_run: Path, tmp_path: Path, without_figures):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,17 @@ def ten_classes() -> nn.Module:
 
 def without_linear_layer(num_classes: int, in_channels: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(in_channels, num_classes, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def without_statistics(num_classes: int, in_channels: int, pixels: int = 14) -> nn.Module:
+    """A batch norm that always takes the statistics of the batch."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 4, 3),
+        nn.AdaptiveAvgPool2d(pixels),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.Flatten(),
+        nn.Linear(4 * pixels**2, num_classes),
+    )
 
 
 class OutOfOrder(nn.Module):
@@ -180,12 +191,12 @@ class InPairs(nn.Module):
 class WithAnother(nn.Module):
     """Keeps something else than weights: a buffer of some type, an extra state, or a tensor outside its state dict."""
 
-    def __init__(self, kind: str = "none") -> None:
+    def __init__(self, kind: str = "none", num_classes: int = 10) -> None:
         super().__init__()
-        self.linear = nn.Linear(256, 10)
+        self.linear = nn.Linear(256, num_classes)
         self.kind = kind
         if kind == "hidden":
-            self.hidden = torch.randn(10)
+            self.hidden = torch.randn(num_classes)
         elif kind != "none":
             self.register_buffer("other", torch.ones(3).to(getattr(torch, kind)))
 
@@ -202,6 +213,40 @@ class WithExtraState(WithAnother):
 
     def set_extra_state(self, state: object) -> None:
         pass
+
+
+class Ending(nn.Module):
+    """Ends in a softmax, a log-softmax or a sigmoid, if asked in evaluation alone, and may normalise its input."""
+
+    def __init__(
+        self, num_classes: int, in_channels: int, kind: str = "softmax", while_training: bool = True, mean: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_channels, num_classes))
+        self.kind, self.while_training, self.mean = kind, while_training, mean
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.body(images - self.mean)
+        if self.training and not self.while_training:
+            return logits
+        return logits.sigmoid() if self.kind == "sigmoid" else getattr(logits, self.kind)(1)
+
+
+class Versioned(nn.Linear):
+    """Refuses a state of unknown version, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], *rest: Any
+    ) -> None:
+        if local_metadata.get("version") != 2:
+            raise ValueError("version should be set to 2")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+def versioned(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), Versioned(256, num_classes))
 
 
 def not_initialised() -> nn.Module:

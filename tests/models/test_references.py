@@ -10,6 +10,7 @@ import torchvision
 
 from gapssg.errors import InputError
 from gapssg.models import check_model_name, create_model, empty_model
+from gapssg.models.foreign import foreign_code
 from gapssg.models.head import ClassifierHead
 from gapssg.models.profile import last_linear_layer, profile_model
 
@@ -190,6 +191,17 @@ def test_a_factory_refuses_images_classes_and_arguments_in_one_sentence(tmp_path
 
 def test_a_part_that_does_not_switch_to_evaluation_is_named():
     assert "has no evaluation mode: its part 0 stays in training" in refusal(f"{HERE}:partly_always_training")
+
+
+@pytest.mark.parametrize("pixels", [14, 1])
+def test_a_batch_norm_without_running_statistics_is_the_reason(pixels):
+    sentence = refusal(f"{HERE}:without_statistics", pixels=pixels)
+    assert "has a batch norm, 2, that keeps no running statistics (track_running_stats=False)" in sentence
+
+
+def test_a_reason_has_no_colours():
+    with pytest.raises(InputError, match=r"^it failed \(RuntimeError: red\)$"), foreign_code("it failed"):
+        raise RuntimeError("\x1b[31mred\x1b[0m\nNext steps: none")
 
 
 def test_a_model_that_changes_its_buffers_when_it_is_looked_at_is_refused():

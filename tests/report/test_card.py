@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,13 @@ def test_the_lines_for_a_model_of_ones_own_name_its_code(made: Runs, tmp_path: P
     assert json.loads(gapssg(*words, "--json").stdout)["images"] == 16
     assert "nothing in it is run" not in card
     assert f"`{factory}`, which Python\nmust find. It is imported and run when the model is loaded" in card
+
+
+def test_without_the_package_of_the_hub_nothing_is_written(runs: Runs, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    message = "a model card needs huggingface_hub, which is not installed: pip install 'gapssg[card]'"
+    assert refusal("card", runs.blind) == message
+    assert not (runs.blind / "README.md").exists()
 
 
 @pytest.mark.parametrize("value", [5e-05, 1.25e-05, 0.0, 1.0, 0.5])

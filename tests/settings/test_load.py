@@ -42,6 +42,11 @@ def test_each_layer_overrides_the_one_before(tmp_path: Path):
     assert (top.epochs, top.batch_size, top.seed) == (9, 32, 3)
 
 
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path):
+    (tmp_path / "config.toml").write_text("epochs = 7\n", encoding="utf-8-sig")
+    assert load(config=tmp_path / "config.toml").epochs == 7
+
+
 def test_options_that_are_not_given_override_nothing():
     assert load(overrides=["epochs=8"], options={"epochs": ("--epochs", None)}).epochs == 8
 

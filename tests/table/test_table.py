@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import tomllib
 from collections.abc import Iterator
@@ -551,3 +552,27 @@ def test_the_program_makes_a_table_and_a_failure_is_exit_status_1(tmp_path: Path
     assert json.loads(mixed.stdout)["rows"][0]["columns"]
     assert f"no figures of {line}: " in mixed.stderr
     assert "has another teacher or student" in mixed.stderr
+
+
+@pytest.mark.parametrize("text", ["=HYPERLINK(A1)", "+1", "-1", "@SUM(A1)", "\uff1d1", "\t=1"])
+def test_a_text_of_a_plan_is_no_formula_in_the_csv(finished: Path, text: str):
+    for file in (finished / "cells").glob("*/*/*.json"):
+        write_json(file, {**json.loads(file.read_text()), "changes": [text], "departures": [text]})
+    write_summary(Ledger(finished))
+    for line in csv.DictReader((finished / "table.csv").read_text().splitlines()):
+        for cell in (line["changes"], line["notes"]):
+            assert cell[:1] not in ("=", "+", "-", "@", "\t", "\uff1d")
+
+
+@pytest.mark.parametrize(
+    "text", ["[a](http://x)", "<img src=x>", "**a**", "`a`", "a | b", "![a](b)", "&lt;", "_a_", "~~a~~", "$a$", "\\"]
+)
+def test_a_text_of_a_plan_is_no_markup_in_the_markdown(finished: Path, text: str):
+    for file in (finished / "cells").glob("*/*/*.json"):
+        write_json(file, {**json.loads(file.read_text()), "changes": [text], "departures": [text]})
+    write_summary(Ledger(finished))
+    markdown = (finished / "table.md").read_text()
+    assert text == "\\" or not re.search(rf"(?<!\\){re.escape(text)}", markdown)
+    assert markdown.count("\\\\") == (3 if text == "\\" else 0)
+    # Without the backslashes that Markdown takes away it is what it was.
+    assert text in re.sub(r"\\(.)", r"\1", markdown)

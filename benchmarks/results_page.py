@@ -1,0 +1,78 @@
+"""Write `benchmarks/RESULTS.md`: comments from `benchmarks/RESULTS.md.jinja`, tables from `benchmarks/results/*.csv`.
+
+python -m benchmarks.results_page
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from pathlib import Path
+
+import jinja2
+
+RESULTS = Path(__file__).parent / "results"
+Value = str | float | None
+Row = dict[str, Value]
+_FOLDER = Path(__file__).parent
+
+
+def main() -> None:
+    """Write the page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.globals.update(results=results, mean=mean, spread=spread, exponent=exponent)
+    environment.filters |= {"number": number, "percent": percent}
+    (_FOLDER / "RESULTS.md").write_text(environment.get_template("RESULTS.md.jinja").render())
+
+
+def results(name: str, **values: Value) -> list[Row]:
+    """Return the rows of `results/NAME.csv` that have these values; what is not known is None."""
+    with (RESULTS / f"{name}.csv").open(newline="") as file:
+        rows = [{key: _parsed(text) for key, text in row.items()} for row in csv.DictReader(file)]
+    return [row for row in rows if all(row[key] == value for key, value in values.items())]
+
+
+def _parsed(text: str) -> Value:
+    try:
+        return float(text)
+    except ValueError:
+        return text or None
+
+
+def _figures(rows: list[Row], key: str) -> list[float]:
+    return [value for row in rows if isinstance(value := row[key], float)]
+
+
+def mean(rows: list[Row], key: str) -> float | None:
+    """Return the mean of a figure over the rows that have it."""
+    figures = _figures(rows, key)
+    return statistics.mean(figures) if figures else None
+
+
+def spread(rows: list[Row], key: str) -> float:
+    """Return the sample standard deviation of a figure."""
+    return statistics.stdev(_figures(rows, key))
+
+
+def exponent(rows: list[Row], size: str, cost: str) -> float:
+    """Return b of the least-squares fit of log cost = a + b log size."""
+    sizes, costs = ([math.log(figure) for figure in _figures(rows, key)] for key in (size, cost))
+    return statistics.linear_regression(sizes, costs).slope
+
+
+def number(value: float | None, form: str = ",.0f") -> str:
+    """Format a figure; what is not known is a dash."""
+    return "-" if value is None else format(value, form)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Format a share in per cent."""
+    return "-" if value is None else f"{value:.{digits}%}".replace("%", " %")
+
+
+if __name__ == "__main__":
+    main()
