@@ -2,9 +2,15 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 _LONGEST_NAME = 100  # what is longer is no misspelt name, and comparing it takes time
+# How PyTorch on a processor and on a GPU, CUDA's libraries, C++ and the system say that there is no memory left.
+_OUT_OF_MEMORY = re.compile(
+    r"(out of|not enough) memory|DefaultCPUAllocator|STATUS_ALLOC_FAILED|bad_?alloc|(can't|cannot|failed to) allocate",
+    re.I,
+)
 
 
 class GapssgError(Exception):
@@ -38,6 +44,25 @@ class Taken(InputError):
 
 class RunError(GapssgError):
     """Something that was sound when the run began failed while it ran."""
+
+
+@contextmanager
+def says_out_of_memory() -> Iterator[None]:
+    """Say in one sentence that there is no memory left, whoever found out.
+
+    Raises:
+        RunError: There is none.
+    """
+    try:
+        yield
+    except Exception as error:
+        is_named = {"MemoryError", "OutOfMemoryError"} & {kind.__name__ for kind in type(error).__mro__}
+        if isinstance(error, GapssgError) or not (is_named or _OUT_OF_MEMORY.search(str(error))):
+            raise
+        reason = shortened(str(error).split("\n")[0], 200)
+        raise RunError(
+            f"out of memory{f' ({reason})' if reason else ''}; use smaller batches, smaller images or another --device"
+        ) from error
 
 
 class Diverged(RunError):

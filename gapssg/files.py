@@ -20,8 +20,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PosixPath
 from typing import Any, BinaryIO, Self
 
-from gapssg.errors import InputError, RunError, Taken
+from gapssg.errors import InputError, RunError, Taken, shortened
 
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes
+LARGEST_FILE = 4 * 2**30  # bytes; of safetensors files
 _BLOCK = 2**20  # bytes
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp")
@@ -47,6 +49,47 @@ def parse_json(text: str | bytes) -> Any:
     value = json.loads(text)
     json.dumps(value, ensure_ascii=False).encode()
     return value
+
+
+def user_path(path: str | Path) -> Path:
+    """Return a path as the user means it: `~` and `~user` stand for home folders.
+
+    Raises:
+        InputError: No file or folder can have this path, or the folder that it is seen from is gone.
+    """
+    text = os.fspath(path)
+    shown = shortened(repr(text))
+    if not text:
+        raise InputError("an empty path names no file or folder")
+    try:
+        names = [len(os.fsencode(name)) for name in text.split("/")]
+    except UnicodeEncodeError as error:
+        raise InputError(f"{shown} cannot be a path: it has halves of characters") from error
+    if "\0" in text:
+        raise InputError(f"{shown} cannot be a path: it has a NUL character")
+    if max(names) > _LONGEST_NAME or sum(names) + len(names) > _LONGEST_PATH:
+        raise InputError(f"{shown} cannot be a path: names have at most {_LONGEST_NAME} bytes, paths {_LONGEST_PATH}")
+    try:
+        expanded = Path(text).expanduser() if text.startswith("~") else path if isinstance(path, Path) else Path(path)
+    except RuntimeError as error:
+        raise InputError(
+            f"{shown} names no home folder; for a name that begins with ~, write ./{shown[1:-1]}"
+        ) from error
+    if not expanded.is_absolute():
+        check_current_folder()
+    return expanded
+
+
+def check_current_folder() -> None:
+    """Check that the folder from which relative paths are seen is there.
+
+    Raises:
+        InputError: It was removed.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise InputError("the current folder is gone; change to another one and start again") from error
 
 
 class InsidePath(PosixPath):
@@ -292,8 +335,8 @@ def is_file(path: str | Path) -> bool:
     if isinstance(path, InsidePath):
         return stat.S_ISREG(_mode(path))
     try:
-        return Path(path).is_file()
-    except OSError:
+        return user_path(path).is_file()
+    except (InputError, OSError):
         return False
 
 
@@ -565,6 +608,21 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (text + "\n").encode())
 
 
+def check_exists(path: Path) -> None:
+    """Check that a file or folder that is read later is there.
+
+    Raises:
+        InputError: It is not, or cannot be looked at.
+    """
+    try:
+        if path.exists():
+            return
+        seen_from = "" if path.is_absolute() else f" (seen from {Path.cwd()})"
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    raise InputError(f"{path} does not exist{seen_from}")
+
+
 def check_writable(folder: Path) -> None:
     """Check that `folder` can be made and written to, leaving nothing behind.
 
@@ -604,6 +662,8 @@ def check_output_file(path: Path, overwrite: bool, *, makes_folder: bool = False
                 raise InputError(f"--output {path} is {file} itself, which is read; name another file")
         if path.is_dir():
             raise InputError(f"--output {path} is a folder; name the file to write")
+        if len(os.fsencode(path.name)) > _LONGEST_NAME - len("." + 12 * "x" + ".tmp."):
+            raise InputError(f"--output {path.name}: this name is too long; choose a shorter one")
         if path.exists() and not overwrite:
             raise InputError(f"--output {path} already exists; add --overwrite to replace it")
         if not makes_folder and not path.parent.is_dir():

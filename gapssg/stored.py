@@ -24,6 +24,7 @@ Number = Annotated[float, Field(ge=-1e39, le=1e39)]  # every float32; difference
 Numbers = Annotated[dict[Annotated[str, Field(max_length=100)], Number], Field(max_length=50)]
 Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0, le=10**30)]  # of anything, operations among it; a float can hold it
+PositiveCount = Annotated[Count, Field(ge=1)]
 # Of a long list that is wrong, each error would take a kilobyte.
 Counts = Annotated[list[Count], Field(max_length=MOST_COUNTED_CLASSES, fail_fast=True)]
 Many = Annotated[tuple[Item, ...], Field(max_length=1_100_000, fail_fast=True)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import signal
 from contextlib import redirect_stderr, redirect_stdout
 from typing import NamedTuple
 from unittest import mock
@@ -21,8 +20,6 @@ class Finished(NamedTuple):
 
 def gapssg(*arguments: object, status: int | tuple[int, ...] = 0) -> Finished:
     """Run a command line; check its exit status, which may be one of several."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    handlers = [signal.getsignal(number) for number in numbers]
     stdout, stderr = io.StringIO(), io.StringIO()
     left: object = None
     try:
@@ -34,9 +31,6 @@ def gapssg(*arguments: object, status: int | tuple[int, ...] = 0) -> Finished:
             main()
     except SystemExit as end:
         left = end.code
-    finally:
-        for number, handler in zip(numbers, handlers, strict=True):
-            signal.signal(number, handler)
     assert isinstance(left, int) and left in (status if isinstance(status, tuple) else (status,)), stderr.getvalue()
     return Finished(left, stdout.getvalue(), stderr.getvalue())
 

@@ -125,6 +125,13 @@ def test_a_file_of_output_is_new_or_may_be_replaced_and_lies_in_a_folder_that_is
     assert list(tmp_path.iterdir()) == [old]
 
 
+def test_a_name_that_leaves_no_room_for_a_temporary_one_is_refused_before_the_work(tmp_path: Path):
+    check_output_file(tmp_path / ("x" * 237), overwrite=False)
+    write_atomically(tmp_path / ("x" * 237), b"")
+    with pytest.raises(InputError, match="this name is too long"):
+        check_output_file(tmp_path / ("x" * 238), overwrite=False)
+
+
 @pytest.mark.parametrize("held", [False, True])
 def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path, held: bool):
     dead, living, other = (tmp_path / f".{name}.0123456789ab.tmp" for name in ("file", "file2", "notes"))

@@ -1,15 +1,30 @@
 from __future__ import annotations
 
+import copy
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from gapssg.errors import InputError
 from gapssg.files import write_json
-from gapssg.runs.results import DistillResult, LandscapeResult, RunResult, load_training_result
+from gapssg.runs.results import (
+    Bf16Error,
+    CentreScores,
+    Curvature,
+    DistillResult,
+    LandscapeResult,
+    LandscapeTiming,
+    ModelFile,
+    PretrainResult,
+    RunResult,
+    SurfaceFacts,
+    load_training_result,
+)
 from tests.results import make_distill_result, make_evaluation, make_pretrain_result, make_run_facts, make_scores
 from tests.runs import change
 
@@ -63,3 +78,76 @@ def test_a_path_that_is_no_text_can_be_told():
     name = os.fsdecode(b"run-\xff")
     result = make_evaluation("wrn16_1", name, name, ("cat", "dog"))
     assert json.loads(json.dumps(result.model_dump(mode="json")))["models"][0]["file"] == "run-?"
+
+
+def numbers_in(values: dict[str, Any], place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from numbers_in(value, (*place, key))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield (*place, key)
+
+
+def landscape_result() -> dict[str, Any]:
+    """What `landscape` returns, with a number in every place."""
+    measurement = {"value": 1.0, "error": 0.1}
+    curvature = {"samples": 5, "largest_eigenvalue": measurement, "trace": measurement, "epsilon": 0.1}
+    surface = SurfaceFacts(
+        label="a",
+        name="a",
+        epoch=1,
+        file="a",
+        model=ModelFile(file="a", sha256="5", architecture="a"),
+        centre=CentreScores(loss=1.0, accuracy=0.5),
+        centre_is_global_minimum=True,
+        lowest_loss=1.0,
+        highest_loss=2.0,
+        points_not_finite=0,
+        minima=(),
+        marks=(),
+        explained_variance=(),
+        radius_of_doubling=1.0,
+        curvature=Curvature.model_validate({**curvature, "epsilon_sharpness": 1.0}),
+        bf16_error=Bf16Error(points=9, loss_relative=0.1, accuracy=0.1),
+    )
+    timing = LandscapeTiming(total=1.0, surfaces=1.0, points_per_second=1.0)
+    result = LandscapeResult(
+        data="digits",
+        samples=5,
+        loss="loss",
+        accuracy="accuracy",
+        surfaces=(surface,),
+        shared_directions=True,
+        figures=(),
+        timing=timing,
+        **make_run_facts(),
+    )
+    return result.model_dump(mode="json")
+
+
+RESULTS: list[tuple[type[RunResult], dict[str, Any]]] = [
+    (DistillResult, make_distill_result().model_dump(mode="json")),
+    (PretrainResult, make_pretrain_result().model_dump(mode="json")),
+    (LandscapeResult, landscape_result()),
+]
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "1" + "0" * 6000, "-1" + "0" * 400, "1e308", "-1e308"])
+def test_a_number_of_any_size_in_a_result_is_refused_or_can_be_shown(number: str):
+    for kind, values in RESULTS:
+        surfaces = values.get("surfaces")
+        for place in numbers_in({**values, "surfaces": surfaces[0]} if surfaces else values):
+            changed = copy.deepcopy(values)
+            table = changed
+            for key in place[:-1]:
+                table = table[key][0] if key == "surfaces" else table[key]
+            table[place[-1]] = "NUMBER"
+            try:
+                read = kind.read(json.dumps(changed).replace('"NUMBER"', number).encode(), "the result")
+            except InputError as error:
+                assert str(error).startswith("the result is damaged")
+                continue
+            f"{read}"
+            for part in place[:-1]:
+                read = getattr(read, part)[0] if part == "surfaces" else getattr(read, part)
+            f"{getattr(read, place[-1]) / 1e6:.4g}"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Annotated, Any, Literal
 
@@ -14,13 +17,14 @@ import typer.main
 from typer.core import TyperGroup
 
 from gapssg._version import __version__
-from gapssg.cli.console import Invocation
+from gapssg.cli.console import Invocation, lenient_streams
+from gapssg.cli.signals import listening
 from gapssg.engine.requests import Stopped
-from gapssg.errors import GapssgError, InputError, shortened
+from gapssg.errors import GapssgError, InputError, says_out_of_memory, shortened
+from gapssg.files import check_current_folder
 from gapssg.text import printable
 
-INTERRUPTED = 128 + signal.SIGINT
-TERMINATED = 128 + signal.SIGTERM
+_ENDS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 _LONGEST_LINE = 5000  # a path may have 4,096 bytes
 
 
@@ -115,45 +119,78 @@ def _program(
 
 
 def main() -> None:
-    """Run the program and exit: 0 done, 1 failed while running, 2 bad input, 130 interrupted, 143 terminated."""
+    """Run the program and exit: 0 done, 1 failed while running, 2 bad input; by a signal 128 and its number."""
     invocation = Invocation()
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        status = app(standalone_mode=False, obj=invocation) or 0
-    except Stopped as error:
-        status = error.exit_status
-    except GapssgError as error:
-        status = error.exit_status
-        _complain(str(error), invocation)
-    except (KeyboardInterrupt, typer.Abort):
-        status = INTERRUPTED
-    except Exception as error:
-        if isinstance(error, _USAGE_ERROR):
-            status = InputError.exit_status
-            message = error.format_message()  # type: ignore[attr-defined]
-            if message:  # without a command the help was printed instead
-                _complain(message, invocation)
-        else:
-            status = GapssgError.exit_status
-            hint = "" if invocation.debug else "; run again with --debug for the traceback, and please report it"
-            _complain(f"unexpected {type(error).__name__}: {error}{hint}", invocation)
-    if status in (INTERRUPTED, TERMINATED):
-        kept = invocation.again
-        if not kept and invocation.command and invocation.checkpoint:
-            run = printable(invocation.checkpoint)
-            kept = f"; continue with: gapssg {invocation.command} --resume {run}{invocation.again_named}"
-        elif not kept and invocation.started:
-            kept = "; start again with --overwrite"
-        sys.stderr.write(f"{'interrupted' if status == INTERRUPTED else 'terminated'}{kept}\n")
+    with lenient_streams() as stdout, listening() as invocation.requests:
+        status = _run(invocation)
+        stdout.flush()
+        if stdout.refusal is not None and status == 0:
+            status = _say_what_is_lost(stdout.refusal, invocation)
     sys.exit(status)
 
 
-def _terminate(number: int, _: object) -> None:
-    raise Stopped(number)
+def _run(invocation: Invocation) -> int:
+    """Run a command, and say in one sentence what went wrong; return the exit status."""
+    status = 0
+    failure: Exception | Stopped | None = None
+    try:
+        with says_out_of_memory(), _needing_current_folder():
+            status = app(standalone_mode=False, obj=invocation) or 0
+    except (KeyboardInterrupt, typer.Abort):
+        failure = Stopped(signal.SIGINT)
+    except (Exception, Stopped) as error:
+        failure = error
+    requests = invocation.requests
+    requests.attended = True  # from here on the program ends by itself
+    if requests.raised and requests.stop is not None:
+        failure = Stopped(requests.stop)  # whatever has become of it on its way
+    if isinstance(failure, Stopped):
+        sys.stderr.write(f"{_ENDS.get(failure.signal_number, 'stopped')}{_how_to_continue(invocation)}\n")
+        return failure.exit_status
+    return status if failure is None else _complain(failure, invocation)
 
 
-def _complain(sentence: str, invocation: Invocation) -> None:
+@contextmanager
+def _needing_current_folder() -> Iterator[None]:
+    """Say in one sentence that the current folder was removed, whoever stumbles over that."""
+    try:
+        yield
+    except FileNotFoundError:
+        check_current_folder()
+        raise
+
+
+def _how_to_continue(invocation: Invocation) -> str:
+    if invocation.again:
+        return invocation.again
+    if invocation.command and invocation.checkpoint:
+        again = shlex.join(["gapssg", invocation.command, "--resume", invocation.checkpoint])
+        return f"; continue with: {printable(again)}{invocation.again_named}"
+    return "; start again with --overwrite" if invocation.started else ""
+
+
+def _complain(error: Exception, invocation: Invocation) -> int:
+    """Say what went wrong; return the exit status."""
     if invocation.debug:
-        traceback.print_exc()
-    lines = "\n".join(shortened(printable(line), _LONGEST_LINE) for line in sentence.split("\n"))
-    sys.stderr.write(f"error: {lines}\n")
+        traceback.print_exception(error)
+    status = GapssgError.exit_status
+    if isinstance(error, GapssgError):
+        sentence, status = str(error), error.exit_status
+    elif isinstance(error, _USAGE_ERROR):
+        sentence, status = error.format_message(), InputError.exit_status  # type: ignore[attr-defined]
+    else:
+        hint = "" if invocation.debug else "; run again with --debug for the traceback, and please report it"
+        sentence = f"unexpected {type(error).__name__}: {error}{hint}"
+    if sentence:  # without a command the help was printed instead
+        lines = "\n".join(shortened(printable(line), _LONGEST_LINE) for line in sentence.split("\n"))
+        sys.stderr.write(f"error: {lines}\n")
+    return status
+
+
+def _say_what_is_lost(refusal: OSError, invocation: Invocation) -> int:
+    """Say that stdout was not written; return the exit status: a run has what it made in its directory, too."""
+    is_kept = invocation.started and not invocation.json
+    kept = "; what the run made is in its directory" if invocation.started else ""
+    reason = refusal.strerror or refusal
+    sys.stderr.write(f"{'warning' if is_kept else 'error'}: stdout cannot be written: {reason}{kept}\n")
+    return 0 if is_kept else GapssgError.exit_status

@@ -17,7 +17,14 @@ from gapssg.models.settings import WithFactories
 def card(
     context: typer.Context,
     given: Given[WithFactories],
-    run: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory of distill or pretrain-teacher, finished.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="Run directory of distill or pretrain-teacher, finished.",
+            parser=options.path_parser("DIR"),
+        ),
+    ],
     licence: Annotated[
         str | None, typer.Option("--licence", help="Of the model, as the Hub names it, such as apache-2.0.")
     ] = None,

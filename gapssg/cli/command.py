@@ -226,7 +226,8 @@ def _parameter(settings_class: type[Settings], shown: Shown, panel: Panel) -> in
     is_list = _is_repeatable(shown, field)
     if shown.parse is not None or kind not in (*_TYPES, bool):
         kind = str
-    annotation: Any = list[kind] | None if is_list else kind | None  # type: ignore[valid-type]
+    given = str if kind is Path else kind  # the field makes a path of it
+    annotation: Any = list[given] | None if is_list else given | None  # type: ignore[valid-type]
     choices = choices_of(settings_class, shown)
     details: dict[str, Any] = {
         "help": help_text(settings_class, shown),
@@ -276,7 +277,7 @@ def _value(shown: Shown, given: Any) -> Any:
         return None
     if shown.parse is not None:
         return shown.parse(option_name(shown), given)
-    return [str(each) if isinstance(each, Path) else each for each in given] if isinstance(given, list) else given
+    return given
 
 
 def _all_values(path: _Path) -> tuple[str, ...]:

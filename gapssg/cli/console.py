@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 import rich.console
 from pydantic import BaseModel
@@ -19,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from gapssg.engine.requests import Requests
 from gapssg.runs.events import (
     CheckpointWritten,
     DistillationEpoch,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 _WIDTH_OF_AN_EPOCH = 190
 _NARROW = 80
 _WIDTH_OF_A_PIPE = 500  # nothing is wrapped that another program reads
+_WIDTHS = range(20, 10_001)  # in which a table can be printed
 
 
 @dataclass
@@ -59,15 +62,85 @@ class Invocation:
     """The options that --resume takes there, with a space before each."""
     again: str = ""
     """How to go on after an interruption, if not by --resume."""
+    requests: Requests = field(default_factory=Requests)
+    """What signals ask."""
 
 
-class _Console(rich.console.Console):
-    """Falls silent, and lets the run go on, when nobody reads any more (`gapssg distill ... | head`)."""
+class Stream:
+    """A stream that fails no run: what it refuses is dropped, and what it cannot encode is written as an escape.
 
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), self.file.fileno())
+    A disk may be full, a terminal closed, and a reader gone (`gapssg distill ... | head`).
+
+    Attributes:
+        refusal: The first reason why something was dropped, if it is not that the reader has gone.
+    """
+
+    refusal: OSError | None = None
+
+    def __init__(self, stream: TextIO | None) -> None:
+        """Write to `stream`, or nowhere if the program was started without one."""
+        self._stream = stream if stream is not None else open(os.devnull, "w")  # noqa: SIM115  # as long as we live
+        if isinstance(self._stream, io.TextIOWrapper):
+            self._stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> Any:
+        """Be as the stream is in all else."""
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, or drop."""
+        with self._keeping_refusal():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what was not dropped."""
+        with self._keeping_refusal():
+            self._stream.flush()
+
+    def end(self) -> None:
+        """Flush, and leave nothing that Python would fail to flush at its end."""
+        try:
+            self._stream.flush()
+        except OSError:
+            with suppress(OSError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    @contextmanager
+    def _keeping_refusal(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            pass
+        except OSError as error:
+            self.refusal = self.refusal or error
+
+
+@contextmanager
+def lenient_streams() -> Iterator[Stream]:
+    """Let stdout and stderr refuse what is written to them; yield stdout.
+
+    Widths of the screen in which nothing can be printed do not count.
+    """
+    for name in ("COLUMNS", "LINES"):
+        with suppress(KeyError, ValueError):
+            if int(os.environ[name]) in _WIDTHS:
+                continue
+        os.environ.pop(name, None)
+    before = sys.stdout, sys.stderr
+    streams = [Stream(stream) for stream in before]
+    sys.stdout, sys.stderr = (cast(TextIO, stream) for stream in streams)
+    try:
+        yield streams[0]
+    finally:
+        for stream in streams:
+            stream.end()
+        sys.stdout, sys.stderr = before
+
+
+def _rich_console(file: TextIO, **options: Any) -> rich.console.Console:
+    """Return a console that prints texts as they are: names may look like markup, or like emoji."""
+    return rich.console.Console(file=file, highlight=False, markup=False, emoji=False, **options)
 
 
 class Console:
@@ -77,14 +150,16 @@ class Console:
         """Print as the invocation asks."""
         self.invocation = invocation
         self._stdout = sys.stdout
-        self._rich = _Console(stderr=invocation.json, quiet=invocation.quiet, highlight=False, soft_wrap=True)
-        self._result = _Console(highlight=False)
+        self._rich = _rich_console(
+            sys.stderr if invocation.json else sys.stdout, quiet=invocation.quiet, soft_wrap=True
+        )
+        self._result = _rich_console(sys.stdout)
         if not self._result.is_terminal:
             self._result.width = _WIDTH_OF_A_PIPE
 
     def say(self, text: str) -> None:
         """Print a line of progress or explanation; nothing with --quiet."""
-        self._rich.print(printable(text), markup=False)
+        self._rich.print(printable(text))
 
     def is_narrow(self) -> bool:
         """Tell whether lines would wrap on the terminal."""
@@ -93,12 +168,12 @@ class Console:
     def note(self, text: str) -> None:
         """Print a line that explains a result; --quiet keeps it."""
         if not self.invocation.json:
-            self._result.print(printable(text), markup=False, soft_wrap=True)
+            self._result.print(printable(text), soft_wrap=True)
 
     def alarm(self, text: str) -> None:
         """Print a line that nobody should miss: to stdout, or with --json to stderr; --quiet keeps it."""
-        shown = _Console(stderr=True, highlight=False) if self.invocation.json else self._result
-        shown.print(printable(text), markup=False, soft_wrap=True)
+        shown = _rich_console(sys.stderr) if self.invocation.json else self._result
+        shown.print(printable(text), soft_wrap=True)
 
     def failures(self, what: str, sentences: Sequence[str]) -> None:
         """Print in one line that something is not usable, and why; nothing if nothing speaks against it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from gapssg.cli.console import count
 from gapssg.cli.options import Panel
 from gapssg.engine.settings import DistillSettings
 from gapssg.errors import InputError
+from gapssg.runs.results import DistillResult
 from gapssg.text import percent
 
 
@@ -79,8 +81,8 @@ def distill(
         console.settings(settings.to_dict(), settings.to_toml())
         return
     directory = options.required(output, "--output")
+    options.check_run(settings, directory, overwrite, resume)
 
-    from gapssg.cli.signals import listen
     from gapssg.engine.distill import distill
     from gapssg.runs.events import DistillationEpoch
 
@@ -94,7 +96,7 @@ def distill(
             overwrite=overwrite,
             resume=resume is not None,
             display=display,
-            requests=listen(),
+            requests=console.invocation.requests,
         )
     teacher, student = result.teacher, result.student
     console.table(
@@ -122,7 +124,21 @@ def distill(
         console.note(f"balanced accuracy of the student: {percent(student.balanced_accuracy)}{of_lowest}")
     console.failures("the student", result.failures)
     console.warnings("the student", result.warnings)
+    console.say("next:")
+    for words in _next_commands(directory, settings):
+        console.say(f"  {shlex.join(words)}{console.invocation.again_named}")
     console.result(result)
+
+
+def _next_commands(run: Path, settings: DistillSettings) -> list[list[str]]:
+    """Return the commands that say more of the student, show it, and make a file for other programs."""
+    data = "folder:PATH" if settings.eval_data is None else settings.eval_data.name
+    student, teacher = str(run / DistillResult.model_file), str(settings.teacher)
+    return [
+        ["gapssg", "eval", student, "--teacher", teacher, "--data", data],
+        ["gapssg", "report", str(run), "--output", "report.html"],
+        ["gapssg", "export", str(run), "--to", "onnx", "--output", "student.onnx"],
+    ]
 
 
 def _published(values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,6 +13,8 @@ from gapssg.cli.console import Console, count
 from gapssg.cli.options import Panel
 from gapssg.engine.settings import EvaluateSettings
 from gapssg.errors import shortened
+from gapssg.runs.evaluations import keep_evaluations
+from gapssg.runs.events import Note
 from gapssg.text import percent
 
 if TYPE_CHECKING:
@@ -57,11 +59,14 @@ def evaluate(
     if dry_run:
         console.settings(settings.to_dict(), settings.to_toml())
         return
+    options.check_inputs(settings)
 
     from gapssg.engine.evaluate import evaluate
 
     with console.live() as display:
         result = evaluate(settings, display=display)
+        if reason := keep_evaluations(result):
+            display.event(Note(message=reason))
     print_evaluation(console, result)
     if per_class:
         for report in result.models:

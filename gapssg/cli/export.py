@@ -11,6 +11,7 @@ from gapssg.cli.command import MODEL_FACTORIES, Given, Shown, command, data_fiel
 from gapssg.cli.console import Console, count
 from gapssg.cli.options import Panel
 from gapssg.export.settings import ExportSettings
+from gapssg.files import check_output_file
 from gapssg.text import percent
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def export(
         console.settings(settings.to_dict(), settings.to_toml())
         return
     file = options.required(output, "--output")
+    options.check_inputs(settings)
+    check_output_file(file, overwrite)
 
     from gapssg.export.export import export_model
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import typer
 
 from gapssg.cli import options
 from gapssg.cli.command import Given, Shown, command, data_fields
 from gapssg.cli.console import count
 from gapssg.cli.options import Panel
-from gapssg.engine.settings import ImportSettings
+from gapssg.engine.settings import DEFAULT_WEIGHTS, ImportSettings
 from gapssg.errors import InputError
-from gapssg.files import read_bounded
+from gapssg.files import check_output_file, read_bounded, user_path
 from gapssg.text import percent
 
 _LONGEST_LIST_OF_NAMES = 2**20  # bytes
@@ -23,7 +21,7 @@ def _names(option: str, text: str) -> list[str]:
     if "," in text:
         return [name.strip() for name in text.split(",")]
     try:
-        lines = read_bounded(Path(text), _LONGEST_LIST_OF_NAMES).decode("utf-8-sig").splitlines()
+        lines = read_bounded(user_path(text), _LONGEST_LIST_OF_NAMES).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{option} {text} is no text file of names, one a line") from error
     return [line.strip() for line in lines if line.strip()]
@@ -72,6 +70,8 @@ def import_teacher(
         console.settings(settings.to_dict(), settings.to_toml())
         return
     file = options.required(output, "--output")
+    options.check_inputs(settings, None if settings.weights == DEFAULT_WEIGHTS else settings.weights)
+    check_output_file(file, overwrite)
 
     from gapssg.engine.import_teacher import import_teacher
 

@@ -51,6 +51,7 @@ def inspect(
     if dry_run:
         console.settings(settings.to_dict(), settings.to_toml())
         return
+    options.check_inputs(settings)
 
     from gapssg.engine.inspection import inspect
 

@@ -66,8 +66,8 @@ def landscape(
         console.settings(settings.to_dict(), settings.to_toml())
         return
     directory = options.required(output, "--output")
+    options.check_run(settings, directory, overwrite, resume)
 
-    from gapssg.cli.signals import listen
     from gapssg.landscape.measure import measure_landscape
 
     with console.live() as display:
@@ -77,7 +77,7 @@ def landscape(
             overwrite=overwrite,
             resume=resume is not None,
             display=display,
-            requests=listen(),
+            requests=console.invocation.requests,
         )
     print_landscape(console, result)
     console.result(result)
@@ -97,7 +97,7 @@ def print_landscape(console: Console, result: LandscapeResult) -> None:
         if curvature:
             row += [_with_error(curvature.largest_eigenvalue), _with_error(curvature.trace)]
             row += [_figures(curvature.epsilon_sharpness)]
-        rows.append(row)
+        rows.append(row + ["-"] * (len(columns) - len(row)))
     rate = result.timing.points_per_second
     title = f"Loss ({result.loss}) on {result.samples:,} samples of {result.data}"
     if len(rows) == 1 and with_curvature:
@@ -106,6 +106,9 @@ def print_landscape(console: Console, result: LandscapeResult) -> None:
     else:
         console.table(title, columns, rows)
     console.note("lowest: of all points; radius: in which the loss stays under twice that of the centre")
+    for surface in result.surfaces:
+        if surface.curvature and surface.curvature.missing:
+            console.note(f"{surface.label}: {surface.curvature.missing}")
     if rate is not None:
         console.say(f"{rate:.1f} points/s; {result.timing.total:.0f} s in all")
     for figure in result.figures:
@@ -118,4 +121,6 @@ def _figures(number: float | None) -> str:
 
 
 def _with_error(measured: Measurement) -> str:
+    if measured.value is None:
+        return "-"
     return f"{_figures(measured.value)} ± {_figures(measured.error)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -12,14 +13,20 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from gapssg.cli.console import Console, Invocation
+from gapssg.data.settings import DataSettings
 from gapssg.errors import InputError, shortened
-from gapssg.files import inside
+from gapssg.files import check_exists, inside, user_path
+from gapssg.models import check_model_name
 from gapssg.models.reference import is_factory
+from gapssg.settings.base import Settings
 from gapssg.settings.load import read_toml, recipe_names
 
 if TYPE_CHECKING:
     from gapssg.engine.run_directory import Display
     from gapssg.runs.events import Epoch
+
+
+FOLDER = "folder:"
 
 
 class Panel(StrEnum):
@@ -54,6 +61,23 @@ def _remember(field: str) -> Any:
     return callback
 
 
+def path_option(name: str, help_text: str, **details: Any) -> Any:
+    """Declare an option that takes a path."""
+    return typer.Option(name, help=help_text, metavar="PATH", parser=path_parser(name), **details)
+
+
+def path_parser(name: str) -> Callable[[str], Path]:
+    """Make what reads the path that the option or argument `name` is given, for Typer."""
+
+    def parse(text: str) -> Path:
+        try:
+            return user_path(text)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+
+    return parse
+
+
 Recipe = Annotated[
     str | None,
     typer.Option(
@@ -64,7 +88,7 @@ Recipe = Annotated[
 ]
 Config = Annotated[
     Path | None,
-    typer.Option("--config", help="TOML file of settings, as --dry-run prints them.", rich_help_panel=Panel.SETTINGS),
+    path_option("--config", "TOML file of settings, as --dry-run prints them.", rich_help_panel=Panel.SETTINGS),
 ]
 Set = Annotated[
     list[str] | None,
@@ -86,14 +110,14 @@ Estimate = Annotated[
 ]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", help=f"Directory of the run; it holds all that the run writes. {REQUIRED}"),
+    path_option("--output", f"Directory of the run; it holds all that the run writes. {REQUIRED}"),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is already in --output.")]
-OutputFile = Annotated[Path | None, typer.Option("--output", help=f"The file to write. {REQUIRED}")]
-ModelFile = Annotated[Path | None, typer.Option("--output", help=f"The model file to write, *.safetensors. {REQUIRED}")]
+OutputFile = Annotated[Path | None, path_option("--output", f"The file to write. {REQUIRED}")]
+ModelFile = Annotated[Path | None, path_option("--output", f"The model file to write, *.safetensors. {REQUIRED}")]
 OverwriteFile = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")]
 Resume = Annotated[
-    Path | None, typer.Option("--resume", help="Continue the interrupted run in this directory, with its settings.")
+    Path | None, path_option("--resume", "Continue the interrupted run in this directory, with its settings.")
 ]
 TensorBoard = Annotated[
     bool,
@@ -199,8 +223,54 @@ def run_directory(
     except InputError as error:
         raise InputError(f"{resume} holds no run to continue: {error}") from error
     if began_as != command:
-        raise InputError(f"{resume} is a run of {began_as}; use gapssg {began_as} --resume {resume}")
+        raise InputError(f"{resume} is a run of {began_as}; use gapssg {began_as} --resume {shlex.quote(str(resume))}")
     return resume, file
+
+
+def check_inputs(settings: Settings, weights: str | None = None) -> None:
+    """Check that what settings name is there, before importing torch takes seconds; a command checks all else.
+
+    Args:
+        settings: Of a command.
+        weights: A further file.
+
+    Raises:
+        InputError: A file or folder is not there.
+    """
+    for path in _paths_in((settings, *([user_path(weights)] if weights else []))):
+        try:
+            check_model_name(str(path))  # the command has advice for a model in place of a file
+        except InputError:
+            check_exists(path)
+
+
+def check_run(settings: Settings, output: Path, overwrite: bool, resume: Path | None) -> None:
+    """Check before torch is imported that a new run has what it reads, and may be written to `output`.
+
+    Raises:
+        InputError: It has not, or may not.
+    """
+    from gapssg.engine.run_directory import check_output
+
+    if resume is None:
+        check_inputs(settings)
+        check_output(output, overwrite)
+
+
+def _paths_in(value: Any) -> Iterator[Path]:
+    """Yield the paths of what is read; where data sets are downloaded to need not be there."""
+    match value:
+        case Path():
+            yield value
+        case DataSettings():
+            if value.name.startswith(FOLDER):
+                yield user_path(value.name.removeprefix(FOLDER))
+        case Settings():
+            for _, part in value:
+                yield from _paths_in(part)
+        case tuple():
+            for part in value:
+                yield from _paths_in(part)
 
 
 def check_estimate(estimate: bool, resume: Path | None) -> None:

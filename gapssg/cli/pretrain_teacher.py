@@ -62,8 +62,8 @@ def pretrain_teacher(
         console.settings(settings.to_dict(), settings.to_toml())
         return
     directory = options.required(output, "--output")
+    options.check_run(settings, directory, overwrite, resume)
 
-    from gapssg.cli.signals import listen
     from gapssg.engine.pretrain import pretrain_teacher
     from gapssg.runs.events import PretrainingEpoch
 
@@ -77,7 +77,7 @@ def pretrain_teacher(
             overwrite=overwrite,
             resume=resume is not None,
             display=display,
-            requests=listen(),
+            requests=console.invocation.requests,
         )
     made = result.model
     console.table(

@@ -29,7 +29,7 @@ LANDSCAPE_SAMPLES = 225  # half of the test digits, to stay within 15 seconds on
 def quickstart(
     context: typer.Context,
     given: Given[PretrainSettings],
-    output: Annotated[Path, typer.Option("--output", help="Directory for the runs.")] = Path("quickstart"),
+    output: Annotated[Path, options.path_option("--output", "Directory for the runs.")] = Path("quickstart"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier quickstart.")] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -94,12 +94,7 @@ def quickstart(
         },
     )
 
-    from gapssg.cli.signals import listen
-    from gapssg.engine.distill import distill
-    from gapssg.engine.evaluate import evaluate
-    from gapssg.engine.pretrain import pretrain_teacher
     from gapssg.engine.run_directory import check_output
-    from gapssg.landscape.measure import measure_landscape
 
     folders = {**runs, "landscape": inside(output) / "landscape"}
     strange = sorted({entry.name for entry in output.iterdir()} - folders.keys()) if output.is_dir() else []
@@ -108,8 +103,13 @@ def quickstart(
     for folder in folders.values():
         check_output(folder, overwrite)
 
+    from gapssg.engine.distill import distill
+    from gapssg.engine.evaluate import evaluate
+    from gapssg.engine.pretrain import pretrain_teacher
+    from gapssg.landscape.measure import measure_landscape
+
     started = time.perf_counter()
-    requests = listen()
+    requests = console.invocation.requests
     with console.live() as display:
         console.say(f"1 of 5: a {teacher_settings.model.name} teacher learns the digits from real images")
         teacher = pretrain_teacher(

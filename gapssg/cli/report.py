@@ -10,6 +10,7 @@ import typer
 from gapssg.cli import options
 from gapssg.cli.command import DEVICE, MODEL_FACTORIES, Given, Shown, command, data_fields
 from gapssg.cli.options import Panel
+from gapssg.files import check_output_file
 from gapssg.report.settings import ReportSettings
 
 
@@ -26,7 +27,7 @@ def report(
     context: typer.Context,
     given: Given[ReportSettings],
     output: Annotated[
-        Path | None, typer.Option("--output", help=f"The page; its name ends in .html. {options.REQUIRED}")
+        Path | None, options.path_option("--output", f"The page; its name ends in .html. {options.REQUIRED}")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a page that is already there.")] = False,
     json: options.Json = False,
@@ -42,6 +43,8 @@ def report(
     console = options.console_of(context)
     settings = given.load()
     page = options.required(output, "--output")
+    options.check_inputs(settings)
+    check_output_file(page, overwrite)
 
     from gapssg.report.page import write_report
 

@@ -48,7 +48,12 @@ def _variants(_: str, texts: list[str]) -> list[dict[str, Any]]:
 def table(
     context: typer.Context,
     given: Given[TableSettings],
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of the table; a second run continues.")],
+    directory: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="Directory of the table; a second run continues.", parser=options.path_parser("DIR")
+        ),
+    ],
     show: Annotated[bool, typer.Option("--show", help="Print what is known so far, and run nothing.")] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -81,11 +86,10 @@ def table(
     Ledger(directory).check_if_begun()
     console.invocation.again = "; the same command continues"
 
-    from gapssg.cli.signals import listen
     from gapssg.table.run import run_table
 
     with console.live() as display:
-        result = run_table(tasks, directory, display=display, requests=listen())
+        result = run_table(tasks, directory, display=display, requests=console.invocation.requests)
     _finish(console, result)
     console.result(result)
     for label, sentence in result.failed.items():

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from gapssg.data.source import LoadOptions, Source
-from gapssg.errors import InputError, did_you_mean
+from gapssg.errors import InputError, did_you_mean, shortened
+from gapssg.files import user_path
 
 if TYPE_CHECKING:
     from gapssg.data.image_set import ImageSet
@@ -42,10 +43,20 @@ def check_data_name(name: str) -> str:
     for known in _SOURCES:
         if has_path and known == f"{kind}:PATH" and not path.strip():
             raise InputError(f"data {name!r} lacks its path; write it as {known}")
-        if (has_path and known == f"{kind}:PATH") or name == known:
+        if has_path and known == f"{kind}:PATH":
+            user_path(path)
             return name
-    hint = f" (did you mean folder:{name}?)" if Path(name).is_dir() else did_you_mean(kind, _SOURCES)
-    raise InputError(f"unknown data {name!r}{hint}; valid are {', '.join(_SOURCES)}")
+        if name == known:
+            return name
+    hint = f" (did you mean folder:{name}?)" if _is_folder(name) else did_you_mean(kind, _SOURCES)
+    raise InputError(f"unknown data {shortened(repr(name))}{hint}; valid are {', '.join(_SOURCES)}")
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return user_path(name).is_dir()
+    except (InputError, OSError):
+        return False
 
 
 def load_split(

@@ -14,6 +14,7 @@ from gapssg.data.convert import convert_channels, resize_images
 from gapssg.data.image_set import ImageSet
 from gapssg.data.source import LoadOptions
 from gapssg.errors import InputError
+from gapssg.files import user_path
 
 FLIPPING_IS_MEANINGFUL = True
 
@@ -48,7 +49,7 @@ def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> Im
 def _root(root: Path | None) -> Path:
     if root is None and not os.environ.get("GAPSSG_DATA"):
         raise InputError("where CIFAR lies is not known: pass --data-root, or set $GAPSSG_DATA")
-    return Path(root or os.environ["GAPSSG_DATA"]).expanduser()
+    return user_path(root or os.environ["GAPSSG_DATA"])
 
 
 def _open(name: str, root: Path, split: Literal["train", "test"]) -> Any:

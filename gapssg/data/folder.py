@@ -29,6 +29,7 @@ from torch import Tensor
 from gapssg.data.image_set import ImageSet
 from gapssg.data.source import LoadOptions
 from gapssg.errors import GapssgError, InputError, shortened
+from gapssg.files import user_path
 from gapssg.text import listed
 
 FLIPPING_IS_MEANINGFUL = True
@@ -64,7 +65,7 @@ def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> Im
     Raises:
         InputError: The folders are not as described, or an image cannot be used; the message names it.
     """
-    root = Path(name.partition(":")[2]).expanduser()
+    root = user_path(name.partition(":")[2])
     folder = _split_folder(root, split)
     classes = _class_folders(folder, root.resolve())
     formats = _formats_by_extension()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from gapssg.data import check_data_name
-from gapssg.settings.base import Settings, as_validator
+from gapssg.settings.base import Settings, UserPath, as_validator
 
 
 class DataSettings(Settings):
@@ -16,7 +15,7 @@ class DataSettings(Settings):
 
     name: Annotated[str, AfterValidator(as_validator(check_data_name))]
     """`digits`, `cifar10`, `cifar100` or `folder:PATH`."""
-    root: Path | None = None
+    root: UserPath | None = None
     """Folder of torchvision's data sets; without it, the environment variable GAPSSG_DATA."""
     download: bool = False
     """Let torchvision download a data set that is not there."""

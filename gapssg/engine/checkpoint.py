@@ -7,6 +7,7 @@ long the run has been.
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Container, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -268,7 +269,7 @@ def read_checkpoint(
     if not has_checkpoint(path):
         raise InputError(
             f"{path} holds no checkpoint to continue from (none was written yet, or it keeps no pool); "
-            f"start it anew with --output {path} --overwrite"
+            f"start it anew with --output {shlex.quote(str(path))} --overwrite"
         )
     content = read_safetensors(file)
     try:

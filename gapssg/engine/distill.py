@@ -23,10 +23,9 @@ from gapssg.engine.run_directory import Display, RunDirectory, SilentDisplay, po
 from gapssg.engine.settings import DistillSettings
 from gapssg.engine.time_left import EVALUATION
 from gapssg.errors import InputError
-from gapssg.files import sha256_of_files
+from gapssg.files import LARGEST_FILE, sha256_of_files, user_path
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import profile_model
-from gapssg.models.safetensors_file import LARGEST_FILE
 from gapssg.runs.events import DistillationEnded, DistillationEpoch, Event, Started, Warned
 from gapssg.runs.results import (
     AugmentationFacts,
@@ -87,6 +86,7 @@ def distill(
         RunError: The synthesis or the student diverged, or the disk refused a write.
         Stopped: `requests` asked for it.
     """
+    output = user_path(output)
     launch = Launch(settings, output, overwrite, resume, display or SilentDisplay(), requests or Requests())
     launch.check([settings.teacher, settings.pool, settings.student.weights], _MAY_MOVE)
     runtime = Runtime.from_settings(settings.runtime, settings.seed)

@@ -18,7 +18,7 @@ from gapssg.engine.real_images import read_test_images
 from gapssg.engine.run_directory import Display, SilentDisplay, run_facts, versions
 from gapssg.engine.settings import DEFAULT_WEIGHTS, ImportSettings
 from gapssg.errors import InputError, shortened
-from gapssg.files import check_output_file, make_folder
+from gapssg.files import check_output_file, make_folder, user_path
 from gapssg.intervals import Z_95
 from gapssg.models import MODELS, MOST_CLASSES, create_model
 from gapssg.models.description import ModelCard, Outputs, Provenance
@@ -62,6 +62,7 @@ def import_teacher(
         RunError: The library's weights cannot be fetched, or the disk refused the write.
     """
     display = display or SilentDisplay()
+    output = user_path(output)
     _check_output(output, settings, overwrite)
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     pretrained = _pretrained(settings) if settings.weights == DEFAULT_WEIGHTS else None

@@ -20,6 +20,7 @@ from gapssg.engine.checkpoint import Checkpoints, Facts, State, read_checkpoint
 from gapssg.engine.requests import Requests
 from gapssg.engine.run_directory import Display, RunDirectory, Written, check_output, check_same_settings
 from gapssg.engine.time_left import TimeLeft
+from gapssg.errors import says_out_of_memory
 from gapssg.runs.events import CheckpointWritten, Event, Note, Started
 from gapssg.runs.results import RunResult
 from gapssg.runtime import Runtime
@@ -177,7 +178,7 @@ class Launch:
             RunError: The disk refused a write, or the work failed.
             Stopped: That was asked for; a checkpoint is written if there can be one.
         """
-        with job.runtime.configured(), self._open(job) as run:
+        with says_out_of_memory(), job.runtime.configured(), self._open(job) as run:
             state = partial(self._state, job)
             with Checkpoints(run, self._identity, state, self.requests, *job.checkpoints_every) as checkpoints:
                 while job.epochs_done < job.epochs:

@@ -27,6 +27,7 @@ from gapssg.engine.settings import PretrainSettings
 from gapssg.engine.time_left import EVALUATION, TimeLeft
 from gapssg.engine.trainee import Trainee
 from gapssg.errors import InputError
+from gapssg.files import user_path
 from gapssg.models import create_model
 from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.model_file import save_verified_model
@@ -77,6 +78,7 @@ def pretrain_teacher(
         RunError: The training diverged, or the disk refused a write.
         Stopped: `requests` asked for it.
     """
+    output = user_path(output)
     launch = Launch(settings, output, overwrite, resume, display or SilentDisplay(), requests or Requests())
     launch.check(may_move=_MAY_MOVE)
     runtime = Runtime.from_settings(settings.runtime, settings.seed)

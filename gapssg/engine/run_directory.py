@@ -1,4 +1,7 @@
-"""The directory of one run: what is in it, and who may write there."""
+"""The directory of one run: what is in it, and who may write there.
+
+Importing it imports no torch, so that an output that cannot be used is refused at once.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,13 @@ import re
 import time
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
-
-import torch
-from PIL import Image
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from gapssg._version import __version__
-from gapssg.engine.sample_grid import sample_grid
 from gapssg.engine.time_left import TimeLeft
 from gapssg.errors import InputError, RunError, shortened
 from gapssg.files import (
+    LARGEST_FILE,
     InsidePath,
     append,
     canonical_json,
@@ -39,14 +38,18 @@ from gapssg.files import (
     write_atomically,
     write_json,
 )
-from gapssg.models.safetensors_file import LARGEST_FILE
 from gapssg.runs.events import EVENTS, Event, Note, Remaining
 from gapssg.runs.results import RESULT, RunFacts, RunResult
-from gapssg.runtime import Runtime, to_uint8
 from gapssg.settings.base import Settings
 from gapssg.settings.load import flatten, read_toml
-from gapssg.synthesis.shards import PoolOrigin, write_shard
 from gapssg.text import duration
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from gapssg.runtime import Runtime
+    from gapssg.synthesis.shards import PoolOrigin
 
 _SETTINGS = "settings.toml"
 _POOL = "pool"
@@ -58,7 +61,7 @@ _FOLDERS = ("samples", "snapshots", _POOL, "checkpoint", "surfaces", "figures", 
 
 # All that a run writes, relative to its directory, and the temporary name that a write had when it was killed.
 _OWN_FILE = re.compile(
-    r"\.lock|settings\.toml|events\.jsonl|result\.json|(student|model|best)\.safetensors"
+    r"\.lock|settings\.toml|events\.jsonl|(result|evaluations)\.json|(student|model|best)\.safetensors"
     r"|samples/epoch-\d+\.png|snapshots/epoch-\d+\.safetensors|pool/shard-\d+\.safetensors"
     r"|checkpoint/latest\.safetensors"
     r"|surfaces/[\w.-]+\.safetensors|figures/[\w.-]+\.(png|svg|html)"
@@ -70,7 +73,7 @@ _CARD = "README.md"
 # What a kill leaves of the first write of all: no run has begun there.
 _UNBEGUN = re.compile(rf"\.{re.escape(_SETTINGS)}\.[0-9a-f]{{12}}\.tmp")
 _TEMPORARY = ".tmp"
-_MAY_CHANGE = {"checkpoint_every", "checkpoint_minutes", "max_rollbacks", "own_scale"}
+_MAY_CHANGE = {"checkpoint_every", "checkpoint_minutes", "max_rollbacks", "own_scale", "curvature.enabled"}
 _IS_ASKED_ANEW = {"data.download", "eval_data.download"}
 _MOST_DIFFERENCES = 10
 _MOST_GRIDS = 100
@@ -262,6 +265,9 @@ class RunDirectory:
 
         Of a run of many epochs some are left out, so that there are at most 101 grids.
         """
+        from gapssg.engine.sample_grid import sample_grid
+        from gapssg.runtime import to_uint8
+
         every = -(-epochs // _MOST_GRIDS)
         if epoch % every and epoch != epochs:
             return
@@ -270,6 +276,8 @@ class RunDirectory:
 
     def write_pool_shard(self, epoch: int, images: Tensor, targets: Tensor, origin: PoolOrigin) -> None:
         """Write the images (N, C, H, W) uint8 and targets (N,) int64 of one synthesis."""
+        from gapssg.synthesis.shards import write_shard
+
         write_shard(self.folder(_POOL) / shard_name(epoch), images, targets, origin)
 
     def write_result(self, result: RunResult) -> None:
@@ -430,6 +438,8 @@ def encode_png(picture: Image.Image) -> bytes:
 
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
+    import torch
+
     return {"gapssg": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 

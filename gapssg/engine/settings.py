@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from gapssg.data.settings import DataSettings
+from gapssg.files import user_path
 from gapssg.models import LARGEST_IMAGE_SIDE, MOST_CHANNELS, MOST_CLASSES, SMALLEST_IMAGE_SIDE
 from gapssg.models.settings import ModelSettings, WithFactories
-from gapssg.settings.base import Settings
+from gapssg.settings.base import Settings, UserPath, as_validator
 from gapssg.settings.parts import OptimizerSettings, RuntimeSettings
 from gapssg.synthesis import GapSSGFastSettings, MethodSettings
 
@@ -20,6 +20,10 @@ InputShape = tuple[
     Annotated[int, Field(ge=SMALLEST_IMAGE_SIDE, le=LARGEST_IMAGE_SIDE)],
 ]
 DEFAULT_WEIGHTS = "default"
+
+
+def _check_weights(name: str) -> str:
+    return name if name == DEFAULT_WEIGHTS else str(user_path(name))
 
 
 class PretrainSettings(Settings):
@@ -56,20 +60,20 @@ class PretrainSettings(Settings):
 class StudentSettings(ModelSettings):
     """The student: an architecture, and weights to start from."""
 
-    weights: Path | None = None
+    weights: UserPath | None = None
     """A model file or safetensors file to start from; without it, random weights."""
 
 
 class DistillSettings(WithFactories):
     """How a student is distilled from a teacher without its data."""
 
-    teacher: Path
+    teacher: UserPath
     """The teacher's model file."""
     student: StudentSettings
     """The student's architecture and, if any, its first weights."""
     method: MethodSettings = GapSSGFastSettings()
     """How images are synthesised, and how much the student learns from them."""
-    pool: Path | None = None
+    pool: UserPath | None = None
     """The run directory whose sample pool is distilled from instead of synthesising."""
     epochs: int = Field(default=32, ge=1, le=100_000)
     """Epochs of one synthesis and the distillation after it."""
@@ -108,11 +112,11 @@ class DistillSettings(WithFactories):
 class EvaluateSettings(WithFactories):
     """How model files are evaluated on real images."""
 
-    models: tuple[Path, ...] = Field(min_length=1)
+    models: tuple[UserPath, ...] = Field(min_length=1)
     """Model files; their images must have one shape and the same classes."""
     data: DataSettings
     """The real images; the `test` split is read."""
-    teacher: Path | None = None
+    teacher: UserPath | None = None
     """A model file to compare each of the others with: adds the agreement and the reality gap with it."""
     batch_size: int = Field(default=500, ge=1, le=65_536)
     """Images in a batch."""
@@ -123,7 +127,7 @@ class EvaluateSettings(WithFactories):
 class InspectSettings(WithFactories):
     """Which model is looked at: a file, or an architecture with random weights."""
 
-    file: Path | None = None
+    file: UserPath | None = None
     """A model file."""
     model: ModelSettings | None = None
     """An architecture."""
@@ -146,7 +150,7 @@ class ImportSettings(Settings):
 
     model: ModelSettings
     """The architecture."""
-    weights: str | None = None
+    weights: Annotated[str, AfterValidator(as_validator(_check_weights))] | None = None
     """A safetensors file, or `default`: those that torchvision or timm has; without it, those of the factory."""
     input_shape: InputShape
     """Channels, height and width of an image."""

@@ -18,7 +18,7 @@ from gapssg.export.packages import package_versions
 from gapssg.export.quantize import PoolImages, check_agreement, images_per_second, quantize, read_pool
 from gapssg.export.settings import ExportSettings
 from gapssg.export.verify import Examiner, check_tolerance, compare, random_batches, rounding_tolerance
-from gapssg.files import canonical_json, check_output_file, staged
+from gapssg.files import canonical_json, check_output_file, staged, user_path
 from gapssg.models.description import Interface
 from gapssg.models.foreign import foreign_code
 from gapssg.models.frozen import frozen
@@ -68,7 +68,7 @@ def export_model(
         RunError: The disk refused the write.
     """
     display = display or SilentDisplay()
-    output = Path(output)
+    output = user_path(output)
     file = final_weights(settings.model) if settings.model.is_dir() else settings.model
     shards = pool_shards(_pool_of(settings)) if settings.int8.enabled else []
     check_output_file(output, overwrite, inputs=[file, *shards])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from gapssg.data.settings import DataSettings
 from gapssg.models.settings import WithFactories
-from gapssg.settings.base import Settings
+from gapssg.settings.base import Settings, UserPath
 
 
 class QuantizationSettings(Settings):
@@ -17,7 +16,7 @@ class QuantizationSettings(Settings):
 
     enabled: bool = False
     """Only ONNX files can hold such a model."""
-    pool: Path | None = None
+    pool: UserPath | None = None
     """With int8: the run directory whose sample pool calibrates; without it, that of the exported run."""
     calibration_images: int = Field(default=512, ge=1, le=100_000)
     """At most so many images of the pool calibrate, and at most half of it; others measure the agreement."""
@@ -29,7 +28,7 @@ class QuantizationSettings(Settings):
 class ExportSettings(WithFactories):
     """How a model file becomes a file for other programs."""
 
-    model: Path
+    model: UserPath
     """A model file or a run directory, which stands for its last weights."""
     to: Literal["onnx", "torch-export", "torchscript"]
     """The format."""

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gapssg.augment import Normalization
+from gapssg.errors import says_out_of_memory, shortened
 from gapssg.landscape.layout import Layout
 from gapssg.landscape.samples import Samples
 from gapssg.landscape.settings import CurvatureSettings
 from gapssg.landscape.sharpness import epsilon_sharpness, finite, largest_eigenvalue, trace
-from gapssg.runs.results import Curvature
+from gapssg.runs.results import Curvature, Measurement
 from gapssg.runtime import Runtime, to_unit_range
+from gapssg.text import listed
 
 _BATCH_SIZE = 256
+Value = TypeVar("Value")
 
 
 class CentreLoss:
@@ -46,8 +52,9 @@ class CentreLoss:
         product = torch.zeros_like(vector)
         for images, batch in self._batches:
             at = self.weights.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self._loss(at, images, batch), at, create_graph=True)
-            product += torch.autograd.grad(gradient, at, vector)[0]
+            with sdpa_kernel(SDPBackend.MATH):  # the fast kernels of attention have no second derivatives
+                (gradient,) = torch.autograd.grad(self._loss(at, images, batch), at, create_graph=True)
+                product += torch.autograd.grad(gradient, at, vector)[0]
         return product
 
     def _loss(self, weights: Tensor, images: Tensor, batch: Samples) -> Tensor:
@@ -60,22 +67,38 @@ def measure_curvature(
 ) -> Curvature:
     """Return the largest Hessian eigenvalue and the trace with their errors, and the epsilon-sharpness.
 
-    They are of all parameters, in float32, at the network's own batch-norm statistics.
+    They are of all parameters, in float32, at the network's own batch-norm statistics. What needs a derivative that an
+    operator of the network lacks is left out, and `missing` says why.
     """
     drawn = samples.drawn(settings.samples, torch.Generator().manual_seed(runtime.derive_seed("curvature samples")))
     loss = CentreLoss(module, normalization, drawn, runtime)
     start = torch.randn(
         len(loss.weights), generator=runtime.random_stream("lanczos"), device=runtime.device, dtype=torch.float32
     )
-    eigenvalue = largest_eigenvalue(loss.hessian_product, start, settings.lanczos_steps)
-    hutchinson = trace(
-        loss.hessian_product, len(loss.weights), settings.trace_samples, runtime.random_stream("hutchinson")
+    product, signs = loss.hessian_product, runtime.random_stream("hutchinson")
+    missing: dict[str, str] = {}
+    eigenvalue = _measured("eigenvalue", missing, lambda: largest_eigenvalue(product, start, settings.lanczos_steps))
+    hutchinson = _measured("trace", missing, lambda: trace(product, len(start), settings.trace_samples, signs))
+    sharpness = _measured(
+        "sharpness",
+        missing,
+        lambda: epsilon_sharpness(loss.loss_and_gradient, loss.weights, settings.epsilon, settings.ascent_steps),
     )
-    sharpness = epsilon_sharpness(loss.loss_and_gradient, loss.weights, settings.epsilon, settings.ascent_steps)
     return Curvature(
         samples=len(drawn),
-        largest_eigenvalue=eigenvalue,
-        trace=hutchinson,
-        epsilon_sharpness=finite(sharpness),
+        largest_eigenvalue=eigenvalue or Measurement(),
+        trace=hutchinson or Measurement(),
+        epsilon_sharpness=None if sharpness is None else finite(sharpness),
         epsilon=settings.epsilon,
+        missing=f"no {listed(list(missing))}: {next(iter(missing.values()))}" if missing else None,
     )
+
+
+def _measured(name: str, missing: dict[str, str], measure: Callable[[], Value]) -> Value | None:
+    """Return what `measure` does; None, and the reason under `name`, if PyTorch cannot differentiate the network."""
+    try:
+        with says_out_of_memory():
+            return measure()
+    except RuntimeError as error:
+        missing[name] = shortened(str(error).split("\n")[0], 200)
+        return None

@@ -9,6 +9,9 @@ from typing import Any
 from gapssg.landscape.scale import Scale, clipping, tick_text
 from gapssg.landscape.surface import Surface
 
+_EYE = {"x": 1.6, "y": 1.6, "z": 1.2}  # so far away that the titles of the axes stay in the window
+_STYLE = "<style>body { margin: 0; overflow: hidden }</style>"  # Plotly fills the body, whose margin would be too much
+
 
 def interactive_html(surface: Surface, scale: Scale) -> str:
     """Return a page that shows a surface with two axes; it opens without a network."""
@@ -31,7 +34,7 @@ def interactive_html(surface: Surface, scale: Scale) -> str:
         colorscale="Viridis",
         cmin=math.log10(scale.low),
         cmax=math.log10(scale.high),
-        colorbar={"title": {"text": card.loss_name}, **logarithms},
+        colorbar={"title": {"text": card.loss_name, "side": "right"}, **logarithms},
         text=texts,
         hovertemplate=f"(%{{x:.3f}}, %{{y:.3f}})<br>{card.loss_name}: %{{text}}<extra></extra>",
     )
@@ -49,12 +52,13 @@ def interactive_html(surface: Surface, scale: Scale) -> str:
             "xaxis": {"title": {"text": card.axis_labels[0]}},
             "yaxis": {"title": {"text": card.axis_labels[1]}},
             "zaxis": {"title": {"text": card.loss_name}, **logarithms},
+            "camera": {"eye": _EYE},
         },
         legend={"x": 0, "y": 1},
-        margin={"l": 0, "r": 0, "b": 0, "t": 60},
+        margin={"l": 10, "r": 10, "b": 10, "t": 60},
     )
     page: str = figure.to_html(include_plotlyjs=True, full_html=True, div_id="landscape")
-    return page
+    return page.replace("</head>", f"{_STYLE}</head>", 1)
 
 
 def _points(

@@ -17,7 +17,7 @@ from gapssg.engine.real_images import check_same_images
 from gapssg.engine.requests import Requests
 from gapssg.engine.run_directory import Display, RunDirectory, SilentDisplay, run_facts, sha256_of_what_stays
 from gapssg.errors import InputError, shortened
-from gapssg.files import inside, is_file
+from gapssg.files import inside, is_file, user_path
 from gapssg.landscape.curvature import measure_curvature
 from gapssg.landscape.figures import draw
 from gapssg.landscape.layout import Layout
@@ -29,7 +29,7 @@ from gapssg.landscape.sharpness import radius_of_doubling
 from gapssg.landscape.subjects import Subject, read_subjects
 from gapssg.landscape.surface import Surface, SurfaceCard, load_surface, save_surface
 from gapssg.models.model_file import LoadedModel
-from gapssg.runs.events import CheckpointWritten, Event, LandscapeEnded, Started, SurfaceMeasured, SurfaceTiming
+from gapssg.runs.events import CheckpointWritten, Event, LandscapeEnded, Started, SurfaceMeasured, SurfaceTiming, Warned
 from gapssg.runs.results import Bf16Error, CentreFacts, Curvature, LandscapeResult, LandscapeTiming
 from gapssg.runtime import Runtime
 
@@ -73,6 +73,7 @@ def measure_landscape(
         RunError: The disk refused a write.
         Stopped: `requests` asked for it; what is measured is saved.
     """
+    output = user_path(output)
     launch = Launch(settings, output, overwrite, resume, display or SilentDisplay(), requests or Requests())
     launch.check([*settings.models, settings.teacher])
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
@@ -111,9 +112,13 @@ class _Job(Job[LandscapeResult]):
         self._settings = settings
         self._samples = samples
         self._tasks = tasks
-        self._left = [task for task in tasks if task.surface.around is None]
+        self._left = [task for task in tasks if self._is_left(task)]
         self._seconds = 0.0
         self._points = 0
+
+    def _is_left(self, task: _Task) -> bool:
+        around = task.surface.around  # of a run that continues with the curvature that it began without
+        return around is None or (self._settings.curvature.enabled and around.curvature is None)
 
     @property
     def epochs_done(self) -> int:
@@ -143,7 +148,7 @@ class _Job(Job[LandscapeResult]):
         points = self._measure(task.surface, evaluator, plane)
         yield Phase("points", count, points, f"measuring {task.surface.card.label}")
         self.state()
-        around = self._look_around(task, evaluator, plane)
+        around = self._look_around(task, evaluator, plane, run)
         yield Phase("around", 1, around, f"curvature of {task.subject.label}", attended=False)
 
     def _measure(self, surface: Surface, evaluator: PointEvaluator, plane: Plane) -> Generator[int, None, None]:
@@ -157,7 +162,9 @@ class _Job(Job[LandscapeResult]):
         self._seconds += time.perf_counter() - began
         self._points += surface.measured - before
 
-    def _look_around(self, task: _Task, evaluator: PointEvaluator, plane: Plane) -> Generator[int, None, None]:
+    def _look_around(
+        self, task: _Task, evaluator: PointEvaluator, plane: Plane, run: RunDirectory
+    ) -> Generator[int, None, None]:
         """Measure the marks, and around the centre what the grid does not say."""
         settings, samples, runtime, model = self._settings, self._samples, self.runtime, task.subject.model
         yield 0
@@ -165,6 +172,8 @@ class _Job(Job[LandscapeResult]):
         radius, curvature, error = _radius(task.surface, evaluator, plane), None, None
         if settings.curvature.enabled:
             curvature = _curvature(settings, model, samples, runtime)
+            if curvature.missing is not None:
+                run.show(Warned(epoch=0, message=f"the curvature of {task.subject.label} has {curvature.missing}"))
         if runtime.precision == "bf16":
             error = _bf16_error(settings, model, samples, runtime, task.surface, plane)
         task.surface.around = CentreFacts(radius_of_doubling=radius, curvature=curvature, bf16_error=error)

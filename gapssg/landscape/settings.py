@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -10,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from gapssg.data import check_data_name
 from gapssg.data.settings import DataSettings
 from gapssg.models.settings import WithFactories
-from gapssg.settings.base import Settings, as_validator
+from gapssg.settings.base import Settings, UserPath, as_validator
 from gapssg.settings.parts import RuntimeSettings
 
 POOL = "pool"
@@ -47,11 +46,11 @@ class CurvatureSettings(Settings):
 class LandscapeSettings(WithFactories):
     """How the loss around the weights of models is measured and drawn."""
 
-    models: tuple[Path, ...] = Field(min_length=1, max_length=100)
+    models: tuple[UserPath, ...] = Field(min_length=1, max_length=100)
     """Model files and run directories; a run stands for its last weights."""
     data: LandscapeDataSettings
     """What the loss is measured on."""
-    teacher: Path | None = None
+    teacher: UserPath | None = None
     """With data `pool`: the teacher's model file, if it is no longer where the run read it."""
     samples: int = Field(default=2000, ge=1, le=10_000_000)
     """At most so many samples; of more, these many are drawn once, the same for all models."""

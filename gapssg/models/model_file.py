@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from gapssg.errors import InputError, RunError, shortened
-from gapssg.files import canonical_json, parse_json, staged, write_atomically
+from gapssg.files import canonical_json, parse_json, staged, user_path, write_atomically
 from gapssg.models import MOST_CLASSES, check_model_name, create_model, empty_model
 from gapssg.models.description import ModelCard
 from gapssg.models.foreign import (
@@ -158,7 +159,7 @@ def load_model(path: str | Path, factories: Iterable[str] = ()) -> LoadedModel:
         InputError: The file is missing, damaged, not ours, does not fit its own description, or names a factory that
             is not among `factories` or whose model is no classifier with these weights.
     """
-    path = path if isinstance(path, Path) else Path(path)  # which may be an `InsidePath`
+    path = user_path(path)
     _refuse_architecture(path)
     file = read_safetensors(path)
     description = _read_description(path, file.metadata)
@@ -226,7 +227,7 @@ def architecture_of(path: str | Path) -> str:
     Raises:
         InputError: The file is missing, damaged or not ours.
     """
-    path = path if isinstance(path, Path) else Path(path)  # which may be an `InsidePath`
+    path = user_path(path)
     return str(_read_description(path, read_safetensors(path).metadata).get("architecture"))
 
 
@@ -348,7 +349,7 @@ def _read_description(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     if text is None:
         raise InputError(
             f"{path} holds no gapssg description, so its architecture is unknown; "
-            f"make a model file of it: gapssg import-teacher --weights {path} --model NAME ..."
+            f"make a model file of it: gapssg import-teacher --weights {shlex.quote(str(path))} --model NAME ..."
         )
     if text.count(",") > MOST_CLASSES + _MOST_OTHER_VALUES:  # each might be wrong, and an error takes a kilobyte
         raise InputError(f"{path}: its description has more values than that of any model")

@@ -18,9 +18,8 @@ from safetensors import SafetensorError, deserialize
 from torch import Tensor
 
 from gapssg.errors import InputError, shortened
-from gapssg.files import read_bounded
+from gapssg.files import LARGEST_FILE, read_bounded
 
-LARGEST_FILE = 4 * 2**30
 LARGEST_HEADER = 4 * 2**20  # bytes; that of 1,000 classes with names of 200 characters is a twentieth
 _MOST_DIMENSIONS = 8
 _LARGEST_DIMENSION = 2**40

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jinja2
 
 from gapssg.errors import InputError, shortened
-from gapssg.files import inside, is_file, write_atomically
-from gapssg.models.model_file import load_model
+from gapssg.files import check_exists, inside, is_file, user_path, write_atomically
 from gapssg.models.reference import is_factory
 from gapssg.report.runs import TrainingRun, read_training_run
-from gapssg.runs.results import DistillResult
+from gapssg.runs.evaluations import Evaluation, read_evaluations
+from gapssg.runs.results import DistillResult, Scores, Trained
 from gapssg.text import percent, printable
 
 _FILE = "README.md"
@@ -43,13 +43,17 @@ def write_card(
             the licence is no identifier, or there is a card already.
         RunError: The card cannot be written.
     """
+    run = user_path(run)
     if licence is not None and not _LICENCE.fullmatch(licence):
         raise InputError(f"--licence {shortened(licence)} is no identifier as the Hub has them, such as apache-2.0")
     read = read_training_run(run, run.resolve().name)
-    model = load_model(read.model_file, factories)
     file = inside(run) / _FILE
     if is_file(file) and not overwrite:
         raise InputError(f"{file} is there already, and may have been edited; add --overwrite to replace it")
+    check_exists(read.model_file)
+    from gapssg.models.model_file import load_model
+
+    model = load_model(read.model_file, factories)
     result = read.result
     is_distillation = isinstance(result, DistillResult)
     environment = jinja2.Environment(
@@ -60,13 +64,15 @@ def write_card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"code": _code, "percent": percent}
+    environment.filters |= {"code": _code, "cell": _cell, "percent": percent}
+    evaluations = read_evaluations(run, model.sha256)
     text = environment.get_template("card.md.jinja").render(
-        metadata=_metadata(read, licence),
+        metadata=_metadata(read, licence, evaluations),
+        evaluations=[(_public(each.data), each) for each in evaluations],
         name=read.name,
         result=result,
         is_distillation=is_distillation,
-        data=_public(result.data),
+        data=None if result.data is None else _public(result.data),
         card=model.card,
         factory=model.card.architecture if is_factory(model.card.architecture) else None,
         sha256=model.sha256,
@@ -78,7 +84,7 @@ def write_card(
     return file
 
 
-def _metadata(run: TrainingRun, licence: str | None) -> str:
+def _metadata(run: TrainingRun, licence: str | None, evaluations: Sequence[Evaluation]) -> str:
     """Return the metadata as YAML.
 
     Raises:
@@ -94,19 +100,21 @@ def _metadata(run: TrainingRun, licence: str | None) -> str:
     tags = ["image-classification"]
     if isinstance(result, DistillResult):
         tags += ["knowledge-distillation", "data-free-knowledge-distillation", printable(result.method)]
-    data = printable(_public(result.data) or "")
-    accuracies = {"top-1": result.model.top1, "top-5": result.model.top5} if data else {}
+    scores: dict[str, Scores | Trained] = {each.data: each.scores for each in evaluations}
+    if result.data and result.model.top1 is not None:
+        scores[result.data] = result.model
     measured = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=data,
-            dataset_name=data,
+            dataset_type=printable(_public(data)),
+            dataset_name=printable(_public(data)),
             dataset_split="test",
             metric_type="accuracy",
             metric_value=value,
             metric_name=f"{name} accuracy after the last epoch",
         )
-        for name, value in accuracies.items()
+        for data, found in scores.items()
+        for name, value in (("top-1", found.top1), ("top-5", found.top5))
         if value is not None
     ]
     return ModelCardData(
@@ -119,9 +127,9 @@ def _metadata(run: TrainingRun, licence: str | None) -> str:
     ).to_yaml()
 
 
-def _public(data: str | None) -> str | None:
+def _public(data: str) -> str:
     """Return the name of a data set; of a folder only the last part, because the rest is nobody else's business."""
-    if data is None or not data.startswith(_FOLDER):
+    if not data.startswith(_FOLDER):
         return data
     return Path(data.removeprefix(_FOLDER)).name or "folder"
 
@@ -129,3 +137,8 @@ def _public(data: str | None) -> str | None:
 def _code(text: str) -> str:
     """Quote a text that may be a stranger's as code, in which Markdown and HTML mean nothing."""
     return f"`{printable(text).replace('`', chr(39))}`"
+
+
+def _cell(text: str) -> str:
+    """Quote a text as `_code` does, for a table, in which a bar would end the cell."""
+    return _code(text).replace("|", "\\|")

@@ -17,6 +17,8 @@ from gapssg.files import is_file, sha256_of_file
 from gapssg.report.charts import Chart, Line, draw
 from gapssg.report.runs import LARGEST_MODEL, TrainingRun
 from gapssg.report.settings import ReportSettings
+from gapssg.runs.evaluations import keep_evaluations
+from gapssg.runs.events import Note
 from gapssg.runs.results import DistillResult, EvaluatedModel
 
 _MOST_CLASSES = 100
@@ -202,6 +204,8 @@ def evaluate_run(run: TrainingRun, data: DataSettings, settings: ReportSettings,
         ),
         display=display,
     )
+    if reason := keep_evaluations(evaluated):
+        display.event(Note(message=reason))
     found = dict(zip(files, evaluated.models, strict=True))
     return Evaluation(
         data=evaluated.data,

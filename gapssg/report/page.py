@@ -17,13 +17,13 @@ from gapssg.engine.judgement import failures_on_real_images, real_images_speak_f
 from gapssg.engine.record import read_picture, sample_grids
 from gapssg.engine.run_directory import Display, SilentDisplay
 from gapssg.errors import InputError
-from gapssg.files import check_output_file, write_atomically
+from gapssg.files import check_output_file, user_path, write_atomically
 from gapssg.report.charts import COLOURS, Chart, Level, Line, draw
 from gapssg.report.evaluation import Evaluation, check_teacher, evaluate_run
 from gapssg.report.landscapes import Landscape, read_landscape
 from gapssg.report.runs import TrainingRun, command_of, names_of, read_training_run
 from gapssg.report.settings import ReportSettings
-from gapssg.report.verdict import Accuracies, Verdict, judge
+from gapssg.report.verdict import Accuracies, Verdict, judge, lowest_class
 from gapssg.runs.events import AnyEpoch, DistillationEpoch, PretrainingEpoch, Warned
 from gapssg.runs.results import DistillResult, ReportedRun, ReportResult
 from gapssg.text import percent, printable
@@ -118,6 +118,7 @@ def write_report(
         RunError: The page cannot be written.
     """
     display = display or SilentDisplay()
+    output = user_path(output)
     _check_page(output, overwrite)
     runs, landscapes = _read(settings.runs)
     if settings.teacher is not None:
@@ -179,6 +180,7 @@ def _accuracies(evaluation: Evaluation) -> Accuracies:
         model=last.top1,
         teacher=None if teacher is None else teacher.top1,
         balanced=last.balanced_accuracy,
+        lowest=lowest_class(last),
         failures=failures_on_real_images(last, teacher),
         speak_for_it=real_images_speak_for(last),
         lost=evaluation.lost(),

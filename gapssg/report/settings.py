@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import Field
 
 from gapssg.data.settings import DataSettings
 from gapssg.models.settings import WithFactories
+from gapssg.settings.base import UserPath
 from gapssg.settings.parts import RuntimeSettings
 
 
 class ReportSettings(WithFactories):
     """Which runs are reported on, and what they are evaluated on."""
 
-    runs: tuple[Path, ...] = Field(min_length=1, max_length=20)
+    runs: tuple[UserPath, ...] = Field(min_length=1, max_length=20)
     """Directories of finished runs of `distill`, `pretrain-teacher` and `landscape`."""
     data: DataSettings | None = None
     """Real images whose `test` split the models are evaluated on; without them nothing is evaluated anew."""
-    teacher: Path | None = None
+    teacher: UserPath | None = None
     """The teacher's model file, if it is no longer where the runs read it."""
     batch_size: int = Field(default=500, ge=1, le=65_536)
     """Images in a batch of the evaluation."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from gapssg.intervals import wilson_interval
 from gapssg.report.runs import TrainingRun
-from gapssg.runs.results import DistillResult, PretrainResult
+from gapssg.runs.results import DistillResult, PretrainResult, ScoresOr
 from gapssg.text import percent
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class Accuracies(NamedTuple):
         model: Of the last weights.
         teacher: Of the teacher; None where it was not evaluated, or there is none.
         balanced: Of the last weights the mean of the accuracies of the classes; None where the run did not say.
+        lowest: Of the last weights the lowest accuracy of a class, and its name; None where that is not known.
         failures: What these images say against the model, one sentence each.
         speak_for_it: Whether these images show that the model is usable, whatever synthetic images say.
         lost: The class on which it is furthest below its teacher; None where that is not known, or there is none.
@@ -34,6 +35,7 @@ class Accuracies(NamedTuple):
     model: float
     teacher: float | None
     balanced: float | None = None
+    lowest: tuple[float, str] | None = None
     failures: Sequence[str] = ()
     speak_for_it: bool = False
     lost: ClassRow | None = None
@@ -54,6 +56,12 @@ class Verdict:
     evidence: Literal["real images", "synthetic images only", "none"]
     sentences: list[str]
     failures: list[str] = field(default_factory=list)
+
+
+def lowest_class(scores: ScoresOr[Any]) -> tuple[float, str] | None:
+    """Return the lowest accuracy of a class and its name; None where no class has images enough."""
+    share, name = scores.lowest_recall, scores.lowest_class
+    return None if share is None or name is None else (share, name)
 
 
 def judge(run: TrainingRun, evaluated: Accuracies | None) -> Verdict:
@@ -114,7 +122,8 @@ def _own_accuracies(result: DistillResult | PretrainResult) -> Accuracies | None
     if result.model.top1 is None or result.data is None:
         return None
     teacher = result.teacher.top1 if isinstance(result, DistillResult) else None
-    return Accuracies(result.data, None, result.model.top1, teacher, result.model.balanced_accuracy)
+    model, data = result.model, result.data
+    return Accuracies(data, None, result.model.top1, teacher, model.balanced_accuracy, lowest_class(model))
 
 
 def _of_accuracies(result: DistillResult | PretrainResult, accuracies: Accuracies) -> Verdict:
@@ -130,7 +139,11 @@ def _of_accuracies(result: DistillResult | PretrainResult, accuracies: Accuracie
         headline += f", {distance} its teacher ({percent(accuracies.teacher)})."
     sentences = []
     if accuracies.balanced is not None:
-        sentences.append(f"Its balanced accuracy, the mean over the classes, is {percent(accuracies.balanced)}.")
+        share, name = accuracies.lowest or (None, "")
+        lowest = "" if share is None else f"; the lowest of a class is {percent(share)}, of {name}"
+        sentences.append(
+            f"Its balanced accuracy, the mean over the classes, is {percent(accuracies.balanced)}{lowest}."
+        )
     if accuracies.images is not None:
         low, high = wilson_interval(accuracies.model, accuracies.images)
         sentences.append(

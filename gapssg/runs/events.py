@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field
 
 from gapssg.errors import InputError
 from gapssg.files import inside, read_bounded
-from gapssg.stored import Counts, Number, Numbers, Share, Stored, Text
+from gapssg.stored import Count, Counts, Number, Numbers, PositiveCount, Share, Stored, Text
 
 EVENTS = "events.jsonl"
 _MOST_BYTES = 256 * 2**20
@@ -55,7 +55,7 @@ class Warned(Event):
 
     kind = "warning"
 
-    epoch: NonNegativeInt
+    epoch: Count
     """When; 0 is before the first epoch."""
     message: Text
     """What was wrong."""
@@ -66,7 +66,7 @@ class RolledBack(Event):
 
     kind = "rollback"
 
-    epoch: PositiveInt
+    epoch: PositiveCount
     """The epoch that was made again."""
     part: Text = "training"
     """What diverged."""
@@ -79,9 +79,9 @@ class Remaining(Event):
 
     kind = "time_left"
 
-    epochs_done: NonNegativeInt
+    epochs_done: Count
     """Whole epochs so far."""
-    epochs: PositiveInt
+    epochs: PositiveCount
     """How many there are to be."""
     seconds: float | None
     """How long it will still take, if that is known."""
@@ -114,9 +114,9 @@ class Epoch(Event):
     command: ClassVar[str]
     """The command whose runs have such epochs."""
 
-    epoch: PositiveInt = Field(le=_MOST_EPOCHS)
+    epoch: PositiveCount = Field(le=_MOST_EPOCHS)
     """How many are done."""
-    epochs: PositiveInt = Field(le=_MOST_EPOCHS)
+    epochs: PositiveCount = Field(le=_MOST_EPOCHS)
     """How many there are to be."""
     top1: Share | None = None
     """Top-1 accuracy on real images."""
@@ -204,7 +204,7 @@ class DistillationEpoch(Epoch):
     """The terms of the synthesis loss in its last step."""
     health: Health = Health()
     """Health of the newest images."""
-    pool_size: NonNegativeInt | None = None
+    pool_size: Count | None = None
     """Images in the sample pool."""
     timing: DistillationTiming
     """How long it took."""
@@ -241,7 +241,7 @@ class PretrainingEnded(Ended):
 
     top1: Share | None
     best_top1: Share | None
-    best_epoch: PositiveInt | None
+    best_epoch: PositiveCount | None
 
 
 class DistillationEnded(Ended):
@@ -250,7 +250,7 @@ class DistillationEnded(Ended):
     top1: Share | None
     balanced_accuracy: Share | None
     best_top1: Share | None
-    best_epoch: PositiveInt | None
+    best_epoch: PositiveCount | None
     agreement: Share | None
     agreement_baseline: Share | None
     failures: tuple[Text, ...]

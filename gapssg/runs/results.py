@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, Never, Self, TypeVar
 
-from pydantic import Field, PositiveInt, field_serializer, model_serializer, model_validator
+from pydantic import Field, field_serializer, model_serializer, model_validator
 
 from gapssg.errors import InputError
 from gapssg.files import inside, read_bounded
 from gapssg.models.description import Interface, LayerProfile, ModelCard, ModelProfile, Provenance
 from gapssg.settings.base import Settings
-from gapssg.stored import MOST_COUNTED_CLASSES, Count, Counts, Many, Seconds, Share, Stored, Text
+from gapssg.stored import MOST_COUNTED_CLASSES, Count, Counts, Many, PositiveCount, Seconds, Share, Stored, Text
 
 RESULT = "result.json"
 _MOST_BYTES = 16 * 2**20
@@ -117,7 +117,7 @@ class Trained(ModelProfile, ScoresOr[None]):
     architecture: Text
     best_top1: Share | None
     """The highest top-1 accuracy of all epochs, which the evaluation images chose."""
-    best_epoch: PositiveInt | None
+    best_epoch: PositiveCount | None
 
     @model_validator(mode="before")
     @classmethod
@@ -133,7 +133,7 @@ class TrainingResult(RunResult):
 
     data: Text | None
     """The real images that the model was evaluated on, or trained and evaluated."""
-    epochs: PositiveInt
+    epochs: PositiveCount
     augmentation: AugmentationFacts | None = None
     timing: TrainingTiming
 
@@ -234,7 +234,7 @@ def load_training_result(run: Path) -> DistillResult | PretrainResult:
 class ReliabilityBin(Stored):
     """The images whose confidence lies in one of equal-width bins, and their mean confidence."""
 
-    samples: int
+    samples: Count
     confidence: float
     accuracy: float
 
@@ -398,7 +398,7 @@ class ExportResult(FileFacts, RunFacts):
 class Curvature(Stored):
     """The curvature of the loss at the centre of a surface."""
 
-    samples: int
+    samples: Count
     largest_eigenvalue: Measurement
     """Of the Hessian, as the trace; its error is the residual, that of the trace the standard error."""
     trace: Measurement
@@ -406,12 +406,14 @@ class Curvature(Stored):
     """Relative rise of the loss in a small box; None where it is not finite."""
     epsilon: float
     """Half the side of the box, relative to |weight| + 1."""
+    missing: Text | None = None
+    """What could not be measured, and why; None if everything was."""
 
 
 class Bf16Error(Stored):
     """How far some points of a grid are from the same points in float32."""
 
-    points: int
+    points: Count
     loss_relative: float | None = None
     """The largest; None if none is finite."""
     accuracy: float
@@ -488,7 +490,7 @@ class LandscapeResult(RunResult):
     command: Literal["landscape"] = "landscape"
     data: Text
     """What the loss was measured on."""
-    samples: PositiveInt
+    samples: PositiveCount
     loss: Text
     """What the loss is, in words; the accuracy likewise."""
     accuracy: Text

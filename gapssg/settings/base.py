@@ -8,14 +8,15 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, TypeVar, get_args
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
 from gapssg.errors import InputError
-from gapssg.files import canonical_json
+from gapssg.files import canonical_json, user_path
 
 Name = TypeVar("Name")
 
@@ -30,6 +31,14 @@ def as_validator(check: Callable[[Name], Name]) -> Callable[[Name], Name]:
             raise ValueError(str(error)) from error
 
     return validate
+
+
+def _as_user_path(value: Any) -> Any:
+    return user_path(value) if isinstance(value, str | Path) else value
+
+
+UserPath = Annotated[Path, BeforeValidator(as_validator(_as_user_path))]
+"""A file or folder that the user names; every path in settings is one."""
 
 
 class Settings(BaseModel):

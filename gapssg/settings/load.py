@@ -120,7 +120,7 @@ def load_settings(
     try:
         return settings_class.model_validate(_nest(values, sources))
     except ValidationError as error:
-        details = error.errors()
+        details = _own_errors(error.errors())
         lines = [_describe(detail, settings_class, sources, option_names) for detail in details[:_MOST_ERRORS]]
         if len(details) > _MOST_ERRORS:
             lines.append(f"and {len(details) - _MOST_ERRORS} more")
@@ -257,6 +257,12 @@ def _nest(values: Mapping[Key, Any], sources: Mapping[Key, str]) -> dict[str, An
             raise InputError(f"{name} (from {sources[key]}): this is a table; set one of its keys")
         table[key[-1]] = value
     return nested
+
+
+def _own_errors(details: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Leave out that a list is too short where its items are wrong, which pydantic does not count."""
+    places = {detail["loc"][:-1] for detail in details}
+    return [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in places]
 
 
 def _describe(

@@ -55,8 +55,8 @@ class GapSSGSettings(InversionSettings):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the generator's loss `L_bn + 0.5 (1 - a) (L_ds + 0.2 L_as)` and its terms.
 
-        The regulatory factor `a` carries no gradient; the other terms carry it to both logits. It is among the terms
-        whether or not it weakens them.
+        The regulatory factor `a` carries no gradient; the other terms carry it to both logits. It is among the terms if
+        it weakens them.
         """
         from gapssg.synthesis.losses import agreement_loss, disagreement_loss, regulatory_factor
 
@@ -69,6 +69,6 @@ class GapSSGSettings(InversionSettings):
             "batch_norm_statistics_loss": statistics_loss,
             "disagreement_loss": disagreement,
             "agreement_loss": agreement,
-            "regulatory_factor": factor,
+            **({"regulatory_factor": factor} if self.regulatory_factor else {}),
         }
         return self.statistics_weight * statistics_loss + weight * gap, terms

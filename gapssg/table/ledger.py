@@ -13,6 +13,7 @@ The runs are ordinary run directories; what they reached is what their `result.j
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -166,7 +167,9 @@ class Ledger:
         """
         file = self.root / TABLE
         if not is_file(file):
-            raise InputError(f"{self.root} holds no table; `gapssg table {self.root} --rows ...` begins one")
+            raise InputError(
+                f"{self.root} holds no table; `gapssg table {shlex.quote(str(self.root))} --rows ...` begins one"
+            )
         content = _read_json(file)
         version = content.get("format") if isinstance(content, dict) else None
         if not isinstance(version, int) or version < 1:

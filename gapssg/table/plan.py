@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gapssg.engine.settings import DistillSettings, PretrainSettings
+from gapssg.files import user_path
 from gapssg.table.ledger import CellPlan, Ledger
 from gapssg.table.rows import (
     distill_departures,
@@ -45,7 +46,7 @@ def plan_tasks(settings: TableSettings, root: Path) -> list[Task]:
     Raises:
         InputError: A row and a column do not make valid settings.
     """
-    ledger, began = Ledger(root.absolute()), time.time()
+    ledger, began = Ledger(user_path(root).absolute()), time.time()
     tasks: dict[Path, Task] = {}
     size = () if settings.image_size is None else (f"image_size={settings.image_size}",)
     changes = (*settings.changes, *size, *(f"pretrain {change}" for change in settings.pretrain_changes))

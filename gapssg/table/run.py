@@ -20,7 +20,7 @@ from gapssg.engine.requests import Requests, Stopped
 from gapssg.engine.run_directory import Display, SilentDisplay, check_own
 from gapssg.engine.settings import DistillSettings, PretrainSettings
 from gapssg.errors import GapssgError, InputError, Taken
-from gapssg.files import inside, is_file
+from gapssg.files import inside, is_file, user_path
 from gapssg.runs.events import Event, Note, RolledBack, Warned
 from gapssg.runs.results import DistillResult, PretrainResult, TableResult
 from gapssg.settings.load import load_settings
@@ -49,7 +49,7 @@ def run_table(
         Stopped: `requests` asked for it; the run that went on holds a checkpoint.
         Taken: Other processes make all that is left to make.
     """
-    ledger = Ledger(root)
+    ledger = Ledger(user_path(root))
     for task in tasks:
         check_own(task.run)
     ledger.begin()
@@ -131,7 +131,7 @@ class _Work:
         self._say(f"{task.label}: begins")
         try:
             result = self._begin_or_continue(task)
-        except (Stopped, Taken):
+        except Taken:
             raise
         except Exception as error:  # whatever it is, the other runs are made
             self._fail(task, error)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from gapssg.data import check_data_name
 from gapssg.errors import InputError, did_you_mean
-from gapssg.settings.base import Settings, as_validator
+from gapssg.settings.base import Settings, UserPath, as_validator
 from gapssg.settings.parts import RuntimeSettings
 from gapssg.synthesis import method_classes
 from gapssg.table.rows import row_names
@@ -132,7 +131,7 @@ class TableSettings(Settings):
     """Real images instead of those that the rows name: `digits`, `cifar10`, `cifar100` or `folder:PATH`."""
     data_name: Name | None = None
     """What these are called in the names of rows; without it, the name of the folder."""
-    data_root: Path | None = None
+    data_root: UserPath | None = None
     """Folder of torchvision's data sets; without it, the environment variable GAPSSG_DATA."""
     download: bool = False
     """Let torchvision download a data set that is not there."""

@@ -3,13 +3,20 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import shlex
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import rich.console
 
-from gapssg.cli.console import Console, Invocation, LiveDisplay, epoch_line
-from gapssg.runs.events import DistillationEpoch, DistillationTiming, Ended, Remaining, Warned
+from gapssg.__main__ import main
+from gapssg.cli.console import Console, Invocation, LiveDisplay, epoch_line, lenient_streams
+from gapssg.engine.requests import Stopped
+from gapssg.runs.events import DistillationEpoch, DistillationTiming, Ended, Remaining, Started, Warned
 from gapssg.text import duration, percent, printable
 
 TIMING = DistillationTiming(synthesis=1.0, distillation=2.0, images_per_second=512.4)
@@ -106,7 +113,7 @@ def test_json_goes_to_stdout_alone(capsys: pytest.CaptureFixture[str]):
 def test_on_a_terminal_bars_move_and_vanish():
     console = Console(Invocation())
     screen = io.StringIO()
-    console._rich = rich.console.Console(file=screen, force_terminal=True, width=160, highlight=False)  # type: ignore[assignment]
+    console._rich = rich.console.Console(file=screen, force_terminal=True, width=160, highlight=False)
     with console.live() as display:
         display.progress("synthesis", 3, 10)
         display.event(EPOCH)
@@ -168,7 +175,7 @@ def bars(display: LiveDisplay) -> dict[str, str]:
 @pytest.fixture
 def display() -> Iterator[LiveDisplay]:
     console = Console(Invocation())
-    console._rich = rich.console.Console(file=io.StringIO(), force_terminal=True, width=200)  # type: ignore[assignment]
+    console._rich = rich.console.Console(file=io.StringIO(), force_terminal=True, width=200)
     with console.live() as display:
         yield display
 
@@ -204,3 +211,143 @@ def test_work_that_alternates_with_other_work_has_no_time_of_its_own(display: Li
                 clock.now += 100
                 display.progress(task, done + each, 100)
     assert bars(display) == {"distillation": ""}
+
+
+def ends_with(*arguments: str) -> int:
+    """Run the program with the streams of this process; return its exit status."""
+    with mock.patch("sys.argv", ["gapssg", *arguments]), pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
+def test_a_full_disk_under_stdout_loses_no_run_and_is_said_at_the_end(capsys: pytest.CaptureFixture[str]):
+    def run(**_: object) -> None:
+        console = Console(invocation)
+        with console.live() as display:
+            display.event(Started(message="a run begins"))
+            display.event(EPOCH)
+        console.table("title", ["a"], [["b"]])
+        console.result({"x": 1})
+        ended.append(console)
+
+    for invocation, status, said in [
+        (Invocation(), 0, "warning: stdout cannot be written: No space left on device; what the run made is in its"),
+        (Invocation(json=True), 1, "error: stdout cannot be written: No space left on device; what the run made is"),
+    ]:
+        ended: list[Console] = []
+        with (
+            open("/dev/full", "w") as full,
+            redirect_stdout(full),
+            mock.patch("gapssg.cli.app.Invocation", return_value=invocation),
+            mock.patch("gapssg.cli.app.app", run),
+        ):
+            assert ends_with() == status
+        assert ended
+        assert capsys.readouterr().err.splitlines()[-1].startswith(said)
+
+
+def test_a_full_disk_under_stdout_is_a_failure_of_what_only_prints(capsys: pytest.CaptureFixture[str]):
+    with open("/dev/full", "w") as full, redirect_stdout(full):
+        assert ends_with("recipes") == 1
+    assert capsys.readouterr().err == "error: stdout cannot be written: No space left on device\n"
+
+
+def test_a_full_disk_under_stderr_changes_nothing(capsys: pytest.CaptureFixture[str]):
+    with open("/dev/full", "w") as full, redirect_stderr(full):
+        assert ends_with("recipes", "--json") == 0
+        assert ends_with("recipes", "no-such-recipe") == 2
+    assert json.loads(capsys.readouterr().out)["command"] == "recipes"
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_stream_that_is_closed_from_the_start_changes_nothing(stream: str):
+    with mock.patch(f"sys.{stream}", None):
+        assert ends_with("recipes") == 0
+
+
+def test_a_stream_that_is_no_unicode_gets_escapes_and_plain_frames():
+    printed = io.BytesIO()
+    with redirect_stdout(io.TextIOWrapper(printed, encoding="ascii")), lenient_streams():
+        console = Console(Invocation())
+        console.table("Größe", ["model", "trace ±"], [["größe", "1 ± 2"]])
+        console.say("größer")
+        console._stdout.flush()
+    shown = printed.getvalue().decode("ascii")
+    assert "Gr\\xf6\\xdfe" in shown
+    assert "1 \\xb1 2" in shown
+    assert "gr\\xf6\\xdfer" in shown
+    assert "\\u" not in shown
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "-3", "99999999999", "\N{SUPERSCRIPT TWO}", ""])
+def test_a_width_in_which_nothing_can_be_printed_does_not_count(
+    columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    assert ends_with("recipes") == 0
+    assert "digits-short" in capsys.readouterr().out
+
+
+HOSTILE = ["runs/:fire:", "[red]runs", "[/red]", ":smile:[bold]x[/bold]", "[link=https://x]y[/link]"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_are_printed_as_they_are_whatever_prints_them(name: str, capsys: pytest.CaptureFixture[str]):
+    console = Console(Invocation())
+    with console.live() as display:
+        display.event(Started(message=name))
+        display.event(Warned(epoch=1, message=name))
+    console.say(name)
+    console.note(name)
+    console.alarm(name)
+    console.failures(name, [name])
+    console.table(name, ["column"], [[name]])
+    Console(Invocation(json=True)).alarm(name)
+    shown = capsys.readouterr()
+    assert shown.out.count(name) == 9
+    assert shown.err.count(name) == 1
+
+
+def test_the_bar_shows_a_name_as_it_is():
+    console = Console(Invocation())
+    screen = io.StringIO()
+    console._rich = rich.console.Console(file=screen, force_terminal=True, width=200)
+    with console.live() as display:
+        display.progress("measuring :fire: [red]x", 1, 2)
+    assert "measuring :fire: [red]x" in screen.getvalue()
+
+
+def test_the_command_that_continues_is_one_that_a_shell_reads(capsys: pytest.CaptureFixture[str]):
+    path = "my runs/$(x) 'y'"
+    invocation = Invocation(command="distill", checkpoint=path, again_named=" --model-factory a:b")
+    with (
+        mock.patch("gapssg.cli.app.Invocation", return_value=invocation),
+        mock.patch("gapssg.cli.app.app", side_effect=Stopped(1)),
+    ):
+        assert ends_with() == 129
+    said, again = capsys.readouterr().err.split("; continue with: ")
+    assert said == "hung up"
+    assert shlex.split(again) == ["gapssg", "distill", "--resume", path, "--model-factory", "a:b"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_memory_that_does_not_suffice_is_one_sentence_of_every_command(error: Exception, capsys):
+    with mock.patch("gapssg.cli.app.app", side_effect=error):
+        assert ends_with() == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory")
+    assert said.count("\n") == 1
+
+
+def test_a_current_folder_that_is_gone_is_one_sentence_whoever_stumbles_over_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with mock.patch("gapssg.cli.app.app", side_effect=lambda **_: os.getcwd()):
+        assert ends_with() == 2
+    assert ends_with("card", "run") == 2
+    said = "error: the current folder is gone; change to another one and start again"
+    assert capsys.readouterr().err.splitlines() == [said, said.replace("error: ", "error: DIR: ")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from gapssg.cli.app import build_command
 from tests.program import gapssg, refusal
 
 pytestmark = pytest.mark.slow
@@ -153,6 +155,72 @@ def test_help_and_settings_errors_import_no_torch():
         )
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert run.returncode == (0 if "--help" in arguments else 2), run.stderr
+
+
+def test_what_is_there_already_and_what_is_not_there_are_said_before_torch_is_imported(trained: Path, tmp_path: Path):
+    teacher, student = trained / "teacher", trained / "student"
+    absent, new = tmp_path / "absent", ["--output", tmp_path / "new"]
+    page, model = tmp_path / "page.html", tmp_path / "model.safetensors"
+    page.write_text("mine")
+    model.write_text("mine")
+    (student / "README.md").write_text("mine")
+    distill = ["distill", "--student", "wrn16_1", "--teacher"]
+    pretrain = ["pretrain-teacher", "--model", "wrn16_1", "--data"]
+    importing = ["import-teacher", "--model", "wrn16_1", "--input-shape", "1,16,16", "--weights"]
+    cases: list[list[object]] = [
+        [*distill, absent, *new],
+        [*distill, teacher / "model.safetensors", "--student-weights", absent, *new],
+        [*distill, teacher / "model.safetensors", "--pool", absent, *new],
+        [*distill, teacher / "model.safetensors", "--output", student],
+        [*pretrain, f"folder:{absent}", *new],
+        [*pretrain, "digits", "--output", teacher],
+        ["eval", absent, "--data", "digits"],
+        ["eval", student / "student.safetensors", "--teacher", absent, "--data", "digits"],
+        ["landscape", absent, "--data", "digits", *new],
+        ["landscape", student, "--data", "digits", "--output", student],
+        ["export", absent, "--to", "onnx", *new],
+        ["export", student, "--to", "onnx", "--output", model],
+        ["inspect", "absent.safetensors"],
+        [*importing, absent, "--output", tmp_path / "new.safetensors"],
+        [*importing, model, "--output", model],
+        ["report", absent, "--output", tmp_path / "new.html"],
+        ["report", student, "--output", page],
+        ["card", absent],
+        ["card", student],
+        ["quickstart", "--output", trained],
+    ]
+    code = (
+        "import json, sys\n"
+        "from gapssg.cli.app import main\n"
+        "for arguments in json.loads(sys.argv[1]):\n"
+        "    sys.argv = ['gapssg', *arguments]\n"
+        "    try: main()\n"
+        "    except SystemExit as end: print(end.code, 'torch' in sys.modules)\n"
+    )
+    given = json.dumps([[str(argument) for argument in arguments] for arguments in cases])
+    run = subprocess.run([sys.executable, "-c", code, given], capture_output=True, text=True, check=False)
+    sentences = run.stderr.splitlines()
+    for arguments, answer, sentence in zip(cases, run.stdout.splitlines(), sentences, strict=True):
+        assert answer == "2 False", (arguments, sentence)
+        assert any(words in sentence for words in ("does not exist", "already", "holds")), sentence
+    (student / "README.md").unlink()
+
+
+def test_the_commands_after_a_distillation_are_named_and_can_be_run(trained: Path, tmp_path: Path):
+    teacher, run = trained / "teacher" / "model.safetensors", tmp_path / "my runs $x"
+    small = ["--epochs", 1, *TINY_METHOD, *CPU]
+    shown = gapssg("distill", "--teacher", teacher, "--student", "wrn16_1", *small, "--output", run).stdout
+    lines = shown.partition("next:\n")[2].splitlines()
+    commands = [shlex.split(line) for line in lines]
+    assert [words[:2] for words in commands] == [["gapssg", name] for name in ("eval", "report", "export")]
+    for _, name, *arguments in commands:
+        build_command(name).make_context(name, arguments)
+    words = ["digits" if word == "folder:PATH" else word for word in commands[0][1:]]
+    assert "agreement" in gapssg(*words, *CPU).stdout
+    quiet = gapssg(
+        "distill", "--teacher", teacher, "--student", "wrn16_1", *small, "--output", run, "--overwrite", "--quiet"
+    )
+    assert "next:" not in quiet.stdout
 
 
 def test_an_output_that_holds_a_run_is_kept(trained: Path):

@@ -245,12 +245,22 @@ def test_an_architecture_for_a_teacher_gives_the_command_that_makes_a_file(tmp_p
     ("command", "named"),
     [
         (
-            ["distill", "--teacher", "t", "--student", FACTORY, "--model-factory", "a:b", "--model-factory", FACTORY],
+            [
+                "distill",
+                "--teacher",
+                __file__,
+                "--student",
+                FACTORY,
+                "--model-factory",
+                "a:b",
+                "--model-factory",
+                FACTORY,
+            ],
             f" --model-factory {FACTORY} --model-factory a:b",
         ),
-        (["distill", "--teacher", "t", "--student", "wrn16_1"], ""),
+        (["distill", "--teacher", __file__, "--student", "wrn16_1"], ""),
         (["pretrain-teacher", "--data", "digits", "--model", FACTORY], f" --model {FACTORY}"),
-        (["landscape", "s", "--data", "digits", "--model-factory", "a:b"], " --model-factory a:b"),
+        (["landscape", __file__, "--data", "digits", "--model-factory", "a:b"], " --model-factory a:b"),
     ],
 )
 def test_the_command_that_continues_names_the_code_again(tmp_path: Path, monkeypatch, command, named):

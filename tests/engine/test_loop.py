@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gapssg import PretrainSettings
+from gapssg import PretrainSettings, RunError
 from gapssg.engine.loop import Job, Launch, Phase
 from gapssg.engine.requests import Requests, Stopped
 from gapssg.engine.run_directory import RunDirectory, SilentDisplay
@@ -111,3 +111,48 @@ def test_what_is_decided_of_compiling_is_shown_when_the_run_begins_and_kept_when
     assert display.events[1].message.startswith("not compiled, because the run is short")
     assert job.runtime.decide_compilation("auto", 1e9, earlier=True) == (replace(job.runtime, compiled=True), None)
     assert job.runtime.decide_compilation(False, 1e18) == (job.runtime, None)
+
+
+class Failing(Counting):
+    """Fails in its second step."""
+
+    error: Exception
+
+    def count(self, name: str) -> Generator[int, None, None]:
+        yield 1
+        raise self.error
+
+
+def fail_with(error: Exception, run: Path) -> None:
+    requests = Requests()
+    job = Failing(requests)
+    job.error = error
+    Launch(SETTINGS, run, False, False, SilentDisplay(), requests).carry_out(job)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nDetails follow"),
+        torch.OutOfMemoryError(""),
+        MemoryError(),
+        MemoryError("Unable to allocate 3.00 GiB for an array"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("std::bad_alloc"),
+        OSError(12, "Cannot allocate memory"),
+    ],
+    ids=str,
+)
+def test_memory_that_does_not_suffice_in_a_step_is_one_sentence(tmp_path: Path, error: Exception):
+    with pytest.raises(RunError, match=r"^out of memory( \(.+\))?; use smaller batches, .*$") as said:
+        fail_with(error, tmp_path / "run")
+    assert len(str(said.value).splitlines()) == 1
+    assert said.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), RunError("cannot allocate a name"), KeyError("x")])
+def test_another_failure_of_a_step_stays_what_it_is(tmp_path: Path, error: Exception):
+    with pytest.raises(type(error)) as raised:
+        fail_with(error, tmp_path / "run")
+    assert raised.value is error

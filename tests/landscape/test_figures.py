@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -54,6 +55,17 @@ def test_the_interactive_surface_needs_no_network():
     assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", page)
     assert "Plotly.newPlot" in page
     assert len(page) > 1_000_000  # Plotly itself is in it
+
+
+def test_the_interactive_surface_fills_the_window_and_its_titles_stay_in_it():
+    page = interactive_html(make_surface(BOWL), Scale(0.1, 3.0))
+    head, body = page.split("<body>", 1)
+    assert "<style>body { margin: 0; overflow: hidden }</style></head>" in head
+    assert re.match(r"\s*<div style=.height: ?100%; width: ?100%;.>", body)
+    assert re.search(r'id="landscape" class="plotly-graph-div" style="height: ?100%; width: ?100%;"', body)
+    assert '"side":"right"' in page  # above its bar, a long title would run out of the window
+    eye = json.loads(re.findall(r'"eye":(\{[^}]+\})', page)[-1])
+    assert sum(part**2 for part in eye.values()) ** 0.5 > 1.25 * 3**0.5  # Plotly's own place cuts the axes' titles
 
 
 def test_what_overflows_is_clipped_said_and_kept(tmp_path: Path):

@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from gapssg import InputError, measure_landscape
+from gapssg import InputError, RunError, measure_landscape
 from gapssg.engine.requests import Requests, Stopped
 from gapssg.engine.run_directory import SilentDisplay
 from gapssg.landscape import measure
+from gapssg.landscape.curvature import CentreLoss
 from gapssg.landscape.sharpness import radius_of_doubling
 from gapssg.landscape.surface import load_surface, save_surface
 from gapssg.models import create_model
 from gapssg.models.model_file import load_model, save_model
-from gapssg.runs.events import Event
-from gapssg.runs.results import LandscapeResult
+from gapssg.runs.events import Event, Warned
+from gapssg.runs.results import LandscapeResult, Measurement
 from gapssg.runtime import Runtime
 from tests.conftest import make_card
 from tests.landscape.conftest import make_surface, settings
@@ -361,3 +362,62 @@ def test_each_surface_has_a_file_of_its_own():
     names = ("a b", "a-b", "a-b-2", "a.b")
     surfaces = [make_surface(torch.ones(3), name=name) for name in names]
     assert len(set(measure._file_names(surfaces))) == len(names)
+
+
+def lacks_second_derivatives(*_: object) -> torch.Tensor:
+    raise NotImplementedError("derivative for aten::_attention_backward is not implemented\nDetails follow")
+
+
+CURVED = {"curvature": {"lanczos_steps": 2, "trace_samples": 2, "ascent_steps": 2}}
+
+
+def test_without_second_derivatives_all_else_is_measured_and_drawn_and_what_is_missing_is_said(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(CentreLoss, "hessian_product", lacks_second_derivatives)
+    warnings: list[Warned] = []
+
+    class Listening(SilentDisplay):
+        def event(self, event: Event) -> None:
+            warnings.extend([event] if isinstance(event, Warned) else [])
+
+    result = measure_landscape(settings(run_folder, **CURVED), tmp_path / "out", display=Listening())
+    (surface,) = result.surfaces
+    reason = "no eigenvalue and trace: derivative for aten::_attention_backward is not implemented"
+    assert surface.curvature.missing == reason
+    assert surface.curvature.trace == surface.curvature.largest_eigenvalue == Measurement()
+    assert surface.curvature.epsilon_sharpness > 0
+    assert [warning.message for warning in warnings] == [f"the curvature of run has {reason}"]
+    assert all(Path(figure).is_file() for figure in result.figures)
+    assert LandscapeResult.load(tmp_path / "out") == result
+
+
+def test_memory_that_does_not_suffice_for_the_curvature_is_not_taken_for_a_missing_derivative(
+    run_folder: Path, tmp_path: Path, without_figures, monkeypatch: pytest.MonkeyPatch
+):
+    def exhaust(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(CentreLoss, "hessian_product", exhaust)
+    with pytest.raises(RunError, match=r"^out of memory"):
+        measure_landscape(settings(run_folder, **CURVED), tmp_path / "out")
+
+
+def test_a_landscape_that_failed_on_its_curvature_continues_without_and_then_with_it(
+    run_folder: Path, tmp_path: Path, without_figures, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as broken:
+        broken.setattr(measure, "measure_curvature", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            measure_landscape(settings(run_folder, **CURVED), tmp_path / "out")
+    file = tmp_path / "out" / "surfaces" / "run.safetensors"
+    assert load_surface(file).is_complete
+    without = settings(run_folder, curvature={**CURVED["curvature"], "enabled": False})
+    (surface,) = measure_landscape(without, tmp_path / "out", resume=True).surfaces
+    assert surface.curvature is None
+    result = measure_landscape(settings(run_folder, **CURVED), tmp_path / "out", resume=True)
+    (surface,) = result.surfaces
+    assert surface.curvature.trace.value is not None
+    assert result.timing.points_per_second is None  # no point was measured again
+    (whole,) = measure_landscape(settings(run_folder, **CURVED), tmp_path / "whole").surfaces
+    assert surface.model_copy(update={"file": whole.file}) == whole

@@ -4,12 +4,17 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from gapssg.augment import Normalization
-from gapssg.landscape.curvature import CentreLoss
+from gapssg.landscape.curvature import CentreLoss, measure_curvature
 from gapssg.landscape.samples import Samples
+from gapssg.landscape.settings import CurvatureSettings
 from gapssg.landscape.sharpness import epsilon_sharpness, largest_eigenvalue, radius_of_doubling, trace
+from gapssg.runs.results import Curvature, Measurement
+from gapssg.runtime import Runtime
 
 
 def symmetric(eigenvalues: torch.Tensor) -> torch.Tensor:
@@ -133,3 +138,83 @@ def test_hessian_and_gradient_of_a_small_network_are_those_of_its_loss(runtime, 
     top = torch.linalg.eigvalsh(hessian.double())[-1].item()
     estimate = largest_eigenvalue(loss.hessian_product, torch.randn(len(loss.weights)), 25)
     assert estimate.value == pytest.approx(top, rel=1e-4)
+
+
+class Attention(nn.Module):
+    """A head of attention over the pixels of an image, by PyTorch's own function or written out."""
+
+    def __init__(self, written_out: bool) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(1, 12), nn.Linear(4, 3)
+        self.written_out = written_out
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        query, key, value = self.embed(images.flatten(1).unsqueeze(2)).chunk(3, dim=2)
+        if self.written_out:
+            attended = torch.softmax(query @ key.transpose(1, 2) / 2, dim=2) @ value
+        else:
+            attended = F.scaled_dot_product_attention(query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1))
+        logits: torch.Tensor = self.head(attended.flatten(1, -2).mean(dim=1))
+        return logits
+
+
+class OnceDifferentiable(torch.autograd.Function):
+    """A square without a second derivative."""
+
+    @staticmethod
+    def forward(ctx, values):
+        ctx.save_for_backward(values)
+        return values.square()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        (values,) = ctx.saved_tensors
+        return 2 * values * gradient
+
+
+class Squares(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = OnceDifferentiable.apply(self.head(images.flatten(1)))
+        return logits
+
+
+def curvature_of(module: nn.Module, runtime: Runtime) -> Curvature:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (20, 1, 2, 2), dtype=torch.uint8, generator=generator)
+    samples = Samples(images, torch.randint(0, 3, (20,), generator=generator))
+    normalization = Normalization.from_statistics((0.5,), (0.25,), runtime.device)
+    return measure_curvature(module, normalization, samples, runtime, CurvatureSettings(trace_samples=4))
+
+
+def test_the_curvature_of_attention_is_that_of_the_formula(runtime):
+    torch.manual_seed(0)
+    fast, formula = Attention(written_out=False), Attention(written_out=True)
+    formula.load_state_dict(fast.state_dict())
+    measured, expected = curvature_of(fast, runtime), curvature_of(formula, runtime)
+    assert measured.missing is expected.missing is None
+    for name in ("largest_eigenvalue", "trace"):
+        assert getattr(measured, name).value == pytest.approx(getattr(expected, name).value, rel=1e-3)
+    assert measured.epsilon_sharpness == pytest.approx(expected.epsilon_sharpness, rel=1e-3)
+
+
+def test_an_operator_without_second_derivatives_leaves_the_sharpness(runtime):
+    curvature = curvature_of(Squares(), runtime)
+    assert curvature.largest_eigenvalue == curvature.trace == Measurement()
+    assert curvature.epsilon_sharpness > 0
+    assert curvature.missing.startswith("no eigenvalue and trace: ")
+
+
+def test_a_network_without_any_derivative_is_said_to_have_no_curvature(runtime):
+    class Steps(Squares):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                return super().forward(images)
+
+    curvature = curvature_of(Steps(), runtime)
+    assert curvature.epsilon_sharpness is None
+    assert curvature.missing.startswith("no eigenvalue, trace and sharpness: ")

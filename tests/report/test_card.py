@@ -10,9 +10,21 @@ from typing import Any
 import pytest
 import yaml
 
-from gapssg import InputError, PretrainSettings, distill, load_model, pretrain_teacher, write_card
+from gapssg import (
+    InputError,
+    PretrainSettings,
+    ReportSettings,
+    RunError,
+    distill,
+    load_model,
+    pretrain_teacher,
+    write_card,
+    write_report,
+)
 from gapssg.engine.run_directory import SilentDisplay
+from gapssg.runs import evaluations
 from gapssg.runs.events import Event, Note
+from gapssg.text import percent
 from tests.program import gapssg, refusal
 from tests.report.conftest import CLASSES, RUNTIME, Runs
 from tests.runs import change, settings
@@ -63,6 +75,59 @@ def test_what_was_not_measured_has_no_result(runs: Runs):
     assert "**its accuracy is not known**" in card
     assert "No training image of the teacher was read" in card
     assert load_model(runs.blind / "student.safetensors").sha256 in card
+
+
+def test_what_eval_and_report_measured_after_the_run_is_on_the_card(runs: Runs):
+    """A run that read no real image; first `eval` measures it, then `report`."""
+    file = runs.blind / "student.safetensors"
+    evaluated = json.loads(
+        gapssg("eval", file, "--data", "digits", "--teacher", runs.teacher, "--json", "--device", "cpu").stdout
+    )["models"][0]
+    card = write_card(runs.blind).read_text()
+    assert "its accuracy is not known" not in card
+    (result,) = metadata(card)["model-index"][0]["results"]
+    assert result["dataset"]["name"] == "digits"
+    assert [metric["value"] for metric in result["metrics"]] == [evaluated["top1"], evaluated["top5"]]
+    figures = [percent(evaluated[name]) for name in ("top1", "top5", "balanced_accuracy", "lowest_recall")]
+    named = f" (`{evaluated['lowest_class']}`)"
+    assert f"| `digits` | 450 | {' | '.join(figures)}{named} | - |" in card
+
+    settings = {"runs": [runs.blind], "data": {"name": "digits"}, "teacher": runs.teacher, "runtime": RUNTIME}
+    write_report(ReportSettings.model_validate(settings), runs.blind.parent / "page.html")
+    card = write_card(runs.blind, overwrite=True).read_text()
+    assert card.count("| `digits` | 450 |") == 1  # the same data set, measured again
+    assert f"{named} | - |" not in card  # now with the teacher's accuracy
+    page = (runs.blind.parent / "page.html").read_text()
+    assert '<th class="n">lowest class</th>' in page
+    assert f"{percent(evaluated['lowest_recall'])} ({evaluated['lowest_class']})</td>" in page
+    assert f"the lowest of a class is {percent(evaluated['lowest_recall'])}" in page.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_what_was_measured_of_other_weights_or_cannot_be_kept_is_not_on_the_card(runs: Runs, monkeypatch):
+    file = runs.blind / "student.safetensors"
+    gapssg("eval", file, "--data", "digits", "--device", "cpu")
+    kept = runs.blind / "evaluations.json"
+    change(kept, lambda values: values["evaluations"][0].update(sha256="another"))
+    assert "its accuracy is not known" in write_card(runs.blind).read_text()
+    kept.write_text("damaged")
+    assert "evaluations.json is damaged" in refusal("card", runs.blind, "--overwrite")
+    gapssg("eval", file, "--data", "digits", "--device", "cpu")
+    assert "its accuracy is not known" not in write_card(runs.blind, overwrite=True).read_text()
+    before = kept.read_bytes()
+
+    def refuse(path: Path, _: object) -> None:
+        raise RunError(f"cannot write {path}: Read-only file system")
+
+    monkeypatch.setattr(evaluations, "write_json", refuse)
+    shown = gapssg("eval", file, "--data", "digits", "--device", "cpu").stdout
+    assert "a card will not say what was measured: cannot write" in shown
+    assert "450 test images of digits" in shown
+    assert kept.read_bytes() == before
+
+
+def test_a_card_says_how_images_are_normalised(runs: Runs):
+    card, model = write_card(runs.blind).read_text(), load_model(runs.blind / "student.safetensors").card
+    assert f"- Mean: {round(model.mean[0], 6)}\n- Standard deviation: {round(model.deviation[0], 6)}\n" in card
 
 
 def test_the_lines_of_python_are_right(runs: Runs, monkeypatch: pytest.MonkeyPatch):

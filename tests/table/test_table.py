@@ -41,7 +41,7 @@ class Engine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[str, bool, bool]] = []
-        self.fails: dict[str, Exception] = {}
+        self.fails: dict[str, Exception | Stopped] = {}
         monkeypatch.setattr(runs, "distill", self._call)
         monkeypatch.setattr(runs, "pretrain_teacher", self._call)
         monkeypatch.setattr(runs, "_SECONDS_BETWEEN_LOOKS", 0.01)

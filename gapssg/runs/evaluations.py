@@ -1,0 +1,86 @@
+"""What is measured of a run's model on real images after the run: `eval` and `report` keep it for the card.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from gapssg.errors import InputError, RunError
+from gapssg.files import inside, is_file, read_bounded, write_json
+from gapssg.runs.results import RESULT, DistillResult, EvaluateResult, PretrainResult, Scores
+from gapssg.stored import Count, Share, Stored, Text
+
+_FILE = "evaluations.json"
+_MOST = 20
+_MOST_BYTES = 2**20
+
+
+class Evaluation(Stored):
+    """The scores of a model on a data set."""
+
+    sha256: Text
+    """Of the model file."""
+    data: Text
+    images: Count
+    scores: Scores
+    teacher_top1: Share | None
+    """Of the teacher on the same images, if it was measured beside the model."""
+
+
+class _Evaluations(Stored):
+    evaluations: Annotated[tuple[Evaluation, ...], Field(max_length=_MOST)] = ()
+
+
+def read_evaluations(run: Path, sha256: str) -> list[Evaluation]:
+    """Return what was measured of a run's model, the last on each data set, the oldest first.
+
+    Args:
+        run: Its directory, which may be untrusted.
+        sha256: Of the model file; what was measured of another is left out.
+
+    Raises:
+        InputError: The file is damaged, or a link leads to it.
+    """
+    file = inside(run) / _FILE
+    if not is_file(file):
+        return []
+    kept = _Evaluations.read(read_bounded(file, _MOST_BYTES), str(file))
+    return [each for each in kept.evaluations if each.sha256 == sha256]
+
+
+def keep_evaluations(result: EvaluateResult) -> str | None:
+    """Keep the scores of those models that are the last weights of a run, in the run's directory.
+
+    Returns:
+        Why some could not be kept; None if all were.
+    """
+    reason = None
+    teachers = (model.top1 for model in result.models if result.teacher and model.sha256 == result.teacher.sha256)
+    teacher_top1 = next(teachers, None)
+    for model in result.models:
+        file = Path(model.file)
+        run = inside(file.parent)
+        if file.name not in (DistillResult.model_file, PretrainResult.model_file) or not (run / RESULT).is_file():
+            continue
+        try:
+            kept = read_evaluations(run, model.sha256)
+        except InputError:  # damaged: nothing is lost that cannot be measured again
+            kept = []
+        found = Evaluation(
+            sha256=model.sha256,
+            data=result.data,
+            images=result.images,
+            scores=Scores(**{name: getattr(model, name) for name in Scores.model_fields}),
+            teacher_top1=None if result.teacher and model.sha256 == result.teacher.sha256 else teacher_top1,
+        )
+        kept = [*(each for each in kept if each.data != result.data), found][-_MOST:]
+        try:
+            write_json(run / _FILE, _Evaluations(evaluations=tuple(kept)).model_dump(mode="json"))
+        except RunError as error:
+            reason = f"a card will not say what was measured: {error}"
+    return reason
