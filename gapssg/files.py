@@ -69,15 +69,18 @@ def user_path(path: str | Path) -> Path:
         raise InputError(f"{shown} cannot be a path: it has a NUL character")
     if max(names) > _LONGEST_NAME or sum(names) + len(names) > _LONGEST_PATH:
         raise InputError(f"{shown} cannot be a path: names have at most {_LONGEST_NAME} bytes, paths {_LONGEST_PATH}")
-    try:
-        expanded = Path(text).expanduser() if text.startswith("~") else path if isinstance(path, Path) else Path(path)
-    except RuntimeError as error:
-        raise InputError(
-            f"{shown} names no home folder; for a name that begins with ~, write ./{shown[1:-1]}"
-        ) from error
-    if not expanded.is_absolute():
+    meant = path if isinstance(path, Path) else Path(path)  # which may be an `InsidePath`
+    if text.startswith("~"):
+        try:
+            meant = Path(text).expanduser()
+        except RuntimeError as error:
+            raise InputError(
+                f"{shown} names no home folder; for a name that begins with ~, write ./{shown[1:-1]}"
+            ) from error
+    if not meant.is_absolute():
         check_current_folder()
-    return expanded
+    # A path does not keep the `./` that was before a `~`, and may come here again.
+    return meant.absolute() if str(meant).startswith("~") else meant
 
 
 def check_current_folder() -> None:

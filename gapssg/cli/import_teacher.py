@@ -8,9 +8,9 @@ from gapssg.cli import options
 from gapssg.cli.command import Given, Shown, command, data_fields
 from gapssg.cli.console import count
 from gapssg.cli.options import Panel
-from gapssg.engine.settings import DEFAULT_WEIGHTS, ImportSettings
+from gapssg.engine.settings import DEFAULT_WEIGHTS, ImportSettings, check_teacher_file
 from gapssg.errors import InputError
-from gapssg.files import check_output_file, read_bounded, user_path
+from gapssg.files import read_bounded, user_path
 from gapssg.text import percent
 
 _LONGEST_LIST_OF_NAMES = 2**20  # bytes
@@ -71,7 +71,7 @@ def import_teacher(
         return
     file = options.required(output, "--output")
     options.check_inputs(settings, None if settings.weights == DEFAULT_WEIGHTS else settings.weights)
-    check_output_file(file, overwrite)
+    check_teacher_file(file, settings, overwrite)
 
     from gapssg.engine.import_teacher import import_teacher
 

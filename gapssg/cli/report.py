@@ -10,8 +10,7 @@ import typer
 from gapssg.cli import options
 from gapssg.cli.command import DEVICE, MODEL_FACTORIES, Given, Shown, command, data_fields
 from gapssg.cli.options import Panel
-from gapssg.files import check_output_file
-from gapssg.report.settings import ReportSettings
+from gapssg.report.settings import ReportSettings, check_page
 
 
 @command(
@@ -44,7 +43,7 @@ def report(
     settings = given.load()
     page = options.required(output, "--output")
     options.check_inputs(settings)
-    check_output_file(page, overwrite)
+    check_page(page, overwrite)
 
     from gapssg.report.page import write_report
 

@@ -16,9 +16,9 @@ from gapssg.engine.inference import predict, score_on
 from gapssg.engine.metrics import top_k_accuracy
 from gapssg.engine.real_images import read_test_images
 from gapssg.engine.run_directory import Display, SilentDisplay, run_facts, versions
-from gapssg.engine.settings import DEFAULT_WEIGHTS, ImportSettings
+from gapssg.engine.settings import DEFAULT_WEIGHTS, ImportSettings, check_teacher_file
 from gapssg.errors import InputError, shortened
-from gapssg.files import check_output_file, make_folder, user_path
+from gapssg.files import make_folder, user_path
 from gapssg.intervals import Z_95
 from gapssg.models import MODELS, MOST_CLASSES, create_model
 from gapssg.models.description import ModelCard, Outputs, Provenance
@@ -63,7 +63,7 @@ def import_teacher(
     """
     display = display or SilentDisplay()
     output = user_path(output)
-    _check_output(output, settings, overwrite)
+    check_teacher_file(output, settings, overwrite)
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     pretrained = _pretrained(settings) if settings.weights == DEFAULT_WEIGHTS else None
     card = _describe(settings, pretrained)
@@ -96,13 +96,6 @@ def import_teacher(
         data=settings.data.name if settings.data else None,
         **dict(run_facts(runtime, settings)),
     )
-
-
-def _check_output(output: Path, settings: ImportSettings, overwrite: bool) -> None:
-    if output.suffix != ".safetensors":
-        raise InputError(f"--output {output} is to be a file whose name ends with .safetensors")
-    weights = [] if settings.weights in (None, DEFAULT_WEIGHTS) else [Path(settings.weights)]
-    check_output_file(output, overwrite, makes_folder=True, inputs=weights)
 
 
 def _pretrained(settings: ImportSettings) -> Pretrained:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
 from gapssg.data.settings import DataSettings
-from gapssg.files import user_path
+from gapssg.errors import InputError
+from gapssg.files import check_output_file, user_path
 from gapssg.models import LARGEST_IMAGE_SIDE, MOST_CHANNELS, MOST_CLASSES, SMALLEST_IMAGE_SIDE
 from gapssg.models.settings import ModelSettings, WithFactories
 from gapssg.settings.base import Settings, UserPath, as_validator
@@ -175,3 +177,15 @@ class ImportSettings(Settings):
     """The seed of weights that the factory draws."""
     runtime: RuntimeSettings = RuntimeSettings()
     """Device and precision of the evaluation."""
+
+
+def check_teacher_file(output: Path, settings: ImportSettings, overwrite: bool) -> None:
+    """Check that an imported teacher can be written.
+
+    Raises:
+        InputError: Its name is not that of a model file, or it cannot be written.
+    """
+    if output.suffix != ".safetensors":
+        raise InputError(f"--output {output} is to be a file whose name ends with .safetensors")
+    weights = [] if settings.weights in (None, DEFAULT_WEIGHTS) else [Path(settings.weights)]
+    check_output_file(output, overwrite, makes_folder=True, inputs=weights)

@@ -16,13 +16,12 @@ from gapssg._version import __version__
 from gapssg.engine.judgement import failures_on_real_images, real_images_speak_for
 from gapssg.engine.record import read_picture, sample_grids
 from gapssg.engine.run_directory import Display, SilentDisplay
-from gapssg.errors import InputError
-from gapssg.files import check_output_file, user_path, write_atomically
+from gapssg.files import user_path, write_atomically
 from gapssg.report.charts import COLOURS, Chart, Level, Line, draw
 from gapssg.report.evaluation import Evaluation, check_teacher, evaluate_run
 from gapssg.report.landscapes import Landscape, read_landscape
 from gapssg.report.runs import TrainingRun, command_of, names_of, read_training_run
-from gapssg.report.settings import ReportSettings
+from gapssg.report.settings import ReportSettings, check_page
 from gapssg.report.verdict import Accuracies, Verdict, judge, lowest_class
 from gapssg.runs.events import AnyEpoch, DistillationEpoch, PretrainingEpoch, Warned
 from gapssg.runs.results import DistillResult, ReportedRun, ReportResult
@@ -119,7 +118,7 @@ def write_report(
     """
     display = display or SilentDisplay()
     output = user_path(output)
-    _check_page(output, overwrite)
+    check_page(output, overwrite)
     runs, landscapes = _read(settings.runs)
     if settings.teacher is not None:
         check_teacher(runs, settings.teacher)
@@ -139,12 +138,6 @@ def write_report(
         for section in sections
     )
     return ReportResult(output=str(output), runs=tuple(reported))
-
-
-def _check_page(output: Path, overwrite: bool) -> None:
-    if output.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"--output {output} names no page; let the name end in .html")
-    check_output_file(output, overwrite)
 
 
 def _read(paths: Sequence[Path]) -> tuple[list[TrainingRun], list[Landscape]]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from gapssg.data.settings import DataSettings
+from gapssg.errors import InputError
+from gapssg.files import check_output_file
 from gapssg.models.settings import WithFactories
 from gapssg.settings.base import UserPath
 from gapssg.settings.parts import RuntimeSettings
@@ -23,3 +27,14 @@ class ReportSettings(WithFactories):
     """Images in a batch of the evaluation."""
     runtime: RuntimeSettings = RuntimeSettings()
     """Device, precision and compilation of the evaluation."""
+
+
+def check_page(output: Path, overwrite: bool) -> None:
+    """Check that a report can be written.
+
+    Raises:
+        InputError: Its name is not that of a page, or it cannot be written.
+    """
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--output {output} names no page; let the name end in .html")
+    check_output_file(output, overwrite)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import Annotated, ClassVar, Generic, TypeVar
 
 from pydantic import Field
 
@@ -18,7 +18,7 @@ from gapssg.stored import Count, Counts, Number, Numbers, PositiveCount, Share, 
 
 EVENTS = "events.jsonl"
 _MOST_BYTES = 256 * 2**20
-_MOST_EPOCHS = 1_000_000
+_EpochNumber = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class Event(Stored):
@@ -114,9 +114,9 @@ class Epoch(Event):
     command: ClassVar[str]
     """The command whose runs have such epochs."""
 
-    epoch: PositiveCount = Field(le=_MOST_EPOCHS)
+    epoch: _EpochNumber
     """How many are done."""
-    epochs: PositiveCount = Field(le=_MOST_EPOCHS)
+    epochs: _EpochNumber
     """How many there are to be."""
     top1: Share | None = None
     """Top-1 accuracy on real images."""

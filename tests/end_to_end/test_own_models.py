@@ -137,7 +137,7 @@ def test_a_student_that_cannot_be_built_is_refused_before_anything_is_written(tm
 def test_import_teacher_reads_its_options(tmp_path: Path):
     (tmp_path / "names.txt").write_text("cat\n\n dog \n", encoding="utf-8-sig")
     arguments = ("import-teacher", "--model", FACTORY, "--input-shape", "3,20,16", "--mean", "0.1,0.2,0.3", "--std", 1)
-    output = tmp_path / "a.safetensors"
+    output = tmp_path / "new" / "a.safetensors"
     gapssg(*arguments, "--class-names", tmp_path / "names.txt", "--flip", "--crop-padding", 3, "--output", output)
     card = load_model(output, [FACTORY]).card
     assert (card.class_names, card.input_shape, card.flip, card.crop_padding) == (("cat", "dog"), (3, 20, 16), True, 3)

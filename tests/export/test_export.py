@@ -502,7 +502,7 @@ def test_bad_input_is_one_sentence_with_status_2_and_leaves_nothing(model_file: 
         "there is no folder": [*export[:-1], out / "absent" / "model.onnx"],
         "is a folder; name the file": [*export[:-1], out],
         "itself, which is read": [*export[:-1], model_file, "--overwrite"],
-        "File name too long": [*export[:-1], out / ("x" * 300)],
+        "names have at most 255 bytes": [*export[:-1], out / ("x" * 300)],
     }
     before = model_file.read_bytes()
     for words, arguments in cases.items():

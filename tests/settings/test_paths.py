@@ -19,7 +19,7 @@ import gapssg.table.settings
 from gapssg import DistillSettings, EvaluateSettings, ImportSettings, InputError, load_model, load_settings
 from gapssg.cli.app import COMMANDS
 from gapssg.data.settings import DataSettings
-from gapssg.files import is_file, user_path
+from gapssg.files import InsidePath, inside, is_file, user_path
 from gapssg.settings.base import Settings
 from tests.program import refusal
 
@@ -156,6 +156,8 @@ def test_a_tilde_is_the_home_folder_in_options_settings_files_and_python(
     assert weights.weights == str(tmp_path / "w.safetensors")
     (tmp_path / "file").write_text("")
     assert is_file("~/file")
+    monkeypatch.chdir(tmp_path)
+    assert user_path(user_path("./~name")) == tmp_path / "~name"
     assert {option.parser("~/x") for _, option in path_options()} == {tmp_path / "x"}
 
 
@@ -176,3 +178,4 @@ def test_a_current_folder_that_is_gone_is_one_sentence_and_an_absolute_path_need
     with pytest.raises(InputError, match="the current folder is gone; change to another one"):
         user_path("run")
     assert user_path(tmp_path) == tmp_path
+    assert isinstance(user_path(inside(tmp_path) / "file"), InsidePath)
