@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gapssg.engine.import_teacher import import_teacher
     from gapssg.engine.inspection import inspect
     from gapssg.engine.pretrain import estimate_pretraining, pretrain_teacher
+    from gapssg.engine.requests import Requests, Stopped
     from gapssg.engine.settings import (
         DistillSettings,
         EvaluateSettings,
@@ -49,7 +50,9 @@ __all__ = [
     "PretrainResult",
     "PretrainSettings",
     "ReportSettings",
+    "Requests",
     "RunError",
+    "Stopped",
     "__version__",
     "distill",
     "estimate_distillation",
@@ -89,6 +92,8 @@ _HOMES = {
     "GapssgError": "gapssg.errors",
     "InputError": "gapssg.errors",
     "RunError": "gapssg.errors",
+    "Requests": "gapssg.engine.requests",
+    "Stopped": "gapssg.engine.requests",
     "load_model": "gapssg.models.model_file",
     "load_settings": "gapssg.settings",
     "DistillResult": "gapssg.runs.results",

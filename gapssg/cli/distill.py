@@ -124,9 +124,10 @@ def distill(
         console.note(f"balanced accuracy of the student: {percent(student.balanced_accuracy)}{of_lowest}")
     console.failures("the student", result.failures)
     console.warnings("the student", result.warnings)
-    console.say("next:")
-    for words in _next_commands(directory, settings):
-        console.say(f"  {shlex.join(words)}{console.invocation.again_named}")
+    if not result.failures:
+        console.say("next:")
+        for words in _next_commands(directory, settings):
+            console.say(f"  {shlex.join(words)}{console.invocation.again_named}")
     console.result(result)
 
 

@@ -34,7 +34,8 @@ def as_validator(check: Callable[[Name], Name]) -> Callable[[Name], Name]:
 
 
 def _as_user_path(value: Any) -> Any:
-    return user_path(value) if isinstance(value, str | Path) else value
+    # From JSON pydantic takes a path as text only.
+    return str(user_path(value)) if isinstance(value, str) else user_path(value) if isinstance(value, Path) else value
 
 
 UserPath = Annotated[Path, BeforeValidator(as_validator(_as_user_path))]
