@@ -10,9 +10,9 @@ import torch
 
 from benchmarks.machine import Step, write_teacher
 from gapssg import DistillSettings
-from gapssg.engine.distillation import Distillation
+from gapssg.core.runtime import Runtime
 from gapssg.models.model_file import load_model
-from gapssg.runtime import Runtime
+from gapssg.training.distillation import Distillation
 
 
 class Size(NamedTuple):

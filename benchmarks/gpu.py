@@ -50,7 +50,7 @@ def main() -> None:
     module = [sys.executable, "-m"]
     stages = {
         "smoke": [*module, "gapssg", "quickstart", "--output", str(directory / "quickstart"), "--overwrite", *device],
-        "numerics": [*module, "pytest", "tests/test_cuda.py", "tests/test_step.py", "tests/engine/test_numerics.py"],
+        "numerics": [*module, "pytest", "tests/test_cuda.py", "tests/core", "tests/training/test_numerics.py"],
         "steps": [*module, "benchmarks.steps", *device, "--rounds", "9", "--output", str(directory / "steps.csv")],
         "growth": [*module, "benchmarks.growth", *device, "--output", str(directory)],
     }

@@ -37,15 +37,15 @@ from benchmarks.machine import (
 )
 from benchmarks.results_page import RESULTS
 from gapssg import DistillSettings, PretrainSettings, distill, pretrain_teacher
-from gapssg.engine.checkpoint import Checkpoints
-from gapssg.engine.distillation import Distillation
-from gapssg.engine.requests import Requests
-from gapssg.engine.run_directory import RunDirectory, SilentDisplay
+from gapssg.core.runtime import Runtime, to_unit_range
 from gapssg.models.model_file import load_model
+from gapssg.runs.checkpoint import Checkpoints
+from gapssg.runs.directory import RunDirectory, SilentDisplay
 from gapssg.runs.events import Started
-from gapssg.runtime import Runtime, to_unit_range
+from gapssg.runs.requests import Requests
 from gapssg.settings import RuntimeSettings
 from gapssg.synthesis.pool import SamplePool
+from gapssg.training.distillation import Distillation
 
 Report = dict[str, Any]
 

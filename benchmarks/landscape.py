@@ -24,7 +24,8 @@ from torch.func import functional_call, vmap
 
 from benchmarks.machine import describe_machine, print_machine, print_table, synchronize, write_results
 from benchmarks.results_page import RESULTS
-from gapssg.augment import Normalization
+from gapssg.core.augment import Normalization
+from gapssg.core.runtime import Runtime, computes_bf16_natively
 from gapssg.data import load_split
 from gapssg.landscape.directions import random_directions
 from gapssg.landscape.layout import Layout
@@ -32,7 +33,6 @@ from gapssg.landscape.points import Plane, PointEvaluator
 from gapssg.landscape.samples import Samples
 from gapssg.models import create_model
 from gapssg.models.model_file import load_model
-from gapssg.runtime import Runtime, computes_bf16_natively
 from gapssg.settings import RuntimeSettings
 
 Points = list[tuple[float, float]]

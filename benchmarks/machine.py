@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from gapssg.core.runtime import computes_bf16_natively
 from gapssg.models import create_model
 from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.model_file import save_model
-from gapssg.runtime import computes_bf16_natively
 
 Step = Callable[[], object]
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
-from gapssg.augment import Augmentation, crop_and_flip
+from gapssg.core.augment import Augmentation, crop_and_flip
 from gapssg.models.generator import Generator
 from gapssg.synthesis.batch_norm import statistics_distance
 

@@ -30,8 +30,8 @@ from benchmarks.machine import (
 )
 from benchmarks.plain import PlainDistillation, PlainSynthesis, Switches
 from benchmarks.results_page import RESULTS
+from gapssg.core.runtime import Runtime, computes_bf16_natively
 from gapssg.models import create_model
-from gapssg.runtime import Runtime, computes_bf16_natively
 from gapssg.settings import RuntimeSettings
 
 PUBLISHED_STEPS = {"synthesis": 200 * 200, "distillation": 2 * 256 // 128 * sum(range(1, 201))}

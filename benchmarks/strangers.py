@@ -28,11 +28,11 @@ from torch import Tensor
 from benchmarks.machine import commit, print_table
 from benchmarks.strangers_data import Split
 from benchmarks.strangers_pairs import PAIRS, Pair, Training, train_model_file
-from gapssg.augment import Normalization
+from gapssg.core.augment import Normalization
+from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import ImageSet
-from gapssg.engine.inference import predict
+from gapssg.evaluation.predict import predict
 from gapssg.models.model_file import load_model
-from gapssg.runtime import Runtime
 from gapssg.settings.parts import RuntimeSettings
 
 CEILING = "real images"

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.strangers_data import ANIMALS, CIFAR10, VEHICLES, Source, cifar, digits, letters, single
-from gapssg.augment import Augmentation, Normalization, crop_and_flip
+from gapssg.core.augment import Augmentation, Normalization, crop_and_flip
+from gapssg.core.runtime import computes_bf16_natively, to_unit_range
 from gapssg.data.image_set import ImageSet
 from gapssg.models import create_model
 from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.model_file import save_model
-from gapssg.runtime import computes_bf16_natively, to_unit_range
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

@@ -11,20 +11,11 @@ from typing import TYPE_CHECKING, Any
 from gapssg._version import __version__
 
 if TYPE_CHECKING:
-    from gapssg.engine.distill import distill, estimate_distillation
-    from gapssg.engine.evaluate import evaluate
-    from gapssg.engine.import_teacher import import_teacher
-    from gapssg.engine.inspection import inspect
-    from gapssg.engine.pretrain import estimate_pretraining, pretrain_teacher
-    from gapssg.engine.requests import Requests, Stopped
-    from gapssg.engine.settings import (
-        DistillSettings,
-        EvaluateSettings,
-        ImportSettings,
-        InspectSettings,
-        PretrainSettings,
-    )
     from gapssg.errors import GapssgError, InputError, RunError
+    from gapssg.evaluation.evaluate import evaluate
+    from gapssg.evaluation.import_teacher import import_teacher
+    from gapssg.evaluation.inspect_model import inspect
+    from gapssg.evaluation.settings import EvaluateSettings, ImportSettings, InspectSettings
     from gapssg.export.export import export_model
     from gapssg.export.settings import ExportSettings
     from gapssg.landscape.measure import measure_landscape
@@ -33,8 +24,12 @@ if TYPE_CHECKING:
     from gapssg.report.card import write_card
     from gapssg.report.page import write_report
     from gapssg.report.settings import ReportSettings
+    from gapssg.runs.requests import Requests, Stopped
     from gapssg.runs.results import DistillResult, LandscapeResult, PretrainResult
     from gapssg.settings import load_settings
+    from gapssg.training.distill import distill, estimate_distillation
+    from gapssg.training.pretrain_teacher import estimate_pretraining, pretrain_teacher
+    from gapssg.training.settings import DistillSettings, PretrainSettings
 
 __all__ = [
     "DistillResult",
@@ -70,18 +65,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "distill": "gapssg.engine.distill",
-    "estimate_distillation": "gapssg.engine.distill",
-    "estimate_pretraining": "gapssg.engine.pretrain",
-    "evaluate": "gapssg.engine.evaluate",
-    "import_teacher": "gapssg.engine.import_teacher",
-    "inspect": "gapssg.engine.inspection",
-    "pretrain_teacher": "gapssg.engine.pretrain",
-    "DistillSettings": "gapssg.engine.settings",
-    "EvaluateSettings": "gapssg.engine.settings",
-    "ImportSettings": "gapssg.engine.settings",
-    "InspectSettings": "gapssg.engine.settings",
-    "PretrainSettings": "gapssg.engine.settings",
+    "distill": "gapssg.training.distill",
+    "estimate_distillation": "gapssg.training.distill",
+    "estimate_pretraining": "gapssg.training.pretrain_teacher",
+    "evaluate": "gapssg.evaluation.evaluate",
+    "import_teacher": "gapssg.evaluation.import_teacher",
+    "inspect": "gapssg.evaluation.inspect_model",
+    "pretrain_teacher": "gapssg.training.pretrain_teacher",
+    "DistillSettings": "gapssg.training.settings",
+    "EvaluateSettings": "gapssg.evaluation.settings",
+    "ImportSettings": "gapssg.evaluation.settings",
+    "InspectSettings": "gapssg.evaluation.settings",
+    "PretrainSettings": "gapssg.training.settings",
     "ExportSettings": "gapssg.export.settings",
     "export_model": "gapssg.export.export",
     "LandscapeSettings": "gapssg.landscape.settings",
@@ -92,8 +87,8 @@ _HOMES = {
     "GapssgError": "gapssg.errors",
     "InputError": "gapssg.errors",
     "RunError": "gapssg.errors",
-    "Requests": "gapssg.engine.requests",
-    "Stopped": "gapssg.engine.requests",
+    "Requests": "gapssg.runs.requests",
+    "Stopped": "gapssg.runs.requests",
     "load_model": "gapssg.models.model_file",
     "load_settings": "gapssg.settings",
     "DistillResult": "gapssg.runs.results",

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from gapssg.core.runtime import Runtime
 from gapssg.models import create_model
 from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.model_file import save_model
-from gapssg.runtime import Runtime
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from gapssg.table.plan import plan_tasks
 from gapssg.table.run import run_table
 from gapssg.table.settings import TableSettings
 from tests.conftest import write_images
-from tests.runs import TINY, files_of, without_timing
+from tests.run_fixtures import TINY, files_of, without_timing
 from tests.tiny import TINY_NOISE, write_tiny_teacher
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gapssg.engine.requests import Requests
-from gapssg.engine.run_directory import SilentDisplay
+from gapssg.runs.directory import SilentDisplay
+from gapssg.runs.requests import Requests
 
 
 class Interruption(Exception):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from gapssg import DistillSettings
-from gapssg.augment import Shifts
-from gapssg.engine.distillation import Distillation
+from gapssg.core.augment import Shifts
+from gapssg.core.runtime import Runtime
 from gapssg.models.model_file import load_model
-from gapssg.runtime import Runtime
+from gapssg.training.distillation import Distillation
 
 # Roundings of 40 layers (there and back) add up like a random walk to a share r of an activation; batch norm enlarges
 # it some times. A ReLU whose input was that near to 0 changes sides: r of the activations do, and a share f of changed

@@ -17,11 +17,11 @@ from typing import NamedTuple
 import torch
 
 from gapssg import DistillSettings, distill
-from gapssg.engine.run_directory import SilentDisplay
+from gapssg.core.runtime import computes_bf16_natively
+from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import Epoch, Event
-from gapssg.runtime import computes_bf16_natively
 from gapssg.synthesis import method_classes
-from tests.runs import files_of
+from tests.run_fixtures import files_of
 from tests.tiny import tiny_model, write_tiny_teacher
 
 DISTILL = ["--epochs", "3", "--set", "batch_size=16", "--set", "method.synthesis_batch_size=32", "--device", "cpu"]
@@ -41,8 +41,8 @@ PRELOADED = [
     "gapssg.cli.app",
     "gapssg.cli.distill",
     "gapssg.cli.pretrain_teacher",
-    "gapssg.engine.distill",
-    "gapssg.engine.pretrain",
+    "gapssg.training.distill",
+    "gapssg.training.pretrain_teacher",
     "sklearn.datasets",
 ]
 TINY_METHOD = {"synthesis_batch_size": 2, "generator_steps": 2, "generator_width": 4}

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from gapssg import DistillSettings, distill
-from gapssg.engine.distillation import Distillation
-from gapssg.engine.requests import Requests, Stopped
+from gapssg.core.runtime import Runtime
+from gapssg.core.training_step import EAGER_CALLS, CudaRecorder
 from gapssg.models.model_file import load_model
-from gapssg.runtime import Runtime
-from gapssg.step import EAGER_CALLS, CudaRecorder
+from gapssg.runs.requests import Requests, Stopped
+from gapssg.training.distillation import Distillation
 from tests.interruptions import AskingDisplay
 from tests.numerics import OF_BF16, OF_FLOAT32, distance, distil_once, make_distillation
-from tests.runs import TINY, files_of
+from tests.run_fixtures import TINY, files_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

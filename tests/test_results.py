@@ -26,7 +26,7 @@ from gapssg.runs.results import (
     load_training_result,
 )
 from tests.results import make_distill_result, make_evaluation, make_pretrain_result, make_run_facts, make_scores
-from tests.runs import change
+from tests.run_fixtures import change
 
 
 def written(result: RunResult, run: Path) -> Path:

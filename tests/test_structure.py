@@ -24,15 +24,13 @@ ORDER = [
     "table",
     "export",
     "landscape",
-    "engine",
+    "training",
+    "evaluation",
     "runs",
     "synthesis",
     "data",
     "models",
-    "augment",
-    "batches",
-    "runtime",
-    "convolutions",
+    "core",
     "settings",
     "figures",
     "files",
@@ -87,7 +85,7 @@ def test_no_image_of_anybodys_can_be_reached_from_synthesis():
     assert "synthesis" in rooms
     assert "models" in rooms
     assert "data" not in rooms
-    assert "engine" not in rooms
+    assert "training" not in rooms
 
 
 @pytest.mark.parametrize("module", sorted(GRAPH))
@@ -125,8 +123,8 @@ def test_nothing_below_the_command_line_prints():
     [
         "import gapssg",
         "import gapssg.cli.app",
-        "import gapssg.engine.settings, gapssg.landscape.settings, gapssg.report.settings, gapssg.table.plan",
-        "import gapssg.engine.record, gapssg.runs.events, gapssg.runs.results, gapssg.export.settings",
+        "import gapssg.training.settings, gapssg.landscape.settings, gapssg.report.settings, gapssg.table.plan",
+        "import gapssg.runs.pictures, gapssg.runs.events, gapssg.runs.results, gapssg.export.settings",
         "import gapssg.data, gapssg.models",
     ],
 )

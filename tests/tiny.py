@@ -19,7 +19,7 @@ TINY_NOISE: dict[str, Any] = {
     "method": {"name": "noise", "synthesis_batch_size": 16},
     "runtime": {"device": "cpu", "precision": "fp32", "compile": False},
 }
-"""Settings of a distillation that takes no time, over `tests.runs.TINY`."""
+"""Settings of a distillation that takes no time, over `tests.run_fixtures.TINY`."""
 
 
 @contextmanager

@@ -19,9 +19,9 @@ from typer.core import TyperGroup
 from gapssg._version import __version__
 from gapssg.cli.console import Invocation, lenient_streams
 from gapssg.cli.signals import listening
-from gapssg.engine.requests import Stopped
 from gapssg.errors import GapssgError, InputError, says_out_of_memory, shortened
 from gapssg.files import check_current_folder
+from gapssg.runs.requests import Stopped
 from gapssg.text import printable
 
 _ENDS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}

@@ -20,7 +20,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from gapssg.engine.requests import Requests
 from gapssg.runs.events import (
     CheckpointWritten,
     DistillationEpoch,
@@ -34,6 +33,7 @@ from gapssg.runs.events import (
     Started,
     Warned,
 )
+from gapssg.runs.requests import Requests
 from gapssg.text import duration, percent, printable, printable_toml
 
 if TYPE_CHECKING:

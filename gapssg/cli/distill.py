@@ -14,10 +14,10 @@ from gapssg.cli import options
 from gapssg.cli.command import CHECKPOINTS, DEVICE, MODEL_FACTORIES, Given, Shown, command, data_fields
 from gapssg.cli.console import count
 from gapssg.cli.options import Panel
-from gapssg.engine.settings import DistillSettings
 from gapssg.errors import InputError
 from gapssg.runs.results import DistillResult
 from gapssg.text import percent
+from gapssg.training.settings import DistillSettings
 
 
 @command(
@@ -71,7 +71,7 @@ def distill(
     options.check_factories(factories, resume, given.texts(), "--model-factory")
     console.invocation.again_named = options.name_again(factories, "--model-factory")
     if estimate:
-        from gapssg.engine.distill import estimate_distillation
+        from gapssg.training.distill import estimate_distillation
 
         with console.live() as shown:
             found = estimate_distillation(settings, shown)
@@ -83,8 +83,8 @@ def distill(
     directory = options.required(output, "--output")
     options.check_run(settings, directory, overwrite, resume)
 
-    from gapssg.engine.distill import distill
     from gapssg.runs.events import DistillationEpoch
+    from gapssg.training.distill import distill
 
     with (
         console.live() as shown,

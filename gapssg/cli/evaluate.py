@@ -11,8 +11,8 @@ from gapssg.cli import options
 from gapssg.cli.command import DEVICE, MODEL_FACTORIES, Given, Shown, command, data_fields
 from gapssg.cli.console import Console, count
 from gapssg.cli.options import Panel
-from gapssg.engine.settings import EvaluateSettings
 from gapssg.errors import shortened
+from gapssg.evaluation.settings import EvaluateSettings
 from gapssg.runs.evaluations import keep_evaluations
 from gapssg.runs.events import Note
 from gapssg.text import percent
@@ -61,7 +61,7 @@ def evaluate(
         return
     options.check_inputs(settings)
 
-    from gapssg.engine.evaluate import evaluate
+    from gapssg.evaluation.evaluate import evaluate
 
     with console.live() as display:
         result = evaluate(settings, display=display)

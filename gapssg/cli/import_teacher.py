@@ -8,8 +8,8 @@ from gapssg.cli import options
 from gapssg.cli.command import Given, Shown, command, data_fields
 from gapssg.cli.console import count
 from gapssg.cli.options import Panel
-from gapssg.engine.settings import DEFAULT_WEIGHTS, ImportSettings, check_teacher_file
 from gapssg.errors import InputError
+from gapssg.evaluation.settings import DEFAULT_WEIGHTS, ImportSettings, check_teacher_file
 from gapssg.files import read_bounded, user_path
 from gapssg.text import percent
 
@@ -73,7 +73,7 @@ def import_teacher(
     options.check_inputs(settings, None if settings.weights == DEFAULT_WEIGHTS else settings.weights)
     check_teacher_file(file, settings, overwrite)
 
-    from gapssg.engine.import_teacher import import_teacher
+    from gapssg.evaluation.import_teacher import import_teacher
 
     with console.live() as display:
         result = import_teacher(settings, file, overwrite=overwrite, display=display)

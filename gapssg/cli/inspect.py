@@ -11,7 +11,7 @@ from gapssg.cli import options
 from gapssg.cli.command import MODEL_FACTORIES, Given, Shown, command
 from gapssg.cli.console import Console, count
 from gapssg.cli.options import Panel
-from gapssg.engine.settings import InspectSettings
+from gapssg.evaluation.settings import InspectSettings
 from gapssg.files import is_file
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def inspect(
         return
     options.check_inputs(settings)
 
-    from gapssg.engine.inspection import inspect
+    from gapssg.evaluation.inspect_model import inspect
 
     result = inspect(settings)
     _print(console, result)

@@ -22,7 +22,7 @@ from gapssg.settings.base import Settings
 from gapssg.settings.load import read_toml, recipe_names
 
 if TYPE_CHECKING:
-    from gapssg.engine.run_directory import Display
+    from gapssg.runs.directory import Display
     from gapssg.runs.events import Epoch
 
 
@@ -180,7 +180,7 @@ def for_tensorboard(
     wanted: bool, resume: Path | None, display: Display, run: Path, kind: type[Epoch]
 ) -> Iterator[Display]:
     """Show a run, and write it for TensorBoard, too, if that is wanted, or was before the run was interrupted."""
-    from gapssg.engine import tensorboard
+    from gapssg.runs import tensorboard
 
     if not wanted and resume is not None and tensorboard.was_written(resume):
         wanted = tensorboard.is_installed()
@@ -250,7 +250,7 @@ def check_run(settings: Settings, output: Path, overwrite: bool, resume: Path | 
     Raises:
         InputError: It has not, or may not.
     """
-    from gapssg.engine.run_directory import check_output
+    from gapssg.runs.directory import check_output
 
     if resume is None:
         check_inputs(settings)

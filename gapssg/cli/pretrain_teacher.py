@@ -8,8 +8,8 @@ from gapssg.cli import options
 from gapssg.cli.command import CHECKPOINTS, DEVICE, Given, command, data_fields
 from gapssg.cli.console import count
 from gapssg.cli.options import Panel
-from gapssg.engine.settings import PretrainSettings
 from gapssg.text import percent
+from gapssg.training.settings import PretrainSettings
 
 
 @command(
@@ -52,7 +52,7 @@ def pretrain_teacher(
     options.check_factories((settings.model.name,), resume, given.texts(), "--model")
     console.invocation.again_named = options.name_again((settings.model.name,), "--model")
     if estimate:
-        from gapssg.engine.pretrain import estimate_pretraining
+        from gapssg.training.pretrain_teacher import estimate_pretraining
 
         with console.live() as shown:
             found = estimate_pretraining(settings, shown)
@@ -64,8 +64,8 @@ def pretrain_teacher(
     directory = options.required(output, "--output")
     options.check_run(settings, directory, overwrite, resume)
 
-    from gapssg.engine.pretrain import pretrain_teacher
     from gapssg.runs.events import PretrainingEpoch
+    from gapssg.training.pretrain_teacher import pretrain_teacher
 
     with (
         console.live() as shown,

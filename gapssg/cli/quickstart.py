@@ -12,13 +12,14 @@ from gapssg.cli import options
 from gapssg.cli.command import DEVICE, Given, command
 from gapssg.cli.console import count
 from gapssg.cli.options import Panel
-from gapssg.engine.settings import DistillSettings, EvaluateSettings, PretrainSettings
 from gapssg.errors import InputError
+from gapssg.evaluation.settings import EvaluateSettings
 from gapssg.files import inside
 from gapssg.landscape.settings import LandscapeSettings
 from gapssg.settings import load_settings
 from gapssg.synthesis.base import PoolMethodSettings
 from gapssg.text import percent
+from gapssg.training.settings import DistillSettings, PretrainSettings
 
 RECIPE = "digits"
 LANDSCAPE_GRID = 11
@@ -94,7 +95,7 @@ def quickstart(
         },
     )
 
-    from gapssg.engine.run_directory import check_output
+    from gapssg.runs.directory import check_output
 
     folders = {**runs, "landscape": inside(output) / "landscape"}
     strange = sorted({entry.name for entry in output.iterdir()} - folders.keys()) if output.is_dir() else []
@@ -103,10 +104,10 @@ def quickstart(
     for folder in folders.values():
         check_output(folder, overwrite)
 
-    from gapssg.engine.distill import distill
-    from gapssg.engine.evaluate import evaluate
-    from gapssg.engine.pretrain import pretrain_teacher
+    from gapssg.evaluation.evaluate import evaluate
     from gapssg.landscape.measure import measure_landscape
+    from gapssg.training.distill import distill
+    from gapssg.training.pretrain_teacher import pretrain_teacher
 
     started = time.perf_counter()
     requests = console.invocation.requests

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from gapssg.engine.requests import Requests, Stopped
+from gapssg.runs.requests import Requests, Stopped
 
 _SECONDS_UNTIL_RAISED_AGAIN = 1.0
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import ImageSet
-from gapssg.engine.metrics import top_k_accuracy
-from gapssg.engine.real_images import read_test_images
-from gapssg.engine.run_directory import Display, SilentDisplay, final_weights, pool_shards, run_facts, versions
 from gapssg.errors import InputError
+from gapssg.evaluation.metrics import top_k_accuracy
+from gapssg.evaluation.real_images import read_test_images
 from gapssg.export.formats import FORMATS, Classifier
 from gapssg.export.packages import package_versions
 from gapssg.export.quantize import PoolImages, check_agreement, images_per_second, quantize, read_pool
@@ -23,6 +23,7 @@ from gapssg.models.description import Interface
 from gapssg.models.foreign import foreign_code
 from gapssg.models.frozen import frozen
 from gapssg.models.model_file import LoadedModel, load_model
+from gapssg.runs.directory import Display, SilentDisplay, final_weights, pool_shards, run_facts, versions
 from gapssg.runs.events import Note, Warned
 from gapssg.runs.results import (
     BothPrecisions,
@@ -37,7 +38,6 @@ from gapssg.runs.results import (
     Value,
     Verification,
 )
-from gapssg.runtime import Runtime
 from gapssg.text import percent
 
 _TIMED_BATCH = 64

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gapssg.augment import Normalization
+from gapssg.core.augment import Normalization
 
 METADATA_KEY = "gapssg"
 INPUT_NAME = "images"

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gapssg.engine.run_directory import pool_shards
 from gapssg.errors import InputError
 from gapssg.export.formats import INPUT_NAME, METADATA_KEY, Classifier, quiet
 from gapssg.models.description import ModelCard
+from gapssg.runs.directory import pool_shards
 from gapssg.runs.results import Comparison
 from gapssg.synthesis.shards import read_shard
 from gapssg.text import percent

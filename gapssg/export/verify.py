@@ -9,16 +9,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from gapssg.augment import Normalization
-from gapssg.engine.inference import predict
-from gapssg.engine.metrics import agreement
+from gapssg.core.augment import Normalization
+from gapssg.core.runtime import Runtime, to_unit_range
 from gapssg.errors import InputError
+from gapssg.evaluation.metrics import agreement
+from gapssg.evaluation.predict import predict
 from gapssg.export.formats import Classifier, Normalized
 from gapssg.models.foreign import foreign_code
 from gapssg.models.frozen import frozen
 from gapssg.models.model_file import LoadedModel
 from gapssg.runs.results import Comparison
-from gapssg.runtime import Runtime, to_unit_range
 from gapssg.text import percent
 
 _UNIT_ROUNDOFF = 2.0**-24  # of float32

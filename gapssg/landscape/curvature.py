@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gapssg.augment import Normalization
+from gapssg.core.augment import Normalization
+from gapssg.core.runtime import Runtime, to_unit_range
 from gapssg.errors import says_out_of_memory, shortened
 from gapssg.landscape.layout import Layout
 from gapssg.landscape.samples import Samples
 from gapssg.landscape.settings import CurvatureSettings
 from gapssg.landscape.sharpness import epsilon_sharpness, finite, largest_eigenvalue, trace
 from gapssg.runs.results import Curvature, Measurement
-from gapssg.runtime import Runtime, to_unit_range
 from gapssg.text import listed
 
 _BATCH_SIZE = 256

@@ -11,12 +11,10 @@ from typing import NamedTuple
 
 import torch
 
-from gapssg.augment import Normalization
-from gapssg.engine.loop import Job, Launch, Phase
-from gapssg.engine.real_images import check_same_images
-from gapssg.engine.requests import Requests
-from gapssg.engine.run_directory import Display, RunDirectory, SilentDisplay, run_facts, sha256_of_what_stays
+from gapssg.core.augment import Normalization
+from gapssg.core.runtime import Runtime
 from gapssg.errors import InputError, shortened
+from gapssg.evaluation.real_images import check_same_images
 from gapssg.files import inside, is_file, user_path
 from gapssg.landscape.curvature import measure_curvature
 from gapssg.landscape.figures import draw
@@ -29,9 +27,11 @@ from gapssg.landscape.sharpness import radius_of_doubling
 from gapssg.landscape.subjects import Subject, read_subjects
 from gapssg.landscape.surface import Surface, SurfaceCard, load_surface, save_surface
 from gapssg.models.model_file import LoadedModel
+from gapssg.runs.directory import Display, RunDirectory, SilentDisplay, run_facts, sha256_of_what_stays
 from gapssg.runs.events import CheckpointWritten, Event, LandscapeEnded, Started, SurfaceMeasured, SurfaceTiming, Warned
+from gapssg.runs.requests import Requests
 from gapssg.runs.results import Bf16Error, CentreFacts, Curvature, LandscapeResult, LandscapeTiming
-from gapssg.runtime import Runtime
+from gapssg.training.loop import Job, Launch, Phase
 
 _FOLDER = "surfaces"
 _POINTS_AT_A_TIME = 8

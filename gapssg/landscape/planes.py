@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gapssg.engine.real_images import check_same_images
+from gapssg.core.runtime import Runtime
 from gapssg.errors import InputError
+from gapssg.evaluation.real_images import check_same_images
 from gapssg.landscape.directions import directions_through, principal_directions, random_directions
 from gapssg.landscape.layout import Layout
 from gapssg.landscape.points import Plane
@@ -17,7 +18,6 @@ from gapssg.landscape.settings import LandscapeSettings
 from gapssg.landscape.subjects import Subject
 from gapssg.models.description import ModelCard
 from gapssg.models.model_file import LoadedModel, load_model
-from gapssg.runtime import Runtime
 
 
 class Site(NamedTuple):

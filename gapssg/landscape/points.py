@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gapssg.augment import Normalization
+from gapssg.core.augment import Normalization
+from gapssg.core.runtime import Runtime, to_unit_range
 from gapssg.landscape.layout import Layout
 from gapssg.landscape.samples import Samples
-from gapssg.runtime import Runtime, to_unit_range
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gapssg.augment import Normalization
-from gapssg.engine.inference import predict
-from gapssg.engine.real_images import read_test_images
-from gapssg.engine.run_directory import Display, pool_shards
+from gapssg.core.augment import Normalization
+from gapssg.core.runtime import Runtime
 from gapssg.errors import InputError
+from gapssg.evaluation.predict import predict
+from gapssg.evaluation.real_images import read_test_images
 from gapssg.landscape.settings import POOL, LandscapeSettings
 from gapssg.landscape.subjects import Subject
 from gapssg.models.model_file import load_model
-from gapssg.runtime import Runtime
+from gapssg.runs.directory import Display, pool_shards
 from gapssg.synthesis.losses import distillation_divergence
 from gapssg.synthesis.shards import read_shard
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from gapssg.engine.run_directory import final_weights
-from gapssg.engine.settings import DistillSettings
 from gapssg.errors import InputError
 from gapssg.files import InsidePath, entries_in, inside, is_file
 from gapssg.models.model_file import LoadedModel, load_model
+from gapssg.runs.directory import final_weights
 from gapssg.settings.load import read_toml
 from gapssg.text import shortest_ends
+from gapssg.training.settings import DistillSettings
 
 _ONLY_ONE_IN_A_RUN = ("student", "model")
 _SNAPSHOT = re.compile(r"epoch-(\d+)\.safetensors")

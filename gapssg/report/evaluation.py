@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gapssg.data.settings import DataSettings
-from gapssg.engine.evaluate import evaluate
-from gapssg.engine.run_directory import Display
-from gapssg.engine.settings import EvaluateSettings
 from gapssg.errors import InputError
+from gapssg.evaluation.evaluate import evaluate
+from gapssg.evaluation.settings import EvaluateSettings
 from gapssg.files import is_file, sha256_of_file
 from gapssg.report.charts import Chart, Line, draw
 from gapssg.report.runs import LARGEST_MODEL, TrainingRun
 from gapssg.report.settings import ReportSettings
+from gapssg.runs.directory import Display
 from gapssg.runs.evaluations import keep_evaluations
 from gapssg.runs.events import Note
 from gapssg.runs.results import DistillResult, EvaluatedModel

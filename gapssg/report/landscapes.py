@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gapssg.engine.record import read_picture
 from gapssg.files import entries_in, inside
+from gapssg.runs.pictures import read_picture
 from gapssg.runs.results import LandscapeResult
 
 if TYPE_CHECKING:

@@ -13,9 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from gapssg._version import __version__
-from gapssg.engine.judgement import failures_on_real_images, real_images_speak_for
-from gapssg.engine.record import read_picture, sample_grids
-from gapssg.engine.run_directory import Display, SilentDisplay
+from gapssg.evaluation.judgement import failures_on_real_images, real_images_speak_for
 from gapssg.files import user_path, write_atomically
 from gapssg.report.charts import COLOURS, Chart, Level, Line, draw
 from gapssg.report.evaluation import Evaluation, check_teacher, evaluate_run
@@ -23,7 +21,9 @@ from gapssg.report.landscapes import Landscape, read_landscape
 from gapssg.report.runs import TrainingRun, command_of, names_of, read_training_run
 from gapssg.report.settings import ReportSettings, check_page
 from gapssg.report.verdict import Accuracies, Verdict, judge, lowest_class
+from gapssg.runs.directory import Display, SilentDisplay
 from gapssg.runs.events import AnyEpoch, DistillationEpoch, PretrainingEpoch, Warned
+from gapssg.runs.pictures import read_picture, sample_grids
 from gapssg.runs.results import DistillResult, ReportedRun, ReportResult
 from gapssg.text import percent, printable
 

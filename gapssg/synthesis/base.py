@@ -13,8 +13,8 @@ from gapssg.settings.base import Settings
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from gapssg.augment import Augmentation, Normalization
-    from gapssg.runtime import Runtime
+    from gapssg.core.augment import Augmentation, Normalization
+    from gapssg.core.runtime import Runtime
     from gapssg.synthesis.pool import SamplePool
 
 

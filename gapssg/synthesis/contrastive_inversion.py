@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gapssg.augment import Shifts
+from gapssg.core.augment import Shifts
 from gapssg.errors import InputError
 from gapssg.models.profile import executed_batch_norm_layers
 from gapssg.synthesis.base import SynthesisContext

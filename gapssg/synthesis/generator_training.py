@@ -8,12 +8,12 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from gapssg.augment import Shifts
+from gapssg.core.augment import Shifts
+from gapssg.core.training_step import TrainingStep
 from gapssg.errors import Diverged, InputError
 from gapssg.models.frozen import frozen
 from gapssg.models.generator import Generator
 from gapssg.models.profile import last_linear_layer
-from gapssg.step import TrainingStep
 from gapssg.synthesis.base import EpochPlan, GeneratorMethodSettings, Responses, SynthesisContext
 from gapssg.synthesis.batch_norm import observed_statistics
 from gapssg.synthesis.pool import SamplePool

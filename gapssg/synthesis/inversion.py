@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gapssg.augment import Shifts
+from gapssg.core.augment import Shifts
+from gapssg.core.training_step import TrainingStep, forget_steps
 from gapssg.errors import Diverged, InputError
 from gapssg.models.frozen import frozen
 from gapssg.models.generator import Generator
-from gapssg.step import TrainingStep, forget_steps
 from gapssg.synthesis.base import InversionSettings, PoolMethodSettings, SynthesisContext
 from gapssg.synthesis.batch_norm import observed_statistics
 from gapssg.synthesis.state import halve_learning_rates, make_adam, moments_of, put_back, take_all

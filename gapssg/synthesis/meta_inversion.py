@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gapssg.augment import Shifts
+from gapssg.core.augment import Shifts
+from gapssg.core.training_step import forget_steps
 from gapssg.models.generator import Generator, reset_layers
 from gapssg.models.profile import executed_batch_norm_layers
-from gapssg.step import forget_steps
 from gapssg.synthesis.base import SynthesisContext
 from gapssg.synthesis.batch_norm import batch_moments, observed_inputs
 from gapssg.synthesis.inversion import GeneratorInversion

@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from gapssg.batches import shuffled_batches, steps_for_passes
+from gapssg.core.batches import shuffled_batches, steps_for_passes
+from gapssg.core.runtime import to_uint8, to_unit_range
 from gapssg.errors import InputError
-from gapssg.runtime import to_uint8, to_unit_range
 from gapssg.synthesis.base import EpochPlan, PoolMethodSettings, SynthesisContext
 from gapssg.synthesis.losses import distillation_divergence
 from gapssg.synthesis.pool import SamplePool

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gapssg.core.runtime import Runtime
+from gapssg.core.training_step import step_size
 from gapssg.errors import InputError
-from gapssg.runtime import Runtime
-from gapssg.step import step_size
 
 
 def make_adam(groups: Iterable[Mapping[str, Any]], betas: tuple[float, float], runtime: Runtime) -> torch.optim.Adam:

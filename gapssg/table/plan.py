@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from gapssg.engine.settings import DistillSettings, PretrainSettings
 from gapssg.files import user_path
 from gapssg.table.ledger import CellPlan, Ledger
 from gapssg.table.rows import (
@@ -19,6 +18,7 @@ from gapssg.table.rows import (
     pretrain_settings,
 )
 from gapssg.table.settings import TableSettings
+from gapssg.training.settings import DistillSettings, PretrainSettings
 
 
 @dataclass(frozen=True)

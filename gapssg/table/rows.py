@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gapssg.data.settings import DataSettings
-from gapssg.engine.settings import DistillSettings, PretrainSettings
 from gapssg.errors import InputError
 from gapssg.files import canonical_json
 from gapssg.settings.load import AnySettings, flatten, load_settings, recipe_names, recipe_text
 from gapssg.synthesis import departures_of, is_run_as_published, method_classes, published_settings
+from gapssg.training.settings import DistillSettings, PretrainSettings
 
 if TYPE_CHECKING:
     from gapssg.table.settings import TableSettings

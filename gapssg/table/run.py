@@ -13,21 +13,21 @@ from typing import Any
 
 import torch
 
-from gapssg.engine.checkpoint import has_checkpoint
-from gapssg.engine.distill import distill
-from gapssg.engine.pretrain import pretrain_teacher
-from gapssg.engine.requests import Requests, Stopped
-from gapssg.engine.run_directory import Display, SilentDisplay, check_own
-from gapssg.engine.settings import DistillSettings, PretrainSettings
 from gapssg.errors import GapssgError, InputError, Taken
 from gapssg.files import inside, is_file, user_path
+from gapssg.runs.checkpoint import has_checkpoint
+from gapssg.runs.directory import Display, SilentDisplay, check_own
 from gapssg.runs.events import Event, Note, RolledBack, Warned
+from gapssg.runs.requests import Requests, Stopped
 from gapssg.runs.results import DistillResult, PretrainResult, TableResult
 from gapssg.settings.load import load_settings
 from gapssg.table.ledger import Failure, Ledger, forget_failure, is_done, record_failure
 from gapssg.table.plan import Task
 from gapssg.table.rows import settings_to_continue
 from gapssg.table.summary import write_summary
+from gapssg.training.distill import distill
+from gapssg.training.pretrain_teacher import pretrain_teacher
+from gapssg.training.settings import DistillSettings, PretrainSettings
 
 _SECONDS_BETWEEN_LOOKS = 2.0
 

@@ -15,8 +15,8 @@ import rich.console
 
 from gapssg.__main__ import main
 from gapssg.cli.console import Console, Invocation, LiveDisplay, epoch_line, lenient_streams
-from gapssg.engine.requests import Stopped
 from gapssg.runs.events import DistillationEpoch, DistillationTiming, Ended, Remaining, Started, Warned
+from gapssg.runs.requests import Stopped
 from gapssg.text import duration, percent, printable
 
 TIMING = DistillationTiming(synthesis=1.0, distillation=2.0, images_per_second=512.4)
@@ -124,7 +124,7 @@ def test_on_a_terminal_bars_move_and_vanish():
 
 
 def test_what_the_package_logs_during_a_run_is_shown_as_a_note(capsys: pytest.CaptureFixture[str]):
-    logger = logging.getLogger("gapssg.step")
+    logger = logging.getLogger("gapssg.core.training_step")
     with Console(Invocation()).live():
         logger.warning("%s runs slower than it could", "a step")
     logger.warning("nobody watches")

@@ -11,8 +11,8 @@ from torchvision.datasets import ImageFolder
 
 from gapssg.data import folder, load_split
 from gapssg.data.image_set import ImageSet
-from gapssg.engine.requests import Stopped
 from gapssg.errors import InputError
+from gapssg.runs.requests import Stopped
 
 
 def grey_pixels(seed: int = 0, width: int = 6, height: int = 4) -> numpy.ndarray:

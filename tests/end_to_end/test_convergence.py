@@ -9,7 +9,7 @@ import pytest
 
 from gapssg import DistillSettings, PretrainSettings, distill, pretrain_teacher
 from gapssg.runs.results import DistillResult
-from tests.runs import events
+from tests.run_fixtures import events
 
 pytestmark = pytest.mark.slow
 

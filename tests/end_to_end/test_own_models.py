@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gapssg import load_model
-from gapssg.engine.requests import Stopped
-from gapssg.engine.run_directory import Display
 from gapssg.models import create_model
+from gapssg.runs.directory import Display
 from gapssg.runs.events import CheckpointWritten
+from gapssg.runs.requests import Stopped
 from tests.conftest import write_teacher
 from tests.program import gapssg, refusal
 
@@ -268,7 +268,8 @@ def test_the_command_that_continues_names_the_code_again(tmp_path: Path, monkeyp
         display.event(CheckpointWritten(directory=output))
         raise Stopped(signal.SIGTERM)
 
-    for place in ("engine.distill.distill", "engine.pretrain.pretrain_teacher", "landscape.measure.measure_landscape"):
+    commands = ("training.distill.distill", "training.pretrain_teacher.pretrain_teacher")
+    for place in (*commands, "landscape.measure.measure_landscape"):
         monkeypatch.setattr(f"gapssg.{place}", stop)
     stderr = gapssg(*command, "--output", tmp_path, status=143).stderr
     assert stderr == f"terminated; continue with: gapssg {command[0]} --resume {tmp_path}{named}\n"

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from gapssg.cli.signals import listening
-from gapssg.engine.requests import Requests, Stopped
-from tests.runs import files_of
+from gapssg.runs.requests import Requests, Stopped
+from tests.run_fixtures import files_of
 
 pytestmark = pytest.mark.slow
 

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from gapssg import ExportSettings, InputError, export_model, load_model
+from gapssg.core.runtime import Runtime
 from gapssg.data import load_split
-from gapssg.engine.requests import Stopped
 from gapssg.export import quantize
 from gapssg.export.formats import FORMATS
 from gapssg.export.verify import Examiner, compare, rounding_tolerance
 from gapssg.models import create_model
 from gapssg.models.model_file import LoadedModel, save_model
+from gapssg.runs.requests import Stopped
 from gapssg.runs.results import ExportResult
-from gapssg.runtime import Runtime
 from gapssg.synthesis.shards import PoolOrigin, write_shard
 from tests.conftest import make_card, write_teacher
 from tests.program import gapssg, refusal

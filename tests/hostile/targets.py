@@ -38,17 +38,17 @@ from gapssg import (
     write_card,
     write_report,
 )
-from gapssg.augment import Normalization
 from gapssg.cli.app import _complain
 from gapssg.cli.console import Console, Invocation
 from gapssg.cli.evaluate import print_evaluation
 from gapssg.cli.options import run_directory
+from gapssg.core.augment import Normalization
 from gapssg.data import load_split
-from gapssg.engine.metrics import score
-from gapssg.engine.run_directory import RunDirectory, SilentDisplay, Written, check_output, check_same_settings
+from gapssg.evaluation.metrics import score
 from gapssg.models import create_model
 from gapssg.models.model_file import _sha256_of_content, save_model
 from gapssg.models.safetensors_file import read_safetensors
+from gapssg.runs.directory import RunDirectory, SilentDisplay, Written, check_output, check_same_settings
 from gapssg.runs.events import Note
 from gapssg.synthesis.shards import PoolOrigin, read_shard, write_shard
 from gapssg.text import printable_toml

@@ -21,15 +21,15 @@ import pytest
 from PIL import Image
 
 from gapssg import DistillSettings, InputError, distill, measure_landscape
-from gapssg.engine.run_directory import SilentDisplay, encode_png
 from gapssg.files import write_atomically
 from gapssg.landscape.settings import LandscapeSettings
+from gapssg.runs.directory import SilentDisplay, encode_png
 from gapssg.table.plan import plan_tasks
 from gapssg.table.run import run_table
 from gapssg.table.settings import TableSettings
 from tests.crash_points import in_small
 from tests.program import gapssg
-from tests.runs import TINY
+from tests.run_fixtures import TINY
 from tests.tiny import TINY_NOISE, write_tiny_teacher
 
 pytestmark = [

@@ -9,20 +9,20 @@ import pytest
 import torch
 
 from gapssg import InputError, RunError, measure_landscape
-from gapssg.engine.requests import Requests, Stopped
-from gapssg.engine.run_directory import SilentDisplay
+from gapssg.core.runtime import Runtime
 from gapssg.landscape import measure
 from gapssg.landscape.curvature import CentreLoss
 from gapssg.landscape.sharpness import radius_of_doubling
 from gapssg.landscape.surface import load_surface, save_surface
 from gapssg.models import create_model
 from gapssg.models.model_file import load_model, save_model
+from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import Event, Warned
+from gapssg.runs.requests import Requests, Stopped
 from gapssg.runs.results import LandscapeResult, Measurement
-from gapssg.runtime import Runtime
 from tests.conftest import make_card
 from tests.landscape.conftest import make_surface, settings
-from tests.runs import events, without_timing
+from tests.run_fixtures import events, without_timing
 
 
 @pytest.fixture
@@ -345,7 +345,7 @@ def test_what_is_exact_is_computed_as_float32_is_configured(
         monkeypatch.setattr(f"{module}.{name}", spy)
 
     monkeypatch.setattr(Runtime, "configured", remembered)
-    watched("gapssg.engine.inference", "frozen")  # of `predict`
+    watched("gapssg.evaluation.predict", "frozen")  # of `predict`
     watched("gapssg.landscape.measure", "measure_curvature")
     changes = {"curvature": {"lanczos_steps": 2, "trace_samples": 2, "ascent_steps": 2}}
     runtime = {"device": "cpu", "precision": "bf16"}

@@ -9,14 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gapssg.augment import Normalization
+from gapssg.core.augment import Normalization
+from gapssg.core.runtime import Runtime
 from gapssg.data import load_split
 from gapssg.landscape.directions import directions_through, random_directions
 from gapssg.landscape.layout import Layout
 from gapssg.landscape.points import Plane, PointEvaluator
 from gapssg.landscape.samples import Samples
 from gapssg.models.model_file import load_model
-from gapssg.runtime import Runtime
 from gapssg.synthesis.losses import distillation_divergence
 
 COUNT = 50

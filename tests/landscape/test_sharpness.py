@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from gapssg.augment import Normalization
+from gapssg.core.augment import Normalization
+from gapssg.core.runtime import Runtime
 from gapssg.landscape.curvature import CentreLoss, measure_curvature
 from gapssg.landscape.samples import Samples
 from gapssg.landscape.settings import CurvatureSettings
 from gapssg.landscape.sharpness import epsilon_sharpness, largest_eigenvalue, radius_of_doubling, trace
 from gapssg.runs.results import Curvature, Measurement
-from gapssg.runtime import Runtime
 
 
 def symmetric(eigenvalues: torch.Tensor) -> torch.Tensor:

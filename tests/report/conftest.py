@@ -10,7 +10,7 @@ import pytest
 
 from gapssg import DistillSettings, LandscapeSettings, PretrainSettings, distill, measure_landscape, pretrain_teacher
 from tests.conftest import write_images, write_teacher
-from tests.runs import TINY
+from tests.run_fixtures import TINY
 
 CLASSES = ("<img src=x onerror=alert(1)>", "a`|b ${c} {{ d }}")
 RUNTIME = {"device": "cpu", "precision": "fp32"}

@@ -21,13 +21,13 @@ from gapssg import (
     write_card,
     write_report,
 )
-from gapssg.engine.run_directory import SilentDisplay
 from gapssg.runs import evaluations
+from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import Event, Note
 from gapssg.text import percent
 from tests.program import gapssg, refusal
 from tests.report.conftest import CLASSES, RUNTIME, Runs
-from tests.runs import change, settings
+from tests.run_fixtures import change, settings
 
 
 def metadata(card: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from gapssg.models.model_file import save_model
 from gapssg.runs.results import EvaluatedModel
 from tests.program import gapssg, refusal
 from tests.report.conftest import CLASSES, RUNTIME, Runs
-from tests.runs import change
+from tests.run_fixtures import change
 
 
 class Page(HTMLParser):

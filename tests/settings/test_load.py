@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gapssg.engine.settings import DistillSettings, PretrainSettings
 from gapssg.errors import InputError
 from gapssg.settings import load_settings, recipe_names
+from gapssg.training.settings import DistillSettings, PretrainSettings
 
 GIVEN = {"teacher": ("--teacher", "t.safetensors"), "student.name": ("--student", "wrn16_1")}
 
@@ -234,5 +234,5 @@ def test_equal_settings_have_equal_hashes():
 
 
 def test_settings_import_no_torch():
-    code = "import sys, gapssg.engine.settings, gapssg.settings; sys.exit('torch' in sys.modules)"
+    code = "import sys, gapssg.training.settings, gapssg.settings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

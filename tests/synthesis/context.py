@@ -7,9 +7,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from gapssg.augment import Augmentation, Normalization
+from gapssg.core.augment import Augmentation, Normalization
+from gapssg.core.runtime import Runtime
 from gapssg.models import create_model
-from gapssg.runtime import Runtime
 from gapssg.synthesis import SynthesisContext
 
 SHAPE = (1, 16, 16)

@@ -12,9 +12,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from gapssg.augment import Augmentation, Normalization
+from gapssg.core.augment import Augmentation, Normalization
+from gapssg.core.runtime import Runtime
 from gapssg.errors import Diverged
-from gapssg.runtime import Runtime
 from gapssg.synthesis import GapSSGFastSettings, GapSSGSettings, SynthesisContext
 from gapssg.synthesis.base import InversionSettings
 from gapssg.synthesis.batch_norm import observed_statistics

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gapssg.core.runtime import Runtime
 from gapssg.errors import RunError
-from gapssg.runtime import Runtime
 from gapssg.synthesis import GapSSGSettings, Synthesizer
 from gapssg.synthesis.batch_norm import observed_statistics
 from gapssg.synthesis.inversion import GeneratorInversion

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gapssg.batches import steps_for_passes
+from gapssg.core.batches import steps_for_passes
 from gapssg.models.generator import Generator
 from gapssg.synthesis import GapSSGSettings
 from gapssg.synthesis.batch_norm import observed_statistics

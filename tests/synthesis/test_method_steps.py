@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gapssg.runtime import Runtime
+from gapssg.core.runtime import Runtime
 from gapssg.synthesis import CMISettings, DeepInversionSettings, FastSettings
 from gapssg.synthesis.contrastive_inversion import ContrastiveInversion, resized_crop
 from gapssg.synthesis.inversion import Inversion

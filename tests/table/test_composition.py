@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from gapssg.engine.settings import DistillSettings
 from gapssg.errors import InputError
 from gapssg.models.model_file import architecture_of
 from gapssg.settings.load import recipe_text
@@ -18,6 +17,7 @@ from gapssg.table import rows
 from gapssg.table.plan import Task, plan_tasks
 from gapssg.table.rows import make_rows, published_figures_of, row_names
 from gapssg.table.settings import TableSettings, method_names, parse_variant
+from gapssg.training.settings import DistillSettings
 from tests.program import gapssg, refusal
 
 PUBLISHED = list(csv.DictReader((Path(rows.__file__).parent / "published.csv").read_text().splitlines()))

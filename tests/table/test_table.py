@@ -14,13 +14,12 @@ from unittest import mock
 
 import pytest
 
-from gapssg.engine.requests import Requests, Stopped
-from gapssg.engine.run_directory import SilentDisplay
-from gapssg.engine.settings import DistillSettings, PretrainSettings
 from gapssg.errors import InputError, RunError, Taken
 from gapssg.files import lock, write_json
 from gapssg.models import MODELS, ModelEntry
+from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import Event, Note
+from gapssg.runs.requests import Requests, Stopped
 from gapssg.runs.results import DistillResult, MethodEntry, PretrainResult, TableResult, TableSummary
 from gapssg.table import figures
 from gapssg.table import run as runs
@@ -28,6 +27,7 @@ from gapssg.table.ledger import Ledger
 from gapssg.table.plan import Task, plan_tasks
 from gapssg.table.settings import TableSettings, parse_variant
 from gapssg.table.summary import summarise, write_summary
+from gapssg.training.settings import DistillSettings, PretrainSettings
 from tests.conftest import write_images
 from tests.program import gapssg, refusal
 from tests.results import make_distill_result, make_pretrain_result

@@ -1,0 +1,1 @@
+"""Tensors, devices and random streams that every room above uses."""

@@ -1,0 +1,223 @@
+"""Device, precision, compilation and named random streams: handed to whoever computes."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from gapssg.core.convolutions import avoid_unsound_kernels
+from gapssg.errors import InputError
+from gapssg.settings.parts import RuntimeSettings
+from gapssg.text import duration
+
+Step = TypeVar("Step", bound=Callable[..., Any])
+
+# What `compile = "auto"` goes by. Compiling the steps of a run takes about a minute on a processor and more on a GPU.
+# The rates are of eager steps: of one thread with bfloat16 instructions, of one without, and of a large GPU.
+_EAGER_FLOPS = {"bf16": 1.5e11, "fp32": 5e10}
+_EAGER_FLOPS_OF_A_GPU = 5e13
+_SECONDS_WORTH_COMPILING = 600.0
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how precisely tensors are computed, and where randomness comes from.
+
+    Attributes:
+        device: Every tensor of the run lives here.
+        precision: `bf16` computes networks under autocast; logits, losses, statistics, master weights
+            and optimizers stay in float32 either way (on CUDA, their products in TF32).
+        compiled: Whether `compile` compiles.
+        seed: The seed that every random stream is derived from.
+        deterministic: Whether CUDA may use only algorithms that give the same bits each time.
+    """
+
+    device: torch.device
+    precision: Literal["fp32", "bf16"]
+    compiled: bool
+    seed: int
+    deterministic: bool = False
+
+    @classmethod
+    def from_settings(cls, settings: RuntimeSettings, seed: int) -> Runtime:
+        """Choose device and precision; `compile = "auto"` is not compiled until `compile_if_worth_it` says so.
+
+        Raises:
+            InputError: CUDA was asked for and there is none, or compiling and there is no compiler.
+        """
+        device = _choose_device(settings.device)
+        precision = settings.precision
+        if precision == "auto":
+            precision = "bf16" if computes_bf16_natively(device) else "fp32"
+        compiled = settings.compile is True
+        obstacle = obstacle_to_compiling(device) if compiled else None
+        if obstacle:
+            raise InputError(f"--compile: {obstacle}; use --no-compile")
+        return cls(device, precision, compiled, seed, settings.deterministic)
+
+    def decide_compilation(
+        self, setting: bool | Literal["auto"], flops: float, earlier: bool | None = None
+    ) -> tuple[Runtime, str | None]:
+        """Return this runtime with what the setting `compile` decides for so many operations, and why, if it decides.
+
+        Args:
+            setting: What was asked for; `from_settings` has heeded all but `auto`.
+            flops: Floating-point operations of the run.
+            earlier: What was decided when the run began, if it continues.
+        """
+        if setting != "auto":
+            return self, None
+        return self.compile_if_worth_it(flops) if earlier is None else (replace(self, compiled=earlier), None)
+
+    def compile_if_worth_it(self, flops: float) -> tuple[Runtime, str]:
+        """Decide whether a run of so many floating-point operations is compiled.
+
+        The decision depends on the settings and the machine, and on no clock: equal runs decide alike.
+
+        Returns:
+            This runtime with the decision, and a sentence that says what was decided and why.
+        """
+        rate = _EAGER_FLOPS_OF_A_GPU
+        if self.device.type != "cuda":
+            rate = torch.get_num_threads() * _EAGER_FLOPS[self.precision]
+        length = f"about {flops / 1e12:,.0f} TFLOP, estimated {duration(flops / rate)} in eager mode"
+        obstacle = obstacle_to_compiling(self.device)
+        if flops / rate < _SECONDS_WORTH_COMPILING:
+            return self, f"not compiled, because the run is short: {length}"
+        if obstacle:
+            return self, f"not compiled, although the run is long ({length}): {obstacle}"
+        return replace(self, compiled=True), f"compiled, because the run is long: {length}"
+
+    def identity(self) -> dict[str, str]:
+        """Return by name what a run that continues must be computed with: its numbers are others with another."""
+        return {"the device": self.device.type, "the precision": self.precision}
+
+    def describe(self) -> str:
+        """Return where and how is computed, in a few words."""
+        words = [str(self.device), self.precision, "compiled" if self.compiled else "eager"]
+        return ", ".join(words + ["deterministic"] * self.deterministic)
+
+    @contextmanager
+    def configured(self) -> Iterator[None]:
+        """Set what torch has only global switches for, and restore it: TF32, algorithm search, determinism.
+
+        Sizes are fixed, so that the search for the fastest convolutions pays off.
+        """
+        if self.device.type != "cuda":
+            yield
+            return
+        backends, matmul, cudnn = torch.backends, torch.backends.cuda.matmul, torch.backends.cudnn
+        before = (matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic)
+        was_deterministic = torch.are_deterministic_algorithms_enabled()
+        backends.cuda.matmul.allow_tf32 = cudnn.allow_tf32 = self.precision == "bf16"
+        cudnn.benchmark, cudnn.deterministic = not self.deterministic, self.deterministic
+        if self.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for in this mode
+            torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        finally:
+            matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = before
+            torch.use_deterministic_algorithms(was_deterministic)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context in which networks are computed."""
+        return torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=True
+        )
+
+    def derive_seed(self, stream: str, *indices: int) -> int:
+        """Return a 63-bit seed that depends on the run's seed, the stream's name and the indices."""
+        text = "/".join([str(self.seed), stream, *map(str, indices)])
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+    def random_stream(self, stream: str, *indices: int) -> torch.Generator:
+        """Return a fresh random generator on the device for one use, such as ("latent", epoch).
+
+        Streams hold no state between epochs, so a run that continues at an epoch needs none saved.
+        """
+        return torch.Generator(self.device).manual_seed(self.derive_seed(stream, *indices))
+
+    @contextmanager
+    def seeded_globals(self, stream: str, *indices: int) -> Iterator[None]:
+        """Seed torch's global generators for modules that draw from them (dropout), and restore them."""
+        on_cuda = self.device.type == "cuda"
+        seed = self.derive_seed(stream, *indices)
+        with torch.random.fork_rng(devices=[self.device] if on_cuda else []):
+            torch.default_generator.manual_seed(seed)
+            if on_cuda:
+                with torch.cuda.device(self.device):
+                    torch.cuda.manual_seed(seed)
+            yield
+
+    def compile(self, step: Step) -> Step:
+        """Return `step` compiled, if this run compiles."""
+        if not self.compiled:
+            return step
+        # On a processor it warns that there is no CUDA, which nobody asked for.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        return cast(Step, torch.compile(step, dynamic=False))
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """Move a network to the device in the memory layout that convolutions are fastest in.
+
+        On a processor, its convolutions avoid the kernels of torch that are wrong.
+        """
+        if self.device.type == "cpu":
+            avoid_unsound_kernels(module)
+        return module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+    def synchronize(self) -> None:
+        """Wait for the device, before a clock is read."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def computes_bf16_natively(device: torch.device) -> bool:
+    """Tell whether the hardware has bfloat16 matrix instructions (emulation is slower than float32)."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def obstacle_to_compiling(device: torch.device) -> str | None:
+    """Return why torch.compile cannot work here, if so: it needs a C++ compiler, on CUDA also Triton."""
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "Triton is not installed, which compiling for CUDA needs"
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        return f"there is no C++ compiler {compiler}, which compiling needs"
+    return None
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """Convert uint8 images in [0, 255] to float32 in [0, 1]."""
+    return images.to(torch.float32) / 255
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Round images in [0, 1] to uint8 in [0, 255]."""
+    return (images * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _choose_device(name: str) -> torch.device:
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not available:
+        raise InputError(f"--device {name}: no CUDA device is available here; use --device cpu or auto")
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
+    return device

@@ -1,1 +1,0 @@
-"""The training core: pretrain, distil, evaluate, and the run directory."""

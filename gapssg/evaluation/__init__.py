@@ -1,0 +1,1 @@
+"""Predictions and scores of models on images."""

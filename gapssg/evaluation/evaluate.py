@@ -1,0 +1,132 @@
+"""`eval`: what is said of model files on labelled images, and of a student beside its teacher."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gapssg.core.augment import Normalization
+from gapssg.core.runtime import Runtime
+from gapssg.evaluation.metrics import (
+    Answers,
+    answers_of,
+    confusion_matrix,
+    count_by_class,
+    expected_calibration_error,
+    joined,
+    per_class_accuracy,
+    reliability,
+    score_answers,
+)
+from gapssg.evaluation.predict import predict
+from gapssg.evaluation.real_images import check_same_images, read_test_images
+from gapssg.evaluation.settings import EvaluateSettings
+from gapssg.models.model_file import LoadedModel, load_model
+from gapssg.models.profile import profile_model
+from gapssg.runs.directory import Display, SilentDisplay, run_facts
+from gapssg.runs.results import EvaluatedModel, EvaluateResult, EvaluateTiming, FileFacts
+from gapssg.synthesis.losses import reality_gaps
+
+MOST_CLASSES_IN_A_MATRIX = 1000
+
+
+def evaluate(settings: EvaluateSettings, *, display: Display | None = None) -> EvaluateResult:
+    """Evaluate model files on the test split of real images.
+
+    Returns:
+        What is said of each file, in `models`, and how fast it was, under `timing`.
+
+    Raises:
+        InputError: A file or the data cannot be used, or they do not fit each other.
+    """
+    display = display or SilentDisplay()
+    runtime = Runtime.from_settings(settings.runtime, seed=0)  # evaluation draws nothing
+    models = [load_model(path, settings.model_factories) for path in settings.models]
+    teacher = load_model(settings.teacher, settings.model_factories) if settings.teacher is not None else None
+    images = read_test_images(settings.data, models[0], display)
+    for other in [*models[1:], *([teacher] if teacher is not None else [])]:
+        check_same_images(models[0], other)
+    images = images.to(runtime.device)
+    observers = [_Observer(model, settings, runtime) for model in models]
+    guide = None if teacher is None else _Observer(teacher, settings, runtime)
+    # Logits are kept of one batch alone, because a class may have few images and there may be many classes.
+    for start in range(0, len(images), settings.batch_size):
+        display.progress("evaluating", start, len(images))
+        batch, labels = (each[start : start + settings.batch_size] for each in (images.images, images.labels))
+        teacher_logits = None if guide is None else guide.logits(batch)
+        for observer in observers:
+            observer.observe(batch, labels, teacher_logits)
+    display.progress("evaluating", len(images), len(images))
+    return EvaluateResult(
+        data=settings.data.name,
+        images=len(images),
+        class_names=tuple(images.class_names),
+        teacher=None if teacher is None else FileFacts(file=str(teacher.path), sha256=teacher.sha256),
+        models=tuple(observer.report(images.class_names) for observer in observers),
+        timing=EvaluateTiming(images_per_second=tuple(len(images) / observer.seconds for observer in observers)),
+        **dict(run_facts(runtime, settings)),
+    )
+
+
+class _Observer:
+    """Asks a model about one batch of images after another, and keeps what does not grow with the number of classes."""
+
+    def __init__(self, model: LoadedModel, settings: EvaluateSettings, runtime: Runtime) -> None:
+        card = model.card
+        self.seconds = 0.0
+        self._model = model
+        self._batch_size = settings.batch_size
+        self._runtime = runtime
+        self._normalization = Normalization.from_statistics(card.mean, card.deviation, runtime.device)
+        self._module = runtime.compile(runtime.place(model.module))
+        self._answers: list[Answers] = []
+        self._agrees: list[Tensor] = []
+        self._gaps: list[Tensor] = []
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the logits (N, K) of a batch of images (N, C, H, W) uint8."""
+        if not self.seconds:
+            self._predict(images)  # the first batch pays for the set-up
+        self._runtime.synchronize()
+        started = time.perf_counter()
+        logits = self._predict(images)
+        self._runtime.synchronize()
+        self.seconds += time.perf_counter() - started
+        return logits
+
+    def observe(self, images: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> None:
+        """Ask about a batch of images, and compare with the teacher if there is one."""
+        logits = self.logits(images)
+        self._answers.append(answers_of(logits, labels))
+        if teacher_logits is not None:
+            self._agrees.append(logits.argmax(dim=1) == teacher_logits.argmax(dim=1))
+            self._gaps.append(reality_gaps(teacher_logits, logits))
+
+    def report(self, class_names: Sequence[str]) -> EvaluatedModel:
+        """Return what is said of the model on all batches."""
+        model, answers, classes = self._model, joined(self._answers), len(class_names)
+        counts = count_by_class(answers.predictions, answers.labels, classes)
+        diagram = reliability(answers)
+        matrix = None
+        if classes <= MOST_CLASSES_IN_A_MATRIX:
+            matrix = confusion_matrix(answers.predictions, answers.labels, classes).tolist()
+        return EvaluatedModel(
+            file=str(model.path),
+            sha256=model.sha256,
+            architecture=model.card.architecture,
+            **dict(profile_model(model.module, model.card.input_shape)),
+            **dict(score_answers(answers, class_names)),
+            expected_calibration_error=expected_calibration_error(diagram),
+            reliability=tuple(diagram),
+            per_class_accuracy=tuple(per_class_accuracy(counts)),
+            images_per_class=tuple(counts.totals),
+            confusion_matrix=None if matrix is None else tuple(map(tuple, matrix)),
+            agreement=torch.cat(self._agrees).double().mean().item() if self._agrees else None,
+            reality_gap=torch.cat(self._gaps).mean().item() if self._gaps else None,
+        )
+
+    def _predict(self, images: Tensor) -> Tensor:
+        return predict(self._module, images, self._normalization, self._runtime, self._batch_size)

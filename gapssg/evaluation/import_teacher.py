@@ -1,0 +1,235 @@
+"""`import-teacher`: a classifier that was trained elsewhere becomes a self-describing model file."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torchvision
+from torch import nn
+
+from gapssg.core.augment import Normalization, check_crop_padding
+from gapssg.core.runtime import Runtime
+from gapssg.data.image_set import ImageSet
+from gapssg.errors import InputError, shortened
+from gapssg.evaluation.metrics import top_k_accuracy
+from gapssg.evaluation.predict import predict, score_on
+from gapssg.evaluation.real_images import read_test_images
+from gapssg.evaluation.settings import DEFAULT_WEIGHTS, ImportSettings, check_teacher_file
+from gapssg.files import make_folder, user_path
+from gapssg.intervals import Z_95
+from gapssg.models import MODELS, MOST_CLASSES, create_model
+from gapssg.models.description import ModelCard, Outputs, Provenance
+from gapssg.models.foreign import check_classifier, outputs_of, take_logarithm
+from gapssg.models.libraries import Pretrained, pretrained_weights
+from gapssg.models.model_file import LoadedModel, load_foreign_weights, staged_model
+from gapssg.models.profile import profile_model
+from gapssg.models.reference import is_factory, library_model
+from gapssg.models.safetensors_file import read_safetensors
+from gapssg.runs.directory import Display, SilentDisplay, run_facts, versions
+from gapssg.runs.events import Note, Warned
+from gapssg.runs.results import ImportResult, Scores
+from gapssg.text import percent
+
+# Pixels in [0, 1], in [-1, 1] and in [0, 255].
+_USUAL = ((0.0, 1.0), (0.5, 0.5), (0.0, 1 / 255))
+_MOST_COMPARED = 500
+_CLEARLY_BETTER = 0.05
+
+
+def import_teacher(
+    settings: ImportSettings, output: Path, *, overwrite: bool = False, display: Display | None = None
+) -> ImportResult:
+    """Build a classifier, load its weights, verify it, and write it as a model file.
+
+    It is verified by forward passes and, with `settings.data`, evaluated on labelled images. The file is kept only if
+    the model that is loaded from it gives the same logits.
+
+    Args:
+        settings: The architecture, and what cannot be seen from its weights.
+        output: The file to write, `*.safetensors`.
+        overwrite: Whether an earlier file may be replaced.
+        display: Shows the progress.
+
+    Returns:
+        The file, its SHA-256, the model's size and, if it was evaluated, its accuracies (fractions in [0, 1]).
+
+    Raises:
+        InputError: The model, its weights, the description or the data do not fit each other, the file cannot be
+            written there, or would give another model; nothing has been written.
+        RunError: The library's weights cannot be fetched, or the disk refused the write.
+    """
+    display = display or SilentDisplay()
+    output = user_path(output)
+    check_teacher_file(output, settings, overwrite)
+    runtime = Runtime.from_settings(settings.runtime, settings.seed)
+    pretrained = _pretrained(settings) if settings.weights == DEFAULT_WEIGHTS else None
+    card = _describe(settings, pretrained)
+    module = create_model(
+        card.architecture,
+        num_classes=card.num_classes,
+        input_shape=card.input_shape,
+        seed=runtime.derive_seed("initial-weights"),
+        arguments=card.arguments,
+        weights_follow=True,
+    )
+    _fill(module, settings, pretrained)
+    check_classifier(module, card.architecture, card.num_classes, card.input_shape, takes_probabilities=True)
+    module.eval()
+    card = card.model_copy(update={"outputs": _recognise_outputs(module, card, display)})
+    unwritten = LoadedModel(module, card, "", output)
+    images = read_test_images(settings.data, unwritten, display) if settings.data else None
+    make_folder(output.parent)
+    # To the last bit: both compute in the same way on the same processor, and `check_classifier` refused what varies.
+    with staged_model(output, module, card) as written:
+        scores = _evaluate(written, images, runtime, display)
+    return ImportResult(
+        file=str(output),
+        sha256=written.sha256,
+        architecture=card.architecture,
+        num_classes=card.num_classes,
+        input_shape=card.input_shape,
+        **dict(profile_model(module, card.input_shape)),
+        **(dict(scores) if scores else dict.fromkeys(Scores.model_fields)),
+        data=settings.data.name if settings.data else None,
+        **dict(run_facts(runtime, settings)),
+    )
+
+
+def _pretrained(settings: ImportSettings) -> Pretrained:
+    library = library_model(settings.model.name)
+    if library is None:
+        raise InputError(f"only torchvision and timm have default weights, not {settings.model.name}; give a FILE")
+    return pretrained_weights(*library, settings.input_shape[0], **settings.model.arguments)
+
+
+def _fill(module: nn.Module, settings: ImportSettings, pretrained: Pretrained | None) -> None:
+    name = settings.model.name
+    if pretrained is not None:
+        load_foreign_weights(module, pretrained.tensors, f"{name}, default weights")
+    elif settings.weights is not None:
+        file = Path(settings.weights)
+        try:
+            load_foreign_weights(module, read_safetensors(file).tensors, file)
+        except InputError as error:
+            if name in MODELS and name in torchvision.models.list_models():
+                raise InputError(f"{error}; torchvision's model of that name is torchvision:{name}") from error
+            raise
+    elif not is_factory(name):
+        raise InputError(
+            f"{name} is built with random weights, from which no student can learn; "
+            f"add --weights FILE{' or --weights default' if library_model(name) else ''}"
+        )
+
+
+def _describe(settings: ImportSettings, pretrained: Pretrained | None) -> ModelCard:
+    _, height, _ = settings.input_shape
+    check_crop_padding(settings.crop_padding, settings.input_shape)
+    if settings.class_names is not None:
+        _check_class_names(settings.class_names)
+    names = settings.class_names or (pretrained.class_names if pretrained else None)
+    count = settings.num_classes or (len(names) if names else pretrained and pretrained.num_classes)
+    if count is None:
+        raise InputError("the number of classes is not known; add --num-classes or --class-names")
+    if names is not None and len(names) != count:
+        raise InputError(f"there are {len(names)} class names for {count} classes; name each class once")
+    mean, deviation = _normalization(settings, pretrained)
+    return ModelCard(
+        architecture=settings.model.name,
+        arguments={**(pretrained.arguments if pretrained else {}), **settings.model.arguments},
+        num_classes=count,
+        input_shape=settings.input_shape,
+        mean=mean,
+        deviation=deviation,
+        crop_padding=height // 8 if settings.crop_padding is None else settings.crop_padding,
+        flip=settings.flip,
+        class_names=names or tuple(map(str, range(count))),
+        provenance=Provenance(command="import-teacher", seed=settings.seed, versions=versions()),
+    )
+
+
+def _check_class_names(names: Sequence[str]) -> None:
+    if not 2 <= len(names) <= MOST_CLASSES:
+        raise InputError(f"a classifier has 2 to {MOST_CLASSES:,} classes; --class-names has {len(names):,}")
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise InputError(
+            f"the class name {shortened(repr(name))} stands {times} times in --class-names; give each class its own"
+        )
+
+
+def _normalization(
+    settings: ImportSettings, pretrained: Pretrained | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation, for each channel."""
+    channels, _, _ = settings.input_shape
+    mean, deviation = settings.mean, settings.deviation
+    if mean is not None and max(mean) > 1:
+        raise InputError(f"--mean {max(mean):g} is more than any pixel, of [0, 1]; divide --mean and --std by 255")
+    if pretrained is not None and (mean is None or deviation is None):
+        if len(pretrained.mean) != channels:
+            raise InputError(
+                f"the weights of {settings.model.name} are normalised for images of {len(pretrained.mean)} channels, "
+                f"and these have {channels}; add --mean and --std"
+            )
+        mean, deviation = mean or pretrained.mean, deviation or pretrained.deviation
+    if mean is None or deviation is None:
+        raise InputError(
+            "how the model's input is normalised is not known; add --mean and --std as it was trained with "
+            "(0 and 1 if its pixels were in [0, 1])"
+        )
+    return _for_each_channel("--mean", mean, channels), _for_each_channel("--std", deviation, channels)
+
+
+def _for_each_channel(option: str, values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    if len(values) not in (1, channels):
+        raise InputError(f"{option} has {len(values)} numbers for {channels} channels; give one a channel, or one")
+    return values * channels if len(values) == 1 else values
+
+
+def _recognise_outputs(module: nn.Module, card: ModelCard, display: Display) -> Outputs:
+    """Return what a classifier returns, say what is done about it, and let it return logits."""
+    name = card.architecture
+    outputs, (least, largest) = outputs_of(module, name, card.num_classes, card.input_shape)
+    if outputs == "probabilities":
+        take_logarithm(module)
+        message = f"{name} returns probabilities; their logarithm is taken as logits, wherever the file is used"
+        display.event(Note(message=message))
+    elif outputs == "log-probabilities":
+        message = f"{name} returns log-probabilities, which are taken as logits: their softmax is the probabilities"
+        display.event(Note(message=message))
+    elif least >= 0 and largest <= 1:
+        message = (
+            f"all outputs of {name} lie in [0, 1], as those of a sigmoid do; they are taken as logits, so that loss, "
+            "calibration and a student's targets are wrong if they are not: let the model return logits"
+        )
+        display.event(Warned(epoch=0, message=message))
+    return outputs
+
+
+def _evaluate(model: LoadedModel, images: ImageSet | None, runtime: Runtime, display: Display) -> Scores | None:
+    if images is None:
+        return None
+    module, images, card = runtime.place(model.module), images.to(runtime.device), model.card
+
+    def top1(mean: tuple[float, ...], deviation: tuple[float, ...]) -> float:
+        normalization = Normalization.from_statistics(mean, deviation, runtime.device)
+        return top_k_accuracy(predict(module, some.images, normalization, runtime), some.labels, 1)
+
+    normalization = Normalization.from_statistics(card.mean, card.deviation, runtime.device)
+    scores = score_on(images, module, normalization, runtime)
+    some, channels = images.spread(_MOST_COMPARED), card.input_shape[0]
+    given = top1(card.mean, card.deviation)
+    usual = {top1((mean,) * channels, (deviation,) * channels): (mean, deviation) for mean, deviation in _USUAL}
+    best = max(usual)
+    # Beyond what chance does to the difference of two shares.
+    if best - given > max(_CLEARLY_BETTER, Z_95 * math.sqrt(0.5 / len(some))):
+        mean, deviation = usual[best]
+        message = (
+            f"top-1 is {percent(given)} as the input is normalised, and {percent(best)} with --mean {mean:g} "
+            f"--std {deviation:.4g}: the model may normalise its input itself, or was trained otherwise"
+        )
+        display.event(Warned(epoch=0, message=message))
+    return scores

@@ -1,0 +1,70 @@
+"""`inspect`: what a model consists of, and which methods can distil from it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from gapssg.evaluation.settings import InspectSettings
+from gapssg.models import create_model
+from gapssg.models.model_file import LoadedModel, load_model
+from gapssg.models.profile import executed_batch_norm_layers, last_linear_layer, profile_layers, profile_model
+from gapssg.runs.results import InspectResult
+from gapssg.synthesis import SynthesisSettings, method_classes
+from gapssg.synthesis.base import GeneratorMethodSettings
+
+_CLASSES, _INPUT_SHAPE = 10, (3, 32, 32)
+
+
+def inspect(settings: InspectSettings) -> InspectResult:
+    """Look at a model file, or at an architecture with random weights; nothing is written.
+
+    Returns:
+        Size, layers, the names of the batch-norm layers that are observed, the methods (each with what it lacks, or
+        None), and of a file its description and SHA-256.
+
+    Raises:
+        InputError: The file or the architecture cannot be used.
+    """
+    loaded: LoadedModel | None = None
+    if settings.model is None:
+        assert settings.file is not None  # the settings have one of the two
+        loaded = load_model(settings.file, settings.model_factories)
+        module, card = loaded.module, loaded.card
+        name, arguments = card.architecture, card.arguments
+        num_classes, input_shape = card.num_classes, card.input_shape
+    else:
+        name, arguments = settings.model.name, settings.model.arguments
+        num_classes, input_shape = settings.num_classes or _CLASSES, settings.input_shape or _INPUT_SHAPE
+        module = create_model(name, num_classes=num_classes, input_shape=input_shape, arguments=arguments)
+    observed = set(executed_batch_norm_layers(module, input_shape))
+    return InspectResult(
+        file=str(loaded.path) if loaded else None,
+        sha256=loaded.sha256 if loaded else None,
+        architecture=name,
+        arguments=arguments,
+        num_classes=num_classes,
+        input_shape=input_shape,
+        **dict(profile_model(module, input_shape)),
+        layers=tuple(profile_layers(module, input_shape)),
+        observed_batch_norm_layers=tuple(name for name, layer in module.named_modules() if layer in observed),
+        methods={
+            method.model_fields["name"].default: _lacks(method, module, len(observed), input_shape, num_classes)
+            for method in method_classes()
+        },
+        card=loaded.card if loaded else None,
+    )
+
+
+def _lacks(
+    method: type[SynthesisSettings],
+    module: nn.Module,
+    observed: int,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+) -> str | None:
+    if method.needs_batch_norm and not observed:
+        return "batch-norm layers"
+    reads_features = issubclass(method, GeneratorMethodSettings) and method.reads_features
+    if reads_features and last_linear_layer(module, input_shape, num_classes) is None:
+        return "a last linear layer"
+    return None

@@ -1,0 +1,90 @@
+"""The one place where the engine reads real images; distillation without evaluation data never comes here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from gapssg.data import load_split
+from gapssg.data.image_set import ImageSet
+from gapssg.data.settings import DataSettings
+from gapssg.errors import InputError
+from gapssg.models.model_file import LoadedModel
+from gapssg.runs.directory import Display
+from gapssg.runs.events import Warned
+
+
+def read_images(
+    settings: DataSettings, split: Literal["train", "test"], display: Display, channels: int | None = None
+) -> ImageSet:
+    """Read one split of the images that `settings` name, showing the progress.
+
+    Args:
+        settings: The data source.
+        split: Which part of it.
+        display: Shows the progress.
+        channels: Read in grey (1) or RGB (3) where `settings` leave it open.
+
+    Raises:
+        InputError: The data source cannot be used.
+    """
+    images = load_split(
+        settings.name,
+        split,
+        root=settings.root,
+        download=settings.download,
+        image_size=settings.image_size,
+        channels=settings.channels or channels,
+        progress=lambda done, total: display.progress(f"reading {split} images", done, total),
+        note=lambda sentence: display.event(Warned(epoch=0, message=sentence)),
+    )
+    return images if settings.images is None else images.spread(settings.images)
+
+
+def read_test_images(settings: DataSettings, model: LoadedModel, display: Display) -> ImageSet:
+    """Read the test split for a model, in the model's own channels and, from folders, its own size.
+
+    Raises:
+        InputError: The images or their classes are not those that the model takes.
+    """
+    card = model.card
+    channels = card.input_shape[0] if card.input_shape[0] in (1, 3) else None
+    _, height, width = card.input_shape
+    if settings.image_size is None and height == width and settings.name.startswith("folder:"):
+        settings = settings.model_copy(update={"image_size": height})
+    images = read_images(settings, "test", display, channels)
+    if images.num_classes != card.num_classes:
+        raise InputError(
+            f"{settings.name} has {images.num_classes} classes, but {model.path} has {card.num_classes}; "
+            "evaluate on the data set that it was trained for"
+        )
+    if images.input_shape != card.input_shape:
+        given, expected = ("x".join(map(str, shape)) for shape in (images.input_shape, card.input_shape))
+        hint = f"; use --image-size {card.input_shape[1]}" if card.input_shape[1] == card.input_shape[2] else ""
+        raise InputError(f"{settings.name} has images of {given}, but {model.path} takes {expected}{hint}")
+    if images.class_names != card.class_names:
+        differing = next(pair for pair in zip(images.class_names, card.class_names, strict=True) if pair[0] != pair[1])
+        raise InputError(
+            f"the classes of {settings.name} are not those of {model.path}: {differing[0]!r} stands where "
+            f"the model has {differing[1]!r}"
+        )
+    return images
+
+
+def check_same_images(first: LoadedModel, second: LoadedModel) -> None:
+    """Check that two models take the same images and know the same classes.
+
+    Raises:
+        InputError: They do not.
+    """
+    for field in ("input_shape", "num_classes", "class_names"):
+        ours, theirs = getattr(first.card, field), getattr(second.card, field)
+        if ours != theirs:
+            raise InputError(
+                f"{first.path} and {second.path} differ in {field} ({_short(ours)} and {_short(theirs)}); "
+                "models in one evaluation must take the same images and classes"
+            )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

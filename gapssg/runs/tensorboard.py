@@ -1,0 +1,147 @@
+"""The same numbers and images as in `events.jsonl` and `samples/`, for TensorBoard."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gapssg.errors import InputError, RunError
+from gapssg.files import entries_in, inside, is_file, is_folder, make_folder, remove
+from gapssg.runs.directory import Display
+from gapssg.runs.events import Ended, Epoch, Event, Started, Warned, read_events
+from gapssg.runs.pictures import read_picture
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+_FOLDER = "tensorboard"
+_INSTALL = 'pip install "gapssg[tensorboard]"'
+
+
+def is_installed() -> bool:
+    """Tell whether TensorBoard is installed."""
+    return find_spec("tensorboard") is not None
+
+
+def was_written(run: Path) -> bool:
+    """Tell whether an earlier process wrote a run for TensorBoard."""
+    return is_folder(inside(run) / _FOLDER)
+
+
+def warn_that_it_ends(display: Display, run: Path) -> None:
+    """Say that a run goes on without TensorBoard, because that is no longer installed."""
+    message = f"{run / _FOLDER} is not continued, because TensorBoard is not installed: {_INSTALL}"
+    display.event(Warned(epoch=0, message=message))
+
+
+@contextmanager
+def also_for_tensorboard(display: Display, run: Path, kind: type[Epoch]) -> Iterator[Display]:
+    """Show a run and write `tensorboard/` in its directory while the block lasts.
+
+    The folder is written anew from the run's own record after the first epoch, so that a run that was interrupted has
+    each point once, whatever an earlier process left there.
+
+    Args:
+        display: Shows the run.
+        run: Its directory.
+        kind: What its epochs are.
+
+    Raises:
+        InputError: TensorBoard is not installed.
+        RunError: The disk refused a write.
+    """
+    if not is_installed():
+        raise InputError(f"--tensorboard needs TensorBoard: {_INSTALL}")
+    both = _TensorBoardDisplay(display, run, kind)
+    with _thread_without_traceback():
+        try:
+            yield both
+        finally:
+            both.close()
+
+
+class _TensorBoardDisplay:
+    """Writes each epoch for TensorBoard, and lets another display show the run."""
+
+    def __init__(self, display: Display, run: Path, kind: type[Epoch]) -> None:
+        self._display = display
+        self._run = inside(run)
+        self._kind = kind
+        self._writer: SummaryWriter | None = None
+
+    def event(self, event: Event) -> None:
+        """Show an event; write that of an epoch."""
+        self._display.event(event)
+        try:
+            if isinstance(event, Started):
+                # A run that is continued goes on with what it finds there.
+                make_folder(self._run / _FOLDER)
+            elif isinstance(event, Epoch | Ended):
+                self._write_epochs(event)
+        except OSError as error:
+            raise RunError(f"cannot write to {self._run / _FOLDER}: {error.strerror or error}") from error
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        """Show how far the current task has come."""
+        self._display.progress(task, done, total)
+
+    def close(self) -> None:
+        """Close the file, and wait for the thread that writes it, whatever the disk has refused."""
+        if self._writer is not None:
+            self._writer.file_writer.close()  # type: ignore[attr-defined]
+
+    def _write_epochs(self, event: Epoch | Ended) -> None:
+        """Write the epoch of an event; before anything else was written, all epochs so far."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        if self._writer is None:
+            folder = self._run / _FOLDER
+            for name in entries_in(folder):
+                if name.startswith("events.out.tfevents."):
+                    remove(folder / name)
+            self._writer = SummaryWriter(folder)
+            for epoch in read_events(self._run, self._kind).epochs:
+                self._write(self._writer, epoch)
+        elif isinstance(event, Epoch):
+            self._write(self._writer, event)
+        self._writer.flush()
+
+    def _write(self, writer: SummaryWriter, epoch: Epoch) -> None:
+        for name, value in _scalars(epoch.model_dump(exclude={"epoch", "epochs"})):
+            writer.add_scalar(name, value, epoch.epoch)
+        grid = self._run / "samples" / f"epoch-{epoch.epoch:04d}.png"
+        if is_file(grid):
+            pixels = np.asarray(read_picture(grid))
+            layout = "HW" if pixels.ndim == 2 else "HWC"
+            writer.add_image("samples", pixels, epoch.epoch, dataformats=layout)
+
+
+@contextmanager
+def _thread_without_traceback() -> Iterator[None]:
+    """Print no traceback of the writer's thread: the writer's next call raises its error."""
+    shown = threading.excepthook
+
+    def show(args: threading.ExceptHookArgs) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            shown(args)
+
+    threading.excepthook = show
+    try:
+        yield
+    finally:
+        threading.excepthook = shown
+
+
+def _scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the numbers of an event, those of its parts as `part/name`."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}", value

@@ -1,0 +1,1 @@
+"""Training runs: the loop, the trainee, distillation and the training of teachers."""

@@ -1,0 +1,312 @@
+"""`distill`: a student that learns from its teacher and from no data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from pydantic import NonNegativeFloat, NonNegativeInt
+from torch import nn
+
+from gapssg.core.runtime import Runtime
+from gapssg.data.image_set import ImageSet, sha256_of_images
+from gapssg.errors import InputError
+from gapssg.evaluation.judgement import failures_on_real_images, judge_on_synthetic_images, real_images_speak_for
+from gapssg.evaluation.predict import score_on
+from gapssg.evaluation.real_images import read_test_images
+from gapssg.files import LARGEST_FILE, sha256_of_files, user_path
+from gapssg.models.model_file import LoadedModel, load_model
+from gapssg.models.profile import profile_model
+from gapssg.runs.checkpoint import Facts, State
+from gapssg.runs.directory import Display, RunDirectory, SilentDisplay, pool_shards, run_facts
+from gapssg.runs.events import DistillationEnded, DistillationEpoch, Event, Started, Warned
+from gapssg.runs.requests import Requests
+from gapssg.runs.results import (
+    AugmentationFacts,
+    DistillResult,
+    DistillTiming,
+    EstimateResult,
+    Part,
+    Scores,
+    StudentFacts,
+    TeacherFacts,
+)
+from gapssg.runs.time_left import EVALUATION
+from gapssg.stored import MOST_COUNTED_CLASSES
+from gapssg.training.distillation import Distillation, listed_counts, make_student, planned_flops
+from gapssg.training.estimate import EVALUATED_IMAGES, estimated, peak_memory, time_steps
+from gapssg.training.loop import Job, Launch, Phase
+from gapssg.training.settings import DistillSettings
+
+# The checkpoint knows the SHA-256 of the teacher and of the images.
+_MAY_MOVE = ("teacher", "eval_data.root", "eval_data.name")
+
+
+class EvaluationFacts(Facts):
+    """What a checkpoint keeps of the evaluations so far."""
+
+    teacher: Scores | None = None
+    student: Scores | None = None
+    best: tuple[float, NonNegativeInt] | None = None
+    """The highest top-1 accuracy so far, and its epoch."""
+    seconds: NonNegativeFloat = 0.0
+    images: str | None = None
+    """SHA-256 of the evaluation images."""
+
+
+def distill(
+    settings: DistillSettings,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    display: Display | None = None,
+    requests: Requests | None = None,
+) -> DistillResult:
+    """Distil a student without real data and write a run directory with `student.safetensors`.
+
+    With `resume` the run in `output` continues after its last checkpoint, and ends with the files that it would
+    have had without the interruption; the teacher and the evaluation data may have been moved since then. `requests`
+    may be set from another thread or a signal handler. Evaluation data, if given, is read only to evaluate: the
+    student's weights are the same without it.
+
+    Returns:
+        What `result.json` holds. `top1` is of the last epoch; `best_top1` was chosen by the evaluation data;
+        both are None without it. `agreement` is that with the teacher on the last freshly synthesised samples
+        before the student had trained on them; always giving the teacher's commonest answer would reach
+        `agreement_baseline` on them. `failures` says in sentences why the student is not usable, and is empty where
+        nothing speaks against it; such a run ends like any other. `warnings` has what only synthetic images say
+        against a student that real images show to be usable.
+
+    Raises:
+        InputError: The teacher, the pool, the weights, the evaluation data or the output directory cannot
+            be used; nothing has been written.
+        RunError: The synthesis or the student diverged, or the disk refused a write.
+        Stopped: `requests` asked for it.
+    """
+    output = user_path(output)
+    launch = Launch(settings, output, overwrite, resume, display or SilentDisplay(), requests or Requests())
+    launch.check([settings.teacher, settings.pool, settings.student.weights], _MAY_MOVE)
+    runtime = Runtime.from_settings(settings.runtime, settings.seed)
+    teacher = load_model(settings.teacher, (*settings.model_factories, settings.student.name))
+    identity = {"the teacher's SHA-256": teacher.sha256, **runtime.identity()}
+    if settings.pool is not None:
+        identity["the pool's SHA-256"] = sha256_of_files(pool_shards(settings.pool), LARGEST_FILE)
+    state = launch.read_checkpoint(identity)
+    student = make_student(settings, runtime, teacher)
+    flops = planned_flops(settings, teacher, student)
+    runtime = launch.decide_compilation(runtime, settings.runtime.compile, flops)
+    distillation = Distillation(settings, runtime, teacher, student)
+    evaluator = _Evaluator(settings, runtime, teacher, launch.display)
+    if state is not None:
+        distillation.restore(state.component("distillation"), output)
+        evaluator.restore(EvaluationFacts.read(state.facts.get("evaluation")))
+    return launch.carry_out(_Job(settings, distillation, evaluator))
+
+
+class _Job(Job[DistillResult]):
+    """A distillation and its evaluations, as the loop makes them."""
+
+    def __init__(self, settings: DistillSettings, distillation: Distillation, evaluator: _Evaluator) -> None:
+        self._settings, self._distillation, self._evaluator = settings, distillation, evaluator
+        self.runtime = distillation.runtime
+        self.epochs = settings.epochs
+        self.checkpoints_every = (settings.checkpoint_every, settings.checkpoint_minutes)
+        self.time_left = distillation.time_left
+        self.time_left.plan(EVALUATION, evaluator.count_after(self.epochs_done))
+
+    @property
+    def epochs_done(self) -> int:
+        return self._distillation.progress.epochs_done
+
+    def begin(self) -> Iterator[Event]:
+        settings, distillation = self._settings, self._distillation
+        teacher = distillation.teacher_file
+        source = f"the pool of {settings.pool}" if settings.pool else f"no data ({settings.method.name})"
+        pair = f"{teacher.card.architecture} into {settings.student.name}"
+        views = distillation.augmentation.describe()
+        if not distillation.synthesizer.augments:
+            views = "no crops, no flips (method.augment=true turns them on)"
+        yield Started(message=f"distilling {pair} with {source}, {views}, {self.runtime.describe()}")
+        if distillation.origin.teacher_sha256 != teacher.sha256:
+            yield Warned(epoch=0, message=f"the pool of {settings.pool} was made for another teacher")
+
+    def state(self) -> State | None:
+        if not self._distillation.can_continue:
+            return None
+        inner = self._distillation.state()
+        facts = {"distillation": inner.facts, "evaluation": self._evaluator.facts.model_dump()}
+        return State(facts, inner.prefixed("distillation."))
+
+    def phases(self, run: RunDirectory) -> Iterator[Phase]:
+        return self._distillation.phases(run)
+
+    def end_epoch(self, run: RunDirectory) -> DistillationEpoch:
+        done, every = self.epochs_done + 1, self._settings.snapshot_every
+        scores = self._evaluator.after_epoch(done, self._distillation, run)
+        if every and done % every == 0:
+            self._distillation.save_student(run.folder("snapshots") / f"epoch-{done:04d}.safetensors")
+        return self._distillation.end_epoch(run, scores)
+
+    def finish(self, run: RunDirectory, seconds: float) -> tuple[DistillResult, DistillationEnded]:
+        file = run.path / "student.safetensors"
+        self._distillation.save_student(file)
+        result = _result(self._settings, self.runtime, self._distillation, self._evaluator, file, seconds)
+        student = result.student
+        return result, DistillationEnded(
+            top1=student.top1,
+            balanced_accuracy=student.balanced_accuracy,
+            best_top1=student.best_top1,
+            best_epoch=student.best_epoch,
+            agreement=student.agreement,
+            agreement_baseline=student.agreement_baseline,
+            failures=result.failures,
+            warnings=result.warnings,
+        )
+
+
+def estimate_distillation(settings: DistillSettings, display: Display | None = None) -> EstimateResult:
+    """Time a few steps of a distillation, from its beginning, and return what all of it would take.
+
+    Nothing is written. `display` shows how far the evaluation data is read.
+
+    Raises:
+        InputError: The teacher, the pool, the weights or the evaluation data cannot be used.
+    """
+    runtime = Runtime.from_settings(settings.runtime, settings.seed)
+    teacher = load_model(settings.teacher, (*settings.model_factories, settings.student.name))
+    student = make_student(settings, runtime, teacher)
+    runtime, _ = runtime.decide_compilation(settings.runtime.compile, planned_flops(settings, teacher, student))
+    distillation = Distillation(settings, runtime, teacher, student)
+    evaluator = _Evaluator(settings, runtime, teacher, display or SilentDisplay())
+    with runtime.configured(), runtime.seeded_globals("estimate"):
+        parts = {**distillation.time_steps(), EVALUATION: evaluator.time_evaluations(distillation)}
+    memory = peak_memory(runtime) + distillation.unused_memory
+    return estimated("distill", parts, memory, runtime, distillation.flops)
+
+
+class _Evaluator:
+    """Evaluates the student on real images, if there are any; nothing that it does reaches the training."""
+
+    def __init__(self, settings: DistillSettings, runtime: Runtime, teacher: LoadedModel, display: Display) -> None:
+        self.settings = settings
+        self.runtime = runtime
+        self.images: ImageSet | None = None
+        self.facts = EvaluationFacts()
+        if settings.eval_data is not None:
+            images = read_test_images(settings.eval_data, teacher, display)
+            self.facts.images = sha256_of_images(images)
+            self.images = images.to(runtime.device)
+
+    def restore(self, facts: EvaluationFacts) -> None:
+        """Go back to where a checkpoint was written.
+
+        Raises:
+            InputError: The evaluation images are others than then.
+        """
+        if facts.images != self.facts.images:
+            raise InputError("the evaluation images are not those that the run began with; name the same ones again")
+        self.facts = facts
+
+    def count_after(self, epochs_done: int) -> int:
+        """Return how many evaluations are left after so many epochs."""
+        if self.images is None or epochs_done == self.settings.epochs:
+            return 0
+        return -(-self.settings.epochs // self.settings.evaluate_every) - epochs_done // self.settings.evaluate_every
+
+    def time_evaluations(self, distillation: Distillation) -> Part:
+        """Time teacher and student on a few images; the teacher is evaluated once."""
+        count = self.count_after(0)
+        if self.images is None:
+            return Part(0, 0.0)
+        images = self.images.images[:EVALUATED_IMAGES]
+        times = len(self.images) / len(images)
+        teacher, student = (
+            time_steps(partial(distillation.predict, module, images), self.runtime, 6, 1).seconds_per_step * times
+            for module in (distillation.teacher, distillation.student)
+        )
+        return Part(count, student, teacher)
+
+    def after_epoch(self, epochs_done: int, distillation: Distillation, run: RunDirectory) -> Scores | None:
+        """Evaluate, if that is due after so many epochs; return the student's scores."""
+        due = epochs_done % self.settings.evaluate_every == 0 or epochs_done == self.settings.epochs
+        if self.images is None or not due:
+            return None
+        started = time.perf_counter()
+        facts = self.facts
+        if facts.teacher is None:
+            facts.teacher = self._score(distillation, distillation.teacher, self.images)
+        with distillation.time_left.phase(EVALUATION, 1) as timed:
+            facts.student = self._score(distillation, distillation.student, self.images)
+            facts.seconds += time.perf_counter() - started
+            if facts.best is None or facts.student.top1 > facts.best[0]:
+                facts.best = (facts.student.top1, epochs_done)
+                distillation.save_student(run.path / "best.safetensors")
+            timed.step(1)
+        return facts.student
+
+    @staticmethod
+    def _score(distillation: Distillation, module: nn.Module, images: ImageSet) -> Scores:
+        return score_on(images, module, distillation.normalization, distillation.runtime)
+
+
+def _result(
+    settings: DistillSettings,
+    runtime: Runtime,
+    distillation: Distillation,
+    evaluator: _Evaluator,
+    student_file: Path,
+    total_seconds: float,
+) -> DistillResult:
+    teacher, progress, facts = distillation.teacher_file, distillation.progress, evaluator.facts
+    scores, teacher_scores = facts.student, facts.teacher
+    best_top1, best_epoch = facts.best or (None, None)
+    augmentation = AugmentationFacts(
+        crop_padding=distillation.augmentation.padding, flip=distillation.augmentation.flip
+    )
+    compared = distillation.compare()
+    judgement = judge_on_synthetic_images(distillation.teacher_counts.tolist(), compared, teacher.card.class_names)
+    on_real_images = failures_on_real_images(scores, teacher_scores) if scores else []
+    is_shown_usable = scores is not None and real_images_speak_for(scores)
+    return DistillResult(
+        method=distillation.origin.method,
+        pool=str(settings.pool) if settings.pool else None,
+        teacher=TeacherFacts(
+            file=str(teacher.path),
+            sha256=teacher.sha256,
+            architecture=teacher.card.architecture,
+            **dict(profile_model(distillation.teacher, teacher.card.input_shape)),
+            top1=teacher_scores.top1 if teacher_scores else None,
+        ),
+        student=StudentFacts(
+            file=str(student_file),
+            architecture=settings.student.name,
+            **dict(profile_model(distillation.student, teacher.card.input_shape)),
+            **(dict(scores) if scores else dict.fromkeys(Scores.model_fields)),
+            best_top1=best_top1,
+            best_epoch=best_epoch,
+            agreement=progress.agreement,
+            agreement_baseline=progress.agreement_baseline,
+            after_training=judgement.comparison,
+        ),
+        failures=() if is_shown_usable else (*on_real_images, *judgement.failures),
+        warnings=tuple(judgement.failures) if is_shown_usable else (),
+        missing_classes=tuple(judgement.missing_classes[:MOST_COUNTED_CLASSES]),
+        teacher_counts=listed_counts(distillation.teacher_counts),
+        target_counts=listed_counts(distillation.target_counts),
+        data=settings.eval_data.name if settings.eval_data else None,
+        epochs=settings.epochs,
+        images_synthesized=progress.images_synthesized,
+        distillation_steps=progress.step_count,
+        flops=distillation.flops,
+        augmentation=augmentation if distillation.synthesizer.augments else None,
+        timing=DistillTiming(
+            total=total_seconds,
+            evaluation=facts.seconds,
+            synthesis=progress.synthesis_seconds,
+            distillation=progress.distillation_seconds,
+        ),
+        **dict(run_facts(runtime, settings)),
+    )

@@ -1,0 +1,314 @@
+"""`pretrain-teacher`: a classifier trained on real images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from functools import partial
+from itertools import chain, repeat
+from pathlib import Path
+
+import torch.nn.functional as F
+from pydantic import NonNegativeFloat, NonNegativeInt
+from torch import Tensor, nn
+
+from gapssg.core.augment import Augmentation, Normalization, Shifts, check_crop_padding, crop_and_flip
+from gapssg.core.batches import shuffled_batches, steps_for_passes
+from gapssg.core.runtime import Runtime, to_unit_range
+from gapssg.data import flipping_is_meaningful
+from gapssg.data.image_set import ImageSet, check_same_classes, sha256_of_images
+from gapssg.errors import InputError
+from gapssg.evaluation.predict import predict, score_on
+from gapssg.evaluation.real_images import read_images
+from gapssg.files import user_path
+from gapssg.models import create_model
+from gapssg.models.description import ModelCard, Provenance
+from gapssg.models.model_file import save_verified_model
+from gapssg.models.profile import profile_model
+from gapssg.runs.checkpoint import Facts, State
+from gapssg.runs.directory import Display, RunDirectory, SilentDisplay, run_facts, versions
+from gapssg.runs.events import Event, PretrainingEnded, PretrainingEpoch, PretrainingTiming, Started
+from gapssg.runs.requests import Requests
+from gapssg.runs.results import AugmentationFacts, EstimateResult, Part, PretrainResult, Scores, Trained, TrainingTiming
+from gapssg.runs.time_left import EVALUATION, TimeLeft
+from gapssg.training.estimate import EVALUATED_IMAGES, estimated, peak_memory, time_steps
+from gapssg.training.loop import Job, Launch, Phase
+from gapssg.training.settings import PretrainSettings
+from gapssg.training.trainee import Trainee
+
+# The checkpoint knows the SHA-256 of the images.
+_MAY_MOVE = ("data.root", "data.name")
+_TIMED_STEPS = 5
+
+
+class Progress(Facts):
+    """How far a training has come: what a checkpoint keeps of it besides tensors and the optimizer."""
+
+    epochs_done: NonNegativeInt = 0
+    scores: Scores | None = None
+    """Of the last epoch."""
+    best: tuple[float, NonNegativeInt] = (-1.0, 0)
+    """The highest top-1 accuracy so far, and its epoch."""
+    evaluation_seconds: NonNegativeFloat = 0.0
+    epoch_seconds: NonNegativeFloat = 0.0
+    """Of the epoch under way."""
+
+
+def pretrain_teacher(
+    settings: PretrainSettings,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    display: Display | None = None,
+    requests: Requests | None = None,
+) -> PretrainResult:
+    """Train a classifier on real images and write a run directory with `model.safetensors`.
+
+    With `resume` the run in `output` continues after its last checkpoint, and ends with the files that it would
+    have had without the interruption; the images may have been moved since then. `requests` may be set from another
+    thread or a signal handler.
+
+    Returns:
+        What `result.json` holds: the model's size and accuracies (of the last epoch, and of the best, which
+        the test split chose), cost and provenance.
+
+    Raises:
+        InputError: The data or the output directory cannot be used; nothing has been written.
+        RunError: The training diverged, or the disk refused a write.
+        Stopped: `requests` asked for it.
+    """
+    output = user_path(output)
+    launch = Launch(settings, output, overwrite, resume, display or SilentDisplay(), requests or Requests())
+    launch.check(may_move=_MAY_MOVE)
+    runtime = Runtime.from_settings(settings.runtime, settings.seed)
+    train, test = _read_splits(settings, launch.display)
+    state = launch.read_checkpoint({"the images' SHA-256": sha256_of_images(train, test), **runtime.identity()})
+    model = make_model(settings, runtime, train)
+    runtime = launch.decide_compilation(runtime, settings.runtime.compile, planned_flops(settings, model, train))
+    pretraining = _Pretraining(settings, runtime, train, test, model)
+    if state is not None:
+        pretraining.restore(state)
+    return launch.carry_out(pretraining)
+
+
+def estimate_pretraining(settings: PretrainSettings, display: Display | None = None) -> EstimateResult:
+    """Time a few steps of a training, from its beginning, and return what all of it would take.
+
+    Nothing is written, unless the data is to be downloaded. `display` shows how far it is read.
+
+    Raises:
+        InputError: The data cannot be used.
+    """
+    runtime = Runtime.from_settings(settings.runtime, settings.seed)
+    train, test = _read_splits(settings, display or SilentDisplay())
+    model = make_model(settings, runtime, train)
+    runtime, _ = runtime.decide_compilation(settings.runtime.compile, planned_flops(settings, model, train))
+    pretraining = _Pretraining(settings, runtime, train, test, model)
+    with runtime.configured(), runtime.seeded_globals("estimate"):
+        parts = pretraining.time_steps()
+    return estimated("pretrain-teacher", parts, peak_memory(runtime), runtime)
+
+
+def _read_splits(settings: PretrainSettings, display: Display) -> tuple[ImageSet, ImageSet]:
+    train = read_images(settings.data, "train", display)
+    test = read_images(settings.data, "test", display, channels=train.input_shape[0])
+    check_same_classes(train, test)
+    return train, test
+
+
+def make_model(settings: PretrainSettings, runtime: Runtime, train: ImageSet) -> nn.Module:
+    """Make the model with the weights that it begins with."""
+    return create_model(
+        settings.model.name,
+        num_classes=train.num_classes,
+        input_shape=train.input_shape,
+        seed=runtime.derive_seed("initial-weights"),
+        arguments=settings.model.arguments,
+    )
+
+
+def planned_flops(settings: PretrainSettings, model: nn.Module, train: ImageSet) -> int:
+    """Return how many operations a training takes; forward and backward to the weights costs three forwards."""
+    return 2 * 3 * profile_model(model, train.input_shape).macs * len(train) * settings.epochs
+
+
+class _Pretraining(Job[PretrainResult]):
+    """The model, its optimizer and the images on the device, and what one epoch does with them."""
+
+    time_left: TimeLeft
+
+    def __init__(
+        self, settings: PretrainSettings, runtime: Runtime, train: ImageSet, test: ImageSet, model: nn.Module
+    ) -> None:
+        self.epochs = settings.epochs
+        self.checkpoints_every = (settings.checkpoint_every, settings.checkpoint_minutes)
+        self.settings = settings
+        self.runtime = runtime
+        self.model = runtime.place(model)
+        self.card = _describe(settings, train)
+        self.train = train.to(runtime.device)
+        self.test = test.to(runtime.device)
+        self.normalization = Normalization.from_statistics(self.card.mean, self.card.deviation, runtime.device)
+        self.augmentation = Augmentation(self.card.crop_padding, self.card.flip)
+        self.trainee = Trainee(self.model, self._loss, settings.optimizer, runtime, settings.max_rollbacks)
+        self.progress = Progress()
+        self.time_left = TimeLeft(self.steps_left())
+
+    @property
+    def epochs_done(self) -> int:
+        """Whole epochs so far."""
+        return self.progress.epochs_done
+
+    def state(self) -> State:
+        """Return what a checkpoint keeps."""
+        trainee = self.trainee.state()
+        return State({**self.progress.model_dump(), "trainee": trainee.facts}, trainee.prefixed("trainee."))
+
+    def restore(self, state: State) -> None:
+        """Go back to where a checkpoint was written.
+
+        Raises:
+            InputError: The checkpoint is not one of this training.
+        """
+        progress = Progress.read({name: fact for name, fact in state.facts.items() if name != "trainee"})
+        if progress.epochs_done > self.epochs or (progress.epochs_done > 0) != (progress.scores is not None):
+            raise InputError("the checkpoint is not one of this run; start the run anew")
+        self.trainee.restore(state.component("trainee"))
+        self.progress = progress
+        self.time_left = TimeLeft(self.steps_left())
+
+    def steps_left(self) -> dict[str, int]:
+        """Return how many training steps and evaluations are left, before the epoch under way."""
+        epochs = self.settings.epochs - self.epochs_done
+        return {"training": epochs * steps_for_passes(len(self.train), 1, self.settings.batch_size), EVALUATION: epochs}
+
+    def begin(self) -> Iterator[Event]:
+        """Say what is trained on what."""
+        settings, views = self.settings, self.augmentation.describe()
+        images = f"{len(self.train):,} images of {settings.data.name}"
+        if settings.flip is None and self.augmentation.flip:
+            views += " (the default for this data; --no-flip turns them off)"
+        yield Started(message=f"training {settings.model.name} on {images}, {views}, {self.runtime.describe()}")
+
+    def phases(self, run: RunDirectory) -> Iterator[Phase]:
+        """Yield the pass over the images, or what is left of it."""
+        batches = self._batches(self.epochs_done)
+        task = f"epoch {self.epochs_done + 1} of {self.epochs}"
+        yield Phase("training", len(batches), self._train(batches, run), task)
+
+    def _train(self, batches: Tensor, run: RunDirectory) -> Generator[int, None, None]:
+        earlier, started = self.progress.epoch_seconds, time.perf_counter()
+        while True:
+            inputs = self._inputs(batches, self.trainee.steps_done)
+            for done in self.trainee.train(self.epochs_done, 0, len(batches), inputs):
+                self.progress.epoch_seconds = earlier + time.perf_counter() - started
+                yield done
+            rollback = self.trainee.settle(self.epochs_done)
+            self.progress.epoch_seconds = earlier + time.perf_counter() - started
+            if rollback is None:
+                return
+            run.record(rollback)
+
+    def end_epoch(self, run: RunDirectory) -> PretrainingEpoch:
+        """Evaluate the model and count the epoch; return its event."""
+        steps = steps_for_passes(len(self.train), 1, self.settings.batch_size)
+        loss = self.trainee.loss_sum.item() / steps
+        self.trainee.loss_sum.zero_()
+        progress, trained = self.progress, time.perf_counter()
+        seconds = progress.epoch_seconds
+        with self.time_left.phase(EVALUATION, 1) as timed_evaluation:
+            scores = score_on(self.test, self.model, self.normalization, self.runtime)
+            progress.evaluation_seconds += time.perf_counter() - trained
+            progress.epochs_done += 1
+            progress.scores, progress.epoch_seconds = scores, 0.0
+            if scores.top1 > progress.best[0]:
+                progress.best = (scores.top1, progress.epochs_done)
+                save_verified_model(run.path / "best.safetensors", self.model, self.card)
+            timed_evaluation.step(1)
+        return PretrainingEpoch(
+            epoch=progress.epochs_done,
+            epochs=self.epochs,
+            learning_rate=self.trainee.learning_rate,
+            train_loss=loss,
+            top1=scores.top1,
+            loss=scores.loss,
+            timing=PretrainingTiming(
+                seconds=seconds + time.perf_counter() - trained,
+                images_per_second=steps * self.settings.batch_size / seconds,
+                remaining=self.time_left.seconds,
+            ),
+        )
+
+    def finish(self, run: RunDirectory, seconds: float) -> tuple[PretrainResult, PretrainingEnded]:
+        """Write the model; return the result and the last event."""
+        scores, (best_top1, best_epoch) = self.progress.scores, self.progress.best
+        assert scores is not None  # there is at least one epoch
+        file = run.path / "model.safetensors"
+        save_verified_model(file, self.model, self.card)
+        result = PretrainResult(
+            model=Trained(
+                file=str(file),
+                architecture=self.card.architecture,
+                **dict(profile_model(self.model, self.card.input_shape)),
+                **dict(scores),
+                best_top1=best_top1,
+                best_epoch=best_epoch,
+            ),
+            data=self.settings.data.name,
+            epochs=self.epochs,
+            augmentation=AugmentationFacts(crop_padding=self.augmentation.padding, flip=self.augmentation.flip),
+            timing=TrainingTiming(total=seconds, evaluation=self.progress.evaluation_seconds),
+            **dict(run_facts(self.runtime, self.settings)),
+        )
+        return result, PretrainingEnded(top1=scores.top1, best_top1=best_top1, best_epoch=best_epoch)
+
+    def time_steps(self) -> dict[str, Part]:
+        """Make a few training steps and time them and the evaluation; the model is of no more use after it."""
+        steps = self.steps_left()
+        inputs = chain.from_iterable(self._inputs(self._batches(0), 0) for _ in repeat(None))
+        self.model.train()
+        training = time_steps(lambda: self.trainee.step(*next(inputs)), self.runtime, steps["training"], _TIMED_STEPS)
+        images = self.test.images[:EVALUATED_IMAGES]
+        evaluate = partial(predict, self.model, images, self.normalization, self.runtime)
+        evaluation = time_steps(evaluate, self.runtime, 6, 1)
+        seconds = evaluation.seconds_per_step * len(self.test) / len(images)
+        return {"training": training, EVALUATION: Part(steps[EVALUATION], seconds)}
+
+    def _batches(self, epoch: int) -> Tensor:
+        """Return the batches of an epoch, (steps, batch size) int64."""
+        order = self.runtime.random_stream("image-order", epoch)
+        return shuffled_batches(len(self.train), 1, self.settings.batch_size, order)
+
+    def _inputs(self, batches: Tensor, start: int) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the inputs of the steps from `start` on, each at its learning rate."""
+        stream = self.runtime.random_stream("augmentation", self.epochs_done)
+        for index, batch in enumerate(batches):
+            shifts = self.augmentation.draw(len(batch), stream)
+            if index >= start:
+                self.trainee.set_learning_rate((self.epochs_done + index / len(batches)) / self.settings.epochs)
+                yield self.train.images[batch], self.train.labels[batch], *shifts
+
+    def _loss(self, images: Tensor, labels: Tensor, *shifts: Tensor) -> dict[str, Tensor]:
+        views = self.normalization(crop_and_flip(to_unit_range(images), Shifts(*shifts)))
+        with self.runtime.autocast():
+            logits = self.model(views).float()
+        return {"loss": F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)}
+
+
+def _describe(settings: PretrainSettings, train: ImageSet) -> ModelCard:
+    padding = settings.crop_padding
+    check_crop_padding(padding, train.input_shape)
+    mean, deviation = train.channel_statistics()
+    return ModelCard(
+        architecture=settings.model.name,
+        arguments=settings.model.arguments,
+        num_classes=train.num_classes,
+        input_shape=train.input_shape,
+        mean=mean,
+        deviation=deviation,
+        crop_padding=train.input_shape[1] // 8 if padding is None else padding,
+        flip=flipping_is_meaningful(settings.data.name) if settings.flip is None else settings.flip,
+        class_names=train.class_names,
+        provenance=Provenance(command="pretrain-teacher", seed=settings.seed, versions=versions()),
+    )

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+import torch
+from torch import nn
+
+from gapssg.core.runtime import Runtime, computes_bf16_natively, to_uint8, to_unit_range
+from gapssg.errors import InputError
+from gapssg.models.frozen import frozen
+from gapssg.settings import RuntimeSettings
+
+
+def test_streams_depend_on_seed_name_and_index_and_on_nothing_else(runtime):
+    def draw(seed, *key):
+        each = Runtime(torch.device("cpu"), "fp32", False, seed)
+        return torch.rand(4, generator=each.random_stream(*key)).tolist()
+
+    first = draw(0, "latent", 3)
+    torch.rand(7)
+    assert draw(0, "latent", 3) == first
+    others = [draw(1, "latent", 3), draw(0, "targets", 3), draw(0, "latent", 4), draw(0, "latent", 3, 0)]
+    assert all(other != first for other in others)
+
+
+def test_seeding_modules_leaves_torchs_global_state_as_it_was(runtime):
+    before = torch.random.get_rng_state()
+    with runtime.seeded_globals("modules", 0):
+        first = torch.rand(2)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    with runtime.seeded_globals("modules", 0):
+        assert torch.equal(torch.rand(2), first)
+
+
+def test_auto_precision_is_bf16_where_the_processor_computes_in_it():
+    auto = Runtime.from_settings(RuntimeSettings(device="cpu"), 0)
+    assert auto.precision == ("bf16" if computes_bf16_natively(torch.device("cpu")) else "fp32")
+    for precision in ("fp32", "bf16"):
+        assert Runtime.from_settings(RuntimeSettings(device="cpu", precision=precision), 0).precision == precision
+
+
+def test_networks_are_computed_in_the_precision_of_the_run():
+    layer = nn.Linear(2, 2)
+    cases: list[tuple[Literal["fp32", "bf16"], torch.dtype]] = [("fp32", torch.float32), ("bf16", torch.bfloat16)]
+    for precision, dtype in cases:
+        with Runtime(torch.device("cpu"), precision, False, 0).autocast():
+            assert layer(torch.ones(1, 2)).dtype == dtype
+
+
+def test_long_runs_are_compiled_and_short_ones_are_not_and_both_say_why(runtime, monkeypatch):
+    monkeypatch.setattr("gapssg.core.runtime.obstacle_to_compiling", lambda _: None)
+    long, sentence = runtime.compile_if_worth_it(1e18)
+    assert long.compiled
+    assert sentence.startswith("compiled, because the run is long: about 1,000,000 TFLOP")
+    short, sentence = runtime.compile_if_worth_it(1e12)
+    assert not short.compiled
+    assert sentence.startswith("not compiled, because the run is short: about 1 TFLOP, estimated ")
+    assert sentence.endswith(" in eager mode")
+    # No clock is asked: equal runs decide alike.
+    assert runtime.compile_if_worth_it(1e18) == (long, runtime.compile_if_worth_it(1e18)[1])
+
+
+def test_a_long_run_without_a_compiler_is_not_compiled_and_says_so(runtime, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    same, sentence = runtime.compile_if_worth_it(1e18)
+    assert not same.compiled
+    assert "although the run is long" in sentence
+    assert "there is no C++ compiler no-such-compiler" in sentence
+
+
+def test_compile_without_a_compiler_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        InputError, match=r"there is no C[+][+] compiler no-such-compiler, which compiling needs; use --no-compile"
+    ):
+        Runtime.from_settings(RuntimeSettings(device="cpu", compile=True), 0)
+    assert not Runtime.from_settings(RuntimeSettings(device="cpu"), 0).compiled
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+@pytest.mark.parametrize("name", ["cuda", "cuda:0"])
+def test_cuda_without_a_device_is_one_sentence_with_a_hint(name):
+    with pytest.raises(InputError, match=f"--device {name}: no CUDA device is available here; use --device cpu"):
+        Runtime.from_settings(RuntimeSettings(device=name), 0)
+
+
+def test_images_survive_the_way_to_the_unit_range_and_back():
+    images = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(to_unit_range(images)), images)
+    assert to_uint8(torch.tensor([-1.0, 2.0])).tolist() == [0, 255]
+
+
+def test_a_frozen_network_comes_back_in_every_part_as_it_was():
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout())
+    network.train()
+    network[1].eval()
+    network[0].bias.requires_grad_(False)
+    with pytest.raises(ValueError, match="inside"), frozen(network):
+        assert not any(part.training for part in network.modules())
+        assert not any(p.requires_grad for p in network.parameters())
+        raise ValueError("inside")
+    assert [part.training for part in network] == [True, False, True]
+    assert [p.requires_grad for p in network.parameters()] == [True, False, True, True]

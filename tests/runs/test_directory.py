@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gapssg import InputError, PretrainSettings
+from gapssg.runs.directory import RunDirectory, SilentDisplay, Written, check_output, encode_png, pool_shards
+from gapssg.runs.events import Note
+from gapssg.synthesis.shards import PoolOrigin
+
+
+def start(path: Path) -> RunDirectory:
+    """Begin a run that another one may replace."""
+    run = hold(path)
+    run.close()
+    return run
+
+
+SETTINGS = PretrainSettings.model_validate({"data": {"name": "digits"}, "model": {"name": "wrn16_1"}})
+
+
+def hold(path: Path) -> RunDirectory:
+    return RunDirectory(path, SETTINGS, SilentDisplay())
+
+
+def test_a_run_is_replaced_only_on_request(tmp_path: Path):
+    run = tmp_path / "run"
+    with hold(run) as begun:
+        begun.record(Note(message="here"))
+    with pytest.raises(InputError, match="already holds a run; add --overwrite"):
+        check_output(run, overwrite=False)
+    check_output(run, overwrite=True)
+    assert (run / "events.jsonl").exists()
+    start(run)
+    assert sorted(path.name for path in run.iterdir()) == [".lock", "settings.toml"]
+
+
+def test_files_of_others_are_never_removed(tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(InputError, match=r"holds files that are not a run's \(thesis.tex\)"):
+        check_output(tmp_path, overwrite=True)
+
+
+def test_a_kill_in_the_first_write_of_all_leaves_room_for_a_run(tmp_path: Path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").write_text("")
+    (run / ".settings.toml.edb13452926f.tmp").write_text("data")
+    check_output(run, overwrite=False)
+    start(run)
+    assert sorted(path.name for path in run.iterdir()) == [".lock", "settings.toml"]
+
+
+def test_a_kill_while_a_run_is_replaced_leaves_a_run_to_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = tmp_path / "run"
+    with hold(run) as begun:
+        begun.record(Note(message="here"))
+    (run / "result.json").write_text("{}")
+    removed: list[str] = []
+    unlink = os.unlink
+
+    def interrupted(name: str, **options: Any) -> None:
+        removed.append(name)
+        if len(removed) == 4:  # the first two are of files that are not there
+            raise KeyboardInterrupt
+        unlink(name, **options)
+
+    monkeypatch.setattr(os, "unlink", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start(run)
+    monkeypatch.undo()
+    check_output(run, overwrite=True)
+
+
+def test_files_of_others_in_folders_like_a_runs_are_never_removed(tmp_path: Path):
+    run = tmp_path / "run"
+    start(run)
+    (run / "samples").mkdir()
+    (run / "samples" / "thesis.tex").write_text("")
+    with pytest.raises(InputError, match=r"samples/thesis.tex"):
+        check_output(run, overwrite=True)
+    # Names that a run uses too, but no run.
+    (tmp_path / "library" / "samples").mkdir(parents=True)
+    (tmp_path / "library" / "samples" / "epoch-1.png").write_text("")
+    with pytest.raises(InputError, match="not a run's"):
+        check_output(tmp_path / "library", overwrite=True)
+
+
+def test_what_a_killed_write_left_behind_does_not_stand_in_the_way(tmp_path: Path):
+    run = tmp_path / "run"
+    start(run)
+    (run / ".student.safetensors.ab_c1.tmp").write_text("")
+    check_output(run, overwrite=True)
+    start(run)
+    assert sorted(path.name for path in run.iterdir()) == [".lock", "settings.toml"]
+
+
+def test_a_run_never_replaces_what_it_reads(tmp_path: Path):
+    run = tmp_path / "run"
+    start(run)
+    (run / "model.safetensors").write_text("")
+    with pytest.raises(InputError, match=r"holds .*model.safetensors, which the run reads; name another"):
+        check_output(run, overwrite=True, inputs=[run / "model.safetensors", None])
+
+
+def test_a_name_that_no_file_can_have_is_bad_input(tmp_path: Path):
+    with pytest.raises(InputError, match="File name too long"):
+        check_output(tmp_path / ("x" * 300), overwrite=False)
+
+
+def test_a_second_writer_is_refused_with_the_first_ones_process(tmp_path: Path):
+    run = hold(tmp_path / "run")
+    run.record(Note(message="here"))
+    with pytest.raises(InputError, match=f"is being written by process {os.getpid()} on "):
+        start(tmp_path / "run")
+    with pytest.raises(InputError, match="is being written by"):
+        RunDirectory.reopen(tmp_path / "run", SETTINGS, SilentDisplay(), Written())
+    assert (tmp_path / "run" / "events.jsonl").exists()
+    run.close()
+    start(tmp_path / "run")
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is not a folder"):
+        check_output(tmp_path / "file", overwrite=True)
+
+
+def test_an_empty_directory_is_as_good_as_none(tmp_path: Path):
+    check_output(tmp_path, overwrite=False)
+    check_output(tmp_path / "absent" / "run", overwrite=False)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_png_holds_the_pixels_that_it_was_given(channels):
+    image = torch.randint(0, 256, (5, 7, channels), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with Image.open(io.BytesIO(encode_png(Image.fromarray(image.squeeze(2).numpy())))) as read:
+        pixels = torch.from_numpy(np.asarray(read).copy()).view(5, 7, channels)
+    assert torch.equal(pixels, image)
+
+
+def test_the_shards_of_a_pool_come_oldest_first(tmp_path: Path):
+    origin = PoolOrigin("gapssg", "0" * 64)
+    with hold(tmp_path / "run") as run:
+        for epoch in (2, 1, 10):
+            run.write_pool_shard(epoch, torch.zeros(1, 1, 4, 4, dtype=torch.uint8), torch.zeros(1).long(), origin)
+    names = ["shard-0001.safetensors", "shard-0002.safetensors", "shard-0010.safetensors"]
+    assert [path.name for path in pool_shards(tmp_path / "run")] == names
+    assert [path.name for path in pool_shards(tmp_path / "run" / "pool")] == names
+    with pytest.raises(InputError, match="holds no sample pool"):
+        pool_shards(tmp_path)

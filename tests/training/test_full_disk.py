@@ -1,0 +1,163 @@
+"""A disk that refuses a write stops the run with one sentence, and what was durable before still is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gapssg import DistillSettings, RunError, distill
+from gapssg.runs.directory import SilentDisplay
+from gapssg.runs.events import DistillationEpoch, Epoch, Event
+from gapssg.runs.tensorboard import also_for_tensorboard
+from tests.run_fixtures import TINY, files_of
+
+
+def settings(teacher_file: Path, **changes: Any) -> DistillSettings:
+    method = {"name": "noise", "synthesis_batch_size": 16}
+    return DistillSettings.model_validate({**TINY, "teacher": teacher_file, "method": method, "epochs": 3, **changes})
+
+
+def failing(call: Callable[..., Any], count: int, number: int) -> Callable[..., Any]:
+    """Return `call`, but with the error `number` from the `count`-th time on."""
+    left, is_open = count, call is os.open
+
+    def refuse(*arguments, **options):
+        nonlocal left
+        if is_open and not arguments[1] & os.O_CREAT:
+            return call(*arguments, **options)  # what is there can be read
+        left -= 1
+        if left < 0:
+            raise OSError(number, os.strerror(number))
+        return call(*arguments, **options)
+
+    return refuse
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "name", "number", "sentence"),
+    [
+        (os, "fsync", errno.ENOSPC, "No space left on device"),
+        (os, "replace", errno.EDQUOT, "Disk quota exceeded"),
+        (os, "open", errno.EROFS, "Read-only file system"),
+    ],
+)
+def test_a_write_refused_at_any_moment_leaves_a_run_that_can_go_on(
+    teacher_file: Path, tmp_path: Path, monkeypatch, module, name, number, sentence
+):
+    distill(settings(teacher_file), tmp_path / "whole")
+    expected = files_of(tmp_path / "whole")
+    continued = 0
+    for count in range(2, 60, 5):
+        run = tmp_path / f"{count}"
+        monkeypatch.setattr(module, name, failing(getattr(module, name), count, number))
+        try:
+            distill(settings(teacher_file), run)
+        except RunError as error:
+            assert str(error).startswith("cannot write")
+            assert sentence in str(error)
+            assert len(str(error).splitlines()) == 1
+        else:
+            assert continued
+            break
+        finally:
+            monkeypatch.undo()
+        assert not list(run.rglob("*.tmp"))
+        if (run / "checkpoint" / "latest.safetensors").exists():
+            continued += 1
+            distill(settings(teacher_file), run, resume=True)
+            assert files_of(run) == expected
+    else:
+        pytest.fail("every run was refused a write")
+
+
+class Vanishing(SilentDisplay):
+    """Removes the run's directory at its n-th step."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        self.left = step
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        self.left -= 1
+        if self.left == 0:
+            shutil.rmtree(self.path)
+
+
+def test_a_directory_that_vanishes_stops_the_run_with_one_sentence(teacher_file: Path, tmp_path: Path):
+    with pytest.raises(RunError, match=r"^cannot write .*No such file or directory$"):
+        distill(settings(teacher_file), tmp_path / "run", display=Vanishing(tmp_path / "run", 8))
+    assert not (tmp_path / "run").exists()
+
+
+class Limiting(SilentDisplay):
+    """Lets no file grow beyond some bytes when an epoch ends, after the run itself has recorded it."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def event(self, event: Event) -> None:
+        if isinstance(event, Epoch) and event.epoch == self.epoch:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@contextmanager
+def limits_put_back() -> Iterator[None]:
+    """Put the limits of files back before pytest itself writes again: its output may be a file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_disk_that_is_full_for_tensorboard_stops_the_run_with_one_sentence(
+    teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
+):
+    pytest.importorskip("tensorboard")
+    threads: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", threads.append)
+    run = tmp_path / "run"
+    with (
+        pytest.raises(RunError, match=r"^cannot write to .*/tensorboard: File too large$"),
+        limits_put_back(),
+        also_for_tensorboard(Limiting(epoch), run, DistillationEpoch) as display,
+    ):
+        distill(settings(teacher_file, checkpoint_every=1), run, display=display)
+    assert threads == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with room for six megabytes."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_stops_the_run_and_keeps_the_last_checkpoint(teacher_file: Path, small_disk: Path):
+    many = settings(teacher_file, epochs=10, snapshot_every=1)  # 1.4 MB each checkpoint, 0.7 MB each snapshot
+    with pytest.raises(RunError, match="No space left on device"):
+        distill(many, small_disk / "run")
+    assert not list((small_disk / "run").rglob("*.tmp"))
+    # The last checkpoint is whole: the run goes on from it, as far as the disk lets it.
+    with pytest.raises(RunError, match="No space left on device"):
+        distill(many, small_disk / "run", resume=True)

@@ -1,0 +1,143 @@
+"""A run continues only in the directory that it left: what its checkpoint builds upon is known by its SHA-256."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gapssg import DistillSettings, InputError, distill
+from gapssg.runs.directory import SilentDisplay
+from gapssg.settings.load import read_toml
+from tests.interruptions import Interruption
+from tests.run_fixtures import TINY, files_of
+from tests.tiny import TINY_NOISE, tiny_model, write_tiny_teacher
+
+
+class InterruptingInEpochThree(SilentDisplay):
+    def progress(self, task: str, done: int, total: int) -> None:
+        if task.startswith("epoch 3"):
+            raise Interruption
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run that was interrupted in its third epoch, another of another seed, and what the first one ends with."""
+    folder = tmp_path_factory.mktemp("mixed")
+    with tiny_model():
+        teacher = write_tiny_teacher(folder / "tiny.safetensors")
+        values = {**TINY, **TINY_NOISE, "teacher": teacher, "epochs": 3, "snapshot_every": 1}
+        settings = DistillSettings.model_validate(values)
+        distill(settings, folder / "whole")
+        for name, seed in (("run", 0), ("other", 7)):
+            with pytest.raises(Interruption):
+                distill(settings.model_copy(update={"seed": seed}), folder / name, display=InterruptingInEpochThree())
+        assert sorted(os.listdir(folder / "run" / "pool"))[:2] == ["shard-0001.safetensors", "shard-0002.safetensors"]
+        yield folder
+
+
+def resume(run: Path) -> object:
+    """Continue a run as the command line does, with the settings that it finds there."""
+    return distill(DistillSettings.model_validate(read_toml(run / "settings.toml")), run, resume=True)
+
+
+def edit(old: str, new: str) -> Callable[[Path, Path], None]:
+    def change(run: Path, _: Path) -> None:
+        text = (run / "settings.toml").read_text()
+        assert old in text
+        (run / "settings.toml").write_text(text.replace(old, new))
+
+    return change
+
+
+def take(name: str) -> Callable[[Path, Path], None]:
+    def change(run: Path, other: Path) -> None:
+        shutil.copy(other / name, run / name)
+
+    return change
+
+
+def lose(name: str) -> Callable[[Path, Path], None]:
+    return lambda run, _: (run / name).unlink()
+
+
+def exchange(run: Path, _: Path) -> None:
+    first, second = run / "pool" / "shard-0001.safetensors", run / "pool" / "shard-0002.safetensors"
+    first.rename(run / "aside")
+    second.rename(first)
+    (run / "aside").rename(second)
+
+
+def other_events(run: Path, _: Path) -> None:
+    text = (run / "events.jsonl").read_bytes()
+    (run / "events.jsonl").write_bytes(text.replace(b"distilling", b"destilling", 1))
+
+
+MIXTURES = {
+    "a shard of another seed": (take("pool/shard-0002.safetensors"), r"pool/shard-0002.safetensors is not the file"),
+    "two shards exchanged": (exchange, r"pool/shard-0001.safetensors is not the file"),
+    "a shard gone": (lose("pool/shard-0001.safetensors"), "shard-0001.safetensors"),
+    "another seed": (edit("seed = 0", "seed = 1"), "seed was 0 and is 1"),
+    "another rate": (edit("learning_rate = 0.2", "learning_rate = 0.3"), "learning_rate was 0.2 and is 0.3"),
+    "fewer epochs": (edit("epochs = 3", "epochs = 2"), "epochs was 3 and is 2"),
+    "another run's checkpoint": (take("checkpoint/latest.safetensors"), "seed was 7 and is 0"),
+    "other events": (other_events, r"events.jsonl does not begin with the events"),
+    "fewer events": (lambda run, _: os.truncate(run / "events.jsonl", 20), r"events.jsonl does not begin with"),
+    "events gone": (lose("events.jsonl"), r"events.jsonl does not exist"),
+    "a snapshot gone": (lose("snapshots/epoch-0001.safetensors"), r"snapshots/epoch-0001.safetensors is gone"),
+    "another snapshot": (take("snapshots/epoch-0002.safetensors"), r"snapshots/epoch-0002.safetensors is not the file"),
+    "another grid": (take("samples/epoch-0001.png"), r"samples/epoch-0001.png is not the file"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_mixed_directory_is_refused_and_left_as_it_is(world: Path, tmp_path: Path, name: str):
+    mix, sentence = MIXTURES[name]
+    run = Path(shutil.copytree(world / "run", tmp_path / "run"))
+    mix(run, world / "other")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    with pytest.raises(InputError, match=sentence) as error:
+        resume(run)
+    assert len(str(error.value).splitlines()) == 1
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"} == before
+
+
+@pytest.mark.slow
+def test_what_a_checkpoint_does_not_know_is_taken_back(world: Path, tmp_path: Path):
+    run = Path(shutil.copytree(world / "run", tmp_path / "run"))
+    for name in ("pool/shard-0009.safetensors", "snapshots/epoch-0009.safetensors", "samples/epoch-0009.png"):
+        shutil.copy(world / "other" / name.replace("9", "1"), run / name)
+    shutil.copy(world / "tiny.safetensors", run / "best.safetensors")
+    resume(run)
+    assert files_of(run) == files_of(world / "whole")
+
+
+def test_grids_that_somebody_removed_do_not_keep_a_run_from_continuing(world: Path, tmp_path: Path):
+    run = Path(shutil.copytree(world / "run", tmp_path / "run"))
+    shutil.rmtree(run / "samples")
+    resume(run)
+    found, expected = files_of(run), files_of(world / "whole")
+    assert found == {name: expected[name] for name in found}
+    assert {name for name in expected if name not in found} <= {f"samples/epoch-000{epoch}.png" for epoch in (1, 2)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left", ["of another epoch", "none"])
+def test_the_best_weights_are_those_of_the_epoch_that_the_result_names(teacher_file: Path, tmp_path: Path, left: str):
+    run, best = tmp_path / "run", tmp_path / "run" / "best.safetensors"
+    values = {**TINY, "teacher": teacher_file, "method": TINY_NOISE["method"], "snapshot_every": 1}
+    settings = DistillSettings.model_validate({**values, "eval_data": {"name": "digits"}})
+    result = distill(settings, run)
+    expected, epoch = best.read_bytes(), result.student.best_epoch
+    # What a kill leaves after an evaluation and before its checkpoint.
+    best.unlink()
+    if left == "of another epoch":
+        shutil.copy(run / "snapshots" / f"epoch-000{3 - epoch}.safetensors", best)
+        assert best.read_bytes() != expected
+    again = distill(settings, run, resume=True)
+    assert again.student.best_epoch == epoch
+    assert best.read_bytes() == expected

@@ -1,0 +1,207 @@
+"""A run that is killed and continued ends with the files of the run that was never interrupted."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from gapssg import DistillSettings, InputError, PretrainSettings, distill, pretrain_teacher
+from gapssg.models import create_model
+from gapssg.models.model_file import save_model
+from gapssg.runs.requests import Requests, Stopped
+from tests.conftest import make_card, write_images, write_teacher
+from tests.interruptions import AskingDisplay, Both, InterruptingDisplay, Interruption
+from tests.run_fixtures import TINY, events, files_of
+
+Start = Callable[..., object]
+
+
+class Case(NamedTuple):
+    """A run to interrupt, and the files that it leaves when nobody does."""
+
+    start: Start
+    expected: dict[str, Any]
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16", "gapssg-fast", "noise", "pool", "pretrain"])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    folder = tmp_path_factory.mktemp(request.param)
+    runtime = {"device": "cpu", "precision": "bf16" if request.param == "bf16" else "fp32"}
+    if request.param == "pretrain":
+        images = write_images(folder / "images")
+        values = {"data": {"name": f"folder:{images}"}, "model": {"name": "mobilenetv2"}, "batch_size": 16}
+        teacher = PretrainSettings.model_validate({**values, "epochs": 3, "runtime": runtime})
+        return finish(folder, lambda output, **options: pretrain_teacher(teacher, output, **options))
+    changes: dict[str, Any] = {"teacher": write_teacher(folder / "teacher.safetensors"), "epochs": 3}
+    changes |= {"runtime": runtime, "snapshot_every": 2, "eval_data": {"name": "digits"}, "evaluate_every": 2}
+    if request.param == "fp32":
+        changes["student"] = {"name": "mobilenetv2"}  # has dropout, whose randomness must come back too
+    if request.param == "gapssg-fast":
+        small = {"synthesis_batch_size": 16, "generator_width": 8, "latent_size": 16}
+        changes["method"] = {"name": "gapssg-fast", **small, "generator_steps": 3, "distillation_steps": 4}
+    if request.param == "noise":
+        changes["method"] = {"name": "noise", "synthesis_batch_size": 16}
+        changes |= {"crop_padding": 1, "flip": True}  # other than the teacher's
+    if request.param == "pool":
+        distill(DistillSettings.model_validate({**TINY, "teacher": changes["teacher"]}), folder / "earlier")
+        changes["pool"] = folder / "earlier"
+    settings = DistillSettings.model_validate({**TINY, **changes})
+    return finish(folder, lambda output, **options: distill(settings, output, **options))
+
+
+def finish(folder: Path, start: Start) -> Case:
+    start(folder / "whole")
+    return Case(start, files_of(folder / "whole"))
+
+
+@pytest.mark.slow
+def test_a_run_interrupted_anywhere_and_continued_is_the_run_that_was_not(case: Case, tmp_path: Path):
+    draw = random.Random(0)
+    run, resume, interruptions = tmp_path / "run", False, 0
+    for _ in range(3):
+        try:
+            case.start(run, resume=resume, display=InterruptingDisplay(draw.randint(2, 12)))
+        except Interruption:
+            interruptions += 1
+        resume = (run / "checkpoint" / "latest.safetensors").exists()
+        if not resume:
+            shutil.rmtree(run, ignore_errors=True)
+    case.start(run, resume=resume)
+    assert files_of(run) == case.expected
+    assert interruptions >= 2
+
+
+@pytest.mark.slow
+def test_a_run_that_stops_between_any_two_steps_goes_on_from_there(case: Case, tmp_path: Path):
+    run, stops = tmp_path / "run", 0
+    while True:
+        requests = Requests()
+        step = 1 + (5 * stops) % 7  # in every phase of an epoch
+        try:
+            case.start(run, resume=stops > 0, display=AskingDisplay(step, requests, "stop"), requests=requests)
+        except Stopped as stopped:
+            assert stopped.exit_status == 128 + 15
+            stops += 1
+        else:
+            break
+    assert stops >= 2
+    assert files_of(run) == case.expected
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_is_asked_for_is_continued_from(case: Case, tmp_path: Path):
+    requests = Requests()
+    display = Both(AskingDisplay(5, requests, "checkpoint"), InterruptingDisplay(6))
+    with pytest.raises(Interruption):
+        case.start(tmp_path / "run", display=display, requests=requests)
+    # The first epoch is not over: without the request there would be none.
+    case.start(tmp_path / "run", resume=True)
+    assert files_of(tmp_path / "run") == case.expected
+
+
+def test_a_checkpoint_is_written_when_the_minutes_are_over(teacher_file: Path, tmp_path: Path):
+    values = {**TINY, "teacher": teacher_file, "epochs": 2, "checkpoint_every": 100}
+    settings = DistillSettings.model_validate({**values, "checkpoint_minutes": 1e-9})
+    with pytest.raises(Interruption):
+        distill(settings, tmp_path / "run", display=InterruptingDisplay(2))
+    assert (tmp_path / "run" / "checkpoint" / "latest.safetensors").exists()
+    with pytest.raises(Interruption):
+        distill(DistillSettings.model_validate(values), tmp_path / "other", display=InterruptingDisplay(2))
+    assert not (tmp_path / "other" / "checkpoint").exists()
+
+
+def test_more_epochs_are_no_other_settings_and_fewer_are(teacher_file: Path, tmp_path: Path):
+    values = {**TINY, "teacher": teacher_file, "epochs": 2}
+    distill(DistillSettings.model_validate(values), tmp_path / "run")
+    more = DistillSettings.model_validate({**values, "epochs": 3, "checkpoint_every": 2, "max_rollbacks": 1})
+    result = distill(more, tmp_path / "run", resume=True)
+    assert result.epochs == 3
+    assert [e["epoch"] for e in events(tmp_path / "run") if e["event"] == "epoch"] == [1, 2, 3]
+    # The next resume finds the settings that it went on with.
+    assert tomllib.loads((tmp_path / "run" / "settings.toml").read_text())["epochs"] == 3
+    with pytest.raises(InputError, match=r"epochs was 3 and is 2 \(epochs may grow, and checkpoint_every, "):
+        distill(DistillSettings.model_validate(values), tmp_path / "run", resume=True)
+
+
+def test_other_settings_are_refused_with_each_difference(teacher_file: Path, tmp_path: Path):
+    values = {**TINY, "teacher": teacher_file}
+    distill(DistillSettings.model_validate(values), tmp_path / "run")
+    other = {"seed": 4, "optimizer": {**TINY["optimizer"], "learning_rate": 0.3}, "flip": True}
+    changed = DistillSettings.model_validate({**values, **other})
+    differences = r"flip was None and is True; optimizer.learning_rate was 0.2 and is 0.3; seed was 0 and is 4"
+    with pytest.raises(InputError, match=differences):
+        distill(changed, tmp_path / "run", resume=True)
+
+
+def test_another_teacher_of_the_same_name_is_refused(teacher_file: Path, tmp_path: Path):
+    settings = DistillSettings.model_validate({**TINY, "teacher": teacher_file})
+    distill(settings, tmp_path / "run")
+    shutil.copy(tmp_path / "run" / "student.safetensors", teacher_file)
+    with pytest.raises(InputError, match="cannot be continued: the teacher's SHA-256 was"):
+        distill(settings, tmp_path / "run", resume=True)
+
+
+@pytest.mark.slow
+def test_a_teacher_and_evaluation_images_that_were_moved_are_the_same(teacher_file: Path, tmp_path: Path):
+    images = write_images(tmp_path / "images")
+    two = create_model("wrn16_1", num_classes=2, input_shape=(1, 16, 16), seed=1)
+    save_model(teacher_file, two, make_card(num_classes=2, class_names=("bright", "dark")))
+    values = {**TINY, "epochs": 2}
+
+    def settings() -> DistillSettings:
+        data = {"name": f"folder:{images}"}
+        return DistillSettings.model_validate({**values, "teacher": teacher_file, "eval_data": data})
+
+    distill(settings(), tmp_path / "whole")
+    with pytest.raises(Interruption):
+        distill(settings(), tmp_path / "run", display=InterruptingDisplay(9))
+    assert (tmp_path / "run" / "checkpoint").exists()
+    images = images.rename(tmp_path / "moved")
+    teacher_file = teacher_file.rename(tmp_path / "moved.safetensors")
+    distill(settings(), tmp_path / "run", resume=True)
+    expected, found = (files_of(tmp_path / name) for name in ("whole", "run"))
+    for name in ("student.safetensors", "best.safetensors"):
+        assert found[name] == expected[name]
+    assert str(images) in (tmp_path / "run" / "settings.toml").read_text()
+    shutil.copy(images / "test" / "dark" / "0.png", images / "test" / "bright" / "0.png")
+    with pytest.raises(InputError, match="the evaluation images are not those that the run began with"):
+        distill(settings(), tmp_path / "run", resume=True)
+    with pytest.raises(InputError, match=r"eval_data\.name was 'folder:.*' and is None"):
+        distill(settings().model_copy(update={"eval_data": None}), tmp_path / "run", resume=True)
+
+
+def test_a_run_without_a_checkpoint_says_how_to_start_anew(teacher_file: Path, tmp_path: Path):
+    settings = DistillSettings.model_validate({**TINY, "teacher": teacher_file, "keep_pool": False})
+    distill(settings, tmp_path / "run")
+    with pytest.raises(InputError, match=r"holds no checkpoint to continue from .* start it anew with"):
+        distill(settings, tmp_path / "run", resume=True)
+    with pytest.raises(InputError, match="holds no run to continue"):
+        distill(settings, tmp_path / "absent", resume=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["truncate", "metadata", "tensors"])
+def test_a_damaged_checkpoint_is_one_sentence(teacher_file: Path, tmp_path: Path, damage):
+    settings = DistillSettings.model_validate({**TINY, "teacher": teacher_file})
+    distill(settings, tmp_path / "run")
+    file = tmp_path / "run" / "checkpoint" / "latest.safetensors"
+    if damage == "truncate":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif damage == "metadata":
+        save_file(load_file(file), file)
+    else:
+        with safe_open(file, "pt") as content:
+            metadata = content.metadata()
+        tensors = load_file(file)
+        del tensors["distillation.trainee.model.classifier.bias"]
+        save_file(tensors, file, metadata=metadata)
+    with pytest.raises(InputError):
+        distill(settings, tmp_path / "run", resume=True)
