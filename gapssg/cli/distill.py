@@ -122,12 +122,11 @@ def distill(
         lowest = student.lowest_recall
         of_lowest = f", lowest on class '{student.lowest_class}': {percent(lowest)}" if lowest is not None else ""
         console.note(f"balanced accuracy of the student: {percent(student.balanced_accuracy)}{of_lowest}")
+    console.say("next:")
+    for words in _next_commands(directory, settings):
+        console.say(f"  {shlex.join(words)}{console.invocation.again_named}")
     console.failures("the student", result.failures)
     console.warnings("the student", result.warnings)
-    if not result.failures:
-        console.say("next:")
-        for words in _next_commands(directory, settings):
-            console.say(f"  {shlex.join(words)}{console.invocation.again_named}")
     console.result(result)
 
 
