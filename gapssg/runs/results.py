@@ -100,7 +100,11 @@ class AugmentationFacts(Stored):
     """How training images were varied, if they were."""
 
     crop_padding: Count
+    """Pixels of padding for random crops, on each side."""
     flip: bool
+    """Whether images were flipped left to right at random."""
+    mirrored: bool = False
+    """Whether the padding was the mirrored image; else it was 0."""
 
 
 class TrainingTiming(Stored):

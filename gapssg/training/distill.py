@@ -263,9 +263,8 @@ def _result(
     teacher, progress, facts = distillation.teacher_file, distillation.progress, evaluator.facts
     scores, teacher_scores = facts.student, facts.teacher
     best_top1, best_epoch = facts.best or (None, None)
-    augmentation = AugmentationFacts(
-        crop_padding=distillation.augmentation.padding, flip=distillation.augmentation.flip
-    )
+    drawn = distillation.augmentation
+    augmentation = AugmentationFacts(crop_padding=drawn.padding, flip=drawn.flip, mirrored=drawn.reflects)
     compared = distillation.compare()
     judgement = judge_on_synthetic_images(distillation.teacher_counts.tolist(), compared, teacher.card.class_names)
     on_real_images = failures_on_real_images(scores, teacher_scores) if scores else []

@@ -228,7 +228,7 @@ def augmentation_of(run: Path, given: DistillSettings) -> tuple[AugmentationFact
     """Distil; return what the result and the first line say, after checking that the student's file says the same."""
     said = distill(given, run).augmentation
     card = load_model(run / "student.safetensors").card
-    assert said is None or said == AugmentationFacts(crop_padding=card.crop_padding, flip=card.flip)
+    assert said is None or (said.crop_padding, said.flip) == (card.crop_padding, card.flip)
     return said, events(run)[0]["message"]
 
 
@@ -273,6 +273,15 @@ def test_only_the_default_mirrors_borders_and_only_where_the_teacher_may_not_kno
     distillation = Distillation(settings(teacher_file, method=small, epochs=1), runtime, teacher)
     assert distillation.augmentation.reflects == mirrors
     assert ("mirrored" in distillation.augmentation.describe()) == mirrors
+
+
+def test_the_result_says_that_borders_were_mirrored(teacher_file: Path, tmp_path: Path):
+    provenance = load_model(teacher_file).card.provenance.model_copy(update={"command": "import-teacher"})
+    save_model(teacher_file, load_model(teacher_file).module, make_card(provenance=provenance))
+    fast = {"name": "gapssg-fast", "generator_width": 8, "synthesis_batch_size": 8, "generator_steps": 1}
+    said, message = augmentation_of(tmp_path / "run", settings(teacher_file, method=fast, epochs=1))
+    assert said == AugmentationFacts(crop_padding=2, flip=False, mirrored=True)
+    assert "crops with 2 pixels of mirrored padding" in message
 
 
 @pytest.mark.slow
