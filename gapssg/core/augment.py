@@ -71,22 +71,26 @@ class Augmentation:
         return Shifts(rows, columns, flips)
 
 
-def check_crop_padding(padding: int | None, image_shape: tuple[int, int, int]) -> None:
-    """Check that every crop holds a part of the image.
+def choose_crop_padding(given: int | None, image_shape: tuple[int, int, int], otherwise: int | None = None) -> int:
+    """Return the padding for random crops, of which every one must hold a part of the image.
 
     Args:
-        padding: Pixels of zero padding on each side; None is not checked.
+        given: What the user asks for: pixels on each side.
         image_shape: (channels, height, width) of an image.
+        otherwise: What it is where nothing is given; None is an eighth of the shorter side.
 
     Raises:
         InputError: The padding is as large as the image.
     """
-    _, height, width = image_shape
-    if padding is not None and padding >= min(height, width):
+    shorter = min(image_shape[1:])
+    padding = next(value for value in (given, otherwise, shorter // 8) if value is not None)
+    if padding >= shorter:
+        _, height, width = image_shape
         raise InputError(
             f"--crop-padding {padding} is too large: a crop could miss all of an image of {height}x{width} pixels; "
-            f"give at most {min(height, width) - 1}"
+            f"give at most {shorter - 1}"
         )
+    return padding
 
 
 def crop_and_flip(images: Tensor, shifts: Shifts) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torchvision
 from torch import nn
 
-from gapssg.core.augment import Normalization, check_crop_padding
+from gapssg.core.augment import Normalization, choose_crop_padding
 from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import ImageSet
 from gapssg.errors import InputError, shortened
@@ -125,8 +125,6 @@ def _fill(module: nn.Module, settings: ImportSettings, pretrained: Pretrained | 
 
 
 def _describe(settings: ImportSettings, pretrained: Pretrained | None) -> ModelCard:
-    _, height, _ = settings.input_shape
-    check_crop_padding(settings.crop_padding, settings.input_shape)
     if settings.class_names is not None:
         _check_class_names(settings.class_names)
     names = settings.class_names or (pretrained.class_names if pretrained else None)
@@ -143,7 +141,7 @@ def _describe(settings: ImportSettings, pretrained: Pretrained | None) -> ModelC
         input_shape=settings.input_shape,
         mean=mean,
         deviation=deviation,
-        crop_padding=height // 8 if settings.crop_padding is None else settings.crop_padding,
+        crop_padding=choose_crop_padding(settings.crop_padding, settings.input_shape),
         flip=settings.flip,
         class_names=names or tuple(map(str, range(count))),
         provenance=Provenance(command="import-teacher", seed=settings.seed, versions=versions()),

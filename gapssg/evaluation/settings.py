@@ -84,7 +84,7 @@ class ImportSettings(Settings):
     """Standard deviation that they are divided by: one a channel, or one for all; without it, that of the library's
     own weights."""
     crop_padding: int | None = Field(default=None, ge=0, le=256)
-    """Pixels of zero padding for random crops of synthetic images; without it, an eighth of the image's height."""
+    """Pixels of padding for random crops of synthetic images; without it, an eighth of the shorter side."""
     flip: bool = False
     """Whether a mirrored image still belongs to its class."""
     data: DataSettings | None = None

@@ -17,7 +17,7 @@ from gapssg.core.augment import (
     Mixture,
     Normalization,
     Shifts,
-    check_crop_padding,
+    choose_crop_padding,
     draw_mixture,
     mix,
 )
@@ -522,9 +522,8 @@ def listed_counts(counts: Tensor) -> list[int] | None:
 
 
 def _augmentation(settings: DistillSettings, card: ModelCard) -> Augmentation:
-    check_crop_padding(settings.crop_padding, card.input_shape)
     return Augmentation(
-        card.crop_padding if settings.crop_padding is None else settings.crop_padding,
+        choose_crop_padding(settings.crop_padding, card.input_shape, card.crop_padding),
         card.flip if settings.flip is None else settings.flip,
         settings.method.reflects and card.provenance.command != "pretrain-teacher",
     )

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
-from gapssg.core.augment import Augmentation, Normalization, Shifts, check_crop_padding, crop_and_flip
+from gapssg.core.augment import Augmentation, Normalization, Shifts, choose_crop_padding, crop_and_flip
 from gapssg.core.batches import shuffled_batches, steps_for_passes
 from gapssg.core.runtime import Runtime, to_unit_range
 from gapssg.data import flipping_is_meaningful
@@ -297,8 +297,6 @@ class _Pretraining(Job[PretrainResult]):
 
 
 def _describe(settings: PretrainSettings, train: ImageSet) -> ModelCard:
-    padding = settings.crop_padding
-    check_crop_padding(padding, train.input_shape)
     mean, deviation = train.channel_statistics()
     return ModelCard(
         architecture=settings.model.name,
@@ -307,7 +305,7 @@ def _describe(settings: PretrainSettings, train: ImageSet) -> ModelCard:
         input_shape=train.input_shape,
         mean=mean,
         deviation=deviation,
-        crop_padding=train.input_shape[1] // 8 if padding is None else padding,
+        crop_padding=choose_crop_padding(settings.crop_padding, train.input_shape),
         flip=flipping_is_meaningful(settings.data.name) if settings.flip is None else settings.flip,
         class_names=train.class_names,
         provenance=Provenance(command="pretrain-teacher", seed=settings.seed, versions=versions()),

@@ -33,7 +33,7 @@ class PretrainSettings(Settings):
     max_rollbacks: int = Field(default=3, ge=0, le=1000)
     """How often training that diverges may be taken back, each time to go on at half the learning rate."""
     crop_padding: int | None = Field(default=None, ge=0, le=256)
-    """Pixels of zero padding for random crops; without it, an eighth of the image's height."""
+    """Pixels of zero padding for random crops; without it, an eighth of the shorter side."""
     flip: bool | None = None
     """Random horizontal flips; without it, as is usual for the data: none for `digits`, flips for all others."""
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -69,7 +69,7 @@ class DistillSettings(WithFactories):
     )
     """Stochastic gradient descent of the student; the schedule advances each epoch."""
     crop_padding: int | None = Field(default=None, ge=0, le=256)
-    """Pixels of zero padding for random crops of synthetic images; without it, as the teacher's file says."""
+    """Pixels of padding for random crops of synthetic images; without it, as the teacher's file says."""
     flip: bool | None = None
     """Random horizontal flips of synthetic images; without it, as the teacher's file says."""
     eval_data: DataSettings | None = None

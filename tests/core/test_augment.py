@@ -9,7 +9,7 @@ from gapssg.core.augment import (
     Mixture,
     Normalization,
     Shifts,
-    check_crop_padding,
+    choose_crop_padding,
     crop_and_flip,
     draw_mixture,
     mix,
@@ -97,11 +97,20 @@ def test_an_augmentation_says_in_words_what_it_draws(augmentation, words):
     assert augmentation.describe() == words
 
 
-def test_crop_padding_must_leave_a_part_of_the_image_in_every_crop():
-    for padding in (None, 0, 15):
-        check_crop_padding(padding, (3, 32, 16))
+def test_crop_padding_is_what_is_given_or_known_or_an_eighth_of_the_shorter_side():
+    shape = (3, 64, 32)
+    assert choose_crop_padding(15, shape, otherwise=3) == 15
+    assert choose_crop_padding(0, shape, otherwise=3) == 0
+    assert choose_crop_padding(None, shape, otherwise=3) == 3
+    assert choose_crop_padding(None, shape, otherwise=0) == 0
+    assert choose_crop_padding(None, shape) == 4
+    assert choose_crop_padding(None, (1, 64, 4)) == 0
+
+
+@pytest.mark.parametrize(("given", "otherwise"), [(16, None), (None, 16)])
+def test_crop_padding_must_leave_a_part_of_the_image_in_every_crop(given, otherwise):
     with pytest.raises(InputError) as caught:
-        check_crop_padding(16, (3, 32, 16))
+        choose_crop_padding(given, (3, 32, 16), otherwise)
     assert str(caught.value) == (
         "--crop-padding 16 is too large: a crop could miss all of an image of 32x16 pixels; give at most 15"
     )
