@@ -41,7 +41,7 @@ def _names(option: str, text: str) -> list[str]:
             Shown("deviation", "--std", metavar="S,S,S", parse=options.decimals),
             "data.name",
         ],
-        Panel.TRAINING: ["crop_padding", "flip"],
+        Panel.TRAINING: ["crop_padding", "crop_padding_mode", "flip"],
         Panel.DATA: data_fields("data"),
         Panel.RUNNING: ["seed", "runtime.device", "runtime.precision"],
     },

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from pydantic import Field
 
 from gapssg.settings.base import Settings
+from gapssg.settings.parts import PaddingMode
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -155,6 +157,8 @@ class Synthesizer(Protocol):
 class SynthesisSettings(Settings):
     """The settings that every method has."""
 
+    synthesizer: ClassVar[str]
+    """The class that synthesises by these settings, as `module:name`: this module imports no torch."""
     summary: ClassVar[str]
     """The method's idea in one line."""
     paper: ClassVar[str]
@@ -175,9 +179,8 @@ class SynthesisSettings(Settings):
     """In what it is not the published method, one short phrase each."""
     departs_for_teacher: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """By the teacher's architecture, in what else it is not."""
-    reflects: ClassVar[bool] = False
-    """Whether random crops are padded with the mirrored image instead of with 0, unless the teacher is known to have
-    been trained on crops that are padded with 0."""
+    crop_padding_mode: ClassVar[PaddingMode] = "zeros"
+    """How random crops are padded where it is not known how those of the teacher's training were."""
     makes_class_images: ClassVar[bool] = True
     """Whether its images are meant to show their target class, so that images which do not are worth a warning."""
 
@@ -193,7 +196,8 @@ class SynthesisSettings(Settings):
 
     def build(self, context: SynthesisContext) -> Synthesizer:
         """Make the synthesizer of this method."""
-        raise NotImplementedError
+        synthesizer: Synthesizer = resolve_name(self.synthesizer)(self, context)
+        return synthesizer
 
     def work(self, epochs: int, batch_size: int, pool_size: int | None = None) -> Work:
         """Return what a run will do; with a pool of `pool_size` images from an earlier run it synthesises nothing."""
@@ -203,6 +207,9 @@ class SynthesisSettings(Settings):
 class PoolMethodSettings(SynthesisSettings):
     """The settings of methods that add a batch to a pool each epoch."""
 
+    synthesizer: ClassVar[str] = "gapssg.synthesis.pool_synthesizer:PoolSynthesizer"
+    batch_synthesis: ClassVar[str]
+    """The class that makes one batch of images, as `module:name`."""
     has_pool: ClassVar[bool] = True
     balances_targets: ClassVar[bool] = False
     """Whether each batch has every class equally often, not only on average."""
@@ -237,6 +244,7 @@ class PoolMethodSettings(SynthesisSettings):
 class InversionSettings(PoolMethodSettings):
     """The settings of methods that optimise a generator for each batch; they differ in their loss."""
 
+    batch_synthesis: ClassVar[str] = "gapssg.synthesis.inversion:GeneratorInversion"
     keeps_generator: ClassVar[bool] = False
     """Whether the generator goes on from batch to batch, instead of being re-initialised for each."""
     relative_statistics: ClassVar[bool] = False
@@ -300,6 +308,7 @@ class TargetInversionSettings(InversionSettings):
 class GeneratorMethodSettings(SynthesisSettings):
     """The settings of methods that train one generator along with the student; they differ in their losses."""
 
+    synthesizer: ClassVar[str] = "gapssg.synthesis.generator_training:GeneratorTraining"
     has_pool: ClassVar[bool] = False
     departs: ClassVar[tuple[str, ...]] = (
         "the student is in eval mode while images are synthesised",
@@ -336,12 +345,6 @@ class GeneratorMethodSettings(SynthesisSettings):
     def average_momentum(self) -> float | None:
         """Momentum of a moving average of the generator that makes half of the samples; None for no such thing."""
         return None
-
-    def build(self, context: SynthesisContext) -> Synthesizer:
-        """Make the synthesizer."""
-        from gapssg.synthesis.generator_training import GeneratorTraining
-
-        return GeneratorTraining(self, context)
 
     def work(self, epochs: int, batch_size: int, pool_size: int | None = None) -> Work:
         """Return what a run will do: `rounds` an epoch."""

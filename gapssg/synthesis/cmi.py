@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from gapssg.synthesis.base import SynthesisContext, Synthesizer, TargetInversionSettings
+from gapssg.synthesis.base import TargetInversionSettings
 
 
 class CMISettings(TargetInversionSettings):
@@ -18,6 +18,7 @@ class CMISettings(TargetInversionSettings):
     ResNet-34 with 8,512. The contrastive head has more than `F * F` weights: 8 million and 75 million.
     """
 
+    batch_synthesis: ClassVar[str] = "gapssg.synthesis.contrastive_inversion:ContrastiveInversion"
     summary: ClassVar[str] = "images that a contrastive loss keeps apart from each other and from earlier ones"
     paper: ClassVar[str] = "Fang et al., IJCAI 2021"
     year: ClassVar[int | None] = 2021
@@ -50,10 +51,3 @@ class CMISettings(TargetInversionSettings):
     """Dimensions that the contrastive head maps features to."""
     smallest_view: float = Field(default=0.25, gt=0, le=1)
     """Smallest share of an image's area that a local view shows."""
-
-    def build(self, context: SynthesisContext) -> Synthesizer:
-        """Make the synthesizer."""
-        from gapssg.synthesis.contrastive_inversion import ContrastiveInversion
-        from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
-
-        return PoolSynthesizer(self, context, ContrastiveInversion(self, context))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from gapssg.synthesis.base import PoolMethodSettings, SynthesisContext, Synthesizer
+from gapssg.synthesis.base import PoolMethodSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class DeepInversionSettings(PoolMethodSettings):
     """Pixels optimised for their class, the statistics of the training data and disagreement; no generator."""
 
+    batch_synthesis: ClassVar[str] = "gapssg.synthesis.pixel_inversion:PixelInversion"
     summary: ClassVar[str] = "pixels that have the statistics of the training data, without a generator"
     paper: ClassVar[str] = "Yin et al., CVPR 2020"
     year: ClassVar[int | None] = 2020
@@ -47,13 +48,6 @@ class DeepInversionSettings(PoolMethodSettings):
     def step_count(self) -> int:
         """Steps of one synthesis."""
         return self.pixel_steps
-
-    def build(self, context: SynthesisContext) -> Synthesizer:
-        """Make the synthesizer."""
-        from gapssg.synthesis.pixel_inversion import PixelInversion
-        from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
-
-        return PoolSynthesizer(self, context, PixelInversion(self, context))
 
     def loss(
         self, statistics_loss: Tensor, teacher_logits: Tensor, student_logits: Tensor, targets: Tensor, pixels: Tensor

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from gapssg.synthesis.base import SynthesisContext, Synthesizer, TargetInversionSettings
+from gapssg.synthesis.base import TargetInversionSettings
 
 
 class FastSettings(TargetInversionSettings):
@@ -17,6 +17,7 @@ class FastSettings(TargetInversionSettings):
     rates of 5e-3 and 2e-3 and latent rates of 0.015 and 0.01.
     """
 
+    batch_synthesis: ClassVar[str] = "gapssg.synthesis.meta_inversion:MetaInversion"
     summary: ClassVar[str] = "a meta-learned generator from whose start few steps make a batch"
     paper: ClassVar[str] = "Fang et al., AAAI 2022"
     year: ClassVar[int | None] = 2022
@@ -52,10 +53,3 @@ class FastSettings(TargetInversionSettings):
     def warm_up_epochs(self, epochs: int) -> int:
         """Return how many of the first epochs of a run only synthesise; the last never does."""
         return min(round(self.warm_up * epochs), epochs - 1)
-
-    def build(self, context: SynthesisContext) -> Synthesizer:
-        """Make the synthesizer."""
-        from gapssg.synthesis.meta_inversion import MetaInversion
-        from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
-
-        return PoolSynthesizer(self, context, MetaInversion(self, context))

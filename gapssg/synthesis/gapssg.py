@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from gapssg.synthesis.base import InversionSettings, SynthesisContext, Synthesizer
+from gapssg.synthesis.base import InversionSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,13 +42,6 @@ class GapSSGSettings(InversionSettings):
     """Weight of the agreement loss in the gap terms."""
     regulatory_factor: bool = True
     """Whether the regulatory factor weakens the gap terms while the gap is small; without it a = 0."""
-
-    def build(self, context: SynthesisContext) -> Synthesizer:
-        """Make the synthesizer."""
-        from gapssg.synthesis.inversion import GeneratorInversion
-        from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
-
-        return PoolSynthesizer(self, context, GeneratorInversion(self, context))
 
     def loss(
         self, statistics_loss: Tensor, teacher_logits: Tensor, student_logits: Tensor, targets: Tensor

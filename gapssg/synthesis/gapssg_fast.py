@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from gapssg.synthesis.base import InversionSettings, SynthesisContext, Synthesizer
+from gapssg.settings.parts import PaddingMode
+from gapssg.synthesis.base import InversionSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,8 +31,8 @@ class GapSSGFastSettings(InversionSettings):
     balances_targets: ClassVar[bool] = True
     keeps_generator: ClassVar[bool] = True
     relative_statistics: ClassVar[bool] = True
-    # Black borders would supply the variance that the batch-norm statistics ask of the images.
-    reflects: ClassVar[bool] = True
+    # Black borders would supply variance that the statistics loss then takes out of the images.
+    crop_padding_mode: ClassVar[PaddingMode] = "reflect"
 
     name: Literal["gapssg-fast"] = "gapssg-fast"
     """The method."""
@@ -57,13 +58,6 @@ class GapSSGFastSettings(InversionSettings):
     """Weight of the disagreement loss."""
     agreement_weight: float = Field(default=0.2, ge=0, le=1000)
     """Weight of the agreement loss."""
-
-    def build(self, context: SynthesisContext) -> Synthesizer:
-        """Make the synthesizer."""
-        from gapssg.synthesis.inversion import GeneratorInversion
-        from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
-
-        return PoolSynthesizer(self, context, GeneratorInversion(self, context))
 
     def loss(
         self, statistics_loss: Tensor, teacher_logits: Tensor, student_logits: Tensor, targets: Tensor

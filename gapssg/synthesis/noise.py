@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from gapssg.synthesis.base import PoolMethodSettings, SynthesisContext, Synthesizer
+from gapssg.synthesis.base import PoolMethodSettings, SynthesisContext
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 class NoiseSettings(PoolMethodSettings):
     """Distillation on Gaussian noise: what a student learns when the images carry nothing."""
 
+    batch_synthesis: ClassVar[str] = "gapssg.synthesis.noise:NoiseSynthesis"
     summary: ClassVar[str] = "baseline: Gaussian noise with the mean and deviation of the teacher's input"
     paper: ClassVar[str] = "-"
     needs_batch_norm: ClassVar[bool] = False
@@ -22,19 +23,13 @@ class NoiseSettings(PoolMethodSettings):
     name: Literal["noise"] = "noise"
     """The method."""
 
-    def build(self, context: SynthesisContext) -> Synthesizer:
-        """Make the synthesizer."""
-        from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
-
-        return PoolSynthesizer(self, context, NoiseSynthesis(context))
-
 
 class NoiseSynthesis:
     """Gaussian noise with the mean and deviation of the teacher's input, clipped to [0, 1]."""
 
     step_count = 1
 
-    def __init__(self, context: SynthesisContext) -> None:
+    def __init__(self, settings: NoiseSettings, context: SynthesisContext) -> None:
         """Draw for the teacher of `context`."""
         self.context = context
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Protocol
 
 import torch
@@ -62,15 +63,15 @@ class PoolSynthesizer:
         self,
         settings: PoolMethodSettings,
         context: SynthesisContext,
-        synthesis: BatchSynthesis | None,
         pool: SamplePool | None = None,
     ) -> None:
-        """Sample `pool`, by default an empty one with room for one batch of `synthesis` an epoch."""
-        capacity = settings.synthesis_batch_size * context.epochs
+        """Sample `pool` without synthesising, or an empty pool to which each epoch adds one batch."""
         self.settings = settings
         self.context = context
-        self.synthesis = synthesis
+        self.synthesis: BatchSynthesis | None = None
         if pool is None:
+            self.synthesis = resolve_name(settings.batch_synthesis)(settings, context)
+            capacity = settings.synthesis_batch_size * context.epochs
             pool = SamplePool(capacity, context.image_shape, context.runtime.device)
         self.pool = pool
         self._batches: Iterator[Tensor] = iter(())
