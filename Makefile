@@ -50,10 +50,10 @@ soak: $(INSTALLED)
 	$(BIN)/python -m benchmarks.soak
 
 crash-points: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.crash_points
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.crash_points --output benchmarks/results/crash-points.csv
 
 fuzz: $(INSTALLED)
-	$(BIN)/python -m benchmarks.fuzz --cases 10000 --seed 0
+	$(BIN)/python -m benchmarks.fuzz --cases 10000 --seed 0 --output benchmarks/results/fuzz.csv
 
 install: $(INSTALLED)
 

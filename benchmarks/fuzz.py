@@ -1,10 +1,11 @@
-"""Hostile files in large number: what strangers may hand to the program, made at random.
+"""Damaged and hostile files in large numbers.
 
     python -m benchmarks.fuzz --cases 10000 --seed 0
 
-Every target of `tests/hostile/targets.py` runs in a process of its own, which shows crashes. A case fails if it ends in
-anything but success or a refusal with a sentence, if a file outside the output directory changes, or if the process
-grows by more than is stated while the program uses the case. The exit status is 1 if anything failed. Needs Linux.
+Untrusted files are made at random. Every target of `tests/hostile/targets.py` runs in a process of its own, which shows
+crashes. A case fails if it ends in anything but success or a refusal with a sentence, if a file outside the output
+directory changes, or if the process grows by more than is stated while the program uses the case. The exit status is 1
+if anything failed. Needs Linux.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from benchmarks.machine import describe_machine, write_results
 
 SHARES = {
     "model file": 0.20,
@@ -42,6 +47,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=SHARES, help="run one target, with all cases")
+    parser.add_argument("--output", type=Path, help="CSV for the counts, such as benchmarks/results/fuzz.csv")
     parser.add_argument("--worker", choices=SHARES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -49,15 +55,20 @@ def main() -> None:
         return
     shares = {arguments.only: 1.0} if arguments.only else SHARES
     print(f"{'target':<16}{'cases':>8}{'refused':>9}{'accepted':>10}{'failures':>10}{'most memory':>14}{'seconds':>9}")
-    totals = [0, 0, 0, 0]
+    totals, rows = [0, 0, 0, 0], []
     for name, share in shares.items():
         report = run_target_apart(name, max(1, round(share * arguments.cases)), arguments.seed)
         counts = [report["cases"], report["refused"], report["accepted"], len(report["failures"])]
+        megabytes = round(report["memory"] / 2**20)
+        names = ("target", "cases", "refused", "accepted", "failures", "megabytes")
+        rows.append(dict(zip(names, (name, *counts, megabytes), strict=True)))
         totals = [total + count for total, count in zip(totals, counts, strict=True)]
         row = f"{name:<16}{counts[0]:>8}{counts[1]:>9}{counts[2]:>10}{counts[3]:>10}"
-        print(f"{row}{report['memory'] / 2**20:>10.0f} MiB{report['seconds']:>9.0f}", flush=True)
+        print(f"{row}{megabytes:>10} MiB{report['seconds']:>9.0f}", flush=True)
         for failure in report["failures"][:5]:
             print(f"    {failure}")
+    if arguments.output:
+        write_results(arguments.output, rows, describe_machine(torch.device("cpu")))
     print(f"{'all':<16}{totals[0]:>8}{totals[1]:>9}{totals[2]:>10}{totals[3]:>10}")
     sys.exit(1 if totals[3] else 0)
 
