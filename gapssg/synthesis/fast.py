@@ -11,14 +11,14 @@ from gapssg.synthesis.base import TargetInversionSettings
 
 
 class FastSettings(TargetInversionSettings):
-    """A generator that learns a start from which few steps make a batch.
+    """A meta-learned generator that needs few steps per batch.
 
-    The defaults are the published settings of 5 steps with a WRN teacher. Published for 2 and 10 steps are generator
-    rates of 5e-3 and 2e-3 and latent rates of 0.015 and 0.01.
+    The defaults are those published for 5 steps and a WRN teacher. For 2 and 10 steps the published learning rates are
+    5e-3 and 2e-3 for the generator, and 0.015 and 0.01 for the latent.
     """
 
     batch_synthesis: ClassVar[str] = "gapssg.synthesis.meta_inversion:MetaInversion"
-    summary: ClassVar[str] = "a meta-learned generator from whose start few steps make a batch"
+    summary: ClassVar[str] = "a meta-learned generator that needs few steps per batch"
     paper: ClassVar[str] = "Fang et al., AAAI 2022"
     year: ClassVar[int | None] = 2022
     needs_batch_norm: ClassVar[bool] = True
@@ -32,7 +32,7 @@ class FastSettings(TargetInversionSettings):
     name: Literal["fast"] = "fast"
     """The method."""
     generator_steps: int = Field(default=5, ge=1, le=100_000)
-    """Steps of each synthesis from the meta-learned start."""
+    """Generator steps per synthesis, from the meta-learned weights."""
     generator_learning_rate: float = Field(default=3e-3, gt=0, le=10)
     """Adam's learning rate for the generator; the meta-generator's is `generator_steps` times as high."""
     latent_learning_rate: float = Field(default=0.01, gt=0, le=10)
@@ -40,16 +40,16 @@ class FastSettings(TargetInversionSettings):
     statistics_weight: float = Field(default=10.0, ge=0, le=1000)
     """Weight of the batch-norm statistics loss."""
     statistics_momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Share of the running average of earlier batches in the statistics of a batch."""
+    """Weight of the running average of earlier batches in the statistics of a batch."""
     target_weight: float = Field(default=0.4, ge=0, le=1000)
     """Weight of the teacher's cross-entropy with the targets."""
     adversarial_weight: float = Field(default=1.1, ge=0, le=1000)
-    """Weight of the masked divergence, which the images are to raise; 0 in the warm-up."""
+    """Weight of the masked divergence, which the images maximise; 0 in the warm-up."""
     warm_up: float = Field(default=1 / 11, ge=0, lt=1)
-    """Share of the epochs, at the start, that only synthesise: 20 of the published 220."""
+    """Share of epochs at the start that only synthesise: 20 of the published 220."""
     restart: float = Field(default=7 / 11, ge=0, le=1)
-    """Share of the epochs after which the meta-generator's first layers start anew: 140 of 220; 1 is never."""
+    """Share of epochs after which the meta-generator's first layers are re-initialised: 140 of 220; 1 is never."""
 
     def warm_up_epochs(self, epochs: int) -> int:
-        """Return how many of the first epochs of a run only synthesise; the last never does."""
+        """Return the number of first epochs that only synthesise; the last epoch is never one of them."""
         return min(round(self.warm_up * epochs), epochs - 1)

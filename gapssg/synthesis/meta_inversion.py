@@ -1,4 +1,4 @@
-"""Synthesis from a meta-learned start, as FastDFKD does it."""
+"""Synthesis from a meta-learned generator, as in FastDFKD."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class MetaInversion(GeneratorInversion):
-    """Starts each synthesis from a meta-generator, which learns by the gradients of all its steps (first-order MAML).
+    """Starts each synthesis from a meta-generator, which learns from the gradients of all steps (first-order MAML).
 
     The statistics of a batch are mixed with a running average of earlier batches before they are compared with the
-    teacher's: few steps need not bring each batch to them alone.
+    teacher's, so that no batch has to match them alone within a few steps.
     """
 
     def __init__(self, settings: FastSettings, context: SynthesisContext) -> None:
-        """Make the meta-generator and the running statistics, which live as long as the run."""
+        """Create the meta-generator and the running statistics, which persist for the whole run."""
         runtime = context.runtime
         device = runtime.device
         self.fast = settings
@@ -41,11 +41,11 @@ class MetaInversion(GeneratorInversion):
         self._meta_optimizer = make_adam(groups, (0.5, 0.999), runtime)
         for parameter in self.meta.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        self._meta_optimizer.step()  # makes its moments; a gradient of 0 moves nothing
+        self._meta_optimizer.step()  # creates the moments; zero gradients change no weight
         forget_steps(self._meta_optimizer)
         self._gradients = [torch.zeros_like(parameter) for parameter in self.meta.parameters()]
         layers = executed_batch_norm_layers(context.teacher, context.image_shape)
-        # In the order of observation, mean and variance of each layer in turn, end to end.
+        # Mean and variance of each layer, concatenated in the order of execution.
         buffers = [[layer.running_mean, layer.running_var] for layer in layers]
         self._expected = torch.cat([each for pair in buffers for each in pair]).float()  # type: ignore[misc]
         self._sizes = [len(each) for pair in buffers for each in pair]  # type: ignore[arg-type]
@@ -57,7 +57,7 @@ class MetaInversion(GeneratorInversion):
         super().__init__(settings, context, latent_learning_rate=settings.latent_learning_rate)
 
     def slow_down(self) -> float:
-        """Halve every learning rate from now on, and return the generator's."""
+        """Halve every learning rate permanently, and return the generator's."""
         halve_learning_rates(self._meta_optimizer)
         return super().slow_down()
 
@@ -91,7 +91,7 @@ class MetaInversion(GeneratorInversion):
         mixed = moments.lerp(self._earlier, self._share_of_earlier)
         parts = torch.split(mixed - self._expected, self._sizes)
         statistics_loss = torch.stack([part.norm() for part in parts]).sum()
-        # The weight of the divergence is 0 in the warm-up: the student has learned nothing to disagree with.
+        # The weight of the divergence is 0 in the warm-up: the student is not trained yet.
         student_logits = torch.where(self._adversarial > 0, student_logits, teacher_logits)
         loss, terms = self.settings.loss(statistics_loss, teacher_logits, student_logits, self._targets)
         return {"loss": loss, **terms, "images": images, "moments": moments}
@@ -104,7 +104,7 @@ class MetaInversion(GeneratorInversion):
             total += parameter.grad
 
     def _finish(self, epoch: int) -> None:
-        """Let the meta-generator learn, and the running statistics follow."""
+        """Update the meta-generator and the running statistics."""
         for parameter, gradient in zip(self.meta.parameters(), self._gradients, strict=True):
             parameter.grad = gradient
         self._meta_optimizer.step()
