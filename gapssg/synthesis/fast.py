@@ -18,7 +18,7 @@ class FastSettings(AveragedInversionSettings):
     """
 
     batch_synthesis: ClassVar[str] = "gapssg.synthesis.meta_inversion:MetaInversion"
-    summary: ClassVar[str] = "a meta-learned generator from whose start few steps make a batch"
+    summary: ClassVar[str] = "a meta-learned generator that needs few steps per batch"
     paper: ClassVar[str] = "Fang et al., AAAI 2022"
     year: ClassVar[int | None] = 2022
     needs_batch_norm: ClassVar[bool] = True
@@ -42,9 +42,9 @@ class FastSettings(AveragedInversionSettings):
     target_weight: float = Field(default=0.4, ge=0, le=1000)
     """Weight of the teacher's cross-entropy with the targets."""
     adversarial_weight: float = Field(default=1.1, ge=0, le=1000)
-    """Weight of the masked divergence, which the images are to raise; 0 in the warm-up."""
+    """Weight of the masked divergence, which the images maximise; 0 in the warm-up."""
     warm_up: float = Field(default=1 / 11, ge=0, lt=1)
-    """Share of the epochs, at the start, that only synthesise: 20 of the published 220."""
+    """Share of epochs at the start that only synthesise: 20 of the published 220."""
     restart: float = Field(default=7 / 11, ge=0, le=1)
     """Share of the epochs after which the meta-generator's first layers are re-initialised: 140 of 220; 1 is never."""
 

@@ -1,4 +1,4 @@
-"""Synthesis from a meta-learned start, as FastDFKD does it."""
+"""Synthesis from a meta-learned generator, as in FastDFKD."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class MetaInversion(AveragedInversion):
         self._meta_optimizer = make_adam(groups, (0.5, 0.999), runtime)
         for parameter in self.meta.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        self._meta_optimizer.step()  # makes its moments; a gradient of 0 moves nothing
+        self._meta_optimizer.step()  # creates the moments; zero gradients change no weight
         forget_steps(self._meta_optimizer)
         self._gradients = [torch.zeros_like(parameter) for parameter in self.meta.parameters()]
         super().__init__(settings, context, latent_learning_rate=settings.latent_learning_rate)
 
     def slow_down(self) -> float:
-        """Halve every learning rate from now on, and return the generator's."""
+        """Halve every learning rate permanently, and return the generator's."""
         halve_learning_rates(self._meta_optimizer)
         return super().slow_down()
 

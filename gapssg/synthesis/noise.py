@@ -1,4 +1,4 @@
-"""A baseline for honesty: images of noise with the teacher's per-channel mean and deviation."""
+"""Baseline: noise images with the mean and standard deviation of the teacher's input, by channel."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class NoiseSettings(PoolMethodSettings):
-    """Distillation on Gaussian noise: what a student learns when the images carry nothing."""
+    """Distillation on Gaussian noise: what a student learns from images without information."""
 
     batch_synthesis: ClassVar[str] = "gapssg.synthesis.noise:NoiseSynthesis"
-    summary: ClassVar[str] = "baseline: Gaussian noise with the mean and deviation of the teacher's input"
+    summary: ClassVar[str] = "baseline: Gaussian noise with the mean and standard deviation of the teacher's input"
     paper: ClassVar[str] = "-"
     needs_batch_norm: ClassVar[bool] = False
     makes_class_images: ClassVar[bool] = False
@@ -25,12 +25,12 @@ class NoiseSettings(PoolMethodSettings):
 
 
 class NoiseSynthesis:
-    """Gaussian noise with the mean and deviation of the teacher's input, clipped to [0, 1]."""
+    """Gaussian noise with the mean and standard deviation of the teacher's input, clipped to [0, 1]."""
 
     step_count = 1
 
     def __init__(self, settings: NoiseSettings, context: SynthesisContext) -> None:
-        """Draw for the teacher of `context`."""
+        """Draw noise for the teacher of `context`."""
         self.context = context
 
     def slow_down(self) -> float:
@@ -47,7 +47,7 @@ class NoiseSynthesis:
     def synthesise(
         self, student: nn.Module, targets: Tensor, epoch: int
     ) -> Generator[tuple[int, dict[str, Tensor]], None, Tensor]:
-        """Draw one image for each target; which target makes no difference."""
+        """Draw one image for each target, independently of its class."""
         import torch
 
         runtime, normalization = self.context.runtime, self.context.normalization

@@ -1,4 +1,4 @@
-"""The whole loss of a step, gradients included, against its formula written out in float64 with nothing shared."""
+"""The whole loss of a step, gradients included, against its formula written out in float64 without shared code."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def generated(inversion: Any) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def test_deepinversion_follows_its_formula(runtime):
-    # Weights with which each term counts for a part of the loss that float32 sees.
+    # Weights that make each term large enough to matter in float32.
     weights = {"statistics_weight": 2.0, "target_weight": 3.0, "adversarial_weight": 500.0}
     weights |= {"variation_weight": 0.7, "norm_weight": 0.05}
     settings = DeepInversionSettings(synthesis_batch_size=COUNT, pixel_steps=2, **weights)

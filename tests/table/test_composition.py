@@ -263,7 +263,7 @@ def test_what_is_not_as_published_is_said():
         return found.departures
 
     assert said() == said(methods=["deepinversion"]) == ()
-    assert said(methods=["gapssg-fast"]) == ("it is not published: it is this project's own",)
+    assert said(methods=["gapssg-fast"]) == ("this project's own method, not published",)
     assert said(methods=["noise"])[-1].endswith("of noise not known: those of gapssg")
     assert said(methods=["fast"]) == ("the learning rate ends at 0, not at 2e-4",)
     assert said(image_size=16) == ("the images are scaled to 16x16 pixels",)

@@ -322,7 +322,7 @@ def test_a_collapse_is_a_warning(teacher_file: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr("gapssg.synthesis.inversion.Generator.forward", lambda self, z: 0.5 + 0 * z.sum() + blank(z))
     distill(settings(teacher_file, epochs=1), tmp_path / "run")
     found = [event for event in events(tmp_path / "run") if event["event"] == "warning"]
-    assert any("nearly one image" in warning["message"] for warning in found)
+    assert any("nearly identical" in warning["message"] for warning in found)
     assert all(warning["epoch"] == 1 for warning in found)
 
 

@@ -210,7 +210,7 @@ def test_a_pool_is_refused_by_a_method_that_samples_its_generator(teacher: Path,
 def test_features_need_a_linear_layer(teacher: Path):
     loaded = load_model(teacher)
     loaded.module.classifier = nn.Sequential(nn.Unflatten(1, (4, 1, 1)), nn.Conv2d(4, 10, 1), nn.Flatten())
-    with pytest.raises(InputError, match="no linear layer"):
+    with pytest.raises(InputError, match="do not come from a linear layer"):
         Distillation(make_settings(teacher, "dafl"), CPU, loaded)
 
 
