@@ -17,6 +17,7 @@ from gapssg.synthesis.fast import FastSettings
 from gapssg.synthesis.gapssg import GapSSGSettings
 from gapssg.synthesis.gapssg_fast import GapSSGFastSettings
 from gapssg.synthesis.mad import MADSettings
+from gapssg.synthesis.nayer import NAYERSettings
 from gapssg.synthesis.noise import NoiseSettings
 from gapssg.synthesis.zskt import ZSKTSettings
 
@@ -31,6 +32,7 @@ MethodSettings = Annotated[
     | CMISettings
     | FastSettings
     | MADSettings
+    | NAYERSettings
     | NoiseSettings,
     Field(discriminator="name"),
 ]
@@ -99,6 +101,7 @@ __all__ = [
     "GapSSGSettings",
     "MADSettings",
     "MethodSettings",
+    "NAYERSettings",
     "NoiseSettings",
     "SynthesisContext",
     "SynthesisSettings",

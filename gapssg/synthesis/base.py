@@ -305,6 +305,23 @@ class TargetInversionSettings(InversionSettings):
         }
 
 
+class AveragedInversionSettings(TargetInversionSettings):
+    """Settings of methods that mix the statistics of a batch with a running average of earlier batches."""
+
+    statistics_momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Weight of the running average of earlier batches in the statistics of a batch."""
+    warm_up: float
+    """Share of epochs at the start that only synthesise."""
+
+    def warm_up_epochs(self, epochs: int) -> int:
+        """Return the number of first epochs that only synthesise; the last epoch is never one of them."""
+        return min(round(self.warm_up * epochs), epochs - 1)
+
+    def adversarial_from(self, epochs: int) -> int:
+        """Return the first epoch, counted from 0, with an adversarial term."""
+        return self.warm_up_epochs(epochs)
+
+
 class GeneratorMethodSettings(SynthesisSettings):
     """Settings of methods that train one generator alongside the student and differ in their losses."""
 

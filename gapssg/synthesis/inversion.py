@@ -173,15 +173,11 @@ class GeneratorInversion(Inversion):
         more_groups: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         """Create the generator, the latent and their optimizer, which also takes `more_groups`."""
-        runtime = context.runtime
         self.settings = settings
-        self.generator = Generator(
-            context.image_shape, latent_size=settings.latent_size, width=settings.generator_width
-        )
-        runtime.place(self.generator)
-        self.latent = torch.zeros(
-            settings.synthesis_batch_size, settings.latent_size, device=runtime.device, requires_grad=True
-        )
+        self.context = context
+        self.generator = self._make_generator()
+        context.runtime.place(self.generator)
+        self.latent = torch.zeros(self._latent_shape(), device=context.runtime.device, requires_grad=True)
         rate = settings.generator_learning_rate
         groups = [
             {"params": [*self.generator.parameters()], "lr": rate},
@@ -194,12 +190,31 @@ class GeneratorInversion(Inversion):
     def _begin(self, epoch: int) -> None:
         super()._begin(epoch)
         runtime = self.context.runtime
-        if epoch > 0 and self.settings.keeps_generator:
-            put_back(self._kept, self.generator.state_dict())
+        if self._restarts_generator(epoch):
+            self._reset_generator(runtime.random_stream("generator", epoch))
         else:
-            self.generator.reset_parameters(runtime.random_stream("generator", epoch))
+            put_back(self._kept, self.generator.state_dict())
         with torch.no_grad():
             self.latent.normal_(generator=runtime.random_stream("latent", epoch))
+
+    def _make_generator(self) -> Generator:
+        """Create the generator; a synthesis initialises its weights."""
+        settings = self.settings
+        return Generator(self.context.image_shape, latent_size=settings.latent_size, width=settings.generator_width)
+
+    def _latent_shape(self) -> tuple[int, ...]:
+        return self.settings.synthesis_batch_size, self.settings.latent_size
+
+    def _latents(self) -> Tensor:
+        """Return the generator's input, (N, latent size)."""
+        return self.latent
+
+    def _restarts_generator(self, epoch: int) -> bool:
+        """Return whether the synthesis of an epoch re-initialises the generator."""
+        return epoch == 0 or not self.settings.keeps_generator
+
+    def _reset_generator(self, stream: torch.Generator) -> None:
+        self.generator.reset_parameters(stream)
 
     def _observing(self) -> AbstractContextManager[Any]:
         return observed_statistics(self.context.teacher, self._distances, self.settings.relative_statistics)
@@ -218,7 +233,7 @@ class GeneratorInversion(Inversion):
     def _loss(self, *draws: Tensor) -> dict[str, Tensor]:
         context = self.context
         with context.runtime.autocast():
-            images = self.generator(self.latent)
+            images = self.generator(self._latents())
         views = context.normalization(context.augmentation(images, Shifts(*draws)))
         teacher_logits, student_logits = self._responses(views)
         loss, terms = self.settings.loss(self._statistics_loss(), teacher_logits, student_logits, self._targets)
