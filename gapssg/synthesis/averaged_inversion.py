@@ -1,4 +1,4 @@
-"""Synthesis whose batch statistics include a running average of earlier batches, as FastDFKD and NAYER compare them."""
+"""Synthesis with a running average of the batch statistics, as in FastDFKD and NAYER."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from gapssg.synthesis.state import take_all
 class AveragedInversion(GeneratorInversion):
     """Mixes the statistics of a batch with a running average before comparing them with the teacher's.
 
-    So few steps need not bring each batch to the teacher's statistics alone. In the warm-up the student has learned
-    nothing to disagree with, and the adversarial term is 0.
+    So no batch has to match the teacher's statistics alone within a few steps. In the warm-up the adversarial term is
+    0, because the student is not trained yet.
     """
 
     def __init__(
@@ -31,11 +31,11 @@ class AveragedInversion(GeneratorInversion):
         latent_learning_rate: float | None = None,
         more_groups: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Make the running statistics, which live as long as the run."""
+        """Create the running statistics, which persist for the whole run."""
         self.averaged = settings
         device = context.runtime.device
         layers = executed_batch_norm_layers(context.teacher, context.image_shape)
-        # In the order of observation, mean and variance of each layer in turn, end to end.
+        # Mean and variance of each layer, concatenated in the order of execution.
         buffers = [[layer.running_mean, layer.running_var] for layer in layers]
         self._expected = torch.cat([each for pair in buffers for each in pair]).float()  # type: ignore[misc]
         self._sizes = [len(each) for pair in buffers for each in pair]  # type: ignore[arg-type]

@@ -306,15 +306,15 @@ class TargetInversionSettings(InversionSettings):
 
 
 class AveragedInversionSettings(TargetInversionSettings):
-    """The settings of methods that mix the statistics of a batch with a running average of earlier batches."""
+    """Settings of methods that mix the statistics of a batch with a running average of earlier batches."""
 
     statistics_momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Share of the running average of earlier batches in the statistics of a batch."""
+    """Weight of the running average of earlier batches in the statistics of a batch."""
     warm_up: float
-    """Share of the epochs, at the start, that only synthesise."""
+    """Share of epochs at the start that only synthesise."""
 
     def warm_up_epochs(self, epochs: int) -> int:
-        """Return how many of the first epochs of a run only synthesise; the last never does."""
+        """Return the number of first epochs that only synthesise; the last epoch is never one of them."""
         return min(round(self.warm_up * epochs), epochs - 1)
 
     def adversarial_from(self, epochs: int) -> int:

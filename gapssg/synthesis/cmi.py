@@ -26,7 +26,7 @@ class CMISettings(TargetInversionSettings):
     published: ClassVar[Mapping[str, float]] = {"epochs": 200, "batch_size": 256, "optimizer.learning_rate": 0.1}
     departs: ClassVar[tuple[str, ...]] = (
         "views of extreme shape are clipped at the image border, not redrawn",
-        "the published figures start from 50,000 images that were inverted beforehand",
+        "the published results start from a pool of 50,000 images inverted beforehand",
     )
     departs_for_teacher: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "resnet34": ("the contrastive loss uses the inputs of all batch norms, not those of the four stages",)

@@ -11,10 +11,10 @@ from gapssg.synthesis.base import AveragedInversionSettings
 
 
 class FastSettings(AveragedInversionSettings):
-    """A generator that learns a start from which few steps make a batch.
+    """A meta-learned generator that needs few steps per batch.
 
-    The defaults are the published settings of 10 steps with a WRN teacher, those of the figures in GapSSG's Table 1.
-    Published for 2 and 5 steps are generator rates of 5e-3 and 3e-3 and latent rates of 0.015 and 0.01.
+    The defaults are those published for 10 steps and a WRN teacher, as in GapSSG's Table 1. For 2 and 5 steps the
+    published learning rates are 5e-3 and 3e-3 for the generator, and 0.015 and 0.01 for the latent.
     """
 
     batch_synthesis: ClassVar[str] = "gapssg.synthesis.meta_inversion:MetaInversion"
@@ -32,7 +32,7 @@ class FastSettings(AveragedInversionSettings):
     name: Literal["fast"] = "fast"
     """The method."""
     generator_steps: int = Field(default=10, ge=1, le=100_000)
-    """Steps of each synthesis from the meta-learned start."""
+    """Generator steps per synthesis, from the meta-learned weights."""
     generator_learning_rate: float = Field(default=2e-3, gt=0, le=10)
     """Adam's learning rate for the generator; the meta-generator's is `generator_steps` times as high."""
     latent_learning_rate: float = Field(default=0.01, gt=0, le=10)
@@ -46,7 +46,7 @@ class FastSettings(AveragedInversionSettings):
     warm_up: float = Field(default=1 / 11, ge=0, lt=1)
     """Share of epochs at the start that only synthesise: 20 of the published 220."""
     restart: float = Field(default=7 / 11, ge=0, le=1)
-    """Share of the epochs after which the meta-generator's first layers are re-initialised: 140 of 220; 1 is never."""
+    """Share of epochs after which the meta-generator's first layers are re-initialised: 140 of 220; 1 is never."""
 
     def adversarial_from(self, epochs: int) -> int:
         """Return the first epoch, counted from 0, with an adversarial term: the last of the warm-up (19 of 220)."""

@@ -172,7 +172,7 @@ class GeneratorInversion(Inversion):
         latent_learning_rate: float | None = None,
         more_groups: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Make the generator, the latent and their optimizer, which may have more to optimise."""
+        """Create the generator, the latent and their optimizer, which also takes `more_groups`."""
         self.settings = settings
         self.context = context
         self.generator = self._make_generator()
@@ -198,7 +198,7 @@ class GeneratorInversion(Inversion):
             self.latent.normal_(generator=runtime.random_stream("latent", epoch))
 
     def _make_generator(self) -> Generator:
-        """Make the generator; its weights are drawn when a synthesis starts."""
+        """Create the generator; a synthesis initialises its weights."""
         settings = self.settings
         return Generator(self.context.image_shape, latent_size=settings.latent_size, width=settings.generator_width)
 
@@ -210,7 +210,7 @@ class GeneratorInversion(Inversion):
         return self.latent
 
     def _restarts_generator(self, epoch: int) -> bool:
-        """Tell whether the synthesis of an epoch starts from a new generator."""
+        """Return whether the synthesis of an epoch re-initialises the generator."""
         return epoch == 0 or not self.settings.keeps_generator
 
     def _reset_generator(self, stream: torch.Generator) -> None:

@@ -21,7 +21,7 @@ class MetaInversion(AveragedInversion):
     """Starts each synthesis from a meta-generator, which learns from the gradients of all steps (first-order MAML)."""
 
     def __init__(self, settings: FastSettings, context: SynthesisContext) -> None:
-        """Make the meta-generator, which lives as long as the run."""
+        """Create the meta-generator, which persists for the whole run."""
         runtime = context.runtime
         self.fast = settings
         self.meta = Generator(context.image_shape, latent_size=settings.latent_size, width=settings.generator_width)

@@ -1,4 +1,4 @@
-"""Synthesis from label embeddings through noisy layers, as NAYER does it."""
+"""Synthesis from label embeddings through noisy layers, as in NAYER."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
 
 
 class LabelGenerator(Generator):
-    """A generator with a batch norm for the label embeddings, which is kept and re-initialised with it.
+    """A generator with a batch norm for the label embeddings.
 
     Attributes:
         label_norm: Normalises embeddings (N, E).
     """
 
     def __init__(self, embedding_size: int, image_shape: tuple[int, int, int], latent_size: int, width: int) -> None:
-        """Build the generator, and the batch norm for embeddings of this size."""
+        """Build the generator and the batch norm for embeddings of this size."""
         super().__init__(image_shape, latent_size, width)
         self.label_norm = nn.BatchNorm1d(embedding_size)
 
 
 class NoisyInversion(AveragedInversion):
-    """Optimises a generator that is kept and noisy layers that are drawn for each batch.
+    """Optimises a persistent generator, and noisy layers that are redrawn for each batch.
 
-    The images of a batch form groups in which each class occurs at most once; each group has a linear layer of its own,
-    so that images of a class differ. Its weights are drawn from N(0, 1), and its bias starts at 0.
+    A batch is divided into groups in which each class occurs at most once. Each group has its own linear layer, so that
+    images of a class differ. Its weights are drawn from N(0, 1), its bias is initialised to 0.
     """
 
     def __init__(self, settings: NAYERSettings, context: SynthesisContext) -> None:
-        """Read or take the label embeddings.
+        """Load the label embeddings.
 
         Raises:
-            InputError: There are none, or they do not fit the classes.
+            InputError: There are none, or they do not match the classes.
         """
         self.nayer = settings
         self._embeddings = label_embeddings(settings, context).float().to(context.runtime.device)
@@ -76,16 +76,16 @@ class NoisyInversion(AveragedInversion):
 
 
 def label_embeddings(settings: NAYERSettings, context: SynthesisContext) -> Tensor:
-    """Return the embedding of each class, (K, E): of the file, or the rows of the teacher's last linear layer.
+    """Return the embedding of each class, (K, E): from the file, or the rows of the teacher's last linear layer.
 
     Raises:
-        InputError: The file holds other than one tensor (K, E), or there is no such layer.
+        InputError: The file does not hold one tensor (K, E), or there is no such layer.
     """
     if settings.label_embeddings is None:
         layer = last_linear_layer(context.teacher, context.image_shape, context.num_classes)
         if layer is None:
             raise InputError(
-                "the teacher's logits come from no linear layer, whose rows could embed the labels; "
+                "the teacher's logits do not come from a linear layer, whose rows would be the label embeddings; "
                 "add --set method.label_embeddings=FILE"
             )
         return layer.get_parameter("weight").detach()
@@ -100,7 +100,7 @@ def label_embeddings(settings: NAYERSettings, context: SynthesisContext) -> Tens
 
 
 def noisy_layers(inputs: Tensor, weights: Tensor, targets: Tensor, num_classes: int) -> Tensor:
-    """Pass each image's input through the linear layer of its group, the n-th image of a class being in group n.
+    """Apply the linear layer of each input's group; the n-th image of a class is in group n.
 
     Args:
         inputs: (N, E) float32.

@@ -1,4 +1,4 @@
-"""The parts of synthesis losses written out in float64, with nothing shared with the code that they check."""
+"""The parts of synthesis losses written out in float64, without code shared with the package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TARGETS = torch.tensor([0, 1, 1, 2, 3, 3, 4, 4])
 
 
 class Networks:
-    """Teacher and student in float64, and what the teacher's batch norms were given in the last pass."""
+    """Teacher and student in float64, with the inputs of the teacher's batch norms in the last pass."""
 
     def __init__(self, inversion: Inversion, student: nn.Module) -> None:
         self.teacher, self.student = (copy.deepcopy(each).double() for each in (inversion.context.teacher, student))
@@ -49,7 +49,7 @@ class Networks:
 
 
 def make_networks(inversion: Inversion, runtime: Runtime) -> Networks:
-    """Give the inversion a student that sees, as the teacher does, one class in most images."""
+    """Give the inversion a student that, like the teacher, predicts one class for most images."""
     student = make_student(runtime, "tiny").eval()
     with torch.no_grad():
         for network in (inversion.context.teacher, student):
@@ -71,7 +71,7 @@ def step(inversion: Inversion, draws: tuple[Tensor, ...]) -> dict[str, Tensor]:
 
 
 def shifted(images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) -> Tensor:
-    """Crops of images with two pixels of padding, some of them mirrored."""
+    """Crops of images with two pixels of padding, some of them flipped."""
     views = []
     for image, row, column, flip in zip(images, rows, columns, flips, strict=True):
         view = nn.functional.pad(image, (2, 2, 2, 2))[:, 2 + row : 18 + row, 2 + column : 18 + column]
@@ -95,7 +95,7 @@ def masked_divergence(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def assert_follows(outputs: dict[str, Tensor], expected: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> None:
-    """Compare loss and gradients of ours in float32 with theirs in float64."""
+    """Compare loss and gradients in float32 with the float64 reference."""
     torch.autograd.backward(expected)
     assert outputs["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
     for ours, theirs in pairs:

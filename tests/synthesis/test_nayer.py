@@ -32,7 +32,7 @@ from tests.tiny import tiny_model
 SMALL: dict[str, Any] = {"synthesis_batch_size": COUNT, "generator_width": 8, "latent_size": 16, "generator_steps": 2}
 
 
-def test_each_image_goes_through_the_layer_of_its_group():
+def test_each_image_passes_through_the_layer_of_its_group():
     weights, inputs = (torch.randn(size, generator=stream(1), dtype=torch.float64) for size in ((2, 3, 4), (8, 3)))
     # The first image of a class is in group 0, the second in group 1.
     groups = [0, 0, 1, 0, 0, 1, 0, 1]
@@ -71,7 +71,7 @@ def test_a_step_follows_its_formula(runtime: Runtime):
     assert_follows(outputs, expected, list(pairs))
 
 
-def test_the_generator_is_kept_for_its_life_and_noise_is_drawn_for_each_batch(runtime: Runtime):
+def test_the_generator_is_kept_for_its_life_and_the_noise_redrawn_for_each_batch(runtime: Runtime):
     settings = NAYERSettings(**SMALL, generator_life=2, warm_up=0)
     with tiny_model():
         inversion = NoisyInversion(settings, replace(make_context(runtime, "tiny"), epochs=4))
@@ -97,7 +97,7 @@ def test_the_generator_is_kept_for_its_life_and_noise_is_drawn_for_each_batch(ru
     assert noise[0][:, :-1].std().item() == pytest.approx(1, abs=0.1)
 
 
-def test_published_epochs_are_400_here():
+def test_the_published_schedule_maps_to_400_epochs():
     settings = NAYERSettings()
     restarts = [epoch for epoch in range(400) if settings.restarts_generator(epoch, 400)]
     # 10 published epochs of 10 batches in the warm-up of 20, then 10 of 2.
@@ -124,5 +124,5 @@ def test_label_embeddings_may_come_from_a_file(runtime: Runtime, tmp_path: Path)
 def test_a_teacher_without_a_linear_layer_needs_a_file(runtime: Runtime):
     context = make_context(runtime)
     teacher = nn.Sequential(nn.Conv2d(1, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with pytest.raises(InputError, match=r"no linear layer, .*; add --set method\.label_embeddings=FILE"):
+    with pytest.raises(InputError, match=r"come from a linear layer, .*; add --set method\.label_embeddings=FILE"):
         label_embeddings(NAYERSettings(), replace(context, teacher=teacher))

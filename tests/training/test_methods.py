@@ -218,9 +218,9 @@ def test_the_state_of_a_generator_must_fit(teacher: Path):
     for name in ("dafl", "cmi", "fast", "gapssg-fast"):
         synthesizer = make_distillation(teacher, name).synthesizer
         state = synthesizer.state_dict()
-        with pytest.raises(InputError, match="does not fit"):
+        with pytest.raises(InputError, match="does not match"):
             synthesizer.load_state_dict({})
-        with pytest.raises(InputError, match="does not fit"):
+        with pytest.raises(InputError, match="does not match"):
             synthesizer.load_state_dict({key: torch.zeros(3) for key in state})
 
 
