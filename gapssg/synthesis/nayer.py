@@ -19,7 +19,7 @@ class NAYERSettings(AveragedInversionSettings):
     """
 
     batch_synthesis: ClassVar[str] = "gapssg.synthesis.noisy_inversion:NoisyInversion"
-    summary: ClassVar[str] = "a persistent generator that gets label embeddings through a random layer for each batch"
+    summary: ClassVar[str] = "a persistent generator fed with label embeddings through a new random layer per batch"
     paper: ClassVar[str] = "Tran et al., CVPR 2024"
     year: ClassVar[int | None] = 2024
     needs_batch_norm: ClassVar[bool] = True
