@@ -1,12 +1,12 @@
-"""All methods at the same work: CIFAR-10 (JPEG), WRN-16-2 to WRN-16-1, at 100 and 300 TFLOP.
+"""All methods at the same compute budget: CIFAR-10 (JPEG), WRN-16-2 to WRN-16-1, at 100 and 300 TFLOP.
 
     python -m benchmarks.tenth --data folder:cifar10-jpeg
     python -m benchmarks.tenth --data folder:cifar10-jpeg --methods gapssg-fast nayer --budgets 100 --seeds 1
 
-The teacher is that of the recipe `cifar-reduced`. A method gets the settings in `METHODS` and as many epochs as the
-budget allows, by the operations that the program counts before a run. Its learning rate is chosen from `RATES` by the
-accuracy on 5,000 training images (never on test images) with seed 0, for the first budget. Reported is the top-1 on
-the test images after the last epoch. Finished cells are not repeated, so an interruption costs one cell.
+The teacher is that of the recipe `cifar-reduced`. A method has the settings in `METHODS` and as many epochs as the
+budget allows, by the FLOPs that gapssg computes before a run. Its learning rate is selected from `RATES` by accuracy on
+5,000 training images (never on test images) with seed 0, for the first budget. The reported result is the top-1 on
+the test images after the last epoch. Existing cells are reused, so an interruption costs at most one cell.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "dfq": _ALTERNATING,
     "mad": _ALTERNATING,
 }
-"""What differs from the method's defaults, so that a hundredth of the published work makes a whole run."""
+"""Changes of the method's defaults for complete runs at a hundredth of the published compute."""
 
 
 def main() -> None:
-    """Run the cells that are missing, then write and print the table."""
+    """Run the missing cells, then write and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="`cifar10`, or `folder:PATH` with train/ and test/")
     parser.add_argument("--budgets", type=int, nargs="*", default=[100, 300], help="TFLOP")
@@ -87,7 +87,7 @@ class Bench:
     """The folder with the teacher and the cells."""
 
     def __init__(self, data: str, directory: Path) -> None:
-        """Train the teacher, if it is not there."""
+        """Train the teacher if necessary."""
         self.data, self.directory = data, directory
         self.teacher = directory / "teacher" / "model.safetensors"
         if not self.teacher.exists():
@@ -99,7 +99,7 @@ class Bench:
         self.card = load_model(self.teacher).card
 
     def cell(self, method: str, budget: int, rate: float, seed: int) -> dict[str, Any]:
-        """Return the figures of a student, after distilling it if necessary."""
+        """Return the results of a student, after distilling it if necessary."""
         run = self.directory / f"{method}-{budget}-{rate}-{seed}"
         file = run.with_suffix(".json")
         if not file.exists():
@@ -153,7 +153,7 @@ class Bench:
 
 
 def print_summary(cells: list[dict[str, Any]]) -> None:
-    """Print a row a method and budget: mean and standard deviation over the seeds."""
+    """Print one row per method and budget: mean and standard deviation over the seeds."""
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for cell in cells:
         groups.setdefault((cell["method"], cell["budget"]), []).append(cell)
@@ -163,7 +163,7 @@ def print_summary(cells: list[dict[str, Any]]) -> None:
         spread = f"{statistics.stdev(accuracies):.2%}" if len(accuracies) > 1 else "-"
         minutes = statistics.mean(cell["seconds"] for cell in group) / 60
         rows.append((method, budget, group[0]["rate"], f"{statistics.mean(accuracies):.2%}", spread, f"{minutes:.0f}"))
-    print_table("top-1 at the same work", ("method", "TFLOP", "learning rate", "mean", "std", "minutes"), rows)
+    print_table("top-1 by compute budget", ("method", "TFLOP", "learning rate", "mean", "std", "minutes"), rows)
 
 
 if __name__ == "__main__":
