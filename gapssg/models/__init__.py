@@ -1,9 +1,8 @@
-"""Classifiers by name, and the generator that makes images for them.
+"""Classifiers by name, and the generator of synthetic images.
 
-Importing this package does not import torch: settings and the command line need only the names.
-A new classifier is one new file here with a builder `(num_classes, input_shape) -> nn.Module`,
-and its line in `MODELS`. Other names refer to models of libraries (`torchvision:NAME`, `timm:NAME`) and of
-anybody's (`package.module:factory`).
+Importing this package does not import torch, because settings and the command line need only the names. A new
+classifier is a file here with a builder `(num_classes, input_shape) -> nn.Module`, and a line in `MODELS`. Other names
+refer to library models (`torchvision:NAME`, `timm:NAME`) and to user factories (`package.module:factory`).
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ LARGEST_IMAGE_SIDE = 224
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """Where a classifier is built, and what it is.
+    """A built-in classifier.
 
     Attributes:
         builder: The builder as "module:function"; the module is imported when the model is first created.
-        description: One line for people.
+        description: One line for `gapssg models`.
     """
 
     builder: str
@@ -72,16 +71,16 @@ def model_names() -> tuple[str, ...]:
 
 
 def check_model_name(name: str) -> str:
-    """Return `name` if it is that of a built-in model, or of the form of a reference; nothing is imported.
+    """Return `name` if it is a built-in model or has the form of a model reference; nothing is imported.
 
     Raises:
-        InputError: It is neither; the message gives the nearest names.
+        InputError: It is neither; the message suggests similar names.
     """
     if name in MODELS or (len(name) <= LONGEST_NAME and (library_model(name) or is_factory(name))):
         return name
     if ":" in name:
         forms = "torchvision:NAME, timm:NAME or package.module:factory"
-        raise InputError(f"{shortened(repr(name))} is no reference to a model; write {forms}")
+        raise InputError(f"{shortened(repr(name))} is not a model reference; write {forms}")
     raise InputError(f"unknown model {shortened(repr(name))}{did_you_mean(name, MODELS)}; `gapssg models` lists all")
 
 
@@ -94,25 +93,24 @@ def create_model(
     arguments: Arguments = MappingProxyType({}),
     weights_follow: bool = False,
 ) -> nn.Module:
-    """Build the classifier called `name` on the CPU, with weights that depend on `seed` alone.
+    """Build the classifier `name` on the CPU with weights that depend only on `seed`.
 
-    The module maps images: (N, C, H, W) float32 to logits: (N, num_classes) float32. torch's global
-    random state is the same after the call as before.
+    The module maps images: (N, C, H, W) float32 to logits: (N, num_classes) float32. The global random state of torch
+    is left unchanged.
 
     Args:
-        name: One of `model_names()`, `torchvision:NAME`, `timm:NAME`, or `package.module:factory`, which is imported
-            and called.
+        name: One of `model_names()`, `torchvision:NAME`, `timm:NAME`, or `package.module:factory`, whose code is run.
         num_classes: Number of logits, at least 2.
         input_shape: (channels, height, width) of one image; height and width from 16 to 224 pixels.
         seed: Seed of the initial weights.
         arguments: Keyword arguments for a model that is not built in.
-        weights_follow: Its weights are to be replaced, so that a factory's model is not yet checked by forward passes;
-            `check_classifier` does that.
+        weights_follow: The caller loads other weights next and then calls `check_classifier`, so that the model of a
+            factory is not checked by forward passes here.
 
     Raises:
         InputError: The name is unknown, or the model cannot be built for these classes, images and arguments.
     """
-    if library_model(name):  # refused, if it is, before memory is taken for weights
+    if library_model(name):  # a refusal must come before memory is allocated for weights
         empty_model(name, num_classes=num_classes, input_shape=input_shape, arguments=arguments)
     builder = _builder(name, num_classes, input_shape, arguments, weights_follow)
 
@@ -131,9 +129,9 @@ def empty_model(
     input_shape: tuple[int, int, int],
     arguments: Arguments = MappingProxyType({}),
 ) -> nn.Module:
-    """Build what `create_model` does on the meta device: names, shapes and dtypes, and no memory for weights.
+    """Build the model of `create_model` on the meta device, without memory for weights.
 
-    A factory's model cannot be built so: its code may do anything.
+    Not for factories, whose code may do anything.
 
     Raises:
         InputError: As `create_model`.
@@ -156,7 +154,7 @@ def _builder(
     arguments: Arguments,
     weights_follow: bool = False,
 ) -> ModelBuilder:
-    """Check all that can be checked before anything is built, and return what builds the model."""
+    """Validate the request and return the builder of the model."""
     check_model_name(name)
     _check_task(num_classes, input_shape)
     check_arguments(arguments)

@@ -1,4 +1,4 @@
-"""What is said of a model: how it is used, where it comes from and what it costs. Imports no torch."""
+"""The description of a model: its interface, provenance and size. Imports no torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Provenance(Settings):
 
 
 class Interface(WithArguments):
-    """All that is needed to build a model and to use it on images."""
+    """What is needed to build a model and to apply it to images."""
 
     architecture: str = Field(max_length=LONGEST_NAME)
     """The model's name, as `create_model` takes it."""
@@ -84,7 +84,7 @@ class ModelCard(Interface):
 
 
 class ModelProfile(Stored):
-    """The size of a model and its work for one image."""
+    """The size of a model and its cost for one image."""
 
     parameters: Count
     """Number of learned scalars."""
@@ -99,11 +99,11 @@ class LayerProfile:
     """One layer of a model.
 
     Attributes:
-        name: In the model.
-        type: Name of its class.
-        output_shape: For one image, without the batch dimension; None where it returns no tensor or is never called.
-        parameters: Number of its own learned scalars, without those of a layer before it.
-        macs: Multiply-adds for one image, without those of its own sub-modules.
+        name: Qualified name in the model.
+        type: Class name.
+        output_shape: For one image, without the batch dimension; None if it returns no tensor or is never called.
+        parameters: Number of its own parameters that no earlier layer shares.
+        macs: Multiply-adds for one image, without those of its sub-modules.
         observed: Whether its batch-norm statistics are observed.
     """
 

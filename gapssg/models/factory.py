@@ -1,4 +1,4 @@
-"""Models of anybody's: a factory is imported and called, because the user named it."""
+"""User models: imports and calls a factory that the user named."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ from gapssg.models.reference import Arguments
 def build_from_factory(
     name: str, arguments: Arguments, weights_follow: bool, num_classes: int, input_shape: tuple[int, int, int]
 ) -> nn.Module:
-    """Import `package.module:factory`, call it, and check what it returns by forward passes.
+    """Import `package.module:factory`, call it, and check the returned module by forward passes.
 
-    It is called with the user's arguments and with those of `num_classes`, `input_shape` (C, H, W) and `in_channels`
-    that its signature names. Where other weights follow, those that it is made with need not be numbers, so that
-    there are no forward passes.
+    The factory gets the user's arguments and, of `num_classes`, `input_shape` (C, H, W) and `in_channels`, those that
+    its signature names. With `weights_follow` there are no forward passes, because the initial weights may be NaN.
 
     Raises:
-        InputError: It cannot be imported, is not callable, raises, or returns no classifier of such images.
+        InputError: It cannot be imported, is not callable, raises, or does not return a classifier of such images.
     """
     with _current_folder_importable():
         factory = _import(name)
@@ -35,7 +34,7 @@ def build_from_factory(
         named = {key: value for key, value in task.items() if key in _parameters(name, factory)}
         doubled = sorted(named.keys() & arguments.keys())
         if doubled:
-            raise InputError(f"{name} is given {doubled[0]} by the data or the teacher; leave the argument out")
+            raise InputError(f"{name} gets {doubled[0]} from the data or the teacher; leave the argument out")
         with foreign_code(f"{name} cannot be called with {_call(named | dict(arguments))}"):
             module = factory(**named, **arguments)
         if weights_follow:
@@ -45,7 +44,7 @@ def build_from_factory(
 
 @contextmanager
 def _current_folder_importable() -> Iterator[None]:
-    """Look for modules in the current folder, too, and there last."""
+    """Search modules in the current folder, too, after all others."""
     folder = os.getcwd()
     sys.path.append(folder)
     try:
@@ -65,11 +64,11 @@ def _import(name: str) -> Callable[..., object]:
         missing = error.__cause__.name if isinstance(error.__cause__, ModuleNotFoundError) else None
         if missing is not None and f"{module_name}.".startswith(f"{missing}."):
             raise InputError(
-                f"there is no module {missing} for {name}; it is looked for in the Python path and in {os.getcwd()}"
+                f"no module {missing} for {name} in the Python path or in {os.getcwd()}; check the name"
             ) from error
         raise
     for part in path.split("."):
-        with foreign_code(f"looking for {path} in {module_name} failed"):
+        with foreign_code(f"looking up {path} in {module_name} failed"):
             found = getattr(found, part, None)
         if found is None:
             raise InputError(f"{module_name} has no {path}; write package.module:factory")
@@ -80,11 +79,11 @@ def _import(name: str) -> Callable[..., object]:
 
 
 def _parameters(name: str, factory: Callable[..., object]) -> frozenset[str]:
-    """Return the names that the factory can be given, as far as Python knows them."""
+    """Return the names of the factory's keyword parameters; none if its signature is unknown."""
     with foreign_code(f"the signature of {name} cannot be read"):
         try:
             parameters = inspect.signature(factory).parameters.values()
-        except ValueError:  # code in C need not say
+        except ValueError:  # C code may have no signature
             return frozenset()
     return frozenset(each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY))
 

@@ -1,4 +1,4 @@
-"""Code that is not ours: what it raises becomes one sentence, and what it returns is checked to be a classifier."""
+"""Third-party model code: turns its exceptions into one sentence, and verifies that a module is a classifier."""
 
 from __future__ import annotations
 
@@ -22,27 +22,24 @@ from gapssg.models.safetensors_file import DTYPES
 
 _BATCHES = (2, 2, 1, 3)
 _ROUNDING = 1e-2
-"""How far logits of one image may differ between batches, as a part of the largest logit.
+"""Largest difference of one image's logits between batches, relative to the largest logit.
 
-Rounding in float32 is some 1e-7, and 1e-5 after a hundred layers; 1e-3 where a model rounds its activations to 8 bits,
-which makes a whole step of it; the statistics of another batch change a tenth or
-more.
+Float32 rounding is about 1e-7, 1e-5 after a hundred layers, and 1e-3 if the model rounds its activations to 8 bits;
+statistics of another batch change logits by a tenth or more.
 """
-
-
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _SCALES = (1.0, 0.1, 10.0)
-_LARGEST_ERROR_OF_A_SUM = 1e-3  # of probabilities in float32; in half precision a few of its roundings
+_LARGEST_ERROR_OF_A_SUM = 1e-3  # of float32 probabilities
 
 
 @contextmanager
 def foreign_code(complaint: str) -> Iterator[None]:
-    """Turn whatever the code in the block raises into an InputError that begins with `complaint`."""
+    """Turn any exception of the block into an InputError that starts with `complaint`."""
     try:
         yield
     except GapssgError:
         raise
-    except (Exception, SystemExit) as error:  # a script that parses its arguments leaves
+    except (Exception, SystemExit) as error:  # a script that parses arguments may exit
         lines = _COLOURS.sub("", str(error)).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
         raise InputError(f"{complaint} ({shortened(reason, 300)})") from error
@@ -50,10 +47,10 @@ def foreign_code(complaint: str) -> Iterator[None]:
 
 @contextmanager
 def at_most_parameters(most: int) -> Iterator[None]:
-    """Stop the building of a model in the block when it has made more than `most` parameters.
+    """Stop building a model in the block once it has more than `most` parameters.
 
     Raises:
-        InputError: It has; the depth may be a stranger's number.
+        InputError: It has; its depth may come from an untrusted file.
     """
     made = 0
 
@@ -71,15 +68,15 @@ def at_most_parameters(most: int) -> Iterator[None]:
 
 
 def check_module(module: object, name: str) -> nn.Module:
-    """Return `module` if it is one that can learn and whose state a model file can hold; nothing is computed.
+    """Return `module` if it has parameters and a state that a model file can hold, without a forward pass.
 
     Raises:
-        InputError: It is no module, has nothing to learn, or `tensors_of` refuses it.
+        InputError: It is not a module, has no parameters, or `tensors_of` refuses it.
     """
     if not isinstance(module, nn.Module):
         raise InputError(f"{name} returned {_described(module)} instead of a torch.nn.Module")
     if not any(True for _ in module.parameters()):
-        raise InputError(f"{name} has no weights, so there is nothing to learn")
+        raise InputError(f"{name} has no parameters to train")
     tensors_of(module, name)
     return module
 
@@ -92,19 +89,18 @@ def check_classifier(
     *,
     takes_probabilities: bool = False,
 ) -> nn.Module:
-    """Return `module` if it is a classifier of such images, by forward passes of 1 to 3 in evaluation mode.
+    """Return `module` if forward passes of 1 to 3 images in evaluation mode show that it is a classifier.
 
     Args:
-        module: What a builder returned, on any device. On the meta device the values of the logits are not looked at.
-        name: What it is called in messages.
+        module: The return value of a builder, on any device. On the meta device the values of logits are not checked.
+        name: Its name in messages.
         num_classes: K.
         input_shape: (C, H, W).
         takes_probabilities: Whether it may return probabilities instead of logits.
 
     Raises:
-        InputError: `check_module` refuses it, it has no evaluation mode, refuses the images, or does not map images
-            (N, C, H, W) float32 to finite floating logits (N, K), the same each time and whatever the other images
-            are, without changing its buffers.
+        InputError: `check_module` refuses it, it has no evaluation mode, it raises, its logits (N, K) of images
+            (N, C, H, W) float32 are not finite, are not deterministic or depend on the batch, or it changes buffers.
     """
     module = check_module(module, name)
     _check_evaluation_mode(module, name)
@@ -121,26 +117,26 @@ def check_classifier(
         raise InputError(f"{name} maps images of {_shape(input_shape)} to logits that are not finite")
     if not torch.equal(pair, again):
         raise InputError(
-            f"{name} gives the same images other logits each time, although it is in evaluation mode; "
+            f"{name} is not deterministic in evaluation mode: the same images get different logits; "
             "let its dropout follow module.training"
         )
     after = _buffers(module, name)
     for key, tensor in before.items():
         if key not in after or not torch.equal(tensor, after[key]):
             raise InputError(
-                f"{name} changes its buffer {shortened(key)} although it is in evaluation mode; "
+                f"{name} changes its buffer {shortened(key)} in evaluation mode; "
                 "let its batch norms follow module.training"
             )
     if any(differ(fewer, more[: len(fewer)]) for fewer in (pair, alone)):
         _check_statistics(module, name)
         raise InputError(
-            f"{name} gives an image other logits when other images are beside it, although it is in evaluation mode; "
+            f"{name} gives an image different logits in different batches, also in evaluation mode; "
             "let its batch norms follow module.training"
         )
     if not takes_probabilities and outputs_of(module, name, num_classes, input_shape)[0] == "probabilities":
         raise InputError(
-            f"{name} returns probabilities; let it return the logits before its softmax (`gapssg import-teacher` takes "
-            "a trained model as it is)"
+            f"{name} returns probabilities; let it return the logits before its softmax "
+            "(`gapssg import-teacher` accepts a trained model unchanged)"
         )
     return module
 
@@ -148,10 +144,10 @@ def check_classifier(
 def outputs_of(
     module: nn.Module, name: str, num_classes: int, input_shape: tuple[int, int, int]
 ) -> tuple[Outputs, tuple[float, float]]:
-    """Recognise by random images what a classifier returns, which its weights do not show.
+    """Detect with random images what a classifier returns, which its weights do not show.
 
     Returns:
-        What it returns, and the least and the largest number of it.
+        The kind of its outputs, and their minimum and maximum.
 
     Raises:
         InputError: As `logits_of`.
@@ -180,7 +176,7 @@ def _kind_of(outputs: Tensor) -> Outputs:
 
 
 def take_logarithm(module: nn.Module) -> None:
-    """Let a classifier that returns probabilities return their logarithms, which are logits."""
+    """Make a classifier that returns probabilities return their logarithms, which are logits."""
     module.register_forward_hook(_logarithm)
 
 
@@ -189,10 +185,10 @@ def _logarithm(module: nn.Module, inputs: object, probabilities: Tensor) -> Tens
 
 
 def logits_of(module: nn.Module, name: str, num_classes: int, input_shape: tuple[int, int, int], count: int) -> Tensor:
-    """Return logits (count, K) of the first of always the same 3 images, in evaluation mode.
+    """Return logits (count, K) of the first `count` of 3 fixed images, in evaluation mode.
 
     Raises:
-        InputError: The module refuses them, or returns something else.
+        InputError: The module raises, or returns something else.
     """
     most = max(_BATCHES)
     images = torch.linspace(-1, 1, most * math.prod(input_shape), device=_device(module)).view(most, *input_shape)
@@ -203,7 +199,7 @@ def _run(module: nn.Module, name: str, num_classes: int, images: Tensor) -> Tens
     count, *input_shape = images.shape
     plural, size = "" if count == 1 else "s", _shape(input_shape)
     with (
-        foreign_code(f"{name} does not take {'images' if plural else 'a single image'} of {size}"),
+        foreign_code(f"{name} does not accept {'images' if plural else 'a single image'} of {size}"),
         frozen(module),
         torch.no_grad(),
     ):
@@ -217,71 +213,68 @@ def _run(module: nn.Module, name: str, num_classes: int, images: Tensor) -> Tens
 
 
 def tensors_of(module: nn.Module, name: str) -> dict[str, Tensor]:
-    """Return the state dict of a module that may be anybody's.
+    """Return the state dict of a module.
 
     Raises:
-        InputError: Something in it is no tensor, of unknown size, or of a type that a model file cannot hold.
+        InputError: A value in it is not a tensor, has an unknown size, or a dtype that a model file cannot hold.
     """
     with foreign_code(f"the state dict of {name} cannot be read"):
         state = dict(module.state_dict(keep_vars=True))
     for key, value in state.items():
         if not isinstance(value, Tensor):
             raise InputError(
-                f"{name} keeps {_described(value)} as {shortened(key)} in its state dict; a model file holds tensors "
-                "only, so make it an argument or a buffer"
+                f"{name} has {_described(value)} under {shortened(key)} in its state dict; a model file holds only "
+                "tensors, so make it an argument or a buffer"
             )
         if is_lazy(value):
-            raise InputError(f"{name} does not know the size of {shortened(key)}; let the factory run it once")
+            raise InputError(f"{name} has the lazy parameter {shortened(key)}; let the factory run it once")
         if value.dtype not in DTYPES.values():
             raise InputError(
-                f"{name} keeps {shortened(key)} as {_dtype(value)}, which a model file cannot hold; "
-                "keep it as numbers of another type"
+                f"{name} has {shortened(key)} of dtype {_dtype(value)}, which a model file cannot hold; "
+                "use another dtype"
             )
     return state
 
 
 def put_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Load tensors that were taken from the state dict of such a module, as of the same versions of its parts.
-
-    Parts may read the version that wrote their state, which is not among the tensors.
-    """
+    """Load tensors of `module`'s own state dict, with the state-dict versions that its sub-modules have now."""
     state = OrderedDict(tensors)
     state._metadata = getattr(module.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
     module.load_state_dict(state)
 
 
 def replace_layer(module: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put `layer` in the place of the sub-module called `name`."""
+    """Replace the sub-module `name` by `layer`."""
     parent, _, own = name.rpartition(".")
     setattr(module.get_submodule(parent), own, layer)
 
 
 def _check_evaluation_mode(module: nn.Module, name: str) -> None:
-    with foreign_code(f"{name} cannot be put into evaluation mode"), frozen(module):
+    with foreign_code(f"{name} cannot switch to evaluation mode"), frozen(module):
         training = [part for part, layer in module.named_modules() if layer.training]
     if training:
         part = f"its part {shortened(training[0])}" if training[0] else "it"
-        raise InputError(f"{name} has no evaluation mode: {part} stays in training when asked for it; mend its train()")
+        raise InputError(f"{name} has no evaluation mode: {part} stays in training mode after eval(); fix its train()")
 
 
 def _check_statistics(module: nn.Module, name: str) -> None:
-    """Refuse batch norms that have no statistics but those of a batch, whatever their mode."""
+    """Refuse batch norms without running statistics, which use those of the batch in every mode."""
     for part, layer in module.named_modules():
         if isinstance(layer, _BatchNorm) and layer.running_mean is None:
             raise InputError(
-                f"{name} has a batch norm, {shortened(part)}, that keeps no running statistics "
-                "(track_running_stats=False), so that an image's logits depend on the images beside it; "
+                f"{name} has a batch norm, {shortened(part)}, without running statistics "
+                "(track_running_stats=False), so that an image's logits depend on its batch; "
                 "train it with track_running_stats=True"
             )
 
 
 def _buffers(module: nn.Module, name: str) -> dict[str, Tensor]:
-    """Return what a forward pass could change of that which a model file holds."""
+    """Return the tensors of the state dict that a forward pass could change."""
     return {key: tensor for key, tensor in tensors_of(module, name).items() if not isinstance(tensor, nn.Parameter)}
 
 
 def differ(first: Tensor, second: Tensor) -> bool:
-    """Tell whether logits differ by more than rounding does."""
+    """Tell whether logits differ by more than rounding explains."""
     largest = second.abs().max().float()
     return bool((first.float() - second.float()).abs().max() > _ROUNDING * largest)
 

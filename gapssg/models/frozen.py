@@ -1,4 +1,4 @@
-"""Networks that are only looked at: no gradients for their weights, no change to their buffers."""
+"""Networks that are only evaluated: no weight gradients, no change to their buffers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[nn.Module]:
-    """Put a network into eval mode without weight gradients, and restore every part of it afterwards."""
+    """Put a network into eval mode without weight gradients, and restore its modes and gradient flags afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     gradients = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     module.eval().requires_grad_(False)

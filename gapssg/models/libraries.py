@@ -1,4 +1,4 @@
-"""Models of torchvision and timm: of their registries only, so that a name can neither fetch nor run anything else."""
+"""Models from the registries of torchvision and timm; a name can neither fetch nor run anything else."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from gapssg.models.foreign import foreign_code, replace_layer
 from gapssg.models.head import ClassifierHead
 from gapssg.models.reference import TORCHVISION, Argument, Arguments
 
-# What follows from the task, and what would fetch, read or trace something.
+# Arguments that follow from the task, and those that would fetch, read or trace something.
 _NOT_ARGUMENTS = {
     "num_classes", "in_chans", "weights", "progress", "checkpoint_path", "cache_dir", "features_only", "scriptable",
     "exportable", "no_jit",
 }  # fmt: skip
-# Their outputs in training are not logits but also those of auxiliary heads.
+# In training they would also return the outputs of auxiliary heads.
 _WITHOUT_AUXILIARY_HEADS = {"aux_logits": False, "init_weights": True}
 _AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")
 _OLD_DENSE_LAYER = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)")
@@ -34,15 +34,15 @@ _FIXED: Mapping[str, Arguments] = {"googlenet": _WITHOUT_AUXILIARY_HEADS, "incep
 
 
 class Pretrained(NamedTuple):
-    """The weights that a library has for a model.
+    """Pretrained weights of a library.
 
     Attributes:
         tensors: By name, on the CPU.
-        mean: Per-channel mean that is subtracted from images in [0, 1].
-        deviation: Per-channel standard deviation that they are divided by.
-        class_names: In the order of the logits, where the library has them.
+        mean: Per-channel mean of images in [0, 1].
+        deviation: Per-channel standard deviation.
+        class_names: In the order of the logits, if the library has them.
         num_classes: Number of logits.
-        arguments: What the library builds the model with for these weights, which do not show it.
+        arguments: Model arguments that the library sets for these weights.
     """
 
     tensors: dict[str, Tensor]
@@ -58,14 +58,14 @@ def build_library_model(
 ) -> nn.Module:
     """Build a model of torchvision or timm with random weights, on torch's default device.
 
-    The first convolution takes as many channels as the images have, and autocast does not touch the last linear layer.
+    The first convolution is adapted to the channels of the images, and the last linear layer ignores autocast.
 
     Raises:
-        InputError: The library is missing or has no classifier of this name, or refuses the arguments.
+        InputError: The library is missing, has no classifier of this name, or refuses the arguments.
     """
     for argument in arguments:
         if argument in _NOT_ARGUMENTS or argument.startswith("pretrained"):
-            raise InputError(f"{library}:{name} cannot be given the argument {argument}; leave it out")
+            raise InputError(f"{library}:{name} does not accept the argument {argument} here; leave it out")
     fixed = _FIXED.get(name, {}) if library == TORCHVISION else {}
     if fixed.keys() & arguments.keys():
         raise InputError(f"{library}:{name} is built without auxiliary heads; leave {', '.join(fixed)} out")
@@ -73,16 +73,16 @@ def build_library_model(
     given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
     with foreign_code(f"{library}:{name} cannot be built{f' with {given}' if given else ''}"):
         if library == TORCHVISION:
-            with _NumbersOnProcessor() if name.startswith("regnet") else nullcontext():
+            with _ValuesOnCpu() if name.startswith("regnet") else nullcontext():
                 module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **fixed, **arguments)
             if input_shape[0] != 3:
-                _take_channels(module, input_shape[0])
+                _adapt_channels(module, input_shape[0])
         else:
             timm = _timm(name)
             module = timm.create_model(
                 name, pretrained=False, num_classes=num_classes, in_chans=input_shape[0], **arguments
             )
-        module.register_load_state_dict_pre_hook(_take_stored_names)
+        module.register_load_state_dict_pre_hook(_accept_stored_names)
         _keep_logits_exact(module, num_classes)
     built: nn.Module = module
     return built
@@ -92,7 +92,7 @@ def check_library_name(library: str, name: str) -> None:
     """Check that the library has a classifier of this name.
 
     Raises:
-        InputError: It has none; the message gives the nearest names.
+        InputError: It has none; the message suggests similar names.
     """
     names = torchvision.models.list_models(torchvision.models) if library == TORCHVISION else _timm(name).list_models()
     if name not in names:
@@ -100,15 +100,15 @@ def check_library_name(library: str, name: str) -> None:
 
 
 def pretrained_weights(library: str, name: str, channels: int, /, **arguments: Argument) -> Pretrained:
-    """Fetch the weights that the library itself recommends for a model.
+    """Fetch the default weights of a library for a model.
 
-    The library fits them to a model of its own, because some are stored under other names than it uses now.
+    The library loads them into its own model first, because some are stored under outdated names.
 
     Args:
         library: `torchvision` or `timm`.
         name: The library's name of the model.
-        channels: Of an image; timm adapts its weights to them.
-        **arguments: Of the model.
+        channels: Channels of an image; timm adapts its weights to them.
+        **arguments: Arguments of the model.
 
     Raises:
         InputError: There are none, or the library refuses the arguments.
@@ -127,7 +127,7 @@ def pretrained_weights(library: str, name: str, channels: int, /, **arguments: A
     else:
         timm = _timm(name)
         if not timm.models.is_model_pretrained(name):
-            raise InputError(f"timm has no weights for {name}; give --weights FILE")
+            raise InputError(f"timm has no weights for {name}; pass --weights FILE")
         with _fetching(f"{library}:{name}"):
             module = timm.create_model(name, pretrained=True, in_chans=channels, **arguments)
         mean, deviation = module.pretrained_cfg["mean"], module.pretrained_cfg["std"]
@@ -138,21 +138,18 @@ def pretrained_weights(library: str, name: str, channels: int, /, **arguments: A
 
 @contextmanager
 def _fetching(name: str) -> Iterator[None]:
-    """Say in one sentence why weights cannot be fetched, and let torch run no code that their files hold.
-
-    The libraries raise errors of many kinds.
-    """
+    """Turn any failure to fetch weights into one sentence, and forbid torch to unpickle code from their files."""
     before = os.environ.get(_WEIGHTS_ONLY)
     os.environ[_WEIGHTS_ONLY] = "1"
     try:
         yield
-    except GapssgError:  # being asked to stop
+    except GapssgError:  # such as a request to stop
         raise
     except Exception as error:
         reason = shortened(f"{type(error).__name__}: {error}".splitlines()[0], 300)
         raise RunError(
-            f"the weights of {name} cannot be fetched ({reason}); fetch them where there is a network, "
-            "save their state dict as safetensors, and give --weights FILE"
+            f"the weights of {name} cannot be downloaded ({reason}); download them on a machine with network access, "
+            "save their state dict as safetensors, and pass --weights FILE"
         ) from error
     finally:
         del os.environ[_WEIGHTS_ONLY]
@@ -168,8 +165,8 @@ def _timm(name: str) -> Any:
     return timm
 
 
-class _NumbersOnProcessor(TorchFunctionMode):
-    """Lets torchvision's RegNets compute their widths with tensors, which have no numbers on the meta device."""
+class _ValuesOnCpu(TorchFunctionMode):
+    """Keep tensors of values on the CPU: RegNets compute their widths with them, which the meta device cannot."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -178,8 +175,8 @@ class _NumbersOnProcessor(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _take_stored_names(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
-    """Let a model take the weights that torchvision stores of it: under older names, and with auxiliary heads."""
+def _accept_stored_names(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
+    """Accept the weights that torchvision stores: rename outdated names, and drop auxiliary heads."""
     known = module.state_dict().keys()
     for name in [name for name in state if name not in known]:
         if match := _OLD_DENSE_LAYER.fullmatch(name):
@@ -188,8 +185,8 @@ def _take_stored_names(module: nn.Module, state: dict[str, Tensor], *_: object) 
             del state[name]
 
 
-def _take_channels(module: nn.Module, channels: int) -> None:
-    """Replace the first convolution by one for images with another number of channels than 3."""
+def _adapt_channels(module: nn.Module, channels: int) -> None:
+    """Replace the first convolution by one for another number of input channels."""
     name, first = next((n, layer) for n, layer in module.named_modules() if isinstance(layer, nn.Conv2d))
     convolution = nn.Conv2d(
         channels,
@@ -205,12 +202,12 @@ def _take_channels(module: nn.Module, channels: int) -> None:
 
 
 def _keep_logits_exact(module: nn.Module, num_classes: int) -> None:
-    """Let the last linear layer compute in the precision of its weights under autocast, as those of our models do."""
+    """Make the last linear layer ignore autocast, as in the built-in models."""
     linear = [(name, layer) for name, layer in module.named_modules() if type(layer) is nn.Linear]
     if not linear or linear[-1][1].out_features != num_classes:
         return
     name, last = linear[-1]
-    with torch.device("meta"):  # its weights are those of the other
+    with torch.device("meta"):  # its weights are replaced below
         head = ClassifierHead(last.in_features, last.out_features, bias=last.bias is not None)
     head.weight, head.bias = last.weight, last.bias
     replace_layer(module, name, head)

@@ -41,10 +41,10 @@ from gapssg.models.safetensors_file import read_safetensors
 _METADATA_KEY = "gapssg"
 _MOST_OTHER_VALUES = 1000
 _MOST_PREFIX_PARTS = 5
-_COUNTER = "num_batches_tracked"  # of a batch norm, which is read only where it has no momentum
+_COUNTER = "num_batches_tracked"  # a batch norm reads it only if it has no momentum
 _COUNTERS = (_COUNTER, "n_averaged")
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-_PARAMETERS_A_TENSOR = 4  # some layers are made and then replaced
+_PARAMETERS_A_TENSOR = 4  # some models replace layers that they have built
 _MOST_HIDDEN_NUMBERS = 2**24  # positions and masks, which some models compute when they are built
 
 
@@ -56,7 +56,7 @@ class LoadedModel:
         module: The classifier in eval mode, on the CPU: images (N, C, H, W), normalised, to logits (N, K).
         card: Its description.
         sha256: SHA-256 of the file.
-        path: Where it was read from.
+        path: The file.
     """
 
     module: nn.Module
@@ -66,13 +66,13 @@ class LoadedModel:
 
 
 def save_model(path: Path, module: nn.Module, card: ModelCard) -> str:
-    """Write a model file atomically; equal weights and cards make equal files.
+    """Write a model file atomically; equal weights and cards give equal files.
 
     Returns:
         The file's SHA-256, in hexadecimal.
 
     Raises:
-        InputError: Something in the state of the module cannot stand in a model file.
+        InputError: A model file cannot hold the state of the module.
         RunError: The file cannot be written.
     """
     content = model_content(module, card)
@@ -81,7 +81,7 @@ def save_model(path: Path, module: nn.Module, card: ModelCard) -> str:
 
 
 def save_verified_model(path: Path, module: nn.Module, card: ModelCard) -> str:
-    """Write a model file as `save_model` does, if the model that is loaded from it gives the same logits.
+    """Write a model file as `save_model` does, after verifying that the reloaded model gives the same logits.
 
     Raises:
         RunError: It does not, or the file cannot be written.
@@ -97,20 +97,20 @@ def save_verified_model(path: Path, module: nn.Module, card: ModelCard) -> str:
 def staged_model(
     path: Path, module: nn.Module, card: ModelCard, *, tolerates_rounding: bool = False
 ) -> Iterator[LoadedModel]:
-    """Write a model file under a temporary name, and rename it when the block ends; if that raises, it is removed.
+    """Write a model file under a temporary name and rename it when the block ends; if the block raises, remove it.
 
     Args:
         path: The file.
         module: On any device.
         card: Its description.
-        tolerates_rounding: Whether the logits may differ as they do between memory layouts.
+        tolerates_rounding: Whether the logits may differ as between memory layouts.
 
     Yields:
-        The model that was loaded from the file, on the device of `module`.
+        The model loaded from the file, on the device of `module`.
 
     Raises:
-        InputError: Something in the state of the module cannot stand in a model file, or the model that is loaded from
-            it gives other logits.
+        InputError: A model file cannot hold the state of the module, or the reloaded model gives different
+            logits.
         RunError: The file cannot be written.
     """
     ours = _first_logits(module, card)
@@ -118,12 +118,12 @@ def staged_model(
         try:
             loaded = load_model(file, [card.architecture])
         except InputError as error:
-            raise InputError(f"{path} is not written, because it could not be read: {error}") from error
+            raise InputError(f"{path} was not written, because it could not be read back: {error}") from error
         theirs = _first_logits(loaded.module.to(ours.device), card)
         if differ(theirs, ours) if tolerates_rounding else not torch.equal(theirs, ours):
             raise InputError(
-                f"{path} is not written, because {card.architecture} gives other logits when it is loaded from it; "
-                "let its state dict hold all that its logits depend on, as parameters or buffers"
+                f"{path} was not written, because {card.architecture} gives different logits after reloading; "
+                "let its state dict hold everything that its logits depend on, as parameters or buffers"
             )
         yield loaded
 
@@ -133,12 +133,12 @@ def _first_logits(module: nn.Module, card: ModelCard) -> Tensor:
 
 
 def model_content(module: nn.Module, card: ModelCard) -> bytes:
-    """Return what a model file holds; equal weights and cards give equal bytes.
+    """Return the bytes of a model file; equal weights and cards give equal bytes.
 
     Raises:
-        InputError: Something in the state of the module cannot stand in a model file.
+        InputError: A model file cannot hold the state of the module.
     """
-    # Copies, because the format has no word for tensors that share memory, as tied weights do.
+    # Copies, because the format cannot express tensors that share memory, such as tied weights.
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in sorted(tensors_of(module, card.architecture).items())
@@ -149,15 +149,15 @@ def model_content(module: nn.Module, card: ModelCard) -> bytes:
 
 
 def load_model(path: str | Path, factories: Iterable[str] = ()) -> LoadedModel:
-    """Read a model file; nothing in it is run, and it has nothing imported but torchvision and timm.
+    """Read a model file; no code in it is run, and it can cause no import except of torchvision and timm.
 
     Args:
         path: The file.
         factories: Each `package.module:factory` that may be imported and called if the file names it.
 
     Raises:
-        InputError: The file is missing, damaged, not ours, does not fit its own description, or names a factory that
-            is not among `factories` or whose model is no classifier with these weights.
+        InputError: The file is missing, damaged, not a gapssg model file, does not match its own description, or names
+            a factory that is not among `factories` or whose model is not a classifier with these weights.
     """
     path = user_path(path)
     _refuse_architecture(path)
@@ -174,7 +174,7 @@ def load_model(path: str | Path, factories: Iterable[str] = ()) -> LoadedModel:
     module = _build(card, file.tensors, path)
     load_weights(module, file.tensors, path)
     if sha256 != _sha256_of_content(file.tensors, description):
-        raise InputError(f"{path} is not as it was saved (its checksum differs); get it anew")
+        raise InputError(f"{path} is damaged (its checksum does not match); copy or download it again")
     if card.outputs == "probabilities":
         take_logarithm(module)
     if is_factory(card.architecture):
@@ -187,45 +187,45 @@ def load_model(path: str | Path, factories: Iterable[str] = ()) -> LoadedModel:
 
 
 def _refuse_architecture(path: Path) -> None:
-    """Say how a model file is made, where the name of an architecture was given instead of one."""
+    """Explain how to make a model file if the name of an architecture was given instead of one."""
     try:
         name = check_model_name(str(path))
     except InputError:
         return
     if not os.path.exists(path):
         raise InputError(
-            f"{path} does not exist as a model file but is the name of an architecture; make a file of its weights: "
+            f"{path} is the name of an architecture, not an existing model file; make a model file: "
             f"gapssg import-teacher --model {name} --weights FILE --input-shape C,H,W --num-classes K --mean M --std S "
             "--output teacher.safetensors"
         )
 
 
 def _build(card: ModelCard, tensors: dict[str, Tensor], path: Path) -> nn.Module:
-    """Build the model of a description that may be a stranger's, after checking that the file can fill it."""
+    """Build the model of an untrusted description, after checking that the tensors of the file fit it."""
     task: dict[str, Any] = {
         "num_classes": card.num_classes,
         "input_shape": card.input_shape,
         "arguments": card.arguments,
     }
     try:
-        if is_factory(card.architecture):  # whose code the user trusts, so with memory, too
+        if is_factory(card.architecture):  # the user trusts its code, also with memory
             return create_model(card.architecture, **task, weights_follow=True)
         with at_most_parameters(_PARAMETERS_A_TENSOR * len(tensors) + _MOST_OTHER_VALUES):
             skeleton = empty_model(card.architecture, **task)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    _check_fit(skeleton, tensors, path)  # a small file must not make a large model
+    _check_fit(skeleton, tensors, path)  # a small file must not allocate a large model
     hidden = sum(buffer.numel() for name, buffer in skeleton.named_buffers() if name not in tensors)
     if hidden > _MOST_HIDDEN_NUMBERS:
-        raise InputError(f"{path}: its model takes memory for {hidden:,} numbers that are not in the file")
+        raise InputError(f"{path}: its model allocates {hidden:,} numbers that are not in the file")
     return create_model(card.architecture, **task)
 
 
 def architecture_of(path: str | Path) -> str:
-    """Return the architecture that a model file says it holds.
+    """Return the architecture that a model file names.
 
     Raises:
-        InputError: The file is missing, damaged or not ours.
+        InputError: The file is missing, damaged or not a gapssg model file.
     """
     path = user_path(path)
     return str(_read_description(path, read_safetensors(path).metadata).get("architecture"))
@@ -235,18 +235,17 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: object) 
     """Copy `tensors` into `module`.
 
     Args:
-        module: Whose weights they are to be.
+        module: The module to fill.
         tensors: By the names of its state dict.
-        source: Where they come from, for messages.
+        source: Their origin, for messages.
 
     Raises:
-        InputError: Names, shapes or types differ (the first differences are named), or a number is not
-            finite.
+        InputError: Names, shapes or dtypes differ (the message names the first differences), or a value is not finite.
     """
     _check_fit(module, tensors, source)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise InputError(f"{source}: {name} holds numbers that are not finite")
+            raise InputError(f"{source}: {name} has values that are not finite")
     put_tensors(module, tensors)
 
 
@@ -270,15 +269,15 @@ def _check_fit(module: nn.Module, tensors: dict[str, Tensor], source: object) ->
 
 
 def load_foreign_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
-    """Copy weights that another program wrote into `module`, where PyTorch takes them.
+    """Copy weights that another program wrote into `module`, if PyTorch can load them.
 
-    Wrappers' parts of names and counters do not count, numbers take the types of the model, a tensor may stand under
-    one of the names that share it, and parts of the model that know older names of theirs rename them.
+    Name parts of wrappers and counters are ignored, dtypes are converted to those of the model, a shared tensor needs
+    only one of its names, and sub-modules may rename outdated names of theirs.
 
     Args:
-        module: Whose weights they are to be.
+        module: The module to fill.
         tensors: By the names of a state dict.
-        source: Where they come from, for messages.
+        source: Their origin, for messages.
 
     Raises:
         InputError: As `load_weights`.
@@ -289,7 +288,7 @@ def load_foreign_weights(module: nn.Module, tensors: Mapping[str, Tensor], sourc
     for name, tensor in expected.items():
         given = named.get(name, shared.get(id(tensor)))
         if given is not None:
-            named[name] = _of_type(tensor.dtype, given.nan_to_num() if name.endswith(_COUNTER) else given)
+            named[name] = _converted(tensor.dtype, given.nan_to_num() if name.endswith(_COUNTER) else given)
     missing = [name for name in expected if name not in named]
     if all(name.endswith(_COUNTER) for name in missing):
         named |= {name: expected[name].detach() for name in missing}
@@ -302,7 +301,7 @@ def load_foreign_weights(module: nn.Module, tensors: Mapping[str, Tensor], sourc
 
 
 def _knows_older_names(module: nn.Module, tensors: dict[str, Tensor]) -> bool:
-    """Load tensors as PyTorch does where it knows no version of them, and tell whether they are all there are."""
+    """Load tensors without state-dict versions, and tell whether the module renamed all of them to its own names."""
     try:
         with foreign_code("other names"):
             module.load_state_dict(tensors)
@@ -312,7 +311,7 @@ def _knows_older_names(module: nn.Module, tensors: dict[str, Tensor]) -> bool:
 
 
 def _under_names_of(expected: Collection[str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors under those of their possible names of which most are expected."""
+    """Return the tensors under the renaming that matches most of the expected names."""
     ways: list[Callable[[str], str]] = [
         lambda name: name,
         lambda name: ".".join(part for part in name.split(".") if part not in _WRAPPERS),
@@ -329,15 +328,15 @@ def _without_prefix(prefix: str, name: str) -> str:
 
 
 def _prefixes(names: Collection[str]) -> list[str]:
-    """Return what more than half of the names begin with, up to a dot."""
+    """Return the dotted prefixes that more than half of the names share."""
     begins = Counter(
         name[: dot.end()] for name in names for dot in islice(re.finditer(r"\.", name), _MOST_PREFIX_PARTS)
     )
     return [prefix for prefix, count in begins.items() if count > len(names) / 2]
 
 
-def _of_type(dtype: torch.dtype, tensor: Tensor) -> Tensor:
-    """Return a tensor in another type, or as it is where that would not be the same numbers but for rounding."""
+def _converted(dtype: torch.dtype, tensor: Tensor) -> Tensor:
+    """Return a tensor in another dtype, or unchanged where that would change its values by more than rounding."""
     if dtype.is_floating_point:
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
     cast = tensor.to(dtype)
@@ -348,11 +347,11 @@ def _read_description(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     text = metadata.get(_METADATA_KEY)
     if text is None:
         raise InputError(
-            f"{path} holds no gapssg description, so its architecture is unknown; "
-            f"make a model file of it: gapssg import-teacher --weights {shlex.quote(str(path))} --model NAME ..."
+            f"{path} has no gapssg description, so its architecture is unknown; "
+            f"make a model file from it: gapssg import-teacher --weights {shlex.quote(str(path))} --model NAME ..."
         )
-    if text.count(",") > MOST_CLASSES + _MOST_OTHER_VALUES:  # each might be wrong, and an error takes a kilobyte
-        raise InputError(f"{path}: its description has more values than that of any model")
+    if text.count(",") > MOST_CLASSES + _MOST_OTHER_VALUES:  # each validation error takes a kilobyte
+        raise InputError(f"{path}: its description has more values than any model needs")
     try:
         description = parse_json(text)
     except (ValueError, RecursionError) as error:
@@ -363,7 +362,7 @@ def _read_description(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
 
 
 def _sha256_of_content(tensors: dict[str, Tensor], description: dict[str, Any]) -> str:
-    """Return the SHA-256 of tensors and description, by which damage shows; it is no signature."""
+    """Return the SHA-256 of tensors and description, which detects damage; it is not a signature."""
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
@@ -372,4 +371,4 @@ def _sha256_of_content(tensors: dict[str, Tensor], description: dict[str, Any]) 
 
 
 def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a number"
+    return "x".join(map(str, tensor.shape)) or "a scalar"

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-adds, batch-norm layers."""
+"""The size of a model: parameters, multiply-adds, batch-norm layers."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from gapssg.models.frozen import frozen
 
 
 def profile_model(module: nn.Module, input_shape: tuple[int, ...]) -> ModelProfile:
-    """Count what `module` costs for one input of `input_shape` (without the batch dimension).
+    """Count parameters, multiply-adds and batch norms for one input of `input_shape` (without the batch dimension).
 
-    Nothing is computed if possible: a copy without data is traced in evaluation mode, and `module` is left as it is.
+    If possible, a copy on the meta device is traced, so that nothing is computed. `module` is left unchanged.
 
     Raises:
-        InputError: The module does not take one input alone.
+        InputError: The module does not accept a single input.
     """
     return ModelProfile(
         parameters=sum(parameter.numel() for parameter in module.parameters()),
@@ -37,14 +37,14 @@ def profile_model(module: nn.Module, input_shape: tuple[int, ...]) -> ModelProfi
 
 
 def profile_layers(module: nn.Module, input_shape: tuple[int, ...]) -> list[LayerProfile]:
-    """Describe the layers that have parameters, or that one input runs through and have statistics or multiply-adds.
+    """Describe the layers that have parameters, or that one input passes through and have statistics or multiply-adds.
 
-    They are the modules without sub-modules, and those with parameters of their own, in the order in which they end;
-    those that are never called, of which others may use the parameters, stand last. The multiply-adds between them
-    make a row of their own, so that the rows add up to the model.
+    A layer is a module without sub-modules or with parameters of its own. Layers are in the order in which their
+    forward pass ends, followed by those that are never called but whose parameters other layers may use.
+    Multiply-adds between layers have a row of their own, so that the rows add up to the model.
 
     Raises:
-        InputError: The module does not take one input alone.
+        InputError: The module does not accept a single input.
     """
     trace = _trace(module, input_shape)
     parts = dict(module.named_modules())
@@ -68,9 +68,9 @@ def profile_layers(module: nn.Module, input_shape: tuple[int, ...]) -> list[Laye
 
 
 def batch_norm_layers(module: nn.Module) -> list[nn.Module]:
-    """Return the batch-norm layers of `module` that keep statistics, in the order of their registration.
+    """Return the batch-norm layers of `module` that have running statistics, in the order of registration.
 
-    Also frozen forms, which are no batch norm to torch but have its buffers.
+    Frozen batch norms, which are classes of their own with the same buffers, are included.
     """
     return [layer for layer in module.modules() if _has_batch_statistics(layer)]
 
@@ -78,12 +78,12 @@ def batch_norm_layers(module: nn.Module) -> list[nn.Module]:
 def executed_layers(
     module: nn.Module, input_shape: tuple[int, ...], is_wanted: Callable[[nn.Module], bool]
 ) -> list[nn.Module]:
-    """Return the layers that one input of `input_shape` runs through, each as often and in the order as it does.
+    """Return the layers that one input of `input_shape` passes through, in the order of execution, with repetitions.
 
-    That need not be the order of their registration, and some may not run at all. The module is left as it is.
+    The module is left unchanged.
 
     Raises:
-        InputError: The module does not take one input alone.
+        InputError: The module does not accept a single input.
     """
     executed: list[nn.Module] = []
     with ExitStack() as hooks:
@@ -96,12 +96,12 @@ def executed_layers(
 
 
 def executed_batch_norm_layers(module: nn.Module, input_shape: tuple[int, ...]) -> list[nn.Module]:
-    """Return the batch-norm layers whose inputs can be observed, as `executed_layers` does."""
+    """Return the executed batch-norm layers with running statistics, as `executed_layers` does."""
     return executed_layers(module, input_shape, _has_batch_statistics)
 
 
 def last_linear_layer(module: nn.Module, input_shape: tuple[int, ...], num_classes: int) -> nn.Module | None:
-    """Return the linear layer that makes the logits, whose inputs are the features; None if another layer does."""
+    """Return the linear layer that computes the logits and whose inputs are the features; None if there is none."""
     layers = executed_layers(module, input_shape, lambda layer: isinstance(layer, nn.Linear))
     return layers[-1] if layers and layers[-1].out_features == num_classes else None
 
@@ -112,11 +112,11 @@ def _has_batch_statistics(layer: nn.Module) -> bool:
 
 
 class _Trace(NamedTuple):
-    """What one input does in a model.
+    """The trace of one input through a model.
 
     Attributes:
-        shapes: Of the outputs, by the names of the parts that are called, in the order in which they end.
-        operations: Floating-point operations by the name of the innermost part that makes them.
+        shapes: Output shape by the name of each called module, in the order in which their forward passes end.
+        operations: Floating-point operations by the name of the innermost module.
     """
 
     shapes: dict[str, tuple[int, ...] | None]
@@ -127,9 +127,9 @@ def _trace(module: nn.Module, input_shape: tuple[int, ...]) -> _Trace:
     try:
         hollow = copy.deepcopy(module).to(device="meta", dtype=torch.float32).eval()
         return _traced(hollow, input_shape)
-    except GapssgError:  # being asked to stop
+    except GapssgError:  # such as a request to stop
         raise
-    except Exception:  # whose module it is may look at numbers, which a copy without data has not
+    except Exception:  # a forward pass may depend on values, which the meta device does not have
         with _one_input(input_shape):
             return _traced(module, input_shape)
 
@@ -165,8 +165,7 @@ def _traced(module: nn.Module, input_shape: tuple[int, ...]) -> _Trace:
 
 
 def _one_input(input_shape: tuple[int, ...]) -> AbstractContextManager[None]:
-    """Say in one sentence that a model refuses one input; it may be anybody's."""
-    return foreign_code(f"the model does not take a single image of {'x'.join(map(str, input_shape))}")
+    return foreign_code(f"the model does not accept a single image of {'x'.join(map(str, input_shape))}")
 
 
 def _run_once(module: nn.Module, input_shape: tuple[int, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What the name of a model refers to: a built-in model, a library's, or a factory's. Imports no torch."""
+"""Names of models: built-in, of a library, or of a user factory. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,55 +23,55 @@ _LONGEST_ARGUMENT = 200
 
 
 def library_model(name: str) -> tuple[str, str] | None:
-    """Return the library and its name of the model, if `name` is of the form `torchvision:NAME` or `timm:NAME`."""
+    """Return the library and its model name if `name` has the form `torchvision:NAME` or `timm:NAME`."""
     match = _LIBRARY_MODEL.fullmatch(name)
     return None if match is None else (match[1], match[2])
 
 
 def is_factory(name: str) -> bool:
-    """Tell whether `name` is of the form `package.module:factory`, whose use imports and runs code."""
+    """Tell whether `name` has the form `package.module:factory`, whose use imports and runs code."""
     return _FACTORY.fullmatch(name) is not None and name.split(":")[0] not in (TORCHVISION, TIMM)
 
 
 def check_factory_name(name: str) -> str:
-    """Return `name` if it can be that of a factory.
+    """Return `name` if it has the form `package.module:factory`.
 
     Raises:
-        InputError: It is not of the form `package.module:factory`.
+        InputError: It has not.
     """
     if is_factory(name):
         return name
-    raise InputError(f"{shortened(repr(name))} is no factory; write package.module:factory")
+    raise InputError(f"{shortened(repr(name))} is not a factory; write package.module:factory")
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the keyword arguments of a model if they are such as a settings or model file may hold.
+    """Return the keyword arguments of a model if a settings or model file may hold them.
 
     Raises:
-        InputError: There are too many, or a name or value is not a bounded scalar.
+        InputError: There are too many, a name is not an identifier, or a value is not a bounded scalar.
     """
     if len(arguments) > _MOST_ARGUMENTS:
         raise InputError(f"a model takes at most {_MOST_ARGUMENTS} arguments, not {len(arguments)}")
     for name, value in arguments.items():
         if not isinstance(name, str) or not _ARGUMENT.fullmatch(name):
-            raise InputError(f"{shortened(repr(name))} is no name of an argument")
+            raise InputError(f"{shortened(repr(name))} is not a valid argument name")
         given = f"the argument {name} is {shortened(repr(value))}"
         if not isinstance(value, bool | int | float | str):
-            raise InputError(f"{given}; it must be a number, a text, true or false")
+            raise InputError(f"{given}; it must be a number, a string, true or false")
         if isinstance(value, str) and len(value) > _LONGEST_ARGUMENT:
-            raise InputError(f"{given}; a text may have {_LONGEST_ARGUMENT} characters")
-        # A comparison, and so negated, because NaN fails it and an integer may be larger than any float.
+            raise InputError(f"{given}; a string may have at most {_LONGEST_ARGUMENT} characters")
+        # Negated, so that NaN is refused, and without a conversion, because an integer may be larger than any float.
         if isinstance(value, int | float) and not abs(value) <= _LARGEST_ARGUMENT:
             raise InputError(f"{given}; a number must be from {-_LARGEST_ARGUMENT:,.0f} to {_LARGEST_ARGUMENT:,.0f}")
     return arguments
 
 
 def check_allowed(name: str, factories: Iterable[str], source: object) -> None:
-    """Check that a file may have a model built: importing a factory runs code, which a file must not choose.
+    """Check that the user trusts the architecture that a file names: importing a factory runs code.
 
     Args:
-        name: The architecture that the file says.
-        factories: Those that the user named.
+        name: The architecture.
+        factories: The factories that the user named.
         source: The file, for the message.
 
     Raises:
@@ -80,6 +80,6 @@ def check_allowed(name: str, factories: Iterable[str], source: object) -> None:
     if is_factory(name) and name not in set(factories):
         name = shortened(name)
         raise InputError(
-            f"{source} names the factory {name}, whose code would be run; "
+            f"{source} names the factory {name}, whose code would run; "
             f"if you trust that code, add --model-factory {name}"
         )

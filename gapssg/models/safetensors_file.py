@@ -1,8 +1,8 @@
-"""Untrusted safetensors files: nothing in them is run.
+"""Reads untrusted safetensors files; no code in them is run.
 
-The library refuses headers that contradict themselves or the length of the file. This module refuses what the library
-lets pass: large headers, duplicate names, impossible shapes, and booleans above 1. Reading costs twice the memory of
-the file, and up to some 30 times the bytes of its header.
+The library refuses headers that contradict themselves or the length of the file. This module also refuses large
+headers, duplicate names, impossible shapes, and booleans above 1. Reading takes twice the memory of the file, and up to
+30 times that of its header.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch import Tensor
 from gapssg.errors import InputError, shortened
 from gapssg.files import LARGEST_FILE, read_bounded
 
-LARGEST_HEADER = 4 * 2**20  # bytes; that of 1,000 classes with names of 200 characters is a twentieth
+LARGEST_HEADER = 4 * 2**20  # bytes; 1,000 class names of 200 characters need a twentieth
 _MOST_DIMENSIONS = 8
 _LARGEST_DIMENSION = 2**40
 _LENGTH_BYTES = 8
-# How the weights that PyTorch itself writes begin, now and before 1.6. As the length of a header, neither is allowed.
+# The first bytes of files of `torch.save`, now and before 1.6. As lengths of a header, both are too large.
 _PYTORCH_FILES = (b"PK\x03\x04", b"\x80\x02\x8a\n")
 DTYPES = {
     "F64": torch.float64,
@@ -41,12 +41,12 @@ DTYPES = {
 
 
 class SafetensorsFile(NamedTuple):
-    """What stands in a safetensors file.
+    """The content of a safetensors file.
 
     Attributes:
         tensors: By name, on the CPU.
-        metadata: The texts in its header.
-        sha256: Of the whole file, in hexadecimal.
+        metadata: The strings in its header.
+        sha256: SHA-256 of the whole file, in hexadecimal.
     """
 
     tensors: dict[str, Tensor]
@@ -55,10 +55,10 @@ class SafetensorsFile(NamedTuple):
 
 
 def read_safetensors(path: Path) -> SafetensorsFile:
-    """Read any safetensors file.
+    """Read a safetensors file.
 
     Raises:
-        InputError: The file is missing or damaged, or larger than such files are.
+        InputError: The file is missing, damaged, or too large.
     """
     try:
         content = read_bounded(path, LARGEST_FILE)
@@ -67,27 +67,23 @@ def read_safetensors(path: Path) -> SafetensorsFile:
             _refuse_pickle(path, content)
             raise ValueError(f"its header has {length:,} bytes, more than {LARGEST_HEADER:,}")
         tensors = {name: _tensor(name, **view) for name, view in deserialize(content)}  # type: ignore[no-untyped-call]
-        header = json.loads(content[_LENGTH_BYTES : _LENGTH_BYTES + length], object_pairs_hook=_without_repetition)
+        header = json.loads(content[_LENGTH_BYTES : _LENGTH_BYTES + length], object_pairs_hook=_without_duplicates)
         metadata = header.get("__metadata__", {})
         if metadata is None:
-            raise ValueError("its metadata are not texts")
+            raise ValueError("its metadata is not a map of strings")
     except (ValueError, SafetensorError) as error:
         raise InputError(f"{path} is not a readable safetensors file: {shortened(error, 200)}") from error
     except MemoryError as error:
-        raise InputError(f"{path} is larger than the memory that there is") from error
+        raise InputError(f"{path} does not fit into memory") from error
     return SafetensorsFile(tensors, metadata, hashlib.sha256(content).hexdigest())
 
 
 def _refuse_pickle(path: Path, content: bytes) -> None:
-    """Say how weights that PyTorch itself wrote become a file that can be read.
-
-    Raises:
-        InputError: The file begins as such files do.
-    """
+    """Refuse a file of `torch.save`, and say how to convert it."""
     if content.startswith(_PYTORCH_FILES):
         raise InputError(
             f"{path} is a PyTorch pickle, which can run code when it is read; "
-            "where you trust it, convert its state dict:\n"
+            "if you trust it, convert its state dict:\n"
             "    import torch; from safetensors.torch import save_file\n"
             f"    weights = torch.load({str(path)!r}, map_location='cpu', weights_only=True)\n"
             "    save_file({name: tensor.clone().contiguous() for name, tensor in weights.items()}, "
@@ -96,25 +92,21 @@ def _refuse_pickle(path: Path, content: bytes) -> None:
 
 
 def _tensor(name: str, dtype: str, shape: list[int], data: bytearray) -> Tensor:
-    """Return a tensor of the bytes that the library found for it.
 
-    Raises:
-        ValueError: Its shape or dtype cannot be used, or its booleans are not 0 and 1.
-    """
     if dtype not in DTYPES:
         raise ValueError(f"the tensor {shortened(name)} has the unknown dtype {dtype}")
-    # Such as 0x10^12x10^12, whose strides overflow.
+    # 0x10^12x10^12, for example, has strides that overflow.
     if len(shape) > _MOST_DIMENSIONS or math.prod(max(size, 1) for size in shape) > _LARGEST_DIMENSION:
-        raise ValueError(f"the tensor {shortened(name)} has no possible shape")
+        raise ValueError(f"the tensor {shortened(name)} has an impossible shape")
     if dtype == "BOOL" and max(data, default=0) > 1:
-        raise ValueError(f"the tensor {shortened(name)} holds other bytes than 0 and 1 for its truth values")
+        raise ValueError(f"the tensor {shortened(name)} has booleans that are neither 0 nor 1")
     values = torch.frombuffer(data, dtype=DTYPES[dtype]) if data else torch.empty(0, dtype=DTYPES[dtype])
     return values.view(shape)
 
 
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a name that stands twice, of which other readers may take the other."""
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse duplicate names, of which other readers may take the other."""
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise ValueError("a name stands twice in its header")
+        raise ValueError("duplicate tensor name in its header")
     return values

@@ -1,4 +1,4 @@
-"""Which classifier a command makes. Imports no torch."""
+"""Settings of the classifier that a command builds. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from gapssg.settings.base import Settings, as_validator
 
 
 class WithArguments(Settings):
-    """Has the keyword arguments of a model; written out only where there are some."""
+    """Keyword arguments of a model; left out of the TOML if there are none."""
 
-    # Of a union of types, pydantic would complain once for each; the check complains once.
+    # For a union of types, pydantic would report an error for each; the check reports one.
     arguments: Annotated[dict[str, Any], AfterValidator(as_validator(check_arguments))] = Field(default_factory=dict)
-    """Keyword arguments of a model that is not built in: numbers, texts, true or false."""
+    """Keyword arguments of a model that is not built in: numbers, strings, true or false."""
 
     @model_serializer(mode="wrap")
     def _without_no_arguments(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -27,7 +27,7 @@ class WithArguments(Settings):
 
 
 class WithFactories(Settings):
-    """Names the code that model files may have run; written out only where there is some."""
+    """Factories that model files may name; left out of the TOML if there are none."""
 
     model_factories: tuple[Annotated[str, AfterValidator(as_validator(check_factory_name))], ...] = ()
     """Trust this `package.module:factory`: it is imported and called when a model file names it."""

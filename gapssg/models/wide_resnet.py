@@ -9,14 +9,14 @@ STEM_CHANNELS = 16
 
 
 class WideResidualBlock(nn.Module):
-    """Batch norm, ReLU, 3x3 convolution, twice, added to the shortcut.
+    """Batch norm, ReLU and 3x3 convolution, twice, added to the shortcut.
 
     The shortcut is a 1x1 convolution of the first activation where the number of channels changes, and
     the unchanged input elsewhere.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        """Build a block from `in_channels` to `out_channels`, smaller by `stride` in height and width."""
+        """Build a block from `in_channels` to `out_channels` that divides height and width by `stride`."""
         super().__init__()
         self.norm1 = nn.BatchNorm2d(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)

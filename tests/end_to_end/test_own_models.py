@@ -119,13 +119,16 @@ def test_the_dry_run_of_a_model_with_arguments_reads_back(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--student", "nowhere.at_all:net"], "there is no module nowhere for nowhere.at_all:net"),
+        (["--student", "nowhere.at_all:net"], "no module nowhere for nowhere.at_all:net"),
         (["--student", "tests.models.factories:raising"], "(RuntimeError: no such width)"),
         (["--student", "tests.models.factories:features_only"], "instead of floating logits of shape (2, 10)"),
-        (["--student", "torchvision:inception_v3"], "torchvision:inception_v3 does not take images of 1x16x16"),
+        (["--student", "torchvision:inception_v3"], "torchvision:inception_v3 does not accept images of 1x16x16"),
         (["--student", "torchvision:resnet19"], "did you mean resnet18"),
-        (["--student", FACTORY, "--set", "student.arguments.width=[1]"], "it must be a number, a text, true or false"),
-        (["--student", "wrn16_1", "--model-factory", "x"], "'x' is no factory; write package.module:factory"),
+        (
+            ["--student", FACTORY, "--set", "student.arguments.width=[1]"],
+            "it must be a number, a string, true or false",
+        ),
+        (["--student", "wrn16_1", "--model-factory", "x"], "'x' is not a factory; write package.module:factory"),
     ],
 )
 def test_a_student_that_cannot_be_built_is_refused_before_anything_is_written(tmp_path: Path, arguments, sentence):
@@ -191,7 +194,7 @@ def test_inspect_takes_an_architecture_and_names_what_it_lacks():
     assert refusal("inspect") == "give a model file or an architecture"
     assert "no.safetensors does not exist" in refusal("inspect", "no.safetensors")
     assert refusal("inspect", "a" * 300).startswith("model.name = 'aaa")
-    assert f"{IN_PAIRS} does not take a single image of 1x16x16" in refusal(
+    assert f"{IN_PAIRS} does not accept a single image of 1x16x16" in refusal(
         "inspect", IN_PAIRS, "--input-shape", "1,16,16"
     )
 
@@ -235,7 +238,7 @@ def test_what_a_model_of_ones_own_prints_does_not_mix_with_json(tmp_path: Path):
 def test_an_architecture_for_a_teacher_gives_the_command_that_makes_a_file(tmp_path: Path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     sentence = refusal("distill", "--teacher", name, "--student", "wrn16_1", "--output", tmp_path / "run")
-    assert f"{name} does not exist as a model file" in sentence
+    assert f"{name} is the name of an architecture, not an existing model file" in sentence
     assert f"gapssg import-teacher --model {name} --weights FILE" in sentence
     assert "\n" not in sentence
     assert not (tmp_path / "run").exists()

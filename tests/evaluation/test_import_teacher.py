@@ -114,13 +114,13 @@ def test_it_is_evaluated_before_it_is_written(tmp_path: Path, image_folder: Path
         ({"class_names": ("a",), "num_classes": None}, "has 2 to 100,000 classes; --class-names has 1"),
         ({"class_names": (*"abcdefghi", "a")}, "the class name 'a' stands 2 times in --class-names"),
         ({"model": {"name": "tests.models.factories:AlwaysTraining"}}, "has no evaluation mode"),
-        ({"model": {"name": WITH_ANOTHER, "arguments": {"kind": "hidden"}}}, "gives other logits when it is loaded"),
-        ({"model": {"name": WITH_ANOTHER, "arguments": {"kind": "complex64"}}}, "keeps other as complex64"),
+        ({"model": {"name": WITH_ANOTHER, "arguments": {"kind": "hidden"}}}, "gives different logits after reloading"),
+        ({"model": {"name": WITH_ANOTHER, "arguments": {"kind": "complex64"}}}, "has other of dtype complex64"),
         ({"model": {"name": "wrn16_1"}}, "wrn16_1 is built with random weights, from which no student can learn"),
         ({"model": {"name": SHUFFLENET}}, "add --weights FILE or --weights default"),
         ({"weights": "default"}, f"only torchvision and timm have default weights, not {FACTORY}"),
         ({"weights": "absent.safetensors"}, "absent.safetensors does not exist"),
-        ({"model": {"name": "tests.models.factories:AlwaysDropping"}}, "other logits each time"),
+        ({"model": {"name": "tests.models.factories:AlwaysDropping"}}, "not deterministic in evaluation mode"),
     ],
 )  # fmt: skip
 def test_what_is_missing_or_does_not_fit_is_said_in_one_sentence(tmp_path: Path, changes, sentence):
@@ -164,7 +164,9 @@ def test_a_file_that_cannot_be_read_back_is_not_left_and_an_earlier_one_stays(tm
         raise InputError("it is damaged")
 
     monkeypatch.setattr("gapssg.models.model_file.load_model", refuse)
-    with pytest.raises(InputError, match=r"a.safetensors is not written, because it could not be read: it is damaged"):
+    with pytest.raises(
+        InputError, match=r"a.safetensors was not written, because it could not be read back: it is damaged"
+    ):
         import_teacher(settings(seed=1), tmp_path / "a.safetensors", overwrite=True)
     assert (tmp_path / "a.safetensors").read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
@@ -259,7 +261,7 @@ def test_default_weights_without_a_network_end_in_one_sentence(tmp_path: Path, m
     with pytest.raises(RunError) as caught:
         import_teacher(settings(name, weights="default", input_shape=(3, 32, 32)), tmp_path / "a.safetensors")
     assert str(caught.value).startswith(
-        f"the weights of {name} cannot be fetched (OSError: Name or service not known);"
+        f"the weights of {name} cannot be downloaded (OSError: Name or service not known);"
     )
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -453,7 +455,7 @@ def test_a_normalisation_that_the_model_does_itself_is_hinted_at(tmp_path: Path)
     ("change", "sentence"),
     [
         ({"6.weight": torch.zeros(10, 4, dtype=torch.int8)}, "6.weight is torch.int8 instead of torch.float32"),
-        ({"6.weight": torch.full((10, 4), 1e300, dtype=torch.float64)}, "6.weight holds numbers that are not finite"),
+        ({"6.weight": torch.full((10, 4), 1e300, dtype=torch.float64)}, "6.weight has values that are not finite"),
         ({"head.weight": torch.zeros(10, 4)}, "head.weight is unknown"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Factories of models as users have them, good and bad, which tests name as `tests.models.factories:NAME`."""
+"""User factories, valid and invalid, which tests name as `tests.models.factories:NAME`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def without_linear_layer(num_classes: int, in_channels: int) -> nn.Module:
 
 
 def without_statistics(num_classes: int, in_channels: int, pixels: int = 14) -> nn.Module:
-    """A batch norm that always takes the statistics of the batch."""
+    """A batch norm that always uses the statistics of the batch."""
     return nn.Sequential(
         nn.Conv2d(in_channels, 4, 3),
         nn.AdaptiveAvgPool2d(pixels),
@@ -45,7 +45,7 @@ def without_statistics(num_classes: int, in_channels: int, pixels: int = 14) -> 
 
 
 class OutOfOrder(nn.Module):
-    """Registers its layers in another order than it runs them, one of them twice and one never."""
+    """Executes its layers in another order than they are registered, one of them twice and one never."""
 
     def __init__(self, num_classes: int, in_channels: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Tied(nn.Module):
 
 
 class AlwaysDropping(nn.Module):
-    """Drops in evaluation mode, too."""
+    """Applies dropout in evaluation mode, too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class AlwaysDropping(nn.Module):
 
 
 class Looking(nn.Module):
-    """Looks at the numbers of its input, which the meta device has not."""
+    """Depends on the values of its input, which the meta device does not have."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ def not_finite() -> nn.Module:
 
 
 class AlwaysTraining(nn.Sequential):
-    """Whose train() does not switch."""
+    """Ignores eval()."""
 
     def __init__(self) -> None:
         super().__init__(small(10, 1))
@@ -138,7 +138,7 @@ def partly_always_training() -> nn.Module:
 
 
 class ByItsBatch(nn.Module):
-    """Normalises by the statistics of the batch, whatever its mode, and keeps them or not."""
+    """Normalises by the statistics of the batch in every mode, and stores them or not."""
 
     def __init__(self, keeps: bool = False) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class Printing(nn.Sequential):
 
 
 class Squeezing(nn.Module):
-    """Loses the dimension of the batch where it is one image."""
+    """Drops the batch dimension of a single image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class Squeezing(nn.Module):
 
 
 class InPairs(nn.Module):
-    """Takes an even number of images only."""
+    """Accepts only an even number of images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class InPairs(nn.Module):
 
 
 class WithAnother(nn.Module):
-    """Keeps something else than weights: a buffer of some type, an extra state, or a tensor outside its state dict."""
+    """Has state besides weights: a buffer of some dtype, an extra state, or a tensor outside its state dict."""
 
     def __init__(self, kind: str = "none", num_classes: int = 10) -> None:
         super().__init__()
@@ -233,7 +233,7 @@ class Ending(nn.Module):
 
 
 class Versioned(nn.Linear):
-    """Refuses a state of unknown version, as torchvision's MNASNet does."""
+    """Refuses a state dict of unknown version, like torchvision's MNASNet."""
 
     _version = 2
 
@@ -250,19 +250,19 @@ def versioned(num_classes: int) -> nn.Module:
 
 
 def not_initialised() -> nn.Module:
-    """Makes its linear layer without drawing weights, as those do who load them afterwards."""
+    """Creates its linear layer without initialising it, for weights that are loaded afterwards."""
     module = ten_classes()
     nn.init.constant_(module[1].weight, float("nan"))
     return module
 
 
 def lazy() -> nn.Module:
-    """Would learn its sizes from the first images."""
+    """Has lazy layers."""
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.LazyLinear(10))
 
 
 class Unsignable:
-    """Can be called, but what it takes cannot be asked."""
+    """Can be called, but its signature cannot be read."""
 
     def __call__(self) -> nn.Module:
         return ten_classes()

@@ -1,4 +1,4 @@
-"""Model files with other descriptions than their weights."""
+"""Model files whose descriptions do not match their weights."""
 
 from __future__ import annotations
 

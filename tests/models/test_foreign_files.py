@@ -1,4 +1,4 @@
-"""Model files that name models which are not built in: what they may have imported, and what they may cost."""
+"""Model files of models that are not built in: what may be imported, and what may be allocated."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def write(path: Path, architecture: str, **arguments: object) -> ModelCard:
     return card
 
 
-def test_a_file_without_arguments_is_that_of_before_there_were_any_and_is_read(teacher_file: Path):
-    """Its checksum covers the description as it stands in the file, so that no key may be added."""
+def test_a_file_from_before_arguments_existed_is_read(teacher_file: Path):
+    """Its checksum covers the description in the file, so that no key may be added."""
     description = json.loads(read_safetensors(teacher_file).metadata["gapssg"])
     assert description.keys() == {
         *("format_version", "architecture", "num_classes", "input_shape", "mean", "deviation", "crop_padding", "flip"),
@@ -47,7 +47,7 @@ def test_a_file_without_arguments_is_that_of_before_there_were_any_and_is_read(t
     ("architecture", "arguments"),
     [("torchvision:mobilenet_v2", {"width_mult": 0.25}), (FACTORY, {"width": 6})],
 )
-def test_a_model_that_is_not_built_in_comes_back_with_its_arguments(tmp_path: Path, architecture, arguments):
+def test_a_model_that_is_not_built_in_is_loaded_with_its_arguments(tmp_path: Path, architecture, arguments):
     card = write(tmp_path / "a.safetensors", architecture, **arguments)
     loaded = load_model(tmp_path / "a.safetensors", factories=[FACTORY])
     assert loaded.card == card
@@ -57,14 +57,12 @@ def test_a_model_that_is_not_built_in_comes_back_with_its_arguments(tmp_path: Pa
 
 
 @pytest.mark.parametrize("factories", [(), ("tests.models.factories:ten_classes",), ("evil:run",)])
-def test_a_file_has_no_factory_imported_that_the_user_did_not_name(tmp_path: Path, monkeypatch, factories):
+def test_a_factory_that_the_user_did_not_name_is_not_imported(tmp_path: Path, monkeypatch, factories):
     traces = tmp_path / "ran"
     (tmp_path / "evil.py").write_text(f"open({str(traces)!r}, 'w').close()\ndef make(): raise SystemExit\n")
     monkeypatch.syspath_prepend(tmp_path)
     save_model(tmp_path / "a.safetensors", nn.Linear(1, 1), make_card(architecture="evil:make"))
-    with pytest.raises(
-        InputError, match=r"names the factory evil:make, whose code would be run; .* --model-factory evil"
-    ):
+    with pytest.raises(InputError, match=r"names the factory evil:make, whose code would run; .* --model-factory evil"):
         load_model(tmp_path / "a.safetensors", factories)
     assert not traces.exists()
     assert "evil" not in sys.modules
@@ -86,7 +84,7 @@ def test_a_file_has_no_factory_imported_that_the_user_did_not_name(tmp_path: Pat
         ("wrn16_1", {"width": 2}),
     ],
 )
-def test_a_file_can_have_nothing_fetched_or_read(tmp_path: Path, monkeypatch, architecture, arguments):
+def test_loading_a_file_neither_fetches_nor_reads_anything_else(tmp_path: Path, monkeypatch, architecture, arguments):
     def fetch(*_: object, **__: object) -> None:
         raise AssertionError("something was fetched or read")
 
@@ -101,7 +99,7 @@ def test_a_file_can_have_nothing_fetched_or_read(tmp_path: Path, monkeypatch, ar
 
 
 @pytest.mark.slow
-def test_a_small_file_makes_no_wide_or_deep_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_small_file_builds_no_wide_or_deep_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("timm")
     monkeypatch.setattr("gapssg.models.model_file.create_model", None)
     path = tmp_path / "a.safetensors"
@@ -119,7 +117,7 @@ def test_a_small_file_makes_no_wide_or_deep_model(tmp_path: Path, monkeypatch: p
         load_model(path)
 
 
-def test_a_small_file_takes_no_memory_for_what_is_not_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_small_file_allocates_no_large_buffers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def with_a_large_mask(*_: object, **__: object) -> nn.Module:
         with torch.device("meta"):
             module = nn.Linear(1, 1)
@@ -129,35 +127,35 @@ def test_a_small_file_takes_no_memory_for_what_is_not_in_it(tmp_path: Path, monk
     monkeypatch.setattr("gapssg.models.model_file.empty_model", with_a_large_mask)
     monkeypatch.setattr("gapssg.models.model_file.create_model", None)
     save_model(tmp_path / "a.safetensors", nn.Linear(1, 1), make_card())
-    with pytest.raises(InputError, match="memory for 25,000,000 numbers that are not in the file"):
+    with pytest.raises(InputError, match="allocates 25,000,000 numbers that are not in the file"):
         load_model(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("kind", ["bool", "float64", "bfloat16"])
-def test_buffers_of_other_types_come_back(tmp_path: Path, kind):
+def test_buffers_of_other_dtypes_are_loaded(tmp_path: Path, kind):
     name = "tests.models.factories:WithAnother"
     write(tmp_path / "a.safetensors", name, kind=kind)
     module: Any = load_model(tmp_path / "a.safetensors", [name]).module
     assert torch.equal(module.other, torch.ones(3).to(getattr(torch, kind)))
 
 
-def test_bytes_that_are_no_truth_values_are_refused(tmp_path: Path):
+def test_booleans_other_than_0_and_1_are_refused(tmp_path: Path):
     save_model(tmp_path / "a.safetensors", WithAnother("bool"), make_card())
     content = (tmp_path / "a.safetensors").read_bytes()
     (tmp_path / "a.safetensors").write_bytes(content[:-1] + b"\x02")
-    with pytest.raises(InputError, match="the tensor other holds other bytes than 0 and 1"):
+    with pytest.raises(InputError, match="the tensor other has booleans that are neither 0 nor 1"):
         read_safetensors(tmp_path / "a.safetensors")
 
 
-def test_what_is_no_tensor_is_refused_where_it_is_saved_and_where_it_is_loaded(tmp_path: Path):
-    with pytest.raises(InputError, match="wrn16_1 keeps a dict as _extra_state in its state dict"):
+def test_state_that_is_not_a_tensor_is_refused_on_save_and_on_load(tmp_path: Path):
+    with pytest.raises(InputError, match="wrn16_1 has a dict under _extra_state in its state dict"):
         save_model(tmp_path / "a.safetensors", WithExtraState(), make_card())
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(InputError, match="the model keeps a dict as _extra_state in its state dict"):
+    with pytest.raises(InputError, match="the model has a dict under _extra_state in its state dict"):
         load_weights(WithExtraState(), {}, "a")
 
 
-def test_a_factory_whose_first_weights_are_no_numbers_is_checked_with_those_of_the_file(tmp_path: Path):
+def test_a_factory_with_nan_initial_weights_is_checked_with_the_weights_of_the_file(tmp_path: Path):
     name = "tests.models.factories:not_initialised"
     card, path = make_card(architecture=name), tmp_path / "a.safetensors"
     save_model(path, ten_classes(), card)
@@ -170,24 +168,24 @@ def test_a_factory_whose_first_weights_are_no_numbers_is_checked_with_those_of_t
 
 
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "wrn16_1", "my.models:net"])
-def test_an_architecture_in_the_place_of_a_file_gives_the_command_that_makes_one(tmp_path: Path, monkeypatch, name):
+def test_an_architecture_instead_of_a_file_gives_the_import_command(tmp_path: Path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as caught:
         load_model(name)
-    assert f"{name} does not exist as a model file but is the name of an architecture" in str(caught.value)
+    assert f"{name} is the name of an architecture, not an existing model file" in str(caught.value)
     assert f"gapssg import-teacher --model {name} --weights FILE --input-shape C,H,W" in str(caught.value)
     assert "\n" not in str(caught.value)
     save_model(tmp_path / name, create_model("wrn16_1", num_classes=10, input_shape=(1, 16, 16)), make_card())
     assert load_model(name).card == make_card()
 
 
-def test_tied_weights_are_written_and_come_back(tmp_path: Path):
+def test_tied_weights_are_saved_and_loaded(tmp_path: Path):
     write(tmp_path / "a.safetensors", "tests.models.factories:Tied")
     module: Any = load_model(tmp_path / "a.safetensors", ["tests.models.factories:Tied"]).module
     assert torch.equal(module.first.weight, module.second.weight)
 
 
-def test_a_model_that_looks_at_numbers_is_profiled(tmp_path: Path):
+def test_a_model_whose_forward_pass_depends_on_values_is_profiled(tmp_path: Path):
     module = create_model("tests.models.factories:Looking", num_classes=10, input_shape=(1, 16, 16))
     assert profile_model(module, (1, 16, 16)).macs == 2560
 
@@ -200,12 +198,12 @@ def test_a_pickle_is_refused_with_the_lines_that_convert_it(tmp_path: Path, lega
         read_safetensors(path)
     assert "is a PyTorch pickle, which can run code" in str(caught.value)
     lines = str(caught.value).splitlines()[1:]
-    # The reader's own lines, run as they stand: they must do what the sentence says.
+    # Run the suggested lines unchanged.
     exec("\n".join(line.strip() for line in lines))
     assert read_safetensors(tmp_path / "a.safetensors").tensors["a"].tolist() == [1.0]
 
 
-def test_models_that_differ_in_their_arguments_alone_differ_in_architecture(tmp_path: Path):
+def test_models_that_differ_only_in_their_arguments_differ_in_architecture(tmp_path: Path):
     paths = [tmp_path / f"{width}.safetensors" for width in (3, 4)]
     for path, width in zip(paths, (3, 4), strict=True):
         write(path, FACTORY, width=width)

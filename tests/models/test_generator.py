@@ -32,7 +32,7 @@ def test_parameter_count_is_that_of_the_published_generator():
         *((108, 14), (120, 8), (128, 8), (192, 12), (212, 14), (223, 7), (224, 7)),
     ],
 )
-def test_large_images_begin_with_maps_of_seven_pixels_or_more(side, first):
+def test_first_maps_of_large_images_have_at_least_seven_pixels(side, first):
     generator = Generator((3, side, side), latent_size=2, width=4)
     assert generator.linear.out_features == 2 * 4 * first**2
 
@@ -82,7 +82,7 @@ def test_the_latent_and_every_parameter_get_a_finite_non_zero_gradient():
 @pytest.mark.parametrize("image_shape", [(3, 0, 32), (3, 3, 4)])
 def test_sizes_of_less_than_four_pixels_are_refused(image_shape):
     _, height, width = image_shape
-    with pytest.raises(InputError, match=f"{height}x{width} pixels, but from 4x4 on"):
+    with pytest.raises(InputError, match=f"{height}x{width} pixels; at least 4x4 are needed"):
         Generator(image_shape)
 
 
@@ -117,7 +117,7 @@ def test_reset_draws_weights_from_the_published_distributions():
             assert layer.bias is None or not layer.bias.any()
 
 
-def test_reset_forgets_the_running_statistics():
+def test_reset_clears_the_running_statistics():
     generator = Generator((3, 16, 16), latent_size=8, width=4).train()
     generator(torch.randn(6, 8, generator=seeded(0)))
     norms = [layer for layer in generator.modules() if isinstance(layer, nn.BatchNorm2d)]
@@ -171,7 +171,7 @@ def test_reset_to_torchs_default_draws_what_the_constructors_draw():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
-def test_reset_takes_a_source_of_draws_on_the_device_of_the_parameters():
+def test_reset_takes_a_generator_on_the_device_of_the_parameters():
     generator = Generator((3, 16, 16), latent_size=8, width=4).to("cuda")
     generator.reset_parameters(torch.Generator(device="cuda").manual_seed(1))
     assert_drawn_from(generator.linear.weight.cpu(), mean=0.0, deviation=0.02)

@@ -29,7 +29,7 @@ def refusal(path: Path) -> str:
     return str(caught.value)
 
 
-def test_a_model_comes_back_as_it_was_saved(teacher_file: Path):
+def test_a_saved_model_is_loaded_unchanged(teacher_file: Path):
     loaded = load_model(teacher_file)
     assert loaded.card == make_card()
     assert not loaded.module.training
@@ -42,7 +42,7 @@ def test_a_model_comes_back_as_it_was_saved(teacher_file: Path):
     "name",
     [pytest.param("torchvision:mnasnet0_5", marks=pytest.mark.slow), "tests.models.factories:versioned"],
 )
-def test_a_model_whose_parts_read_the_version_of_their_state_comes_back(tmp_path: Path, name: str):
+def test_a_model_whose_modules_read_state_dict_versions_is_loaded(tmp_path: Path, name: str):
     module = create_model(name, num_classes=10, input_shape=(1, 16, 16)).eval()
     save_verified_model(tmp_path / "a.safetensors", module, make_card(architecture=name))
     images = torch.rand(2, 1, 16, 16)
@@ -68,14 +68,14 @@ def test_a_truncated_file_is_refused(teacher_file: Path, keep):
     assert "not a readable safetensors file" in refusal(teacher_file)
 
 
-def test_a_flipped_bit_in_the_weights_is_noticed(teacher_file: Path):
+def test_a_flipped_bit_in_the_weights_is_detected(teacher_file: Path):
     content = bytearray(teacher_file.read_bytes())
     content[-1000] ^= 1
     teacher_file.write_bytes(content)
     assert "checksum" in refusal(teacher_file)
 
 
-def test_a_changed_description_is_noticed(teacher_file: Path):
+def test_a_changed_description_is_detected(teacher_file: Path):
     change = {"mean": [0.9], "class_names": list("1023456789"), "flip": True}
     for field, value in change.items():
         original = teacher_file.read_bytes()

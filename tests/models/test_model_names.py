@@ -60,7 +60,7 @@ def test_an_unknown_name_gives_the_nearest_names():
         check_model_name("resnet50")
 
 
-def test_a_name_near_to_none_gives_no_suggestion():
+def test_a_name_similar_to_none_gives_no_suggestion():
     with pytest.raises(InputError) as raised:
         check_model_name("transformer")
     assert str(raised.value) == "unknown model 'transformer'; `gapssg models` lists all"
@@ -80,6 +80,6 @@ def test_create_model_refuses_an_unknown_name():
         (10, (3, 32, 225), "images of 32x225 pixels do not fit.*from 16 to 224 pixels"),
     ],
 )
-def test_create_model_refuses_a_task_it_cannot_serve(num_classes, input_shape, sentence):
+def test_create_model_refuses_classes_and_images_out_of_bounds(num_classes, input_shape, sentence):
     with pytest.raises(InputError, match=sentence):
         create_model("wrn16_1", num_classes=num_classes, input_shape=input_shape)

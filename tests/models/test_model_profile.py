@@ -136,7 +136,7 @@ def test_the_layers_add_up_to_the_model(name):
     assert "(rest)" not in {layer.name for layer in layers}
 
 
-def test_a_layer_has_the_work_that_is_done_with_the_weights_of_layers_that_are_never_called():
+def test_multiply_adds_with_the_weights_of_a_layer_that_is_never_called_count_for_the_caller():
     model = empty_model("torchvision:vit_b_16", num_classes=10, input_shape=(3, 224, 224))
     layers = {layer.name: layer for layer in profile_layers(model, (3, 224, 224))}
     attention = layers["encoder.layers.encoder_layer_0.self_attention"]
@@ -146,7 +146,7 @@ def test_a_layer_has_the_work_that_is_done_with_the_weights_of_layers_that_are_n
     assert (projection.macs, projection.parameters, projection.output_shape) == (0, 768 * 768 + 768, None)
 
 
-def test_layers_that_are_never_called_stand_last_and_are_not_observed():
+def test_layers_that_are_never_called_come_last_and_are_not_observed():
     layers = profile_layers(OutOfOrder(num_classes=3, in_channels=1), (1, 16, 16))
     assert [(layer.name, layer.observed) for layer in layers] == [
         ("convolution", False),
@@ -159,7 +159,7 @@ def test_layers_that_are_never_called_stand_last_and_are_not_observed():
     ]
 
 
-def test_work_between_layers_is_a_row_and_tied_weights_count_once():
+def test_operations_between_layers_are_a_row_and_tied_weights_count_once():
     class Between(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -178,7 +178,7 @@ def test_work_between_layers_is_a_row_and_tied_weights_count_once():
     ]
 
 
-def test_the_work_of_a_parametrised_layer_is_its_own():
+def test_the_multiply_adds_of_a_parametrised_layer_are_its_own():
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)))
     assert {layer.name: layer.macs for layer in profile_layers(model, (4,))}["0"] == 12
 
@@ -186,7 +186,7 @@ def test_the_work_of_a_parametrised_layer_is_its_own():
 @pytest.mark.parametrize("look", [profile_model, profile_layers, executed_batch_norm_layers])
 def test_a_model_that_refuses_a_single_image_is_refused_in_one_sentence(look):
     with pytest.raises(
-        InputError, match=r"the model does not take a single image of 1x16x16 \(RuntimeError: "
+        InputError, match=r"the model does not accept a single image of 1x16x16 \(RuntimeError: "
     ) as caught:
         look(InPairs(), (1, 16, 16))
     assert "\n" not in str(caught.value)

@@ -35,7 +35,7 @@ def test_references_are_names_and_nothing_is_imported_to_check_them(name):
 @pytest.mark.parametrize(
     "name", ["torchvision:", "timm:hf-hub:x", "timm:local-dir:x", "a:b:c", "a b:c", "a.:b", ":x", f"a:{'b' * 199}"]
 )
-def test_what_only_looks_like_a_reference_is_refused_with_the_forms(name):
+def test_an_invalid_reference_is_refused_with_the_valid_forms(name):
     with pytest.raises(InputError, match=r"write torchvision:NAME, timm:NAME or package.module:factory"):
         check_model_name(name)
 
@@ -47,7 +47,7 @@ def test_a_torchvision_model_takes_any_number_of_channels_and_classes(channels):
     assert model(torch.rand(2, *shape)).shape == (2, 7)
 
 
-def test_three_channels_leave_a_torchvision_model_as_the_library_makes_it():
+def test_a_torchvision_model_with_three_channels_is_that_of_the_library():
     ours = create_model("torchvision:resnet18", num_classes=7, input_shape=(3, 32, 32), seed=5)
     with torch.random.fork_rng():
         torch.manual_seed(5)
@@ -69,7 +69,7 @@ def test_the_logits_of_a_torchvision_model_are_float32_under_autocast():
     "name",
     ["googlenet", "regnet_y_400mf", "densenet121", "vgg11_bn", "efficientnet_b0", "shufflenet_v2_x0_5", "swin_t"],
 )
-def test_torchvision_models_of_every_make_can_be_built_without_memory(name):
+def test_torchvision_models_of_every_family_can_be_built_without_memory(name):
     """What their builders do beyond making layers, on a device without numbers; `create_model` checks its output."""
     model = empty_model(f"torchvision:{name}", num_classes=5, input_shape=(1, 64, 64))
     assert all(tensor.is_meta for tensor in model.state_dict().values())
@@ -77,7 +77,7 @@ def test_torchvision_models_of_every_make_can_be_built_without_memory(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchvision:shufflenet_v2_x0_5", f"{HERE}:small"])
-def test_initial_weights_depend_on_the_seed_alone_and_the_global_state_is_restored(name):
+def test_initial_weights_depend_only_on_the_seed_and_the_global_state_is_restored(name):
     torch.manual_seed(3)
     before = torch.get_rng_state()
     task: dict[str, Any] = {"num_classes": 4, "input_shape": (1, 32, 32)}
@@ -94,7 +94,7 @@ def test_arguments_reach_torchvision_and_wrong_ones_are_refused():
     sentence = refusal("torchvision:mobilenet_v2", 4, (3, 32, 32), depth=3)
     assert sentence.startswith("torchvision:mobilenet_v2 cannot be built with depth=3 (TypeError: ")
     for name in ("weights", "pretrained", "pretrained_backbone", "checkpoint_path", "in_chans"):
-        assert f"cannot be given the argument {name}" in refusal(
+        assert f"does not accept the argument {name}" in refusal(
             "torchvision:mobilenet_v2", 4, (3, 32, 32), **{name: 1}
         )
     assert "without auxiliary heads" in refusal("torchvision:googlenet", aux_logits=True)
@@ -106,8 +106,8 @@ def test_only_classifiers_of_the_registry_are_torchvision_models():
 
 
 def test_images_that_a_library_model_refuses_give_one_sentence():
-    assert "torchvision:vit_b_16 does not take images of 3x64x64" in refusal("torchvision:vit_b_16", 4, (3, 64, 64))
-    assert "torchvision:alexnet does not take images of 3x16x16" in refusal("torchvision:alexnet", 4, (3, 16, 16))
+    assert "torchvision:vit_b_16 does not accept images of 3x64x64" in refusal("torchvision:vit_b_16", 4, (3, 64, 64))
+    assert "torchvision:alexnet does not accept images of 3x16x16" in refusal("torchvision:alexnet", 4, (3, 16, 16))
 
 
 def test_a_timm_model_takes_channels_classes_and_arguments():
@@ -119,7 +119,7 @@ def test_a_timm_model_takes_channels_classes_and_arguments():
     assert "timm has no classifier 'resnet10x' (did you mean" in refusal("timm:resnet10x")
     for name in ("pretrained_cfg", "checkpoint_path", "cache_dir", "features_only"):
         argument: dict[str, Any] = {name: "x"}
-        assert f"cannot be given the argument {name}" in refusal("timm:resnet10t", **argument)
+        assert f"does not accept the argument {name}" in refusal("timm:resnet10t", **argument)
 
 
 def test_a_missing_timm_gives_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch):
@@ -127,7 +127,7 @@ def test_a_missing_timm_gives_the_command_that_installs_it(monkeypatch: pytest.M
     assert refusal("timm:resnet10t").endswith("which is not installed: pip install 'gapssg[timm]'")
 
 
-def test_a_factory_is_given_what_its_signature_names():
+def test_a_factory_gets_what_its_signature_names():
     model = create_model(f"{HERE}:small", num_classes=4, input_shape=(2, 16, 24), arguments={"width": 6})
     assert model[0].weight.shape == (6, 2, 3, 3)
     assert model[-1].weight.shape == (4, 6)
@@ -136,7 +136,7 @@ def test_a_factory_is_given_what_its_signature_names():
     create_model(f"{HERE}:OutOfOrder", num_classes=3, input_shape=GREY)
 
 
-def test_a_factory_is_looked_for_in_the_current_folder_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_current_folder_is_searched_last_for_a_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "beside_the_user.py").write_text(f"from {HERE} import small\n")
     (tmp_path / "colorsys.py").write_text("raise AssertionError('imported instead of the standard library')\n")
     monkeypatch.chdir(tmp_path)
@@ -150,33 +150,33 @@ def test_a_factory_is_looked_for_in_the_current_folder_last(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("no_such_package.models:net", "there is no module no_such_package for no_such_package.models:net; "),
-        ("tests.no_such_module:net", "there is no module tests.no_such_module for "),
+        ("no_such_package.models:net", "no module no_such_package for no_such_package.models:net in "),
+        ("tests.no_such_module:net", "no module tests.no_such_module for "),
         (f"{HERE}:no_such_factory", f"{HERE} has no no_such_factory"),
         (f"{HERE}:NUMBER", "is a int, which cannot be called"),
         (f"{HERE}:raising", f"{HERE}:raising cannot be called with num_classes=10 (RuntimeError: no such width)"),
         (f"{HERE}:returning_a_dictionary", "returned a dict instead of a torch.nn.Module"),
-        (f"{HERE}:without_weights", "has no weights"),
+        (f"{HERE}:without_weights", "has no parameters to train"),
         (f"{HERE}:features_only", "to a float32 tensor of shape (2, 8, 14, 14) instead of floating logits of"),
         (f"{HERE}:leaving", f"{HERE}:leaving cannot be called with no arguments (SystemExit: 3)"),
         (f"{HERE}:not_finite", "to logits that are not finite"),
-        (f"{HERE}:AlwaysDropping", "other logits each time, although it is in evaluation mode"),
-        (f"{HERE}:AlwaysTraining", "has no evaluation mode: it stays in training when asked for it; mend its train()"),
-        (f"{HERE}:ByItsBatch", "an image other logits when other images are beside it, although it is in evaluation"),
+        (f"{HERE}:AlwaysDropping", "not deterministic in evaluation mode: the same images get different logits"),
+        (f"{HERE}:AlwaysTraining", "has no evaluation mode: it stays in training mode after eval(); fix its train()"),
+        (f"{HERE}:ByItsBatch", "an image different logits in different batches, also in evaluation mode"),
         (f"{HERE}:Squeezing", "maps 1 image of 1x16x16 to a float32 tensor of shape (10,) instead of floating logits"),
-        (f"{HERE}:InPairs", f"{HERE}:InPairs does not take a single image of 1x16x16 (RuntimeError: "),
-        (f"{HERE}:WithExtraState", "keeps a dict as _extra_state in its state dict; a model file holds tensors only"),
-        (f"{HERE}:lazy", f"{HERE}:lazy does not know the size of 2.weight; let the factory run it once"),
-        (f"{HERE}:not_to_be_asked_for", f"looking for not_to_be_asked_for in {HERE} failed (RuntimeError: ask me not)"),
+        (f"{HERE}:InPairs", f"{HERE}:InPairs does not accept a single image of 1x16x16 (RuntimeError: "),
+        (f"{HERE}:WithExtraState", "has a dict under _extra_state in its state dict; a model file holds only tensors"),
+        (f"{HERE}:lazy", f"{HERE}:lazy has the lazy parameter 2.weight; let the factory run it once"),
+        (f"{HERE}:not_to_be_asked_for", f"looking up not_to_be_asked_for in {HERE} failed (RuntimeError: ask me not)"),
         (f"{HERE}:UNSIGNABLE", f"the signature of {HERE}:UNSIGNABLE cannot be read (RuntimeError: no signature)"),
     ],
 )  # fmt: skip
-def test_a_factory_that_gives_no_classifier_is_refused(name, sentence):
+def test_a_factory_that_returns_no_classifier_is_refused(name, sentence):
     assert sentence in refusal(name)
 
 
 def test_a_factory_refuses_images_classes_and_arguments_in_one_sentence(tmp_path, monkeypatch):
-    assert "does not take images of 1x20x20 (RuntimeError: " in refusal(f"{HERE}:ten_classes", 10, (1, 20, 20))
+    assert "does not accept images of 1x20x20 (RuntimeError: " in refusal(f"{HERE}:ten_classes", 10, (1, 20, 20))
     assert "of shape (2, 10) instead of floating logits of shape (2, 4)" in refusal(f"{HERE}:ten_classes", 4)
     assert "cannot be called with num_classes=10, in_channels=1, depth=3 (TypeErr" in refusal(f"{HERE}:small", depth=3)
     assert "is given in_channels by the data" in refusal(f"{HERE}:small", in_channels=3)
@@ -190,30 +190,30 @@ def test_a_factory_refuses_images_classes_and_arguments_in_one_sentence(tmp_path
 
 
 def test_a_part_that_does_not_switch_to_evaluation_is_named():
-    assert "has no evaluation mode: its part 0 stays in training" in refusal(f"{HERE}:partly_always_training")
+    assert "has no evaluation mode: its part 0 stays in training mode" in refusal(f"{HERE}:partly_always_training")
 
 
 @pytest.mark.parametrize("pixels", [14, 1])
 def test_a_batch_norm_without_running_statistics_is_the_reason(pixels):
     sentence = refusal(f"{HERE}:without_statistics", pixels=pixels)
-    assert "has a batch norm, 2, that keeps no running statistics (track_running_stats=False)" in sentence
+    assert "has a batch norm, 2, without running statistics (track_running_stats=False)" in sentence
 
 
-def test_a_reason_has_no_colours():
+def test_reasons_contain_no_terminal_colours():
     with pytest.raises(InputError, match=r"^it failed \(RuntimeError: red\)$"), foreign_code("it failed"):
         raise RuntimeError("\x1b[31mred\x1b[0m\nNext steps: none")
 
 
-def test_a_model_that_changes_its_buffers_when_it_is_looked_at_is_refused():
-    assert "changes its buffer mean although it is in evaluation mode" in refusal(f"{HERE}:ByItsBatch", keeps=True)
+def test_a_model_that_changes_its_buffers_in_evaluation_mode_is_refused():
+    assert "changes its buffer mean in evaluation mode" in refusal(f"{HERE}:ByItsBatch", keeps=True)
 
 
 @pytest.mark.parametrize("kind", ["complex64", "float8_e5m2"])
 def test_a_buffer_that_no_model_file_can_hold_is_refused(kind):
-    assert f"keeps other as {kind}, which a model file cannot hold" in refusal(f"{HERE}:WithAnother", kind=kind)
+    assert f"has other of dtype {kind}, which a model file cannot hold" in refusal(f"{HERE}:WithAnother", kind=kind)
 
 
-def test_what_a_model_is_made_with_need_not_be_numbers_where_weights_follow():
+def test_initial_weights_may_be_nan_if_other_weights_follow():
     assert "logits that are not finite" in refusal(f"{HERE}:not_initialised")
     create_model(f"{HERE}:not_initialised", num_classes=10, input_shape=GREY, weights_follow=True)
 
@@ -225,13 +225,13 @@ def test_a_built_in_model_takes_no_arguments():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"width": [4]}, "the argument width is [4]; it must be a number, a text, true or false"),
+        ({"width": [4]}, "the argument width is [4]; it must be a number, a string, true or false"),
         ({"width": 10**7}, "the argument width is 10000000; a number must be from -1,000,000 to 1,000,000"),
         ({"width": float("nan")}, "the argument width is nan; a number must be"),
         ({"width": 10**400}, "; a number must be from -1,000,000 to 1,000,000"),
         ({"width": -float("inf")}, "the argument width is -inf; a number must be"),
-        ({"act": "x" * 201}, "a text may have 200 characters"),
-        ({"a-b": 1}, "'a-b' is no name of an argument"),
+        ({"act": "x" * 201}, "a string may have at most 200 characters"),
+        ({"a-b": 1}, "'a-b' is not a valid argument name"),
         ({f"a{number}": 1 for number in range(51)}, "at most 50 arguments, not 51"),
     ],
 )

@@ -60,7 +60,7 @@ def test_a_model_whose_parts_read_the_version_of_their_state_is_trained_and_resu
 
 def test_a_model_that_cannot_be_read_back_is_no_result(image_folder: Path, tmp_path: Path):
     model = {"name": "tests.models.factories:WithAnother", "arguments": {"kind": "hidden"}}
-    with pytest.raises(RunError, match="WithAnother gives other logits when it is loaded from it; let its state dict"):
+    with pytest.raises(RunError, match="WithAnother gives different logits after reloading; let its state dict"):
         pretrain_teacher(settings(image_folder, model=model, epochs=1), tmp_path / "run")
     assert not list((tmp_path / "run").glob("*.safetensors"))
     assert not (tmp_path / "run" / "result.json").exists()
