@@ -1,6 +1,6 @@
-"""Real images come in here: the handwritten digits, CIFAR and folders of images.
+"""Sources of real images: the handwritten digits, CIFAR and folders of images.
 
-A new source is one new file, which has what `gapssg.data.source.Source` asks for, and its line in `_SOURCES`.
+A new source is a module that implements `gapssg.data.source.Source`, and a line in `_SOURCES`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_data_name", "data_names", "flipping_is_meaningful", "load_split"]
 
-# A name with ":PATH" takes a path. Modules are named, not imported, because checking a name must be instant.
+# Names that end in ":PATH" take a path. Modules are imported only when used, because checking a name must be instant.
 _SOURCES = {
     "digits": "gapssg.data.digits",
     "cifar10": "gapssg.data.cifar",
@@ -34,15 +34,15 @@ def data_names() -> tuple[str, ...]:
 
 
 def check_data_name(name: str) -> str:
-    """Return the name if it is one of a data source: `digits`, `cifar10`, `cifar100` or `folder:PATH`.
+    """Return the name of a data source, `digits`, `cifar10`, `cifar100` or `folder:PATH`, if it is valid.
 
     Raises:
-        InputError: The name is unknown, or the path is missing; the message names the nearest source.
+        InputError: The name is unknown, or the path is missing; the message suggests a similar source.
     """
     kind, has_path, path = name.partition(":")
     for known in _SOURCES:
         if has_path and known == f"{kind}:PATH" and not path.strip():
-            raise InputError(f"data {name!r} lacks its path; write it as {known}")
+            raise InputError(f"data {name!r} has no path; write it as {known}")
         if has_path and known == f"{kind}:PATH":
             user_path(path)
             return name
@@ -75,15 +75,15 @@ def load_split(
     Args:
         name: `digits`, `cifar10`, `cifar100` or `folder:PATH`.
         split: `train`, or `test`, which in a folder may also be called `val`.
-        root: Folder of the CIFAR files; without it the environment variable GAPSSG_DATA says where they are.
-        download: Whether absent CIFAR files are downloaded.
-        image_size: Side of the square images in pixels; without it images keep their size.
-        channels: 1 for grey, 3 for RGB; without it as the files are.
+        root: Folder of the CIFAR files; by default the environment variable GAPSSG_DATA.
+        download: Whether missing CIFAR files are downloaded.
+        image_size: Side of the square images in pixels; by default images keep their size.
+        channels: 1 for grey, 3 for RGB; by default as the files are.
         progress: Called with (done, total) images while a folder is decoded.
         note: Called with a sentence that names the files of a folder that are not read, if there are any.
 
     Raises:
-        InputError: The name is unknown or its images cannot be read.
+        InputError: The name is unknown, or the images cannot be read.
     """
     check_data_name(name)
     options = LoadOptions(root, download, image_size, channels, progress, note)
@@ -91,7 +91,7 @@ def load_split(
 
 
 def flipping_is_meaningful(name: str) -> bool:
-    """Whether an image of this source keeps its class when it is mirrored left to right.
+    """Tell whether a mirrored image of this source still belongs to its class.
 
     Raises:
         InputError: The name is unknown.

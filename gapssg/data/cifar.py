@@ -24,11 +24,10 @@ _DATASETS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> ImageSet:
     """Read `cifar10` or `cifar100` with torchvision.
 
-    The files are pickles. torchvision compares each with the md5 sum of the published file before it reads
-    it, so no other pickle is loaded.
+    The files are pickles; torchvision loads only those whose MD5 is that of the published file.
 
     Raises:
-        InputError: There is no root, the files are absent or altered, or the download failed.
+        InputError: There is no root, the files are missing or altered, or the download failed.
     """
     root = _root(options.root)
     dataset = _open(name, root, split)
@@ -36,7 +35,7 @@ def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> Im
         _download(name, root)
         dataset = _open(name, root, split)
     if dataset is None:
-        raise InputError(f"there is no intact copy of {name} in {root}: add --download, or give another --data-root")
+        raise InputError(f"there is no intact copy of {name} in {root}: add --download, or pass another --data-root")
     images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
     images = resize_images(images, options.image_size or images.shape[-1])
     return ImageSet(
@@ -48,12 +47,12 @@ def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> Im
 
 def _root(root: Path | None) -> Path:
     if root is None and not os.environ.get("GAPSSG_DATA"):
-        raise InputError("where CIFAR lies is not known: pass --data-root, or set $GAPSSG_DATA")
+        raise InputError("the folder of CIFAR is not known: pass --data-root, or set $GAPSSG_DATA")
     return user_path(root or os.environ["GAPSSG_DATA"])
 
 
 def _open(name: str, root: Path, split: Literal["train", "test"]) -> Any:
-    """Return torchvision's data set, or None where its files are absent or altered."""
+    """Return torchvision's data set, or None if its files are missing or altered."""
     try:
         return _DATASETS[name](root, train=split == "train")
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Size and channels of uint8 images, a chunk at a time."""
+"""Converts the size and the channels of uint8 images."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ _IMAGES_PER_CHUNK = 1024
 
 
 def resize_images(images: Tensor, size: int) -> Tensor:
-    """Scale images bilinearly to squares, with antialiasing where that shrinks them.
+    """Resize images bilinearly to squares, with antialiasing if they get smaller.
 
     Args:
         images: (N, C, H, W) uint8.
@@ -35,7 +35,7 @@ def resize_images(images: Tensor, size: int) -> Tensor:
 
 
 def convert_channels(images: Tensor, channels: int) -> Tensor:
-    """Turn grey images into RGB or RGB into grey (ITU-R 601 luma, with the rounding that Pillow has).
+    """Convert grey images to RGB or RGB to grey (ITU-R 601 luma, rounded as in Pillow).
 
     Args:
         images: (N, 1, H, W) or (N, 3, H, W) uint8.

@@ -1,4 +1,4 @@
-"""Handwritten digits: 1,797 real images that come with scikit-learn, so nothing is downloaded."""
+"""Handwritten digits: 1,797 real images that scikit-learn contains, so nothing is downloaded."""
 
 from typing import Literal
 
@@ -21,10 +21,10 @@ _SPLIT_SEED = 0
 
 
 def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> ImageSet:
-    """Read the digits: 1,347 training and 450 test images, the same ones each time, each class in proportion.
+    """Read 1,347 training or 450 test images in a fixed stratified split.
 
-    The 17 grey levels of the 8x8 images are scaled to 0..255, and the images bilinearly to 16x16 or to the
-    image size of the options.
+    The 17 grey levels of the 8x8 images are scaled to 0..255, and the images bilinearly to 16x16 or to the image size
+    of the options.
     """
     digits = load_digits()
     indices = train_test_split(

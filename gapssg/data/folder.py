@@ -1,9 +1,9 @@
-"""Images in folders: `train/` and `test/` (or `val/`), each with one sub-folder a class.
+"""Images in folders: `train/` and `test/` (or `val/`), each with one sub-folder per class.
 
-The files may come from strangers: nothing outside the given folder is read, only formats of photographs are
-decoded, and an image is decoded in full or refused by name. The size of an image is known before it is decoded, and
-large ones are decoded one at a time, so that decoding takes at most a gigabyte beside the result; the result has its
-own bound. Of very large photographs (JPEG), the decoder makes no more than a small size needs.
+The files are untrusted: nothing outside the given folder is read, only common image formats are decoded, and an image
+is decoded in full or refused by name. The size of an image is checked before it is decoded, and large images are
+decoded one at a time, so that decoding takes at most a gigabyte besides the result, which has a bound of its own. Very
+large JPEGs are decoded at a reduced size.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ FLIPPING_IS_MEANINGFUL = True
 Pixels: TypeAlias = NDArray[numpy.uint8]
 
 _SUBFOLDERS = {"train": ("train",), "test": ("test", "val")}
-# Pillow has decoders for dozens of other formats, less used and less tested; EPS it hands to another program.
+# Pillow has dozens of other decoders, less used and less tested, and passes EPS to another program.
 _FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"}
 _MOST_PIXELS = 2**26
-_MOST_PIXELS_OF_JPEG = 2**28  # where it is decoded at an eighth of its sides
+_MOST_PIXELS_OF_JPEG = 2**28  # decoded at an eighth of its sides
 _MANY_PIXELS_OF_JPEG = 2**25
-_SHARPNESS = 2  # how many times larger than needed it is decoded at least
+_SHARPNESS = 2  # a reduced JPEG is decoded at least this much larger than needed
 _MANY_PIXELS = 2**21
-_LARGEST_FILE = 2**28  # bytes; some decoders read all of it
+_LARGEST_FILE = 2**28  # bytes; some decoders read the whole file
 _LARGEST_RESULT = 2**34  # bytes; ImageNet at 64x64 pixels
 _DEEPEST_FOLDER = 20
 _ONE_AT_A_TIME = Lock()
@@ -55,12 +55,12 @@ _NAMES_SHOWN = 10
 
 
 def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> ImageSet:
-    """Read a split of `folder:PATH`, as torchvision's ImageFolder orders it.
+    """Read a split of `folder:PATH` in the order of torchvision's ImageFolder.
 
-    Classes are the sorted sub-folders of the split, and their images are found at any depth. Images are grey
-    if all of them are, else RGB, unless the options say; alpha is dropped, 16-bit grey is scaled to 8 bits,
-    floating-point grey is taken to lie in [0, 1], and orientation in EXIF is applied. With an image size they
-    are scaled and cropped about the centre to a square; without one all must have the same size.
+    Classes are the sorted sub-folders of the split; their images are found at any depth. Unless the options say, images
+    are grey if all of them are, else RGB. Alpha is dropped, 16-bit grey is scaled to 8 bits, floating-point grey must
+    lie in [0, 1], and EXIF orientation is applied. With an image size, images are scaled and centre-cropped to a
+    square; without one, all must have the same size.
 
     Raises:
         InputError: The folders are not as described, or an image cannot be used; the message names it.
@@ -75,17 +75,17 @@ def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> Im
     for label, class_folder in enumerate(classes):
         found, others = _image_files(class_folder, root.resolve(), set(formats), {folder.resolve()})
         if not found:
-            but = f" that can be read, but {listed([other.name for other in others])}" if others else ""
+            but = f" that can be read, only {listed([other.name for other in others])}" if others else ""
             raise InputError(f"the class folder {class_folder} has no images{but}: add some, or remove the folder")
         unread += others
-        # The order of ImageFolder: by folder, then by file.
+        # ImageFolder sorts by folder, then by file.
         files += sorted(found, key=os.path.split)
         labels += [label] * len(found)
     if unread and options.note is not None:
         names = listed([str(path.relative_to(folder)) for path in unread])
         options.note(
-            f"of {len(files) + len(unread):,} files in {folder}, {len(unread):,} are not read, because their names do "
-            f"not end as those of images do, or they are in no class folder: {names}"
+            f"of {len(files) + len(unread):,} files in {folder}, {len(unread):,} are not read, because they have no "
+            f"image file extension or are in no class folder: {names}"
         )
     return ImageSet(
         images=_read_images(files, formats, options),
@@ -98,7 +98,7 @@ def _split_folder(root: Path, split: Literal["train", "test"]) -> Path:
     if not root.exists():
         raise InputError(f"there is no folder {root}: check the path after 'folder:'")
     if not root.is_dir():
-        raise InputError(f"{root} is not a folder: give the one that has the train and test sub-folders")
+        raise InputError(f"{root} is not a folder: name the folder with the train and test sub-folders")
     for subfolder in _SUBFOLDERS[split]:
         if (root / subfolder).is_dir():
             _check_inside(root / subfolder, root.resolve())
@@ -107,7 +107,9 @@ def _split_folder(root: Path, split: Literal["train", "test"]) -> Path:
     shown = ", ".join(f"'{name}'" for name in found[:_NAMES_SHOWN]) or "none"
     more = ", ..." if len(found) > _NAMES_SHOWN else ""
     wanted = " or ".join(f"'{subfolder}'" for subfolder in _SUBFOLDERS[split])
-    raise InputError(f"{root} needs a sub-folder {wanted} with one sub-folder a class; its sub-folders: {shown}{more}")
+    raise InputError(
+        f"{root} needs a sub-folder {wanted} with one sub-folder per class; its sub-folders: {shown}{more}"
+    )
 
 
 def _class_folders(folder: Path, root: Path) -> list[Path]:
@@ -126,12 +128,12 @@ def _class_folders(folder: Path, root: Path) -> list[Path]:
 def _image_files(
     folder: Path, root: Path, extensions: set[str], seen: set[Path], depth: int = 1
 ) -> tuple[list[Path], list[Path]]:
-    """List the images and the other files in a folder at any depth; `seen` are the real folders listed before."""
+    """List the images and the other files in a folder at any depth; `seen` has the real paths of folders so far."""
     real_folder = folder.resolve()
-    if real_folder in seen:  # links to links to links would multiply
-        raise InputError(f"the link {folder} leads back to a folder that is read already: remove it")
+    if real_folder in seen:  # nested links would multiply
+        raise InputError(f"the link {folder} leads back to a folder that is already read: remove it")
     if depth > _DEEPEST_FOLDER:
-        raise InputError(f"{folder} lies deeper than {_DEEPEST_FOLDER} folders below its class: move its images up")
+        raise InputError(f"{folder} is more than {_DEEPEST_FOLDER} folders below its class: move its images up")
     seen.add(real_folder)
     files: list[Path] = []
     others: list[Path] = []
@@ -155,7 +157,7 @@ def _image_files(
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """List what a folder has, sorted by name and without hidden entries."""
+    """List the entries of a folder, sorted by name, without hidden ones."""
     try:
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
@@ -165,12 +167,12 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # A link that leads to itself makes `entry.is_dir` raise; for the rest that spares a system call a file.
+    # `entry.is_dir` saves a system call per file, but raises for a link to itself.
     return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
 
 
 def _check_inside(path: Path, root: Path) -> None:
-    """Refuse a link that leads outside: a stranger's folder must not choose which other files are read."""
+    """Refuse a link that leads outside: an untrusted folder must not choose which other files are read."""
     try:
         target = path.resolve()
     except (OSError, RuntimeError) as error:
@@ -180,7 +182,7 @@ def _check_inside(path: Path, root: Path) -> None:
 
 
 def _formats_by_extension() -> dict[str, tuple[str, ...]]:
-    """Map each extension that Pillow reads to the formats to try, the format of that name first."""
+    """Map each file extension that Pillow reads to the formats to try, its own format first."""
     extensions = Image.registered_extensions()
     readable = [image_format for image_format in Image.OPEN if image_format in _FORMATS]
     return {
@@ -197,7 +199,7 @@ def _read_images(files: list[Path], formats: dict[str, tuple[str, ...]], options
 
 
 def _collect(decoded: Iterator[Pixels], files: list[Path], options: LoadOptions) -> Pixels:
-    """Write decoded images into one array, allocated once, or twice if colour comes after grey."""
+    """Write decoded images into one array, which is allocated again if a colour image follows grey ones."""
     first = next(decoded)
     height, width = first.shape[:2]
     pixels = _allocate(len(files), options.channels or (1 if first.ndim == 2 else 3), height, width)
@@ -229,13 +231,13 @@ def _allocate(count: int, channels: int, height: int, width: int) -> Pixels:
     try:
         return numpy.empty((count, channels, height, width), dtype=numpy.uint8)
     except MemoryError as error:
-        raise InputError(f"{need}, more than there is: pass a smaller --image-size") from error
+        raise InputError(f"{need}, more than is available: pass a smaller --image-size") from error
 
 
 def _decode_all(
     files: list[Path], formats: dict[str, tuple[str, ...]], options: LoadOptions
 ) -> Generator[Pixels, None, None]:
-    """Decode files on a few threads, in order, and never far ahead of the caller."""
+    """Decode files on a few threads, in order, only a few tasks ahead of the caller."""
 
     def decode_task(task: list[Path]) -> list[Pixels]:
         return [_decode(file, formats[file.suffix.lower()], options) for file in task]
@@ -244,8 +246,8 @@ def _decode_all(
     tasks = (files[start : start + _FILES_PER_TASK] for start in range(0, len(files), _FILES_PER_TASK))
     pending: deque[Future[list[Pixels]]] = deque()
     executor = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    # The filters hold for all threads. Pillow warns of damaged tags, which say nothing of the pixels; and of images
-    # that are up to twice too large it only warns.
+    # The filters apply to all threads. Pillow warns of damaged tags, which do not affect the pixels, and only warns of
+    # images up to twice its limit.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -261,7 +263,7 @@ def _decode_all(
 
 
 def _decode(file: Path, formats: tuple[str, ...], options: LoadOptions) -> Pixels:
-    """Decode one file to (H, W) if it is grey and to (H, W, 3) if it is in colour, uint8."""
+    """Decode one file to (H, W) uint8 if it is grey, else to (H, W, 3) uint8."""
     try:
         if file.stat().st_size > _LARGEST_FILE:
             raise InputError(f"{file} has more than {_LARGEST_FILE // 2**20} MiB: remove or replace it")
@@ -277,21 +279,21 @@ def _decode(file: Path, formats: tuple[str, ...], options: LoadOptions) -> Pixel
     except GapssgError:
         raise
     except UnidentifiedImageError as error:
-        raise InputError(f"{file} is not an image that can be read: remove or replace it") from error
+        raise InputError(f"{file} is not a readable image: remove or replace it") from error
     # Decoders raise nearly anything on damaged files: SyntaxError, struct.error, IndexError, zlib.error, ...
     except Exception as error:
         raise InputError(f"{file} cannot be decoded ({shortened(error, 200)}): remove or replace it") from error
 
 
 def _open(file: Path, formats: tuple[str, ...], image_size: int | None) -> Image.Image:
-    """Open an image, also a JPEG that Pillow has for a bomb, if a small size is wanted, at which it is decoded."""
+    """Open an image, also a JPEG above Pillow's decompression-bomb limit if it can be decoded at a reduced size."""
     try:
         return Image.open(file, formats=formats)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         if image_size is None or formats[0] != "JPEG":
             raise
         opened = JpegImageFile(file)
-        # A progressive one is held in full, whatever the size at which it is decoded.
+        # A progressive JPEG takes memory for its full size, even if it is decoded at a reduced one.
         if "progressive" in opened.info or opened.width * opened.height > _MOST_PIXELS_OF_JPEG:
             opened.close()
             raise
@@ -310,7 +312,7 @@ def _decode_opened(opened: Image.Image, file: Path, options: LoadOptions) -> Pix
 
 
 def _to_eight_bits(image: Image.Image, file: Path) -> Image.Image:
-    """Convert an image of any mode to L if it is grey, else to RGB."""
+    """Convert an image of any mode to mode L if it is grey, else to RGB."""
     if image.mode.startswith("I"):
         return _scale_grey(image, 65535, file)
     if image.mode == "F":
@@ -321,7 +323,7 @@ def _to_eight_bits(image: Image.Image, file: Path) -> Image.Image:
 
 
 def _scale_grey(image: Image.Image, brightest: int, file: Path) -> Image.Image:
-    """Scale [0, brightest] to 0..255: what Pillow's own conversion does is to clip at 255."""
+    """Scale [0, brightest] to 0..255; Pillow's own conversion would clip at 255."""
     values: NDArray[Any] = numpy.asarray(image).astype(numpy.float64)
     if not bool(((values >= 0) & (values <= brightest)).all()):
         raise InputError(f"{file} has grey values outside [0, {brightest}]: save it with 8 or 16 bits a pixel")

@@ -1,4 +1,4 @@
-"""Labelled images in memory: one uint8 tensor, on whichever device."""
+"""Labelled images in memory, as one uint8 tensor on any device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gapssg.errors import InputError
 
-# A channel that is the same everywhere has deviation 0; images are divided by it, which must stay finite.
+# A constant channel has std 0, by which images cannot be divided.
 _SMALLEST_DEVIATION = 1e-3
 _VALUES_PER_CHUNK = 2**23
 _NAMES_SHOWN = 5
@@ -24,7 +24,7 @@ class ImageSet:
     Attributes:
         images: (N, C, H, W) uint8, N at least 1.
         labels: (N,) int64 in [0, number of classes), on the device of the images.
-        class_names: One name a class, in the order of the labels.
+        class_names: One name per class, in the order of the labels.
 
     Raises:
         ValueError: A shape, dtype, device or label is not as described.
@@ -57,26 +57,26 @@ class ImageSet:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, whether or not each has an image."""
+        """Number of classes, also of those without images."""
         return len(self.class_names)
 
     def to(self, device: torch.device | str) -> ImageSet:
-        """Return the same images and labels on a device."""
+        """Return the images and labels on a device."""
         return ImageSet(self.images.to(device), self.labels.to(device), self.class_names)
 
     def spread(self, count: int) -> ImageSet:
-        """Return at most `count` of the images, evenly spread over them: where they lie class by class, of each."""
+        """Return at most `count` images at equal distances, so that sorted classes are all represented."""
         chosen = torch.arange(min(count, len(self)), device=self.labels.device) * len(self) // min(count, len(self))
         return ImageSet(self.images[chosen], self.labels[chosen], self.class_names)
 
     def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and population standard deviation of images / 255, one per channel, in float64.
+        """Return the mean and the population std of images / 255 per channel, in float64.
 
-        A constant channel has deviation 1e-3 rather than 0, so that normalised images stay finite.
+        A constant channel has std 1e-3 rather than 0, so that normalised images stay finite.
         """
         channels, height, width = self.input_shape
         count = len(self) * height * width
-        # Sums of integers are exact, so the result depends neither on the chunks nor on the device.
+        # Integer sums are exact, so the result depends neither on the chunks nor on the device.
         sums = torch.zeros(channels, dtype=torch.int64, device=self.images.device)
         square_sums = torch.zeros_like(sums)
         for chunk in torch.split(self.images, max(1, _VALUES_PER_CHUNK // (channels * height * width))):
@@ -106,12 +106,12 @@ def check_same_classes(train: ImageSet, test: ImageSet) -> None:
         for split, names in (("training", only_train), ("test", only_test))
         if names
     ]
-    reason = " and ".join(differences) or "the same classes stand in a different order"
-    raise InputError(f"the training and test images differ in their classes: {reason}; give both the same ones")
+    reason = " and ".join(differences) or "their order differs"
+    raise InputError(f"the training and test images differ in their classes: {reason}; use the same classes in both")
 
 
 def sha256_of_images(*sets: ImageSet) -> str:
-    """Return the SHA-256 of images and labels one after another, in hexadecimal."""
+    """Return the SHA-256 of the images and labels of several sets, in hexadecimal."""
     digest = hashlib.sha256()
     for images in sets:
         for tensor in (images.images, images.labels):

@@ -1,4 +1,4 @@
-"""Which real images a command reads. Imports no torch."""
+"""Settings of the real images that a command reads. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from gapssg.settings.base import Settings, UserPath, as_validator
 
 
 class DataSettings(Settings):
-    """Where real images come from."""
+    """The real images that a command reads."""
 
     name: Annotated[str, AfterValidator(as_validator(check_data_name))]
     """`digits`, `cifar10`, `cifar100` or `folder:PATH`."""
     root: UserPath | None = None
-    """Folder of torchvision's data sets; without it, the environment variable GAPSSG_DATA."""
+    """Folder of torchvision's data sets; by default the environment variable GAPSSG_DATA."""
     download: bool = False
-    """Let torchvision download a data set that is not there."""
+    """Let torchvision download a missing data set."""
     image_size: int | None = Field(default=None, ge=8, le=1024)
-    """Scale and crop every image to a square of this many pixels; needed where sizes differ."""
+    """Scale and crop every image to a square of this many pixels; needed if sizes differ."""
     images: int | None = Field(default=None, ge=2)
-    """Read only so many images of a split, spread evenly over it; without it, all."""
+    """Read only this many images of a split, spread evenly over it; by default all."""
     channels: Literal[1, 3] | None = None
-    """Read images in grey (1) or RGB (3); without it, as the files are."""
+    """Read images in grey (1) or RGB (3); by default as the files are."""

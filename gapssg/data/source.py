@@ -1,4 +1,4 @@
-"""What a module in this package must have to be a data source."""
+"""The interface of a data source."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a split is to be read; the fields are the options of `gapssg.data.load_split`."""
+    """The options of `gapssg.data.load_split`."""
 
     root: Path | None = None
     download: bool = False

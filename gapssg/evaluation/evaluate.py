@@ -1,4 +1,4 @@
-"""`eval`: what is said of model files on labelled images, and of a student beside its teacher."""
+"""`eval`: scores model files on labelled images, and compares them with a teacher."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def evaluate(settings: EvaluateSettings, *, display: Display | None = None) -> E
     """Evaluate model files on the test split of real images.
 
     Returns:
-        What is said of each file, in `models`, and how fast it was, under `timing`.
+        The scores of each file in `models`, and their throughput under `timing`.
 
     Raises:
-        InputError: A file or the data cannot be used, or they do not fit each other.
+        InputError: A file or the data cannot be used, or they do not match.
     """
     display = display or SilentDisplay()
-    runtime = Runtime.from_settings(settings.runtime, seed=0)  # evaluation draws nothing
+    runtime = Runtime.from_settings(settings.runtime, seed=0)  # evaluation is deterministic
     models = [load_model(path, settings.model_factories) for path in settings.models]
     teacher = load_model(settings.teacher, settings.model_factories) if settings.teacher is not None else None
     images = read_test_images(settings.data, models[0], display)
@@ -52,7 +52,7 @@ def evaluate(settings: EvaluateSettings, *, display: Display | None = None) -> E
     images = images.to(runtime.device)
     observers = [_Observer(model, settings, runtime) for model in models]
     guide = None if teacher is None else _Observer(teacher, settings, runtime)
-    # Logits are kept of one batch alone, because a class may have few images and there may be many classes.
+    # Only the logits of one batch are in memory, because there may be many classes.
     for start in range(0, len(images), settings.batch_size):
         display.progress("evaluating", start, len(images))
         batch, labels = (each[start : start + settings.batch_size] for each in (images.images, images.labels))
@@ -72,7 +72,7 @@ def evaluate(settings: EvaluateSettings, *, display: Display | None = None) -> E
 
 
 class _Observer:
-    """Asks a model about one batch of images after another, and keeps what does not grow with the number of classes."""
+    """Evaluates a model batch by batch, and keeps only what does not grow with the number of classes."""
 
     def __init__(self, model: LoadedModel, settings: EvaluateSettings, runtime: Runtime) -> None:
         card = model.card
@@ -89,7 +89,7 @@ class _Observer:
     def logits(self, images: Tensor) -> Tensor:
         """Return the logits (N, K) of a batch of images (N, C, H, W) uint8."""
         if not self.seconds:
-            self._predict(images)  # the first batch pays for the set-up
+            self._predict(images)  # warm-up
         self._runtime.synchronize()
         started = time.perf_counter()
         logits = self._predict(images)
@@ -98,7 +98,7 @@ class _Observer:
         return logits
 
     def observe(self, images: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> None:
-        """Ask about a batch of images, and compare with the teacher if there is one."""
+        """Evaluate a batch of images, and compare with the teacher if there is one."""
         logits = self.logits(images)
         self._answers.append(answers_of(logits, labels))
         if teacher_logits is not None:
@@ -106,7 +106,7 @@ class _Observer:
             self._gaps.append(reality_gaps(teacher_logits, logits))
 
     def report(self, class_names: Sequence[str]) -> EvaluatedModel:
-        """Return what is said of the model on all batches."""
+        """Return the scores of the model on all batches."""
         model, answers, classes = self._model, joined(self._answers), len(class_names)
         counts = count_by_class(answers.predictions, answers.labels, classes)
         diagram = reliability(answers)

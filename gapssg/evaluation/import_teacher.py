@@ -1,4 +1,4 @@
-"""`import-teacher`: a classifier that was trained elsewhere becomes a self-describing model file."""
+"""`import-teacher`: converts a classifier that was trained elsewhere to a self-describing model file."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ def import_teacher(
     """Build a classifier, load its weights, verify it, and write it as a model file.
 
     It is verified by forward passes and, with `settings.data`, evaluated on labelled images. The file is kept only if
-    the model that is loaded from it gives the same logits.
+    the reloaded model gives the same logits.
 
     Args:
-        settings: The architecture, and what cannot be seen from its weights.
+        settings: The architecture, and what its weights do not show.
         output: The file to write, `*.safetensors`.
-        overwrite: Whether an earlier file may be replaced.
+        overwrite: Whether an existing file may be replaced.
         display: Shows the progress.
 
     Returns:
         The file, its SHA-256, the model's size and, if it was evaluated, its accuracies (fractions in [0, 1]).
 
     Raises:
-        InputError: The model, its weights, the description or the data do not fit each other, the file cannot be
-            written there, or would give another model; nothing has been written.
-        RunError: The library's weights cannot be fetched, or the disk refused the write.
+        InputError: The model, its weights, the description or the data do not match, the file cannot be written there,
+            or the reloaded model gives different logits; nothing has been written.
+        RunError: The library's weights cannot be downloaded, or the disk refused the write.
     """
     display = display or SilentDisplay()
     output = user_path(output)
@@ -82,7 +82,7 @@ def import_teacher(
     unwritten = LoadedModel(module, card, "", output)
     images = read_test_images(settings.data, unwritten, display) if settings.data else None
     make_folder(output.parent)
-    # To the last bit: both compute in the same way on the same processor, and `check_classifier` refused what varies.
+    # Logits must be equal to the bit: both models run the same kernels, and `check_classifier` has refused others.
     with staged_model(output, module, card) as written:
         scores = _evaluate(written, images, runtime, display)
     return ImportResult(
@@ -101,7 +101,7 @@ def import_teacher(
 def _pretrained(settings: ImportSettings) -> Pretrained:
     library = library_model(settings.model.name)
     if library is None:
-        raise InputError(f"only torchvision and timm have default weights, not {settings.model.name}; give a FILE")
+        raise InputError(f"only torchvision and timm have default weights, not {settings.model.name}; pass a FILE")
     return pretrained_weights(*library, settings.input_shape[0], **settings.model.arguments)
 
 
@@ -119,7 +119,7 @@ def _fill(module: nn.Module, settings: ImportSettings, pretrained: Pretrained | 
             raise
     elif not is_factory(name):
         raise InputError(
-            f"{name} is built with random weights, from which no student can learn; "
+            f"{name} would have random weights, from which no student can learn; "
             f"add --weights FILE{' or --weights default' if library_model(name) else ''}"
         )
 
@@ -155,7 +155,7 @@ def _check_class_names(names: Sequence[str]) -> None:
     name, times = Counter(names).most_common(1)[0]
     if times > 1:
         raise InputError(
-            f"the class name {shortened(repr(name))} stands {times} times in --class-names; give each class its own"
+            f"the class name {shortened(repr(name))} occurs {times} times in --class-names; names must be unique"
         )
 
 
@@ -166,43 +166,45 @@ def _normalization(
     channels, _, _ = settings.input_shape
     mean, deviation = settings.mean, settings.deviation
     if mean is not None and max(mean) > 1:
-        raise InputError(f"--mean {max(mean):g} is more than any pixel, of [0, 1]; divide --mean and --std by 255")
+        raise InputError(f"--mean {max(mean):g} is outside [0, 1], the range of pixels; divide --mean and --std by 255")
     if pretrained is not None and (mean is None or deviation is None):
         if len(pretrained.mean) != channels:
             raise InputError(
-                f"the weights of {settings.model.name} are normalised for images of {len(pretrained.mean)} channels, "
-                f"and these have {channels}; add --mean and --std"
+                f"the weights of {settings.model.name} come with mean and std for {len(pretrained.mean)} channels, "
+                f"but the images have {channels}; add --mean and --std"
             )
         mean, deviation = mean or pretrained.mean, deviation or pretrained.deviation
     if mean is None or deviation is None:
         raise InputError(
-            "how the model's input is normalised is not known; add --mean and --std as it was trained with "
-            "(0 and 1 if its pixels were in [0, 1])"
+            "the normalisation of the model's input is not known; add the --mean and --std that it was trained with "
+            "(0 and 1 for pixels in [0, 1])"
         )
     return _for_each_channel("--mean", mean, channels), _for_each_channel("--std", deviation, channels)
 
 
 def _for_each_channel(option: str, values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     if len(values) not in (1, channels):
-        raise InputError(f"{option} has {len(values)} numbers for {channels} channels; give one a channel, or one")
+        raise InputError(
+            f"{option} has {len(values)} numbers for {channels} channels; give one per channel, or one for all"
+        )
     return values * channels if len(values) == 1 else values
 
 
 def _recognise_outputs(module: nn.Module, card: ModelCard, display: Display) -> Outputs:
-    """Return what a classifier returns, say what is done about it, and let it return logits."""
+    """Detect what a classifier returns, report it, and make it return logits."""
     name = card.architecture
     outputs, (least, largest) = outputs_of(module, name, card.num_classes, card.input_shape)
     if outputs == "probabilities":
         take_logarithm(module)
-        message = f"{name} returns probabilities; their logarithm is taken as logits, wherever the file is used"
+        message = f"{name} returns probabilities; the model file converts them to logits by their logarithm"
         display.event(Note(message=message))
     elif outputs == "log-probabilities":
-        message = f"{name} returns log-probabilities, which are taken as logits: their softmax is the probabilities"
+        message = f"{name} returns log-probabilities, which are used as logits: their softmax gives the probabilities"
         display.event(Note(message=message))
     elif least >= 0 and largest <= 1:
         message = (
-            f"all outputs of {name} lie in [0, 1], as those of a sigmoid do; they are taken as logits, so that loss, "
-            "calibration and a student's targets are wrong if they are not: let the model return logits"
+            f"all outputs of {name} lie in [0, 1], like those of a sigmoid, but are used as logits; if they are not, "
+            "loss, calibration and a student's targets are wrong: let the model return logits"
         )
         display.event(Warned(epoch=0, message=message))
     return outputs
@@ -223,12 +225,12 @@ def _evaluate(model: LoadedModel, images: ImageSet | None, runtime: Runtime, dis
     given = top1(card.mean, card.deviation)
     usual = {top1((mean,) * channels, (deviation,) * channels): (mean, deviation) for mean, deviation in _USUAL}
     best = max(usual)
-    # Beyond what chance does to the difference of two shares.
+    # More than sampling explains.
     if best - given > max(_CLEARLY_BETTER, Z_95 * math.sqrt(0.5 / len(some))):
         mean, deviation = usual[best]
         message = (
-            f"top-1 is {percent(given)} as the input is normalised, and {percent(best)} with --mean {mean:g} "
-            f"--std {deviation:.4g}: the model may normalise its input itself, or was trained otherwise"
+            f"top-1 is {percent(given)} with the given normalisation, but {percent(best)} with --mean {mean:g} "
+            f"--std {deviation:.4g}: the model may normalise its input itself, or was trained with other values"
         )
         display.event(Warned(epoch=0, message=message))
     return scores

@@ -1,4 +1,4 @@
-"""`inspect`: what a model consists of, and which methods can distil from it."""
+"""`inspect`: describes a model, and which methods can distil from it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _CLASSES, _INPUT_SHAPE = 10, (3, 32, 32)
 
 
 def inspect(settings: InspectSettings) -> InspectResult:
-    """Look at a model file, or at an architecture with random weights; nothing is written.
+    """Describe a model file, or an architecture with random weights; nothing is written.
 
     Returns:
-        Size, layers, the names of the batch-norm layers that are observed, the methods (each with what it lacks, or
-        None), and of a file its description and SHA-256.
+        Size, layers, names of the observed batch-norm layers, methods (each with what the model lacks for it, or None),
+        and for a file its description and SHA-256.
 
     Raises:
         InputError: The file or the architecture cannot be used.
     """
     loaded: LoadedModel | None = None
     if settings.model is None:
-        assert settings.file is not None  # the settings have one of the two
+        assert settings.file is not None  # the settings have exactly one of the two
         loaded = load_model(settings.file, settings.model_factories)
         module, card = loaded.module, loaded.card
         name, arguments = card.architecture, card.arguments

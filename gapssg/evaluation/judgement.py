@@ -1,4 +1,4 @@
-"""When a student is not usable, said in sentences."""
+"""Criteria by which a student is not usable, with messages."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ LEAST_SHARE = 0.1
 
 
 class Judgement(NamedTuple):
-    """What synthetic images say of a student at the end of a run.
+    """The judgement of a student by synthetic images at the end of a run.
 
     Attributes:
-        missing_classes: Names of the classes that the teacher hardly ever sees in the images.
-        failures: Why the student is not usable, one sentence each; empty where nothing speaks against it.
-        comparison: What was compared after training.
+        missing_classes: Names of the classes that the teacher hardly ever predicts for the images.
+        failures: Why the student is not usable, one sentence each; empty if no criterion fails.
+        comparison: The comparison with the teacher after training.
     """
 
     missing_classes: list[str]
@@ -35,20 +35,19 @@ def judge_on_synthetic_images(
 ) -> Judgement:
     """Judge a student by synthetic images after its training.
 
-    It fails if the teacher hardly ever answers a class, over all images of the run or over those compared; if it agrees
-    with the teacher no more often than the commonest answer alone would, that is if the lower bound of the 95 % Wilson
-    interval of the agreement is not above that baseline; or if it agrees on less than a tenth of the images of a class.
+    It fails if the teacher hardly ever predicts a class, over all images of the run or over those compared; if its
+    agreement with the teacher is not above that of the most frequent prediction (by the lower bound of the 95 % Wilson
+    interval); or if it agrees on less than a tenth of the images of a class.
 
-    The student is compared after training, on images of the kind that it was trained on. The agreement on new images
-    before training is no criterion: some methods make images on which the two differ, so that a sound student may stay
-    below the baseline there. After training the criterion is necessary: a student that does not give the teacher's
-    answers where it was shown them has learned nothing. It is not sufficient, since images can be learned by heart;
-    only labelled images show that.
+    The agreement is measured after training, on images of the kind that it was trained on. It is no criterion before
+    training, because some methods synthesise images on which student and teacher differ, so that a good student may
+    stay below the baseline. After training it is necessary, because a student that disagrees on its training images has
+    learned nothing, but not sufficient, because images can be memorised; only labelled images show that.
 
     Args:
-        teacher_counts: How often the teacher answered each class, over all images of the run.
-        compared: By the teacher's answer, on how many images the student agrees.
-        class_names: Of the classes.
+        teacher_counts: How often the teacher predicted each class, over all images of the run.
+        compared: By the teacher's prediction, the number of images and on how many of them the student agrees.
+        class_names: Names of the classes.
     """
     images, hits = sum(compared.totals), sum(compared.hits)
     agreement, baseline = hits / images, max(compared.totals) / images
@@ -61,14 +60,14 @@ def judge_on_synthetic_images(
         failures.append(missing)
     if wilson_interval(agreement, images)[0] <= baseline:
         failures.append(
-            f"it gives the teacher's answer on {percent(agreement)} of {images:,} synthetic images after training, "
+            f"it agrees with the teacher on {percent(agreement)} of {images:,} synthetic images after training, "
             f"no better than always giving the commonest answer ({percent(baseline)})"
         )
     if lowest is not None and lowest[1] < LEAST_SHARE:
         number, share = lowest
         failures.append(
             f"it agrees with the teacher on only {percent(share)} of the {compared.totals[number]:,} synthetic images "
-            f"that the teacher takes for class '{shortened(class_names[number])}'"
+            f"that the teacher assigns to class '{shortened(class_names[number])}'"
         )
     comparison = AfterTraining(
         images=images,
@@ -82,15 +81,14 @@ def judge_on_synthetic_images(
 
 
 def failures_on_real_images(student: Scores, teacher: Scores | None) -> list[str]:
-    """Return why a student is not usable by its scores on labelled images; nothing where they speak for it.
+    """Return why a student is not usable by its scores on labelled images; empty if no criterion fails.
 
-    It fails if its balanced accuracy is not better than chance, whatever its top-1 accuracy, or if it is right on less
-    than a tenth of the images of a class and its teacher on at least a tenth of those of every class: what the teacher
-    does not know, no student can learn from it.
+    It fails if its balanced accuracy is not better than chance, or if its recall of a class is below a tenth although
+    its teacher's recall is at least a tenth for every class: a student cannot learn what its teacher does not know.
 
     Args:
-        student: Its scores.
-        teacher: Those of its teacher on the same images, if they are known.
+        student: Scores of the student.
+        teacher: Scores of its teacher on the same images, if known.
     """
     failures = []
     if not student.better_than_chance:
@@ -109,10 +107,10 @@ def failures_on_real_images(student: Scores, teacher: Scores | None) -> list[str
 
 
 def real_images_speak_for(student: Scores) -> bool:
-    """Tell whether labelled images show that a student is usable, whatever synthetic images say.
+    """Tell whether labelled images show that a student is usable, so that synthetic images do not matter.
 
-    They do if its balanced accuracy is better than chance and it is right on at least a tenth of the images of every
-    class, with at least 10 images of each: what they do not cover, they say nothing about.
+    They do if its balanced accuracy is better than chance and its recall of every class is at least a tenth, with at
+    least 10 images per class.
     """
     return (
         student.better_than_chance

@@ -1,4 +1,4 @@
-"""What is said of a classifier's logits on labelled images: plain functions of tensors."""
+"""Metrics of a classifier on labelled images: plain functions of tensors."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from gapssg.intervals import Z_95
 from gapssg.runs.results import ReliabilityBin, Scores
 
 FEWEST_IMAGES_OF_A_CLASS = 10
-"""Of fewer images, a share says too little of a class: of 5 that are right half the time, all are wrong in 3 %."""
+"""With fewer images a class has no reliable recall: 5 images, each right half the time, are all wrong in 3 %."""
 
 
 class Answers(NamedTuple):
-    """What is kept of the logits of N labelled images, whose size does not grow with the number of classes.
+    """A summary of the logits of N labelled images whose size does not grow with the number of classes.
 
     Attributes:
         labels: (N,) int64.
@@ -39,26 +39,26 @@ class Answers(NamedTuple):
 
 
 def answers_of(logits: Tensor, labels: Tensor) -> Answers:
-    """Return what is kept of logits (N, K) on labels (N,) int64, on the CPU.
+    """Summarise logits (N, K) on labels (N,) int64; the result is on the CPU.
 
     Raises:
         RunError: The logits are not finite.
     """
     if not torch.isfinite(logits).all():
-        raise RunError("the model's output is not finite; if it was being trained, lower the learning rate")
+        raise RunError("the model's logits are not finite; if it was being trained, lower the learning rate")
     kept = (
         labels,
         logits.argmax(dim=1),
         _is_among_highest(logits, labels, 1),
         _is_among_highest(logits, labels, 5),
         F.cross_entropy(logits.double(), labels, reduction="none"),
-        logits.cpu().double().softmax(dim=1).amax(dim=1),  # sums in a fixed order
+        logits.cpu().double().softmax(dim=1).amax(dim=1),  # on the CPU, sums have a fixed order
     )
     return Answers(*(each.cpu() for each in kept))
 
 
 def joined(parts: Sequence[Answers]) -> Answers:
-    """Return the answers to several batches as one."""
+    """Concatenate the answers to several batches."""
     return Answers(*map(torch.cat, zip(*parts, strict=True)))
 
 
@@ -98,7 +98,7 @@ def _is_among_highest(logits: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 def reliability(answers: Answers, bins: int = 15) -> list[ReliabilityBin | None]:
-    """Return what a reliability diagram shows of answers: one entry a bin, None where none falls.
+    """Return the bins of a reliability diagram; None for an empty bin.
 
     The confidence is the highest class probability; the first bin is (0, 1/bins]. Guo et al., "On Calibration of Modern
     Neural Networks", ICML 2017.
@@ -116,7 +116,7 @@ def reliability(answers: Answers, bins: int = 15) -> list[ReliabilityBin | None]
 
 
 def expected_calibration_error(diagram: list[ReliabilityBin | None]) -> float:
-    """Return the mean difference of confidence and accuracy over the bins of `reliability`, weighted by their size.
+    """Return the mean absolute difference of confidence and accuracy over bins, weighted by their size.
 
     Guo et al., equation 3.
     """
@@ -133,11 +133,11 @@ def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> T
 
 
 class ClassCounts(NamedTuple):
-    """How many samples of each class there are, and how many of them were predicted as that class.
+    """The number of samples and of correct predictions for each class.
 
     Attributes:
-        hits: Samples of the class that were predicted as it, one number a class.
-        totals: Samples of the class.
+        hits: Samples of the class that were predicted as it, one number per class.
+        totals: Samples of the class, one number per class.
     """
 
     hits: list[int]
@@ -166,8 +166,8 @@ def is_better_than_chance(counts: ClassCounts) -> bool:
     """Tell whether the balanced accuracy is better than that of always predicting one class.
 
     A constant prediction has 1/K over the K classes that have samples. The balanced accuracy must exceed it by more
-    than 1.96 standard errors; one hit and one miss are added to each class, so that shares of 0 and 1 have an error,
-    too. With samples of a single class there is nothing to compare, and the answer is yes.
+    than 1.96 standard errors, computed with one hit and one miss added to each class, so that accuracies of 0 and 1
+    also have an error. True if only one class has samples.
     """
     classes = [(hits, total) for hits, total in zip(*counts, strict=True) if total]
     if len(classes) < 2:
@@ -178,9 +178,9 @@ def is_better_than_chance(counts: ClassCounts) -> bool:
 
 
 def lowest_share(counts: ClassCounts) -> tuple[int, float] | None:
-    """Return the class with the lowest share of hits, the first of equal ones, and that share.
+    """Return the class with the lowest share of hits (the first of equal ones), and that share.
 
-    Classes with fewer than `FEWEST_IMAGES_OF_A_CLASS` samples are left out; None where no class has so many.
+    Classes with fewer than `FEWEST_IMAGES_OF_A_CLASS` samples are ignored; None if no class has enough.
     """
     shares = [
         (hits / total, number)
@@ -199,5 +199,5 @@ def agreement(first_logits: Tensor, second_logits: Tensor) -> float:
 
 
 def largest_share(predictions: Tensor) -> float:
-    """Return the share of the commonest class among predictions (N,) int64: what always answering it agrees with."""
+    """Return the share of the most frequent class among predictions (N,) int64."""
     return torch.bincount(predictions.cpu()).max().item() / len(predictions)

@@ -1,4 +1,4 @@
-"""Logits and scores of a frozen classifier on many images: the one way to predict."""
+"""Logits and scores of a frozen classifier on many images."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _BATCH_SIZE = 500
 def predict(
     module: nn.Module, images: Tensor, normalization: Normalization, runtime: Runtime, batch_size: int = _BATCH_SIZE
 ) -> Tensor:
-    """Return the logits of a classifier, leaving it as it was.
+    """Return the logits of a classifier, leaving it unchanged.
 
     Args:
-        module: Normalised images (N, C, H, W) to logits (N, K), on the runtime's device.
+        module: Maps normalised images (N, C, H, W) to logits (N, K), on the runtime's device.
         images: (N, C, H, W), uint8 in [0, 255] or float in [0, 1].
-        normalization: What the classifier expects of its input.
-        runtime: Device and precision; its switches are set for as long as it predicts.
-        batch_size: Images at a time.
+        normalization: The normalisation of its input.
+        runtime: Device and precision; its global switches are set only during the prediction.
+        batch_size: Images per batch.
 
     Returns:
         (N, K) float32 on the device.
@@ -42,7 +42,7 @@ def predict(
 
 
 def score_on(images: ImageSet, module: nn.Module, normalization: Normalization, runtime: Runtime) -> Scores:
-    """Return the scores of a classifier on labelled images, leaving it as it was, and keep one batch of logits alone.
+    """Return the scores of a classifier on labelled images, leaving it unchanged, with one batch of logits in memory.
 
     Raises:
         RunError: Its logits are not finite.

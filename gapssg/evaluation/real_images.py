@@ -1,4 +1,4 @@
-"""The one place where the engine reads real images; distillation without evaluation data never comes here."""
+"""Reads real images for all commands; distillation without evaluation data never calls it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from gapssg.runs.events import Warned
 def read_images(
     settings: DataSettings, split: Literal["train", "test"], display: Display, channels: int | None = None
 ) -> ImageSet:
-    """Read one split of the images that `settings` name, showing the progress.
+    """Read one split of the images that `settings` name.
 
     Args:
         settings: The data source.
-        split: Which part of it.
+        split: The split.
         display: Shows the progress.
-        channels: Read in grey (1) or RGB (3) where `settings` leave it open.
+        channels: Grey (1) or RGB (3), if `settings` do not say.
 
     Raises:
         InputError: The data source cannot be used.
@@ -41,10 +41,10 @@ def read_images(
 
 
 def read_test_images(settings: DataSettings, model: LoadedModel, display: Display) -> ImageSet:
-    """Read the test split for a model, in the model's own channels and, from folders, its own size.
+    """Read the test split with the channels of a model and, from folders, its image size.
 
     Raises:
-        InputError: The images or their classes are not those that the model takes.
+        InputError: The images or their classes do not fit the model.
     """
     card = model.card
     channels = card.input_shape[0] if card.input_shape[0] in (1, 3) else None
@@ -55,7 +55,7 @@ def read_test_images(settings: DataSettings, model: LoadedModel, display: Displa
     if images.num_classes != card.num_classes:
         raise InputError(
             f"{settings.name} has {images.num_classes} classes, but {model.path} has {card.num_classes}; "
-            "evaluate on the data set that it was trained for"
+            "evaluate on the data set that it was trained on"
         )
     if images.input_shape != card.input_shape:
         given, expected = ("x".join(map(str, shape)) for shape in (images.input_shape, card.input_shape))
@@ -64,14 +64,14 @@ def read_test_images(settings: DataSettings, model: LoadedModel, display: Displa
     if images.class_names != card.class_names:
         differing = next(pair for pair in zip(images.class_names, card.class_names, strict=True) if pair[0] != pair[1])
         raise InputError(
-            f"the classes of {settings.name} are not those of {model.path}: {differing[0]!r} stands where "
-            f"the model has {differing[1]!r}"
+            f"the classes of {settings.name} are not those of {model.path}: {differing[0]!r} instead of "
+            f"{differing[1]!r}"
         )
     return images
 
 
 def check_same_images(first: LoadedModel, second: LoadedModel) -> None:
-    """Check that two models take the same images and know the same classes.
+    """Check that two models have the same input shape and classes.
 
     Raises:
         InputError: They do not.
@@ -81,7 +81,7 @@ def check_same_images(first: LoadedModel, second: LoadedModel) -> None:
         if ours != theirs:
             raise InputError(
                 f"{first.path} and {second.path} differ in {field} ({_short(ours)} and {_short(theirs)}); "
-                "models in one evaluation must take the same images and classes"
+                "models in one evaluation must have the same input shape and classes"
             )
 
 

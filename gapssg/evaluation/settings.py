@@ -28,61 +28,58 @@ def _check_weights(name: str) -> str:
 
 
 class EvaluateSettings(WithFactories):
-    """How model files are evaluated on real images."""
+    """The evaluation of model files on real images."""
 
     models: tuple[UserPath, ...] = Field(min_length=1)
-    """Model files; their images must have one shape and the same classes."""
+    """Model files with the same input shape and classes."""
     data: DataSettings
     """The real images; the `test` split is read."""
     teacher: UserPath | None = None
-    """A model file to compare each of the others with: adds the agreement and the reality gap with it."""
+    """A model file to compare the others with: adds agreement and reality gap."""
     batch_size: int = Field(default=500, ge=1, le=65_536)
-    """Images in a batch."""
+    """Images per batch."""
     runtime: RuntimeSettings = RuntimeSettings()
     """Device, precision and compilation."""
 
 
 class InspectSettings(WithFactories):
-    """Which model is looked at: a file, or an architecture with random weights."""
+    """The model to describe: a file, or an architecture with random weights."""
 
     file: UserPath | None = None
     """A model file."""
     model: ModelSettings | None = None
     """An architecture."""
     num_classes: int | None = Field(default=None, ge=2, le=MOST_CLASSES)
-    """Of an architecture: number of classes; without it, 10."""
+    """Of an architecture: number of classes; by default 10."""
     input_shape: InputShape | None = None
-    """Of an architecture: channels, height and width of an image; without it, 3, 32 and 32."""
+    """Of an architecture: channels, height and width of an image; by default 3, 32 and 32."""
 
     @model_validator(mode="after")
     def _one_model(self) -> InspectSettings:
         if (self.file is None) == (self.model is None):
             raise ValueError("give a model file or an architecture")
         if self.file is not None and (self.num_classes is not None or self.input_shape is not None):
-            raise ValueError("a model file says its classes and images; leave --num-classes and --input-shape out")
+            raise ValueError("a model file has its own classes and images; leave --num-classes and --input-shape out")
         return self
 
 
 class ImportSettings(Settings):
-    """How a classifier that was trained elsewhere becomes a model file."""
+    """The import of a classifier that was trained elsewhere."""
 
     model: ModelSettings
     """The architecture."""
     weights: Annotated[str, AfterValidator(as_validator(_check_weights))] | None = None
-    """A safetensors file, or `default`: those that torchvision or timm has; without it, those of the factory."""
+    """A safetensors file, or `default` for those of torchvision or timm; without it, those of the factory."""
     input_shape: InputShape
     """Channels, height and width of an image."""
     num_classes: int | None = Field(default=None, ge=2, le=MOST_CLASSES)
-    """Number of classes; without it, as many as there are names, given or of torchvision's own weights."""
+    """Number of classes; by default that of the class names, given or of torchvision's weights."""
     class_names: tuple[Annotated[str, Field(min_length=1, max_length=255)], ...] | None = None
-    """Names of the classes in the order of the logits; without them, those of torchvision's own weights, or 0, 1, 2 and
-    so on."""
+    """Names of the classes in the order of the logits; by default those of torchvision's weights, or 0, 1, 2, ..."""
     mean: tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...] | None = None
-    """Mean that is subtracted from images in [0, 1]: one a channel, or one for all; without it, that of the library's
-    own weights."""
+    """Mean of images in [0, 1], one per channel or one for all; by default that of the library's weights."""
     deviation: tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...] | None = None
-    """Standard deviation that they are divided by: one a channel, or one for all; without it, that of the library's
-    own weights."""
+    """Standard deviation of images, one per channel or one for all; by default that of the library's weights."""
     crop_padding: int | None = Field(default=None, ge=0, le=256)
     """Pixels of padding for random crops of synthetic images; without it, an eighth of the shorter side."""
     crop_padding_mode: PaddingMode | None = None
@@ -90,7 +87,7 @@ class ImportSettings(Settings):
     flip: bool = False
     """Whether a mirrored image still belongs to its class."""
     data: DataSettings | None = None
-    """Labelled images whose `test` split the model is evaluated on before it is written."""
+    """Labelled images; the model is evaluated on their `test` split before it is written."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """The seed of weights that the factory draws."""
     runtime: RuntimeSettings = RuntimeSettings()
@@ -101,9 +98,9 @@ def check_teacher_file(output: Path, settings: ImportSettings, overwrite: bool) 
     """Check that an imported teacher can be written.
 
     Raises:
-        InputError: Its name is not that of a model file, or it cannot be written.
+        InputError: Its name does not end with .safetensors, or it cannot be written.
     """
     if output.suffix != ".safetensors":
-        raise InputError(f"--output {output} is to be a file whose name ends with .safetensors")
+        raise InputError(f"--output {output} must end with .safetensors")
     weights = [] if settings.weights in (None, DEFAULT_WEIGHTS) else [Path(settings.weights)]
     check_output_file(output, overwrite, makes_folder=True, inputs=weights)

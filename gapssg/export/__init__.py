@@ -1,1 +1,1 @@
-"""Models as files that other programs run: ONNX, torch.export and TorchScript, each tried before it is kept."""
+"""Exports models for other programs, as ONNX, torch.export or TorchScript, and verifies the exported files."""

@@ -1,4 +1,4 @@
-"""`export`: a model file becomes a file that other programs run, if that file says what the model says."""
+"""`export`: converts a model file for other programs, and verifies its outputs before keeping the file."""
 
 from __future__ import annotations
 
@@ -41,36 +41,35 @@ from gapssg.runs.results import (
 from gapssg.text import percent
 
 _TIMED_BATCH = 64
-_GREAT_LOSS = 0.02  # of accuracy; of 450 images chance moves it by less than a point
+_LARGE_ACCURACY_LOSS = 0.02  # on 450 images, chance moves it by less than a point
 
 
 def export_model(
     settings: ExportSettings, output: Path, *, overwrite: bool = False, display: Display | None = None
 ) -> ExportResult:
-    """Write a model for other programs, after comparing what was written with the model.
+    """Export a model for other programs, and verify the exported file.
 
-    The file is written under a temporary name, read back and run on the CPU, and gets its name only if its logits are
-    those of the model; else nothing is left. An int8 model is made from a float32 file that was compared so, and must
-    predict what that predicts.
+    The file is written under a temporary name, read back and run on the CPU, and renamed only if its logits are those
+    of the model; else nothing is left. An int8 model is made from a verified float32 export and must agree with it.
 
     Args:
-        settings: The model, the format, and what is compared on.
+        settings: The model, the format, and the images to compare on.
         output: The file to write.
-        overwrite: Whether a file that is there may be replaced.
+        overwrite: Whether an existing file may be replaced.
         display: Shows the progress.
 
     Returns:
-        What was written, and how it compares with the model: under `verification` as float32, under `int8` as int8.
+        The file and its comparison with the model: of float32 under `verification`, of int8 under `int8`.
 
     Raises:
         InputError: The model, the data, the pool or the output cannot be used, a package is missing, or the exported
-            model disagrees.
+            model disagrees with the model.
         RunError: The disk refused the write.
     """
     display = display or SilentDisplay()
     output = user_path(output)
     file = final_weights(settings.model) if settings.model.is_dir() else settings.model
-    shards = pool_shards(_pool_of(settings)) if settings.int8.enabled else []
+    shards = pool_shards(_pool_path(settings)) if settings.int8.enabled else []
     check_output_file(output, overwrite, inputs=[file, *shards])
     form = FORMATS[settings.to]
     all_versions = {**versions(), **package_versions(form.packages)}
@@ -122,10 +121,10 @@ def export_model(
 
 def _read_pool(settings: ExportSettings, model: LoadedModel, runtime: Runtime) -> PoolImages:
     generator = runtime.random_stream("calibration")
-    return read_pool(_pool_of(settings), model.card, settings.int8.calibration_images, generator)
+    return read_pool(_pool_path(settings), model.card, settings.int8.calibration_images, generator)
 
 
-def _pool_of(settings: ExportSettings) -> Path:
+def _pool_path(settings: ExportSettings) -> Path:
     path = settings.int8.pool or (settings.model if settings.model.is_dir() else None)
     if path is None:
         raise InputError("--int8 calibrates on the sample pool of a run; name the run's directory with --pool")
@@ -144,17 +143,17 @@ def _text(metadata: ExportMetadata) -> str:
 
 def _write(examiner: Examiner, to: str, metadata: str) -> bytes:
     card = examiner.model.card
-    # Exporters raise whatever the code of the model brings them to.
-    complaint = f"{card.architecture} cannot be written as {to}; try another format, or --debug for all of it"
+    # Exporters raise exceptions of any type.
+    complaint = f"{card.architecture} cannot be exported as {to}; try another format, or --debug for details"
     with foreign_code(complaint), frozen(examiner.exported_module()) as module:
         return FORMATS[to].write(module, card.input_shape, metadata)
 
 
 def _load(examiner: Examiner, to: str, content: bytes) -> Classifier:
-    """Return the function of an exported file; when it is run, too, what goes wrong is one sentence."""
+    """Return the function of an exported file, which raises InputError on any failure."""
     complaint = (
-        f"{examiner.model.card.architecture} was written as {to}, but what was written cannot be run, so nothing was "
-        "kept; its forward may fix the size of a batch, else try another format, or --debug for all of it"
+        f"{examiner.model.card.architecture} was exported as {to}, but the exported file cannot be run, so nothing was "
+        "kept; if its forward fixes the batch size, change that, else try another format, or --debug for details"
     )
     with foreign_code(complaint):
         classify = FORMATS[to].load(content)
@@ -167,7 +166,7 @@ def _load(examiner: Examiner, to: str, content: bytes) -> Classifier:
 
 
 def _quantize(examiner: Examiner, content: bytes, calibration: Tensor, metadata: str) -> bytes:
-    complaint = f"{examiner.model.card.architecture} cannot be quantised; leave --int8 out, or --debug for all of it"
+    complaint = f"{examiner.model.card.architecture} cannot be quantised; leave --int8 out, or --debug for details"
     with foreign_code(complaint):
         return quantize(content, examiner.inputs(calibration), metadata)
 
@@ -175,11 +174,7 @@ def _quantize(examiner: Examiner, content: bytes, calibration: Tensor, metadata:
 def _verify(
     examiner: Examiner, exported: Classifier, test: ImageSet | None, settings: ExportSettings, runtime: Runtime
 ) -> Verification:
-    """Compare an exported model of float32 with the model, on random and on real images.
-
-    Raises:
-        InputError: It disagrees.
-    """
+    """Compare a float32 export with the model on random and on real images; raise InputError if they disagree."""
     batches = list(random_batches(examiner.model.card.input_shape, runtime.random_stream("export images")))
     ours = torch.cat([examiner.model_logits(batch) for batch in batches])
     theirs = torch.cat([examiner.logits(exported, batch) for batch in batches])
@@ -204,11 +199,7 @@ def _verify_int8(
     min_agreement: float,
     sizes: BothPrecisions[int],
 ) -> Int8Verification:
-    """Compare an int8 model with the float32 one, on images of the pool and on real images.
-
-    Raises:
-        InputError: It disagrees.
-    """
+    """Compare an int8 model with the float32 export; raise InputError if they disagree on images of the pool."""
     on_pool = compare(examiner.logits(plain, pool.held_out), examiner.logits(quantized, pool.held_out))
     check_agreement(on_pool, min_agreement)
     on_test, top1 = None, None
@@ -230,11 +221,11 @@ def _both(float32: Value, int8: Value) -> BothPrecisions[Value]:
 
 
 def _warn_of_loss(top1: BothPrecisions[float], display: Display) -> None:
-    if top1.float32 - top1.int8 > _GREAT_LOSS:
-        points = f"{100 * _GREAT_LOSS:.0f} points"
+    if top1.float32 - top1.int8 > _LARGE_ACCURACY_LOSS:
+        points = f"{100 * _LARGE_ACCURACY_LOSS:.0f} points"
         message = (
-            f"int8 takes top-1 from {percent(top1.float32)} to {percent(top1.int8)}, by more than {points}; the "
-            "images of the pool, which calibrated it, may be unlike the test images"
+            f"int8 lowers top-1 from {percent(top1.float32)} to {percent(top1.int8)}, by more than {points}; the "
+            "calibration images of the pool may differ too much from the test images"
         )
         display.event(Warned(epoch=0, message=message))
 

@@ -1,6 +1,6 @@
-"""The three formats: a module as the bytes of a file, and those back as a function from images to logits.
+"""The export formats: functions from a module to the bytes of a file, and back to a function from images to logits.
 
-All are made with two images and take batches of any size; height, width and channels are fixed.
+All are traced with two images and accept batches of any size; height, width and channels are fixed.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from gapssg.core.augment import Normalization
 METADATA_KEY = "gapssg"
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
-# The first that the exporter writes without converting, so that the oldest runtimes can read the file.
+# The oldest that the exporter writes without conversion, so that old runtimes can read the file.
 OPSET = 18
 _OPERATOR = re.compile(r"<OpOverload\(op='([^']+)'|target=torch\.ops\.([\w.]+)")
-_FATAL = 4  # of onnxruntime's levels
-_TRACED_BATCH = 2  # torch.export takes a dimension of one image for a constant
+_FATAL = 4  # log level of onnxruntime
+_TRACED_BATCH = 2  # torch.export treats a dimension of size 1 as constant
 
 Classifier = Callable[[Tensor], Tensor]
-"""Images (N, C, H, W) float32 on the CPU, as the file takes them, to logits (N, K) float32."""
+"""Maps images (N, C, H, W) float32 on the CPU, as the file expects them, to logits (N, K) float32."""
 
 
 class Format(NamedTuple):
-    """One format.
+    """An export format.
 
     Attributes:
-        write: Module in eval mode, input shape (C, H, W) and the text of the metadata, to the bytes of a file.
-        load: The bytes back to the function that they hold. The formats of torch can run code when they are loaded,
-            so only what this program has just written comes here.
-        packages: What both need of the extra `export`.
+        write: Maps a module in eval mode, the input shape (C, H, W) and JSON metadata to the bytes of a file.
+        load: Maps these bytes to a classifier. Loading a torch format can run code, so only bytes that this process has
+            written may be loaded.
+        packages: Packages of the extra `export` that both need.
     """
 
     write: Callable[[nn.Module, tuple[int, int, int], str], bytes]
@@ -66,7 +66,7 @@ class Normalized(nn.Module):
 
 
 def write_onnx(module: nn.Module, input_shape: tuple[int, int, int], metadata: str) -> bytes:
-    """Return the ONNX file: opset 18, weights inside, batch norms folded into the convolutions before them."""
+    """Return an ONNX file: opset 18, weights included, batch norms folded into the preceding convolutions."""
     with quiet(), _short_reason():
         program = torch.onnx.export(
             module,
@@ -78,9 +78,9 @@ def write_onnx(module: nn.Module, input_shape: tuple[int, int, int], metadata: s
             opset_version=OPSET,
             verbose=False,
         )
-    assert program is not None  # it is None for the old exporter only
+    assert program is not None  # None only with the old exporter
     model = program.model_proto
-    # Each node names the source files that it comes from, with the folders of the machine that made it.
+    # Nodes name their source files, with folders of this machine.
     for part in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info):
         part.ClearField("metadata_props")
     model.metadata_props.add(key=METADATA_KEY, value=metadata)
@@ -90,7 +90,7 @@ def write_onnx(module: nn.Module, input_shape: tuple[int, int, int], metadata: s
 
 @contextmanager
 def _short_reason() -> Iterator[None]:
-    """Replace the pages of advice of the ONNX exporter by the operator that it does not know, or by the first cause."""
+    """Replace the long message of the ONNX exporter by the unknown operator or the first cause."""
     try:
         yield
     except torch.onnx.OnnxExporterError as error:
@@ -105,11 +105,11 @@ def _short_reason() -> Iterator[None]:
 
 
 def load_onnx(content: bytes) -> Classifier:
-    """Return the function of an ONNX file, run by onnxruntime on the CPU."""
+    """Return a classifier that runs an ONNX file with onnxruntime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _FATAL  # errors are raised, too
+    options.log_severity_level = _FATAL  # errors are also raised
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def classify(images: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def load_onnx(content: bytes) -> Classifier:
 
 
 def write_torch_export(module: nn.Module, input_shape: tuple[int, int, int], metadata: str) -> bytes:
-    """Return the file of `torch.export.save`; batch norms stay as they are."""
+    """Return a file of `torch.export.save`; batch norms are not folded."""
     buffer = io.BytesIO()
     with quiet():
         dynamic = ({0: torch.export.Dim("batch")},)
@@ -130,13 +130,13 @@ def write_torch_export(module: nn.Module, input_shape: tuple[int, int, int], met
 
 
 def load_torch_export(content: bytes) -> Classifier:
-    """Return the function of a file that `write_torch_export` made."""
+    """Return the classifier in a file of `write_torch_export`."""
     with quiet():
         return _without_gradients(torch.export.load(io.BytesIO(content)).module())
 
 
 def write_torchscript(module: nn.Module, input_shape: tuple[int, int, int], metadata: str) -> bytes:
-    """Return the TorchScript file of the traced module; batch norms stay as they are."""
+    """Return a TorchScript file of the traced module; batch norms are not folded."""
     buffer = io.BytesIO()
     with quiet():
         traced = torch.jit.trace(module, _example(input_shape), check_trace=False)  # type: ignore[no-untyped-call]
@@ -145,7 +145,7 @@ def write_torchscript(module: nn.Module, input_shape: tuple[int, int, int], meta
 
 
 def load_torchscript(content: bytes) -> Classifier:
-    """Return the function of a file that `write_torchscript` made."""
+    """Return the classifier in a file of `write_torchscript`."""
     with quiet():
         return _without_gradients(torch.jit.load(io.BytesIO(content)))  # type: ignore[no-untyped-call]
 
@@ -159,7 +159,7 @@ FORMATS = {
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep from the terminal what exporters warn of (deprecations, their own inner steps) and print (graphs)."""
+    """Suppress the warnings, logs and prints of exporters."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     nowhere = io.StringIO()

@@ -9,7 +9,7 @@ from gapssg.errors import InputError
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:
-    """Import packages; return their versions by name.
+    """Import packages and return their versions by name.
 
     Raises:
         InputError: One is not installed.

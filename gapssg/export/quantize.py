@@ -1,4 +1,4 @@
-"""Post-training quantisation to 8-bit integers, calibrated without data: on the sample pool of a run."""
+"""Post-training quantisation to 8-bit integers, calibrated on the sample pool of a run instead of data."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from gapssg.runs.results import Comparison
 from gapssg.synthesis.shards import read_shard
 from gapssg.text import percent
 
-_MOST_HELD_OUT = 1000  # with which an agreement of 98 % is known to half a point
+_MOST_HELD_OUT = 1000  # an agreement of 98 % has a standard error of half a point
 _CALIBRATION_BATCH = 64
 _SECONDS_OF_TIMING = 1.0
 
 
 class PoolImages(NamedTuple):
-    """Images of a pool, drawn at random.
+    """Random images of a pool.
 
     Attributes:
-        calibration: (N, C, H, W) uint8, from which the ranges of activations are read.
-        held_out: (M, C, H, W) uint8, others, on which predictions are compared.
+        calibration: (N, C, H, W) uint8, for the ranges of activations.
+        held_out: (M, C, H, W) uint8, other images, on which predictions are compared.
     """
 
     calibration: Tensor
@@ -37,32 +37,34 @@ class PoolImages(NamedTuple):
 
 
 def read_pool(path: Path, card: ModelCard, count: int, generator: torch.Generator) -> PoolImages:
-    """Draw at most `count` images of a pool to calibrate with, but no more than half, and others to compare on.
+    """Draw at most `count` images of a pool for calibration, at most half of it, and others to compare on.
 
     Raises:
-        InputError: There is no pool, it has a single image, or its images are not those that the model takes.
+        InputError: There is no pool, it has a single image, or its images do not fit the model.
     """
     shards = pool_shards(path)
     images = torch.cat([read_shard(shard, card.input_shape, card.num_classes)[0] for shard in shards])
     if len(images) < 2:
-        raise InputError(f"{path} holds a pool of one image, which leaves none to compare on; name a larger pool")
+        raise InputError(f"the pool in {path} has one image, which leaves none to compare on; name a larger pool")
     order = torch.randperm(len(images), generator=generator)
     count = min(count, len(images) // 2)
     return PoolImages(images[order[:count]], images[order[count : count + _MOST_HELD_OUT]])
 
 
 def quantize(content: bytes, calibration: Tensor, metadata: str) -> bytes:
-    """Return an ONNX file of float32 with weights and activations as 8-bit integers.
+    """Quantise the weights and activations of a float32 ONNX file to 8-bit integers.
 
-    Pairs of QuantizeLinear and DequantizeLinear stand around each operator; runtimes fuse them into integer kernels.
-    Weights have a scale for each output channel. They keep to 7 bits, because processors without the VNNI instructions
-    add pairs of products in 16 bits, which 8-bit weights make overflow. Activations are unsigned, from the least to
-    the largest value that calibration saw.
+    QuantizeLinear and DequantizeLinear surround each operator; runtimes fuse them into integer kernels. Weights have a
+    scale per output channel and 7 bits, because CPUs without VNNI instructions add pairs of products in 16 bits, which
+    overflow with 8-bit weights. Activations are unsigned, with the range that calibration measured.
 
     Args:
         content: The ONNX file.
-        calibration: (N, C, H, W) float32, as the file takes them.
-        metadata: The text of the metadata of the new file.
+        calibration: (N, C, H, W) float32, as the file expects them.
+        metadata: The JSON metadata of the new file.
+
+    Returns:
+        The new ONNX file.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -94,23 +96,19 @@ def quantize(content: bytes, calibration: Tensor, metadata: str) -> bytes:
 
 
 def check_agreement(comparison: Comparison, least: float) -> None:
-    """Check that an int8 model predicts often enough what the float32 model does.
-
-    Raises:
-        InputError: It does not.
-    """
+    """Raise InputError unless an int8 model agrees with the float32 model on at least the share `least` of images."""
     if comparison.agreement < least:
         raise InputError(
-            f"the int8 model disagrees: it predicts what the float32 model does on {percent(comparison.agreement)} "
-            f"of {comparison.images:,} other images of the pool, less than {percent(least)}; nothing was kept "
-            "(--min-agreement sets another share)"
+            f"the int8 model disagrees: it agrees with the float32 model on {percent(comparison.agreement)} of "
+            f"{comparison.images:,} other images of the pool, less than {percent(least)}; nothing was kept "
+            "(change the limit with --min-agreement)"
         )
 
 
 def images_per_second(classifiers: Sequence[Classifier], images: Tensor) -> list[float]:
-    """Return how fast classifiers answer for a batch of images, timed in turn so that other work disturbs all alike."""
+    """Return the throughput of classifiers on a batch, timed alternately so that other load affects all alike."""
     for classify in classifiers:
-        classify(images)  # the first call pays for the set-up
+        classify(images)  # warm-up
     seconds = [0.0 for _ in classifiers]
     rounds = 0
     while min(seconds) < _SECONDS_OF_TIMING:

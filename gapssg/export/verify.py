@@ -1,4 +1,4 @@
-"""Whether an exported model says what the model says."""
+"""Compares the logits of an exported model with those of the model."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from gapssg.text import percent
 
 _UNIT_ROUNDOFF = 2.0**-24  # of float32
 _ERRORS = 32
-_UNMEASURED_TOLERANCE = 1e-4  # a quarter of the least error that was measured of weights in half precision
-# One image, the two that the file was made with, and other numbers.
+_UNMEASURED_TOLERANCE = 1e-4  # a quarter of the smallest error measured with weights in half precision
+# One image, the two of the trace, and other numbers.
 _RANDOM_BATCHES = (1, 2, 7, 54)
 
 
 class Examiner:
-    """Asks a model, and what was exported of it, about the same images.
+    """Computes logits of a model and of its exports on the same images.
 
     Attributes:
         model: The model.
     """
 
     def __init__(self, model: LoadedModel, *, normalization_folded: bool, batch_size: int, runtime: Runtime) -> None:
-        """Ask `model` and files that take normalised images, or pixels if the normalisation is folded."""
+        """Prepare to compare `model` with files that take normalised images, or pixels if normalisation is folded."""
         self.model = model
         self._runtime = runtime
         self._batch_size = batch_size
@@ -45,7 +45,7 @@ class Examiner:
         self._normalization_folded = normalization_folded
 
     def exported_module(self) -> nn.Module:
-        """Return the module that is to be exported."""
+        """Return the module to export."""
         return Normalized(self.model.module, self._normalization) if self._normalization_folded else self.model.module
 
     def model_logits(self, images: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class Examiner:
         return logits
 
     def exact_logits(self, images: Tensor) -> Tensor | None:
-        """Return the model's logits (N, K) float64 of images, float in [0, 1]; None if its code wants float32."""
+        """Return the model's logits (N, K) float64 of images, float in [0, 1]; None if its code needs float32."""
         try:
             with foreign_code("no float64"):
                 module = copy.deepcopy(Normalized(self.model.module, self._normalization)).double()
@@ -68,12 +68,12 @@ class Examiner:
         return logits if logits.dtype == torch.float64 else None
 
     def inputs(self, images: Tensor) -> Tensor:
-        """Return images, uint8 or float in [0, 1], as the exported model takes them: (N, C, H, W) float32."""
+        """Convert images, uint8 or float in [0, 1], to the input of the exported model: (N, C, H, W) float32."""
         pixels = to_unit_range(images) if images.dtype == torch.uint8 else images
         return pixels if self._normalization_folded else self._normalization(pixels).contiguous()
 
     def logits(self, classifier: Classifier, images: Tensor) -> Tensor:
-        """Return the logits (N, K) that an exported model gives for images, uint8 or float in [0, 1]."""
+        """Return the logits (N, K) of an exported model for images, uint8 or float in [0, 1]."""
         batches = []
         for batch in torch.split(images, self._batch_size):
             logits = classifier(self.inputs(batch))
@@ -86,20 +86,21 @@ class Examiner:
         if logits.shape != expected:
             given, right = ("x".join(map(str, shape)) for shape in (logits.shape, expected))
             raise InputError(
-                f"{origin} gives logits of {given} instead of {right} for a batch of {images:,}; nothing was kept"
+                f"{origin} returns logits of shape {given} instead of {right} for a batch of {images:,}; nothing was "
+                "kept"
             )
 
 
 def compare(logits: Tensor, exported: Tensor) -> Comparison:
-    """Compare the logits (N, K) of a model with those that the exported model gives for the same images.
+    """Compare the logits (N, K) of a model with those of the exported model for the same images.
 
     Raises:
-        InputError: Either are not finite.
+        InputError: Logits are not finite.
     """
     if not torch.isfinite(logits).all():
-        raise InputError("the model's own logits are not finite, so there is nothing to compare an export with")
+        raise InputError("the model's own logits are not finite, so that an export cannot be verified")
     if not torch.isfinite(exported).all():
-        raise InputError("the exported model gives logits that are not finite; nothing was kept")
+        raise InputError("the exported model returns logits that are not finite; nothing was kept")
     difference = (logits.double() - exported.double()).abs().max().item()
     scale = logits.double().abs().max().item()
     relative = difference / scale if scale else (math.inf if difference else 0.0)
@@ -112,29 +113,25 @@ def compare(logits: Tensor, exported: Tensor) -> Comparison:
 
 
 def check_tolerance(comparison: Comparison, tolerance: float, images: str) -> None:
-    """Check that a comparison is within the tolerance of its relative difference.
-
-    Raises:
-        InputError: It is not.
-    """
+    """Raise InputError if the relative difference of a comparison exceeds the tolerance."""
     if comparison.relative_difference > tolerance:
         raise InputError(
             f"the exported model disagrees: on {comparison.images:,} {images} its logits differ by up to "
             f"{comparison.relative_difference:.2g} of the largest, more than the tolerance of {tolerance:.2g}, and "
-            f"{percent(comparison.agreement)} of its predictions agree; nothing was kept (--tolerance sets another)"
+            f"{percent(comparison.agreement)} of its predictions agree; nothing was kept (change it with --tolerance)"
         )
 
 
 def rounding_tolerance(logits: Tensor, exact: Tensor | None) -> float:
-    """Return the relative difference of logits that float32 rounding explains, by measuring what rounding does.
+    """Return a tolerance for the relative difference of logits, derived from the model's own rounding error.
 
-    A file that computes the same in another order is off by about as much as the model is from float64. Of ten models
-    of 16 to 201 layers, ONNX files were off by up to 2.1 times that, and weights in half precision by 550 times or
-    more; the tolerance lies between, about as far from the one as from the other.
+    A file that computes the same in another order differs by about as much as the model differs from float64. For ten
+    models of 16 to 201 layers, ONNX files differed by up to 2.1 times that, and weights in half precision by at least
+    550 times; the tolerance is about the geometric mean.
 
     Args:
-        logits: Of the model, (N, K) float32.
-        exact: The same in float64, if that can be had.
+        logits: Logits of the model, (N, K) float32.
+        exact: The same in float64; None if they cannot be computed.
     """
     if exact is None:
         return _UNMEASURED_TOLERANCE
@@ -143,6 +140,6 @@ def rounding_tolerance(logits: Tensor, exact: Tensor | None) -> float:
 
 
 def random_batches(input_shape: tuple[int, int, int], generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield batches of several sizes of random images (N, C, H, W) float32 in [0, 1]."""
+    """Yield batches of several sizes of uniform random images (N, C, H, W) float32 in [0, 1]."""
     for count in _RANDOM_BATCHES:
         yield torch.rand(count, *input_shape, generator=generator)

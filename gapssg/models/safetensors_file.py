@@ -24,7 +24,7 @@ LARGEST_HEADER = 4 * 2**20  # bytes; 1,000 class names of 200 characters need a 
 _MOST_DIMENSIONS = 8
 _LARGEST_DIMENSION = 2**40
 _LENGTH_BYTES = 8
-# The first bytes of files of `torch.save`, now and before 1.6. As lengths of a header, both are too large.
+# The first bytes of weights that PyTorch itself writes, now and before 1.6; as lengths of a header, both are refused.
 _PYTORCH_FILES = (b"PK\x03\x04", b"\x80\x02\x8a\n")
 DTYPES = {
     "F64": torch.float64,
@@ -79,7 +79,7 @@ def read_safetensors(path: Path) -> SafetensorsFile:
 
 
 def _refuse_pickle(path: Path, content: bytes) -> None:
-    """Refuse a file of `torch.save`, and say how to convert it."""
+    """Refuse a PyTorch pickle, and say how to convert it."""
     if content.startswith(_PYTORCH_FILES):
         raise InputError(
             f"{path} is a PyTorch pickle, which can run code when it is read; "

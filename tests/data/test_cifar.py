@@ -63,7 +63,7 @@ def test_size_and_channels_can_be_chosen(root: Path) -> None:
     assert load_split("cifar10", "test", root=root, image_size=16, channels=1).input_shape == (1, 16, 16)
 
 
-def test_the_environment_says_where_the_files_are(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_variable_names_the_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GAPSSG_DATA", str(root))
     assert len(load_split("cifar10", "train")) == 15
 
@@ -73,7 +73,7 @@ def test_without_a_root_the_error_names_the_option_and_the_variable(root: Path) 
         load_split("cifar10", "train")
 
 
-def test_absent_files_are_refused_with_the_download_option(root: Path) -> None:
+def test_missing_files_are_refused_with_the_download_option(root: Path) -> None:
     with pytest.raises(InputError, match=rf"cifar10 in {root / 'nothing'}: add --download"):
         load_split("cifar10", "train", root=root / "nothing")
 
@@ -85,7 +85,7 @@ def test_altered_files_are_never_unpickled(root: Path, monkeypatch: pytest.Monke
         load_split("cifar10", "train", root=root)
 
 
-def test_a_failed_download_is_one_sentence(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_gives_one_sentence(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: CIFAR10) -> None:
         raise URLError("no route to host")
 
@@ -94,12 +94,12 @@ def test_a_failed_download_is_one_sentence(root: Path, monkeypatch: pytest.Monke
         load_split("cifar10", "train", root=root / "nothing", download=True)
 
 
-def test_present_files_are_not_downloaded_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_files_are_not_downloaded_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CIFAR10, "download", lambda _: pytest.fail("downloaded"))
     assert len(load_split("cifar10", "test", root=root, download=True)) == 3
 
 
-def test_a_download_is_read_and_leaves_stdout_alone(
+def test_a_downloaded_data_set_is_read_and_nothing_is_printed_to_stdout(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def download(dataset: CIFAR10) -> None:

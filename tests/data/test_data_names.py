@@ -29,19 +29,19 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(name: str, nearest: str
         check_data_name(name)
 
 
-def test_a_name_that_resembles_nothing_is_refused_with_the_list() -> None:
+def test_a_name_similar_to_none_is_refused_with_the_list() -> None:
     with pytest.raises(InputError, match=r"'qqq'; valid are digits, cifar10, cifar100, folder:PATH"):
         check_data_name("qqq")
 
 
-def test_a_bare_path_is_refused_with_the_folder_name_for_it(tmp_path: Path) -> None:
+def test_a_bare_path_is_refused_with_its_folder_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"did you mean folder:{tmp_path}"):
         check_data_name(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["folder:", "folder: "])
 def test_a_folder_without_a_path_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match="lacks its path; write it as folder:PATH"):
+    with pytest.raises(InputError, match="has no path; write it as folder:PATH"):
         check_data_name(name)
 
 

@@ -17,13 +17,13 @@ def test_every_class_is_split_in_proportion() -> None:
     assert ((test - (train + test) * 450 / 1797).abs() < 1).all()
 
 
-def test_the_split_is_the_same_from_call_to_call() -> None:
+def test_the_split_is_the_same_at_every_call() -> None:
     first, second = load_split("digits", "test"), load_split("digits", "test")
     assert torch.equal(first.images, second.images)
     assert torch.equal(first.labels, second.labels)
 
 
-def test_the_splits_together_are_the_digits_of_scikit_learn_scaled_to_255() -> None:
+def test_both_splits_together_are_the_digits_of_scikit_learn_scaled_to_255() -> None:
     digits = load_digits()
     expected = sorted(
         (label, (image * 255 / 16).round().astype("uint8").tobytes())

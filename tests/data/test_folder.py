@@ -35,7 +35,7 @@ def load(root: Path, **options: Any) -> ImageSet:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A folder with one grey training image in each of two classes; a test adds what it is about."""
+    """A folder with one grey training image in each of two classes, to which tests add files."""
     save(tmp_path / "train/cat/a.png", grey_pixels(1))
     save(tmp_path / "train/dog/a.png", grey_pixels(2))
     return tmp_path
@@ -62,7 +62,7 @@ def test_the_test_split_is_test_or_val(root: Path, name: str) -> None:
     assert load_split(f"folder:{root}", "test").images[0, 0].tolist() == grey_pixels(3).tolist()
 
 
-def test_test_goes_before_val(root: Path) -> None:
+def test_test_takes_precedence_over_val(root: Path) -> None:
     for name, seed in (("val", 3), ("test", 4)):
         for animal in ("cat", "dog"):
             save(root / name / animal / "a.png", grey_pixels(seed))
@@ -75,7 +75,7 @@ def test_the_test_split_has_the_classes_of_its_own_folders(root: Path) -> None:
     assert load_split(f"folder:{root}", "test").class_names == ("emu", "fox")
 
 
-def test_images_stand_in_the_order_of_torchvision(root: Path) -> None:
+def test_images_are_in_the_order_of_torchvision(root: Path) -> None:
     names = ["b.png", "B.png", "10.png", "9.png", "x/y/1.png", "x/0.png", "x-1/2.png", "z.png"]
     for seed, name in enumerate(names):
         save(root / "train/cat" / name, colour_pixels(seed))
@@ -85,9 +85,7 @@ def test_images_stand_in_the_order_of_torchvision(root: Path) -> None:
     assert list(found) == expected
 
 
-def test_many_images_on_many_threads_come_in_the_same_order_each_time(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_threads_keep_the_order_of_the_images(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder, "_FILES_PER_TASK", 3)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     (root / "train/cat/a.png").unlink()
@@ -133,7 +131,7 @@ def test_the_first_frame_of_a_gif_is_read_in_rgb(root: Path) -> None:
     assert image.flatten(1).unique(dim=1).flatten().tolist() == [255, 0, 0]
 
 
-def test_contents_count_when_the_extension_is_that_of_another_format(root: Path) -> None:
+def test_the_content_decides_if_the_extension_is_that_of_another_format(root: Path) -> None:
     (root / "train/cat/a.png").unlink()
     Image.fromarray(grey_pixels(5)).save(root / "train/cat/a.jpg", format="PNG")
     assert load(root).images[0, 0].tolist() == grey_pixels(5).tolist()
@@ -189,13 +187,13 @@ def test_floating_point_grey_in_0_to_1_is_scaled(root: Path) -> None:
         numpy.full((4, 6), -1, dtype=numpy.int32),
     ],
 )
-def test_grey_beyond_its_range_is_refused_by_name(root: Path, levels: numpy.ndarray) -> None:
+def test_grey_values_out_of_range_are_refused_by_name(root: Path, levels: numpy.ndarray) -> None:
     with pytest.raises(InputError, match=r"cat/a\.tiff has grey values outside"):
         load_alone(root, "a.tiff", levels)
 
 
 @pytest.mark.parametrize("colour_comes", ["first", "last"])
-def test_one_image_in_colour_makes_all_rgb(root: Path, colour_comes: str) -> None:
+def test_one_colour_image_makes_all_images_rgb(root: Path, colour_comes: str) -> None:
     name = "cat/0.png" if colour_comes == "first" else "dog/z.png"
     save(root / "train" / name, colour_pixels())
     images = load(root).images
@@ -257,7 +255,7 @@ def test_a_path_that_is_a_file_is_refused(root: Path) -> None:
 
 
 def test_a_missing_train_folder_is_refused_with_what_was_found(root: Path) -> None:
-    with pytest.raises(InputError, match="'train' with one sub-folder a class; its sub-folders: 'cat', 'dog'"):
+    with pytest.raises(InputError, match="'train' with one sub-folder per class; its sub-folders: 'cat', 'dog'"):
         load(root / "train")
     with pytest.raises(InputError, match=r"'train' .*sub-folders: none"):
         load(root / "train/cat")
@@ -291,14 +289,14 @@ def test_a_class_without_images_is_refused_by_name(root: Path) -> None:
 def test_a_truncated_image_is_refused_by_name(root: Path, extension: str) -> None:
     file = save(root / f"train/cat/b.{extension}", colour_pixels(width=64, height=64))
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(InputError, match=rf"cat/b\.{extension} (cannot be decoded \(|is not an image)"):
+    with pytest.raises(InputError, match=rf"cat/b\.{extension} (cannot be decoded \(|is not a readable image)"):
         load(root, image_size=4)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 4\n"])
 def test_a_file_that_is_no_image_is_refused_by_name(root: Path, content: bytes) -> None:
     (root / "train/cat/b.png").write_bytes(content)
-    with pytest.raises(InputError, match=r"cat/b\.png is not an image that can be read"):
+    with pytest.raises(InputError, match=r"cat/b\.png is not a readable image"):
         load(root)
 
 
@@ -313,7 +311,7 @@ def test_a_decompression_bomb_is_refused_by_name(
 
 
 @pytest.mark.slow
-def test_a_photograph_of_48_megapixels_is_read_at_the_size_that_is_wanted(root: Path) -> None:
+def test_a_photograph_of_48_megapixels_is_read_at_the_requested_size(root: Path) -> None:
     photograph = Image.linear_gradient("L").resize((8064, 6048)).convert("RGB")
     small = numpy.asarray(photograph.crop((1008, 0, 7056, 6048)).resize((32, 32), Image.Resampling.BILINEAR))
     (root / "train/cat/a.png").unlink()
@@ -323,14 +321,14 @@ def test_a_photograph_of_48_megapixels_is_read_at_the_size_that_is_wanted(root: 
 
 
 @pytest.mark.parametrize("is_progressive", [False, True])
-def test_a_jpeg_that_is_a_bomb_at_full_size_is_decoded_at_a_reduced_one(
+def test_a_jpeg_above_the_bomb_limit_is_decoded_at_a_reduced_size(
     root: Path, monkeypatch: pytest.MonkeyPatch, is_progressive: bool
 ) -> None:
     for name in ("_MOST_PIXELS", "_MANY_PIXELS_OF_JPEG"):
         monkeypatch.setattr(folder, name, 100 * 100)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150 * 150)
     Image.linear_gradient("L").save(root / "train/cat/b.jpg", progressive=is_progressive)
-    if is_progressive:  # it is held in full, whatever the size
+    if is_progressive:  # it takes memory for its full size
         with pytest.raises(InputError, match=r"cat/b\.jpg cannot be decoded \(.*decompression bomb"):
             load(root, image_size=8)
     else:
@@ -352,7 +350,7 @@ def test_files_that_are_not_read_are_counted_and_named(root: Path) -> None:
     assert sentence.endswith(": loose.png, cat/b.heic, cat/c and dog/deep/d.txt")
     (root / "train/emu").mkdir()
     (root / "train/emu/a.heic").touch()
-    with pytest.raises(InputError, match=r"train/emu has no images that can be read, but a\.heic: add some"):
+    with pytest.raises(InputError, match=r"train/emu has no images that can be read, only a\.heic: add some"):
         load(root)
 
 
@@ -363,7 +361,7 @@ def test_avif_is_read_if_pillow_reads_it(root: Path) -> None:
     assert (image.float().mean(dim=(1, 2)) - torch.tensor([200.0, 30.0, 30.0])).abs().max() <= 3
 
 
-def test_images_beyond_the_memory_are_refused_with_a_hint(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_exceed_the_memory_are_refused_with_a_hint(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
@@ -415,13 +413,13 @@ def test_a_link_to_itself_is_refused_by_name(root: Path) -> None:
         load(root)
 
 
-def test_a_pipe_is_refused_by_name_and_not_waited_for(root: Path) -> None:
+def test_a_pipe_is_refused_by_name_without_waiting(root: Path) -> None:
     os.mkfifo(root / "train/cat/b.png")
     with pytest.raises(InputError, match=r"cat/b\.png is not a file"):
         load(root)
 
 
-def test_being_asked_to_stop_is_no_fault_of_the_image(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_to_stop_is_not_reported_as_an_image_failure(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object) -> None:
         raise Stopped(15)
 
@@ -430,7 +428,7 @@ def test_being_asked_to_stop_is_no_fault_of_the_image(root: Path, monkeypatch: p
         load(root)
 
 
-def test_warnings_are_as_before_after_an_error(root: Path) -> None:
+def test_warning_filters_are_restored_after_an_error(root: Path) -> None:
     filters = list(warnings.filters)
     (root / "train/cat/b.png").write_bytes(b"")
     with pytest.raises(InputError):

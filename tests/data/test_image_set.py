@@ -58,7 +58,7 @@ def test_statistics_are_those_of_the_float64_formula(monkeypatch: pytest.MonkeyP
     assert deviation == pytest.approx(values.std(dim=(0, 2, 3), correction=0).tolist(), rel=1e-12)
 
 
-def test_a_constant_channel_has_a_small_deviation_rather_than_none() -> None:
+def test_a_constant_channel_has_a_small_std_instead_of_0() -> None:
     images = random_images(4, 3, 5, 7)
     images[:, 1] = 51
     mean, deviation = image_set_of(images).channel_statistics()
@@ -110,7 +110,7 @@ def test_rgb_becomes_the_grey_of_pillow() -> None:
     assert convert_channels(images, 1).numpy().tobytes() == expected.tobytes()
 
 
-def test_spread_takes_images_of_every_part() -> None:
+def test_spread_chooses_images_at_equal_distances() -> None:
     images = ImageSet(random_images(10, 1, 4, 4), torch.arange(10) // 5, ("cat", "dog"))
     few = images.spread(4)
     assert torch.equal(few.images, images.images[[0, 2, 5, 7]])

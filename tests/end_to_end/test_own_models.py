@@ -202,7 +202,7 @@ def test_inspect_takes_an_architecture_and_names_what_it_lacks():
 @pytest.mark.parametrize("option", [("--num-classes", 77), ("--input-shape", "9,99,99"), ("--set", "num_classes=10")])
 def test_inspect_takes_no_classes_and_images_for_a_file_which_has_its_own(teacher_file: Path, option):
     assert refusal("inspect", teacher_file, *option) == (
-        "a model file says its classes and images; leave --num-classes and --input-shape out"
+        "a model file has its own classes and images; leave --num-classes and --input-shape out"
     )
 
 

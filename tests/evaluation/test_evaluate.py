@@ -121,7 +121,7 @@ def test_class_names_in_another_order_are_refused(tmp_path: Path):
         evaluate(settings(path))
 
 
-def test_many_classes_take_no_memory_by_their_square(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_memory_does_not_grow_with_the_square_of_the_number_of_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     classes, name = 3000, "tests.models.factories:small"
     names = tuple(map(str, range(classes)))
     card = make_card(architecture=name, num_classes=classes, class_names=names)

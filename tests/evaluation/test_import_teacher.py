@@ -31,7 +31,7 @@ SHUFFLENET = "torchvision:shufflenet_v2_x0_5"
 
 
 class Saying(SilentDisplay):
-    """Keeps what is said."""
+    """Records messages."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
@@ -58,7 +58,7 @@ def refusal(output: Path, given: ImportSettings) -> str:
     return str(caught.value)
 
 
-def test_weights_and_description_are_in_the_file_that_is_written(tmp_path: Path):
+def test_the_file_has_the_weights_and_the_description(tmp_path: Path):
     weights = write_weights(tmp_path / "weights.safetensors", FACTORY)
     names = tuple("abcdefghij")
     given = settings(weights=str(weights), class_names=names, crop_padding=1, crop_padding_mode="zeros", flip=True)
@@ -87,16 +87,16 @@ def test_crop_padding_as_large_as_the_images_is_refused(tmp_path: Path):
     assert sentence.startswith("--crop-padding 16 is too large: a crop could miss all of an image of 16x16 pixels")
 
 
-def test_one_number_stands_for_all_channels(tmp_path: Path):
+def test_one_number_applies_to_all_channels(tmp_path: Path):
     import_teacher(settings(input_shape=(3, 16, 16), deviation=(0.1, 0.2, 0.3)), tmp_path / "a.safetensors")
     card = load_model(tmp_path / "a.safetensors", [FACTORY]).card
     assert (card.mean, card.deviation) == ((0.3, 0.3, 0.3), (0.1, 0.2, 0.3))
 
 
-def test_it_is_evaluated_before_it_is_written(tmp_path: Path, image_folder: Path):
+def test_the_model_is_evaluated_before_it_is_written(tmp_path: Path, image_folder: Path):
     data = {"name": f"folder:{image_folder}"}
     given = settings(class_names=("dark", "bright"), num_classes=None, data=data)
-    assert "'bright' stands where the model has 'dark'" in refusal(tmp_path / "a.safetensors", given)
+    assert "'bright' instead of 'dark'" in refusal(tmp_path / "a.safetensors", given)
     given = settings(class_names=("bright", "dark"), num_classes=None, data=data)
     top1 = import_teacher(given, tmp_path / "a.safetensors").top1
     assert top1 is not None
@@ -108,29 +108,29 @@ def test_it_is_evaluated_before_it_is_written(tmp_path: Path, image_folder: Path
     [
         ({"num_classes": None}, "the number of classes is not known; add --num-classes or --class-names"),
         ({"class_names": ("a", "b")}, "there are 2 class names for 10 classes"),
-        ({"mean": None}, "how the model's input is normalised is not known; add --mean and --std"),
+        ({"mean": None}, "the normalisation of the model's input is not known; add the --mean and --std"),
         ({"mean": (0.1, 0.2)}, "--mean has 2 numbers for 1 channels"),
-        ({"mean": (123.7,)}, "--mean 123.7 is more than any pixel, of [0, 1]; divide --mean and --std by 255"),
+        ({"mean": (123.7,)}, "--mean 123.7 is outside [0, 1], the range of pixels; divide --mean and --std by 255"),
         ({"class_names": ("a",), "num_classes": None}, "has 2 to 100,000 classes; --class-names has 1"),
-        ({"class_names": (*"abcdefghi", "a")}, "the class name 'a' stands 2 times in --class-names"),
+        ({"class_names": (*"abcdefghi", "a")}, "the class name 'a' occurs 2 times in --class-names"),
         ({"model": {"name": "tests.models.factories:AlwaysTraining"}}, "has no evaluation mode"),
         ({"model": {"name": WITH_ANOTHER, "arguments": {"kind": "hidden"}}}, "gives different logits after reloading"),
         ({"model": {"name": WITH_ANOTHER, "arguments": {"kind": "complex64"}}}, "has other of dtype complex64"),
-        ({"model": {"name": "wrn16_1"}}, "wrn16_1 is built with random weights, from which no student can learn"),
+        ({"model": {"name": "wrn16_1"}}, "wrn16_1 would have random weights, from which no student can learn"),
         ({"model": {"name": SHUFFLENET}}, "add --weights FILE or --weights default"),
         ({"weights": "default"}, f"only torchvision and timm have default weights, not {FACTORY}"),
         ({"weights": "absent.safetensors"}, "absent.safetensors does not exist"),
         ({"model": {"name": "tests.models.factories:AlwaysDropping"}}, "not deterministic in evaluation mode"),
     ],
 )  # fmt: skip
-def test_what_is_missing_or_does_not_fit_is_said_in_one_sentence(tmp_path: Path, changes, sentence):
+def test_missing_or_inconsistent_input_gives_one_sentence(tmp_path: Path, changes, sentence):
     text = refusal(tmp_path / "a.safetensors", settings(**changes))
     assert sentence in text
     assert "\n" not in text
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_of_torchvision_for_the_built_in_model_of_that_name_say_so(tmp_path: Path):
+def test_weights_of_torchvision_for_a_built_in_model_of_that_name_suggest_torchvisions_model(tmp_path: Path):
     module = create_model("torchvision:resnet18", num_classes=10, input_shape=(1, 32, 32))
     save_file(module.state_dict(), tmp_path / "w.safetensors")
     given = settings(weights=str(tmp_path / "w.safetensors"), model={"name": "resnet18"}, input_shape=(1, 32, 32))
@@ -149,14 +149,14 @@ def test_weights_that_do_not_fit_name_the_first_differences(tmp_path: Path):
     )
 
 
-def test_a_file_with_truth_values_is_one_that_can_be_opened(tmp_path: Path):
+def test_a_file_with_booleans_can_be_opened(tmp_path: Path):
     import_teacher(
         settings(WITH_ANOTHER, model={"name": WITH_ANOTHER, "arguments": {"kind": "bool"}}), tmp_path / "a.safetensors"
     )
     assert load_model(tmp_path / "a.safetensors", [WITH_ANOTHER]).module.other.tolist() == [True] * 3
 
 
-def test_a_file_that_cannot_be_read_back_is_not_left_and_an_earlier_one_stays(tmp_path: Path, monkeypatch):
+def test_a_file_that_cannot_be_read_back_is_removed_and_an_earlier_one_stays(tmp_path: Path, monkeypatch):
     import_teacher(settings(), tmp_path / "a.safetensors")
     before = (tmp_path / "a.safetensors").read_bytes()
 
@@ -172,7 +172,7 @@ def test_a_file_that_cannot_be_read_back_is_not_left_and_an_earlier_one_stays(tm
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_weights_make_numbers_of_a_factory_that_draws_none(tmp_path: Path):
+def test_weights_replace_the_nan_weights_of_a_factory(tmp_path: Path):
     name = "tests.models.factories:not_initialised"
     weights = write_weights(tmp_path / "w.safetensors", "tests.models.factories:ten_classes")
     import_teacher(settings(name, weights=str(weights)), tmp_path / "teacher.safetensors")
@@ -216,7 +216,7 @@ def test_an_import_never_replaces_the_weights_that_it_reads(tmp_path: Path):
     assert weights.read_bytes() == before
 
 
-def test_default_weights_bring_their_classes_and_normalisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_default_weights_set_classes_and_normalisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tensors = create_model(SHUFFLENET, num_classes=10, input_shape=(3, 32, 32), seed=3).state_dict()
 
     def fetched(library: str, name: str, channels: int) -> Pretrained:
@@ -234,13 +234,13 @@ def test_default_weights_bring_their_classes_and_normalisation(tmp_path: Path, m
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in loaded.module.state_dict().items())
 
 
-def test_a_normalisation_of_the_library_for_other_channels_is_said_to_be_its_own(tmp_path: Path, monkeypatch):
+def test_a_normalisation_of_the_library_for_other_channels_is_refused(tmp_path: Path, monkeypatch):
     tensors = create_model(SHUFFLENET, num_classes=10, input_shape=GREY).state_dict()
     pretrained = Pretrained(dict(tensors), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), None)
     monkeypatch.setattr("gapssg.evaluation.import_teacher.pretrained_weights", lambda *_: pretrained)
     default = {"weights": "default", "input_shape": (1, 32, 32)}
     assert (
-        f"the weights of {SHUFFLENET} are normalised for images of 3 channels, and these have 1; add --mean and --std"
+        f"the weights of {SHUFFLENET} come with mean and std for 3 channels, but the images have 1; add --mean"
         in refusal(tmp_path / "a.safetensors", settings(SHUFFLENET, **default, mean=None))
     )
     import_teacher(settings(SHUFFLENET, **default), tmp_path / "a.safetensors")
@@ -249,7 +249,7 @@ def test_a_normalisation_of_the_library_for_other_channels_is_said_to_be_its_own
 
 
 @pytest.mark.parametrize("name", [SHUFFLENET, "timm:resnet10t"])
-def test_default_weights_without_a_network_end_in_one_sentence(tmp_path: Path, monkeypatch, name):
+def test_default_weights_without_a_network_give_one_sentence(tmp_path: Path, monkeypatch, name):
     def refuse(*_: object, **__: object) -> None:
         raise OSError("Name or service not known\nand more")
 
@@ -268,7 +268,7 @@ def test_default_weights_without_a_network_end_in_one_sentence(tmp_path: Path, m
 
 
 def stored_by_torchvision(name: str) -> dict[str, torch.Tensor]:
-    """Weights for a model of torchvision as its servers have them."""
+    """Weights for a model of torchvision in the form of its downloads."""
     auxiliary = {"aux_logits": True, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
     state = torchvision.models.get_model(name, weights=None, **auxiliary).state_dict()
     if name.startswith("vit"):
@@ -293,7 +293,7 @@ def stored_by_torchvision(name: str) -> dict[str, torch.Tensor]:
         ("vit_b_32", "file"),
     ],
 )
-def test_weights_that_torchvision_stores_in_an_older_form_are_taken(tmp_path: Path, monkeypatch, name, source):
+def test_weights_that_torchvision_stores_in_an_older_form_are_loaded(tmp_path: Path, monkeypatch, name, source):
     stored = stored_by_torchvision(name)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: copy.copy(stored))
     image = torch.rand(1, 3, 224, 224)
@@ -334,7 +334,7 @@ def test_default_weights_follow_the_arguments_and_cannot_run_code(tmp_path: Path
 
 
 def variants(weights: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    """The same weights in the forms in which PyTorch programs leave them."""
+    """The same weights in the forms that PyTorch programs save."""
     wrapped = {f"module.{name}": tensor for name, tensor in weights.items()}
     parts = {re.sub(r"^1\.", "1.module.", name): tensor for name, tensor in weights.items()}
     return {
@@ -354,7 +354,7 @@ def variants(weights: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tens
 
 
 @pytest.mark.parametrize("form", variants(create_model(FACTORY, num_classes=10, input_shape=GREY).state_dict()))
-def test_weights_that_pytorch_takes_are_taken(tmp_path: Path, form: str):
+def test_weights_that_pytorch_accepts_are_loaded(tmp_path: Path, form: str):
     expected = create_model(FACTORY, num_classes=10, input_shape=GREY, seed=3).state_dict()
     save_file(variants(expected)[form], tmp_path / "w.safetensors")
     import_teacher(settings(weights=str(tmp_path / "w.safetensors")), tmp_path / "a.safetensors")
@@ -365,7 +365,7 @@ def test_weights_that_pytorch_takes_are_taken(tmp_path: Path, form: str):
         torch.testing.assert_close(tensor, expected[name], rtol=2**-8, atol=1e-4)
 
 
-def test_a_weight_that_shares_another_need_not_stand_twice(tmp_path: Path):
+def test_a_shared_weight_needs_only_one_of_its_names(tmp_path: Path):
     name = "tests.models.factories:Tied"
     weights = create_model(name, num_classes=10, input_shape=GREY, seed=3).state_dict()
     del weights["second.weight"]
@@ -378,12 +378,12 @@ def test_a_weight_that_shares_another_need_not_stand_twice(tmp_path: Path):
 @pytest.mark.parametrize(
     ("kind", "outputs", "sentence"),
     [
-        ("softmax", "probabilities", "returns probabilities; their logarithm is taken as logits"),
-        ("log_softmax", "log-probabilities", "returns log-probabilities, which are taken as logits"),
-        ("sigmoid", "logits", "lie in [0, 1], as those of a sigmoid do; they are taken as logits"),
+        ("softmax", "probabilities", "returns probabilities; the model file converts them to logits"),
+        ("log_softmax", "log-probabilities", "returns log-probabilities, which are used as logits"),
+        ("sigmoid", "logits", "lie in [0, 1], like those of a sigmoid, but are used as logits"),
     ],
 )
-def test_outputs_that_are_no_logits_are_recognised_and_said(
+def test_outputs_that_are_no_logits_are_recognised_and_reported(
     tmp_path: Path, image_folder: Path, kind: str, outputs: str, sentence: str
 ):
     said = Saying()
@@ -429,7 +429,7 @@ def test_a_probability_of_0_has_a_finite_logarithm_and_a_student_of_probabilitie
         distill(DistillSettings.model_validate(values), tmp_path / "other")
 
 
-def test_a_normalisation_that_the_model_does_itself_is_hinted_at(tmp_path: Path):
+def test_a_model_that_normalises_its_input_itself_gives_a_warning(tmp_path: Path):
     said = Saying()
     weights = {"body.2.weight": torch.tensor([[60.0], [-60.0]]), "body.2.bias": torch.zeros(2)}
     save_file(weights, tmp_path / "w.safetensors")
@@ -443,7 +443,7 @@ def test_a_normalisation_that_the_model_does_itself_is_hinted_at(tmp_path: Path)
         mean=(0.9,),
     )
     import_teacher(given, tmp_path / "a.safetensors", display=said)
-    assert "top-1 is 50.0 % as the input is normalised, and 100.0 % with --mean 0 --std 1" in said.messages[-1]
+    assert "top-1 is 50.0 % with the given normalisation, but 100.0 % with --mean 0 --std 1" in said.messages[-1]
     said.messages.clear()
     import_teacher(
         given.model_copy(update={"mean": (0.0,), "deviation": (1.0,)}), tmp_path / "b.safetensors", display=said
@@ -459,7 +459,7 @@ def test_a_normalisation_that_the_model_does_itself_is_hinted_at(tmp_path: Path)
         ({"head.weight": torch.zeros(10, 4)}, "head.weight is unknown"),
     ],
 )
-def test_weights_of_other_numbers_are_refused(tmp_path: Path, change, sentence):
+def test_weights_with_other_values_or_dtypes_are_refused(tmp_path: Path, change, sentence):
     weights = create_model(FACTORY, num_classes=10, input_shape=GREY, seed=3).state_dict()
     save_file({**weights, **change}, tmp_path / "w.safetensors")
     assert sentence in refusal(tmp_path / "a.safetensors", settings(weights=str(tmp_path / "w.safetensors")))

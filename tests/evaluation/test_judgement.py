@@ -36,17 +36,17 @@ def test_a_class_that_only_the_newest_images_lack_is_a_failure():
 def test_an_agreement_no_better_than_the_commonest_answer_is_a_failure():
     judged = judge_on_synthetic_images([940, 60], ClassCounts([925, 20], [940, 60]), NAMES)
     assert judged.failures == [
-        "it gives the teacher's answer on 94.5 % of 1,000 synthetic images after training, "
+        "it agrees with the teacher on 94.5 % of 1,000 synthetic images after training, "
         "no better than always giving the commonest answer (94.0 %)"
     ]
     assert judge_on_synthetic_images([940, 60], ClassCounts([930, 50], [940, 60]), NAMES).failures == []
 
 
-def test_a_class_that_the_student_does_not_learn_is_a_failure():
+def test_a_class_that_the_student_has_not_learned_is_a_failure():
     counts = [450, 450, 100]
     judged = judge_on_synthetic_images(counts, ClassCounts([440, 440, 9], counts), ("cat", "dog", "cow"))
     assert judged.failures == [
-        "it agrees with the teacher on only 9.0 % of the 100 synthetic images that the teacher takes for class 'cow'"
+        "it agrees with the teacher on only 9.0 % of the 100 synthetic images that the teacher assigns to class 'cow'"
     ]
     assert judge_on_synthetic_images(counts, ClassCounts([440, 440, 10], counts), ("a", "b", "c")).failures == []
 

@@ -1,4 +1,4 @@
-"""Models that some formats cannot hold, or hold and cannot run, which tests name as `tests.export.factories:NAME`."""
+"""Models that some formats cannot export or cannot run, which tests name as `tests.export.factories:NAME`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class FixedBatch(nn.Module):
-    """Has its batch size become a constant of a traced graph."""
+    """Makes its batch size a constant of a traced graph."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -45,14 +45,14 @@ class DoublePrecision(nn.Module):
 
 
 class SinglePrecision(FixedBatch):
-    """Computes in float32, whatever its weights are turned into."""
+    """Computes in float32, whatever the dtype of its weights."""
 
     def forward(self, images: Tensor) -> Tensor:
         return self.linear(images.flatten(1).float())
 
 
 class MaxPooled(nn.Module):
-    """Pools by the largest of regions of any size, which ONNX has no operator for."""
+    """Uses adaptive max pooling with a size that ONNX has no operator for."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

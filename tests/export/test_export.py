@@ -56,7 +56,7 @@ def write_pool(folder: Path, shape: tuple[int, int, int]) -> None:
 
 @pytest.fixture(scope="module")
 def exported(model_file: Path) -> tuple[Path, ExportResult]:
-    """The ONNX file of the model, which several tests look at, and the result."""
+    """The ONNX file of the model, which several tests inspect, and the result."""
     file = model_file.parent / "model.onnx"
     settings = ExportSettings(model=model_file, to="onnx", data={"name": "digits"})
     return file, export_model(settings, file)
@@ -82,7 +82,7 @@ def images_in_unit_range(count: int) -> Tensor:
     return torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(count))
 
 
-# What the files say
+# The exported files
 
 
 @pytest.mark.slow
@@ -146,7 +146,7 @@ def test_a_folded_normalisation_takes_pixels_and_gives_what_normalising_outside_
 
 
 @pytest.mark.slow
-def test_the_metadata_of_an_onnx_file_says_all_that_its_use_needs(exported, model_file: Path):
+def test_the_metadata_of_an_onnx_file_has_all_that_its_use_needs(exported, model_file: Path):
     model = onnx.load(exported[0])
     (text,) = (entry.value for entry in model.metadata_props if entry.key == "gapssg")
     metadata = json.loads(text)
@@ -160,7 +160,7 @@ def test_the_metadata_of_an_onnx_file_says_all_that_its_use_needs(exported, mode
     assert [each.dim_param or each.dim_value for each in dimensions] == ["batch", 1, 16, 16]
 
 
-def test_an_onnx_file_names_no_folder_of_the_machine_that_made_it(exported):
+def test_an_onnx_file_names_no_folder_of_this_machine(exported):
     content = exported[0].read_bytes()
     for folder in (Path(torch.__file__).parent, Path(__file__).parents[2]):
         assert str(folder).encode() not in content
@@ -197,7 +197,7 @@ def test_the_result_compares_on_random_and_on_real_images(exported, model_file: 
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, to: str, change: Callable[[nn.Module], object]) -> None:
-    """Export, instead of the model, a copy that `change` was applied to."""
+    """Export a copy of the model that `change` has modified."""
     honest = FORMATS[to].write
 
     def write(module: nn.Module, *rest: Any) -> bytes:
@@ -232,7 +232,7 @@ def test_an_exported_model_that_disagrees_fails_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_in_half_precision_are_outside_of_the_tolerance(model_file: Path, tmp_path: Path, monkeypatch):
+def test_weights_in_half_precision_exceed_the_tolerance(model_file: Path, tmp_path: Path, monkeypatch):
     poison(monkeypatch, "torchscript", round_to_half_precision)
     with pytest.raises(InputError, match="disagrees"):
         export_model(ExportSettings(model=model_file, to="torchscript"), tmp_path / "model.pt")
@@ -248,7 +248,7 @@ def write_module(path: Path, architecture: str) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["densenet201", "mobilenet_v2"])
-def test_the_tolerance_of_a_deep_model_lies_far_from_rounding_and_from_half_precision(name: str):
+def test_the_tolerance_of_a_deep_model_is_far_from_rounding_and_from_half_precision(name: str):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         module = get_model(name, num_classes=10).eval()
@@ -274,7 +274,7 @@ def test_the_tolerance_of_a_deep_model_lies_far_from_rounding_and_from_half_prec
     assert difference(half) > 4 * tolerance
 
 
-def test_a_model_whose_code_wants_float32_has_a_fixed_tolerance(tmp_path: Path):
+def test_a_model_whose_code_needs_float32_has_a_fixed_tolerance(tmp_path: Path):
     architecture = "tests.export.factories:SinglePrecision"
     file = write_module(tmp_path / "model.safetensors", architecture)
     settings = ExportSettings(model=file, to="torchscript", model_factories=[architecture])
@@ -298,7 +298,7 @@ def test_a_failed_export_leaves_the_earlier_file(model_file: Path, tmp_path: Pat
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("model.pt", "earlier")]
 
 
-def test_being_asked_to_stop_is_no_fault_of_the_format(model_file: Path, tmp_path: Path, monkeypatch):
+def test_a_request_to_stop_is_not_reported_as_an_export_failure(model_file: Path, tmp_path: Path, monkeypatch):
     def stop(_: nn.Module) -> None:
         raise Stopped(15)
 
@@ -308,31 +308,31 @@ def test_being_asked_to_stop_is_no_fault_of_the_format(model_file: Path, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_that_a_format_cannot_hold_is_one_sentence(model_file: Path, tmp_path: Path, monkeypatch):
+def test_a_model_that_a_format_cannot_export_gives_one_sentence(model_file: Path, tmp_path: Path, monkeypatch):
     def branch_on_the_images(module: nn.Module) -> None:
         module.register_forward_pre_hook(lambda _, inputs: inputs if inputs[0].sum() > 0 else None)
 
     poison(monkeypatch, "torch-export", branch_on_the_images)
     sentence = refusal("export", model_file, "--to", "torch-export", "--output", tmp_path / "model.pt2", "--quiet")
-    assert sentence.startswith("wrn16_1 cannot be written as torch-export; try another format")
+    assert sentence.startswith("wrn16_1 cannot be exported as torch-export; try another format")
     assert len(sentence.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 
 UNFIT = {
-    ("MaxPooled", "onnx"): "cannot be written as onnx; try another format, or --debug for all of it (RuntimeError: the "
+    ("MaxPooled", "onnx"): "cannot be exported as onnx; try another format, or --debug for details (RuntimeError: the "
     "operator aten.adaptive_max_pool2d cannot be translated to ONNX)",
-    ("FixedBatch", "torchscript"): "was written as torchscript, but what was written cannot be run",
-    ("FixedBatch", "onnx"): "was written as onnx, but what was written cannot be run",
-    ("DoublePrecision", "onnx"): "was written as onnx, but what was written cannot be run",
-    ("Losing", "torchscript"): "gives logits of 6x10 instead of 7x10 for a batch of 7; nothing was kept",
+    ("FixedBatch", "torchscript"): "was exported as torchscript, but the exported file cannot be run",
+    ("FixedBatch", "onnx"): "was exported as onnx, but the exported file cannot be run",
+    ("DoublePrecision", "onnx"): "was exported as onnx, but the exported file cannot be run",
+    ("Losing", "torchscript"): "returns logits of shape 6x10 instead of 7x10 for a batch of 7; nothing was kept",
     ("Refusing", "torchscript"): "cannot be run on a batch of 7 (RuntimeError: seven are too many)",
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "to"), UNFIT)
-def test_a_file_that_cannot_be_run_is_one_sentence_and_leaves_nothing(tmp_path: Path, name: str, to: str):
+def test_a_file_that_cannot_be_run_gives_one_sentence_and_leaves_nothing(tmp_path: Path, name: str, to: str):
     architecture = f"tests.export.factories:{name}"
     model = write_module(tmp_path / "model.safetensors", architecture)
     (tmp_path / "out").mkdir()
@@ -343,10 +343,10 @@ def test_a_file_that_cannot_be_run_is_one_sentence_and_leaves_nothing(tmp_path: 
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_what_onnxruntime_complains_of_is_said_once(
+def test_errors_of_onnxruntime_are_printed_once(
     model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    """Its own lines do not go through Python."""
+    """onnxruntime does not log through Python."""
     graph = onnx.helper.make_graph(
         [
             onnx.helper.make_node("Reshape", ["images", "shape"], ["flat"]),
@@ -412,16 +412,16 @@ def test_an_int8_model_that_disagrees_fails_and_leaves_nothing(
         return quantize.quantize(content, torch.zeros_like(calibration), metadata)
 
     monkeypatch.setattr("gapssg.export.export.quantize", of_zeros)
-    # The float32 file is that of another test, which saves the seconds of making it.
+    # The float32 file of another test saves seconds.
     monkeypatch.setitem(FORMATS, "onnx", FORMATS["onnx"]._replace(write=lambda *_: exported[0].read_bytes()))
     arguments = ["--to", "onnx", "--int8", "--output", tmp_path / "int8.onnx", "--quiet"]
     sentence = refusal("export", run_folder, *arguments)
-    assert "the int8 model disagrees: it predicts what the float32 model does on" in sentence
+    assert "the int8 model disagrees: it agrees with the float32 model on" in sentence
     assert "% of 30 other images of the pool, less than 95.0 %; nothing was kept" in sentence
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_that_cannot_be_quantised_is_one_sentence(
+def test_a_model_that_cannot_be_quantised_gives_one_sentence(
     exported, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def refuse(*_: object) -> bytes:
@@ -431,7 +431,7 @@ def test_a_model_that_cannot_be_quantised_is_one_sentence(
     monkeypatch.setitem(FORMATS, "onnx", FORMATS["onnx"]._replace(write=lambda *_: exported[0].read_bytes()))
     sentence = refusal("export", run_folder, "--to", "onnx", "--int8", "--output", tmp_path / "int8.onnx", "--quiet")
     assert sentence == (
-        "wrn16_1 cannot be quantised; leave --int8 out, or --debug for all of it (ValueError: no such operator)"
+        "wrn16_1 cannot be quantised; leave --int8 out, or --debug for details (ValueError: no such operator)"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -439,7 +439,7 @@ def test_a_model_that_cannot_be_quantised_is_one_sentence(
 @pytest.mark.slow
 @pytest.mark.usefixtures("short_timing")
 @pytest.mark.parametrize(("points", "is_warned_of"), [(0.021, True), (0.019, False)])
-def test_accuracy_that_int8_loses_on_real_images_is_warned_of(
+def test_a_large_loss_of_accuracy_on_real_images_gives_a_warning(
     exported, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, points: float, is_warned_of: bool
 ):
     monkeypatch.setattr("gapssg.export.export.quantize", lambda content, *_: content)
@@ -448,7 +448,7 @@ def test_accuracy_that_int8_loses_on_real_images_is_warned_of(
     monkeypatch.setattr("gapssg.export.export.top_k_accuracy", lambda *_: next(shares))
     arguments = ["--to", "onnx", "--int8", "--data", "digits", "--output", tmp_path / "int8.onnx"]
     printed = gapssg("export", run_folder, *arguments).stdout
-    warning = "warning: int8 takes top-1 from 50.0 % to 47.9 %, by more than 2 points; "
+    warning = "warning: int8 lowers top-1 from 50.0 % to 47.9 %, by more than 2 points; "
     assert (warning in printed) == is_warned_of
     assert (tmp_path / "int8.onnx").exists()
 
@@ -492,11 +492,18 @@ def test_bad_input_is_one_sentence_with_status_2_and_leaves_nothing(model_file: 
         "--output is missing": export[:4],
         "does not exist": ["export", tmp_path / "absent.safetensors", *export[2:]],
         "holds no checkpoint": ["export", other, *export[2:]],
-        "int8 models are written as ONNX alone": ["export", run_folder, "--to", "torchscript", *export[4:], "--int8"],
+        "int8 models can only be exported as ONNX": [
+            "export",
+            run_folder,
+            "--to",
+            "torchscript",
+            *export[4:],
+            "--int8",
+        ],
         "name the run's directory with --pool": [*export, "--int8"],
         "holds no sample pool": [*export, "--int8", "--pool", tmp_path],
         "its images are 1x24x24, but": [*export, "--int8", "--pool", other],
-        "the pool calibrates int8 models; add --int8": [*export, "--pool", run_folder],
+        "the pool is only used to calibrate int8 models; add --int8": [*export, "--pool", run_folder],
         "tolerance = 0.0 (from --tolerance)": [*export, "--tolerance", 0],
         "int8.min_agreement = 2.0 (from --min-agreement)": [*export, "--int8", "--min-agreement", 2],
         "there is no folder": [*export[:-1], out / "absent" / "model.onnx"],
@@ -513,7 +520,9 @@ def test_bad_input_is_one_sentence_with_status_2_and_leaves_nothing(model_file: 
     assert model_file.read_bytes() == before
 
 
-def test_a_missing_package_is_one_sentence_that_says_how_to_get_it(model_file: Path, tmp_path: Path, monkeypatch):
+def test_a_missing_package_gives_one_sentence_with_the_command_that_installs_it(
+    model_file: Path, tmp_path: Path, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     sentence = refusal("export", model_file, "--to", "onnx", "--output", tmp_path / "model.onnx")
     assert "needs the package onnxruntime, which is not installed: pip install 'gapssg[export]'" in sentence

@@ -290,7 +290,7 @@ def test_the_command_prints_the_verdicts(made: Runs, tmp_path: Path):
     assert result["output"] == str(page)
     assert [run["evidence"] for run in result["runs"]] == ["real images", "synthetic images only"]
     shown = gapssg("report", made.blind, "--output", page, "--overwrite").stdout
-    assert f"{made.blind}: FAILED: the student is not usable: it gives the teacher's answer on" in shown
+    assert f"{made.blind}: FAILED: the student is not usable: it agrees with the teacher on" in shown
 
 
 FAILURES = ["the teacher answers all 640 synthetic images with class '<b>cat</b>'", "it is right on none"]
