@@ -1,4 +1,4 @@
-"""The loss of a network as a function of all its parameters, with gradients and Hessian-vector products."""
+"""The curvature of the loss as a function of all parameters, by gradients and Hessian-vector products."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Value = TypeVar("Value")
 
 
 class CentreLoss:
-    """The mean loss on samples as a function of all parameters, in float32; batch-norm statistics stay as they are."""
+    """The mean loss on samples as a function of all parameters, in float32, with fixed batch-norm statistics."""
 
     def __init__(self, module: nn.Module, normalization: Normalization, samples: Samples, runtime: Runtime) -> None:
         """Prepare the loss of `module`, which is copied."""
@@ -52,7 +52,7 @@ class CentreLoss:
         product = torch.zeros_like(vector)
         for images, batch in self._batches:
             at = self.weights.detach().requires_grad_()
-            with sdpa_kernel(SDPBackend.MATH):  # the fast kernels of attention have no second derivatives
+            with sdpa_kernel(SDPBackend.MATH):  # the fast attention kernels have no second derivatives
                 (gradient,) = torch.autograd.grad(self._loss(at, images, batch), at, create_graph=True)
                 product += torch.autograd.grad(gradient, at, vector)[0]
         return product
@@ -67,8 +67,8 @@ def measure_curvature(
 ) -> Curvature:
     """Return the largest Hessian eigenvalue and the trace with their errors, and the epsilon-sharpness.
 
-    They are of all parameters, in float32, at the network's own batch-norm statistics. What needs a derivative that an
-    operator of the network lacks is left out, and `missing` says why.
+    All parameters count, in float32, with the network's own batch-norm statistics. Measurements that need a derivative
+    that an operator of the network lacks are left out, and `missing` says why.
     """
     drawn = samples.drawn(settings.samples, torch.Generator().manual_seed(runtime.derive_seed("curvature samples")))
     loss = CentreLoss(module, normalization, drawn, runtime)
@@ -95,7 +95,7 @@ def measure_curvature(
 
 
 def _measured(name: str, missing: dict[str, str], measure: Callable[[], Value]) -> Value | None:
-    """Return what `measure` does; None, and the reason under `name`, if PyTorch cannot differentiate the network."""
+    """Return the result of `measure`; None, with the reason in `missing`, if the network is not differentiable."""
     try:
         with says_out_of_memory():
             return measure()

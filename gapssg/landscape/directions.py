@@ -1,4 +1,4 @@
-"""Directions in the space of weights: plain functions of vectors (P,), as `Layout` makes them."""
+"""Directions in weight space: plain functions of vectors (P,) in the order of a `Layout`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gapssg.landscape.layout import Layout
 
-# Differences of weights this much smaller than the weights are rounding.
+# Smaller relative differences of weights are rounding.
 _RELATIVE_ROUNDING = 1e-6
 
 
@@ -31,15 +31,15 @@ class Principal(NamedTuple):
 def filter_normalised(noise: Tensor, weights: Tensor, layout: Layout, *, biases_and_norms: bool) -> Tensor:
     """Scale each filter of a random direction to the norm of the same filter of the weights.
 
-    Li et al., "Visualizing the Loss Landscape of Neural Nets", NeurIPS 2018, section 4. A filter is what makes one
-    output channel (of a linear layer: one row). One-dimensional parameters, that is biases and batch-norm parameters,
-    stay where they are or, with `biases_and_norms`, are scaled each as a whole.
+    Li et al., "Visualizing the Loss Landscape of Neural Nets", NeurIPS 2018, section 4. A filter is the weights of one
+    output channel (of a linear layer: one row). One-dimensional parameters (biases and batch-norm parameters) get 0 or,
+    with `biases_and_norms`, are each scaled as a whole.
 
     Args:
         noise: (P,), the random direction.
         weights: (P,), the weights at the centre.
-        layout: Which parameters these are.
-        biases_and_norms: Whether one-dimensional parameters move.
+        layout: The order of the parameters.
+        biases_and_norms: Whether one-dimensional parameters change.
     """
     direction = noise.clone()
     own = layout.split(weights)
@@ -59,7 +59,7 @@ def filter_normalised(noise: Tensor, weights: Tensor, layout: Layout, *, biases_
 def random_directions(weights: Tensor, layout: Layout, seeds: Sequence[int], *, biases_and_norms: bool) -> Tensor:
     """Return one filter-normalised Gaussian direction for each seed, (D, P).
 
-    The noise is drawn on the CPU, so models of one architecture get the same on every device.
+    The noise is drawn on the CPU, so that models of one architecture get the same noise on every device.
     """
     rows = []
     for seed in seeds:
@@ -69,10 +69,9 @@ def random_directions(weights: Tensor, layout: Layout, seeds: Sequence[int], *, 
 
 
 def principal_directions(snapshots: Tensor, centre: Tensor, count: int) -> Principal:
-    """Return the first principal components of a training route about its end.
+    """Return the first principal components of a training route, centred at the final weights.
 
-    Li et al. 2018, section 7: the components of the matrix of differences from the final weights. The sign of each is
-    such that the route's farthest snapshot along it lies on the positive side.
+    Li et al. 2018, section 7. Each component points to the side of the snapshot that is farthest along it.
 
     Args:
         snapshots: (S, P).
@@ -95,10 +94,10 @@ def principal_directions(snapshots: Tensor, centre: Tensor, count: int) -> Princ
 
 
 def directions_through(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the line through two points or the plane through three, and the points' coordinates in it.
+    """Return the line through two points or the plane through three, and the coordinates of the points in it.
 
-    The first point is the origin. On a line the second has coordinate 1. In a plane the directions are as long as the
-    second point is away from the first, and at right angles (Garipov et al., "Loss Surfaces, Mode Connectivity", 2018).
+    The first point is the origin, the second has coordinate 1 on the first axis. In a plane, both directions have the
+    length of the first and are orthogonal (Garipov et al., "Loss Surfaces, Mode Connectivity", 2018).
 
     Args:
         points: (2, P) or (3, P).

@@ -1,7 +1,4 @@
-"""Figures of saved surfaces, at the size of a paper's column; no model is needed.
-
-Surfaces are in matplotlib's viridis, which people with any colour vision can read.
-"""
+"""Figures of saved surfaces at the size of a paper's column, in the colour map viridis; no model is needed."""
 
 from __future__ import annotations
 
@@ -29,21 +26,21 @@ _LABEL_HEIGHT = 0.06  # of the axes
 
 
 def draw(surfaces: Mapping[str, Surface], folder: Path, *, own_scale: bool = False) -> list[Path]:
-    """Draw all figures of some surfaces that have equally many axes.
+    """Draw all figures of surfaces with the same number of axes.
 
-    With two axes these are, for each surface, a contour, a 3D surface and an interactive one (HTML, which needs no
-    network), and for several a sheet; with one axis, one figure of all curves.
+    With two axes, draw a contour plot, a 3D plot and an interactive plot (HTML, offline) of each surface, and a sheet
+    of several surfaces; with one axis, one figure of all curves.
 
     Args:
-        surfaces: By the name that their files get.
-        folder: Where PNG, SVG and HTML are written.
-        own_scale: Whether each surface gets a colour scale of its own.
+        surfaces: By the base name of their files.
+        folder: The folder for PNG, SVG and HTML files.
+        own_scale: Whether each surface gets its own colour scale.
 
     Returns:
         The files.
 
     Raises:
-        InputError: A surface is not measured to its end.
+        InputError: A surface is not complete.
         RunError: A file cannot be written.
     """
     everything = list(surfaces.values())
@@ -69,7 +66,7 @@ def draw(surfaces: Mapping[str, Surface], folder: Path, *, own_scale: bool = Fal
 
 
 def contour(surface: Surface, scale: Scale) -> Figure:
-    """Draw filled contours with the centre, the minima and, if there is one, the training route."""
+    """Draw filled contours with the centre, the local minima and the training route, if any."""
     figure = new_figure(COLUMN, 3.25)
     axes = figure.add_subplot()
     filled = _fill(axes, surface, scale)
@@ -88,7 +85,7 @@ def contour(surface: Surface, scale: Scale) -> Figure:
 
 
 def surface_3d(surface: Surface, scale: Scale) -> Figure:
-    """Draw the surface in perspective, over a logarithmic height."""
+    """Draw the surface in perspective with a logarithmic height."""
     import numpy as np
     from matplotlib.colors import LogNorm
 
@@ -127,7 +124,7 @@ def surface_3d(surface: Surface, scale: Scale) -> Figure:
 
 
 def _azimuth(loss: Any) -> int:
-    """Return the direction to look from in which the nearest quarter of the surface hides least."""
+    """Return the viewing direction from which the nearest quarter of the surface is lowest."""
     import numpy as np
 
     heights, half = np.log(loss), len(loss) // 2
@@ -136,7 +133,7 @@ def _azimuth(loss: Any) -> int:
 
 
 def curves(surfaces: Sequence[Surface]) -> Figure:
-    """Draw loss and accuracy along one direction, one line a surface."""
+    """Draw loss and accuracy along one direction, one line per surface."""
     figure = new_figure(COLUMN, 3.4)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     scale = scale_of(surfaces)
@@ -174,18 +171,18 @@ def curves(surfaces: Sequence[Surface]) -> Figure:
 
 
 def sheet(surfaces: Sequence[Surface], *, own_scale: bool = False) -> Figure:
-    """Draw several surfaces beside each other: a row for each name, a column for each epoch."""
+    """Draw several surfaces in a grid with a row per name and a column per epoch."""
     names = list(dict.fromkeys(surface.card.name for surface in surfaces))
     by_place = {(surface.card.name, surface.card.epoch): surface for surface in surfaces}
-    epochs = _some(sorted({epoch for _, epoch in by_place}, key=lambda epoch: epoch or 0), _MOST_COLUMNS)
-    is_row = epochs == [None] and len(names) <= _MOST_COLUMNS  # one column only: better one row
+    epochs = _evenly_spaced(sorted({epoch for _, epoch in by_place}, key=lambda epoch: epoch or 0), _MOST_COLUMNS)
+    is_row = epochs == [None] and len(names) <= _MOST_COLUMNS  # one row instead of one column
     rows: list[list[tuple[str, int | None]]] = [[(name, epoch) for epoch in epochs] for name in names]
     if is_row:
         rows = [[(name, None) for name in names]]
     width = COLUMN if len(rows[0]) <= 2 else PAGE
     side = (width - 0.9) / len(rows[0])
     figure = new_figure(width, len(rows) * side + 0.85, "compressed")
-    # Principal components of two routes are axes of different lengths.
+    # Principal components of different routes have different axes.
     is_shared = not own_scale and all(surface.axes.equal(surfaces[0].axes) for surface in surfaces)
     panels = figure.subplots(len(rows), len(rows[0]), squeeze=False, sharex=is_shared, sharey=is_shared)
     common = scale_of(surfaces)
@@ -234,7 +231,7 @@ def _fill(axes: Axes, surface: Surface, scale: Scale) -> Any:
 
     norm = LogNorm(scale.low, scale.high)
     levels = scale.levels(25)
-    levels[0], levels[-1] = scale.low * (1 - 1e-9), scale.high * (1 + 1e-9)  # rounding leaves no holes
+    levels[0], levels[-1] = scale.low * (1 - 1e-9), scale.high * (1 + 1e-9)  # else rounding leaves holes
     filled = axes.contourf(*surface.axes.tolist(), _grid(surface, scale), levels=levels, norm=norm, cmap=_COLOURS)
     filled.set_edgecolor("face")  # no hairlines between the levels in SVG
     filled.set_linewidth(0.2)
@@ -271,7 +268,7 @@ def _mark(axes: Axes, surface: Surface, *, small: bool = False) -> None:
 
 
 def _apart(surface: Surface) -> list[int]:
-    """Return the points of a route, the first included, that are far enough apart for a label each."""
+    """Return the indices of points of a route, the first included, that are far enough apart for labels."""
     extent = surface.axes[:, -1] - surface.axes[:, 0]
     places = surface.mark_coordinates / extent
     chosen: list[int] = []
@@ -282,7 +279,7 @@ def _apart(surface: Surface) -> list[int]:
 
 
 def _outline() -> list[Any]:
-    """Return a dark edge, which shows white on any ground."""
+    """Return a dark outline, so that white is visible on any background."""
     from matplotlib.patheffects import withStroke
 
     return [withStroke(linewidth=1.8, foreground="#333333")]
@@ -315,7 +312,7 @@ def _colour_bar(
 
     place: dict[str, Any] = {"ax": axes, "pad": 0.02, "aspect": 25}
     if inset:
-        place = {"cax": axes.inset_axes((1.03, 0, 0.05, 1))}  # as high as axes of equal aspect
+        place = {"cax": axes.inset_axes((1.03, 0, 0.05, 1))}  # the height of the axes, also with equal aspect
     bar = figure.colorbar(ScalarMappable(filled.norm, filled.cmap), ticks=scale.ticks(), **place)
     bar.ax.set_yticklabels([tick_text(tick) for tick in scale.ticks()])
     bar.ax.minorticks_off()
@@ -328,7 +325,7 @@ def _wrapped(label: str) -> str:
 
 
 def _short(label: str) -> str:
-    """Leave out brackets at the end."""
+    """Remove a final part in parentheses."""
     return re.sub(r" \([^()]*\)$", "", label)
 
 
@@ -336,8 +333,8 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _some(values: Sequence[Any], count: int) -> list[Any]:
-    """Return at most `count` of the values, evenly chosen, with the first and the last."""
+def _evenly_spaced(values: Sequence[Any], count: int) -> list[Any]:
+    """Return at most `count` evenly spaced values, including the first and the last."""
     if len(values) <= count:
         return list(values)
     return [values[round(index * (len(values) - 1) / (count - 1))] for index in range(count)]

@@ -1,4 +1,4 @@
-"""A surface that a browser turns: one HTML file with everything in it."""
+"""An interactive 3D plot of a surface in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from gapssg.landscape.scale import Scale, clipping, tick_text
 from gapssg.landscape.surface import Surface
 
-_EYE = {"x": 1.6, "y": 1.6, "z": 1.2}  # so far away that the titles of the axes stay in the window
-_STYLE = "<style>body { margin: 0; overflow: hidden }</style>"  # Plotly fills the body, whose margin would be too much
+_EYE = {"x": 1.6, "y": 1.6, "z": 1.2}  # far enough to keep the axis titles in the window
+_STYLE = "<style>body { margin: 0; overflow: hidden }</style>"  # with a margin, Plotly would overflow the window
 
 
 def interactive_html(surface: Surface, scale: Scale) -> str:
-    """Return a page that shows a surface with two axes; it opens without a network."""
+    """Return an HTML page with a 3D plot of a surface with two axes; it works offline."""
     import plotly.graph_objects as go
 
     card = surface.card
@@ -25,7 +25,7 @@ def interactive_html(surface: Surface, scale: Scale) -> str:
         [f"{value:.4g}<br>{card.accuracy_name}: {share:.1%}" for value, share in zip(*row, strict=True)]
         for row in zip(surface.loss.T.tolist(), surface.accuracy.T.tolist(), strict=True)
     ]
-    # Heights are logarithms, with losses on the ticks: a logarithmic axis of Plotly's turns the colours linear.
+    # Heights are logarithms with losses as tick labels, because Plotly's logarithmic axes have linear colours.
     logarithms = {"tickvals": [math.log10(tick) for tick in ticks], "ticktext": [tick_text(tick) for tick in ticks]}
     surface_trace = go.Surface(
         x=surface.axes[0].tolist(),

@@ -1,4 +1,4 @@
-"""The weights of a network as one long vector, and back."""
+"""Converts the weights of a network to one vector and back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Layout:
-    """Which tensors of a network stand in the vector, in which order.
+    """The tensors of a network that make up a vector, in order.
 
     Attributes:
         shapes: Shape of each tensor by its name in the network.
@@ -22,17 +22,17 @@ class Layout:
 
     @classmethod
     def of(cls, module: nn.Module, *, statistics: bool = False) -> Layout:
-        """Take all parameters and, with `statistics`, the batch-norm statistics after them."""
+        """Include all parameters and, with `statistics`, the batch-norm statistics after them."""
         tensors: dict[str, Tensor] = dict(module.named_parameters())
         if statistics:
             tensors |= {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
         return cls({name: tuple(tensor.shape) for name, tensor in tensors.items()})
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Return the tensors of a state dict as one vector (P,) float32."""
+        """Concatenate the tensors of a state dict to a vector (P,) float32."""
         return torch.cat([tensors[name].detach().float().reshape(-1) for name in self.shapes])
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
-        """Return views of a vector (P,) by name."""
+        """Return views of a vector (P,) by tensor name."""
         parts = torch.split(vector, [prod(shape) for shape in self.shapes.values()])
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}

@@ -1,4 +1,4 @@
-"""`landscape`: the loss around the weights of models, the numbers behind it, and its figures."""
+"""`landscape`: measures and draws the loss around the weights of models."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ _POINTS_AT_A_TIME = 8
 _SECONDS_BETWEEN_SAVES = 5.0
 _POINTS_COMPARED = 9
 
-# What a surface must have in common with a run that continues it, in words; other fields say what they are. Not here:
-# what is computed from these, whose last digits may differ between machines.
+# Fields of a surface that must be equal when a run continues it, with names for messages; other fields are named by
+# their own names. Derived fields may differ in their last digits between machines.
 _INPUTS = {
     "model_sha256": "the SHA-256 of the model",
     "marks_sha256": "the SHA-256 of the marked models",
@@ -61,17 +61,17 @@ def measure_landscape(
 ) -> LandscapeResult:
     """Measure and draw the loss around the weights of models.
 
-    Writes to `output`: `surfaces/` (one safetensors file each, saved while it is measured), `figures/` (PNG, SVG,
-    HTML), `result.json`, and `settings.toml`. With `resume`, what is measured already stays, if it was measured around
-    the same weights on the same samples.
+    Writes to `output`: `surfaces/` (one safetensors file each, saved during the measurement), `figures/` (PNG, SVG,
+    HTML), `result.json`, and `settings.toml`. With `resume`, measured points are kept if the weights and the samples
+    are the same.
 
     Returns:
-        What `result.json` holds.
+        The content of `result.json`.
 
     Raises:
-        InputError: A model, the data or the output directory cannot be used, or they do not fit each other.
+        InputError: A model, the data or the output directory cannot be used, or they do not match.
         RunError: The disk refused a write.
-        Stopped: `requests` asked for it; what is measured is saved.
+        Stopped: `requests` asked for it; measured points are saved.
     """
     output = user_path(output)
     launch = Launch(settings, output, overwrite, resume, display or SilentDisplay(), requests or Requests())
@@ -83,16 +83,20 @@ def measure_landscape(
     samples, origin = read_samples(settings, subjects[0], runtime, launch.display)
     centres = subjects[:1] if settings.directions == "models" else subjects
     sites = [choose_site(settings, subject, subjects, runtime) for subject in centres]
-    blanks = [_blank(settings, *pair, samples, origin, runtime) for pair in zip(centres, sites, strict=True)]
-    names = [f"{name}.safetensors" for name in _file_names(blanks)]
-    begun = [inside(output) / _FOLDER / name for name in names]
-    surfaces = [_started(file, blank) if resume else blank for file, blank in zip(begun, blanks, strict=True)]
-    tasks = [_Task(*task) for task in zip(centres, sites, surfaces, begun, strict=True)]
+    empty_surfaces = [
+        _empty_surface(settings, *pair, samples, origin, runtime) for pair in zip(centres, sites, strict=True)
+    ]
+    names = [f"{name}.safetensors" for name in _file_names(empty_surfaces)]
+    files = [inside(output) / _FOLDER / name for name in names]
+    surfaces = [
+        _resumed_surface(file, empty) if resume else empty for file, empty in zip(files, empty_surfaces, strict=True)
+    ]
+    tasks = [_Task(*task) for task in zip(centres, sites, surfaces, files, strict=True)]
     return launch.carry_out(_Job(settings, runtime, samples, tasks))
 
 
 class _Task(NamedTuple):
-    """One surface to measure, and the file that keeps what is measured."""
+    """A surface to measure, and its file."""
 
     subject: Subject
     site: Site
@@ -101,7 +105,7 @@ class _Task(NamedTuple):
 
 
 class _Job(Job[LandscapeResult]):
-    """Surfaces, as the loop measures them: each is an epoch, whose steps are points."""
+    """A job of the training loop in which each surface is an epoch and each point a step."""
 
     unit = "landscape"
     checkpoints_every = (1, _SECONDS_BETWEEN_SAVES / 60)
@@ -112,17 +116,17 @@ class _Job(Job[LandscapeResult]):
         self._settings = settings
         self._samples = samples
         self._tasks = tasks
-        self._left = [task for task in tasks if self._is_left(task)]
+        self._unfinished = [task for task in tasks if self._is_unfinished(task)]
         self._seconds = 0.0
         self._points = 0
 
-    def _is_left(self, task: _Task) -> bool:
-        around = task.surface.around  # of a run that continues with the curvature that it began without
+    def _is_unfinished(self, task: _Task) -> bool:
+        around = task.surface.around  # may lack the curvature, which the run that is continued did not measure
         return around is None or (self._settings.curvature.enabled and around.curvature is None)
 
     @property
     def epochs_done(self) -> int:
-        return self.epochs - len(self._left)
+        return self.epochs - len(self._unfinished)
 
     def begin(self) -> Iterator[Event]:
         data = self._settings.data.name
@@ -130,17 +134,17 @@ class _Job(Job[LandscapeResult]):
         surfaces = _count([task.surface for task in self._tasks])
         yield Started(message=f"measuring {surfaces} on {what} of {data}, {self.runtime.describe()}")
         for task in self._tasks:
-            if task.surface.around is not None:  # an interrupted run has measured it
+            if task.surface.around is not None:  # measured by the interrupted run
                 yield self._measured(task)
 
     def state(self) -> None:
-        """Keep what is measured of the next surface in its own file."""
-        if self._left:
-            save_surface(self._left[0].file, self._left[0].surface)
+        """Save the measured points of the current surface in its file."""
+        if self._unfinished:
+            save_surface(self._unfinished[0].file, self._unfinished[0].surface)
 
     def phases(self, run: RunDirectory) -> Iterator[Phase]:
-        task = self._left[0]
-        task = self._left[0] = task._replace(file=run.folder(_FOLDER) / task.file.name)
+        task = self._unfinished[0]
+        task = self._unfinished[0] = task._replace(file=run.folder(_FOLDER) / task.file.name)
         self.state()
         run.show(CheckpointWritten(directory=run.path))
         evaluator = _evaluator(self._settings, task.subject.model, self._samples, self.runtime)
@@ -148,11 +152,11 @@ class _Job(Job[LandscapeResult]):
         points = self._measure(task.surface, evaluator, plane)
         yield Phase("points", count, points, f"measuring {task.surface.card.label}")
         self.state()
-        around = self._look_around(task, evaluator, plane, run)
+        around = self._measure_around(task, evaluator, plane, run)
         yield Phase("around", 1, around, f"curvature of {task.subject.label}", attended=False)
 
     def _measure(self, surface: Surface, evaluator: PointEvaluator, plane: Plane) -> Generator[int, None, None]:
-        """Measure the points that are missing."""
+        """Measure the missing points."""
         began, before, points = time.perf_counter(), surface.measured, surface.points()
         losses, accuracies = evaluator.measure(plane, [(0.0,) * len(surface.axes)])
         surface.centre_loss, surface.centre_accuracy = losses[0], accuracies[0]
@@ -162,10 +166,10 @@ class _Job(Job[LandscapeResult]):
         self._seconds += time.perf_counter() - began
         self._points += surface.measured - before
 
-    def _look_around(
+    def _measure_around(
         self, task: _Task, evaluator: PointEvaluator, plane: Plane, run: RunDirectory
     ) -> Generator[int, None, None]:
-        """Measure the marks, and around the centre what the grid does not say."""
+        """Measure the marks, the radius, the curvature and the error of bfloat16."""
         settings, samples, runtime, model = self._settings, self._samples, self.runtime, task.subject.model
         yield 0
         _measure_marks(settings, task.surface, task.site, samples, runtime)
@@ -180,7 +184,7 @@ class _Job(Job[LandscapeResult]):
 
     def end_epoch(self, run: RunDirectory) -> SurfaceMeasured:
         self.state()
-        return self._measured(self._left.pop(0))
+        return self._measured(self._unfinished.pop(0))
 
     def _measured(self, task: _Task) -> SurfaceMeasured:
         timing = SurfaceTiming(seconds=self._seconds)
@@ -210,7 +214,7 @@ class _Job(Job[LandscapeResult]):
         return result, LandscapeEnded(surfaces=len(surfaces))
 
 
-def _blank(
+def _empty_surface(
     settings: LandscapeSettings,
     subject: Subject,
     site: Site,
@@ -245,33 +249,32 @@ def _blank(
     return Surface.empty(card, site.axes.contiguous(), site.mark_coordinates)
 
 
-def _started(file: Path, blank: Surface) -> Surface:
-    """Return the surface that an interrupted run has begun, or the blank one.
+def _resumed_surface(file: Path, empty: Surface) -> Surface:
+    """Return the partial surface of an interrupted run, or the empty one.
 
-    What is computed from the inputs (axes, shares of variance) is that of the file: another machine may round it
-    otherwise.
+    Axes and shares of variance are those of the file, because another machine may round them differently.
 
     Raises:
-        InputError: The file is damaged, or the models, the data or how they are measured have changed since.
+        InputError: The file is damaged, or the models, the data or the settings have changed.
     """
     if not is_file(file):
-        return blank
+        return empty
     surface = load_surface(file)
     others = [name for name in SurfaceCard.model_fields if name not in _INPUTS and name not in _DERIVED]
     for name in (*_INPUTS, *others):
-        was, now = getattr(surface.card, name), getattr(blank.card, name)
+        was, now = getattr(surface.card, name), getattr(empty.card, name)
         if was != now:
             raise InputError(
                 f"{file} cannot be continued: {_INPUTS.get(name, name)} was {shortened(repr(was))} and is "
-                f"{shortened(repr(now))}; start anew with --overwrite"
+                f"{shortened(repr(now))}; restart with --overwrite"
             )
-    if surface.axes.shape != blank.axes.shape:
-        raise InputError(f"{file} cannot be continued: its grid is another; start anew with --overwrite")
+    if surface.axes.shape != empty.axes.shape:
+        raise InputError(f"{file} cannot be continued: its grid differs; restart with --overwrite")
     return surface
 
 
 def _share_directions(surfaces: Sequence[Surface]) -> bool:
-    """Whether all surfaces have the same directions, each scaled to its own weights."""
+    """Tell whether all surfaces have the same random directions, each scaled to its own weights."""
     cards = [surface.card for surface in surfaces]
     return len(cards) == 1 or (cards[0].directions == "random" and len({card.architecture for card in cards}) == 1)
 
@@ -289,8 +292,8 @@ def _normalization(model: LoadedModel, runtime: Runtime) -> Normalization:
 def _measure_marks(
     settings: LandscapeSettings, surface: Surface, site: Site, samples: Samples, runtime: Runtime
 ) -> None:
-    """Measure the marked models as they are, each with its own batch-norm statistics."""
-    eager = replace(runtime, compiled=False)  # one pass for each model is not worth compiling
+    """Measure the marked models with their own batch-norm statistics."""
+    eager = replace(runtime, compiled=False)  # one pass per model is not worth compiling
     for index, model in enumerate(site.marks.values()):
         options = {"batch_size": settings.batch_size, "recalibrate": False}
         evaluator = PointEvaluator(model.module, _normalization(model, runtime), samples, eager, **options)  # type: ignore[arg-type]
@@ -301,7 +304,7 @@ def _measure_marks(
 
 
 def _radius(surface: Surface, evaluator: PointEvaluator, plane: Plane) -> float | None:
-    """Look for twice the centre's loss both ways along each axis, as far as the grid reaches there."""
+    """Search twice the centre's loss in both directions of each axis, up to the end of the grid."""
     unit = torch.eye(len(surface.axes), dtype=torch.float64)
     rays = [tuple(ray) for ray in torch.cat([unit, -unit]).tolist()]
     reaches = torch.cat([surface.axes[:, -1], -surface.axes[:, 0]]).clamp_min(0).tolist()
@@ -326,7 +329,7 @@ def _bf16_error(
     surface: Surface,
     plane: Plane,
 ) -> Bf16Error:
-    """Measure some points of the grid again in float32, and say how far they are from those in bfloat16."""
+    """Measure some points of the grid again in float32, and return their largest differences from bfloat16."""
     exact = replace(runtime, precision="fp32", compiled=False)
     points = surface.points()
     generator = torch.Generator().manual_seed(runtime.derive_seed("bf16 error"))

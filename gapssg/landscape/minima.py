@@ -1,4 +1,4 @@
-"""Local minima of a grid: plain functions of arrays."""
+"""Local minima of a grid."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Minimum(NamedTuple):
 
     Attributes:
         place: Its index on each axis.
-        loss: The loss there.
-        at_edge: Whether it lies at the edge of the grid, so that the loss may fall further outside.
+        loss: Its loss.
+        at_edge: Whether it is at the edge of the grid, so that the loss may be lower outside.
     """
 
     place: tuple[int, ...]
@@ -26,8 +26,9 @@ class Minimum(NamedTuple):
 def local_minima(loss: Tensor) -> list[Minimum]:
     """Return the local minima of a grid with one or two axes, the lowest first.
 
-    A point is one if none of its neighbours (two on a line, eight in a plane) is lower. Neighbours of equal loss are
-    one minimum, and none if any of them has a lower neighbour. What is not finite is higher than all else.
+    A point is a local minimum if none of its neighbours (two on a line, eight in a plane) is lower. Connected points of
+    equal loss count as one, and only if none of them has a lower neighbour. Values that are not finite count as
+    infinite.
 
     Args:
         loss: (G,) or (G, G).
@@ -40,7 +41,7 @@ def local_minima(loss: Tensor) -> list[Minimum]:
             continue
         plateau, is_minimum = [start], True
         seen.add(start)
-        for point in plateau:  # grows while it is walked
+        for point in plateau:  # which grows during the iteration
             for neighbour in _neighbours(point):
                 other = values.get(neighbour, torch.inf)
                 is_minimum &= other >= height

@@ -1,4 +1,4 @@
-"""Which line or plane of weights is measured around a subject, and which points of it."""
+"""Chooses the line or plane of weights around a subject, and its grid."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from gapssg.models.model_file import LoadedModel, load_model
 
 
 class Site(NamedTuple):
-    """Where to measure.
+    """The plane and the grid to measure.
 
     Attributes:
         plane: The line or plane, on the CPU.
         axes: (D, G) float64, the coordinates of the grid.
-        labels: One an axis.
+        labels: One per axis.
         explained: Of principal components, each axis's share of the variance.
         marks: Models to mark, by label.
         mark_coordinates: (M, D) float64.
@@ -41,12 +41,12 @@ class Site(NamedTuple):
 
 
 def choose_site(settings: LandscapeSettings, subject: Subject, subjects: Sequence[Subject], runtime: Runtime) -> Site:
-    """Choose where to measure around a subject.
+    """Choose the plane and the grid around a subject.
 
     Args:
         settings: Directions, grid and range.
-        subject: Whose weights are the origin.
-        subjects: All of them, for directions through models.
+        subject: Its weights are the origin.
+        subjects: All subjects, for directions through models.
         runtime: Seeds the random directions.
 
     Raises:
@@ -69,10 +69,10 @@ def choose_site(settings: LandscapeSettings, subject: Subject, subjects: Sequenc
 def _along_the_route(settings: LandscapeSettings, subject: Subject) -> Site:
     run, path = subject.run, subject.model.path
     if run is None:
-        raise InputError(f"--directions pca: {path} is no run; name the run's directory, which has the snapshots")
+        raise InputError(f"--directions pca: {path} is not a run; name the run's directory, which has the snapshots")
     if len(run.snapshots) < settings.dimensions:
         raise InputError(
-            f"--directions pca: {run.path} has {len(run.snapshots)} snapshots, too few for a route; "
+            f"--directions pca: {run.path} has {len(run.snapshots)} snapshots, which are too few; "
             "train it with --snapshot-every 1"
         )
     marks = {str(epoch): load_model(file, settings.model_factories) for epoch, file in run.snapshots.items()}
@@ -97,7 +97,7 @@ def _through_models(settings: LandscapeSettings, subjects: Sequence[Subject]) ->
     first = subjects[0]
     for other in subjects[1:]:
         check_same_architecture(first.model, other.model)
-    # The batch-norm statistics lie on the plane, too, so that each model is itself at its own point.
+    # The plane includes batch-norm statistics, so that it passes through the models exactly.
     layout = Layout.of(first.model.module, statistics=True)
     points = torch.stack([layout.flatten(subject.model.module.state_dict()) for subject in subjects])
     try:
@@ -118,7 +118,7 @@ def _through_models(settings: LandscapeSettings, subjects: Sequence[Subject]) ->
 
 
 def _around(coordinates: Tensor, settings: LandscapeSettings) -> Tensor:
-    """Return axes around points and the origin: at range 1 twice as wide as these, on each axis."""
+    """Return axes around points and the origin; at range 1, each axis is twice as wide as their extent."""
     reached = torch.cat([coordinates, torch.zeros(1, coordinates.shape[1], dtype=torch.float64)])
     low, high = reached.amin(dim=0), reached.amax(dim=0)
     middle, extent = (low + high) / 2, high - low
@@ -127,15 +127,15 @@ def _around(coordinates: Tensor, settings: LandscapeSettings) -> Tensor:
 
 
 def check_same_architecture(first: LoadedModel, second: LoadedModel) -> None:
-    """Check that directions in the weights of one model mean something for another.
+    """Check that two models have the same architecture, images and classes.
 
     Raises:
-        InputError: Their architectures, images or classes differ.
+        InputError: They differ.
     """
     ours, theirs = (_architecture(model.card) for model in (first, second))
     if ours != theirs:
         raise InputError(
-            f"{first.path} ({ours}) and {second.path} ({theirs}) differ in architecture, so no direction leads from "
+            f"{first.path} ({ours}) and {second.path} ({theirs}) differ in architecture, so there is no direction from "
             "one to the other; use --directions random"
         )
     check_same_images(first, second)

@@ -1,4 +1,4 @@
-"""The loss and the accuracy of a network at many points of a line or plane of weights."""
+"""Measures the loss and the accuracy of a network at many points of a line or plane of weights."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class Plane(NamedTuple):
-    """A line or a plane in the space of weights.
+    """A line or a plane in weight space.
 
     Attributes:
         origin: (P,), the weights at coordinates 0.
         directions: (D, P).
-        layout: Which tensors of the network these are.
-        lowest: (P,), if given: no point has less than this. Outside of the models that it passes through, a plane
-            would lead to negative variances.
+        layout: The tensors of the network in these vectors.
+        lowest: (P,), a lower bound of the weights, because a plane through models would otherwise have negative
+            variances.
     """
 
     origin: Tensor
@@ -45,9 +45,9 @@ class Plane(NamedTuple):
 class PointEvaluator:
     """Measures a network at points of a plane.
 
-    The samples are normalised once and stay on the device; the weights of a point are written into one network in
+    The samples are normalised once and stay on the device; the weights of each point are written into one network in
     place. `benchmarks/landscape.py` compares this with stacked weights under `torch.func.vmap`, which is slower on a
-    processor: it turns convolutions into grouped ones, for which there is no fast kernel.
+    CPU, because it uses grouped convolutions, for which there is no fast kernel.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class PointEvaluator:
         """Prepare to measure `module`, which is copied.
 
         Args:
-            module: Normalised images (N, C, H, W) to logits (N, K).
-            normalization: What it expects of its input.
-            samples: What the loss is measured on.
+            module: Maps normalised images (N, C, H, W) to logits (N, K).
+            normalization: The normalisation of its input.
+            samples: The samples of the loss.
             runtime: Device and precision; logits and losses are float32.
-            batch_size: Images at a time.
-            recalibrate: Estimate the batch-norm statistics anew at each point, from the same samples.
+            batch_size: Images per batch.
+            recalibrate: Re-estimate the batch-norm statistics at each point, from the same samples.
         """
         self._runtime = runtime
         self._module = runtime.place(copy.deepcopy(module)).eval().requires_grad_(False)
@@ -77,7 +77,7 @@ class PointEvaluator:
         self._norms = [part for part in self._module.modules() if isinstance(part, _BATCH_NORMS)]
         self._recalibrate = recalibrate
         for norm in self._norms if recalibrate else []:
-            norm.momentum = None  # the plain mean over all batches
+            norm.momentum = None  # a plain mean over all batches
         parts = math.ceil(len(samples) / batch_size)
         bounds = [len(samples) * part // parts for part in range(parts + 1)]
         self._batches = [samples.take(slice(*ends)) for ends in itertools.pairwise(bounds)]
@@ -90,10 +90,10 @@ class PointEvaluator:
     def measure(self, plane: Plane, coordinates: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:
         """Return the mean loss and the accuracy at each point, both (M,) float32 on the CPU.
 
-        A loss that overflows is returned as it is: infinite or not a number.
+        A loss that overflows is returned as infinity or NaN.
 
         Args:
-            plane: Where the coordinates lie; its tensors are on the runtime's device.
+            plane: The plane, on the runtime's device.
             coordinates: (M, D).
         """
         measured = []

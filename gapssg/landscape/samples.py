@@ -1,4 +1,4 @@
-"""What a loss is measured on: images, what is expected of them, and the loss of logits."""
+"""The samples of a landscape: images, their labels or teacher logits, and the loss."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from gapssg.synthesis.shards import read_shard
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Images on the device, and what a classifier should say of them.
+    """Images on the device with their targets.
 
     Attributes:
         images: (N, C, H, W) uint8.
-        labels: (N,) int64: the classes, or those that the teacher predicts.
-        teacher_logits: (N, K) float32, if the loss is the distillation loss; else it is the cross-entropy.
-        temperature: Of the distillation loss.
+        labels: (N,) int64, the classes or the teacher's predictions.
+        teacher_logits: (N, K) float32 for the distillation loss; None for the cross-entropy.
+        temperature: Temperature of the distillation loss.
     """
 
     images: Tensor
@@ -63,23 +63,23 @@ class Samples:
 
     @property
     def loss_name(self) -> str:
-        """What the loss is, in words for a label."""
+        """Name of the loss for labels."""
         if self.teacher_logits is None:
             return "cross-entropy"
         return f"distillation loss at temperature {self.temperature:g}"
 
     @property
     def accuracy_name(self) -> str:
-        """What the accuracy is, in words for a label."""
+        """Name of the accuracy for labels."""
         return "accuracy" if self.teacher_logits is None else "agreement with the teacher"
 
 
 class SamplesOrigin(NamedTuple):
-    """By what samples are known again.
+    """Identifies samples across runs.
 
     Attributes:
-        sha256: SHA-256 of the images and of the labels that were read; a teacher's own labels are not in it.
-        teacher_sha256: SHA-256 of the file of the teacher that labelled them, if one did.
+        sha256: SHA-256 of the images and the labels that were read, without a teacher's predictions.
+        teacher_sha256: SHA-256 of the file of the teacher that labelled them, if any.
     """
 
     sha256: str
@@ -89,15 +89,15 @@ class SamplesOrigin(NamedTuple):
 def read_samples(
     settings: LandscapeSettings, subject: Subject, runtime: Runtime, display: Display
 ) -> tuple[Samples, SamplesOrigin]:
-    """Read what the losses of all subjects are measured on, on the runtime's device, and where it comes from.
+    """Read the samples for all subjects, on the runtime's device, and their origin.
 
-    Which samples are drawn does not depend on the device.
+    The choice of samples does not depend on the device.
 
     Args:
-        settings: The data, and how many at most.
-        subject: The first of the subjects: its run's pool is read, and its input shape counts.
+        settings: The data, and the maximum number of samples.
+        subject: The first subject, whose input shape and pool are used.
         runtime: Device and precision.
-        display: Shows the progress of reading.
+        display: Shows the progress.
 
     Raises:
         InputError: The data or the pool cannot be used, or do not fit the model.
@@ -125,9 +125,9 @@ def _sha256(samples: Samples) -> str:
 def _read_pool(settings: LandscapeSettings, subject: Subject, runtime: Runtime) -> tuple[Samples, SamplesOrigin]:
     run, card = subject.run, subject.model.card
     if run is None:
-        raise InputError(f"--data pool: {subject.model.path} is no run; name the run's directory instead of the file")
+        raise InputError(f"--data pool: {subject.model.path} is not a run; name the run's directory, not its file")
     if run.distillation is None:
-        raise InputError(f"--data pool: {run.path} is no `distill` run, so it has no pool; use --data with real images")
+        raise InputError(f"--data pool: {run.path} is not a `distill` run, so it has no pool; use real images")
     shards = pool_shards(run.distillation.pool or run.path)
     parts = [read_shard(shard, card.input_shape, card.num_classes) for shard in shards]
     images = torch.cat([part[0] for part in parts])
@@ -137,8 +137,8 @@ def _read_pool(settings: LandscapeSettings, subject: Subject, runtime: Runtime) 
     except InputError as error:
         raise InputError(f"--data pool needs the teacher of {run.path}: {error}; name it with --teacher") from error
     if subject.model.card.provenance.teacher_sha256 not in (None, teacher.sha256):
-        raise InputError(f"{file} is not the teacher that {subject.model.path} learned from; name it with --teacher")
-    # The teacher answers in float32: its labels are what all else is measured against.
+        raise InputError(f"{file} is not the teacher of {subject.model.path}; name its teacher with --teacher")
+    # Always in float32, because the teacher's logits are the reference.
     exact = replace(runtime, precision="fp32")
     normalization = Normalization.from_statistics(teacher.card.mean, teacher.card.deviation, runtime.device)
     drawn = _drawn(Samples(images, images.new_zeros(len(images), dtype=torch.int64)), settings, runtime)

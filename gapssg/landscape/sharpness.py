@@ -1,4 +1,4 @@
-"""How sharply a loss rises around a point: plain functions of a loss and vectors (P,)."""
+"""Sharpness of a loss at a point: plain functions of a loss and vectors (P,)."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ from torch import Tensor
 from gapssg.runs.results import Measurement
 
 Product = Callable[[Tensor], Tensor]
-"""A symmetric matrix, as its product with a vector (P,)."""
+"""A symmetric matrix, given by its product with a vector (P,)."""
 
 
 def largest_eigenvalue(product: Product, start: Tensor, steps: int) -> Measurement:
     """Estimate the largest (not the largest absolute) eigenvalue of a symmetric matrix by the Lanczos iteration.
 
-    Each new vector is made orthogonal to all before it, so that rounding makes no copies of eigenvalues. The error is
-    the norm of the residual of the Ritz pair: at least one eigenvalue lies within it (Parlett, "The Symmetric
-    Eigenvalue Problem", section 13.2). It does not say that this eigenvalue is the largest; a random start makes
-    sure of that but for a chance of zero.
+    Full reorthogonalisation prevents spurious copies of eigenvalues. The error is the residual norm of the Ritz pair:
+    at least one eigenvalue is within it (Parlett, "The Symmetric Eigenvalue Problem", section 13.2), which is the
+    largest with probability 1 for a random start.
 
     Args:
         product: The matrix.
         start: (P,), a random vector.
-        steps: Products at most, and one for the error; fewer if the vectors span an invariant space.
+        steps: Largest number of products, besides one for the error; fewer if the vectors span an invariant subspace.
     """
     basis = [start.double() / start.double().norm()]
     diagonal: list[float] = []
@@ -49,7 +48,7 @@ def largest_eigenvalue(product: Product, start: Tensor, steps: int) -> Measureme
         return Measurement()
     values, vectors = torch.linalg.eigh(matrix)
     vector = torch.stack(basis[:size]).T @ vectors[:, -1].to(basis[0].device)
-    # Measured rather than computed from the matrix, so that the rounding of the products counts.
+    # The measured residual includes the rounding of the products.
     residual = product(vector.to(start.dtype)).double() - values[-1].item() * vector
     return _measurement(values[-1].item(), residual.norm().item())
 
@@ -77,24 +76,24 @@ def _measurement(value: float, error: float) -> Measurement:
 
 
 def finite(value: float) -> float | None:
-    """Return a number, or None for one that is not finite."""
+    """Return a number if it is finite, else None."""
     return value if math.isfinite(value) else None
 
 
 def epsilon_sharpness(
     loss_and_gradient: Callable[[Tensor], tuple[float, Tensor]], weights: Tensor, epsilon: float, steps: int
 ) -> float:
-    """Return how much higher the loss gets in a small box around the weights, relative to 1 + loss.
+    """Return the largest increase of the loss in a small box around the weights, relative to 1 + loss.
 
     Keskar et al., "On Large-Batch Training for Deep Learning", ICLR 2017, metric 2.1 with A = I, as a fraction (the
-    paper gives per cent): (max f - f(w)) / (1 + f(w)) over |d_i| <= epsilon * (|w_i| + 1). The maximum is sought by
-    sign-gradient ascent that stays in the box, so the result is a lower bound.
+    paper has per cent): (max f - f(w)) / (1 + f(w)) over |d_i| <= epsilon * (|w_i| + 1). The maximum is approximated by
+    projected sign-gradient ascent, so the result is a lower bound.
 
     Args:
-        loss_and_gradient: Of weights (P,).
+        loss_and_gradient: Maps weights (P,) to the loss and its gradient (P,).
         weights: (P,), the centre.
         epsilon: Half the side of the box, relative to |w| + 1.
-        steps: Gradient steps; the first goes to the sides of the box, later ones are shorter.
+        steps: Gradient steps; the first goes to a corner of the box, later ones are shorter.
     """
     sides = epsilon * (weights.abs() + 1)
     centre, gradient = loss_and_gradient(weights)
@@ -115,18 +114,18 @@ def radius_of_doubling(
     rings: int = 10,
     halvings: int = 5,
 ) -> float | None:
-    """Return the distance at which the loss on any of several rays first reaches twice its centre value.
+    """Return the smallest distance at which the loss on one of several rays reaches twice its centre value.
 
-    Each ray is measured at equal distances outwards; the first step in which it crosses is halved several times, so
-    the result is too large by at most that ray's reach / rings / 2**halvings (and a spike within a step is not seen).
+    Each ray is measured at equal distances; the first interval that crosses is bisected, so that the result is too
+    large by at most the ray's reach / rings / 2**halvings (spikes within an interval are not seen).
 
     Args:
-        measure: The loss at a point.
+        measure: Returns the loss at a point.
         rays: Points at distance 1 from the centre, relative to it.
-        reaches: How far to look on each ray.
+        reaches: Largest distance on each ray.
         centre_loss: The loss at the centre.
-        rings: Distances at which each ray is measured.
-        halvings: Of the step that crosses.
+        rings: Number of distances at which each ray is measured.
+        halvings: Number of bisections.
 
     Returns:
         The distance, or None if no ray crosses within its reach.
@@ -137,7 +136,7 @@ def radius_of_doubling(
             continue
 
         def is_doubled(distance: float, ray: tuple[float, ...] = ray) -> bool:
-            return not measure(tuple(distance * part for part in ray)) < 2 * centre_loss  # nor is what is no number
+            return not measure(tuple(distance * part for part in ray)) < 2 * centre_loss  # True for NaN
 
         for low, high in itertools.pairwise([reach * ring / rings for ring in range(rings + 1)]):
             if nearest is not None and low >= nearest:

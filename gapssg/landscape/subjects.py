@@ -1,4 +1,4 @@
-"""Whose landscape is measured: model files, runs and their snapshots."""
+"""The subjects of a landscape: model files, runs and their snapshots."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Run:
 
     Attributes:
         path: The directory.
-        distillation: Its settings, if it is a run of `distill`.
-        snapshots: Its snapshot files by epoch, the earliest first.
+        distillation: Its settings, if it is a `distill` run.
+        snapshots: Its snapshot files by epoch, in ascending order.
     """
 
     path: Path
@@ -37,13 +37,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Subject:
-    """One set of weights around which the loss is measured.
+    """Weights around which the loss is measured.
 
     Attributes:
-        name: What it is called in figures: of a run, the directory's name.
-        epoch: Of a snapshot, the epoch that it was taken after; None for last weights.
+        name: Its name in figures; of a run, that of the directory.
+        epoch: The epoch of a snapshot; None for final weights.
         model: The model file.
-        run: The run that it belongs to, if a run was named.
+        run: Its run, if a run was named.
     """
 
     name: str
@@ -53,29 +53,29 @@ class Subject:
 
     @property
     def label(self) -> str:
-        """The name and, of a snapshot, the epoch."""
+        """The name and, for a snapshot, the epoch."""
         return self.name if self.epoch is None else f"{self.name}, epoch {self.epoch}"
 
 
 def read_subjects(
     paths: tuple[Path, ...], snapshots: bool, epochs: tuple[int, ...] | None, factories: tuple[str, ...] = ()
 ) -> list[Subject]:
-    """Read the models that `paths` name: files, or runs with their last weights.
+    """Read the models that `paths` name.
 
     Args:
-        paths: Model files and run directories.
-        snapshots: Take each snapshot of the runs instead of their last weights.
-        epochs: Of the snapshots, only those after these epochs.
-        factories: Those that a model file may name.
+        paths: Model files, and run directories for their final weights.
+        snapshots: Read each snapshot of the runs instead of their final weights.
+        epochs: Only snapshots of these epochs.
+        factories: Factories that a model file may name.
 
     Raises:
-        InputError: A path holds no model, or a run no snapshot that is asked for.
+        InputError: A path has no model, or a run lacks a requested snapshot.
     """
     subjects = []
     for path, name in zip(paths, _names(paths), strict=True):
         if not path.is_dir():
             if snapshots:
-                raise InputError(f"{path} is a file, which has no snapshots; name the directory of a run")
+                raise InputError(f"{path} is a file without snapshots; name the directory of a run")
             subjects.append(Subject(name, None, load_model(path, factories), None))
             continue
         run = read_run(path)
@@ -97,7 +97,7 @@ _HOW = "train it with --snapshot-every 1"
 
 
 def read_run(path: Path) -> Run:
-    """Look at a run directory.
+    """Read the settings and the list of snapshots of a run directory.
 
     Raises:
         InputError: It cannot be read.
@@ -109,7 +109,7 @@ def read_run(path: Path) -> Run:
 
 def _distillation(file: InsidePath) -> DistillSettings | None:
     if not is_file(file):
-        return None  # a folder that merely holds a model
+        return None  # a folder with only a model
     try:
         return DistillSettings.model_validate(read_toml(file))
     except (InputError, ValidationError):
@@ -117,7 +117,7 @@ def _distillation(file: InsidePath) -> DistillSettings | None:
 
 
 def _names(paths: tuple[Path, ...]) -> list[str]:
-    """Return the shortest ends of the paths that tell them apart."""
+    """Return the shortest distinct ends of the paths."""
     wholes = []
     for path in paths:
         whole = path.resolve()

@@ -1,4 +1,4 @@
-"""A measured surface, and its file: safetensors with one canonical JSON object in the header."""
+"""A measured surface, and its file: safetensors with a canonical JSON object in the header."""
 
 from __future__ import annotations
 
@@ -26,46 +26,46 @@ _LARGEST_GRID = 1001
 
 
 class SurfaceCard(Settings):
-    """All that is to be known of a surface besides its numbers: what was measured, and how."""
+    """The description of a surface: what was measured, and how."""
 
     format_version: Literal[1] = 1
     """Version of this description."""
     name: str
-    """Whose landscape it is; snapshots of one run share the name."""
+    """Name of the subject; snapshots of one run share it."""
     epoch: int | None = None
-    """Of a snapshot, the epoch that it was taken after."""
+    """The epoch of a snapshot."""
     model_file: str
-    """Where the weights at the centre were read from."""
+    """The file of the weights at the centre."""
     model_sha256: str
     """SHA-256 of that file."""
     architecture: str
     """The model's architecture."""
     directions: Literal["random", "pca", "models"]
-    """What the axes are."""
+    """The kind of the axes."""
     axis_labels: tuple[str, ...]
-    """One label an axis, with its unit."""
+    """One label per axis, with its unit."""
     explained: tuple[float, ...] = ()
-    """Of principal components: each axis's share of the route's variance."""
+    """For principal components: each axis's share of the route's variance."""
     biases_and_norms: bool
-    """Whether biases and batch-norm parameters moved."""
+    """Whether biases and batch-norm parameters changed."""
     seed: int
     """The seed of the directions and of the choice of samples."""
     range: float
-    """The `--range` that was asked for."""
+    """The value of `--range`."""
     data: str
-    """What the loss was measured on."""
+    """The data of the loss."""
     samples: int = Field(ge=1)
     """Number of samples."""
     samples_sha256: str
-    """SHA-256 of their images and of the labels that were read with them."""
+    """SHA-256 of their images and labels."""
     loss_name: str
-    """What the loss is."""
+    """Name of the loss."""
     accuracy_name: str
-    """What the accuracy is."""
+    """Name of the accuracy."""
     teacher_sha256: str | None = None
-    """SHA-256 of the teacher's file: of the one that labelled the samples, or else of a student's own."""
+    """SHA-256 of the file of the teacher that labelled the samples, or else of the student's own teacher."""
     recalibrated: bool
-    """Whether batch-norm statistics were estimated anew at each point."""
+    """Whether batch-norm statistics were re-estimated at each point."""
     precision: str
     """fp32 or bf16."""
     marks: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ class SurfaceCard(Settings):
     marks_sha256: tuple[str, ...] = ()
     """SHA-256 of the file of each marked model."""
     settings_sha256: str | None = None
-    """SHA-256 of the settings with which it was begun."""
+    """SHA-256 of the settings."""
 
     @property
     def label(self) -> str:
@@ -88,15 +88,15 @@ class Surface:
     Attributes:
         card: Its description.
         axes: (D, G) float64, the coordinates along each axis.
-        loss: (G,) or (G, G) float32; the first index belongs to the first axis. As it was measured: it may be infinite
-            or not a number. Not a number, too, where it is not measured yet.
+        loss: (G,) or (G, G) float32; the first index belongs to the first axis. May be infinite or NaN; NaN where it
+            is not measured yet.
         accuracy: As `loss`, in [0, 1].
         centre_loss: () float32, at coordinates 0.
         centre_accuracy: () float32.
         mark_coordinates: (M, D) float64, of the marked points.
-        mark_loss: (M,) float32, of the marked models themselves, with their own batch-norm statistics.
-        measured: How many points are measured, in the order of `points`.
-        around: What else is measured around the centre; None until that and the marks are.
+        mark_loss: (M,) float32, of the marked models with their own batch-norm statistics.
+        measured: Number of measured points, in the order of `points`.
+        around: Other measurements around the centre; None until these and the marks are measured.
     """
 
     card: SurfaceCard
@@ -112,7 +112,7 @@ class Surface:
 
     @classmethod
     def empty(cls, card: SurfaceCard, axes: Tensor, mark_coordinates: Tensor | None = None) -> Surface:
-        """Make a surface of which no point is measured yet."""
+        """Create a surface without measured points."""
         shape = (axes.shape[1],) * len(axes)
         marks = torch.zeros(0, len(axes), dtype=torch.float64) if mark_coordinates is None else mark_coordinates
         loss, accuracy = torch.full(shape, torch.nan), torch.full(shape, torch.nan)
@@ -125,18 +125,18 @@ class Surface:
         return self.measured == self.loss.numel()
 
     def points(self) -> list[tuple[float, ...]]:
-        """Return the coordinates of all points, the last axis running fastest."""
+        """Return the coordinates of all points, with the last axis fastest."""
         return list(itertools.product(*self.axes.tolist()))
 
     def add(self, losses: Tensor, accuracies: Tensor) -> None:
-        """Fill in the next points, (M,) each."""
+        """Store the values at the next points, (M,) each."""
         end = self.measured + len(losses)
         self.loss.view(-1)[self.measured : end] = losses
         self.accuracy.view(-1)[self.measured : end] = accuracies
         self.measured = end
 
     def minima(self) -> tuple[LocalMinimum, ...]:
-        """Return the local minima of the grid, the lowest first."""
+        """Return the local minima of the grid, lowest first."""
         return tuple(
             LocalMinimum(
                 coordinates=tuple(axis[i].item() for axis, i in zip(self.axes, minimum.place, strict=True)),
@@ -147,9 +147,9 @@ class Surface:
         )
 
     def facts(self, file: Path) -> SurfaceFacts:
-        """Return what a result says of a surface whose centre and marks are measured, and which is in `file`.
+        """Return the entry of a result for this surface, whose file is `file`.
 
-        Numbers that are not finite are None, and a centre without a finite loss is not the lowest.
+        Values that are not finite become None; a centre without a finite loss is not a minimum.
         """
         card, centre = self.card, finite(self.centre_loss.item())
         losses = self.loss[self.loss.isfinite()]
@@ -203,19 +203,19 @@ def save_surface(path: Path, surface: Surface) -> None:
 
 
 def load_surface(path: str | Path) -> Surface:
-    """Read a surface; nothing in it is run.
+    """Read a surface; no code in it is run.
 
     Raises:
-        InputError: The file is missing, truncated, no surface, or does not fit its own description.
+        InputError: The file is missing, truncated, not a surface, or does not match its own description.
     """
-    path = path if isinstance(path, Path) else Path(path)  # which may be an `InsidePath`
+    path = path if isinstance(path, Path) else Path(path)  # an `InsidePath` must stay one
     file = read_safetensors(path)
     if _METADATA_KEY not in file.metadata:
-        raise InputError(f"{path} is no saved surface of `gapssg landscape`")
+        raise InputError(f"{path} is not a surface of `gapssg landscape`; name a file in surfaces/")
     try:
         header = _Header.model_validate(json.loads(file.metadata[_METADATA_KEY]))
     except (ValidationError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: its description is not valid; measure the surface anew") from error
+        raise InputError(f"{path}: its description is not valid; measure the surface again") from error
     tensors = file.tensors
     dimensions, marks = len(header.card.axis_labels), len(header.card.marks)
     grid = tensors["axes"].shape[-1] if "axes" in tensors and tensors["axes"].ndim == 2 else 0
@@ -229,11 +229,11 @@ def load_surface(path: str | Path) -> Surface:
         for name in _TENSORS
     )
     if not fits or not 2 <= grid <= _LARGEST_GRID:
-        raise InputError(f"{path}: its numbers do not fit its description; measure the surface anew")
+        raise InputError(f"{path}: its tensors do not match its description; measure the surface again")
     finite = all(tensors[name].isfinite().all() for name in _COORDINATES)
     if not finite or not (tensors["axes"].diff() > 0).all():
-        raise InputError(f"{path}: its coordinates are not finite or do not rise; measure the surface anew")
+        raise InputError(f"{path}: its coordinates are not finite or not ascending; measure the surface again")
     if header.measured > tensors["loss"].numel():
-        raise InputError(f"{path}: its description is not valid; measure the surface anew")
+        raise InputError(f"{path}: its description is not valid; measure the surface again")
     parts = {name: tensors[name] for name in _TENSORS}
     return Surface(header.card, **parts, measured=header.measured, around=header.around)

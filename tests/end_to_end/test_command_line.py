@@ -51,7 +51,7 @@ def test_teacher_student_and_evaluation_from_the_command_line(trained: Path):
     assert "wrn16_1" in table
 
 
-def test_json_is_all_that_stands_on_stdout(trained: Path, tmp_path: Path):
+def test_json_is_all_that_is_printed_to_stdout(trained: Path, tmp_path: Path):
     teacher = trained / "teacher" / "model.safetensors"
     run = gapssg(
         *("distill", "--teacher", teacher, "--student", "wrn16_1", "--epochs", 1, "--output", tmp_path / "run"),

@@ -1,4 +1,4 @@
-"""A run with snapshots and a pool, made without training."""
+"""A run with snapshots and a pool, created without training."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def second_run(run_folder: Path, tmp_path: Path) -> Path:
 
 
 def settings(*models: Path, **changes: Any) -> LandscapeSettings:
-    """Settings of a landscape that is measured in a second."""
+    """Settings of a landscape that takes a second."""
     values: dict[str, Any] = {
         "models": models,
         "data": {"name": "digits"},

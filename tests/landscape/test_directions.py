@@ -12,7 +12,7 @@ LAYOUT = Layout.of(MODULE)
 WEIGHTS = LAYOUT.flatten(MODULE.state_dict())
 
 
-def test_a_layout_gives_back_what_it_flattened():
+def test_a_layout_splits_what_it_flattened():
     for name, part in LAYOUT.split(WEIGHTS).items():
         assert torch.equal(part, MODULE.get_parameter(name))
     assert "norm.running_var" in Layout.of(MODULE, statistics=True).shapes
@@ -30,7 +30,7 @@ def test_each_filter_of_a_random_direction_has_the_norm_of_the_filter_of_the_wei
             assert not part.any(), name
 
 
-def test_biases_and_norms_move_if_asked_each_scaled_as_a_whole():
+def test_biases_and_norms_change_on_request_each_scaled_as_a_whole():
     (direction,) = random_directions(WEIGHTS, LAYOUT, [5], biases_and_norms=True)
     part = LAYOUT.split(direction)["norm.weight"]
     torch.testing.assert_close(part.norm(), MODULE.norm.weight.norm())
@@ -54,7 +54,7 @@ def test_one_component_explains_a_straight_route():
         principal_directions(route, centre, 2)
 
 
-def test_two_components_of_a_flat_route_give_it_back():
+def test_two_components_reconstruct_a_planar_route():
     centre = torch.zeros(6)
     route = torch.tensor([[3.0, 0, 0, 0, 0, 0], [2.0, 1, 0, 0, 0, 0], [1.0, -1, 0, 0, 0, 0]])
     found = principal_directions(route, centre, 2)
@@ -64,7 +64,7 @@ def test_two_components_of_a_flat_route_give_it_back():
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_models_lie_at_their_coordinates_on_their_line_or_plane(count):
+def test_models_are_at_their_coordinates_on_their_line_or_plane(count):
     points = torch.randn(count, 40)
     directions, coordinates = directions_through(points)
     torch.testing.assert_close(points[0] + coordinates.float() @ directions, points)

@@ -21,7 +21,7 @@ BOWL = 0.1 + (AXIS[:, None] - 0.5) ** 2 + AXIS[None] ** 2
 
 
 def text_of(svg: Path) -> str:
-    """The words of a figure, which matplotlib also writes as comments beside their outlines."""
+    """The texts of a figure, which matplotlib writes as comments next to their outlines."""
     return " ".join(re.findall(r"<!-- (.*?) -->", svg.read_text()))
 
 
@@ -68,7 +68,7 @@ def test_the_interactive_surface_fills_the_window_and_its_titles_stay_in_it():
     assert sum(part**2 for part in eye.values()) ** 0.5 > 1.25 * 3**0.5  # Plotly's own place cuts the axes' titles
 
 
-def test_what_overflows_is_clipped_said_and_kept(tmp_path: Path):
+def test_overflows_are_clipped_reported_and_kept(tmp_path: Path):
     loss = BOWL.clone()
     loss[0, 0], loss[4, 4], loss[0, 4] = torch.inf, torch.nan, 1e30
     surface = make_surface(loss)
@@ -82,7 +82,7 @@ def test_what_overflows_is_clipped_said_and_kept(tmp_path: Path):
 
 
 @pytest.mark.parametrize("loss", [torch.full((5, 5), torch.nan), torch.zeros(5, 5)])
-def test_even_a_flat_or_lost_surface_is_drawn(tmp_path: Path, loss):
+def test_a_flat_or_diverged_surface_is_drawn(tmp_path: Path, loss):
     assert draw({"s": make_surface(loss)}, tmp_path)
 
 
@@ -103,7 +103,7 @@ def test_the_sheet_has_a_row_for_each_run_and_a_column_for_each_epoch(own_scale)
     assert [panel.axison for panel in panels] == [True] * 5 + [False]  # the missing one is left empty
 
 
-def test_surfaces_share_one_scale_that_holds_them_all():
+def test_surfaces_share_one_scale_that_contains_them_all():
     low, high = make_surface(BOWL), make_surface(BOWL * 50)
     both = scale_of([low, high])
     assert both.low == scale_of([low]).low
@@ -120,7 +120,7 @@ def test_the_route_is_drawn_with_its_epochs():
     assert "training route" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_what_is_not_measured_is_not_drawn(tmp_path: Path):
+def test_an_incomplete_surface_is_not_drawn(tmp_path: Path):
     surface = make_surface(BOWL)
     surface.measured = 7
     with pytest.raises(InputError, match="7 of 25 points are measured; continue with gapssg landscape --resume"):
@@ -128,7 +128,7 @@ def test_what_is_not_measured_is_not_drawn(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-def test_only_brackets_at_the_end_are_left_out():
+def test_only_parentheses_at_the_end_are_removed():
     assert _short("random direction 1 (filter norms)") == "random direction 1"
     assert _short("towards net (2) of a run") == "towards net (2) of a run"
 

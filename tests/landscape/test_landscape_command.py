@@ -15,7 +15,7 @@ FAST = ["--samples", "10", "--grid", "3", "--no-curvature", "--device", "cpu", "
 
 @pytest.fixture
 def gapssg(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    """The program in this process: a function from arguments to (status, stdout, stderr)."""
+    """The program in this process, as a function from arguments to (status, stdout, stderr)."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
 
     def run(*arguments: object) -> tuple[int, str, str]:
@@ -29,7 +29,7 @@ def gapssg(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
         signal.signal(number, handler)
 
 
-def test_json_is_all_that_stands_on_stdout(gapssg, run_folder: Path, tmp_path: Path, monkeypatch):
+def test_json_is_all_that_is_printed_to_stdout(gapssg, run_folder: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr("gapssg.landscape.measure.draw", lambda *_, **__: [])
     out = tmp_path / "out"
     status, stdout, stderr = gapssg("landscape", run_folder, "--data", "digits", "--output", out, "--json", *FAST)
@@ -93,7 +93,7 @@ def test_a_truncated_surface_is_one_sentence_with_status_2(gapssg, run_folder: P
     assert len(stderr.strip().splitlines()) == 1
 
 
-def test_a_strangers_directory_chooses_no_download(gapssg, run_folder: Path, tmp_path: Path, monkeypatch):
+def test_an_untrusted_directory_cannot_cause_a_download(gapssg, run_folder: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr("gapssg.landscape.measure.draw", lambda *_, **__: [])
     out = tmp_path / "out"
     assert gapssg("landscape", run_folder, "--data", "digits", "--output", out, *FAST, "--download")[0] == 0

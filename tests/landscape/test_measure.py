@@ -31,7 +31,7 @@ def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class StopsAfter(SilentDisplay):
-    """Asks to stop once so many points are measured."""
+    """Requests a stop after a number of measured points."""
 
     def __init__(self, points: int) -> None:
         self.requests, self.points = Requests(), points
@@ -60,13 +60,15 @@ def test_a_landscape_of_a_run_on_real_images(run_folder: Path, tmp_path: Path):
     assert len(result.figures) == 5
 
 
-def test_the_centre_of_an_odd_grid_is_the_centre(run_folder: Path, tmp_path: Path, without_figures):
+def test_the_centre_of_an_odd_grid_is_the_model(run_folder: Path, tmp_path: Path, without_figures):
     measure_landscape(settings(run_folder), tmp_path / "out")
     surface = load_surface(tmp_path / "out" / "surfaces" / "run.safetensors")
     assert surface.loss[1, 1] == surface.centre_loss
 
 
-def test_an_interrupted_landscape_continues_to_that_of_the_whole(run_folder: Path, tmp_path: Path, without_figures):
+def test_an_interrupted_landscape_continues_to_the_uninterrupted_result(
+    run_folder: Path, tmp_path: Path, without_figures
+):
     chosen = settings(run_folder, directions="pca", grid=5)
     measure_landscape(chosen, tmp_path / "whole")
     display = StopsAfter(8)
@@ -81,7 +83,7 @@ def test_an_interrupted_landscape_continues_to_that_of_the_whole(run_folder: Pat
     assert ours.model_copy(update={"file": whole.file}) == whole
 
 
-def test_what_is_measured_is_not_measured_again_and_other_settings_do_not_continue(
+def test_measured_points_are_not_measured_again_and_other_settings_are_refused(
     run_folder: Path, tmp_path: Path, without_figures
 ):
     measure_landscape(settings(run_folder), tmp_path / "out")
@@ -91,9 +93,7 @@ def test_what_is_measured_is_not_measured_again_and_other_settings_do_not_contin
         measure_landscape(settings(run_folder, grid=5), tmp_path / "out", resume=True)
 
 
-def test_a_model_that_changed_or_a_truncated_surface_does_not_continue(
-    run_folder: Path, tmp_path: Path, without_figures
-):
+def test_a_changed_model_or_a_truncated_surface_is_refused(run_folder: Path, tmp_path: Path, without_figures):
     measure_landscape(settings(run_folder), tmp_path / "out")
     file = tmp_path / "out" / "surfaces" / "run.safetensors"
     whole = file.read_bytes()
@@ -107,7 +107,7 @@ def test_a_model_that_changed_or_a_truncated_surface_does_not_continue(
         measure_landscape(settings(run_folder), tmp_path / "out", resume=True)
 
 
-def test_a_pool_needs_no_real_image(run_folder: Path, tmp_path: Path, without_figures, monkeypatch):
+def test_a_pool_needs_no_real_images(run_folder: Path, tmp_path: Path, without_figures, monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("real images were read")
 
@@ -156,7 +156,7 @@ def test_a_plane_through_three_models_marks_them(run_folder: Path, tmp_path: Pat
     assert report.marks[1].coordinates == (1, 0)
 
 
-def test_bfloat16_says_how_far_it_is_from_float32(run_folder: Path, tmp_path: Path, without_figures):
+def test_bfloat16_reports_its_error_against_float32(run_folder: Path, tmp_path: Path, without_figures):
     chosen = settings(run_folder, samples=8, runtime={"device": "cpu", "precision": "bf16"})
     error = measure_landscape(chosen, tmp_path / "out").surfaces[0].bf16_error
     assert error.points == 9
@@ -180,9 +180,9 @@ def test_bad_input_is_refused_before_anything_is_written(
         "the first two have the same weights": settings(snapshots[2], run_folder, directions="models", dimensions=1),
         "2 classes, but": settings(teacher_file, data={"name": f"folder:{image_folder}"}),
         "has no snapshot of epoch 7": settings(run_folder, snapshots=True, epochs=(7,)),
-        "is no run; name the run's directory, which": settings(teacher_file, directions="pca"),
-        "is no run; name the run's directory instead": settings(teacher_file, data={"name": "pool"}),
-        "which has no snapshots": settings(teacher_file, snapshots=True),
+        "is not a run; name the run's directory, which": settings(teacher_file, directions="pca"),
+        "is not a run; name the run's directory, not": settings(teacher_file, data={"name": "pool"}),
+        "is a file without snapshots": settings(teacher_file, snapshots=True),
     }
     for words, chosen in cases.items():
         with pytest.raises(InputError, match=words) as refused:
@@ -201,19 +201,19 @@ def test_data_of_another_shape_than_the_model_takes_is_refused(tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_pool_whose_teacher_is_gone_or_another_is_refused(run_folder: Path, teacher_file: Path, tmp_path: Path):
+def test_a_pool_with_a_missing_or_another_teacher_is_refused(run_folder: Path, teacher_file: Path, tmp_path: Path):
     moved = teacher_file.rename(tmp_path / "moved.safetensors")
     chosen = {"data": {"name": "pool"}}
     with pytest.raises(InputError, match="name it with --teacher"):
         measure_landscape(settings(run_folder, **chosen), tmp_path / "out")
-    with pytest.raises(InputError, match="is not the teacher that"):
+    with pytest.raises(InputError, match="is not the teacher of"):
         wrong = run_folder / "student.safetensors"
         measure_landscape(settings(run_folder, teacher=wrong, **chosen), tmp_path / "out")
     assert moved.exists()
 
 
 def scale_variances(file: Path, factor: float) -> None:
-    """Give a model other batch-norm statistics, and nothing else."""
+    """Change only the batch-norm statistics of a model."""
     model = load_model(file)
     for name, buffer in model.module.named_buffers():
         if name.endswith("running_var"):
@@ -221,7 +221,9 @@ def scale_variances(file: Path, factor: float) -> None:
     save_model(file, model.module, model.card)
 
 
-def test_marked_models_leave_no_statistics_behind(run_folder: Path, tmp_path: Path, without_figures, monkeypatch):
+def test_marked_models_do_not_change_the_statistics_of_others(
+    run_folder: Path, tmp_path: Path, without_figures, monkeypatch
+):
     for file in (run_folder / "snapshots").iterdir():
         scale_variances(file, 5)
     centres = []
@@ -241,12 +243,14 @@ def test_marked_models_leave_no_statistics_behind(run_folder: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_marks_are_never_recalibrated(run_folder: Path, tmp_path: Path, without_figures):
     plain = measure_landscape(settings(run_folder, directions="pca"), tmp_path / "plain")
-    anew = measure_landscape(settings(run_folder, directions="pca", recalibrate=True), tmp_path / "anew")
-    assert anew.surfaces[0].marks == plain.surfaces[0].marks
-    assert anew.surfaces[0].centre != plain.surfaces[0].centre
+    recalibrated = measure_landscape(
+        settings(run_folder, directions="pca", recalibrate=True), tmp_path / "recalibrated"
+    )
+    assert recalibrated.surfaces[0].marks == plain.surfaces[0].marks
+    assert recalibrated.surfaces[0].centre != plain.surfaces[0].centre
 
 
-def test_a_second_model_that_changed_does_not_continue(run_folder: Path, tmp_path: Path, without_figures):
+def test_a_changed_second_model_is_refused(run_folder: Path, tmp_path: Path, without_figures):
     second = run_folder / "snapshots" / "epoch-0001.safetensors"
     chosen = settings(run_folder, second, directions="models", dimensions=1)
     measure_landscape(chosen, tmp_path / "out")
@@ -255,9 +259,7 @@ def test_a_second_model_that_changed_does_not_continue(run_folder: Path, tmp_pat
         measure_landscape(chosen, tmp_path / "out", resume=True)
 
 
-def test_another_pool_or_teacher_does_not_continue(
-    run_folder: Path, teacher_file: Path, tmp_path: Path, without_figures
-):
+def test_another_pool_or_teacher_is_refused(run_folder: Path, teacher_file: Path, tmp_path: Path, without_figures):
     student = run_folder / "student.safetensors"
     save_model(student, load_model(student).module, make_card())  # does not say who its teacher was
     chosen = settings(run_folder, data={"name": "pool"})
@@ -272,7 +274,7 @@ def test_another_pool_or_teacher_does_not_continue(
         measure_landscape(chosen, tmp_path / "out", resume=True)
 
 
-def test_axes_that_another_machine_rounded_otherwise_continue(run_folder: Path, tmp_path: Path, without_figures):
+def test_axes_that_another_machine_rounded_differently_continue(run_folder: Path, tmp_path: Path, without_figures):
     chosen = settings(run_folder, directions="pca")
     measure_landscape(chosen, tmp_path / "out")
     file = tmp_path / "out" / "surfaces" / "run.safetensors"
@@ -292,7 +294,7 @@ class RemembersEvents(SilentDisplay):
         self.events.append(event.kind)
 
 
-def test_a_finished_surface_is_measured_no_more(run_folder: Path, tmp_path: Path, without_figures, monkeypatch):
+def test_a_finished_surface_is_not_measured_again(run_folder: Path, tmp_path: Path, without_figures, monkeypatch):
     changes = {"curvature": {"lanczos_steps": 2, "trace_samples": 2, "ascent_steps": 2}}
     chosen = settings(run_folder, directions="pca", **changes)
     first = measure_landscape(chosen, tmp_path / "out")
@@ -324,9 +326,7 @@ def test_a_continued_landscape_has_every_event_once(
     assert [without_timing(event) for event in events(tmp_path / "out")] == expected
 
 
-def test_what_is_exact_is_computed_as_float32_is_configured(
-    run_folder: Path, tmp_path: Path, without_figures, monkeypatch
-):
+def test_exact_measurements_run_with_float32_configured(run_folder: Path, tmp_path: Path, without_figures, monkeypatch):
     configured, seen = [], []
 
     @contextmanager
@@ -353,12 +353,14 @@ def test_what_is_exact_is_computed_as_float32_is_configured(
     assert seen == [("frozen", "fp32"), ("measure_curvature", "fp32")]
 
 
-def test_routes_of_two_runs_share_no_directions(run_folder: Path, second_run: Path, tmp_path: Path, without_figures):
+def test_routes_of_two_runs_have_different_directions(
+    run_folder: Path, second_run: Path, tmp_path: Path, without_figures
+):
     result = measure_landscape(settings(run_folder, second_run, directions="pca"), tmp_path / "out")
     assert not result.shared_directions
 
 
-def test_each_surface_has_a_file_of_its_own():
+def test_each_surface_has_its_own_file():
     names = ("a b", "a-b", "a-b-2", "a.b")
     surfaces = [make_surface(torch.ones(3), name=name) for name in names]
     assert len(set(measure._file_names(surfaces))) == len(names)
@@ -371,7 +373,7 @@ def lacks_second_derivatives(*_: object) -> torch.Tensor:
 CURVED = {"curvature": {"lanczos_steps": 2, "trace_samples": 2, "ascent_steps": 2}}
 
 
-def test_without_second_derivatives_all_else_is_measured_and_drawn_and_what_is_missing_is_said(
+def test_without_second_derivatives_the_rest_is_measured_and_the_missing_is_reported(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(CentreLoss, "hessian_product", lacks_second_derivatives)
@@ -392,7 +394,7 @@ def test_without_second_derivatives_all_else_is_measured_and_drawn_and_what_is_m
     assert LandscapeResult.load(tmp_path / "out") == result
 
 
-def test_memory_that_does_not_suffice_for_the_curvature_is_not_taken_for_a_missing_derivative(
+def test_out_of_memory_in_the_curvature_is_not_reported_as_a_missing_derivative(
     run_folder: Path, tmp_path: Path, without_figures, monkeypatch: pytest.MonkeyPatch
 ):
     def exhaust(*_: object) -> None:
@@ -403,7 +405,7 @@ def test_memory_that_does_not_suffice_for_the_curvature_is_not_taken_for_a_missi
         measure_landscape(settings(run_folder, **CURVED), tmp_path / "out")
 
 
-def test_a_landscape_that_failed_on_its_curvature_continues_without_and_then_with_it(
+def test_a_landscape_that_failed_on_its_curvature_continues_without_it_and_then_with_it(
     run_folder: Path, tmp_path: Path, without_figures, monkeypatch: pytest.MonkeyPatch
 ):
     with monkeypatch.context() as broken:

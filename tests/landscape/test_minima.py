@@ -22,7 +22,7 @@ def test_two_wells_are_found_the_lower_first():
     assert places((axis**2 - 1) ** 2 + 0.1 * axis) == [(4,), (12,)]
 
 
-def test_a_slope_ends_at_the_edge():
+def test_a_slope_has_its_minimum_at_the_edge():
     (minimum,) = local_minima(torch.arange(5.0))
     assert minimum.place == (0,)
     assert minimum.at_edge
@@ -38,5 +38,5 @@ def test_a_plateau_is_one_minimum_unless_a_neighbour_is_lower():
     assert places(torch.tensor([2.0, 1, 1, 0, 2])) == [(3,)]
 
 
-def test_what_is_not_finite_is_no_minimum():
+def test_values_that_are_not_finite_are_no_minima():
     assert places(torch.tensor([torch.nan, 3, torch.inf, -torch.inf, torch.nan])) == [(1,)]

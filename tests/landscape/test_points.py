@@ -37,7 +37,7 @@ def plane_around(module: torch.nn.Module) -> Plane:
 
 
 @pytest.mark.parametrize("soft", [False, True])
-def test_many_points_at_a_time_are_what_a_plain_loop_gives(teacher_file: Path, runtime: Runtime, samples, soft):
+def test_points_are_those_of_a_plain_loop(teacher_file: Path, runtime: Runtime, samples, soft):
     module = load_model(teacher_file).module
     if soft:
         logits = torch.randn(COUNT, 10)
@@ -63,7 +63,7 @@ def test_many_points_at_a_time_are_what_a_plain_loop_gives(teacher_file: Path, r
         assert accuracies[index].item() == pytest.approx(hits, abs=1.5 / COUNT)  # a tie may break the other way
 
 
-def test_a_point_does_not_depend_on_those_before_it_and_the_model_stays_as_it_was(teacher_file, runtime, samples):
+def test_a_point_does_not_depend_on_earlier_points_and_the_model_is_unchanged(teacher_file, runtime, samples):
     module = load_model(teacher_file).module
     before = {name: value.clone() for name, value in module.state_dict().items()}
     plane = plane_around(module)
@@ -75,7 +75,7 @@ def test_a_point_does_not_depend_on_those_before_it_and_the_model_stays_as_it_wa
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
 
 
-def test_bfloat16_is_near_float32(teacher_file, runtime, samples):
+def test_bfloat16_is_close_to_float32(teacher_file, runtime, samples):
     module = load_model(teacher_file).module
     plane = plane_around(module)
     points = [(0.0, 0.0), (0.3, -0.2)]
@@ -88,7 +88,7 @@ def test_bfloat16_is_near_float32(teacher_file, runtime, samples):
     torch.testing.assert_close(coarse, exact, rtol=0.05, atol=0.02)
 
 
-def test_each_model_of_a_line_is_itself_at_its_own_point_batch_norm_statistics_included(teacher_file, runtime, samples):
+def test_a_line_passes_through_its_models_including_batch_norm_statistics(teacher_file, runtime, samples):
     first, second = (load_model(teacher_file).module for _ in range(2))
     with torch.no_grad():
         for value in second.state_dict().values():

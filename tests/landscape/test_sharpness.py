@@ -27,7 +27,7 @@ def seeded():
     torch.manual_seed(0)
 
 
-def test_lanczos_finds_the_largest_eigenvalue_not_the_largest_in_size():
+def test_lanczos_finds_the_largest_eigenvalue_not_the_largest_absolute_one():
     eigenvalues = torch.cat([torch.linspace(-30, 5, 60), torch.tensor([7.0])])
     matrix = symmetric(eigenvalues)
     estimate = largest_eigenvalue(lambda v: matrix @ v, torch.randn(61, dtype=torch.float64), 61)
@@ -35,7 +35,7 @@ def test_lanczos_finds_the_largest_eigenvalue_not_the_largest_in_size():
     assert estimate.error < 1e-6
 
 
-def test_the_error_of_an_eigenvalue_bounds_how_far_it_is_off():
+def test_the_error_of_an_eigenvalue_is_an_upper_bound():
     eigenvalues = torch.linspace(0, 10, 200)
     matrix = symmetric(eigenvalues)
     for steps in (3, 8, 20):
@@ -43,7 +43,7 @@ def test_the_error_of_an_eigenvalue_bounds_how_far_it_is_off():
         assert (eigenvalues.double() - estimate.value).abs().min().item() <= estimate.error + 1e-9
 
 
-def test_lanczos_stops_where_there_is_nothing_more():
+def test_lanczos_stops_at_an_invariant_subspace():
     estimate = largest_eigenvalue(lambda v: 4 * v, torch.randn(10), 8)
     assert estimate.value == pytest.approx(4, rel=1e-6)  # float32
     assert largest_eigenvalue(lambda v: 0 * v, torch.randn(10), 8).value == 0
@@ -93,7 +93,7 @@ def test_the_radius_of_doubling_of_a_bowl():
     assert radius_of_doubling(lambda _: math.nan, rays, [1.0] * 4, 1.0) == pytest.approx(1 / 320)
 
 
-def test_no_ray_is_looked_along_farther_than_it_reaches():
+def test_no_ray_is_measured_beyond_its_reach():
     seen = []
 
     def steep_to_the_left(point: tuple[float, ...]) -> float:
@@ -141,7 +141,7 @@ def test_hessian_and_gradient_of_a_small_network_are_those_of_its_loss(runtime, 
 
 
 class Attention(nn.Module):
-    """A head of attention over the pixels of an image, by PyTorch's own function or written out."""
+    """An attention head over the pixels of an image, with PyTorch's function or written out."""
 
     def __init__(self, written_out: bool) -> None:
         super().__init__()
@@ -202,14 +202,14 @@ def test_the_curvature_of_attention_is_that_of_the_formula(runtime):
     assert measured.epsilon_sharpness == pytest.approx(expected.epsilon_sharpness, rel=1e-3)
 
 
-def test_an_operator_without_second_derivatives_leaves_the_sharpness(runtime):
+def test_without_second_derivatives_only_the_sharpness_is_measured(runtime):
     curvature = curvature_of(Squares(), runtime)
     assert curvature.largest_eigenvalue == curvature.trace == Measurement()
     assert curvature.epsilon_sharpness > 0
     assert curvature.missing.startswith("no eigenvalue and trace: ")
 
 
-def test_a_network_without_any_derivative_is_said_to_have_no_curvature(runtime):
+def test_a_network_without_derivatives_has_no_curvature_and_says_so(runtime):
     class Steps(Squares):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             with torch.no_grad():

@@ -15,7 +15,7 @@ def bowl() -> torch.Tensor:
     return 0.1 + (axis[:, None] - 0.5) ** 2 + axis[None] ** 2
 
 
-def test_a_surface_is_read_as_it_was_written_what_overflows_included(tmp_path: Path):
+def test_a_saved_surface_is_read_unchanged_including_overflows(tmp_path: Path):
     loss = bowl()
     loss[0, 0], loss[4, 4], loss[0, 4] = torch.inf, torch.nan, 1e30
     surface = make_surface(loss, seed=7)
@@ -30,7 +30,7 @@ def test_a_surface_is_read_as_it_was_written_what_overflows_included(tmp_path: P
     assert facts.highest_loss == pytest.approx(1e30)
 
 
-def test_the_facts_name_the_minima_and_whether_the_centre_is_the_lowest():
+def test_facts_have_the_minima_and_whether_the_centre_is_the_lowest():
     facts = make_surface(bowl()).facts(Path())
     assert not facts.centre_is_global_minimum
     assert facts.lowest_loss == pytest.approx(0.1)
@@ -40,7 +40,7 @@ def test_the_facts_name_the_minima_and_whether_the_centre_is_the_lowest():
     assert make_surface(axis**2).facts(Path()).centre_is_global_minimum
 
 
-def test_the_first_index_is_the_first_axis_and_the_last_runs_fastest():
+def test_the_first_index_is_the_first_axis_and_the_last_axis_is_fastest():
     surface = make_surface(bowl())
     assert surface.points()[:2] == [(-1.0, -1.0), (-1.0, -0.5)]
     assert surface.points()[7] == (-0.5, 0.0)
@@ -48,7 +48,7 @@ def test_the_first_index_is_the_first_axis_and_the_last_runs_fastest():
 
 
 @pytest.mark.parametrize("keep", [0, 7, 300, -10])
-def test_a_truncated_file_is_refused_in_a_sentence(tmp_path: Path, keep):
+def test_a_truncated_file_is_refused_with_one_sentence(tmp_path: Path, keep):
     path = tmp_path / "s.safetensors"
     save_surface(path, make_surface(bowl()))
     path.write_bytes(path.read_bytes()[:keep])
@@ -57,16 +57,16 @@ def test_a_truncated_file_is_refused_in_a_sentence(tmp_path: Path, keep):
     assert len(str(refused.value).splitlines()) == 1
 
 
-def test_a_model_file_is_no_surface(teacher_file: Path):
-    with pytest.raises(InputError, match="is no saved surface"):
+def test_a_model_file_is_not_accepted_as_a_surface(teacher_file: Path):
+    with pytest.raises(InputError, match="is not a surface of"):
         load_surface(teacher_file)
 
 
-def test_numbers_that_do_not_fit_the_description_are_refused(tmp_path: Path):
+def test_tensors_that_do_not_match_the_description_are_refused(tmp_path: Path):
     surface = make_surface(bowl())
     surface.loss = surface.loss[:4]
     save_surface(tmp_path / "s.safetensors", surface)
-    with pytest.raises(InputError, match="do not fit its description"):
+    with pytest.raises(InputError, match="do not match its description"):
         load_surface(tmp_path / "s.safetensors")
     surface = make_surface(bowl())
     surface.measured = 99
@@ -88,26 +88,26 @@ def test_numbers_that_do_not_fit_the_description_are_refused(tmp_path: Path):
         ("mark_coordinates", torch.zeros(0, 2)),
     ],
 )
-def test_a_strangers_numbers_are_refused(tmp_path: Path, name, value):
+def test_untrusted_values_are_refused(tmp_path: Path, name, value):
     surface = make_surface(bowl())
     setattr(surface, name, value)
     save_surface(tmp_path / "s.safetensors", surface)
-    with pytest.raises(InputError, match=r"its numbers do not fit|its coordinates are not finite or do not rise"):
+    with pytest.raises(InputError, match=r"its tensors do not match|its coordinates are not finite or not ascending"):
         load_surface(tmp_path / "s.safetensors")
 
 
 def test_a_grid_has_from_2_to_1001_points(tmp_path: Path):
     for points in (1, 1002):
         save_surface(tmp_path / "s.safetensors", make_surface(torch.ones(points)))
-        with pytest.raises(InputError, match="do not fit its description"):
+        with pytest.raises(InputError, match="do not match its description"):
             load_surface(tmp_path / "s.safetensors")
 
 
-def test_what_is_not_measured_is_no_number():
+def test_points_that_are_not_measured_are_nan():
     surface = make_surface(bowl())
     assert Surface.empty(surface.card, surface.axes).loss.isnan().all()
 
 
 @pytest.mark.parametrize("loss", [torch.nan, torch.inf])
-def test_a_centre_without_a_loss_is_not_the_lowest(loss):
+def test_a_centre_without_a_finite_loss_is_not_the_lowest(loss):
     assert not make_surface(torch.full((3, 3), loss)).facts(Path()).centre_is_global_minimum
