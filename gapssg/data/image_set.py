@@ -106,7 +106,7 @@ def check_same_classes(train: ImageSet, test: ImageSet) -> None:
         for split, names in (("training", only_train), ("test", only_test))
         if names
     ]
-    reason = " and ".join(differences) or "their order differs"
+    reason = " and ".join(differences) or "they are in a different order"
     raise InputError(f"the training and test images differ in their classes: {reason}; use the same classes in both")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,14 +16,14 @@ from gapssg.evaluation.metrics import top_k_accuracy
 from gapssg.evaluation.real_images import read_test_images
 from gapssg.export.formats import FORMATS, Classifier
 from gapssg.export.packages import package_versions
-from gapssg.export.quantize import PoolImages, check_agreement, images_per_second, quantize, read_pool
+from gapssg.export.quantize import PoolImages, check_agreement, draw_images, images_per_second, quantize
 from gapssg.export.settings import ExportSettings
 from gapssg.export.verify import Examiner, check_tolerance, compare, random_batches, rounding_tolerance
 from gapssg.files import canonical_json, check_output_file, staged, user_path
 from gapssg.models.description import Interface
 from gapssg.models.foreign import foreign_code
 from gapssg.models.frozen import frozen
-from gapssg.models.model_file import LoadedModel, load_model
+from gapssg.models.model_file import load_model
 from gapssg.runs.directory import Display, SilentDisplay, final_weights, pool_shards, run_facts, versions
 from gapssg.runs.events import Note, Warned
 from gapssg.runs.results import (
@@ -68,118 +69,131 @@ def export_model(
     """
     display = display or SilentDisplay()
     output = user_path(output)
-    file = final_weights(settings.model) if settings.model.is_dir() else settings.model
-    shards = pool_shards(_pool_path(settings)) if settings.int8.enabled else []
+    is_run = settings.model.is_dir()
+    file = final_weights(settings.model) if is_run else settings.model
+    shards = []
+    if settings.int8.enabled:
+        pool_path = settings.int8.pool or (settings.model if is_run else None)
+        if pool_path is None:
+            raise InputError("--int8 calibrates on the sample pool of a run; name the run's directory with --pool")
+        shards = pool_shards(pool_path)
     check_output_file(output, overwrite, inputs=[file, *shards])
-    form = FORMATS[settings.to]
-    all_versions = {**versions(), **package_versions(form.packages)}
+    all_versions = {**versions(), **package_versions(FORMATS[settings.to].packages)}
     model = load_model(file, settings.model_factories)
     runtime = Runtime(torch.device("cpu"), "fp32", compiled=False, seed=settings.seed)
-    pool = _read_pool(settings, model, runtime) if settings.int8.enabled else None
+    pool = None
+    if shards:
+        generator = runtime.random_stream("calibration")
+        pool = draw_images(shards, model.card, settings.int8.calibration_images, generator)
     test = None if settings.data is None else read_test_images(settings.data, model, display)
-    examiner = Examiner(
-        model, normalization_folded=settings.fold_normalization, batch_size=settings.batch_size, runtime=runtime
-    )
 
     display.event(Note(message=f"exporting {model.card.architecture} from {model.path}"))
-    metadata = _metadata(model, settings, all_versions)
-    content = _write(examiner, settings.to, _text(metadata))
-    int8, timing = None, None
-    if pool is None:
-        with staged(output, content) as file:
-            exported = _load(examiner, settings.to, file.read_bytes())
-            verification = _verify(examiner, exported, test, settings, runtime)
-    else:
-        plain, plain_bytes = _load(examiner, settings.to, content), len(content)
-        verification = _verify(examiner, plain, test, settings, runtime)
-        display.event(Note(message=f"calibrating on {len(pool.calibration):,} images of the pool"))
-        metadata = metadata.model_copy(update={"int8": Int8Metadata(calibration_images=len(pool.calibration))})
-        content = _quantize(examiner, content, pool.calibration, _text(metadata))
-        sizes = _both(plain_bytes, len(content))
-        with staged(output, content) as file:
-            quantized = _load(examiner, settings.to, file.read_bytes())
-            int8 = _verify_int8(examiner, quantized, plain, pool, test, settings.int8.min_agreement, sizes)
-            timed = examiner.inputs(pool.held_out[:_TIMED_BATCH])
-            rates = images_per_second((plain, quantized), timed)
-        if int8.top1 is not None:
-            _warn_of_loss(int8.top1, display)
-        timing = ExportTiming(images_per_second=_both(*rates), batch_size=len(timed))
+    provenance = ExportProvenance(model_sha256=model.sha256, model=model.card.provenance, versions=all_versions)
+    interface = {name: getattr(model.card, name) for name in Interface.model_fields}
+    metadata = ExportMetadata(**interface, normalization_folded=settings.fold_normalization, provenance=provenance)
+    examiner = Examiner(model, settings, runtime)
+    exported = (
+        _export_float32(examiner, output, metadata, test)
+        if pool is None
+        else _export_int8(examiner, output, metadata, test, pool, display)
+    )
     return ExportResult(
         model=ModelFile(file=str(model.path), sha256=model.sha256, architecture=model.card.architecture),
         format=settings.to,
         file=str(output),
-        sha256=hashlib.sha256(content).hexdigest(),
-        bytes=len(content),
-        metadata=metadata,
+        sha256=hashlib.sha256(exported.content).hexdigest(),
+        bytes=len(exported.content),
+        metadata=exported.metadata,
         data=None if settings.data is None else settings.data.name,
-        verification=verification,
-        int8=int8,
-        timing=timing,
+        verification=exported.verification,
+        int8=exported.int8,
+        timing=exported.timing,
         **dict(run_facts(runtime, settings).model_copy(update={"versions": all_versions})),
     )
 
 
-def _read_pool(settings: ExportSettings, model: LoadedModel, runtime: Runtime) -> PoolImages:
-    generator = runtime.random_stream("calibration")
-    return read_pool(_pool_path(settings), model.card, settings.int8.calibration_images, generator)
+class _Exported(NamedTuple):
+    content: bytes
+    metadata: ExportMetadata
+    verification: Verification
+    int8: Int8Verification | None = None
+    timing: ExportTiming | None = None
 
 
-def _pool_path(settings: ExportSettings) -> Path:
-    path = settings.int8.pool or (settings.model if settings.model.is_dir() else None)
-    if path is None:
-        raise InputError("--int8 calibrates on the sample pool of a run; name the run's directory with --pool")
-    return path
+def _export_float32(examiner: Examiner, output: Path, metadata: ExportMetadata, test: ImageSet | None) -> _Exported:
+    content = _write(examiner, metadata)
+    with staged(output, content) as file:
+        verification = _verify(examiner, _load(examiner, file.read_bytes()), test)
+    return _Exported(content, metadata, verification)
 
 
-def _metadata(model: LoadedModel, settings: ExportSettings, all_versions: dict[str, str]) -> ExportMetadata:
-    provenance = ExportProvenance(model_sha256=model.sha256, model=model.card.provenance, versions=all_versions)
-    interface = {name: getattr(model.card, name) for name in Interface.model_fields}
-    return ExportMetadata(**interface, normalization_folded=settings.fold_normalization, provenance=provenance)
+def _export_int8(
+    examiner: Examiner,
+    output: Path,
+    metadata: ExportMetadata,
+    test: ImageSet | None,
+    pool: PoolImages,
+    display: Display,
+) -> _Exported:
+    plain_content = _write(examiner, metadata)
+    plain = _load(examiner, plain_content)
+    verification = _verify(examiner, plain, test)
+    display.event(Note(message=f"calibrating on {len(pool.calibration):,} images of the pool"))
+    metadata = metadata.model_copy(update={"int8": Int8Metadata(calibration_images=len(pool.calibration))})
+    content = _quantize(examiner, plain_content, pool.calibration, metadata)
+    with staged(output, content) as file:
+        quantized = _load(examiner, file.read_bytes())
+        sizes = _both(len(plain_content), len(content))
+        int8 = _verify_int8(examiner, quantized, plain, pool, test, sizes)
+        timed = examiner.inputs(pool.held_out[:_TIMED_BATCH])
+        rates = images_per_second((plain, quantized), timed)
+    if int8.top1 is not None and int8.top1.float32 - int8.top1.int8 > _LARGE_ACCURACY_LOSS:
+        message = (
+            f"int8 lowers top-1 from {percent(int8.top1.float32)} to {percent(int8.top1.int8)}, by more than "
+            f"{100 * _LARGE_ACCURACY_LOSS:.0f} points; the calibration images of the pool may differ too much from the "
+            "test images"
+        )
+        display.event(Warned(epoch=0, message=message))
+    timing = ExportTiming(images_per_second=_both(*rates), batch_size=len(timed))
+    return _Exported(content, metadata, verification, int8, timing)
+
+
+def _write(examiner: Examiner, metadata: ExportMetadata) -> bytes:
+    card, to = examiner.model.card, examiner.settings.to
+    # Exporters raise exceptions of any type.
+    complaint = f"{card.architecture} cannot be exported as {to}; try another format, or --debug for details"
+    with foreign_code(complaint), frozen(examiner.exported_module()) as module:
+        return FORMATS[to].write(module, card.input_shape, _text(metadata))
+
+
+def _load(examiner: Examiner, content: bytes) -> Classifier:
+    """Return the function of an exported file, which raises InputError on any failure."""
+    to = examiner.settings.to
+    complaint = (
+        f"{examiner.model.card.architecture} was exported as {to}, but the exported file cannot be run, so nothing was "
+        "kept; if its forward fixes the batch size, change that, else try another format, or --debug for details"
+    )
+    with foreign_code(complaint):
+        return foreign_code(complaint)(FORMATS[to].load(content))
+
+
+def _quantize(examiner: Examiner, content: bytes, calibration: Tensor, metadata: ExportMetadata) -> bytes:
+    complaint = f"{examiner.model.card.architecture} cannot be quantised; leave --int8 out, or --debug for details"
+    with foreign_code(complaint):
+        return quantize(content, examiner.inputs(calibration), _text(metadata))
 
 
 def _text(metadata: ExportMetadata) -> str:
     return canonical_json(metadata.model_dump(mode="json"))
 
 
-def _write(examiner: Examiner, to: str, metadata: str) -> bytes:
-    card = examiner.model.card
-    # Exporters raise exceptions of any type.
-    complaint = f"{card.architecture} cannot be exported as {to}; try another format, or --debug for details"
-    with foreign_code(complaint), frozen(examiner.exported_module()) as module:
-        return FORMATS[to].write(module, card.input_shape, metadata)
-
-
-def _load(examiner: Examiner, to: str, content: bytes) -> Classifier:
-    """Return the function of an exported file, which raises InputError on any failure."""
-    complaint = (
-        f"{examiner.model.card.architecture} was exported as {to}, but the exported file cannot be run, so nothing was "
-        "kept; if its forward fixes the batch size, change that, else try another format, or --debug for details"
-    )
-    with foreign_code(complaint):
-        classify = FORMATS[to].load(content)
-
-    def guarded(images: Tensor) -> Tensor:
-        with foreign_code(complaint):
-            return classify(images)
-
-    return guarded
-
-
-def _quantize(examiner: Examiner, content: bytes, calibration: Tensor, metadata: str) -> bytes:
-    complaint = f"{examiner.model.card.architecture} cannot be quantised; leave --int8 out, or --debug for details"
-    with foreign_code(complaint):
-        return quantize(content, examiner.inputs(calibration), metadata)
-
-
-def _verify(
-    examiner: Examiner, exported: Classifier, test: ImageSet | None, settings: ExportSettings, runtime: Runtime
-) -> Verification:
+def _verify(examiner: Examiner, exported: Classifier, test: ImageSet | None) -> Verification:
     """Compare a float32 export with the model on random and on real images; raise InputError if they disagree."""
-    batches = list(random_batches(examiner.model.card.input_shape, runtime.random_stream("export images")))
+    batches = random_batches(examiner)
     ours = torch.cat([examiner.model_logits(batch) for batch in batches])
     theirs = torch.cat([examiner.logits(exported, batch) for batch in batches])
     on_random = compare(ours, theirs)
-    tolerance = settings.tolerance or rounding_tolerance(ours, examiner.exact_logits(torch.cat(batches)))
+    tolerance = examiner.settings.tolerance or rounding_tolerance(ours, examiner.exact_logits(torch.cat(batches)))
     check_tolerance(on_random, tolerance, "random images")
     if test is None:
         return Verification(tolerance=tolerance, random=on_random, test=None, top1=None)
@@ -196,10 +210,10 @@ def _verify_int8(
     plain: Classifier,
     pool: PoolImages,
     test: ImageSet | None,
-    min_agreement: float,
     sizes: BothPrecisions[int],
 ) -> Int8Verification:
     """Compare an int8 model with the float32 export; raise InputError if they disagree on images of the pool."""
+    min_agreement = examiner.settings.int8.min_agreement
     on_pool = compare(examiner.logits(plain, pool.held_out), examiner.logits(quantized, pool.held_out))
     check_agreement(on_pool, min_agreement)
     on_test, top1 = None, None
@@ -218,16 +232,6 @@ def _verify_int8(
 
 def _both(float32: Value, int8: Value) -> BothPrecisions[Value]:
     return BothPrecisions(float32=float32, int8=int8)
-
-
-def _warn_of_loss(top1: BothPrecisions[float], display: Display) -> None:
-    if top1.float32 - top1.int8 > _LARGE_ACCURACY_LOSS:
-        points = f"{100 * _LARGE_ACCURACY_LOSS:.0f} points"
-        message = (
-            f"int8 lowers top-1 from {percent(top1.float32)} to {percent(top1.int8)}, by more than {points}; the "
-            "calibration images of the pool may differ too much from the test images"
-        )
-        display.event(Warned(epoch=0, message=message))
 
 
 def _top1(logits: Tensor, images: ImageSet) -> float:

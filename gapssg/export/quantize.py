@@ -14,7 +14,6 @@ from torch import Tensor
 from gapssg.errors import InputError
 from gapssg.export.formats import INPUT_NAME, METADATA_KEY, Classifier, quiet
 from gapssg.models.description import ModelCard
-from gapssg.runs.directory import pool_shards
 from gapssg.runs.results import Comparison
 from gapssg.synthesis.shards import read_shard
 from gapssg.text import percent
@@ -36,16 +35,15 @@ class PoolImages(NamedTuple):
     held_out: Tensor
 
 
-def read_pool(path: Path, card: ModelCard, count: int, generator: torch.Generator) -> PoolImages:
+def draw_images(shards: Sequence[Path], card: ModelCard, count: int, generator: torch.Generator) -> PoolImages:
     """Draw at most `count` images of a pool for calibration, at most half of it, and others to compare on.
 
     Raises:
-        InputError: There is no pool, it has a single image, or its images do not fit the model.
+        InputError: The pool has a single image, or its images do not fit the model.
     """
-    shards = pool_shards(path)
     images = torch.cat([read_shard(shard, card.input_shape, card.num_classes)[0] for shard in shards])
     if len(images) < 2:
-        raise InputError(f"the pool in {path} has one image, which leaves none to compare on; name a larger pool")
+        raise InputError(f"the pool in {shards[0].parent} has one image, which leaves none to compare on")
     order = torch.randperm(len(images), generator=generator)
     count = min(count, len(images) // 2)
     return PoolImages(images[order[:count]], images[order[count : count + _MOST_HELD_OUT]])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from gapssg.errors import InputError
 from gapssg.evaluation.metrics import agreement
 from gapssg.evaluation.predict import predict
 from gapssg.export.formats import Classifier, Normalized
+from gapssg.export.settings import ExportSettings
 from gapssg.models.foreign import foreign_code
 from gapssg.models.frozen import frozen
 from gapssg.models.model_file import LoadedModel
@@ -33,26 +33,28 @@ class Examiner:
 
     Attributes:
         model: The model.
+        settings: Whether normalisation is part of the exports, and the batch size.
+        runtime: Device and precision.
     """
 
-    def __init__(self, model: LoadedModel, *, normalization_folded: bool, batch_size: int, runtime: Runtime) -> None:
-        """Prepare to compare `model` with files that take normalised images, or pixels if normalisation is folded."""
+    def __init__(self, model: LoadedModel, settings: ExportSettings, runtime: Runtime) -> None:
+        """Prepare to compare `model` with its exports."""
         self.model = model
-        self._runtime = runtime
-        self._batch_size = batch_size
+        self.settings = settings
+        self.runtime = runtime
         card = model.card
         self._normalization = Normalization.from_statistics(card.mean, card.deviation, runtime.device)
-        self._normalization_folded = normalization_folded
 
     def exported_module(self) -> nn.Module:
         """Return the module to export."""
-        return Normalized(self.model.module, self._normalization) if self._normalization_folded else self.model.module
+        module = self.model.module
+        return Normalized(module, self._normalization) if self.settings.fold_normalization else module
 
     def model_logits(self, images: Tensor) -> Tensor:
         """Return the model's logits (N, K) of images, uint8 or float in [0, 1]."""
         architecture = self.model.card.architecture
-        with foreign_code(f"{architecture} cannot be run on a batch of {min(len(images), self._batch_size):,}"):
-            logits = predict(self.model.module, images, self._normalization, self._runtime, self._batch_size)
+        with foreign_code(f"{architecture} cannot be run on a batch of {min(len(images), self.settings.batch_size):,}"):
+            logits = predict(self.model.module, images, self._normalization, self.runtime, self.settings.batch_size)
         self._check_shape(logits, len(images), architecture)
         return logits
 
@@ -62,7 +64,9 @@ class Examiner:
             with foreign_code("no float64"):
                 module = copy.deepcopy(Normalized(self.model.module, self._normalization)).double()
                 with frozen(module), torch.inference_mode():
-                    logits = torch.cat([module(batch.double()) for batch in torch.split(images, self._batch_size)])
+                    logits = torch.cat(
+                        [module(batch.double()) for batch in torch.split(images, self.settings.batch_size)]
+                    )
         except InputError:
             return None
         return logits if logits.dtype == torch.float64 else None
@@ -70,12 +74,12 @@ class Examiner:
     def inputs(self, images: Tensor) -> Tensor:
         """Convert images, uint8 or float in [0, 1], to the input of the exported model: (N, C, H, W) float32."""
         pixels = to_unit_range(images) if images.dtype == torch.uint8 else images
-        return pixels if self._normalization_folded else self._normalization(pixels).contiguous()
+        return pixels if self.settings.fold_normalization else self._normalization(pixels).contiguous()
 
     def logits(self, classifier: Classifier, images: Tensor) -> Tensor:
         """Return the logits (N, K) of an exported model for images, uint8 or float in [0, 1]."""
         batches = []
-        for batch in torch.split(images, self._batch_size):
+        for batch in torch.split(images, self.settings.batch_size):
             logits = classifier(self.inputs(batch))
             self._check_shape(logits, len(batch), "the exported model")
             batches.append(logits)
@@ -139,7 +143,7 @@ def rounding_tolerance(logits: Tensor, exact: Tensor | None) -> float:
     return min(1.0, _ERRORS * error)
 
 
-def random_batches(input_shape: tuple[int, int, int], generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield batches of several sizes of uniform random images (N, C, H, W) float32 in [0, 1]."""
-    for count in _RANDOM_BATCHES:
-        yield torch.rand(count, *input_shape, generator=generator)
+def random_batches(examiner: Examiner) -> list[Tensor]:
+    """Return batches of several sizes of uniform random images (N, C, H, W) float32 in [0, 1]."""
+    generator = examiner.runtime.random_stream("export images")
+    return [torch.rand(count, *examiner.model.card.input_shape, generator=generator) for count in _RANDOM_BATCHES]

@@ -254,7 +254,7 @@ def _check_evaluation_mode(module: nn.Module, name: str) -> None:
         training = [part for part, layer in module.named_modules() if layer.training]
     if training:
         part = f"its part {shortened(training[0])}" if training[0] else "it"
-        raise InputError(f"{name} has no evaluation mode: {part} stays in training mode after eval(); fix its train()")
+        raise InputError(f"{name} has no evaluation mode: {part} stays in training mode; fix its train()")
 
 
 def _check_statistics(module: nn.Module, name: str) -> None:

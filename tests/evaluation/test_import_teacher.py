@@ -195,7 +195,7 @@ def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path):
     for overwrite in (False, True):
         with pytest.raises(InputError, match=r"folder.safetensors is a folder; name the file to write"):
             import_teacher(absent, tmp_path / "folder.safetensors", overwrite=overwrite)
-    assert "a file whose name ends with .safetensors" in refusal(tmp_path / "a.pt", absent)
+    assert "must end with .safetensors" in refusal(tmp_path / "a.pt", absent)
     (tmp_path / "file").touch()
     assert "is not a folder" in refusal(tmp_path / "file" / "a.safetensors", absent)
     import_teacher(settings(), tmp_path / "a.safetensors")

@@ -255,7 +255,7 @@ def test_the_tolerance_of_a_deep_model_is_far_from_rounding_and_from_half_precis
     card = make_card(input_shape=(3, 32, 32), mean=(0.3,) * 3, deviation=(0.4,) * 3)
     model = LoadedModel(module, card, sha256="", path=Path())
     runtime = Runtime(torch.device("cpu"), "fp32", compiled=False, seed=0)
-    examiner = Examiner(model, normalization_folded=False, batch_size=500, runtime=runtime)
+    examiner = Examiner(model, ExportSettings(model="model", to="onnx"), runtime)
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     logits = examiner.model_logits(images)
     tolerance = rounding_tolerance(logits, examiner.exact_logits(images))

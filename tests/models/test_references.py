@@ -161,7 +161,7 @@ def test_the_current_folder_is_searched_last_for_a_factory(tmp_path: Path, monke
         (f"{HERE}:leaving", f"{HERE}:leaving cannot be called with no arguments (SystemExit: 3)"),
         (f"{HERE}:not_finite", "to logits that are not finite"),
         (f"{HERE}:AlwaysDropping", "not deterministic in evaluation mode: the same images get different logits"),
-        (f"{HERE}:AlwaysTraining", "has no evaluation mode: it stays in training mode after eval(); fix its train()"),
+        (f"{HERE}:AlwaysTraining", "has no evaluation mode: it stays in training mode; fix its train()"),
         (f"{HERE}:ByItsBatch", "an image different logits in different batches, also in evaluation mode"),
         (f"{HERE}:Squeezing", "maps 1 image of 1x16x16 to a float32 tensor of shape (10,) instead of floating logits"),
         (f"{HERE}:InPairs", f"{HERE}:InPairs does not accept a single image of 1x16x16 (RuntimeError: "),
