@@ -29,7 +29,10 @@ def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> Im
     Raises:
         InputError: There is no root, the files are missing or altered, or the download failed.
     """
-    root = _root(options.root)
+    folder = options.root or os.environ.get("GAPSSG_DATA")
+    if not folder:
+        raise InputError("the folder of CIFAR is not known: pass --data-root, or set $GAPSSG_DATA")
+    root = user_path(folder)
     dataset = _open(name, root, split)
     if dataset is None and options.download:
         _download(name, root)
@@ -43,12 +46,6 @@ def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> Im
         labels=torch.tensor(dataset.targets, dtype=torch.int64),
         class_names=tuple(dataset.classes),
     )
-
-
-def _root(root: Path | None) -> Path:
-    if root is None and not os.environ.get("GAPSSG_DATA"):
-        raise InputError("the folder of CIFAR is not known: pass --data-root, or set $GAPSSG_DATA")
-    return user_path(root or os.environ["GAPSSG_DATA"])
 
 
 def _open(name: str, root: Path, split: Literal["train", "test"]) -> Any:

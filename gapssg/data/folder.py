@@ -51,7 +51,6 @@ _ONE_AT_A_TIME = Lock()
 _GREY_MODES = {"1", "L", "LA", "La"}
 _FILES_PER_TASK = 16
 _MOST_THREADS = 8
-_NAMES_SHOWN = 10
 
 
 def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> ImageSet:
@@ -103,13 +102,9 @@ def _split_folder(root: Path, split: Literal["train", "test"]) -> Path:
         if (root / subfolder).is_dir():
             _check_inside(root / subfolder, root.resolve())
             return root / subfolder
-    found = [entry.name for entry in _entries(root) if _is_folder(entry)]
-    shown = ", ".join(f"'{name}'" for name in found[:_NAMES_SHOWN]) or "none"
-    more = ", ..." if len(found) > _NAMES_SHOWN else ""
+    found = listed([f"'{entry.name}'" for entry in _entries(root) if _is_folder(entry)], most=10) or "none"
     wanted = " or ".join(f"'{subfolder}'" for subfolder in _SUBFOLDERS[split])
-    raise InputError(
-        f"{root} needs a sub-folder {wanted} with one sub-folder per class; its sub-folders: {shown}{more}"
-    )
+    raise InputError(f"{root} needs a sub-folder {wanted} with one sub-folder per class; its sub-folders: {found}")
 
 
 def _class_folders(folder: Path, root: Path) -> list[Path]:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from gapssg.errors import InputError
+from gapssg.text import listed
 
 # A constant channel has std 0, by which images cannot be divided.
 _SMALLEST_DEVIATION = 1e-3
 _VALUES_PER_CHUNK = 2**23
-_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ def check_same_classes(train: ImageSet, test: ImageSet) -> None:
     only_train = [name for name in train.class_names if name not in set(test.class_names)]
     only_test = [name for name in test.class_names if name not in set(train.class_names)]
     differences = [
-        f"only the {split} images have {_listed(names)}"
+        f"only the {split} images have {listed([repr(name) for name in names])}"
         for split, names in (("training", only_train), ("test", only_test))
         if names
     ]
@@ -121,8 +121,3 @@ def sha256_of_images(*sets: ImageSet) -> str:
 
 def _describe(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:_NAMES_SHOWN])
-    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime
 from gapssg.evaluation.metrics import (
     Answers,
@@ -75,12 +74,11 @@ class _Observer:
     """Evaluates a model batch by batch, and keeps only what does not grow with the number of classes."""
 
     def __init__(self, model: LoadedModel, settings: EvaluateSettings, runtime: Runtime) -> None:
-        card = model.card
         self.seconds = 0.0
         self._model = model
         self._batch_size = settings.batch_size
         self._runtime = runtime
-        self._normalization = Normalization.from_statistics(card.mean, card.deviation, runtime.device)
+        self._normalization = model.normalization(runtime.device)
         self._module = runtime.compile(runtime.place(model.module))
         self._answers: list[Answers] = []
         self._agrees: list[Tensor] = []
@@ -112,7 +110,8 @@ class _Observer:
         diagram = reliability(answers)
         matrix = None
         if classes <= MOST_CLASSES_IN_A_MATRIX:
-            matrix = confusion_matrix(answers.predictions, answers.labels, classes).tolist()
+            rows = confusion_matrix(answers.predictions, answers.labels, classes).tolist()
+            matrix = tuple(map(tuple, rows))
         return EvaluatedModel(
             file=str(model.path),
             sha256=model.sha256,
@@ -123,7 +122,7 @@ class _Observer:
             reliability=tuple(diagram),
             per_class_accuracy=tuple(per_class_accuracy(counts)),
             images_per_class=tuple(counts.totals),
-            confusion_matrix=None if matrix is None else tuple(map(tuple, matrix)),
+            confusion_matrix=matrix,
             agreement=torch.cat(self._agrees).double().mean().item() if self._agrees else None,
             reality_gap=torch.cat(self._gaps).mean().item() if self._gaps else None,
         )

@@ -45,8 +45,8 @@ def judge_on_synthetic_images(
     learned nothing, but not sufficient, because images can be memorised; only labelled images show that.
 
     Args:
-        teacher_counts: How often the teacher predicted each class, over all images of the run.
-        compared: By the teacher's prediction, the number of images and on how many of them the student agrees.
+        teacher_counts: Number of the teacher's predictions of each class, over all images of the run.
+        compared: By the teacher's prediction, the number of compared images and of agreements.
         class_names: Names of the classes.
     """
     images, hits = sum(compared.totals), sum(compared.hits)
@@ -85,10 +85,6 @@ def failures_on_real_images(student: Scores, teacher: Scores | None) -> list[str
 
     It fails if its balanced accuracy is not better than chance, or if its recall of a class is below a tenth although
     its teacher's recall is at least a tenth for every class: a student cannot learn what its teacher does not know.
-
-    Args:
-        student: Scores of the student.
-        teacher: Scores of its teacher on the same images, if known.
     """
     failures = []
     if not student.better_than_chance:

@@ -62,15 +62,6 @@ def joined(parts: Sequence[Answers]) -> Answers:
     return Answers(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def score(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> Scores:
-    """Return the accuracies and the cross-entropy of logits (N, K) on labels (N,) of K named classes.
-
-    Raises:
-        RunError: The logits are not finite.
-    """
-    return score_answers(answers_of(logits, labels), class_names)
-
-
 def score_answers(answers: Answers, class_names: Sequence[str]) -> Scores:
     """Return the accuracies and the cross-entropy of the answers to images of named classes."""
     counts = count_by_class(answers.predictions, answers.labels, len(class_names))
@@ -103,8 +94,7 @@ def reliability(answers: Answers, bins: int = 15) -> list[ReliabilityBin | None]
     The confidence is the highest class probability; the first bin is (0, 1/bins]. Guo et al., "On Calibration of Modern
     Neural Networks", ICML 2017.
     """
-    confidence = answers.confidences
-    correct = (answers.predictions == answers.labels).double()
+    confidence, correct = answers.confidences, (answers.predictions == answers.labels).double()
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
     counts = torch.bincount(index, minlength=bins).tolist()
     sums = (torch.zeros(bins, dtype=torch.float64).index_add_(0, index, each) for each in (confidence, correct))

@@ -7,7 +7,7 @@ from typing import Literal
 from gapssg.data import load_split
 from gapssg.data.image_set import ImageSet
 from gapssg.data.settings import DataSettings
-from gapssg.errors import InputError
+from gapssg.errors import InputError, shortened
 from gapssg.models.model_file import LoadedModel
 from gapssg.runs.directory import Display
 from gapssg.runs.events import Warned
@@ -16,13 +16,7 @@ from gapssg.runs.events import Warned
 def read_images(
     settings: DataSettings, split: Literal["train", "test"], display: Display, channels: int | None = None
 ) -> ImageSet:
-    """Read one split of the images that `settings` name.
-
-    Args:
-        settings: The data source.
-        split: The split.
-        display: Shows the progress.
-        channels: Grey (1) or RGB (3), if `settings` do not say.
+    """Read one split of the images that `settings` name, in `channels` (1 or 3) if `settings` do not say.
 
     Raises:
         InputError: The data source cannot be used.
@@ -47,11 +41,10 @@ def read_test_images(settings: DataSettings, model: LoadedModel, display: Displa
         InputError: The images or their classes do not fit the model.
     """
     card = model.card
-    channels = card.input_shape[0] if card.input_shape[0] in (1, 3) else None
-    _, height, width = card.input_shape
+    channels, height, width = card.input_shape
     if settings.image_size is None and height == width and settings.name.startswith("folder:"):
         settings = settings.model_copy(update={"image_size": height})
-    images = read_images(settings, "test", display, channels)
+    images = read_images(settings, "test", display, channels if channels in (1, 3) else None)
     if images.num_classes != card.num_classes:
         raise InputError(
             f"{settings.name} has {images.num_classes} classes, but {model.path} has {card.num_classes}; "
@@ -59,7 +52,7 @@ def read_test_images(settings: DataSettings, model: LoadedModel, display: Displa
         )
     if images.input_shape != card.input_shape:
         given, expected = ("x".join(map(str, shape)) for shape in (images.input_shape, card.input_shape))
-        hint = f"; use --image-size {card.input_shape[1]}" if card.input_shape[1] == card.input_shape[2] else ""
+        hint = f"; use --image-size {height}" if height == width else ""
         raise InputError(f"{settings.name} has images of {given}, but {model.path} takes {expected}{hint}")
     if images.class_names != card.class_names:
         differing = next(pair for pair in zip(images.class_names, card.class_names, strict=True) if pair[0] != pair[1])
@@ -80,11 +73,7 @@ def check_same_images(first: LoadedModel, second: LoadedModel) -> None:
         ours, theirs = getattr(first.card, field), getattr(second.card, field)
         if ours != theirs:
             raise InputError(
-                f"{first.path} and {second.path} differ in {field} ({_short(ours)} and {_short(theirs)}); "
-                "models in one evaluation must have the same input shape and classes"
+                f"{first.path} and {second.path} differ in {field} "
+                f"({shortened(ours, 60)} and {shortened(theirs, 60)}); models in one evaluation must have the same "
+                "input shape and classes"
             )
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +17,6 @@ from gapssg.errors import InputError
 from gapssg.evaluation.metrics import top_k_accuracy
 from gapssg.evaluation.real_images import read_test_images
 from gapssg.export.formats import FORMATS, Classifier
-from gapssg.export.packages import package_versions
 from gapssg.export.quantize import PoolImages, check_agreement, draw_images, images_per_second, quantize
 from gapssg.export.settings import ExportSettings
 from gapssg.export.verify import Examiner, check_tolerance, compare, random_batches, rounding_tolerance
@@ -53,15 +54,6 @@ def export_model(
     The file is written under a temporary name, read back and run on the CPU, and renamed only if its logits are those
     of the model; else nothing is left. An int8 model is made from a verified float32 export and must agree with it.
 
-    Args:
-        settings: The model, the format, and the images to compare on.
-        output: The file to write.
-        overwrite: Whether an existing file may be replaced.
-        display: Shows the progress.
-
-    Returns:
-        The file and its comparison with the model: of float32 under `verification`, of int8 under `int8`.
-
     Raises:
         InputError: The model, the data, the pool or the output cannot be used, a package is missing, or the exported
             model disagrees with the model.
@@ -69,22 +61,13 @@ def export_model(
     """
     display = display or SilentDisplay()
     output = user_path(output)
-    is_run = settings.model.is_dir()
-    file = final_weights(settings.model) if is_run else settings.model
-    shards = []
-    if settings.int8.enabled:
-        pool_path = settings.int8.pool or (settings.model if is_run else None)
-        if pool_path is None:
-            raise InputError("--int8 calibrates on the sample pool of a run; name the run's directory with --pool")
-        shards = pool_shards(pool_path)
+    file = final_weights(settings.model) if settings.model.is_dir() else settings.model
+    shards = _calibration_shards(settings)
     check_output_file(output, overwrite, inputs=[file, *shards])
-    all_versions = {**versions(), **package_versions(FORMATS[settings.to].packages)}
+    all_versions = {**versions(), **_package_versions(FORMATS[settings.to].packages)}
     model = load_model(file, settings.model_factories)
     runtime = Runtime(torch.device("cpu"), "fp32", compiled=False, seed=settings.seed)
-    pool = None
-    if shards:
-        generator = runtime.random_stream("calibration")
-        pool = draw_images(shards, model.card, settings.int8.calibration_images, generator)
+    pool = draw_images(shards, model.card, settings.int8.calibration_images, runtime) if shards else None
     test = None if settings.data is None else read_test_images(settings.data, model, display)
 
     display.event(Note(message=f"exporting {model.card.architecture} from {model.path}"))
@@ -110,6 +93,24 @@ def export_model(
         timing=exported.timing,
         **dict(run_facts(runtime, settings).model_copy(update={"versions": all_versions})),
     )
+
+
+def _calibration_shards(settings: ExportSettings) -> list[Path]:
+    if not settings.int8.enabled:
+        return []
+    pool = settings.int8.pool or (settings.model if settings.model.is_dir() else None)
+    if pool is None:
+        raise InputError("--int8 calibrates on the sample pool of a run; name the run's directory with --pool")
+    return pool_shards(pool)
+
+
+def _package_versions(names: Iterable[str]) -> dict[str, str]:
+    try:
+        return {name: importlib.import_module(name).__version__ for name in names}
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"this export needs the package {error.name}, which is not installed: pip install 'gapssg[export]'"
+        ) from error
 
 
 class _Exported(NamedTuple):

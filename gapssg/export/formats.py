@@ -84,8 +84,7 @@ def write_onnx(module: nn.Module, input_shape: tuple[int, int, int], metadata: s
     for part in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info):
         part.ClearField("metadata_props")
     model.metadata_props.add(key=METADATA_KEY, value=metadata)
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 @contextmanager

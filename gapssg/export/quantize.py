@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gapssg.core.runtime import Runtime
 from gapssg.errors import InputError
 from gapssg.export.formats import INPUT_NAME, METADATA_KEY, Classifier, quiet
 from gapssg.models.description import ModelCard
@@ -35,7 +36,7 @@ class PoolImages(NamedTuple):
     held_out: Tensor
 
 
-def draw_images(shards: Sequence[Path], card: ModelCard, count: int, generator: torch.Generator) -> PoolImages:
+def draw_images(shards: Sequence[Path], card: ModelCard, count: int, runtime: Runtime) -> PoolImages:
     """Draw at most `count` images of a pool for calibration, at most half of it, and others to compare on.
 
     Raises:
@@ -44,7 +45,7 @@ def draw_images(shards: Sequence[Path], card: ModelCard, count: int, generator: 
     images = torch.cat([read_shard(shard, card.input_shape, card.num_classes)[0] for shard in shards])
     if len(images) < 2:
         raise InputError(f"the pool in {shards[0].parent} has one image, which leaves none to compare on")
-    order = torch.randperm(len(images), generator=generator)
+    order = torch.randperm(len(images), generator=runtime.random_stream("calibration"))
     count = min(count, len(images) // 2)
     return PoolImages(images[order[:count]], images[order[count : count + _MOST_HELD_OUT]])
 
@@ -60,9 +61,6 @@ def quantize(content: bytes, calibration: Tensor, metadata: str) -> bytes:
         content: The ONNX file.
         calibration: (N, C, H, W) float32, as the file expects them.
         metadata: The JSON metadata of the new file.
-
-    Returns:
-        The new ONNX file.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -89,8 +87,7 @@ def quantize(content: bytes, calibration: Tensor, metadata: str) -> bytes:
         )
         model = onnx.load(file)
     onnx.helper.set_model_props(model, {METADATA_KEY: metadata})
-    quantized: bytes = model.SerializeToString(deterministic=True)
-    return quantized
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 def check_agreement(comparison: Comparison, least: float) -> None:

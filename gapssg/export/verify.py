@@ -8,7 +8,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime, to_unit_range
 from gapssg.errors import InputError
 from gapssg.evaluation.metrics import agreement
@@ -42,8 +41,7 @@ class Examiner:
         self.model = model
         self.settings = settings
         self.runtime = runtime
-        card = model.card
-        self._normalization = Normalization.from_statistics(card.mean, card.deviation, runtime.device)
+        self._normalization = model.normalization(runtime.device)
 
     def exported_module(self) -> nn.Module:
         """Return the module to export."""
@@ -131,11 +129,7 @@ def rounding_tolerance(logits: Tensor, exact: Tensor | None) -> float:
 
     A file that computes the same in another order differs by about as much as the model differs from float64. For ten
     models of 16 to 201 layers, ONNX files differed by up to 2.1 times that, and weights in half precision by at least
-    550 times; the tolerance is about the geometric mean.
-
-    Args:
-        logits: Logits of the model, (N, K) float32.
-        exact: The same in float64; None if they cannot be computed.
+    550 times; the tolerance is about the geometric mean. `logits` are (N, K) float32, `exact` the same in float64.
     """
     if exact is None:
         return _UNMEASURED_TOLERANCE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +37,6 @@ def draw(surfaces: Mapping[str, Surface], folder: Path, *, own_scale: bool = Fal
         folder: The folder for PNG, SVG and HTML files.
         own_scale: Whether each surface gets its own colour scale.
 
-    Returns:
-        The files.
-
     Raises:
         InputError: A surface is not complete.
         RunError: A file cannot be written.
@@ -51,17 +49,17 @@ def draw(surfaces: Mapping[str, Surface], folder: Path, *, own_scale: bool = Fal
                 "continue with gapssg landscape --resume"
             )
     if len(everything[0].axes) == 1:
-        return write_figure(folder, "curves", lambda: curves(everything))
+        return write_figure(folder, "curves", partial(curves, everything))
     files: list[Path] = []
     for name, surface in surfaces.items():
         scale = scale_of([surface] if own_scale else everything)
-        files += write_figure(folder, f"{name}-contour", lambda s=surface, c=scale: contour(s, c))  # type: ignore[misc]
-        files += write_figure(folder, f"{name}-surface", lambda s=surface, c=scale: surface_3d(s, c))  # type: ignore[misc]
+        files += write_figure(folder, f"{name}-contour", partial(contour, surface, scale))
+        files += write_figure(folder, f"{name}-surface", partial(surface_3d, surface, scale))
         page = folder / f"{name}-interactive.html"
         write_atomically(page, interactive_html(surface, scale).encode())
         files.append(page)
     if len(everything) > 1:
-        files += write_figure(folder, "sheet", lambda: sheet(everything, own_scale=own_scale))
+        files += write_figure(folder, "sheet", partial(sheet, everything, own_scale=own_scale))
     return files
 
 
@@ -69,12 +67,9 @@ def contour(surface: Surface, scale: Scale) -> Figure:
     """Draw filled contours with the centre, the local minima and the training route, if any."""
     figure = new_figure(COLUMN, 3.25)
     axes = figure.add_subplot()
-    filled = _fill(axes, surface, scale)
-    lines = axes.contour(*surface.axes.tolist(), _grid(surface, scale), levels=scale.ticks(), **_LINES)
+    filled, lines = _draw_contours(axes, surface, scale)
     axes.clabel(lines, fmt=tick_text, fontsize=5.5, inline_spacing=2)
     _mark(axes, surface)
-    if surface.card.directions == "random":
-        axes.set_aspect("equal")
     axes.locator_params(nbins=5)
     axes.set_title(surface.card.label)
     axes.set_xlabel(_wrapped(surface.card.axis_labels[0]))
@@ -87,16 +82,14 @@ def contour(surface: Surface, scale: Scale) -> Figure:
 def surface_3d(surface: Surface, scale: Scale) -> Figure:
     """Draw the surface in perspective with a logarithmic height."""
     import numpy as np
+    from matplotlib import colormaps
     from matplotlib.colors import LogNorm
 
     figure = new_figure(COLUMN, 2.9)
     axes: Any = figure.add_subplot(projection="3d", computed_zorder=False)
     across, along = np.meshgrid(*surface.axes.numpy(), indexing="ij")
     loss = scale.clip(surface.loss).numpy()
-    norm = LogNorm(scale.low, scale.high)
-    from matplotlib import colormaps
-
-    faces = colormaps[_COLOURS](norm(loss))
+    faces = colormaps[_COLOURS](LogNorm(scale.low, scale.high)(loss))
     axes.plot_surface(
         across, along, np.log10(loss), facecolors=faces, rstride=1, cstride=1, linewidth=0.15, edgecolor="#00000030",
         antialiased=True, shade=False,
@@ -195,8 +188,7 @@ def sheet(surfaces: Sequence[Surface], *, own_scale: bool = False) -> Figure:
                 panel.set_axis_off()
                 continue
             scale = scale_of([surface]) if own_scale else common
-            filled = _fill(panel, surface, scale)
-            panel.contour(*surface.axes.tolist(), _grid(surface, scale), levels=scale.ticks(), **_LINES)
+            filled, _ = _draw_contours(panel, surface, scale)
             _mark(panel, surface, small=True)
             if own_scale:
                 _colour_bar(figure, filled, panel, surface, scale, inset=True, label=False)
@@ -204,8 +196,6 @@ def sheet(surfaces: Sequence[Surface], *, own_scale: bool = False) -> Figure:
             if clipped:
                 notes.append(f"{surface.card.label}: {clipped}")
             panel.locator_params(nbins=3)
-            if surface.card.directions == "random":
-                panel.set_aspect("equal")
             if number == 0:
                 panel.set_title(name if epoch is None else f"epoch {epoch}", fontsize=7.5)
         if not is_row:
@@ -219,23 +209,23 @@ def sheet(surfaces: Sequence[Surface], *, own_scale: bool = False) -> Figure:
 
 
 _KEY = "star: centre, circles: local minima of the grid"
-_LINES: dict[str, Any] = {"colors": "white", "linewidths": 0.4, "alpha": 0.8}
 
 
-def _grid(surface: Surface, scale: Scale) -> Any:
-    return scale.clip(surface.loss).T.numpy()  # matplotlib's rows are the second axis
-
-
-def _fill(axes: Axes, surface: Surface, scale: Scale) -> Any:
+def _draw_contours(axes: Axes, surface: Surface, scale: Scale) -> tuple[Any, Any]:
+    """Return the filled contours and their lines."""
     from matplotlib.colors import LogNorm
 
     norm = LogNorm(scale.low, scale.high)
     levels = scale.levels(25)
     levels[0], levels[-1] = scale.low * (1 - 1e-9), scale.high * (1 + 1e-9)  # else rounding leaves holes
-    filled = axes.contourf(*surface.axes.tolist(), _grid(surface, scale), levels=levels, norm=norm, cmap=_COLOURS)
+    grid = (*surface.axes.tolist(), scale.clip(surface.loss).T.numpy())  # matplotlib's rows are the second axis
+    filled = axes.contourf(*grid, levels=levels, norm=norm, cmap=_COLOURS)
     filled.set_edgecolor("face")  # no hairlines between the levels in SVG
     filled.set_linewidth(0.2)
-    return filled
+    lines = axes.contour(*grid, levels=scale.ticks(), colors="white", linewidths=0.4, alpha=0.8)
+    if surface.card.directions == "random":
+        axes.set_aspect("equal")
+    return filled, lines
 
 
 def _mark(axes: Axes, surface: Surface, *, small: bool = False) -> None:

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 
-from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime
 from gapssg.errors import InputError, shortened
 from gapssg.evaluation.real_images import check_same_images
@@ -30,7 +29,7 @@ from gapssg.models.model_file import LoadedModel
 from gapssg.runs.directory import Display, RunDirectory, SilentDisplay, run_facts, sha256_of_what_stays
 from gapssg.runs.events import CheckpointWritten, Event, LandscapeEnded, Started, SurfaceMeasured, SurfaceTiming, Warned
 from gapssg.runs.requests import Requests
-from gapssg.runs.results import Bf16Error, CentreFacts, Curvature, LandscapeResult, LandscapeTiming
+from gapssg.runs.results import Bf16Error, CentreFacts, LandscapeResult, LandscapeTiming
 from gapssg.training.loop import Job, Launch, Phase
 
 _FOLDER = "surfaces"
@@ -86,12 +85,10 @@ def measure_landscape(
     empty_surfaces = [
         _empty_surface(settings, *pair, samples, origin, runtime) for pair in zip(centres, sites, strict=True)
     ]
-    names = [f"{name}.safetensors" for name in _file_names(empty_surfaces)]
-    files = [inside(output) / _FOLDER / name for name in names]
-    surfaces = [
-        _resumed_surface(file, empty) if resume else empty for file, empty in zip(files, empty_surfaces, strict=True)
-    ]
-    tasks = [_Task(*task) for task in zip(centres, sites, surfaces, files, strict=True)]
+    tasks = []
+    for subject, site, empty, name in zip(centres, sites, empty_surfaces, _file_names(empty_surfaces), strict=True):
+        file = inside(output) / _FOLDER / f"{name}.safetensors"
+        tasks.append(_Task(subject, site, _resumed_surface(file, empty) if resume else empty, file))
     return launch.carry_out(_Job(settings, runtime, samples, tasks))
 
 
@@ -174,12 +171,15 @@ class _Job(Job[LandscapeResult]):
         yield 0
         _measure_marks(settings, task.surface, task.site, samples, runtime)
         radius, curvature, error = _radius(task.surface, evaluator, plane), None, None
+        exact = replace(runtime, precision="fp32")
         if settings.curvature.enabled:
-            curvature = _curvature(settings, model, samples, runtime)
+            normalization = model.normalization(runtime.device)
+            with exact.configured():
+                curvature = measure_curvature(model.module, normalization, samples, exact, settings.curvature)
             if curvature.missing is not None:
                 run.show(Warned(epoch=0, message=f"the curvature of {task.subject.label} has {curvature.missing}"))
         if runtime.precision == "bf16":
-            error = _bf16_error(settings, model, samples, runtime, task.surface, plane)
+            error = _bf16_error(settings, model, samples, replace(exact, compiled=False), task.surface, plane)
         task.surface.around = CentreFacts(radius_of_doubling=radius, curvature=curvature, bf16_error=error)
 
     def end_epoch(self, run: RunDirectory) -> SurfaceMeasured:
@@ -280,13 +280,14 @@ def _share_directions(surfaces: Sequence[Surface]) -> bool:
 
 
 def _evaluator(settings: LandscapeSettings, model: LoadedModel, samples: Samples, runtime: Runtime) -> PointEvaluator:
-    normalization = _normalization(model, runtime)
-    options = {"batch_size": settings.batch_size, "recalibrate": settings.recalibrate}
-    return PointEvaluator(model.module, normalization, samples, runtime, **options)  # type: ignore[arg-type]
-
-
-def _normalization(model: LoadedModel, runtime: Runtime) -> Normalization:
-    return Normalization.from_statistics(model.card.mean, model.card.deviation, runtime.device)
+    return PointEvaluator(
+        model.module,
+        model.normalization(runtime.device),
+        samples,
+        runtime,
+        batch_size=settings.batch_size,
+        recalibrate=settings.recalibrate,
+    )
 
 
 def _measure_marks(
@@ -294,9 +295,9 @@ def _measure_marks(
 ) -> None:
     """Measure the marked models with their own batch-norm statistics."""
     eager = replace(runtime, compiled=False)  # one pass per model is not worth compiling
+    own = settings.model_copy(update={"recalibrate": False})
     for index, model in enumerate(site.marks.values()):
-        options = {"batch_size": settings.batch_size, "recalibrate": False}
-        evaluator = PointEvaluator(model.module, _normalization(model, runtime), samples, eager, **options)  # type: ignore[arg-type]
+        evaluator = _evaluator(own, model, samples, eager)
         layout = Layout.of(model.module)
         origin = layout.flatten(model.module.state_dict()).to(runtime.device)
         losses, _ = evaluator.measure(Plane(origin, origin.new_zeros(0, len(origin)), layout), [()])
@@ -315,24 +316,17 @@ def _radius(surface: Surface, evaluator: PointEvaluator, plane: Plane) -> float 
     return radius_of_doubling(loss, rays, reaches, surface.centre_loss.item())
 
 
-def _curvature(settings: LandscapeSettings, model: LoadedModel, samples: Samples, runtime: Runtime) -> Curvature:
-    exact = replace(runtime, precision="fp32")
-    with exact.configured():
-        return measure_curvature(model.module, _normalization(model, runtime), samples, exact, settings.curvature)
-
-
 def _bf16_error(
     settings: LandscapeSettings,
     model: LoadedModel,
     samples: Samples,
-    runtime: Runtime,
+    exact: Runtime,
     surface: Surface,
     plane: Plane,
 ) -> Bf16Error:
     """Measure some points of the grid again in float32, and return their largest differences from bfloat16."""
-    exact = replace(runtime, precision="fp32", compiled=False)
     points = surface.points()
-    generator = torch.Generator().manual_seed(runtime.derive_seed("bf16 error"))
+    generator = torch.Generator().manual_seed(exact.derive_seed("bf16 error"))
     chosen = torch.randperm(len(points), generator=generator)[:_POINTS_COMPARED].sort().values
     with exact.configured():
         evaluator = _evaluator(settings, model, samples, exact)

@@ -41,13 +41,7 @@ class Site(NamedTuple):
 
 
 def choose_site(settings: LandscapeSettings, subject: Subject, subjects: Sequence[Subject], runtime: Runtime) -> Site:
-    """Choose the plane and the grid around a subject.
-
-    Args:
-        settings: Directions, grid and range.
-        subject: Its weights are the origin.
-        subjects: All subjects, for directions through models.
-        runtime: Seeds the random directions.
+    """Choose the plane and the grid around a subject, or through all subjects.
 
     Raises:
         InputError: The run has too few snapshots, or the architectures of models differ.

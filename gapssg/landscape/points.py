@@ -104,14 +104,11 @@ class PointEvaluator:
                     weights = torch.add(weights, direction, alpha=coordinate)
                 if plane.lowest is not None:
                     weights = torch.maximum(weights, plane.lowest)
-                self._write(plane.layout.split(weights))
+                for name, value in plane.layout.split(weights).items():
+                    self._tensors[name].copy_(value)
                 measured.append(self._measure_once())
         both = torch.stack(measured).float().cpu()  # the one wait for the device
         return both[:, 0], both[:, 1]
-
-    def _write(self, weights: dict[str, Tensor]) -> None:
-        for name, value in weights.items():
-            self._tensors[name].copy_(value)
 
     def _measure_once(self) -> Tensor:
         if self._recalibrate:

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime
 from gapssg.errors import InputError
 from gapssg.evaluation.predict import predict
@@ -91,13 +90,8 @@ def read_samples(
 ) -> tuple[Samples, SamplesOrigin]:
     """Read the samples for all subjects, on the runtime's device, and their origin.
 
-    The choice of samples does not depend on the device.
-
-    Args:
-        settings: The data, and the maximum number of samples.
-        subject: The first subject, whose input shape and pool are used.
-        runtime: Device and precision.
-        display: Shows the progress.
+    The choice of samples does not depend on the device. `subject` is the first subject, whose input shape and pool are
+    used.
 
     Raises:
         InputError: The data or the pool cannot be used, or do not fit the model.
@@ -140,9 +134,8 @@ def _read_pool(settings: LandscapeSettings, subject: Subject, runtime: Runtime) 
         raise InputError(f"{file} is not the teacher of {subject.model.path}; name its teacher with --teacher")
     # Always in float32, because the teacher's logits are the reference.
     exact = replace(runtime, precision="fp32")
-    normalization = Normalization.from_statistics(teacher.card.mean, teacher.card.deviation, runtime.device)
     drawn = _drawn(Samples(images, images.new_zeros(len(images), dtype=torch.int64)), settings, runtime)
-    logits = predict(runtime.place(teacher.module), drawn.images, normalization, exact)
+    logits = predict(runtime.place(teacher.module), drawn.images, teacher.normalization(runtime.device), exact)
     temperature = run.distillation.method.temperature
     on_device = Samples(drawn.images.to(runtime.device), logits.argmax(dim=1), logits.clone(), temperature)
     return on_device, SamplesOrigin(_sha256(drawn), teacher.sha256)

@@ -83,7 +83,11 @@ def read_subjects(
             wanted = epochs or tuple(run.snapshots)
             missing = [str(epoch) for epoch in wanted if epoch not in run.snapshots]
             if missing or not wanted:
-                have = f"it has those of epochs {', '.join(map(str, run.snapshots))}" if run.snapshots else _HOW
+                have = (
+                    f"it has those of epochs {', '.join(map(str, run.snapshots))}"
+                    if run.snapshots
+                    else "train it with --snapshot-every 1"
+                )
                 raise InputError(f"{path} has no snapshot{' of epoch ' if missing else ''}{', '.join(missing)}; {have}")
             subjects += [
                 Subject(name, epoch, load_model(run.snapshots[epoch], factories), run) for epoch in sorted(set(wanted))
@@ -91,9 +95,6 @@ def read_subjects(
         else:
             subjects.append(Subject(name, None, load_model(final_weights(path), factories), run))
     return subjects
-
-
-_HOW = "train it with --snapshot-every 1"
 
 
 def read_run(path: Path) -> Run:
@@ -118,12 +119,10 @@ def _distillation(file: InsidePath) -> DistillSettings | None:
 
 def _names(paths: tuple[Path, ...]) -> list[str]:
     """Return the shortest distinct ends of the paths."""
-    wholes = []
+    named = []
     for path in paths:
-        whole = path.resolve()
-        if whole.suffix == ".safetensors":
-            whole = whole.with_suffix("")
-            if whole.name in _ONLY_ONE_IN_A_RUN:
-                whole = whole.parent
-        wholes.append(whole)
-    return shortest_ends(wholes)
+        path = path.resolve()
+        if path.suffix == ".safetensors":
+            path = path.parent if path.stem in _ONLY_ONE_IN_A_RUN else path.with_suffix("")
+        named.append(path)
+    return shortest_ends(named)

@@ -230,8 +230,7 @@ def load_surface(path: str | Path) -> Surface:
     )
     if not fits or not 2 <= grid <= _LARGEST_GRID:
         raise InputError(f"{path}: its tensors do not match its description; measure the surface again")
-    finite = all(tensors[name].isfinite().all() for name in _COORDINATES)
-    if not finite or not (tensors["axes"].diff() > 0).all():
+    if not all(tensors[name].isfinite().all() for name in _COORDINATES) or not (tensors["axes"].diff() > 0).all():
         raise InputError(f"{path}: its coordinates are not finite or not ascending; measure the surface again")
     if header.measured > tensors["loss"].numel():
         raise InputError(f"{path}: its description is not valid; measure the surface again")

@@ -59,7 +59,7 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
         "wrn40_2": ModelEntry("gapssg.models.wide_resnet:wrn40_2", "wide ResNet, depth 40, width 2"),
         "resnet18": ModelEntry("gapssg.models.resnet:resnet18", "ResNet-18 with a 3x3 stem, no max-pool"),
         "resnet34": ModelEntry("gapssg.models.resnet:resnet34", "ResNet-34 with a 3x3 stem, no max-pool"),
-        "vgg11": ModelEntry("gapssg.models.vgg:vgg11", "VGG-11 with batch norm and one linear layer"),
+        "vgg11": ModelEntry("gapssg.models.vgg:VGG", "VGG-11 with batch norm and one linear layer"),
         "mobilenetv2": ModelEntry("gapssg.models.mobilenet:mobilenetv2", "MobileNetV2 in its ImageNet layout"),
     }
 )
@@ -104,8 +104,7 @@ def create_model(
         input_shape: (channels, height, width) of one image; height and width from 16 to 224 pixels.
         seed: Seed of the initial weights.
         arguments: Keyword arguments for a model that is not built in.
-        weights_follow: The caller loads other weights next and then calls `check_classifier`, so that the model of a
-            factory is not checked by forward passes here.
+        weights_follow: Do not check the model of a factory by forward passes; the caller does after loading weights.
 
     Raises:
         InputError: The name is unknown, or the model cannot be built for these classes, images and arguments.

@@ -91,12 +91,8 @@ def check_classifier(
 ) -> nn.Module:
     """Return `module` if forward passes of 1 to 3 images in evaluation mode show that it is a classifier.
 
-    Args:
-        module: The return value of a builder, on any device. On the meta device the values of logits are not checked.
-        name: Its name in messages.
-        num_classes: K.
-        input_shape: (C, H, W).
-        takes_probabilities: Whether it may return probabilities instead of logits.
+    On the meta device the values of logits are not checked. `name` is for messages. With `takes_probabilities`, it may
+    return probabilities instead of logits.
 
     Raises:
         InputError: `check_module` refuses it, it has no evaluation mode, it raises, its logits (N, K) of images

@@ -49,7 +49,7 @@ class Generator(nn.Module):
         self.image_shape = image_shape
         self.latent_size = latent_size
         factor = 2 ** _count_upsamplings(min(image_height, image_width))
-        self._first_maps = (2 * width, _quotient_up(image_height, factor), _quotient_up(image_width, factor))
+        self._first_maps = (2 * width, math.ceil(image_height / factor), math.ceil(image_width / factor))
         upsampling: list[nn.Module] = []
 
         # The constructors of layers draw default weights, which must not advance the global random state.
@@ -84,24 +84,16 @@ class Generator(nn.Module):
 def _count_upsamplings(shorter_side: int) -> int:
     """Return the most upsamplings, at least 2, whose first maps have SMALLEST_FIRST_SIDE pixels or more."""
     count = 2
-    while 4 * _quotient_up(shorter_side, 4) >= SMALLEST_FIRST_SIDE * 2 ** (count + 1):
+    while 4 * math.ceil(shorter_side / 4) >= SMALLEST_FIRST_SIDE * 2 ** (count + 1):
         count += 1
     return count
-
-
-def _quotient_up(number: int, divisor: int) -> int:
-    return -(-number // divisor)
 
 
 def reset_layers(module: nn.Module, rng: torch.Generator) -> None:
     """Reinitialise in place every convolution, linear layer and batch norm of `module`, itself included.
 
     Weights of convolutions and linear layers get mean 0 and standard deviation 0.02, those of batch norms mean 1 and
-    standard deviation 0.02; biases are 0, running means 0 and running variances 1.
-
-    Args:
-        module: A generator, or one of its layers.
-        rng: The random generator, on the device of the parameters.
+    standard deviation 0.02; biases are 0, running means 0 and running variances 1. `rng` is on the parameters' device.
     """
     with torch.no_grad():
         for layer in module.modules():

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -100,15 +100,9 @@ def check_library_name(library: str, name: str) -> None:
 
 
 def pretrained_weights(library: str, name: str, channels: int, /, **arguments: Argument) -> Pretrained:
-    """Fetch the default weights of a library for a model.
+    """Fetch the default weights of a library for a model with these arguments; timm adapts them to the channels.
 
     The library loads them into its own model first, because some are stored under outdated names.
-
-    Args:
-        library: `torchvision` or `timm`.
-        name: The library's name of the model.
-        channels: Channels of an image; timm adapts its weights to them.
-        **arguments: Arguments of the model.
 
     Raises:
         InputError: There are none, or the library refuses the arguments.
@@ -159,10 +153,9 @@ def _fetching(name: str) -> Iterator[None]:
 
 def _timm(name: str) -> Any:
     try:
-        timm: ModuleType = importlib.import_module("timm")
+        return importlib.import_module("timm")
     except ModuleNotFoundError as error:
         raise InputError(f"timm:{name} needs timm, which is not installed: pip install 'gapssg[timm]'") from error
-    return timm
 
 
 class _ValuesOnCpu(TorchFunctionMode):
@@ -187,16 +180,10 @@ def _accept_stored_names(module: nn.Module, state: dict[str, Tensor], *_: object
 
 def _adapt_channels(module: nn.Module, channels: int) -> None:
     """Replace the first convolution by one for another number of input channels."""
+    first: Any  # torch's own attributes have wider types than its arguments
     name, first = next((n, layer) for n, layer in module.named_modules() if isinstance(layer, nn.Conv2d))
-    convolution = nn.Conv2d(
-        channels,
-        first.out_channels,
-        first.kernel_size,  # type: ignore[arg-type]
-        first.stride,  # type: ignore[arg-type]
-        first.padding,  # type: ignore[arg-type]
-        first.dilation,  # type: ignore[arg-type]
-        bias=first.bias is not None,
-    )
+    shape = (first.kernel_size, first.stride, first.padding, first.dilation)
+    convolution = nn.Conv2d(channels, first.out_channels, *shape, bias=first.bias is not None)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     replace_layer(module, name, convolution)
 

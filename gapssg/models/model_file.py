@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice, zip_longest
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pydantic import ValidationError
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from gapssg.core.augment import Normalization
 from gapssg.errors import InputError, RunError, shortened
 from gapssg.files import canonical_json, parse_json, staged, user_path, write_atomically
 from gapssg.models import MOST_CLASSES, check_model_name, create_model, empty_model
@@ -64,6 +66,10 @@ class LoadedModel:
     sha256: str
     path: Path
 
+    def normalization(self, device: torch.device) -> Normalization:
+        """Return the normalisation of the model's input on a device."""
+        return Normalization.from_statistics(self.card.mean, self.card.deviation, device)
+
 
 def save_model(path: Path, module: nn.Module, card: ModelCard) -> str:
     """Write a model file atomically; equal weights and cards give equal files.
@@ -99,11 +105,7 @@ def staged_model(
 ) -> Iterator[LoadedModel]:
     """Write a model file under a temporary name and rename it when the block ends; if the block raises, remove it.
 
-    Args:
-        path: The file.
-        module: On any device.
-        card: Its description.
-        tolerates_rounding: Whether the logits may differ as between memory layouts.
+    With `tolerates_rounding` the logits may differ as between memory layouts.
 
     Yields:
         The model loaded from the file, on the device of `module`.
@@ -151,9 +153,7 @@ def model_content(module: nn.Module, card: ModelCard) -> bytes:
 def load_model(path: str | Path, factories: Iterable[str] = ()) -> LoadedModel:
     """Read a model file; no code in it is run, and it can cause no import except of torchvision and timm.
 
-    Args:
-        path: The file.
-        factories: Each `package.module:factory` that may be imported and called if the file names it.
+    A `package.module:factory` that the file names is imported and called only if it is among `factories`.
 
     Raises:
         InputError: The file is missing, damaged, not a gapssg model file, does not match its own description, or names
@@ -202,11 +202,7 @@ def _refuse_architecture(path: Path) -> None:
 
 def _build(card: ModelCard, tensors: dict[str, Tensor], path: Path) -> nn.Module:
     """Build the model of an untrusted description, after checking that the tensors of the file fit it."""
-    task: dict[str, Any] = {
-        "num_classes": card.num_classes,
-        "input_shape": card.input_shape,
-        "arguments": card.arguments,
-    }
+    task: dict[str, Any] = card.model_dump(include={"num_classes", "input_shape", "arguments"})
     try:
         if is_factory(card.architecture):  # the user trusts its code, also with memory
             return create_model(card.architecture, **task, weights_follow=True)
@@ -232,12 +228,7 @@ def architecture_of(path: str | Path) -> str:
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: object) -> None:
-    """Copy `tensors` into `module`.
-
-    Args:
-        module: The module to fill.
-        tensors: By the names of its state dict.
-        source: Their origin, for messages.
+    """Copy `tensors`, by the names of the state dict, into `module`; `source` is their origin, for messages.
 
     Raises:
         InputError: Names, shapes or dtypes differ (the message names the first differences), or a value is not finite.
@@ -274,11 +265,6 @@ def load_foreign_weights(module: nn.Module, tensors: Mapping[str, Tensor], sourc
     Name parts of wrappers and counters are ignored, dtypes are converted to those of the model, a shared tensor needs
     only one of its names, and sub-modules may rename outdated names of theirs.
 
-    Args:
-        module: The module to fill.
-        tensors: By the names of a state dict.
-        source: Their origin, for messages.
-
     Raises:
         InputError: As `load_weights`.
     """
@@ -305,9 +291,9 @@ def _knows_older_names(module: nn.Module, tensors: dict[str, Tensor]) -> bool:
     try:
         with foreign_code("other names"):
             module.load_state_dict(tensors)
+        return True
     except InputError:
         return False
-    return True
 
 
 def _under_names_of(expected: Collection[str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -315,16 +301,12 @@ def _under_names_of(expected: Collection[str], tensors: Mapping[str, Tensor]) ->
     ways: list[Callable[[str], str]] = [
         lambda name: name,
         lambda name: ".".join(part for part in name.split(".") if part not in _WRAPPERS),
-        *(partial(_without_prefix, prefix) for prefix in _prefixes(tensors)),
+        *(methodcaller("removeprefix", prefix) for prefix in _prefixes(tensors)),
         *(partial(str.__add__, prefix) for prefix in _prefixes(expected)),
     ]
     candidates = [{way(name): tensor for name, tensor in tensors.items()} for way in ways]
     named = max(candidates, key=lambda each: (len(each) == len(tensors), len(each.keys() & set(expected))))
     return {name: tensor for name, tensor in named.items() if name in expected or not name.endswith(_COUNTERS)}
-
-
-def _without_prefix(prefix: str, name: str) -> str:
-    return name.removeprefix(prefix)
 
 
 def _prefixes(names: Collection[str]) -> list[str]:

@@ -67,15 +67,10 @@ def check_arguments(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def check_allowed(name: str, factories: Iterable[str], source: object) -> None:
-    """Check that the user trusts the architecture that a file names: importing a factory runs code.
-
-    Args:
-        name: The architecture.
-        factories: The factories that the user named.
-        source: The file, for the message.
+    """Check that the architecture that the file `source` names is not an untrusted factory, whose import runs code.
 
     Raises:
-        InputError: It is a factory that the user did not name.
+        InputError: It is a factory that is not among `factories`.
     """
     if is_factory(name) and name not in set(factories):
         name = shortened(name)

@@ -44,8 +44,3 @@ class VGG(nn.Module):
         features = F.adaptive_avg_pool2d(self.features(images), 1)
         logits: Tensor = self.classifier(features.flatten(1))
         return logits
-
-
-def vgg11(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
-    """Build VGG-11 with batch norm for images of `input_shape` (C, H, W)."""
-    return VGG(num_classes, input_shape)

@@ -1,5 +1,7 @@
 """Pre-activation wide residual networks (Zagoruyko and Komodakis 2016, arXiv:1605.07146)."""
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -38,19 +40,15 @@ class WideResidualBlock(nn.Module):
 class WideResNet(nn.Module):
     """A stem, three groups of (depth - 4) / 6 blocks, and a linear layer on the average-pooled features."""
 
-    def __init__(self, depth: int, width: float, num_classes: int, channels: int) -> None:
-        """Build WRN-`depth`-`width`.
+    def __init__(self, depth: int, width: float, num_classes: int, input_shape: tuple[int, int, int]) -> None:
+        """Build WRN-`depth`-`width` for images of `input_shape` (C, H, W).
 
-        Args:
-            depth: 6n + 4 layers, for n blocks in a group.
-            width: Multiplies the 16, 32 and 64 channels of the groups, not those of the stem; may be a fraction such
-                as 1/2 that leaves whole channels.
-            num_classes: Number of logits.
-            channels: Channels of an image.
+        The depth is 6n + 4 for n blocks in a group. The width multiplies the 16, 32 and 64 channels of the groups, not
+        those of the stem; it may be a fraction such as 1/2.
         """
         super().__init__()
         blocks_per_group = (depth - 4) // 6
-        self.stem = nn.Conv2d(channels, STEM_CHANNELS, 3, padding=1, bias=False)
+        self.stem = nn.Conv2d(input_shape[0], STEM_CHANNELS, 3, padding=1, bias=False)
         blocks: list[nn.Module] = []
         in_channels = STEM_CHANNELS
         for group, stride in enumerate((1, 2, 2)):
@@ -74,31 +72,9 @@ class WideResNet(nn.Module):
         return logits
 
 
-def wrn10_half(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
-    """Build WRN-10-1/2, of one block in a group, for images of `input_shape` (C, H, W)."""
-    return WideResNet(10, 0.5, num_classes, input_shape[0])
-
-
-def wrn16_half(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
-    """Build WRN-16-1/2 for images of `input_shape` (C, H, W)."""
-    return WideResNet(16, 0.5, num_classes, input_shape[0])
-
-
-def wrn16_1(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
-    """Build WRN-16-1 for images of `input_shape` (C, H, W)."""
-    return WideResNet(16, 1, num_classes, input_shape[0])
-
-
-def wrn16_2(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
-    """Build WRN-16-2 for images of `input_shape` (C, H, W)."""
-    return WideResNet(16, 2, num_classes, input_shape[0])
-
-
-def wrn40_1(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
-    """Build WRN-40-1 for images of `input_shape` (C, H, W)."""
-    return WideResNet(40, 1, num_classes, input_shape[0])
-
-
-def wrn40_2(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
-    """Build WRN-40-2 for images of `input_shape` (C, H, W)."""
-    return WideResNet(40, 2, num_classes, input_shape[0])
+wrn10_half = partial(WideResNet, 10, 0.5)
+wrn16_half = partial(WideResNet, 16, 0.5)
+wrn16_1 = partial(WideResNet, 16, 1)
+wrn16_2 = partial(WideResNet, 16, 2)
+wrn40_1 = partial(WideResNet, 40, 1)
+wrn40_2 = partial(WideResNet, 40, 2)

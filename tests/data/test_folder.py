@@ -255,7 +255,7 @@ def test_a_path_that_is_a_file_is_refused(root: Path) -> None:
 
 
 def test_a_missing_train_folder_is_refused_with_what_was_found(root: Path) -> None:
-    with pytest.raises(InputError, match="'train' with one sub-folder per class; its sub-folders: 'cat', 'dog'"):
+    with pytest.raises(InputError, match="'train' with one sub-folder per class; its sub-folders: 'cat' and 'dog'"):
         load(root / "train")
     with pytest.raises(InputError, match=r"'train' .*sub-folders: none"):
         load(root / "train/cat")

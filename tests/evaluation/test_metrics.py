@@ -16,7 +16,7 @@ from gapssg.evaluation.metrics import (
     lowest_share,
     per_class_accuracy,
     reliability,
-    score,
+    score_answers,
     top_k_accuracy,
 )
 
@@ -86,11 +86,11 @@ def test_the_lowest_class_is_one_with_enough_samples():
 
 def test_scores_name_the_lowest_class():
     labels = torch.tensor([0, 1]).repeat_interleave(20)
-    scores = score(torch.tensor([[1.0, 0.0]]).expand(40, 2), labels, ("cat", "dog"))
+    scores = score_answers(answers_of(torch.tensor([[1.0, 0.0]]).expand(40, 2), labels), ("cat", "dog"))
     assert (scores.top1, scores.balanced_accuracy, scores.better_than_chance) == (0.5, 0.5, False)
     assert (scores.lowest_recall, scores.lowest_class) == (0.0, "dog")
     assert scores.fewest_images == 20
-    assert score(torch.eye(2), torch.tensor([0, 0]), ("cat", "dog")).fewest_images == 0
+    assert score_answers(answers_of(torch.eye(2), torch.tensor([0, 0])), ("cat", "dog")).fewest_images == 0
 
 
 def test_answers_to_batches_are_those_to_all():

@@ -44,7 +44,7 @@ from gapssg.cli.evaluate import print_evaluation
 from gapssg.cli.options import run_directory
 from gapssg.core.augment import Normalization
 from gapssg.data import load_split
-from gapssg.evaluation.metrics import score
+from gapssg.evaluation.metrics import answers_of, score_answers
 from gapssg.models import create_model
 from gapssg.models.model_file import _sha256_of_content, save_model
 from gapssg.models.safetensors_file import read_safetensors
@@ -392,7 +392,7 @@ def use_model(world: World, content: bytes) -> None:
     normalization = Normalization.from_statistics(model.card.mean, model.card.deviation, torch.device("cpu"))
     with torch.no_grad():
         logits = model.module(normalization(torch.full((2, *shape), 0.5)))
-        score(logits, torch.zeros(2, dtype=torch.int64), model.card.class_names)
+        score_answers(answers_of(logits, torch.zeros(2, dtype=torch.int64)), model.card.class_names)
 
 
 def use_shard(world: World, content: bytes) -> None:
