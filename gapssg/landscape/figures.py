@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _COLOURS = "viridis"
 _RED = "#D55E00"
 _MOST_COLUMNS = 5
+_LABEL_COLUMNS = 48
 _LABEL_HEIGHT = 0.06  # of the axes
 
 
@@ -72,8 +73,8 @@ def contour(surface: Surface, scale: Scale) -> Figure:
     _mark(axes, surface)
     axes.locator_params(nbins=5)
     axes.set_title(surface.card.label)
-    axes.set_xlabel(_wrapped(surface.card.axis_labels[0]))
-    axes.set_ylabel(_wrapped(surface.card.axis_labels[1]))
+    axes.set_xlabel(textwrap.fill(surface.card.axis_labels[0], _LABEL_COLUMNS))
+    axes.set_ylabel(textwrap.fill(surface.card.axis_labels[1], _LABEL_COLUMNS))
     _colour_bar(figure, filled, axes, surface, scale, inset=True)
     _legend(figure, axes, surface, scale)
     return figure
@@ -156,7 +157,7 @@ def curves(surfaces: Sequence[Surface]) -> Figure:
     lower.set_ylabel(textwrap.fill(f"{_capital(card.accuracy_name)}, %", 18))
     lower.set_ylim(-3, 103)
     lower.locator_params(axis="x", nbins=6)
-    lower.set_xlabel(_wrapped(card.axis_labels[0]))
+    lower.set_xlabel(textwrap.fill(card.axis_labels[0], _LABEL_COLUMNS))
     figure.align_ylabels()
     columns = 2 if len(surfaces) > 1 else 1
     figure.legend(loc="outside lower center", ncols=columns, frameon=False, title=_KEY, title_fontsize=6.5)
@@ -308,10 +309,6 @@ def _colour_bar(
     bar.ax.minorticks_off()
     if label:
         bar.set_label(_capital(surface.card.loss_name))
-
-
-def _wrapped(label: str) -> str:
-    return textwrap.fill(label, 48)
 
 
 def _short(label: str) -> str:

@@ -20,7 +20,7 @@ from gapssg.landscape.figures import draw
 from gapssg.landscape.layout import Layout
 from gapssg.landscape.planes import Site, choose_site
 from gapssg.landscape.points import Plane, PointEvaluator
-from gapssg.landscape.samples import Samples, SamplesOrigin, read_samples
+from gapssg.landscape.samples import Samples, read_samples
 from gapssg.landscape.settings import LandscapeSettings
 from gapssg.landscape.sharpness import radius_of_doubling
 from gapssg.landscape.subjects import Subject, read_subjects
@@ -79,12 +79,10 @@ def measure_landscape(
     subjects = read_subjects(settings.models, settings.snapshots, settings.epochs, settings.model_factories)
     for other in subjects[1:]:
         check_same_images(subjects[0].model, other.model)
-    samples, origin = read_samples(settings, subjects[0], runtime, launch.display)
+    samples = read_samples(settings, subjects[0], runtime, launch.display)
     centres = subjects[:1] if settings.directions == "models" else subjects
     sites = [choose_site(settings, subject, subjects, runtime) for subject in centres]
-    empty_surfaces = [
-        _empty_surface(settings, *pair, samples, origin, runtime) for pair in zip(centres, sites, strict=True)
-    ]
+    empty_surfaces = [_empty_surface(settings, *pair, samples, runtime) for pair in zip(centres, sites, strict=True)]
     tasks = []
     for subject, site, empty, name in zip(centres, sites, empty_surfaces, _file_names(empty_surfaces), strict=True):
         file = inside(output) / _FOLDER / f"{name}.safetensors"
@@ -215,12 +213,7 @@ class _Job(Job[LandscapeResult]):
 
 
 def _empty_surface(
-    settings: LandscapeSettings,
-    subject: Subject,
-    site: Site,
-    samples: Samples,
-    origin: SamplesOrigin,
-    runtime: Runtime,
+    settings: LandscapeSettings, subject: Subject, site: Site, samples: Samples, runtime: Runtime
 ) -> Surface:
     card = SurfaceCard(
         name=" to ".join(site.marks) if settings.directions == "models" else subject.name,
@@ -236,10 +229,10 @@ def _empty_surface(
         range=settings.range,
         data=settings.data.name,
         samples=len(samples),
-        samples_sha256=origin.sha256,
+        samples_sha256=samples.sha256,
         loss_name=samples.loss_name,
         accuracy_name=samples.accuracy_name,
-        teacher_sha256=origin.teacher_sha256 or subject.model.card.provenance.teacher_sha256,
+        teacher_sha256=samples.teacher_sha256 or subject.model.card.provenance.teacher_sha256,
         recalibrated=settings.recalibrate,
         precision=runtime.precision,
         marks=tuple(site.marks),

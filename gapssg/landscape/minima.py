@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-
-class Minimum(NamedTuple):
-    """A local minimum of a grid.
-
-    Attributes:
-        place: Its index on each axis.
-        loss: Its loss.
-        at_edge: Whether it is at the edge of the grid, so that the loss may be lower outside.
-    """
-
-    place: tuple[int, ...]
-    loss: float
-    at_edge: bool
+from gapssg.runs.results import LocalMinimum
 
 
-def local_minima(loss: Tensor) -> list[Minimum]:
+def local_minima(loss: Tensor, axes: Tensor) -> tuple[LocalMinimum, ...]:
     """Return the local minima of a grid with one or two axes, the lowest first.
 
     A point is a local minimum if none of its neighbours (two on a line, eight in a plane) is lower. Connected points of
@@ -32,6 +19,7 @@ def local_minima(loss: Tensor) -> list[Minimum]:
 
     Args:
         loss: (G,) or (G, G).
+        axes: (D, G), the coordinates along each axis.
     """
     heights = torch.where(loss.isfinite(), loss.double(), torch.inf)
     values = {index: heights[index].item() for index in itertools.product(*map(range, heights.shape))}
@@ -50,8 +38,9 @@ def local_minima(loss: Tensor) -> list[Minimum]:
                     plateau.append(neighbour)
         if is_minimum:
             at_edge = any(i in (0, size - 1) for p in plateau for i, size in zip(p, heights.shape, strict=True))
-            found.append(Minimum(start, height, at_edge))
-    return sorted(found, key=lambda minimum: minimum.loss)
+            coordinates = tuple(axis[i].item() for axis, i in zip(axes, start, strict=True))
+            found.append(LocalMinimum(coordinates=coordinates, loss=height, at_edge=at_edge))
+    return tuple(sorted(found, key=lambda minimum: minimum.loss))
 
 
 def _neighbours(point: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,12 +30,16 @@ class Samples:
         labels: (N,) int64, the classes or the teacher's predictions.
         teacher_logits: (N, K) float32 for the distillation loss; None for the cross-entropy.
         temperature: Temperature of the distillation loss.
+        sha256: SHA-256 of the images and the labels that were read, without a teacher's predictions.
+        teacher_sha256: SHA-256 of the file of the teacher that labelled them, if any.
     """
 
     images: Tensor
     labels: Tensor
     teacher_logits: Tensor | None = None
     temperature: float = 1.0
+    sha256: str = ""
+    teacher_sha256: str | None = None
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -73,22 +76,8 @@ class Samples:
         return "accuracy" if self.teacher_logits is None else "agreement with the teacher"
 
 
-class SamplesOrigin(NamedTuple):
-    """Identifies samples across runs.
-
-    Attributes:
-        sha256: SHA-256 of the images and the labels that were read, without a teacher's predictions.
-        teacher_sha256: SHA-256 of the file of the teacher that labelled them, if any.
-    """
-
-    sha256: str
-    teacher_sha256: str | None
-
-
-def read_samples(
-    settings: LandscapeSettings, subject: Subject, runtime: Runtime, display: Display
-) -> tuple[Samples, SamplesOrigin]:
-    """Read the samples for all subjects, on the runtime's device, and their origin.
+def read_samples(settings: LandscapeSettings, subject: Subject, runtime: Runtime, display: Display) -> Samples:
+    """Read the samples for all subjects, on the runtime's device.
 
     The choice of samples does not depend on the device. `subject` is the first subject, whose input shape and pool are
     used.
@@ -100,23 +89,19 @@ def read_samples(
         return _read_pool(settings, subject, runtime)
     images = read_test_images(settings.data, subject.model, display)
     drawn = _drawn(Samples(images.images, images.labels), settings, runtime)
-    on_device = Samples(drawn.images.to(runtime.device), drawn.labels.to(runtime.device))
-    return on_device, SamplesOrigin(_sha256(drawn), None)
+    return replace(drawn, images=drawn.images.to(runtime.device), labels=drawn.labels.to(runtime.device))
 
 
 def _drawn(samples: Samples, settings: LandscapeSettings, runtime: Runtime) -> Samples:
     generator = torch.Generator().manual_seed(runtime.derive_seed("landscape samples"))
-    return samples.drawn(settings.samples, generator)
-
-
-def _sha256(samples: Samples) -> str:
+    drawn = samples.drawn(settings.samples, generator)
     digest = hashlib.sha256()
-    for tensor in (samples.images, samples.labels):
+    for tensor in (drawn.images, drawn.labels):
         digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()
+    return replace(drawn, sha256=digest.hexdigest())
 
 
-def _read_pool(settings: LandscapeSettings, subject: Subject, runtime: Runtime) -> tuple[Samples, SamplesOrigin]:
+def _read_pool(settings: LandscapeSettings, subject: Subject, runtime: Runtime) -> Samples:
     run, card = subject.run, subject.model.card
     if run is None:
         raise InputError(f"--data pool: {subject.model.path} is not a run; name the run's directory, not its file")
@@ -136,6 +121,11 @@ def _read_pool(settings: LandscapeSettings, subject: Subject, runtime: Runtime) 
     exact = replace(runtime, precision="fp32")
     drawn = _drawn(Samples(images, images.new_zeros(len(images), dtype=torch.int64)), settings, runtime)
     logits = predict(runtime.place(teacher.module), drawn.images, teacher.normalization(runtime.device), exact)
-    temperature = run.distillation.method.temperature
-    on_device = Samples(drawn.images.to(runtime.device), logits.argmax(dim=1), logits.clone(), temperature)
-    return on_device, SamplesOrigin(_sha256(drawn), teacher.sha256)
+    return Samples(
+        drawn.images.to(runtime.device),
+        logits.argmax(dim=1),
+        logits.clone(),
+        run.distillation.method.temperature,
+        drawn.sha256,
+        teacher.sha256,
+    )

@@ -78,7 +78,7 @@ def read_subjects(
                 raise InputError(f"{path} is a file without snapshots; name the directory of a run")
             subjects.append(Subject(name, None, load_model(path, factories), None))
             continue
-        run = read_run(path)
+        run = _read_run(path)
         if snapshots:
             wanted = epochs or tuple(run.snapshots)
             missing = [str(epoch) for epoch in wanted if epoch not in run.snapshots]
@@ -97,12 +97,7 @@ def read_subjects(
     return subjects
 
 
-def read_run(path: Path) -> Run:
-    """Read the settings and the list of snapshots of a run directory.
-
-    Raises:
-        InputError: It cannot be read.
-    """
+def _read_run(path: Path) -> Run:
     folder = inside(path) / "snapshots"
     found = {int(match[1]): folder / name for name in entries_in(folder) if (match := _SNAPSHOT.fullmatch(name))}
     return Run(path, _distillation(inside(path) / "settings.toml"), dict(sorted(found.items())))

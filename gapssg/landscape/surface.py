@@ -137,14 +137,7 @@ class Surface:
 
     def minima(self) -> tuple[LocalMinimum, ...]:
         """Return the local minima of the grid, lowest first."""
-        return tuple(
-            LocalMinimum(
-                coordinates=tuple(axis[i].item() for axis, i in zip(self.axes, minimum.place, strict=True)),
-                loss=minimum.loss,
-                at_edge=minimum.at_edge,
-            )
-            for minimum in local_minima(self.loss)
-        )
+        return local_minima(self.loss, self.axes)
 
     def facts(self, file: Path) -> SurfaceFacts:
         """Return the entry of a result for this surface, whose file is `file`.

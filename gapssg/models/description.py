@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from gapssg.models import LONGEST_NAME, MOST_CHANNELS, MOST_CLASSES
 from gapssg.models.settings import WithArguments
@@ -61,7 +61,9 @@ class Interface(WithArguments):
 
 
 class ModelCard(Interface):
-    """All that is needed to use a model, or to distil from it, besides its weights."""
+    """What is needed besides the weights to use a model or to distil from it."""
+
+    omitted_defaults: ClassVar[tuple[str, ...]] = ("arguments", "outputs", "crop_padding_mode")
 
     format_version: Literal[1] = 1
     """Version of this description."""
@@ -72,22 +74,16 @@ class ModelCard(Interface):
     flip: bool
     """Whether a mirrored image still belongs to its class."""
     outputs: Outputs = "logits"
-    """What the architecture returns; whoever loads the file gets the logarithm of probabilities."""
+    """What the architecture returns; `load_model` turns probabilities into their logarithms."""
     provenance: Provenance
     """Where the weights come from."""
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_usual(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        usual: dict[str, Any] = {"arguments": {}, "outputs": "logits", "crop_padding_mode": None}
-        values: dict[str, Any] = serialize(self)
-        return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
 
 
 class ModelProfile(Stored):
     """The size of a model and its cost for one image."""
 
     parameters: Count
-    """Number of learned scalars."""
+    """Number of parameters."""
     macs: Count
     """Multiply-adds of convolutions and linear layers for one image."""
     batch_norm_layers: Count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import OrderedDict
@@ -52,15 +53,13 @@ def at_most_parameters(most: int) -> Iterator[None]:
     Raises:
         InputError: It has; its depth may come from an untrusted file.
     """
-    made = 0
+    numbers = itertools.count(1)
 
-    def count(*_: object) -> None:
-        nonlocal made
-        made += 1
-        if made > most:
+    def count_parameter(*_: object) -> None:
+        if (made := next(numbers)) > most:
             raise InputError(f"its model has many more layers than the file has tensors (stopped at {made:,})")
 
-    handle = register_module_parameter_registration_hook(count)
+    handle = register_module_parameter_registration_hook(count_parameter)
     try:
         yield
     finally:

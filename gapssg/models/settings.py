@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
@@ -11,33 +11,35 @@ from gapssg.models.reference import check_arguments, check_factory_name
 from gapssg.settings.base import Settings, as_validator
 
 
-class WithArguments(Settings):
-    """Keyword arguments of a model; left out of the TOML if there are none."""
+class OmitsDefaults(Settings):
+    """Settings that are written without some fields while these have their defaults, as before they existed."""
 
+    omitted_defaults: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _omit_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialize(self)
+        for name in self.omitted_defaults:
+            if getattr(self, name) == type(self).model_fields[name].get_default(call_default_factory=True):
+                values.pop(name, None)
+        return values
+
+
+class WithArguments(OmitsDefaults):
+    """Keyword arguments of a model."""
+
+    omitted_defaults: ClassVar[tuple[str, ...]] = ("arguments",)
     # For a union of types, pydantic would report an error for each; the check reports one.
     arguments: Annotated[dict[str, Any], AfterValidator(as_validator(check_arguments))] = Field(default_factory=dict)
     """Keyword arguments of a model that is not built in: numbers, strings, true or false."""
 
-    @model_serializer(mode="wrap")
-    def _without_no_arguments(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = serialize(self)
-        if not self.arguments:
-            values.pop("arguments", None)
-        return values
 
+class WithFactories(OmitsDefaults):
+    """Factories that model files may name."""
 
-class WithFactories(Settings):
-    """Factories that model files may name; left out of the TOML if there are none."""
-
+    omitted_defaults: ClassVar[tuple[str, ...]] = ("model_factories",)
     model_factories: tuple[Annotated[str, AfterValidator(as_validator(check_factory_name))], ...] = ()
     """Trust this `package.module:factory`: it is imported and called when a model file names it."""
-
-    @model_serializer(mode="wrap")
-    def _without_no_factories(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = serialize(self)
-        if not self.model_factories:
-            values.pop("model_factories", None)
-        return values
 
 
 class ModelSettings(WithArguments):

@@ -3,16 +3,22 @@ from __future__ import annotations
 import torch
 
 from gapssg.landscape.minima import local_minima
+from gapssg.runs.results import LocalMinimum
 
 
-def places(loss: torch.Tensor) -> list[tuple[int, ...]]:
-    return [minimum.place for minimum in local_minima(loss)]
+def minima(loss: torch.Tensor) -> tuple[LocalMinimum, ...]:
+    """The local minima with indices as coordinates."""
+    return local_minima(loss, torch.arange(len(loss)).double().expand(loss.dim(), -1))
+
+
+def places(loss: torch.Tensor) -> list[tuple[float, ...]]:
+    return [minimum.coordinates for minimum in minima(loss)]
 
 
 def test_a_bowl_has_one_minimum():
     axis = torch.linspace(-1, 1, 9)
-    (minimum,) = local_minima((axis[:, None] - 0.25) ** 2 + 2 * axis[None] ** 2)
-    assert minimum.place == (5, 4)
+    (minimum,) = minima((axis[:, None] - 0.25) ** 2 + 2 * axis[None] ** 2)
+    assert minimum.coordinates == (5, 4)
     assert minimum.loss == 0
     assert not minimum.at_edge
 
@@ -23,8 +29,8 @@ def test_two_wells_are_found_the_lower_first():
 
 
 def test_a_slope_has_its_minimum_at_the_edge():
-    (minimum,) = local_minima(torch.arange(5.0))
-    assert minimum.place == (0,)
+    (minimum,) = minima(torch.arange(5.0))
+    assert minimum.coordinates == (0,)
     assert minimum.at_edge
 
 
