@@ -40,14 +40,13 @@ def check_data_name(name: str) -> str:
         InputError: The name is unknown, or the path is missing; the message suggests a similar source.
     """
     kind, has_path, path = name.partition(":")
-    for known in _SOURCES:
-        if has_path and known == f"{kind}:PATH" and not path.strip():
-            raise InputError(f"data {name!r} has no path; write it as {known}")
-        if has_path and known == f"{kind}:PATH":
-            user_path(path)
-            return name
-        if name == known:
-            return name
+    if has_path and f"{kind}:PATH" in _SOURCES:
+        if not path.strip():
+            raise InputError(f"data {name!r} has no path; write it as {kind}:PATH")
+        user_path(path)
+        return name
+    if name in _SOURCES:
+        return name
     hint = f" (did you mean folder:{name}?)" if _is_folder(name) else did_you_mean(kind, _SOURCES)
     raise InputError(f"unknown data {shortened(repr(name))}{hint}; valid are {', '.join(_SOURCES)}")
 

@@ -24,7 +24,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
-from torch import Tensor
 
 from gapssg.data.image_set import ImageSet
 from gapssg.data.source import LoadOptions
@@ -86,8 +85,10 @@ def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> Im
             f"of {len(files) + len(unread):,} files in {folder}, {len(unread):,} are not read, because they have no "
             f"image file extension or are in no class folder: {names}"
         )
+    with closing(_decode_all(files, formats, options)) as decoded:
+        images = _collect(decoded, files, options)
     return ImageSet(
-        images=_read_images(files, formats, options),
+        images=torch.from_numpy(images),
         labels=torch.tensor(labels, dtype=torch.int64),
         class_names=tuple(class_folder.name for class_folder in classes),
     )
@@ -187,14 +188,8 @@ def _formats_by_extension() -> dict[str, tuple[str, ...]]:
     }
 
 
-def _read_images(files: list[Path], formats: dict[str, tuple[str, ...]], options: LoadOptions) -> Tensor:
-    """Decode files into one (N, C, H, W) uint8 tensor."""
-    with closing(_decode_all(files, formats, options)) as decoded:
-        return torch.from_numpy(_collect(decoded, files, options))
-
-
 def _collect(decoded: Iterator[Pixels], files: list[Path], options: LoadOptions) -> Pixels:
-    """Write decoded images into one array, which is allocated again if a colour image follows grey ones."""
+    """Write decoded images into one array (N, C, H, W); a colour image after grey ones makes it allocate again."""
     first = next(decoded)
     height, width = first.shape[:2]
     pixels = _allocate(len(files), options.channels or (1 if first.ndim == 2 else 3), height, width)
@@ -321,6 +316,6 @@ def _scale_grey(image: Image.Image, brightest: int, file: Path) -> Image.Image:
     """Scale [0, brightest] to 0..255; Pillow's own conversion would clip at 255."""
     values: NDArray[Any] = numpy.asarray(image).astype(numpy.float64)
     if not bool(((values >= 0) & (values <= brightest)).all()):
-        raise InputError(f"{file} has grey values outside [0, {brightest}]: save it with 8 or 16 bits a pixel")
+        raise InputError(f"{file} has grey values outside [0, {brightest}]: save it with 8 or 16 bits per pixel")
     values *= 255 / brightest
     return Image.fromarray(values.round(out=values).astype(numpy.uint8))

@@ -219,8 +219,7 @@ def _evaluate(model: LoadedModel, images: ImageSet | None, runtime: Runtime, dis
         normalization = Normalization.from_statistics(mean, deviation, runtime.device)
         return top_k_accuracy(predict(module, some.images, normalization, runtime), some.labels, 1)
 
-    normalization = Normalization.from_statistics(card.mean, card.deviation, runtime.device)
-    scores = score_on(images, module, normalization, runtime)
+    scores = score_on(images, module, model.normalization(runtime.device), runtime)
     some, channels = images.spread(_MOST_COMPARED), card.input_shape[0]
     given = top1(card.mean, card.deviation)
     usual = {top1((mean,) * channels, (deviation,) * channels): (mean, deviation) for mean, deviation in _USUAL}

@@ -81,9 +81,9 @@ class ImportSettings(Settings):
     deviation: tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...] | None = None
     """Standard deviation of images, one per channel or one for all; by default that of the library's weights."""
     crop_padding: int | None = Field(default=None, ge=0, le=256)
-    """Pixels of padding for random crops of synthetic images; without it, an eighth of the shorter side."""
+    """Pixels of padding for random crops of synthetic images; by default an eighth of the shorter side."""
     crop_padding_mode: PaddingMode | None = None
-    """What random crops were padded with when the model was trained, 0 or the mirrored image, if it is known."""
+    """How random crops were padded when the model was trained, with 0 or the mirrored image, if known."""
     flip: bool = False
     """Whether a mirrored image still belongs to its class."""
     data: DataSettings | None = None

@@ -61,11 +61,10 @@ def random_directions(weights: Tensor, layout: Layout, seeds: Sequence[int], *, 
 
     The noise is drawn on the CPU, so that models of one architecture get the same noise on every device.
     """
-    rows = []
-    for seed in seeds:
-        noise = torch.randn(len(weights), generator=torch.Generator().manual_seed(seed))
-        rows.append(filter_normalised(noise, weights, layout, biases_and_norms=biases_and_norms))
-    return torch.stack(rows)
+    noises = (torch.randn(len(weights), generator=torch.Generator().manual_seed(seed)) for seed in seeds)
+    return torch.stack(
+        [filter_normalised(noise, weights, layout, biases_and_norms=biases_and_norms) for noise in noises]
+    )
 
 
 def principal_directions(snapshots: Tensor, centre: Tensor, count: int) -> Principal:

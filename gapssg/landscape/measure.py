@@ -126,7 +126,8 @@ class _Job(Job[LandscapeResult]):
     def begin(self) -> Iterator[Event]:
         data = self._settings.data.name
         what = f"{len(self._samples):,} {'synthetic samples' if data == 'pool' else 'test images'}"
-        surfaces = _count([task.surface for task in self._tasks])
+        shape = "x".join(map(str, self._tasks[0].surface.loss.shape))
+        surfaces = f"{self.epochs} landscape{'s' if self.epochs > 1 else ''} of {shape} points"
         yield Started(message=f"measuring {surfaces} on {what} of {data}, {self.runtime.describe()}")
         for task in self._tasks:
             if task.surface.around is not None:  # measured by the interrupted run
@@ -331,11 +332,6 @@ def _bf16_error(
         loss_relative=finite.max().item() if len(finite) else None,
         accuracy=(surface.accuracy.view(-1)[chosen] - accuracies).abs().max().item(),
     )
-
-
-def _count(surfaces: Sequence[Surface]) -> str:
-    shape = "x".join(map(str, surfaces[0].loss.shape))
-    return f"{len(surfaces)} landscape{'s' if len(surfaces) > 1 else ''} of {shape} points"
 
 
 def _file_names(surfaces: Sequence[Surface]) -> list[str]:

@@ -70,7 +70,7 @@ class ModelCard(Interface):
     crop_padding: int = Field(ge=0, le=256)
     """Pixels of padding for random crops."""
     crop_padding_mode: PaddingMode | None = None
-    """How random crops were padded when the model was trained; None if it is not known."""
+    """How random crops were padded when the model was trained; None if unknown."""
     flip: bool
     """Whether a mirrored image still belongs to its class."""
     outputs: Outputs = "logits"

@@ -108,13 +108,9 @@ def reset_layers(module: nn.Module, rng: torch.Generator) -> None:
 
 
 def reset_layers_to_torch_default(module: nn.Module, rng: torch.Generator) -> None:
-    """Re-initialise in place as torch's constructors do: weights and biases uniform within 1 / sqrt(fan-in).
+    """Reinitialise in place as torch's constructors do: weights and biases uniform within 1 / sqrt(fan-in).
 
-    Weights of batch norms are 1, biases and running means 0, running variances 1.
-
-    Args:
-        module: A generator, or one of its layers.
-        rng: Source of the draws, on the device of the parameters.
+    Weights of batch norms are 1, biases and running means 0, running variances 1. `rng` is on the parameters' device.
     """
     with torch.no_grad():
         for layer in module.modules():

@@ -456,7 +456,7 @@ def test_a_large_loss_of_accuracy_on_real_images_gives_a_warning(
 # The command
 
 
-def test_a_run_directory_stands_for_its_model_and_the_figures_are_printed(run_folder: Path, tmp_path: Path):
+def test_a_run_directory_selects_its_model_and_the_figures_are_printed(run_folder: Path, tmp_path: Path):
     out = tmp_path / "model.pt"
     finished = gapssg("export", run_folder, "--to", "torchscript", "--output", out, "--fold-normalization")
     assert "takes pixels in [0, 1]" in finished.stdout
