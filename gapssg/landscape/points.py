@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -112,9 +111,13 @@ class PointEvaluator:
 
     def _measure_once(self) -> Tensor:
         if self._recalibrate:
-            with _collecting(self._norms):
-                for images in self._images:
-                    self._logits(images)
+            for norm in self._norms:
+                norm.reset_running_stats()
+                norm.train()
+            for images in self._images:
+                self._logits(images)
+            for norm in self._norms:
+                norm.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self._runtime.device)
         for batch, images, share in zip(self._batches, self._images, self._shares, strict=True):
             logits = self._logits(images)
@@ -126,15 +129,3 @@ class PointEvaluator:
         with self._runtime.autocast():
             logits: Tensor = self._forward(images).float()
         return logits
-
-
-@contextmanager
-def _collecting(norms: list[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]) -> Iterator[None]:
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.train()
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.eval()

@@ -7,12 +7,12 @@ refer to library models (`torchvision:NAME`, `timm:NAME`) and to user factories 
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from gapssg.errors import InputError, did_you_mean, shortened
 from gapssg.models.reference import Arguments, check_arguments, is_factory, library_model
@@ -45,8 +45,8 @@ class ModelEntry:
 
     def load_builder(self) -> ModelBuilder:
         """Import the module of the builder and return the builder `(num_classes, input_shape) -> module`."""
-        module_name, function_name = self.builder.split(":")
-        return cast("ModelBuilder", getattr(importlib.import_module(module_name), function_name))
+        builder: ModelBuilder = pkgutil.resolve_name(self.builder)
+        return builder
 
 
 MODELS: Mapping[str, ModelEntry] = MappingProxyType(
