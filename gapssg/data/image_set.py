@@ -64,7 +64,7 @@ class ImageSet:
         """Return the images and labels on a device."""
         return ImageSet(self.images.to(device), self.labels.to(device), self.class_names)
 
-    def spread(self, count: int) -> ImageSet:
+    def subsample(self, count: int) -> ImageSet:
         """Return at most `count` images at equal distances, so that sorted classes are all represented."""
         chosen = torch.arange(min(count, len(self)), device=self.labels.device) * len(self) // min(count, len(self))
         return ImageSet(self.images[chosen], self.labels[chosen], self.class_names)

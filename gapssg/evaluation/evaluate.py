@@ -12,10 +12,10 @@ from gapssg.core.runtime import Runtime
 from gapssg.evaluation.metrics import (
     Answers,
     answers_of,
+    concatenated,
     confusion_matrix,
     count_by_class,
     expected_calibration_error,
-    joined,
     per_class_accuracy,
     reliability,
     score_answers,
@@ -49,28 +49,28 @@ def evaluate(settings: EvaluateSettings, *, display: Display | None = None) -> E
     for other in [*models[1:], *([teacher] if teacher is not None else [])]:
         check_same_images(models[0], other)
     images = images.to(runtime.device)
-    observers = [_Observer(model, settings, runtime) for model in models]
-    guide = None if teacher is None else _Observer(teacher, settings, runtime)
+    evaluations = [_Evaluation(model, settings, runtime) for model in models]
+    reference = None if teacher is None else _Evaluation(teacher, settings, runtime)
     # Only the logits of one batch are in memory, because there may be many classes.
     for start in range(0, len(images), settings.batch_size):
         display.progress("evaluating", start, len(images))
         batch, labels = (each[start : start + settings.batch_size] for each in (images.images, images.labels))
-        teacher_logits = None if guide is None else guide.logits(batch)
-        for observer in observers:
-            observer.observe(batch, labels, teacher_logits)
+        teacher_logits = None if reference is None else reference.logits(batch)
+        for evaluation in evaluations:
+            evaluation.add(batch, labels, teacher_logits)
     display.progress("evaluating", len(images), len(images))
     return EvaluateResult(
         data=settings.data.name,
         images=len(images),
         class_names=tuple(images.class_names),
         teacher=None if teacher is None else FileFacts(file=str(teacher.path), sha256=teacher.sha256),
-        models=tuple(observer.report(images.class_names) for observer in observers),
-        timing=EvaluateTiming(images_per_second=tuple(len(images) / observer.seconds for observer in observers)),
+        models=tuple(evaluation.report(images.class_names) for evaluation in evaluations),
+        timing=EvaluateTiming(images_per_second=tuple(len(images) / evaluation.seconds for evaluation in evaluations)),
         **dict(run_facts(runtime, settings)),
     )
 
 
-class _Observer:
+class _Evaluation:
     """Evaluates a model batch by batch, and keeps only what does not grow with the number of classes."""
 
     def __init__(self, model: LoadedModel, settings: EvaluateSettings, runtime: Runtime) -> None:
@@ -95,7 +95,7 @@ class _Observer:
         self.seconds += time.perf_counter() - started
         return logits
 
-    def observe(self, images: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> None:
+    def add(self, images: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> None:
         """Evaluate a batch of images, and compare with the teacher if there is one."""
         logits = self.logits(images)
         self._answers.append(answers_of(logits, labels))
@@ -105,7 +105,7 @@ class _Observer:
 
     def report(self, class_names: Sequence[str]) -> EvaluatedModel:
         """Return the scores of the model on all batches."""
-        model, answers, classes = self._model, joined(self._answers), len(class_names)
+        model, answers, classes = self._model, concatenated(self._answers), len(class_names)
         counts = count_by_class(answers.predictions, answers.labels, classes)
         diagram = reliability(answers)
         matrix = None

@@ -22,7 +22,7 @@ from gapssg.files import make_folder, user_path
 from gapssg.intervals import Z_95
 from gapssg.models import MODELS, MOST_CLASSES, create_model
 from gapssg.models.description import ModelCard, Outputs, Provenance
-from gapssg.models.foreign import check_classifier, outputs_of, take_logarithm
+from gapssg.models.foreign import check_classifier, outputs_of, return_logarithms
 from gapssg.models.libraries import Pretrained, pretrained_weights
 from gapssg.models.model_file import LoadedModel, load_foreign_weights, staged_model
 from gapssg.models.profile import profile_model
@@ -195,7 +195,7 @@ def _recognise_outputs(module: nn.Module, card: ModelCard, display: Display) -> 
     name = card.architecture
     outputs, (least, largest) = outputs_of(module, name, card.num_classes, card.input_shape)
     if outputs == "probabilities":
-        take_logarithm(module)
+        return_logarithms(module)
         message = f"{name} returns probabilities; the model file converts them to logits by their logarithm"
         display.event(Note(message=message))
     elif outputs == "log-probabilities":
@@ -220,7 +220,7 @@ def _evaluate(model: LoadedModel, images: ImageSet | None, runtime: Runtime, dis
         return top_k_accuracy(predict(module, some.images, normalization, runtime), some.labels, 1)
 
     scores = score_on(images, module, model.normalization(runtime.device), runtime)
-    some, channels = images.spread(_MOST_COMPARED), card.input_shape[0]
+    some, channels = images.subsample(_MOST_COMPARED), card.input_shape[0]
     given = top1(card.mean, card.deviation)
     usual = {top1((mean,) * channels, (deviation,) * channels): (mean, deviation) for mean, deviation in _USUAL}
     best = max(usual)

@@ -102,7 +102,7 @@ def failures_on_real_images(student: Scores, teacher: Scores | None) -> list[str
     return failures
 
 
-def real_images_speak_for(student: Scores) -> bool:
+def passes_on_real_images(student: Scores) -> bool:
     """Tell whether labelled images show that a student is usable, so that synthetic images do not matter.
 
     They do if its balanced accuracy is better than chance and its recall of every class is at least a tenth, with at

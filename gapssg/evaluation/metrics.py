@@ -57,7 +57,7 @@ def answers_of(logits: Tensor, labels: Tensor) -> Answers:
     return Answers(*(each.cpu() for each in kept))
 
 
-def joined(parts: Sequence[Answers]) -> Answers:
+def concatenated(parts: Sequence[Answers]) -> Answers:
     """Concatenate the answers to several batches."""
     return Answers(*map(torch.cat, zip(*parts, strict=True)))
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime, to_unit_range
 from gapssg.data.image_set import ImageSet
-from gapssg.evaluation.metrics import answers_of, joined, score_answers
+from gapssg.evaluation.metrics import answers_of, concatenated, score_answers
 from gapssg.models.frozen import frozen
 from gapssg.runs.results import Scores
 
@@ -49,4 +49,4 @@ def score_on(images: ImageSet, module: nn.Module, normalization: Normalization, 
     """
     batches = zip(*(torch.split(each, _BATCH_SIZE) for each in (images.images, images.labels)), strict=True)
     answers = [answers_of(predict(module, batch, normalization, runtime), labels) for batch, labels in batches]
-    return score_answers(joined(answers), images.class_names)
+    return score_answers(concatenated(answers), images.class_names)

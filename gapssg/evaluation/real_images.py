@@ -31,7 +31,7 @@ def read_images(
         progress=lambda done, total: display.progress(f"reading {split} images", done, total),
         note=lambda sentence: display.event(Warned(epoch=0, message=sentence)),
     )
-    return images if settings.images is None else images.spread(settings.images)
+    return images if settings.images is None else images.subsample(settings.images)
 
 
 def read_test_images(settings: DataSettings, model: LoadedModel, display: Display) -> ImageSet:

@@ -70,7 +70,7 @@ def measure_curvature(
     All parameters count, in float32, with the network's own batch-norm statistics. Measurements that need a derivative
     that an operator of the network lacks are left out, and `missing` says why.
     """
-    drawn = samples.drawn(settings.samples, torch.Generator().manual_seed(runtime.derive_seed("curvature samples")))
+    drawn = samples.draw(settings.samples, torch.Generator().manual_seed(runtime.derive_seed("curvature samples")))
     loss = CentreLoss(module, normalization, drawn, runtime)
     start = torch.randn(
         len(loss.weights), generator=runtime.random_stream("lanczos"), device=runtime.device, dtype=torch.float32

@@ -237,7 +237,7 @@ def _mark(axes: Axes, surface: Surface, *, small: bool = False) -> None:
         columns: list[Any] = [list(column) for column in zip(*route, strict=True)]
         axes.plot(*columns, color="white", linewidth=2.2 * size)
         axes.plot(*columns, color=_RED, linewidth=1.1 * size, marker="o", markersize=2.5 * size, label="training route")
-        for index in _apart(surface) if not small else []:
+        for index in _label_indices(surface) if not small else []:
             axes.annotate(f"epoch {surface.card.marks[index]}", places[index], xytext=(4, 2), fontsize=6,
                           textcoords="offset points", color="white", path_effects=_outline())  # fmt: skip
     elif places:
@@ -258,7 +258,7 @@ def _mark(axes: Axes, surface: Surface, *, small: bool = False) -> None:
               markeredgewidth=0.5, label="centre", zorder=5)  # fmt: skip
 
 
-def _apart(surface: Surface) -> list[int]:
+def _label_indices(surface: Surface) -> list[int]:
     """Return the indices of points of a route, the first included, that are far enough apart for labels."""
     extent = surface.axes[:, -1] - surface.axes[:, 0]
     places = surface.mark_coordinates / extent

@@ -50,7 +50,7 @@ class Samples:
         teacher = None if self.teacher_logits is None else self.teacher_logits[chosen]
         return replace(self, images=self.images[chosen], labels=self.labels[chosen], teacher_logits=teacher)
 
-    def drawn(self, count: int, generator: torch.Generator) -> Samples:
+    def draw(self, count: int, generator: torch.Generator) -> Samples:
         """Return at most `count` of the samples, drawn without replacement."""
         if len(self) <= count:
             return self
@@ -88,13 +88,13 @@ def read_samples(settings: LandscapeSettings, subject: Subject, runtime: Runtime
     if settings.data.name == POOL:
         return _read_pool(settings, subject, runtime)
     images = read_test_images(settings.data, subject.model, display)
-    drawn = _drawn(Samples(images.images, images.labels), settings, runtime)
+    drawn = _draw(Samples(images.images, images.labels), settings, runtime)
     return replace(drawn, images=drawn.images.to(runtime.device), labels=drawn.labels.to(runtime.device))
 
 
-def _drawn(samples: Samples, settings: LandscapeSettings, runtime: Runtime) -> Samples:
+def _draw(samples: Samples, settings: LandscapeSettings, runtime: Runtime) -> Samples:
     generator = torch.Generator().manual_seed(runtime.derive_seed("landscape samples"))
-    drawn = samples.drawn(settings.samples, generator)
+    drawn = samples.draw(settings.samples, generator)
     digest = hashlib.sha256()
     for tensor in (drawn.images, drawn.labels):
         digest.update(tensor.contiguous().numpy().data)
@@ -119,7 +119,7 @@ def _read_pool(settings: LandscapeSettings, subject: Subject, runtime: Runtime) 
         raise InputError(f"{file} is not the teacher of {subject.model.path}; name its teacher with --teacher")
     # Always in float32, because the teacher's logits are the reference.
     exact = replace(runtime, precision="fp32")
-    drawn = _drawn(Samples(images, images.new_zeros(len(images), dtype=torch.int64)), settings, runtime)
+    drawn = _draw(Samples(images, images.new_zeros(len(images), dtype=torch.int64)), settings, runtime)
     logits = predict(runtime.place(teacher.module), drawn.images, teacher.normalization(runtime.device), exact)
     return Samples(
         drawn.images.to(runtime.device),

@@ -47,7 +47,7 @@ def foreign_code(complaint: str) -> Iterator[None]:
 
 
 @contextmanager
-def at_most_parameters(most: int) -> Iterator[None]:
+def limit_parameters(most: int) -> Iterator[None]:
     """Stop building a model in the block once it has more than `most` parameters.
 
     Raises:
@@ -122,7 +122,7 @@ def check_classifier(
                 f"{name} changes its buffer {shortened(key)} in evaluation mode; "
                 "let its batch norms follow module.training"
             )
-    if any(differ(fewer, more[: len(fewer)]) for fewer in (pair, alone)):
+    if any(logits_differ(fewer, more[: len(fewer)]) for fewer in (pair, alone)):
         _check_statistics(module, name)
         raise InputError(
             f"{name} gives an image different logits in different batches, also in evaluation mode; "
@@ -170,7 +170,7 @@ def _kind_of(outputs: Tensor) -> Outputs:
     return "log-probabilities" if is_distribution(outputs.exp()) else "logits"
 
 
-def take_logarithm(module: nn.Module) -> None:
+def return_logarithms(module: nn.Module) -> None:
     """Make a classifier that returns probabilities return their logarithms, which are logits."""
     module.register_forward_hook(_logarithm)
 
@@ -231,7 +231,7 @@ def tensors_of(module: nn.Module, name: str) -> dict[str, Tensor]:
     return state
 
 
-def put_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load tensors of `module`'s own state dict, with the state-dict versions that its sub-modules have now."""
     state = OrderedDict(tensors)
     state._metadata = getattr(module.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
@@ -268,7 +268,7 @@ def _buffers(module: nn.Module, name: str) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in tensors_of(module, name).items() if not isinstance(tensor, nn.Parameter)}
 
 
-def differ(first: Tensor, second: Tensor) -> bool:
+def logits_differ(first: Tensor, second: Tensor) -> bool:
     """Tell whether logits differ by more than rounding explains."""
     largest = second.abs().max().float()
     return bool((first.float() - second.float()).abs().max() > _ROUNDING * largest)

@@ -83,7 +83,7 @@ def build_library_model(
                 name, pretrained=False, num_classes=num_classes, in_chans=input_shape[0], **arguments
             )
         module.register_load_state_dict_pre_hook(_accept_stored_names)
-        _keep_logits_exact(module, num_classes)
+        _exclude_logits_from_autocast(module, num_classes)
     built: nn.Module = module
     return built
 
@@ -188,7 +188,7 @@ def _adapt_channels(module: nn.Module, channels: int) -> None:
     replace_layer(module, name, convolution)
 
 
-def _keep_logits_exact(module: nn.Module, num_classes: int) -> None:
+def _exclude_logits_from_autocast(module: nn.Module, num_classes: int) -> None:
     """Make the last linear layer ignore autocast, as in the built-in models."""
     linear = [(name, layer) for name, layer in module.named_modules() if type(layer) is nn.Linear]
     if not linear or linear[-1][1].out_features != num_classes:

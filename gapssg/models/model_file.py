@@ -28,16 +28,16 @@ from gapssg.files import canonical_json, parse_json, staged, user_path, write_at
 from gapssg.models import MOST_CLASSES, check_model_name, create_model, empty_model
 from gapssg.models.description import ModelCard
 from gapssg.models.foreign import (
-    at_most_parameters,
     check_classifier,
-    differ,
     foreign_code,
+    limit_parameters,
+    load_state,
+    logits_differ,
     logits_of,
-    put_tensors,
-    take_logarithm,
+    return_logarithms,
     tensors_of,
 )
-from gapssg.models.reference import check_allowed, is_factory
+from gapssg.models.reference import check_trusted, is_factory
 from gapssg.models.safetensors_file import read_safetensors
 
 _METADATA_KEY = "gapssg"
@@ -122,7 +122,7 @@ def staged_model(
         except InputError as error:
             raise InputError(f"{path} was not written, because it could not be read back: {error}") from error
         theirs = _first_logits(loaded.module.to(ours.device), card)
-        if differ(theirs, ours) if tolerates_rounding else not torch.equal(theirs, ours):
+        if logits_differ(theirs, ours) if tolerates_rounding else not torch.equal(theirs, ours):
             raise InputError(
                 f"{path} was not written, because {card.architecture} gives different logits after reloading; "
                 "let its state dict hold everything that its logits depend on, as parameters or buffers"
@@ -170,13 +170,13 @@ def load_model(path: str | Path, factories: Iterable[str] = ()) -> LoadedModel:
         first = error.errors()[0]
         field = shortened(".".join(map(str, first["loc"])) or "the description")
         raise InputError(f"{path}: its description is not valid: {field}: {shortened(first['msg'], 300)}") from error
-    check_allowed(card.architecture, factories, path)
+    check_trusted(card.architecture, factories, path)
     module = _build(card, file.tensors, path)
     load_weights(module, file.tensors, path)
     if sha256 != _sha256_of_content(file.tensors, description):
         raise InputError(f"{path} is damaged (its checksum does not match); copy or download it again")
     if card.outputs == "probabilities":
-        take_logarithm(module)
+        return_logarithms(module)
     if is_factory(card.architecture):
         try:
             check_classifier(module, card.architecture, card.num_classes, card.input_shape)
@@ -206,7 +206,7 @@ def _build(card: ModelCard, tensors: dict[str, Tensor], path: Path) -> nn.Module
     try:
         if is_factory(card.architecture):  # the user trusts its code, also with memory
             return create_model(card.architecture, **task, weights_follow=True)
-        with at_most_parameters(_PARAMETERS_A_TENSOR * len(tensors) + _MOST_OTHER_VALUES):
+        with limit_parameters(_PARAMETERS_A_TENSOR * len(tensors) + _MOST_OTHER_VALUES):
             skeleton = empty_model(card.architecture, **task)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
@@ -237,7 +237,7 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: object) 
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"{source}: {name} has values that are not finite")
-    put_tensors(module, tensors)
+    load_state(module, tensors)
 
 
 def _check_fit(module: nn.Module, tensors: dict[str, Tensor], source: object) -> None:
@@ -281,12 +281,12 @@ def load_foreign_weights(module: nn.Module, tensors: Mapping[str, Tensor], sourc
     try:
         load_weights(module, named, source)
     except InputError:
-        if named.keys() == expected.keys() or not _knows_older_names(module, named):
+        if named.keys() == expected.keys() or not _loads_older_names(module, named):
             raise
         load_weights(module, module.state_dict(), source)
 
 
-def _knows_older_names(module: nn.Module, tensors: dict[str, Tensor]) -> bool:
+def _loads_older_names(module: nn.Module, tensors: dict[str, Tensor]) -> bool:
     """Load tensors without state-dict versions, and tell whether the module renamed all of them to its own names."""
     try:
         with foreign_code("other names"):

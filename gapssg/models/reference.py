@@ -66,7 +66,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     return arguments
 
 
-def check_allowed(name: str, factories: Iterable[str], source: object) -> None:
+def check_trusted(name: str, factories: Iterable[str], source: object) -> None:
     """Check that the architecture that the file `source` names is not an untrusted factory, whose import runs code.
 
     Raises:

@@ -13,7 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from gapssg._version import __version__
-from gapssg.evaluation.judgement import failures_on_real_images, real_images_speak_for
+from gapssg.evaluation.judgement import failures_on_real_images, passes_on_real_images
 from gapssg.files import user_path, write_atomically
 from gapssg.report.charts import COLOURS, Chart, Level, Line, draw
 from gapssg.report.evaluation import Evaluation, check_teacher, evaluate_run
@@ -175,7 +175,7 @@ def _accuracies(evaluation: Evaluation) -> Accuracies:
         balanced=last.balanced_accuracy,
         lowest=lowest_class(last),
         failures=failures_on_real_images(last, teacher),
-        speak_for_it=real_images_speak_for(last),
+        speak_for_it=passes_on_real_images(last),
         lost=evaluation.lost(),
     )
 

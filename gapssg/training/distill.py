@@ -13,7 +13,7 @@ from torch import nn
 from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import ImageSet, sha256_of_images
 from gapssg.errors import InputError
-from gapssg.evaluation.judgement import failures_on_real_images, judge_on_synthetic_images, real_images_speak_for
+from gapssg.evaluation.judgement import failures_on_real_images, judge_on_synthetic_images, passes_on_real_images
 from gapssg.evaluation.predict import score_on
 from gapssg.evaluation.real_images import read_test_images
 from gapssg.files import LARGEST_FILE, sha256_of_files, user_path
@@ -268,7 +268,7 @@ def _result(
     compared = distillation.compare()
     judgement = judge_on_synthetic_images(distillation.teacher_counts.tolist(), compared, teacher.card.class_names)
     on_real_images = failures_on_real_images(scores, teacher_scores) if scores else []
-    is_shown_usable = scores is not None and real_images_speak_for(scores)
+    is_shown_usable = scores is not None and passes_on_real_images(scores)
     return DistillResult(
         method=distillation.origin.method,
         pool=str(settings.pool) if settings.pool else None,

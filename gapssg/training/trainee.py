@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gapssg.core.runtime import Runtime
 from gapssg.core.training_step import Outputs, TrainingStep
 from gapssg.errors import InputError, RunError
-from gapssg.models.foreign import put_tensors
+from gapssg.models.foreign import load_state
 from gapssg.runs.checkpoint import Facts, State
 from gapssg.runs.events import RolledBack
 from gapssg.settings.parts import OptimizerSettings
@@ -182,7 +182,7 @@ class Trainee:
         """Put weights, buffers, momenta and sums in their places, where a captured step finds them."""
         weights = {name.removeprefix(_MODEL): t for name, t in tensors.items() if name.startswith(_MODEL)}
         try:
-            put_tensors(self.model, weights)
+            load_state(self.model, weights)
             for index, parameter in enumerate(self.model.parameters()):
                 state, saved = self._optimizer.state[parameter], tensors.get(f"{_MOMENTUM}{index}")
                 if saved is None:

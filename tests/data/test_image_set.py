@@ -110,9 +110,9 @@ def test_rgb_becomes_the_grey_of_pillow() -> None:
     assert convert_channels(images, 1).numpy().tobytes() == expected.tobytes()
 
 
-def test_spread_chooses_images_at_equal_distances() -> None:
+def test_subsample_chooses_images_at_equal_distances() -> None:
     images = ImageSet(random_images(10, 1, 4, 4), torch.arange(10) // 5, ("cat", "dog"))
-    few = images.spread(4)
+    few = images.subsample(4)
     assert torch.equal(few.images, images.images[[0, 2, 5, 7]])
     assert few.labels.tolist() == [0, 0, 1, 1]
-    assert torch.equal(images.spread(99).images, images.images)
+    assert torch.equal(images.subsample(99).images, images.images)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from gapssg.evaluation.judgement import failures_on_real_images, judge_on_synthetic_images, real_images_speak_for
+from gapssg.evaluation.judgement import failures_on_real_images, judge_on_synthetic_images, passes_on_real_images
 from gapssg.evaluation.metrics import ClassCounts
 from gapssg.runs.results import AfterTraining
 from tests.results import make_scores
@@ -80,8 +80,8 @@ def test_a_lost_class_is_a_failure_unless_the_teacher_does_not_know_it_either():
 
 
 def test_real_images_speak_for_a_student_only_if_they_cover_every_class_and_none_is_lost():
-    assert real_images_speak_for(make_scores(fewest_images=10))
-    assert not real_images_speak_for(make_scores(fewest_images=9))
-    assert not real_images_speak_for(make_scores(fewest_images=0, lowest_recall=None))
-    assert not real_images_speak_for(make_scores(fewest_images=10, lowest_recall=0.09))
-    assert not real_images_speak_for(make_scores(fewest_images=10, better_than_chance=False))
+    assert passes_on_real_images(make_scores(fewest_images=10))
+    assert not passes_on_real_images(make_scores(fewest_images=9))
+    assert not passes_on_real_images(make_scores(fewest_images=0, lowest_recall=None))
+    assert not passes_on_real_images(make_scores(fewest_images=10, lowest_recall=0.09))
+    assert not passes_on_real_images(make_scores(fewest_images=10, better_than_chance=False))

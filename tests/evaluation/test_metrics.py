@@ -8,11 +8,11 @@ from gapssg.evaluation.metrics import (
     agreement,
     answers_of,
     balanced_accuracy,
+    concatenated,
     confusion_matrix,
     count_by_class,
     expected_calibration_error,
     is_better_than_chance,
-    joined,
     lowest_share,
     per_class_accuracy,
     reliability,
@@ -96,5 +96,5 @@ def test_scores_name_the_lowest_class():
 def test_answers_to_batches_are_those_to_all():
     logits, labels = torch.randn(10, 7, generator=torch.Generator().manual_seed(0)), torch.arange(10) % 7
     parts = [answers_of(*batch) for batch in zip(logits.split(4), labels.split(4), strict=True)]
-    for together, one in zip(joined(parts), answers_of(logits, labels), strict=True):
+    for together, one in zip(concatenated(parts), answers_of(logits, labels), strict=True):
         torch.testing.assert_close(together, one, rtol=0, atol=1e-12)

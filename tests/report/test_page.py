@@ -337,7 +337,7 @@ def test_a_student_at_chance_on_the_images_of_the_report_fails(runs: Runs, tmp_p
 def sound_on_real_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """The images of a report speak for every student."""
     monkeypatch.setattr("gapssg.report.page.failures_on_real_images", lambda *_: [])
-    monkeypatch.setattr("gapssg.report.page.real_images_speak_for", lambda _: True)
+    monkeypatch.setattr("gapssg.report.page.passes_on_real_images", lambda _: True)
 
 
 @pytest.mark.usefixtures("sound_on_real_images")
@@ -363,7 +363,7 @@ def test_a_warning_is_a_failure_again_where_real_images_speak_against_the_studen
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("gapssg.report.page.failures_on_real_images", lambda *_: ["it has lost a class"])
-    monkeypatch.setattr("gapssg.report.page.real_images_speak_for", lambda _: False)
+    monkeypatch.setattr("gapssg.report.page.passes_on_real_images", lambda _: False)
     change(runs.evaluated / "result.json", lambda result: result.update(failures=[], warnings=FAILURES[1:]))
     page = report(tmp_path, runs.evaluated, data="digits")
     assert "FAILED: the student is not usable: it has lost a class." in page.text
