@@ -46,18 +46,23 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_of(path: Path) -> set[str]:
-    """Every gapssg module that a file imports anywhere, with the packages that importing it runs."""
+def imports_of(path: Path, direct_only: bool = False) -> set[str]:
+    """Every gapssg module that a file imports anywhere, with the packages that importing it runs.
+
+    Direct imports are those that stand there, without modules that are imported by name when they are needed.
+    """
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif match := re.fullmatch(r"(gapssg(\.\w+)+)(:\w+)?", str(getattr(node, "value", ""))):
+        elif not direct_only and (match := re.fullmatch(r"(gapssg(\.\w+)+)(:\w+)?", str(getattr(node, "value", "")))):
             # Modules that are imported by name, such as "gapssg.models.vgg:vgg11".
             found.add(match[1])
     names = {module_name(path) for path in FILES}
+    if direct_only:
+        return found & names
     packages = {name.rsplit(".", depth)[0] for name in found for depth in range(1, name.count("."))}
     return (found | packages) & names
 
@@ -95,6 +100,19 @@ def test_imports_point_one_way(module):
     for imported in GRAPH[module]:
         if room(imported) in ORDER:
             assert ORDER.index(room(imported)) >= ORDER.index(room(module)), f"{module} imports {imported}"
+
+
+def test_there_are_no_import_circles():
+    graph = {module_name(path): imports_of(path, direct_only=True) for path in FILES}
+    for start, first in graph.items():
+        seen: set[str] = set()
+        waiting = list(first - {"gapssg"})
+        while waiting:
+            module = waiting.pop()
+            if module not in seen:
+                seen.add(module)
+                waiting += graph[module] - {"gapssg"}
+        assert start not in seen, f"{start} imports itself by way of others"
 
 
 def test_nothing_that_is_loaded_can_run_code():

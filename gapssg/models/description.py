@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from gapssg.models import LONGEST_NAME, MOST_CHANNELS, MOST_CLASSES
+from gapssg.models.names import LONGEST_NAME, MOST_CHANNELS, MOST_CLASSES
 from gapssg.models.settings import WithArguments
 from gapssg.settings.base import Settings
 from gapssg.settings.parts import PaddingMode

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from gapssg.core.augment import Normalization
 from gapssg.errors import InputError, RunError, shortened
 from gapssg.files import canonical_json, parse_json, staged, user_path, write_atomically
-from gapssg.models import MOST_CLASSES, check_model_name, create_model, empty_model
+from gapssg.models.create import create_model, empty_model
 from gapssg.models.description import ModelCard
 from gapssg.models.foreign import (
     check_classifier,
@@ -37,6 +37,7 @@ from gapssg.models.foreign import (
     return_logarithms,
     tensors_of,
 )
+from gapssg.models.names import MOST_CLASSES, check_model_name
 from gapssg.models.reference import check_trusted, is_factory
 from gapssg.models.safetensors_file import read_safetensors
 

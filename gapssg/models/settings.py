@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
-from gapssg.models import check_model_name
+from gapssg.models.names import check_model_name
 from gapssg.models.reference import check_arguments, check_factory_name
 from gapssg.settings.base import Settings, as_validator
 
