@@ -14,7 +14,6 @@ from gapssg.files import (
     check_output_file,
     check_writable,
     entries_in,
-    inside,
     is_file,
     is_folder,
     lock,
@@ -27,6 +26,7 @@ from gapssg.files import (
     staged,
     write_atomically,
 )
+from gapssg.safe_paths import inside
 
 
 def test_equal_values_have_equal_json():
@@ -116,8 +116,8 @@ def test_a_file_of_output_is_new_or_may_be_replaced_and_lies_in_a_folder_that_is
     for path, overwrite, sentence in (
         (old, False, "already exists; add --overwrite to replace it"),
         (tmp_path, True, "is a folder; name the file to write"),
-        (deep, True, f"there is no folder {deep.parent}; make it first"),
-        (old / "new", True, f"there is no folder {old}; make it first"),
+        (deep, True, f"the folder {deep.parent} does not exist; create it first"),
+        (old / "new", True, f"the folder {old} does not exist; create it first"),
         (tmp_path / ("a" * 300), True, "File name too long; choose another --output"),
     ):
         with pytest.raises(InputError, match=sentence):
@@ -240,6 +240,6 @@ def test_a_link_to_the_directory_itself_is_followed_because_the_user_named_it(tm
 def test_a_file_with_a_second_name_is_not_appended_to(tmp_path: Path):
     (tmp_path / "victim").write_text("precious")
     os.link(tmp_path / "victim", tmp_path / "file")
-    with pytest.raises(InputError, match="has a second name"):
+    with pytest.raises(InputError, match="has a second hard link"):
         append(inside(tmp_path) / "file", b"x")
     assert (tmp_path / "victim").read_text() == "precious"

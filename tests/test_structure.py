@@ -34,6 +34,7 @@ ORDER = [
     "settings",
     "figures",
     "files",
+    "safe_paths",
     "text",
     "intervals",
     "stored",

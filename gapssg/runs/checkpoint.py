@@ -21,11 +21,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gapssg.errors import InputError, RunError, shortened
-from gapssg.files import canonical_json, inside, is_file, write_atomically
+from gapssg.files import canonical_json, is_file, write_atomically
 from gapssg.models.safetensors_file import read_safetensors
-from gapssg.runs.directory import RunDirectory, Written, check_may_continue
+from gapssg.runs.directory import RunDirectory, Written, check_may_resume
 from gapssg.runs.events import CheckpointWritten
 from gapssg.runs.requests import Requests, Stopped
+from gapssg.safe_paths import inside
 from gapssg.settings.base import Settings
 
 FOLDER, _FILE, _KEY = "checkpoint", "latest.safetensors", "facts"
@@ -284,7 +285,7 @@ def read_checkpoint(
     ]
     if differing:
         raise InputError(f"{path} cannot be continued: {'; '.join(differing)}; start it anew")
-    check_may_continue(path, header.settings, settings, may_move)
+    check_may_resume(path, header.settings, settings, may_move)
     return Checkpoint(written, State(header.facts, content.tensors))
 
 

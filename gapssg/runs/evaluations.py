@@ -11,8 +11,9 @@ from typing import Annotated
 from pydantic import Field
 
 from gapssg.errors import InputError, RunError
-from gapssg.files import inside, is_file, read_bounded, write_json
+from gapssg.files import is_file, read_bounded, write_json
 from gapssg.runs.results import RESULT, DistillResult, EvaluateResult, PretrainResult, Scores
+from gapssg.safe_paths import inside
 from gapssg.stored import Count, Share, Stored, Text
 
 _FILE = "evaluations.json"

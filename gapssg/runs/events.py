@@ -13,7 +13,8 @@ from typing import Annotated, ClassVar, Generic, TypeVar
 from pydantic import Field
 
 from gapssg.errors import InputError
-from gapssg.files import inside, read_bounded
+from gapssg.files import read_bounded
+from gapssg.safe_paths import inside
 from gapssg.stored import Count, Counts, Number, Numbers, PositiveCount, Share, Stored, Text
 
 EVENTS = "events.jsonl"

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gapssg.errors import GapssgError, InputError, shortened
-from gapssg.files import entries_in, inside, read_bounded
+from gapssg.files import entries_in, read_bounded
+from gapssg.safe_paths import inside
 
 if TYPE_CHECKING:
     from PIL.Image import Image

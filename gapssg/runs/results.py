@@ -13,8 +13,9 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, Never, Self, Type
 from pydantic import Field, field_serializer, model_serializer, model_validator
 
 from gapssg.errors import InputError
-from gapssg.files import inside, read_bounded
+from gapssg.files import read_bounded
 from gapssg.models.description import Interface, LayerProfile, ModelCard, ModelProfile, Provenance
+from gapssg.safe_paths import inside
 from gapssg.settings.base import Settings
 from gapssg.settings.parts import PaddingMode
 from gapssg.stored import MOST_COUNTED_CLASSES, Count, Counts, Many, PositiveCount, Seconds, Share, Stored, Text

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gapssg.errors import InputError, RunError
-from gapssg.files import entries_in, inside, is_file, is_folder, make_folder, remove
+from gapssg.files import entries_in, is_file, is_folder, make_folder, remove
 from gapssg.runs.directory import Display
 from gapssg.runs.events import Ended, Epoch, Event, Started, Warned, read_events
 from gapssg.runs.pictures import read_picture
+from gapssg.safe_paths import inside
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

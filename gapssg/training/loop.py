@@ -17,7 +17,7 @@ from typing import Generic, Literal, TypeVar
 from pydantic import NonNegativeFloat
 
 from gapssg.core.runtime import Runtime
-from gapssg.errors import says_out_of_memory
+from gapssg.errors import reporting_out_of_memory
 from gapssg.runs.checkpoint import Checkpoints, Facts, State, read_checkpoint
 from gapssg.runs.directory import Display, RunDirectory, Written, check_output, check_same_settings
 from gapssg.runs.events import CheckpointWritten, Event, Note, Started
@@ -178,7 +178,7 @@ class Launch:
             RunError: The disk refused a write, or the work failed.
             Stopped: That was asked for; a checkpoint is written if there can be one.
         """
-        with says_out_of_memory(), job.runtime.configured(), self._open(job) as run:
+        with reporting_out_of_memory(), job.runtime.configured(), self._open(job) as run:
             state = partial(self._state, job)
             with Checkpoints(run, self._identity, state, self.requests, *job.checkpoints_every) as checkpoints:
                 while job.epochs_done < job.epochs:
@@ -196,7 +196,7 @@ class Launch:
 
     def _open(self, job: Job[Result]) -> RunDirectory:
         if self.resume:
-            run = RunDirectory.reopen(self.output, self.settings, self.display, self.written)
+            run = RunDirectory(self.output, self.settings, self.display, resume_from=self.written)
             run.show(CheckpointWritten(directory=self.output))
             after = f"after {job.unit} {job.epochs_done} of {job.epochs}"
             run.show(Started(message=f"continuing {self.output} {after}, {job.runtime.describe()}"))

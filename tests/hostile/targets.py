@@ -570,7 +570,7 @@ def use_run_directory(world: World, case: tuple[str, list[tuple[str, str]]]) -> 
         directory = RunDirectory(run, world.settings, SilentDisplay())
     else:
         check_same_settings(run, world.settings)
-        directory = RunDirectory.reopen(run, world.settings, SilentDisplay(), Written())
+        directory = RunDirectory(run, world.settings, SilentDisplay(), resume_from=Written())
     images = torch.zeros(4, 1, 16, 16)
     with directory:
         directory.record(Note(message="here"))

@@ -230,7 +230,7 @@ def test_a_run_writes_through_no_link(world: World, work: Path, name: str):
         lambda: check_output(work, overwrite=True),
         lambda: check_same_settings(work, world.settings),
         lambda: RunDirectory(work, world.settings, SilentDisplay()),
-        lambda: RunDirectory.reopen(work, world.settings, SilentDisplay(), Written()),
+        lambda: RunDirectory(work, world.settings, SilentDisplay(), resume_from=Written()),
     ):
         with pytest.raises(InputError, match=rf"{re.escape(name)} is a symbolic link where a f"):
             use()

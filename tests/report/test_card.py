@@ -235,7 +235,7 @@ def test_a_run_that_is_replaced_keeps_its_card_and_says_so(runs: Runs):
     listener = Listener()
     distill(settings(runs.teacher, epochs=1), runs.blind, overwrite=True, display=listener)
     assert card.read_text() == before
-    assert any("README.md stays, and may speak of the run that was replaced" in note for note in listener.notes)
+    assert any("README.md is kept; it may describe the run that was replaced" in note for note in listener.notes)
 
 
 def test_a_folder_with_a_readme_alone_is_no_run(runs: Runs, tmp_path: Path):

@@ -269,7 +269,7 @@ def test_bad_input_is_one_sentence(made: Runs, tmp_path: Path):
     cases = {
         "add --overwrite to replace it": ["report", made.blind, "--output", page],
         "let the name end in .html": ["report", made.blind, "--output", made.blind / "student.safetensors"],
-        "there is no folder": ["report", made.blind, "--output", tmp_path / "a" / "b.html"],
+        "does not exist; create it first": ["report", made.blind, "--output", tmp_path / "a" / "b.html"],
         "is given twice": ["report", made.blind, made.blind / ".", "--output", tmp_path / "new.html"],
         "runs is missing: add DIR": ["report", "--output", tmp_path / "new.html"],
         "--output is missing": ["report", made.blind],

@@ -121,7 +121,7 @@ def test_a_second_writer_is_refused_with_the_first_ones_process(tmp_path: Path):
     with pytest.raises(InputError, match=f"is being written by process {os.getpid()} on "):
         start(tmp_path / "run")
     with pytest.raises(InputError, match="is being written by"):
-        RunDirectory.reopen(tmp_path / "run", SETTINGS, SilentDisplay(), Written())
+        RunDirectory(tmp_path / "run", SETTINGS, SilentDisplay(), resume_from=Written())
     assert (tmp_path / "run" / "events.jsonl").exists()
     run.close()
     start(tmp_path / "run")

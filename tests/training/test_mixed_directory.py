@@ -84,10 +84,10 @@ MIXTURES = {
     "another rate": (edit("learning_rate = 0.2", "learning_rate = 0.3"), "learning_rate was 0.2 and is 0.3"),
     "fewer epochs": (edit("epochs = 3", "epochs = 2"), "epochs was 3 and is 2"),
     "another run's checkpoint": (take("checkpoint/latest.safetensors"), "seed was 7 and is 0"),
-    "other events": (other_events, r"events.jsonl does not begin with the events"),
-    "fewer events": (lambda run, _: os.truncate(run / "events.jsonl", 20), r"events.jsonl does not begin with"),
+    "other events": (other_events, r"events.jsonl does not start with the events"),
+    "fewer events": (lambda run, _: os.truncate(run / "events.jsonl", 20), r"events.jsonl does not start with"),
     "events gone": (lose("events.jsonl"), r"events.jsonl does not exist"),
-    "a snapshot gone": (lose("snapshots/epoch-0001.safetensors"), r"snapshots/epoch-0001.safetensors is gone"),
+    "a snapshot gone": (lose("snapshots/epoch-0001.safetensors"), r"snapshots/epoch-0001.safetensors has been removed"),
     "another snapshot": (take("snapshots/epoch-0002.safetensors"), r"snapshots/epoch-0002.safetensors is not the file"),
     "another grid": (take("samples/epoch-0001.png"), r"samples/epoch-0001.png is not the file"),
 }

@@ -72,7 +72,7 @@ def test_a_run_whose_lock_or_directory_was_replaced_writes_no_more(
         kept.append(state_of(run))
 
     with pytest.raises(
-        RunError, match=r"is no longer the directory that this process holds.* nothing more is written$"
+        RunError, match=r"is no longer the directory that this process locked.* stopped without writing more$"
     ):
         distill(settings, run, display=Meddling(moment, meddle))
     assert state_of(run) == kept[0]

@@ -127,7 +127,7 @@ def test_more_epochs_are_no_other_settings_and_fewer_are(teacher_file: Path, tmp
     assert [e["epoch"] for e in events(tmp_path / "run") if e["event"] == "epoch"] == [1, 2, 3]
     # The next resume finds the settings that it went on with.
     assert tomllib.loads((tmp_path / "run" / "settings.toml").read_text())["epochs"] == 3
-    with pytest.raises(InputError, match=r"epochs was 3 and is 2 \(epochs may grow, and checkpoint_every, "):
+    with pytest.raises(InputError, match=r"epochs was 3 and is 2 \(epochs may increase, and checkpoint_every, "):
         distill(DistillSettings.model_validate(values), tmp_path / "run", resume=True)
 
 
@@ -183,7 +183,7 @@ def test_a_run_without_a_checkpoint_says_how_to_start_anew(teacher_file: Path, t
     distill(settings, tmp_path / "run")
     with pytest.raises(InputError, match=r"holds no checkpoint to continue from .* start it anew with"):
         distill(settings, tmp_path / "run", resume=True)
-    with pytest.raises(InputError, match="holds no run to continue"):
+    with pytest.raises(InputError, match="holds no run to resume"):
         distill(settings, tmp_path / "absent", resume=True)
 
 
