@@ -1,7 +1,6 @@
-"""What a run needs to continue: one file, replaced atomically when a checkpoint is due.
+"""What a run needs to resume: one file, replaced atomically when a checkpoint is due.
 
-The sample pool is on disk as its shards, so a checkpoint costs as much as the weights and their momenta, however
-long the run has been.
+The sample pool is on disk as shards, so that a checkpoint is as large as the weights and momenta, however long the run.
 """
 
 from __future__ import annotations
@@ -31,38 +30,39 @@ from gapssg.settings.base import Settings
 
 FOLDER, _FILE, _KEY = "checkpoint", "latest.safetensors", "facts"
 _FILES, _BEST = "written.files", "written.best"
+NOT_OF_THIS_RUN = "the checkpoint does not belong to this run; restart with --overwrite"
 
 
 class State(NamedTuple):
-    """What a checkpoint keeps of a component.
+    """The state of a component in a checkpoint.
 
     Attributes:
         facts: Counters, rates and scores; JSON types.
-        tensors: On whichever device.
+        tensors: On any device.
     """
 
     facts: dict[str, Any]
     tensors: dict[str, Tensor]
 
     def prefixed(self, prefix: str) -> dict[str, Tensor]:
-        """Return the tensors by name, with the component's before it."""
+        """Return the tensors with a prefix before their names."""
         return {f"{prefix}{name}": tensor for name, tensor in self.tensors.items()}
 
     def component(self, name: str) -> State:
-        """Return the part of a checkpoint that `prefixed` and a fact of this name were made of."""
+        """Return the state of the component whose facts and tensors have this name."""
         prefix = f"{name}."
         tensors = {key.removeprefix(prefix): t for key, t in self.tensors.items() if key.startswith(prefix)}
         return State(self.facts.get(name, {}), tensors)
 
 
 class Facts(BaseModel):
-    """Base class of what components keep in a checkpoint, which is a stranger's when it is read."""
+    """Base class of the facts that components keep in a checkpoint, which may be untrusted when it is read."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @classmethod
     def read(cls, facts: Any) -> Self:
-        """Check facts of a checkpoint.
+        """Validate facts of a checkpoint.
 
         Raises:
             InputError: They are not those of this component.
@@ -73,7 +73,7 @@ class Facts(BaseModel):
                 raise ValueError("facts are missing")
             return found
         except (ValidationError, ValueError, TypeError) as error:
-            raise InputError("the checkpoint is not one of this run; start the run anew") from error
+            raise InputError(NOT_OF_THIS_RUN) from error
 
 
 class _Header(Facts):
@@ -85,11 +85,11 @@ class _Header(Facts):
 
 
 class Checkpoint(NamedTuple):
-    """The state of a run at some step.
+    """The state of a run at a step.
 
     Attributes:
-        written: What the run had written at that time.
-        state: Of all components.
+        written: The files that the run had written by then.
+        state: State of all components.
     """
 
     written: Written
@@ -97,10 +97,10 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """Writes checkpoints when they are due or asked for, and stops the run when that is asked for.
+    """Writes checkpoints when they are due or requested, and stops the run on request.
 
-    The state is copied at once and written by another thread while the run goes on. From a GPU it is copied into
-    pinned memory without waiting for it.
+    The state is copied at once and written by another thread while the run proceeds. From a GPU it is copied into
+    pinned memory asynchronously.
     """
 
     def __init__(
@@ -116,11 +116,11 @@ class Checkpoints:
 
         Args:
             run: The run.
-            identity: What must be the same when it continues, such as the SHA-256 of its teacher.
-            state: Returns what to keep; None if there is nothing that is to be kept here.
-            requests: What is asked of the run from outside.
+            identity: What must be the same on resume, such as the SHA-256 of the teacher.
+            state: Returns the current state; None if no checkpoint can be written now.
+            requests: Requests to the run from outside.
             every_epochs: Epochs between checkpoints.
-            every_minutes: Minutes after which one is written between two steps.
+            every_minutes: Minutes after which a checkpoint is written between two steps.
         """
         self._run = run
         self._identity = identity
@@ -133,25 +133,25 @@ class Checkpoints:
         self._pending: Future[None] | None = None
 
     def __enter__(self) -> Self:
-        """Answer requests until the block ends."""
+        """Accept requests until the block ends."""
         self._requests.attended = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Finish what is being written."""
+        """Wait for the checkpoint that is being written."""
         self._requests.attended = False
         self._writer.shutdown(wait=True)
         if error is None:
             self.finish()
 
     def after_step(self) -> None:
-        """Answer requests, and write a checkpoint if the last is too long ago; otherwise this costs nothing.
+        """Answer requests, and write a checkpoint if one is due; otherwise this costs nothing.
 
         Raises:
-            RunError: The last checkpoint could not be written; the one before is untouched.
-            Stopped: The run was asked to stop, and the checkpoint is written.
+            RunError: The last checkpoint could not be written; the previous one is untouched.
+            Stopped: A stop was requested, and the checkpoint is written.
         """
         if self._pending is not None and self._pending.done():
             self.finish()
@@ -164,7 +164,7 @@ class Checkpoints:
             raise Stopped(self._requests.stop)
 
     def after_epoch(self, epochs_done: int, is_last: bool) -> None:
-        """Write a checkpoint if that is due after this epoch, and answer requests.
+        """Write a checkpoint if one is due after this epoch, and answer requests.
 
         Raises:
             RunError: As `after_step`.
@@ -176,10 +176,10 @@ class Checkpoints:
             self.after_step()
 
     def write(self) -> None:
-        """Copy the state and let it be written.
+        """Copy the state and start writing it.
 
         Raises:
-            RunError: The checkpoint before could not be written.
+            RunError: The previous checkpoint could not be written.
         """
         self.finish()
         self._written = time.monotonic()
@@ -197,7 +197,7 @@ class Checkpoints:
         metadata = {_KEY: canonical_json(header)}
         file = self._run.folder(FOLDER) / _FILE
         copies, wait = _start_copying(state.tensors)
-        # Not in the header, whose length is bounded: a long run has many files.
+        # Not in the header, whose length is limited: a long run has many files.
         copies[_FILES] = _as_tensor(canonical_json(written.files).encode())
         if written.best is not None:
             copies[_BEST] = _as_tensor(written.best)
@@ -212,10 +212,10 @@ class Checkpoints:
         self._pending = self._writer.submit(finish_writing)
 
     def finish(self) -> None:
-        """Wait until the last checkpoint is durable.
+        """Wait until the last checkpoint is on the disk.
 
         Raises:
-            RunError: It could not be written; the one before is untouched.
+            RunError: It could not be written; the previous one is untouched.
         """
         if self._pending is not None:
             pending, self._pending = self._pending, None
@@ -224,7 +224,7 @@ class Checkpoints:
 
 
 def _start_copying(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:
-    """Copy tensors to the processor; return the copies and what waits until they are complete."""
+    """Start copying tensors to the processor; return the copies and a function that waits for them."""
     copies = {}
     device = None
     for name, tensor in tensors.items():
@@ -243,12 +243,12 @@ def _as_tensor(content: bytes) -> Tensor:
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
-def _short(value: str) -> str:
-    return f"{shortened(value, 12)}"
+def _as_bytes(tensor: Tensor) -> bytes:
+    return bytes(tensor.view(torch.uint8).numpy())
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Tell whether the run in `path` has written a checkpoint, sound or not."""
+    """Tell whether the run in `path` has written a checkpoint, damaged or not."""
     return is_file(inside(path) / FOLDER / _FILE)
 
 
@@ -260,17 +260,17 @@ def read_checkpoint(
     Args:
         path: The run directory.
         identity: What must be the same as when it was written.
-        settings: What the run is to continue with.
-        may_move: As `check_same_settings` takes them.
+        settings: The settings to resume with.
+        may_move: As for `check_same_settings`.
 
     Raises:
-        InputError: There is none, it is damaged, or the run was another one than `identity` and `settings` say.
+        InputError: It is missing, damaged, or of a run with another `identity` or other `settings`.
     """
     file = inside(path) / FOLDER / _FILE
     if not has_checkpoint(path):
         raise InputError(
-            f"{path} holds no checkpoint to continue from (none was written yet, or it keeps no pool); "
-            f"start it anew with --output {shlex.quote(str(path))} --overwrite"
+            f"{path} holds no checkpoint to resume from (none was written yet, or it keeps no pool); "
+            f"restart with --output {shlex.quote(str(path))} --overwrite"
         )
     content = read_safetensors(file)
     try:
@@ -279,18 +279,18 @@ def read_checkpoint(
     except (InputError, KeyError, ValueError, RecursionError) as error:
         raise InputError(f"{file} is not a checkpoint of a run") from error
     differing = [
-        f"{name} was {_short(header.identity.get(name, 'unknown'))} and is {_short(value)}"
+        f"{name} was {shortened(header.identity.get(name, 'unknown'), 12)} and is {shortened(value, 12)}"
         for name, value in identity.items()
         if header.identity.get(name) != value
     ]
     if differing:
-        raise InputError(f"{path} cannot be continued: {'; '.join(differing)}; start it anew")
+        raise InputError(f"{path} cannot resume: {'; '.join(differing)}; restart with --overwrite")
     check_may_resume(path, header.settings, settings, may_move)
     return Checkpoint(written, State(header.facts, content.tensors))
 
 
 def _read_written(header: _Header, tensors: dict[str, Tensor]) -> Written:
-    """Return what a checkpoint says of the run's files, taking it out of the tensors."""
-    files = TypeAdapter(dict[str, str]).validate_json(bytes(tensors.pop(_FILES).view(torch.uint8).numpy()))
-    best = bytes(tensors.pop(_BEST).view(torch.uint8).numpy()) if _BEST in tensors else None
+    """Remove the entries that describe the run's files from the tensors and return them."""
+    files = TypeAdapter(dict[str, str]).validate_json(_as_bytes(tensors.pop(_FILES)))
+    best = _as_bytes(tensors.pop(_BEST)) if _BEST in tensors else None
     return Written(header.events_length, header.events_sha256, files, best)

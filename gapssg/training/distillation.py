@@ -31,7 +31,7 @@ from gapssg.models.foreign import check_classifier
 from gapssg.models.model_file import LoadedModel, load_foreign_weights, save_verified_model
 from gapssg.models.profile import executed_batch_norm_layers, profile_model
 from gapssg.models.safetensors_file import read_safetensors
-from gapssg.runs.checkpoint import Facts, State
+from gapssg.runs.checkpoint import NOT_OF_THIS_RUN, Facts, State
 from gapssg.runs.directory import RunDirectory, first_pool_shards, pool_shards, versions
 from gapssg.runs.events import DistillationEpoch, DistillationTiming, Health, RolledBack, Warned
 from gapssg.runs.results import Part, Scores
@@ -190,10 +190,10 @@ class Distillation:
         self.synthesizer.load_state_dict(state.component("synthesis").tensors)
         put_back(state.component("counts").tensors, self._counts())
         if any(not 0 <= count <= _MOST_IMAGES for counts in self._counts().values() for count in counts.tolist()):
-            raise InputError("the counts of classes in the checkpoint are no counts; start the run anew")
+            raise InputError("the counts of classes in the checkpoint are no counts; restart with --overwrite")
         self._terms = state.component("terms").tensors
         if not all(term.numel() == 1 and bool(term.isfinite()) for term in self._terms.values()):
-            raise InputError("the losses in the checkpoint are not numbers; start the run anew")
+            raise InputError("the losses in the checkpoint are not numbers; restart with --overwrite")
         if self.settings.pool is None and self.synthesizer.pool is not None:
             whole = progress.epochs_done + progress.epoch.synthesised
             for shard in first_pool_shards(run, whole):
@@ -235,7 +235,7 @@ class Distillation:
             and facts.epoch.round < rounds
             and (unfinished or not facts.epoch.synthesised)
         ):
-            raise InputError("the checkpoint is not one of this run; start the run anew")
+            raise InputError(NOT_OF_THIS_RUN)
 
     def phases(self, run: RunDirectory) -> Iterator[Phase]:
         """Yield what is left of an epoch: synthesis and distillation in turns.

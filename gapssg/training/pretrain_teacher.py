@@ -25,7 +25,7 @@ from gapssg.models import create_model
 from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.model_file import save_verified_model
 from gapssg.models.profile import profile_model
-from gapssg.runs.checkpoint import Facts, State
+from gapssg.runs.checkpoint import NOT_OF_THIS_RUN, Facts, State
 from gapssg.runs.directory import Display, RunDirectory, SilentDisplay, run_facts, versions
 from gapssg.runs.events import Event, PretrainingEnded, PretrainingEpoch, PretrainingTiming, Started
 from gapssg.runs.requests import Requests
@@ -173,7 +173,7 @@ class _Pretraining(Job[PretrainResult]):
         """
         progress = Progress.read({name: fact for name, fact in state.facts.items() if name != "trainee"})
         if progress.epochs_done > self.epochs or (progress.epochs_done > 0) != (progress.scores is not None):
-            raise InputError("the checkpoint is not one of this run; start the run anew")
+            raise InputError(NOT_OF_THIS_RUN)
         self.trainee.restore(state.component("trainee"))
         self.progress = progress
         self.time_left = TimeLeft(self.steps_left())

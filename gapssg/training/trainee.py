@@ -148,12 +148,14 @@ class Trainee:
             self._good = {name: tensor.to(self._runtime.device) for name, tensor in good.items()}
             names = [_MODULES, _MODULES_ON_CUDA][: 2 if self._runtime.device.type == "cuda" else 1]
             if any(name not in state.tensors for name in names) or not self._fits(self._good):
-                raise InputError("the checkpoint lacks what a run in the middle of an epoch needs; start the run anew")
+                raise InputError(
+                    "the checkpoint lacks what a run in the middle of an epoch needs; restart with --overwrite"
+                )
             # Copied, because torch reads a random state as larger numbers, which must not lie across their alignment.
             self._modules_state = [state.tensors[name].clone() for name in names]
             self._check_modules_state()
         elif not self._is_finite():
-            raise InputError("the checkpoint's weights are not finite; start the run anew")
+            raise InputError("the checkpoint's weights are not finite; restart with --overwrite")
 
     def _fits(self, tensors: dict[str, Tensor]) -> bool:
         """Whether these are a training state of this model; there may be no momenta yet."""
@@ -168,7 +170,7 @@ class Trainee:
             for state, device in zip(self._modules_state, (torch.device("cpu"), self._runtime.device), strict=False):
                 torch.Generator(device).set_state(state)
         except (RuntimeError, TypeError) as error:
-            raise InputError("the checkpoint's random state is damaged; start the run anew") from error
+            raise InputError("the checkpoint's random state is damaged; restart with --overwrite") from error
 
     def _training_state(self) -> dict[str, Tensor]:
         tensors = {f"{_MODEL}{name}": tensor for name, tensor in self.model.state_dict().items()}

@@ -266,7 +266,7 @@ def test_a_checkpoint_with_numbers_that_no_run_comes_to_is_refused(world: World,
     header["__metadata__"]["facts"] = json.dumps(facts)
     file.write_bytes(join(json.dumps(header), tensors))
     before = (work / "events.jsonl").read_bytes()
-    with pytest.raises(InputError, match="the checkpoint is not one of this run"):
+    with pytest.raises(InputError, match="the checkpoint does not belong to this run"):
         distill(world.settings, work, resume=True)
     assert (work / "events.jsonl").read_bytes() == before
 

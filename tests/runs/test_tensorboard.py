@@ -131,7 +131,7 @@ def test_a_run_goes_on_with_a_warning_where_tensorboard_is_no_longer_installed(
     before = scalars(run)
     monkeypatch.setattr("gapssg.runs.tensorboard.find_spec", lambda name: None)
     printed = gapssg("distill", "--resume", run).stdout
-    warning = f"warning: {run / 'tensorboard'} is not continued, because TensorBoard is not installed: pip install"
+    warning = f"warning: {run / 'tensorboard'} is not updated, because TensorBoard is not installed: pip install"
     assert sum(line.startswith(warning) for line in printed.splitlines()) == 1
     assert (run / "result.json").exists()
     assert scalars(run) == before

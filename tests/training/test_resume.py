@@ -145,7 +145,7 @@ def test_another_teacher_of_the_same_name_is_refused(teacher_file: Path, tmp_pat
     settings = DistillSettings.model_validate({**TINY, "teacher": teacher_file})
     distill(settings, tmp_path / "run")
     shutil.copy(tmp_path / "run" / "student.safetensors", teacher_file)
-    with pytest.raises(InputError, match="cannot be continued: the teacher's SHA-256 was"):
+    with pytest.raises(InputError, match="cannot resume: the teacher's SHA-256 was"):
         distill(settings, tmp_path / "run", resume=True)
 
 
@@ -178,10 +178,10 @@ def test_a_teacher_and_evaluation_images_that_were_moved_are_the_same(teacher_fi
         distill(settings().model_copy(update={"eval_data": None}), tmp_path / "run", resume=True)
 
 
-def test_a_run_without_a_checkpoint_says_how_to_start_anew(teacher_file: Path, tmp_path: Path):
+def test_a_run_without_a_checkpoint_says_how_to_restart(teacher_file: Path, tmp_path: Path):
     settings = DistillSettings.model_validate({**TINY, "teacher": teacher_file, "keep_pool": False})
     distill(settings, tmp_path / "run")
-    with pytest.raises(InputError, match=r"holds no checkpoint to continue from .* start it anew with"):
+    with pytest.raises(InputError, match=r"holds no checkpoint to resume from .* restart with"):
         distill(settings, tmp_path / "run", resume=True)
     with pytest.raises(InputError, match="holds no run to resume"):
         distill(settings, tmp_path / "absent", resume=True)
