@@ -237,12 +237,12 @@ def test_a_run_writes_through_no_link(world: World, work: Path, name: str):
     assert world.state_of_outside() == world.outside_before
 
 
-def test_a_shard_that_no_synthesis_of_the_run_made_is_refused(world: World, work: Path):
+def test_a_shard_with_another_number_of_images_is_refused(world: World, work: Path):
     shard = work / "pool" / "shard-0001.safetensors"
     header, _ = split(shard.read_bytes())
     read = read_safetensors(shard)
     save_file({name: t[:3].clone() for name, t in read.tensors.items()}, shard, metadata=header["__metadata__"])
-    with pytest.raises(InputError, match="holds 3 images, which no synthesis of this run made"):
+    with pytest.raises(InputError, match="holds 3 images, not the number that this run synthesises"):
         distill(world.settings, work, resume=True)
 
 

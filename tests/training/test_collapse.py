@@ -196,5 +196,5 @@ def test_counts_of_a_checkpoint_that_are_none_are_refused(teacher: Path, tmp_pat
     tensors = load_file(file)
     tensors["distillation.counts.teacher"] = torch.tensor([-1, 3])
     save_file(tensors, file, metadata=metadata)
-    with pytest.raises(InputError, match="counts of classes in the checkpoint are no counts"):
+    with pytest.raises(InputError, match="class counts in the checkpoint are not valid"):
         distill(given, tmp_path / "run", resume=True)

@@ -172,7 +172,7 @@ def test_a_teacher_and_evaluation_images_that_were_moved_are_the_same(teacher_fi
         assert found[name] == expected[name]
     assert str(images) in (tmp_path / "run" / "settings.toml").read_text()
     shutil.copy(images / "test" / "dark" / "0.png", images / "test" / "bright" / "0.png")
-    with pytest.raises(InputError, match="the evaluation images are not those that the run began with"):
+    with pytest.raises(InputError, match="the evaluation images are not those that the run started with"):
         distill(settings(), tmp_path / "run", resume=True)
     with pytest.raises(InputError, match=r"eval_data\.name was 'folder:.*' and is None"):
         distill(settings().model_copy(update={"eval_data": None}), tmp_path / "run", resume=True)
