@@ -1,4 +1,4 @@
-"""Stochastic gradient descent and its learning rate, made from settings."""
+"""Stochastic gradient descent and its learning rate, from settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gapssg.training.schedules import learning_rate
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.SGD:
-    """Make the optimizer of a model's weights."""
+    """Create the optimizer of a model's weights."""
     return torch.optim.SGD(
         model.parameters(),
         lr=step_size(settings.learning_rate, next(model.parameters()).device),
@@ -29,5 +29,5 @@ def set_learning_rate(
     rate = factor * learning_rate(settings, progress)
     for group in optimizer.param_groups:
         step: Tensor = group["lr"]
-        step.fill_(rate)  # in place: a captured step reads it where it is
+        step.fill_(rate)  # in place, because a captured step reads this memory
     return rate
