@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gapssg import DistillSettings, distill
 from gapssg.core.runtime import Runtime
-from gapssg.core.training_step import EAGER_CALLS, CudaRecorder
+from gapssg.core.training_step import EAGER_CALLS
 from gapssg.models.model_file import load_model
 from gapssg.runs.requests import Requests, Stopped
 from gapssg.training.distillation import Distillation
@@ -59,7 +59,7 @@ def test_captured_steps_are_the_steps_that_were_captured(teacher_file: Path, on_
     def refuse(*_: object) -> None:
         raise RuntimeError("not here")
 
-    monkeypatch.setattr(CudaRecorder, "record", refuse)
+    monkeypatch.setattr("gapssg.core.training_step.record_cuda_graph", refuse)
     plain, plain_images = train(teacher_file, on_gpu)
     assert len(caplog.messages) == 2
     # The same kernels on the same numbers.

@@ -1,4 +1,4 @@
-"""A model in training: its optimizer, its steps, and the way back when they diverge."""
+"""A model in training: its optimizer, its steps, and rollback on divergence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SKIPPED, _MODULES, _MODULES_ON_CUDA = "skipped", "modules", "modules_on_cuda"
 
 
 class TraineeFacts(Facts):
-    """What a checkpoint keeps of a trainee besides tensors."""
+    """The state of a trainee in a checkpoint, besides tensors."""
 
     steps_done: NonNegativeInt
     learning_rate: NonNegativeFloat
@@ -34,11 +34,11 @@ class Trainee:
     """A model in training.
 
     Attributes:
-        learning_rate: The last that was set.
+        learning_rate: The current learning rate.
         loss_sum: Sum of the losses since it was last set to 0; 0-dimensional, on the device.
-        rollbacks: How often training was taken back.
-        step: One update of the model, of which phases are made.
-        steps_done: Of the phase under way.
+        rollbacks: Number of rollbacks so far.
+        step: One update of the model.
+        steps_done: Completed steps of the current phase.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Trainee:
         runtime: Runtime,
         max_rollbacks: int,
     ) -> None:
-        """Train `model`, which is on the device, by gradients of `loss`, a function as `TrainingStep` takes it."""
+        """Train `model`, which is on the device, by gradients of `loss`, as for `TrainingStep`."""
         self.model = model
         self.learning_rate = settings.learning_rate
         self.loss_sum = torch.zeros((), device=runtime.device)
@@ -71,14 +71,14 @@ class Trainee:
     def train(
         self, epoch: int, number: int, steps: int, inputs: Iterator[tuple[Tensor, ...]]
     ) -> Generator[int, None, None]:
-        """Make the steps of a phase, or those that are left of it, and yield after each how many are done.
+        """Make the remaining steps of a phase, and yield after each how many are done.
 
-        They succeed or are taken back together, as `settle` decides after the last.
+        After the last, `settle` keeps them all or rolls them back.
 
         Args:
             epoch: The epoch, counted from 0.
-            number: Which phase of the epoch, counted from 0.
-            steps: Number of steps.
+            number: The phase of the epoch, counted from 0.
+            steps: Number of steps of the phase.
             inputs: The tensors of each step after the first `steps_done`; there may be more.
         """
         if self.steps_done == 0:
@@ -92,13 +92,13 @@ class Trainee:
                 yield self.steps_done
 
     def settle(self, epoch: int, is_sound: bool = True) -> RolledBack | None:
-        """Keep the steps of a phase or, where the model diverged in them, take them back.
+        """Keep the steps of a phase, or roll them back if the model has diverged.
 
-        It diverged where a loss, a weight or a running statistic is not finite, or it is not sound. Then the phase is
-        to be made again, at half the learning rate from now on.
+        It has diverged if a loss, a weight or a running statistic is not finite, or `is_sound` is False. The phase must
+        then be repeated; the learning rate is halved from now on.
 
         Raises:
-            RunError: It diverged more often than it may.
+            RunError: It diverged too often.
         """
         self.steps_done = 0
         if is_sound and self._is_finite():
@@ -118,7 +118,7 @@ class Trainee:
         return RolledBack(epoch=epoch + 1, part="training", learning_rate=self.learning_rate)
 
     def state(self) -> State:
-        """Return what a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         tensors = self._training_state()
         if self.steps_done:
             tensors |= {f"{_GOOD}{name}": tensor for name, tensor in self._good.items()}
@@ -134,10 +134,10 @@ class Trainee:
         return State(facts.model_dump(), tensors)
 
     def restore(self, state: State) -> None:
-        """Go back to where a checkpoint was written.
+        """Restore the state of a checkpoint.
 
         Raises:
-            InputError: The facts are not those of a trainee, or the tensors do not fit the model.
+            InputError: The state is damaged, or does not fit the model.
         """
         facts = TraineeFacts.read(state.facts)
         self._load_training_state(state.tensors)
@@ -151,14 +151,14 @@ class Trainee:
                 raise InputError(
                     "the checkpoint lacks what a run in the middle of an epoch needs; restart with --overwrite"
                 )
-            # Copied, because torch reads a random state as larger numbers, which must not lie across their alignment.
+            # Copied, because torch reads a random state as wider numbers, which must be aligned.
             self._modules_state = [state.tensors[name].clone() for name in names]
             self._check_modules_state()
         elif not self._is_finite():
             raise InputError("the checkpoint's weights are not finite; restart with --overwrite")
 
     def _fits(self, tensors: dict[str, Tensor]) -> bool:
-        """Whether these are a training state of this model; there may be no momenta yet."""
+        """Tell whether these are a training state of this model, with or without momenta."""
         places = self._training_state()
         needed = {name for name in places if not name.startswith(_MOMENTUM)}
         return needed <= tensors.keys() <= places.keys() and all(
@@ -181,19 +181,19 @@ class Trainee:
         return {**tensors, _LOSS_SUM: self.loss_sum, _SKIPPED: self.step.skipped}
 
     def _load_training_state(self, tensors: dict[str, Tensor]) -> None:
-        """Put weights, buffers, momenta and sums in their places, where a captured step finds them."""
+        """Copy weights, buffers, momenta and sums into the memory that a captured step uses."""
         weights = {name.removeprefix(_MODEL): t for name, t in tensors.items() if name.startswith(_MODEL)}
         try:
             put_tensors(self.model, weights)
             for index, parameter in enumerate(self.model.parameters()):
                 state, saved = self._optimizer.state[parameter], tensors.get(f"{_MOMENTUM}{index}")
                 if saved is None:
-                    # There was no step yet; momentum that is 0 makes the same first step as none.
+                    # Before the first step, a momentum of 0 has the same effect as none.
                     if "momentum_buffer" in state:
                         state["momentum_buffer"].zero_()
                     continue
                 if state.get("momentum_buffer") is None:
-                    # In the parameter's own memory layout, which the fused update takes for granted.
+                    # In the memory layout of the parameter, which the fused update assumes.
                     state["momentum_buffer"] = torch.zeros_like(parameter)
                 _copy(saved, state["momentum_buffer"])
             _copy(tensors[_LOSS_SUM], self.loss_sum)
@@ -204,7 +204,7 @@ class Trainee:
             ) from error
 
     def _restore_modules_state(self) -> None:
-        """Set torch's global generators, which dropout draws from, to where the checkpoint had them."""
+        """Restore torch's global generators, from which dropout draws, to their state in the checkpoint."""
         if not self._modules_state:
             return
         torch.set_rng_state(self._modules_state[0])

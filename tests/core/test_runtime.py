@@ -66,13 +66,14 @@ def test_a_long_run_without_a_compiler_is_not_compiled_and_says_so(runtime, monk
     same, sentence = runtime.compile_if_worth_it(1e18)
     assert not same.compiled
     assert "although the run is long" in sentence
-    assert "there is no C++ compiler no-such-compiler" in sentence
+    assert "compiling needs the C++ compiler no-such-compiler, which is not installed" in sentence
 
 
 def test_compile_without_a_compiler_is_one_sentence(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(
-        InputError, match=r"there is no C[+][+] compiler no-such-compiler, which compiling needs; use --no-compile"
+        InputError,
+        match=r"compiling needs the C[+][+] compiler no-such-compiler, which is not installed; use --no-compile",
     ):
         Runtime.from_settings(RuntimeSettings(device="cpu", compile=True), 0)
     assert not Runtime.from_settings(RuntimeSettings(device="cpu"), 0).compiled
