@@ -72,7 +72,7 @@ def inside(directory: Path) -> InsidePath:
     return path
 
 
-class HeldDirectory:
+class HeldDirectory(contextlib.AbstractContextManager["HeldDirectory"]):
     """A directory that this process has locked, so that no other process writes there.
 
     Attributes:
@@ -123,10 +123,6 @@ class HeldDirectory:
     def __del__(self) -> None:
         """Release the lock with the last reference."""
         self.close()
-
-    def __enter__(self) -> Self:
-        """Hold the directory until the block ends."""
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Release the lock."""

@@ -71,6 +71,8 @@ class Runtime:
     ) -> tuple[Runtime, str | None]:
         """Return this runtime with the decision of `compile = "auto"`, and the reason if it is made now.
 
+        The decision depends on settings and machine only, not on a clock, so that equal runs decide alike.
+
         Args:
             setting: The setting; `from_settings` has applied all values but `auto`.
             flops: Floating-point operations of the run.
@@ -78,16 +80,8 @@ class Runtime:
         """
         if setting != "auto":
             return self, None
-        return self.compile_if_worth_it(flops) if earlier is None else (replace(self, compiled=earlier), None)
-
-    def compile_if_worth_it(self, flops: float) -> tuple[Runtime, str]:
-        """Decide whether to compile a run of so many floating-point operations.
-
-        The decision depends on settings and machine only, not on a clock, so that equal runs decide alike.
-
-        Returns:
-            This runtime with the decision, and the reason in words.
-        """
+        if earlier is not None:
+            return replace(self, compiled=earlier), None
         rate = _EAGER_FLOPS_OF_A_GPU
         if self.device.type != "cuda":
             rate = torch.get_num_threads() * _EAGER_FLOPS[self.precision]

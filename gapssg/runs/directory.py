@@ -12,6 +12,7 @@ import platform
 import re
 import time
 from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -34,7 +35,7 @@ from gapssg.files import (
     write_atomically,
     write_json,
 )
-from gapssg.runs.events import EVENTS, Event, Note, Remaining
+from gapssg.runs.events import EVENTS, LARGEST_EVENTS, Event, Note, Remaining
 from gapssg.runs.results import RESULT, RunFacts, RunResult
 from gapssg.runs.time_left import TimeLeft
 from gapssg.safe_paths import InsidePath, inside
@@ -75,7 +76,6 @@ _MAY_CHANGE = {"checkpoint_every", "checkpoint_minutes", "max_rollbacks", "own_s
 _ASKED_EACH_TIME = {"data.download", "eval_data.download"}
 _MOST_DIFFERENCES = 10
 _MOST_GRIDS = 100
-_MOST_EVENTS = 256 * 2**20  # bytes
 _SHARD = re.compile(r"shard-([0-9]+)\.safetensors")
 # What a run writes once and never changes: a checkpoint records its SHA-256.
 _KEPT = re.compile(r"(samples|snapshots|pool)/[\w.-]+")
@@ -118,7 +118,7 @@ class Written(NamedTuple):
     best: bytes | None = None
 
 
-class RunDirectory:
+class RunDirectory(AbstractContextManager["RunDirectory"]):
     """Writes the files of one run.
 
     Attributes:
@@ -194,10 +194,6 @@ class RunDirectory:
     def close(self) -> None:
         """Release the lock; the end of the process does the same."""
         self._held.close()
-
-    def __enter__(self) -> RunDirectory:
-        """Write to the directory until the block ends."""
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Close the run."""
@@ -454,7 +450,7 @@ def _check_written(path: InsidePath, written: Written) -> bytes:
         InputError: One is missing or has changed; the message names it.
     """
     restart = f"restart with --output {path} --overwrite"
-    events = read_bounded(path / EVENTS, _MOST_EVENTS)[: written.events_length] if written.events_length else b""
+    events = read_bounded(path / EVENTS, LARGEST_EVENTS)[: written.events_length] if written.events_length else b""
     if hashlib.sha256(events).hexdigest() != written.events_sha256:
         raise InputError(f"{path / EVENTS} does not start with the events that the checkpoint lists; {restart}")
     for name, sha256 in written.files.items():

@@ -15,7 +15,7 @@ from gapssg.safe_paths import inside
 from gapssg.stored import Count, Counts, Number, Numbers, PositiveCount, Share, Stored, Text
 
 EVENTS = "events.jsonl"
-_MOST_BYTES = 256 * 2**20
+LARGEST_EVENTS = 256 * 2**20  # bytes
 _EpochNumber = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
@@ -282,7 +282,7 @@ def read_events(run: Path, kind: type[AnyEpoch]) -> Events[AnyEpoch]:
     path = inside(run) / EVENTS
     events: Events[AnyEpoch] = Events([], [], [])
     epochs = events.epochs
-    for number, line in enumerate(read_bounded(path, _MOST_BYTES).splitlines(), 1):
+    for number, line in enumerate(read_bounded(path, LARGEST_EVENTS).splitlines(), 1):
         place = f"line {number} of {path}"
         name = _AnyEvent.read(line, place).event
         if name == Warned.kind:

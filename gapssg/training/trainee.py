@@ -9,13 +9,13 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 
 from gapssg.core.runtime import Runtime
-from gapssg.core.training_step import Outputs, TrainingStep
+from gapssg.core.training_step import Outputs, TrainingStep, step_size
 from gapssg.errors import InputError, RunError
 from gapssg.models.foreign import put_tensors
 from gapssg.runs.checkpoint import Facts, State
 from gapssg.runs.events import RolledBack
 from gapssg.settings.parts import OptimizerSettings
-from gapssg.training.optimizer import make_optimizer, set_learning_rate
+from gapssg.training.schedules import learning_rate
 
 _MODEL, _MOMENTUM, _LOSS_SUM, _GOOD = "model.", "momentum.", "loss_sum", "good."
 _SKIPPED, _MODULES, _MODULES_ON_CUDA = "skipped", "modules", "modules_on_cuda"
@@ -57,7 +57,14 @@ class Trainee:
         self._settings = settings
         self._runtime = runtime
         self._max_rollbacks = max_rollbacks
-        self._optimizer = make_optimizer(model, settings)
+        self._optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=step_size(settings.learning_rate, runtime.device),
+            momentum=settings.momentum,
+            nesterov=settings.nesterov and settings.momentum > 0,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
         self.step = TrainingStep("the training step", loss, self._optimizer, runtime)
         self._rate_factor = 1.0
         self.steps_done = 0
@@ -66,7 +73,9 @@ class Trainee:
 
     def set_learning_rate(self, progress: float) -> None:
         """Set the learning rate after `progress` (in [0, 1)) of the run."""
-        self.learning_rate = set_learning_rate(self._optimizer, self._settings, progress, self._rate_factor)
+        self.learning_rate = self._rate_factor * learning_rate(self._settings, progress)
+        for group in self._optimizer.param_groups:
+            group["lr"].fill_(self.learning_rate)  # in place, because a captured step reads this memory
 
     def train(
         self, epoch: int, number: int, steps: int, inputs: Iterator[tuple[Tensor, ...]]
@@ -148,9 +157,7 @@ class Trainee:
             self._good = {name: tensor.to(self._runtime.device) for name, tensor in good.items()}
             names = [_MODULES, _MODULES_ON_CUDA][: 2 if self._runtime.device.type == "cuda" else 1]
             if any(name not in state.tensors for name in names) or not self._fits(self._good):
-                raise InputError(
-                    "the checkpoint lacks what a run in the middle of an epoch needs; restart with --overwrite"
-                )
+                raise InputError("the checkpoint lacks the state of an unfinished epoch; restart with --overwrite")
             # Copied, because torch reads a random state as wider numbers, which must be aligned.
             self._modules_state = [state.tensors[name].clone() for name in names]
             self._check_modules_state()

@@ -50,20 +50,20 @@ def test_networks_are_computed_in_the_precision_of_the_run():
 
 def test_long_runs_are_compiled_and_short_ones_are_not_and_both_say_why(runtime, monkeypatch):
     monkeypatch.setattr("gapssg.core.runtime.obstacle_to_compiling", lambda _: None)
-    long, sentence = runtime.compile_if_worth_it(1e18)
+    long, sentence = runtime.decide_compilation("auto", 1e18)
     assert long.compiled
     assert sentence.startswith("compiled, because the run is long: about 1,000,000 TFLOP")
-    short, sentence = runtime.compile_if_worth_it(1e12)
+    short, sentence = runtime.decide_compilation("auto", 1e12)
     assert not short.compiled
     assert sentence.startswith("not compiled, because the run is short: about 1 TFLOP, estimated ")
     assert sentence.endswith(" in eager mode")
     # No clock is asked: equal runs decide alike.
-    assert runtime.compile_if_worth_it(1e18) == (long, runtime.compile_if_worth_it(1e18)[1])
+    assert runtime.decide_compilation("auto", 1e18) == (long, runtime.decide_compilation("auto", 1e18)[1])
 
 
 def test_a_long_run_without_a_compiler_is_not_compiled_and_says_so(runtime, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    same, sentence = runtime.compile_if_worth_it(1e18)
+    same, sentence = runtime.decide_compilation("auto", 1e18)
     assert not same.compiled
     assert "although the run is long" in sentence
     assert "compiling needs the C++ compiler no-such-compiler, which is not installed" in sentence
