@@ -83,7 +83,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_is_counted(runtime, kind,
     step(torch.tensor([bad, 1.0]))
     assert torch.equal(weight, before)
     assert step.skipped.item() == 1
-    # Neither has the optimizer's memory changed: the next step is that of a run without the bad one.
+    # The optimizer state has not changed either: the next step is that of a run without the bad one.
     step(torch.ones(2)), reference(torch.ones(2))
     assert torch.equal(weight, other)
     assert step.skipped.item() == 1
