@@ -80,7 +80,7 @@ class ImageMonitor:
         before, self.lacks_classes = self.lacks_classes, lacking is not None
         if lacking is not None:
             return [] if before else [lacking]
-        return ["over: the teacher sees every class in the images again"] if before else []
+        return ["resolved: the teacher predicts every class on the images again"] if before else []
 
 
 def listed_counts(counts: Tensor) -> list[int] | None:
