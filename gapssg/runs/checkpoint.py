@@ -10,6 +10,8 @@ import shlex
 import time
 from collections.abc import Callable, Container, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -84,64 +86,42 @@ class _Header(Facts):
     facts: dict[str, Any]
 
 
-class Checkpoint(NamedTuple):
-    """The state of a run at a step.
-
-    Attributes:
-        written: The files that the run had written by then.
-        state: State of all components.
-    """
-
-    written: Written
-    state: State
-
-
+@dataclass
 class Checkpoints:
     """Writes checkpoints when they are due or requested, and stops the run on request.
 
     The state is copied at once and written by another thread while the run proceeds. From a GPU it is copied into
     pinned memory asynchronously.
+
+    Attributes:
+        run: The run.
+        identity: What must be the same on resume, such as the SHA-256 of the teacher.
+        state: Returns the current state; None if no checkpoint can be written now.
+        requests: Requests to the run from outside.
+        every_epochs: Epochs between checkpoints.
+        every_minutes: Minutes after which a checkpoint is written between two steps.
     """
 
-    def __init__(
-        self,
-        run: RunDirectory,
-        identity: dict[str, str],
-        state: Callable[[], State | None],
-        requests: Requests,
-        every_epochs: int,
-        every_minutes: float,
-    ) -> None:
-        """Keep the checkpoints of one run.
-
-        Args:
-            run: The run.
-            identity: What must be the same on resume, such as the SHA-256 of the teacher.
-            state: Returns the current state; None if no checkpoint can be written now.
-            requests: Requests to the run from outside.
-            every_epochs: Epochs between checkpoints.
-            every_minutes: Minutes after which a checkpoint is written between two steps.
-        """
-        self._run = run
-        self._identity = identity
-        self._state = state
-        self._requests = requests
-        self._every_epochs = every_epochs
-        self._every_seconds = 60 * every_minutes
-        self._written = time.monotonic()
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
+    run: RunDirectory
+    identity: dict[str, str]
+    state: Callable[[], State | None]
+    requests: Requests
+    every_epochs: int
+    every_minutes: float
+    _written: float = field(default_factory=time.monotonic, init=False)
+    _writer: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "checkpoint"), init=False)
+    _pending: Future[None] | None = field(default=None, init=False)
 
     def __enter__(self) -> Self:
         """Accept requests until the block ends."""
-        self._requests.attended = True
+        self.requests.attended = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Wait for the checkpoint that is being written."""
-        self._requests.attended = False
+        self.requests.attended = False
         self._writer.shutdown(wait=True)
         if error is None:
             self.finish()
@@ -155,13 +135,13 @@ class Checkpoints:
         """
         if self._pending is not None and self._pending.done():
             self.finish()
-        is_due = time.monotonic() - self._written > self._every_seconds
-        if self._requests.stop is not None or self._requests.checkpoint or is_due:
-            self._requests.checkpoint = False
+        is_due = time.monotonic() - self._written > 60 * self.every_minutes
+        if self.requests.stop is not None or self.requests.checkpoint or is_due:
+            self.requests.checkpoint = False
             self.write()
-        if self._requests.stop is not None:
+        if self.requests.stop is not None:
             self.finish()
-            raise Stopped(self._requests.stop)
+            raise Stopped(self.requests.stop)
 
     def after_epoch(self, epochs_done: int, is_last: bool) -> None:
         """Write a checkpoint if one is due after this epoch, and answer requests.
@@ -170,7 +150,7 @@ class Checkpoints:
             RunError: As `after_step`.
             Stopped: As `after_step`, if it is not the last epoch.
         """
-        if is_last or epochs_done % self._every_epochs == 0:
+        if is_last or epochs_done % self.every_epochs == 0:
             self.write()
         if not is_last:
             self.after_step()
@@ -183,19 +163,19 @@ class Checkpoints:
         """
         self.finish()
         self._written = time.monotonic()
-        state = self._state()
+        state = self.state()
         if state is None:
             return
-        written = self._run.written()
+        written = self.run.written()
         header = {
             "events_length": written.events_length,
             "events_sha256": written.events_sha256,
-            "settings": self._run.settings,
-            "identity": self._identity,
+            "settings": self.run.settings,
+            "identity": self.identity,
             "facts": state.facts,
         }
         metadata = {_KEY: canonical_json(header)}
-        file = self._run.folder(FOLDER) / _FILE
+        file = self.run.folder(FOLDER) / _FILE
         copies, wait = _start_copying(state.tensors)
         # Not in the header, whose length is limited: a long run has many files.
         copies[_FILES] = _as_tensor(canonical_json(written.files).encode())
@@ -220,7 +200,7 @@ class Checkpoints:
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
-            self._run.show(CheckpointWritten(directory=self._run.path))
+            self.run.show(CheckpointWritten(directory=self.run.path))
 
 
 def _start_copying(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:
@@ -254,8 +234,8 @@ def has_checkpoint(path: Path) -> bool:
 
 def read_checkpoint(
     path: Path, identity: dict[str, str], settings: Settings, may_move: Container[str] = ()
-) -> Checkpoint:
-    """Read the checkpoint of the run in `path`.
+) -> tuple[Written, State]:
+    """Read the checkpoint of the run in `path`: the files that the run had written by then, and its state.
 
     Args:
         path: The run directory.
@@ -286,7 +266,7 @@ def read_checkpoint(
     if differing:
         raise InputError(f"{path} cannot resume: {'; '.join(differing)}; restart with --overwrite")
     check_may_resume(path, header.settings, settings, may_move)
-    return Checkpoint(written, State(header.facts, content.tensors))
+    return written, State(header.facts, content.tensors)
 
 
 def _read_written(header: _Header, tensors: dict[str, Tensor]) -> Written:

@@ -65,7 +65,9 @@ def make_synthesizer(
     method = settings.method
     if settings.pool is not None:
         if not isinstance(method, PoolMethodSettings):
-            raise InputError(f"--pool: {method.name} samples its generator; omit --pool, or choose a method with a pool")
+            raise InputError(
+                f"--pool: {method.name} samples its generator; omit --pool, or choose a method with a pool"
+            )
         pool, origin = read_pool(pool_shards(settings.pool), context)
         return PoolSynthesizer(method, context, pool), origin
     if method.needs_batch_norm and not executed_batch_norm_layers(context.teacher, context.image_shape):

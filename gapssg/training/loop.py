@@ -157,12 +157,12 @@ class Launch:
         self._identity = identity
         if not self.resume:
             return None
-        checkpoint = read_checkpoint(self.output, identity, self.settings, self._may_move)
-        facts = dict(checkpoint.state.facts)
+        self._written, state = read_checkpoint(self.output, identity, self.settings, self._may_move)
+        facts = dict(state.facts)
         own = _LoopFacts.read(facts.pop(_RUN, None))
-        self._written, self._compiled = checkpoint.written, own.compiled
+        self._compiled = own.compiled
         self._started -= own.total_seconds
-        return State(facts, checkpoint.state.tensors)
+        return State(facts, state.tensors)
 
     def decide_compilation(self, runtime: Runtime, setting: bool | Literal["auto"], flops: float) -> Runtime:
         """Return the runtime with the decision of `compile` for this amount of work, or that of the resumed run."""
