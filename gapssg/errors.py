@@ -1,12 +1,12 @@
-"""The two kinds of failure that a user may see, each one sentence with a hint."""
+"""The errors that users see: each one sentence with a hint."""
 
 import difflib
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-_LONGEST_NAME = 100  # what is longer is no misspelt name, and comparing it takes time
-# How PyTorch on a processor and on a GPU, CUDA's libraries, C++ and the system say that there is no memory left.
+_LONGEST_NAME = 100  # characters; a longer text is not a misspelt name, and comparing it takes time
+# The messages of PyTorch on a processor and on a GPU, of CUDA's libraries, C++ and the system.
 _OUT_OF_MEMORY = re.compile(
     r"(out of|not enough) memory|DefaultCPUAllocator|STATUS_ALLOC_FAILED|bad_?alloc|(can't|cannot|failed to) allocate",
     re.I,
@@ -17,41 +17,50 @@ class GapssgError(Exception):
     """Base class of every error that is shown to the user as a sentence.
 
     Attributes:
-        exit_status: Exit status of the command that ends with this error.
+        exit_status: Exit status of a command that fails with it.
     """
 
     exit_status = 1
 
 
 class InputError(GapssgError):
-    """What was given cannot be used: a file, a name, a setting. Nothing has been written."""
+    """An input is invalid: a file, a name, a setting. Nothing has been written."""
 
     exit_status = 2
 
 
 class Taken(InputError):
-    """Another process is at work there.
+    """Another process is writing there.
 
     Attributes:
         holder: The process and its host.
     """
 
     def __init__(self, path: object, holder: str) -> None:
-        """Say who writes to `path`."""
+        """Name the process that writes to `path`."""
         super().__init__(f"{path} is being written by {holder}; wait for it or name another directory")
         self.holder = holder
 
 
 class RunError(GapssgError):
-    """Something that was sound when the run began failed while it ran."""
+    """Something failed during the run that had passed the checks before it."""
 
 
 @contextmanager
-def says_out_of_memory() -> Iterator[None]:
-    """Say in one sentence that there is no memory left, whoever found out.
+def os_errors_as(kind: type[GapssgError], problem: str, advice: str = "") -> Iterator[None]:
+    """Turn an `OSError` in the block into an error of this kind: the problem, the system's reason and the advice."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{problem}: {error.strerror or error}{f'; {advice}' if advice else ''}") from error
+
+
+@contextmanager
+def reporting_out_of_memory() -> Iterator[None]:
+    """Turn out-of-memory errors of any library into one sentence.
 
     Raises:
-        RunError: There is none.
+        RunError: Memory ran out in the block.
     """
     try:
         yield
@@ -70,9 +79,9 @@ class Diverged(RunError):
 
 
 def did_you_mean(given: str, valid: Iterable[str]) -> str:
-    """Return " (did you mean ...?)" with the names nearest to `given`, or nothing where none is near.
+    """Return " (did you mean ...?)" with the names closest to `given`, or "" if none is close.
 
-    Letters and digits are compared: `WRN-16-1` is as near to `wrn16_1` as can be.
+    Only letters and digits are compared: `WRN-16-1` matches `wrn16_1` exactly.
     """
     if len(given) > _LONGEST_NAME:
         return ""
@@ -86,7 +95,7 @@ def did_you_mean(given: str, valid: Iterable[str]) -> str:
 
 
 def shortened(text: object, most: int = 100) -> str:
-    """Return a text of a stranger's file as a message can hold it, however long it is."""
+    """Shorten a text from an untrusted file to `most` characters, for a message."""
     text = str(text)
     return text if len(text) <= most else f"{text[: most - 3]}..."
 

@@ -1,4 +1,4 @@
-"""The base class of what is written as JSON and read back, perhaps from an untrusted file. Imports no torch."""
+"""The base class of values that are written as JSON and read back, possibly from untrusted files. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_COUNTED_CLASSES = 1000
 
 
 def _as_unicode(text: Any) -> Any:
-    """Replace the lone surrogates that Python has for the bytes of a path that are no characters."""
+    """Replace the lone surrogates by which Python represents undecodable bytes of a path."""
     return text.encode(errors="replace").decode() if isinstance(text, str) else text
 
 
@@ -23,28 +23,24 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Number = Annotated[float, Field(ge=-1e39, le=1e39)]  # every float32; differences of two are finite, too
 Numbers = Annotated[dict[Annotated[str, Field(max_length=100)], Number], Field(max_length=50)]
 Seconds = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=0, le=10**30)]  # of anything, operations among it; a float can hold it
+Count = Annotated[int, Field(ge=0, le=10**30)]  # also of operations; a float can represent it
 PositiveCount = Annotated[Count, Field(ge=1)]
-# Of a long list that is wrong, each error would take a kilobyte.
+# `fail_fast`, because each error of a long list would take a kilobyte.
 Counts = Annotated[list[Count], Field(max_length=MOST_COUNTED_CLASSES, fail_fast=True)]
 Many = Annotated[tuple[Item, ...], Field(max_length=1_100_000, fail_fast=True)]
 
 
 class Stored(BaseModel):
-    """Frozen values that are checked when they are made or read; other keys of a file are ignored."""
+    """Frozen values that are validated when created or read; unknown keys of a file are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, frozen=True, defer_build=True)
 
     @classmethod
     def read(cls, text: bytes, place: str) -> Self:
-        """Read JSON.
-
-        Args:
-            text: The JSON.
-            place: Where it stands, for messages.
+        """Parse JSON; messages name `place` as its origin.
 
         Raises:
-            InputError: It is damaged.
+            InputError: It is not valid.
         """
         try:
             return cls.model_validate_json(text)

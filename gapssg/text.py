@@ -1,4 +1,4 @@
-"""What is shown to people: names without control characters, paths by their ends, shares in percent."""
+"""Formatting for people: names without control characters, shortened paths, durations, percentages."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-# Also what turns or breaks lines, halves of characters, which no terminal can be sent, and what is no character.
+# Also characters that reverse or break lines, lone surrogates, which a terminal cannot be sent, and non-characters.
 _CONTROL_CHARACTERS = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\ufffe\uffff]"
 )
 
 
 def printable(text: str) -> str:
-    """Return text without the control characters by which a file's names could steer a terminal."""
+    """Replace the control characters by which names in a file could control the terminal."""
     return _CONTROL_CHARACTERS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def printable_toml(toml: str) -> str:
-    """Return the same TOML with control characters written as TOML writes them in texts."""
+    """Return the same TOML with control characters escaped."""
     return "\n".join(
         _CONTROL_CHARACTERS.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in toml.split("\n")
     )
 
 
 def shortest_ends(paths: Sequence[Path]) -> list[str]:
-    """Return the shortest ends of paths that tell them apart; equal paths are numbered."""
+    """Return the shortest distinct suffixes of paths; equal paths are numbered."""
     parts = [path.parts for path in paths]
     for depth in range(1, max(map(len, parts), default=1) + 1):
         names = ["/".join(part[-depth:]) for part in parts]
@@ -35,7 +35,7 @@ def shortest_ends(paths: Sequence[Path]) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in its one or two largest units: seconds below 100, then minutes, hours and days."""
+    """Format a duration in one or two units: seconds below 100 s, then minutes, hours and days."""
     whole = round(seconds)
     if whole < 100:
         return f"{whole} s"
@@ -49,11 +49,11 @@ def duration(seconds: float) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Return a share in [0, 1] as a percentage with one decimal, or a dash for none."""
+    """Format a share in [0, 1] as a percentage with one decimal, None as a dash."""
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
-    """Return names as a sentence holds them: "a, b and c", and of many the first few and how many more there are."""
+    """Join names as "a, b and c"; of more than `most`, the first ones and the number of the others."""
     shown = list(names) if len(names) <= most else [*names[:most], f"{len(names) - most:,} more"]
     return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)

@@ -52,10 +52,10 @@ class _Folder:
 
 
 class Disk:
-    """What is on a disk, and what of it a power failure leaves: what was flushed, file by file and folder by folder."""
+    """The content of a disk, and what a power failure leaves of it: the flushed files and folders."""
 
     def __init__(self, folder: Path) -> None:
-        """Begin with what is in a folder, all flushed."""
+        """Start with the content of a folder, all flushed."""
         self.root = self._read(folder)
 
     def _read(self, folder: Path) -> _Folder:
@@ -105,7 +105,7 @@ class Disk:
 
 
 class Crash(NamedTuple):
-    """What a crash leaves.
+    """The state after a crash.
 
     Attributes:
         point: The number of the operation before which, or within which, it comes.
@@ -218,17 +218,17 @@ class Scenario(NamedTuple):
         start: Runs it in a folder; with `resume` or `overwrite` as the command has them.
         whole: What the folder holds in the end, without what may differ between equal runs.
         prepare: Makes what is there before it begins.
-        is_begun: Whether a folder holds something that `resume` must continue.
+        can_resume: Whether a folder holds something that `resume` must continue.
     """
 
     start: Callable[..., object]
     whole: Callable[[Path], dict[str, Any]]
     prepare: Callable[[Path], object] = Path.mkdir
-    is_begun: Callable[[Path], bool] = lambda folder: (folder / "run" / "checkpoint" / "latest.safetensors").exists()
+    can_resume: Callable[[Path], bool] = lambda folder: (folder / "run" / "checkpoint" / "latest.safetensors").exists()
 
 
 class Outcome(NamedTuple):
-    """What became of a scenario.
+    """The outcome of a scenario.
 
     Attributes:
         points: Crashes, those of one point counted each.
@@ -280,14 +280,14 @@ def _write(folder: Path, files: dict[str, bytes | None]) -> None:
 
 
 def _continue(scenario: Scenario, run: Path, expected: dict[str, Any], earlier: dict[str, Any]) -> str | None:
-    """Continue after a crash; return what is wrong."""
+    """Resume after a crash; return what is wrong."""
     if (run / "run" / "result.json").exists() and scenario.whole(run) not in (expected, earlier):
         return "it looks finished, and is not whole"
-    is_begun = scenario.is_begun(run)
+    can_resume = scenario.can_resume(run)
     try:
         scenario.start(run, resume=True)
     except InputError as error:
-        if is_begun:
+        if can_resume:
             return f"not continued: {error}"
         if len(str(error).splitlines()) != 1:
             return f"not one sentence: {error}"
@@ -347,8 +347,8 @@ def scenarios(folder: Path) -> dict[str, Scenario]:
             lambda folder, **_: distill(student, folder / "run", resume=True), whole, interrupted, lambda folder: True
         ),
         "pretrain-teacher": Scenario(in_run(pretrain_teacher, pretraining), whole),
-        "landscape": Scenario(in_run(measure_landscape, landscape), whole, is_begun=is_measured),
-        "table": Scenario(make_table, table_files, is_begun=lambda folder: True),
+        "landscape": Scenario(in_run(measure_landscape, landscape), whole, can_resume=is_measured),
+        "table": Scenario(make_table, table_files, can_resume=lambda folder: True),
     }  # fmt: skip
 
 

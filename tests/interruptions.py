@@ -1,4 +1,4 @@
-"""Displays that interrupt a run, or ask something of it, at a given step."""
+"""Displays that interrupt a run, or send it a request, at a given step."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ class Waiting(Exception):
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses operations whose result the host must see before it can go on."""
+    """Refuses operations for whose result the host must wait."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__

@@ -22,7 +22,7 @@ OF_BF16 = (13 * 40**0.5 * 2**-9) ** 0.5
 
 
 def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Return the length of the difference over the length of what is expected, over all tensors together."""
+    """Return the relative error in norm over all tensors together."""
     assert found.keys() == expected.keys()
     differences = torch.cat([(found[name].double() - expected[name].double()).flatten() for name in expected])
     return (differences.norm() / torch.cat([tensor.double().flatten() for tensor in expected.values()]).norm()).item()

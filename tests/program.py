@@ -1,4 +1,4 @@
-"""The program in this process, for tests that do not need one of its own: importing torch anew takes seconds."""
+"""Runs the program in this process, because importing torch in a new one takes seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gapssg.__main__ import main
 
 
 class Finished(NamedTuple):
-    """What a run of the program left."""
+    """The outcome of a run of the program."""
 
     status: int
     stdout: str

@@ -47,16 +47,16 @@ PRELOADED = [
 ]
 TINY_METHOD = {"synthesis_batch_size": 2, "generator_steps": 2, "generator_width": 4}
 
-# Memory that may come and go between two looks: the C library keeps freed blocks of some sizes for later use.
+# Memory that may vary between two measurements: the C library keeps freed blocks of some sizes for later use.
 ALLOWED_GROWTH_BYTES = 24e6
 
 
 class Survival(NamedTuple):
-    """What became of a run that was killed.
+    """The outcome of a killed run.
 
     Attributes:
         kills: SIGKILLs that met a living process.
-        resumed: Processes that continued from a checkpoint; the others began anew, before there was one.
+        resumed: Processes that resumed from a checkpoint; the others restarted, before there was one.
         unfinished_writes: Kills that met a file half-written, under its temporary name.
         differing: Files that are not as in the run that nobody killed.
     """
@@ -89,7 +89,7 @@ def commands(teacher: Path) -> dict[str, list[str]]:
 def survive_kills(command: Sequence[str], folder: Path, kills: int, seed: int) -> Survival:
     """Run a command line whole and, beside it, killed at random moments; compare what they leave.
 
-    A run that ends between two kills is compared and begun anew, so that every kill meets a run that goes on.
+    A run that ends between two kills is compared and restarted, so that every kill hits a running process.
     """
     whole, run = folder / "whole", folder / "run"
     complete(start(["--version"]))  # the next processes need not import torch
@@ -97,15 +97,15 @@ def survive_kills(command: Sequence[str], folder: Path, kills: int, seed: int) -
     complete(start([*command, "--output", str(whole)]))
     seconds = time.monotonic() - began
     expected = files_of(whole)
-    at_a_write = AT_EACH_STEP[0] in command  # every other kill of such a run comes when a file is half-written
+    at_a_write = AT_EACH_STEP[0] in command  # every other kill of such a run hits a half-written file
     draw = random.Random(seed)
     killed = resumed = unfinished = differing = 0
     while True:
         can_resume = (run / "checkpoint" / "latest.safetensors").exists()
         resumed += can_resume
-        # Before the first checkpoint there is nothing to continue from: the run begins anew.
-        anew = [*command, "--output", str(run), "--overwrite"]
-        process = start([command[0], "--resume", str(run)] if can_resume else anew)
+        # Before the first checkpoint the run cannot resume and restarts.
+        restart = [*command, "--output", str(run), "--overwrite"]
+        process = start([command[0], "--resume", str(run)] if can_resume else restart)
         process.join(draw.uniform(0, seconds) if killed < kills else None)
         if at_a_write and killed % 2 and process.exitcode is None:
             wait_for_write(run, process)
@@ -159,7 +159,7 @@ def _run_program(arguments: list[str]) -> None:
 
 
 class Look(NamedTuple):
-    """What a process holds after an epoch.
+    """The resources of a process after an epoch.
 
     Attributes:
         epoch: Counted from 1.
@@ -220,6 +220,6 @@ def growth(looks: Sequence[Look]) -> list[str]:
         "memory": last.resident_bytes > first.resident_bytes + ALLOWED_GROWTH_BYTES,
         "open files": last.open_files > first.open_files,
         "threads": last.threads > first.threads,
-        "files": last.files > 120,  # 101 grids of samples, and the files that every run has
+        "files": last.files > 120,  # 101 sample grids and the files of every run
     }
     return [name for name, does in grown.items() if does]

@@ -1,4 +1,4 @@
-"""What only a GPU can show: captured steps, their numbers, and that nothing in them waits. Skipped without one."""
+"""Captured steps on a GPU: their numbers, and that they do not synchronise. Skipped without a GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gapssg import DistillSettings, distill
 from gapssg.core.runtime import Runtime
-from gapssg.core.training_step import EAGER_CALLS, CudaRecorder
+from gapssg.core.training_step import EAGER_CALLS
 from gapssg.models.model_file import load_model
 from gapssg.runs.requests import Requests, Stopped
 from gapssg.training.distillation import Distillation
@@ -41,10 +41,10 @@ def train(teacher_file: Path, runtime: Runtime) -> tuple[dict[str, Tensor], Tens
     inputs = distillation.batches(0, 0, 0)
     distillation.student.train()
     for step in range(STEPS):
-        distillation.trainee.set_learning_rate(step / STEPS)  # a replay must read it anew
+        distillation.trainee.set_learning_rate(step / STEPS)  # a replay must read the new rate
         images, *shifts = next(inputs)
         if step == STEPS - 2:
-            images = images * torch.nan  # a replay must leave the weights alone
+            images = images * torch.nan  # a replay must not change the weights
         distillation.trainee.step(images, *shifts)
     assert distillation.synthesizer.pool is not None
     assert all(bool(tensor.isfinite().all()) for tensor in distillation.student.parameters())
@@ -52,14 +52,14 @@ def train(teacher_file: Path, runtime: Runtime) -> tuple[dict[str, Tensor], Tens
     return weights, distillation.synthesizer.pool.images.cpu()
 
 
-def test_captured_steps_are_the_steps_that_were_captured(teacher_file: Path, on_gpu: Runtime, monkeypatch, caplog):
+def test_captured_steps_equal_the_eager_ones(teacher_file: Path, on_gpu: Runtime, monkeypatch, caplog):
     weights, images = train(teacher_file, on_gpu)
     assert caplog.messages == []  # both steps were captured
 
     def refuse(*_: object) -> None:
         raise RuntimeError("not here")
 
-    monkeypatch.setattr(CudaRecorder, "record", refuse)
+    monkeypatch.setattr("gapssg.core.training_step.record_cuda_graph", refuse)
     plain, plain_images = train(teacher_file, on_gpu)
     assert len(caplog.messages) == 2
     # The same kernels on the same numbers.
@@ -68,7 +68,7 @@ def test_captured_steps_are_the_steps_that_were_captured(teacher_file: Path, on_
 
 
 @pytest.mark.parametrize(("precision", "within"), [("fp32", OF_FLOAT32), ("bf16", OF_BF16)])
-def test_a_distillation_step_is_that_of_the_processor(teacher_file: Path, precision, within):
+def test_a_distillation_step_equals_that_of_the_processor(teacher_file: Path, precision, within):
     runtime = Runtime(torch.device("cuda"), precision, compiled=False, seed=0)
     processor = Runtime(torch.device("cpu"), "fp32", compiled=False, seed=0)
     reference = make_distillation(teacher_file, "wrn16_1", processor)
@@ -110,7 +110,7 @@ def test_no_step_waits_for_the_gpu(teacher_file: Path, precision):
             torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_deterministic_run_that_stops_goes_on_to_the_same_files(teacher_file: Path, tmp_path: Path):
+def test_a_deterministic_run_stopped_and_resumed_ends_with_the_same_files(teacher_file: Path, tmp_path: Path):
     runtime = {"device": "cuda", "precision": "bf16", "compile": False, "deterministic": True}
     method = {**TINY["method"], "generator_steps": 8, "passes": 4}
     values = {**TINY, "teacher": teacher_file, "epochs": 3, "runtime": runtime, "method": method}

@@ -14,7 +14,6 @@ from gapssg.files import (
     check_output_file,
     check_writable,
     entries_in,
-    inside,
     is_file,
     is_folder,
     lock,
@@ -27,6 +26,7 @@ from gapssg.files import (
     staged,
     write_atomically,
 )
+from gapssg.safe_paths import inside
 
 
 def test_equal_values_have_equal_json():
@@ -44,7 +44,7 @@ def test_a_write_replaces_the_file_and_leaves_nothing_else(tmp_path: Path):
     assert stat.S_IMODE(path.stat().st_mode) & 0o600 == 0o600
 
 
-def test_a_staged_file_is_renamed_only_if_the_block_that_tries_it_out_ends(tmp_path: Path):
+def test_a_staged_file_is_renamed_only_if_the_block_succeeds(tmp_path: Path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
     with pytest.raises(InputError, match="not what it should be"), staged(path, b"new") as temporary:
@@ -74,13 +74,13 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("text", ["{", '{"a": "\\ud800"}', '{"\\udfff": 1}'])
-def test_what_is_no_json_or_no_text_is_a_value_error(text):
+def test_invalid_json_and_lone_surrogates_are_a_value_error(text):
     with pytest.raises(ValueError):
         parse_json(text)
     assert parse_json('{"a": "\\ud83d\\ude00"}') == {"a": "\U0001f600"}
 
 
-def test_a_folder_that_has_vanished_is_one_sentence(tmp_path: Path):
+def test_writing_to_a_missing_folder_is_one_sentence(tmp_path: Path):
     with pytest.raises(RunError, match="cannot write"):
         write_atomically(tmp_path / "absent" / "file", b"new")
 
@@ -93,13 +93,13 @@ def test_checking_an_output_leaves_nothing_behind(tmp_path: Path):
         check_writable(tmp_path / "file" / "run")
 
 
-def test_an_unwritable_output_is_bad_input():
+def test_an_unwritable_output_is_an_input_error():
     # /proc is a folder in which not even root can make a file.
     with pytest.raises(InputError, match="cannot write to /proc/run"):
         check_writable(Path("/proc/run"))
 
 
-def test_what_no_file_can_be_called_is_no_file(tmp_path: Path):
+def test_an_invalid_name_is_not_a_file(tmp_path: Path):
     (tmp_path / "a").touch()
     assert is_file(tmp_path / "a")
     assert is_file(str(tmp_path / "a"))
@@ -107,7 +107,7 @@ def test_what_no_file_can_be_called_is_no_file(tmp_path: Path):
     assert not is_file("a" * 300)
 
 
-def test_a_file_of_output_is_new_or_may_be_replaced_and_lies_in_a_folder_that_is_there(tmp_path: Path):
+def test_an_output_file_is_new_or_replaceable_and_its_folder_exists(tmp_path: Path):
     old, new, deep = tmp_path / "old", tmp_path / "new", tmp_path / "no" / "where" / "new"
     old.touch()
     check_output_file(new, overwrite=False)
@@ -116,8 +116,8 @@ def test_a_file_of_output_is_new_or_may_be_replaced_and_lies_in_a_folder_that_is
     for path, overwrite, sentence in (
         (old, False, "already exists; add --overwrite to replace it"),
         (tmp_path, True, "is a folder; name the file to write"),
-        (deep, True, f"there is no folder {deep.parent}; make it first"),
-        (old / "new", True, f"there is no folder {old}; make it first"),
+        (deep, True, f"the folder {deep.parent} does not exist; create it first"),
+        (old / "new", True, f"the folder {old} does not exist; create it first"),
         (tmp_path / ("a" * 300), True, "File name too long; choose another --output"),
     ):
         with pytest.raises(InputError, match=sentence):
@@ -125,7 +125,7 @@ def test_a_file_of_output_is_new_or_may_be_replaced_and_lies_in_a_folder_that_is
     assert list(tmp_path.iterdir()) == [old]
 
 
-def test_a_name_that_leaves_no_room_for_a_temporary_one_is_refused_before_the_work(tmp_path: Path):
+def test_a_name_too_long_for_a_temporary_file_is_refused_before_the_work(tmp_path: Path):
     check_output_file(tmp_path / ("x" * 237), overwrite=False)
     write_atomically(tmp_path / ("x" * 237), b"")
     with pytest.raises(InputError, match="this name is too long"):
@@ -133,7 +133,7 @@ def test_a_name_that_leaves_no_room_for_a_temporary_one_is_refused_before_the_wo
 
 
 @pytest.mark.parametrize("held", [False, True])
-def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path, held: bool):
+def test_temporary_files_of_killed_writers_are_removed_and_those_of_live_ones_are_not(tmp_path: Path, held: bool):
     dead, living, other = (tmp_path / f".{name}.0123456789ab.tmp" for name in ("file", "file2", "notes"))
     for path in (dead, living, other):
         path.write_text("")
@@ -147,7 +147,7 @@ def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_no
         assert (dead.exists(), living.exists(), other.exists()) == (False, True, not held)
 
 
-def test_a_temporary_file_that_was_taken_away_before_it_was_locked_is_made_again(tmp_path: Path, monkeypatch):
+def test_a_temporary_file_removed_before_it_was_locked_is_created_again(tmp_path: Path, monkeypatch):
     flock = fcntl.flock
     taken: list[Path] = []
 
@@ -185,7 +185,7 @@ def plant(path: Path, outside: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["pipe", "file", "folder", "device"])
 @pytest.mark.parametrize("name", ["file", "folder/file"])
-def test_a_path_inside_leads_to_no_link_pipe_or_device(tmp_path: Path, kind: str, name: str):
+def test_an_inside_path_follows_no_link_and_opens_no_pipe_or_device(tmp_path: Path, kind: str, name: str):
     outside, path = tmp_path / "outside", inside(tmp_path / "root") / name
     outside.mkdir()
     (outside / "secret").write_text("secret")
@@ -219,7 +219,7 @@ def test_a_path_that_leaves_its_directory_is_refused(tmp_path: Path, name: str):
         read_bounded(inside(tmp_path / "root") / name, 100)
 
 
-def test_every_way_to_a_neighbour_stays_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_paths_derived_from_an_inside_path_stay_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     file = inside(Path("run")) / "pool" / "shard"
     for neighbour in (file.with_name("other"), file.parent / "other", file.with_suffix(".other")):
@@ -240,6 +240,6 @@ def test_a_link_to_the_directory_itself_is_followed_because_the_user_named_it(tm
 def test_a_file_with_a_second_name_is_not_appended_to(tmp_path: Path):
     (tmp_path / "victim").write_text("precious")
     os.link(tmp_path / "victim", tmp_path / "file")
-    with pytest.raises(InputError, match="has a second name"):
+    with pytest.raises(InputError, match="has a second hard link"):
         append(inside(tmp_path) / "file", b"x")
     assert (tmp_path / "victim").read_text() == "precious"

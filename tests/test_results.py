@@ -35,7 +35,7 @@ def written(result: RunResult, run: Path) -> Path:
 
 
 @pytest.mark.parametrize("result", [make_distill_result(), make_distill_result(None, None), make_pretrain_result()])
-def test_what_is_read_is_what_was_written(tmp_path: Path, result: RunResult):
+def test_a_result_is_read_back_as_written(tmp_path: Path, result: RunResult):
     assert load_training_result(written(result, tmp_path)) == result
     assert type(result).load(tmp_path) == result
 
@@ -45,7 +45,7 @@ def test_a_result_of_another_command_is_refused(tmp_path: Path):
         DistillResult.load(written(make_pretrain_result(), tmp_path))
 
 
-def test_keys_that_a_newer_version_added_are_ignored(tmp_path: Path):
+def test_keys_of_newer_versions_are_ignored(tmp_path: Path):
     run = written(make_distill_result(), tmp_path)
     change(run / "result.json", lambda values: values["student"].update(novelty=[1, 2]))
     assert DistillResult.load(run) == make_distill_result()
@@ -60,7 +60,7 @@ def test_a_damaged_result_is_one_short_sentence(tmp_path: Path, text: str):
     assert len(str(error.value)) < len(str(tmp_path)) + 200
 
 
-def test_a_long_list_that_is_wrong_is_one_error(tmp_path: Path):
+def test_a_long_invalid_list_is_one_error(tmp_path: Path):
     surface: dict[str, object] = {"minima": [{}] * 100_000, "explained_variance": ["a"] * 100_000}
     values = {"command": "landscape", **make_run_facts(), "surfaces": [surface]}
     with pytest.raises(ValidationError) as error:
@@ -74,7 +74,7 @@ def test_a_score_that_is_not_finite_is_never_written():
         make_scores(loss=float("nan"))
 
 
-def test_a_path_that_is_no_text_can_be_told():
+def test_a_path_that_is_not_unicode_can_be_stored():
     name = os.fsdecode(b"run-\xff")
     result = make_evaluation("wrn16_1", name, name, ("cat", "dog"))
     assert json.loads(json.dumps(result.model_dump(mode="json")))["models"][0]["file"] == "run-?"
@@ -89,7 +89,7 @@ def numbers_in(values: dict[str, Any], place: tuple[str, ...] = ()) -> Iterator[
 
 
 def landscape_result() -> dict[str, Any]:
-    """What `landscape` returns, with a number in every place."""
+    """A result of `landscape` with a number in every field."""
     measurement = {"value": 1.0, "error": 0.1}
     curvature = {"samples": 5, "largest_eigenvalue": measurement, "trace": measurement, "epsilon": 0.1}
     surface = SurfaceFacts(
@@ -133,7 +133,7 @@ RESULTS: list[tuple[type[RunResult], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("number", ["1" + "0" * 400, "1" + "0" * 6000, "-1" + "0" * 400, "1e308", "-1e308"])
-def test_a_number_of_any_size_in_a_result_is_refused_or_can_be_shown(number: str):
+def test_a_number_of_any_size_in_a_result_is_refused_or_shown(number: str):
     for kind, values in RESULTS:
         surfaces = values.get("surfaces")
         for place in numbers_in({**values, "surfaces": surfaces[0]} if surfaces else values):

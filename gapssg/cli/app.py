@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from gapssg._version import __version__
 from gapssg.cli.console import Invocation, lenient_streams
 from gapssg.cli.signals import listening
-from gapssg.errors import GapssgError, InputError, says_out_of_memory, shortened
+from gapssg.errors import GapssgError, InputError, reporting_out_of_memory, shortened
 from gapssg.files import check_current_folder
 from gapssg.runs.requests import Stopped
 from gapssg.text import printable
@@ -134,7 +134,7 @@ def _run(invocation: Invocation) -> int:
     status = 0
     failure: Exception | Stopped | None = None
     try:
-        with says_out_of_memory(), _needing_current_folder():
+        with reporting_out_of_memory(), _needing_current_folder():
             status = app(standalone_mode=False, obj=invocation) or 0
     except (KeyboardInterrupt, typer.Abort):
         failure = Stopped(signal.SIGINT)

@@ -15,9 +15,10 @@ import typer
 from gapssg.cli.console import Console, Invocation
 from gapssg.data.settings import DataSettings
 from gapssg.errors import InputError, shortened
-from gapssg.files import check_exists, inside, user_path
+from gapssg.files import check_exists, user_path
 from gapssg.models import check_model_name
 from gapssg.models.reference import is_factory
+from gapssg.safe_paths import inside
 from gapssg.settings.base import Settings
 from gapssg.settings.load import read_toml, recipe_names
 
@@ -221,7 +222,7 @@ def run_directory(
     try:
         began_as = _command_of(read_toml(file))
     except InputError as error:
-        raise InputError(f"{resume} holds no run to continue: {error}") from error
+        raise InputError(f"{resume} holds no run to resume: {error}") from error
     if began_as != command:
         raise InputError(f"{resume} is a run of {began_as}; use gapssg {began_as} --resume {shlex.quote(str(resume))}")
     return resume, file

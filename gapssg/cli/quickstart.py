@@ -14,8 +14,8 @@ from gapssg.cli.console import count
 from gapssg.cli.options import Panel
 from gapssg.errors import InputError
 from gapssg.evaluation.settings import EvaluateSettings
-from gapssg.files import inside
 from gapssg.landscape.settings import LandscapeSettings
+from gapssg.safe_paths import inside
 from gapssg.settings import load_settings
 from gapssg.synthesis.base import PoolMethodSettings
 from gapssg.text import percent

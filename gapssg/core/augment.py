@@ -28,7 +28,7 @@ class Shifts(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop after padding and, where it is meaningful, a random horizontal flip.
+    """Random crop after padding and, optionally, a random horizontal flip.
 
     Attributes:
         padding: Pixels of padding on each side.
@@ -41,26 +41,21 @@ class Augmentation:
     padding_mode: PaddingMode = "zeros"
 
     def describe(self) -> str:
-        """Say in words what is drawn."""
+        """Describe the augmentation in words."""
         unit = "pixel" if self.padding == 1 else "pixels"
         kind = "mirrored padding" if self.padding_mode == "reflect" else "padding"
         crops = f"crops with {self.padding} {unit} of {kind}" if self.padding else "no crops"
         return f"{crops}, {'random horizontal flips' if self.flip else 'no flips'}"
 
     def __call__(self, images: Tensor, shifts: Shifts) -> Tensor:
-        """Return each of the images (N, C, H, W) cropped at its own offset, and mirrored where asked; differentiable.
-
-        Args:
-            images: Any dtype.
-            shifts: What `draw` has drawn.
-        """
+        """Crop and flip each of the images (N, C, H, W), of any dtype, by the result of `draw`; differentiable."""
         if self.padding_mode == "zeros" or not self.padding:
             return crop_and_flip(images, shifts)
         border = slice(self.padding, -self.padding)
         return crop_and_flip(reflect(images, self.padding), shifts)[..., border, border]
 
     def draw(self, count: int, generator: torch.Generator) -> Shifts:
-        """Draw a crop and flip for each of `count` samples, on the generator's device."""
+        """Draw a crop and a flip for each of `count` samples, on the generator's device."""
         device = generator.device
         low, high = -self.padding, self.padding + 1
         rows = torch.randint(low, high, (count,), generator=generator, device=device)
@@ -73,12 +68,12 @@ class Augmentation:
 
 
 def choose_crop_padding(given: int | None, image_shape: tuple[int, int, int], otherwise: int | None = None) -> int:
-    """Return the padding for random crops, of which every one must hold a part of the image.
+    """Return the padding for random crops, each of which must contain a part of the image.
 
     Args:
-        given: What the user asks for: pixels on each side.
+        given: Pixels on each side, from the user.
         image_shape: (channels, height, width) of an image.
-        otherwise: What it is where nothing is given; None is an eighth of the shorter side.
+        otherwise: The default; None is an eighth of the shorter side.
 
     Raises:
         InputError: The padding is as large as the image.
@@ -95,13 +90,13 @@ def choose_crop_padding(given: int | None, image_shape: tuple[int, int, int], ot
 
 
 def crop_and_flip(images: Tensor, shifts: Shifts) -> Tensor:
-    """Return each image cropped at its own offset, zero outside, and then mirrored where asked.
+    """Crop each image at its own offset, with zeros outside, and then flip it.
 
-    Equals torchvision's `RandomCrop((H, W), padding)` followed by a flip, with the random numbers given.
+    Equals torchvision's `RandomCrop((H, W), padding)` followed by a flip, with these random numbers.
 
     Args:
         images: (N, C, H, W), any dtype; differentiable if floating.
-        shifts: One crop and flip for each sample.
+        shifts: One crop and flip per sample.
     """
     result: Tensor = _CropAndFlip.apply(images, *shifts)
     return result
@@ -151,11 +146,11 @@ def _shift(images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) -> Tens
 
 
 class Mixture(NamedTuple):
-    """With which other sample of its batch each sample is blended, and how much of it.
+    """The partner with which each sample of a batch is blended, and its share.
 
     Attributes:
-        partners: (N,) int64, the other sample.
-        shares: (N, 1, 1, 1) float32 in [0, 1), its share.
+        partners: (N,) int64, the index of the partner.
+        shares: (N, 1, 1, 1) float32 in [0, 1), the share of the partner.
     """
 
     partners: Tensor
@@ -163,7 +158,7 @@ class Mixture(NamedTuple):
 
 
 def draw_mixture(count: int, probability: float, generator: torch.Generator) -> Mixture:
-    """Draw a partner for each of `count` samples and, with this probability, a uniform share of it, else 0."""
+    """Draw a partner for each of `count` samples, and its share: uniform with this probability, else 0."""
     device = generator.device
     partners = torch.randperm(count, generator=generator, device=device)
     shares, chosen = torch.rand(2, count, 1, 1, 1, generator=generator, device=device)
@@ -171,9 +166,9 @@ def draw_mixture(count: int, probability: float, generator: torch.Generator) -> 
 
 
 def mix(images: Tensor, mixture: Mixture) -> Tensor:
-    """Return each of the images (N, C, H, W) blended with its partner.
+    """Blend each of the images (N, C, H, W) with its partner.
 
-    Zhang et al., "mixup", ICLR 2018; in distillation, with the teacher's answer to the blended image as the target,
+    Zhang et al., "mixup", ICLR 2018; in distillation, with the teacher's output for the blended image as the target,
     Beyer et al., "Knowledge distillation: A good teacher is patient and consistent", CVPR 2022.
     """
     return images.lerp(images[mixture.partners], mixture.shares)
@@ -181,11 +176,11 @@ def mix(images: Tensor, mixture: Mixture) -> Tensor:
 
 @dataclass(frozen=True)
 class Normalization:
-    """The shift and scale that a classifier expects of its input.
+    """The normalisation that a classifier expects of its input.
 
     Attributes:
-        mean: (1, C, 1, 1) float32, of images in [0, 1].
-        deviation: (1, C, 1, 1) float32.
+        mean: (1, C, 1, 1) float32, for images in [0, 1].
+        deviation: (1, C, 1, 1) float32, the standard deviation.
     """
 
     mean: Tensor
@@ -195,7 +190,7 @@ class Normalization:
     def from_statistics(
         cls, mean: tuple[float, ...], deviation: tuple[float, ...], device: torch.device
     ) -> Normalization:
-        """Make the normalisation of per-channel means and standard deviations."""
+        """Create the normalisation from per-channel means and standard deviations."""
         shape = (1, -1, 1, 1)
         return cls(
             torch.tensor(mean, dtype=torch.float32, device=device).view(shape),

@@ -1,4 +1,4 @@
-"""Shuffled passes over a set of samples, in batches of one fixed size."""
+"""Shuffled passes over a set of samples, in batches of a fixed size."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from torch import Tensor
 
 
 def steps_for_passes(count: int, passes: int, batch_size: int) -> int:
-    """Return how many batches visit each of `count` samples `passes` times."""
+    """Return the number of batches that visit each of `count` samples `passes` times."""
     return -(-passes * count // batch_size)
 
 
 def shuffled_batches(count: int, passes: int, batch_size: int, generator: torch.Generator) -> Tensor:
     """Return the batches of `passes` shuffled passes over `count` samples.
 
-    Every sample stands in `passes` places; where the batch size does not divide their number, the last
-    batch is filled from the start of one more pass, so that every batch has the same size.
+    If the batch size does not divide the number of samples, the last batch is filled from the start of another pass.
 
     Returns:
         (steps, batch_size) int64 indices, on the generator's device.

@@ -1,4 +1,4 @@
-"""Convolutions whose weight gradient torch computes wrongly on a processor, and how they are computed instead."""
+"""Workarounds for convolutions whose weight gradient torch computes wrongly on a processor."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# The widest channel block of oneDNN's kernels: 16 float32 numbers of AVX-512. From there on they are sound.
+# The widest channel block of oneDNN's kernels: 16 float32 numbers of AVX-512. With as many channels they are correct.
 _CHANNEL_BLOCK = 16
 
 
 def avoid_unsound_kernels(module: nn.Module) -> None:
-    """Make the convolutions of a network that trains on a processor avoid the kernels that are wrong.
+    """Make the convolutions of a network avoid two wrong weight-gradient kernels of oneDNN on a processor.
 
-    Two of oneDNN's kernels for the weight gradient are, seen with torch 2.14 and 2.15:
+    Seen with torch 2.14 and 2.15:
 
-    - That of a strided 1x1 convolution in channels_last copies the pixels that the stride leaves into a workspace of
-      `in_channels` numbers a pixel, but in whole channel blocks. With fewer channels than a block it writes beyond the
-      workspace, in float32 as in bfloat16: from about 80 pixels on it corrupts the heap. Such layers skip pixels
-      themselves and convolve with stride 1, which is the same layer and takes no workspace.
-    - That of a strided depthwise convolution in bfloat16 leaves taps uninitialised where the map is narrower than the
-      stride, as in MobileNets on images of 16 pixels: gradients of any size where 0 is right. There such layers
-      compute in float32.
+    - The kernel of a strided 1x1 convolution in channels_last copies the strided pixels into a workspace of
+      `in_channels` numbers per pixel, but in whole channel blocks. With fewer channels than a block it writes beyond
+      the workspace, in float32 and bfloat16: from about 80 pixels on it corrupts the heap. Such layers subsample the
+      pixels and convolve with stride 1, which is the same layer without a workspace.
+    - The kernel of a strided depthwise convolution in bfloat16 leaves taps uninitialised where the map is narrower than
+      the stride, as in MobileNets on images of 16 pixels: arbitrary gradients instead of 0. There such layers compute
+      in float32.
 
     Layers keep their classes, attributes and state dicts.
     """
     for layer in module.modules():
         if not isinstance(layer, nn.Conv2d):
             continue
-        # A partial is copied along with its layer; a closure would go on convolving with the original.
+        # Copying the layer copies a partial too; a closure would still convolve with the original.
         if _overruns_its_workspace(layer):
             layer._conv_forward = partial(_convolve_without_stride, layer)  # type: ignore[method-assign]
         elif layer.groups == layer.in_channels > 1 and layer.stride[1] > 1:

@@ -1,4 +1,4 @@
-"""Device, precision, compilation and named random streams: handed to whoever computes."""
+"""Device, precision, compilation and named random streams of a run."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from gapssg.text import duration
 
 Step = TypeVar("Step", bound=Callable[..., Any])
 
-# What `compile = "auto"` goes by. Compiling the steps of a run takes about a minute on a processor and more on a GPU.
-# The rates are of eager steps: of one thread with bfloat16 instructions, of one without, and of a large GPU.
+# The basis of `compile = "auto"`. Compiling the steps of a run takes about a minute on a processor and more on a GPU.
+# The rates are of eager steps: of one thread with and without bfloat16 instructions, and of a large GPU.
 _EAGER_FLOPS = {"bf16": 1.5e11, "fp32": 5e10}
 _EAGER_FLOPS_OF_A_GPU = 5e13
 _SECONDS_WORTH_COMPILING = 600.0
@@ -32,15 +32,15 @@ _SECONDS_WORTH_COMPILING = 600.0
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how precisely tensors are computed, and where randomness comes from.
+    """Device and precision of the tensors, and the source of random numbers.
 
     Attributes:
-        device: Every tensor of the run lives here.
+        device: Device of every tensor of the run.
         precision: `bf16` computes networks under autocast; logits, losses, statistics, master weights
             and optimizers stay in float32 either way (on CUDA, their products in TF32).
         compiled: Whether `compile` compiles.
-        seed: The seed that every random stream is derived from.
-        deterministic: Whether CUDA may use only algorithms that give the same bits each time.
+        seed: Seed from which every random stream is derived.
+        deterministic: Whether CUDA may use only deterministic algorithms.
     """
 
     device: torch.device
@@ -51,10 +51,10 @@ class Runtime:
 
     @classmethod
     def from_settings(cls, settings: RuntimeSettings, seed: int) -> Runtime:
-        """Choose device and precision; `compile = "auto"` is not compiled until `compile_if_worth_it` says so.
+        """Choose device and precision; `compile = "auto"` is left to `decide_compilation`.
 
         Raises:
-            InputError: CUDA was asked for and there is none, or compiling and there is no compiler.
+            InputError: CUDA is requested but not available, or compilation without a compiler.
         """
         device = _choose_device(settings.device)
         precision = settings.precision
@@ -69,25 +69,19 @@ class Runtime:
     def decide_compilation(
         self, setting: bool | Literal["auto"], flops: float, earlier: bool | None = None
     ) -> tuple[Runtime, str | None]:
-        """Return this runtime with what the setting `compile` decides for so many operations, and why, if it decides.
+        """Return this runtime with the decision of `compile = "auto"`, and the reason if it is made now.
+
+        The decision depends on settings and machine only, not on a clock, so that equal runs decide alike.
 
         Args:
-            setting: What was asked for; `from_settings` has heeded all but `auto`.
+            setting: The setting; `from_settings` has applied all values but `auto`.
             flops: Floating-point operations of the run.
-            earlier: What was decided when the run began, if it continues.
+            earlier: The decision at the start of the run, if it resumes.
         """
         if setting != "auto":
             return self, None
-        return self.compile_if_worth_it(flops) if earlier is None else (replace(self, compiled=earlier), None)
-
-    def compile_if_worth_it(self, flops: float) -> tuple[Runtime, str]:
-        """Decide whether a run of so many floating-point operations is compiled.
-
-        The decision depends on the settings and the machine, and on no clock: equal runs decide alike.
-
-        Returns:
-            This runtime with the decision, and a sentence that says what was decided and why.
-        """
+        if earlier is not None:
+            return replace(self, compiled=earlier), None
         rate = _EAGER_FLOPS_OF_A_GPU
         if self.device.type != "cuda":
             rate = torch.get_num_threads() * _EAGER_FLOPS[self.precision]
@@ -100,19 +94,19 @@ class Runtime:
         return replace(self, compiled=True), f"compiled, because the run is long: {length}"
 
     def identity(self) -> dict[str, str]:
-        """Return by name what a run that continues must be computed with: its numbers are others with another."""
+        """Return the properties, by name, that a resumed run must share because its numbers depend on them."""
         return {"the device": self.device.type, "the precision": self.precision}
 
     def describe(self) -> str:
-        """Return where and how is computed, in a few words."""
+        """Describe device, precision and compilation in a few words."""
         words = [str(self.device), self.precision, "compiled" if self.compiled else "eager"]
         return ", ".join(words + ["deterministic"] * self.deterministic)
 
     @contextmanager
     def configured(self) -> Iterator[None]:
-        """Set what torch has only global switches for, and restore it: TF32, algorithm search, determinism.
+        """Set the global switches of torch (TF32, algorithm search, determinism), and restore them afterwards.
 
-        Sizes are fixed, so that the search for the fastest convolutions pays off.
+        Searching for the fastest convolutions is worthwhile, because sizes are fixed.
         """
         if self.device.type != "cuda":
             yield
@@ -123,7 +117,7 @@ class Runtime:
         backends.cuda.matmul.allow_tf32 = cudnn.allow_tf32 = self.precision == "bf16"
         cudnn.benchmark, cudnn.deterministic = not self.deterministic, self.deterministic
         if self.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for in this mode
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by torch in this mode
             torch.use_deterministic_algorithms(True)
         try:
             yield
@@ -132,26 +126,26 @@ class Runtime:
             torch.use_deterministic_algorithms(was_deterministic)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context in which networks are computed."""
+        """Return the autocast context in which networks are computed."""
         return torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=True
         )
 
     def derive_seed(self, stream: str, *indices: int) -> int:
-        """Return a 63-bit seed that depends on the run's seed, the stream's name and the indices."""
+        """Derive a 63-bit seed from the run's seed, the name of the stream and the indices."""
         text = "/".join([str(self.seed), stream, *map(str, indices)])
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
     def random_stream(self, stream: str, *indices: int) -> torch.Generator:
-        """Return a fresh random generator on the device for one use, such as ("latent", epoch).
+        """Return a new random generator on the device for one use, such as ("latent", epoch).
 
-        Streams hold no state between epochs, so a run that continues at an epoch needs none saved.
+        Streams keep no state between epochs, so that a checkpoint after an epoch need not store any.
         """
         return torch.Generator(self.device).manual_seed(self.derive_seed(stream, *indices))
 
     @contextmanager
     def seeded_globals(self, stream: str, *indices: int) -> Iterator[None]:
-        """Seed torch's global generators for modules that draw from them (dropout), and restore them."""
+        """Seed torch's global generators, from which dropout draws, and restore them afterwards."""
         on_cuda = self.device.type == "cuda"
         seed = self.derive_seed(stream, *indices)
         with torch.random.fork_rng(devices=[self.device] if on_cuda else []):
@@ -165,21 +159,21 @@ class Runtime:
         """Return `step` compiled, if this run compiles."""
         if not self.compiled:
             return step
-        # On a processor it warns that there is no CUDA, which nobody asked for.
+        # On a processor it warns that CUDA is missing, which is not used.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         return cast(Step, torch.compile(step, dynamic=False))
 
     def place(self, module: nn.Module) -> nn.Module:
-        """Move a network to the device in the memory layout that convolutions are fastest in.
+        """Move a network to the device in channels-last layout, in which convolutions are fastest.
 
-        On a processor, its convolutions avoid the kernels of torch that are wrong.
+        On a processor, its convolutions avoid kernels of torch with wrong gradients.
         """
         if self.device.type == "cpu":
             avoid_unsound_kernels(module)
         return module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def synchronize(self) -> None:
-        """Wait for the device, before a clock is read."""
+        """Wait for the device, for example before reading a clock."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -192,12 +186,12 @@ def computes_bf16_natively(device: torch.device) -> bool:
 
 
 def obstacle_to_compiling(device: torch.device) -> str | None:
-    """Return why torch.compile cannot work here, if so: it needs a C++ compiler, on CUDA also Triton."""
+    """Return why torch.compile cannot work here, or None: it needs a C++ compiler, on CUDA also Triton."""
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        return "Triton is not installed, which compiling for CUDA needs"
+        return "compiling for CUDA needs Triton, which is not installed"
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(compiler) is None:
-        return f"there is no C++ compiler {compiler}, which compiling needs"
+        return f"compiling needs the C++ compiler {compiler}, which is not installed"
     return None
 
 

@@ -1,6 +1,6 @@
-"""One update of weights: the place where a step is compiled and, on a GPU, captured as a graph.
+"""One weight update: where a step is compiled and, on a GPU, captured as a CUDA graph.
 
-A small network on a large GPU is bound by the launches of its kernels, which a graph replays in one.
+A small network on a large GPU is limited by kernel launches, which a graph replaces by one.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,27 +19,19 @@ Outputs = dict[str, Tensor]
 _LOGGER = logging.getLogger(__name__)
 
 EAGER_CALLS = 3
-"""Calls before the capture. They are steps like any other; libraries and optimizers make their state in them."""
-
-
-class Recorder(Protocol):
-    """Something that records what a function launches, and replays it on the same memory."""
-
-    def record(self, function: Callable[[], Outputs]) -> Outputs:
-        """Record `function` without running it; return the tensors that each replay writes to."""
-
-    def replay(self) -> None:
-        """Run what was recorded."""
+"""Calls before the capture. They are ordinary steps, in which libraries and optimizers create their state."""
+Recording = tuple[Outputs, Callable[[], None]]
+"""The outputs of a recorded function, and a function that replays it on the same memory."""
 
 
 class TrainingStep:
-    """Loss, gradients, optimizer and what follows them: one function of tensors of fixed sizes, without waiting.
+    """Loss, gradients and optimizer step as one function of tensors of fixed sizes, without synchronising.
 
-    A step whose loss is not finite changes no weight and no state of the optimizer. That is decided on the device,
-    and counted there.
+    A step whose loss is not finite changes neither weights nor optimizer state. That is decided and counted on the
+    device.
 
     Attributes:
-        skipped: How many steps changed nothing; 0-dimensional float32 on the device, to be set to 0 in place.
+        skipped: Number of such steps; 0-dimensional float32 on the device, to be reset in place.
     """
 
     def __init__(
@@ -51,12 +42,12 @@ class TrainingStep:
         runtime: Runtime,
         after: Callable[[Outputs], None] | None = None,
     ) -> None:
-        """Update what `optimizer` holds by the gradient of `loss`.
+        """Update the parameters of `optimizer` by the gradient of `loss`.
 
         Args:
-            name: What the step does, for messages.
-            loss: Tensors to a dict whose entry `loss` is minimised; the others are for `after` and the caller.
-            optimizer: A fused one, whose learning rate is a tensor, as `step_size` makes it.
+            name: Name of the step, for messages.
+            loss: Maps tensors to a dict whose entry `loss` is minimised; the others are for `after` and the caller.
+            optimizer: A fused optimizer, whose learning rate is a tensor made by `step_size`.
             runtime: Whether and how the step is compiled and captured.
             after: Called with the outputs at the end of the step, to update tensors in place.
         """
@@ -64,23 +55,23 @@ class TrainingStep:
         self._optimizer = optimizer
         self._after = after
         self.skipped = torch.zeros((), device=runtime.device)
-        # Fused optimizers leave everything as it is where this says 1; gradient scalers use it.
+        # Fused optimizers change nothing if this is 1; gradient scalers use it.
         self._not_finite = torch.zeros((), device=runtime.device)
         optimizer.grad_scale, optimizer.found_inf = None, self._not_finite  # type: ignore[attr-defined]
         self._capture = None
         if runtime.device.type == "cuda":
-            self._capture = Capture(self._update, name, partial(CudaRecorder, runtime.device))
+            self._capture = Capture(self._update, name, partial(record_cuda_graph, runtime.device))
 
     def __call__(self, *tensors: Tensor) -> Outputs:
         """Make one update.
 
         Returns:
-            What the loss function returned, without gradient, on the device. The next call may overwrite it.
+            The outputs of the loss function, without gradient, on the device. The next call may overwrite them.
         """
         return self._update(*tensors) if self._capture is None else self._capture(*tensors)
 
     def make_state(self) -> None:
-        """Let Adam make its moments, by a step that is not applied."""
+        """Let Adam create its moments, by a step that is not applied."""
         self._not_finite.fill_(1)
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
@@ -103,82 +94,65 @@ class TrainingStep:
 
 
 class Capture:
-    """Calls a function as it is a few times, and from then on replays what it launches.
+    """Calls a function a few times, and then replays the kernels that it launches.
 
-    Where the recording fails, the function is called as it is for good, and a warning is logged.
+    If the recording fails, the function is called every time, and a warning is logged.
     """
 
     def __init__(
         self,
         function: Callable[..., Outputs],
         name: str,
-        make_recorder: Callable[[], Recorder],
+        record: Callable[[Callable[[], Outputs]], Recording],
     ) -> None:
-        """Record `function`, whose tensors must have the same sizes and types in each call."""
+        """Capture `function`, whose tensors must have the same sizes and types in each call."""
         self._function = function
         self._name = name
-        self._make_recorder = make_recorder
+        self._record = record
         self._calls = 0
-        self._recorder: Recorder | None = None
+        self._recording: Recording | None = None
         self._inputs: tuple[Tensor, ...] = ()
-        self._outputs: Outputs = {}
-        self._possible = True
 
     def __call__(self, *tensors: Tensor) -> Outputs:
         """Call the function, or replay it on these tensors."""
+        if self._calls == EAGER_CALLS:
+            self._capture(tensors)
         self._calls += 1
-        if self._recorder is None and self._possible and self._calls > EAGER_CALLS:
-            self._record(tensors)
-        if self._recorder is None:
+        if self._recording is None:
             return self._function(*tensors)
         for place, tensor in zip(self._inputs, tensors, strict=True):
             if place.shape != tensor.shape:
                 # copy_ would broadcast it.
                 raise ValueError(f"{self._name} was recorded for {tuple(place.shape)}, not {tuple(tensor.shape)}")
             place.copy_(tensor)
-        self._recorder.replay()
-        return self._outputs
+        outputs, replay = self._recording
+        replay()
+        return outputs
 
-    def _record(self, tensors: tuple[Tensor, ...]) -> None:
-        recorder = self._make_recorder()
+    def _capture(self, tensors: tuple[Tensor, ...]) -> None:
         inputs = tuple(tensor.clone() for tensor in tensors)
         try:
-            self._outputs = recorder.record(lambda: self._function(*inputs))
-        except RuntimeError as error:  # torch has no error of its own for this
-            self._possible = False
+            self._recording, self._inputs = self._record(partial(self._function, *inputs)), inputs
+        except RuntimeError as error:  # torch has no specific error for this
             reason = str(error).splitlines()[0]
-            _LOGGER.warning("%s runs slower than it could: no graph of it, %s", self._name, reason)
-        else:
-            self._recorder, self._inputs = recorder, inputs
+            _LOGGER.warning("%s runs without a CUDA graph, which is slower: %s", self._name, reason)
 
 
-class CudaRecorder:
-    """Records CUDA kernels as one graph (torch.cuda.CUDAGraph)."""
-
-    def __init__(self, device: torch.device) -> None:
-        """Record on `device`."""
-        self._device = device
-        self._graph = torch.cuda.CUDAGraph()
-
-    def record(self, function: Callable[[], Outputs]) -> Outputs:
-        """Record `function` on a stream of its own."""
-        # A checkpoint may be on its way from the GPU in another thread, which the default mode does not allow.
-        mode = "thread_local"
-        with torch.cuda.device(self._device), torch.cuda.graph(self._graph, capture_error_mode=mode):
-            return function()
-
-    def replay(self) -> None:
-        """Launch the graph on the current stream."""
-        self._graph.replay()
+def record_cuda_graph(device: torch.device, function: Callable[[], Outputs]) -> Recording:
+    """Record the CUDA kernels of `function`, without running them, as one graph."""
+    graph = torch.cuda.CUDAGraph()
+    # A checkpoint may be copied from the GPU by another thread, which the default mode does not allow.
+    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        return function(), graph.replay
 
 
 def step_size(learning_rate: float, device: torch.device) -> Tensor:
-    """Return a learning rate as 0-dimensional float32, which optimizers read anew in each compiled or captured step."""
+    """Return a learning rate as 0-dimensional float32, which compiled and captured steps read each time."""
     return torch.tensor(learning_rate, dtype=torch.float32, device=device)
 
 
 def forget_steps(optimizer: torch.optim.Optimizer) -> None:
-    """Put an optimizer back, in place, to where it was before its first step (Adam: moments and step count 0)."""
+    """Reset an optimizer in place to the state before its first step (Adam: moments and step count 0)."""
     for state in optimizer.state.values():
         for value in state.values():
             value.zero_()

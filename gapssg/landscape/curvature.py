@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime, to_unit_range
-from gapssg.errors import says_out_of_memory, shortened
+from gapssg.errors import reporting_out_of_memory, shortened
 from gapssg.landscape.layout import Layout
 from gapssg.landscape.samples import Samples
 from gapssg.landscape.settings import CurvatureSettings
@@ -97,7 +97,7 @@ def measure_curvature(
 def _measured(name: str, missing: dict[str, str], measure: Callable[[], Value]) -> Value | None:
     """Return the result of `measure`; None, with the reason in `missing`, if the network is not differentiable."""
     try:
-        with says_out_of_memory():
+        with reporting_out_of_memory():
             return measure()
     except RuntimeError as error:
         missing[name] = shortened(str(error).split("\n")[0], 200)

@@ -14,7 +14,7 @@ import torch
 from gapssg.core.runtime import Runtime
 from gapssg.errors import InputError, shortened
 from gapssg.evaluation.real_images import check_same_images
-from gapssg.files import inside, is_file, user_path
+from gapssg.files import is_file, user_path
 from gapssg.landscape.curvature import measure_curvature
 from gapssg.landscape.figures import draw
 from gapssg.landscape.layout import Layout
@@ -26,10 +26,11 @@ from gapssg.landscape.sharpness import radius_of_doubling
 from gapssg.landscape.subjects import Subject, read_subjects
 from gapssg.landscape.surface import Surface, SurfaceCard, load_surface, save_surface
 from gapssg.models.model_file import LoadedModel
-from gapssg.runs.directory import Display, RunDirectory, SilentDisplay, run_facts, sha256_of_what_stays
+from gapssg.runs.directory import Display, RunDirectory, SilentDisplay, run_facts, sha256_of_fixed_settings
 from gapssg.runs.events import CheckpointWritten, Event, LandscapeEnded, Started, SurfaceMeasured, SurfaceTiming, Warned
 from gapssg.runs.requests import Requests
 from gapssg.runs.results import Bf16Error, CentreFacts, LandscapeResult, LandscapeTiming
+from gapssg.safe_paths import inside
 from gapssg.training.loop import Job, Launch, Phase
 
 _FOLDER = "surfaces"
@@ -238,7 +239,7 @@ def _empty_surface(
         precision=runtime.precision,
         marks=tuple(site.marks),
         marks_sha256=tuple(model.sha256 for model in site.marks.values()),
-        settings_sha256=sha256_of_what_stays(settings),
+        settings_sha256=sha256_of_fixed_settings(settings),
     )
     return Surface.empty(card, site.axes.contiguous(), site.mark_coordinates)
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from gapssg.errors import InputError
-from gapssg.files import InsidePath, entries_in, inside, is_file
+from gapssg.files import entries_in, is_file
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.runs.directory import final_weights
+from gapssg.safe_paths import InsidePath, inside
 from gapssg.settings.load import read_toml
 from gapssg.text import shortest_ends
 from gapssg.training.settings import DistillSettings

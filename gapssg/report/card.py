@@ -9,11 +9,12 @@ from pathlib import Path
 import jinja2
 
 from gapssg.errors import InputError, shortened
-from gapssg.files import check_exists, inside, is_file, user_path, write_atomically
+from gapssg.files import check_exists, is_file, user_path, write_atomically
 from gapssg.models.reference import is_factory
 from gapssg.report.runs import TrainingRun, read_training_run
 from gapssg.runs.evaluations import Evaluation, read_evaluations
 from gapssg.runs.results import DistillResult, Scores, Trained
+from gapssg.safe_paths import inside
 from gapssg.text import percent, printable
 
 _FILE = "README.md"

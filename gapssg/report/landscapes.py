@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gapssg.files import entries_in, inside
+from gapssg.files import entries_in
 from gapssg.runs.pictures import read_picture
 from gapssg.runs.results import LandscapeResult
+from gapssg.safe_paths import inside
 
 if TYPE_CHECKING:
     from PIL.Image import Image

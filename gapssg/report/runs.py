@@ -12,9 +12,10 @@ from typing import Any
 import tomli_w
 
 from gapssg.errors import InputError
-from gapssg.files import InsidePath, canonical_json, inside, is_file, sha256_of_file
+from gapssg.files import canonical_json, is_file, sha256_of_file
 from gapssg.runs.events import DistillationEpoch, Events, PretrainingEpoch, read_finished
 from gapssg.runs.results import RESULT, DistillResult, PretrainResult, RunResult, load_training_result
+from gapssg.safe_paths import InsidePath, inside
 from gapssg.settings.load import read_toml
 from gapssg.text import printable_toml, shortest_ends
 

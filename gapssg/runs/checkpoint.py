@@ -1,7 +1,6 @@
-"""What a run needs to continue: one file, replaced atomically when a checkpoint is due.
+"""What a run needs to resume: one file, replaced atomically when a checkpoint is due.
 
-The sample pool is on disk as its shards, so a checkpoint costs as much as the weights and their momenta, however
-long the run has been.
+The sample pool is on disk as shards, so that a checkpoint is as large as the weights and momenta, however long the run.
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ import shlex
 import time
 from collections.abc import Callable, Container, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -21,47 +22,49 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gapssg.errors import InputError, RunError, shortened
-from gapssg.files import canonical_json, inside, is_file, write_atomically
+from gapssg.files import canonical_json, is_file, write_atomically
 from gapssg.models.safetensors_file import read_safetensors
-from gapssg.runs.directory import RunDirectory, Written, check_may_continue
+from gapssg.runs.directory import RunDirectory, Written, check_may_resume
 from gapssg.runs.events import CheckpointWritten
 from gapssg.runs.requests import Requests, Stopped
+from gapssg.safe_paths import inside
 from gapssg.settings.base import Settings
 
 FOLDER, _FILE, _KEY = "checkpoint", "latest.safetensors", "facts"
 _FILES, _BEST = "written.files", "written.best"
+NOT_OF_THIS_RUN = "the checkpoint does not belong to this run; restart with --overwrite"
 
 
 class State(NamedTuple):
-    """What a checkpoint keeps of a component.
+    """The state of a component in a checkpoint.
 
     Attributes:
         facts: Counters, rates and scores; JSON types.
-        tensors: On whichever device.
+        tensors: On any device.
     """
 
     facts: dict[str, Any]
     tensors: dict[str, Tensor]
 
     def prefixed(self, prefix: str) -> dict[str, Tensor]:
-        """Return the tensors by name, with the component's before it."""
+        """Return the tensors with a prefix before their names."""
         return {f"{prefix}{name}": tensor for name, tensor in self.tensors.items()}
 
     def component(self, name: str) -> State:
-        """Return the part of a checkpoint that `prefixed` and a fact of this name were made of."""
+        """Return the state of the component whose facts and tensors have this name."""
         prefix = f"{name}."
         tensors = {key.removeprefix(prefix): t for key, t in self.tensors.items() if key.startswith(prefix)}
         return State(self.facts.get(name, {}), tensors)
 
 
 class Facts(BaseModel):
-    """Base class of what components keep in a checkpoint, which is a stranger's when it is read."""
+    """Base class of the facts that components keep in a checkpoint, which may be untrusted when it is read."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @classmethod
     def read(cls, facts: Any) -> Self:
-        """Check facts of a checkpoint.
+        """Validate facts of a checkpoint.
 
         Raises:
             InputError: They are not those of this component.
@@ -72,7 +75,7 @@ class Facts(BaseModel):
                 raise ValueError("facts are missing")
             return found
         except (ValidationError, ValueError, TypeError) as error:
-            raise InputError("the checkpoint is not one of this run; start the run anew") from error
+            raise InputError(NOT_OF_THIS_RUN) from error
 
 
 class _Header(Facts):
@@ -83,120 +86,98 @@ class _Header(Facts):
     facts: dict[str, Any]
 
 
-class Checkpoint(NamedTuple):
-    """The state of a run at some step.
+@dataclass
+class Checkpoints:
+    """Writes checkpoints when they are due or requested, and stops the run on request.
+
+    The state is copied at once and written by another thread while the run proceeds. From a GPU it is copied into
+    pinned memory asynchronously.
 
     Attributes:
-        written: What the run had written at that time.
-        state: Of all components.
+        run: The run.
+        identity: What must be the same on resume, such as the SHA-256 of the teacher.
+        state: Returns the current state; None if no checkpoint can be written now.
+        requests: Requests to the run from outside.
+        every_epochs: Epochs between checkpoints.
+        every_minutes: Minutes after which a checkpoint is written between two steps.
     """
 
-    written: Written
-    state: State
-
-
-class Checkpoints:
-    """Writes checkpoints when they are due or asked for, and stops the run when that is asked for.
-
-    The state is copied at once and written by another thread while the run goes on. From a GPU it is copied into
-    pinned memory without waiting for it.
-    """
-
-    def __init__(
-        self,
-        run: RunDirectory,
-        identity: dict[str, str],
-        state: Callable[[], State | None],
-        requests: Requests,
-        every_epochs: int,
-        every_minutes: float,
-    ) -> None:
-        """Keep the checkpoints of one run.
-
-        Args:
-            run: The run.
-            identity: What must be the same when it continues, such as the SHA-256 of its teacher.
-            state: Returns what to keep; None if there is nothing that is to be kept here.
-            requests: What is asked of the run from outside.
-            every_epochs: Epochs between checkpoints.
-            every_minutes: Minutes after which one is written between two steps.
-        """
-        self._run = run
-        self._identity = identity
-        self._state = state
-        self._requests = requests
-        self._every_epochs = every_epochs
-        self._every_seconds = 60 * every_minutes
-        self._written = time.monotonic()
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
+    run: RunDirectory
+    identity: dict[str, str]
+    state: Callable[[], State | None]
+    requests: Requests
+    every_epochs: int
+    every_minutes: float
+    _written: float = field(default_factory=time.monotonic, init=False)
+    _writer: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "checkpoint"), init=False)
+    _pending: Future[None] | None = field(default=None, init=False)
 
     def __enter__(self) -> Self:
-        """Answer requests until the block ends."""
-        self._requests.attended = True
+        """Accept requests until the block ends."""
+        self.requests.attended = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Finish what is being written."""
-        self._requests.attended = False
+        """Wait for the checkpoint that is being written."""
+        self.requests.attended = False
         self._writer.shutdown(wait=True)
         if error is None:
             self.finish()
 
     def after_step(self) -> None:
-        """Answer requests, and write a checkpoint if the last is too long ago; otherwise this costs nothing.
+        """Answer requests, and write a checkpoint if one is due; otherwise this costs nothing.
 
         Raises:
-            RunError: The last checkpoint could not be written; the one before is untouched.
-            Stopped: The run was asked to stop, and the checkpoint is written.
+            RunError: The last checkpoint could not be written; the previous one is untouched.
+            Stopped: A stop was requested, and the checkpoint is written.
         """
         if self._pending is not None and self._pending.done():
             self.finish()
-        is_due = time.monotonic() - self._written > self._every_seconds
-        if self._requests.stop is not None or self._requests.checkpoint or is_due:
-            self._requests.checkpoint = False
+        is_due = time.monotonic() - self._written > 60 * self.every_minutes
+        if self.requests.stop is not None or self.requests.checkpoint or is_due:
+            self.requests.checkpoint = False
             self.write()
-        if self._requests.stop is not None:
+        if self.requests.stop is not None:
             self.finish()
-            raise Stopped(self._requests.stop)
+            raise Stopped(self.requests.stop)
 
     def after_epoch(self, epochs_done: int, is_last: bool) -> None:
-        """Write a checkpoint if that is due after this epoch, and answer requests.
+        """Write a checkpoint if one is due after this epoch, and answer requests.
 
         Raises:
             RunError: As `after_step`.
             Stopped: As `after_step`, if it is not the last epoch.
         """
-        if is_last or epochs_done % self._every_epochs == 0:
+        if is_last or epochs_done % self.every_epochs == 0:
             self.write()
         if not is_last:
             self.after_step()
 
     def write(self) -> None:
-        """Copy the state and let it be written.
+        """Copy the state and start writing it.
 
         Raises:
-            RunError: The checkpoint before could not be written.
+            RunError: The previous checkpoint could not be written.
         """
         self.finish()
         self._written = time.monotonic()
-        state = self._state()
+        state = self.state()
         if state is None:
             return
-        written = self._run.written()
+        written = self.run.written()
         header = {
             "events_length": written.events_length,
             "events_sha256": written.events_sha256,
-            "settings": self._run.settings,
-            "identity": self._identity,
+            "settings": self.run.settings,
+            "identity": self.identity,
             "facts": state.facts,
         }
         metadata = {_KEY: canonical_json(header)}
-        file = self._run.folder(FOLDER) / _FILE
+        file = self.run.folder(FOLDER) / _FILE
         copies, wait = _start_copying(state.tensors)
-        # Not in the header, whose length is bounded: a long run has many files.
+        # Not in the header, whose length is limited: a long run has many files.
         copies[_FILES] = _as_tensor(canonical_json(written.files).encode())
         if written.best is not None:
             copies[_BEST] = _as_tensor(written.best)
@@ -211,19 +192,19 @@ class Checkpoints:
         self._pending = self._writer.submit(finish_writing)
 
     def finish(self) -> None:
-        """Wait until the last checkpoint is durable.
+        """Wait until the last checkpoint is on the disk.
 
         Raises:
-            RunError: It could not be written; the one before is untouched.
+            RunError: It could not be written; the previous one is untouched.
         """
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
-            self._run.show(CheckpointWritten(directory=self._run.path))
+            self.run.show(CheckpointWritten(directory=self.run.path))
 
 
 def _start_copying(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:
-    """Copy tensors to the processor; return the copies and what waits until they are complete."""
+    """Start copying tensors to the processor; return the copies and a function that waits for them."""
     copies = {}
     device = None
     for name, tensor in tensors.items():
@@ -242,34 +223,34 @@ def _as_tensor(content: bytes) -> Tensor:
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
-def _short(value: str) -> str:
-    return f"{shortened(value, 12)}"
+def _as_bytes(tensor: Tensor) -> bytes:
+    return bytes(tensor.view(torch.uint8).numpy())
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Tell whether the run in `path` has written a checkpoint, sound or not."""
+    """Tell whether the run in `path` has written a checkpoint, damaged or not."""
     return is_file(inside(path) / FOLDER / _FILE)
 
 
 def read_checkpoint(
     path: Path, identity: dict[str, str], settings: Settings, may_move: Container[str] = ()
-) -> Checkpoint:
-    """Read the checkpoint of the run in `path`.
+) -> tuple[Written, State]:
+    """Read the checkpoint of the run in `path`: the files that the run had written by then, and its state.
 
     Args:
         path: The run directory.
         identity: What must be the same as when it was written.
-        settings: What the run is to continue with.
-        may_move: As `check_same_settings` takes them.
+        settings: The settings to resume with.
+        may_move: As for `check_same_settings`.
 
     Raises:
-        InputError: There is none, it is damaged, or the run was another one than `identity` and `settings` say.
+        InputError: It is missing, damaged, or of a run with another `identity` or other `settings`.
     """
     file = inside(path) / FOLDER / _FILE
     if not has_checkpoint(path):
         raise InputError(
-            f"{path} holds no checkpoint to continue from (none was written yet, or it keeps no pool); "
-            f"start it anew with --output {shlex.quote(str(path))} --overwrite"
+            f"{path} holds no checkpoint to resume from (none was written yet, or it keeps no pool); "
+            f"restart with --output {shlex.quote(str(path))} --overwrite"
         )
     content = read_safetensors(file)
     try:
@@ -278,18 +259,18 @@ def read_checkpoint(
     except (InputError, KeyError, ValueError, RecursionError) as error:
         raise InputError(f"{file} is not a checkpoint of a run") from error
     differing = [
-        f"{name} was {_short(header.identity.get(name, 'unknown'))} and is {_short(value)}"
+        f"{name} was {shortened(header.identity.get(name, 'unknown'), 12)} and is {shortened(value, 12)}"
         for name, value in identity.items()
         if header.identity.get(name) != value
     ]
     if differing:
-        raise InputError(f"{path} cannot be continued: {'; '.join(differing)}; start it anew")
-    check_may_continue(path, header.settings, settings, may_move)
-    return Checkpoint(written, State(header.facts, content.tensors))
+        raise InputError(f"{path} cannot resume: {'; '.join(differing)}; restart with --overwrite")
+    check_may_resume(path, header.settings, settings, may_move)
+    return written, State(header.facts, content.tensors)
 
 
 def _read_written(header: _Header, tensors: dict[str, Tensor]) -> Written:
-    """Return what a checkpoint says of the run's files, taking it out of the tensors."""
-    files = TypeAdapter(dict[str, str]).validate_json(bytes(tensors.pop(_FILES).view(torch.uint8).numpy()))
-    best = bytes(tensors.pop(_BEST).view(torch.uint8).numpy()) if _BEST in tensors else None
+    """Remove the entries that describe the run's files from the tensors and return them."""
+    files = TypeAdapter(dict[str, str]).validate_json(_as_bytes(tensors.pop(_FILES)))
+    best = _as_bytes(tensors.pop(_BEST)) if _BEST in tensors else None
     return Written(header.events_length, header.events_sha256, files, best)

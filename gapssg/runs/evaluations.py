@@ -1,4 +1,4 @@
-"""What is measured of a run's model on real images after the run: `eval` and `report` keep it for the card.
+"""Scores of a run's model on real images after the run: `eval` and `report` save them for the model card.
 
 Imports no torch.
 """
@@ -11,8 +11,9 @@ from typing import Annotated
 from pydantic import Field
 
 from gapssg.errors import InputError, RunError
-from gapssg.files import inside, is_file, read_bounded, write_json
+from gapssg.files import is_file, read_bounded, write_json
 from gapssg.runs.results import RESULT, DistillResult, EvaluateResult, PretrainResult, Scores
+from gapssg.safe_paths import inside
 from gapssg.stored import Count, Share, Stored, Text
 
 _FILE = "evaluations.json"
@@ -24,12 +25,12 @@ class Evaluation(Stored):
     """The scores of a model on a data set."""
 
     sha256: Text
-    """Of the model file."""
+    """SHA-256 of the model file."""
     data: Text
     images: Count
     scores: Scores
     teacher_top1: Share | None
-    """Of the teacher on the same images, if it was measured beside the model."""
+    """Top-1 accuracy of the teacher on the same images, if it was evaluated too."""
 
 
 class _Evaluations(Stored):
@@ -37,11 +38,11 @@ class _Evaluations(Stored):
 
 
 def read_evaluations(run: Path, sha256: str) -> list[Evaluation]:
-    """Return what was measured of a run's model, the last on each data set, the oldest first.
+    """Return the last evaluation of a run's model on each data set, oldest first.
 
     Args:
-        run: Its directory, which may be untrusted.
-        sha256: Of the model file; what was measured of another is left out.
+        run: Directory of the run, which may be untrusted.
+        sha256: SHA-256 of the model file; evaluations of other files are left out.
 
     Raises:
         InputError: The file is damaged, or a link leads to it.
@@ -54,10 +55,10 @@ def read_evaluations(run: Path, sha256: str) -> list[Evaluation]:
 
 
 def keep_evaluations(result: EvaluateResult) -> str | None:
-    """Keep the scores of those models that are the last weights of a run, in the run's directory.
+    """Save the scores of models that are the final weights of a run in the directory of the run.
 
     Returns:
-        Why some could not be kept; None if all were.
+        Why some could not be saved; None if all were.
     """
     reason = None
     teachers = (model.top1 for model in result.models if result.teacher and model.sha256 == result.teacher.sha256)
@@ -69,18 +70,18 @@ def keep_evaluations(result: EvaluateResult) -> str | None:
             continue
         try:
             kept = read_evaluations(run, model.sha256)
-        except InputError:  # damaged: nothing is lost that cannot be measured again
+        except InputError:  # a damaged file is replaced: its scores can be measured again
             kept = []
         found = Evaluation(
             sha256=model.sha256,
             data=result.data,
             images=result.images,
-            scores=Scores(**{name: getattr(model, name) for name in Scores.model_fields}),
+            scores=Scores(**dict(model)),
             teacher_top1=None if result.teacher and model.sha256 == result.teacher.sha256 else teacher_top1,
         )
         kept = [*(each for each in kept if each.data != result.data), found][-_MOST:]
         try:
             write_json(run / _FILE, _Evaluations(evaluations=tuple(kept)).model_dump(mode="json"))
         except RunError as error:
-            reason = f"a card will not say what was measured: {error}"
+            reason = f"the scores were not saved for the model card: {error}"
     return reason

@@ -1,7 +1,4 @@
-"""What a run says while it goes on: the same classes are recorded in `events.jsonl`, shown and read back.
-
-Imports no torch.
-"""
+"""The events of a run: the same classes are recorded in `events.jsonl`, shown and read back. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,41 +10,40 @@ from typing import Annotated, ClassVar, Generic, TypeVar
 from pydantic import Field
 
 from gapssg.errors import InputError
-from gapssg.files import inside, read_bounded
+from gapssg.files import read_bounded
+from gapssg.safe_paths import inside
 from gapssg.stored import Count, Counts, Number, Numbers, PositiveCount, Share, Stored, Text
 
 EVENTS = "events.jsonl"
-_MOST_BYTES = 256 * 2**20
+LARGEST_EVENTS = 256 * 2**20  # bytes
 _EpochNumber = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class Event(Stored):
-    """What a run says at some time."""
+    """Something that happened in a run."""
 
     kind: ClassVar[str]
-    """What a line of `events.jsonl` calls it."""
+    """Its name in `events.jsonl`."""
 
     def line(self) -> str:
-        """Return a line of `events.jsonl`; what was not given is left out."""
+        """Return its line of `events.jsonl`, without fields that were not set."""
         return json.dumps({"event": self.kind, **self.model_dump(mode="json", exclude_unset=True)}, allow_nan=False)
 
 
 class Started(Event):
-    """A run begins or continues."""
+    """A run starts or resumes."""
 
     kind = "start"
 
     message: Text
-    """What is done."""
 
 
 class Note(Event):
-    """Something that is worth saying, but not recording."""
+    """Something to show, but not to record."""
 
     kind = "note"
 
     message: Text
-    """What it is."""
 
 
 class Warned(Event):
@@ -56,9 +52,8 @@ class Warned(Event):
     kind = "warning"
 
     epoch: Count
-    """When; 0 is before the first epoch."""
+    """0 is before the first epoch."""
     message: Text
-    """What was wrong."""
 
 
 class RolledBack(Event):
@@ -67,72 +62,71 @@ class RolledBack(Event):
     kind = "rollback"
 
     epoch: PositiveCount
-    """The epoch that was made again."""
+    """The epoch that is repeated."""
     part: Text = "training"
     """What diverged."""
     learning_rate: Number
-    """With which it goes on."""
+    """The reduced rate."""
 
 
 class Remaining(Event):
-    """How far a run has come; not recorded."""
+    """Progress and remaining time of a run; not recorded."""
 
     kind = "time_left"
 
     epochs_done: Count
-    """Whole epochs so far."""
+    """Completed epochs."""
     epochs: PositiveCount
-    """How many there are to be."""
+    """Epochs of the whole run."""
     seconds: float | None
-    """How long it will still take, if that is known."""
+    """Remaining time, if known."""
 
 
 class CheckpointWritten(Event):
-    """The run can continue from here; not recorded."""
+    """A checkpoint is on the disk; not recorded."""
 
     kind = "checkpoint"
 
     directory: Path
-    """Of the run."""
+    """Directory of the run."""
 
 
 class EpochTiming(Stored):
-    """How long an epoch took."""
+    """Duration of an epoch."""
 
     images_per_second: Number
-    """Of training."""
+    """Training throughput."""
     remaining: Number | None = None
-    """Seconds that the run will still take, if that is known."""
+    """Remaining seconds of the run, if known."""
 
 
 class Epoch(Event):
-    """The event of an epoch of any training."""
+    """An epoch of any training."""
 
     kind = "epoch"
     activity: ClassVar[str]
-    """What the epoch is of, in words."""
+    """The kind of training, in words."""
     command: ClassVar[str]
     """The command whose runs have such epochs."""
 
     epoch: _EpochNumber
-    """How many are done."""
+    """Its number, counted from 1."""
     epochs: _EpochNumber
-    """How many there are to be."""
+    """Epochs of the whole run."""
     top1: Share | None = None
     """Top-1 accuracy on real images."""
     loss: Number | None = None
     """Cross-entropy on real images, in nats."""
     learning_rate: Number | None = None
-    """Of the last step."""
+    """Learning rate of the last step."""
     timing: EpochTiming
-    """How long it took."""
 
 
 class PretrainingTiming(EpochTiming):
-    """How long an epoch of `pretrain-teacher` took."""
+    """Duration of an epoch of `pretrain-teacher`."""
 
     seconds: Number
-    """Training and evaluation."""
+    """Seconds of training and evaluation."""
 
 
 class PretrainingEpoch(Epoch):
@@ -144,34 +138,33 @@ class PretrainingEpoch(Epoch):
     train_loss: Number
     """Mean over the steps."""
     timing: PretrainingTiming
-    """How long it took."""
 
 
 class Health(Stored):
-    """Health of the newest images of an epoch; what was not measured is None."""
+    """Health of the newest images of an epoch; None if not measured."""
 
     target_agreement: Number | None = None
-    """Share of the images that the teacher takes for their target."""
+    """Share of the images that the teacher classifies as their target."""
     class_entropy: Number | None = None
-    """Entropy of the teacher's mean class probabilities over log K."""
+    """Entropy of the teacher's mean class probabilities, divided by log K."""
     answer_entropy: Number | None = None
-    """Entropy of the shares of the teacher's answers over log K."""
+    """Entropy of the distribution of the teacher's predictions, divided by log K."""
     diversity: Number | None = None
     """Mean standard deviation within a class."""
     saturation: Number | None = None
     """Share of black and white pixel values."""
     teacher_counts: Counts | None = None
-    """How often the teacher answers each class; None with more than 1,000 classes."""
+    """Number of images that the teacher assigns to each class; None with more than 1,000 classes."""
     target_counts: Counts | None = None
-    """How often each class is the target; None with more than 1,000 classes."""
+    """Number of images with each class as the target; None with more than 1,000 classes."""
 
     def measures(self) -> dict[str, float]:
-        """Return the measures that are single numbers, by name."""
+        """Return the scalar measures by name."""
         return {name: value for name, value in self if isinstance(value, float)}
 
 
 class DistillationTiming(EpochTiming):
-    """How long an epoch of `distill` took."""
+    """Duration of an epoch of `distill`."""
 
     synthesis: Number
     """Seconds of synthesis."""
@@ -185,36 +178,33 @@ class DistillationEpoch(Epoch):
     activity = "distillation"
     command = "distill"
 
-    # With a margin for the rounding of probabilities.
+    # The bound has a margin for the rounding of probabilities.
     reality_gap_before: float = Field(ge=0, le=1.001)
     """Reality gap on the newest images before the student trained on them."""
     reality_gap_after: float = Field(ge=0, le=1.001)
-    """The same after it."""
+    """Reality gap on the same images afterwards."""
     agreement_before: Share | None = None
     """Agreement with the teacher on the newest images before the student trained on them."""
     agreement_baseline: Share | None = None
-    """The agreement that always giving the teacher's commonest answer would have on the same images."""
+    """Agreement of a constant prediction, the teacher's most frequent class, on the same images."""
     balanced_accuracy: Share | None = None
-    """Mean of the accuracies of the classes on real images."""
+    """Mean recall over the classes on real images."""
     lowest_recall: Share | None = None
-    """Lowest accuracy of a class on real images."""
+    """Lowest recall of a class on real images."""
     distillation_loss: Number | None = None
     """Mean over the steps."""
     synthesis: Numbers = Field(default_factory=dict)
-    """The terms of the synthesis loss in its last step."""
+    """Terms of the synthesis loss in its last step."""
     health: Health = Health()
-    """Health of the newest images."""
     pool_size: Count | None = None
     """Images in the sample pool."""
     timing: DistillationTiming
-    """How long it took."""
 
 
 class SurfaceTiming(Stored):
-    """How long surfaces took."""
+    """Duration of the surfaces so far."""
 
     seconds: float
-    """All so far."""
 
 
 class SurfaceMeasured(Event):
@@ -223,21 +213,20 @@ class SurfaceMeasured(Event):
     kind = "surface"
 
     label: Text
-    """Whose landscape it is."""
+    """The model."""
     points: int
     """Points of its grid."""
     timing: SurfaceTiming
-    """How long it took."""
 
 
 class Ended(Event):
-    """A run has come to its end."""
+    """A run has finished."""
 
     kind = "end"
 
 
 class PretrainingEnded(Ended):
-    """The end of `pretrain-teacher`; its scores are those of `result.json`."""
+    """The end of `pretrain-teacher`, with the scores of `result.json`."""
 
     top1: Share | None
     best_top1: Share | None
@@ -245,7 +234,7 @@ class PretrainingEnded(Ended):
 
 
 class DistillationEnded(Ended):
-    """The end of `distill`; its scores and sentences are those of `result.json`."""
+    """The end of `distill`, with the scores and messages of `result.json`."""
 
     top1: Share | None
     balanced_accuracy: Share | None
@@ -261,7 +250,7 @@ class LandscapeEnded(Ended):
     """The end of `landscape`."""
 
     surfaces: int
-    """How many were measured."""
+    """Number of measured surfaces."""
 
 
 class _AnyEvent(Stored):
@@ -273,13 +262,7 @@ AnyEpoch = TypeVar("AnyEpoch", bound=Epoch)
 
 @dataclass(frozen=True)
 class Events(Generic[AnyEpoch]):
-    """What is read of `events.jsonl`.
-
-    Attributes:
-        epochs: At least one, in order, up to the last of the run.
-        warnings: In order.
-        rollbacks: In order.
-    """
+    """The events of a run that are read back, in order; at least one epoch."""
 
     epochs: list[AnyEpoch]
     warnings: list[Warned]
@@ -287,11 +270,11 @@ class Events(Generic[AnyEpoch]):
 
 
 def read_events(run: Path, kind: type[AnyEpoch]) -> Events[AnyEpoch]:
-    """Read the events of a run, which may still go on.
+    """Read the events of a run, finished or not.
 
     Args:
         run: Its directory.
-        kind: What its epochs are.
+        kind: Class of its epochs.
 
     Raises:
         InputError: `events.jsonl` is missing, damaged, or of another command.
@@ -299,7 +282,7 @@ def read_events(run: Path, kind: type[AnyEpoch]) -> Events[AnyEpoch]:
     path = inside(run) / EVENTS
     events: Events[AnyEpoch] = Events([], [], [])
     epochs = events.epochs
-    for number, line in enumerate(read_bounded(path, _MOST_BYTES).splitlines(), 1):
+    for number, line in enumerate(read_bounded(path, LARGEST_EVENTS).splitlines(), 1):
         place = f"line {number} of {path}"
         name = _AnyEvent.read(line, place).event
         if name == Warned.kind:
@@ -312,7 +295,7 @@ def read_events(run: Path, kind: type[AnyEpoch]) -> Events[AnyEpoch]:
                 raise InputError(f"{place} is damaged: epoch {epoch.epoch} comes after epoch {epochs[-1].epoch}")
             epochs.append(epoch)
     if not epochs:
-        raise InputError(f"{path} has no epoch of a {kind.activity}; name the directory of a `{kind.command}` run")
+        raise InputError(f"{path} has no {kind.activity} epoch; name the directory of a `{kind.command}` run")
     return events
 
 
@@ -324,9 +307,9 @@ def read_finished(run: Path, kind: type[AnyEpoch]) -> Events[AnyEpoch]:
     """
     path = run / EVENTS
     events = read_events(run, kind)
-    last = events.epochs[-1]  # a continued run may have become longer
+    last = events.epochs[-1]  # only the last is sure of `epochs`, which may increase when a run resumes
     if last.epoch != last.epochs:
-        raise InputError(f"{path} ends after epoch {last.epoch} of {last.epochs}; continue the run with --resume")
+        raise InputError(f"{path} ends after epoch {last.epoch} of {last.epochs}; finish the run with --resume")
     if last.top1 is None and any(epoch.top1 is not None for epoch in events.epochs):
         raise InputError(f"{path} is damaged: the model was evaluated, but not after the last epoch")
     return events

@@ -1,4 +1,4 @@
-"""Pictures of a run, read back from its directory, which may be untrusted. Imports no torch."""
+"""Reading the pictures of a run, whose directory may be untrusted. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gapssg.errors import GapssgError, InputError, shortened
-from gapssg.files import entries_in, inside, read_bounded
+from gapssg.files import entries_in, read_bounded
+from gapssg.safe_paths import inside
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,7 +20,7 @@ _GRID = re.compile(r"epoch-(\d{1,7})\.png")
 
 
 def sample_grids(run: Path) -> dict[int, Path]:
-    """Return the files of a run's sample grids by epoch, the earliest first.
+    """Return the files of a run's sample grids by epoch, in order.
 
     Raises:
         InputError: The folder cannot be read.
@@ -30,21 +31,21 @@ def sample_grids(run: Path) -> dict[int, Path]:
 
 
 def read_picture(path: Path) -> Image:
-    """Read a PNG of a run, a sample grid or a figure, whole.
+    """Read a PNG of a run: a sample grid or a figure.
 
     Raises:
-        InputError: It is missing, damaged, or larger than such pictures are.
+        InputError: It is missing, damaged, or larger than the pictures of a run are.
     """
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(read_bounded(path, _LARGEST_PICTURE)), formats=("PNG",)) as picture:
             if picture.width * picture.height > _MOST_PIXELS:
-                raise InputError(f"{path} has more than {_MOST_PIXELS:,} pixels, which no picture of a run has")
+                raise InputError(f"{path} has more than the {_MOST_PIXELS:,} pixels that a picture of a run may have")
             picture.load()
             return picture
     except GapssgError:
         raise
-    # The decoder raises nearly anything on a damaged file: OSError, SyntaxError, zlib.error, ...
+    # On a damaged file the decoder raises OSError, SyntaxError, zlib.error and many others.
     except Exception as error:
-        raise InputError(f"{path} is not a PNG that can be read: {shortened(error)}") from error
+        raise InputError(f"{path} is not a readable PNG: {shortened(error)}") from error

@@ -1,45 +1,46 @@
-"""What somebody outside asks of a run while it goes on."""
+"""Requests to a running run: to stop, or to write a checkpoint."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 
 class Stopped(BaseException):
-    """The run was asked to stop, and has; its directory holds a checkpoint if it can hold one.
+    """The run has stopped on request, after writing a checkpoint if it can resume from one.
 
-    It is no `Exception`, so that code which handles whatever goes wrong in it lets it pass.
+    It is not an `Exception`, so that `except Exception` does not catch it.
 
     Attributes:
-        signal_number: The signal that asked.
+        signal_number: The signal that requested the stop.
     """
 
     def __init__(self, signal_number: int) -> None:
-        """Stop by this signal."""
+        """Stop because of this signal."""
         super().__init__(signal_number)
         self.signal_number = signal_number
 
     def __str__(self) -> str:
-        """Say which signal it was."""
+        """Name the signal."""
         return f"stopped by signal {self.signal_number}"
 
     @property
     def exit_status(self) -> int:
-        """Exit status of the program, which follows from the signal as for any program."""
+        """Exit status of the program, by the usual convention for signals."""
         return 128 + self.signal_number
 
 
+@dataclass
 class Requests:
-    """Requests to a run, which it answers between two steps. Whoever catches signals sets them.
+    """Requests that a run answers between two steps, for example set by a signal handler.
 
     Attributes:
-        attended: Whether a run is there to answer.
-        stop: The signal that asked to write a checkpoint and stop.
-        raised: Whether `Stopped` was raised for it, because no run was there.
-        checkpoint: Whether to write a checkpoint and go on.
+        attended: Whether a run is answering requests.
+        stop: The signal that requests a checkpoint and a stop.
+        raised: Whether `Stopped` was raised for it, because no run was answering.
+        checkpoint: Whether to write a checkpoint and proceed.
     """
 
-    def __init__(self) -> None:
-        """Ask nothing."""
-        self.attended = False
-        self.stop: int | None = None
-        self.raised = False
-        self.checkpoint = False
+    attended: bool = False
+    stop: int | None = None
+    raised: bool = False
+    checkpoint: bool = False

@@ -1,7 +1,7 @@
-"""What each command returns: the same is in `result.json`, and printed by `--json`. Imports no torch.
+"""The result of each command, as `result.json` stores it and `--json` prints it. Imports no torch.
 
-Shares, accuracies among them, are fractions in [0, 1]; losses are cross-entropies in nats; times are in seconds. What
-may differ between two equal runs is `timing`.
+Accuracies and other shares are fractions in [0, 1], losses are cross-entropies in nats, times are in seconds. Only
+`timing` may differ between two equal runs.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, Never, Self, Type
 from pydantic import Field, field_serializer, model_serializer, model_validator
 
 from gapssg.errors import InputError
-from gapssg.files import inside, read_bounded
+from gapssg.files import read_bounded
 from gapssg.models.description import Interface, LayerProfile, ModelCard, ModelProfile, Provenance
+from gapssg.safe_paths import inside
 from gapssg.settings.base import Settings
 from gapssg.settings.parts import PaddingMode
 from gapssg.stored import MOST_COUNTED_CLASSES, Count, Counts, Many, PositiveCount, Seconds, Share, Stored, Text
@@ -23,9 +24,9 @@ RESULT = "result.json"
 _MOST_BYTES = 16 * 2**20
 
 Sentences = Annotated[tuple[Text, ...], Field(max_length=20, fail_fast=True)]
-Coordinates = Annotated[tuple[float, ...], Field(max_length=2, fail_fast=True)]  # a number an axis
+Coordinates = Annotated[tuple[float, ...], Field(max_length=2, fail_fast=True)]  # one number per axis
 Nothing = TypeVar("Nothing")
-"""What stands where a model was not evaluated: None, or Never if it always is."""
+"""The value where a model was not evaluated: None, or Never if it always is."""
 Value = TypeVar("Value")
 
 
@@ -36,21 +37,21 @@ class ScoresOr(Stored, Generic[Nothing]):
     top5: Share | Nothing
     loss: float | Nothing
     balanced_accuracy: Share | Nothing
-    """Mean of the accuracies of the classes."""
+    """Mean recall over the classes."""
     better_than_chance: bool | Nothing
-    """Whether that is certainly better than always answering with one class."""
+    """Whether it is significantly better than a constant prediction."""
     lowest_recall: Share | None
-    """The lowest accuracy of a class with at least 10 images; None where no class has so many."""
+    """Lowest recall of a class with at least 10 images; None if no class has that many."""
     lowest_class: Text | None
     fewest_images: Count | Nothing
-    """How many images the class with the fewest has; 0 where a class has none."""
+    """Number of images in the smallest class; 0 if a class has none."""
 
 
 Scores = ScoresOr[Never]
 
 
 class Measurement(Stored):
-    """A number and how far it may be off; None where it is not finite."""
+    """A number and its error; None where not finite."""
 
     value: float | None = None
     error: float | None = None
@@ -70,19 +71,19 @@ class ModelFile(FileFacts):
 
 
 class RunFacts(Stored):
-    """How something was computed."""
+    """How a result was computed."""
 
     device: Text
     precision: Text
     compiled: bool
     seed: Count
     versions: Annotated[dict[Text, Text], Field(max_length=50)]
-    """Versions of this program and of what it is built on."""
+    """Versions of this program, Python and the libraries used."""
     settings_sha256: Text
 
 
 class RunResult(RunFacts):
-    """What is in the `result.json` of a run directory."""
+    """The content of `result.json` in a run directory."""
 
     command: Text
 
@@ -91,60 +92,60 @@ class RunResult(RunFacts):
         """Read the `result.json` of a run, which may be untrusted.
 
         Raises:
-            InputError: It is missing, as long as the run is not finished, or damaged.
+            InputError: It is missing, because the run is not finished, or damaged.
         """
         file = inside(run) / RESULT
         return cls.read(read_bounded(file, _MOST_BYTES), str(file))
 
 
 class AugmentationFacts(Stored):
-    """How training images were varied, if they were."""
+    """The augmentation of the training images."""
 
     crop_padding: Count
     """Pixels of padding for random crops, on each side."""
     flip: bool
-    """Whether images were flipped left to right at random."""
+    """Whether images were flipped horizontally at random."""
     crop_padding_mode: PaddingMode = "zeros"
     """Whether the padding was 0 or the mirrored image."""
 
 
 class TrainingTiming(Stored):
-    """Seconds of a training."""
+    """Duration of a training."""
 
     total: Seconds
     evaluation: Seconds
 
 
 class Trained(ModelProfile, ScoresOr[None]):
-    """A model that a run made; its scores are of the last epoch, and None if it was not evaluated."""
+    """The model of a run, with scores of the last epoch, None if it was not evaluated."""
 
     file: Text
     architecture: Text
     best_top1: Share | None
-    """The highest top-1 accuracy of all epochs, which the evaluation images chose."""
+    """Highest top-1 accuracy of all epochs, selected on the evaluation images."""
     best_epoch: PositiveCount | None
 
     @model_validator(mode="before")
     @classmethod
-    def _nothing_where_an_older_version_said_nothing(cls, values: Any) -> Any:
+    def _none_for_fields_that_older_versions_lack(cls, values: Any) -> Any:
         return {**dict.fromkeys(cls.model_fields), **values} if isinstance(values, dict) else values
 
 
 class TrainingResult(RunResult):
-    """What the results of the training commands have in common."""
+    """The common part of the results of the training commands."""
 
     model_file: ClassVar[str]
     noun: ClassVar[str]
 
     data: Text | None
-    """The real images that the model was evaluated on, or trained and evaluated."""
+    """The real images for evaluation, in `pretrain-teacher` also for training."""
     epochs: PositiveCount
     augmentation: AugmentationFacts | None = None
     timing: TrainingTiming
 
 
 class PretrainResult(TrainingResult):
-    """What `pretrain-teacher` returns."""
+    """The result of `pretrain-teacher`."""
 
     model_file = "model.safetensors"
     noun = "model"
@@ -167,7 +168,7 @@ class AfterTraining(Stored):
     agreement: Share
     agreement_baseline: Share
     lowest_agreement: Share | None
-    """On the images of one class; None where no class has at least 10."""
+    """Lowest agreement on the images of one class; None if no class has at least 10."""
     lowest_class: Text | None
 
 
@@ -175,41 +176,42 @@ class StudentFacts(Trained):
     """The student of a distillation."""
 
     agreement: Share | None
-    """With the teacher, on the last synthesised images before the student trained on them."""
+    """Agreement with the teacher on the last synthesised images, before the student trained on them."""
     agreement_baseline: Share | None
-    """What always giving the teacher's commonest answer would have reached on them."""
+    """Agreement of a constant prediction, the teacher's most frequent class, on the same images."""
     after_training: AfterTraining | None
 
 
 class DistillTiming(TrainingTiming):
-    """Seconds of a distillation."""
+    """Duration of a distillation."""
 
     synthesis: Seconds
     distillation: Seconds
 
 
 class DistillResult(TrainingResult):
-    """What `distill` returns."""
+    """The result of `distill`."""
 
     model_file = "student.safetensors"
     noun = "student"
 
     command: Literal["distill"] = "distill"
     method: Text
-    """The data-free method that made the images."""
+    """The data-free method that synthesised the images."""
     pool: Text | None = None
-    """The run whose images were used again."""
+    """The run whose sample pool was reused."""
     teacher: TeacherFacts
     student: StudentFacts
     failures: Sentences = ()
-    """Why the student is not usable; empty where nothing speaks against it."""
+    """Why the student is not usable; empty if no check failed."""
     warnings: Sentences = ()
-    """What synthetic images say against a student that real images show to be usable."""
+    """Failed checks on synthetic images of a student that is usable by its scores on real images."""
     missing_classes: Annotated[tuple[Text, ...], Field(max_length=MOST_COUNTED_CLASSES, fail_fast=True)] = ()
-    """The classes that the teacher hardly ever sees in the synthetic images."""
+    """Classes that the teacher almost never predicts on the synthetic images."""
     teacher_counts: Counts | None = None
-    """How often the teacher answered each class; None with more than 1,000 classes, as the counts of the targets."""
+    """Number of images that the teacher assigned to each class; None with more than 1,000 classes."""
     target_counts: Counts | None = None
+    """Number of images with each class as the target; None with more than 1,000 classes."""
     images_synthesized: Count
     distillation_steps: Count
     flops: Count | None = None
@@ -218,7 +220,7 @@ class DistillResult(TrainingResult):
 
     @property
     def model(self) -> StudentFacts:
-        """What the run made."""
+        """The model that the run made."""
         return self.student
 
 
@@ -233,11 +235,11 @@ def load_training_result(run: Path) -> DistillResult | PretrainResult:
         return DistillResult.load(run)
     if command == "pretrain-teacher":
         return PretrainResult.load(run)
-    raise InputError(f"{run} is no run of distill or pretrain-teacher; name one that is")
+    raise InputError(f"{run} is not a run of distill or pretrain-teacher; name one that is")
 
 
 class ReliabilityBin(Stored):
-    """The images whose confidence lies in one of equal-width bins, and their mean confidence."""
+    """One of the equal-width confidence bins of a reliability diagram."""
 
     samples: Count
     confidence: float
@@ -245,28 +247,29 @@ class ReliabilityBin(Stored):
 
 
 class EvaluatedModel(ModelFile, ModelProfile, Scores):
-    """What is said of a model on labelled images."""
+    """A model evaluated on labelled images."""
 
     expected_calibration_error: float
     reliability: tuple[ReliabilityBin | None, ...]
-    """The bins of the reliability diagram; None where no image falls."""
+    """The bins of the reliability diagram; None for an empty bin."""
     per_class_accuracy: tuple[float | None, ...]
     images_per_class: tuple[Count, ...]
     confusion_matrix: tuple[tuple[int, ...], ...] | None
-    """A row a label, a column a prediction; None with more than 1,000 classes."""
+    """Rows are labels, columns predictions; None with more than 1,000 classes."""
     agreement: float | None
-    """With the teacher, as the reality gap, which is the mean over the images; None without one."""
+    """Agreement with the teacher; None without a teacher."""
     reality_gap: float | None
+    """Mean reality gap to the teacher over the images; None without a teacher."""
 
 
 class EvaluateTiming(Stored):
-    """How fast the models were."""
+    """Speed of the models."""
 
     images_per_second: tuple[float, ...]
 
 
 class EvaluateResult(RunFacts):
-    """What `eval` returns."""
+    """The result of `eval`."""
 
     command: Literal["eval"] = "eval"
     data: Text
@@ -278,7 +281,7 @@ class EvaluateResult(RunFacts):
 
 
 class ImportResult(ModelFile, ModelProfile, ScoresOr[None], RunFacts):
-    """What `import-teacher` returns."""
+    """The result of `import-teacher`."""
 
     command: Literal["import-teacher"] = "import-teacher"
     num_classes: int
@@ -287,7 +290,7 @@ class ImportResult(ModelFile, ModelProfile, ScoresOr[None], RunFacts):
 
 
 class InspectResult(ModelProfile):
-    """What `inspect` returns; file, SHA-256 and card are those of a model file."""
+    """The result of `inspect`; only a model file has a file, a SHA-256 and a card."""
 
     command: Literal["inspect"] = "inspect"
     file: Text | None
@@ -299,7 +302,7 @@ class InspectResult(ModelProfile):
     layers: tuple[LayerProfile, ...]
     observed_batch_norm_layers: tuple[Text, ...]
     methods: dict[str, str | None]
-    """By method what the model lacks for it, or None."""
+    """What the model lacks for each method, or None."""
     card: ModelCard | None
 
     @field_serializer("card")
@@ -308,26 +311,26 @@ class InspectResult(ModelProfile):
 
 
 class Comparison(Stored):
-    """How far logits are from those of the model."""
+    """Comparison of logits with those of the model."""
 
     images: int
     largest_difference: float
-    """Of two logits, absolute."""
+    """Largest absolute difference of two logits."""
     relative_difference: float
-    """The same, as a share of the largest absolute logit of the model."""
+    """The same, divided by the largest absolute logit of the model."""
     agreement: float
     """Share of the images with the same prediction."""
 
 
 class ExportedTop1(Stored):
-    """Top-1 accuracies of a model and of what was exported of it."""
+    """Top-1 accuracies of a model and its exported form."""
 
     model: float
     exported: float
 
 
 class Verification(Stored):
-    """How an exported model compares with the model."""
+    """Comparison of an exported model with the original."""
 
     tolerance: float
     random: Comparison
@@ -337,32 +340,32 @@ class Verification(Stored):
 
 
 class BothPrecisions(Stored, Generic[Value]):
-    """The same of a float32 and of an int8 model."""
+    """A value for the float32 and for the int8 model."""
 
     float32: Value
     int8: Value
 
 
 class Int8Verification(Stored):
-    """How an int8 model compares with the float32 one."""
+    """Comparison of an int8 model with the float32 one."""
 
     calibration_images: int
     min_agreement: float
     pool: Comparison
-    """On images of the pool that did not calibrate."""
+    """On images of the pool that were not used for calibration."""
     test: Comparison | None
     top1: BothPrecisions[float] | None
     bytes: BothPrecisions[int]
 
 
 class Int8Metadata(Settings):
-    """What an int8 file says of its quantisation."""
+    """The quantisation of an int8 file."""
 
     calibration_images: int
 
 
 class ExportProvenance(Settings):
-    """Where an exported file comes from."""
+    """Provenance of an exported file."""
 
     model_sha256: str
     model: Provenance
@@ -370,7 +373,7 @@ class ExportProvenance(Settings):
 
 
 class ExportMetadata(Interface):
-    """What an exported file says of itself."""
+    """The metadata of an exported file."""
 
     format_version: Literal[1] = 1
     normalization_folded: bool
@@ -379,14 +382,14 @@ class ExportMetadata(Interface):
 
 
 class ExportTiming(Stored):
-    """How fast the float32 and the int8 model are."""
+    """Speed of the float32 and the int8 model."""
 
     images_per_second: BothPrecisions[float]
     batch_size: int
 
 
 class ExportResult(FileFacts, RunFacts):
-    """What `export` returns."""
+    """The result of `export`."""
 
     command: Literal["export"] = "export"
     model: ModelFile
@@ -405,10 +408,11 @@ class Curvature(Stored):
 
     samples: Count
     largest_eigenvalue: Measurement
-    """Of the Hessian, as the trace; its error is the residual, that of the trace the standard error."""
+    """Of the Hessian, with its residual as the error."""
     trace: Measurement
+    """Of the Hessian, with its standard error."""
     epsilon_sharpness: float | None = None
-    """Relative rise of the loss in a small box; None where it is not finite."""
+    """Relative increase of the loss in a small box; None if not finite."""
     epsilon: float
     """Half the side of the box, relative to |weight| + 1."""
     missing: Text | None = None
@@ -416,28 +420,28 @@ class Curvature(Stored):
 
 
 class Bf16Error(Stored):
-    """How far some points of a grid are from the same points in float32."""
+    """Difference between some points of a bfloat16 grid and the same points in float32."""
 
     points: Count
     loss_relative: float | None = None
-    """The largest; None if none is finite."""
+    """Largest relative difference; None if none is finite."""
     accuracy: float
 
 
 class CentreFacts(Stored):
-    """What is measured around a centre besides the grid."""
+    """Measurements around the centre of a surface, besides the grid."""
 
     radius_of_doubling: float | None = None
-    """The distance at which the loss first reaches twice that of the centre; None: not within the grid."""
+    """Distance at which the loss first reaches twice that of the centre; None if not within the grid."""
     curvature: Curvature | None = None
     bf16_error: Bf16Error | None = None
 
 
 class CentreScores(Stored):
-    """What was measured at a centre."""
+    """Loss and accuracy at a centre."""
 
     loss: float | None
-    """None if it is not finite."""
+    """None if not finite."""
     accuracy: Share | None
 
 
@@ -447,7 +451,7 @@ class LocalMinimum(Stored):
     coordinates: Coordinates
     loss: float
     at_edge: bool
-    """Whether it lies at the edge of the grid, so that the loss may fall further outside."""
+    """Whether it is at the edge of the grid, so that the loss may be lower outside."""
 
 
 class Mark(Stored):
@@ -456,16 +460,16 @@ class Mark(Stored):
     label: Text
     coordinates: Coordinates
     loss: float | None
-    """Of the marked model itself; None if it is not finite."""
+    """Loss of the marked model itself; None if not finite."""
 
 
 class SurfaceFacts(CentreFacts):
-    """What is said of a surface."""
+    """A measured surface."""
 
     label: Text
     name: Text
     epoch: Count | None
-    """Of a snapshot."""
+    """Epoch of a snapshot."""
     file: Text
     model: ModelFile
     """The model at the centre."""
@@ -478,11 +482,11 @@ class SurfaceFacts(CentreFacts):
     minima: Many[LocalMinimum]
     marks: Many[Mark]
     explained_variance: Coordinates
-    """Of principal components: each axis's share of the route's variance."""
+    """Share of the training route's variance along each axis, for principal components."""
 
 
 class LandscapeTiming(Stored):
-    """Seconds of a landscape."""
+    """Duration of a landscape."""
 
     total: Seconds
     surfaces: Seconds
@@ -490,15 +494,16 @@ class LandscapeTiming(Stored):
 
 
 class LandscapeResult(RunResult):
-    """What `landscape` returns."""
+    """The result of `landscape`."""
 
     command: Literal["landscape"] = "landscape"
     data: Text
-    """What the loss was measured on."""
+    """The images on which the loss was measured."""
     samples: PositiveCount
     loss: Text
-    """What the loss is, in words; the accuracy likewise."""
+    """The kind of loss, in words."""
     accuracy: Text
+    """The kind of accuracy, in words."""
     surfaces: Annotated[tuple[SurfaceFacts, ...], Field(min_length=1, max_length=1000, fail_fast=True)]
     shared_directions: bool
     """Whether all surfaces have the same directions, each scaled to its own weights."""
@@ -507,43 +512,44 @@ class LandscapeResult(RunResult):
 
 
 class TableEntry(Stored):
-    """What the runs of a cell reached; accuracies after the last epoch, mean and sample deviation over the seeds."""
+    """The results of a cell: mean and sample standard deviation, over seeds, of top-1 after the last epoch."""
 
     column: Text
     top1: float | None
     deviation: float | None
-    """None for less than two seeds."""
+    """None for fewer than two seeds."""
     published_top1: float | None
     published_deviation: float | None
     seeds: tuple[int, ...]
     runs: tuple[str, ...]
     top1_by_seed: tuple[float | None, ...]
     seconds: float | None
-    """Mean of a run."""
+    """Mean duration of a run."""
     device: Text | None
     marks: tuple[str, ...]
-    """The notes that say in what a figure is not what was published, and why a student is not usable."""
+    """Notes on differences to the published figure, and on students that are not usable."""
     failed: tuple[int, ...]
-    """Seeds of runs that failed; `not_usable` has those of students."""
+    """Seeds of failed runs."""
     not_usable: tuple[int, ...]
+    """Seeds of runs whose student is not usable."""
 
 
 class TrainedEntry(TableEntry):
-    """What learns from real images: the teacher, or the student for comparison."""
+    """A model trained on real images: the teacher, or the student for comparison."""
 
     architecture: Text
 
 
 class MethodEntry(TableEntry):
-    """What learns from no data."""
+    """A student distilled without data."""
 
     method: str
     settings: str
-    """Hash of the settings of its runs."""
+    """Hash of the settings of the runs."""
 
 
 class TableRow(Stored):
-    """A row of the table with one budget and one set of changes."""
+    """A row of the table for one budget and one set of changed settings."""
 
     row: Text
     recipe: str
@@ -561,27 +567,27 @@ class TableRow(Stored):
 
     @property
     def particulars(self) -> tuple[str, ...]:
-        """What tells a line from others of its row: the budget, if it is not the full one, and the changes."""
+        """The budget, unless it is the full one, and the changed settings."""
         return self.changes if self.budget == "full" else (self.budget, *self.changes)
 
 
 class TableSummary(Stored):
-    """What `table.json` holds: what the runs of a table have reached so far."""
+    """The content of `table.json`: the results of a table so far."""
 
     format: int
     rows: tuple[TableRow, ...]
     notes: dict[str, str]
-    """By mark."""
+    """The text of each mark."""
 
 
 class TableResult(TableSummary):
-    """What `table` returns."""
+    """The result of `table`."""
 
     command: Literal["table"] = "table"
     failed: dict[str, Text]
-    """By the label of a run the sentence that says why it failed."""
+    """Why a run failed, by its label."""
     elsewhere: dict[str, Text]
-    """By the label of a run the process that makes it."""
+    """The other process that makes a run, by its label."""
 
 
 @dataclass(frozen=True)
@@ -589,9 +595,9 @@ class Part:
     """Steps of one kind in a run.
 
     Attributes:
-        steps: How many the run makes.
-        seconds_per_step: Measured after the first ones; 0 if there are no steps.
-        first_seconds: What the first ones, which allocate and compile, take more.
+        steps: Number of steps in the run.
+        seconds_per_step: Measured after the first steps; 0 if there are no steps.
+        first_seconds: Extra time of the first steps, which allocate and compile.
     """
 
     steps: int
@@ -600,18 +606,18 @@ class Part:
 
     @property
     def seconds(self) -> float:
-        """Seconds of all steps."""
+        """Total time of the steps."""
         return self.steps * self.seconds_per_step + self.first_seconds
 
 
 class EstimateResult(Stored):
-    """What a run would take, as `--estimate` says it."""
+    """The estimated cost of a run, as `--estimate` prints it."""
 
     command: str
     parts: dict[str, Part]
-    """Its steps by kind."""
+    """Steps by kind."""
     memory_bytes: int
-    """At the peak: of the GPU, or on a processor of the process."""
+    """Peak memory: of the GPU, or of the process."""
     flops: int | None = None
     device: Text
     precision: str
@@ -621,7 +627,7 @@ class EstimateResult(Stored):
 
     @property
     def seconds(self) -> float:
-        """Seconds of the whole run."""
+        """Total time of the run."""
         return sum(part.seconds for part in self.parts.values())
 
     @model_serializer
@@ -643,7 +649,7 @@ class EstimateResult(Stored):
 
 
 class ReportedRun(Stored):
-    """What a report says of a run first."""
+    """The verdict of a report on a run."""
 
     run: Text
     verdict: Text
@@ -653,7 +659,7 @@ class ReportedRun(Stored):
 
 
 class ReportResult(Stored):
-    """What `report` returns."""
+    """The result of `report`."""
 
     command: Literal["report"] = "report"
     output: Text

@@ -1,4 +1,4 @@
-"""One picture of a batch of synthetic images: a row for each target class, with the class's name."""
+"""A picture of a batch of synthetic images: one row per target class, labelled with its name."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ _MOST_ROWS = 16
 _MOST_COLUMNS = 16
 _MOST_IMAGES = 64
 _LONGEST_NAME = 14  # characters
-_LINE = 12  # pixels of height of a line of text
-_LABEL = 92  # pixels of width of the labels
+_LINE = 12  # height of a line of text in pixels
+_LABEL = 92  # width of the labels in pixels
 
 
 def sample_grid(images: Tensor, targets: Tensor, class_names: Sequence[str]) -> Image.Image:
-    """Draw up to 64 images in rows by target class, in the order of the classes, each row with its class's name.
+    """Draw up to 64 images in one row per target class, in class order, labelled with the name of the class.
 
-    Of more than 16 classes with images, 16 are drawn, spread evenly; the first line then says how many there are, as it
-    does where classes have no image. Of each class the images are spread evenly over those that it has. Equal images
-    give an equal picture.
+    At most 16 classes are drawn, spread evenly over those with images; if classes are missing, the first line says how
+    many are shown. The images of a class are spread evenly over all that it has. Equal images give equal pictures.
 
     Args:
-        images: (N, C, H, W) uint8 on the CPU. With two channels or more than three, the first channel is shown.
+        images: (N, C, H, W) uint8 on the CPU. With two channels or more than three, only the first is shown.
         targets: (N,) int64 on the CPU.
-        class_names: Of all classes.
+        class_names: Names of all classes.
     """
     if images.shape[1] not in (1, 3):
         images = images[:, :1]
@@ -57,12 +56,12 @@ def sample_grid(images: Tensor, targets: Tensor, class_names: Sequence[str]) -> 
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """Return up to `most` of `count` indices, spread evenly, in order."""
+    """Return at most `most` of `count` indices, evenly spaced, in order."""
     return torch.linspace(0, count - 1, min(count, most)).round().long().tolist()
 
 
 def _write(draw: ImageDraw.ImageDraw, y: int, text: str) -> None:
-    """Write a line at the left, cut off where the images begin; what Pillow's own font may lack is a question mark."""
+    """Write a label, cut off before the images; characters that Pillow's font may lack become question marks."""
     known = printable(text).encode("latin-1", "replace").decode("latin-1")
     font = ImageFont.load_default()
     while draw.textlength(known, font=font) > _LABEL - 4:

@@ -1,4 +1,4 @@
-"""The same numbers and images as in `events.jsonl` and `samples/`, for TensorBoard."""
+"""The numbers of `events.jsonl` and the images of `samples/`, written for TensorBoard."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gapssg.errors import InputError, RunError
-from gapssg.files import entries_in, inside, is_file, is_folder, make_folder, remove
+from gapssg.errors import InputError, RunError, os_errors_as
+from gapssg.files import entries_in, is_file, is_folder, make_folder, remove
 from gapssg.runs.directory import Display
 from gapssg.runs.events import Ended, Epoch, Event, Started, Warned, read_events
 from gapssg.runs.pictures import read_picture
+from gapssg.safe_paths import inside
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -30,27 +31,27 @@ def is_installed() -> bool:
 
 
 def was_written(run: Path) -> bool:
-    """Tell whether an earlier process wrote a run for TensorBoard."""
+    """Tell whether an earlier process wrote TensorBoard files for a run."""
     return is_folder(inside(run) / _FOLDER)
 
 
 def warn_that_it_ends(display: Display, run: Path) -> None:
-    """Say that a run goes on without TensorBoard, because that is no longer installed."""
-    message = f"{run / _FOLDER} is not continued, because TensorBoard is not installed: {_INSTALL}"
+    """Warn that a run proceeds without TensorBoard, because it is no longer installed."""
+    message = f"{run / _FOLDER} is not updated, because TensorBoard is not installed: {_INSTALL}"
     display.event(Warned(epoch=0, message=message))
 
 
 @contextmanager
 def also_for_tensorboard(display: Display, run: Path, kind: type[Epoch]) -> Iterator[Display]:
-    """Show a run and write `tensorboard/` in its directory while the block lasts.
+    """Write `tensorboard/` in the directory of a run, besides showing the run, until the block ends.
 
-    The folder is written anew from the run's own record after the first epoch, so that a run that was interrupted has
-    each point once, whatever an earlier process left there.
+    After the first epoch the folder is rewritten from `events.jsonl`, so that a resumed run has each point once,
+    whatever an earlier process left there.
 
     Args:
         display: Shows the run.
-        run: Its directory.
-        kind: What its epochs are.
+        run: Directory of the run.
+        kind: Class of its epochs.
 
     Raises:
         InputError: TensorBoard is not installed.
@@ -67,7 +68,7 @@ def also_for_tensorboard(display: Display, run: Path, kind: type[Epoch]) -> Iter
 
 
 class _TensorBoardDisplay:
-    """Writes each epoch for TensorBoard, and lets another display show the run."""
+    """Writes each epoch for TensorBoard, and passes events on to another display."""
 
     def __init__(self, display: Display, run: Path, kind: type[Epoch]) -> None:
         self._display = display
@@ -76,28 +77,26 @@ class _TensorBoardDisplay:
         self._writer: SummaryWriter | None = None
 
     def event(self, event: Event) -> None:
-        """Show an event; write that of an epoch."""
+        """Show an event, and write it if it is an epoch."""
         self._display.event(event)
-        try:
+        with os_errors_as(RunError, f"cannot write to {self._run / _FOLDER}"):
             if isinstance(event, Started):
-                # A run that is continued goes on with what it finds there.
+                # A resumed run writes TensorBoard files if it finds the folder.
                 make_folder(self._run / _FOLDER)
             elif isinstance(event, Epoch | Ended):
                 self._write_epochs(event)
-        except OSError as error:
-            raise RunError(f"cannot write to {self._run / _FOLDER}: {error.strerror or error}") from error
 
     def progress(self, task: str, done: int, total: int) -> None:
-        """Show how far the current task has come."""
+        """Show the progress of the current task."""
         self._display.progress(task, done, total)
 
     def close(self) -> None:
-        """Close the file, and wait for the thread that writes it, whatever the disk has refused."""
+        """Close the file and wait for the thread that writes it, even after a failed write."""
         if self._writer is not None:
             self._writer.file_writer.close()  # type: ignore[attr-defined]
 
     def _write_epochs(self, event: Epoch | Ended) -> None:
-        """Write the epoch of an event; before anything else was written, all epochs so far."""
+        """Write the epoch of an event; the first time, all epochs so far."""
         from torch.utils.tensorboard import SummaryWriter
 
         if self._writer is None:
@@ -124,7 +123,7 @@ class _TensorBoardDisplay:
 
 @contextmanager
 def _thread_without_traceback() -> Iterator[None]:
-    """Print no traceback of the writer's thread: the writer's next call raises its error."""
+    """Suppress tracebacks of the writer's thread: the next call of the writer raises the error."""
     shown = threading.excepthook
 
     def show(args: threading.ExceptHookArgs) -> None:
@@ -139,7 +138,7 @@ def _thread_without_traceback() -> Iterator[None]:
 
 
 def _scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yield the numbers of an event, those of its parts as `part/name`."""
+    """Yield the numbers of an event, nested ones as `part/name`."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _scalars(value, f"{prefix}{name}/")

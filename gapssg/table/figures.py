@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gapssg.errors import GapssgError, InputError, shortened
 from gapssg.figures import COLUMN, DASHES, LINE_COLOURS, new_figure, write_figure
-from gapssg.files import inside, make_folder
+from gapssg.files import make_folder
 from gapssg.runs.events import DistillationEpoch, read_finished
 from gapssg.runs.results import DistillResult, TableRow, TableSummary
+from gapssg.safe_paths import inside
 from gapssg.synthesis import method_classes
 
 if TYPE_CHECKING:

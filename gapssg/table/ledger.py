@@ -21,12 +21,10 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gapssg.errors import InputError, RunError, shortened
+from gapssg.errors import InputError, shortened
 from gapssg.files import (
-    InsidePath,
     check_writable,
     entries_in,
-    inside,
     is_file,
     is_folder,
     lock,
@@ -37,6 +35,7 @@ from gapssg.files import (
     write_json,
 )
 from gapssg.runs.results import RESULT, DistillResult, PretrainResult, TableSummary, load_training_result
+from gapssg.safe_paths import InsidePath, inside
 from gapssg.settings.base import Settings
 
 FORMAT = 1
@@ -248,11 +247,7 @@ class Ledger:
         """
         folder = inside(run).parent
         make_folder(folder)
-        try:
-            held = lock(folder / f".{run.name}.lock")
-        except OSError as error:
-            raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error
-        with held:
+        with lock(folder / f".{run.name}.lock") as held:
             yield held.root / run.name
 
     @contextmanager
@@ -262,11 +257,7 @@ class Ledger:
         Yields:
             The table's directory, whose files are written only as long as nobody takes the lock away.
         """
-        try:
-            held = lock(self.root / ".table.lock", wait=True)
-        except OSError as error:
-            raise RunError(f"cannot write to {self.root}: {error.strerror or error}") from error
-        with held:
+        with lock(self.root / ".table.lock", wait=True) as held:
             yield held.root
 
 

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from gapssg.errors import GapssgError, InputError, Taken
-from gapssg.files import inside, is_file, user_path
+from gapssg.files import is_file, user_path
 from gapssg.runs.checkpoint import has_checkpoint
 from gapssg.runs.directory import Display, SilentDisplay, check_own
 from gapssg.runs.events import Event, Note, RolledBack, Warned
 from gapssg.runs.requests import Requests, Stopped
 from gapssg.runs.results import DistillResult, PretrainResult, TableResult
+from gapssg.safe_paths import inside
 from gapssg.settings.load import load_settings
 from gapssg.table.ledger import Failure, Ledger, forget_failure, is_done, record_failure
 from gapssg.table.plan import Task

@@ -1,4 +1,4 @@
-"""`distill`: a student that learns from its teacher and from no data."""
+"""`distill`: training a student with its teacher and without data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from pydantic import NonNegativeFloat, NonNegativeInt
-from torch import nn
 
 from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import ImageSet, sha256_of_images
@@ -35,22 +34,31 @@ from gapssg.runs.results import (
 )
 from gapssg.runs.time_left import EVALUATION
 from gapssg.stored import MOST_COUNTED_CLASSES
-from gapssg.training.distillation import Distillation, listed_counts, make_student, planned_flops
-from gapssg.training.estimate import EVALUATED_IMAGES, estimated, peak_memory, time_steps
+from gapssg.training.distillation import Distillation
+from gapssg.training.distillation_setup import make_student, planned_flops
+from gapssg.training.estimate import (
+    EVALUATED_IMAGES,
+    estimated,
+    peak_memory,
+    time_distillation,
+    time_steps,
+    unused_pool_memory,
+)
+from gapssg.training.image_monitor import listed_counts
 from gapssg.training.loop import Job, Launch, Phase
 from gapssg.training.settings import DistillSettings
 
-# The checkpoint knows the SHA-256 of the teacher and of the images.
+# The checkpoint compares the SHA-256 of the teacher and of the images.
 _MAY_MOVE = ("teacher", "eval_data.root", "eval_data.name")
 
 
 class EvaluationFacts(Facts):
-    """What a checkpoint keeps of the evaluations so far."""
+    """The evaluations so far, in a checkpoint."""
 
     teacher: Scores | None = None
     student: Scores | None = None
     best: tuple[float, NonNegativeInt] | None = None
-    """The highest top-1 accuracy so far, and its epoch."""
+    """Highest top-1 accuracy so far, and its epoch."""
     seconds: NonNegativeFloat = 0.0
     images: str | None = None
     """SHA-256 of the evaluation images."""
@@ -67,24 +75,22 @@ def distill(
 ) -> DistillResult:
     """Distil a student without real data and write a run directory with `student.safetensors`.
 
-    With `resume` the run in `output` continues after its last checkpoint, and ends with the files that it would
-    have had without the interruption; the teacher and the evaluation data may have been moved since then. `requests`
-    may be set from another thread or a signal handler. Evaluation data, if given, is read only to evaluate: the
-    student's weights are the same without it.
+    With `resume` the run in `output` resumes from its last checkpoint and ends with the files of an uninterrupted run;
+    the teacher and the evaluation data may have moved. `requests` may be set from another thread or a signal handler.
+    Evaluation data, if given, is used only for evaluation: the student's weights are the same without it.
 
     Returns:
-        What `result.json` holds. `top1` is of the last epoch; `best_top1` was chosen by the evaluation data;
-        both are None without it. `agreement` is that with the teacher on the last freshly synthesised samples
-        before the student had trained on them; always giving the teacher's commonest answer would reach
-        `agreement_baseline` on them. `failures` says in sentences why the student is not usable, and is empty where
-        nothing speaks against it; such a run ends like any other. `warnings` has what only synthetic images say
-        against a student that real images show to be usable.
+        The content of `result.json`. `top1` is of the last epoch, `best_top1` is selected on the evaluation data; both
+        are None without it. `agreement` is with the teacher, on the last synthesised images before the student trained
+        on them, and `agreement_baseline` that of a constant prediction, the teacher's most frequent class. `failures`
+        says why the student is not usable, and is empty if no check failed; such a run ends like any other. `warnings`
+        are failed checks on synthetic images of a student that is usable by its scores on real images.
 
     Raises:
         InputError: The teacher, the pool, the weights, the evaluation data or the output directory cannot
             be used; nothing has been written.
         RunError: The synthesis or the student diverged, or the disk refused a write.
-        Stopped: `requests` asked for it.
+        Stopped: Requested by `requests`.
     """
     output = user_path(output)
     launch = Launch(settings, output, overwrite, resume, display or SilentDisplay(), requests or Requests())
@@ -103,14 +109,15 @@ def distill(
     if state is not None:
         distillation.restore(state.component("distillation"), output)
         evaluator.restore(EvaluationFacts.read(state.facts.get("evaluation")))
-    return launch.carry_out(_Job(settings, distillation, evaluator))
+    return launch.carry_out(_Job(distillation, evaluator))
 
 
 class _Job(Job[DistillResult]):
-    """A distillation and its evaluations, as the loop makes them."""
+    """A distillation and its evaluations."""
 
-    def __init__(self, settings: DistillSettings, distillation: Distillation, evaluator: _Evaluator) -> None:
-        self._settings, self._distillation, self._evaluator = settings, distillation, evaluator
+    def __init__(self, distillation: Distillation, evaluator: _Evaluator) -> None:
+        self._distillation, self._evaluator = distillation, evaluator
+        self._settings = settings = distillation.settings
         self.runtime = distillation.runtime
         self.epochs = settings.epochs
         self.checkpoints_every = (settings.checkpoint_every, settings.checkpoint_minutes)
@@ -134,7 +141,7 @@ class _Job(Job[DistillResult]):
             yield Warned(epoch=0, message=f"the pool of {settings.pool} was made for another teacher")
 
     def state(self) -> State | None:
-        if not self._distillation.can_continue:
+        if not self._distillation.can_resume:
             return None
         inner = self._distillation.state()
         facts = {"distillation": inner.facts, "evaluation": self._evaluator.facts.model_dump()}
@@ -153,24 +160,14 @@ class _Job(Job[DistillResult]):
     def finish(self, run: RunDirectory, seconds: float) -> tuple[DistillResult, DistillationEnded]:
         file = run.path / "student.safetensors"
         self._distillation.save_student(file)
-        result = _result(self._settings, self.runtime, self._distillation, self._evaluator, file, seconds)
-        student = result.student
-        return result, DistillationEnded(
-            top1=student.top1,
-            balanced_accuracy=student.balanced_accuracy,
-            best_top1=student.best_top1,
-            best_epoch=student.best_epoch,
-            agreement=student.agreement,
-            agreement_baseline=student.agreement_baseline,
-            failures=result.failures,
-            warnings=result.warnings,
-        )
+        result = _result(self._distillation, self._evaluator.facts, file, seconds)
+        return result, DistillationEnded(**dict(result.student), failures=result.failures, warnings=result.warnings)
 
 
 def estimate_distillation(settings: DistillSettings, display: Display | None = None) -> EstimateResult:
-    """Time a few steps of a distillation, from its beginning, and return what all of it would take.
+    """Estimate the cost of a distillation by timing its first steps.
 
-    Nothing is written. `display` shows how far the evaluation data is read.
+    Nothing is written. `display` shows the progress of reading the evaluation data.
 
     Raises:
         InputError: The teacher, the pool, the weights or the evaluation data cannot be used.
@@ -182,13 +179,13 @@ def estimate_distillation(settings: DistillSettings, display: Display | None = N
     distillation = Distillation(settings, runtime, teacher, student)
     evaluator = _Evaluator(settings, runtime, teacher, display or SilentDisplay())
     with runtime.configured(), runtime.seeded_globals("estimate"):
-        parts = {**distillation.time_steps(), EVALUATION: evaluator.time_evaluations(distillation)}
-    memory = peak_memory(runtime) + distillation.unused_memory
+        parts = {**time_distillation(distillation), EVALUATION: evaluator.time_evaluations(distillation)}
+    memory = peak_memory(runtime) + unused_pool_memory(distillation)
     return estimated("distill", parts, memory, runtime, distillation.flops)
 
 
 class _Evaluator:
-    """Evaluates the student on real images, if there are any; nothing that it does reaches the training."""
+    """Evaluates the student on real images, if given, without any effect on the training."""
 
     def __init__(self, settings: DistillSettings, runtime: Runtime, teacher: LoadedModel, display: Display) -> None:
         self.settings = settings
@@ -201,24 +198,23 @@ class _Evaluator:
             self.images = images.to(runtime.device)
 
     def restore(self, facts: EvaluationFacts) -> None:
-        """Go back to where a checkpoint was written.
+        """Restore the state of a checkpoint.
 
         Raises:
-            InputError: The evaluation images are others than then.
+            InputError: The evaluation images have changed.
         """
         if facts.images != self.facts.images:
-            raise InputError("the evaluation images are not those that the run began with; name the same ones again")
+            raise InputError("the evaluation images are not those that the run started with; use the same ones")
         self.facts = facts
 
     def count_after(self, epochs_done: int) -> int:
-        """Return how many evaluations are left after so many epochs."""
+        """Return the number of evaluations that are left after so many epochs."""
         if self.images is None or epochs_done == self.settings.epochs:
             return 0
         return -(-self.settings.epochs // self.settings.evaluate_every) - epochs_done // self.settings.evaluate_every
 
     def time_evaluations(self, distillation: Distillation) -> Part:
-        """Time teacher and student on a few images; the teacher is evaluated once."""
-        count = self.count_after(0)
+        """Time teacher and student on a few images; a run evaluates the teacher once."""
         if self.images is None:
             return Part(0, 0.0)
         images = self.images.images[:EVALUATED_IMAGES]
@@ -227,19 +223,19 @@ class _Evaluator:
             time_steps(partial(distillation.predict, module, images), self.runtime, 6, 1).seconds_per_step * times
             for module in (distillation.teacher, distillation.student)
         )
-        return Part(count, student, teacher)
+        return Part(self.count_after(0), student, teacher)
 
     def after_epoch(self, epochs_done: int, distillation: Distillation, run: RunDirectory) -> Scores | None:
-        """Evaluate, if that is due after so many epochs; return the student's scores."""
+        """Evaluate if it is due after so many epochs; return the student's scores."""
         due = epochs_done % self.settings.evaluate_every == 0 or epochs_done == self.settings.epochs
         if self.images is None or not due:
             return None
         started = time.perf_counter()
         facts = self.facts
         if facts.teacher is None:
-            facts.teacher = self._score(distillation, distillation.teacher, self.images)
+            facts.teacher = score_on(self.images, distillation.teacher, distillation.normalization, self.runtime)
         with distillation.time_left.phase(EVALUATION, 1) as timed:
-            facts.student = self._score(distillation, distillation.student, self.images)
+            facts.student = score_on(self.images, distillation.student, distillation.normalization, self.runtime)
             facts.seconds += time.perf_counter() - started
             if facts.best is None or facts.student.top1 > facts.best[0]:
                 facts.best = (facts.student.top1, epochs_done)
@@ -247,26 +243,17 @@ class _Evaluator:
             timed.step(1)
         return facts.student
 
-    @staticmethod
-    def _score(distillation: Distillation, module: nn.Module, images: ImageSet) -> Scores:
-        return score_on(images, module, distillation.normalization, distillation.runtime)
-
 
 def _result(
-    settings: DistillSettings,
-    runtime: Runtime,
-    distillation: Distillation,
-    evaluator: _Evaluator,
-    student_file: Path,
-    total_seconds: float,
+    distillation: Distillation, evaluation: EvaluationFacts, student_file: Path, total_seconds: float
 ) -> DistillResult:
-    teacher, progress, facts = distillation.teacher_file, distillation.progress, evaluator.facts
-    scores, teacher_scores = facts.student, facts.teacher
-    best_top1, best_epoch = facts.best or (None, None)
+    settings, teacher, progress = distillation.settings, distillation.teacher_file, distillation.progress
+    scores, teacher_scores = evaluation.student, evaluation.teacher
+    best_top1, best_epoch = evaluation.best or (None, None)
     drawn = distillation.augmentation
     augmentation = AugmentationFacts(crop_padding=drawn.padding, crop_padding_mode=drawn.padding_mode, flip=drawn.flip)
-    compared = distillation.compare()
-    judgement = judge_on_synthetic_images(distillation.teacher_counts.tolist(), compared, teacher.card.class_names)
+    counts = distillation.monitor.teacher_counts
+    judgement = judge_on_synthetic_images(counts.tolist(), distillation.compare(), teacher.card.class_names)
     on_real_images = failures_on_real_images(scores, teacher_scores) if scores else []
     is_shown_usable = scores is not None and passes_on_real_images(scores)
     return DistillResult(
@@ -293,8 +280,8 @@ def _result(
         failures=() if is_shown_usable else (*on_real_images, *judgement.failures),
         warnings=tuple(judgement.failures) if is_shown_usable else (),
         missing_classes=tuple(judgement.missing_classes[:MOST_COUNTED_CLASSES]),
-        teacher_counts=listed_counts(distillation.teacher_counts),
-        target_counts=listed_counts(distillation.target_counts),
+        teacher_counts=listed_counts(counts),
+        target_counts=listed_counts(distillation.monitor.target_counts),
         data=settings.eval_data.name if settings.eval_data else None,
         epochs=settings.epochs,
         images_synthesized=progress.images_synthesized,
@@ -303,9 +290,9 @@ def _result(
         augmentation=augmentation if distillation.synthesizer.augments else None,
         timing=DistillTiming(
             total=total_seconds,
-            evaluation=facts.seconds,
+            evaluation=evaluation.seconds,
             synthesis=progress.synthesis_seconds,
             distillation=progress.distillation_seconds,
         ),
-        **dict(run_facts(runtime, settings)),
+        **dict(run_facts(distillation.runtime, settings)),
     )

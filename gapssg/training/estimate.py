@@ -1,26 +1,35 @@
-"""How long a run would take, by timing a few of its steps."""
+"""Estimating the cost of a run by timing a few of its steps."""
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from itertools import chain, islice, repeat
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from gapssg.core.runtime import Runtime
+from gapssg.core.runtime import Runtime, to_uint8
 from gapssg.core.training_step import EAGER_CALLS
 from gapssg.runs.results import EstimateResult, Part
+from gapssg.synthesis import EpochPlan
+
+if TYPE_CHECKING:
+    from gapssg.training.distillation import Distillation
 
 EVALUATED_IMAGES = 256
-"""Images of the evaluation data, at most, that are timed."""
+"""Most images of the evaluation data that are timed."""
+_TIMED_SYNTHESIS, _TIMED_DISTILLATION = 3, 5
 
 
 def estimated(
     command: str, parts: dict[str, Part], memory_bytes: int, runtime: Runtime, flops: int | None = None
 ) -> EstimateResult:
-    """Return the estimate of a run that makes these steps."""
+    """Return the estimate of a run with these steps."""
     return EstimateResult(
         command=command,
         parts=parts,
@@ -37,11 +46,11 @@ def time_steps(step: Callable[[], object], runtime: Runtime, steps: int, timed: 
     """Time a few of `steps` steps.
 
     Args:
-        step: Makes one.
-        runtime: Where.
-        steps: How many the run makes; no more are made.
-        timed: How many are timed after the first ones: one on a processor; on a GPU as many as come before the graph
-            of the step is replayed.
+        step: Makes one step.
+        runtime: Device of the steps.
+        steps: Number of steps in the run; no more are made.
+        timed: Number of steps that are timed after the first ones: one on a processor; on a GPU all up to the replay
+            of the captured graph.
     """
     if steps == 0:
         return Part(0, 0.0)
@@ -54,11 +63,56 @@ def time_steps(step: Callable[[], object], runtime: Runtime, steps: int, timed: 
     return Part(steps, rate, max(0.0, first_seconds - first * rate))
 
 
+def time_distillation(distillation: Distillation) -> dict[str, Part]:
+    """Time a few steps of synthesis and distillation; the student cannot be used afterwards.
+
+    The images of syntheses that are not completed are replaced by noise in the pool.
+    """
+    steps, runtime = distillation.steps_left(), distillation.runtime
+    synthesis = _synthesis_steps(distillation)
+    parts = {"synthesis": time_steps(lambda: next(synthesis), runtime, steps["synthesis"], _TIMED_SYNTHESIS)}
+    synthesis.close()
+    batches = _batches(distillation)
+    distillation.student.train()
+    parts["distillation"] = time_steps(
+        lambda: distillation.trainee.step(*next(batches)), runtime, steps["distillation"], _TIMED_DISTILLATION
+    )
+    return parts
+
+
+def _synthesis_steps(distillation: Distillation) -> Generator[object, None, None]:
+    for epoch in range(distillation.settings.epochs):
+        for index in range(distillation.synthesizer.plan(epoch).rounds):
+            yield from distillation.synthesizer.synthesis_steps(distillation.student, epoch, index)
+
+
+def _batches(distillation: Distillation) -> Iterator[tuple[Tensor, ...]]:
+    """Yield batches of the first epoch that distils, again and again."""
+    settings, device = distillation.settings, distillation.runtime.device
+    pool, plans = distillation.synthesizer.pool, map(distillation.synthesizer.plan, range(settings.epochs))
+    epoch, plan = next((each for each in enumerate(plans) if each[1].distillation_steps), (0, EpochPlan(1, 0, 0)))
+    if pool is not None and plan.synthesis_steps:
+        size = settings.method.synthesis_batch_size
+        stream = distillation.runtime.random_stream("noise")
+        while len(pool) < (epoch + 1) * size:
+            noise = torch.rand((size, *distillation.card.input_shape), generator=stream, device=device)
+            pool.append(to_uint8(noise), torch.zeros(size, dtype=torch.int64, device=device))
+    return chain.from_iterable(islice(distillation.batches(epoch, 0, 0), plan.distillation_steps) for _ in repeat(None))
+
+
 def peak_memory(runtime: Runtime) -> int:
-    """Return the peak of memory in bytes so far: what torch has allocated on the GPU, or the process in all."""
+    """Return the peak memory so far in bytes: allocated by torch on the GPU, or of the process."""
     if runtime.device.type == "cuda":
         return torch.cuda.max_memory_allocated(runtime.device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def unused_pool_memory(distillation: Distillation) -> int:
+    """Return the reserved bytes of the pool that a processor allocates only when they are written to."""
+    pool = distillation.synthesizer.pool
+    if pool is None or distillation.runtime.device.type != "cpu":
+        return 0
+    return (pool.capacity - len(pool)) * math.prod(distillation.card.input_shape)
 
 
 def _time(step: Callable[[], object], runtime: Runtime, count: int) -> float:

@@ -1,6 +1,6 @@
-"""How a run goes: it is opened or resumed, makes its epochs of steps, keeps checkpoints, and ends.
+"""The loop of a run: start or resume, epochs of steps, checkpoints, result.
 
-`distill`, `pretrain-teacher` and `landscape`, whose epochs are surfaces and whose steps are points, all go this way.
+Used by `distill`, `pretrain-teacher` and `landscape`, whose epochs are surfaces and whose steps are points.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Generic, Literal, TypeVar
 from pydantic import NonNegativeFloat
 
 from gapssg.core.runtime import Runtime
-from gapssg.errors import says_out_of_memory
+from gapssg.errors import reporting_out_of_memory
 from gapssg.runs.checkpoint import Checkpoints, Facts, State, read_checkpoint
 from gapssg.runs.directory import Display, RunDirectory, Written, check_output, check_same_settings
 from gapssg.runs.events import CheckpointWritten, Event, Note, Started
@@ -32,16 +32,16 @@ _RUN = "run"
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps of one kind in a row, which the loop makes.
+    """Consecutive steps of one kind.
 
     Attributes:
-        kind: What `TimeLeft` calls these steps.
-        steps: How many there are, with those that were made before an interruption.
-        work: Makes a step each time, and yields how many of the phase are done. It ends when the device has finished.
-        task: What is shown.
-        index: How many such phases of the task came before, counted from 0.
-        count: How many of them the task has.
-        attended: Whether requests are answered between two steps; where not, a stop ends the run at once.
+        kind: Name of these steps in `TimeLeft`.
+        steps: Number of steps, including those made before an interruption.
+        work: Makes one step at a time, and yields how many of the phase are done. It ends when the device has finished.
+        task: Name of the task for the display.
+        index: Number of the phase among those of the task, counted from 0.
+        count: Number of phases of the task.
+        attended: Whether requests are answered between two steps; if not, a stop ends the run at once.
     """
 
     kind: str
@@ -54,14 +54,14 @@ class Phase:
 
 
 class Job(ABC, Generic[Result]):
-    """What a command does in its run.
+    """The work of a command in its run.
 
     Attributes:
-        runtime: Where and how it is computed.
-        unit: What an epoch is called.
-        epochs: How many there are to be.
+        runtime: Device and precision.
+        unit: Name of an epoch.
+        epochs: Epochs of the whole run.
         checkpoints_every: Epochs, and minutes, between checkpoints.
-        time_left: Measures the steps; None if the time that is left is not shown.
+        time_left: Measures the steps; None if the remaining time is not shown.
     """
 
     runtime: Runtime
@@ -73,19 +73,19 @@ class Job(ABC, Generic[Result]):
     @property
     @abstractmethod
     def epochs_done(self) -> int:
-        """Whole epochs so far."""
+        """Completed epochs."""
 
     @abstractmethod
     def begin(self) -> Iterable[Event]:
-        """Return what a run records first: a new one, or one whose events its checkpoint does not know."""
+        """Return the first events of a run, unless it resumes and has recorded them."""
 
     @abstractmethod
     def state(self) -> State | None:
-        """Return what a checkpoint keeps; None if the run cannot continue from it, or has kept it elsewhere."""
+        """Return the state for a checkpoint; None if the run cannot resume from one, or stores its state elsewhere."""
 
     @abstractmethod
     def phases(self, run: RunDirectory) -> Iterable[Phase]:
-        """Yield the phases of the next epoch that are left."""
+        """Yield the remaining phases of the next epoch."""
 
     @abstractmethod
     def end_epoch(self, run: RunDirectory) -> Event:
@@ -93,11 +93,11 @@ class Job(ABC, Generic[Result]):
 
     @abstractmethod
     def finish(self, run: RunDirectory, seconds: float) -> tuple[Result, Event]:
-        """Write what the run made in so many seconds; return its result and its last event."""
+        """Write the final files after so many seconds; return the result and the last event."""
 
 
-class RunFacts(Facts):
-    """What a checkpoint keeps of the run as a whole."""
+class _LoopFacts(Facts):
+    """The state of the loop in a checkpoint."""
 
     compiled: bool
     total_seconds: NonNegativeFloat
@@ -105,16 +105,15 @@ class RunFacts(Facts):
 
 @dataclass
 class Launch:
-    """A run that was asked for: where, whether it begins or continues, and who watches.
+    """A run that is to be started or resumed.
 
     Attributes:
-        settings: Of the run.
-        output: Its directory.
+        settings: Settings of the run.
+        output: Directory of the run.
         overwrite: Whether an earlier run there may be replaced.
-        resume: Whether it continues the run there.
-        display: Shows it.
-        requests: What is asked of it from outside.
-        written: What stays of its files when it continues, as its checkpoint knows them.
+        resume: Whether to resume the run there.
+        display: Shows the run.
+        requests: Requests to the run from outside.
     """
 
     settings: Settings
@@ -123,19 +122,19 @@ class Launch:
     resume: bool
     display: Display
     requests: Requests
-    written: Written = field(default_factory=Written)
-    _began: float = field(default_factory=time.perf_counter, init=False)
+    _written: Written = field(default_factory=Written, init=False)
+    _started: float = field(default_factory=time.perf_counter, init=False)
     _may_move: Container[str] = field(default=(), init=False)
     _identity: dict[str, str] = field(default_factory=dict, init=False)
     _compiled: bool | None = field(default=None, init=False)
     _note: str | None = field(default=None, init=False)
 
     def check(self, inputs: Iterable[Path | None] = (), may_move: Container[str] = ()) -> None:
-        """Check that it may begin, or continue, where it is asked to; nothing is written.
+        """Check that the run may start or resume in its directory; nothing is written.
 
         Args:
-            inputs: What it reads, as in `check_output`.
-            may_move: As in `check_same_settings`.
+            inputs: As for `check_output`.
+            may_move: As for `check_same_settings`.
 
         Raises:
             InputError: It may not.
@@ -147,10 +146,10 @@ class Launch:
             check_output(self.output, self.overwrite, inputs)
 
     def read_checkpoint(self, identity: dict[str, str]) -> State | None:
-        """Return the state from which the run continues; None if it begins.
+        """Return the state to resume from; None for a new run.
 
         Args:
-            identity: What must be the same when it continues, such as the SHA-256 of its teacher.
+            identity: What must be the same on resume, such as the SHA-256 of the teacher.
 
         Raises:
             InputError: The checkpoint is missing or damaged, or of another run.
@@ -158,27 +157,27 @@ class Launch:
         self._identity = identity
         if not self.resume:
             return None
-        checkpoint = read_checkpoint(self.output, identity, self.settings, self._may_move)
-        facts = dict(checkpoint.state.facts)
-        own = RunFacts.read(facts.pop(_RUN, None))
-        self.written, self._compiled = checkpoint.written, own.compiled
-        self._began -= own.total_seconds
-        return State(facts, checkpoint.state.tensors)
+        self._written, state = read_checkpoint(self.output, identity, self.settings, self._may_move)
+        facts = dict(state.facts)
+        own = _LoopFacts.read(facts.pop(_RUN, None))
+        self._compiled = own.compiled
+        self._started -= own.total_seconds
+        return State(facts, state.tensors)
 
     def decide_compilation(self, runtime: Runtime, setting: bool | Literal["auto"], flops: float) -> Runtime:
-        """Return the runtime with what `compile` decides for so many operations, or has decided when the run began."""
+        """Return the runtime with the decision of `compile` for this amount of work, or that of the resumed run."""
         decided, self._note = runtime.decide_compilation(setting, flops, self._compiled)
         return decided
 
     def carry_out(self, job: Job[Result]) -> Result:
-        """Make the epochs that are left, and write the result.
+        """Make the remaining epochs and write the result.
 
         Raises:
             InputError: Another process writes to the directory.
             RunError: The disk refused a write, or the work failed.
-            Stopped: That was asked for; a checkpoint is written if there can be one.
+            Stopped: A stop was requested; a checkpoint is written if the run can resume from one.
         """
-        with says_out_of_memory(), job.runtime.configured(), self._open(job) as run:
+        with reporting_out_of_memory(), job.runtime.configured(), self._open(job) as run:
             state = partial(self._state, job)
             with Checkpoints(run, self._identity, state, self.requests, *job.checkpoints_every) as checkpoints:
                 while job.epochs_done < job.epochs:
@@ -189,20 +188,20 @@ class Launch:
                         run.show_time_left(job.time_left, job.epochs_done, job.epochs)
                     run.record(event)
                     checkpoints.after_epoch(job.epochs_done, is_last=job.epochs_done == job.epochs)
-                result, end = job.finish(run, time.perf_counter() - self._began)
+                result, end = job.finish(run, time.perf_counter() - self._started)
                 run.record(end)
                 run.write_result(result)
         return result
 
     def _open(self, job: Job[Result]) -> RunDirectory:
         if self.resume:
-            run = RunDirectory.reopen(self.output, self.settings, self.display, self.written)
+            run = RunDirectory(self.output, self.settings, self.display, resume_from=self._written)
             run.show(CheckpointWritten(directory=self.output))
             after = f"after {job.unit} {job.epochs_done} of {job.epochs}"
-            run.show(Started(message=f"continuing {self.output} {after}, {job.runtime.describe()}"))
+            run.show(Started(message=f"resuming {self.output} {after}, {job.runtime.describe()}"))
         else:
             run = RunDirectory(self.output, self.settings, self.display, self.overwrite)
-        if not self.written.events_length:
+        if not self._written.events_length:
             for event in job.begin():
                 run.record(event)
         if self._note is not None:
@@ -210,7 +209,7 @@ class Launch:
         return run
 
     def _make(self, phase: Phase, job: Job[Result], run: RunDirectory, checkpoints: Checkpoints) -> None:
-        """Make the steps of a phase, and between two of them show, time, and answer requests."""
+        """Make the steps of a phase; after each, show progress, measure time and answer requests."""
         time_left = job.time_left
         self.requests.attended = phase.attended
         timing = nullcontext() if time_left is None else time_left.phase(phase.kind, phase.steps)
@@ -226,5 +225,5 @@ class Launch:
         state = job.state()
         if state is None:
             return None
-        own = RunFacts(compiled=job.runtime.compiled, total_seconds=time.perf_counter() - self._began)
+        own = _LoopFacts(compiled=job.runtime.compiled, total_seconds=time.perf_counter() - self._started)
         return State({_RUN: own.model_dump(), **state.facts}, state.tensors)

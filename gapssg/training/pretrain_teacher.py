@@ -1,4 +1,4 @@
-"""`pretrain-teacher`: a classifier trained on real images."""
+"""`pretrain-teacher`: training a classifier on real images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gapssg.models import create_model
 from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.model_file import save_verified_model
 from gapssg.models.profile import profile_model
-from gapssg.runs.checkpoint import Facts, State
+from gapssg.runs.checkpoint import NOT_OF_THIS_RUN, Facts, State
 from gapssg.runs.directory import Display, RunDirectory, SilentDisplay, run_facts, versions
 from gapssg.runs.events import Event, PretrainingEnded, PretrainingEpoch, PretrainingTiming, Started
 from gapssg.runs.requests import Requests
@@ -36,22 +36,22 @@ from gapssg.training.loop import Job, Launch, Phase
 from gapssg.training.settings import PretrainSettings
 from gapssg.training.trainee import Trainee
 
-# The checkpoint knows the SHA-256 of the images.
+# The checkpoint compares the SHA-256 of the images.
 _MAY_MOVE = ("data.root", "data.name")
 _TIMED_STEPS = 5
 
 
 class Progress(Facts):
-    """How far a training has come: what a checkpoint keeps of it besides tensors and the optimizer."""
+    """The state of a training, besides tensors and the optimizer."""
 
     epochs_done: NonNegativeInt = 0
     scores: Scores | None = None
-    """Of the last epoch."""
+    """Scores of the last epoch."""
     best: tuple[float, NonNegativeInt] = (-1.0, 0)
-    """The highest top-1 accuracy so far, and its epoch."""
+    """Highest top-1 accuracy so far, and its epoch."""
     evaluation_seconds: NonNegativeFloat = 0.0
     epoch_seconds: NonNegativeFloat = 0.0
-    """Of the epoch under way."""
+    """Training time of the current epoch."""
 
 
 def pretrain_teacher(
@@ -65,18 +65,17 @@ def pretrain_teacher(
 ) -> PretrainResult:
     """Train a classifier on real images and write a run directory with `model.safetensors`.
 
-    With `resume` the run in `output` continues after its last checkpoint, and ends with the files that it would
-    have had without the interruption; the images may have been moved since then. `requests` may be set from another
-    thread or a signal handler.
+    With `resume` the run in `output` resumes from its last checkpoint and ends with the files of an uninterrupted run;
+    the images may have moved. `requests` may be set from another thread or a signal handler.
 
     Returns:
-        What `result.json` holds: the model's size and accuracies (of the last epoch, and of the best, which
-        the test split chose), cost and provenance.
+        The content of `result.json`: the model's size, its accuracies after the last epoch and after the best, which
+        is selected on the test split, cost and provenance.
 
     Raises:
         InputError: The data or the output directory cannot be used; nothing has been written.
         RunError: The training diverged, or the disk refused a write.
-        Stopped: `requests` asked for it.
+        Stopped: Requested by `requests`.
     """
     output = user_path(output)
     launch = Launch(settings, output, overwrite, resume, display or SilentDisplay(), requests or Requests())
@@ -93,9 +92,9 @@ def pretrain_teacher(
 
 
 def estimate_pretraining(settings: PretrainSettings, display: Display | None = None) -> EstimateResult:
-    """Time a few steps of a training, from its beginning, and return what all of it would take.
+    """Estimate the cost of a training by timing its first steps.
 
-    Nothing is written, unless the data is to be downloaded. `display` shows how far it is read.
+    Nothing is written, except for downloaded data. `display` shows the progress of reading it.
 
     Raises:
         InputError: The data cannot be used.
@@ -118,7 +117,7 @@ def _read_splits(settings: PretrainSettings, display: Display) -> tuple[ImageSet
 
 
 def make_model(settings: PretrainSettings, runtime: Runtime, train: ImageSet) -> nn.Module:
-    """Make the model with the weights that it begins with."""
+    """Create the model with its initial weights."""
     return create_model(
         settings.model.name,
         num_classes=train.num_classes,
@@ -129,13 +128,11 @@ def make_model(settings: PretrainSettings, runtime: Runtime, train: ImageSet) ->
 
 
 def planned_flops(settings: PretrainSettings, model: nn.Module, train: ImageSet) -> int:
-    """Return how many operations a training takes; forward and backward to the weights costs three forwards."""
+    """Return the floating-point operations of a training; forward and backward cost three times forward."""
     return 2 * 3 * profile_model(model, train.input_shape).macs * len(train) * settings.epochs
 
 
 class _Pretraining(Job[PretrainResult]):
-    """The model, its optimizer and the images on the device, and what one epoch does with them."""
-
     time_left: TimeLeft
 
     def __init__(
@@ -157,34 +154,26 @@ class _Pretraining(Job[PretrainResult]):
 
     @property
     def epochs_done(self) -> int:
-        """Whole epochs so far."""
         return self.progress.epochs_done
 
     def state(self) -> State:
-        """Return what a checkpoint keeps."""
         trainee = self.trainee.state()
         return State({**self.progress.model_dump(), "trainee": trainee.facts}, trainee.prefixed("trainee."))
 
     def restore(self, state: State) -> None:
-        """Go back to where a checkpoint was written.
-
-        Raises:
-            InputError: The checkpoint is not one of this training.
-        """
         progress = Progress.read({name: fact for name, fact in state.facts.items() if name != "trainee"})
         if progress.epochs_done > self.epochs or (progress.epochs_done > 0) != (progress.scores is not None):
-            raise InputError("the checkpoint is not one of this run; start the run anew")
+            raise InputError(NOT_OF_THIS_RUN)
         self.trainee.restore(state.component("trainee"))
         self.progress = progress
         self.time_left = TimeLeft(self.steps_left())
 
     def steps_left(self) -> dict[str, int]:
-        """Return how many training steps and evaluations are left, before the epoch under way."""
+        """Return the numbers of training steps and evaluations that are left before the current epoch."""
         epochs = self.settings.epochs - self.epochs_done
         return {"training": epochs * steps_for_passes(len(self.train), 1, self.settings.batch_size), EVALUATION: epochs}
 
     def begin(self) -> Iterator[Event]:
-        """Say what is trained on what."""
         settings, views = self.settings, self.augmentation.describe()
         images = f"{len(self.train):,} images of {settings.data.name}"
         if settings.flip is None and self.augmentation.flip:
@@ -192,7 +181,6 @@ class _Pretraining(Job[PretrainResult]):
         yield Started(message=f"training {settings.model.name} on {images}, {views}, {self.runtime.describe()}")
 
     def phases(self, run: RunDirectory) -> Iterator[Phase]:
-        """Yield the pass over the images, or what is left of it."""
         batches = self._batches(self.epochs_done)
         task = f"epoch {self.epochs_done + 1} of {self.epochs}"
         yield Phase("training", len(batches), self._train(batches, run), task)
@@ -211,7 +199,6 @@ class _Pretraining(Job[PretrainResult]):
             run.record(rollback)
 
     def end_epoch(self, run: RunDirectory) -> PretrainingEpoch:
-        """Evaluate the model and count the epoch; return its event."""
         steps = steps_for_passes(len(self.train), 1, self.settings.batch_size)
         loss = self.trainee.loss_sum.item() / steps
         self.trainee.loss_sum.zero_()
@@ -241,7 +228,6 @@ class _Pretraining(Job[PretrainResult]):
         )
 
     def finish(self, run: RunDirectory, seconds: float) -> tuple[PretrainResult, PretrainingEnded]:
-        """Write the model; return the result and the last event."""
         scores, (best_top1, best_epoch) = self.progress.scores, self.progress.best
         assert scores is not None  # there is at least one epoch
         file = run.path / "model.safetensors"
@@ -261,10 +247,10 @@ class _Pretraining(Job[PretrainResult]):
             timing=TrainingTiming(total=seconds, evaluation=self.progress.evaluation_seconds),
             **dict(run_facts(self.runtime, self.settings)),
         )
-        return result, PretrainingEnded(top1=scores.top1, best_top1=best_top1, best_epoch=best_epoch)
+        return result, PretrainingEnded(**dict(result.model))
 
     def time_steps(self) -> dict[str, Part]:
-        """Make a few training steps and time them and the evaluation; the model is of no more use after it."""
+        """Time a few training steps and an evaluation; the model cannot be used afterwards."""
         steps = self.steps_left()
         inputs = chain.from_iterable(self._inputs(self._batches(0), 0) for _ in repeat(None))
         self.model.train()
@@ -281,7 +267,7 @@ class _Pretraining(Job[PretrainResult]):
         return shuffled_batches(len(self.train), 1, self.settings.batch_size, order)
 
     def _inputs(self, batches: Tensor, start: int) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the inputs of the steps from `start` on, each at its learning rate."""
+        """Yield the inputs of the steps from `start` on, setting the learning rate of each."""
         stream = self.runtime.random_stream("augmentation", self.epochs_done)
         for index, batch in enumerate(batches):
             shifts = self.augmentation.draw(len(batch), stream)

@@ -1,4 +1,4 @@
-"""Learning rate as a function of the share of the run that is done."""
+"""The learning rate as a function of the progress of the run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _ONE_CYCLE_END = 1 / 250_000
 def learning_rate(settings: OptimizerSettings, progress: float) -> float:
     """Return the learning rate after `progress` (in [0, 1)) of the run.
 
-    `cosine` falls from the highest rate to 0; `one-cycle` rises from 1/25 of it along a cosine, then
-    falls to 1/250,000 (Smith & Topin 2018, with the constants of torch's OneCycleLR); `step` multiplies it
-    by `decay` at each milestone.
+    `cosine` decreases from the highest rate to 0; `one-cycle` increases from 1/25 of it along a cosine, then decreases
+    to 1/250,000 (Smith & Topin 2018, with the constants of torch's OneCycleLR); `step` multiplies it by `decay` at each
+    milestone.
     """
     highest = settings.learning_rate
     if settings.schedule == "cosine":
@@ -30,5 +30,5 @@ def learning_rate(settings: OptimizerSettings, progress: float) -> float:
 
 
 def _between(start: float, end: float, share: float) -> float:
-    """Go from `start` to `end` along half a cosine."""
+    """Interpolate from `start` to `end` along half a cosine."""
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2

@@ -12,10 +12,10 @@ from gapssg.synthesis import GapSSGFastSettings, MethodSettings
 
 
 class PretrainSettings(Settings):
-    """How a teacher is trained on real data."""
+    """Training of a teacher on real data."""
 
     data: DataSettings
-    """The real images: `train` to learn from, `test` to evaluate each epoch."""
+    """The real images: `train` for training, `test` for evaluation after each epoch."""
     model: ModelSettings
     """The teacher's architecture."""
     epochs: int = Field(default=200, ge=1, le=100_000)
@@ -25,17 +25,17 @@ class PretrainSettings(Settings):
     optimizer: OptimizerSettings = OptimizerSettings(weight_decay=5e-4, nesterov=True, schedule="one-cycle")
     """Stochastic gradient descent; the schedule advances each step."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the target probability that is spread over all classes."""
+    """Share of the target probability that is distributed over all classes."""
     checkpoint_every: int = Field(default=1, ge=1)
-    """Epochs between checkpoints, from which `--resume` continues; the last epoch always writes one."""
+    """Epochs between checkpoints, from which `--resume` resumes; the last epoch always writes one."""
     checkpoint_minutes: float = Field(default=10.0, gt=0)
-    """Minutes after the last checkpoint when another is written between two steps."""
+    """Minutes after which another checkpoint is written between two steps."""
     max_rollbacks: int = Field(default=3, ge=0, le=1000)
-    """How often training that diverges may be taken back, each time to go on at half the learning rate."""
+    """Most rollbacks of training that diverges, each to half the learning rate."""
     crop_padding: int | None = Field(default=None, ge=0, le=256)
-    """Pixels of zero padding for random crops; without it, an eighth of the shorter side."""
+    """Pixels of zero padding for random crops; by default an eighth of the shorter side."""
     flip: bool | None = None
-    """Random horizontal flips; without it, as is usual for the data: none for `digits`, flips for all others."""
+    """Random horizontal flips; by default on, except for `digits`."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """The seed of every random stream of the run."""
     runtime: RuntimeSettings = RuntimeSettings()
@@ -43,25 +43,25 @@ class PretrainSettings(Settings):
 
 
 class StudentSettings(ModelSettings):
-    """The student: an architecture, and weights to start from."""
+    """The student: an architecture and, optionally, initial weights."""
 
     weights: UserPath | None = None
-    """A model file or safetensors file to start from; without it, random weights."""
+    """Initial weights, a model file or safetensors file; by default random."""
 
 
 class DistillSettings(WithFactories):
-    """How a student is distilled from a teacher without its data."""
+    """Distillation of a student from a teacher without its data."""
 
     teacher: UserPath
     """The teacher's model file."""
     student: StudentSettings
-    """The student's architecture and, if any, its first weights."""
+    """The student's architecture and initial weights."""
     method: MethodSettings = GapSSGFastSettings()
-    """How images are synthesised, and how much the student learns from them."""
+    """The synthesis method, and the number of distillation steps."""
     pool: UserPath | None = None
-    """The run directory whose sample pool is distilled from instead of synthesising."""
+    """A run directory whose sample pool is used instead of synthesising."""
     epochs: int = Field(default=32, ge=1, le=100_000)
-    """Epochs of one synthesis and the distillation after it."""
+    """Epochs, each of a synthesis and a distillation."""
     batch_size: int = Field(default=64, ge=2, le=65_536)
     """Samples in a distillation step."""
     optimizer: OptimizerSettings = OptimizerSettings(
@@ -69,28 +69,28 @@ class DistillSettings(WithFactories):
     )
     """Stochastic gradient descent of the student; the schedule advances each epoch."""
     crop_padding: int | None = Field(default=None, ge=0, le=256)
-    """Pixels of padding for random crops of synthetic images; without it, as the teacher's file says."""
+    """Pixels of padding for random crops of synthetic images; by default that of the teacher's file."""
     crop_padding_mode: PaddingMode | None = None
-    """What random crops of synthetic images are padded with, 0 or the mirrored image; without it, as the teacher's file
-    says, or else as suits the method."""
+    """Padding of random crops of synthetic images, 0 or the mirrored image; by default that of the teacher's file, else
+    that of the method."""
     flip: bool | None = None
-    """Random horizontal flips of synthetic images; without it, as the teacher's file says."""
+    """Random horizontal flips of synthetic images; by default as in the teacher's file."""
     eval_data: DataSettings | None = None
-    """Real images that only evaluation reads; without them nothing real is read at all."""
+    """Real images for evaluation only; by default no real images are read."""
     evaluate_every: int = Field(default=1, ge=1)
     """Epochs between evaluations; the last epoch is always evaluated."""
     checkpoint_every: int = Field(default=1, ge=1)
-    """Epochs between checkpoints, from which `--resume` continues; the last epoch always writes one."""
+    """Epochs between checkpoints, from which `--resume` resumes; the last epoch always writes one."""
     checkpoint_minutes: float = Field(default=10.0, gt=0)
-    """Minutes after the last checkpoint when another is written between two steps."""
+    """Minutes after which another checkpoint is written between two steps."""
     max_rollbacks: int = Field(default=3, ge=0, le=1000)
-    """How often synthesis or training that diverges may each be taken back, to go on at half the learning rate."""
+    """Most rollbacks of synthesis or training that diverges, each to half the learning rate."""
     snapshot_every: int | None = Field(default=None, ge=1)
-    """Epochs between weight snapshots (for loss landscapes); without it, none are kept."""
+    """Epochs between weight snapshots (for loss landscapes); by default none are kept."""
     samples: bool = True
-    """Whether a grid of the newest images is written each epoch."""
+    """Whether to write a grid of the newest images after each epoch."""
     keep_pool: bool = True
-    """Whether the sample pool is written to disk, for `--pool`."""
+    """Whether to write the sample pool to the disk, for `--pool`."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """The seed of every random stream of the run."""
     runtime: RuntimeSettings = RuntimeSettings()

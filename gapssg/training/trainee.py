@@ -1,4 +1,4 @@
-"""A model in training: its optimizer, its steps, and the way back when they diverge."""
+"""A model in training: its optimizer, its steps, and rollback on divergence."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 
 from gapssg.core.runtime import Runtime
-from gapssg.core.training_step import Outputs, TrainingStep
+from gapssg.core.training_step import Outputs, TrainingStep, step_size
 from gapssg.errors import InputError, RunError
 from gapssg.models.foreign import load_state
 from gapssg.runs.checkpoint import Facts, State
 from gapssg.runs.events import RolledBack
 from gapssg.settings.parts import OptimizerSettings
-from gapssg.training.optimizer import make_optimizer, set_learning_rate
+from gapssg.training.schedules import learning_rate
 
 _MODEL, _MOMENTUM, _LOSS_SUM, _GOOD = "model.", "momentum.", "loss_sum", "good."
 _SKIPPED, _MODULES, _MODULES_ON_CUDA = "skipped", "modules", "modules_on_cuda"
 
 
 class TraineeFacts(Facts):
-    """What a checkpoint keeps of a trainee besides tensors."""
+    """The state of a trainee in a checkpoint, besides tensors."""
 
     steps_done: NonNegativeInt
     learning_rate: NonNegativeFloat
@@ -34,11 +34,11 @@ class Trainee:
     """A model in training.
 
     Attributes:
-        learning_rate: The last that was set.
+        learning_rate: The current learning rate.
         loss_sum: Sum of the losses since it was last set to 0; 0-dimensional, on the device.
-        rollbacks: How often training was taken back.
-        step: One update of the model, of which phases are made.
-        steps_done: Of the phase under way.
+        rollbacks: Number of rollbacks so far.
+        step: One update of the model.
+        steps_done: Completed steps of the current phase.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Trainee:
         runtime: Runtime,
         max_rollbacks: int,
     ) -> None:
-        """Train `model`, which is on the device, by gradients of `loss`, a function as `TrainingStep` takes it."""
+        """Train `model`, which is on the device, by gradients of `loss`, as for `TrainingStep`."""
         self.model = model
         self.learning_rate = settings.learning_rate
         self.loss_sum = torch.zeros((), device=runtime.device)
@@ -57,7 +57,14 @@ class Trainee:
         self._settings = settings
         self._runtime = runtime
         self._max_rollbacks = max_rollbacks
-        self._optimizer = make_optimizer(model, settings)
+        self._optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=step_size(settings.learning_rate, runtime.device),
+            momentum=settings.momentum,
+            nesterov=settings.nesterov and settings.momentum > 0,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
         self.step = TrainingStep("the training step", loss, self._optimizer, runtime)
         self._rate_factor = 1.0
         self.steps_done = 0
@@ -66,19 +73,21 @@ class Trainee:
 
     def set_learning_rate(self, progress: float) -> None:
         """Set the learning rate after `progress` (in [0, 1)) of the run."""
-        self.learning_rate = set_learning_rate(self._optimizer, self._settings, progress, self._rate_factor)
+        self.learning_rate = self._rate_factor * learning_rate(self._settings, progress)
+        for group in self._optimizer.param_groups:
+            group["lr"].fill_(self.learning_rate)  # in place, because a captured step reads this memory
 
     def train(
         self, epoch: int, number: int, steps: int, inputs: Iterator[tuple[Tensor, ...]]
     ) -> Generator[int, None, None]:
-        """Make the steps of a phase, or those that are left of it, and yield after each how many are done.
+        """Make the remaining steps of a phase, and yield after each how many are done.
 
-        They succeed or are taken back together, as `settle` decides after the last.
+        After the last, `settle` keeps them all or rolls them back.
 
         Args:
             epoch: The epoch, counted from 0.
-            number: Which phase of the epoch, counted from 0.
-            steps: Number of steps.
+            number: The phase of the epoch, counted from 0.
+            steps: Number of steps of the phase.
             inputs: The tensors of each step after the first `steps_done`; there may be more.
         """
         if self.steps_done == 0:
@@ -92,13 +101,13 @@ class Trainee:
                 yield self.steps_done
 
     def settle(self, epoch: int, is_sound: bool = True) -> RolledBack | None:
-        """Keep the steps of a phase or, where the model diverged in them, take them back.
+        """Keep the steps of a phase, or roll them back if the model has diverged.
 
-        It diverged where a loss, a weight or a running statistic is not finite, or it is not sound. Then the phase is
-        to be made again, at half the learning rate from now on.
+        It has diverged if a loss, a weight or a running statistic is not finite, or `is_sound` is False. The phase must
+        then be repeated; the learning rate is halved from now on.
 
         Raises:
-            RunError: It diverged more often than it may.
+            RunError: It diverged too often.
         """
         self.steps_done = 0
         if is_sound and self._is_finite():
@@ -118,7 +127,7 @@ class Trainee:
         return RolledBack(epoch=epoch + 1, part="training", learning_rate=self.learning_rate)
 
     def state(self) -> State:
-        """Return what a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         tensors = self._training_state()
         if self.steps_done:
             tensors |= {f"{_GOOD}{name}": tensor for name, tensor in self._good.items()}
@@ -134,10 +143,10 @@ class Trainee:
         return State(facts.model_dump(), tensors)
 
     def restore(self, state: State) -> None:
-        """Go back to where a checkpoint was written.
+        """Restore the state of a checkpoint.
 
         Raises:
-            InputError: The facts are not those of a trainee, or the tensors do not fit the model.
+            InputError: The state is damaged, or does not fit the model.
         """
         facts = TraineeFacts.read(state.facts)
         self._load_training_state(state.tensors)
@@ -148,15 +157,15 @@ class Trainee:
             self._good = {name: tensor.to(self._runtime.device) for name, tensor in good.items()}
             names = [_MODULES, _MODULES_ON_CUDA][: 2 if self._runtime.device.type == "cuda" else 1]
             if any(name not in state.tensors for name in names) or not self._fits(self._good):
-                raise InputError("the checkpoint lacks what a run in the middle of an epoch needs; start the run anew")
-            # Copied, because torch reads a random state as larger numbers, which must not lie across their alignment.
+                raise InputError("the checkpoint lacks the state of an unfinished epoch; restart with --overwrite")
+            # Copied, because torch reads a random state as wider numbers, which must be aligned.
             self._modules_state = [state.tensors[name].clone() for name in names]
             self._check_modules_state()
         elif not self._is_finite():
-            raise InputError("the checkpoint's weights are not finite; start the run anew")
+            raise InputError("the checkpoint's weights are not finite; restart with --overwrite")
 
     def _fits(self, tensors: dict[str, Tensor]) -> bool:
-        """Whether these are a training state of this model; there may be no momenta yet."""
+        """Tell whether these are a training state of this model, with or without momenta."""
         places = self._training_state()
         needed = {name for name in places if not name.startswith(_MOMENTUM)}
         return needed <= tensors.keys() <= places.keys() and all(
@@ -168,7 +177,7 @@ class Trainee:
             for state, device in zip(self._modules_state, (torch.device("cpu"), self._runtime.device), strict=False):
                 torch.Generator(device).set_state(state)
         except (RuntimeError, TypeError) as error:
-            raise InputError("the checkpoint's random state is damaged; start the run anew") from error
+            raise InputError("the checkpoint's random state is damaged; restart with --overwrite") from error
 
     def _training_state(self) -> dict[str, Tensor]:
         tensors = {f"{_MODEL}{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -179,19 +188,19 @@ class Trainee:
         return {**tensors, _LOSS_SUM: self.loss_sum, _SKIPPED: self.step.skipped}
 
     def _load_training_state(self, tensors: dict[str, Tensor]) -> None:
-        """Put weights, buffers, momenta and sums in their places, where a captured step finds them."""
+        """Copy weights, buffers, momenta and sums into the memory that a captured step uses."""
         weights = {name.removeprefix(_MODEL): t for name, t in tensors.items() if name.startswith(_MODEL)}
         try:
             load_state(self.model, weights)
             for index, parameter in enumerate(self.model.parameters()):
                 state, saved = self._optimizer.state[parameter], tensors.get(f"{_MOMENTUM}{index}")
                 if saved is None:
-                    # There was no step yet; momentum that is 0 makes the same first step as none.
+                    # Before the first step, a momentum of 0 has the same effect as none.
                     if "momentum_buffer" in state:
                         state["momentum_buffer"].zero_()
                     continue
                 if state.get("momentum_buffer") is None:
-                    # In the parameter's own memory layout, which the fused update takes for granted.
+                    # In the memory layout of the parameter, which the fused update assumes.
                     state["momentum_buffer"] = torch.zeros_like(parameter)
                 _copy(saved, state["momentum_buffer"])
             _copy(tensors[_LOSS_SUM], self.loss_sum)
@@ -202,7 +211,7 @@ class Trainee:
             ) from error
 
     def _restore_modules_state(self) -> None:
-        """Set torch's global generators, which dropout draws from, to where the checkpoint had them."""
+        """Restore torch's global generators, from which dropout draws, to their state in the checkpoint."""
         if not self._modules_state:
             return
         torch.set_rng_state(self._modules_state[0])

@@ -349,5 +349,5 @@ def test_a_current_folder_that_is_gone_is_one_sentence_whoever_stumbles_over_it(
     with mock.patch("gapssg.cli.app.app", side_effect=lambda **_: os.getcwd()):
         assert ends_with() == 2
     assert ends_with("card", "run") == 2
-    said = "error: the current folder is gone; change to another one and start again"
+    said = "error: the current folder no longer exists; change to another one and try again"
     assert capsys.readouterr().err.splitlines() == [said, said.replace("error: ", "error: DIR: ")]

@@ -77,7 +77,7 @@ def test_each_sample_has_its_own_crop_and_flip():
     assert len(different) == 50
 
 
-def test_flips_stay_away_where_they_are_meaningless():
+def test_half_of_the_images_are_flipped_if_asked_for_and_none_otherwise():
     shifts = Augmentation(padding=2, flip=False).draw(256, torch.Generator().manual_seed(0))
     assert not shifts.flips.any()
     flips = Augmentation(padding=2, flip=True).draw(1024, torch.Generator().manual_seed(0)).flips
@@ -93,11 +93,11 @@ def test_flips_stay_away_where_they_are_meaningless():
         (Augmentation(0, False), "no crops, no flips"),
     ],
 )
-def test_an_augmentation_says_in_words_what_it_draws(augmentation, words):
+def test_an_augmentation_describes_itself(augmentation, words):
     assert augmentation.describe() == words
 
 
-def test_crop_padding_is_what_is_given_or_known_or_an_eighth_of_the_shorter_side():
+def test_crop_padding_is_the_given_one_the_default_or_an_eighth_of_the_shorter_side():
     shape = (3, 64, 32)
     assert choose_crop_padding(15, shape, otherwise=3) == 15
     assert choose_crop_padding(0, shape, otherwise=3) == 0

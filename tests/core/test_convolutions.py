@@ -74,7 +74,7 @@ def test_a_strided_convolution_of_few_channels_trains_without_corrupting_the_hea
     assert done.returncode == 0, done.stderr.decode()
 
 
-def test_such_layers_of_any_model_are_computed_with_stride_1_and_others_as_they_were(runtime):
+def test_affected_layers_of_any_model_are_computed_with_stride_1_and_others_unchanged(runtime):
     blocks = BlockParams([1, 1], widths=[8, 24], group_widths=[8, 8], bottleneck_multipliers=[1.0, 1.0], strides=[2, 2])
     foreign = RegNet(blocks, num_classes=3, stem_width=12)
     wide = nn.Conv2d(16, 8, 1, stride=2)
@@ -92,7 +92,7 @@ def test_such_layers_of_any_model_are_computed_with_stride_1_and_others_as_they_
     assert (1, 4) in after.seen
 
 
-def test_skipping_pixels_is_the_same_layer(runtime):
+def test_subsampling_pixels_gives_the_same_layer(runtime):
     layer = nn.Conv2d(8, 16, 1, stride=(2, 3)).double()
     images = torch.randn(2, 8, 13, 12, dtype=torch.float64)
     expected, expected_gradients = layer(images), gradients(layer, images)
@@ -134,7 +134,7 @@ def test_mobilenetv2_on_16_pixels_has_sound_gradients_in_bfloat16(name, runtime)
         assert gradient is not None
         outer = gradient.clone()
         outer[:, :, 1, 1] = 0
-        # On a map of one pixel the outer taps see padding alone.
+        # On a map of one pixel the outer taps see only padding.
         assert not outer.any()
 
 

@@ -12,7 +12,7 @@ from gapssg.models.frozen import frozen
 from gapssg.settings import RuntimeSettings
 
 
-def test_streams_depend_on_seed_name_and_index_and_on_nothing_else(runtime):
+def test_streams_depend_only_on_seed_name_and_index(runtime):
     def draw(seed, *key):
         each = Runtime(torch.device("cpu"), "fp32", False, seed)
         return torch.rand(4, generator=each.random_stream(*key)).tolist()
@@ -24,7 +24,7 @@ def test_streams_depend_on_seed_name_and_index_and_on_nothing_else(runtime):
     assert all(other != first for other in others)
 
 
-def test_seeding_modules_leaves_torchs_global_state_as_it_was(runtime):
+def test_seeding_modules_restores_torchs_global_state(runtime):
     before = torch.random.get_rng_state()
     with runtime.seeded_globals("modules", 0):
         first = torch.rand(2)
@@ -48,31 +48,32 @@ def test_networks_are_computed_in_the_precision_of_the_run():
             assert layer(torch.ones(1, 2)).dtype == dtype
 
 
-def test_long_runs_are_compiled_and_short_ones_are_not_and_both_say_why(runtime, monkeypatch):
+def test_long_runs_are_compiled_and_short_ones_are_not_with_a_reason(runtime, monkeypatch):
     monkeypatch.setattr("gapssg.core.runtime.obstacle_to_compiling", lambda _: None)
-    long, sentence = runtime.compile_if_worth_it(1e18)
+    long, sentence = runtime.decide_compilation("auto", 1e18)
     assert long.compiled
     assert sentence.startswith("compiled, because the run is long: about 1,000,000 TFLOP")
-    short, sentence = runtime.compile_if_worth_it(1e12)
+    short, sentence = runtime.decide_compilation("auto", 1e12)
     assert not short.compiled
     assert sentence.startswith("not compiled, because the run is short: about 1 TFLOP, estimated ")
     assert sentence.endswith(" in eager mode")
-    # No clock is asked: equal runs decide alike.
-    assert runtime.compile_if_worth_it(1e18) == (long, runtime.compile_if_worth_it(1e18)[1])
+    # No clock is read: equal runs decide alike.
+    assert runtime.decide_compilation("auto", 1e18) == (long, runtime.decide_compilation("auto", 1e18)[1])
 
 
 def test_a_long_run_without_a_compiler_is_not_compiled_and_says_so(runtime, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    same, sentence = runtime.compile_if_worth_it(1e18)
+    same, sentence = runtime.decide_compilation("auto", 1e18)
     assert not same.compiled
     assert "although the run is long" in sentence
-    assert "there is no C++ compiler no-such-compiler" in sentence
+    assert "compiling needs the C++ compiler no-such-compiler, which is not installed" in sentence
 
 
 def test_compile_without_a_compiler_is_one_sentence(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(
-        InputError, match=r"there is no C[+][+] compiler no-such-compiler, which compiling needs; use --no-compile"
+        InputError,
+        match=r"compiling needs the C[+][+] compiler no-such-compiler, which is not installed; use --no-compile",
     ):
         Runtime.from_settings(RuntimeSettings(device="cpu", compile=True), 0)
     assert not Runtime.from_settings(RuntimeSettings(device="cpu"), 0).compiled
@@ -85,13 +86,13 @@ def test_cuda_without_a_device_is_one_sentence_with_a_hint(name):
         Runtime.from_settings(RuntimeSettings(device=name), 0)
 
 
-def test_images_survive_the_way_to_the_unit_range_and_back():
+def test_converting_images_to_the_unit_range_and_back_is_lossless():
     images = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_uint8(to_unit_range(images)), images)
     assert to_uint8(torch.tensor([-1.0, 2.0])).tolist() == [0, 255]
 
 
-def test_a_frozen_network_comes_back_in_every_part_as_it_was():
+def test_freezing_a_network_restores_every_part():
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout())
     network.train()
     network[1].eval()

@@ -1,4 +1,4 @@
-"""A step that is compiled or captured does what the plain one does, and one that is not finite does nothing."""
+"""A compiled or captured step equals the plain one, and a step with a non-finite loss changes nothing."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from gapssg.core.runtime import Runtime
-from gapssg.core.training_step import EAGER_CALLS, Capture, Outputs, TrainingStep, forget_steps, step_size
+from gapssg.core.training_step import EAGER_CALLS, Capture, Outputs, Recording, TrainingStep, forget_steps, step_size
 
 CPU = torch.device("cpu")
 
 
 class FakeRecorder:
-    """Records as a graph does: the function is traced once, and replays work on the memory that it saw then."""
+    """Records like a CUDA graph: the function is traced once, and replays work on the same memory."""
 
     def __init__(self, fails: bool = False) -> None:
         self.fails = fails
         self.replays = 0
 
-    def record(self, function: Callable[[], Outputs]) -> Outputs:
+    def record(self, function: Callable[[], Outputs]) -> Recording:
         if self.fails:
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
         self.function = function
         self.places: Outputs = {"doubled": torch.zeros(3)}
-        return self.places
+        return self.places, self.replay
 
     def replay(self) -> None:
         self.replays += 1
@@ -42,7 +42,7 @@ def make_capture(recorder: FakeRecorder) -> tuple[Capture, list[int]]:
         addresses.append(values.data_ptr())
         return {"doubled": 2 * values}
 
-    return Capture(double, "the doubling", lambda: recorder), addresses
+    return Capture(double, "the doubling", recorder.record), addresses
 
 
 def test_a_captured_function_is_replayed_on_the_same_memory_with_new_values(caplog):
@@ -58,12 +58,12 @@ def test_a_captured_function_is_replayed_on_the_same_memory_with_new_values(capl
         capture(torch.ones(1))
 
 
-def test_what_cannot_be_captured_runs_as_it_is_and_says_so_once(caplog):
+def test_a_function_that_cannot_be_captured_runs_eagerly_with_one_warning(caplog):
     capture, _ = make_capture(FakeRecorder(fails=True))
     for call in range(EAGER_CALLS + 3):
         assert capture(torch.full((3,), float(call)))["doubled"].tolist() == [2.0 * call] * 3
     (note,) = caplog.messages
-    assert "the doubling runs slower than it could" in note
+    assert "the doubling runs without a CUDA graph" in note
     assert note.endswith("operation not permitted when stream is capturing")
 
 
@@ -83,7 +83,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_is_counted(runtime, kind,
     step(torch.tensor([bad, 1.0]))
     assert torch.equal(weight, before)
     assert step.skipped.item() == 1
-    # Neither has the optimizer's memory changed: the next step is that of a run without the bad one.
+    # The optimizer state has not changed either: the next step is that of a run without the bad one.
     step(torch.ones(2)), reference(torch.ones(2))
     assert torch.equal(weight, other)
     assert step.skipped.item() == 1
@@ -101,7 +101,7 @@ def test_sgd_is_the_formula_in_float64(runtime):
     torch.testing.assert_close(weight.detach().double(), expected, rtol=5 * 8 * 2**-24, atol=0)
 
 
-def test_an_optimizer_that_forgets_starts_again_in_the_same_memory(runtime):
+def test_resetting_an_optimizer_restarts_it_in_the_same_memory(runtime):
     weight, step = make_step(runtime, torch.optim.Adam, betas=(0.5, 0.999))
     start = weight.detach().clone()
     step.make_state()
@@ -117,7 +117,7 @@ def test_an_optimizer_that_forgets_starts_again_in_the_same_memory(runtime):
     assert {name: value.data_ptr() for name, value in optimizer.state[weight].items()} == moments
 
 
-def test_what_follows_a_step_sees_its_outputs_without_gradient(runtime):
+def test_the_function_after_a_step_sees_its_outputs_without_gradient(runtime):
     weight = nn.Parameter(torch.ones(1))
     seen: list[Outputs] = []
     optimizer = torch.optim.SGD([weight], lr=step_size(0.1, CPU), fused=True)

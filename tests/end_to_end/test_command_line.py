@@ -120,7 +120,7 @@ def test_a_closed_pipe_does_not_end_the_run(trained: Path, tmp_path: Path):
 def test_a_run_of_another_command_cannot_be_continued(trained: Path, tmp_path: Path):
     sentence = refusal("distill", "--resume", trained / "teacher")
     assert "is a run of pretrain-teacher; use gapssg pretrain-teacher --resume" in sentence
-    assert "holds no run to continue" in refusal("distill", "--resume", tmp_path)
+    assert "holds no run to resume" in refusal("distill", "--resume", tmp_path)
     assert "leave --output out" in refusal("distill", "--resume", trained / "student", "--output", tmp_path)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gapssg.files import append, inside, lock, make_folder, remove, write_atomically
+from gapssg.files import append, lock, make_folder, remove, write_atomically
+from gapssg.safe_paths import inside
 from tests.crash_points import Crash, Disk, Operation, crashes, in_small, recorded, scenarios, try_crashes
 
 COMMANDS = ["distill", "distill --overwrite", "distill --resume", "pretrain-teacher", "landscape", "table"]

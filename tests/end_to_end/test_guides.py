@@ -101,7 +101,7 @@ def test_the_errors_are_those_that_the_guide_quotes(tmp_path: Path, monkeypatch:
     cases = re.findall(r"^    \$ gapssg (.*)\n    error: ((?:.+\n)+)", guide, re.MULTILINE)
     for command, quoted in cases:
         said = " ".join(refusal(*command.split()).split())
-        assert said.removesuffix(f" (seen from {tmp_path})") == " ".join(quoted.split())
+        assert said.removesuffix(f" (relative to {tmp_path})") == " ".join(quoted.split())
     assert len(cases) == 10
 
 

@@ -491,7 +491,7 @@ def test_bad_input_is_one_sentence_with_status_2_and_leaves_nothing(model_file: 
         "model is missing: add FILE|DIR": ["export", *export[2:]],
         "--output is missing": export[:4],
         "does not exist": ["export", tmp_path / "absent.safetensors", *export[2:]],
-        "holds no checkpoint": ["export", other, *export[2:]],
+        "holds neither student.safetensors nor": ["export", other, *export[2:]],
         "int8 models can only be exported as ONNX": [
             "export",
             run_folder,
@@ -506,9 +506,9 @@ def test_bad_input_is_one_sentence_with_status_2_and_leaves_nothing(model_file: 
         "the pool is only used to calibrate int8 models; add --int8": [*export, "--pool", run_folder],
         "tolerance = 0.0 (from --tolerance)": [*export, "--tolerance", 0],
         "int8.min_agreement = 2.0 (from --min-agreement)": [*export, "--int8", "--min-agreement", 2],
-        "there is no folder": [*export[:-1], out / "absent" / "model.onnx"],
+        "does not exist; create it first": [*export[:-1], out / "absent" / "model.onnx"],
         "is a folder; name the file": [*export[:-1], out],
-        "itself, which is read": [*export[:-1], model_file, "--overwrite"],
+        "is also the input": [*export[:-1], model_file, "--overwrite"],
         "names have at most 255 bytes": [*export[:-1], out / ("x" * 300)],
     }
     before = model_file.read_bytes()

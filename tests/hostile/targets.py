@@ -1,4 +1,4 @@
-"""What strangers may hand to the program, made at random, and what the program does with it.
+"""Random untrusted input, and how the program uses it.
 
 Each target makes cases from sound files by changes that hypothesis draws, and says what the program does with them.
 A case may be accepted or refused with a sentence; everything else is a failure. `benchmarks/fuzz.py` runs the same
@@ -57,7 +57,7 @@ from tests.results import make_evaluation, make_pretrain_result
 
 ESCAPES = ("\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "[red]", "[/]", "[link=http://x]y", "\u202e", "\r", "\n", "\ud800")
 MOST_MEMORY = 640 * 2**20
-"""Bytes by which reading anything of a stranger's may make the process grow."""
+"""Bytes by which the process may grow when it reads untrusted input."""
 LONGEST_MESSAGE = 30_000
 """Characters: 20 wrong settings, each in one line."""
 
@@ -140,7 +140,7 @@ class _Interrupting(SilentDisplay):
 
 
 class Target(NamedTuple):
-    """A kind of thing that strangers hand to the program.
+    """A kind of untrusted input.
 
     Attributes:
         cases: A strategy for cases.
@@ -152,7 +152,7 @@ class Target(NamedTuple):
 
 
 class Report:
-    """What became of the cases of one target."""
+    """The outcomes of the cases of one target."""
 
     def __init__(self) -> None:
         self.refused = 0
@@ -170,7 +170,7 @@ def run_target(name: str, world: World, cases: int, number: int | None = None, k
 
     def check(case: Any) -> None:
         if (report.refused + report.accepted) % 20 == 0:
-            gc.collect()  # what earlier cases left in cycles is not what this one takes
+            gc.collect()  # memory that earlier cases left in cycles does not count
         try:
             check_case(target, world, case, report)
         except BaseException as error:
@@ -570,7 +570,7 @@ def use_run_directory(world: World, case: tuple[str, list[tuple[str, str]]]) -> 
         directory = RunDirectory(run, world.settings, SilentDisplay())
     else:
         check_same_settings(run, world.settings)
-        directory = RunDirectory.reopen(run, world.settings, SilentDisplay(), Written())
+        directory = RunDirectory(run, world.settings, SilentDisplay(), resume_from=Written())
     images = torch.zeros(4, 1, 16, 16)
     with directory:
         directory.record(Note(message="here"))

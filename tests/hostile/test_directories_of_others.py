@@ -1,4 +1,4 @@
-"""In a directory that somebody else made no command opens what lies outside, nothing hangs, and an error is a sentence.
+"""Commands open nothing outside an untrusted directory, do not hang, and report errors in one sentence.
 
 Every file and folder of a run, a landscape and a table is replaced in turn. What a command opens is seen by an audit
 hook; that a secret outside was opened, by whatever code, is seen by the system's own notification.
@@ -47,7 +47,7 @@ def _remember(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 class Case(NamedTuple):
-    """A command and the directory of somebody else that it is given as `{}`; `[]` is a place to write."""
+    """A command, with an untrusted directory for `{}` and an output for `[]`."""
 
     directory: str
     arguments: str
@@ -58,8 +58,8 @@ DISTILL = f"distill --teacher {{teacher}} --student tiny --method noise --epochs
 LANDSCAPE = f"landscape {{}} --data pool --teacher {{teacher}} --grid 3 --no-curvature {DEVICE}"
 TABLE = "table {} --rows digits --methods noise --seeds 1 --budget smoke --no-scratch --device cpu"
 CASES = {
-    "distill --resume": Case("begun", "distill --resume {}"),
-    "distill --overwrite": Case("begun", f"{DISTILL} --output {{}} --overwrite"),
+    "distill --resume": Case("started", "distill --resume {}"),
+    "distill --overwrite": Case("started", f"{DISTILL} --output {{}} --overwrite"),
     "distill --pool": Case("finished", f"{DISTILL} --pool {{}} --output []"),
     "report": Case("finished", "report {} --output [].html"),
     "card": Case("finished", "card {}"),
@@ -98,7 +98,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         )
         distill(settings, root / "finished")
         with pytest.raises(KeyboardInterrupt):
-            distill(settings, root / "begun", display=_Interrupting())
+            distill(settings, root / "started", display=_Interrupting())
         around = {"models": [root / "finished"], "data": {"name": "pool"}, "grid": 3, "teacher": teacher}
         measure_landscape(
             LandscapeSettings.model_validate(
@@ -184,7 +184,7 @@ def replace(world: Path, path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "device"])
 @pytest.mark.parametrize("command", CASES)
-def test_nothing_outside_of_a_directory_of_others_is_opened(world: Path, tmp_path: Path, command: str, kind: str):
+def test_nothing_outside_an_untrusted_directory_is_opened(world: Path, tmp_path: Path, command: str, kind: str):
     case, work = CASES[command], tmp_path / "work"
     shutil.copytree(world / case.directory, work)
     _opened.clear()
@@ -200,7 +200,7 @@ def test_nothing_outside_of_a_directory_of_others_is_opened(world: Path, tmp_pat
             if use(world, work, case):
                 refused.add(name.name)
     assert refused >= {"overwrite": {".lock"}, "card": {"result.json"}}.get(command, names & {"pool", "result.json"})
-    # What the command has no use for, all at once.
+    # All entries that the command does not use, at once.
     shutil.rmtree(work)
     shutil.copytree(world / case.directory, work)
     for name in layout:
@@ -209,8 +209,8 @@ def test_nothing_outside_of_a_directory_of_others_is_opened(world: Path, tmp_pat
     use(world, work, case)
 
 
-def test_a_path_in_a_directory_of_others_is_refused_in_python_too(world: Path, tmp_path: Path):
-    shutil.copytree(world / "begun", tmp_path / "run")
+def test_links_in_an_untrusted_directory_are_refused_in_python_too(world: Path, tmp_path: Path):
+    shutil.copytree(world / "started", tmp_path / "run")
     replace(world, tmp_path / "run" / "checkpoint", "link")
     settings = DistillSettings.model_validate({**TINY, **TINY_NOISE, "teacher": world / "teacher.safetensors"})
     with pytest.raises(InputError, match=r"checkpoint is a symbolic link where a"):

@@ -1,4 +1,4 @@
-"""Files of strangers are used or refused with a sentence, and cost no more memory than stated."""
+"""Untrusted files are used or refused with a sentence, within the stated memory."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ def work(world: World) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
-def test_whatever_a_stranger_hands_over_is_used_or_refused_with_a_sentence(world: World, target: str):
+def test_untrusted_input_is_used_or_refused_with_a_sentence(world: World, target: str):
     world.work.mkdir(exist_ok=True)
     report = run_target(target, world, CASES.get(target, 50))
     assert report.refused + report.accepted >= 10
 
 
-# What a message tells people to run where they trust a file.
+# Code that a message suggests to users who trust a file.
 SAFE_LINES = {
     "f\"    weights = torch.load({str(path)!r}, map_location='cpu', weights_only=True)\\n\"",
 }
 
 
-def test_no_source_has_a_word_by_which_data_could_run_code():
+def test_no_source_has_a_call_by_which_data_could_run_code():
     words = re.compile(
         r"(import|from) \w*(pickle|yaml|marshal|shelve|dill)|\w*(pickle|yaml|marshal)\.|torch\.(load|save)\b"
     )
@@ -65,7 +65,7 @@ def test_no_source_has_a_word_by_which_data_could_run_code():
     assert len(files) > 50
     for path in files:
         for number, line in enumerate(path.read_text().splitlines(), 1):
-            # `module.eval()` sets a mode; it takes nothing that could be run.
+            # `module.eval()` only sets a mode.
             rest = line.replace(".eval()", "")
             if line.strip() in SAFE_LINES:
                 continue
@@ -121,7 +121,7 @@ def test_tensors_may_neither_overlap_nor_leave_gaps(tmp_path: Path):
             read_safetensors(tmp_path / "a")
 
 
-def test_what_safetensors_writes_is_read_as_it_reads_it(tmp_path: Path):
+def test_files_of_the_safetensors_library_are_read_like_there(tmp_path: Path):
     tensors = {
         "bytes": torch.arange(3, dtype=torch.uint8),
         "number": torch.tensor(2.5),
@@ -204,7 +204,7 @@ def test_settings_that_would_cost_much_to_parse_are_refused(tmp_path: Path, text
         load_settings(DistillSettings, section="distill", config=tmp_path / "settings.toml")
 
 
-def test_of_many_wrong_settings_twenty_are_named(tmp_path: Path):
+def test_at_most_twenty_wrong_settings_are_named(tmp_path: Path):
     (tmp_path / "settings.toml").write_text("".join(f"{'x' * 500}{number} = 1\n" for number in range(200)))
     with pytest.raises(InputError) as caught:
         load_settings(DistillSettings, section="distill", config=tmp_path / "settings.toml")
@@ -220,7 +220,7 @@ def test_of_many_wrong_settings_twenty_are_named(tmp_path: Path):
 @pytest.mark.parametrize(
     "name", [".lock", "events.jsonl", "settings.toml", "result.json", "pool", "checkpoint", "samples"]
 )
-def test_a_run_writes_through_no_link(world: World, work: Path, name: str):
+def test_a_run_does_not_write_through_links(world: World, work: Path, name: str):
     is_folder = name in ("pool", "checkpoint", "samples")
     path = work / name
     if path.exists():
@@ -230,19 +230,19 @@ def test_a_run_writes_through_no_link(world: World, work: Path, name: str):
         lambda: check_output(work, overwrite=True),
         lambda: check_same_settings(work, world.settings),
         lambda: RunDirectory(work, world.settings, SilentDisplay()),
-        lambda: RunDirectory.reopen(work, world.settings, SilentDisplay(), Written()),
+        lambda: RunDirectory(work, world.settings, SilentDisplay(), resume_from=Written()),
     ):
         with pytest.raises(InputError, match=rf"{re.escape(name)} is a symbolic link where a f"):
             use()
     assert world.state_of_outside() == world.outside_before
 
 
-def test_a_shard_that_no_synthesis_of_the_run_made_is_refused(world: World, work: Path):
+def test_a_shard_with_another_number_of_images_is_refused(world: World, work: Path):
     shard = work / "pool" / "shard-0001.safetensors"
     header, _ = split(shard.read_bytes())
     read = read_safetensors(shard)
     save_file({name: t[:3].clone() for name, t in read.tensors.items()}, shard, metadata=header["__metadata__"])
-    with pytest.raises(InputError, match="holds 3 images, which no synthesis of this run made"):
+    with pytest.raises(InputError, match="holds 3 images, not the number that this run synthesises"):
         distill(world.settings, work, resume=True)
 
 
@@ -258,7 +258,7 @@ def test_a_shard_that_no_synthesis_of_the_run_made_is_refused(world: World, work
         ("epoch", {"round": 10**15}),
     ],
 )
-def test_a_checkpoint_with_numbers_that_no_run_comes_to_is_refused(world: World, work: Path, field: str, value: Any):
+def test_a_checkpoint_with_impossible_counters_is_refused(world: World, work: Path, field: str, value: Any):
     file = work / "checkpoint" / "latest.safetensors"
     header, tensors = split(file.read_bytes())
     facts = json.loads(header["__metadata__"]["facts"])
@@ -266,7 +266,7 @@ def test_a_checkpoint_with_numbers_that_no_run_comes_to_is_refused(world: World,
     header["__metadata__"]["facts"] = json.dumps(facts)
     file.write_bytes(join(json.dumps(header), tensors))
     before = (work / "events.jsonl").read_bytes()
-    with pytest.raises(InputError, match="the checkpoint is not one of this run"):
+    with pytest.raises(InputError, match="the checkpoint does not belong to this run"):
         distill(world.settings, work, resume=True)
     assert (work / "events.jsonl").read_bytes() == before
 
@@ -284,7 +284,7 @@ def test_a_checkpoint_with_weights_or_counts_that_are_not_finite_is_refused(worl
         distill(world.settings, work, resume=True)
 
 
-def test_a_continued_run_downloads_only_what_is_asked_for_again(work: Path, gapssg_command: Callable[..., Shown]):
+def test_a_resumed_run_downloads_only_if_asked_again(work: Path, gapssg_command: Callable[..., Shown]):
     settings = work / "settings.toml"
     settings.write_text(settings.read_text() + '\n[eval_data]\nname = "cifar10"\ndownload = true\nroot = "/nowhere"\n')
     shown = gapssg_command("distill", "--resume", work, "--dry-run", "--json")
@@ -336,7 +336,7 @@ def test_a_class_whose_name_is_not_utf8_is_refused(image_folder: Path):
 
 
 class Shown(NamedTuple):
-    """What a command left."""
+    """The outcome of a command."""
 
     status: object
     stdout: str
@@ -360,7 +360,7 @@ def gapssg_command(
     signal.signal(signal.SIGTERM, handler)
 
 
-def test_names_that_would_steer_the_terminal_are_shown_and_not_obeyed(
+def test_control_characters_in_names_do_not_reach_the_terminal(
     image_folder: Path, tmp_path: Path, gapssg_command: Callable[..., Shown]
 ):
     names = ("\x1b[2Jcat", "[red]dog")

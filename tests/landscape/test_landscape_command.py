@@ -66,9 +66,9 @@ def test_bad_input_is_one_sentence_with_status_2(gapssg, run_folder: Path, tmp_p
         "did you mean pca": [*landscape, "--directions", "pcs"],
         "a plane takes three models, not 1": [*landscape, "--directions", "models"],
         "leave --snapshots out": [*landscape, "--directions", "pca", "--snapshots"],
-        "holds no checkpoint": ["landscape", tmp_path / "run" / "pool", *landscape[2:]],
+        "holds neither student.safetensors nor": ["landscape", tmp_path / "run" / "pool", *landscape[2:]],
         "does not exist": ["landscape", tmp_path / "absent.safetensors", *landscape[2:]],
-        "holds no run to continue": ["landscape", "--resume", tmp_path],
+        "holds no run to resume": ["landscape", "--resume", tmp_path],
         "is a run of distill; use gapssg distill": ["landscape", "--resume", run_folder],
     }
     for words, arguments in cases.items():

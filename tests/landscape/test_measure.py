@@ -173,7 +173,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     empty.mkdir()
     snapshots = sorted((run_folder / "snapshots").glob("*"))
     cases = {
-        "holds no checkpoint": settings(empty),
+        "holds neither student.safetensors nor": settings(empty),
         r"\(wrn16_1\) and .* \(wrn16_2\) differ in architecture": settings(
             teacher_file, other, directions="models", dimensions=1
         ),

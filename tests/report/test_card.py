@@ -120,7 +120,7 @@ def test_what_was_measured_of_other_weights_or_cannot_be_kept_is_not_on_the_card
 
     monkeypatch.setattr(evaluations, "write_json", refuse)
     shown = gapssg("eval", file, "--data", "digits", "--device", "cpu").stdout
-    assert "a card will not say what was measured: cannot write" in shown
+    assert "the scores were not saved for the model card: cannot write" in shown
     assert "450 test images of digits" in shown
     assert kept.read_bytes() == before
 
@@ -235,7 +235,7 @@ def test_a_run_that_is_replaced_keeps_its_card_and_says_so(runs: Runs):
     listener = Listener()
     distill(settings(runs.teacher, epochs=1), runs.blind, overwrite=True, display=listener)
     assert card.read_text() == before
-    assert any("README.md stays, and may speak of the run that was replaced" in note for note in listener.notes)
+    assert any("README.md is kept; it may describe the run that was replaced" in note for note in listener.notes)
 
 
 def test_a_folder_with_a_readme_alone_is_no_run(runs: Runs, tmp_path: Path):
@@ -247,7 +247,7 @@ def test_a_folder_with_a_readme_alone_is_no_run(runs: Runs, tmp_path: Path):
 
 def test_bad_input_is_one_sentence_and_nothing_is_written(runs: Runs):
     assert "is no identifier as the Hub has them" in refusal("card", runs.blind, "--licence", "my own: words")
-    assert "is no run of distill or pretrain-teacher" in refusal("card", runs.landscape)
+    assert "is not a run of distill or pretrain-teacher" in refusal("card", runs.landscape)
     (runs.evaluated / "student.safetensors").unlink()
     assert "student.safetensors does not exist" in refusal("card", runs.evaluated)
     assert not list(runs.blind.parent.glob("*/README.md"))

@@ -215,7 +215,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "an unknown command": (
         "blind",
         lambda run: change(run / "result.json", lambda result: result.update(command="eval")),
-        "is no run of distill or pretrain-teacher",
+        "is not a run of distill or pretrain-teacher",
     ),
     "an accuracy of 2": (
         "evaluated",
@@ -230,7 +230,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "half a sample grid": (
         "blind",
         lambda run: (run / "samples" / "epoch-0001.png").write_bytes(b"\x89PNG\r\n"),
-        "epoch-0001.png is not a PNG that can be read",
+        "epoch-0001.png is not a readable PNG",
     ),
     "a bomb": (
         "blind",
@@ -240,7 +240,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "half a figure": (
         "landscape",
         lambda run: next((run / "figures").glob("*-contour.png")).write_bytes(b""),
-        "contour.png is not a PNG that can be read",
+        "contour.png is not a readable PNG",
     ),
     "a surface without a centre": (
         "landscape",
@@ -269,7 +269,7 @@ def test_bad_input_is_one_sentence(made: Runs, tmp_path: Path):
     cases = {
         "add --overwrite to replace it": ["report", made.blind, "--output", page],
         "let the name end in .html": ["report", made.blind, "--output", made.blind / "student.safetensors"],
-        "there is no folder": ["report", made.blind, "--output", tmp_path / "a" / "b.html"],
+        "does not exist; create it first": ["report", made.blind, "--output", tmp_path / "a" / "b.html"],
         "is given twice": ["report", made.blind, made.blind / ".", "--output", tmp_path / "new.html"],
         "runs is missing: add DIR": ["report", "--output", tmp_path / "new.html"],
         "--output is missing": ["report", made.blind],

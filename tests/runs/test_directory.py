@@ -17,7 +17,7 @@ from gapssg.synthesis.shards import PoolOrigin
 
 
 def start(path: Path) -> RunDirectory:
-    """Begin a run that another one may replace."""
+    """Start a run that another one may replace."""
     run = hold(path)
     run.close()
     return run
@@ -32,8 +32,8 @@ def hold(path: Path) -> RunDirectory:
 
 def test_a_run_is_replaced_only_on_request(tmp_path: Path):
     run = tmp_path / "run"
-    with hold(run) as begun:
-        begun.record(Note(message="here"))
+    with hold(run) as started:
+        started.record(Note(message="here"))
     with pytest.raises(InputError, match="already holds a run; add --overwrite"):
         check_output(run, overwrite=False)
     check_output(run, overwrite=True)
@@ -42,13 +42,13 @@ def test_a_run_is_replaced_only_on_request(tmp_path: Path):
     assert sorted(path.name for path in run.iterdir()) == [".lock", "settings.toml"]
 
 
-def test_files_of_others_are_never_removed(tmp_path: Path):
+def test_foreign_files_are_never_removed(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(InputError, match=r"holds files that are not a run's \(thesis.tex\)"):
         check_output(tmp_path, overwrite=True)
 
 
-def test_a_kill_in_the_first_write_of_all_leaves_room_for_a_run(tmp_path: Path):
+def test_a_kill_during_the_first_write_does_not_block_a_new_run(tmp_path: Path):
     run = tmp_path / "run"
     run.mkdir()
     (run / ".lock").write_text("")
@@ -58,17 +58,17 @@ def test_a_kill_in_the_first_write_of_all_leaves_room_for_a_run(tmp_path: Path):
     assert sorted(path.name for path in run.iterdir()) == [".lock", "settings.toml"]
 
 
-def test_a_kill_while_a_run_is_replaced_leaves_a_run_to_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_kill_while_a_run_is_replaced_leaves_a_replaceable_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = tmp_path / "run"
-    with hold(run) as begun:
-        begun.record(Note(message="here"))
+    with hold(run) as started:
+        started.record(Note(message="here"))
     (run / "result.json").write_text("{}")
     removed: list[str] = []
     unlink = os.unlink
 
     def interrupted(name: str, **options: Any) -> None:
         removed.append(name)
-        if len(removed) == 4:  # the first two are of files that are not there
+        if len(removed) == 4:  # the first two are of missing files
             raise KeyboardInterrupt
         unlink(name, **options)
 
@@ -79,21 +79,21 @@ def test_a_kill_while_a_run_is_replaced_leaves_a_run_to_replace(tmp_path: Path, 
     check_output(run, overwrite=True)
 
 
-def test_files_of_others_in_folders_like_a_runs_are_never_removed(tmp_path: Path):
+def test_foreign_files_in_folders_of_a_run_are_never_removed(tmp_path: Path):
     run = tmp_path / "run"
     start(run)
     (run / "samples").mkdir()
     (run / "samples" / "thesis.tex").write_text("")
     with pytest.raises(InputError, match=r"samples/thesis.tex"):
         check_output(run, overwrite=True)
-    # Names that a run uses too, but no run.
+    # File names of a run, but not a run.
     (tmp_path / "library" / "samples").mkdir(parents=True)
     (tmp_path / "library" / "samples" / "epoch-1.png").write_text("")
     with pytest.raises(InputError, match="not a run's"):
         check_output(tmp_path / "library", overwrite=True)
 
 
-def test_what_a_killed_write_left_behind_does_not_stand_in_the_way(tmp_path: Path):
+def test_temporary_files_of_killed_writes_do_not_block_a_run(tmp_path: Path):
     run = tmp_path / "run"
     start(run)
     (run / ".student.safetensors.ab_c1.tmp").write_text("")
@@ -110,7 +110,7 @@ def test_a_run_never_replaces_what_it_reads(tmp_path: Path):
         check_output(run, overwrite=True, inputs=[run / "model.safetensors", None])
 
 
-def test_a_name_that_no_file_can_have_is_bad_input(tmp_path: Path):
+def test_an_invalid_file_name_is_an_input_error(tmp_path: Path):
     with pytest.raises(InputError, match="File name too long"):
         check_output(tmp_path / ("x" * 300), overwrite=False)
 
@@ -121,7 +121,7 @@ def test_a_second_writer_is_refused_with_the_first_ones_process(tmp_path: Path):
     with pytest.raises(InputError, match=f"is being written by process {os.getpid()} on "):
         start(tmp_path / "run")
     with pytest.raises(InputError, match="is being written by"):
-        RunDirectory.reopen(tmp_path / "run", SETTINGS, SilentDisplay(), Written())
+        RunDirectory(tmp_path / "run", SETTINGS, SilentDisplay(), resume_from=Written())
     assert (tmp_path / "run" / "events.jsonl").exists()
     run.close()
     start(tmp_path / "run")
@@ -133,20 +133,20 @@ def test_an_output_that_is_a_file_is_refused(tmp_path: Path):
         check_output(tmp_path / "file", overwrite=True)
 
 
-def test_an_empty_directory_is_as_good_as_none(tmp_path: Path):
+def test_an_empty_directory_is_accepted(tmp_path: Path):
     check_output(tmp_path, overwrite=False)
     check_output(tmp_path / "absent" / "run", overwrite=False)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_png_holds_the_pixels_that_it_was_given(channels):
+def test_a_png_has_the_encoded_pixels(channels):
     image = torch.randint(0, 256, (5, 7, channels), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with Image.open(io.BytesIO(encode_png(Image.fromarray(image.squeeze(2).numpy())))) as read:
         pixels = torch.from_numpy(np.asarray(read).copy()).view(5, 7, channels)
     assert torch.equal(pixels, image)
 
 
-def test_the_shards_of_a_pool_come_oldest_first(tmp_path: Path):
+def test_the_shards_of_a_pool_are_listed_oldest_first(tmp_path: Path):
     origin = PoolOrigin("gapssg", "0" * 64)
     with hold(tmp_path / "run") as run:
         for epoch in (2, 1, 10):

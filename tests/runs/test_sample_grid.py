@@ -23,7 +23,7 @@ def rows_of(targets: Tensor, names: tuple[str, ...], channels: int = 1, top: int
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
-def test_a_row_holds_the_images_of_one_class_in_the_order_of_the_classes(channels: int):
+def test_each_row_has_the_images_of_one_class_in_class_order(channels: int):
     targets = torch.tensor([2, 0, 1, 1, 0, 2])
     assert rows_of(targets, ("a", "b", "c"), channels) == [[100], [101], [102]]
 
@@ -41,7 +41,7 @@ def test_each_row_has_its_classs_name_and_no_other_text():
     assert not np.any(label(""))
 
 
-def test_a_picture_that_leaves_classes_out_says_so():
+def test_a_picture_without_all_classes_says_so():
     def top(targets: Tensor, classes: int) -> tuple[int, bool]:
         picture = sample_grid(levels(targets), targets, ("",) * classes)
         return picture.height, bool(np.asarray(picture)[:_LINE, :_LABEL].any())
@@ -51,14 +51,14 @@ def test_a_picture_that_leaves_classes_out_says_so():
     assert top(torch.arange(100), 100) == (_LINE + 16 * ROW, True)
 
 
-def test_of_many_classes_those_shown_are_spread_evenly():
+def test_the_shown_classes_are_spread_evenly():
     shown = [level for row in rows_of(torch.arange(100), ("x",) * 100, top=_LINE) for level in row]
     assert len(shown) == 16
     assert (shown[0], shown[-1]) == (100, 199)
 
 
 @pytest.mark.parametrize("name", ["\U0001f600", "\x1b[2J", "x" * 255, "\ud800", "é"])
-def test_any_name_can_be_written_and_reaches_no_image(name: str):
+def test_any_class_name_is_drawn_without_covering_an_image(name: str):
     targets = torch.tensor([0, 1])
     written = np.asarray(sample_grid(levels(targets), targets, (name, "b")))
     plain = np.asarray(sample_grid(levels(targets), targets, ("", "b")))

@@ -36,7 +36,7 @@ def epochs_of(run: Path) -> list[dict[str, Any]]:
     return [event for event in events if event["event"] == "epoch"]
 
 
-def test_it_has_the_numbers_and_images_of_the_run(teacher_file: Path, tmp_path: Path):
+def test_tensorboard_has_the_numbers_and_images_of_the_run(teacher_file: Path, tmp_path: Path):
     run = tmp_path / "run"
     values = settings(teacher_file, eval_data={"name": "digits"})
     with also_for_tensorboard(SilentDisplay(), run, DistillationEpoch) as display:
@@ -63,7 +63,7 @@ def test_it_has_the_numbers_and_images_of_the_run(teacher_file: Path, tmp_path: 
         assert np.array_equal(np.asarray(decoded.convert("L")), np.asarray(written))
 
 
-def test_a_continued_run_has_each_point_once(teacher_file: Path, tmp_path: Path):
+def test_a_resumed_run_has_each_point_once(teacher_file: Path, tmp_path: Path):
     run, values = tmp_path / "run", settings(teacher_file, epochs=3)
     with (
         pytest.raises(Interruption),
@@ -95,14 +95,14 @@ def interrupted(teacher_file: Path, run: Path, step: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_was_begun_with_it_is_continued_with_it(teacher_file: Path, tmp_path: Path):
+def test_a_run_started_with_tensorboard_resumes_with_it(teacher_file: Path, tmp_path: Path):
     run = tmp_path / "run"
     interrupted(teacher_file, run, 11)
     gapssg("distill", "--resume", run)
     assert [step for step, _ in scalars(run)["reality_gap_after"]] == [1, 2, 3]
 
 
-def test_a_run_that_was_interrupted_before_its_first_epoch_is_continued_with_it(teacher_file: Path, tmp_path: Path):
+def test_a_run_interrupted_before_its_first_epoch_resumes_with_tensorboard(teacher_file: Path, tmp_path: Path):
     run, requests = tmp_path / "run", Requests()
     values = settings(teacher_file, epochs=2)
     asking = AskingDisplay(2, requests, "stop")
@@ -114,7 +114,7 @@ def test_a_run_that_was_interrupted_before_its_first_epoch_is_continued_with_it(
 
 
 @pytest.mark.slow
-def test_a_run_that_was_begun_without_it_is_continued_without_it(teacher_file: Path, tmp_path: Path):
+def test_a_run_started_without_tensorboard_resumes_without_it(teacher_file: Path, tmp_path: Path):
     run = tmp_path / "run"
     distill(settings(teacher_file, epochs=1), run)
     gapssg("distill", "--resume", run, "--epochs", 2)
@@ -123,7 +123,7 @@ def test_a_run_that_was_begun_without_it_is_continued_without_it(teacher_file: P
     assert [step for step, _ in scalars(run)["reality_gap_after"]] == [1, 2, 3]
 
 
-def test_a_run_goes_on_with_a_warning_where_tensorboard_is_no_longer_installed(
+def test_a_run_resumes_with_a_warning_if_tensorboard_is_no_longer_installed(
     teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run = tmp_path / "run"
@@ -131,7 +131,7 @@ def test_a_run_goes_on_with_a_warning_where_tensorboard_is_no_longer_installed(
     before = scalars(run)
     monkeypatch.setattr("gapssg.runs.tensorboard.find_spec", lambda name: None)
     printed = gapssg("distill", "--resume", run).stdout
-    warning = f"warning: {run / 'tensorboard'} is not continued, because TensorBoard is not installed: pip install"
+    warning = f"warning: {run / 'tensorboard'} is not updated, because TensorBoard is not installed: pip install"
     assert sum(line.startswith(warning) for line in printed.splitlines()) == 1
     assert (run / "result.json").exists()
     assert scalars(run) == before

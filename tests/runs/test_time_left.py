@@ -21,7 +21,7 @@ from tests.run_fixtures import TINY
 
 
 class Clock:
-    """A clock that goes on when it is told to."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -46,7 +46,7 @@ def make_steps(
         clock.now += wait
 
 
-def test_the_time_left_is_the_steps_that_are_left_times_their_seconds(clock: Clock):
+def test_the_time_left_is_the_number_of_steps_left_times_their_duration(clock: Clock):
     time_left = TimeLeft({"synthesis": 30, "distillation": 100, EVALUATION: 3}, clock)
     make_steps(time_left, clock, "synthesis", 10, 2.0)
     make_steps(time_left, clock, "distillation", 20, 0.5)
@@ -55,7 +55,7 @@ def test_the_time_left_is_the_steps_that_are_left_times_their_seconds(clock: Clo
     assert time_left.total == pytest.approx(10 * 2.0 + 20 * 0.5 + 7.0 + 20 * 2.0 + 80 * 0.5 + 2 * 7.0)
 
 
-def test_it_is_unknown_until_each_kind_of_step_was_measured_evaluations_aside(clock: Clock):
+def test_the_time_left_is_unknown_until_each_kind_of_step_but_evaluations_was_measured(clock: Clock):
     time_left = TimeLeft({"synthesis": 2, "distillation": 2, EVALUATION: 2}, clock)
     assert time_left.seconds is None
     make_steps(time_left, clock, "synthesis", 1, 2.0)
@@ -65,7 +65,7 @@ def test_it_is_unknown_until_each_kind_of_step_was_measured_evaluations_aside(cl
     assert time_left.seconds == pytest.approx(2.5)
 
 
-def test_steps_that_take_minutes_have_a_time_left_after_the_first(clock: Clock):
+def test_long_steps_have_a_time_left_after_the_first(clock: Clock):
     time_left = TimeLeft({"training": 10}, clock)
     with time_left.phase("training", 10) as phase:
         for done in (1, 2, 3):
@@ -74,7 +74,7 @@ def test_steps_that_take_minutes_have_a_time_left_after_the_first(clock: Clock):
             assert time_left.seconds == pytest.approx(120 * (10 - done))
 
 
-def test_the_first_steps_are_left_out_once_there_are_others(clock: Clock):
+def test_the_first_steps_are_ignored_once_others_were_measured(clock: Clock):
     time_left = TimeLeft({"training": 100}, clock)
     with time_left.phase("training", 50) as phase:
         for done in range(1, 51):
@@ -89,14 +89,14 @@ def test_the_first_steps_are_left_out_once_there_are_others(clock: Clock):
     assert time_left.seconds == pytest.approx(50 * 1.0)
 
 
-def test_what_the_device_still_has_to_do_at_the_end_of_a_phase_corrects_the_rate(clock: Clock):
+def test_waiting_for_the_device_at_the_end_of_a_phase_corrects_the_rate(clock: Clock):
     time_left = TimeLeft({"distillation": 200}, clock)
     # 0.01 s to queue a step that takes the device 0.5 s.
     make_steps(time_left, clock, "distillation", 100, 0.01, wait=96 * 0.49)
     assert time_left.seconds == pytest.approx(100 * 0.5)
 
 
-def test_a_queue_that_is_being_filled_is_no_measurement(clock: Clock):
+def test_steps_are_not_measured_while_the_queue_fills(clock: Clock):
     time_left = TimeLeft({"distillation": 500}, clock)
     with time_left.phase("distillation", 500) as phase:
         for done in range(1, 91):
@@ -110,7 +110,7 @@ def test_a_queue_that_is_being_filled_is_no_measurement(clock: Clock):
         assert time_left.seconds == pytest.approx(400 * 0.5)
 
 
-def test_steps_that_are_taken_back_are_left_again(clock: Clock):
+def test_rolled_back_steps_count_as_left(clock: Clock):
     time_left = TimeLeft({"training": 20}, clock)
     with time_left.phase("training", 10) as phase:
         for done in (*range(1, 11), *range(1, 11)):
@@ -120,7 +120,7 @@ def test_steps_that_are_taken_back_are_left_again(clock: Clock):
     assert time_left.seconds == pytest.approx(10)
 
 
-def test_a_phase_that_is_continued_counts_what_was_done_before_but_measures_only_its_own(clock: Clock):
+def test_a_resumed_phase_counts_earlier_steps_but_measures_only_its_own(clock: Clock):
     time_left = TimeLeft({"training": 20}, clock)
     with time_left.phase("training", 10) as phase:
         for done in (8, 9, 10):
@@ -129,7 +129,7 @@ def test_a_phase_that_is_continued_counts_what_was_done_before_but_measures_only
     assert time_left.seconds == pytest.approx(10 * 2.0)
 
 
-def test_what_was_measured_before_an_interruption_counts_until_it_is_measured_again(clock: Clock):
+def test_earlier_measurements_count_until_the_steps_are_measured_again(clock: Clock):
     time_left = TimeLeft({"synthesis": 10, "distillation": 20}, clock)
     time_left.recall("synthesis", 5, 15.0)
     make_steps(time_left, clock, "distillation", 20, 1.0)
@@ -139,7 +139,7 @@ def test_what_was_measured_before_an_interruption_counts_until_it_is_measured_ag
     assert time_left.seconds == pytest.approx(1 * 2.0)
 
 
-def test_a_damaged_memory_is_not_counted(clock: Clock):
+def test_implausible_earlier_measurements_are_ignored(clock: Clock):
     time_left = TimeLeft({"synthesis": 10}, clock)
     time_left.recall("synthesis", 1, 1e308)
     assert time_left.seconds is None
@@ -153,7 +153,7 @@ def test_many_phases_of_one_step_add_up(clock: Clock):
     assert time_left.seconds == pytest.approx(4 * 0.3)
 
 
-def test_a_machine_that_becomes_slower_is_followed(clock: Clock):
+def test_the_rate_follows_a_machine_that_becomes_slower(clock: Clock):
     time_left = TimeLeft({"training": 100_000}, clock)
     for _ in range(10):
         make_steps(time_left, clock, "training", 1000, 1.0)
@@ -177,7 +177,7 @@ def test_nothing_is_left_after_the_last_step(clock: Clock):
     assert time_left.seconds == 0
 
 
-def test_it_needs_no_torch():
+def test_the_time_left_imports_no_torch():
     check = "import sys, gapssg.runs.time_left; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
@@ -206,9 +206,7 @@ def epochs_of(run: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["gapssg-fast", "gapssg", "zskt"])
-def test_each_epoch_of_a_distillation_says_what_is_left_and_the_last_nothing(
-    teacher_file: Path, tmp_path: Path, method: str
-):
+def test_each_epoch_of_a_distillation_records_the_remaining_time(teacher_file: Path, tmp_path: Path, method: str):
     rounds = {"zskt": {"rounds": 3}, "gapssg-fast": {"distillation_steps": 6}}.get(method, {})
     changes = {"method": {**TINY["method"], **rounds, "name": method}, "eval_data": {"name": "digits"}}
     display = Listening()
@@ -224,7 +222,7 @@ def test_each_epoch_of_a_distillation_says_what_is_left_and_the_last_nothing(
     assert {event.epochs for event in display.events if isinstance(event, Remaining)} == {3}
 
 
-def test_each_epoch_of_a_training_says_what_is_left_and_the_last_nothing(image_folder: Path, tmp_path: Path):
+def test_each_epoch_of_a_training_records_the_remaining_time(image_folder: Path, tmp_path: Path):
     values = {"data": {"name": f"folder:{image_folder}"}, "model": {"name": "wrn16_1"}, "epochs": 3, "batch_size": 8}
     display = Listening()
     pretrain_teacher(PretrainSettings.model_validate(values), tmp_path / "run", display=display)
@@ -258,9 +256,7 @@ def test_a_growing_pool_makes_later_epochs_count_more(teacher_file: Path, tmp_pa
         (12, {"synthesis": 3, "distillation": 20}),  # in the second distillation
     ],
 )
-def test_a_continued_run_has_the_steps_left_that_it_has_not_made(
-    tmp_path: Path, steps_before: int, left: dict[str, int]
-):
+def test_a_resumed_run_has_the_steps_left_that_it_has_not_made(tmp_path: Path, steps_before: int, left: dict[str, int]):
     settings = distill_settings(write_teacher(tmp_path / "teacher.safetensors"), checkpoint_minutes=1e-9)
     with pytest.raises(Interruption):
         distill(settings, tmp_path / "run", display=InterruptingDisplay(steps_before + 1))

@@ -19,7 +19,8 @@ import gapssg.table.settings
 from gapssg import DistillSettings, EvaluateSettings, ImportSettings, InputError, load_model, load_settings
 from gapssg.cli.app import COMMANDS
 from gapssg.data.settings import DataSettings
-from gapssg.files import InsidePath, inside, is_file, user_path
+from gapssg.files import is_file, user_path
+from gapssg.safe_paths import InsidePath, inside
 from gapssg.settings.base import Settings
 from tests.program import refusal
 
@@ -30,7 +31,7 @@ BAD = {
     "x" * 5000: "names have at most 255 bytes",
     "é" * 128: "names have at most 255 bytes",
     "a/" * 3000: "paths 4095",
-    "\ud83d": "it has halves of characters",
+    "\ud83d": "it has lone surrogates",
 }
 bad = pytest.mark.parametrize(
     ("path", "reason"), BAD.items(), ids=["empty", "nul", "user", "name", "é", "path", "half"]
@@ -175,7 +176,7 @@ def test_a_current_folder_that_is_gone_is_one_sentence_and_an_absolute_path_need
         raise FileNotFoundError(2, "No such file or directory")
 
     monkeypatch.setattr(os, "getcwd", gone)
-    with pytest.raises(InputError, match="the current folder is gone; change to another one"):
+    with pytest.raises(InputError, match="the current folder no longer exists; change to another one"):
         user_path("run")
     assert user_path(tmp_path) == tmp_path
     assert isinstance(user_path(inside(tmp_path) / "file"), InsidePath)

@@ -252,8 +252,8 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str):
 @pytest.mark.parametrize(
     ("events", "reason"),
     [
-        ([], "has no epoch of a distillation"),
-        ([epoch_event(1, 3, 0.5), epoch_event(2, 3, 0.5)], "ends after epoch 2 of 3; continue the run with --resume"),
+        ([], "has no distillation epoch"),
+        ([epoch_event(1, 3, 0.5), epoch_event(2, 3, 0.5)], "ends after epoch 2 of 3; finish the run with --resume"),
         ([epoch_event(1, 2, 0.5), epoch_event(2, 2, None)], "is damaged: .* not after the last epoch"),
     ],
 )

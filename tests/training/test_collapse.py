@@ -1,4 +1,4 @@
-"""A run whose images have collapsed ends like any other, and says that its student is not usable."""
+"""A run with collapsed images ends like any other, and reports that its student is not usable."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ NOISE = {"name": "noise", "synthesis_batch_size": 32}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_says_that_it_has_collapsed(teacher: Path, tmp_path: Path, name: str):
+def test_every_method_reports_its_collapse(teacher: Path, tmp_path: Path, name: str):
     result = distill(settings(teacher, {"name": name, **METHODS[name]}), tmp_path / "run")
     assert result.student.agreement_baseline == 1.0
     assert result.student.after_training.agreement_baseline == 1.0
@@ -75,7 +75,7 @@ def test_every_method_says_that_it_has_collapsed(teacher: Path, tmp_path: Path, 
     assert events(tmp_path / "run")[-1]["failures"] == list(result.failures)
 
 
-def test_the_command_says_so_and_ends_with_status_0(teacher: Path, tmp_path: Path):
+def test_the_command_reports_a_collapse_with_status_0(teacher: Path, tmp_path: Path):
     options = ["--set", "method.synthesis_batch_size=32", "--method", "noise", "--epochs", 2, "--batch-size", 8]
     command = ["distill", "--teacher", teacher, "--student", "tiny", *options, "--output", tmp_path / "run"]
     shown = gapssg(*command).stdout
@@ -91,7 +91,7 @@ def test_the_command_says_so_and_ends_with_status_0(teacher: Path, tmp_path: Pat
         assert finished.stderr.count("FAILED") == 1
 
 
-def test_the_counts_of_each_epoch_stand_beside_those_of_the_targets(teacher: Path, tmp_path: Path):
+def test_each_epoch_records_the_counts_of_predictions_and_targets(teacher: Path, tmp_path: Path):
     result = distill(settings(teacher, NOISE), tmp_path / "run")
     epochs = [event for event in events(tmp_path / "run") if event["event"] == "epoch"]
     for event in epochs:
@@ -104,7 +104,7 @@ def test_the_counts_of_each_epoch_stand_beside_those_of_the_targets(teacher: Pat
     assert result.target_counts == [sum(event["health"]["target_counts"][k] for event in epochs) for k in (0, 1)]
 
 
-def test_a_pool_that_lacks_a_class_is_seen_by_the_run_that_uses_it(teacher: Path, tmp_path: Path):
+def test_a_run_from_a_pool_that_lacks_a_class_reports_it(teacher: Path, tmp_path: Path):
     distill(settings(teacher, NOISE), tmp_path / "earlier")
     result = distill(settings(teacher, NOISE, pool=tmp_path / "earlier"), tmp_path / "run")
     assert result.teacher_counts == [64, 0]
@@ -114,7 +114,7 @@ def test_a_pool_that_lacks_a_class_is_seen_by_the_run_that_uses_it(teacher: Path
     assert warnings == [(1, "the teacher predicts class 'cat' for all 64 images so far")]
 
 
-def test_a_collapse_is_said_when_it_begins_and_when_it_is_over(
+def test_a_collapse_is_reported_when_it_starts_and_when_it_ends(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     predict, collapsed = Distillation.predict, {2, 3}
@@ -130,7 +130,7 @@ def test_a_collapse_is_said_when_it_begins_and_when_it_is_over(
     warnings = [(event["epoch"], event["message"]) for event in events(tmp_path / "run") if event["event"] == "warning"]
     assert warnings == [
         (2, "the teacher predicts class 'cat' for all 32 new images"),
-        (4, "over: the teacher sees every class in the images again"),
+        (4, "resolved: the teacher predicts every class on the images again"),
     ]
 
 
@@ -154,7 +154,7 @@ def test_real_images_are_part_of_the_judgement(teacher: Path, tmp_path: Path, re
     assert result.warnings == ()
 
 
-def test_where_real_images_speak_for_the_student_synthetic_ones_only_warn(
+def test_failed_checks_on_synthetic_images_are_warnings_if_real_images_show_a_usable_student(
     teacher: Path, tmp_path: Path, real_images: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
     sound = make_scores(fewest_images=20)
@@ -178,7 +178,7 @@ def test_more_than_1000_classes_are_not_listed(tmp_path: Path):
     assert 0 <= event["health"]["answer_entropy"] <= 1
 
 
-def test_the_comparison_of_a_generator_is_over_new_samples_and_changes_nothing(teacher: Path):
+def test_the_comparison_without_a_pool_uses_new_samples_and_changes_nothing(teacher: Path):
     runtime = Runtime(torch.device("cpu"), "fp32", False, 0)
     distillation = Distillation(settings(teacher, {"name": "dafl", **METHODS["dafl"]}), runtime, load_model(teacher))
     list(distillation.synthesizer.synthesis_steps(distillation.student, 0, 0))
@@ -187,7 +187,7 @@ def test_the_comparison_of_a_generator_is_over_new_samples_and_changes_nothing(t
     assert first == again
 
 
-def test_counts_of_a_checkpoint_that_are_none_are_refused(teacher: Path, tmp_path: Path):
+def test_invalid_counts_in_a_checkpoint_are_refused(teacher: Path, tmp_path: Path):
     given = settings(teacher, NOISE)
     distill(given, tmp_path / "run")
     file = tmp_path / "run" / "checkpoint" / "latest.safetensors"
@@ -196,5 +196,5 @@ def test_counts_of_a_checkpoint_that_are_none_are_refused(teacher: Path, tmp_pat
     tensors = load_file(file)
     tensors["distillation.counts.teacher"] = torch.tensor([-1, 3])
     save_file(tensors, file, metadata=metadata)
-    with pytest.raises(InputError, match="counts of classes in the checkpoint are no counts"):
+    with pytest.raises(InputError, match="class counts in the checkpoint are not valid"):
         distill(given, tmp_path / "run", resume=True)

@@ -31,7 +31,7 @@ def finished(teacher_file: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_a_run_directory_holds_all_there_is_to_a_run(finished: Path, teacher_file: Path):
+def test_a_run_directory_holds_all_files_of_a_run(finished: Path, teacher_file: Path):
     assert sorted(str(path.relative_to(finished)) for path in finished.rglob("*")) == [
         ".lock",
         "checkpoint",
@@ -79,7 +79,7 @@ def test_result_without_evaluation_data_has_agreement_and_no_accuracy(finished: 
 
 
 @pytest.mark.slow
-def test_the_operations_of_a_run_are_those_of_the_formula(finished: Path, teacher_file: Path, tmp_path: Path):
+def test_the_operations_of_a_run_match_the_formula(finished: Path, teacher_file: Path, tmp_path: Path):
     result = json.loads((finished / "result.json").read_text())
     teacher, student = result["teacher"]["macs"], result["student"]["macs"]
     # Three steps of each of two syntheses and twelve of distillation; a multiply-add is two operations.
@@ -88,7 +88,7 @@ def test_the_operations_of_a_run_are_those_of_the_formula(finished: Path, teache
     assert isinstance(result["flops"], int)
     from_pool = distill(settings(teacher_file, pool=finished, runtime={"compile": False}), tmp_path / "from-pool")
     assert from_pool.flops == 2 * 8 * 8 * 2 * (teacher + 3 * student)
-    # Of the pool that is there, whatever the settings say of the images of a synthesis.
+    # By the actual size of the pool, not by the settings of the synthesis.
     method = {"name": "noise", "synthesis_batch_size": 999}
     again = distill(settings(teacher_file, pool=finished, method=method), tmp_path / "again")
     assert again.flops == from_pool.flops
@@ -132,7 +132,7 @@ from gapssg import DistillSettings, distill
 settings = DistillSettings.model_validate_json({settings(teacher_file).model_dump_json()!r})
 distill(settings, Path({str(tmp_path / "run")!r}))
 sources = [name for name in sys.modules if name.startswith("gapssg.data.")]
-# The engine knows what a set of images is; no source of any was imported, so none can have been opened.
+# Only the classes for image sets were imported, no source of images, so that none can have been opened.
 assert set(sources) <= {{"gapssg.data.settings", "gapssg.data.image_set", "gapssg.data.source"}}, sources
 assert "sklearn" not in sys.modules
 """
@@ -185,7 +185,7 @@ def test_a_pool_is_distilled_from_without_synthesis(finished: Path, teacher_file
     result = distill(settings(teacher_file, pool=finished), tmp_path / "from-pool")
     assert result.images_synthesized == 0
     assert result.method == "gapssg"
-    # A trained student knows every sample of the pool.
+    # A student has trained on every sample of the pool.
     assert result.student.agreement is None
     found = [event["agreement_before"] for event in events(tmp_path / "from-pool") if event["event"] == "epoch"]
     assert found == [None, None]
@@ -195,7 +195,7 @@ def test_a_pool_is_distilled_from_without_synthesis(finished: Path, teacher_file
     assert all(event["synthesis"] == {} for event in events(tmp_path / "from-pool") if event["event"] == "epoch")
 
 
-def test_a_student_of_a_pool_says_which_method_made_the_pool(teacher_file: Path, tmp_path: Path):
+def test_a_student_of_a_pool_names_the_method_of_the_pool(teacher_file: Path, tmp_path: Path):
     noise = {"name": "noise", "synthesis_batch_size": 16}
     distill(settings(teacher_file, method=noise), tmp_path / "noise")
     result = distill(settings(teacher_file, pool=tmp_path / "noise"), tmp_path / "run")
@@ -211,14 +211,14 @@ def test_the_pool_of_another_teacher_is_a_warning(finished: Path, teacher_file: 
     assert any("made for another teacher" in message for message in warnings)
 
 
-def test_student_weights_are_started_from(finished: Path, teacher_file: Path, tmp_path: Path):
+def test_a_student_starts_from_given_weights(finished: Path, teacher_file: Path, tmp_path: Path):
     weights = finished / "student.safetensors"
     runtime = Runtime(torch.device("cpu"), "fp32", False, 0)
     given = settings(teacher_file, student={"name": "wrn16_1", "weights": weights})
     student = Distillation(given, runtime, load_model(teacher_file)).student
     for name, value in load_file(weights).items():
         assert torch.equal(student.state_dict()[name], value)
-    # Plain safetensors without our description will do.
+    # Plain safetensors without a model card are accepted.
     save_file(load_file(weights), tmp_path / "plain.safetensors")
     given = settings(teacher_file, student={"name": "wrn16_1", "weights": tmp_path / "plain.safetensors"})
     Distillation(given, runtime, load_model(teacher_file))
@@ -310,7 +310,7 @@ def test_snapshots_are_kept_where_asked_and_samples_and_pool_are_not(teacher_fil
     assert not (run / "pool").exists()
 
 
-def test_final_and_best_are_told_apart(teacher_file: Path, tmp_path: Path):
+def test_final_and_best_accuracy_are_reported_separately(teacher_file: Path, tmp_path: Path):
     result = distill(settings(teacher_file, **DIGITS, epochs=3), tmp_path / "run").student
     tops = [event["top1"] for event in events(tmp_path / "run") if event["event"] == "epoch"]
     assert result.top1 == tops[-1]
@@ -330,7 +330,7 @@ def blank(latent: torch.Tensor) -> torch.Tensor:
     return torch.zeros(len(latent), 1, 16, 16)
 
 
-def test_a_teacher_without_batch_norm_is_refused_with_the_methods_that_do_without(tmp_path: Path):
+def test_a_teacher_without_batch_norm_is_refused_with_the_methods_that_need_none(tmp_path: Path):
     name, teacher = "tests.models.factories:ten_classes", tmp_path / "teacher.safetensors"
     save_model(teacher, create_model(name, num_classes=10, input_shape=(1, 16, 16)), make_card(architecture=name))
     with pytest.raises(InputError, match=r"no batch-norm layers.*methods that do not: dafl, zskt, dfad, noise"):
@@ -340,7 +340,7 @@ def test_a_teacher_without_batch_norm_is_refused_with_the_methods_that_do_withou
     distill(settings(teacher, model_factories=[name], method=method), tmp_path / "run")
 
 
-def test_a_student_that_diverges_ends_in_one_sentence(teacher_file: Path, tmp_path: Path):
+def test_a_student_that_diverges_fails_with_one_sentence(teacher_file: Path, tmp_path: Path):
     diverging = {"learning_rate": 100.0, "weight_decay": 0.9}
     with pytest.raises(
         RunError, match=r"diverged in epoch \d+, 1 times .*; lower optimizer.learning_rate or raise --max"

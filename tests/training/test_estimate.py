@@ -1,4 +1,4 @@
-"""`--estimate`: a few steps are timed, the whole run is said, and nothing is written."""
+"""`--estimate` times a few steps, reports the cost of the whole run, and writes nothing."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_pool_of_an_earlier_run_needs_no_synthesis(teacher_file: Path, tmp_p
     assert estimate.parts["distillation"].steps == 2 * 8
 
 
-def test_torchs_random_numbers_are_as_before(teacher_file: Path):
+def test_estimating_restores_torchs_random_state(teacher_file: Path):
     before = torch.get_rng_state()
     estimate_distillation(DistillSettings.model_validate({**TINY, "teacher": teacher_file}))
     assert torch.equal(torch.get_rng_state(), before)
@@ -115,7 +115,7 @@ def test_json_is_one_object(teacher_file: Path, image_folder: Path):
     assert found["steps"] == {"training": 18, "evaluation": 3}
 
 
-def test_after_the_settings_the_estimate_is_a_comment(teacher_file: Path, image_folder: Path, tmp_path: Path):
+def test_a_dry_run_prints_the_estimate_as_a_comment(teacher_file: Path, image_folder: Path, tmp_path: Path):
     data = ("--data", f"folder:{image_folder}", "--model", "wrn16_1", "--batch-size", 8)
     for command in (("distill", "--teacher", teacher_file, *SHORT, *SYNTHESIS), ("pretrain-teacher", *data)):
         plain = gapssg(*command, "--dry-run").stdout

@@ -52,7 +52,7 @@ def failing(call: Callable[..., Any], count: int, number: int) -> Callable[..., 
         (os, "open", errno.EROFS, "Read-only file system"),
     ],
 )
-def test_a_write_refused_at_any_moment_leaves_a_run_that_can_go_on(
+def test_a_run_can_resume_after_any_refused_write(
     teacher_file: Path, tmp_path: Path, monkeypatch, module, name, number, sentence
 ):
     distill(settings(teacher_file), tmp_path / "whole")
@@ -94,7 +94,7 @@ class Vanishing(SilentDisplay):
             shutil.rmtree(self.path)
 
 
-def test_a_directory_that_vanishes_stops_the_run_with_one_sentence(teacher_file: Path, tmp_path: Path):
+def test_a_removed_directory_stops_the_run_with_one_sentence(teacher_file: Path, tmp_path: Path):
     with pytest.raises(RunError, match=r"^cannot write .*No such file or directory$"):
         distill(settings(teacher_file), tmp_path / "run", display=Vanishing(tmp_path / "run", 8))
     assert not (tmp_path / "run").exists()
@@ -112,8 +112,8 @@ class Limiting(SilentDisplay):
 
 
 @contextmanager
-def limits_put_back() -> Iterator[None]:
-    """Put the limits of files back before pytest itself writes again: its output may be a file."""
+def restored_limits() -> Iterator[None]:
+    """Restore the limit before pytest writes again, since its output may be a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         yield
@@ -122,7 +122,7 @@ def limits_put_back() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
-def test_a_disk_that_is_full_for_tensorboard_stops_the_run_with_one_sentence(
+def test_a_full_disk_for_tensorboard_stops_the_run_with_one_sentence(
     teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
 ):
     pytest.importorskip("tensorboard")
@@ -131,7 +131,7 @@ def test_a_disk_that_is_full_for_tensorboard_stops_the_run_with_one_sentence(
     run = tmp_path / "run"
     with (
         pytest.raises(RunError, match=r"^cannot write to .*/tensorboard: File too large$"),
-        limits_put_back(),
+        restored_limits(),
         also_for_tensorboard(Limiting(epoch), run, DistillationEpoch) as display,
     ):
         distill(settings(teacher_file, checkpoint_every=1), run, display=display)
@@ -153,11 +153,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_stops_the_run_and_keeps_the_last_checkpoint(teacher_file: Path, small_disk: Path):
+def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(teacher_file: Path, small_disk: Path):
     many = settings(teacher_file, epochs=10, snapshot_every=1)  # 1.4 MB each checkpoint, 0.7 MB each snapshot
     with pytest.raises(RunError, match="No space left on device"):
         distill(many, small_disk / "run")
     assert not list((small_disk / "run").rglob("*.tmp"))
-    # The last checkpoint is whole: the run goes on from it, as far as the disk lets it.
+    # The last checkpoint is complete: the run resumes from it until the disk is full again.
     with pytest.raises(RunError, match="No space left on device"):
         distill(many, small_disk / "run", resume=True)

@@ -1,4 +1,4 @@
-"""What diverges is taken back, at half the learning rate, and in the end given up with one sentence."""
+"""Divergence is rolled back to half the learning rate, and after too many rollbacks fails with one sentence."""
 
 from __future__ import annotations
 
@@ -44,13 +44,15 @@ def rollbacks(run: Path) -> list[tuple[int, str, Any]]:
 
 
 @pytest.mark.slow
-def test_training_that_diverges_goes_on_at_half_the_learning_rate(teacher_file: Path, tmp_path: Path, monkeypatch):
+def test_training_that_diverges_is_rolled_back_to_half_the_learning_rate(
+    teacher_file: Path, tmp_path: Path, monkeypatch
+):
     diverge_above(monkeypatch, 0.06)
     result = distill(settings(teacher_file), tmp_path / "run")
     assert rollbacks(tmp_path / "run") == [(1, "training", 0.1), (1, "training", 0.05)]
     epochs = [event for event in events(tmp_path / "run") if event["event"] == "epoch"]
     assert [event["learning_rate"] for event in epochs] == pytest.approx([0.05] * 3)
-    # Steps that were taken back are not counted, nor do they change what the run makes.
+    # Steps that were rolled back are not counted, and do not change the student.
     monkeypatch.undo()
     slow = settings(teacher_file, optimizer={**CONSTANT, "learning_rate": 0.05})
     expected = distill(slow, tmp_path / "slow")
@@ -59,7 +61,9 @@ def test_training_that_diverges_goes_on_at_half_the_learning_rate(teacher_file: 
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_pretraining_that_diverges_goes_on_at_half_the_learning_rate(image_folder: Path, tmp_path: Path, monkeypatch):
+def test_pretraining_that_diverges_is_rolled_back_to_half_the_learning_rate(
+    image_folder: Path, tmp_path: Path, monkeypatch
+):
     diverge_above(monkeypatch, 0.15, _Pretraining)
     values = {"data": {"name": f"folder:{image_folder}"}, "model": {"name": "wrn16_1"}, "batch_size": 16}
     given = PretrainSettings.model_validate({**values, "epochs": 2, "optimizer": CONSTANT})
@@ -68,9 +72,7 @@ def test_pretraining_that_diverges_goes_on_at_half_the_learning_rate(image_folde
 
 
 @pytest.mark.slow
-def test_synthesis_that_diverges_begins_again_at_half_the_learning_rate(
-    teacher_file: Path, tmp_path: Path, monkeypatch
-):
+def test_synthesis_that_diverges_restarts_at_half_the_learning_rate(teacher_file: Path, tmp_path: Path, monkeypatch):
     plain = GeneratorInversion._loss
 
     def loss(self, *shifts):
@@ -90,7 +92,7 @@ def test_synthesis_that_diverges_begins_again_at_half_the_learning_rate(
 
 
 @pytest.mark.parametrize("allowed", [0, 2])
-def test_what_diverges_too_often_is_given_up_in_one_sentence(teacher_file: Path, tmp_path: Path, monkeypatch, allowed):
+def test_too_many_rollbacks_fail_with_one_sentence(teacher_file: Path, tmp_path: Path, monkeypatch, allowed):
     diverge_above(monkeypatch, 0.0)
     with pytest.raises(RunError, match=rf"diverged in epoch 1, {allowed + 1} times.*raise --max-rollbacks"):
         distill(settings(teacher_file, max_rollbacks=allowed), tmp_path / "run")
@@ -98,7 +100,7 @@ def test_what_diverges_too_often_is_given_up_in_one_sentence(teacher_file: Path,
 
 
 @pytest.mark.slow
-def test_a_run_that_stops_while_it_diverges_goes_on_like_one_that_did_not(teacher_file: Path, tmp_path, monkeypatch):
+def test_a_run_stopped_while_it_diverges_equals_the_uninterrupted_one(teacher_file: Path, tmp_path, monkeypatch):
     diverge_above(monkeypatch, 0.15)
     distill(settings(teacher_file), tmp_path / "whole")
     for step in range(1, 15, 2):

@@ -90,7 +90,7 @@ def test_the_loop_counts_the_steps_of_all_phases_and_records_each_epoch(tmp_path
     assert not requests.attended
 
 
-def test_a_stop_ends_the_work_under_way_at_once_however_long_its_error_is_kept(tmp_path: Path):
+def test_a_stop_closes_the_current_phase_at_once_even_if_its_error_is_kept(tmp_path: Path):
     requests = Requests()
     job = Counting(requests)
     launch = Launch(SETTINGS, tmp_path / "run", False, False, AskingDisplay(2, requests, "stop"), requests)
@@ -101,7 +101,7 @@ def test_a_stop_ends_the_work_under_way_at_once_however_long_its_error_is_kept(t
     assert job.closed == ["attended"]
 
 
-def test_what_is_decided_of_compiling_is_shown_when_the_run_begins_and_kept_when_it_continues(tmp_path: Path):
+def test_the_decision_to_compile_is_shown_at_the_start_and_kept_on_resume(tmp_path: Path):
     requests, display = Requests(), Listening()
     job = Counting(requests)
     launch = Launch(SETTINGS, tmp_path / "run", False, False, display, requests)
@@ -144,7 +144,7 @@ def fail_with(error: Exception, run: Path) -> None:
     ],
     ids=str,
 )
-def test_memory_that_does_not_suffice_in_a_step_is_one_sentence(tmp_path: Path, error: Exception):
+def test_running_out_of_memory_in_a_step_is_one_sentence(tmp_path: Path, error: Exception):
     with pytest.raises(RunError, match=r"^out of memory( \(.+\))?; use smaller batches, .*$") as said:
         fail_with(error, tmp_path / "run")
     assert len(str(said.value).splitlines()) == 1
@@ -152,7 +152,7 @@ def test_memory_that_does_not_suffice_in_a_step_is_one_sentence(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), RunError("cannot allocate a name"), KeyError("x")])
-def test_another_failure_of_a_step_stays_what_it_is(tmp_path: Path, error: Exception):
+def test_other_errors_of_a_step_are_unchanged(tmp_path: Path, error: Exception):
     with pytest.raises(type(error)) as raised:
         fail_with(error, tmp_path / "run")
     assert raised.value is error

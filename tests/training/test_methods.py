@@ -1,4 +1,4 @@
-"""What holds of every method: it runs, touches only its own, continues exactly, and never waits for the device."""
+"""Every method runs, changes only its own networks, resumes exactly, and does not synchronise with the device."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def test_every_method_is_tested_here():
 
 @pytest.mark.slow
 @every_method
-def test_a_run_stopped_between_any_two_steps_is_the_run_that_was_not(teacher: Path, tmp_path: Path, name):
-    # Without a pool a checkpoint suffices, whatever is kept.
+def test_a_run_stopped_between_any_two_steps_equals_the_uninterrupted_one(teacher: Path, tmp_path: Path, name):
+    # Without a pool a checkpoint is enough, whatever `keep_pool` says.
     settings = make_settings(teacher, name)
     settings = settings.model_copy(update={"keep_pool": settings.method.has_pool})
     result = distill(settings, tmp_path / "whole")
@@ -169,7 +169,7 @@ def assert_compiled_follows_eager(teacher: Path, name: str) -> None:
         torch.testing.assert_close(compiled.synthesizer.sample(8), eager.synthesizer.sample(8), rtol=0, atol=1e-4)
 
 
-# Making machine code takes ten seconds a method.
+# Generating machine code takes ten seconds per method.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["zskt", "fast"])
 def test_a_compiled_synthesis_follows_an_eager_one(teacher: Path, name):
@@ -179,7 +179,7 @@ def test_a_compiled_synthesis_follows_an_eager_one(teacher: Path, name):
 @pytest.mark.slow
 @every_method
 def test_the_traced_step_of_every_method_follows_the_eager_one(teacher: Path, monkeypatch: pytest.MonkeyPatch, name):
-    """All of compiling but the machine code: what is traced, and its gradients."""
+    """Compilation without machine code: the traced step and its gradients."""
     compile_by = torch.compile
     monkeypatch.setattr(torch, "compile", lambda step, **options: compile_by(step, **options, backend="aot_eager"))
     assert_compiled_follows_eager(teacher, name)
@@ -224,7 +224,7 @@ def test_the_state_of_a_generator_must_fit(teacher: Path):
             synthesizer.load_state_dict({key: torch.zeros(3) for key in state})
 
 
-def test_fast_only_synthesises_in_the_warm_up_and_the_schedule_waits_for_it(teacher: Path, tmp_path: Path):
+def test_fast_only_synthesises_in_the_warm_up_and_the_schedule_starts_after_it(teacher: Path, tmp_path: Path):
     optimizer = {"learning_rate": 0.2, "schedule": "cosine"}
     distill(make_settings(teacher, "fast", optimizer=optimizer), tmp_path / "run")
     epochs = [event for event in events(tmp_path / "run") if event["event"] == "epoch"]
@@ -294,7 +294,7 @@ def test_cmi_keeps_the_newest_features_in_its_bank(teacher: Path):
     assert torch.equal(torch.cat([inversion.bank[16:], inversion.bank[:4]]), kept[2])
 
 
-def test_a_bank_that_does_not_fit_is_one_sentence(teacher: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_memory_bank_that_does_not_fit_is_one_sentence(teacher: Path, monkeypatch: pytest.MonkeyPatch):
     zeros = torch.zeros
 
     def too_small(*size: Any, **options: Any) -> Tensor:
@@ -310,7 +310,7 @@ def test_a_bank_that_does_not_fit_is_one_sentence(teacher: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("name", "channels", "bank", "head"), [("wrn40_2", "2,704", "886 MB", 8), ("resnet34", "8,512", "2.8 GB", 75)]
 )
-def test_the_sizes_of_cmi_are_those_that_are_told(name, channels, bank, head):
+def test_the_documented_sizes_of_cmi_are_right(name, channels, bank, head):
     model = create_model(name, num_classes=10, input_shape=(3, 32, 32))
     count = sum(int(layer.running_mean.numel()) for layer in batch_norm_layers(model))  # type: ignore[misc]
     settings = CMISettings()
@@ -348,7 +348,7 @@ def test_mad_samples_half_from_a_moving_average(teacher: Path):
     assert torch.equal(images[4:], synthesizer.average(latents[:4]))
 
 
-def test_a_generator_that_diverges_goes_on_with_other_latents_and_continues_exactly(
+def test_a_generator_that_diverges_retries_with_other_latents_and_resumes_exactly(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     from gapssg.synthesis.generator_training import GeneratorTraining
@@ -380,7 +380,7 @@ def test_a_fixed_schedule_makes_as_many_steps_in_every_epoch(teacher: Path, tmp_
 
 
 @every_method
-def test_the_work_of_a_run_is_what_it_does(teacher: Path, tmp_path: Path, name):
+def test_the_planned_work_of_a_run_is_what_it_does(teacher: Path, tmp_path: Path, name):
     settings = make_settings(teacher, name)
     synthesizer = Distillation(settings, CPU, load_model(teacher)).synthesizer
     plans = [synthesizer.plan(epoch) for epoch in range(3)]

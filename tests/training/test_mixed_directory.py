@@ -84,10 +84,10 @@ MIXTURES = {
     "another rate": (edit("learning_rate = 0.2", "learning_rate = 0.3"), "learning_rate was 0.2 and is 0.3"),
     "fewer epochs": (edit("epochs = 3", "epochs = 2"), "epochs was 3 and is 2"),
     "another run's checkpoint": (take("checkpoint/latest.safetensors"), "seed was 7 and is 0"),
-    "other events": (other_events, r"events.jsonl does not begin with the events"),
-    "fewer events": (lambda run, _: os.truncate(run / "events.jsonl", 20), r"events.jsonl does not begin with"),
+    "other events": (other_events, r"events.jsonl does not start with the events"),
+    "fewer events": (lambda run, _: os.truncate(run / "events.jsonl", 20), r"events.jsonl does not start with"),
     "events gone": (lose("events.jsonl"), r"events.jsonl does not exist"),
-    "a snapshot gone": (lose("snapshots/epoch-0001.safetensors"), r"snapshots/epoch-0001.safetensors is gone"),
+    "a snapshot gone": (lose("snapshots/epoch-0001.safetensors"), r"snapshots/epoch-0001.safetensors has been removed"),
     "another snapshot": (take("snapshots/epoch-0002.safetensors"), r"snapshots/epoch-0002.safetensors is not the file"),
     "another grid": (take("samples/epoch-0001.png"), r"samples/epoch-0001.png is not the file"),
 }
@@ -95,7 +95,7 @@ MIXTURES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MIXTURES)
-def test_a_mixed_directory_is_refused_and_left_as_it_is(world: Path, tmp_path: Path, name: str):
+def test_a_mixed_directory_is_refused_and_unchanged(world: Path, tmp_path: Path, name: str):
     mix, sentence = MIXTURES[name]
     run = Path(shutil.copytree(world / "run", tmp_path / "run"))
     mix(run, world / "other")
@@ -107,7 +107,7 @@ def test_a_mixed_directory_is_refused_and_left_as_it_is(world: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_what_a_checkpoint_does_not_know_is_taken_back(world: Path, tmp_path: Path):
+def test_files_written_after_a_checkpoint_are_removed_on_resume(world: Path, tmp_path: Path):
     run = Path(shutil.copytree(world / "run", tmp_path / "run"))
     for name in ("pool/shard-0009.safetensors", "snapshots/epoch-0009.safetensors", "samples/epoch-0009.png"):
         shutil.copy(world / "other" / name.replace("9", "1"), run / name)
@@ -116,7 +116,7 @@ def test_what_a_checkpoint_does_not_know_is_taken_back(world: Path, tmp_path: Pa
     assert files_of(run) == files_of(world / "whole")
 
 
-def test_grids_that_somebody_removed_do_not_keep_a_run_from_continuing(world: Path, tmp_path: Path):
+def test_a_run_resumes_without_removed_sample_grids(world: Path, tmp_path: Path):
     run = Path(shutil.copytree(world / "run", tmp_path / "run"))
     shutil.rmtree(run / "samples")
     resume(run)
@@ -133,7 +133,7 @@ def test_the_best_weights_are_those_of_the_epoch_that_the_result_names(teacher_f
     settings = DistillSettings.model_validate({**values, "eval_data": {"name": "digits"}})
     result = distill(settings, run)
     expected, epoch = best.read_bytes(), result.student.best_epoch
-    # What a kill leaves after an evaluation and before its checkpoint.
+    # The state after a kill between an evaluation and its checkpoint.
     best.unlink()
     if left == "of another epoch":
         shutil.copy(run / "snapshots" / f"epoch-000{3 - epoch}.safetensors", best)

@@ -23,7 +23,7 @@ def make_distillation(teacher_file: Path, changes: Mapping[str, Any]) -> Distill
     return Distillation(settings, Runtime(torch.device("cpu"), "fp32", False, 0), load_model(teacher_file))
 
 
-def test_the_mode_notices_what_waits():
+def test_the_mode_detects_synchronising_operations():
     for question in (
         lambda x: x.sum().item(),
         lambda x: bool(x[0] > 0),

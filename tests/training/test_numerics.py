@@ -111,7 +111,7 @@ def test_batches_from_a_later_step_on_are_those_of_the_whole_epoch(teacher_file:
             assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
-def test_a_distillation_step_in_bf16_is_the_plain_one(teacher_file: Path):
+def test_a_distillation_step_in_bf16_equals_the_plain_one(teacher_file: Path):
     loss, gradients, *_ = distil_once(make_distillation(teacher_file, "wrn16_1", BF16))
     plain_loss, plain, *_ = distil_once(make_distillation(teacher_file, "wrn16_1", PLAIN))
     assert loss == pytest.approx(plain_loss, rel=40**0.5 * 2**-8)
@@ -119,7 +119,7 @@ def test_a_distillation_step_in_bf16_is_the_plain_one(teacher_file: Path):
 
 
 @pytest.mark.slow
-def test_a_compiled_distillation_step_is_the_plain_one(tiny_teacher: Path):
+def test_a_compiled_distillation_step_equals_the_plain_one(tiny_teacher: Path):
     loss, gradients, *_ = distil_once(make_distillation(tiny_teacher, "tiny", COMPILED))
     plain_loss, plain, *_ = distil_once(make_distillation(tiny_teacher, "tiny", PLAIN))
     assert loss == pytest.approx(plain_loss, abs=OF_A_DIVERGENCE)
@@ -127,13 +127,13 @@ def test_a_compiled_distillation_step_is_the_plain_one(tiny_teacher: Path):
 
 
 @pytest.mark.slow
-def test_a_training_step_in_bf16_is_the_plain_one():
+def test_a_training_step_in_bf16_equals_the_plain_one():
     (loss, gradients), (plain_loss, plain) = (pretrain_once("wrn16_1", each) for each in (BF16, PLAIN))
     assert loss == pytest.approx(plain_loss, rel=40**0.5 * 2**-8)
     assert distance(gradients, plain) < OF_BF16
 
 
-def test_a_compiled_training_step_is_the_plain_one(tiny_teacher: Path):
+def test_a_compiled_training_step_equals_the_plain_one(tiny_teacher: Path):
     (loss, gradients), (plain_loss, plain) = (pretrain_once("tiny", each) for each in (COMPILED, PLAIN))
     assert loss == pytest.approx(plain_loss, abs=OF_A_CROSS_ENTROPY)
     assert distance(gradients, plain) < OF_FLOAT32

@@ -53,7 +53,7 @@ def state_of(folder: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", [1, 2, 3, 6, 11])
 @pytest.mark.parametrize("how", ["lock gone", "lock taken", "moved", "removed"])
-def test_a_run_whose_lock_or_directory_was_replaced_writes_no_more(
+def test_a_run_whose_lock_or_directory_was_replaced_stops_writing(
     settings: DistillSettings, tmp_path: Path, how: str, moment: int
 ):
     run, kept = tmp_path / "run", []
@@ -72,13 +72,13 @@ def test_a_run_whose_lock_or_directory_was_replaced_writes_no_more(
         kept.append(state_of(run))
 
     with pytest.raises(
-        RunError, match=r"is no longer the directory that this process holds.* nothing more is written$"
+        RunError, match=r"is no longer the directory that this process locked.* stopped without writing more$"
     ):
         distill(settings, run, display=Meddling(moment, meddle))
     assert state_of(run) == kept[0]
 
 
-def test_a_lock_is_not_taken_from_its_holder_by_a_file_of_the_same_name(tmp_path: Path):
+def test_after_a_lock_file_was_replaced_only_the_new_holder_writes(tmp_path: Path):
     first = lock(tmp_path / ".lock")
     with pytest.raises(Taken, match="is being written by process"):
         lock(tmp_path / ".lock")
@@ -92,7 +92,7 @@ def test_a_lock_is_not_taken_from_its_holder_by_a_file_of_the_same_name(tmp_path
 
 
 @pytest.mark.parametrize("kind", ["link", "hard link", "text", "pipe"])
-def test_a_lock_destroys_nothing(tmp_path: Path, kind: str):
+def test_locking_a_foreign_file_leaves_it_unchanged(tmp_path: Path, kind: str):
     victim, file = tmp_path / "victim", tmp_path / "table" / ".lock"
     victim.write_text("precious\n")
     file.parent.mkdir()
@@ -111,7 +111,7 @@ def test_a_lock_destroys_nothing(tmp_path: Path, kind: str):
 
 
 @pytest.mark.parametrize("left", [b"", b"proc", b"process 7 on no", b"process 7 on node\n", b"\0" * 20])
-def test_a_lock_that_a_kill_or_a_power_cut_left_is_taken(tmp_path: Path, left: bytes):
+def test_a_lock_left_by_a_kill_or_power_failure_is_taken(tmp_path: Path, left: bytes):
     (tmp_path / ".lock").write_bytes(left)
     with lock(tmp_path / ".lock"), pytest.raises(Taken, match=r"process \d+ on"):
         lock(tmp_path / ".lock")

@@ -35,7 +35,7 @@ def test_a_teacher_learns_to_tell_dark_from_bright(image_folder: Path, tmp_path:
     assert PretrainResult.load(tmp_path / "run") == result
 
 
-def test_the_model_file_says_all_that_distillation_needs(image_folder: Path, tmp_path: Path):
+def test_the_model_file_has_all_that_distillation_needs(image_folder: Path, tmp_path: Path):
     pretrain_teacher(settings(image_folder), tmp_path / "run")
     card = load_model(tmp_path / "run" / "model.safetensors").card
     assert card.class_names == ("bright", "dark")
@@ -74,7 +74,7 @@ def test_a_model_that_returns_probabilities_is_refused(image_folder: Path, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_a_mirrored_digit_is_not_a_digit(tmp_path: Path):
+def test_digits_are_not_flipped_by_default(tmp_path: Path):
     pretrain_teacher(settings(tmp_path, data={"name": "digits"}, epochs=1, batch_size=512), tmp_path / "run")
     assert load_model(tmp_path / "run" / "model.safetensors").card.flip is False
 
@@ -129,7 +129,7 @@ def test_equal_seeds_give_equal_files_also_with_dropout(image_folder: Path, tmp_
     assert a != c
 
 
-def test_a_training_that_diverges_ends_in_one_sentence(image_folder: Path, tmp_path: Path):
+def test_a_training_that_diverges_fails_with_one_sentence(image_folder: Path, tmp_path: Path):
     given = settings(image_folder, optimizer={"learning_rate": 100, "weight_decay": 0.9, "schedule": "constant"})
     with pytest.raises(RunError, match=r"not finite.* lower .*learning.rate"):
         pretrain_teacher(given.model_copy(update={"epochs": 20}), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""A run that is killed and continued ends with the files of the run that was never interrupted."""
+"""A run that is killed and resumed ends with the files of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Start = Callable[..., object]
 
 
 class Case(NamedTuple):
-    """A run to interrupt, and the files that it leaves when nobody does."""
+    """A run to interrupt, and the files of the uninterrupted run."""
 
     start: Start
     expected: dict[str, Any]
@@ -43,7 +43,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     changes: dict[str, Any] = {"teacher": write_teacher(folder / "teacher.safetensors"), "epochs": 3}
     changes |= {"runtime": runtime, "snapshot_every": 2, "eval_data": {"name": "digits"}, "evaluate_every": 2}
     if request.param == "fp32":
-        changes["student"] = {"name": "mobilenetv2"}  # has dropout, whose randomness must come back too
+        changes["student"] = {"name": "mobilenetv2"}  # has dropout, whose random state must be restored too
     if request.param == "gapssg-fast":
         small = {"synthesis_batch_size": 16, "generator_width": 8, "latent_size": 16}
         changes["method"] = {"name": "gapssg-fast", **small, "generator_steps": 3, "distillation_steps": 4}
@@ -63,7 +63,7 @@ def finish(folder: Path, start: Start) -> Case:
 
 
 @pytest.mark.slow
-def test_a_run_interrupted_anywhere_and_continued_is_the_run_that_was_not(case: Case, tmp_path: Path):
+def test_a_run_interrupted_anywhere_and_resumed_equals_the_uninterrupted_one(case: Case, tmp_path: Path):
     draw = random.Random(0)
     run, resume, interruptions = tmp_path / "run", False, 0
     for _ in range(3):
@@ -80,7 +80,7 @@ def test_a_run_interrupted_anywhere_and_continued_is_the_run_that_was_not(case: 
 
 
 @pytest.mark.slow
-def test_a_run_that_stops_between_any_two_steps_goes_on_from_there(case: Case, tmp_path: Path):
+def test_a_run_resumes_after_a_stop_between_any_two_steps(case: Case, tmp_path: Path):
     run, stops = tmp_path / "run", 0
     while True:
         requests = Requests()
@@ -97,17 +97,17 @@ def test_a_run_that_stops_between_any_two_steps_goes_on_from_there(case: Case, t
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_is_asked_for_is_continued_from(case: Case, tmp_path: Path):
+def test_a_run_resumes_from_a_requested_checkpoint(case: Case, tmp_path: Path):
     requests = Requests()
     display = Both(AskingDisplay(5, requests, "checkpoint"), InterruptingDisplay(6))
     with pytest.raises(Interruption):
         case.start(tmp_path / "run", display=display, requests=requests)
-    # The first epoch is not over: without the request there would be none.
+    # In the first epoch: without the request there would be no checkpoint.
     case.start(tmp_path / "run", resume=True)
     assert files_of(tmp_path / "run") == case.expected
 
 
-def test_a_checkpoint_is_written_when_the_minutes_are_over(teacher_file: Path, tmp_path: Path):
+def test_a_checkpoint_is_written_after_the_given_minutes(teacher_file: Path, tmp_path: Path):
     values = {**TINY, "teacher": teacher_file, "epochs": 2, "checkpoint_every": 100}
     settings = DistillSettings.model_validate({**values, "checkpoint_minutes": 1e-9})
     with pytest.raises(Interruption):
@@ -118,20 +118,20 @@ def test_a_checkpoint_is_written_when_the_minutes_are_over(teacher_file: Path, t
     assert not (tmp_path / "other" / "checkpoint").exists()
 
 
-def test_more_epochs_are_no_other_settings_and_fewer_are(teacher_file: Path, tmp_path: Path):
+def test_a_run_may_resume_with_more_epochs_but_not_with_fewer(teacher_file: Path, tmp_path: Path):
     values = {**TINY, "teacher": teacher_file, "epochs": 2}
     distill(DistillSettings.model_validate(values), tmp_path / "run")
     more = DistillSettings.model_validate({**values, "epochs": 3, "checkpoint_every": 2, "max_rollbacks": 1})
     result = distill(more, tmp_path / "run", resume=True)
     assert result.epochs == 3
     assert [e["epoch"] for e in events(tmp_path / "run") if e["event"] == "epoch"] == [1, 2, 3]
-    # The next resume finds the settings that it went on with.
+    # The next resume compares with the new settings.
     assert tomllib.loads((tmp_path / "run" / "settings.toml").read_text())["epochs"] == 3
-    with pytest.raises(InputError, match=r"epochs was 3 and is 2 \(epochs may grow, and checkpoint_every, "):
+    with pytest.raises(InputError, match=r"epochs was 3 and is 2 \(epochs may increase, and checkpoint_every, "):
         distill(DistillSettings.model_validate(values), tmp_path / "run", resume=True)
 
 
-def test_other_settings_are_refused_with_each_difference(teacher_file: Path, tmp_path: Path):
+def test_resuming_with_other_settings_names_each_difference(teacher_file: Path, tmp_path: Path):
     values = {**TINY, "teacher": teacher_file}
     distill(DistillSettings.model_validate(values), tmp_path / "run")
     other = {"seed": 4, "optimizer": {**TINY["optimizer"], "learning_rate": 0.3}, "flip": True}
@@ -145,12 +145,12 @@ def test_another_teacher_of_the_same_name_is_refused(teacher_file: Path, tmp_pat
     settings = DistillSettings.model_validate({**TINY, "teacher": teacher_file})
     distill(settings, tmp_path / "run")
     shutil.copy(tmp_path / "run" / "student.safetensors", teacher_file)
-    with pytest.raises(InputError, match="cannot be continued: the teacher's SHA-256 was"):
+    with pytest.raises(InputError, match="cannot resume: the teacher's SHA-256 was"):
         distill(settings, tmp_path / "run", resume=True)
 
 
 @pytest.mark.slow
-def test_a_teacher_and_evaluation_images_that_were_moved_are_the_same(teacher_file: Path, tmp_path: Path):
+def test_a_run_resumes_with_moved_teacher_and_evaluation_images(teacher_file: Path, tmp_path: Path):
     images = write_images(tmp_path / "images")
     two = create_model("wrn16_1", num_classes=2, input_shape=(1, 16, 16), seed=1)
     save_model(teacher_file, two, make_card(num_classes=2, class_names=("bright", "dark")))
@@ -172,18 +172,18 @@ def test_a_teacher_and_evaluation_images_that_were_moved_are_the_same(teacher_fi
         assert found[name] == expected[name]
     assert str(images) in (tmp_path / "run" / "settings.toml").read_text()
     shutil.copy(images / "test" / "dark" / "0.png", images / "test" / "bright" / "0.png")
-    with pytest.raises(InputError, match="the evaluation images are not those that the run began with"):
+    with pytest.raises(InputError, match="the evaluation images are not those that the run started with"):
         distill(settings(), tmp_path / "run", resume=True)
     with pytest.raises(InputError, match=r"eval_data\.name was 'folder:.*' and is None"):
         distill(settings().model_copy(update={"eval_data": None}), tmp_path / "run", resume=True)
 
 
-def test_a_run_without_a_checkpoint_says_how_to_start_anew(teacher_file: Path, tmp_path: Path):
+def test_a_run_without_a_checkpoint_says_how_to_restart(teacher_file: Path, tmp_path: Path):
     settings = DistillSettings.model_validate({**TINY, "teacher": teacher_file, "keep_pool": False})
     distill(settings, tmp_path / "run")
-    with pytest.raises(InputError, match=r"holds no checkpoint to continue from .* start it anew with"):
+    with pytest.raises(InputError, match=r"holds no checkpoint to resume from .* restart with"):
         distill(settings, tmp_path / "run", resume=True)
-    with pytest.raises(InputError, match="holds no run to continue"):
+    with pytest.raises(InputError, match="holds no run to resume"):
         distill(settings, tmp_path / "absent", resume=True)
 
 
