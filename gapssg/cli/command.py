@@ -15,6 +15,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from rich.markup import escape
 
+from gapssg.cli import options
+from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.data import data_names
 from gapssg.data.settings import DataSettings
@@ -25,7 +27,7 @@ from gapssg.settings.load import AnySettings, load_settings, settings_classes_in
 
 Parameters = ParamSpec("Parameters")
 
-# The part that stands for the whole: `student.name` is the student, `int8.enabled` is int8.
+# `student.name` is shown as --student, and `int8.enabled` as --int8.
 _NAMESAKES = ("name", "enabled")
 _TYPES = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 _LONGEST_METAVAR = 30
@@ -34,15 +36,15 @@ _Path = list[tuple[type[Settings], str, FieldInfo]]
 
 @dataclass(frozen=True)
 class Shown:
-    """A settings field as an option; all but `key` is for what the field does not say.
+    """A settings field as an option; everything but `key` overrides what the field says.
 
     Attributes:
         key: The dotted key of the field.
-        option: The name of the option, with `/` before the one that turns it off; otherwise that of the field.
+        option: The name of the option, with `/` before the one that turns it off.
         metavar: What stands for the value in the help text.
         is_argument: Whether it is an argument, of the name `option`, instead of an option.
         is_repeatable: Whether `parse` is given the texts of all occurrences.
-        parse: Makes the field's value of the option's name and text.
+        parse: Returns the field's value from the option's name and text.
     """
 
     key: str
@@ -54,76 +56,62 @@ class Shown:
 
 
 Fields = Mapping[Panel, Sequence[str | Shown]]
-"""The fields that a command shows, by the panel of its help text that they stand in; a key alone is `Shown(key)`."""
+"""The fields that a command shows, by the panel of its help text; a key alone is `Shown(key)`."""
 
 DEVICE = ("runtime.device", "runtime.precision", "runtime.compile", "runtime.deterministic")
 CHECKPOINTS = ("checkpoint_every", "checkpoint_minutes", "max_rollbacks")
 MODEL_FACTORIES = Shown("model_factories", "--model-factory", "MODULE:FACTORY")
 
+_FILE_OPTIONS = {"config": options.Config, "overrides": options.Set, "dry_run": options.DryRun}
+_DISPLAY_OPTIONS = {"json": options.Json, "quiet": options.Quiet, "debug": options.Debug}
+
 
 def data_fields(key: str) -> tuple[Shown, ...]:
     """Return the fields that say how the data of this key are read."""
-    return (
-        Shown(f"{key}.root", "--data-root"),
-        Shown(f"{key}.download", "--download"),
-        Shown(f"{key}.image_size"),
-    )
+    return Shown(f"{key}.root", "--data-root"), Shown(f"{key}.download", "--download"), Shown(f"{key}.image_size")
 
 
 @dataclass(frozen=True)
 class Given(Generic[AnySettings]):
-    """What the command line gives for the fields that a command shows.
+    """What the command line gives for the settings of a command.
 
     Attributes:
         section: The command, and its table in a recipe.
-        settings_class: The settings that the fields are of.
+        settings_class: The class of the settings.
         options: Dotted key to (the option's name, its value); the value is None where it is not given.
+        config: The file that `--config` names.
+        overrides: What `--set` gives.
+        dry_run: Whether the settings are only printed.
     """
 
     section: str
     settings_class: type[AnySettings]
     options: Mapping[str, tuple[str, Any]]
+    config: Path | None = None
+    overrides: Sequence[str] = ()
+    dry_run: bool = False
 
     def load(
         self,
         *,
         recipe: str | None = None,
-        config: Path | None = None,
-        overrides: Sequence[str] | None = None,
-        resume: Path | None = None,
         also: Mapping[str, tuple[str, Any]] | None = None,
         beneath: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     ) -> AnySettings:
-        """Return the settings, as `load_settings` resolves them.
-
-        The settings of a continued run are its own: `--model-factory` only names its factories again, and it downloads
-        only where that is asked for again, because an untrusted run directory must not choose what is fetched.
-
-        Args:
-            recipe: As in `load_settings`.
-            config: As in `load_settings`.
-            overrides: As in `load_settings`.
-            resume: The run that is continued.
-            also: Further options, as in `load_settings`.
-            beneath: As in `load_settings`.
+        """Return the settings; the arguments are those of `load_settings`, `also` being further options.
 
         Raises:
             InputError: As `load_settings`.
         """
-        given = {**self.options, **(also or {})}
-        if resume is not None:
-            given.pop(MODEL_FACTORIES.key, None)
-        settings = load_settings(
+        return load_settings(
             self.settings_class,
             section=self.section,
             recipe=recipe,
-            config=config,
-            overrides=overrides or (),
-            options=given,
+            config=self.config,
+            overrides=self.overrides,
+            options={**self.options, **(also or {})},
             beneath=beneath,
         )
-        downloads = any(option == "--download" and value for option, value in given.values())
-        return settings if resume is None or downloads else _without_download(settings)
 
     def texts(self) -> set[str]:
         """Return every text that is given, such as the names of models and factories."""
@@ -132,35 +120,49 @@ class Given(Generic[AnySettings]):
 
 
 def command(
-    section: str, settings_class: type[AnySettings], fields: Fields
-) -> Callable[[Callable[Concatenate[typer.Context, Given[AnySettings], Parameters], None]], Callable[..., None]]:
+    section: str, settings_class: type[AnySettings], fields: Fields, *, reads_files: bool = True
+) -> Callable[[Callable[Concatenate[Console, Given[AnySettings], Parameters], None]], Callable[..., None]]:
     """Make a function a command with an option for each of these fields.
 
-    The function is given the context, what was given for the fields, and its other parameters, which Typer reads as
-    usual; they stand behind the fields in the help text.
+    The function is given the console, what was given for the fields, and its other parameters, which Typer reads as
+    usual; they follow the fields in the help text. Every command also takes --json, --quiet and --debug, and, if it
+    `reads_files`, --config, --set and --dry-run.
     """
     shown = [
         (each if isinstance(each, Shown) else Shown(each), panel) for panel, keys in fields.items() for each in keys
     ]
+    files = _FILE_OPTIONS if reads_files else {}
 
     def decorate(
-        function: Callable[Concatenate[typer.Context, Given[AnySettings], Parameters], None],
+        function: Callable[Concatenate[Console, Given[AnySettings], Parameters], None],
     ) -> Callable[..., None]:
-        context, _, *others = inspect.signature(function, eval_str=True).parameters.values()
+        def run(context: typer.Context, **values: Any) -> None:
+            given = {each.key: (option_name(each), _value(each, values.pop(_identifier(each)))) for each, _ in shown}
+            from_files = {name: values.pop(name) or getattr(Given, name) for name in files}
+            for name in _DISPLAY_OPTIONS:  # their callbacks have told the console
+                del values[name]
+            function(options.console_of(context), Given(section, settings_class, given, **from_files), **values)  # type: ignore[call-arg]
 
-        def run(**values: Any) -> None:
-            options = {each.key: (option_name(each), _value(each, values.pop(_identifier(each)))) for each, _ in shown}
-            function(values.pop(context.name), Given(section, settings_class, options), **values)  # type: ignore[call-arg]
-
-        parameters = [context, *(_parameter(settings_class, each, panel) for each, panel in shown), *others]
-        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        _, _, *others = inspect.signature(function, eval_str=True).parameters.values()
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
+                *(_parameter(settings_class, each, panel) for each, panel in shown),
+                *(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in others),
+                *(_declared(name, annotation) for name, annotation in {**files, **_DISPLAY_OPTIONS}.items()),
+            ]
+        )
         run.__name__, run.__doc__ = function.__name__, function.__doc__
         run.__annotations__ = {}
         run.shown, run.settings_class = shown, settings_class  # type: ignore[attr-defined]
         return run
 
     return decorate
+
+
+def _declared(name: str, annotation: Any) -> inspect.Parameter:
+    default = False if get_args(annotation)[0] is bool else None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def option_name(shown: Shown) -> str:
@@ -331,10 +333,3 @@ def _without_none(annotation: Any) -> Any:
 def _literals(annotation: Any) -> tuple[Any, ...]:
     annotation = _without_none(annotation)
     return get_args(annotation) if get_origin(annotation) is Literal else ()
-
-
-def _without_download(settings: AnySettings) -> AnySettings:
-    parts = {name: part for name, part in settings if isinstance(part, DataSettings)}
-    return settings.model_copy(
-        update={name: part.model_copy(update={"download": False}) for name, part in parts.items()}
-    )

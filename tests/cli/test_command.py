@@ -21,6 +21,7 @@ from rich.text import Text
 
 from gapssg.cli.app import COMMANDS, app, build_command
 from gapssg.cli.command import Shown, command, help_text, option_name, range_of
+from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.settings.base import Settings, descriptions
 from gapssg.synthesis import method_classes
@@ -231,7 +232,7 @@ def test_values_reach_the_function_with_the_names_of_their_options():
     fields: dict[Panel, list[str | Shown]] = {Panel.MAIN: [Shown("sizes", "--size"), "part.enabled"]}
 
     @command("example", ExampleSettings, fields)
-    def example(context: typer.Context, given: Any, loud: bool = False) -> None:
+    def example(_: Console, given: Any, loud: bool = False) -> None:
         seen.update(given.options, settings=given.load(), loud=loud)
 
     alone = typer.Typer(add_completion=False)

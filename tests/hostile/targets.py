@@ -40,8 +40,8 @@ from gapssg import (
 )
 from gapssg.cli.app import _complain
 from gapssg.cli.console import Console, Invocation
-from gapssg.cli.evaluate import print_evaluation
-from gapssg.cli.options import run_directory
+from gapssg.cli.render import print_evaluation
+from gapssg.cli.runs import run_directory
 from gapssg.core.augment import Normalization
 from gapssg.data import load_split
 from gapssg.evaluation.metrics import score
