@@ -15,8 +15,8 @@ from gapssg.settings.load import recipe_text
 from gapssg.synthesis import GapSSGFastSettings, GapSSGSettings, method_classes
 from gapssg.table import rows
 from gapssg.table.plan import Task, plan_tasks
-from gapssg.table.rows import make_rows, published_figures_of, row_names
-from gapssg.table.settings import TableSettings, method_names, parse_variant
+from gapssg.table.rows import make_rows, published_figures_of
+from gapssg.table.settings import TableSettings, method_names, parse_variant, row_names
 from gapssg.training.settings import DistillSettings
 from tests.program import gapssg, refusal
 

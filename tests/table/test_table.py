@@ -182,7 +182,7 @@ def test_an_interrupted_run_goes_on_writing_as_it_began_and_may_be_taken_back_mo
     }
 
 
-def test_a_run_without_a_checkpoint_begins_anew(engine: Engine, tmp_path: Path):
+def test_a_run_without_a_checkpoint_is_restarted(engine: Engine, tmp_path: Path):
     root = tmp_path / "table"
     Ledger(root).begin()
     interrupt(plan(root)[0], has_checkpoint=False)
@@ -199,7 +199,7 @@ def test_a_run_that_cannot_continue_stays_as_it_is(engine: Engine, tmp_path: Pat
     assert ("cifar10-wrn40_2/0", False, True) not in engine.calls
     assert (run / "checkpoint" / "latest.safetensors").exists()
     (sentence,) = summary.failed.values()
-    assert sentence == f"the images are others; nothing of it is lost: to begin it anew, remove {run}"
+    assert sentence == f"the images are others; the run is kept; to restart it, remove {run}"
 
 
 class Asking(SilentDisplay):
@@ -238,7 +238,7 @@ def test_runs_are_continued_where_only_folders_have_moved(tmp_path: Path):
             base = base.rename(tmp_path / place)
         found, said = run(base / "table")
     assert found.failed == {}
-    assert not any("anew" in sentence for sentence in said)
+    assert not any("restart" in sentence for sentence in said)
     cell = found.rows[0].columns[0].runs[0]
     assert cell == whole.rows[0].columns[0].runs[0]
     for file in ("student.safetensors", "best.safetensors"):
@@ -367,7 +367,7 @@ def finished(tmp_path: Path) -> Iterator[Path]:
     Ledger(root).begin()
     for task in tasks:
         if task.plan is not None:
-            Ledger(root).keep_plan(task.plan)
+            Ledger(root).save_plan(task.plan)
     accuracies = {"gapssg": (0.90, 0.92, 0.91), "fast": (0.80,), "wrn16_1": (0.93, 0.95), "wrn40_2": (0.949,)}
     for task in tasks:
         found = accuracies[task.plan.column if task.plan else task.run.parent.name.removeprefix("cifar10-")]
