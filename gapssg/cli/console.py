@@ -179,9 +179,10 @@ class Console:
             self.alarm(f"FAILED: {what} is not usable: {'; '.join(sentences)}")
 
     def warnings(self, what: str, sentences: Sequence[str]) -> None:
-        """Print in one line what speaks against something only on synthetic images."""
+        """Print in one line what only synthetic images showed against something; nothing without reasons."""
         if sentences:
-            self.alarm(f"warning: real images speak for {what}, synthetic ones against it: {'; '.join(sentences)}")
+            reasons = "; ".join(sentences)
+            self.alarm(f"warning: {what} is usable on real images, in spite of what synthetic images showed: {reasons}")
 
     def settings(self, settings: Settings) -> None:
         """Print settings as TOML, or with --json as JSON."""

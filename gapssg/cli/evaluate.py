@@ -47,8 +47,8 @@ def evaluate(
 
     with console.live() as display:
         result = evaluate(settings, display=display)
-        if reason := keep_evaluations(result):
-            display.event(Note(message=reason))
+        for message in keep_evaluations(result):
+            display.event(Note(message=message))
     render.print_evaluation(console, result)
     if per_class:
         render.print_classes(console, result)

@@ -1,4 +1,4 @@
-"""What can be said of a run in plain words, and by which evidence."""
+"""The verdict on a run in plain words, and its evidence."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 class Accuracies(NamedTuple):
-    """Top-1 accuracies on the same real images.
+    """Accuracies on the same real images; what is not known is None.
 
     Attributes:
         data: The data set.
-        images: How many there are; None where the run did not say.
-        model: Of the last weights.
-        teacher: Of the teacher; None where it was not evaluated, or there is none.
-        balanced: Of the last weights the mean of the accuracies of the classes; None where the run did not say.
-        lowest: Of the last weights the lowest accuracy of a class, and its name; None where that is not known.
-        failures: What these images say against the model, one sentence each.
-        speak_for_it: Whether these images show that the model is usable, whatever synthetic images say.
-        lost: The class on which it is furthest below its teacher; None where that is not known, or there is none.
+        images: The number of images.
+        model: Top-1 accuracy of the last weights, in [0, 1].
+        teacher: Top-1 accuracy of the teacher.
+        balanced: Balanced accuracy of the last weights.
+        lowest: The lowest accuracy of a class, and its name.
+        failures: Why the model is not usable on these images, one sentence each.
+        is_usable: Whether these images show that the model is usable, whatever synthetic images show.
+        lost: The class on which the model is furthest below its teacher.
     """
 
     data: str
@@ -37,20 +37,13 @@ class Accuracies(NamedTuple):
     balanced: float | None = None
     lowest: tuple[float, str] | None = None
     failures: Sequence[str] = ()
-    speak_for_it: bool = False
+    is_usable: bool = False
     lost: ClassRow | None = None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said at the top.
-
-    Attributes:
-        headline: The result in one sentence.
-        evidence: What it rests on.
-        failures: Why what the run made is not usable; the headline says so where there are any.
-        sentences: What else must be known to judge it.
-    """
+    """The result of a run in one sentence, its evidence, further sentences, and why the model is not usable."""
 
     headline: str
     evidence: Literal["real images", "synthetic images only", "none"]
@@ -59,18 +52,13 @@ class Verdict:
 
 
 def lowest_class(scores: ScoresOr[Any]) -> tuple[float, str] | None:
-    """Return the lowest accuracy of a class and its name; None where no class has images enough."""
+    """Return the lowest accuracy of a class and its name; None if no class has enough images."""
     share, name = scores.lowest_recall, scores.lowest_class
     return None if share is None or name is None else (share, name)
 
 
 def judge(run: TrainingRun, evaluated: Accuracies | None) -> Verdict:
-    """Say how good what a run made is, and how that is known.
-
-    Args:
-        run: The run.
-        evaluated: What was measured for this report; it comes before what the run itself measured.
-    """
+    """Judge the model of a run; what was `evaluated` for this report takes precedence over the run's own accuracies."""
     result = run.result
     accuracies = evaluated or _own_accuracies(result)
     if accuracies is not None:
@@ -79,8 +67,10 @@ def judge(run: TrainingRun, evaluated: Accuracies | None) -> Verdict:
         verdict = _of_agreement(result)
     else:
         verdict = Verdict("The model was not evaluated, so nothing is known of its accuracy.", "none", [])
-    failures, warnings = _failures(result, evaluated)
-    doubts = [f"Real images speak for it, synthetic ones against it: {each}." for each in warnings]
+    failures, warnings = weigh(
+        result, () if evaluated is None else evaluated.failures, evaluated is not None and evaluated.is_usable
+    )
+    doubts = [f"It is usable on real images, in spite of what synthetic images showed: {each}." for each in warnings]
     sentences = [*doubts, *verdict.sentences, *_size(result), *_incidents(run)]
     if not failures:
         return Verdict(verdict.headline, verdict.evidence, sentences)
@@ -89,24 +79,29 @@ def judge(run: TrainingRun, evaluated: Accuracies | None) -> Verdict:
     return Verdict(headline, verdict.evidence, [*others, verdict.headline, *sentences], failures)
 
 
-def _failures(result: DistillResult | PretrainResult, evaluated: Accuracies | None) -> tuple[list[str], list[str]]:
-    """Return failures and warnings: what was found for this report, and what the run found.
+def weigh(
+    result: DistillResult | PretrainResult, on_real_images: Sequence[str], is_usable: bool
+) -> tuple[list[str], list[str]]:
+    """Return failures and warnings of a run, given what real images have shown since.
 
-    Where the run read no real image, its failures are of synthetic ones, and warnings if real images speak for it now.
-    What was a warning is a failure again if real images now speak against it.
+    Real images outweigh synthetic ones. If the run itself read none, and its model has since been shown to be usable,
+    its failures are warnings. If real images have since shown failures, its warnings are failures again.
+
+    Args:
+        result: The result of the run.
+        on_real_images: The failures that real images have shown since.
+        is_usable: Whether real images have since shown that the model is usable.
     """
-    found = [] if evaluated is None else list(evaluated.failures)
     if not isinstance(result, DistillResult):
-        return found, []
-    if evaluated is not None and evaluated.speak_for_it and result.model.top1 is None:
-        return found, [*result.failures, *result.warnings]
-    if found:
-        return [*found, *result.failures, *result.warnings], []
+        return list(on_real_images), []
+    if on_real_images:
+        return [*on_real_images, *result.failures, *result.warnings], []
+    if is_usable and result.model.top1 is None:
+        return [], [*result.failures, *result.warnings]
     return list(result.failures), list(result.warnings)
 
 
 def _size(result: DistillResult | PretrainResult) -> list[str]:
-    """Say by how much a student is smaller than its teacher."""
     if not isinstance(result, DistillResult):
         return []
     student, teacher = result.student, result.teacher
@@ -114,7 +109,7 @@ def _size(result: DistillResult | PretrainResult) -> list[str]:
     return [
         f"It has {student.parameters:,} parameters instead of {teacher.parameters:,} "
         f"({share:.1%}), and takes {student.macs / 1e6:,.1f} million multiply-adds "
-        f"an image instead of {teacher.macs / 1e6:,.1f}; how fast it is must be measured where it is to run."
+        f"an image instead of {teacher.macs / 1e6:,.1f}; measure its speed on the target hardware."
     ]
 
 
@@ -147,8 +142,7 @@ def _of_accuracies(result: DistillResult | PretrainResult, accuracies: Accuracie
     if accuracies.images is not None:
         low, high = wilson_interval(accuracies.model, accuracies.images)
         sentences.append(
-            f"With so many images, the accuracy on all such images lies between {percent(low)} and {percent(high)} "
-            "(95 % confidence)."
+            f"The 95 % confidence interval of the accuracy on such images is {percent(low)} to {percent(high)}."
         )
     lost = accuracies.lost
     if lost is not None and lost.model is not None and lost.teacher is not None:
@@ -157,43 +151,43 @@ def _of_accuracies(result: DistillResult | PretrainResult, accuracies: Accuracie
             f"images, the teacher on {percent(lost.teacher)}."
         )
     sentences.append(
-        f"{_seen(result, accuracies)} The figure is of the weights after the last epoch, which no image chose."
+        f"{_seen(result, accuracies)} The figure is of the weights after the last epoch, not selected on any image."
     )
     model = result.model
     if model.best_top1 is not None and model.best_epoch is not None:
         sentences.append(
-            f"The best epoch was {model.best_epoch} of {result.epochs}, with {percent(model.best_top1)}. The "
-            "evaluation data chose it, so that figure flatters: compare runs by their last epochs."
+            f"The best epoch was {model.best_epoch} of {result.epochs}, with {percent(model.best_top1)}. It was "
+            "selected on the evaluation data, so that figure is optimistic: compare runs by their last epochs."
         )
     return Verdict(headline, "real images", sentences)
 
 
 def _seen(result: DistillResult | PretrainResult, accuracies: Accuracies) -> str:
-    """Say what training had to do with the images of the evaluation."""
+    """Return whether training used the images of the evaluation."""
     if isinstance(result, DistillResult):
-        return "Distillation saw no real image; if the teacher was trained on these very ones, both figures flatter."
+        return "Distillation used no real image; if the teacher was trained on these, both figures are optimistic."
     if accuracies.data == result.data:
-        return "Training learned from the training images of the same data, not from these."
-    return f"Training learned from images of {result.data}."
+        return "Training used the training images of the same data, not these."
+    return f"Training used images of {result.data}."
 
 
 def _of_agreement(result: DistillResult) -> Verdict:
     agreement = result.student.agreement
     unknown = (
-        "How often the student is right on real images is not known: none was read. "
+        "The accuracy on real images is not known: none was read. "
         "If you have labelled images, add --data to this report."
     )
     if agreement is None:
         why = " (it had trained on every image of the pool)" if result.pool is not None else ""
-        return Verdict(f"Nothing independent was measured of the student{why}.", "none", [unknown])
+        return Verdict(f"No independent measurement of the student exists{why}.", "none", [unknown])
     return Verdict(
         f"The student gave its teacher's answer on {percent(agreement)} of the last synthetic images, "
         f"before it had trained on them{_baseline(result)}.",
         "synthetic images only",
         [
             unknown,
-            "Synthetic images are made to be those on which the two differ, and are no sample of real ones: on real "
-            "images the agreement may be higher or lower.",
+            "Synthetic images are not a sample of real ones, and many methods choose those on which the two differ: "
+            "on real images the agreement may be higher or lower.",
         ],
     )
 
@@ -208,12 +202,12 @@ def _incidents(run: TrainingRun) -> list[str]:
     rollbacks = len(run.events.rollbacks)
     if rollbacks:
         times = "once" if rollbacks == 1 else f"{rollbacks} times"
-        sentences.append(f"Training diverged and was taken back {times}, each time to go on at half the learning rate.")
+        sentences.append(f"Training diverged and was rolled back {times}, each time to half the learning rate.")
     warnings = run.events.warnings
     if warnings:
         last = max(warning.epoch for warning in warnings)
         what = "is 1 warning" if len(warnings) == 1 else f"are {len(warnings)} warnings"
         sentences.append(f"There {what}, the last in epoch {last}: see below.")
     if not run.settings_are_its_own:
-        sentences.append("settings.toml is not the one that this result was made with: its SHA-256 is another.")
+        sentences.append("settings.toml is not the one that this result was made with: its SHA-256 differs.")
     return sentences

@@ -1,10 +1,11 @@
-"""What is measured of a run's model on real images after the run: `eval` and `report` keep it for the card.
+"""Evaluations of a run's model on real images after the run: `eval` and `report` keep them for the card.
 
 Imports no torch.
 """
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +13,10 @@ from pydantic import Field
 
 from gapssg.errors import InputError, RunError
 from gapssg.files import inside, is_file, read_bounded, write_json
-from gapssg.runs.results import RESULT, DistillResult, EvaluateResult, PretrainResult, Scores
-from gapssg.stored import Count, Share, Stored, Text
+from gapssg.runs.results import RESULT, DistillResult, EvaluatedModel, EvaluateResult, PretrainResult, Scores
+from gapssg.stored import Count, Stored, Text
 
+CARD = "README.md"
 _FILE = "evaluations.json"
 _MOST = 20
 _MOST_BYTES = 2**20
@@ -28,8 +30,8 @@ class Evaluation(Stored):
     data: Text
     images: Count
     scores: Scores
-    teacher_top1: Share | None
-    """Of the teacher on the same images, if it was measured beside the model."""
+    teacher: Scores | None = None
+    """Those of the teacher on the same images, if it was evaluated beside the model."""
 
 
 class _Evaluations(Stored):
@@ -53,15 +55,15 @@ def read_evaluations(run: Path, sha256: str) -> list[Evaluation]:
     return [each for each in kept.evaluations if each.sha256 == sha256]
 
 
-def keep_evaluations(result: EvaluateResult) -> str | None:
+def keep_evaluations(result: EvaluateResult) -> list[str]:
     """Keep the scores of those models that are the last weights of a run, in the run's directory.
 
     Returns:
-        Why some could not be kept; None if all were.
+        Messages: which scores could not be kept and why, and which model cards do not have them yet.
     """
-    reason = None
-    teachers = (model.top1 for model in result.models if result.teacher and model.sha256 == result.teacher.sha256)
-    teacher_top1 = next(teachers, None)
+    messages = []
+    teacher_sha256 = None if result.teacher is None else result.teacher.sha256
+    teacher = next((_scores(model) for model in result.models if model.sha256 == teacher_sha256), None)
     for model in result.models:
         file = Path(model.file)
         run = inside(file.parent)
@@ -75,12 +77,21 @@ def keep_evaluations(result: EvaluateResult) -> str | None:
             sha256=model.sha256,
             data=result.data,
             images=result.images,
-            scores=Scores(**{name: getattr(model, name) for name in Scores.model_fields}),
-            teacher_top1=None if result.teacher and model.sha256 == result.teacher.sha256 else teacher_top1,
+            scores=_scores(model),
+            teacher=None if model.sha256 == teacher_sha256 else teacher,
         )
+        is_new = found not in kept
         kept = [*(each for each in kept if each.data != result.data), found][-_MOST:]
         try:
             write_json(run / _FILE, _Evaluations(evaluations=tuple(kept)).model_dump(mode="json"))
         except RunError as error:
-            reason = f"a card will not say what was measured: {error}"
-    return reason
+            messages.append(f"the evaluation is not kept for the model card: {error}")
+        else:
+            if is_new and is_file(run / CARD):
+                again = f"gapssg card {shlex.quote(str(run))} --overwrite"
+                messages.append(f"the model card in {run} does not have this evaluation yet; rewrite it with: {again}")
+    return messages
+
+
+def _scores(model: EvaluatedModel) -> Scores:
+    return Scores(**{name: getattr(model, name) for name in Scores.model_fields})

@@ -138,7 +138,7 @@ def test_a_failure_is_one_line_that_quiet_keeps(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == "FAILED: the student is not usable: all are 'cat'; no class is 'dog'\n"
     console.warnings("the student", [])
     console.warnings("the student", ["all are 'cat'"])
-    warning = "warning: real images speak for the student, synthetic ones against it: all are 'cat'\n"
+    warning = "warning: the student is usable on real images, in spite of what synthetic images showed: all are 'cat'\n"
     assert capsys.readouterr() == (warning, "")
 
 

@@ -299,7 +299,7 @@ def test_runs_of_different_pairs_are_not_compared(cells: list[RowCell], tmp_path
 
 def test_a_seed_counts_once(cells: list[RowCell], tmp_path: Path):
     again = RowCell("noise", 1, make_run(tmp_path / "again", [0.5, 0.5]))
-    with pytest.raises(InputError, match="seed 1 of noise is there twice"):
+    with pytest.raises(InputError, match="seed 1 of noise is given twice"):
         read_row([*cells, again])
 
 
