@@ -1,4 +1,4 @@
-"""Options from settings: name, type, help, range and choices of an option come from the field that it sets."""
+"""Options from settings: name, type, help, range and choices of an option come from its field."""
 
 from __future__ import annotations
 
@@ -166,15 +166,15 @@ def _declared(name: str, annotation: Any) -> inspect.Parameter:
 
 
 def option_name(shown: Shown) -> str:
-    """Return the name of an option, as messages say it: of a pair, the one that turns it on."""
+    """Return the name of an option in messages: of a pair, the one that turns it on."""
     return _declarations(shown, is_flag=False).split("/")[0]
 
 
 def help_text(settings_class: type[Settings], shown: Shown) -> str:
-    """Return the help text of an option: the description of its field, its choices, its default, in Rich's markup."""
+    """Return the help text of an option in Rich's markup: description, choices and default of its field."""
     path = _path(settings_class, shown.key)
     spoken = path[-2:] if shown.key.split(".")[-1] in _NAMESAKES else path[-1:]
-    if path[0][2].discriminator:  # the members say nothing but their names
+    if path[0][2].discriminator:  # the members describe only their names
         names = ", ".join(f"`{name}`" for name in choices_of(settings_class, shown))
         sentences = [descriptions(settings_class)[path[0][1]], f"One of {names}."]
     else:
@@ -193,7 +193,7 @@ def help_text(settings_class: type[Settings], shown: Shown) -> str:
 
 
 def range_of(settings_class: type[Settings], shown: Shown) -> str:
-    """Return the range of a number as `1..100` or, with open ends, `>0, <=1`; nothing where there is none."""
+    """Return the range of a number, such as `1..100` or `>0, <=1`; empty if it has none."""
     *_, (_, _, field) = _path(settings_class, shown.key)
     kind, constraints = _kind_of(field)
     bounds = {
@@ -202,7 +202,7 @@ def range_of(settings_class: type[Settings], shown: Shown) -> str:
         for name in ("ge", "gt", "le", "lt")
         if getattr(each, name, None) is not None
     }
-    if kind is int:  # of whole numbers, open ends can be written as closed ones
+    if kind is int:  # open ends of integers are written as closed ones
         bounds |= {"ge": bounds.pop("gt") + 1} if "gt" in bounds else {}
         bounds |= {"le": bounds.pop("lt") - 1} if "lt" in bounds else {}
     if set(bounds) == {"ge", "le"}:
@@ -212,7 +212,7 @@ def range_of(settings_class: type[Settings], shown: Shown) -> str:
 
 
 def choices_of(settings_class: type[Settings], shown: Shown) -> tuple[str, ...]:
-    """Return the values that an option can be completed to; of models and data, those that have a name."""
+    """Return the completions of an option; of models and data, those with a name."""
     path = _path(settings_class, shown.key)
     owner, name, _ = path[-1]
     if name == "name" and issubclass(owner, ModelSettings):
@@ -228,7 +228,7 @@ def _parameter(settings_class: type[Settings], shown: Shown, panel: Panel) -> in
     is_list = _is_repeatable(shown, field)
     if shown.parse is not None or kind not in (*_TYPES, bool):
         kind = str
-    given = str if kind is Path else kind  # the field makes a path of it
+    given = str if kind is Path else kind  # the field converts it to a path
     annotation: Any = list[given] | None if is_list else given | None  # type: ignore[valid-type]
     choices = choices_of(settings_class, shown)
     details: dict[str, Any] = {
@@ -274,7 +274,6 @@ def _identifier(shown: Shown) -> str:
 
 
 def _value(shown: Shown, given: Any) -> Any:
-    """Return what an option gives its field; None where it is not given."""
     if given is None or given == []:
         return None
     if shown.parse is not None:
@@ -283,7 +282,7 @@ def _value(shown: Shown, given: Any) -> Any:
 
 
 def _all_values(path: _Path) -> tuple[str, ...]:
-    """Return all values of a field that has only so many: the names in a union, or literals."""
+    """Return the values of a field that has finitely many: the names in a union, or literals."""
     _, name, field = path[-1]
     if path[0][2].discriminator:
         return tuple(member.model_fields[name].default for member in settings_classes_in(path[0][2].annotation))
@@ -291,7 +290,7 @@ def _all_values(path: _Path) -> tuple[str, ...]:
 
 
 def _path(settings_class: type[Settings], key: str) -> _Path:
-    """Return the class, the name and the field of each part of a dotted key; of a union, those of its first member."""
+    """Return class, name and field of each part of a dotted key; of a union, those of its first member."""
     path: _Path = []
     owner = settings_class
     for name in key.split("."):
@@ -309,14 +308,14 @@ def _default(path: _Path) -> Any:
 
 
 def _kind_of(field: FieldInfo) -> tuple[Any, Sequence[Any]]:
-    """Return the type of a field's value, or of its items if it is a tuple, and the constraints of it."""
+    """Return the type of a field's value, or of its items if it is a tuple, and its constraints."""
     annotation, constraints = _without_none(field.annotation), list(field.metadata)
     if get_origin(annotation) is tuple:
         annotation = get_args(annotation)[0]
     if get_origin(annotation) is Annotated:
         annotation, *inner = get_args(annotation)
         constraints += [each for info in inner for each in getattr(info, "metadata", ())]
-    if get_origin(annotation) in (Union, UnionType):  # auto or a truth value
+    if get_origin(annotation) in (Union, UnionType):  # auto or a boolean
         annotation = bool if bool in get_args(annotation) else str
     if literals := _literals(annotation):
         annotation = type(literals[0])

@@ -84,7 +84,7 @@ def test_all_sections_are_there(browser: Any, page: Path):
         browser.execute_script(f"return [...document.querySelectorAll('#run-{n} h3')].map(h => h.textContent)")
         for n in (1, 2, 3)
     ]
-    end = ["Cost", "Provenance", "The same again"]
+    end = ["Cost", "Provenance", "Reproduce this run"]
     distilled = ["The gaps", "Losses", "Synthesis", "Samples", "On real images"]
     assert sections == [
         [*distilled, "Landscape", *end],

@@ -102,7 +102,7 @@ def evaluated_beside_teacher(made: Runs) -> tuple[EvaluatedModel, ...]:
 def test_a_teacher_that_was_moved_is_missed_and_may_be_named(runs: Runs, tmp_path: Path):
     change(runs.blind / "result.json", lambda result: result["teacher"].update(file=str(tmp_path / "gone")))
     page = report(tmp_path, runs.blind, data="digits")
-    assert "no teacher beside it: the teacher's file is not at" in page.text
+    assert "The teacher is missing: the teacher's file is not at" in page.text
     assert "Confusion of the teacher" not in page.text
     page = report(tmp_path, runs.blind, data="digits", teacher=runs.teacher)
     assert "Confusion of the teacher" in page.text
@@ -113,7 +113,7 @@ def test_a_teacher_that_was_moved_is_missed_and_may_be_named(runs: Runs, tmp_pat
 def test_a_teacher_under_a_name_that_no_system_takes_is_missed(runs: Runs, tmp_path: Path):
     change(runs.blind / "result.json", lambda result: result["teacher"].update(file="x" * 300))
     page = report(tmp_path, runs.blind, data="digits")
-    assert f"no teacher beside it: the teacher's file is not at {'x' * 300}" in page.text
+    assert f"The teacher is missing: the teacher's file is not at {'x' * 300}" in page.text
 
 
 def test_another_file_where_the_teacher_was_is_not_taken_for_it(runs: Runs, tmp_path: Path):
