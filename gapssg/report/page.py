@@ -19,7 +19,7 @@ from gapssg.report.landscapes import Landscape, read_landscape
 from gapssg.report.pictures import Picture, embed
 from gapssg.report.runs import TrainingRun, command_of, names_of, read_training_run
 from gapssg.report.settings import ReportSettings, check_page
-from gapssg.report.verdict import Accuracies, Verdict, judge, lowest_class
+from gapssg.report.verdict import Accuracies, Verdict, judge
 from gapssg.runs.directory import Display, SilentDisplay
 from gapssg.runs.events import AnyEpoch, DistillationEpoch, PretrainingEpoch, Warned
 from gapssg.runs.pictures import read_picture, sample_grids
@@ -138,10 +138,8 @@ def _accuracies(evaluation: Evaluation) -> Accuracies:
     return Accuracies(
         data=evaluation.data,
         images=evaluation.images,
-        model=last.top1,
+        scores=last,
         teacher=None if teacher is None else teacher.top1,
-        balanced=last.balanced_accuracy,
-        lowest=lowest_class(last),
         failures=failures_on_real_images(last, teacher),
         is_usable=real_images_speak_for(last),
         lost=evaluation.lost(),

@@ -21,10 +21,8 @@ class Accuracies(NamedTuple):
     Attributes:
         data: The data set.
         images: The number of images.
-        model: Top-1 accuracy of the last weights, in [0, 1].
-        teacher: Top-1 accuracy of the teacher.
-        balanced: Balanced accuracy of the last weights.
-        lowest: The lowest accuracy of a class, and its name.
+        scores: The scores of the last weights, evaluated at least for top-1.
+        teacher: Top-1 accuracy of the teacher, in [0, 1].
         failures: Why the model is not usable on these images, one sentence each.
         is_usable: Whether these images show that the model is usable, whatever synthetic images show.
         lost: The class on which the model is furthest below its teacher.
@@ -32,10 +30,8 @@ class Accuracies(NamedTuple):
 
     data: str
     images: int | None
-    model: float
+    scores: ScoresOr[Any]
     teacher: float | None
-    balanced: float | None = None
-    lowest: tuple[float, str] | None = None
     failures: Sequence[str] = ()
     is_usable: bool = False
     lost: ClassRow | None = None
@@ -49,12 +45,6 @@ class Verdict:
     evidence: Literal["real images", "synthetic images only", "none"]
     sentences: list[str]
     failures: list[str] = field(default_factory=list)
-
-
-def lowest_class(scores: ScoresOr[Any]) -> tuple[float, str] | None:
-    """Return the lowest accuracy of a class and its name; None if no class has enough images."""
-    share, name = scores.lowest_recall, scores.lowest_class
-    return None if share is None or name is None else (share, name)
 
 
 def judge(run: TrainingRun, evaluated: Accuracies | None) -> Verdict:
@@ -117,30 +107,28 @@ def _own_accuracies(result: DistillResult | PretrainResult) -> Accuracies | None
     if result.model.top1 is None or result.data is None:
         return None
     teacher = result.teacher.top1 if isinstance(result, DistillResult) else None
-    model, data = result.model, result.data
-    return Accuracies(data, None, result.model.top1, teacher, model.balanced_accuracy, lowest_class(model))
+    return Accuracies(result.data, None, result.model, teacher)
 
 
 def _of_accuracies(result: DistillResult | PretrainResult, accuracies: Accuracies) -> Verdict:
+    scores = accuracies.scores
     images = "test images" if accuracies.images is None else f"{accuracies.images:,} test images"
-    headline = f"The {result.noun} is right on {percent(accuracies.model)} of the {images} of {accuracies.data}"
+    headline = f"The {result.noun} is right on {percent(scores.top1)} of the {images} of {accuracies.data}"
     if accuracies.teacher is None:
         headline += "."
     else:
-        points = 100 * (accuracies.teacher - accuracies.model)
+        points = 100 * (accuracies.teacher - scores.top1)
         distance = (
             f"{abs(points):.1f} points {'below' if points > 0 else 'above'}" if round(points, 1) else "level with"
         )
         headline += f", {distance} its teacher ({percent(accuracies.teacher)})."
     sentences = []
-    if accuracies.balanced is not None:
-        share, name = accuracies.lowest or (None, "")
-        lowest = "" if share is None else f"; the lowest of a class is {percent(share)}, of {name}"
-        sentences.append(
-            f"Its balanced accuracy, the mean over the classes, is {percent(accuracies.balanced)}{lowest}."
-        )
+    if scores.balanced_accuracy is not None:
+        lowest = f"; the lowest of a class is {percent(scores.lowest_recall)}, of {scores.lowest_class}"
+        balanced = f"{percent(scores.balanced_accuracy)}{'' if scores.lowest_recall is None else lowest}"
+        sentences.append(f"Its balanced accuracy, the mean over the classes, is {balanced}.")
     if accuracies.images is not None:
-        low, high = wilson_interval(accuracies.model, accuracies.images)
+        low, high = wilson_interval(scores.top1, accuracies.images)
         sentences.append(
             f"The 95 % confidence interval of the accuracy on such images is {percent(low)} to {percent(high)}."
         )

@@ -82,7 +82,7 @@ def test_the_range_of_an_option_is_that_of_its_field(name):
         if not bounds:
             continue
         assert option.metavar.endswith(range_of(function_of(name).settings_class, shown))
-        # What the help text says is allowed is allowed, and what is beyond is not.
+        # Exactly what the help text allows is valid.
         lowest, highest = ends(option.metavar)
         alone = TypeAdapter[Any](Annotated[field.annotation, *field.metadata])  # type: ignore[arg-type]  # made at run time
         for value, beyond in ((lowest, -1), (highest, 1)):
@@ -124,7 +124,7 @@ def test_an_option_and_its_field_are_declared_once(name):
 
 
 def test_no_option_of_two_commands_is_declared_in_both():
-    """What several commands declare beside their fields has one declaration in `gapssg.cli.options`."""
+    """Options of several commands that are not fields are declared once, in `gapssg.cli.options`."""
     declared: dict[str, int] = {}
     for path in Path(importlib.import_module("gapssg.cli").__path__[0]).glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -153,7 +153,7 @@ def test_every_help_text_ends_in_examples_that_can_be_parsed(name):
 
 
 @pytest.mark.parametrize("name", ["distill", "pretrain-teacher"])
-def test_what_a_newcomer_needs_stands_first_and_is_marked(name):
+def test_required_options_come_first_and_are_marked(name):
     function = function_of(name)
     main = [option for option in build_command(name).params if option.rich_help_panel in (Panel.MAIN, None)]
     assert 5 <= len(main) <= 11
@@ -219,7 +219,7 @@ class PartSettings(Settings):
 
 
 class ExampleSettings(Settings):
-    """Settings for a command that is not real."""
+    """Settings of an example command."""
 
     sizes: tuple[int, ...] = ()
     """Sizes in `pixels`."""

@@ -58,7 +58,7 @@ def test_an_epoch_ends_with_the_time_left_of_the_run():
         *[(3599.0, "1 h 0 min"), (11_100.0, "3 h 5 min"), (172_799.0, "2 d 0 h"), (300_000.0, "3 d 11 h")],
     ],
 )
-def test_a_time_has_its_largest_units(seconds: float, text: str):
+def test_a_duration_has_its_largest_units(seconds: float, text: str):
     assert duration(seconds) == text
 
 
@@ -69,7 +69,7 @@ def test_a_narrow_line_fits_80_columns():
     assert len(agreement) <= 80
 
 
-def test_the_terms_of_the_default_method_have_short_names():
+def test_terms_of_the_default_method_have_short_names():
     terms = {"synthesis_loss": 3.25, "relative_statistics_loss": 1.5, "target_loss": 0.25}
     terms |= {"disagreement_loss": 1.0, "agreement_loss": 2.5}
     line = epoch_line(EPOCH.model_copy(update={"synthesis": terms}))
@@ -180,7 +180,7 @@ def display() -> Iterator[LiveDisplay]:
         yield display
 
 
-def test_the_bar_of_a_run_has_the_time_left_and_the_one_of_its_phase_none(display: LiveDisplay, clock: Clock):
+def test_the_bar_of_a_run_shows_the_time_left_and_that_of_its_phase_none(display: LiveDisplay, clock: Clock):
     for done in (1, 2, 3):
         clock.now += 60
         display.progress("epoch 1: synthesis", done, 10)
@@ -194,9 +194,7 @@ def test_the_bar_of_a_run_has_the_time_left_and_the_one_of_its_phase_none(displa
     assert "epochs" not in bars(display)
 
 
-def test_the_bar_of_other_work_has_a_time_left_however_slow_it_is_and_however_often_it_is_reused(
-    display: LiveDisplay, clock: Clock
-):
+def test_a_bar_without_a_run_shows_the_time_left_also_if_it_is_slow_or_reused(display: LiveDisplay, clock: Clock):
     for task in ("measuring a", "measuring b"):
         for done in (0, 1, 2):
             clock.now += 100
@@ -204,7 +202,7 @@ def test_the_bar_of_other_work_has_a_time_left_however_slow_it_is_and_however_of
         assert bars(display) == {task: "13 min left"}  # 8 of 100 s each
 
 
-def test_work_that_alternates_with_other_work_has_no_time_of_its_own(display: LiveDisplay, clock: Clock):
+def test_tasks_that_alternate_show_no_time_left(display: LiveDisplay, clock: Clock):
     for done in range(0, 9, 3):
         for task in ("synthesis", "distillation"):
             for each in (1, 2, 3):

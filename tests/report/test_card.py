@@ -138,7 +138,7 @@ def test_a_card_says_how_images_are_normalised(runs: Runs):
     assert f"- Mean: {round(model.mean[0], 6)}\n- Standard deviation: {round(model.deviation[0], 6)}\n" in card
 
 
-def test_the_lines_of_python_are_right(runs: Runs, monkeypatch: pytest.MonkeyPatch):
+def test_the_python_example_runs(runs: Runs, monkeypatch: pytest.MonkeyPatch):
     for run in (runs.blind, runs.hostile):
         code = re.search(r"```python\n(.*?)```", write_card(run).read_text(), re.DOTALL)
         assert code
@@ -148,7 +148,7 @@ def test_the_lines_of_python_are_right(runs: Runs, monkeypatch: pytest.MonkeyPat
         assert found["names"][0] in found["model"].card.class_names
 
 
-def test_the_lines_for_a_model_of_ones_own_name_its_code(made: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_examples_for_a_custom_model_name_its_factory(made: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     factory, run = "tests.models.factories:small", tmp_path / "run"
     data = f"folder:{made.images}"
     training = {"data": {"name": data}, "model": {"name": factory}, "epochs": 1, "runtime": RUNTIME}
@@ -167,7 +167,7 @@ def test_the_lines_for_a_model_of_ones_own_name_its_code(made: Runs, tmp_path: P
     assert f"`{factory}`, which Python\nmust find. It is imported and run when the model is loaded" in card
 
 
-def test_without_the_package_of_the_hub_nothing_is_written(runs: Runs, monkeypatch: pytest.MonkeyPatch):
+def test_nothing_is_written_without_huggingface_hub(runs: Runs, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     message = "a model card needs huggingface_hub, which is not installed: pip install 'gapssg[card]'"
     assert refusal("card", runs.blind) == message
@@ -183,7 +183,7 @@ def test_every_accuracy_is_a_number_to_yaml(runs: Runs, value: float):
     assert read == value
 
 
-def test_hostile_texts_neither_break_the_block_nor_become_markup(runs: Runs):
+def test_hostile_texts_neither_break_the_metadata_nor_become_markup(runs: Runs):
     evil = '"\n---\nlicense: mit\n\u2028\x85\ud800\ufffe# [x](http://x) `<script>alert(1)</script>'
     escaped = json.dumps(evil)
 
@@ -193,7 +193,7 @@ def test_hostile_texts_neither_break_the_block_nor_become_markup(runs: Runs):
 
     change(runs.blind / "result.json", edit)
     result = runs.blind / "result.json"
-    # A lone half of a character is no JSON that the reader takes.
+    # The reader accepts no lone surrogates in JSON.
     result.write_text(result.read_text().replace('"EVIL"', escaped.replace("\\ud800", "")))
     card = write_card(runs.blind).read_text()
     values = metadata(card)
@@ -246,7 +246,7 @@ def test_a_run_that_is_replaced_keeps_its_card_and_says_so(runs: Runs):
     assert any("README.md stays, and may speak of the run that was replaced" in note for note in listener.notes)
 
 
-def test_a_folder_with_a_readme_alone_is_no_run(runs: Runs, tmp_path: Path):
+def test_a_folder_with_only_a_readme_is_not_a_run(runs: Runs, tmp_path: Path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "README.md").write_text("mine")
     with pytest.raises(InputError, match=r"holds files that are not a run's \(README.md\)"):
@@ -261,7 +261,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(runs: Runs):
     assert not list(runs.blind.parent.glob("*/README.md"))
 
 
-def test_a_card_of_a_student_that_failed_leads_with_it(runs: Runs):
+def test_a_card_of_a_student_that_failed_starts_with_the_failures(runs: Runs):
     failures = ["all images are `cat`", "it is right on <b>none</b>"]
     change(runs.blind / "result.json", lambda result: result.update(failures=failures))
     card = write_card(runs.blind).read_text()
