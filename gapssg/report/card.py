@@ -9,7 +9,6 @@ from pathlib import Path
 import jinja2
 
 from gapssg.errors import InputError, shortened
-from gapssg.evaluation.judgement import failures_on_real_images, real_images_speak_for
 from gapssg.files import check_exists, inside, is_file, user_path, write_atomically
 from gapssg.models.reference import is_factory
 from gapssg.report.runs import TrainingRun, read_training_run
@@ -94,6 +93,8 @@ def _environment() -> jinja2.Environment:
 
 def _judgement(run: TrainingRun, evaluations: Sequence[Evaluation]) -> dict[str, list[str]]:
     """Return failures and warnings, after the evaluations since the run, and the data sets that show it usable."""
+    from gapssg.evaluation.judgement import failures_on_real_images, real_images_speak_for
+
     failures = [
         f"{failure} (images of {_public(each.data)})"
         for each in evaluations
