@@ -104,8 +104,8 @@ def test_modules_do_not_import_each_other():
     graph: dict[str, set[str]] = {}
     for name, path in modules.items():
         nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
-        found = {each for node in nodes for each in (node.module, *(f"{node.module}.{a.name}" for a in node.names))}
-        graph[name] = found & modules.keys()
+        found = {f"{node.module}.{alias.name}" for node in nodes for alias in node.names}
+        graph[name] = (found | {str(node.module) for node in nodes}) & modules.keys()
     while leaves := {name for name, imported in graph.items() if not imported}:
         graph = {name: imported - leaves for name, imported in graph.items() if name not in leaves}
     assert not graph

@@ -36,12 +36,12 @@ _Path = list[tuple[type[Settings], str, FieldInfo]]
 
 @dataclass(frozen=True)
 class Shown:
-    """A settings field as an option; everything but `key` overrides what the field says.
+    """A settings field as an option; everything but `key` overrides the field.
 
     Attributes:
         key: The dotted key of the field.
         option: The name of the option, with `/` before the one that turns it off.
-        metavar: What stands for the value in the help text.
+        metavar: The placeholder of the value in the help text.
         is_argument: Whether it is an argument, of the name `option`, instead of an option.
         is_repeatable: Whether `parse` is given the texts of all occurrences.
         parse: Returns the field's value from the option's name and text.
@@ -67,7 +67,7 @@ _DISPLAY_OPTIONS = {"json": options.Json, "quiet": options.Quiet, "debug": optio
 
 
 def data_fields(key: str) -> tuple[Shown, ...]:
-    """Return the fields that say how the data of this key are read."""
+    """Return the fields that control how data is read."""
     return Shown(f"{key}.root", "--data-root"), Shown(f"{key}.download", "--download"), Shown(f"{key}.image_size")
 
 

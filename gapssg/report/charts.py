@@ -25,7 +25,7 @@ _TICKS = 5
 _LARGEST = 1e30  # beyond it, axes overflow
 COLOURS = 6
 """The number of colours for lines."""
-# These colours stand for variables of the page's style sheet.
+# These colours are replaced by variables of the page's style sheet.
 _QUIET, _GRID, _LEVEL = "#0000f0", "#0000f1", "#0000f2"
 _LINES = [f"#0000c{number}" for number in range(COLOURS)]
 _VARIABLES = {_QUIET: "--quiet", _GRID: "--line", _LEVEL: "--text"} | {
@@ -57,7 +57,7 @@ class Level(NamedTuple):
 class Chart:
     """A chart for the page, with what its key shows.
 
-    `has_gap` says whether the area between the first line and the first level is filled. The SVG has an accessible
+    `has_gap` is whether the area between the first line and the first level is filled. The SVG has an accessible
     description of the first and last values.
     """
 

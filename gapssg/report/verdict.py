@@ -197,5 +197,5 @@ def _incidents(run: TrainingRun) -> list[str]:
         what = "is 1 warning" if len(warnings) == 1 else f"are {len(warnings)} warnings"
         sentences.append(f"There {what}, the last in epoch {last}: see below.")
     if not run.settings_are_its_own:
-        sentences.append("settings.toml is not the one that this result was made with: its SHA-256 differs.")
+        sentences.append("settings.toml was changed after the run: its SHA-256 differs.")
     return sentences

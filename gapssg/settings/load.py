@@ -58,7 +58,7 @@ def recipe_text(name: str) -> str:
     """Return a recipe's TOML text.
 
     Raises:
-        InputError: There is no such recipe.
+        InputError: The recipe does not exist.
     """
     if name not in recipe_names():
         raise InputError(f"unknown recipe {name!r}{did_you_mean(name, recipe_names())}; `gapssg recipes` lists all")
@@ -192,15 +192,15 @@ def _merge(levels: Sequence[_Level], settings_class: type[BaseModel]) -> tuple[d
     member is about the one that lower levels name.
     """
     chosen = _chosen(levels, settings_class)
-    meant = dict(_unions(settings_class))
+    named = dict(_unions(settings_class))
     values: dict[Key, Any] = {}
     sources: dict[Key, str] = {}
     for level in levels:
         if not level.follows:
-            meant |= _named(level, meant)
+            named |= _named(level, named)
         for layer in level.layers:
             for key, value in layer.values.items():
-                if level.follows or key[:1] not in chosen or meant[key[:1]] == chosen[key[:1]]:
+                if level.follows or key[:1] not in chosen or named[key[:1]] == chosen[key[:1]]:
                     values[key] = value
                     sources[key] = layer.source
     return values, sources
@@ -268,7 +268,7 @@ def _describe(
     source = next((f" (from {sources[k]})" for k in sources if k[: len(key)] == key), "")
     if kind == "extra_forbidden":
         if owners := _owners(settings_class, key):
-            return f"{name}{source} is no setting of {shortened(location[1])}, but of {', '.join(owners)}"
+            return f"{name}{source} is not a setting of {shortened(location[1])}, but of {', '.join(owners)}"
         return f"unknown key {name}{source}{_hint(key, valid)}"
     if kind in ("missing", "union_tag_not_found"):
         if key not in options and (*key, "name") in options:

@@ -28,7 +28,7 @@ _BASELINES = ("noise",)
 _RUNTIME = "use --device, --precision, --compile or --deterministic"
 # Keys that a change must not set, because the table sets them.
 _SET_BY_THE_TABLE = {
-    **{key: "the row says it" for key in ("teacher", "student.name", "model.name")},
+    **{key: "the row sets it" for key in ("teacher", "student.name", "model.name")},
     **{f"{data}.name": "use --data" for data in ("data", "eval_data")},
     **{f"{data}.root": "use --data-root" for data in ("data", "eval_data")},
     **{f"{data}.download": "use --download" for data in ("data", "eval_data")},

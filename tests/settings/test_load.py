@@ -70,7 +70,9 @@ def test_options_and_overrides_of_one_command_line_mean_the_same_method():
     settings = load(recipe="digits", overrides=["method.passes=9"], options={"method.name": ("--method", "noise")})
     assert (settings.method.name, settings.method.passes) == ("noise", 9)
     text = message(overrides=["method.generator_steps=9"], options={"method.name": ("--method", "noise")})
-    assert text.startswith("method.generator_steps (from --set) is no setting of noise, but of gapssg-fast, gapssg, ")
+    assert text.startswith(
+        "method.generator_steps (from --set) is not a setting of noise, but of gapssg-fast, gapssg, "
+    )
 
 
 def test_published_settings_are_overridden_by_the_recipe_and_fit_the_chosen_method():

@@ -177,15 +177,17 @@ def test_changes_override_the_budget_and_those_of_a_variant_override_both():
 def test_a_setting_of_another_method_is_refused_before_anything_runs(tmp_path: Path):
     with pytest.raises(InputError) as caught:
         plan(tmp_path / "table", methods=["gapssg", "dafl"], changes=["method.passes=3"])
-    assert str(caught.value).startswith(f"{ROW}, dafl: method.passes (from --set) is no setting of dafl, but of gapssg")
+    assert str(caught.value).startswith(
+        f"{ROW}, dafl: method.passes (from --set) is not a setting of dafl, but of gapssg"
+    )
     assert not (tmp_path / "table").exists()
 
 
 @pytest.mark.parametrize(
     ("change", "instead"),
     [
-        ("student.name=vgg11", "the row says it"),
-        ("teacher=/tmp/teacher.safetensors", "the row says it"),
+        ("student.name=vgg11", "the row sets it"),
+        ("teacher=/tmp/teacher.safetensors", "the row sets it"),
         ("eval_data.name=digits", "use --data"),
         ("eval_data.image_size=16", "use --image-size"),
         ("runtime.compile=true", "use --device, --precision, --compile or --deterministic"),

@@ -489,7 +489,7 @@ def test_a_directory_that_is_not_a_table_is_refused(finished: Path, tmp_path: Pa
     assert "holds other files than a table" in refusal("table", tmp_path / "other", *rows)
     assert "did you mean digits" in refusal("table", tmp_path / "new", "--rows", "digit")
     sentence = refusal("table", tmp_path / "new", *rows, "--set", "method.rounds=3")
-    assert "digits, gapssg: method.rounds (from --set) is no setting of gapssg, but of dafl" in sentence
+    assert "digits, gapssg: method.rounds (from --set) is not a setting of gapssg, but of dafl" in sentence
     assert not (tmp_path / "new").exists()
     result = next(finished.glob("cells/*/*/*/result.json"))
     result.write_text("{}")
@@ -521,7 +521,7 @@ def test_the_program_makes_a_table_and_a_failure_is_exit_status_1(tmp_path: Path
     arguments += ["--variant", "noise-like:method.name=noise", "--set", "method.latent_size=8"]
     with mock.patch("gapssg.models.MODELS", {**MODELS, "wrn16_1": tiny, "wrn16_2": tiny}):
         sentence = refusal("table", *arguments)
-        assert "method.generator_width (from --set) is no setting of noise" in sentence
+        assert "method.generator_width (from --set) is not a setting of noise" in sentence
         arguments[arguments.index("noise-like:method.name=noise")] = "alone:method.gap_weight=0"
         first = gapssg("table", *arguments, "--json")
         again = gapssg("table", *arguments, "--json")
