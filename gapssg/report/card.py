@@ -91,18 +91,18 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _judgement(run: TrainingRun, evaluations: Sequence[Evaluation]) -> dict[str, list[str]]:
-    """Return failures and warnings, after the evaluations since the run, and the data sets that show it usable."""
+def _judgement(run: TrainingRun, evaluations: Sequence[Evaluation]) -> dict[str, Sequence[str]]:
+    """Return failures and warnings; which failures real images have shown since the run, and which show it usable."""
     from gapssg.evaluation.judgement import failures_on_real_images, real_images_speak_for
 
-    failures = [
+    failed_since = [
         f"{failure} (images of {_public(each.data)})"
         for each in evaluations
         for failure in failures_on_real_images(each.scores, each.teacher)
     ]
     usable_on = [_public(each.data) for each in evaluations if real_images_speak_for(each.scores)]
-    failures, warnings = weigh(run.result, failures, bool(usable_on))
-    return {"failures": failures, "warnings": warnings, "usable_on": usable_on}
+    failures, warnings = weigh(run.result, failed_since, bool(usable_on))
+    return {"failures": failures, "warnings": warnings, "failed_since": failed_since, "usable_on": usable_on}
 
 
 def _metadata(run: TrainingRun, licence: str | None, evaluations: Sequence[Evaluation]) -> str:
