@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast coverage lint types install bench results bench-gpu bench-strangers soak crash-points fuzz clean
+.PHONY: quickstart test test-fast coverage lint types install bench results bench-gpu bench-strangers bench-tenth soak crash-points fuzz clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/gapssg quickstart --overwrite
@@ -46,14 +46,17 @@ bench-gpu: $(INSTALLED)
 bench-strangers: $(INSTALLED)
 	$(BIN)/python -m benchmarks.strangers $(if $(CIFAR10),--cifar10 $(CIFAR10))
 
+bench-tenth: $(INSTALLED)
+	$(BIN)/python -m benchmarks.tenth --data $(if $(DATA),$(DATA),cifar10)
+
 soak: $(INSTALLED)
 	$(BIN)/python -m benchmarks.soak
 
 crash-points: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.crash_points
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.crash_points --output benchmarks/results/crash-points.csv
 
 fuzz: $(INSTALLED)
-	$(BIN)/python -m benchmarks.fuzz --cases 10000 --seed 0
+	$(BIN)/python -m benchmarks.fuzz --cases 10000 --seed 0 --output benchmarks/results/fuzz.csv
 
 install: $(INSTALLED)
 

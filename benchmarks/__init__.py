@@ -1,1 +1,1 @@
-"""Measured speed and memory; RESULTS.md says what was measured, on what, with which settings."""
+"""Benchmarks of speed, memory and accuracy. RESULTS.md has the results, machines and settings."""

@@ -1,4 +1,4 @@
-"""The two steps of the program itself, as `gapssg distill` runs them, one call at a time."""
+"""The synthesis and distillation steps of `gapssg distill`, one step per call."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gapssg.training.distillation import Distillation
 
 
 class Size(NamedTuple):
-    """What the steps are made for: networks, image side in pixels, and the batches of the published settings."""
+    """Networks, image side in pixels and batch sizes; the batch sizes default to the published ones."""
 
     teacher: str = "wrn40_2"
     student: str = "wrn16_1"
@@ -29,7 +29,7 @@ class CoreSteps(NamedTuple):
     """One call of each is one step.
 
     Attributes:
-        precision: In which networks are computed.
+        precision: The precision of the networks.
     """
 
     synthesis: Step
@@ -38,7 +38,7 @@ class CoreSteps(NamedTuple):
 
 
 def make_core(size: Size, device: torch.device, compiled: bool = False, precision: str = "auto") -> CoreSteps:
-    """Make both steps for a teacher with random weights."""
+    """Create both steps for a teacher with random weights."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "teacher.safetensors"
         write_teacher(file, size.teacher, size.side)
@@ -47,7 +47,7 @@ def make_core(size: Size, device: torch.device, compiled: bool = False, precisio
                 "teacher": file,
                 "student": {"name": size.student},
                 "batch_size": size.batch,
-                # More steps than anybody calls: a synthesis that never ends.
+                # More steps than are ever timed, so that the synthesis never ends.
                 "method": {
                     "name": "gapssg",
                     "synthesis_batch_size": size.synthesis_batch,
@@ -58,14 +58,14 @@ def make_core(size: Size, device: torch.device, compiled: bool = False, precisio
             }
         )
         runtime = Runtime.from_settings(settings.runtime, 0)
-        # Two, because a synthesis that is suspended in a step observes its teacher and freezes its student.
+        # Two, because a suspended synthesis still observes its teacher and freezes its student.
         synthesising, distilling = (Distillation(settings, runtime, load_model(file)) for _ in range(2))
     steps = synthesising.synthesizer.synthesis_steps(synthesising.student, 0, 0)
     pool = distilling.synthesizer.pool
     assert pool is not None
     images = torch.randint(0, 256, (2 * size.batch, 3, size.side, size.side), dtype=torch.uint8, device=device)
     pool.append(images, torch.zeros(len(images), dtype=torch.int64, device=device))
-    # From the pool, as the epochs of a run are; two batches and a thousand passes are more than anybody calls.
+    # From the pool, as in a run; a thousand passes over two batches are more than are ever timed.
     batches = distilling.batches(0, 0, 0)
     distilling.student.train()
 

@@ -1,10 +1,10 @@
-"""Hostile files in large number: what strangers may hand to the program, made at random.
+"""Fuzz tests with damaged and hostile files.
 
     python -m benchmarks.fuzz --cases 10000 --seed 0
 
-Every target of `tests/hostile/targets.py` runs in a process of its own, which shows crashes. A case fails if it ends in
-anything but success or a refusal with a sentence, if a file outside the output directory changes, or if the process
-grows by more than is stated while the program uses the case. The exit status is 1 if anything failed. Needs Linux.
+Files are generated at random. Every target of `tests/hostile/targets.py` runs in its own process, so that crashes are
+detected. A case fails if it ends in anything but success or a one-sentence error, if a file outside the output
+directory changes, or if it takes more memory than the bound. The exit status is 1 if a case fails. Requires Linux.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from benchmarks.machine import describe_machine, write_results
+
 SHARES = {
     "model file": 0.20,
     "pool shard": 0.15,
@@ -33,7 +37,7 @@ SHARES = {
     "terminal": 0.07,
 }
 ADDRESS_SPACE = 4 * 2**30
-"""Bytes that a process may map beyond those it has mapped at the start: what asks for more gets none."""
+"""Bytes that a process may map in addition to those mapped at the start; larger requests fail."""
 
 
 def main() -> None:
@@ -42,28 +46,34 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=SHARES, help="run one target, with all cases")
+    parser.add_argument("--output", type=Path, help="CSV file for the counts, such as benchmarks/results/fuzz.csv")
     parser.add_argument("--worker", choices=SHARES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         print(json.dumps(run_worker(arguments.worker, arguments.cases, arguments.seed)))
         return
     shares = {arguments.only: 1.0} if arguments.only else SHARES
-    print(f"{'target':<16}{'cases':>8}{'refused':>9}{'accepted':>10}{'failures':>10}{'most memory':>14}{'seconds':>9}")
-    totals = [0, 0, 0, 0]
+    print(f"{'target':<16}{'cases':>8}{'refused':>9}{'accepted':>10}{'failures':>10}{'peak memory':>14}{'seconds':>9}")
+    totals, rows = [0, 0, 0, 0], []
     for name, share in shares.items():
         report = run_target_apart(name, max(1, round(share * arguments.cases)), arguments.seed)
         counts = [report["cases"], report["refused"], report["accepted"], len(report["failures"])]
+        megabytes = round(report["memory"] / 2**20)
+        names = ("target", "cases", "refused", "accepted", "failures", "megabytes")
+        rows.append(dict(zip(names, (name, *counts, megabytes), strict=True)))
         totals = [total + count for total, count in zip(totals, counts, strict=True)]
         row = f"{name:<16}{counts[0]:>8}{counts[1]:>9}{counts[2]:>10}{counts[3]:>10}"
-        print(f"{row}{report['memory'] / 2**20:>10.0f} MiB{report['seconds']:>9.0f}", flush=True)
+        print(f"{row}{megabytes:>10} MiB{report['seconds']:>9.0f}", flush=True)
         for failure in report["failures"][:5]:
             print(f"    {failure}")
+    if arguments.output:
+        write_results(arguments.output, rows, describe_machine(torch.device("cpu")))
     print(f"{'all':<16}{totals[0]:>8}{totals[1]:>9}{totals[2]:>10}{totals[3]:>10}")
     sys.exit(1 if totals[3] else 0)
 
 
 def run_target_apart(name: str, cases: int, seed: int) -> dict[str, Any]:
-    """Run one target in a process of its own; a crash is a failure."""
+    """Run one target in its own process; a crash is a failure."""
     command = [sys.executable, "-m", "benchmarks.fuzz", "--worker", name, "--cases", str(cases), "--seed", str(seed)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
@@ -73,7 +83,7 @@ def run_target_apart(name: str, cases: int, seed: int) -> dict[str, Any]:
 
 
 def run_worker(name: str, cases: int, seed: int) -> dict[str, Any]:
-    """Run one target here."""
+    """Run one target in this process."""
     from tests.hostile.targets import MOST_MEMORY, TARGETS, World, run_target
 
     most = 0
@@ -90,7 +100,7 @@ def run_worker(name: str, cases: int, seed: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder))
-        run_target(name, world, 5)  # what is loaded once counts for no case
+        run_target(name, world, 5)  # load everything that is loaded only once
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (mapped + ADDRESS_SPACE, resource.RLIM_INFINITY))
         use, started = TARGETS[name].use, time.perf_counter()
@@ -107,14 +117,14 @@ def run_worker(name: str, cases: int, seed: int) -> dict[str, Any]:
 
 
 def reset_peak_memory() -> int:
-    """Give freed memory back, forget the peak so far, and return the bytes in memory now."""
+    """Release freed memory, reset the peak, and return the resident bytes."""
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return memory("VmRSS")
 
 
 def memory(field: str) -> int:
-    """Return bytes that the kernel counts for this process: VmRSS now, VmHWM at most."""
+    """Return the resident bytes of this process: VmRSS is the current value, VmHWM the peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 

@@ -1,10 +1,10 @@
-"""All that is to be known of a GPU, in the order of its value; what is done is not done again.
+"""All benchmarks for a GPU, most important first; finished stages are skipped.
 
     python -m benchmarks.gpu --data cifar10-jpeg --directory runs/gpu
 
-Smoke test, numerics, step times, growth; then, with a folder of CIFAR-10 images (`train/` and `test/`), a WRN-40-2
-teacher and its WRN-16-1 student with the published settings; with --more, ResNet-34 and MobileNetV2 too. Each stage
-has its log in the directory. Where a stage was interrupted, the next call continues it.
+The stages are a smoke test, numerics, step times and growth. With a folder of CIFAR-10 images (`train/` and `test/`)
+follow a WRN-40-2 teacher and its WRN-16-1 student with the published settings; --more adds ResNet-34 to MobileNetV2.
+Each stage writes a log to the directory. Interrupted runs are resumed by the next call.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PAIRS = {"wrn40_2": "wrn16_1", "resnet34": "mobilenetv2"}
 
 
 class Reached(NamedTuple):
-    """What a run reached, in how many seconds."""
+    """Accuracy and duration of a run."""
 
     run: str
     seconds: float
@@ -33,15 +33,15 @@ class Reached(NamedTuple):
 
 
 def main() -> None:
-    """Run the stages that are not done, print what the runs reached."""
+    """Run the unfinished stages, and print the accuracies of the runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with train/ and test/ of CIFAR-10 images")
     parser.add_argument("--directory", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--more", action="store_true", help="ResNet-34 to MobileNetV2 as well")
+    parser.add_argument("--more", action="store_true", help="also distil ResNet-34 into MobileNetV2")
     arguments = parser.parse_args()
     if arguments.device != "cpu" and not torch.cuda.is_available():
-        sys.exit("no GPU is available here; --device cpu shows that the script runs")
+        sys.exit("no GPU is available; use --device cpu to try the script")
     directory: Path = arguments.directory
     directory.mkdir(parents=True, exist_ok=True)
     machine = describe_machine(torch.device(arguments.device))
@@ -70,7 +70,7 @@ def main() -> None:
 def distil_pair(
     teacher: str, student: str, data: Path, directory: Path, device: list[str]
 ) -> tuple[list[Reached], list[str]]:
-    """Train a teacher and distil its student, or go on with it; return what both reached, and what failed."""
+    """Train a teacher and distil its student, or resume them; return their results and the failed runs."""
     images = f"folder:{data}"
     teacher_run, student_run = directory / teacher, directory / f"{teacher}-{student}"
     file = teacher_run / "model.safetensors"
@@ -80,10 +80,10 @@ def distil_pair(
     }
     rows: list[Reached] = []
     for run, (command, *options) in commands.items():
-        anew = [*options, "--recipe", "published", "--output", str(run), "--overwrite", *device]
+        restart = [*options, "--recipe", "published", "--output", str(run), "--overwrite", *device]
         can_resume = (run / "checkpoint" / "latest.safetensors").exists()
         gapssg = [sys.executable, "-m", "gapssg", command]
-        if not run_stage(run.name, [*gapssg, "--resume", str(run)] if can_resume else [*gapssg, *anew], directory):
+        if not run_stage(run.name, [*gapssg, "--resume", str(run)] if can_resume else [*gapssg, *restart], directory):
             return rows, [run.name]
         result = load_training_result(run)
         rows.append(Reached(run.name, round(result.timing.total), result.model.top1))
@@ -91,7 +91,7 @@ def distil_pair(
 
 
 def run_stage(name: str, command: list[str], directory: Path) -> bool:
-    """Run a command unless it has succeeded before; tell whether it has."""
+    """Run a command unless it succeeded before; return whether it succeeded."""
     done, log = directory / f"{name}.done", directory / f"{name}.log"
     if done.exists():
         return True

@@ -1,7 +1,7 @@
-"""How cost grows: with the pool, the size of the images and the batch; what a checkpoint and a run cost in all.
+"""How cost grows with the pool, the image size and the batch size, and the cost of checkpoints and whole runs.
 
     python -m benchmarks.growth
-    python -m benchmarks.growth --quick    small sizes: a minute, to see that it runs
+    python -m benchmarks.growth --quick    small sizes, as a smoke test: a minute
 
 An exponent is the slope of the least-squares line through log cost against log size: 0 is constant, 1 is linear.
 """
@@ -51,13 +51,15 @@ Report = dict[str, Any]
 
 
 def main() -> None:
-    """Measure each part in a process of its own, so that its peak memory is its own; print tables, write CSV."""
+    """Measure each part in its own process, which gives its peak memory; print tables, write CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for growth-PART.csv; not with --quick")
+    parser.add_argument(
+        "--output", type=Path, default=RESULTS, help="folder for growth-PART.csv; not written with --quick"
+    )
     arguments = parser.parse_args()
     where = alone(machine, arguments.device)
     print_machine(where)
@@ -69,7 +71,7 @@ def main() -> None:
 
 
 def rows_of(found: Report) -> list[Report]:
-    """Return what one part found as rows."""
+    """Return the results of one part as rows."""
     if "costs" in found:
         return [
             {"pool": pool, **cost, "epoch_seconds": found["epoch_seconds"]} for pool, cost in found["costs"].items()
@@ -87,12 +89,12 @@ def alone(function: Callable[..., Any], *arguments: object) -> Any:
 
 
 def machine(device: str) -> Report:
-    """Name the machine."""
+    """Describe the machine."""
     return describe_machine(_runtime(device).device)
 
 
 def run(device: str, quick: bool, rounds: int) -> Report:
-    """Distil for two epochs with the published batches, ten generator steps each; take images/s of the second."""
+    """Distil for two epochs of ten generator steps at the published batch sizes; report images/s of the second."""
     size = Size("wrn16_1", "wrn16_1", 16, 32, 16) if quick else Size()
     with tempfile.TemporaryDirectory() as folder:
         settings = _settings(Path(folder), size, device, epochs=2, generator_steps=10, passes=20)
@@ -110,7 +112,7 @@ def run(device: str, quick: bool, rounds: int) -> Report:
 
 
 def pretraining(device: str, quick: bool, rounds: int) -> Report:
-    """Train WRN-40-2 on random images of 32 pixels for two epochs; take images/s of the second."""
+    """Train WRN-40-2 on random images of 32 pixels for two epochs; report images/s of the second."""
     from PIL import Image
 
     with tempfile.TemporaryDirectory() as folder:
@@ -140,11 +142,11 @@ def pretraining(device: str, quick: bool, rounds: int) -> Report:
 
 
 def checkpoint(device: str, quick: bool, rounds: int) -> Report:
-    """Compare what a checkpoint costs with the first epoch of the published settings, which is the shortest.
+    """Compare the cost of a checkpoint with the first, shortest epoch of the published settings.
 
-    The steps of that epoch are 200 of synthesis and 4 of distillation; one of each is timed. A checkpoint is timed
-    until it is durable, although the run goes on while it is written: after an epoch, with pools of 1, 10 and 100
-    epochs, which show that it does not grow; and in the middle of a synthesis, where it is largest.
+    That epoch has 200 synthesis steps and 4 distillation steps; one of each is timed. A checkpoint is timed until it is
+    durable, although the run continues while it is written: after an epoch with pools of 1, 10 and 100 epochs, to show
+    that it does not grow, and in the middle of a synthesis, where it is largest.
     """
     size = Size("wrn16_1", "wrn16_1", 16, 32, 16) if quick else Size()
     runtime = _runtime(device)
@@ -165,7 +167,7 @@ def checkpoint(device: str, quick: bool, rounds: int) -> Report:
                 pool.append(images, torch.zeros(size.synthesis_batch, dtype=torch.int64))
             if stage == "1 epoch":
                 distillation.student.train()
-                distillation.trainee.step(*next(distillation.batches(0, 0, 0)))  # from now on there are momenta
+                distillation.trainee.step(*next(distillation.batches(0, 0, 0)))  # creates the momentum buffers
             if stage == "in a synthesis":
                 synthesis = distillation.synthesizer.synthesis_steps(distillation.student, 0, 0)
                 next(synthesis)
@@ -204,7 +206,7 @@ def pool(device: str, quick: bool, rounds: int) -> Report:
         for _ in range(epochs):
             filled.append(fresh, targets)
         indices = torch.randint(0, len(filled), (128,), device=where)
-        # Many calls in a row: one takes some tens of microseconds.
+        # Many calls in a row, because one takes only tens of microseconds.
         draws = [time_calls(partial(_sample, filled, indices), where, 200) for _ in range(9)]
         appends = [time_calls(partial(filled.append, fresh, targets), where, 5) for _ in range(5)]
         found["sample_seconds"].append(median(draws))
@@ -214,17 +216,17 @@ def pool(device: str, quick: bool, rounds: int) -> Report:
 
 
 def image_size(device: str, quick: bool, rounds: int) -> Report:
-    """Time both steps for WRN-16-2 to WRN-16-1 on images of 16 to 224 pixels, 8 at a time."""
+    """Time both steps for WRN-16-2 to WRN-16-1 on images of 16 to 224 pixels, in batches of 8."""
     return _over_sizes(device, rounds, "side", [16, 32] if quick else [16, 32, 64, 128, 224])
 
 
 def batch_size(device: str, quick: bool, rounds: int) -> Report:
-    """Time both steps for WRN-16-2 to WRN-16-1 on images of 32 pixels, 16 to 256 at a time."""
+    """Time both steps for WRN-16-2 to WRN-16-1 on images of 32 pixels, in batches of 16 to 256."""
     return _over_sizes(device, rounds, "batch", [8, 16] if quick else [16, 32, 64, 128, 256])
 
 
 def large_images(device: str, quick: bool, rounds: int) -> Report:
-    """Time both steps for torchvision's ResNet-18 to MobileNetV3-small on images of 224 pixels, 8 at a time."""
+    """Time both steps for torchvision's ResNet-18 to MobileNetV3-small on images of 224 pixels, in batches of 8."""
     where, batch = _runtime(device).device, 2 if quick else 8
     size = Size("torchvision:resnet18", "torchvision:mobilenet_v3_small", 32 if quick else 224, batch, batch)
     core = make_core(size, where)
@@ -297,7 +299,7 @@ def print_part(name: str, found: Report) -> None:
             )
             for epochs, cost in found["costs"].items()
         ]
-        print_table(title, ("pool", "run waits, ms", "until durable, ms", "MB"), rows)
+        print_table(title, ("pool", "run blocked, ms", "until durable, ms", "MB"), rows)
         print(f"\nThe first epoch takes {found['epoch_seconds']:.1f} s; a checkpoint is {found['share']:.2%} of it.")
     elif "exponents" in found:
         size, *measures = [key for key in found if key != "exponents"]

@@ -1,4 +1,4 @@
-"""A convolutional network such as people write for themselves, as a factory for `--model-factory`."""
+"""A typical hand-written convolutional network, as a factory for `--model-factory`."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Rate of grid points: a plain loop, stacked weights under vmap, and the program's own evaluation.
+"""Landscape points per second: a plain loop, stacked weights under vmap, and gapssg's own evaluation.
 
-    python -m benchmarks.landscape                 WRN-16-1 on the 450 test digits, the rates of each way
-    python -m benchmarks.landscape --grid 25       and the time of a whole grid
+    python -m benchmarks.landscape                 WRN-16-1 on the 450 test digits, the rate of each method
+    python -m benchmarks.landscape --grid 25       also the time of a whole grid
 
-The ways are timed in turn, round after round, so that a machine that slows down slows all of them. The table has the
-medians of wall-clock time, and the processor time of all threads, which tells more where other work runs beside.
+The methods are timed in turn in every round, so that a slowdown of the machine affects all of them. The table has the
+median wall-clock time, and the CPU time of all threads, which is more reliable on a busy machine.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def main() -> None:
     """Measure, print a table, write CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a model file for the digits (default: random weights)")
-    parser.add_argument("--points", type=int, default=8, help="points a round")
+    parser.add_argument("--points", type=int, default=8, help="points per round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--grid", type=int, help="measure a whole grid of this side, too")
+    parser.add_argument("--grid", type=int, help="also measure a whole grid of this side")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--output", type=Path, default=RESULTS / "landscape.csv")
     arguments = parser.parse_args()
@@ -67,7 +67,7 @@ def main() -> None:
         error = ((ways[way](points) - exact) / exact).abs().max().item()
         rows.append({"way": way, "points_per_second": rate, "processor_seconds": processor, "error": error})
         shown.append((way, f"{rate:.1f}", f"{plain * rate:.2f}", f"{processor:.3f}", f"{error:.1e}"))
-    headings = ("way", "points/s", "times plain", "processor s a point", "largest relative error of a loss")
+    headings = ("method", "points/s", "speedup", "CPU s per point", "largest relative error of a loss")
     print_table("points of a landscape", headings, shown)
     write_results(arguments.output, rows, machine)
     if arguments.grid:
@@ -106,10 +106,10 @@ def grid(side: int) -> Points:
 def make_ways(
     module: nn.Module, normalization: Normalization, samples: Samples, plane: Plane, runtime: Runtime
 ) -> dict[str, Measure]:
-    """Return each way to measure the losses at points."""
+    """Return each method of measuring the losses at points."""
 
     def plain(points: Points) -> Tensor:
-        """Load a state dict, and go through the data in batches, waiting for each: as published scripts do."""
+        """Load a state dict and evaluate batch by batch, synchronising after each, as published scripts do."""
         network, losses = copy.deepcopy(module), []
         with torch.no_grad():
             for first, second in points:
@@ -127,7 +127,7 @@ def make_ways(
     buffers = dict(module.named_buffers())
 
     def stacked(points: Points) -> Tensor:
-        """Compute all points at once, the weights stacked."""
+        """Compute all points at once with stacked weights."""
         where = torch.tensor(points, device=pixels.device)
         stack = plane.origin + where @ plane.directions
         rows = [plane.layout.split(row) for row in stack]
@@ -162,7 +162,7 @@ def make_ways(
 def time_in_turn(
     ways: dict[str, Measure], points: Points, device: torch.device, rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Time each way once a round, after one call that is not counted; return medians of seconds a point."""
+    """Time each method once per round, after a warm-up call; return the median seconds per point."""
     seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     for number in range(rounds + 1):
         for way, measure in ways.items():

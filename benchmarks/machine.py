@@ -1,4 +1,4 @@
-"""What every benchmark needs: the machine's name and peaks, clocks that wait for the device, tables, CSV, a teacher."""
+"""Helpers of all benchmarks: machine description, peak rates, timing, tables, CSV, a random teacher."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Step = Callable[[], object]
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Name the machine, the versions and the commit, as each row of a CSV file has them."""
+    """Return machine, versions and commit, which every row of a CSV file has."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "machine": f"{name}, {'with' if computes_bf16_natively(device) else 'without'} bfloat16 instructions",
@@ -39,13 +39,13 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Name the commit that is checked out; nothing where there is none, as in an unpacked sdist."""
+    """Return the checked-out commit; empty without a repository, as in an unpacked sdist."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
     return subprocess.run(git, check=False, capture_output=True, text=True).stdout.strip()
 
 
 def print_machine(machine: dict[str, Any]) -> None:
-    """Print one line that names the machine."""
+    """Print the machine in one line."""
     print(f"{machine['machine']}, {machine['threads']} threads, torch {machine['torch']}, Python {machine['python']}")
 
 
@@ -68,16 +68,16 @@ def measure_peaks(device: torch.device) -> dict[str, float]:
 
 
 def _rate(call: Step, flops: int, device: torch.device) -> float:
-    """Return the best GFLOP/s of several calls: a peak is what the hardware can do."""
+    """Return the best GFLOP/s of several calls."""
     time_calls(call, device)
     return flops / min(time_calls(call, device) for _ in range(7)) / 1e9
 
 
 def time_in_turn(variants: dict[str, Step], device: torch.device, rounds: int) -> dict[str, list[float]]:
-    """Time each variant once a round, after calls that are not counted; return seconds a call.
+    """Time each variant once per round, after warm-up calls; return seconds per call.
 
-    A round is one call on a processor. On a GPU it is twenty, as waiting for each would count too; the first six,
-    in which graphs are captured, are not counted.
+    A round is one call on a CPU, and twenty on a GPU, where synchronising after each call would distort the time. On a
+    GPU six warm-up calls capture the graphs.
     """
     on_gpu = device.type == "cuda"
     for step in variants.values():
@@ -90,7 +90,7 @@ def time_in_turn(variants: dict[str, Step], device: torch.device, rounds: int) -
 
 
 def time_calls(step: Step, device: torch.device, calls: int = 1) -> float:
-    """Return the mean seconds of some calls."""
+    """Return the mean seconds per call."""
     synchronize(device)
     started = time.perf_counter()
     for _ in range(calls):
@@ -116,7 +116,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_megabytes(device: torch.device) -> float:
-    """Return the most memory that this process has held: of the GPU, or of the processor."""
+    """Return the peak memory of this process, on the GPU or in RAM."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / 1e6
     unit = 1 if sys.platform == "darwin" else 1024
@@ -133,7 +133,7 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[obj
 
 
 def write_results(path: Path, rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> None:
-    """Write figures as CSV, in each row also the machine; `benchmarks.results_page` makes tables of such files."""
+    """Write results as CSV, with the machine in each row; `benchmarks.results_page` makes tables of these files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], *machine], lineterminator="\n")

@@ -1,8 +1,8 @@
-"""The plain formulation of the two steps, written for comparison with the training core and only for that.
+"""A plain baseline of both steps, only for comparison with the training core.
 
 It does what published implementations of data-free distillation do: float32 in NCHW, weight gradients of networks
-that are not trained, statistics layer by layer with a copy of each, a number read from the device in each step,
-and a pool of PNG files that loader workers decode. Each switch takes one of these away.
+that are not trained, statistics layer by layer from a copy of the inputs, a value read from the device in each step,
+and a pool of PNG files that loader workers decode. Each switch removes one of these.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TEMPERATURE = 20.0
 
 @dataclass(frozen=True)
 class Switches:
-    """Which optimisations are on; the order of the fields is that in which the benchmark adds them."""
+    """The enabled optimisations, in the order in which the benchmark adds them."""
 
     frozen: bool = False
     one_pass_statistics: bool = False
@@ -43,7 +43,7 @@ class Switches:
 
     @classmethod
     def in_turn(cls, with_bf16: bool) -> Iterator[tuple[str, Switches]]:
-        """Yield the plain formulation, and then each optimisation added to those before it."""
+        """Yield the plain baseline, and then each optimisation added to those before it."""
         names = [field.name for field in fields(cls) if with_bf16 or field.name != "bf16"]
         for count in range(len(names) + 1):
             label = "plain" if count == 0 else f"+ {names[count - 1].replace('_', ' ')}"
@@ -56,7 +56,7 @@ class PlainSynthesis:
     def __init__(
         self, teacher: nn.Module, student: nn.Module, image_shape: tuple[int, int, int], count: int, switches: Switches
     ) -> None:
-        """Copy the networks and make a generator."""
+        """Copy the networks and create a generator."""
         self.switches = switches
         self.teacher, self.student = (_prepare(network, switches).eval() for network in (teacher, student))
         self.generator = _prepare(Generator(image_shape), Switches(channels_last=switches.channels_last)).train()
@@ -88,7 +88,7 @@ class PlainSynthesis:
         return hook
 
     def step(self) -> None:
-        """Make one step."""
+        """Run one step."""
         self.distances.clear()
         with _autocast(self.latent.device, self.switches):
             images = self.generator(self.latent)
@@ -139,7 +139,7 @@ class PlainDistillation:
             for index, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
                 Image.fromarray(image).save(folder / f"{index:06d}.png")
             pool = _PngFolder(folder, images.shape[-1])
-            # A pass that never ends: starting the workers anew for each pass over a small pool is no fault of theirs.
+            # An endless pass: restarting the workers for each pass over a small pool would distort their time.
             order = RandomSampler(pool, replacement=True, num_samples=1_000_000_000)
             self.loader = DataLoader(pool, batch_size=count, sampler=order, num_workers=2)
 
@@ -158,7 +158,7 @@ class PlainDistillation:
         return views.contiguous(memory_format=torch.channels_last) if self.switches.channels_last else views
 
     def step(self) -> None:
-        """Make one step."""
+        """Run one step."""
         views = self._next()
         with _autocast(self.device, self.switches):
             with torch.no_grad():

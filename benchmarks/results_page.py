@@ -1,4 +1,4 @@
-"""Write `benchmarks/RESULTS.md`: comments from `benchmarks/RESULTS.md.jinja`, tables from `benchmarks/results/*.csv`.
+"""Write `benchmarks/RESULTS.md`: text from `benchmarks/RESULTS.md.jinja`, tables from `benchmarks/results/*.csv`.
 
 python -m benchmarks.results_page
 """
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def results(name: str, **values: Value) -> list[Row]:
-    """Return the rows of `results/NAME.csv` that have these values; what is not known is None."""
+    """Return the rows of `results/NAME.csv` that have these values; missing values are None."""
     with (RESULTS / f"{name}.csv").open(newline="") as file:
         rows = [{key: _parsed(text) for key, text in row.items()} for row in csv.DictReader(file)]
     return [row for row in rows if all(row[key] == value for key, value in values.items())]
@@ -48,13 +48,13 @@ def _figures(rows: list[Row], key: str) -> list[float]:
 
 
 def mean(rows: list[Row], key: str) -> float | None:
-    """Return the mean of a figure over the rows that have it."""
+    """Return the mean of a column over the rows that have a value."""
     figures = _figures(rows, key)
     return statistics.mean(figures) if figures else None
 
 
 def spread(rows: list[Row], key: str) -> float:
-    """Return the sample standard deviation of a figure."""
+    """Return the sample standard deviation of a column."""
     return statistics.stdev(_figures(rows, key))
 
 
@@ -65,12 +65,12 @@ def exponent(rows: list[Row], size: str, cost: str) -> float:
 
 
 def number(value: float | None, form: str = ",.0f") -> str:
-    """Format a figure; what is not known is a dash."""
+    """Format a number; a missing value is a dash."""
     return "-" if value is None else format(value, form)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """Format a share in per cent."""
+    """Format a fraction as a percentage."""
     return "-" if value is None else f"{value:.{digits}%}".replace("%", " %")
 
 

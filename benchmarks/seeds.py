@@ -1,11 +1,11 @@
-"""Whether the fast path learns as well as the plain one: students of the digits, seed by seed.
+"""Compare the accuracy of the fast path with that of the plain one: digits students over several seeds.
 
-    python -m benchmarks.seeds                         5 seeds, float32 eager beside bf16 compiled
-    python -m benchmarks.seeds --fast fp32 --no-compile    another pair to compare
+    python -m benchmarks.seeds                         5 seeds, float32 eager against bf16 compiled
+    python -m benchmarks.seeds --fast fp32 --no-compile    compare another pair
 
-One teacher; each student once by float32 eager steps and once by the fast ones, with the settings of the recipe
-`digits`. The difference of the means must be less than the seeds' own spread: the larger of the two standard
-deviations. Runs that are there are not made again, so an interruption costs one run.
+For each seed, one student is distilled with float32 eager steps and one with the fast steps, from the same teacher and
+with the settings of the recipe `digits`. The means must differ by less than the larger of the two standard deviations.
+Existing runs are reused, so an interruption costs at most one run.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ PLAIN = {"precision": "fp32", "compile": False}
 
 
 def main() -> None:
-    """Make the runs, print the table, write CSV; exit with 1 if the difference is more than the spread."""
+    """Run all students, print the table, write CSV; exit with 1 if the means differ by more than the deviation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--fast", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--epochs", type=int, help="instead of the recipe's")
+    parser.add_argument("--epochs", type=int, help="instead of the recipe's epochs")
     parser.add_argument("--directory", type=Path, default=Path("runs/seeds"))
     parser.add_argument("--output", type=Path, default=RESULTS / "seeds.csv")
     arguments = parser.parse_args()
@@ -59,8 +59,8 @@ def main() -> None:
         (label, f"{means[label]:.2%}", f"{spreads[label]:.2%}", ", ".join(f"{value:.2%}" for value in values))
         for label, values in accuracies.items()
     ]
-    print_table(f"students of the digits, {arguments.seeds} seeds", ("steps", "mean", "deviation", "each"), rows)
-    print(f"\nThe means differ by {difference:.2%}; the seeds' own spread is {spread:.2%}.")
+    print_table(f"digits students, {arguments.seeds} seeds", ("steps", "mean", "std", "by seed"), rows)
+    print(f"\nThe means differ by {difference:.2%}; the larger standard deviation is {spread:.2%}.")
     figures = [
         {"steps": label, "seed": seed, "top1": top1}
         for label, values in accuracies.items()
@@ -71,12 +71,12 @@ def main() -> None:
 
 
 def name_of(runtime: dict[str, Any]) -> str:
-    """Name a way to compute."""
+    """Return the name of a configuration."""
     return f"{runtime['precision']}-{'compiled' if runtime['compile'] else 'eager'}"
 
 
 def student(teacher: Path, output: Path, seed: int, runtime: dict[str, Any], epochs: int | None) -> DistillResult:
-    """Return the result of a run, which is made if it is not there."""
+    """Return the result of a run, after running it if necessary."""
     if (output / "result.json").exists():
         return DistillResult.load(output)
     given = {"teacher": str(teacher), "seed": seed, "epochs": epochs, "eval_data.name": "digits"}

@@ -1,10 +1,10 @@
-"""Runs that are killed again and again, and runs that are very long.
+"""Soak tests: runs that are killed repeatedly, and a very long run.
 
     python -m benchmarks.soak                  20 kills for each of several runs, then 2,000 epochs
     python -m benchmarks.soak --kills 3 --epochs 100
 
-Each killed run is compared, file by file, with the same run that nobody killed. The long run is watched for memory,
-open files and threads. Exit status 1 if a file differs or something grows.
+Each killed run is compared file by file with the same run without kills. The long run is monitored for growth of
+memory, open files and threads. The exit status is 1 if a file differs or something grows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.soak import Survival, commands, growth, long_run, survive_kills
 
 
 def main() -> None:
-    """Kill runs, watch a long one, print tables, write CSV."""
+    """Run all tests, print tables, write CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=2000)
@@ -42,10 +42,10 @@ def main() -> None:
         print_table("kills", ("run", *Survival._fields), rows)
         looks = long_run(folder, arguments.epochs, max(1, arguments.epochs // 20))
         rows = [(look.epoch, f"{look.resident_bytes / 1e6:.1f}", *look[2:]) for look in looks]
-        print_table("a long run", ("epoch", "resident MB", "open files", "threads", "files beside the pool"), rows)
+        print_table("a long run", ("epoch", "resident MB", "open files", "threads", "files outside the pool"), rows)
     failures = growth(looks) + [label for label, found in kills.items() if found["differing"]]
     write_results(arguments.output, [{"run": label, **found} for label, found in kills.items()], machine)
-    print(f"\nfailed: {', '.join(failures)}" if failures else "\nEvery file is the same, and nothing grows.")
+    print(f"\nfailed: {', '.join(failures)}" if failures else "\nAll files are identical, and nothing grows.")
     sys.exit(1 if failures else 0)
 
 

@@ -1,10 +1,10 @@
-"""Time of a synthesis step and of a distillation step: plain, each optimisation added in turn, and the core.
+"""Time per synthesis and distillation step: plain, each optimisation added in turn, and the core.
 
-    python -m benchmarks.steps                 both pairs of networks of the paper's comparison
-    python -m benchmarks.steps --quick         one pair, small batches: a minute, to see that it runs
+    python -m benchmarks.steps                 both pairs of networks from the paper
+    python -m benchmarks.steps --quick         one pair, small batches, as a smoke test: a minute
 
-The variants are timed in turn, round after round, so that a machine that slows down slows all of them; the table
-has the medians. The share of the peak is that of the large convolution which the same process measures.
+The variants are timed in turn in every round, so that a slowdown of the machine affects all of them; the table has the
+medians. The peak is that of a large convolution measured in the same process.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from gapssg.models import create_model
 from gapssg.settings import RuntimeSettings
 
 PUBLISHED_STEPS = {"synthesis": 200 * 200, "distillation": 2 * 256 // 128 * sum(range(1, 201))}
-"""Of 200 epochs: 200 steps of the generator each, and two passes over all samples so far."""
+"""For 200 epochs: 200 generator steps each, and two passes over all samples so far."""
 PAIRS = {"wrn40_2-wrn16_1": ("wrn40_2", "wrn16_1"), "resnet34-mobilenetv2": ("resnet34", "mobilenetv2")}
 
 
 def main() -> None:
-    """Measure, print a table, write CSV; the quick sizes are not written."""
+    """Measure, print a table, write CSV; results of --quick are not written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--only", choices=("synthesis", "distillation"), help="leave the other step out")
-    parser.add_argument("--no-compile", action="store_true", help="leave the compiled steps out")
+    parser.add_argument("--only", choices=("synthesis", "distillation"), help="measure only this step")
+    parser.add_argument("--no-compile", action="store_true", help="skip the compiled steps")
     parser.add_argument("--output", type=Path, default=RESULTS / "steps.csv")
     arguments = parser.parse_args()
     pairs = arguments.pairs[:1] if arguments.quick else arguments.pairs
@@ -81,7 +81,7 @@ def measure_pair(
         for number, (label, switches) in enumerate(Switches.in_turn(computes_bf16_natively(device))):
             if not switches.pool_on_device:
                 synthesis[label] = PlainSynthesis(teacher, student, shape, size.synthesis_batch, switches).step
-            # Without synthesis there are no statistics to read and no frozen networks: plain has none either.
+            # These two have no effect on distillation.
             if label not in ("+ frozen", "+ one pass statistics"):
                 arguments = (teacher, student, images, size.batch, switches, Path(folder) / str(number))
                 distillation[label] = PlainDistillation(*arguments).step
@@ -134,7 +134,7 @@ def rows_of(pair: str, measured: dict[str, Any], peaks: dict[str, float]) -> lis
 
 def print_pair(pair: str, measured: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Print one Markdown table for each of the two steps."""
-    headings = ("variant", "s a step", "images/s", "times plain", "GFLOP/s", "of the convolution peak")
+    headings = ("variant", "s/step", "images/s", "speedup", "GFLOP/s", "share of the convolution peak")
     for name, step in measured.items():
         shown = []
         for row in rows:
@@ -143,13 +143,13 @@ def print_pair(pair: str, measured: dict[str, Any], rows: list[dict[str, Any]]) 
                 share = f"{rate / row['peak_gflops']:.0%} {row['precision']}"
                 speed, ratio = f"{row['batch'] / seconds:,.0f}", f"{step['seconds']['plain'] / seconds:.2f}"
                 shown.append((row["variant"], f"{seconds:.4f}", speed, ratio, f"{rate:,.0f}", share))
-        print_table(f"{pair}: {name}, batch {step['batch']}, {step['flops'] / 1e9:.1f} GFLOP a step", headings, shown)
+        print_table(f"{pair}: {name}, batch {step['batch']}, {step['flops'] / 1e9:.1f} GFLOP per step", headings, shown)
     if measured.keys() == PUBLISHED_STEPS.keys():
         print_run(pair, measured)
 
 
 def print_run(pair: str, measured: dict[str, Any]) -> None:
-    """Print what the steps of a run with the published settings add up to; nothing else of a run is in it."""
+    """Print the total time of all steps of a run with the published settings, without its other costs."""
     labels = [label for label in measured["synthesis"]["seconds"] if label == "plain" or label.startswith("core")]
     hours = {
         label: sum(count * measured[name]["seconds"][label] for name, count in PUBLISHED_STEPS.items()) / 3600
@@ -157,7 +157,7 @@ def print_run(pair: str, measured: dict[str, Any]) -> None:
     }
     counts = " and ".join(f"{count:,} of {name}" for name, count in PUBLISHED_STEPS.items())
     rows = [(label, f"{hours[label]:.2f}", f"{hours['plain'] / hours[label]:.2f}") for label in labels]
-    print_table(f"{pair}: the steps of a published run, {counts}", ("variant", "hours", "times plain"), rows)
+    print_table(f"{pair}: the steps of a published run, {counts}", ("variant", "hours", "speedup"), rows)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""The default and the other methods on thirteen teachers that look like people's own.
+"""The default and the other methods on thirteen teachers like those that users train.
 
-    python -m benchmarks.strangers --cifar10 FOLDER                      every pair, the default, 3 seeds
+    python -m benchmarks.strangers --cifar10 FOLDER                      every pair, the default method, 3 seeds
     python -m benchmarks.strangers --pairs digits-grey28 --methods dafl --seeds 1
 
-For each pair: a teacher by a plain training loop, the same student trained on the real images (the ceiling), and
-students by data-free methods, each with `gapssg distill --teacher T --student S` and nothing else. The figure to
-reach is the way from chance to the ceiling in balanced accuracy. Cells that are there are not made again, so an
-interruption costs one cell. `benchmarks/results/strangers.csv` is written from all cells; its rows of other cells stay,
-so that several machines can fill it. A row names the commit whose code made it.
+Each pair has a teacher from a plain training loop, the same student trained on the real images (the ceiling), and
+students distilled by `gapssg distill --teacher T --student S` without further settings. The metric is the share of the
+gap between chance and the ceiling that a student recovers in balanced accuracy (column `way`). Existing cells are
+reused, so an interruption costs at most one cell. All cells are merged into `benchmarks/results/strangers.csv`, so that
+several machines can fill it. A row names the commit that produced it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from gapssg.models.model_file import load_model
 from gapssg.settings.parts import RuntimeSettings
 
 CEILING = "real images"
-"""The method of the student that is trained on the images themselves."""
+"""The method name of the student that is trained on the real images."""
 
 COLUMNS = (
     "pair",
@@ -57,18 +57,18 @@ COLUMNS = (
     "commit",
 )
 KEY = ("pair", "method", "seed")
-"""What tells cells apart."""
+"""The columns that identify a cell."""
 
 
 def main() -> None:
-    """Make what is missing, then write and print the table."""
+    """Compute the missing cells, then write and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar10", type=Path, help="folder with train/ and test/ of CIFAR-10 images")
     parser.add_argument("--pairs", nargs="*", default=list(PAIRS), choices=list(PAIRS))
-    parser.add_argument("--methods", nargs="*", default=["default"], help="names of methods; `default` is none given")
+    parser.add_argument("--methods", nargs="*", default=["default"], help="method names; `default` passes no --method")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the distillations")
-    parser.add_argument("--label", help="name of the distillations with these settings")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of distill")
+    parser.add_argument("--label", help="method name in the table for these settings")
     parser.add_argument("--directory", type=Path, default=Path("runs/strangers"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/strangers.csv"))
     arguments = parser.parse_args()
@@ -88,7 +88,7 @@ class Place:
     """The folder of a pair."""
 
     def __init__(self, name: str, folder: Path, cifar10: Path | None) -> None:
-        """Work in `folder`."""
+        """Use `folder` for the pair `name`."""
         self.name, self.pair, self.folder, self.cifar10 = name, PAIRS[name], folder, cifar10
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -97,13 +97,13 @@ class Place:
         return self.pair.source.make(split, self.cifar10)
 
     def teacher(self) -> Path:
-        """Return the teacher's file, trained if it is not there."""
+        """Return the teacher's file, after training it if necessary."""
         path, pair = self.folder / "teacher.safetensors", self.pair
         self._trained("teacher", path, pair.teacher, pair.training, seed=1)
         return path
 
     def ceiling(self) -> None:
-        """Train the student on the real images, if that was not done."""
+        """Train the student on the real images, unless that is done."""
         training = Training("sgd", 0.1, self.pair.student_epochs)
         self._trained(CEILING, self.folder / "ceiling.safetensors", self.pair.student, training, seed=2)
 
@@ -114,7 +114,7 @@ class Place:
             self._record(method, seed, path, time.perf_counter() - started, {})
 
     def student(self, method: str, seed: int, settings: list[str], label: str) -> None:
-        """Distil a student as a user would, if that was not done."""
+        """Distil a student as a user would, unless that is done."""
         run = self.folder / label / str(seed)
         if (self.folder / f"{label}-{seed}.json").exists():
             return
@@ -180,7 +180,7 @@ def recalls_of(logits: Tensor, images: ImageSet) -> list[float]:
 
 
 def read_cells(directory: Path, output: Path) -> list[dict[str, Any]]:
-    """Return the cells of a directory and of an earlier table, with the way from chance to the ceiling where known."""
+    """Return the cells of a directory and of an earlier table, with the recovered share where known."""
     rows = list(csv.DictReader(output.open(newline=""))) if output.exists() else []
     cells: dict[tuple[str, ...], dict[str, Any]] = {key_of(row): parsed(row) for row in rows}
     for path in directory.glob("*/*.json"):
@@ -195,7 +195,7 @@ def read_cells(directory: Path, output: Path) -> list[dict[str, Any]]:
 
 
 def key_of(cell: dict[str, Any]) -> tuple[str, ...]:
-    """Return what tells a cell from others."""
+    """Return the key of a cell."""
     return tuple(str(cell[name]) for name in KEY)
 
 
@@ -207,7 +207,7 @@ def parsed(row: dict[str, str]) -> dict[str, Any]:
 
 
 def write_csv(cells: list[dict[str, Any]], output: Path) -> None:
-    """Write a row a cell."""
+    """Write one row per cell."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
@@ -219,7 +219,7 @@ def write_csv(cells: list[dict[str, Any]], output: Path) -> None:
 
 
 def print_summary(cells: list[dict[str, Any]]) -> None:
-    """Print a row a pair and method: balanced accuracy and the way to the ceiling, as means over the seeds."""
+    """Print one row per pair and method, with means over the seeds."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for cell in cells:
         groups.setdefault((cell["pair"], cell["method"]), []).append(cell)
@@ -230,12 +230,13 @@ def print_summary(cells: list[dict[str, Any]]) -> None:
         failed = sum(bool(cell["failures"]) for cell in group)
         minutes = statistics.mean(cell["seconds"] for cell in group) / 60
         rows.append((pair, method, len(group), *shown, f"{failed} of {len(group)}", f"{minutes:.1f}"))
-    headings = ("pair", "method", "seeds", "balanced", "lowest class", "way", "printed", "agreement", "FAILED", "min")
+    agreements = ("agreement, synthetic", "agreement, real")
+    headings = ("pair", "method", "seeds", "balanced", "lowest class", "recovered", *agreements, "FAILED", "min")
     print_table("students by pair and method", headings, rows)
 
 
 def mean_of(cells: list[dict[str, Any]], key: str) -> float | None:
-    """Return the mean of a figure over the cells that have it, or None."""
+    """Return the mean of a column over the cells that have a value, or None."""
     values = [cell[key] for cell in cells if cell.get(key) is not None]
     return statistics.mean(values) if values else None
 

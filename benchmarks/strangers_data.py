@@ -1,8 +1,8 @@
-"""Image sets that look like people's own: digits, letters of many fonts, and subsets of CIFAR-10.
+"""Image sets like those of users: digits, letters in many fonts, and subsets of CIFAR-10.
 
 Letters are rendered from the TrueType and OpenType fonts under /usr/share/fonts (Debian: `apt-get install
 fonts-dejavu fonts-liberation fonts-freefont-ttf fonts-urw-base35 fonts-lato fonts-texgyre ...`; the more, the better).
-Whole families are either for training or for testing. CIFAR-10 is read from a folder with train/ and test/.
+A font family is used either for training or for testing. CIFAR-10 is read from a folder with train/ and test/.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _SIGNATURE = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class Source:
-    """An image set that is made on the spot.
+    """An image set that is generated on demand.
 
     Attributes:
-        make: Makes a split; takes the folder of CIFAR-10.
-        flip: Whether a mirrored image still belongs to its class.
+        make: Generates a split, given the folder of CIFAR-10.
+        flip: Whether a flipped image still belongs to its class.
     """
 
     make: Callable[[Split, Path | None], ImageSet]
@@ -52,7 +52,7 @@ def digits(size: int, channels: int) -> Source:
 def letters(
     size: int, characters: str, colour: bool = False, train_per_class: int = 300, test_per_class: int = 60
 ) -> Source:
-    """Return letters of many fonts, a little rotated and moved; in colour, on a ground of another brightness."""
+    """Return letters in many fonts, slightly rotated and shifted, on a background of different brightness."""
     counts = {"train": train_per_class, "test": test_per_class}
 
     def make(split: Split, _: Path | None) -> ImageSet:
@@ -75,7 +75,7 @@ def cifar(
     """Return classes of CIFAR-10, or groups of them, in grey or RGB, enlarged bilinearly.
 
     Args:
-        classes: The classes of CIFAR-10 behind each class.
+        classes: The CIFAR-10 classes that form each class.
         size: Height and width.
         channels: 1 or 3.
         train: Training images of each class.
@@ -113,14 +113,14 @@ def _cifar10(split: Split, folder: Path | None) -> ImageSet:
 
 @cache
 def _fonts(split: Split) -> tuple[Path, ...]:
-    """Return the fonts of a split: a fifth of the families is for testing, chosen by their names."""
+    """Return the fonts of a split; a hash of the name assigns a fifth of the families to testing."""
     families: dict[str, list[Path]] = {}
     for path in sorted([*FONTS.rglob("*.ttf"), *FONTS.rglob("*.otf")]):
         if _draws_letters(path):
             family = path.stem.split("-")[0].split("_")[0]
             families.setdefault(family, []).append(path)
     if len(families) < FEWEST_FAMILIES:
-        raise SystemExit(f"{len(families)} font families are under {FONTS}, and {FEWEST_FAMILIES} are needed")
+        raise SystemExit(f"{FONTS} has {len(families)} font families, but {FEWEST_FAMILIES} are needed")
     chosen = []
     for family, paths in families.items():
         is_test = int(hashlib.sha256(family.encode()).hexdigest(), 16) % 5 == 0
@@ -130,7 +130,7 @@ def _fonts(split: Split) -> tuple[Path, ...]:
 
 
 def _draws_letters(path: Path) -> bool:
-    """Tell whether a font has 26 different letters: symbol fonts draw one box for each."""
+    """Return whether a font has 26 different letters; symbol fonts draw the same box for each."""
     try:
         font = ImageFont.truetype(str(path), 24)
         drawn = {bytes(font.getmask(character)) for character in _SIGNATURE}
@@ -140,7 +140,7 @@ def _draws_letters(path: Path) -> bool:
 
 
 def _render(character: str, path: Path, size: int, colour: bool, rng: random.Random) -> Tensor:
-    """Draw a character at a random place, size and angle; (C, size, size) uint8."""
+    """Draw a character at a random position, size and angle; (C, size, size) uint8."""
     scale = 2
     canvas = size * scale
     height = int(canvas * rng.uniform(0.55, 0.85))
@@ -164,12 +164,12 @@ def _render(character: str, path: Path, size: int, colour: bool, rng: random.Ran
 
 
 def subset(name: str, *members: str) -> dict[str, tuple[str, ...]]:
-    """Return one class of several of CIFAR-10's."""
+    """Return one class that merges several of CIFAR-10."""
     return {name: members}
 
 
 def single(*names: str) -> dict[str, tuple[str, ...]]:
-    """Return classes of CIFAR-10 as they are."""
+    """Return unmerged classes of CIFAR-10."""
     return {name: (name,) for name in names}
 
 

@@ -1,4 +1,4 @@
-"""Teachers that look like people's own, each with its image set, its plain training loop and its student."""
+"""Teachers like those that users train, each with its image set, its plain training loop and its student."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class Training:
-    """A plain training loop, as people write it.
+    """A plain training loop.
 
     Attributes:
         optimizer: AdamW, or SGD with momentum 0.9 and weight decay 5e-4.
-        learning_rate: Its highest; a cosine ends at 0.
+        learning_rate: Peak of a cosine schedule that ends at 0.
         epochs: Passes over the training images.
-        batch_size: Images in a step.
-        label_smoothing: Share of the target that is spread over all classes.
-        mixup: Alpha of the Beta distribution of mixup; 0 is none.
-        augment: Whether images are cropped and, where it is meaningful, flipped at random.
+        batch_size: Images per step.
+        label_smoothing: Share of the target spread over all classes.
+        mixup: Alpha of the Beta distribution of mixup; 0 disables it.
+        augment: Whether to crop images at random and, where meaningful, flip them.
     """
 
     optimizer: Literal["adamw", "sgd"]
@@ -47,15 +47,15 @@ class Training:
 
 @dataclass(frozen=True)
 class Pair:
-    """A teacher, its image set, and the student that it is to be compressed into.
+    """A teacher, its image set and its student.
 
     Attributes:
         source: The images.
         teacher: Name of the teacher's architecture, as `--model` takes it.
         training: How the teacher is trained.
         student: Name of the student's architecture.
-        student_epochs: Epochs of the student's own training on real images, for the ceiling.
-        raw: Whether the models take pixel values of 0 to 255 as they are, so that their first activations are large.
+        student_epochs: Epochs of the student's training on real images, for the ceiling.
+        raw: Whether the models take pixel values of 0 to 255, so that their first activations are large.
     """
 
     source: Source
@@ -67,7 +67,7 @@ class Pair:
 
     @property
     def factories(self) -> tuple[str, ...]:
-        """The code that the teacher's file has imported."""
+        """The factories that the teacher's file names."""
         return tuple(name for name in (self.teacher,) if name.startswith("benchmarks."))
 
 
@@ -155,7 +155,7 @@ def train(
     augmentation: Augmentation,
     seed: int,
 ) -> None:
-    """Train on the processor or GPU where the module is; it ends in eval mode."""
+    """Train a module on its device; it ends in eval mode."""
     device = next(module.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     torch.manual_seed(seed)  # dropout

@@ -10,6 +10,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "gapssg-fast": {**GENERATOR, "generator_steps": 2, "distillation_steps": 3},
     "gapssg": {**GENERATOR, "generator_steps": 2},
     "fast": {**GENERATOR, "generator_steps": 2, "distillation_steps": 3, "warm_up": 0.3, "restart": 0.7},
+    "nayer": {**GENERATOR, "generator_steps": 2, "distillation_steps": 3, "warm_up": 0.3, "generator_life": 1},
     "cmi": {**GENERATOR, "generator_steps": 2, "distillation_steps": 3, "bank_size": 20, "negatives": 12},
     "deepinversion": {"synthesis_batch_size": 8, "pixel_steps": 2, "distillation_steps": 3},
     "dafl": ALONG,

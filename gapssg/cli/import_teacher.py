@@ -23,7 +23,7 @@ from gapssg.evaluation.settings import DEFAULT_WEIGHTS, ImportSettings, check_te
             Shown("deviation", "--std", metavar="S,S,S", parse=options.decimals),
             "data.name",
         ],
-        Panel.TRAINING: ["crop_padding", "flip"],
+        Panel.TRAINING: ["crop_padding", "crop_padding_mode", "flip"],
         Panel.DATA: data_fields("data"),
         Panel.RUNNING: ["seed", "runtime.device", "runtime.precision"],
     },

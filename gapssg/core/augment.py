@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gapssg.errors import InputError
+from gapssg.settings.parts import PaddingMode
 
 
 class Shifts(NamedTuple):
@@ -32,17 +33,17 @@ class Augmentation:
     Attributes:
         padding: Pixels of padding on each side.
         flip: Whether samples are mirrored with probability 1/2.
-        reflects: Whether the padding is the mirrored image; else it is 0.
+        padding_mode: Whether the padding is 0 or the mirrored image.
     """
 
     padding: int
     flip: bool
-    reflects: bool = False
+    padding_mode: PaddingMode = "zeros"
 
     def describe(self) -> str:
         """Say in words what is drawn."""
         unit = "pixel" if self.padding == 1 else "pixels"
-        kind = "mirrored padding" if self.reflects else "padding"
+        kind = "mirrored padding" if self.padding_mode == "reflect" else "padding"
         crops = f"crops with {self.padding} {unit} of {kind}" if self.padding else "no crops"
         return f"{crops}, {'random horizontal flips' if self.flip else 'no flips'}"
 
@@ -53,7 +54,7 @@ class Augmentation:
             images: Any dtype.
             shifts: What `draw` has drawn.
         """
-        if not (self.reflects and self.padding):
+        if self.padding_mode == "zeros" or not self.padding:
             return crop_and_flip(images, shifts)
         border = slice(self.padding, -self.padding)
         return crop_and_flip(reflect(images, self.padding), shifts)[..., border, border]

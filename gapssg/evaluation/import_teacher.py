@@ -142,6 +142,7 @@ def _describe(settings: ImportSettings, pretrained: Pretrained | None) -> ModelC
         mean=mean,
         deviation=deviation,
         crop_padding=choose_crop_padding(settings.crop_padding, settings.input_shape),
+        crop_padding_mode=settings.crop_padding_mode,
         flip=settings.flip,
         class_names=names or tuple(map(str, range(count))),
         provenance=Provenance(command="import-teacher", seed=settings.seed, versions=versions()),

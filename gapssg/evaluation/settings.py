@@ -13,7 +13,7 @@ from gapssg.files import check_output_file, user_path
 from gapssg.models import LARGEST_IMAGE_SIDE, MOST_CHANNELS, MOST_CLASSES, SMALLEST_IMAGE_SIDE
 from gapssg.models.settings import ModelSettings, WithFactories
 from gapssg.settings.base import Settings, UserPath, as_validator
-from gapssg.settings.parts import RuntimeSettings
+from gapssg.settings.parts import PaddingMode, RuntimeSettings
 
 InputShape = tuple[
     Annotated[int, Field(ge=1, le=MOST_CHANNELS)],
@@ -85,6 +85,8 @@ class ImportSettings(Settings):
     own weights."""
     crop_padding: int | None = Field(default=None, ge=0, le=256)
     """Pixels of padding for random crops of synthetic images; without it, an eighth of the shorter side."""
+    crop_padding_mode: PaddingMode | None = None
+    """What random crops were padded with when the model was trained, 0 or the mirrored image, if it is known."""
     flip: bool = False
     """Whether a mirrored image still belongs to its class."""
     data: DataSettings | None = None

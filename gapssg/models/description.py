@@ -10,6 +10,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from gapssg.models import LONGEST_NAME, MOST_CHANNELS, MOST_CLASSES
 from gapssg.models.settings import WithArguments
 from gapssg.settings.base import Settings
+from gapssg.settings.parts import PaddingMode
 from gapssg.stored import Count, Stored
 
 Outputs = Literal["logits", "probabilities", "log-probabilities"]
@@ -65,7 +66,9 @@ class ModelCard(Interface):
     format_version: Literal[1] = 1
     """Version of this description."""
     crop_padding: int = Field(ge=0, le=256)
-    """Pixels of zero padding for random crops."""
+    """Pixels of padding for random crops."""
+    crop_padding_mode: PaddingMode | None = None
+    """How random crops were padded when the model was trained; None if it is not known."""
     flip: bool
     """Whether a mirrored image still belongs to its class."""
     outputs: Outputs = "logits"
@@ -75,7 +78,7 @@ class ModelCard(Interface):
 
     @model_serializer(mode="wrap")
     def _without_what_is_usual(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        usual: dict[str, Any] = {"arguments": {}, "outputs": "logits"}
+        usual: dict[str, Any] = {"arguments": {}, "outputs": "logits", "crop_padding_mode": None}
         values: dict[str, Any] = serialize(self)
         return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
 

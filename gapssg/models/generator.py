@@ -110,7 +110,7 @@ def reset_layers(module: nn.Module, rng: torch.Generator) -> None:
     """
     with torch.no_grad():
         for layer in module.modules():
-            if isinstance(layer, nn.BatchNorm2d):
+            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
                 layer.weight.normal_(1.0, INITIAL_DEVIATION, generator=rng)
                 layer.bias.zero_()
                 layer.reset_running_stats()
@@ -118,3 +118,22 @@ def reset_layers(module: nn.Module, rng: torch.Generator) -> None:
                 layer.weight.normal_(0.0, INITIAL_DEVIATION, generator=rng)
                 if layer.bias is not None:
                     layer.bias.zero_()
+
+
+def reset_layers_to_torch_default(module: nn.Module, rng: torch.Generator) -> None:
+    """Re-initialise in place as torch's constructors do: weights and biases uniform within 1 / sqrt(fan-in).
+
+    Weights of batch norms are 1, biases and running means 0, running variances 1.
+
+    Args:
+        module: A generator, or one of its layers.
+        rng: Source of the draws, on the device of the parameters.
+    """
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+                layer.reset_parameters()
+            elif isinstance(layer, nn.Conv2d | nn.Linear):
+                bound = layer.weight[0].numel() ** -0.5
+                for parameter in layer.parameters():
+                    parameter.uniform_(-bound, bound, generator=rng)

@@ -16,6 +16,7 @@ from gapssg.errors import InputError
 from gapssg.files import inside, read_bounded
 from gapssg.models.description import Interface, LayerProfile, ModelCard, ModelProfile, Provenance
 from gapssg.settings.base import Settings
+from gapssg.settings.parts import PaddingMode
 from gapssg.stored import MOST_COUNTED_CLASSES, Count, Counts, Many, PositiveCount, Seconds, Share, Stored, Text
 
 RESULT = "result.json"
@@ -103,8 +104,8 @@ class AugmentationFacts(Stored):
     """Pixels of padding for random crops, on each side."""
     flip: bool
     """Whether images were flipped left to right at random."""
-    mirrored: bool = False
-    """Whether the padding was the mirrored image; else it was 0."""
+    crop_padding_mode: PaddingMode = "zeros"
+    """Whether the padding was 0 or the mirrored image."""
 
 
 class TrainingTiming(Stored):

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from gapssg.settings.base import Settings
 
+PaddingMode = Literal["zeros", "reflect"]
+"""With what random crops are padded: 0, or the mirrored image."""
+
 
 class OptimizerSettings(Settings):
     """Stochastic gradient descent with momentum and its learning-rate schedule."""

@@ -17,6 +17,7 @@ from gapssg.synthesis.fast import FastSettings
 from gapssg.synthesis.gapssg import GapSSGSettings
 from gapssg.synthesis.gapssg_fast import GapSSGFastSettings
 from gapssg.synthesis.mad import MADSettings
+from gapssg.synthesis.nayer import NAYERSettings
 from gapssg.synthesis.noise import NoiseSettings
 from gapssg.synthesis.zskt import ZSKTSettings
 
@@ -31,6 +32,7 @@ MethodSettings = Annotated[
     | CMISettings
     | FastSettings
     | MADSettings
+    | NAYERSettings
     | NoiseSettings,
     Field(discriminator="name"),
 ]
@@ -49,16 +51,16 @@ _PUBLISHED_OPTIMIZER: Mapping[str, float | str] = {
 
 
 def published_settings(method: object, teacher: str | None) -> dict[str, float | str]:
-    """Return a method's published settings of the run around it, and of its own those that depend on the teacher.
+    """Return the published run settings of a method, and its own settings that depend on the teacher.
 
-    A method of which they are not known takes those of GapSSG; one of this project's own takes none.
+    A method without known run settings takes those of GapSSG; this project's own methods take none.
 
     Args:
-        method: The method's name; of another one nothing is published.
-        teacher: The teacher's architecture; None if it is not known.
+        method: The method's name; an unknown name has no settings.
+        teacher: The teacher's architecture; None if unknown.
 
     Returns:
-        Values by the dotted keys of the settings of `distill`.
+        Values by dotted key of the settings of `distill`.
     """
     for settings in method_classes():
         if settings.model_fields["name"].default == method and not settings.is_own:
@@ -71,7 +73,7 @@ def published_settings(method: object, teacher: str | None) -> dict[str, float |
 
 
 def is_run_as_published(method: str) -> bool:
-    """Tell whether the published settings of the run around a method are its own, or it is this project's own."""
+    """Return whether a method has published run settings of its own, or is this project's own method."""
     return any(
         settings.is_own or settings.published
         for settings in method_classes()
@@ -80,7 +82,7 @@ def is_run_as_published(method: str) -> bool:
 
 
 def departures_of(method: str, teacher: str) -> tuple[str, ...]:
-    """Return in what a method is not what was published, with a teacher of this architecture: a phrase each."""
+    """Return how a method departs from its publication for a teacher architecture, one phrase each."""
     for settings in method_classes():
         if settings.model_fields["name"].default == method:
             return (*settings.departs, *settings.departs_for_teacher.get(teacher, ()))
@@ -99,6 +101,7 @@ __all__ = [
     "GapSSGSettings",
     "MADSettings",
     "MethodSettings",
+    "NAYERSettings",
     "NoiseSettings",
     "SynthesisContext",
     "SynthesisSettings",

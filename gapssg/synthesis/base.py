@@ -1,14 +1,16 @@
-"""What every data-free method has: settings, and the contract of its synthesizer. Imports no torch."""
+"""Base settings of data-free methods, and the `Synthesizer` protocol. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from pydantic import Field
 
 from gapssg.settings.base import Settings
+from gapssg.settings.parts import PaddingMode
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,12 +21,12 @@ if TYPE_CHECKING:
 
 
 class EpochPlan(NamedTuple):
-    """How much is done in one epoch.
+    """The work of one epoch.
 
     Attributes:
-        rounds: How often synthesis and distillation alternate.
-        synthesis_steps: Steps of each synthesis.
-        distillation_steps: Steps of the distillation after it.
+        rounds: Alternations between synthesis and distillation.
+        synthesis_steps: Steps per synthesis.
+        distillation_steps: Distillation steps after each synthesis.
         advances_learning_rate: Whether the learning-rate schedule counts this epoch.
     """
 
@@ -35,7 +37,7 @@ class EpochPlan(NamedTuple):
 
 
 class Work(NamedTuple):
-    """How many images pass through the networks in a run, each as often as it does.
+    """Number of images that pass through the networks in a run, repetitions included.
 
     Attributes:
         synthesis: Forward and backward through teacher and student.
@@ -46,24 +48,24 @@ class Work(NamedTuple):
     distillation: int
 
     def flops(self, teacher_macs: int, student_macs: int) -> int:
-        """Return the floating-point operations in teacher and student, of multiply-adds of an image in each.
+        """Return the floating-point operations in teacher and student, given the multiply-adds per image of each.
 
-        A multiply-add is two operations. Forward and backward to the images costs two forwards, to the weights as well
-        three: `4 (t + s)` an image of synthesis and `2 (t + 3 s)` an image of distillation. What the generator and
-        evaluations cost is left out.
+        A multiply-add is two operations. Forward and backward passes cost two forward passes for gradients of the
+        images, three if the weights have gradients too: `4 (t + s)` per image of synthesis and `2 (t + 3 s)` per image
+        of distillation. The generator and evaluations are not counted.
         """
         synthesis = 2 * 2 * (teacher_macs + student_macs) * self.synthesis
         return synthesis + 2 * (teacher_macs + 3 * student_macs) * self.distillation
 
 
 class Responses(NamedTuple):
-    """What teacher and student make of a batch of images; the losses of methods are functions of it.
+    """Outputs of teacher and student for a batch of images, from which a method computes its loss.
 
     Attributes:
         teacher_logits: (N, K) float32.
         student_logits: (N, K) float32.
         statistics_loss: The batch-norm statistics loss, 0-dimensional; 0 for methods that need no batch norm.
-        features: What the teacher's last linear layer was given, (N, F); (N, 0) for methods that do not ask for it.
+        features: Inputs of the teacher's last linear layer, (N, F); (N, 0) for methods that do not use them.
     """
 
     teacher_logits: Tensor
@@ -74,16 +76,16 @@ class Responses(NamedTuple):
 
 @dataclass(frozen=True)
 class SynthesisContext:
-    """All that a method may know: the teacher and the shape of its input, and no image of anybody's.
+    """Everything that a method has access to: the teacher and its input shape, but no real images.
 
     Attributes:
         teacher: Frozen, in eval mode, on the device.
-        normalization: What the teacher expects of its input.
+        normalization: The teacher's input normalisation.
         augmentation: The random crop and flip of the teacher's training.
         image_shape: Channels, height and width.
         num_classes: Number of classes, K.
-        batch_size: Samples in a distillation step.
-        epochs: Epochs of the run.
+        batch_size: Samples per distillation step.
+        epochs: Number of epochs.
         runtime: Device, precision and random streams.
     """
 
@@ -98,7 +100,7 @@ class SynthesisContext:
 
 
 class Synthesizer(Protocol):
-    """Makes the images that a student learns from."""
+    """Generates the images that a student is trained on."""
 
     @property
     def augments(self) -> bool:
@@ -117,33 +119,33 @@ class Synthesizer(Protocol):
         """Their target classes, (N,) int64."""
 
     def plan(self, epoch: int) -> EpochPlan:
-        """Return what is done in epoch `epoch`, counted from 0."""
+        """Return the plan of an epoch, counted from 0."""
 
     def synthesis_steps(self, student: nn.Module, epoch: int, index: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Synthesise in round `index` of an epoch, or go on with it after `load_state_dict`.
+        """Run the synthesis of round `index` of an epoch, or resume it after `load_state_dict`.
 
         Yields:
-            After each step, how many are done, and its loss terms (0-dimensional, on the device).
+            After each step, the number of steps done and its loss terms (0-dimensional, on the device).
 
         Raises:
-            Diverged: A loss was not finite. The next call begins this synthesis again.
+            Diverged: A loss was not finite. The next call restarts this synthesis.
         """
 
     def slow_down(self) -> float:
-        """Halve the learning rate of the synthesis from now on, and return it."""
+        """Halve the learning rate of the synthesis permanently, and return it."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what a checkpoint needs besides the pool: a synthesis under way, and what lives as long as the run."""
+        """Return the state for a checkpoint, without the pool: an unfinished synthesis and state kept across epochs."""
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go back to where `state_dict` was called.
+        """Restore the state that `state_dict` returned.
 
         Raises:
-            InputError: The tensors are not those of this synthesizer.
+            InputError: The tensors do not match this synthesizer.
         """
 
     def start_sampling(self, epoch: int, index: int, step: int) -> None:
-        """Let `sample` return the batches of the distillation in round `index` from step `step` on."""
+        """Make `sample` return the distillation batches of round `index`, starting at step `step`."""
 
     def sample(self, count: int) -> Tensor:
         """Return `count` images for one distillation step, (count, C, H, W) float32 in [0, 1]."""
@@ -153,78 +155,83 @@ class Synthesizer(Protocol):
 
 
 class SynthesisSettings(Settings):
-    """The settings that every method has."""
+    """Settings shared by all methods."""
 
+    synthesizer: ClassVar[str]
+    """The synthesizer class as `module:name`, because this module imports no torch."""
     summary: ClassVar[str]
     """The method's idea in one line."""
     paper: ClassVar[str]
     """Where it was published."""
     year: ClassVar[int | None] = None
-    """When it was published; None for what was not."""
+    """Year of publication; None if unpublished."""
     needs_batch_norm: ClassVar[bool]
-    """Whether it reads the teacher's batch-norm statistics."""
+    """Whether it uses the teacher's batch-norm statistics."""
     has_pool: ClassVar[bool]
-    """Whether its images are kept in a pool; without one the student learns from fresh samples of a generator."""
+    """Whether its images are kept in a pool; otherwise the student is trained on fresh generator samples."""
     published: ClassVar[Mapping[str, float]] = {}
-    """The published settings of the run around it, by dotted key; empty where they are not known."""
+    """Published run settings (epochs, batch size, learning rate) by dotted key; empty if unknown."""
     is_own: ClassVar[bool] = False
-    """Whether it is this project's own, so that nothing is published and the defaults of `distill` hold."""
+    """Whether it is this project's own method: nothing is published, and the defaults of `distill` apply."""
     published_for_teacher: ClassVar[Mapping[str, Mapping[str, float]]] = {}
-    """By the teacher's architecture, the published settings that differ for it from the defaults, by dotted key."""
+    """Published settings that differ from the defaults, by teacher architecture and dotted key."""
     departs: ClassVar[tuple[str, ...]] = ()
-    """In what it is not the published method, one short phrase each."""
+    """Departures from the published method, one short phrase each."""
     departs_for_teacher: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """By the teacher's architecture, in what else it is not."""
-    reflects: ClassVar[bool] = False
-    """Whether random crops are padded with the mirrored image instead of with 0, unless the teacher is known to have
-    been trained on crops that are padded with 0."""
+    """Further departures, by teacher architecture."""
+    crop_padding_mode: ClassVar[PaddingMode] = "zeros"
+    """Padding of random crops if that of the teacher's training is unknown."""
     makes_class_images: ClassVar[bool] = True
-    """Whether its images are meant to show their target class, so that images which do not are worth a warning."""
+    """Whether its images should show their target class; if so, images that do not cause a warning."""
 
     temperature: float = Field(default=20.0, gt=0, le=1000)
     """Temperature T of the distillation loss."""
     mixup: float = Field(default=0.0, ge=0, le=1)
-    """Probability with which an image of a distillation batch is blended with another, in uniform shares."""
+    """Probability that an image of a distillation batch is mixed with another one, with uniformly drawn weights."""
 
     @classmethod
     def needs(cls) -> tuple[str, ...]:
-        """Return what a teacher must have."""
+        """Return what the method requires of a teacher."""
         return ("batch-norm layers",) if cls.needs_batch_norm else ()
 
     def build(self, context: SynthesisContext) -> Synthesizer:
-        """Make the synthesizer of this method."""
-        raise NotImplementedError
+        """Create the synthesizer of this method."""
+        synthesizer: Synthesizer = resolve_name(self.synthesizer)(self, context)
+        return synthesizer
 
     def work(self, epochs: int, batch_size: int, pool_size: int | None = None) -> Work:
-        """Return what a run will do; with a pool of `pool_size` images from an earlier run it synthesises nothing."""
+        """Return the work of a run; with `pool_size` images from an earlier run there is no synthesis."""
         raise NotImplementedError
 
 
 class PoolMethodSettings(SynthesisSettings):
-    """The settings of methods that add a batch to a pool each epoch."""
+    """Settings of methods that add one batch per epoch to a pool."""
 
+    synthesizer: ClassVar[str] = "gapssg.synthesis.pool_synthesizer:PoolSynthesizer"
+    batch_synthesis: ClassVar[str]
+    """The class that synthesises one batch of images, as `module:name`."""
     has_pool: ClassVar[bool] = True
     balances_targets: ClassVar[bool] = False
-    """Whether each batch has every class equally often, not only on average."""
+    """Whether the targets of each batch are balanced over the classes, not only on average."""
 
     synthesis_batch_size: int = Field(default=256, ge=2, le=65_536)
-    """Images of each synthesis, N."""
+    """Images per synthesis, N."""
     passes: int = Field(default=2, ge=1, le=1000)
-    """Sample-balanced schedule: how often each epoch visits every sample of the pool."""
+    """Sample-balanced schedule: passes over the pool per epoch."""
     distillation_steps: int = Field(default=0, ge=0, le=1_000_000)
-    """Fixed schedule: distillation steps of every epoch; 0 is the sample-balanced schedule."""
+    """Fixed schedule: distillation steps per epoch; 0 selects the sample-balanced schedule."""
 
     @property
     def step_count(self) -> int:
-        """Steps of one synthesis."""
+        """Steps per synthesis."""
         return 0
 
     def warm_up_epochs(self, epochs: int) -> int:
-        """Return how many of the first epochs of a run only synthesise."""
+        """Return the number of first epochs that only synthesise."""
         return 0
 
     def work(self, epochs: int, batch_size: int, pool_size: int | None = None) -> Work:
-        """Return what a run will do: a batch an epoch, and passes over all batches so far."""
+        """Return the work of a run: one batch per epoch, and passes over all batches so far."""
         fixed = self.distillation_steps * batch_size
         if pool_size is not None:
             return Work(0, epochs * (fixed or self.passes * pool_size))
@@ -235,15 +242,16 @@ class PoolMethodSettings(SynthesisSettings):
 
 
 class InversionSettings(PoolMethodSettings):
-    """The settings of methods that optimise a generator for each batch; they differ in their loss."""
+    """Settings of methods that optimise a generator for each batch and differ in their loss."""
 
+    batch_synthesis: ClassVar[str] = "gapssg.synthesis.inversion:GeneratorInversion"
     keeps_generator: ClassVar[bool] = False
-    """Whether the generator goes on from batch to batch, instead of being re-initialised for each."""
+    """Whether the generator keeps its weights between batches instead of being re-initialised."""
     relative_statistics: ClassVar[bool] = False
-    """Whether the batch-norm statistics loss is relative to the layers' own deviations."""
+    """Whether the batch-norm statistics loss is relative to the layers' standard deviations."""
 
     generator_steps: int = Field(default=200, ge=1, le=100_000)
-    """Steps of the generator in each synthesis."""
+    """Generator steps per synthesis."""
     generator_learning_rate: float = Field(default=2e-3, gt=0, le=10)
     """Adam's learning rate for the generator and the latent."""
     generator_width: int = Field(default=64, ge=4, le=1024)
@@ -253,7 +261,7 @@ class InversionSettings(PoolMethodSettings):
 
     @property
     def step_count(self) -> int:
-        """Steps of one synthesis."""
+        """Steps per synthesis."""
         return self.generator_steps
 
     def loss(
@@ -264,16 +272,16 @@ class InversionSettings(PoolMethodSettings):
 
 
 class TargetInversionSettings(InversionSettings):
-    """The settings of methods for whose images teacher and student agree on the class, but not on how sure it is."""
+    """Settings of methods whose images maximise the divergence where teacher and student predict the same class."""
 
     distillation_steps: int = Field(default=400, ge=0, le=1_000_000)
-    """Fixed schedule: distillation steps of every epoch; 0 is the sample-balanced schedule."""
+    """Fixed schedule: distillation steps per epoch; 0 selects the sample-balanced schedule."""
     statistics_weight: float
     """Weight of the batch-norm statistics loss."""
     target_weight: float
     """Weight of the teacher's cross-entropy with the targets."""
     adversarial_weight: float
-    """Weight of the masked divergence, which the images are to raise."""
+    """Weight of the masked divergence, which the images maximise."""
 
     def loss(
         self, statistics_loss: Tensor, teacher_logits: Tensor, student_logits: Tensor, targets: Tensor
@@ -297,29 +305,47 @@ class TargetInversionSettings(InversionSettings):
         }
 
 
-class GeneratorMethodSettings(SynthesisSettings):
-    """The settings of methods that train one generator along with the student; they differ in their losses."""
+class AveragedInversionSettings(TargetInversionSettings):
+    """Settings of methods that mix the statistics of a batch with a running average of earlier batches."""
 
+    statistics_momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Weight of the running average of earlier batches in the statistics of a batch."""
+    warm_up: float
+    """Share of epochs at the start that only synthesise."""
+
+    def warm_up_epochs(self, epochs: int) -> int:
+        """Return the number of first epochs that only synthesise; the last epoch is never one of them."""
+        return min(round(self.warm_up * epochs), epochs - 1)
+
+    def adversarial_from(self, epochs: int) -> int:
+        """Return the first epoch, counted from 0, with an adversarial term."""
+        return self.warm_up_epochs(epochs)
+
+
+class GeneratorMethodSettings(SynthesisSettings):
+    """Settings of methods that train one generator alongside the student and differ in their losses."""
+
+    synthesizer: ClassVar[str] = "gapssg.synthesis.generator_training:GeneratorTraining"
     has_pool: ClassVar[bool] = False
     departs: ClassVar[tuple[str, ...]] = (
-        "the student is in eval mode while images are synthesised",
-        "the generator is the one that all methods share",
+        "the student is in eval mode during synthesis",
+        "the generator is the one shared by all methods",
     )
     reads_features: ClassVar[bool] = False
-    """Whether the loss reads the features before the teacher's last linear layer."""
+    """Whether the loss uses the inputs of the teacher's last linear layer."""
 
     temperature: float = Field(default=1.0, gt=0, le=1000)
     """Temperature T of the divergence, in synthesis and distillation."""
     augment: bool = False
-    """Whether images are cropped and flipped at random, in synthesis and distillation."""
+    """Whether to crop and flip images at random, in synthesis and distillation."""
     rounds: int = Field(default=80, ge=1, le=100_000)
-    """How often an epoch alternates between generator and student."""
+    """Alternations between generator and student per epoch."""
     generator_steps: int = Field(default=1, ge=1, le=100_000)
-    """Steps of the generator in each round."""
+    """Generator steps per round."""
     distillation_steps: int = Field(default=5, ge=1, le=100_000)
-    """Steps of the student in each round."""
+    """Student steps per round."""
     synthesis_batch_size: int = Field(default=256, ge=2, le=65_536)
-    """Images in a step of the generator, N."""
+    """Images per generator step, N."""
     generator_learning_rate: float = Field(default=1e-3, gt=0, le=10)
     """Adam's learning rate for the generator."""
     generator_width: int = Field(default=64, ge=4, le=1024)
@@ -329,22 +355,16 @@ class GeneratorMethodSettings(SynthesisSettings):
 
     @classmethod
     def needs(cls) -> tuple[str, ...]:
-        """Return what a teacher must have."""
+        """Return what the method requires of a teacher."""
         return (*super().needs(), *(["a last linear layer"] if cls.reads_features else []))
 
     @property
     def average_momentum(self) -> float | None:
-        """Momentum of a moving average of the generator that makes half of the samples; None for no such thing."""
+        """Momentum of a moving average of the generator that makes half of the samples; None without one."""
         return None
 
-    def build(self, context: SynthesisContext) -> Synthesizer:
-        """Make the synthesizer."""
-        from gapssg.synthesis.generator_training import GeneratorTraining
-
-        return GeneratorTraining(self, context)
-
     def work(self, epochs: int, batch_size: int, pool_size: int | None = None) -> Work:
-        """Return what a run will do: `rounds` an epoch."""
+        """Return the work of a run: `rounds` per epoch."""
         rounds = epochs * self.rounds
         return Work(
             rounds * self.generator_steps * self.synthesis_batch_size, rounds * self.distillation_steps * batch_size

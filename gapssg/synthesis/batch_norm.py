@@ -27,29 +27,29 @@ def batch_moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def moments_by_var_mean(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the same by torch's own reduction: for devices other than the processor, and to compare with."""
+    """Return the same moments by `torch.var_mean`: for compiled code on a GPU, and as a reference."""
     wide = torch.promote_types(inputs.dtype, torch.float32)
     variance, mean = torch.var_mean(inputs.to(wide), dim=[0, *range(2, inputs.ndim)], correction=0)
     return mean, variance
 
 
 class _BatchMoments(torch.autograd.Function):
-    """Both moments in one pass over the inputs, and both gradients in one pass back.
+    """Both moments in one pass over the inputs, and both gradients in one backward pass.
 
-    The plain formula costs 30 times as much on a CPU: it converts bfloat16 to float32 in memory and goes
-    over the inputs five times.
+    The plain formula takes 30 times as long on a CPU: it converts bfloat16 to float32 in memory and reads the
+    inputs five times.
     """
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
         if inputs.device.type == "cpu" or not torch.compiler.is_compiling():
             wide = torch.promote_types(inputs.dtype, torch.float32)
-            # The kernel of batch norm in training. With a momentum of 0 the two running statistics only say,
-            # by their type, in which precision to accumulate.
+            # The batch-norm training kernel. With a momentum of 0, the running statistics only set the dtype of
+            # the accumulation.
             unused = torch.zeros(2, inputs.shape[1], dtype=wide, device=inputs.device)
             mean, variance = torch.batch_norm_update_stats(inputs, unused[0], unused[1], 0.0)
         else:
-            # On a GPU the compiler fuses this with what comes before.
+            # On a GPU the compiler fuses this with the preceding operations.
             mean, variance = moments_by_var_mean(inputs)
         ctx.save_for_backward(inputs, mean)
         return mean, variance
@@ -66,7 +66,7 @@ class _BatchMoments(torch.autograd.Function):
             weight=2 * variance_gradient / count,
             bias=mean_gradient / count,
             training=False,
-            eps=torch.finfo(torch.float64).tiny,  # 0 is refused by some versions; added to 1, this is 0
+            eps=torch.finfo(torch.float64).tiny,  # some versions reject 0; this vanishes when added to 1
         )
 
 
@@ -82,12 +82,12 @@ def statistics_distance(inputs: Tensor, running_mean: Tensor, running_var: Tenso
 
 
 def relative_statistics_distance(inputs: Tensor, running_mean: Tensor, running_var: Tensor, eps: float) -> Tensor:
-    """Return how far one batch-norm layer's inputs are from its running statistics, in units of these.
+    """Return the distance of one batch-norm layer's inputs from its running statistics, relative to these.
 
     `mean(((m - running_mean) / s)^2) + mean((d / s - 1)^2)` over the channels, with m and d the mean and standard
-    deviation of the batch and s the running standard deviation, each deviation with the layer's `eps` under its root
-    as the layer itself has it. The scale is the same for every teacher, whatever the size of its activations: a layer
-    whose inputs are all 0 is at most 1 + mean((running_mean / s)^2) away.
+    deviation of the batch and s the running standard deviation; d and s have the layer's `eps` under the root, as in
+    the layer itself. The distance does not depend on the scale of the teacher's activations: for inputs that are all
+    0 it is at most 1 + mean((running_mean / s)^2).
     """
     mean, variance = batch_moments(inputs)
     expected = running_var + eps
@@ -105,7 +105,7 @@ def instance_means(inputs: Tensor) -> Tensor:
 
 @contextmanager
 def observed_inputs(teacher: nn.Module, observe: Callable[[nn.Module, Tensor], None]) -> Iterator[None]:
-    """Call `observe(layer, inputs)` for every batch-norm layer that the teacher runs through."""
+    """Call `observe(layer, inputs)` for every batch-norm layer that the teacher executes."""
 
     def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         observe(layer, inputs[0])
@@ -121,12 +121,12 @@ def observed_inputs(teacher: nn.Module, observe: Callable[[nn.Module, Tensor], N
 def observed_statistics(
     teacher: nn.Module, distances: list[Tensor], relative: bool = False
 ) -> AbstractContextManager[None]:
-    """Collect the statistics distance of every batch-norm layer that the teacher runs through.
+    """Collect the statistics distance of every batch-norm layer that the teacher executes.
 
     Args:
         teacher: The network to observe.
-        distances: What each forward pass appends one 0-dimensional tensor a layer to.
-        relative: Whether distances are relative to the layers' own deviations.
+        distances: The list to which each forward pass appends one 0-dimensional tensor per layer.
+        relative: Whether distances are relative to the layers' standard deviations.
     """
 
     def observe(layer: nn.Module, inputs: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Which classes a teacher sees in synthetic images, and when some are missing. Imports no torch."""
+"""Detects classes that a teacher hardly ever predicts on synthetic images. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from collections.abc import Sequence
 from gapssg.errors import shortened
 from gapssg.text import listed
 
-_FEWEST_IMAGES = 10  # of which all have one class by chance in 1 of 500 cases, with two classes
+_FEWEST_IMAGES = 10  # with two classes, so many have one class by chance in 1 of 500 cases
 
 
 def missing_classes(counts: Sequence[int]) -> list[int]:
-    """Return the classes that a teacher hardly ever answers, given how often it answers each of K.
+    """Return the classes that a teacher hardly ever predicts, given its number of predictions of each of K classes.
 
-    A class is missing if its count is less than a tenth of an even share of the images. With few images a class may be
-    absent by chance, so an even share must be at least 10 + ln K images: targets that are drawn evenly then leave a
-    class out in less than 1 of 1,000 batches, whatever K is. Whether all of at least 10 images have one class is plain
-    without that.
+    A class is missing if its count is below a tenth of an even share of the images. With few images a class may be
+    absent by chance, so an even share must be at least 10 + ln K images: uniformly drawn targets then leave a class out
+    in less than 1 of 1,000 batches, for every K. If all images have one class, 10 images are enough.
     """
     total, num_classes = sum(counts), len(counts)
     if not _is_one_class(counts) and total < num_classes * (10 + math.log(num_classes)):
@@ -26,12 +25,12 @@ def missing_classes(counts: Sequence[int]) -> list[int]:
 
 
 def describe_missing(counts: Sequence[int], class_names: Sequence[str], images: str) -> str | None:
-    """Say which classes are missing among a teacher's answers, or return None where none is.
+    """Return a sentence that names the classes missing among a teacher's predictions, or None.
 
     Args:
-        counts: How often the teacher answers each class.
+        counts: The teacher's number of predictions of each class.
         class_names: Their names.
-        images: What the images are called, such as "new images".
+        images: A name for the images, such as "new images".
     """
     missing = missing_classes(counts)
     if not missing:
@@ -39,11 +38,11 @@ def describe_missing(counts: Sequence[int], class_names: Sequence[str], images: 
     total = f"{sum(counts):,} {images}"
     if _is_one_class(counts):
         name = shortened(class_names[list(counts).index(sum(counts))])
-        return f"the teacher answers all {total} with class '{name}'"
+        return f"the teacher predicts class '{name}' for all {total}"
     names = listed([f"'{shortened(class_names[number])}'" for number in missing])
     seen = sum(counts[number] for number in missing)
-    which = f"class {names}" if len(missing) == 1 else f"{len(missing)} of the {len(counts):,} classes: {names}"
-    return f"the teacher answers {f'only {seen:,}' if seen else 'none'} of {total} with {which}"
+    which = f"class {names}" if len(missing) == 1 else f"{len(missing)} of the {len(counts):,} classes ({names})"
+    return f"the teacher predicts {which} for {f'only {seen:,}' if seen else 'none'} of {total}"
 
 
 def _is_one_class(counts: Sequence[int]) -> bool:

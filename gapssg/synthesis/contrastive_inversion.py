@@ -1,4 +1,4 @@
-"""Synthesis with a contrastive loss against a memory bank, as CMI does it."""
+"""Synthesis with a contrastive loss against a memory bank, as in CMI."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from gapssg.synthesis.state import put_back, take_all
 if TYPE_CHECKING:
     from gapssg.synthesis.cmi import CMISettings
 
-_IMPOSSIBLE = -1e4  # a logit whose exponential is 0, with gradients that are numbers
-_LOG_RATIO = math.log(4 / 3)  # of width to height, at most
+_IMPOSSIBLE = -1e4  # a masked logit: its exponential is 0, its gradient finite
+_LOG_RATIO = math.log(4 / 3)  # largest log ratio of width to height
 
 
 def contrastive_loss(local: Tensor, whole: Tensor, batch_size: int, valid: Tensor, temperature: float) -> Tensor:
-    """Return how badly each local view is told to be of its own image: batch's mean plus bank's mean.
+    """Return the cross-entropy of matching local views to their images: mean over the batch plus mean over the bank.
 
     Fang et al., IJCAI 2021, equation 6, as the published code sums it.
 
     Args:
-        local: (N + M, D) normalised features of the local views: of N images, then of M entries of the bank.
-        whole: (N + M, D) normalised features of the whole images; no gradient reaches them.
+        local: (N + M, D) normalised features of local views: of N images, then of M bank entries.
+        whole: (N + M, D) normalised features of whole images; they get no gradient.
         batch_size: N.
-        valid: (N + M,) bool, which rows count; the first N do.
-        temperature: Of the softmax over the images.
+        valid: (N + M,) bool mask of the rows; True for the first N.
+        temperature: Temperature of the softmax over the images.
     """
     logits = (local @ whole.detach().T / temperature).masked_fill(~valid, _IMPOSSIBLE)
     rows = F.cross_entropy(logits, torch.arange(len(logits), device=logits.device), reduction="none")
@@ -44,11 +44,11 @@ def contrastive_loss(local: Tensor, whole: Tensor, batch_size: int, valid: Tenso
 
 
 def resized_crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, flips: Tensor) -> Tensor:
-    """Return a box of each image, bilinearly resized to the image's size, mirrored where asked.
+    """Return a crop of each image, bilinearly resized to the image's size and optionally flipped.
 
     Args:
         images: (N, C, H, W) floating.
-        top: (N,) in [0, 1], as `left`, `height` and `width`: the box as shares of the image's sides.
+        top: (N,) in [0, 1], as are `left`, `height` and `width`: the box in fractions of the image's sides.
         left: (N,).
         height: (N,).
         width: (N,).
@@ -61,7 +61,7 @@ def resized_crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, widt
 
 
 def _resize_matrix(start: Tensor, length: Tensor, side: int) -> Tensor:
-    """Return (N, side, side): how much each pixel of a side counts for each of the resized one."""
+    """Return the weight of each source pixel (last dimension) in each resized pixel, (N, side, side)."""
     pixels = torch.arange(side, device=start.device)
     centres = start[:, None] * side + (pixels + 0.5) * length[:, None] - 0.5
     return (1 - (centres.clamp(0, side - 1)[:, :, None] - pixels).abs()).clamp_min(0)
@@ -71,7 +71,7 @@ class ContrastiveInversion(GeneratorInversion):
     """Adds a contrastive loss over the teacher's features, between images of the batch and of a memory bank."""
 
     def __init__(self, settings: CMISettings, context: SynthesisContext) -> None:
-        """Make head and bank, which live as long as the run.
+        """Create the head and the bank, which persist for the whole run.
 
         Raises:
             InputError: There is not enough memory for the bank.
@@ -86,7 +86,7 @@ class ContrastiveInversion(GeneratorInversion):
             self.head = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, settings.head_size))
         runtime.place(self.head)
         _reset_linear(self.head, runtime.random_stream("contrastive-head"))
-        # Local features and those of the whole image, side by side.
+        # Features of the local view and of the whole image, concatenated.
         self.bank = _make_bank(settings.bank_size, 2 * features, runtime.device)
         self._best_features = torch.zeros(count, 2 * features, device=runtime.device)
         self._means: list[Tensor] = []
@@ -100,10 +100,10 @@ class ContrastiveInversion(GeneratorInversion):
     def _begin(self, epoch: int) -> None:
         head = {name: tensor.clone() for name, tensor in self._head_moments().items()}
         super()._begin(epoch)
-        put_back(head, self._head_moments())  # the head goes on learning
+        put_back(head, self._head_moments())  # the head's optimizer state persists
 
     def _draw(self, stream: torch.Generator, epoch: int) -> tuple[Tensor, ...]:
-        """Draw both views, and rows of the bank of which the last may not be valid while it fills."""
+        """Draw both views, and bank rows; the last ones are invalid while the bank fills."""
         count, device = len(self._targets), stream.device
         shifts = super()._draw(stream, epoch)
         area, ratio, top, left, flips = torch.rand(5, count, generator=stream, device=device)
@@ -136,7 +136,7 @@ class ContrastiveInversion(GeneratorInversion):
         with context.runtime.autocast():
             context.teacher(context.normalization(resized_crop(images, *box)))
         local = torch.cat(take_all(self._means), dim=1)
-        take_all(self._distances)  # the statistics of parts of images are of no interest
+        take_all(self._distances)  # statistics of local views are not used
         loss, terms = settings.loss(statistics_loss, teacher_logits, student_logits, self._targets)
         banked_local, banked_whole = self.bank[rows].chunk(2, dim=1)
         features = torch.cat([local, banked_local, whole, banked_whole])
@@ -181,13 +181,13 @@ def _make_bank(size: int, width: int, device: torch.device) -> Tensor:
     except RuntimeError as error:
         gibibytes = 4 * size * width / 2**30
         raise InputError(
-            f"a memory bank for {size:,} images needs {gibibytes:.1f} GiB on {device}, more than there is; "
+            f"a memory bank for {size:,} images needs {gibibytes:.1f} GiB on {device}, more than is available; "
             "lower method.bank_size"
         ) from error
 
 
 def _reset_linear(head: nn.Module, rng: torch.Generator) -> None:
-    """Draw weights and biases as torch does, from a stream of ours."""
+    """Initialise weights and biases as torch does, from a named random stream."""
     with torch.no_grad():
         for layer in head.modules():
             if isinstance(layer, nn.Linear):

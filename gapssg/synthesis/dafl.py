@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 
 class DAFLSettings(GeneratorMethodSettings):
-    """Images of whatever class the teacher is sure of, of all classes alike; the student is not asked.
+    """Images that the teacher classifies with confidence, balanced over the classes; the student is not used.
 
-    The published scripts pass temperature 20 and augment, but the published code does neither: it runs at temperature
-    1 without augmentation, in synthesis and distillation. These are the defaults.
+    The published scripts pass temperature 20 and augmentation, but the published code uses temperature 1 without
+    augmentation, in synthesis and distillation. The defaults follow the code.
     """
 
-    summary: ClassVar[str] = "images that the teacher is sure of, of all classes alike"
+    summary: ClassVar[str] = "images that the teacher classifies with confidence, balanced over the classes"
     paper: ClassVar[str] = "Chen et al., ICCV 2019"
     year: ClassVar[int | None] = 2019
     needs_batch_norm: ClassVar[bool] = False
     published: ClassVar[Mapping[str, float]] = {"epochs": 200, "batch_size": 256, "optimizer.learning_rate": 0.1}
     departs: ClassVar[tuple[str, ...]] = (
         *GeneratorMethodSettings.departs,
-        "the shared generator at twice its width",
+        "the shared generator has twice its width",
     )
     reads_features: ClassVar[bool] = True
 
@@ -36,7 +36,7 @@ class DAFLSettings(GeneratorMethodSettings):
     confidence_weight: float = Field(default=1.0, ge=0, le=1000)
     """Weight of the cross-entropy with the teacher's own prediction (the published "one-hot" loss)."""
     activation_weight: float = Field(default=1e-3, ge=0, le=1000)
-    """Weight of the activation loss, which asks for large features of the teacher."""
+    """Weight of the activation loss, which rewards large teacher features."""
     balance_weight: float = Field(default=20.0, ge=0, le=1000)
     """Weight of the class balance loss."""
     generator_width: int = Field(default=128, ge=4, le=1024)

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class DFADSettings(GeneratorMethodSettings):
-    """Images on which the student's logits are furthest from the teacher's; the student minimises the same distance.
+    """Images that maximise the distance between student and teacher logits; the student minimises it.
 
-    Batch size and learning rate are those of the code that was released with the paper (`DFAD_cifar.py`). The number
-    of epochs is that of the methods it is compared with: the published table has no DFAD.
+    Batch size and learning rate are those of the released code (`DFAD_cifar.py`). The number of epochs is that of the
+    methods it is compared with: the published table has no DFAD.
     """
 
     summary: ClassVar[str] = "images on which student and teacher differ most in logits"
@@ -25,7 +25,7 @@ class DFADSettings(GeneratorMethodSettings):
     published: ClassVar[Mapping[str, float]] = {"epochs": 200, "batch_size": 256, "optimizer.learning_rate": 0.1}
     departs: ClassVar[tuple[str, ...]] = (
         *GeneratorMethodSettings.departs,
-        "epochs and schedule are those of the methods beside it; its own code has 500 epochs of 50 rounds, and steps",
+        "epochs and schedule of the other methods; the published code has 500 epochs of 50 rounds, with step decay",
     )
     makes_class_images: ClassVar[bool] = False
 
@@ -40,7 +40,7 @@ class DFADSettings(GeneratorMethodSettings):
         return -distance, {"logit_distance": distance}
 
     def distillation_loss(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        """Return `mean |z_s - z_t|`; the temperature plays no part."""
+        """Return `mean |z_s - z_t|`; the temperature is not used."""
         from gapssg.synthesis.losses import logit_distance
 
         return logit_distance(student_logits, teacher_logits)

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 class DFQSettings(GeneratorMethodSettings):
-    """Adversarial images with the teacher's batch-norm statistics, sure predictions and balanced classes.
+    """Adversarial images with the teacher's batch-norm statistics, confident predictions and balanced classes.
 
-    The published scripts of the comparison pass temperature 20 and augment, but their code runs at temperature 1
-    without augmentation, in synthesis and distillation. These are the defaults.
+    The published scripts of the comparison pass temperature 20 and augmentation, but their code uses temperature 1
+    without augmentation, in synthesis and distillation. The defaults follow the code.
     """
 
-    summary: ClassVar[str] = "adversarial images with the statistics of the training data"
+    summary: ClassVar[str] = "adversarial images that match the batch-norm statistics"
     paper: ClassVar[str] = "Choi et al., CVPRW 2020"
     year: ClassVar[int | None] = 2020
     needs_batch_norm: ClassVar[bool] = True
@@ -33,13 +33,13 @@ class DFQSettings(GeneratorMethodSettings):
     confidence_weight: float = Field(default=1.0, ge=0, le=1000)
     """Weight of the cross-entropy with the teacher's own prediction."""
     adversarial_weight: float = Field(default=1.0, ge=0, le=1000)
-    """Weight of the divergence that the images are to raise."""
+    """Weight of the divergence, which the images maximise."""
     balance_weight: float = Field(default=20.0, ge=0, le=1000)
     """Weight of the class balance loss."""
     rounds: int = Field(default=40, ge=1, le=100_000)
-    """How often an epoch alternates between generator and student."""
+    """Alternations between generator and student per epoch."""
     distillation_steps: int = Field(default=10, ge=1, le=100_000)
-    """Steps of the student in each round."""
+    """Student steps per round."""
 
     def loss(self, responses: Responses) -> tuple[Tensor, dict[str, Tensor]]:
         """Return `L_bn + CE(z_t, argmax z_t) - KL_T(z_s, z_t) + 20 sum(q log q)` and its terms."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from gapssg.synthesis.base import InversionSettings, SynthesisContext, Synthesizer
+from gapssg.synthesis.base import InversionSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class GapSSGSettings(InversionSettings):
     """Gap-sensitive sample generation; the defaults are the published settings."""
 
-    summary: ClassVar[str] = "images on which the student can learn most, steered by the reality gap"
+    summary: ClassVar[str] = "images from which the student can learn most, regulated by the reality gap"
     paper: ClassVar[str] = "Wang et al., T-PAMI 2024"
     year: ClassVar[int | None] = 2024
     needs_batch_norm: ClassVar[bool] = True
@@ -41,22 +41,15 @@ class GapSSGSettings(InversionSettings):
     agreement_weight: float = Field(default=0.2, ge=0, le=1000)
     """Weight of the agreement loss in the gap terms."""
     regulatory_factor: bool = True
-    """Whether the regulatory factor weakens the gap terms while the gap is small; without it a = 0."""
-
-    def build(self, context: SynthesisContext) -> Synthesizer:
-        """Make the synthesizer."""
-        from gapssg.synthesis.inversion import GeneratorInversion
-        from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
-
-        return PoolSynthesizer(self, context, GeneratorInversion(self, context))
+    """Whether the regulatory factor a weakens the gap terms while the gap is small; otherwise a = 0."""
 
     def loss(
         self, statistics_loss: Tensor, teacher_logits: Tensor, student_logits: Tensor, targets: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the generator's loss `L_bn + 0.5 (1 - a) (L_ds + 0.2 L_as)` and its terms.
 
-        The regulatory factor `a` carries no gradient; the other terms carry it to both logits. It is among the terms if
-        it weakens them.
+        The regulatory factor `a` has no gradient; the other terms have gradients for both logits. The returned terms
+        include `a` only if it is used.
         """
         from gapssg.synthesis.losses import agreement_loss, disagreement_loss, regulatory_factor
 

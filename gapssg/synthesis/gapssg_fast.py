@@ -1,10 +1,10 @@
-"""GapSSG for any teacher with batch norm, on a processor: the default.
+"""The default method: GapSSG adapted to any teacher with batch norm and to training on a CPU.
 
-What is GapSSG's (Wang et al., T-PAMI 2024): the disagreement and agreement losses, the latent that is optimised, the
-images of the step with the lowest loss, the growing pool. What is taken from others: a generator that goes on from
-batch to batch, so that few steps make one (FastDFKD, Fang et al., AAAI 2022), cross-entropy with the targets (CMI,
-Fang et al., IJCAI 2021), and mixup in distillation (Beyer et al., CVPR 2022). What is this project's: statistics
-relative to the teacher's own, so that one weight serves all teachers.
+From GapSSG (Wang et al., T-PAMI 2024): the disagreement and agreement losses, the optimised latent, keeping the images
+of the step with the lowest loss, and the growing pool. From other methods: a generator that keeps its weights between
+batches and so needs few steps (FastDFKD, Fang et al., AAAI 2022), cross-entropy with the targets (CMI, Fang et al.,
+IJCAI 2021), and mixup in distillation (Beyer et al., CVPR 2022). New: statistics relative to the teacher's own, so that
+one weight fits all teachers.
 """
 
 from __future__ import annotations
@@ -13,38 +13,39 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from gapssg.synthesis.base import InversionSettings, SynthesisContext, Synthesizer
+from gapssg.settings.parts import PaddingMode
+from gapssg.synthesis.base import InversionSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class GapSSGFastSettings(InversionSettings):
-    """GapSSG's gap terms beside relative statistics and the targets, with a generator that is kept."""
+    """GapSSG's gap terms with relative statistics, target cross-entropy and a persistent generator."""
 
-    summary: ClassVar[str] = "GapSSG with relative statistics, a kept generator and few steps: for any teacher"
+    summary: ClassVar[str] = "GapSSG with relative statistics, a persistent generator and few steps, for any teacher"
     paper: ClassVar[str] = "this project, after Wang et al., T-PAMI 2024"
     is_own: ClassVar[bool] = True
-    departs: ClassVar[tuple[str, ...]] = ("it is not published: it is this project's own",)
+    departs: ClassVar[tuple[str, ...]] = ("this project's own method, not published",)
     needs_batch_norm: ClassVar[bool] = True
     balances_targets: ClassVar[bool] = True
     keeps_generator: ClassVar[bool] = True
     relative_statistics: ClassVar[bool] = True
-    # Black borders would supply the variance that the batch-norm statistics ask of the images.
-    reflects: ClassVar[bool] = True
+    # Black borders add variance, which the statistics loss would remove from the images.
+    crop_padding_mode: ClassVar[PaddingMode] = "reflect"
 
     name: Literal["gapssg-fast"] = "gapssg-fast"
     """The method."""
     temperature: float = Field(default=4.0, gt=0, le=1000)
     """Temperature T of the distillation loss."""
     mixup: float = Field(default=0.5, ge=0, le=1)
-    """Probability with which an image of a distillation batch is blended with another, in uniform shares."""
+    """Probability that an image of a distillation batch is mixed with another one, with uniformly drawn weights."""
     synthesis_batch_size: int = Field(default=128, ge=2, le=65_536)
-    """Images of each synthesis, N."""
+    """Images per synthesis, N."""
     distillation_steps: int = Field(default=60, ge=0, le=1_000_000)
-    """Fixed schedule: distillation steps of every epoch; 0 is the sample-balanced schedule."""
+    """Fixed schedule: distillation steps per epoch; 0 selects the sample-balanced schedule."""
     generator_steps: int = Field(default=12, ge=1, le=100_000)
-    """Steps of the generator in each synthesis."""
+    """Generator steps per synthesis."""
     generator_learning_rate: float = Field(default=5e-3, gt=0, le=10)
     """Adam's learning rate for the generator and the latent."""
     generator_width: int = Field(default=32, ge=4, le=1024)
@@ -58,20 +59,13 @@ class GapSSGFastSettings(InversionSettings):
     agreement_weight: float = Field(default=0.2, ge=0, le=1000)
     """Weight of the agreement loss."""
 
-    def build(self, context: SynthesisContext) -> Synthesizer:
-        """Make the synthesizer."""
-        from gapssg.synthesis.inversion import GeneratorInversion
-        from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
-
-        return PoolSynthesizer(self, context, GeneratorInversion(self, context))
-
     def loss(
         self, statistics_loss: Tensor, teacher_logits: Tensor, student_logits: Tensor, targets: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the generator's loss `L_rel + CE(z_t, y) + L_ds + 0.2 L_as` and its terms.
 
-        There is no factor `1 - a`: it vanishes where teacher and student agree, also on a wrong
-        class, and then nothing would bring the images back to their targets.
+        The factor `1 - a` is omitted: it vanishes where teacher and student agree, even on a wrong class, and no
+        term would then bring the images back to their targets.
         """
         import torch.nn.functional as F
 

@@ -1,4 +1,4 @@
-"""The synthesizer of methods that train one generator along with the student, in many short rounds."""
+"""The synthesizer of methods that train one generator alongside the student, in many short rounds."""
 
 from __future__ import annotations
 
@@ -17,24 +17,23 @@ from gapssg.models.profile import last_linear_layer
 from gapssg.synthesis.base import EpochPlan, GeneratorMethodSettings, Responses, SynthesisContext
 from gapssg.synthesis.batch_norm import observed_statistics
 from gapssg.synthesis.pool import SamplePool
-from gapssg.synthesis.state import halve_learning_rates, make_adam, moments_of, put_back, take_all
+from gapssg.synthesis.state import STATE_MISMATCH, halve_learning_rates, make_adam, moments_of, put_back, take_all
 
 
 class GeneratorTraining:
-    """Alternates between steps of a generator and steps of the student on fresh samples of it.
+    """Alternates between generator steps and student steps on fresh samples.
 
-    The generator, its optimizer and, where there is one, its moving average live as long as the run and are in every
-    checkpoint; nothing else is needed to continue. As published, the generator's batch norms use the statistics of
-    the batch in samples too.
+    The generator, its optimizer and its moving average, if any, persist for the whole run and are in every checkpoint;
+    resuming needs nothing else. As published, the generator's batch norms use batch statistics in sampling, too.
     """
 
     pool: SamplePool | None = None
 
     def __init__(self, settings: GeneratorMethodSettings, context: SynthesisContext) -> None:
-        """Make the generator and its optimizer.
+        """Create the generator and its optimizer.
 
         Raises:
-            InputError: The loss reads features, and no linear layer makes the teacher's logits.
+            InputError: The loss uses features, but the teacher's logits do not come from a linear layer.
         """
         runtime = context.runtime
         device, count = runtime.device, settings.synthesis_batch_size
@@ -63,11 +62,11 @@ class GeneratorTraining:
         return EpochPlan(self.settings.rounds, self.settings.generator_steps, self.settings.distillation_steps)
 
     def synthesis_steps(self, student: nn.Module, epoch: int, index: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Train the generator, or go on with it after `load_state_dict`.
+        """Run the generator steps of a round, or resume them after `load_state_dict`.
 
         Raises:
-            Diverged: A loss was not finite. The next call begins these steps again, with other latents: the generator
-                is as the last sound step left it.
+            Diverged: A loss was not finite. The next call repeats these steps with other latents, from the weights of
+                the last finite step.
         """
         self._student = student
         runtime, settings = self.context.runtime, self.settings
@@ -91,34 +90,34 @@ class GeneratorTraining:
             raise Diverged(f"the generator diverged in epoch {epoch + 1}; lower its learning rate")
 
     def slow_down(self) -> float:
-        """Halve the generator's learning rate from now on, and return it."""
+        """Halve the generator's learning rate permanently, and return it."""
         self._slow_downs += 1
         return halve_learning_rates(self._optimizer)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return generator, moments and newest images, and how many steps of a round are done."""
+        """Return the generator, the optimizer moments, the newest images, and the number of steps done in the round."""
         return {"steps_done": torch.tensor(self._steps_done), **self._tensors()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go back to where `state_dict` was called.
+        """Restore the state that `state_dict` returned.
 
         Raises:
-            InputError: The tensors do not fit.
+            InputError: The tensors do not match.
         """
         steps_done = torch.tensor(0)
         put_back(state, {"steps_done": steps_done, **self._tensors()})
         if not 0 <= int(steps_done) <= self.settings.generator_steps:
-            raise InputError("the synthesis in the checkpoint does not fit the settings of the run; start it anew")
+            raise InputError(STATE_MISMATCH)
         self._steps_done = int(steps_done)
 
     def start_sampling(self, epoch: int, index: int, step: int) -> None:
-        """Let `sample` draw the latents of a round from step `step` on."""
+        """Make `sample` draw the latents of a round, starting at step `step`."""
         self._latents = self.context.runtime.random_stream("samples", epoch, index)
         for _ in range(step):
             self._draw_latents(self.context.batch_size, self._latents)
 
     def sample(self, count: int) -> Tensor:
-        """Return `count` images of the generator, half of them of its moving average where there is one."""
+        """Return `count` generated images, half of them from the moving average if there is one."""
         with torch.no_grad():
             return self._sample(self._draw_latents(count, self._latents))
 
@@ -189,7 +188,7 @@ def _last_linear(context: SynthesisContext) -> nn.Module:
     layer = last_linear_layer(context.teacher, context.image_shape, context.num_classes)
     if layer is None:
         raise InputError(
-            "the teacher's logits come from no linear layer, whose inputs the method needs as features; "
+            "the teacher's logits do not come from a linear layer, but the method needs its inputs as features; "
             "use --method zskt"
         )
     return layer

@@ -1,4 +1,4 @@
-"""How sound a batch of synthetic images is, and when it has collapsed."""
+"""Diagnostics of a batch of synthetic images, and warnings of a collapse."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_LOWEST_DIVERSITY = 0.01  # a mean deviation of 2.5 grey levels of 255: the images of a class are one image
-_LOWEST_CLASS_ENTROPY = 0.5  # as if the teacher saw at most the square root of the number of classes
-_HIGHEST_SATURATION = 0.95  # next to nothing between black and white
+_LOWEST_DIVERSITY = 0.01  # a mean standard deviation of 2.5 of 255 grey levels: nearly identical images
+_LOWEST_CLASS_ENTROPY = 0.5  # as if the teacher predicted at most sqrt(K) of K classes
+_HIGHEST_SATURATION = 0.95  # almost every pixel is black or white
 
 
 class SynthesisHealth(NamedTuple):
     """Diagnostics of one batch of images.
 
     Attributes:
-        target_agreement: Share of images that the teacher takes for their target.
-        class_entropy: Entropy of the teacher's mean class probabilities over log K: 1 is balanced.
-        answer_entropy: The same of the shares of its answers. Where the teacher is unsure, the probabilities can be
-            balanced although it answers every image with one class.
+        target_agreement: Share of images that the teacher classifies as their target.
+        class_entropy: Entropy of the teacher's mean class probabilities, divided by log K: 1 is balanced.
+        answer_entropy: The same for the shares of its predictions. The probabilities of an uncertain teacher can be
+            balanced although it predicts one class for every image.
         diversity: Mean over pixels of the standard deviation within a class, in [0, 0.5].
         saturation: Share of pixel values within one grey level of black or white.
     """
@@ -32,26 +32,26 @@ class SynthesisHealth(NamedTuple):
     saturation: float
 
     def few_classes(self) -> str | None:
-        """Return a sentence if the teacher's probabilities have collapsed to few classes."""
+        """Return a warning if the teacher's probabilities have collapsed to few classes."""
         if self.class_entropy < _LOWEST_CLASS_ENTROPY:
             return f"the new images have collapsed to few classes (class entropy {self.class_entropy:.2f} of 1)"
         return None
 
     def warnings(self, num_classes: int, count: int) -> list[str]:
-        """Return a sentence for each other sign that `count` images are worth little.
+        """Return a warning for each other sign that `count` images are of little use.
 
-        A target agreement at chance is no such sign: where the student tracks the teacher, the regulatory factor
-        leaves the targets next to no weight.
+        A target agreement at chance is no such sign: while the student tracks the teacher, the regulatory factor
+        gives the targets almost no weight.
         """
         found = []
         chance = 1 / num_classes
         if self.target_agreement < chance - 4 * (chance * (1 - chance) / count) ** 0.5:
             found.append(
-                f"the teacher takes only {self.target_agreement:.0%} of the new images for their target, "
+                f"the teacher classifies only {self.target_agreement:.0%} of the new images as their target, "
                 "less than chance"
             )
         if self.diversity < _LOWEST_DIVERSITY:
-            found.append(f"the new images of a class are nearly one image (deviation {self.diversity:.4f} in [0, 0.5])")
+            found.append(f"the new images of a class are nearly identical (std {self.diversity:.4f} in [0, 0.5])")
         if self.saturation > _HIGHEST_SATURATION:
             found.append(f"{self.saturation:.0%} of the new pixels are black or white")
         return found
@@ -60,8 +60,7 @@ class SynthesisHealth(NamedTuple):
 def synthesis_health(images: Tensor, targets: Tensor, teacher_logits: Tensor) -> SynthesisHealth:
     """Measure the health of images (N, C, H, W) in [0, 1] with targets (N,) and the teacher's logits (N, K).
 
-    Classes with fewer than two images count for nothing in the diversity; with none that has two it is that
-    of the whole batch.
+    The diversity ignores classes with fewer than two images. If no class has two, it is that of the whole batch.
     """
     mean_probabilities = teacher_logits.double().softmax(dim=1).mean(dim=0)
     answers = count_classes(teacher_logits.argmax(dim=1), teacher_logits.shape[1])
@@ -84,6 +83,6 @@ def count_classes(classes: Tensor, num_classes: int) -> Tensor:
 
 
 def _balance(shares: Tensor) -> float:
-    """Return the entropy of shares (K,) over log K, in [0, 1]."""
+    """Return the entropy of shares (K,) divided by log K, in [0, 1]."""
     entropy: float = torch.special.entr(shares).sum().item()
     return entropy / math.log(len(shares))

@@ -1,4 +1,4 @@
-"""Synthesis of one batch by optimising what its images are made of; by default a generator and its latent."""
+"""Synthesis of one batch by optimisation: the base class, and optimising a generator with its latent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gapssg.models.frozen import frozen
 from gapssg.models.generator import Generator
 from gapssg.synthesis.base import InversionSettings, PoolMethodSettings, SynthesisContext
 from gapssg.synthesis.batch_norm import observed_statistics
-from gapssg.synthesis.state import halve_learning_rates, make_adam, moments_of, put_back, take_all
+from gapssg.synthesis.state import STATE_MISMATCH, halve_learning_rates, make_adam, moments_of, put_back, take_all
 
 _STEPS_DONE = "steps_done"
 
@@ -26,9 +26,9 @@ _STEPS_DONE = "steps_done"
 class Inversion:
     """Optimises parameters for one batch of images.
 
-    Kept are the images of the step with the lowest loss, unless a subclass keeps others. Subclasses say which
-    parameters, from which start, and by which loss. Every synthesis puts them back in place, so that a captured step
-    goes on with the same memory.
+    The images of the step with the lowest loss are kept, unless a subclass overrides that. Subclasses define the
+    parameters, their initial values and the loss. Every synthesis resets the parameters in place, so that a captured
+    step keeps using the same memory.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Inversion:
         groups: Sequence[Mapping[str, Any]],
         betas: tuple[float, float] = (0.5, 0.999),
     ) -> None:
-        """Make the optimizer of `groups`, as `make_adam` takes them."""
+        """Create the optimizer of `groups`, in the format of `make_adam`."""
         device, count = context.runtime.device, settings.synthesis_batch_size
         self.context = context
         self.step_count = settings.step_count
@@ -57,10 +57,10 @@ class Inversion:
     def synthesise(
         self, student: nn.Module, targets: Tensor, epoch: int
     ) -> Steps[tuple[int, dict[str, Tensor]], None, Tensor]:
-        """Optimise for `targets` (N,); return the images (N, C, H, W) that were kept.
+        """Optimise for `targets` (N,); return the images (N, C, H, W) that are kept.
 
         Yields:
-            Steps done, and the terms of the loss of the last. The next step may overwrite them.
+            After each step, the number of steps done and its loss terms, which the next step may overwrite.
 
         Raises:
             Diverged: The loss of a step was not finite.
@@ -73,7 +73,7 @@ class Inversion:
         stream = self.context.runtime.random_stream("synthesis-augmentation", epoch)
         for _ in range(self._steps_done):
             self._draw(stream, epoch)
-        take_all(self._distances)  # of a step that was interrupted
+        take_all(self._distances)  # left by an interrupted step
         with frozen(student), self._observing():
             while self._steps_done < self.step_count:
                 outputs = self._step(*self._draw(stream, epoch))
@@ -88,20 +88,20 @@ class Inversion:
         return self._best.clone()
 
     def slow_down(self) -> float:
-        """Halve every learning rate from now on, and return the first."""
+        """Halve every learning rate permanently, and return the first."""
         return halve_learning_rates(self._optimizer)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what lives as long as the run, and all of a synthesis under way."""
+        """Return what persists for the whole run, and the state of an unfinished synthesis."""
         if self._steps_done == 0:
             return self._lasting()
         return {_STEPS_DONE: torch.tensor(self._steps_done), **self._lasting(), **self._tensors()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go back to where `state_dict` was called.
+        """Restore the state that `state_dict` returned.
 
         Raises:
-            InputError: The tensors do not fit.
+            InputError: The tensors do not match.
         """
         steps_done = torch.tensor(0)
         places = self._lasting()
@@ -109,11 +109,11 @@ class Inversion:
             places |= {_STEPS_DONE: steps_done, **self._tensors()}
         put_back(state, places)
         if _STEPS_DONE in state and not 0 < int(steps_done) <= self.step_count:
-            raise InputError("the synthesis in the checkpoint does not fit the settings of the run; start it anew")
+            raise InputError(STATE_MISMATCH)
         self._steps_done = int(steps_done)
 
     def _begin(self, epoch: int) -> None:
-        """Put everything back, in place, to the start of the synthesis of an epoch."""
+        """Reset everything in place for the synthesis of an epoch."""
         forget_steps(self._optimizer)
         with torch.no_grad():
             self._lowest.fill_(torch.inf)
@@ -121,11 +121,11 @@ class Inversion:
             self._step.skipped.zero_()
 
     def _draw(self, stream: torch.Generator, epoch: int) -> tuple[Tensor, ...]:
-        """Draw the random tensors of one step, which `_loss` is given."""
+        """Draw the random tensors of one step, the arguments of `_loss`."""
         return self.context.augmentation.draw(len(self._targets), stream)
 
     def _observing(self) -> AbstractContextManager[Any]:
-        """Observe the teacher while the steps are made."""
+        """Observe the teacher during the steps."""
         return observed_statistics(self.context.teacher, self._distances)
 
     def _loss(self, *draws: Tensor) -> dict[str, Tensor]:
@@ -137,33 +137,32 @@ class Inversion:
         self._lowest.copy_(torch.minimum(outputs["loss"], self._lowest))
 
     def _finish(self, epoch: int) -> None:
-        """Do what is to be done after the last step of a synthesis."""
+        """Finish a synthesis after its last step."""
 
     def _lasting(self) -> dict[str, Tensor]:
-        """Return the tensors that live as long as the run."""
+        """Return the tensors that persist for the whole run."""
         return {}
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of a synthesis under way."""
+        """Return the tensors of an unfinished synthesis."""
         best = {"lowest": self._lowest, "best": self._best, "skipped": self._step.skipped}
         return {**best, **moments_of(self._optimizer)}
 
     def _responses(self, views: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits of teacher and student in float32, while the teacher is observed."""
+        """Return the logits of teacher and student in float32; the observers record the teacher's statistics."""
         assert self._student is not None
         with self.context.runtime.autocast():
             return self.context.teacher(views).float(), self._student(views).float()
 
     def _statistics_loss(self) -> Tensor:
-        """Return the sum of the distances that the observer has noted in this step."""
+        """Return the sum of the distances recorded in this step."""
         return torch.stack(take_all(self._distances)).sum()
 
 
 class GeneratorInversion(Inversion):
-    """Optimises a generator together with its latent, which each synthesis draws anew.
+    """Optimises a generator together with its latent, which is redrawn for each synthesis.
 
-    The generator starts each synthesis from new weights, or goes on with those of the one before where the method
-    keeps it.
+    The generator is re-initialised for each synthesis, or keeps its weights if `keeps_generator` is set.
     """
 
     def __init__(
@@ -173,34 +172,49 @@ class GeneratorInversion(Inversion):
         latent_learning_rate: float | None = None,
         more_groups: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Make the generator, the latent and their optimizer, which may have more to optimise."""
-        runtime = context.runtime
+        """Create the generator, the latent and their optimizer, which also takes `more_groups`."""
         self.settings = settings
-        self.generator = Generator(
-            context.image_shape, latent_size=settings.latent_size, width=settings.generator_width
-        )
-        runtime.place(self.generator)
-        self.latent = torch.zeros(
-            settings.synthesis_batch_size, settings.latent_size, device=runtime.device, requires_grad=True
-        )
+        self.context = context
+        self.generator = self._make_generator()
+        context.runtime.place(self.generator)
+        self.latent = torch.zeros(self._latent_shape(), device=context.runtime.device, requires_grad=True)
         rate = settings.generator_learning_rate
         groups = [
             {"params": [*self.generator.parameters()], "lr": rate},
             {"params": [self.latent], "lr": latent_learning_rate or rate},
         ]
-        # As the last synthesis left the generator: one that diverges begins again from there.
+        # The generator after the last synthesis: one that diverges restarts from there.
         self._kept = copy.deepcopy(self.generator.state_dict()) if settings.keeps_generator else {}
         super().__init__(settings, context, [*groups, *more_groups])
 
     def _begin(self, epoch: int) -> None:
         super()._begin(epoch)
         runtime = self.context.runtime
-        if epoch > 0 and self.settings.keeps_generator:
-            put_back(self._kept, self.generator.state_dict())
+        if self._restarts_generator(epoch):
+            self._reset_generator(runtime.random_stream("generator", epoch))
         else:
-            self.generator.reset_parameters(runtime.random_stream("generator", epoch))
+            put_back(self._kept, self.generator.state_dict())
         with torch.no_grad():
             self.latent.normal_(generator=runtime.random_stream("latent", epoch))
+
+    def _make_generator(self) -> Generator:
+        """Create the generator; a synthesis initialises its weights."""
+        settings = self.settings
+        return Generator(self.context.image_shape, latent_size=settings.latent_size, width=settings.generator_width)
+
+    def _latent_shape(self) -> tuple[int, ...]:
+        return self.settings.synthesis_batch_size, self.settings.latent_size
+
+    def _latents(self) -> Tensor:
+        """Return the generator's input, (N, latent size)."""
+        return self.latent
+
+    def _restarts_generator(self, epoch: int) -> bool:
+        """Return whether the synthesis of an epoch re-initialises the generator."""
+        return epoch == 0 or not self.settings.keeps_generator
+
+    def _reset_generator(self, stream: torch.Generator) -> None:
+        self.generator.reset_parameters(stream)
 
     def _observing(self) -> AbstractContextManager[Any]:
         return observed_statistics(self.context.teacher, self._distances, self.settings.relative_statistics)
@@ -219,7 +233,7 @@ class GeneratorInversion(Inversion):
     def _loss(self, *draws: Tensor) -> dict[str, Tensor]:
         context = self.context
         with context.runtime.autocast():
-            images = self.generator(self.latent)
+            images = self.generator(self._latents())
         views = context.normalization(context.augmentation(images, Shifts(*draws)))
         teacher_logits, student_logits = self._responses(views)
         loss, terms = self.settings.loss(self._statistics_loss(), teacher_logits, student_logits, self._targets)

@@ -1,4 +1,4 @@
-"""The losses of data-free distillation: plain functions of tensors, computed in the type they are given.
+"""The losses of data-free distillation: plain functions of tensors, computed in the dtype of their inputs.
 
 The callers pass float32; the numerics tests pass float64. Symbols as in the GapSSG paper (Wang et al.,
 T-PAMI 2024): `teacher_logits` z_t and `student_logits` z_s are (N, K), `targets` y is (N,) int64.
@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 def disagreement_loss(teacher_logits: Tensor, student_logits: Tensor, targets: Tensor) -> Tensor:
-    """Return `CE((z_t - z_s) / 2, y)`: low where the teacher is sure of the target and the student is not."""
+    """Return `CE((z_t - z_s) / 2, y)`: low where the teacher is confident of the target and the student is not."""
     return F.cross_entropy((teacher_logits - student_logits) / 2, targets)
 
 
 def agreement_loss(teacher_logits: Tensor, student_logits: Tensor, targets: Tensor) -> Tensor:
-    """Return `CE(z_t + z_s, y)`: low where teacher and student together are sure of the target."""
+    """Return `CE(z_t + z_s, y)`: low where teacher and student together are confident of the target."""
     return F.cross_entropy(teacher_logits + student_logits, targets)
 
 
@@ -48,7 +48,7 @@ def distillation_divergence(student_logits: Tensor, teacher_logits: Tensor, temp
 
 
 def confidence_loss(teacher_logits: Tensor) -> Tensor:
-    """Return `CE(z_t, argmax z_t)`, the "one-hot" loss: low where the teacher is sure of whatever class.
+    """Return `CE(z_t, argmax z_t)`, the "one-hot" loss: low where the teacher is confident of any class.
 
     Chen et al., "Data-Free Learning of Student Networks" (DAFL), ICCV 2019, equation 3.
     """
@@ -61,12 +61,12 @@ def class_balance_loss(teacher_logits: Tensor) -> Tensor:
     Chen et al., "Data-Free Learning of Student Networks" (DAFL), ICCV 2019, equation 5, without its 1/K.
     """
     mean = teacher_logits.softmax(dim=1).mean(dim=0)
-    # A class of probability 0 counts for nothing, and has a finite gradient.
+    # A class of probability 0 contributes nothing and has a finite gradient.
     return (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
 
 
 def masked_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Return the mean over samples of `KL(p_t || p_s)` where both predict one class, and 0 elsewhere.
+    """Return the mean over samples of `KL(p_t || p_s)` where both predict the same class, 0 elsewhere.
 
     Fang et al., "Contrastive Model Inversion" (CMI), IJCAI 2021, and FastDFKD, AAAI 2022: the adversarial term.
     """
@@ -80,7 +80,7 @@ def jensen_shannon_divergence(student_logits: Tensor, teacher_logits: Tensor, te
     """Return `KL(M || P) / 2 + KL(M || Q) / 2` with M the mean of the probabilities P and Q at a temperature.
 
     P, Q and M are clamped to [0.01, 0.99], as the published code of Adaptive DeepInversion does (Yin et al., CVPR
-    2020, equation 8, where the arguments of KL stand the other way round).
+    2020, equation 8, which has the arguments of KL in the other order).
     """
     student, teacher = (logits.div(temperature).softmax(dim=1) for logits in (student_logits, teacher_logits))
     mean = ((student + teacher) / 2).clamp(0.01, 0.99)

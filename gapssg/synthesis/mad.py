@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class MADSettings(GeneratorMethodSettings):
-    """Adversarial images, half of them from a moving average of the generator, which remembers what it made earlier.
+    """Adversarial images, half of them from a moving average of the generator, which remembers earlier images.
 
-    Only the momentum is the published one. The weights of the terms are those of DFQ; the discrepancy is the
-    divergence of the distillation.
+    Only the momentum is the published one. The loss weights are those of DFQ; the discrepancy is the distillation
+    divergence.
     """
 
     summary: ClassVar[str] = "adversarial images, half of them from a moving average of the generator"
@@ -25,8 +25,8 @@ class MADSettings(GeneratorMethodSettings):
     needs_batch_norm: ClassVar[bool] = True
     departs: ClassVar[tuple[str, ...]] = (
         *GeneratorMethodSettings.departs,
-        "the losses have the weights of dfq",
-        "the generator knows no classes",
+        "the loss weights are those of dfq",
+        "the generator is not class-conditional",
     )
 
     name: Literal["mad"] = "mad"
@@ -38,7 +38,7 @@ class MADSettings(GeneratorMethodSettings):
     confidence_weight: float = Field(default=1.0, ge=0, le=1000)
     """Weight of the cross-entropy with the teacher's own prediction."""
     adversarial_weight: float = Field(default=1.0, ge=0, le=1000)
-    """Weight of the divergence that the images are to raise."""
+    """Weight of the divergence, which the images maximise."""
 
     @property
     def average_momentum(self) -> float | None:

@@ -1,20 +1,21 @@
-"""A baseline for honesty: images of noise with the teacher's per-channel mean and deviation."""
+"""Baseline: noise images with the mean and standard deviation of the teacher's input, by channel."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from gapssg.synthesis.base import PoolMethodSettings, SynthesisContext, Synthesizer
+from gapssg.synthesis.base import PoolMethodSettings, SynthesisContext
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
 class NoiseSettings(PoolMethodSettings):
-    """Distillation on Gaussian noise: what a student learns when the images carry nothing."""
+    """Distillation on Gaussian noise: what a student learns from images without information."""
 
-    summary: ClassVar[str] = "baseline: Gaussian noise with the mean and deviation of the teacher's input"
+    batch_synthesis: ClassVar[str] = "gapssg.synthesis.noise:NoiseSynthesis"
+    summary: ClassVar[str] = "baseline: Gaussian noise with the mean and standard deviation of the teacher's input"
     paper: ClassVar[str] = "-"
     needs_batch_norm: ClassVar[bool] = False
     makes_class_images: ClassVar[bool] = False
@@ -22,20 +23,14 @@ class NoiseSettings(PoolMethodSettings):
     name: Literal["noise"] = "noise"
     """The method."""
 
-    def build(self, context: SynthesisContext) -> Synthesizer:
-        """Make the synthesizer."""
-        from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
-
-        return PoolSynthesizer(self, context, NoiseSynthesis(context))
-
 
 class NoiseSynthesis:
-    """Gaussian noise with the mean and deviation of the teacher's input, clipped to [0, 1]."""
+    """Gaussian noise with the mean and standard deviation of the teacher's input, clipped to [0, 1]."""
 
     step_count = 1
 
-    def __init__(self, context: SynthesisContext) -> None:
-        """Draw for the teacher of `context`."""
+    def __init__(self, settings: NoiseSettings, context: SynthesisContext) -> None:
+        """Draw noise for the teacher of `context`."""
         self.context = context
 
     def slow_down(self) -> float:
@@ -52,7 +47,7 @@ class NoiseSynthesis:
     def synthesise(
         self, student: nn.Module, targets: Tensor, epoch: int
     ) -> Generator[tuple[int, dict[str, Tensor]], None, Tensor]:
-        """Draw one image for each target; which target makes no difference."""
+        """Draw one image for each target, independently of its class."""
         import torch
 
         runtime, normalization = self.context.runtime, self.context.normalization

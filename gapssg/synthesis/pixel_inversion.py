@@ -1,4 +1,4 @@
-"""Synthesis of one batch by optimising its pixels, as DeepInversion does."""
+"""Synthesis of one batch by optimising its pixels, as in DeepInversion."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SIDE_TO_ROLL = 8  # a batch is rolled by up to an eighth of its height and widt
 
 
 class PixelInversion(Inversion):
-    """Optimises normalised pixels, which stay in the range of an image, and keeps them as the last step left them."""
+    """Optimises normalised pixels, clipped to the valid range after each step, and keeps those of the last step."""
 
     def __init__(self, settings: DeepInversionSettings, context: SynthesisContext) -> None:
-        """Make the pixels and their optimizer."""
+        """Create the pixels and their optimizer."""
         self.settings = settings
         shape = (settings.synthesis_batch_size, *context.image_shape)
         self.pixels = torch.zeros(shape, device=context.runtime.device, requires_grad=True)

@@ -14,14 +14,14 @@ class SamplePool:
     """Append-only images and their targets, preallocated on the device.
 
     Attributes:
-        capacity: Samples that fit.
+        capacity: Largest number of samples.
     """
 
     def __init__(self, capacity: int, image_shape: tuple[int, int, int], device: torch.device) -> None:
         """Allocate room for `capacity` uint8 images of shape (C, H, W).
 
         Raises:
-            InputError: There is not that much memory.
+            InputError: There is not enough memory.
         """
         self.capacity = capacity
         try:
@@ -29,14 +29,14 @@ class SamplePool:
         except RuntimeError as error:
             gibibytes = capacity * math.prod(image_shape) / 2**30
             raise InputError(
-                f"a pool of {capacity:,} images needs {gibibytes:.1f} GiB on {device}, more than there is; "
+                f"a pool of {capacity:,} images needs {gibibytes:.1f} GiB on {device}, more than is available; "
                 "lower epochs or method.synthesis_batch_size"
             ) from error
         self._targets = torch.empty(capacity, dtype=torch.int64, device=device)
         self._count = 0
 
     def __len__(self) -> int:
-        """Return how many samples are in the pool."""
+        """Return the number of samples in the pool."""
         return self._count
 
     @property
@@ -53,11 +53,11 @@ class SamplePool:
         """Add images (N, C, H, W) uint8 with their targets (N,) int64.
 
         Raises:
-            ValueError: They do not fit.
+            ValueError: They exceed the capacity.
         """
         end = self._count + len(images)
         if end > self.capacity:
-            raise ValueError(f"the pool holds {self.capacity} samples and would get {end}")
+            raise ValueError(f"the pool has room for {self.capacity} samples, not {end}")
         self._images[self._count : end] = images
         self._targets[self._count : end] = targets
         self._count = end

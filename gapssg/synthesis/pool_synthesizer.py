@@ -1,9 +1,10 @@
-"""The synthesizers that distil from a sample pool, in shuffled passes."""
+"""The synthesizer of methods that distil from a sample pool, in shuffled passes."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Protocol
 
 import torch
@@ -19,11 +20,11 @@ from gapssg.synthesis.shards import PoolOrigin, read_shard
 
 
 class BatchSynthesis(Protocol):
-    """How a method makes one batch of images."""
+    """Synthesises one batch of images."""
 
     @property
     def step_count(self) -> int:
-        """Steps of one synthesis."""
+        """Steps per synthesis."""
 
     def synthesise(
         self, student: nn.Module, targets: Tensor, epoch: int
@@ -35,25 +36,24 @@ class BatchSynthesis(Protocol):
         """
 
     def slow_down(self) -> float:
-        """Halve the learning rate from now on, and return it."""
+        """Halve the learning rate permanently, and return it."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what a checkpoint needs of a synthesis under way; nothing between syntheses."""
+        """Return the state for a checkpoint: that of an unfinished synthesis, and what persists between syntheses."""
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Let the next synthesis go on where `state_dict` was called.
+        """Restore the state that `state_dict` returned; the next synthesis resumes from it.
 
         Raises:
-            InputError: The tensors do not fit.
+            InputError: The tensors do not match.
         """
 
 
 class PoolSynthesizer:
-    """Adds one batch an epoch to a pool, and samples the pool in shuffled passes.
+    """Adds one batch per epoch to a pool, and samples the pool in shuffled passes.
 
-    This is the sample-balanced schedule: the number of distillation steps grows with the pool, so that each
-    epoch visits every sample `passes` times. With the pool of an earlier run nothing is synthesised, and all
-    of it is there from the first epoch.
+    In the sample-balanced schedule the number of distillation steps grows with the pool, so that each epoch visits
+    every sample `passes` times. With the pool of an earlier run there is no synthesis, and every epoch uses all of it.
     """
 
     augments = True
@@ -62,22 +62,22 @@ class PoolSynthesizer:
         self,
         settings: PoolMethodSettings,
         context: SynthesisContext,
-        synthesis: BatchSynthesis | None,
         pool: SamplePool | None = None,
     ) -> None:
-        """Sample `pool`, by default an empty one with room for one batch of `synthesis` an epoch."""
-        capacity = settings.synthesis_batch_size * context.epochs
+        """Sample `pool` without synthesising, or an empty pool to which each epoch adds one batch."""
         self.settings = settings
         self.context = context
-        self.synthesis = synthesis
+        self.synthesis: BatchSynthesis | None = None
         if pool is None:
+            self.synthesis = resolve_name(settings.batch_synthesis)(settings, context)
+            capacity = settings.synthesis_batch_size * context.epochs
             pool = SamplePool(capacity, context.image_shape, context.runtime.device)
         self.pool = pool
         self._batches: Iterator[Tensor] = iter(())
 
     @property
     def fresh(self) -> Tensor:
-        """The newest images, (N, C, H, W) float32 in [0, 1], as they stand in the pool."""
+        """The newest images, (N, C, H, W) float32 in [0, 1], as stored in the pool."""
         return to_unit_range(self.pool.images[-self.settings.synthesis_batch_size :])
 
     @property
@@ -86,7 +86,7 @@ class PoolSynthesizer:
         return self.pool.targets[-self.settings.synthesis_batch_size :]
 
     def plan(self, epoch: int) -> EpochPlan:
-        """Return one round: a synthesis, if any, and the distillation steps for the pool with its images."""
+        """Return one round: a synthesis, if any, and the distillation steps for the pool including its images."""
         if self.synthesis is None:
             return EpochPlan(1, 0, self._distillation_steps(len(self.pool)))
         if epoch < self.settings.warm_up_epochs(self.context.epochs):
@@ -106,24 +106,24 @@ class PoolSynthesizer:
             self.pool.append(to_uint8(images), targets)
 
     def slow_down(self) -> float:
-        """Halve the learning rate of the synthesis from now on, and return it."""
+        """Halve the learning rate of the synthesis permanently, and return it."""
         return 0.0 if self.synthesis is None else self.synthesis.slow_down()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what a checkpoint needs of a synthesis under way."""
+        """Return the state for a checkpoint."""
         return {} if self.synthesis is None else self.synthesis.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Let the next synthesis go on where `state_dict` was called.
+        """Restore the state that `state_dict` returned; the next synthesis resumes from it.
 
         Raises:
-            InputError: The tensors do not fit.
+            InputError: The tensors do not match.
         """
         if self.synthesis is not None:
             self.synthesis.load_state_dict(state)
 
     def start_sampling(self, epoch: int, index: int, step: int) -> None:
-        """Shuffle the pool for the epoch, as every call for it does alike."""
+        """Shuffle the pool for the epoch, in the same order on every call."""
         order = self.context.runtime.random_stream("pool-order", epoch)
         count, batch_size = len(self.pool), self.context.batch_size
         passes = -(-self._distillation_steps(count) * batch_size // count)
@@ -146,7 +146,7 @@ class PoolSynthesizer:
         return distillation_divergence(student_logits, teacher_logits, self.settings.temperature)
 
     def _draw_targets(self, epoch: int) -> Tensor:
-        """Draw targets over the classes, uniformly or each equally often, sorted."""
+        """Draw sorted targets, uniformly or balanced over the classes."""
         runtime, num_classes, count = self.context.runtime, self.context.num_classes, self.settings.synthesis_batch_size
         stream = runtime.random_stream("targets", epoch)
         if self.settings.balances_targets:
@@ -158,10 +158,10 @@ class PoolSynthesizer:
 
 
 def read_pool(shards: list[Path], context: SynthesisContext) -> tuple[SamplePool, PoolOrigin]:
-    """Read the shards of an earlier run's pool, oldest first, and where they come from.
+    """Read the shards of an earlier run's pool, oldest first, and their origin.
 
     Raises:
-        InputError: A shard is damaged, its images do not fit the teacher, or shards of several runs are mixed.
+        InputError: A shard is damaged, its images do not match the teacher, or shards of several runs are mixed.
     """
     stored = [read_shard(shard, context.image_shape, context.num_classes) for shard in shards]
     origins = {origin for _, _, origin in stored}

@@ -1,4 +1,4 @@
-"""The shards of a sample pool on disk: one safetensors file for the images of one synthesis."""
+"""The shards of a sample pool on disk: one safetensors file per synthesis."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _METADATA_KEY = "gapssg"  # one key, because the order of several in the header 
 
 
 class PoolOrigin(NamedTuple):
-    """Where the images of a pool come from.
+    """The origin of the images of a pool.
 
     Attributes:
-        method: The method that made them.
-        teacher_sha256: SHA-256 of the file of the teacher that they were made for.
+        method: The method that synthesised them.
+        teacher_sha256: SHA-256 of the teacher's model file.
     """
 
     method: str
@@ -40,17 +40,17 @@ def write_shard(path: Path, images: Tensor, targets: Tensor, origin: PoolOrigin)
 
 
 def read_shard(path: Path, image_shape: tuple[int, int, int], num_classes: int) -> tuple[Tensor, Tensor, PoolOrigin]:
-    """Read the images (N, C, H, W) uint8 and targets (N,) int64 of one shard, and where they come from.
+    """Read the images (N, C, H, W) uint8, the targets (N,) int64 and the origin of one shard.
 
     Raises:
-        InputError: The file is damaged, or its images and targets do not fit a teacher of these shapes.
+        InputError: The file is damaged, or its images and targets do not match a teacher of these shapes.
     """
     file = read_safetensors(path)
     images, targets = file.tensors.get("images"), file.tensors.get("targets")
     if images is None or targets is None or images.dtype != torch.uint8 or targets.dtype != torch.int64:
         raise InputError(f"{path} is not a shard of a sample pool")
     if images.ndim != 4 or len(images) == 0 or targets.shape != (len(images),):
-        raise InputError(f"{path} is not a shard of a sample pool: its tensors have shapes that no pool has")
+        raise InputError(f"{path} is not a shard of a sample pool: its tensors have invalid shapes")
     if tuple(images.shape[1:]) != image_shape:
         given, expected = ("x".join(map(str, shape)) for shape in (images.shape[1:], image_shape))
         raise InputError(f"{path}: its images are {given}, but the teacher takes {expected}")
@@ -59,5 +59,5 @@ def read_shard(path: Path, image_shape: tuple[int, int, int], num_classes: int) 
     try:
         origin = PoolOrigin(**json.loads(file.metadata[_METADATA_KEY]))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} does not say which method and teacher its images come from") from error
+        raise InputError(f"{path} does not name the method and teacher of its images") from error
     return images, targets, PoolOrigin(shortened(origin.method), shortened(origin.teacher_sha256))

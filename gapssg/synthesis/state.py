@@ -1,4 +1,4 @@
-"""Optimizers whose state a checkpoint keeps, and tensors that are put back in their places."""
+"""Optimizers with checkpointed state, and restoring tensors in place."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from gapssg.core.runtime import Runtime
 from gapssg.core.training_step import step_size
 from gapssg.errors import InputError
 
+STATE_MISMATCH = "the synthesis in the checkpoint does not match the settings of the run; restart it with --overwrite"
+"""The message where a checkpoint does not match the synthesis."""
+
 
 def make_adam(groups: Iterable[Mapping[str, Any]], betas: tuple[float, float], runtime: Runtime) -> torch.optim.Adam:
-    """Make an optimizer for training steps of groups with `params`, `lr` (a number) and, if they differ, `betas`."""
+    """Create Adam for parameter groups with `params`, `lr` (a number) and, if they differ, `betas`."""
     return torch.optim.Adam(
         [{**group, "lr": step_size(group["lr"], runtime.device)} for group in groups],
         betas=betas,
@@ -42,24 +45,24 @@ def moments_of(optimizer: torch.optim.Optimizer, prefix: str = "moments") -> dic
 
 
 def put_back(state: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
-    """Copy each tensor of a checkpoint to its place.
+    """Copy each tensor of a checkpoint into the tensor of the same name.
 
     Raises:
-        InputError: They are not the tensors of these places.
+        InputError: Names, shapes or dtypes differ.
     """
     if state.keys() != places.keys() or any(
         state[name].shape != place.shape or state[name].dtype != place.dtype for name, place in places.items()
     ):
-        raise InputError("the synthesis in the checkpoint does not fit the settings of the run; start it anew")
+        raise InputError(STATE_MISMATCH)
     with torch.no_grad():
         for name, place in places.items():
             place.copy_(state[name])
 
 
 def take_all(noted: list[Tensor]) -> list[Tensor]:
-    """Empty the list that the observers of a step have filled, and return what was in it.
+    """Clear the list that the observers of a step have filled, and return its contents.
 
-    It must be empty before each step: a compiled step is compiled anew for another length.
+    It must be empty before each step: a compiled step is recompiled for another length.
     """
     taken = noted[:]
     noted.clear()

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class ZSKTSettings(GeneratorMethodSettings):
-    """Images on which the student's probabilities are furthest from the teacher's.
+    """Images that maximise the divergence of student and teacher.
 
-    The published scripts of the comparison pass temperature 20 and augment, but their code runs at temperature 1
-    without augmentation, in synthesis and distillation. These are the defaults.
+    The published scripts of the comparison pass temperature 20 and augmentation, but their code uses temperature 1
+    without augmentation, in synthesis and distillation. The defaults follow the code.
     """
 
     summary: ClassVar[str] = "images on which student and teacher differ most in probability"

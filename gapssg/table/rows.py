@@ -230,8 +230,8 @@ def published_figures_of(recipe: str) -> Figures:
         if f"{line['dataset']}-{line['teacher']}-{line['student']}" == recipe:
             names = {"teacher_top1": "teacher", "student_scratch_top1": "scratch", "deepinv": "deepinversion"}
             numbers = {names.get(key, key): float(value) / 100 for key, value in line.items() if _is_number(value)}
-            deviation = {"gapssg": numbers.pop("gapssg_std")}
-            return Figures(numbers, deviation)
+            deviations = {"gapssg": numbers.pop("gapssg_std")} if "gapssg_std" in numbers else {}
+            return Figures(numbers, deviations)
     return Figures({}, {})
 
 

@@ -264,7 +264,7 @@ def _result(
     scores, teacher_scores = facts.student, facts.teacher
     best_top1, best_epoch = facts.best or (None, None)
     drawn = distillation.augmentation
-    augmentation = AugmentationFacts(crop_padding=drawn.padding, flip=drawn.flip, mirrored=drawn.reflects)
+    augmentation = AugmentationFacts(crop_padding=drawn.padding, crop_padding_mode=drawn.padding_mode, flip=drawn.flip)
     compared = distillation.compare()
     judgement = judge_on_synthetic_images(distillation.teacher_counts.tolist(), compared, teacher.card.class_names)
     on_real_images = failures_on_real_images(scores, teacher_scores) if scores else []

@@ -525,7 +525,7 @@ def _augmentation(settings: DistillSettings, card: ModelCard) -> Augmentation:
     return Augmentation(
         choose_crop_padding(settings.crop_padding, card.input_shape, card.crop_padding),
         card.flip if settings.flip is None else settings.flip,
-        settings.method.reflects and card.provenance.command != "pretrain-teacher",
+        settings.crop_padding_mode or card.crop_padding_mode or settings.method.crop_padding_mode,
     )
 
 
@@ -538,6 +538,7 @@ def _student_card(
             "arguments": settings.student.arguments,
             "outputs": "logits",
             "crop_padding": augmentation.padding,
+            "crop_padding_mode": augmentation.padding_mode,
             "flip": augmentation.flip,
             "provenance": Provenance(
                 command="distill",
@@ -590,7 +591,7 @@ def _make_synthesizer(
         if not isinstance(method, PoolMethodSettings):
             raise InputError(f"--pool: {method.name} samples its generator; use it without, or a method with a pool")
         pool, origin = read_pool(pool_shards(settings.pool), context)
-        return PoolSynthesizer(method, context, None, pool), origin
+        return PoolSynthesizer(method, context, pool), origin
     if method.needs_batch_norm and not executed_batch_norm_layers(context.teacher, context.image_shape):
         others = ", ".join(m.model_fields["name"].default for m in method_classes() if not m.needs_batch_norm)
         raise InputError(

@@ -306,6 +306,7 @@ def _describe(settings: PretrainSettings, train: ImageSet) -> ModelCard:
         mean=mean,
         deviation=deviation,
         crop_padding=choose_crop_padding(settings.crop_padding, train.input_shape),
+        crop_padding_mode="zeros",
         flip=flipping_is_meaningful(settings.data.name) if settings.flip is None else settings.flip,
         class_names=train.class_names,
         provenance=Provenance(command="pretrain-teacher", seed=settings.seed, versions=versions()),

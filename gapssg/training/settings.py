@@ -7,7 +7,7 @@ from pydantic import Field
 from gapssg.data.settings import DataSettings
 from gapssg.models.settings import ModelSettings, WithFactories
 from gapssg.settings.base import Settings, UserPath
-from gapssg.settings.parts import OptimizerSettings, RuntimeSettings
+from gapssg.settings.parts import OptimizerSettings, PaddingMode, RuntimeSettings
 from gapssg.synthesis import GapSSGFastSettings, MethodSettings
 
 
@@ -70,6 +70,9 @@ class DistillSettings(WithFactories):
     """Stochastic gradient descent of the student; the schedule advances each epoch."""
     crop_padding: int | None = Field(default=None, ge=0, le=256)
     """Pixels of padding for random crops of synthetic images; without it, as the teacher's file says."""
+    crop_padding_mode: PaddingMode | None = None
+    """What random crops of synthetic images are padded with, 0 or the mirrored image; without it, as the teacher's file
+    says, or else as suits the method."""
     flip: bool | None = None
     """Random horizontal flips of synthetic images; without it, as the teacher's file says."""
     eval_data: DataSettings | None = None

@@ -42,13 +42,13 @@ def test_crops_and_flips_equal_torchvisions(dtype, size):
 def test_reflecting_crops_and_flips_equal_torchvisions(dtype, size):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (32, 3, *size), generator=generator).to(dtype)
-    augmentation = Augmentation(padding=3, flip=True, reflects=True)
+    augmentation = Augmentation(padding=3, flip=True, padding_mode="reflect")
     shifts = augmentation.draw(32, generator)
     assert torch.equal(augmentation(images, shifts), reference(images, shifts, 3, "reflect"))
 
 
 def test_gradients_of_reflecting_crops_are_those_of_indexing():
-    augmentation = Augmentation(padding=2, flip=True, reflects=True)
+    augmentation = Augmentation(padding=2, flip=True, padding_mode="reflect")
     shifts = augmentation.draw(2, torch.Generator().manual_seed(0))
     images = torch.rand(2, 1, 5, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda inputs: augmentation(inputs, shifts), images)
@@ -56,7 +56,7 @@ def test_gradients_of_reflecting_crops_are_those_of_indexing():
 
 def test_reflecting_without_padding_only_flips():
     images = torch.rand(4, 1, 5, 6)
-    augmentation = Augmentation(padding=0, flip=True, reflects=True)
+    augmentation = Augmentation(padding=0, flip=True, padding_mode="reflect")
     shifts = augmentation.draw(4, torch.Generator().manual_seed(0))
     assert torch.equal(augmentation(images, shifts), crop_and_flip(images, shifts))
 

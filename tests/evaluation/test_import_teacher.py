@@ -61,7 +61,7 @@ def refusal(output: Path, given: ImportSettings) -> str:
 def test_weights_and_description_are_in_the_file_that_is_written(tmp_path: Path):
     weights = write_weights(tmp_path / "weights.safetensors", FACTORY)
     names = tuple("abcdefghij")
-    given = settings(weights=str(weights), class_names=names, crop_padding=1, flip=True)
+    given = settings(weights=str(weights), class_names=names, crop_padding=1, crop_padding_mode="zeros", flip=True)
     result = import_teacher(given, tmp_path / "new" / "teacher.safetensors")
     loaded = load_model(tmp_path / "new" / "teacher.safetensors", [FACTORY])
     assert result.sha256 == loaded.sha256
@@ -70,6 +70,7 @@ def test_weights_and_description_are_in_the_file_that_is_written(tmp_path: Path)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.module.state_dict().items())
     card = loaded.card
     assert (card.class_names, card.crop_padding, card.flip, card.mean) == (names, 1, True, (0.3,))
+    assert card.crop_padding_mode == "zeros"
     assert card.provenance.command == "import-teacher"
 
 
@@ -533,7 +534,7 @@ def test_methods_that_cannot_run_with_a_teacher_refuse_it_before_anything_is_wri
     name = "tests.models.factories:without_linear_layer"
     import_teacher(settings(name), teacher)
     values = {"teacher": teacher, "student": {"name": "wrn16_1"}, "model_factories": [name]}
-    for method, sentence in (("gapssg", "has no batch-norm layers"), ("dafl", "come from no linear layer")):
+    for method, sentence in (("gapssg", "has no batch-norm layers"), ("dafl", "do not come from a linear layer")):
         with pytest.raises(InputError, match=sentence):
             distill(DistillSettings.model_validate({**values, "method": {"name": method}}), tmp_path / "run")
         assert not (tmp_path / "run").exists()

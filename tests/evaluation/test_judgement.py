@@ -23,13 +23,13 @@ def test_a_student_that_gives_the_teachers_answers_on_all_classes_is_sound():
 
 def test_perfect_agreement_on_one_class_is_a_failure():
     judged = judge_on_synthetic_images([640, 0], ClassCounts([640, 0], [640, 0]), NAMES)
-    assert judged.failures[0] == "the teacher answers all 640 synthetic images with class 'cat'"
+    assert judged.failures[0] == "the teacher predicts class 'cat' for all 640 synthetic images"
     assert judged.missing_classes == ["dog"]
 
 
 def test_a_class_that_only_the_newest_images_lack_is_a_failure():
     judged = judge_on_synthetic_images([6400, 6400], ClassCounts([990, 1], [999, 1]), NAMES)
-    assert judged.failures[0] == "the teacher answers only 1 of 1,000 newest synthetic images with class 'dog'"
+    assert judged.failures[0] == "the teacher predicts class 'dog' for only 1 of 1,000 newest synthetic images"
     assert judged.missing_classes == ["dog"]
 
 

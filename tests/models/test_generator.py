@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 from torch import nn
 
 from gapssg.errors import InputError
-from gapssg.models.generator import Generator, reset_layers
+from gapssg.models.generator import Generator, reset_layers, reset_layers_to_torch_default
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -155,6 +156,18 @@ def test_reset_of_single_layers_leaves_the_others_as_they_were():
     reset_layers(generator.first_norm, seeded(1))
     changed = {key for key, value in generator.state_dict().items() if not torch.equal(value, before[key])}
     assert changed == {"linear.weight", "first_norm.weight"}
+
+
+def test_reset_to_torchs_default_draws_what_the_constructors_draw():
+    generator = Generator((3, 16, 16), latent_size=8, width=4)
+    reset_layers_to_torch_default(generator, seeded(1))
+    torch.manual_seed(1)
+    layers = [layer for layer in generator.modules() if isinstance(layer, nn.Linear | nn.Conv2d | nn.BatchNorm2d)]
+    for layer in layers:
+        ours = copy.deepcopy(layer.state_dict())
+        layer.reset_parameters()
+        # The bound of the draws is rounded differently.
+        torch.testing.assert_close(ours, layer.state_dict(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")

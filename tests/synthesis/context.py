@@ -1,4 +1,4 @@
-"""A teacher, a student and a context to synthesise in."""
+"""A teacher, a student and a synthesis context for tests."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from torch import Tensor
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden.json").read_text())
 EXPECTED = GOLDEN["expected"]
 
-# The inputs are given to 12 decimals; the losses magnify that by less than 100.
+# The inputs have 12 decimals; the losses amplify their rounding less than 100-fold.
 TOLERANCE: dict[str, Any] = {"rel": 0.0, "abs": 1e-10}
 
 

@@ -42,23 +42,23 @@ def test_moments_and_their_gradients_equal_the_float64_formula(shape, channels_l
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_bfloat16_inputs_are_accumulated_in_float32(channels_last):
-    """At the size of a published synthesis, in the layout that the program uses and in the other."""
+    """At the size of a published synthesis, in both memory layouts."""
     inputs = (torch.randn(256, 16, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 + 3).bfloat16()
     if channels_last:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     mean, variance = batch_moments(inputs)
     expected_mean, expected_variance = reference_moments(inputs)
     assert mean.dtype == variance.dtype == torch.float32
-    # n = 262,144 float32 sums one after the other err like a random walk of n roundings of 2**-24 each: 512 * 2**-24
-    # of the mean and of the mean square; allowed are four times that, as four standard deviations. In bfloat16 a sum
-    # stops growing after 2**8 equal terms.
+    # The errors of n = 262,144 float32 additions, 2**-24 each, add up like a random walk: 512 * 2**-24 of the mean and
+    # of the mean square. The bound is four times that, or four standard deviations. In bfloat16 a sum stops growing
+    # after 2**8 equal terms.
     bound = 4 * 512 * 2**-24
     torch.testing.assert_close(mean.double(), expected_mean, rtol=bound, atol=0)
     torch.testing.assert_close(variance.double(), expected_variance, rtol=0, atol=bound * (9 + 4))
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_the_moments_of_other_devices_equal_those_of_the_processor(channels_last):
+def test_the_moments_of_other_devices_equal_those_of_the_cpu(channels_last):
     inputs = torch.randn(32, 8, 7, 7, generator=torch.Generator().manual_seed(0)) * 2 + 1
     if channels_last:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
@@ -118,13 +118,13 @@ def test_the_relative_distance_is_zero_for_a_batch_with_the_running_statistics()
     inputs = torch.randn(16, 4, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     mean, variance = reference_moments(inputs)
     assert relative_statistics_distance(inputs, mean, variance, 1e-5).item() == pytest.approx(0, abs=1e-24)
-    # One deviation from the mean in each channel.
+    # One standard deviation from the mean in each channel.
     shifted = mean + (variance + 1e-5).sqrt()
     assert relative_statistics_distance(inputs, shifted, variance, 1e-5).item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 100.0, 3e4])
-def test_the_relative_distance_does_not_depend_on_the_size_of_the_activations(scale):
+def test_the_relative_distance_does_not_depend_on_the_scale_of_the_activations(scale):
     inputs = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
     mean, variance = running_statistics(3)
     expected = relative_statistics_distance(inputs, mean, variance, 1e-3)
@@ -132,7 +132,7 @@ def test_the_relative_distance_does_not_depend_on_the_size_of_the_activations(sc
     assert found.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
-def test_inputs_without_any_variance_have_a_bounded_distance_and_gradient():
+def test_constant_inputs_have_a_bounded_distance_and_gradient():
     mean, variance = running_statistics(3, torch.float32)
     inputs = torch.zeros(8, 3, 4, 4, requires_grad=True)
     distance = relative_statistics_distance(inputs, mean, variance, 1e-5)
@@ -174,7 +174,9 @@ def test_the_inputs_of_a_layer_are_observed_not_its_outputs():
         (nn.SyncBatchNorm(4), (8, 4, 5, 3)),
     ],
 )
-def test_the_statistics_loss_of_every_form_equals_the_float64_formula(layer: nn.Module, shape: tuple[int, ...]):
+def test_the_statistics_loss_of_every_batch_norm_type_equals_the_float64_formula(
+    layer: nn.Module, shape: tuple[int, ...]
+):
     rng = torch.Generator().manual_seed(0)
     inputs = torch.randn(shape, generator=rng) * 2 + 1
     layer.running_mean.copy_(torch.randn(4, generator=rng))

@@ -28,7 +28,7 @@ def test_with_few_images_a_class_may_be_absent_by_chance():
 
 
 @pytest.mark.parametrize("num_classes", [2, 10, 100, 1000])
-def test_evenly_drawn_targets_are_no_alarm_however_few_images_are_judged(num_classes: int):
+def test_uniform_targets_raise_no_false_alarm_for_any_number_of_images(num_classes: int):
     generator = torch.Generator().manual_seed(0)
     alarms = 0
     for count in range(10 * num_classes, 20 * num_classes, num_classes):
@@ -38,17 +38,17 @@ def test_evenly_drawn_targets_are_no_alarm_however_few_images_are_judged(num_cla
     assert alarms <= 1
 
 
-def test_what_is_missing_is_named():
+def test_missing_classes_are_named():
     names = ("cat", "dog", *(f"c{number}" for number in range(8)))
     said = describe_missing([64, 64], names, "new images")
     assert said is None
     said = describe_missing([640, 0], names, "synthetic images")
-    assert said == "the teacher answers all 640 synthetic images with class 'cat'"
+    assert said == "the teacher predicts class 'cat' for all 640 synthetic images"
     said = describe_missing([1279, 1], names, "new images")
-    assert said == "the teacher answers only 1 of 1,280 new images with class 'dog'"
+    assert said == "the teacher predicts class 'dog' for only 1 of 1,280 new images"
     said = describe_missing([640, 640, *[0] * 8], names, "images")
     assert said == (
-        "the teacher answers none of 1,280 images with 8 of the 10 classes: 'c0', 'c1', 'c2', 'c3', 'c4' and 3 more"
+        "the teacher predicts 8 of the 10 classes ('c0', 'c1', 'c2', 'c3', 'c4' and 3 more) for none of 1,280 images"
     )
 
 

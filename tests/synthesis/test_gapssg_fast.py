@@ -1,4 +1,4 @@
-"""The default method: statistics relative to the teacher's own, a generator that is kept, targets in equal shares."""
+"""The default method: statistics relative to the teacher's own, a persistent generator, balanced targets."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def test_the_generators_gradient_equals_the_plain_formula_in_float64(runtime):
-    """The step as it is made against the formulas, written out with nothing shared."""
+    """The optimised step against the formulas, written out without shared code."""
     inversion = GeneratorInversion(SETTINGS, make_context(runtime))
     context, student = inversion.context, make_student(runtime).eval()
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_the_generators_gradient_equals_the_plain_formula_in_float64(runtime):
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=0, atol=5e-5 * scale)
 
 
-def test_each_synthesis_goes_on_with_the_generator_of_the_one_before_and_a_new_latent(runtime):
+def test_each_synthesis_keeps_the_generator_and_redraws_the_latent(runtime):
     synthesizer = make_synthesizer(runtime)
     inversion = inversion_of(synthesizer)
     first = snapshot(inversion.generator)
@@ -117,7 +117,7 @@ def test_each_synthesis_goes_on_with_the_generator_of_the_one_before_and_a_new_l
     assert all(not tensor.any() for name, tensor in inversion._tensors().items() if name.startswith("moments"))
 
 
-def test_a_synthesis_that_diverges_begins_again_with_the_generator_that_it_began_with(runtime, monkeypatch):
+def test_a_diverged_synthesis_restarts_from_the_generator_it_started_with(runtime, monkeypatch):
     synthesizer = make_synthesizer(runtime)
     inversion = inversion_of(synthesizer)
     synthesise(synthesizer, 0)
@@ -138,7 +138,7 @@ def test_a_synthesis_that_diverges_begins_again_with_the_generator_that_it_began
 
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [0, 1, 2])
-def test_a_synthesis_goes_on_bit_for_bit_after_an_interruption_between_and_within(runtime, steps):
+def test_synthesis_resumes_bit_for_bit_between_and_within_batches(runtime, steps):
     whole, interrupted = make_synthesizer(runtime), make_synthesizer(runtime)
     for epoch in range(2):
         synthesise(whole, epoch)
@@ -156,7 +156,7 @@ def test_a_synthesis_goes_on_bit_for_bit_after_an_interruption_between_and_withi
 
 
 @pytest.mark.parametrize("count", [2, 4, 5, 16, 63])
-def test_every_class_is_a_target_equally_often(runtime, count):
+def test_targets_are_balanced_over_the_classes(runtime, count):
     synthesizer = make_synthesizer(runtime, synthesis_batch_size=count)
     for epoch in range(3):
         targets = synthesizer._draw_targets(epoch)
@@ -168,10 +168,10 @@ def test_every_class_is_a_target_equally_often(runtime, count):
         assert torch.equal(targets, make_synthesizer(runtime, synthesis_batch_size=count)._draw_targets(epoch))
 
 
-def test_which_classes_are_targets_once_more_differs_from_batch_to_batch(runtime):
+def test_the_classes_with_an_extra_target_differ_between_batches(runtime):
     synthesizer = make_synthesizer(runtime, synthesis_batch_size=2)  # of five classes
     drawn = [tuple(synthesizer._draw_targets(epoch).tolist()) for epoch in range(50)]
-    # Ten pairs; that one class of five is in none of 50 has the probability 5 * 0.6 ** 50 < 1e-10.
+    # The probability that one of five classes is in none of 50 pairs is below 5 * 0.6 ** 50 < 1e-10.
     assert {target for targets in drawn for target in targets} == set(range(5))
     other = make_synthesizer(replace(runtime, seed=1), synthesis_batch_size=2)
     assert [tuple(other._draw_targets(epoch).tolist()) for epoch in range(50)] != drawn
@@ -195,7 +195,7 @@ class _Net(nn.Module):
 
 @pytest.fixture(scope="module")
 def digits_teacher() -> nn.Module:
-    """A small network that has learned the digits, in 16x16 pixels."""
+    """A small network trained on the digits, at 16x16 pixels."""
     digits = load_digits()
     images = torch.from_numpy(np.kron(digits.images / 16, np.ones((2, 2)))).float()[:, None]
     labels, draw = torch.from_numpy(digits.target), torch.Generator().manual_seed(0)
@@ -214,7 +214,7 @@ def digits_teacher() -> nn.Module:
 
 
 def enlarged(model: nn.Module) -> nn.Module:
-    """Return the same function with activations that are larger before every batch norm."""
+    """Return a network that computes the same function with larger activations before every batch norm."""
     larger: Any = copy.deepcopy(model)
     for convolution, norm in zip((larger.first, larger.second), larger.norms, strict=True):
         convolution.weight.mul_(SCALE)
@@ -227,7 +227,7 @@ def enlarged(model: nn.Module) -> nn.Module:
 
 
 def invert(settings: InversionSettings, teacher: nn.Module, runtime: Runtime) -> tuple[float, list[dict[str, float]]]:
-    """Synthesise for two epochs; return how often the teacher sees the target, and the terms of all steps."""
+    """Synthesise for two epochs; return the target agreement and the loss terms of all steps."""
     context = SynthesisContext(
         teacher=runtime.place(copy.deepcopy(teacher)),
         normalization=Normalization.from_statistics((0.3,), (0.4,), runtime.device),
@@ -256,24 +256,24 @@ METHOD = {"synthesis_batch_size": 60, "generator_steps": 40, "generator_width": 
 
 
 @pytest.mark.slow
-def test_images_take_their_targets_however_large_the_activations_of_the_teacher(runtime, digits_teacher):
+def test_images_match_their_targets_for_large_activations_of_the_teacher(runtime, digits_teacher):
     plain, plain_steps = invert(GapSSGFastSettings(**METHOD), digits_teacher, runtime)
     large, steps = invert(GapSSGFastSettings(**METHOD), enlarged(digits_teacher), runtime)
     assert plain > 0.9
     assert large > 0.9
-    # The same loss of the same function, but for the order of float32 operations.
+    # The same loss, up to the order of float32 operations.
     assert steps[0] == pytest.approx(plain_steps[0], rel=1e-4)
 
 
 @pytest.mark.slow
-def test_the_published_statistics_loss_of_large_activations_leaves_no_say_to_the_targets(runtime, digits_teacher):
+def test_the_published_statistics_loss_outweighs_the_targets_for_large_activations(runtime, digits_teacher):
     published = GapSSGSettings(**METHOD)
     large, steps = invert(published, enlarged(digits_teacher), runtime)
     assert steps[0]["batch_norm_statistics_loss"] > 1000
     for terms in steps:
         gap = 0.5 * (terms["disagreement_loss"] + 0.2 * terms["agreement_loss"])
         assert gap < terms["synthesis_loss"] / 50
-    # One in ten would have its target by chance.
+    # Chance is one in ten.
     assert large < 0.3
 
 
@@ -282,5 +282,5 @@ def test_a_layer_is_observed_with_its_own_eps():
     distances: list[Tensor] = []
     with observed_statistics(nn.Sequential(layer), distances, relative=True):
         layer(torch.zeros(2, 2, 3, 3))
-    # Of variance 0 where 1 is expected: sqrt(3 / 4) - 1, squared.
+    # The variance is 0 where 1 is expected: sqrt(3 / 4) - 1, squared.
     assert distances[0].item() == pytest.approx((1 - 0.75**0.5) ** 2, rel=1e-6)

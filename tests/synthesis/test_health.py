@@ -17,7 +17,7 @@ def test_balanced_varied_images_that_the_teacher_recognises_are_healthy():
     health = synthesis_health(*healthy())
     assert health.target_agreement == 1.0
     assert health.class_entropy == pytest.approx(1.0, abs=1e-6)
-    # The deviation of a uniform number is 1 / sqrt(12) = 0.289.
+    # The standard deviation of a uniform variable is 1 / sqrt(12) = 0.289.
     assert health.diversity == pytest.approx(0.289, abs=0.03)
     # 3 of 255 steps are within a step and a half of an end.
     assert health.saturation == pytest.approx(3 / 255, abs=0.01)
@@ -33,15 +33,15 @@ def test_a_collapse_to_one_class_is_a_warning():
     assert "collapsed to few classes" in str(health.few_classes())
 
 
-def test_one_image_for_all_of_a_class_is_a_warning():
+def test_identical_images_within_a_class_are_a_warning():
     images, targets, logits = healthy()
     one_a_class = images[:4].repeat(40, 1, 1, 1)
     health = synthesis_health(one_a_class, targets, logits)
     assert health.diversity == 0
-    assert any("nearly one image" in sentence for sentence in health.warnings(4, 160))
+    assert any("nearly identical" in sentence for sentence in health.warnings(4, 160))
 
 
-def test_images_that_the_teacher_takes_for_anything_but_their_target_are_a_warning():
+def test_a_target_agreement_below_chance_is_a_warning():
     images, targets, logits = healthy()
     health = synthesis_health(images, targets, logits.roll(1, dims=1))
     assert health.target_agreement == 0

@@ -47,7 +47,7 @@ def test_synthesis_changes_neither_teacher_nor_student(runtime):
 
 
 def test_the_generators_gradient_equals_the_plain_formula_in_float64(runtime):
-    """The optimised step against the formulas of the paper, written out with nothing shared."""
+    """The optimised step against the formulas of the paper, written out without shared code."""
     synthesizer = GeneratorInversion(SETTINGS, make_context(runtime))
     context, student = synthesizer.context, make_student(runtime)
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_the_generators_gradient_equals_the_plain_formula_in_float64(runtime):
 
 
 def test_the_images_of_the_step_with_the_lowest_loss_are_kept(runtime, monkeypatch):
-    """With a learning rate far too high the loss rises again, so that the last images are not the best."""
+    """An excessive learning rate makes the loss rise again, so that the last images are not the best."""
     seen: list[tuple[float, Tensor]] = []
     plain = GeneratorInversion._loss
 
@@ -135,7 +135,7 @@ def test_targets_are_sorted_and_cover_the_classes(runtime):
     assert set(targets.tolist()) == set(range(5))
 
 
-def test_each_epoch_starts_from_a_new_generator_and_the_seed_decides_which(runtime):
+def test_each_epoch_initialises_a_new_generator_from_the_seed(runtime):
     first, again, other = (synthesise(each)[0].pool.images for each in (runtime, runtime, replace(runtime, seed=1)))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -146,7 +146,7 @@ def test_each_epoch_starts_from_a_new_generator_and_the_seed_decides_which(runti
     assert not torch.equal(synthesizer.pool.images[:16], synthesizer.pool.images[16:])
 
 
-def test_a_synthesis_without_a_finite_loss_ends_in_one_sentence(runtime):
+def test_a_synthesis_without_a_finite_loss_raises_a_run_error(runtime):
     with pytest.raises(RunError, match="diverged"):
         context = make_context(runtime)
         next(context.teacher.buffers()).fill_(float("nan"))
@@ -163,11 +163,11 @@ def test_bf16_synthesis_follows_float32(runtime):
 
 @pytest.mark.slow
 def test_compiled_synthesis_follows_eager(runtime):
-    with tiny_model():  # a WRN compiles for a minute
+    with tiny_model():  # a WRN takes a minute to compile
         eager, plain = synthesise(runtime, networks="tiny")
         compiled, fast = synthesise(replace(runtime, compiled=True), networks="tiny")
     for name, value in plain[0].items():
         assert fast[0][name] == pytest.approx(value, rel=1e-4), name
-    # Adam divides by the gradient's size, so that rounding turns the sign of what is nearly zero.
+    # Adam divides by the gradient's magnitude, so rounding can flip the sign of near-zero gradients.
     difference = (eager.pool.images.float() - compiled.pool.images.float()).abs().mean()
     assert difference < 1.0  # of 255 grey levels

@@ -72,7 +72,7 @@ def test_regulatory_factor(logits):
 def test_distillation_divergence(logits, temperature):
     teacher, student, _ = logits
     value = distillation_divergence(student, teacher, temperature).item()
-    # The squared temperature magnifies the rounding of the inputs 400-fold.
+    # The squared temperature amplifies the rounding of the inputs 400-fold.
     assert value == pytest.approx(EXPECTED[f"kd_loss_T{temperature}"], rel=0, abs=1e-9)
 
 
@@ -98,12 +98,12 @@ def test_gap_loss_is_statistics_plus_regulated_disagreement_and_agreement(logits
         ({"gap_weight": 0.0}, (0.0, 0.0)),
     ],
 )
-def test_each_part_of_the_gap_loss_can_be_left_out(logits, changes, weights):
+def test_each_part_of_the_gap_loss_can_be_disabled(logits, changes, weights):
     statistics = torch.tensor(13.5, dtype=torch.float64)
     loss, terms = GapSSGSettings(**changes).loss(statistics, *logits)
     expected = 13.5 + weights[0] * EXPECTED["disagreement_loss"] + weights[1] * EXPECTED["agreement_loss"]
     assert loss.item() == pytest.approx(expected, **TOLERANCE)
-    assert ("regulatory_factor" in terms) == changes.get("regulatory_factor", True)  # it is shown where it acts
+    assert ("regulatory_factor" in terms) == changes.get("regulatory_factor", True)  # reported only if used
 
 
 def test_generator_has_the_published_number_of_parameters():

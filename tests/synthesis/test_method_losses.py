@@ -1,4 +1,4 @@
-"""The losses of the methods beside GapSSG: golden values where there are some, else the formula written out."""
+"""The losses of the other methods: golden values where available, otherwise the formula written out."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STATISTICS = torch.tensor(13.5, dtype=torch.float64)
 
 
 def divergence(temperature: float) -> float:
-    """T^2 KL(p_t || p_s), one sum a sample."""
+    """T^2 KL(p_t || p_s), summed sample by sample."""
     total = 0.0
     for teacher, student in zip(TEACHER.tolist(), STUDENT.tolist(), strict=True):
         p, q = probabilities(teacher, temperature), probabilities(student, temperature)
@@ -67,7 +67,7 @@ def test_golden_values_of_the_shared_losses():
         assert value.item() == pytest.approx(EXPECTED[name], **TOLERANCE), name
 
 
-def test_the_class_balance_loss_of_an_absent_class_is_a_number_with_a_gradient():
+def test_the_class_balance_loss_of_an_absent_class_and_its_gradient_are_finite():
     logits = torch.tensor([[0.0, -1000.0], [0.0, -2000.0]], requires_grad=True)
     loss = class_balance_loss(logits)
     loss.backward()
@@ -82,40 +82,40 @@ def test_logit_distance_is_the_mean_absolute_difference():
     assert logit_distance(STUDENT, TEACHER).item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_dafl_is_sure_active_and_balanced():
+def test_dafl_adds_confidence_activation_and_balance_losses():
     features = torch.linspace(-2, 3, 42, dtype=torch.float64).view(6, 7)
     loss, terms = DAFLSettings().loss(responses(features))
-    active = sum(abs(value) for value in features.flatten().tolist()) / 42
-    sure, balanced = EXPECTED["one_hot_loss_teacher_argmax"], EXPECTED["class_balance_loss_teacher"]
+    activation = sum(abs(value) for value in features.flatten().tolist()) / 42
+    confidence, balance = EXPECTED["one_hot_loss_teacher_argmax"], EXPECTED["class_balance_loss_teacher"]
     # The balance is weighted 20-fold.
-    assert loss.item() == pytest.approx(sure - 1e-3 * active + 20 * balanced, rel=0, abs=1e-9)
+    assert loss.item() == pytest.approx(confidence - 1e-3 * activation + 20 * balance, rel=0, abs=1e-9)
     assert terms.keys() == {"confidence_loss", "activation_loss", "class_balance_loss"}
 
 
-def test_zskt_raises_the_divergence_that_the_student_lowers():
+def test_zskt_maximises_the_divergence_that_the_student_minimises():
     for temperature in (1.0, 4.0):
         settings = ZSKTSettings(temperature=temperature)
         assert settings.loss(responses())[0].item() == pytest.approx(-divergence(temperature), rel=1e-9)
         assert settings.distillation_loss(STUDENT, TEACHER).item() == pytest.approx(divergence(temperature), rel=1e-9)
 
 
-def test_dfad_raises_the_distance_that_the_student_lowers():
+def test_dfad_maximises_the_distance_that_the_student_minimises():
     expected = (TEACHER - STUDENT).abs().mean().item()
     assert DFADSettings().loss(responses())[0].item() == pytest.approx(-expected)
     assert DFADSettings().distillation_loss(STUDENT, TEACHER).item() == pytest.approx(expected)
 
 
-def test_dfq_and_mad_add_statistics_and_sureness_to_the_adversary():
-    sure, balanced = EXPECTED["one_hot_loss_teacher_argmax"], EXPECTED["class_balance_loss_teacher"]
-    expected = 13.5 + sure - divergence(1.0)
+def test_dfq_and_mad_add_statistics_and_confidence_to_the_adversarial_loss():
+    confidence, balance = EXPECTED["one_hot_loss_teacher_argmax"], EXPECTED["class_balance_loss_teacher"]
+    expected = 13.5 + confidence - divergence(1.0)
     assert MADSettings().loss(responses())[0].item() == pytest.approx(expected, rel=0, abs=1e-9)
-    assert DFQSettings().loss(responses())[0].item() == pytest.approx(expected + 20 * balanced, rel=0, abs=1e-9)
+    assert DFQSettings().loss(responses())[0].item() == pytest.approx(expected + 20 * balance, rel=0, abs=1e-9)
 
 
 @pytest.mark.parametrize(
     ("settings", "weights"), [(CMISettings(), (1.0, 1.0, 0.5)), (FastSettings(), (10.0, 0.4, 1.1))]
 )
-def test_cmi_and_fast_ask_for_targets_on_which_teacher_and_student_agree(settings, weights):
+def test_cmi_and_fast_add_target_and_masked_adversarial_losses_to_the_statistics(settings, weights):
     loss, _ = settings.loss(STATISTICS, TEACHER, STUDENT, TARGETS)
     rows = zip(TEACHER.tolist(), TARGETS.tolist(), strict=True)
     target_loss = -sum(math.log(probabilities(row)[target]) for row, target in rows) / 6
@@ -176,10 +176,10 @@ def test_the_contrastive_loss_of_an_empty_bank_is_that_of_the_batch():
     assert found.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
-def test_a_resized_crop_is_that_of_torch():
+def test_a_resized_crop_equals_that_of_torch():
     images = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     flips = torch.tensor([False, True])
-    # Boxes that begin and end at pixels, so that torch can cut them out first.
+    # Boxes aligned to pixels, so that torch can crop first.
     box = [torch.tensor(each, dtype=torch.float64) for each in ([0, 0.5], [0.25, 0], [1, 0.5], [0.5, 0.75])]
     found = resized_crop(images, box[0], box[1], box[2], box[3], flips)
     for image, result, flip, rows, columns in (
@@ -188,5 +188,5 @@ def test_a_resized_crop_is_that_of_torch():
     ):
         grid: dict[str, Any] = {"size": (8, 12), "mode": "bilinear", "align_corners": False}
         expected = torch.nn.functional.interpolate(image[None, :, rows, columns], **grid)[0]
-        inside = (slice(None), slice(1, -1), slice(2, -2))  # torch knows nothing of the pixels outside the box
+        inside = (slice(None), slice(1, -1), slice(2, -2))  # torch does not see the pixels outside the box
         torch.testing.assert_close(result[inside], (expected.flip(2) if flip else expected)[inside])

@@ -22,12 +22,12 @@ def test_samples_are_appended_and_never_moved():
 
 def test_a_pool_does_not_grow_beyond_its_capacity():
     pool = SamplePool(capacity=3, image_shape=(1, 2, 2), device=torch.device("cpu"))
-    with pytest.raises(ValueError, match="holds 3 samples and would get 4"):
+    with pytest.raises(ValueError, match="has room for 3 samples, not 4"):
         pool.append(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.zeros(4).long())
     assert len(pool) == 0
 
 
-def test_each_epoch_visits_every_sample_of_the_pool_as_often_as_passes_says(runtime):
+def test_each_epoch_visits_every_pool_sample_passes_times(runtime):
     synthesizer = NoiseSettings(synthesis_batch_size=16, passes=3).build(make_context(runtime))
     student = make_student(runtime)
     for epoch in range(3):
@@ -44,7 +44,7 @@ def test_each_epoch_visits_every_sample_of_the_pool_as_often_as_passes_says(runt
             synthesizer.sample(8)
 
 
-def test_a_batch_of_another_size_than_the_runs_is_refused(runtime):
+def test_a_batch_size_that_differs_from_the_run_is_refused(runtime):
     synthesizer = NoiseSettings(synthesis_batch_size=16).build(make_context(runtime))
     list(synthesizer.synthesis_steps(make_student(runtime), 0, 0))
     synthesizer.start_sampling(0, 0, 0)
@@ -52,11 +52,11 @@ def test_a_batch_of_another_size_than_the_runs_is_refused(runtime):
         synthesizer.sample(5)
 
 
-def test_noise_has_the_teachers_mean_and_deviation(runtime):
+def test_noise_has_the_teachers_mean_and_standard_deviation(runtime):
     synthesizer = NoiseSettings(synthesis_batch_size=64).build(make_context(runtime))
     list(synthesizer.synthesis_steps(make_student(runtime), 0, 0))
     noise = torch.randn(64 * 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    expected = (noise * 0.4 + 0.3).clamp(0, 1)  # clipping to the range of an image moves both
+    expected = (noise * 0.4 + 0.3).clamp(0, 1)  # clipping to the range of an image changes both
     # Two samples of 16,384 numbers: their means differ by less than 5 standard errors.
     tolerance = 5 * 0.4 * (2 / len(noise)) ** 0.5
     assert abs(synthesizer.fresh.mean().item() - expected.mean().item()) < tolerance

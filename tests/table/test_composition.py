@@ -22,7 +22,7 @@ from tests.program import gapssg, refusal
 
 PUBLISHED = list(csv.DictReader((Path(rows.__file__).parent / "published.csv").read_text().splitlines()))
 RUNS = {"gapssg": (200, 128, 0.2), "fast": (220, 256, 0.2), "mad": (200, 128, 0.2), "noise": (200, 128, 0.2)}
-RUNS["gapssg-fast"] = (32, 64, 0.1)
+RUNS |= {"gapssg-fast": (32, 64, 0.1), "nayer": (400, 512, 0.2)}
 ROW = "cifar10-wrn40_2-wrn16_1"
 
 
@@ -43,7 +43,7 @@ def distilled(**changes: Any) -> DistillSettings:
 
 def test_there_is_a_recipe_for_every_published_row():
     names = {f"{line['dataset']}-{line['teacher']}-{line['student']}" for line in PUBLISHED}
-    assert len(names) == 12
+    assert len(names) == 14
     assert names | {"digits"} == set(row_names())
     for line in PUBLISHED:
         (row,) = make_rows(TableSettings(rows=(f"{line['dataset']}-{line['teacher']}-{line['student']}",)))
@@ -265,7 +265,7 @@ def test_departures_from_the_published_are_named():
         return found.departures
 
     assert said() == said(methods=["deepinversion"]) == ()
-    assert said(methods=["gapssg-fast"]) == ("it is not published: it is this project's own",)
+    assert said(methods=["gapssg-fast"]) == ("this project's own method, not published",)
     assert said(methods=["noise"])[-1].endswith("of noise not known: those of gapssg")
     assert said(methods=["fast"]) == ("the learning rate ends at 0, not at 2e-4",)
     assert said(image_size=16) == ("the images are scaled to 16x16 pixels",)
@@ -282,7 +282,7 @@ def test_departures_from_the_published_are_named():
 
 
 def test_a_method_that_departs_from_the_published_is_marked_in_every_row():
-    departing = {"gapssg-fast", "dafl", "zskt", "dfad", "dfq", "cmi", "fast", "mad"}
+    departing = {"gapssg-fast", "dafl", "zskt", "dfad", "dfq", "cmi", "fast", "mad", "nayer"}
     for row, more in ((ROW, []), ("cifar10-resnet34-wrn16_1", ["cmi"])):
         marked = {}
         for task in plan(rows=[row], methods=method_names()):
@@ -300,6 +300,8 @@ def test_published_figures_are_fractions_by_column():
     assert figures.top1["gapssg"] == pytest.approx(0.9045)
     assert figures.deviation == {"gapssg": pytest.approx(0.002)}
     assert "mad" not in figures.top1
+    assert published_figures_of("cifar100-resnet34-resnet18").top1["fast"] == pytest.approx(0.7434)
+    assert published_figures_of("cifar100-resnet34-resnet18").deviation == {}
     assert published_figures_of("digits") == ({}, {})
 
 

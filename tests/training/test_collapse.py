@@ -70,7 +70,7 @@ def test_every_method_says_that_it_has_collapsed(teacher: Path, tmp_path: Path, 
     assert result.missing_classes == ("dog",)
     assert result.teacher_counts is not None
     images = sum(result.teacher_counts)
-    assert result.failures[0] == f"the teacher answers all {images:,} synthetic images with class 'cat'"
+    assert result.failures[0] == f"the teacher predicts class 'cat' for all {images:,} synthetic images"
     assert json.loads((tmp_path / "run" / "result.json").read_text())["failures"] == list(result.failures)
     assert events(tmp_path / "run")[-1]["failures"] == list(result.failures)
 
@@ -79,9 +79,9 @@ def test_the_command_says_so_and_ends_with_status_0(teacher: Path, tmp_path: Pat
     options = ["--set", "method.synthesis_batch_size=32", "--method", "noise", "--epochs", 2, "--batch-size", 8]
     command = ["distill", "--teacher", teacher, "--student", "tiny", *options, "--output", tmp_path / "run"]
     shown = gapssg(*command).stdout
-    failed = "FAILED: the student is not usable: the teacher answers all 64 synthetic images with class 'cat'"
+    failed = "FAILED: the student is not usable: the teacher predicts class 'cat' for all 64 synthetic images"
     assert shown.splitlines()[-1].startswith(failed)
-    assert "warning, epoch 1: the teacher answers all 32 new images with class 'cat'" in shown
+    assert "warning, epoch 1: the teacher predicts class 'cat' for all 32 new images" in shown
     assert "(baseline 100.0 %)" in shown
     assert failed in gapssg(*command, "--quiet", "--overwrite").stdout
     for further in ([], ["--quiet"]):
@@ -108,10 +108,10 @@ def test_a_pool_that_lacks_a_class_is_seen_by_the_run_that_uses_it(teacher: Path
     distill(settings(teacher, NOISE), tmp_path / "earlier")
     result = distill(settings(teacher, NOISE, pool=tmp_path / "earlier"), tmp_path / "run")
     assert result.teacher_counts == [64, 0]
-    assert result.failures[0] == "the teacher answers all 64 synthetic images with class 'cat'"
+    assert result.failures[0] == "the teacher predicts class 'cat' for all 64 synthetic images"
     assert result.student.agreement_baseline is None
     warnings = [(event["epoch"], event["message"]) for event in events(tmp_path / "run") if event["event"] == "warning"]
-    assert warnings == [(1, "the teacher answers all 64 images so far with class 'cat'")]
+    assert warnings == [(1, "the teacher predicts class 'cat' for all 64 images so far")]
 
 
 def test_a_collapse_is_said_when_it_begins_and_when_it_is_over(
@@ -129,7 +129,7 @@ def test_a_collapse_is_said_when_it_begins_and_when_it_is_over(
     distill(settings(teacher, NOISE, epochs=5), tmp_path / "run")
     warnings = [(event["epoch"], event["message"]) for event in events(tmp_path / "run") if event["event"] == "warning"]
     assert warnings == [
-        (2, "the teacher answers all 32 new images with class 'cat'"),
+        (2, "the teacher predicts class 'cat' for all 32 new images"),
         (4, "over: the teacher sees every class in the images again"),
     ]
 
@@ -161,7 +161,7 @@ def test_where_real_images_speak_for_the_student_synthetic_ones_only_warn(
     monkeypatch.setattr("gapssg.training.distill.score_on", lambda *_: sound)
     result = distill(settings(teacher, NOISE, eval_data=real_images), tmp_path / "run")
     assert result.failures == ()
-    assert result.warnings[0] == "the teacher answers all 64 synthetic images with class 'cat'"
+    assert result.warnings[0] == "the teacher predicts class 'cat' for all 64 synthetic images"
     assert result.missing_classes == ("dog",)
     assert events(tmp_path / "run")[-1]["warnings"] == list(result.warnings)
 

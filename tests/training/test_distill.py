@@ -255,33 +255,34 @@ def test_crops_and_flips_can_be_others_than_the_teachers(teacher_file: Path, tmp
 
 
 @pytest.mark.parametrize(
-    ("command", "method", "mirrors"),
+    ("given", "of_the_teacher", "method", "used"),
     [
-        ("import-teacher", "gapssg-fast", True),
-        ("pretrain-teacher", "gapssg-fast", False),
-        ("import-teacher", "gapssg", False),
+        (None, None, "gapssg-fast", "reflect"),
+        (None, None, "gapssg", "zeros"),
+        (None, "zeros", "gapssg-fast", "zeros"),
+        (None, "reflect", "gapssg", "reflect"),
+        ("zeros", "reflect", "gapssg-fast", "zeros"),
     ],
 )
-def test_only_the_default_mirrors_borders_and_only_where_the_teacher_may_not_know_black_ones(
-    teacher_file: Path, command: str, method: str, mirrors: bool
+def test_crop_padding_mode_is_as_given_else_the_teachers_else_the_methods(
+    teacher_file: Path, given: str | None, of_the_teacher: str | None, method: str, used: str
 ):
     teacher = load_model(teacher_file)
-    provenance = teacher.card.provenance.model_copy(update={"command": command})
-    teacher = replace(teacher, card=teacher.card.model_copy(update={"provenance": provenance}))
+    teacher = replace(teacher, card=teacher.card.model_copy(update={"crop_padding_mode": of_the_teacher}))
     small = {"name": method, "generator_width": 8, "synthesis_batch_size": 8}
     runtime = Runtime(torch.device("cpu"), "fp32", False, 0)
-    distillation = Distillation(settings(teacher_file, method=small, epochs=1), runtime, teacher)
-    assert distillation.augmentation.reflects == mirrors
-    assert ("mirrored" in distillation.augmentation.describe()) == mirrors
+    chosen = settings(teacher_file, method=small, epochs=1, crop_padding_mode=given)
+    distillation = Distillation(chosen, runtime, teacher)
+    assert distillation.augmentation.padding_mode == used
+    assert ("mirrored" in distillation.augmentation.describe()) == (used == "reflect")
 
 
-def test_the_result_says_that_borders_were_mirrored(teacher_file: Path, tmp_path: Path):
-    provenance = load_model(teacher_file).card.provenance.model_copy(update={"command": "import-teacher"})
-    save_model(teacher_file, load_model(teacher_file).module, make_card(provenance=provenance))
+def test_the_result_and_the_students_card_say_how_crops_were_padded(teacher_file: Path, tmp_path: Path):
     fast = {"name": "gapssg-fast", "generator_width": 8, "synthesis_batch_size": 8, "generator_steps": 1}
     said, message = augmentation_of(tmp_path / "run", settings(teacher_file, method=fast, epochs=1))
-    assert said == AugmentationFacts(crop_padding=2, flip=False, mirrored=True)
+    assert said == AugmentationFacts(crop_padding=2, crop_padding_mode="reflect", flip=False)
     assert "crops with 2 pixels of mirrored padding" in message
+    assert load_model(tmp_path / "run" / "student.safetensors").card.crop_padding_mode == "reflect"
 
 
 @pytest.mark.slow
@@ -321,7 +322,7 @@ def test_a_collapse_is_a_warning(teacher_file: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr("gapssg.synthesis.inversion.Generator.forward", lambda self, z: 0.5 + 0 * z.sum() + blank(z))
     distill(settings(teacher_file, epochs=1), tmp_path / "run")
     found = [event for event in events(tmp_path / "run") if event["event"] == "warning"]
-    assert any("nearly one image" in warning["message"] for warning in found)
+    assert any("nearly identical" in warning["message"] for warning in found)
     assert all(warning["epoch"] == 1 for warning in found)
 
 

@@ -40,7 +40,7 @@ def test_the_model_file_says_all_that_distillation_needs(image_folder: Path, tmp
     card = load_model(tmp_path / "run" / "model.safetensors").card
     assert card.class_names == ("bright", "dark")
     assert card.input_shape == (1, 16, 16)
-    assert card.crop_padding == 2
+    assert (card.crop_padding, card.crop_padding_mode) == (2, "zeros")
     assert card.flip is True
     # Half of the images are 60 and half are 190 of 255, with a deviation of 20.
     assert card.mean[0] == pytest.approx(125 / 255, abs=0.01)

@@ -1,0 +1,170 @@
+"""All methods at the same compute budget: CIFAR-10 (JPEG), WRN-16-2 to WRN-16-1, at 100 and 300 TFLOP.
+
+    python -m benchmarks.tenth --data folder:cifar10-jpeg
+    python -m benchmarks.tenth --data folder:cifar10-jpeg --methods gapssg-fast nayer --budgets 100 --seeds 1
+
+The teacher is that of the recipe `cifar-reduced`. A method has the settings in `METHODS` and as many epochs as the
+budget allows, by the FLOPs that gapssg computes before a run. Its learning rate is selected from `RATES` by accuracy on
+5,000 training images (never on test images) with seed 0, for the first budget. The reported result is the top-1 on
+the test images after the last epoch. Existing cells are reused, so an interruption costs at most one cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from benchmarks.machine import describe_machine, print_machine, print_table, write_results
+from benchmarks.results_page import RESULTS
+from gapssg import DistillSettings, PretrainSettings, distill, pretrain_teacher
+from gapssg.core.augment import Normalization
+from gapssg.core.runtime import Runtime
+from gapssg.data.settings import DataSettings
+from gapssg.evaluation.predict import score_on
+from gapssg.evaluation.real_images import read_images
+from gapssg.models import create_model
+from gapssg.models.model_file import load_model
+from gapssg.models.profile import profile_model
+from gapssg.runs.directory import SilentDisplay
+from gapssg.settings.load import load_settings
+from gapssg.settings.parts import RuntimeSettings
+
+STUDENT = "wrn16_1"
+RATES = (0.05, 0.1, 0.2)
+SELECTION_IMAGES = 5000
+
+_ALTERNATING = {"batch_size": 128, "method.synthesis_batch_size": 128, "method.rounds": 40}
+_POOLED = {"batch_size": 128, "method.distillation_steps": 60}
+METHODS: dict[str, dict[str, Any]] = {
+    "gapssg-fast": {},
+    "gapssg": {"batch_size": 128, "method.generator_steps": 40, "method.passes": 8},
+    "nayer": {**_POOLED, "method.synthesis_batch_size": 256, "method.generator_steps": 15, "method.latent_size": 256},
+    "fast": {**_POOLED, "method.generator_steps": 10},
+    "cmi": {**_POOLED, "method.generator_steps": 40, "method.bank_size": 2560, "method.negatives": 1024},
+    "deepinversion": {**_POOLED, "method.pixel_steps": 100},
+    "dafl": {**_ALTERNATING, "method.generator_width": 64},
+    "zskt": _ALTERNATING,
+    "dfad": _ALTERNATING,
+    "dfq": _ALTERNATING,
+    "mad": _ALTERNATING,
+}
+"""Changes of the method's defaults for complete runs at a hundredth of the published compute."""
+
+
+def main() -> None:
+    """Run the missing cells, then write and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="`cifar10`, or `folder:PATH` with train/ and test/")
+    parser.add_argument("--budgets", type=int, nargs="*", default=[100, 300], help="TFLOP")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--directory", type=Path, default=Path("runs/tenth"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "tenth.csv")
+    arguments = parser.parse_args()
+    bench = Bench(arguments.data, arguments.directory)
+    cells = []
+    for method in arguments.methods:
+        tried = [bench.cell(method, arguments.budgets[0], rate, 0) for rate in RATES]
+        best = max(tried, key=lambda cell: cell["selection"])["rate"]
+        chosen = [
+            bench.cell(method, budget, best, seed) for budget in arguments.budgets for seed in range(arguments.seeds)
+        ]
+        cells += [cell | {"reported": False} for cell in tried if cell["rate"] != best]
+        cells += [cell | {"reported": True} for cell in chosen]
+    machine = describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    print_machine(machine)
+    write_results(arguments.output, cells, machine)
+    print_summary([cell for cell in cells if cell["reported"]])
+
+
+class Bench:
+    """The folder with the teacher and the cells."""
+
+    def __init__(self, data: str, directory: Path) -> None:
+        """Train the teacher if necessary."""
+        self.data, self.directory = data, directory
+        self.teacher = directory / "teacher" / "model.safetensors"
+        if not self.teacher.exists():
+            options = {"data.name": ("--data", data)}
+            settings = load_settings(
+                PretrainSettings, section="pretrain-teacher", recipe="cifar-reduced", options=options
+            )
+            pretrain_teacher(settings, self.teacher.parent, overwrite=True)
+        self.card = load_model(self.teacher).card
+
+    def cell(self, method: str, budget: int, rate: float, seed: int) -> dict[str, Any]:
+        """Return the results of a student, after distilling it if necessary."""
+        run = self.directory / f"{method}-{budget}-{rate}-{seed}"
+        file = run.with_suffix(".json")
+        if not file.exists():
+            settings = self.settings(method, budget, rate, seed)
+            started = time.perf_counter()
+            result = distill(settings, run, overwrite=True)
+            cell = {
+                "method": method,
+                "budget": budget,
+                "rate": rate,
+                "seed": seed,
+                "epochs": settings.epochs,
+                "tflop": (result.flops or 0) / 1e12,
+                "top1": self.top1(run, "test", None),
+                "selection": self.top1(run, "train", SELECTION_IMAGES),
+                "agreement": result.student.agreement,
+                "failures": "; ".join(result.failures),
+                "seconds": round(time.perf_counter() - started),
+            }
+            file.write_text(json.dumps(cell, indent=2))
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
+
+    def settings(self, method: str, budget: int, rate: float, seed: int) -> DistillSettings:
+        """Return the settings of a cell, with as many epochs as the budget (TFLOP) allows."""
+        shape, classes = self.card.input_shape, self.card.num_classes
+        networks = [create_model(name, num_classes=classes, input_shape=shape) for name in ("wrn16_2", STUDENT)]
+        macs = [profile_model(network, shape).macs for network in networks]
+
+        def with_epochs(epochs: int) -> DistillSettings:
+            given = {"teacher": str(self.teacher), "student.name": STUDENT, "method.name": method, "seed": seed}
+            given |= {"epochs": epochs, "optimizer.learning_rate": rate, "samples": False, **METHODS[method]}
+            options = {key: ("this benchmark", value) for key, value in given.items()}
+            return load_settings(DistillSettings, section="distill", options=options)
+
+        few, many = 1, 4096  # the budget lies between them
+        while many - few > 1:
+            middle = (few + many) // 2
+            settings = with_epochs(middle)
+            fits = settings.method.work(middle, settings.batch_size).flops(*macs) <= budget * 1e12
+            few, many = (middle, many) if fits else (few, middle)
+        return with_epochs(few)
+
+    def top1(self, run: Path, split: Literal["train", "test"], images: int | None) -> float:
+        """Return the student's accuracy on (at most `images` of) a split of the real images."""
+        student = load_model(run / "student.safetensors")
+        runtime = Runtime.from_settings(RuntimeSettings(), seed=0)
+        normalization = Normalization.from_statistics(student.card.mean, student.card.deviation, runtime.device)
+        found = read_images(DataSettings(name=self.data, images=images), split, SilentDisplay()).to(runtime.device)
+        return score_on(found, runtime.place(student.module), normalization, runtime).top1
+
+
+def print_summary(cells: list[dict[str, Any]]) -> None:
+    """Print one row per method and budget: mean and standard deviation over the seeds."""
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for cell in cells:
+        groups.setdefault((cell["method"], cell["budget"]), []).append(cell)
+    rows = []
+    for (method, budget), group in groups.items():
+        accuracies = [cell["top1"] for cell in group]
+        spread = f"{statistics.stdev(accuracies):.2%}" if len(accuracies) > 1 else "-"
+        minutes = statistics.mean(cell["seconds"] for cell in group) / 60
+        rows.append((method, budget, group[0]["rate"], f"{statistics.mean(accuracies):.2%}", spread, f"{minutes:.0f}"))
+    print_table("top-1 by compute budget", ("method", "TFLOP", "learning rate", "mean", "std", "minutes"), rows)
+
+
+if __name__ == "__main__":
+    main()
