@@ -1,13 +1,12 @@
-"""How every figure looks and is written: at the size of a paper's column, as PNG and SVG, the same each time.
+"""The style of all figures, written as PNG and SVG at the size of a paper's column, reproducibly.
 
-Line colours are the palette of Okabe and Ito, which people with any colour vision tell apart.
+Line colours are the palette of Okabe and Ito, which is safe for colour-blind readers.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -33,14 +32,14 @@ _STYLE = {
     "grid.linewidth": 0.4,
     "svg.hashsalt": "gapssg",  # the same figure is the same file
     "savefig.dpi": _DOTS_PER_INCH,
-    "text.parse_math": False,  # names of files may hold dollar signs
+    "text.parse_math": False,  # file names may contain dollar signs
     "axes.formatter.use_mathtext": False,
     "axes.unicode_minus": True,
 }
 
 
 def new_figure(width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Figure:
-    """Return an empty figure that belongs to no window; sizes in inches."""
+    """Return an empty figure without a window; sizes in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout=layout)
@@ -50,9 +49,9 @@ def write_figure(folder: Path, name: str, make: Callable[[], Figure]) -> list[Pa
     """Write a figure as PNG and SVG.
 
     Args:
-        folder: Where the files are written.
-        name: Of the files, without their ending.
-        make: Draws the figure; called in the common style.
+        folder: An existing folder.
+        name: The name of the files, without extension.
+        make: Returns the figure; called in the common style.
 
     Returns:
         The files.
@@ -60,8 +59,10 @@ def write_figure(folder: Path, name: str, make: Callable[[], Figure]) -> list[Pa
     Raises:
         RunError: A file cannot be written.
     """
+    import matplotlib
+
     files = []
-    with _style():
+    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
         figure = make()
         for kind in ("png", "svg"):
             buffer = io.BytesIO()
@@ -71,11 +72,3 @@ def write_figure(folder: Path, name: str, make: Callable[[], Figure]) -> list[Pa
             write_atomically(file, buffer.getvalue())
             files.append(file)
     return files
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    import matplotlib
-
-    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
-        yield

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 Z_95 = 1.959964
-"""Standard errors on either side of the mean that hold 95 % of a normal distribution."""
+"""The two-sided 95 % quantile of the normal distribution."""
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a share that was found in `count` samples (Wilson, 1927)."""
+    """Return the 95 % confidence interval of a share in [0, 1] of `count` samples (Wilson, 1927)."""
     centre = share + Z_95**2 / (2 * count)
     half = Z_95 * math.sqrt(share * (1 - share) / count + Z_95**2 / (4 * count**2))
     scale = 1 + Z_95**2 / count

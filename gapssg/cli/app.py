@@ -1,4 +1,4 @@
-"""The program: its subcommands, and the boundary where errors become one sentence."""
+"""The program: its subcommands, and the boundary at which errors become one sentence."""
 
 from __future__ import annotations
 
@@ -24,14 +24,12 @@ from gapssg.files import check_current_folder
 from gapssg.runs.requests import Stopped
 from gapssg.text import printable
 
-_ENDS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+_ENDINGS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 _LONGEST_LINE = 5000  # a path may have 4,096 bytes
-
-
-# Typer has its own copy of click in newer versions; this is click's UsageError in either.
+# Newer versions of Typer have their own copy of click; this is click's UsageError in either.
 _USAGE_ERROR = typer.BadParameter.__mro__[1]
 
-# Where each command is, and what the list of commands says of it: the first line of its docstring.
+# The function of each command, and its line in the list of commands: the first line of its docstring.
 COMMANDS = {
     "pretrain-teacher": ("gapssg.cli.pretrain_teacher:pretrain_teacher", "Train a teacher on real images."),
     "import-teacher": (
@@ -68,7 +66,7 @@ _EXAMPLES = "Examples:\n"
 
 
 class _Commands(TyperGroup):
-    """The commands by name; each is imported when it is called, so that `gapssg --help` stays instant."""
+    """The commands by name; each is imported only when it is called, so that `gapssg --help` is instant."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
         name, _, rest = super().resolve_command(ctx, args)
@@ -76,7 +74,7 @@ class _Commands(TyperGroup):
 
 
 def build_command(name: str) -> Any:
-    """Import a command, and return it as Typer runs it; the examples in its docstring end its help text."""
+    """Import a command and build it; its help text ends in the examples of its docstring."""
     module, function = COMMANDS[name][0].split(":")
     callback = getattr(import_module(module), function)
     text, _, examples = (inspect.getdoc(callback) or "").partition(_EXAMPLES)
@@ -95,12 +93,12 @@ app = typer.Typer(
 )
 
 
-def _is_built_when_called() -> None:
-    """Stand for a command in the list of commands."""
+def _placeholder() -> None:
+    """Represent a command, which is built when it is called, in the list of commands."""
 
 
 for _name, (_, _summary) in COMMANDS.items():
-    app.command(_name, help=_summary)(_is_built_when_called)
+    app.command(_name, help=_summary)(_placeholder)
 
 
 def _print_version(value: bool) -> None:
@@ -119,40 +117,40 @@ def _program(
 
 
 def main() -> None:
-    """Run the program and exit: 0 done, 1 failed while running, 2 bad input; by a signal 128 and its number."""
+    """Run the program and exit: 0 done, 1 failed while running, 2 bad input, 128 + N stopped by signal N."""
     invocation = Invocation()
     with lenient_streams() as stdout, listening() as invocation.requests:
         status = _run(invocation)
         stdout.flush()
         if stdout.refusal is not None and status == 0:
-            status = _say_what_is_lost(stdout.refusal, invocation)
+            status = _report_lost_output(stdout.refusal, invocation)
     sys.exit(status)
 
 
 def _run(invocation: Invocation) -> int:
-    """Run a command, and say in one sentence what went wrong; return the exit status."""
+    """Run a command and report its error; return the exit status."""
     status = 0
     failure: Exception | Stopped | None = None
     try:
-        with reporting_out_of_memory(), _needing_current_folder():
+        with reporting_out_of_memory(), _checking_current_folder():
             status = app(standalone_mode=False, obj=invocation) or 0
     except (KeyboardInterrupt, typer.Abort):
         failure = Stopped(signal.SIGINT)
     except (Exception, Stopped) as error:
         failure = error
     requests = invocation.requests
-    requests.attended = True  # from here on the program ends by itself
+    requests.attended = True  # the program ends by itself now
     if requests.raised and requests.stop is not None:
-        failure = Stopped(requests.stop)  # whatever has become of it on its way
+        failure = Stopped(requests.stop)  # another package may have replaced the exception
     if isinstance(failure, Stopped):
-        sys.stderr.write(f"{_ENDS.get(failure.signal_number, 'stopped')}{_how_to_continue(invocation)}\n")
+        sys.stderr.write(f"{_ENDINGS.get(failure.signal_number, 'stopped')}{_how_to_continue(invocation)}\n")
         return failure.exit_status
-    return status if failure is None else _complain(failure, invocation)
+    return status if failure is None else _report_error(failure, invocation)
 
 
 @contextmanager
-def _needing_current_folder() -> Iterator[None]:
-    """Say in one sentence that the current folder was removed, whoever stumbles over that."""
+def _checking_current_folder() -> Iterator[None]:
+    """Report in one sentence that the current folder was removed, wherever that is noticed."""
     try:
         yield
     except FileNotFoundError:
@@ -166,11 +164,11 @@ def _how_to_continue(invocation: Invocation) -> str:
     if invocation.command and invocation.checkpoint:
         again = shlex.join(["gapssg", invocation.command, "--resume", invocation.checkpoint])
         return f"; continue with: {printable(again)}{invocation.again_named}"
-    return "; start again with --overwrite" if invocation.started else ""
+    return "; restart with --overwrite" if invocation.started else ""
 
 
-def _complain(error: Exception, invocation: Invocation) -> int:
-    """Say what went wrong; return the exit status."""
+def _report_error(error: Exception, invocation: Invocation) -> int:
+    """Print an error as one sentence; return the exit status."""
     if invocation.debug:
         traceback.print_exception(error)
     status = GapssgError.exit_status
@@ -181,16 +179,16 @@ def _complain(error: Exception, invocation: Invocation) -> int:
     else:
         hint = "" if invocation.debug else "; run again with --debug for the traceback, and please report it"
         sentence = f"unexpected {type(error).__name__}: {error}{hint}"
-    if sentence:  # without a command the help was printed instead
+    if sentence:  # it is empty if the help was printed instead
         lines = "\n".join(shortened(printable(line), _LONGEST_LINE) for line in sentence.split("\n"))
         sys.stderr.write(f"error: {lines}\n")
     return status
 
 
-def _say_what_is_lost(refusal: OSError, invocation: Invocation) -> int:
-    """Say that stdout was not written; return the exit status: a run has what it made in its directory, too."""
+def _report_lost_output(refusal: OSError, invocation: Invocation) -> int:
+    """Report that stdout was not written; return the exit status: the results of a run are in its directory, too."""
     is_kept = invocation.started and not invocation.json
-    kept = "; what the run made is in its directory" if invocation.started else ""
+    kept = "; the results of the run are in its directory" if invocation.started else ""
     reason = refusal.strerror or refusal
     sys.stderr.write(f"{'warning' if is_kept else 'error'}: stdout cannot be written: {reason}{kept}\n")
     return 0 if is_kept else GapssgError.exit_status

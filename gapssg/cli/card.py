@@ -9,13 +9,14 @@ import typer
 
 from gapssg.cli import options
 from gapssg.cli.command import MODEL_FACTORIES, Given, command
+from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.models.settings import WithFactories
 
 
-@command("card", WithFactories, {Panel.MAIN: [MODEL_FACTORIES]})
+@command("card", WithFactories, {Panel.MAIN: [MODEL_FACTORIES]}, reads_files=False)
 def card(
-    context: typer.Context,
+    console: Console,
     given: Given[WithFactories],
     run: Annotated[
         Path,
@@ -31,9 +32,6 @@ def card(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a README.md that is already there, edited or not.")
     ] = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
 ) -> None:
     """Write a model card, README.md, beside the weights of a run.
 
@@ -42,8 +40,7 @@ def card(
     """
     from gapssg.report.card import write_card
 
-    console = options.console_of(context)
-    settings = given.load()
-    file = write_card(run, licence=licence, overwrite=overwrite, factories=settings.model_factories)
+    factories = given.load().model_factories
+    file = write_card(run, licence=licence, overwrite=overwrite, factories=factories)
     console.say(f"written: {file}")
     console.result({"command": "card", "output": str(file)})

@@ -1,4 +1,4 @@
-"""Options from settings: name, type, help, range and choices of an option come from the field that it sets."""
+"""Options from settings: name, type, help, range and choices of an option come from its field."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from rich.markup import escape
 
+from gapssg.cli import options
+from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.data import data_names
 from gapssg.data.settings import DataSettings
@@ -25,7 +27,7 @@ from gapssg.settings.load import AnySettings, load_settings, settings_classes_in
 
 Parameters = ParamSpec("Parameters")
 
-# The part that stands for the whole: `student.name` is the student, `int8.enabled` is int8.
+# `student.name` is shown as --student, and `int8.enabled` as --int8.
 _NAMESAKES = ("name", "enabled")
 _TYPES = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 _LONGEST_METAVAR = 30
@@ -34,15 +36,15 @@ _Path = list[tuple[type[Settings], str, FieldInfo]]
 
 @dataclass(frozen=True)
 class Shown:
-    """A settings field as an option; all but `key` is for what the field does not say.
+    """A settings field as an option; everything but `key` overrides the field.
 
     Attributes:
         key: The dotted key of the field.
-        option: The name of the option, with `/` before the one that turns it off; otherwise that of the field.
-        metavar: What stands for the value in the help text.
+        option: The name of the option, with `/` before the one that turns it off.
+        metavar: The placeholder of the value in the help text.
         is_argument: Whether it is an argument, of the name `option`, instead of an option.
         is_repeatable: Whether `parse` is given the texts of all occurrences.
-        parse: Makes the field's value of the option's name and text.
+        parse: Returns the field's value from the option's name and text.
     """
 
     key: str
@@ -54,76 +56,62 @@ class Shown:
 
 
 Fields = Mapping[Panel, Sequence[str | Shown]]
-"""The fields that a command shows, by the panel of its help text that they stand in; a key alone is `Shown(key)`."""
+"""The fields that a command shows, by the panel of its help text; a key alone is `Shown(key)`."""
 
 DEVICE = ("runtime.device", "runtime.precision", "runtime.compile", "runtime.deterministic")
 CHECKPOINTS = ("checkpoint_every", "checkpoint_minutes", "max_rollbacks")
 MODEL_FACTORIES = Shown("model_factories", "--model-factory", "MODULE:FACTORY")
 
+_FILE_OPTIONS = {"config": options.Config, "overrides": options.Set, "dry_run": options.DryRun}
+_DISPLAY_OPTIONS = {"json": options.Json, "quiet": options.Quiet, "debug": options.Debug}
+
 
 def data_fields(key: str) -> tuple[Shown, ...]:
-    """Return the fields that say how the data of this key are read."""
-    return (
-        Shown(f"{key}.root", "--data-root"),
-        Shown(f"{key}.download", "--download"),
-        Shown(f"{key}.image_size"),
-    )
+    """Return the fields that control how data is read."""
+    return Shown(f"{key}.root", "--data-root"), Shown(f"{key}.download", "--download"), Shown(f"{key}.image_size")
 
 
 @dataclass(frozen=True)
 class Given(Generic[AnySettings]):
-    """What the command line gives for the fields that a command shows.
+    """What the command line gives for the settings of a command.
 
     Attributes:
         section: The command, and its table in a recipe.
-        settings_class: The settings that the fields are of.
+        settings_class: The class of the settings.
         options: Dotted key to (the option's name, its value); the value is None where it is not given.
+        config: The file that `--config` names.
+        overrides: What `--set` gives.
+        dry_run: Whether the settings are only printed.
     """
 
     section: str
     settings_class: type[AnySettings]
     options: Mapping[str, tuple[str, Any]]
+    config: Path | None = None
+    overrides: Sequence[str] = ()
+    dry_run: bool = False
 
     def load(
         self,
         *,
         recipe: str | None = None,
-        config: Path | None = None,
-        overrides: Sequence[str] | None = None,
-        resume: Path | None = None,
         also: Mapping[str, tuple[str, Any]] | None = None,
         beneath: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     ) -> AnySettings:
-        """Return the settings, as `load_settings` resolves them.
-
-        The settings of a continued run are its own: `--model-factory` only names its factories again, and it downloads
-        only where that is asked for again, because an untrusted run directory must not choose what is fetched.
-
-        Args:
-            recipe: As in `load_settings`.
-            config: As in `load_settings`.
-            overrides: As in `load_settings`.
-            resume: The run that is continued.
-            also: Further options, as in `load_settings`.
-            beneath: As in `load_settings`.
+        """Return the settings; the arguments are those of `load_settings`, `also` being further options.
 
         Raises:
             InputError: As `load_settings`.
         """
-        given = {**self.options, **(also or {})}
-        if resume is not None:
-            given.pop(MODEL_FACTORIES.key, None)
-        settings = load_settings(
+        return load_settings(
             self.settings_class,
             section=self.section,
             recipe=recipe,
-            config=config,
-            overrides=overrides or (),
-            options=given,
+            config=self.config,
+            overrides=self.overrides,
+            options={**self.options, **(also or {})},
             beneath=beneath,
         )
-        downloads = any(option == "--download" and value for option, value in given.values())
-        return settings if resume is None or downloads else _without_download(settings)
 
     def texts(self) -> set[str]:
         """Return every text that is given, such as the names of models and factories."""
@@ -132,29 +120,38 @@ class Given(Generic[AnySettings]):
 
 
 def command(
-    section: str, settings_class: type[AnySettings], fields: Fields
-) -> Callable[[Callable[Concatenate[typer.Context, Given[AnySettings], Parameters], None]], Callable[..., None]]:
+    section: str, settings_class: type[AnySettings], fields: Fields, *, reads_files: bool = True
+) -> Callable[[Callable[Concatenate[Console, Given[AnySettings], Parameters], None]], Callable[..., None]]:
     """Make a function a command with an option for each of these fields.
 
-    The function is given the context, what was given for the fields, and its other parameters, which Typer reads as
-    usual; they stand behind the fields in the help text.
+    The function is given the console, what was given for the fields, and its other parameters, which Typer reads as
+    usual; they follow the fields in the help text. Every command also takes --json, --quiet and --debug, and, if it
+    `reads_files`, --config, --set and --dry-run.
     """
     shown = [
         (each if isinstance(each, Shown) else Shown(each), panel) for panel, keys in fields.items() for each in keys
     ]
+    files = _FILE_OPTIONS if reads_files else {}
 
     def decorate(
-        function: Callable[Concatenate[typer.Context, Given[AnySettings], Parameters], None],
+        function: Callable[Concatenate[Console, Given[AnySettings], Parameters], None],
     ) -> Callable[..., None]:
-        context, _, *others = inspect.signature(function, eval_str=True).parameters.values()
+        def run(context: typer.Context, **values: Any) -> None:
+            given = {each.key: (option_name(each), _value(each, values.pop(_identifier(each)))) for each, _ in shown}
+            from_files = {name: values.pop(name) or getattr(Given, name) for name in files}
+            for name in _DISPLAY_OPTIONS:  # their callbacks have told the console
+                del values[name]
+            function(options.console_of(context), Given(section, settings_class, given, **from_files), **values)  # type: ignore[call-arg]
 
-        def run(**values: Any) -> None:
-            options = {each.key: (option_name(each), _value(each, values.pop(_identifier(each)))) for each, _ in shown}
-            function(values.pop(context.name), Given(section, settings_class, options), **values)  # type: ignore[call-arg]
-
-        parameters = [context, *(_parameter(settings_class, each, panel) for each, panel in shown), *others]
-        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        _, _, *others = inspect.signature(function, eval_str=True).parameters.values()
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
+                *(_parameter(settings_class, each, panel) for each, panel in shown),
+                *(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in others),
+                *(_declared(name, annotation) for name, annotation in {**files, **_DISPLAY_OPTIONS}.items()),
+            ]
+        )
         run.__name__, run.__doc__ = function.__name__, function.__doc__
         run.__annotations__ = {}
         run.shown, run.settings_class = shown, settings_class  # type: ignore[attr-defined]
@@ -163,16 +160,21 @@ def command(
     return decorate
 
 
+def _declared(name: str, annotation: Any) -> inspect.Parameter:
+    default = False if get_args(annotation)[0] is bool else None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
 def option_name(shown: Shown) -> str:
-    """Return the name of an option, as messages say it: of a pair, the one that turns it on."""
+    """Return the name of an option in messages: of a pair, the one that turns it on."""
     return _declarations(shown, is_flag=False).split("/")[0]
 
 
 def help_text(settings_class: type[Settings], shown: Shown) -> str:
-    """Return the help text of an option: the description of its field, its choices, its default, in Rich's markup."""
+    """Return the help text of an option in Rich's markup: description, choices and default of its field."""
     path = _path(settings_class, shown.key)
     spoken = path[-2:] if shown.key.split(".")[-1] in _NAMESAKES else path[-1:]
-    if path[0][2].discriminator:  # the members say nothing but their names
+    if path[0][2].discriminator:  # the members describe only their names
         names = ", ".join(f"`{name}`" for name in choices_of(settings_class, shown))
         sentences = [descriptions(settings_class)[path[0][1]], f"One of {names}."]
     else:
@@ -191,7 +193,7 @@ def help_text(settings_class: type[Settings], shown: Shown) -> str:
 
 
 def range_of(settings_class: type[Settings], shown: Shown) -> str:
-    """Return the range of a number as `1..100` or, with open ends, `>0, <=1`; nothing where there is none."""
+    """Return the range of a number, such as `1..100` or `>0, <=1`; empty if it has none."""
     *_, (_, _, field) = _path(settings_class, shown.key)
     kind, constraints = _kind_of(field)
     bounds = {
@@ -200,7 +202,7 @@ def range_of(settings_class: type[Settings], shown: Shown) -> str:
         for name in ("ge", "gt", "le", "lt")
         if getattr(each, name, None) is not None
     }
-    if kind is int:  # of whole numbers, open ends can be written as closed ones
+    if kind is int:  # open ends of integers are written as closed ones
         bounds |= {"ge": bounds.pop("gt") + 1} if "gt" in bounds else {}
         bounds |= {"le": bounds.pop("lt") - 1} if "lt" in bounds else {}
     if set(bounds) == {"ge", "le"}:
@@ -210,7 +212,7 @@ def range_of(settings_class: type[Settings], shown: Shown) -> str:
 
 
 def choices_of(settings_class: type[Settings], shown: Shown) -> tuple[str, ...]:
-    """Return the values that an option can be completed to; of models and data, those that have a name."""
+    """Return the completions of an option; of models and data, those with a name."""
     path = _path(settings_class, shown.key)
     owner, name, _ = path[-1]
     if name == "name" and issubclass(owner, ModelSettings):
@@ -226,7 +228,7 @@ def _parameter(settings_class: type[Settings], shown: Shown, panel: Panel) -> in
     is_list = _is_repeatable(shown, field)
     if shown.parse is not None or kind not in (*_TYPES, bool):
         kind = str
-    given = str if kind is Path else kind  # the field makes a path of it
+    given = str if kind is Path else kind  # the field converts it to a path
     annotation: Any = list[given] | None if is_list else given | None  # type: ignore[valid-type]
     choices = choices_of(settings_class, shown)
     details: dict[str, Any] = {
@@ -272,7 +274,6 @@ def _identifier(shown: Shown) -> str:
 
 
 def _value(shown: Shown, given: Any) -> Any:
-    """Return what an option gives its field; None where it is not given."""
     if given is None or given == []:
         return None
     if shown.parse is not None:
@@ -281,7 +282,7 @@ def _value(shown: Shown, given: Any) -> Any:
 
 
 def _all_values(path: _Path) -> tuple[str, ...]:
-    """Return all values of a field that has only so many: the names in a union, or literals."""
+    """Return the values of a field that has finitely many: the names in a union, or literals."""
     _, name, field = path[-1]
     if path[0][2].discriminator:
         return tuple(member.model_fields[name].default for member in settings_classes_in(path[0][2].annotation))
@@ -289,7 +290,7 @@ def _all_values(path: _Path) -> tuple[str, ...]:
 
 
 def _path(settings_class: type[Settings], key: str) -> _Path:
-    """Return the class, the name and the field of each part of a dotted key; of a union, those of its first member."""
+    """Return class, name and field of each part of a dotted key; of a union, those of its first member."""
     path: _Path = []
     owner = settings_class
     for name in key.split("."):
@@ -307,14 +308,14 @@ def _default(path: _Path) -> Any:
 
 
 def _kind_of(field: FieldInfo) -> tuple[Any, Sequence[Any]]:
-    """Return the type of a field's value, or of its items if it is a tuple, and the constraints of it."""
+    """Return the type of a field's value, or of its items if it is a tuple, and its constraints."""
     annotation, constraints = _without_none(field.annotation), list(field.metadata)
     if get_origin(annotation) is tuple:
         annotation = get_args(annotation)[0]
     if get_origin(annotation) is Annotated:
         annotation, *inner = get_args(annotation)
         constraints += [each for info in inner for each in getattr(info, "metadata", ())]
-    if get_origin(annotation) in (Union, UnionType):  # auto or a truth value
+    if get_origin(annotation) in (Union, UnionType):  # auto or a boolean
         annotation = bool if bool in get_args(annotation) else str
     if literals := _literals(annotation):
         annotation = type(literals[0])
@@ -331,10 +332,3 @@ def _without_none(annotation: Any) -> Any:
 def _literals(annotation: Any) -> tuple[Any, ...]:
     annotation = _without_none(annotation)
     return get_args(annotation) if get_origin(annotation) is Literal else ()
-
-
-def _without_download(settings: AnySettings) -> AnySettings:
-    parts = {name: part for name, part in settings if isinstance(part, DataSettings)}
-    return settings.model_copy(
-        update={name: part.model_copy(update={"download": False}) for name, part in parts.items()}
-    )

@@ -1,4 +1,4 @@
-"""The one place that prints: events and progress while a run goes on, tables and JSON at its end."""
+"""The one place that prints: events and progress during a run, tables and JSON at its end."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ from gapssg.text import duration, percent, printable, printable_toml
 
 if TYPE_CHECKING:
     from gapssg.runs.results import EstimateResult
+    from gapssg.settings.base import Settings
 
 _WIDTH_OF_AN_EPOCH = 190
 _NARROW = 80
@@ -47,59 +48,59 @@ _WIDTHS = range(20, 10_001)  # in which a table can be printed
 
 @dataclass
 class Invocation:
-    """What the display options of one invocation say."""
+    """The display options of one invocation, and what is known of its run."""
 
     json: bool = False
     quiet: bool = False
     debug: bool = False
     started: bool = False
-    """Whether a run has begun to write its directory."""
+    """Whether a run has started to write its directory."""
     command: str | None = None
-    """The subcommand whose --resume continues what is interrupted."""
+    """The subcommand whose --resume continues an interrupted run."""
     checkpoint: str | None = None
     """The run directory that holds a checkpoint."""
     again_named: str = ""
-    """The options that --resume takes there, with a space before each."""
+    """The options that --resume needs too, with a space before each."""
     again: str = ""
-    """How to go on after an interruption, if not by --resume."""
+    """How to continue after an interruption, if not by --resume."""
     requests: Requests = field(default_factory=Requests)
-    """What signals ask."""
+    """What signals have asked for."""
 
 
 class Stream:
-    """A stream that fails no run: what it refuses is dropped, and what it cannot encode is written as an escape.
+    """A stream whose errors end no run: failed writes are dropped, and unencodable characters are escaped.
 
     A disk may be full, a terminal closed, and a reader gone (`gapssg distill ... | head`).
 
     Attributes:
-        refusal: The first reason why something was dropped, if it is not that the reader has gone.
+        refusal: The first error other than a broken pipe.
     """
 
     refusal: OSError | None = None
 
     def __init__(self, stream: TextIO | None) -> None:
-        """Write to `stream`, or nowhere if the program was started without one."""
-        self._stream = stream if stream is not None else open(os.devnull, "w")  # noqa: SIM115  # as long as we live
+        """Write to `stream`, or nowhere if it is None."""
+        self._stream = stream if stream is not None else open(os.devnull, "w")  # noqa: SIM115  # until the program ends
         if isinstance(self._stream, io.TextIOWrapper):
             self._stream.reconfigure(errors="backslashreplace")
 
     def __getattr__(self, name: str) -> Any:
-        """Be as the stream is in all else."""
+        """Delegate everything else to the stream."""
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write, or drop."""
+        """Write the text, or drop it."""
         with self._keeping_refusal():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush what was not dropped."""
+        """Flush the stream, or drop what it holds."""
         with self._keeping_refusal():
             self._stream.flush()
 
     def end(self) -> None:
-        """Flush, and leave nothing that Python would fail to flush at its end."""
+        """Flush, and leave nothing that Python would fail to flush at exit."""
         try:
             self._stream.flush()
         except OSError:
@@ -118,10 +119,7 @@ class Stream:
 
 @contextmanager
 def lenient_streams() -> Iterator[Stream]:
-    """Let stdout and stderr refuse what is written to them; yield stdout.
-
-    Widths of the screen in which nothing can be printed do not count.
-    """
+    """Make stdout and stderr tolerate write errors, and ignore unusable screen sizes; yield stdout."""
     for name in ("COLUMNS", "LINES"):
         with suppress(KeyError, ValueError):
             if int(os.environ[name]) in _WIDTHS:
@@ -139,7 +137,7 @@ def lenient_streams() -> Iterator[Stream]:
 
 
 def _rich_console(file: TextIO, **options: Any) -> rich.console.Console:
-    """Return a console that prints texts as they are: names may look like markup, or like emoji."""
+    """Return a console that prints texts unchanged: names may look like markup, or like emoji."""
     return rich.console.Console(file=file, highlight=False, markup=False, emoji=False, **options)
 
 
@@ -147,7 +145,7 @@ class Console:
     """Prints for one invocation; with --json everything but the result goes to stderr."""
 
     def __init__(self, invocation: Invocation) -> None:
-        """Print as the invocation asks."""
+        """Print with the display options of the invocation."""
         self.invocation = invocation
         self._stdout = sys.stdout
         self._rich = _rich_console(
@@ -162,7 +160,7 @@ class Console:
         self._rich.print(printable(text))
 
     def is_narrow(self) -> bool:
-        """Tell whether lines would wrap on the terminal."""
+        """Return whether lines would wrap on the terminal."""
         return self._rich.is_terminal and self._rich.width < _WIDTH_OF_AN_EPOCH
 
     def note(self, text: str) -> None:
@@ -171,57 +169,62 @@ class Console:
             self._result.print(printable(text), soft_wrap=True)
 
     def alarm(self, text: str) -> None:
-        """Print a line that nobody should miss: to stdout, or with --json to stderr; --quiet keeps it."""
+        """Print an important line: to stdout, or with --json to stderr; --quiet keeps it."""
         shown = _rich_console(sys.stderr) if self.invocation.json else self._result
         shown.print(printable(text), soft_wrap=True)
 
     def failures(self, what: str, sentences: Sequence[str]) -> None:
-        """Print in one line that something is not usable, and why; nothing if nothing speaks against it."""
+        """Print in one line why something is not usable; nothing without reasons."""
         if sentences:
             self.alarm(f"FAILED: {what} is not usable: {'; '.join(sentences)}")
 
     def warnings(self, what: str, sentences: Sequence[str]) -> None:
-        """Print in one line what only synthetic images say against something that real images speak for."""
+        """Print in one line what only synthetic images showed against something; nothing without reasons."""
         if sentences:
-            self.alarm(f"warning: real images speak for {what}, synthetic ones against it: {'; '.join(sentences)}")
+            reasons = "; ".join(sentences)
+            self.alarm(f"warning: {what} is usable on real images, in spite of what synthetic images showed: {reasons}")
 
-    def settings(self, values: Mapping[str, Any], toml: str) -> None:
+    def settings(self, settings: Settings) -> None:
         """Print settings as TOML, or with --json as JSON."""
+        self.toml(settings.to_dict(), settings.to_toml())
+
+    def toml(self, values: Mapping[str, Any], toml: str) -> None:
+        """Print TOML, or with --json its values as JSON."""
         self._stdout.write(json.dumps(values) + "\n" if self.invocation.json else printable_toml(toml))
 
-    def estimate(self, found: EstimateResult, settings: tuple[Mapping[str, Any], str] | None) -> None:
-        """Print an estimate; with `settings`, as values and as TOML, those before it and the estimate as comments."""
+    def estimate(self, found: EstimateResult, settings: Settings | None) -> None:
+        """Print an estimate; after settings, if they are given, as comments of their TOML."""
         if self.invocation.json:
-            self.result(found if settings is None else {"settings": settings[0], "estimate": found})
+            self.result(found if settings is None else {"settings": settings.to_dict(), "estimate": found})
         elif settings is None:
             for line in estimate_lines(found):
                 self.note(line)
         else:
             comments = "".join(f"# {line}\n" for line in estimate_lines(found))
-            self._stdout.write(f"{printable_toml(settings[1])}\n{comments}")
+            self._stdout.write(f"{printable_toml(settings.to_toml())}\n{comments}")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a table of results; figures are never wrapped, texts are."""
+        """Print a table of results; numbers are never wrapped, texts are."""
         if self.invocation.json:
             return
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for index, column in enumerate(columns):
-            is_figures = all(row[index][:1].isdigit() or row[index] in ("-", "") for row in rows)
-            justify: Literal["left", "right"] = "right" if is_figures and index > 0 else "left"
-            table.add_column(Text(printable(column)), justify=justify, no_wrap=is_figures, overflow="fold")
+            is_numbers = all(row[index][:1].isdigit() or row[index] in ("-", "") for row in rows)
+            justify: Literal["left", "right"] = "right" if is_numbers and index > 0 else "left"
+            table.add_column(Text(printable(column)), justify=justify, no_wrap=is_numbers, overflow="fold")
         for row in rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
         self.note(title)  # a title of the table itself would wrap at the table's width
         self._result.print(table)
 
     def result(self, result: BaseModel | Mapping[str, object]) -> None:
-        """Print the result, which may have others in it, as JSON, if --json asks for it."""
+        """Print the result, which may contain others, as JSON if --json is given."""
         if self.invocation.json:
             self._stdout.write(json.dumps(result, allow_nan=False, default=_json_of) + "\n")
 
     @contextmanager
     def live(self) -> Iterator[LiveDisplay]:
-        """Show a run while it goes on."""
+        """Show the progress of a run until the block ends."""
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -244,6 +247,10 @@ class Console:
                 logger.removeHandler(notices)
 
 
+def _json_of(result: BaseModel) -> Any:
+    return result.model_dump(mode="json")
+
+
 class LiveDisplay:
     """Events as lines, and progress bars on a terminal."""
 
@@ -257,10 +264,10 @@ class LiveDisplay:
         self._run = progress.add_task("epochs", visible=False, left="")
         self._run_is_shown = False
         self._updated = 0.0
-        self._shown = ("", 0)  # the task and how much of it is done
+        self._shown = ("", 0)  # the current task, and how much of it is done
         self._previous = ""  # the task before it
-        self._alternates = False  # whether the task was interrupted by another, whose time is not known here
-        self._begun = (0.0, 0)  # when it was first shown, and how much was done then
+        self._alternates = False  # whether the task takes turns with another, so that its time left is unknown
+        self._started = (0.0, 0)  # when the task was first shown, and how much was done then
 
     def event(self, event: Event) -> None:
         """Print an event as one line."""
@@ -283,27 +290,27 @@ class LiveDisplay:
             case RolledBack():
                 rate = f"{event.learning_rate:.3g}"
                 self._console.say(
-                    f"epoch {event.epoch}: the {event.part} diverged; taken back, and on at learning rate {rate}"
+                    f"epoch {event.epoch}: the {event.part} diverged; rolled back, continuing at learning rate {rate}"
                 )
             case Warned():
                 when = f", epoch {event.epoch}" if event.epoch else ""
                 self._console.say(f"warning{when}: {event.message}")
 
     def progress(self, task: str, done: int, total: int) -> None:
-        """Move the bar of the current task; beside that of a run it says no time, because the run's does."""
+        """Move the bar of the current task; it shows the time left only if the bar of the run does not."""
         now = time.monotonic()
         if task != self._shown[0] or done < self._shown[1]:
-            self._begun = (now, done)
+            self._started = (now, done)
         if task != self._shown[0]:
             self._alternates = task == self._previous
             self._previous = self._shown[0]
         self._shown = (task, done)
         if now - self._updated > self._SECONDS_BETWEEN_UPDATES:
             self._updated = now
-            begun, done_then = self._begun
+            started, done_then = self._started
             left = ""
             if done > done_then and not self._alternates and not self._run_is_shown:
-                left = _time_left((now - begun) / (done - done_then) * (total - done))
+                left = _time_left((now - started) / (done - done_then) * (total - done))
             self._progress.update(
                 self._task, description=printable(task), completed=done, total=total, left=left, visible=True
             )
@@ -315,7 +322,7 @@ class LiveDisplay:
 
 
 class _Notices(logging.Handler):
-    """Shows what the package logs as notes of the run."""
+    """Shows log records of the package as notes."""
 
     def __init__(self, display: LiveDisplay) -> None:
         super().__init__()
@@ -325,30 +332,26 @@ class _Notices(logging.Handler):
         self._display.event(Note(message=record.getMessage()))
 
 
-def _json_of(result: BaseModel) -> Any:
-    return result.model_dump(mode="json")
-
-
 def _time_left(seconds: float) -> str:
     return f"{duration(seconds)} left"
 
 
 def estimate_lines(found: EstimateResult) -> list[str]:
-    """Return an estimate as lines: the time, the steps of each kind, the memory."""
+    """Return the lines of an estimate: time, steps of each kind, memory."""
     lines = [f"estimated time: {duration(found.seconds)} ({found.described})"]
     for kind, part in found.parts.items():
         if part.steps:
-            steps = f"{count(part.steps)} step{'s' if part.steps > 1 else ''}"
+            steps = f"{part.steps:,} step{'s' if part.steps > 1 else ''}"
             lines.append(f"{kind}: {steps} of {part.seconds_per_step:.3g} s, {duration(part.seconds)}")
     lines.append(f"memory: {found.memory_bytes / 1e6:,.0f} MB")
     return lines
 
 
 def epoch_line(event: Epoch, narrow: bool = False) -> str:
-    """Return an epoch's event as one line: loss terms, reality gap, accuracy, images/s, time left.
+    """Return the line of an epoch: loss terms, reality gap, accuracy, images/s, time left.
 
-    A narrow line, for 80 columns, leaves out the terms of the synthesis loss, the time left, which a bar shows, and
-    images/s where it has no room.
+    A narrow line, for 80 columns, has no terms of the synthesis loss, no time left, which a bar shows, and images/s
+    only if they fit.
     """
     parts = [f"epoch {event.epoch:>4}/{event.epochs}"]
     if isinstance(event, PretrainingEpoch):
@@ -390,8 +393,3 @@ _SHORT_TERMS = {
     "agreement_loss": "as",
     "regulatory_factor": "a",
 }
-
-
-def count(number: int) -> str:
-    """Return a number with commas between thousands."""
-    return f"{number:,}"

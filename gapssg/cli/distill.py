@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from gapssg.cli import options
+from gapssg.cli import options, render
 from gapssg.cli.command import CHECKPOINTS, DEVICE, MODEL_FACTORIES, Given, Shown, command, data_fields
-from gapssg.cli.console import count
+from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
+from gapssg.cli.runs import check_estimate, check_factories, check_run, load_run, shown_run
 from gapssg.errors import InputError
-from gapssg.runs.results import DistillResult
-from gapssg.text import percent
+from gapssg.runs.events import DistillationEpoch
 from gapssg.training.settings import DistillSettings
 
 
@@ -35,20 +32,14 @@ from gapssg.training.settings import DistillSettings
     },
 )
 def distill(
-    context: typer.Context,
+    console: Console,
     given: Given[DistillSettings],
     output: options.Output = None,
     recipe: options.Recipe = None,
     resume: options.Resume = None,
     overwrite: options.Overwrite = False,
     tensorboard: options.TensorBoard = False,
-    config: options.Config = None,
-    overrides: options.Set = None,
-    dry_run: options.DryRun = False,
     estimate: options.Estimate = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
 ) -> None:
     """Distil a student from a teacher, without any training data.
 
@@ -56,101 +47,42 @@ def distill(
         gapssg distill --teacher teacher.safetensors --student wrn16_1 --output run
         gapssg distill --teacher teacher.safetensors --student resnet18 --eval-data folder:photos --output run
     """
-    console = options.console_of(context)
-    console.invocation.command = given.section
-    options.check_estimate(estimate, resume)
-    output, config = options.run_directory(given.section, output, resume, config, recipe)
-    settings = given.load(
-        recipe=recipe,
-        config=config,
-        overrides=overrides,
-        resume=resume,
-        beneath=_published if resume is None else None,
-    )
-    factories = (settings.student.name, *settings.model_factories)
-    options.check_factories(factories, resume, given.texts(), "--model-factory")
-    console.invocation.again_named = options.name_again(factories, "--model-factory")
+    check_estimate(estimate, resume)
+    directory, settings = load_run(console, given, output, resume, recipe=recipe, beneath=_published)
+    check_factories(console, given, resume, [settings.student.name, *settings.model_factories], "--model-factory")
     if estimate:
         from gapssg.training.distill import estimate_distillation
 
-        with console.live() as shown:
-            found = estimate_distillation(settings, shown)
-        console.estimate(found, (settings.to_dict(), settings.to_toml()) if dry_run else None)
+        with console.live() as display:
+            found = estimate_distillation(settings, display)
+        console.estimate(found, settings if given.dry_run else None)
         return
-    if dry_run:
-        console.settings(settings.to_dict(), settings.to_toml())
+    if given.dry_run:
+        console.settings(settings)
         return
-    directory = options.required(output, "--output")
-    options.check_run(settings, directory, overwrite, resume)
+    directory = check_run(settings, directory, overwrite, resume)
 
-    from gapssg.runs.events import DistillationEpoch
     from gapssg.training.distill import distill
 
-    with (
-        console.live() as shown,
-        options.for_tensorboard(tensorboard, resume, shown, directory, DistillationEpoch) as display,
-    ):
-        result = distill(
-            settings,
-            directory,
-            overwrite=overwrite,
-            resume=resume is not None,
-            display=display,
-            requests=console.invocation.requests,
-        )
-    teacher, student = result.teacher, result.student
-    console.table(
-        f"Student in {directory}",
-        ["model", "parameters", "top-1", "best top-1", "agreement", "baseline", "seconds"],
-        [
-            [f"teacher {teacher.architecture}", count(teacher.parameters), percent(teacher.top1), *"----"],
-            [
-                *(f"student {student.architecture}", count(student.parameters), percent(student.top1)),
-                "-" if student.best_epoch is None else f"{percent(student.best_top1)}, epoch {student.best_epoch}",
-                *(percent(student.agreement), percent(student.agreement_baseline), f"{result.timing.total:.0f}"),
-            ],
-        ],
-    )
-    if student.best_epoch is not None:
-        console.note("best top-1: chosen by the evaluation data, so it flatters; top-1 is of the last epoch")
-    if student.agreement is not None:
-        console.note("agreement: with the teacher, on the last synthesised images before the student trained on them")
-        console.note("baseline: what always giving the teacher's commonest answer would reach on these images")
-    else:
-        console.note("agreement: none, because the student has trained on every image of the pool")
-    if student.balanced_accuracy is not None:
-        lowest = student.lowest_recall
-        of_lowest = f", lowest on class '{student.lowest_class}': {percent(lowest)}" if lowest is not None else ""
-        console.note(f"balanced accuracy of the student: {percent(student.balanced_accuracy)}{of_lowest}")
-    console.say("next:")
-    for words in _next_commands(directory, settings):
-        console.say(f"  {shlex.join(words)}{console.invocation.again_named}")
-    console.failures("the student", result.failures)
-    console.warnings("the student", result.warnings)
+    resumes, requests = resume is not None, console.invocation.requests
+    with shown_run(console, directory, DistillationEpoch, tensorboard=tensorboard, resume=resume) as display:
+        result = distill(settings, directory, overwrite=overwrite, resume=resumes, display=display, requests=requests)
+    render.print_distillation(console, result, directory, settings)
     console.result(result)
 
 
-def _next_commands(run: Path, settings: DistillSettings) -> list[list[str]]:
-    """Return the commands that say more of the student, show it, and make a file for other programs."""
-    data = "folder:PATH" if settings.eval_data is None else settings.eval_data.name
-    student, teacher = str(run / DistillResult.model_file), str(settings.teacher)
-    return [
-        ["gapssg", "eval", student, "--teacher", teacher, "--data", data],
-        ["gapssg", "report", str(run), "--output", "report.html"],
-        ["gapssg", "export", str(run), "--to", "onnx", "--output", "student.onnx"],
-    ]
-
-
 def _published(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the published settings of the method that is chosen, for the teacher that is given."""
+    """Return the published settings of the chosen method for the given teacher."""
     from gapssg.synthesis import method_classes, published_settings
 
     method, architecture = values["method.name"], None
-    asks = any(each.published_for_teacher for each in method_classes() if each.model_fields["name"].default == method)
-    if asks and isinstance(values.get("teacher"), str | Path):
+    needs_teacher = any(
+        each.published_for_teacher for each in method_classes() if each.model_fields["name"].default == method
+    )
+    if needs_teacher and isinstance(values.get("teacher"), str | Path):
         from gapssg.models.model_file import architecture_of
 
-        # A teacher that cannot be read is refused by the run, which says why; --dry-run needs none.
+        # A teacher that cannot be read is refused by the run, with the reason; --dry-run needs none.
         with contextlib.suppress(InputError):
             architecture = architecture_of(values["teacher"])
     return published_settings(method, architecture)

@@ -1,13 +1,12 @@
-"""`gapssg models`, `gapssg methods` and `gapssg recipes`: what there is."""
+"""`gapssg models`, `gapssg methods` and `gapssg recipes`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from gapssg.cli import options
-from gapssg.cli.console import count
 
 
 def list_models(
@@ -35,16 +34,16 @@ def list_models(
         ["model", "parameters", "MACs", "batch-norm layers", "description"],
         [
             [
-                *(name, count(profile.parameters), f"{profile.macs / 1e6:.1f} M", str(profile.batch_norm_layers)),
+                *(name, f"{profile.parameters:,}", f"{profile.macs / 1e6:.1f} M", str(profile.batch_norm_layers)),
                 MODELS[name].description,
             ]
             for name, profile in profiles.items()
         ],
     )
+    console.note("others: torchvision:NAME, timm:NAME, package.module:factory; `gapssg inspect` shows one")
     models = [
         {"name": name, "description": MODELS[name].description, **dict(profile)} for name, profile in profiles.items()
     ]
-    console.note("others: torchvision:NAME, timm:NAME, package.module:factory; `gapssg inspect` looks at one")
     console.result({"command": "models", "input_shape": list(shape), "num_classes": classes, "models": models})
 
 
@@ -89,13 +88,13 @@ def list_methods(context: typer.Context, json: options.Json = False) -> None:
     )
     for m in methods:
         if m["departs"] and not m["is_own"]:
-            console.note(f"{m['name']} is not all as published: {'; '.join(m['departs'])}")
-    console.note("every setting of the methods themselves, and what is published by teacher: `--json`")
+            console.note(f"{m['name']} departs from the published method: {'; '.join(m['departs'])}")
+    console.note("all settings of the methods, and those published for each teacher: `--json`")
     console.result({"command": "methods", "methods": methods})
 
 
 def _published_run(settings: dict[str, float]) -> str:
-    """Return the published settings of the run around a method in a few words."""
+    """Summarise the published settings of the run around a method."""
     if not settings:
         return "not known"
     epochs, batch, rate = (settings[key] for key in ("epochs", "batch_size", "optimizer.learning_rate"))
@@ -119,21 +118,16 @@ def list_recipes(
 
     console = options.console_of(context)
     if name is not None:
-        console.settings(tomllib.loads(recipe_text(name)), recipe_text(name))
+        console.toml(tomllib.loads(recipe_text(name)), recipe_text(name))
         return
-    recipes: list[dict[str, Any]] = [
-        {"name": each, "settings": tomllib.loads(recipe_text(each))} for each in recipe_names()
-    ]
+    recipes = {each: tomllib.loads(recipe_text(each)) for each in recipe_names()}
     console.table(
         "Recipes",
         ["recipe", "for", "summary"],
         [
-            [
-                recipe["name"],
-                ", ".join(key for key, value in recipe["settings"].items() if isinstance(value, dict)),
-                recipe["settings"]["summary"],
-            ]
-            for recipe in recipes
+            [each, ", ".join(key for key, value in tables.items() if isinstance(value, dict)), tables["summary"]]
+            for each, tables in recipes.items()
         ],
     )
-    console.result({"command": "recipes", "recipes": recipes})
+    as_list = [{"name": each, "settings": tables} for each, tables in recipes.items()]
+    console.result({"command": "recipes", "recipes": as_list})

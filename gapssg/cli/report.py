@@ -9,6 +9,7 @@ import typer
 
 from gapssg.cli import options
 from gapssg.cli.command import DEVICE, MODEL_FACTORIES, Given, Shown, command, data_fields
+from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.report.settings import ReportSettings, check_page
 
@@ -21,17 +22,15 @@ from gapssg.report.settings import ReportSettings, check_page
         Panel.DATA: [*data_fields("data"), MODEL_FACTORIES],
         Panel.RUNNING: ["batch_size", *DEVICE],
     },
+    reads_files=False,
 )
 def report(
-    context: typer.Context,
+    console: Console,
     given: Given[ReportSettings],
     output: Annotated[
         Path | None, options.path_option("--output", f"The page; its name ends in .html. {options.REQUIRED}")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a page that is already there.")] = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
 ) -> None:
     """Write one page about finished runs, for a browser.
 
@@ -39,7 +38,6 @@ def report(
         gapssg report run --output report.html
         gapssg report run landscape --data folder:photos --output report.html
     """
-    console = options.console_of(context)
     settings = given.load()
     page = options.required(output, "--output")
     options.check_inputs(settings)

@@ -1,4 +1,4 @@
-"""What signals ask: SIGINT, SIGTERM and SIGHUP to stop after a checkpoint, SIGUSR1 to write one and go on."""
+"""Signals: SIGINT, SIGTERM and SIGHUP stop after a checkpoint, SIGUSR1 writes one and continues."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ Handler = Callable[[int, FrameType | None], None]
 
 @contextmanager
 def listening() -> Iterator[Requests]:
-    """Turn the signals that this process gets into requests until the block ends.
+    """Turn the signals of this process into requests until the block ends.
 
-    Where no run is there to answer, `Stopped` is raised, and again each second until the block ends or a run answers:
-    what another package does with an exception, in an import or a destructor, cannot keep the program alive. At the
-    second signal it leaves at once, whatever it is doing: writing to a disk that hangs, or compiling. What is durable
-    stays.
+    If no run attends to requests, `Stopped` is raised, and again each second until the block ends or a run attends: so
+    another package that swallows the exception, in an import or a destructor, cannot keep the program alive. The second
+    signal exits immediately, even from a compilation or a write to a disk that hangs.
     """
     requests = Requests()
 
@@ -32,8 +31,8 @@ def listening() -> Iterator[Requests]:
             requests.stop = number
             if not requests.attended:
                 insist()
-        elif number != signal.SIGHUP:  # of a terminal that is closed, system and shell may both send one
-            _leave(requests.stop, has_run=requests.attended)
+        elif number != signal.SIGHUP:  # when a terminal closes, system and shell may both send one
+            _exit_now(requests.stop, has_run=requests.attended)
 
     def insist(*_: object) -> None:
         requests.raised = True
@@ -50,7 +49,7 @@ def listening() -> Iterator[Requests]:
         signal.SIGALRM: insist,
         signal.SIGUSR1: write,
     }
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # set by nohup
         handlers[signal.SIGHUP] = stop
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     report = sys.unraisablehook
@@ -64,11 +63,11 @@ def listening() -> Iterator[Requests]:
             signal.signal(number, handler)
 
 
-def _leave(number: int, *, has_run: bool) -> None:
-    """End the program now, without a last word from anything else."""
+def _exit_now(number: int, *, has_run: bool) -> None:
+    """End the program without any cleanup."""
     cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # the progress bar hid it
     hint = "; --resume continues from the last checkpoint" if has_run else ""
     try:
-        os.write(2, f"{cursor}left at once{hint}\n".encode())
+        os.write(2, f"{cursor}exited at once{hint}\n".encode())
     finally:
         os._exit(Stopped(number).exit_status)

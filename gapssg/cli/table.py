@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from gapssg.cli import options
+from gapssg.cli import options, render
 from gapssg.cli.command import DEVICE, Given, Shown, command
 from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.errors import InputError
 from gapssg.table.settings import TableSettings, parse_variant
 
-if TYPE_CHECKING:
-    from gapssg.runs.results import TableSummary
-
 
 def _names(_: str, texts: list[str]) -> list[str]:
-    """Return the names of an option that is repeated, or has commas between names, or both."""
     return [name.strip() for text in texts for name in text.split(",")]
 
 
@@ -44,9 +40,10 @@ def _variants(_: str, texts: list[str]) -> list[dict[str, Any]]:
             Shown("pretrain_changes", "--set-pretrain", "KEY=VALUE"),
         ],
     },
+    reads_files=False,
 )
 def table(
-    context: typer.Context,
+    console: Console,
     given: Given[TableSettings],
     directory: Annotated[
         Path,
@@ -55,9 +52,6 @@ def table(
         ),
     ],
     show: Annotated[bool, typer.Option("--show", help="Print what is known so far, and run nothing.")] = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
 ) -> None:
     """Run rows and methods of the published table, each cell once, and compare them.
 
@@ -65,69 +59,42 @@ def table(
         gapssg table results --rows cifar10-resnet34-wrn16_1 --methods gapssg,fast --budget short --download
         gapssg table results --show
     """
-    from gapssg.table.ledger import Ledger
-
-    console = options.console_of(context)
     if show:
-        from gapssg.table.summary import summarise
-
-        ledger = Ledger(directory)
-        ledger.check_format()
-        known = summarise(ledger)
-        _finish(console, known)
-        console.result({"command": "table", **dict(known)})
+        _show(console, directory)
         return
+    from gapssg.table.ledger import Ledger
     from gapssg.table.plan import plan_tasks
 
     if not given.options["rows"][1]:
         raise InputError("--rows is missing; add --rows and the rows to run, or --show")
-    settings = given.load()
-    tasks = plan_tasks(settings, directory)
-    Ledger(directory).check_if_begun()
+    tasks = plan_tasks(given.load(), directory)
+    Ledger(directory).check_startable()
     console.invocation.again = "; the same command continues"
 
+    from gapssg.table.figures import write_table_figures
     from gapssg.table.run import run_table
 
     with console.live() as display:
         result = run_table(tasks, directory, display=display, requests=console.invocation.requests)
-    _finish(console, result)
+    render.print_table(console, result)
     console.result(result)
     for label, sentence in result.failed.items():
         console.note(f"failed: {label}: {sentence}")
     for label, holder in result.elsewhere.items():
-        console.note(f"not done yet: {label}, which {holder} makes")
+        console.note(f"not done yet: {label}, left to {holder}")
     if not result.elsewhere:
-        from gapssg.table.figures import write_table_figures
-
         for line, sentence in write_table_figures(directory, result).items():
             console.say(f"no figures of {line}: {sentence}")
     if result.failed:
         raise typer.Exit(1)
 
 
-def _finish(console: Console, summary: TableSummary) -> None:
-    """Print a table."""
-    from gapssg.table.summary import with_deviation
+def _show(console: Console, directory: Path) -> None:
+    from gapssg.table.ledger import Ledger
+    from gapssg.table.summary import summarise
 
-    for row in summary.rows:
-        changed = f", with {', '.join(row.changes)}" if row.changes else ""
-        console.table(
-            f"{row.row}, budget {row.budget}{changed}",
-            ["column", "seeds", "top-1 %", "published", "seconds", "device", "notes"],
-            [
-                [
-                    entry.column,
-                    str(len(entry.seeds)),
-                    with_deviation(entry.top1, entry.deviation),
-                    with_deviation(entry.published_top1, entry.published_deviation),
-                    "-" if entry.seconds is None else f"{entry.seconds:.0f}",
-                    entry.device or "-",
-                    " ".join(entry.marks),
-                ]
-                for entry in row.entries
-            ],
-        )
-    for mark, note in summary.notes.items():
-        console.note(f"{mark}: {note}")
-    if summary.rows:
-        console.note("top-1: after the last epoch, mean and standard deviation over seeds")
+    ledger = Ledger(directory)
+    ledger.check_format()
+    known = summarise(ledger)
+    render.print_table(console, known)
+    console.result({"command": "table", **dict(known)})

@@ -12,12 +12,12 @@ from gapssg.errors import InputError, shortened
 from gapssg.files import check_exists, is_file, user_path, write_atomically
 from gapssg.models.reference import is_factory
 from gapssg.report.runs import TrainingRun, read_training_run
-from gapssg.runs.evaluations import Evaluation, read_evaluations
+from gapssg.report.verdict import weigh
+from gapssg.runs.evaluations import CARD, Evaluation, read_evaluations
 from gapssg.runs.results import DistillResult, Scores, Trained
 from gapssg.safe_paths import inside
 from gapssg.text import percent, printable
 
-_FILE = "README.md"
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
 _FOLDER = "folder:"
 _MOST_CLASSES = 50
@@ -28,68 +28,89 @@ def write_card(
 ) -> Path:
     """Write `README.md` into the directory of a finished run of `distill` or `pretrain-teacher`.
 
-    It names no path of this machine.
+    It contains no path of this machine. What `eval` and `report` have measured of the weights since the run is on it,
+    and counts for more than what the run found on synthetic images.
 
     Args:
         run: The directory.
-        licence: Of the model, by the Hub's identifier, such as `apache-2.0`.
-        overwrite: Whether a card that is there, which may have been edited, is replaced.
-        factories: Each `package.module:factory` that is imported and called if the model file names it.
+        licence: The licence of the model, by the Hub's identifier, such as `apache-2.0`.
+        overwrite: Whether an existing card, which may have been edited, is replaced.
+        factories: Each `package.module:factory` that may be imported and called if the model file names it.
 
     Returns:
         The card.
 
     Raises:
         InputError: `huggingface_hub` is not installed, the run is not finished or damaged, its model cannot be read,
-            the licence is no identifier, or there is a card already.
+            the licence is not an identifier, or there is a card already.
         RunError: The card cannot be written.
     """
     run = user_path(run)
     if licence is not None and not _LICENCE.fullmatch(licence):
-        raise InputError(f"--licence {shortened(licence)} is no identifier as the Hub has them, such as apache-2.0")
+        raise InputError(f"--licence {shortened(licence)} is not an identifier of the Hub, such as apache-2.0")
     read = read_training_run(run, run.resolve().name)
-    file = inside(run) / _FILE
+    file = inside(run) / CARD
     if is_file(file) and not overwrite:
-        raise InputError(f"{file} is there already, and may have been edited; add --overwrite to replace it")
+        raise InputError(f"{file} already exists, and may have been edited; add --overwrite to replace it")
     check_exists(read.model_file)
     from gapssg.models.model_file import load_model
 
     model = load_model(read.model_file, factories)
-    result = read.result
-    is_distillation = isinstance(result, DistillResult)
+    evaluations = read_evaluations(run, model.sha256)
+    text = (
+        _environment()
+        .get_template("card.md.jinja")
+        .render(
+            metadata=_metadata(read, licence, evaluations),
+            evaluations=[(_public(each.data), each) for each in evaluations],
+            **_judgement(read, evaluations),
+            name=read.name,
+            result=read.result,
+            is_distillation=isinstance(read.result, DistillResult),
+            data=None if read.result.data is None else _public(read.result.data),
+            card=model.card,
+            factory=model.card.architecture if is_factory(model.card.architecture) else None,
+            sha256=model.sha256,
+            has_best=is_file(read.best_file),
+            class_names=model.card.class_names[:_MOST_CLASSES],
+        )
+    )
+    write_atomically(file, text.encode())
+    return file
+
+
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gapssg.report"),
-        autoescape=False,  # Markdown; what a stranger may have written is quoted by `code`
+        autoescape=False,  # Markdown; untrusted texts are quoted by `code`
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     environment.filters |= {"code": _code, "cell": _cell, "percent": percent}
-    evaluations = read_evaluations(run, model.sha256)
-    text = environment.get_template("card.md.jinja").render(
-        metadata=_metadata(read, licence, evaluations),
-        evaluations=[(_public(each.data), each) for each in evaluations],
-        name=read.name,
-        result=result,
-        is_distillation=is_distillation,
-        data=None if result.data is None else _public(result.data),
-        card=model.card,
-        factory=model.card.architecture if is_factory(model.card.architecture) else None,
-        sha256=model.sha256,
-        has_best=is_file(read.best_file),
-        class_names=model.card.class_names[:_MOST_CLASSES],
-        licence=licence,
-    )
-    write_atomically(file, text.encode())
-    return file
+    return environment
+
+
+def _judgement(run: TrainingRun, evaluations: Sequence[Evaluation]) -> dict[str, Sequence[str]]:
+    """Return failures and warnings; which failures real images have shown since the run, and which show it usable."""
+    from gapssg.evaluation.judgement import failures_on_real_images, passes_on_real_images
+
+    failed_since = [
+        f"{failure} (images of {_public(each.data)})"
+        for each in evaluations
+        for failure in failures_on_real_images(each.scores, each.teacher)
+    ]
+    usable_on = [_public(each.data) for each in evaluations if passes_on_real_images(each.scores)]
+    failures, warnings = weigh(run.result, failed_since, bool(usable_on))
+    return {"failures": failures, "warnings": warnings, "failed_since": failed_since, "usable_on": usable_on}
 
 
 def _metadata(run: TrainingRun, licence: str | None, evaluations: Sequence[Evaluation]) -> str:
     """Return the metadata as YAML.
 
     Raises:
-        InputError: The package of the Hub is not installed.
+        InputError: `huggingface_hub` is not installed.
     """
     try:
         from huggingface_hub import EvalResult, ModelCardData
@@ -129,17 +150,17 @@ def _metadata(run: TrainingRun, licence: str | None, evaluations: Sequence[Evalu
 
 
 def _public(data: str) -> str:
-    """Return the name of a data set; of a folder only the last part, because the rest is nobody else's business."""
+    """Return the name of a data set; of a folder only the last part, because the path is private."""
     if not data.startswith(_FOLDER):
         return data
     return Path(data.removeprefix(_FOLDER)).name or "folder"
 
 
 def _code(text: str) -> str:
-    """Quote a text that may be a stranger's as code, in which Markdown and HTML mean nothing."""
+    """Quote an untrusted text as code, in which Markdown and HTML have no effect."""
     return f"`{printable(text).replace('`', chr(39))}`"
 
 
 def _cell(text: str) -> str:
-    """Quote a text as `_code` does, for a table, in which a bar would end the cell."""
+    """Quote an untrusted text for a cell of a table, which a bar would end."""
     return _code(text).replace("|", "\\|")

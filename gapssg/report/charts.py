@@ -1,4 +1,4 @@
-"""Line charts as SVG with the page's fonts and colours, light or dark."""
+"""Line charts as SVG in the fonts and colours of the page, light or dark."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _SMALLEST_DOT, _LARGEST_DOT = 12.0, 250.0  # square points
 _TICKS = 5
 _LARGEST = 1e30  # beyond it, axes overflow
 COLOURS = 6
-"""How many colours the page has for lines."""
-# What is drawn in these colours takes those of the page's style sheet.
+"""The number of colours for lines."""
+# These colours are replaced by variables of the page's style sheet.
 _QUIET, _GRID, _LEVEL = "#0000f0", "#0000f1", "#0000f2"
 _LINES = [f"#0000c{number}" for number in range(COLOURS)]
 _VARIABLES = {_QUIET: "--quiet", _GRID: "--line", _LEVEL: "--text"} | {
@@ -34,14 +34,9 @@ _VARIABLES = {_QUIET: "--quiet", _GRID: "--line", _LEVEL: "--text"} | {
 
 
 class Line(NamedTuple):
-    """A line to draw.
+    """A line with its values by x.
 
-    Attributes:
-        label: What it is.
-        values: By place.
-        colour: Its number among the page's colours.
-        is_dashed: Whether it is dashed.
-        weights: By place, shares in [0, 1]: dots of this area are drawn, and no line between them.
+    With `weights`, shares in [0, 1] by x, dots of this area are drawn instead of a line.
     """
 
     label: str
@@ -52,12 +47,7 @@ class Line(NamedTuple):
 
 
 class Level(NamedTuple):
-    """A level line across the whole chart.
-
-    Attributes:
-        label: What it is.
-        value: Its height.
-    """
+    """A horizontal line across the chart."""
 
     label: str
     value: float
@@ -65,14 +55,10 @@ class Level(NamedTuple):
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart for the page.
+    """A chart for the page, with what its key shows.
 
-    Attributes:
-        title: What it shows.
-        lines: The lines, for the key.
-        levels: Level lines, for the key.
-        has_gap: Whether the area between the first line and the first level is filled.
-        svg: The chart; it describes itself to who cannot see it by its first and last values.
+    `has_gap` is whether the area between the first line and the first level is filled. The SVG has an accessible
+    description of the first and last values.
     """
 
     title: str
@@ -95,16 +81,16 @@ def draw(
     """Draw a chart.
 
     Args:
-        title: What it shows.
-        lines: Those without values are left out.
-        across: What the horizontal axis counts.
-        levels: Level lines.
+        title: The title, for the description.
+        lines: Lines; those without values are left out.
+        across: The label of the horizontal axis.
+        levels: Horizontal lines.
         fills_gap: Whether the area between the first line and the first level is filled.
-        from_zero: Whether the vertical axis begins at 0.
+        from_zero: Whether the vertical axis starts at 0, unless a value is negative.
         percent: Whether values are shares in [0, 1] that are shown in percent.
 
     Returns:
-        The chart; None if no line has a value.
+        The chart; None if no line has values.
     """
     import matplotlib
 
@@ -128,7 +114,7 @@ def draw(
         _set_axes(axes, across, unit)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
-    # Names of parts would stand in the page once for each chart.
+    # Element IDs would not be unique in the page.
     svg = re.sub('<g id="[^"]*"', "<g", buffer.getvalue().partition("<svg ")[2])
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")

@@ -1,4 +1,4 @@
-"""What the models of a run do with real images, beside their teacher."""
+"""The evaluation of a run's models on real images, beside their teacher."""
 
 from __future__ import annotations
 
@@ -24,18 +24,11 @@ from gapssg.runs.results import DistillResult, EvaluatedModel
 _MOST_CLASSES = 100
 _MOST_CLASSES_IN_A_MATRIX = 20
 _MOST_CONFUSIONS = 20
-_FAINTEST, _STRONGEST = 12, 55  # percent: to be seen, and to be read through
+_FAINTEST, _STRONGEST = 12, 55  # percent: visible, and legible
 
 
 class ClassRow(NamedTuple):
-    """A class on the real images.
-
-    Attributes:
-        name: Its name.
-        images: How many there are.
-        model: The share of them that the model has right; None without images.
-        teacher: The same of the teacher; None without one.
-    """
+    """The accuracy of the model and of its teacher on the images of a class; None if not known."""
 
     name: str
     images: int
@@ -44,14 +37,7 @@ class ClassRow(NamedTuple):
 
 
 class Confusion(NamedTuple):
-    """One class taken for another.
-
-    Attributes:
-        label: The class.
-        prediction: What it was taken for.
-        model: How often, by the model.
-        teacher: How often, by the teacher; None without one.
-    """
+    """How often the model and its teacher take one class for another."""
 
     label: str
     prediction: str
@@ -60,13 +46,7 @@ class Confusion(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """How often the images of a class were taken for a class.
-
-    Attributes:
-        images: How often.
-        is_right: Whether it is the same class.
-        tint: How strong its colour is, in percent: it grows with the share of the class's images.
-    """
+    """A cell of a confusion matrix; the tint in percent grows with the share of the class's images."""
 
     images: int
     is_right: bool
@@ -74,12 +54,7 @@ class Cell(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """A confusion matrix.
-
-    Attributes:
-        label: Whose.
-        rows: A row a class, a cell a prediction.
-    """
+    """The confusion matrix of a model: a row for each class, a cell for each prediction."""
 
     label: str
     rows: list[list[Cell]]
@@ -87,17 +62,17 @@ class Matrix(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the models of a run do with real images; of each model what `gapssg.evaluate` says.
+    """The models of a run on real images, as `gapssg.evaluate` measures them.
 
     Attributes:
         data: The data set.
-        images: How many images there are.
-        class_names: Of the classes.
-        noun: What the run made, a student or a model.
-        last: Its weights after the last epoch.
-        best: Those of the epoch that evaluation chose, if there are any.
-        teacher: Its teacher, if that was found.
-        teacher_missing: Why there is no teacher beside a student; empty if there is one, or none is wanted.
+        images: The number of images.
+        class_names: The names of the classes.
+        noun: What the run made: student or model.
+        last: The weights after the last epoch.
+        best: The weights of the epoch selected by evaluation, if there are any.
+        teacher: The teacher, if it was found.
+        teacher_missing: Why a student has no teacher beside it; else empty.
     """
 
     data: str
@@ -111,23 +86,23 @@ class Evaluation:
 
     @property
     def pair(self) -> list[tuple[str, EvaluatedModel]]:
-        """What the run made and, if it was found, the teacher."""
+        """The last weights and, if it was found, the teacher."""
         return [(self.noun, self.last), *([("teacher", self.teacher)] if self.teacher else [])]
 
     @property
     def models(self) -> list[tuple[str, EvaluatedModel]]:
-        """All that were evaluated."""
+        """All evaluated models."""
         return [self.pair[0], *([(f"{self.noun}, best epoch", self.best)] if self.best else []), *self.pair[1:]]
 
     def classes(self) -> list[ClassRow]:
-        """Return the classes in their order; of many, those on which the model is worst, the worst first."""
+        """Return the classes in order; of many, those on which the model is worst, the worst first."""
         rows = self._all_classes()
         if len(rows) <= _MOST_CLASSES:
             return rows
         return sorted(rows, key=lambda row: 2.0 if row.model is None else row.model)[:_MOST_CLASSES]
 
     def lost(self) -> ClassRow | None:
-        """Return the class on which the model is furthest below its teacher; None if it is below on none."""
+        """Return the class on which the model is furthest below its teacher, if there is one."""
         below = [
             (row.teacher - row.model, -number, row)
             for number, row in enumerate(self._all_classes())
@@ -148,7 +123,7 @@ class Evaluation:
         ]
 
     def matrices(self) -> list[Matrix]:
-        """Return the confusion matrices of the model and its teacher; none if there are too many classes to show."""
+        """Return the confusion matrices of the model and its teacher; none if there are too many classes."""
         if len(self.class_names) > _MOST_CLASSES_IN_A_MATRIX:
             return []
         return [
@@ -157,7 +132,7 @@ class Evaluation:
         ]
 
     def confusions(self) -> list[Confusion]:
-        """Return the most frequent confusions of the model, the most frequent first; none of very many classes."""
+        """Return the most frequent confusions of the model, the most frequent first."""
         matrix = self.last.confusion_matrix or ()
         teacher = None if self.teacher is None else self.teacher.confusion_matrix
         wrong = [
@@ -185,10 +160,10 @@ class Evaluation:
 
 
 def evaluate_run(run: TrainingRun, data: DataSettings, settings: ReportSettings, display: Display) -> Evaluation:
-    """Evaluate the models of a run, and its teacher if that is still to be found.
+    """Evaluate the models of a run, and its teacher if its file is found.
 
     Raises:
-        InputError: A model file or the data cannot be used, or they do not fit each other.
+        InputError: A model file or the data cannot be used, or they do not match.
     """
     best = run.best_file if is_file(run.best_file) else None
     teacher, missing = _find_teacher(run, settings.teacher)
@@ -204,8 +179,8 @@ def evaluate_run(run: TrainingRun, data: DataSettings, settings: ReportSettings,
         ),
         display=display,
     )
-    if reason := keep_evaluations(evaluated):
-        display.event(Note(message=reason))
+    for message in keep_evaluations(evaluated):
+        display.event(Note(message=message))
     found = dict(zip(files, evaluated.models, strict=True))
     return Evaluation(
         data=evaluated.data,
@@ -226,19 +201,19 @@ def _cells(label: int, counts: Sequence[int]) -> list[Cell]:
 
 
 def check_teacher(runs: Sequence[TrainingRun], teacher: Path) -> None:
-    """Check that a teacher's file is that of a run.
+    """Check that the file is the teacher of one of the runs.
 
     Raises:
-        InputError: It is not, or cannot be read.
+        InputError: It is not, or it cannot be read.
     """
     sha256 = sha256_of_file(teacher, LARGEST_MODEL)
     results = [run.result for run in runs]
     if not any(isinstance(result, DistillResult) and result.teacher.sha256 == sha256 for result in results):
-        raise InputError(f"--teacher {teacher} is not the file that taught any of these runs (its SHA-256 is another)")
+        raise InputError(f"--teacher {teacher} is not the teacher of any of these runs (its SHA-256 differs)")
 
 
 def _find_teacher(run: TrainingRun, given: Path | None) -> tuple[Path | None, str]:
-    """Return the file of a run's teacher, or why there is none."""
+    """Return the file of a run's teacher, or why it is missing."""
     if not isinstance(run.result, DistillResult):
         return None, ""
     recorded = Path(run.result.teacher.file)
@@ -247,4 +222,4 @@ def _find_teacher(run: TrainingRun, given: Path | None) -> tuple[Path | None, st
             if file is not None and sha256_of_file(file, LARGEST_MODEL) == run.result.teacher.sha256:
                 return file, ""
     seen_from = "" if recorded.is_absolute() else f" (seen from {Path.cwd()})"
-    return None, f"the teacher's file is not, or no longer, at {recorded}{seen_from}; name it with --teacher"
+    return None, f"the teacher's file is not at {recorded}{seen_from}; name it with --teacher"

@@ -1,13 +1,11 @@
-"""`report`: one HTML page about finished runs, with everything in it."""
+"""`report`: one self-contained HTML page about finished runs."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -18,78 +16,50 @@ from gapssg.files import user_path, write_atomically
 from gapssg.report.charts import COLOURS, Chart, Level, Line, draw
 from gapssg.report.evaluation import Evaluation, check_teacher, evaluate_run
 from gapssg.report.landscapes import Landscape, read_landscape
+from gapssg.report.pictures import Picture, embed
 from gapssg.report.runs import TrainingRun, command_of, names_of, read_training_run
 from gapssg.report.settings import ReportSettings, check_page
-from gapssg.report.verdict import Accuracies, Verdict, judge, lowest_class
+from gapssg.report.verdict import Accuracies, Verdict, judge
 from gapssg.runs.directory import Display, SilentDisplay
 from gapssg.runs.events import AnyEpoch, DistillationEpoch, PretrainingEpoch, Warned
 from gapssg.runs.pictures import read_picture, sample_grids
 from gapssg.runs.results import DistillResult, ReportedRun, ReportResult
 from gapssg.text import percent, printable
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 _MOST_GRIDS = 6
-_LARGEST_SIDE = 384  # pixels of a picture in the page
-_LARGEST_FIGURE = 1200
+_LARGEST_SIDE = 384  # pixels of a sample grid
 _MOST_WARNINGS = 10
-
-
-class Picture(NamedTuple):
-    """A picture in the page.
-
-    Attributes:
-        caption: What it shows.
-        uri: The picture itself.
-    """
-
-    caption: str
-    uri: str
-
-
-@dataclass(frozen=True)
-class DrawnLandscape:
-    """A landscape in the page.
-
-    Attributes:
-        landscape: What was measured.
-        figures: Its figures.
-    """
-
-    landscape: Landscape
-    figures: list[Picture]
 
 
 @dataclass(frozen=True)
 class Section:
-    """What the page says of a run.
+    """The section of a run; a chart without values is None.
 
     Attributes:
         run: The run.
-        verdict: How good what it made is.
+        verdict: How good its model is.
         warnings: The last of its warnings.
         gaps: Accuracy gap, reality gap and agreement by epoch.
         training: Losses and learning rate by epoch.
         synthesis: Terms of the synthesis loss and health of the images, by epoch.
-        samples: Its images through training.
-        evaluation: What its models do with real images, if there are any.
+        samples: Sample grids from the first to the last epoch.
+        evaluation: The evaluation of its models on real images, if there is one.
         landscapes: Those around its last weights.
     """
 
     run: TrainingRun
     verdict: Verdict
     warnings: list[Warned]
-    gaps: list[Chart]
-    training: list[Chart]
-    synthesis: list[Chart]
+    gaps: list[Chart | None]
+    training: list[Chart | None]
+    synthesis: list[Chart | None]
     samples: list[Picture]
     evaluation: Evaluation | None
-    landscapes: list[DrawnLandscape]
+    landscapes: list[Landscape]
 
     @property
     def accuracies(self) -> tuple[float | None, float | None]:
-        """Top-1 accuracy of the last weights and of the teacher: as evaluated for the page, else by the run itself."""
+        """Top-1 accuracy of the last weights and of the teacher, as evaluated for the page or else by the run."""
         if self.evaluation is not None:
             teacher = self.evaluation.teacher
             return self.evaluation.last.top1, None if teacher is None else teacher.top1
@@ -100,20 +70,20 @@ class Section:
 def write_report(
     settings: ReportSettings, output: Path, *, overwrite: bool = False, display: Display | None = None
 ) -> ReportResult:
-    """Write one HTML page about finished runs; it needs no network and no file beside it.
+    """Write one self-contained HTML page about finished runs.
 
     Args:
-        settings: The runs, and what they are evaluated on.
+        settings: The runs, and the data for their evaluation.
         output: The page, whose name ends in .html.
-        overwrite: Whether a page that is there may be replaced.
+        overwrite: Whether an existing page may be replaced.
         display: Shows the progress of the evaluation.
 
     Returns:
-        What the page says first of each run of `distill` and `pretrain-teacher`.
+        The verdicts on the runs of `distill` and `pretrain-teacher`.
 
     Raises:
-        InputError: A run is not finished or damaged, the data cannot be used, or the page is there already; nothing
-            has been written.
+        InputError: A run is not finished or damaged, the data cannot be used, or the page exists; nothing has been
+            written.
         RunError: The page cannot be written.
     """
     display = display or SilentDisplay()
@@ -123,10 +93,8 @@ def write_report(
     if settings.teacher is not None:
         check_teacher(runs, settings.teacher)
     sections = [_section(run, landscapes, settings, display) for run in runs]
-    shown = {id(drawn.landscape) for section in sections for drawn in section.landscapes}
-    others = [_drawn(landscape) for landscape in landscapes if id(landscape) not in shown]
-    page = _render(sections, others, settings)
-    write_atomically(output, page.encode())
+    others = [each for each in landscapes if not any(each.is_of(run.model_sha256) for run in runs)]
+    write_atomically(output, _render(sections, others, settings).encode())
     reported = (
         ReportedRun(
             run=str(section.run.path),
@@ -161,7 +129,7 @@ def _section(run: TrainingRun, landscapes: Sequence[Landscape], settings: Report
         synthesis=_synthesis(run),
         samples=_samples(run.path),
         evaluation=evaluation,
-        landscapes=[_drawn(landscape) for landscape in landscapes if landscape.is_of(run.model_sha256)],
+        landscapes=[landscape for landscape in landscapes if landscape.is_of(run.model_sha256)],
     )
 
 
@@ -170,37 +138,33 @@ def _accuracies(evaluation: Evaluation) -> Accuracies:
     return Accuracies(
         data=evaluation.data,
         images=evaluation.images,
-        model=last.top1,
+        scores=last,
         teacher=None if teacher is None else teacher.top1,
-        balanced=last.balanced_accuracy,
-        lowest=lowest_class(last),
         failures=failures_on_real_images(last, teacher),
-        speak_for_it=passes_on_real_images(last),
+        is_usable=passes_on_real_images(last),
         lost=evaluation.lost(),
     )
 
 
-def _gaps(run: TrainingRun) -> list[Chart]:
-    """Draw the two gaps of a distillation, and how often student and teacher agree; accuracy alone of other runs."""
+def _gaps(run: TrainingRun) -> list[Chart | None]:
+    """Draw the two gaps and the agreement of a distillation, or the accuracy of a training on real images."""
     accuracy, epochs = Line(run.result.noun, _curve(run.events.epochs, lambda each: each.top1)), _distilled(run)
     if not isinstance(run.result, DistillResult):
-        return _drawn_ones([draw("Accuracy on real images", [accuracy], percent=True)])
+        return [draw("Accuracy on real images", [accuracy], percent=True)]
     teacher = run.result.teacher.top1
     levels = [] if teacher is None else [Level(f"teacher: {percent(teacher)}", teacher)]
     before = Line("before distillation", _curve(epochs, lambda each: each.reality_gap_before), 1, is_dashed=True)
     after = Line("after distillation", _curve(epochs, lambda each: each.reality_gap_after))
     agreement = Line("agreement", _curve(epochs, lambda each: each.agreement_before))
     baseline = Line("always the commonest answer", _curve(epochs, lambda each: each.agreement_baseline), 1, True)
-    return _drawn_ones(
-        [
-            draw("Accuracy gap, on real images", [accuracy], levels=levels, fills_gap=True, percent=True),
-            draw("Reality gap, on the newest synthetic images", [before, after], from_zero=True),
-            draw("Agreement with the teacher, on synthetic images not trained on", [agreement, baseline], percent=True),
-        ]
-    )
+    return [
+        draw("Accuracy gap, on real images", [accuracy], levels=levels, fills_gap=True, percent=True),
+        draw("Reality gap, on the newest synthetic images", [before, after], from_zero=True),
+        draw("Agreement with the teacher, on synthetic images not trained on", [agreement, baseline], percent=True),
+    ]
 
 
-def _training(run: TrainingRun) -> list[Chart]:
+def _training(run: TrainingRun) -> list[Chart | None]:
     epochs = run.events.epochs
     trained = [each for each in epochs if isinstance(each, PretrainingEpoch)]
     curves = {
@@ -209,18 +173,15 @@ def _training(run: TrainingRun) -> list[Chart]:
         "Loss on real images": _curve(epochs, lambda each: each.loss),
         "Learning rate": _curve(epochs, lambda each: each.learning_rate),
     }
-    return _drawn_ones(
-        [draw(title, [Line(title.split(",")[0], curve)], from_zero=True) for title, curve in curves.items()]
-    )
+    return [draw(title, [Line(title.split(",")[0], curve)], from_zero=True) for title, curve in curves.items()]
 
 
-def _synthesis(run: TrainingRun) -> list[Chart]:
-    """Draw each term of the synthesis loss and each measure of the images' health."""
+def _synthesis(run: TrainingRun) -> list[Chart | None]:
     found: dict[str, dict[float, float]] = {}
     for epoch in _distilled(run):
         for name, value in [*epoch.synthesis.items(), *epoch.health.measures().items()]:
             found.setdefault(name.replace("_", " ").capitalize(), {})[float(epoch.epoch)] = value
-    return _drawn_ones([draw(title, [Line(title, curve)], from_zero=True) for title, curve in found.items()])
+    return [draw(title, [Line(title, curve)], from_zero=True) for title, curve in found.items()]
 
 
 def _distilled(run: TrainingRun) -> list[DistillationEpoch]:
@@ -228,17 +189,13 @@ def _distilled(run: TrainingRun) -> list[DistillationEpoch]:
 
 
 def _curve(epochs: Sequence[AnyEpoch], value: Callable[[AnyEpoch], float | None]) -> dict[float, float]:
-    """Return a value by epoch, where there is one."""
+    """Return a value by epoch, without those that are None."""
     values = ((each.epoch, value(each)) for each in epochs)
     return {float(epoch): value for epoch, value in values if value is not None}
 
 
-def _drawn_ones(found: Sequence[Chart | None]) -> list[Chart]:
-    return [chart for chart in found if chart is not None]
-
-
-def _comparisons(sections: Sequence[Section]) -> list[Chart]:
-    """Draw runs over each other, as many as there are colours for."""
+def _comparisons(sections: Sequence[Section]) -> list[Chart | None]:
+    """Draw the curves of several runs in common charts, of as many as there are colours."""
     runs = [section.run for section in sections][:COLOURS]
     accuracies = [_curve(run.events.epochs, lambda each: each.top1) for run in runs]
     gaps = [_curve(_distilled(run), lambda each: each.reality_gap_after) for run in runs]
@@ -250,35 +207,18 @@ def _comparisons(sections: Sequence[Section]) -> list[Chart]:
         lines = [Line(run.name, curve, colour) for colour, (run, curve) in enumerate(zip(runs, curves, strict=True))]
         if sum(bool(line.values) for line in lines) > 1:
             found.append(draw(title, lines, percent=is_share, from_zero=not is_share))
-    return _drawn_ones(found)
+    return found
 
 
 def _samples(run: Path) -> list[Picture]:
-    """Return sample grids from the first to the last, evenly chosen."""
+    """Return sample grids from the first to the last, evenly spaced."""
     grids = list(sample_grids(run).items())
     if len(grids) > _MOST_GRIDS:
         grids = [grids[round(index * (len(grids) - 1) / (_MOST_GRIDS - 1))] for index in range(_MOST_GRIDS)]
-    return [_picture(f"epoch {epoch}", read_picture(file), _LARGEST_SIDE) for epoch, file in grids]
+    return [embed(f"epoch {epoch}", read_picture(file), _LARGEST_SIDE) for epoch, file in grids]
 
 
-def _drawn(landscape: Landscape) -> DrawnLandscape:
-    pictures = [
-        _picture(f"Loss around the weights (run {landscape.name})", figure, _LARGEST_FIGURE)
-        for figure in landscape.figures
-    ]
-    return DrawnLandscape(landscape, pictures)
-
-
-def _picture(caption: str, image: Image, largest_side: int) -> Picture:
-    """Encode a picture anew, at most so large: what else a stranger's file holds does not come along."""
-    shown = image.convert("L" if image.mode in ("1", "L") else "RGB")
-    shown.thumbnail((largest_side, largest_side))
-    buffer = io.BytesIO()
-    shown.save(buffer, format="PNG", optimize=True)
-    return Picture(caption, f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}")
-
-
-def _render(sections: Sequence[Section], landscapes: Sequence[DrawnLandscape], settings: ReportSettings) -> str:
+def _render(sections: Sequence[Section], landscapes: Sequence[Landscape], settings: ReportSettings) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gapssg.report"),
         autoescape=True,
@@ -304,17 +244,17 @@ def _render(sections: Sequence[Section], landscapes: Sequence[DrawnLandscape], s
 
 
 def _shown(value: Any) -> Any:
-    """Clean the texts that are no markup of the templates' own."""
+    """Replace control characters in texts other than the templates' own markup."""
     return printable(str(value)) if isinstance(value, str | Path) and not isinstance(value, Markup) else value
 
 
 def _unbroken(sentence: str) -> str:
-    """Keep percent signs on the line of their numbers."""
+    """Keep percent signs on the same line as their numbers."""
     return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _points(pair: tuple[float | None, float | None]) -> str:
-    """Return by how many points the first of two accuracies is below the second."""
+    """Return the points by which the first of two accuracies is below the second."""
     model, teacher = pair
     return "-" if model is None or teacher is None else f"{100 * (teacher - model):.1f}"
 

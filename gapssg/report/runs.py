@@ -1,4 +1,4 @@
-"""Finished runs as they are reported on: read from their directories, which may be strangers'. Imports no torch."""
+"""Finished runs for the report, read from untrusted directories. Imports no torch."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class TrainingRun:
     """A finished run of `distill` or `pretrain-teacher`.
 
     Attributes:
-        name: The shortest end of its path that tells it from the others.
+        name: The shortest end of its path that distinguishes it from the others.
         path: Its directory.
-        result: What it reached.
-        events: What it recorded.
-        settings: Of the run, nested.
-        model_sha256: Of its last weights' file; None if that is gone.
+        result: Its result.
+        events: Its epochs, warnings and rollbacks.
+        settings: Its settings, nested.
+        model_sha256: SHA-256 of the file of the last weights; None if it is missing.
     """
 
     name: str
@@ -49,7 +49,7 @@ class TrainingRun:
 
     @property
     def best_file(self) -> InsidePath:
-        """The file of the weights that the evaluation chose, if there is one."""
+        """The file of the weights selected by evaluation; it may not exist."""
         return self.path / "best.safetensors"
 
     @property
@@ -59,22 +59,22 @@ class TrainingRun:
 
     @property
     def settings_are_its_own(self) -> bool:
-        """Whether `settings.toml` is still what the result was made with."""
+        """Whether `settings.toml` is unchanged since the run."""
         return hashlib.sha256(canonical_json(self.settings).encode()).hexdigest() == self.result.settings_sha256
 
     @property
     def command_line(self) -> str:
-        """The command that runs it again."""
+        """The command that reproduces the run."""
         again = self.path.with_name(f"{self.path.name}-again")
         words = ["gapssg", self.result.command, "--config", str(self.path / "settings.toml"), "--output", str(again)]
         return shlex.join(words)
 
 
 def command_of(path: Path) -> str:
-    """Return the command that a finished run is of.
+    """Return the command of a finished run.
 
     Raises:
-        InputError: It is not finished, or no run.
+        InputError: It is not finished, or not a run.
     """
     if path.is_dir() and not is_file(inside(path) / RESULT):
         raise InputError(f"{path} holds no finished run; name the directory of one, or finish it with --resume")
@@ -85,7 +85,7 @@ def read_training_run(path: Path, name: str) -> TrainingRun:
     """Read a run of `distill` or `pretrain-teacher`.
 
     Raises:
-        InputError: It is not finished, its files are damaged, or it is of another command.
+        InputError: It is not finished, damaged, or a run of another command.
     """
     command_of(path)
     result = load_training_result(path)
@@ -99,7 +99,7 @@ def read_training_run(path: Path, name: str) -> TrainingRun:
     try:
         canonical_json(settings)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{path / 'settings.toml'} is damaged: it holds what no setting is ({error})") from error
+        raise InputError(f"{path / 'settings.toml'} is damaged: {error}") from error
     file = path / result.model_file
     return TrainingRun(
         name, path, result, events, settings, sha256_of_file(file, LARGEST_MODEL) if is_file(file) else None
@@ -107,10 +107,10 @@ def read_training_run(path: Path, name: str) -> TrainingRun:
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """Return what runs are called beside each other.
+    """Return names of runs that distinguish them.
 
     Raises:
-        InputError: One is given twice.
+        InputError: A run is given twice.
     """
     wholes = [path.resolve() for path in paths]
     for whole, path in zip(wholes, paths, strict=True):

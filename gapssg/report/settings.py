@@ -15,14 +15,14 @@ from gapssg.settings.parts import RuntimeSettings
 
 
 class ReportSettings(WithFactories):
-    """Which runs are reported on, and what they are evaluated on."""
+    """The runs of a report, and the data for their evaluation."""
 
     runs: tuple[UserPath, ...] = Field(min_length=1, max_length=20)
     """Directories of finished runs of `distill`, `pretrain-teacher` and `landscape`."""
     data: DataSettings | None = None
-    """Real images whose `test` split the models are evaluated on; without them nothing is evaluated anew."""
+    """Real images for an evaluation of the models, on the `test` split; without them nothing is evaluated."""
     teacher: UserPath | None = None
-    """The teacher's model file, if it is no longer where the runs read it."""
+    """The teacher's model file, if it was moved since the runs."""
     batch_size: int = Field(default=500, ge=1, le=65_536)
     """Images in a batch of the evaluation."""
     runtime: RuntimeSettings = RuntimeSettings()
@@ -33,8 +33,8 @@ def check_page(output: Path, overwrite: bool) -> None:
     """Check that a report can be written.
 
     Raises:
-        InputError: Its name is not that of a page, or it cannot be written.
+        InputError: Its name does not end in .html or .htm, or it cannot be written.
     """
     if output.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"--output {output} names no page; let the name end in .html")
+        raise InputError(f"--output {output} is not a page; its name must end in .html")
     check_output_file(output, overwrite)

@@ -5,6 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +13,11 @@ from pydantic import Field
 
 from gapssg.errors import InputError, RunError
 from gapssg.files import is_file, read_bounded, write_json
-from gapssg.runs.results import RESULT, DistillResult, EvaluateResult, PretrainResult, Scores
+from gapssg.runs.results import RESULT, DistillResult, EvaluatedModel, EvaluateResult, PretrainResult, Scores
 from gapssg.safe_paths import inside
-from gapssg.stored import Count, Share, Stored, Text
+from gapssg.stored import Count, Stored, Text
 
+CARD = "README.md"
 _FILE = "evaluations.json"
 _MOST = 20
 _MOST_BYTES = 2**20
@@ -29,8 +31,8 @@ class Evaluation(Stored):
     data: Text
     images: Count
     scores: Scores
-    teacher_top1: Share | None
-    """Top-1 accuracy of the teacher on the same images, if it was evaluated too."""
+    teacher: Scores | None = None
+    """Scores of the teacher on the same images, if it was evaluated too."""
 
 
 class _Evaluations(Stored):
@@ -54,15 +56,15 @@ def read_evaluations(run: Path, sha256: str) -> list[Evaluation]:
     return [each for each in kept.evaluations if each.sha256 == sha256]
 
 
-def keep_evaluations(result: EvaluateResult) -> str | None:
+def keep_evaluations(result: EvaluateResult) -> list[str]:
     """Save the scores of models that are the final weights of a run in the directory of the run.
 
     Returns:
-        Why some could not be saved; None if all were.
+        Messages: which scores could not be saved and why, and which model cards do not have them yet.
     """
-    reason = None
-    teachers = (model.top1 for model in result.models if result.teacher and model.sha256 == result.teacher.sha256)
-    teacher_top1 = next(teachers, None)
+    messages = []
+    teacher_sha256 = None if result.teacher is None else result.teacher.sha256
+    teacher = next((_scores(model) for model in result.models if model.sha256 == teacher_sha256), None)
     for model in result.models:
         file = Path(model.file)
         run = inside(file.parent)
@@ -76,12 +78,21 @@ def keep_evaluations(result: EvaluateResult) -> str | None:
             sha256=model.sha256,
             data=result.data,
             images=result.images,
-            scores=Scores(**dict(model)),
-            teacher_top1=None if result.teacher and model.sha256 == result.teacher.sha256 else teacher_top1,
+            scores=_scores(model),
+            teacher=None if model.sha256 == teacher_sha256 else teacher,
         )
+        is_new = found not in kept
         kept = [*(each for each in kept if each.data != result.data), found][-_MOST:]
         try:
             write_json(run / _FILE, _Evaluations(evaluations=tuple(kept)).model_dump(mode="json"))
         except RunError as error:
-            reason = f"the scores were not saved for the model card: {error}"
-    return reason
+            messages.append(f"the scores were not saved for the model card: {error}")
+        else:
+            if is_new and is_file(run / CARD):
+                again = f"gapssg card {shlex.quote(str(run))} --overwrite"
+                messages.append(f"the model card in {run} does not have these scores yet; rewrite it with: {again}")
+    return messages
+
+
+def _scores(model: EvaluatedModel) -> Scores:
+    return Scores(**{name: getattr(model, name) for name in Scores.model_fields})

@@ -22,7 +22,7 @@ Name = TypeVar("Name")
 
 
 def as_validator(check: Callable[[Name], Name]) -> Callable[[Name], Name]:
-    """Turn a check that raises InputError into one that pydantic reports with the field's name."""
+    """Return a validator from a check that raises InputError; pydantic adds the field's name."""
 
     def validate(name: Name) -> Name:
         try:
@@ -34,19 +34,18 @@ def as_validator(check: Callable[[Name], Name]) -> Callable[[Name], Name]:
 
 
 def _as_user_path(value: Any) -> Any:
-    # From JSON pydantic takes a path as text only.
+    # From JSON, pydantic accepts a path only as text.
     return str(user_path(value)) if isinstance(value, str) else user_path(value) if isinstance(value, Path) else value
 
 
 UserPath = Annotated[Path, BeforeValidator(as_validator(_as_user_path))]
-"""A file or folder that the user names; every path in settings is one."""
+"""A file or folder that the user names; the type of every path in settings."""
 
 
 class Settings(BaseModel):
     """Frozen settings that accept only the keys they declare.
 
-    An optional value that is not set is left out of the TOML, which has no word for nothing; so a
-    field that may be None must have None as its default.
+    A field that may be None must have None as its default: TOML has no null, so None is left out.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, defer_build=True)
@@ -54,10 +53,10 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _complete_parts_and_refuse_coercion(cls, values: Any) -> Any:
-        """Let a part that is given in part keep the rest of its default.
+        """Complete a part, such as `optimizer`, from the default of its field, not of its class.
 
-        `optimizer.learning_rate` alone changes nothing else of this command's optimizer, although the class of
-        all optimizers' settings has defaults of its own. A part of another name (another method) is another thing.
+        So `optimizer.learning_rate` alone keeps the rest of this command's optimizer. A part with another name, such as
+        another method, is not completed.
         """
         if not isinstance(values, dict):
             return values
@@ -85,10 +84,9 @@ class Settings(BaseModel):
 
 
 def descriptions(settings_class: type[Settings]) -> dict[str, str]:
-    """Return the docstrings of the fields of a class by field, its own and those that it inherits.
+    """Return the docstrings of a class's fields by name, inherited ones included.
 
-    They are read when they are asked for: pydantic's `use_attribute_docstrings` reads the source of every class when
-    the class is made, which takes as long as importing all of them.
+    Pydantic's `use_attribute_docstrings` would read the source of every class at import, which doubles its time.
     """
     found: dict[str, str] = {}
     for each in reversed(settings_class.__mro__):
@@ -99,7 +97,7 @@ def descriptions(settings_class: type[Settings]) -> dict[str, str]:
 
 @cache
 def _docstrings_in(module: str) -> Mapping[str, Mapping[str, str]]:
-    """Return the texts that stand below the annotated names of each class in a module."""
+    """Return the docstrings of the fields of each class in a module."""
     docstrings: dict[str, dict[str, str]] = {}
     for node in ast.parse(inspect.getsource(sys.modules[module])).body:
         if isinstance(node, ast.ClassDef):
@@ -116,11 +114,11 @@ def _docstrings_in(module: str) -> Mapping[str, Mapping[str, str]]:
 
 
 def _refuse_coercion(field_name: str, value: Any, annotation: Any) -> None:
-    """Refuse a text or a truth value where a number stands, which pydantic would turn into one."""
+    """Refuse texts and booleans for numbers, and others for booleans, which pydantic would convert."""
     allowed = set(get_args(annotation) or (annotation,))
-    if value is None and type(None) in allowed:
-        return
     kinds = allowed - {type(None)}
+    if value is None and kinds != allowed:
+        return
     context = {"field": field_name, "given": value}
     if kinds <= {int, float} and isinstance(value, bool | str):
         raise PydanticCustomError("coercion", "must be a number", context)
@@ -131,9 +129,9 @@ def _refuse_coercion(field_name: str, value: Any, annotation: Any) -> None:
 def _complete(given: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
     if given.get("name", default.get("name")) != default.get("name"):
         return given
-    both = {key: _complete(value, default[key]) for key, value in given.items() if _are_tables(value, default.get(key))}
-    return {**default, **given, **both}
-
-
-def _are_tables(*values: Any) -> bool:
-    return all(isinstance(value, dict) for value in values)
+    parts = {
+        key: _complete(value, default[key])
+        for key, value in given.items()
+        if isinstance(value, dict) and isinstance(default.get(key), dict)
+    }
+    return {**default, **given, **parts}

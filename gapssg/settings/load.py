@@ -1,4 +1,4 @@
-"""Settings from defaults, recipe, file, overrides and options, in this order of precedence."""
+"""Settings from defaults, recipe, file, overrides and options, in ascending order of precedence."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 
 Key = tuple[str, ...]
 
-_LARGEST_FILE = 128 * 1024  # bytes; settings have a twentieth
-# The parser takes memory that grows with the square of the parts of a dotted key.
+_LARGEST_FILE = 128 * 1024  # bytes; settings take a twentieth of it
+# The parser's memory grows with the square of the parts of a dotted key.
 _MOST_DOTS_IN_A_LINE = 100
 _MOST_ERRORS = 20
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """Values by key and the words that tell the user where they came from."""
+    """Values by key, and their source for messages."""
 
     source: str
     values: Mapping[Key, Any]
@@ -39,11 +39,9 @@ class _Layer:
 
 @dataclass(frozen=True)
 class _Level:
-    """Layers that mean the same member of each union (the same method).
+    """Layers, in ascending order of precedence, that are about the same member of each union (the same method).
 
-    Attributes:
-        layers: Each over the one before.
-        follows: Whether it was written for the member that is chosen in the end, whatever the levels below say.
+    If it `follows`, it is about the member that is finally chosen, whatever lower levels name.
     """
 
     layers: Sequence[_Layer]
@@ -60,7 +58,7 @@ def recipe_text(name: str) -> str:
     """Return a recipe's TOML text.
 
     Raises:
-        InputError: There is no such recipe.
+        InputError: The recipe does not exist.
     """
     if name not in recipe_names():
         raise InputError(f"unknown recipe {name!r}{did_you_mean(name, recipe_names())}; `gapssg recipes` lists all")
@@ -79,22 +77,21 @@ def load_settings(
 ) -> AnySettings:
     """Resolve the settings of one command.
 
-    A recipe may have tables for a choice that is made elsewhere: `[distill.methods.NAME]` lies over `[distill]` where
-    `method.name` is NAME. What a recipe, a file or the command line says of a method holds only if it is chosen.
+    A recipe may have tables for one method: `[distill.methods.NAME]` overrides `[distill]` if `method.name` is NAME.
+    What a recipe, a file or the command line sets for a method applies only if that method is chosen.
 
     Args:
-        settings_class: The settings to make.
-        section: The table of a recipe that belongs to this command, such as `distill`.
-        recipe: Name of a recipe.
-        config: A TOML file with the keys of `settings_class` at its top, as `--dry-run` prints them.
-        overrides: Texts `key.path=value`; the value is read as TOML, or else taken as a string.
-        options: Dotted key to (the option's name, its value); values that are None are not given.
-        beneath: Returns what lies between the defaults and the recipe, by dotted key, such as a method's published
-            settings; it is given all values from the recipe on, by dotted key, and the names that are chosen.
+        settings_class: The class of the settings.
+        section: The table of a recipe for this command, such as `distill`.
+        recipe: The name of a recipe.
+        config: A TOML file with the keys of `settings_class` at the top level, as `--dry-run` prints it.
+        overrides: Texts `key.path=value`; the value is parsed as TOML, or else taken as a string.
+        options: Dotted key to (the option's name, its value); a value of None is not given.
+        beneath: Returns values by dotted key that override the defaults and are overridden by the recipe, such as a
+            method's published settings; its argument is all values given from the recipe on, and the chosen names.
 
     Raises:
-        InputError: One line for each field that is wrong: where it came from, what was given, what is
-            allowed, and the nearest key where none of that name exists.
+        InputError: One line for each wrong field: its source, its value, what is allowed, and the nearest valid key.
     """
     recipe_layers, layers_by_choice = ([], {}) if recipe is None else _recipe_layers(recipe, section, settings_class)
     config_layers = [] if config is None else [_Layer(str(config), dict(_flatten(read_toml(config))))]
@@ -104,9 +101,7 @@ def load_settings(
             command_line.append(_Layer(option, {tuple(key.split(".")): value}))
     levels = [_Level(recipe_layers), _Level(config_layers), _Level(command_line)]
     chosen = _chosen(levels, settings_class)
-    for_choice = [
-        layer for key, layer in layers_by_choice.items() if key[:-1] in chosen and chosen[key[:-1]] == key[-1]
-    ]
+    for_choice = [layer for key, layer in layers_by_choice.items() if chosen.get(key[:-1]) == key[-1]]
     levels.insert(1, _Level(for_choice, follows=True))
     if beneath is not None:
         given = {".".join(key): value for key, value in _merge(levels, settings_class)[0].items()}
@@ -128,10 +123,10 @@ def load_settings(
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file that may be a stranger's.
+    """Read an untrusted TOML file.
 
     Raises:
-        InputError: It is missing, not valid, or larger than settings are.
+        InputError: It is missing, invalid, or larger than any settings.
     """
     content = read_bounded(path, _LARGEST_FILE)
     if any(line.count(b".") > _MOST_DOTS_IN_A_LINE for line in content.splitlines()):
@@ -154,16 +149,12 @@ def _parse_override(text: str) -> tuple[Key, Any]:
 
 
 def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested tables as one table of dotted keys."""
+    """Return nested tables as one table with dotted keys."""
     return {".".join(key): value for key, value in _flatten(values)}
 
 
 def _check_text(key: Key, value: Any, source: str) -> None:
-    """Refuse bytes of the command line that are no text: they could not be written to `settings.toml`.
-
-    Raises:
-        InputError: There are some.
-    """
+    """Refuse bytes from the command line that are not UTF-8: they cannot be written to `settings.toml`."""
     try:
         json.dumps(value, default=str, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -181,7 +172,7 @@ def _flatten(values: Mapping[str, Any], prefix: Key = ()) -> Iterator[tuple[Key,
 def _recipe_layers(
     recipe: str, section: str, settings_class: type[BaseModel]
 ) -> tuple[list[_Layer], dict[Key, _Layer]]:
-    """Return what a recipe says of a section, and, by union and name, what it says for one member of a union."""
+    """Return the layers of a recipe: for a section, and by union and name for one member of a union."""
     tables = tomllib.loads(recipe_text(recipe))
     if section not in tables:
         commands = " and ".join(name for name in tables if isinstance(tables[name], dict))
@@ -195,52 +186,54 @@ def _recipe_layers(
 
 
 def _merge(levels: Sequence[_Level], settings_class: type[BaseModel]) -> tuple[dict[Key, Any], dict[Key, str]]:
-    """Let each layer override those before it.
+    """Return values and their sources; each layer overrides those before it.
 
-    What a level says of a member of a union (a method) that is not chosen in the end does not apply. Without a name it
-    speaks of the member that the levels below choose.
+    Values of a level for a member of a union (a method) that is not finally chosen are ignored. A level that names no
+    member is about the one that lower levels name.
     """
     chosen = _chosen(levels, settings_class)
-    meant = {union: default for union, default in _unions(settings_class)}
+    named = dict(_unions(settings_class))
     values: dict[Key, Any] = {}
     sources: dict[Key, str] = {}
     for level in levels:
         if not level.follows:
-            meant |= _named(level, meant)
+            named |= _named(level, named)
         for layer in level.layers:
             for key, value in layer.values.items():
-                if level.follows or key[:1] not in chosen or meant[key[:1]] == chosen[key[:1]]:
+                if level.follows or key[:1] not in chosen or named[key[:1]] == chosen[key[:1]]:
                     values[key] = value
                     sources[key] = layer.source
     return values, sources
 
 
 def _chosen(levels: Sequence[_Level], settings_class: type[BaseModel]) -> dict[Key, Any]:
-    """Return for each union the name of the member that the levels choose in the end."""
-    chosen = {union: default for union, default in _unions(settings_class)}
+    """Return the finally chosen member of each union by name."""
+    chosen = dict(_unions(settings_class))
     for level in levels:
         chosen |= {} if level.follows else _named(level, chosen)
     return chosen
 
 
 def _named(level: _Level, unions: Mapping[Key, Any]) -> dict[Key, Any]:
-    """Return the members that a level names."""
-    named = {}
-    for union in unions:
-        for layer in level.layers:
-            if (*union, "name") in layer.values:
-                named[union] = layer.values[*union, "name"]
-    return named
+    return {
+        union: layer.values[*union, "name"]
+        for layer in level.layers
+        for union in unions
+        if (*union, "name") in layer.values
+    }
 
 
 def _unions(settings_class: type[BaseModel]) -> Iterator[tuple[Key, Any]]:
-    """Yield the fields that hold one of several classes of settings, with the name of the default one."""
+    """Yield the fields that are unions of settings classes, with the name of the default member."""
     for name, field in settings_class.model_fields.items():
         if field.discriminator is not None:
             yield (name,), getattr(field.default, str(field.discriminator), None)
 
 
 def _nest(values: Mapping[Key, Any], sources: Mapping[Key, str]) -> dict[str, Any]:
+    def place(key: Key) -> str:
+        return f"{shortened('.'.join(key))} (from {sources[key]})"
+
     nested: dict[str, Any] = {}
     for key, value in values.items():
         table = nested
@@ -248,19 +241,15 @@ def _nest(values: Mapping[Key, Any], sources: Mapping[Key, str]) -> dict[str, An
             table = table.setdefault(part, {})
             if not isinstance(table, dict):
                 parent = shortened(".".join(key[:depth]))
-                raise InputError(
-                    f"{shortened('.'.join(key))} (from {sources[key]}): {parent} is a value already, "
-                    f"so it cannot have keys of its own"
-                )
+                raise InputError(f"{place(key)}: {parent} is a value, so it cannot have keys")
         if isinstance(table.get(key[-1]), dict):
-            name = shortened(".".join(key))
-            raise InputError(f"{name} (from {sources[key]}): this is a table; set one of its keys")
+            raise InputError(f"{place(key)}: this is a table; set one of its keys")
         table[key[-1]] = value
     return nested
 
 
 def _own_errors(details: Sequence[ErrorDetails]) -> list[ErrorDetails]:
-    """Leave out that a list is too short where its items are wrong, which pydantic does not count."""
+    """Drop errors of lists that are too short only because pydantic does not count their wrong items."""
     places = {detail["loc"][:-1] for detail in details}
     return [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in places]
 
@@ -268,56 +257,54 @@ def _own_errors(details: Sequence[ErrorDetails]) -> list[ErrorDetails]:
 def _describe(
     detail: ErrorDetails, settings_class: type[BaseModel], sources: Mapping[Key, str], options: Mapping[Key, str]
 ) -> str:
-    """One line for one wrong field."""
+    """Return the line for a wrong field."""
     valid = set(_valid_keys(settings_class))
+    kind, context = detail["type"], detail.get("ctx", {})
     location = tuple(str(part) for part in detail["loc"])
-    if detail["type"] == "coercion":
-        location = (*location, detail["ctx"]["field"])
+    if kind == "coercion":
+        location = (*location, context["field"])
     key = _without_union_tags(location, valid, sources)
     name = shortened(".".join(key))
     source = next((f" (from {sources[k]})" for k in sources if k[: len(key)] == key), "")
-    kind = detail["type"]
     if kind == "extra_forbidden":
-        owners = _owners(settings_class, key)
-        if owners:
-            return f"{name}{source} is no setting of {shortened(location[1])}, but of {', '.join(owners)}"
-        siblings = {k[-1]: ".".join(k) for k in valid if k[:-1] == key[:-1]}
-        elsewhere = {k[-1]: ".".join(k) for k in sorted(valid, reverse=True)}
-        for names in (siblings, elsewhere):
-            near = difflib.get_close_matches(shortened(key[-1]), names, n=1, cutoff=0.7)
-            if near:
-                return f"unknown key {name}{source} (did you mean {names[near[0]]}?)"
-        return f"unknown key {name}{source}; valid here: {', '.join(sorted(siblings))}"
+        if owners := _owners(settings_class, key):
+            return f"{name}{source} is not a setting of {shortened(location[1])}, but of {', '.join(owners)}"
+        return f"unknown key {name}{source}{_hint(key, valid)}"
     if kind in ("missing", "union_tag_not_found"):
         if key not in options and (*key, "name") in options:
             key = (*key, "name")
         name, option = ".".join(key), options.get(key)
         return f"{name} is missing: add {f'{option}, or ' if option else ''}--set {name}=... or a --config file with it"
-    value = detail["ctx"]["given"] if kind == "coercion" else detail["input"]
-    given = f"{name} = {shortened(repr(value))}{source}"
     if kind == "union_tag_invalid":
-        context = detail.get("ctx", {})
-        allowed = [tag.strip(" '") for tag in str(context.get("expected_tags", "")).split(",")]
-        tag = str(context.get("tag", ""))
-        discriminator = str(context.get("discriminator", "name")).strip("'")
+        allowed = [tag.strip(" '") for tag in str(context["expected_tags"]).split(",")]
+        tag, discriminator = str(context["tag"]), str(context["discriminator"]).strip("'")
         given = f"{name}.{discriminator} = {shortened(repr(tag))}{source}"
-        return f"{given}: must be one of {_join(allowed)}{did_you_mean(tag, allowed)}"
+        return f"{given}: must be one of {' or '.join(allowed)}{did_you_mean(tag, allowed)}"
+    given = f"{name} = {shortened(repr(context['given'] if kind == 'coercion' else detail['input']))}{source}"
     if kind == "value_error":
         reason = str(detail["msg"]).removeprefix("Value error, ")
-        return f"{given}: {reason}" if name else reason  # without a name it is the settings together that are wrong
+        return f"{given}: {reason}" if name else reason  # without a name, the combination of settings is wrong
     message = str(detail["msg"]).replace("Input should be", "must be")
     if kind == "literal_error" and isinstance(detail["input"], str):
-        allowed = [part.strip(" '") for part in str(detail["ctx"]["expected"]).replace(" or ", ",").split(",")]
+        allowed = [part.strip(" '") for part in str(context["expected"]).replace(" or ", ",").split(",")]
         message += did_you_mean(detail["input"], allowed)
     if kind == "string_pattern_mismatch":
-        message = (
-            "must be auto, cpu, cuda or cuda:N" if key[-1] == "device" else f"must match {detail['ctx']['pattern']}"
-        )
+        message = "must be auto, cpu, cuda or cuda:N" if key[-1] == "device" else f"must match {context['pattern']}"
     return f"{given}: {message}"
 
 
+def _hint(key: Key, valid: set[Key]) -> str:
+    """Return the valid key that is nearest to an unknown one, or else all valid keys beside it."""
+    siblings = {k[-1]: ".".join(k) for k in valid if k[:-1] == key[:-1]}
+    elsewhere = {k[-1]: ".".join(k) for k in sorted(valid, reverse=True)}
+    for names in (siblings, elsewhere):
+        if near := difflib.get_close_matches(shortened(key[-1]), names, n=1, cutoff=0.7):
+            return f" (did you mean {names[near[0]]}?)"
+    return f"; valid here: {', '.join(sorted(siblings))}"
+
+
 def _owners(settings_class: type[BaseModel], key: Key) -> list[str]:
-    """Return the members of a union that have this key, which another one was given."""
+    """Return the members of a union that have a key of which another member has none."""
     field = settings_class.model_fields.get(key[0]) if len(key) == 2 else None
     if field is None or field.discriminator is None:
         return []
@@ -326,7 +313,7 @@ def _owners(settings_class: type[BaseModel], key: Key) -> list[str]:
 
 
 def _without_union_tags(location: Key, valid: set[Key], sources: Mapping[Key, str]) -> Key:
-    """Drop the tags that pydantic puts into the location of a field inside a discriminated union."""
+    """Drop the tags that pydantic adds to the location of a field in a discriminated union."""
     known = valid | set(sources)
     known |= {key[:depth] for key in known for depth in range(1, len(key))}
     key: Key = ()
@@ -346,13 +333,9 @@ def _valid_keys(settings_class: type[BaseModel], prefix: Key = ()) -> Iterator[K
 
 
 def settings_classes_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Yield the classes of settings that a field can hold."""
+    """Yield the settings classes of a field's values."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     elif get_origin(annotation) in (Union, UnionType, Annotated):
         for argument in get_args(annotation):
             yield from settings_classes_in(argument)
-
-
-def _join(names: Any) -> str:
-    return " or ".join(names)

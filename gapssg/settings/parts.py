@@ -1,4 +1,4 @@
-"""The parts that the settings of several commands share."""
+"""Parts of the settings of several commands."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ class OptimizerSettings(Settings):
     nesterov: bool = False
     """Nesterov's form of the momentum."""
     weight_decay: float = Field(default=1e-4, ge=0, lt=1)
-    """L2 penalty, applied to every weight as the published code does."""
+    """L2 penalty, applied to every weight as in the published code."""
     schedule: Literal["cosine", "one-cycle", "step", "constant"] = "cosine"
     """How the learning rate changes over the run."""
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.6, 0.75, 0.9)
-    """Schedule `step`: the shares of the run after which the learning rate falls."""
+    """Schedule `step`: the fractions of the run after which the learning rate drops."""
     decay: float = Field(default=0.1, gt=0, lt=1)
-    """Schedule `step`: the factor by which it falls."""
+    """Schedule `step`: the factor by which it is multiplied."""
     warm_up: float = Field(default=0.3, gt=0, lt=1)
-    """Schedule `one-cycle`: the share of the run in which the learning rate rises."""
+    """Schedule `one-cycle`: the fraction of the run in which the learning rate rises."""
 
 
 class RuntimeSettings(Settings):
-    """Where and how precisely the tensors are computed."""
+    """Device, precision and compilation."""
 
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto` takes bf16 where the hardware computes in it natively, else fp32."""
+    """`auto` is bf16 where the hardware supports it natively, else fp32."""
     compile: Literal["auto"] | bool = "auto"
-    """Compile the steps with torch.compile; `auto` does where the run is expected to be long enough to gain by it."""
+    """Compile the steps with torch.compile; `auto` compiles if the run is long enough to profit."""
     deterministic: bool = False
-    """On CUDA, use only algorithms that give the same bits each time; on a processor all do."""
+    """On CUDA, use only deterministic algorithms; on a CPU all are."""

@@ -1,12 +1,12 @@
 """Figures of a row of the table: accuracy by epoch of all methods, and the gap between teacher and student.
 
-They are figures 1a and 1b of Wang et al. (GapSSG, T-PAMI 2024), of one's own runs. Curves are read from run
-directories; nothing else of a run is needed to draw them.
+They are figures 1a and 1b of Wang et al. (GapSSG, T-PAMI 2024), drawn from the curves in run directories.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +39,8 @@ class RowCell:
     """A run of one method with one seed.
 
     Attributes:
-        method: What the run is called in the figures: equal names are seeds of one method.
-        seed: Of the run.
+        method: The label of the run in the figures: runs with the same label are seeds of one method.
+        seed: Its seed.
         run: A run directory of `distill`.
     """
 
@@ -51,14 +51,14 @@ class RowCell:
 
 @dataclass(frozen=True)
 class RunCurves:
-    """What a run recorded after each epoch; shares in [0, 1], by epochs done.
+    """What a run recorded after each epoch.
 
     Attributes:
-        epochs: Of the whole run.
-        top1: The student's accuracy, where it was evaluated.
-        gap_before: The reality gap on the newest images before the student trained on them.
-        gap_after: The same after it.
-        teacher_top1: The teacher's accuracy; None without evaluation data.
+        epochs: The number of epochs of the whole run.
+        top1: The student's accuracy by epoch, in [0, 1], where it was evaluated.
+        gap_before: The reality gap by epoch, on the newest images before the student trained on them.
+        gap_after: The same afterwards.
+        teacher_top1: The teacher's accuracy, in [0, 1]; None without evaluation data.
         pair: The teacher's SHA-256 and the student's architecture.
     """
 
@@ -75,9 +75,9 @@ class RowCurves:
     """The curves of a row.
 
     Attributes:
-        methods: One entry a seed of each method, in the order of the cells.
+        methods: The curves of the seeds by method, in the order of the cells.
         teacher_top1: The teacher's accuracy, in [0, 1].
-        best_top1: The best accuracy that any student of the row had after any epoch: the estimate of T*'s.
+        best_top1: The best accuracy of any student of the row after any epoch: the estimate of T*'s.
     """
 
     methods: Mapping[str, Sequence[RunCurves]]
@@ -86,13 +86,7 @@ class RowCurves:
 
 
 class MeanCurve(NamedTuple):
-    """Mean and standard deviation over seeds.
-
-    Attributes:
-        x: Where they are taken, ascending.
-        mean: One a place.
-        deviation: The sample's (n - 1); zeros for a single seed.
-    """
+    """Mean and sample standard deviation (n - 1; 0 for a single seed) over seeds, at ascending `x`."""
 
     x: list[float]
     mean: list[float]
@@ -104,34 +98,33 @@ def write_row_figures(
 ) -> list[Path]:
     """Write `ROW-accuracy` and `ROW-gap` as PNG and SVG.
 
-    `ROW-accuracy` has a line for each method: its student's top-1 accuracy, the mean over the seeds with a band of
-    one standard deviation, and the teacher's as a level line. The axis across counts epochs if all runs have equally
-    many, and else shows the share of the run that is done.
+    `ROW-accuracy` has a line for each method, its student's top-1 accuracy (mean over the seeds, with a band of one
+    standard deviation), and the teacher's accuracy as a horizontal line. The horizontal axis counts epochs if all runs
+    have equally many, and otherwise shows the completed share of the run.
 
-    `ROW-gap` is of one method, GapSSG or else the first. Its upper panel shows the same two lines and between them the
-    accuracy gap, split by a level line that stands for T*, the best teacher that this student could have. T* cannot
-    be observed: the line is the best accuracy that any run given here had after any epoch, whatever its method, seed
-    or length. What is between it and the student's line is drawn as the derived gap, what is between it and the
-    teacher's as the inherent gap. **Both are estimates.** A run that nobody made may have been better, so the
-    derived gap is rather larger than drawn and the inherent gap smaller; on the other hand, the best of many
-    evaluations was chosen by the evaluation data and flatters a little. Where a student was at least as good as the
-    teacher, there is no inherent gap to be seen, and none is drawn. The parts are differences of accuracies; the
-    bounds of the paper are of the distilled risk. The lower panel shows the reality gap (the largest difference of a
-    class probability between teacher and student, mean over the newest images) before and after the student trained
-    on these images, mean and standard deviation over the seeds.
+    `ROW-gap` shows one method, GapSSG or else the first. Its upper panel has the same two lines and between them the
+    accuracy gap, split by a horizontal line for T*, the best teacher that this student could have. T* cannot be
+    observed: the line is the best accuracy that any given run reached after any epoch, whatever its method, seed or
+    length. Below it lies the derived gap, above it the inherent gap. **Both are estimates**:
+    an unseen run may be better, so that the derived gap is rather larger than drawn and the inherent gap smaller; and
+    the best of many evaluations was selected on the evaluation data, so that it is slightly optimistic. If a student
+    was at least as good as the teacher, no inherent gap is drawn. The parts are differences of accuracies; the bounds
+    of the paper are of the distilled risk. The lower panel shows the reality gap (the largest difference of a class
+    probability between teacher and student, mean over the newest images) before and after the student trained on these
+    images, mean and standard deviation over the seeds.
 
     Args:
-        row: The files' name.
-        cells: The runs that are drawn; those without a single accuracy are left out.
-        folder: Where the files are written; it exists.
-        other_runs: More runs of the same student, such as longer ones, which count for T* and are not drawn.
+        row: The name of the files.
+        cells: The runs that are drawn; those without any accuracy are left out.
+        folder: An existing folder for the files.
+        other_runs: More runs of the same student, such as longer ones, which count for T* but are not drawn.
 
     Returns:
         The files.
 
     Raises:
-        InputError: A run's files are missing or damaged, its teacher or student is another than the first one's, a
-            seed of a method is given twice, or no cell has an accuracy.
+        InputError: A run's files are missing or damaged, its teacher or student differs from the first run's, a seed
+            of a method is given twice, or no cell has an accuracy.
         RunError: A file cannot be written.
     """
     if Path(row).name != row:
@@ -142,15 +135,11 @@ def write_row_figures(
 
 
 def write_table_figures(root: Path, summary: TableSummary) -> dict[str, str]:
-    """Write the figures of every line of a table that has runs, into its folder `figures`.
-
-    Args:
-        root: The table's directory.
-        summary: What its `table.json` holds.
+    """Write the figures of every line of the table in `root` that has runs, into its folder `figures`.
 
     Returns:
-        By the name of a line the sentence that says why it has no figures: a run's files are damaged, its runs had
-        different teachers, or a file cannot be written.
+        By the name of a line why it has no figures: a run's files are damaged, its runs had different teachers, or a
+        file cannot be written.
     """
     failed: dict[str, str] = {}
     names: list[str] = []
@@ -162,33 +151,32 @@ def write_table_figures(root: Path, summary: TableSummary) -> dict[str, str]:
             if top1 is not None
         ]
         if cells:
-            name = _line_name(row)
-            names.append(name)
-            again = f"-{names.count(name)}" if names.count(name) > 1 else ""
+            names.append(_line_name(row))
+            number = names.count(names[-1])
+            name = names[-1] if number == 1 else f"{names[-1]}-{number}"
             try:
                 make_folder(inside(root) / "figures")
-                write_row_figures(f"{name}{again}", cells, inside(root) / "figures")
+                write_row_figures(name, cells, inside(root) / "figures")
             except GapssgError as error:
-                failed[f"{name}{again}"] = str(error)
+                failed[name] = str(error)
     return failed
 
 
 def _line_name(row: TableRow) -> str:
-    """Name the figures of a line: by row, budget if it is not the full one, and changes."""
+    """Return the name of the figures of a line: row, budget if it is not the full one, and changes."""
     particulars = re.sub(r"[^\w.-]+", "-", "-".join(row.particulars), flags=re.ASCII)
     return f"{row.row}-{particulars[:_LONGEST_PARTICULARS]}" if particulars else row.row
 
 
 def read_row(cells: Sequence[RowCell], other_runs: Iterable[RowCell] = ()) -> RowCurves:
-    """Read the curves of a row, as `write_row_figures` draws them.
+    """Read the curves that `write_row_figures` draws.
 
     Raises:
-        InputError: As there.
+        InputError: As `write_row_figures`.
     """
-    keys = [(cell.method, cell.seed) for cell in cells]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise InputError(f"seed {key[1]} of {shortened(key[0])} is there twice; give one run of each")
+    for (method, seed), runs in Counter((cell.method, cell.seed) for cell in cells).items():
+        if runs > 1:
+            raise InputError(f"seed {seed} of {shortened(method)} is given twice; give one run of each")
     read = [(cell, read_curves(cell.run)) for cell in (*cells, *other_runs)]
     evaluated = [(cell, curves) for cell, curves in read if curves.top1 and curves.teacher_top1 is not None]
     drawn = [(cell, curves) for cell, curves in evaluated if cell in cells]
@@ -204,14 +192,14 @@ def read_row(cells: Sequence[RowCell], other_runs: Iterable[RowCell] = ()) -> Ro
         methods.setdefault(cell.method, []).append(curves)
     return RowCurves(
         methods,
-        # One file, but perhaps evaluated on different devices.
+        # The same file, but possibly evaluated on different devices.
         fmean(curves.teacher_top1 for _, curves in drawn if curves.teacher_top1 is not None),
         max(top1 for _, curves in evaluated for top1 in curves.top1.values()),
     )
 
 
 def read_curves(run: Path) -> RunCurves:
-    """Read what a finished run recorded after each epoch; its files may be a stranger's.
+    """Read what a finished run, which may be untrusted, recorded after each epoch.
 
     Raises:
         InputError: `events.jsonl` or `result.json` is missing or damaged, or the run is not finished.
@@ -229,16 +217,15 @@ def read_curves(run: Path) -> RunCurves:
 
 
 def mean_curve(curves: Sequence[Mapping[float, float]]) -> MeanCurve:
-    """Return mean and standard deviation of curves, each a value by place.
+    """Return mean and standard deviation of curves, each a mapping from x to y.
 
-    Places are those of any curve that lie within all; where a curve has none there, it is taken from the straight line
-    between its neighbours.
+    The x are those of any curve within the range of all curves; missing values are interpolated linearly.
     """
     import numpy as np
 
     first, last = max(min(curve) for curve in curves), min(max(curve) for curve in curves)
-    x = [place for place in sorted(set().union(*curves)) if first <= place <= last]
-    values = [np.interp(x, sorted(curve), [curve[place] for place in sorted(curve)]).tolist() for curve in curves]
+    x = [each for each in sorted(set().union(*curves)) if first <= each <= last]
+    values = [np.interp(x, sorted(curve), [curve[each] for each in sorted(curve)]).tolist() for curve in curves]
     columns = list(zip(*values, strict=True))
     return MeanCurve(
         x, [fmean(column) for column in columns], [stdev(column) if len(column) > 1 else 0.0 for column in columns]
@@ -263,7 +250,7 @@ def accuracy_figure(row: RowCurves) -> Figure:
 
 
 def gap_figure(row: RowCurves) -> Figure:
-    """Draw the accuracy gap of one method in its estimated parts, and its reality gap below."""
+    """Draw the accuracy gap of one method in its estimated parts, and below it the reality gap."""
     method = _OWN_METHOD if _OWN_METHOD in row.methods else next(iter(row.methods))
     runs = row.methods[method]
     across = _Across.of(runs)
@@ -285,8 +272,8 @@ def gap_figure(row: RowCurves) -> Figure:
         ([run.gap_before for run in runs], "before distillation", {"color": _BEFORE, "linestyle": "--", "marker": "s"}),
         ([run.gap_after for run in runs], "after distillation", {"color": _AFTER, "marker": "o"}),
     ):
-        shares = [across.share(run, gap) for run, gap in zip(runs, values, strict=True)]
-        _draw_mean(lower, mean_curve(shares), label=label, **look)
+        placed = [across.place(run, gap) for run, gap in zip(runs, values, strict=True)]
+        _draw_mean(lower, mean_curve(placed), label=label, **look)
     lower.set_ylim(bottom=0)
     lower.set_ylabel("Reality gap")
     across.label(lower)
@@ -298,7 +285,7 @@ def gap_figure(row: RowCurves) -> Figure:
 
 
 class _Across(NamedTuple):
-    """The axis across: epochs, or the share of the run where runs have different lengths."""
+    """The horizontal axis: epochs, or the completed share in percent if runs have different lengths."""
 
     is_share: bool
 
@@ -306,12 +293,12 @@ class _Across(NamedTuple):
     def of(cls, runs: Sequence[RunCurves]) -> _Across:
         return cls(len({run.epochs for run in runs}) > 1)
 
-    def share(self, run: RunCurves, curve: Mapping[int, float]) -> dict[float, float]:
+    def place(self, run: RunCurves, curve: Mapping[int, float]) -> dict[float, float]:
         """Return a curve over this axis."""
         return {100 * epoch / run.epochs if self.is_share else float(epoch): y for epoch, y in curve.items()}
 
     def percent(self, run: RunCurves, curve: Mapping[int, float]) -> dict[float, float]:
-        return {x: 100 * y for x, y in self.share(run, curve).items()}
+        return {x: 100 * y for x, y in self.place(run, curve).items()}
 
     def label(self, axes: Axes) -> None:
         from matplotlib.ticker import MaxNLocator
@@ -324,7 +311,7 @@ _LEGEND: dict[str, Any] = {"frameon": False, "title_fontsize": 6.5, "handlelengt
 
 
 def _look(method: str, methods: Iterable[str]) -> dict[str, Any]:
-    """Return a method's colour, line and marker, which are the same in every row; GapSSG's colour is its own."""
+    """Return the colour, line and marker of a method, the same in every row; GapSSG has its own colour."""
     *colours, own = LINE_COLOURS
     if method == _OWN_METHOD:
         return {"color": own, "marker": "o", "linewidth": 1.5, "zorder": 3}
@@ -341,7 +328,7 @@ def _look(method: str, methods: Iterable[str]) -> dict[str, Any]:
 
 def _draw_mean(axes: Axes, curve: MeanCurve, **look: Any) -> None:
     spacing = -(-len(curve.x) // _MARKS_A_LINE)
-    # Lines that lie on each other have their markers beside each other.
+    # The markers of lines that coincide are drawn side by side.
     first = len(axes.lines) * spacing // 4 % spacing
     axes.plot(curve.x, curve.mean, markersize=2.8, markevery=(first, spacing), **look)
     if any(curve.deviation):
@@ -356,7 +343,7 @@ def _draw_teacher(axes: Axes, row: RowCurves) -> None:
 
 
 def _seeds(methods: Iterable[Sequence[RunCurves]]) -> str:
-    """Say what a line and its band are."""
+    """Describe a line and its band."""
     counts = {len(runs) for runs in methods}
     if counts == {1}:
         return "one seed"

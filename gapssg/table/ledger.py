@@ -1,13 +1,13 @@
-"""The directory of a table: which runs it has, what they reached, and who works on which. Imports no torch.
+"""The directory of a table: its cells, their runs and results, and the locks of runs. Imports no torch.
 
-The runs are ordinary run directories; what they reached is what their `result.json` says.
+The runs are ordinary run directories, whose `result.json` holds the results.
 
-    table.json, table.csv, table.md             what is known so far; rewritten after each run
+    table.json, table.csv, table.md             the results so far; rewritten after each run
     pretrained/DATA-MODEL/seed-N-SETTINGS/      teachers and scratch students
-    cells/ROW/COLUMN/SETTINGS.json              what the cell is
+    cells/ROW/COLUMN/SETTINGS.json              the plan of the cell
     cells/ROW/COLUMN/seed-N-SETTINGS/           its runs
     .../seed-N-SETTINGS.failed.json             why the last attempt failed
-    .../.seed-N-SETTINGS.lock                   held by the process that works on it
+    .../.seed-N-SETTINGS.lock                   held by the process that makes the run
 """
 
 from __future__ import annotations
@@ -51,28 +51,22 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=300)]
 
 
 class CellPlan(Settings):
-    """What a cell of the table is: all that its runs do not say themselves."""
+    """A cell of the table: everything that its runs do not record themselves."""
 
     format: int = FORMAT
     """Version of the table's directory."""
     row: Name
-    """The row."""
     recipe: Name
-    """The row's recipe."""
     data: Name
-    """What its images are called."""
+    """The name of its images."""
     teacher: Name
-    """The teacher's architecture."""
+    """The teacher's architecture, as `student` is the student's."""
     student: Name
-    """The student's architecture."""
     budget: Name
-    """How much work."""
     changes: tuple[str, ...] = ()
     """What --set, --image-size and --set-pretrain changed."""
     column: Name
-    """The column."""
     method: Name
-    """The method."""
     settings: Name
     """Hash of the settings of its runs."""
     teacher_settings: Name
@@ -80,9 +74,9 @@ class CellPlan(Settings):
     scratch_settings: Name
     """Hash of the settings of the scratch student's runs."""
     departures: tuple[str, ...] = ()
-    """In what it is not what was published."""
+    """How it departs from the published."""
     pretrain_departures: tuple[str, ...] = ()
-    """In what teacher and scratch student are not."""
+    """How teacher and scratch student depart from it."""
     created: float = Field(ge=0)
     """When it was first asked for, in seconds since 1970."""
     asked: float | None = Field(default=None, ge=0)
@@ -90,19 +84,15 @@ class CellPlan(Settings):
 
     @property
     def last_asked(self) -> float:
-        """When it was last asked for, as far as that is known."""
+        """When it was last asked for, as far as known."""
         return self.created if self.asked is None else self.asked
 
 
 class Outcome(NamedTuple):
-    """What a finished run reached.
-
-    Attributes:
-        run: Its run directory, relative to the table's.
-        result: Its result.
-    """
+    """The result of a finished run."""
 
     run: str
+    """Its directory, relative to the table's."""
     result: DistillResult | PretrainResult
 
 
@@ -112,15 +102,13 @@ class Failure(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     seed: int
-    """Its seed."""
     message: str
-    """The sentence that it ended with."""
     traceback: str | None = None
-    """Where that was, if it was no error that has a sentence of its own."""
+    """Of an unexpected error."""
 
 
 class Runs(NamedTuple):
-    """The runs of a cell by seed: what those that finished reached, and why others failed."""
+    """The runs of a cell, sorted by seed: the results of finished ones, and the failures."""
 
     outcomes: list[Outcome]
     failures: list[Failure]
@@ -133,11 +121,11 @@ class Ledger:
         """Read and write the table in `root`."""
         self.root = inside(root)
 
-    def check_if_begun(self) -> None:
-        """Check that a table may be begun or continued here, changing nothing.
+    def check_startable(self) -> None:
+        """Check that a table can be started or continued here, without a change.
 
         Raises:
-            InputError: There is something else than a table, or one of a newer format, or it cannot be written to.
+            InputError: The directory holds other files or a table of a newer format, or is not writable.
         """
         if is_file(self.root / TABLE):
             self.check_format()
@@ -146,28 +134,28 @@ class Ledger:
         check_writable(self.root)
 
     def begin(self) -> None:
-        """Make the directory, or accept the one that is there.
+        """Create the directory, or continue the table in it.
 
         Raises:
-            InputError: As `check_if_begun`.
-            RunError: It cannot be made.
+            InputError: As `check_startable`.
+            RunError: It cannot be created.
         """
-        self.check_if_begun()
+        self.check_startable()
         make_folder(self.root)
-        with self.writing() as root:  # before anything else is here, so that another process sees that this is a table
+        with self.writing() as root:  # first of all, so that other processes see a table
             if not is_file(root / TABLE):
                 write_json(root / TABLE, TableSummary(format=FORMAT, rows=(), notes={}).model_dump(mode="json"))
 
     def check_format(self) -> None:
-        """Check that this program knows the format of the table.
+        """Check that this version can read the table.
 
         Raises:
-            InputError: There is no table, or one of a newer format.
+            InputError: There is no table, or it has a newer format.
         """
         file = self.root / TABLE
         if not is_file(file):
             raise InputError(
-                f"{self.root} holds no table; `gapssg table {shlex.quote(str(self.root))} --rows ...` begins one"
+                f"{self.root} holds no table; `gapssg table {shlex.quote(str(self.root))} --rows ...` starts one"
             )
         content = _read_json(file)
         version = content.get("format") if isinstance(content, dict) else None
@@ -186,8 +174,8 @@ class Ledger:
         """Return the run directory of a cell."""
         return self.root / "cells" / row / column / f"seed-{seed}-{settings}"
 
-    def keep_plan(self, plan: CellPlan) -> None:
-        """Write what a cell is; of one that is known what may have changed since: how it is marked, and when asked for.
+    def save_plan(self, plan: CellPlan) -> None:
+        """Write the plan of a cell; an existing plan keeps its time of creation.
 
         Raises:
             RunError: It cannot be written.
@@ -236,13 +224,13 @@ class Ledger:
 
     @contextmanager
     def claim(self, run: Path) -> Iterator[InsidePath]:
-        """Work on a run until the block ends, and nobody else.
+        """Lock a run until the block ends.
 
         Yields:
-            The run, which is written only as long as it is claimed.
+            The run directory, which can be written only while the lock is held.
 
         Raises:
-            Taken: Another process does.
+            Taken: Another process holds the lock.
             RunError: The lock cannot be written.
         """
         folder = inside(run).parent
@@ -252,22 +240,22 @@ class Ledger:
 
     @contextmanager
     def writing(self) -> Iterator[InsidePath]:
-        """Wait until nobody else writes the table's own files, and keep others waiting until the block ends.
+        """Wait for the lock of the table's own files, and hold it until the block ends.
 
         Yields:
-            The table's directory, whose files are written only as long as nobody takes the lock away.
+            The table's directory, whose files can be written only while the lock is held.
         """
         with lock(self.root / ".table.lock", wait=True) as held:
             yield held.root
 
 
 def is_done(run: Path) -> bool:
-    """Tell whether a run has finished."""
+    """Return whether a run has finished."""
     return is_file(inside(run) / RESULT)
 
 
 def record_failure(run: Path, failure: Failure) -> Path:
-    """Keep why a run failed, and return the file that says it.
+    """Write why a run failed; return the file.
 
     Raises:
         RunError: It cannot be written.
@@ -277,8 +265,8 @@ def record_failure(run: Path, failure: Failure) -> Path:
     return file
 
 
-def forget_failure(run: Path) -> None:
-    """Forget an earlier failure of a run that has succeeded."""
+def clear_failure(run: Path) -> None:
+    """Remove the record of an earlier failure."""
     remove(_failure_file(run))
 
 
@@ -298,7 +286,7 @@ def _read(model: type[Model], file: Path) -> Model:
     try:
         return model.model_validate(_read_json(file))
     except ValidationError as error:
-        raise InputError(f"{file} is not of a table: {shortened(error.errors()[0]['msg'])}") from error
+        raise InputError(f"{file} is damaged: {shortened(error.errors()[0]['msg'])}") from error
 
 
 def _read_json(file: Path) -> Any:

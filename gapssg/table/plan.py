@@ -1,4 +1,4 @@
-"""The runs that a part of the table needs, and their settings. Imports no torch."""
+"""The runs of a table, and their settings. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from gapssg.files import user_path
 from gapssg.table.ledger import CellPlan, Ledger
 from gapssg.table.rows import (
+    Column,
+    Row,
     distill_departures,
     distill_settings,
     identity,
@@ -26,11 +28,11 @@ class Task:
     """One run of the table.
 
     Attributes:
-        label: What it is, for people.
+        label: Its name in messages.
         run: Its run directory.
-        settings: What it runs with.
-        teacher: The run directory of its teacher; None for what learns from real images.
-        plan: The cell that it belongs to; None for what learns from real images.
+        settings: Its settings.
+        teacher: The run directory of its teacher; None if it is trained on real images.
+        plan: The cell that it belongs to; None if it is trained on real images.
     """
 
     label: str
@@ -41,15 +43,13 @@ class Task:
 
 
 def plan_tasks(settings: TableSettings, root: Path) -> list[Task]:
-    """Return all runs that are asked for, teachers before the cells that need them; nothing is read or written.
+    """Return all runs, teachers before the cells that need them; nothing is read or written.
 
     Raises:
-        InputError: A row and a column do not make valid settings.
+        InputError: The settings of a row and a column are not valid.
     """
-    ledger, began = Ledger(user_path(root).absolute()), time.time()
+    ledger, now = Ledger(user_path(root).absolute()), time.time()
     tasks: dict[Path, Task] = {}
-    size = () if settings.image_size is None else (f"image_size={settings.image_size}",)
-    changes = (*settings.changes, *size, *(f"pretrain {change}" for change in settings.pretrain_changes))
     for row in make_rows(settings):
         teacher_settings = pretrain_settings(row, row.teacher, 0, settings)
         scratch_settings = pretrain_settings(row, row.student, 0, settings)
@@ -59,29 +59,8 @@ def plan_tasks(settings: TableSettings, root: Path) -> list[Task]:
         cells = []
         for column in make_columns(settings):
             cell = distill_settings(row, column, 0, teacher / "model.safetensors", settings)
-            plan = CellPlan(
-                row=row.name,
-                recipe=row.recipe,
-                data=row.data_name,
-                teacher=row.teacher,
-                student=row.student,
-                budget=settings.budget,
-                changes=changes,
-                column=column.name,
-                method=cell.method.name,
-                settings=identity(cell, row, teacher_hash),
-                teacher_settings=teacher_hash,
-                scratch_settings=scratch_hash,
-                departures=(
-                    *pretrain_departures(row, settings),
-                    *distill_departures(row, column, cell.method.name, settings),
-                ),
-                pretrain_departures=tuple(pretrain_departures(row, settings)),
-                created=began,
-                asked=began,
-            )
-            began += 1e-3  # columns stay in the order in which they were asked for
-            cells.append((plan, cell))
+            cells.append((_plan_cell(row, column, cell, teacher_hash, scratch_hash, settings, now), cell))
+            now += 1e-3  # columns are sorted by the time at which they were asked for
         for seed in range(settings.seeds):
             if settings.scratch:
                 run = ledger.pretrained(row.data_name, row.student, seed, scratch_hash)
@@ -92,3 +71,34 @@ def plan_tasks(settings: TableSettings, root: Path) -> list[Task]:
                 own = cell.model_copy(update={"seed": seed})
                 tasks[run] = Task(f"{plan.row}, {plan.column}, seed {seed}", run, own, teacher, plan)
     return list(tasks.values())
+
+
+def _plan_cell(
+    row: Row,
+    column: Column,
+    cell: DistillSettings,
+    teacher_hash: str,
+    scratch_hash: str,
+    settings: TableSettings,
+    now: float,
+) -> CellPlan:
+    size = () if settings.image_size is None else (f"image_size={settings.image_size}",)
+    pretrained = tuple(pretrain_departures(row, settings))
+    return CellPlan(
+        row=row.name,
+        recipe=row.recipe,
+        data=row.data_name,
+        teacher=row.teacher,
+        student=row.student,
+        budget=settings.budget,
+        changes=(*settings.changes, *size, *(f"pretrain {change}" for change in settings.pretrain_changes)),
+        column=column.name,
+        method=cell.method.name,
+        settings=identity(cell, row, teacher_hash),
+        teacher_settings=teacher_hash,
+        scratch_settings=scratch_hash,
+        departures=(*pretrained, *distill_departures(row, column, cell.method.name, settings)),
+        pretrain_departures=pretrained,
+        created=now,
+        asked=now,
+    )

@@ -1,30 +1,25 @@
-"""Rows of the table and how a row and a method make the settings of a run. Imports no torch."""
+"""Rows of the table, and the settings of the runs of a row and a method. Imports no torch."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from gapssg.data.settings import DataSettings
 from gapssg.errors import InputError
 from gapssg.files import canonical_json
-from gapssg.settings.load import AnySettings, flatten, load_settings, recipe_names, recipe_text
+from gapssg.settings.load import AnySettings, flatten, load_settings
 from gapssg.synthesis import departures_of, is_run_as_published, method_classes, published_settings
+from gapssg.table.settings import NAME, TableSettings, row_recipe
 from gapssg.training.settings import DistillSettings, PretrainSettings
 
-if TYPE_CHECKING:
-    from gapssg.table.settings import TableSettings
-
-# What makes a few steps of a run, where its method has such a setting.
+# The settings of a smoke run: a few steps. Those of a method apply if it has them.
 _SMOKE_PRETRAIN = {"epochs": 1, "batch_size": 16, "data.images": 32}
 _SMOKE_DISTILL = {"epochs": 2, "batch_size": 16, "evaluate_every": 2, "eval_data.images": 32}
 _SMOKE_METHOD = {
@@ -37,12 +32,11 @@ _SMOKE_METHOD = {
     "negatives": 16,
 }
 
-# These change how, where and when a run computes and writes, but not what it comes to. (What device and precision do
-# to the last bits is of no account here.) A run keeps the first to its end; the others may change on the way.
-_KEPT_TO_THE_END = ("runtime", "evaluate_every", "snapshot_every", "samples", "keep_pool")
-_NO_PART_OF_THE_RESULT = (*_KEPT_TO_THE_END, "checkpoint_every", "checkpoint_minutes", "max_rollbacks")
+# These change how, where and when a run computes and writes, but not its result (but for rounding, which depends on
+# device and precision). The first are fixed when a run starts; the others may change when it is resumed.
+_FIXED_AT_THE_START = ("runtime", "evaluate_every", "snapshot_every", "samples", "keep_pool")
+_NOT_IDENTIFYING = (*_FIXED_AT_THE_START, "checkpoint_every", "checkpoint_minutes", "max_rollbacks")
 _SHORT_HASH = 12
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -50,14 +44,14 @@ class Row:
     """Data, teacher and student.
 
     Attributes:
-        name: Of the row: data, teacher and student.
-        recipe: Name of the recipe that says so.
-        data_name: What the images are called.
-        data: The real images: teachers learn from them, and all are evaluated on them.
-        published_data: What the images of the recipe are called.
+        name: Data, teacher and student, joined by hyphens, or the name of the recipe.
+        recipe: The name of the recipe.
+        data_name: The name of the images.
+        data: The real images that teachers are trained on and all models are evaluated on.
+        published_data: The name of the images of the recipe.
         teacher: The teacher's architecture.
-        student: The student's.
-        budgets: By budget the recipe that says what it is.
+        student: The student's architecture.
+        budgets: The name of the recipe by budget.
     """
 
     name: str
@@ -74,9 +68,9 @@ class Column(NamedTuple):
     """A method, or a variant of one.
 
     Attributes:
-        name: Of the column.
-        method: The method's name; None where the changes say it.
-        changes: Texts `key.path=value` over everything else.
+        name: The name of the column.
+        method: The method's name; None where the changes choose it.
+        changes: Texts `key.path=value` that override everything else.
     """
 
     name: str
@@ -85,41 +79,35 @@ class Column(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What was published of a row, as fractions: by column, `teacher` and `scratch` among them."""
+    """The published accuracies of a row by column, `teacher` and `scratch` included, as fractions in [0, 1]."""
 
     top1: Mapping[str, float]
     deviation: Mapping[str, float]
 
 
-@cache
-def row_names() -> tuple[str, ...]:
-    """Return the recipes that are rows of the table."""
-    return tuple(name for name in recipe_names() if "table" in _recipe(name))
-
-
 def make_rows(settings: TableSettings) -> list[Row]:
-    """Return the rows that the settings name, on other images if they say so.
+    """Return the rows that the settings name, on the images that they name.
 
     Raises:
-        InputError: Other images stand for those of more than one data set, or have no name for a row.
+        InputError: The images would replace those of more than one data set, or have no name for a row.
     """
     names = list(dict.fromkeys(settings.rows))
-    meant = sorted({_recipe(name)["pretrain-teacher"]["data"]["name"] for name in names})
-    if settings.data is not None and len(meant) > 1:
-        raise InputError(f"--data stands for the images of one data set, but the rows are of {' and '.join(meant)}")
+    replaced = sorted({row_recipe(name)["pretrain-teacher"]["data"]["name"] for name in names})
+    if settings.data is not None and len(replaced) > 1:
+        raise InputError(f"--data replaces the images of one data set, but the rows are of {' and '.join(replaced)}")
     return [_make_row(name, settings) for name in names]
 
 
 def _make_row(name: str, settings: TableSettings) -> Row:
-    tables = _recipe(name)
+    tables = row_recipe(name)
     published_data = tables["pretrain-teacher"]["data"]["name"]
     teacher, student = tables["pretrain-teacher"]["model"]["name"], tables["distill"]["student"]["name"]
     source = settings.data or published_data
     data_name = published_data
     if source != published_data:
         data_name = settings.data_name or Path(source.partition(":")[2]).name or source
-        if not _NAME.fullmatch(data_name):
-            raise InputError(f"--data {source} has no name that could stand in a row; add --data-name")
+        if not NAME.fullmatch(data_name):
+            raise InputError(f"--data {source} has no name that a row can have; add --data-name")
     elif settings.data_name is not None:
         raise InputError("--data-name names the images of --data; add --data, or leave it out")
     return Row(
@@ -136,32 +124,27 @@ def _make_row(name: str, settings: TableSettings) -> Row:
     )
 
 
-def _recipe(name: str) -> dict[str, Any]:
-    return tomllib.loads(recipe_text(name))
-
-
 def make_columns(settings: TableSettings) -> list[Column]:
     """Return the columns that the settings name, without teacher and scratch student.
 
     Raises:
-        InputError: Two have one name.
+        InputError: Two have the same name.
     """
     names = [variant.name for variant in settings.variants]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(f"two variants have the name {twice[0]!r}; a column holds one")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"two variants have the name {repeated[0]!r}; give each its own")
     methods = [Column(name, name) for name in dict.fromkeys(settings.methods)]
     return methods + [Column(variant.name, None, variant.changes) for variant in settings.variants]
 
 
 def pretrain_settings(row: Row, architecture: str, seed: int, settings: TableSettings) -> PretrainSettings:
-    """Return how a classifier of a row learns from the real images.
+    """Return the settings by which a classifier of a row is trained on the real images.
 
     Raises:
-        InputError: A change that the settings ask for is not possible.
+        InputError: A change is not possible.
     """
     smoke = _SMOKE_PRETRAIN if settings.budget == "smoke" else {}
-    with _said_of(f"{row.name}, training {architecture}"):
+    with _naming(f"{row.name}, training {architecture}"):
         return load_settings(
             PretrainSettings,
             section="pretrain-teacher",
@@ -176,51 +159,45 @@ def pretrain_settings(row: Row, architecture: str, seed: int, settings: TableSet
 
 
 def distill_settings(row: Row, column: Column, seed: int, teacher: Path, settings: TableSettings) -> DistillSettings:
-    """Return how a cell is made.
+    """Return the settings of a cell.
 
-    The order is: defaults, the method's published settings, the recipe of the budget, --set, the column's changes.
+    The order of precedence is: defaults, the method's published settings, the recipe of the budget, --set, the column's
+    changes.
 
     Raises:
-        InputError: A change that the settings or the column ask for is not possible.
+        InputError: A change of the settings or of the column is not possible.
     """
-    with _said_of(f"{row.name}, {column.name}"):
-        changes = [*settings.changes, *column.changes]
-        options = {
-            "teacher": (row.name, str(teacher)),
-            "student.name": (row.name, row.student),
-            **_data_options("eval_data", row),
-            **_runtime_options(settings, seed),
-            **({} if column.method is None else {"method.name": ("--methods", column.method)}),
-        }
-        chosen: list[str] = []
+    options = {
+        "teacher": (row.name, str(teacher)),
+        "student.name": (row.name, row.student),
+        **_data_options("eval_data", row),
+        **_runtime_options(settings, seed),
+        **({} if column.method is None else {"method.name": ("--methods", column.method)}),
+    }
 
-        def beneath(values: Mapping[str, Any]) -> Mapping[str, Any]:
-            chosen.append(values["method.name"])
-            return published_settings(values["method.name"], row.teacher)
+    def load(smoke: list[str]) -> DistillSettings:
+        return load_settings(
+            DistillSettings,
+            section="distill",
+            recipe=row.budgets[settings.budget],
+            overrides=[*smoke, *settings.changes, *column.changes],
+            options=options,
+            beneath=lambda values: published_settings(values["method.name"], row.teacher),
+        )
 
-        def load(overrides: list[str]) -> DistillSettings:
-            recipe = row.budgets[settings.budget]
-            return load_settings(
-                DistillSettings,
-                section="distill",
-                recipe=recipe,
-                overrides=overrides,
-                options=options,
-                beneath=beneath,
-            )
-
-        composed = load(changes)
-        return composed if settings.budget != "smoke" else load([*_smoke_of(chosen[-1]), *changes])
+    with _naming(f"{row.name}, {column.name}"):
+        composed = load([])
+        return composed if settings.budget != "smoke" else load(_smoke_of(composed.method.name))
 
 
-def settings_to_continue(settings: AnySettings, began_with: AnySettings) -> AnySettings:
-    """Return the settings with which a run goes on that began with others of the same identity."""
-    kept = {key: getattr(began_with, key) for key in _KEPT_TO_THE_END if key in type(settings).model_fields}
+def settings_to_resume(settings: AnySettings, started_with: AnySettings) -> AnySettings:
+    """Return the settings that resume a run which started with others of the same identity."""
+    kept = {key: getattr(started_with, key) for key in _FIXED_AT_THE_START if key in type(settings).model_fields}
     return settings.model_copy(update=kept)
 
 
 def pretrain_departures(row: Row, settings: TableSettings) -> list[str]:
-    """Say in what the training of teacher and scratch student is not what was published, one phrase each."""
+    """Return how the training of teacher and scratch student departs from the published, one phrase each."""
     found = []
     if settings.budget != "full":
         smoke = ": a few steps to see that it runs, whose figures mean nothing" if settings.budget == "smoke" else ""
@@ -235,7 +212,7 @@ def pretrain_departures(row: Row, settings: TableSettings) -> list[str]:
 
 
 def distill_departures(row: Row, column: Column, method: str, settings: TableSettings) -> list[str]:
-    """Say in what else a cell of `method` is not what was published, one phrase each."""
+    """Return how else a cell of `method` departs from the published, one phrase each."""
     found = [*departures_of(method, row.teacher)]
     if settings.changes:
         found.append(f"with {', '.join(settings.changes)}")
@@ -247,7 +224,7 @@ def distill_departures(row: Row, column: Column, method: str, settings: TableSet
 
 
 def published_figures_of(recipe: str) -> Figures:
-    """Return what was published for the row of a recipe; nothing where there is no such row."""
+    """Return the published figures of a recipe's row; empty ones if it was not published."""
     text = (resources.files("gapssg") / "table" / "published.csv").read_text(encoding="utf-8")
     for line in csv.DictReader(text.splitlines()):
         if f"{line['dataset']}-{line['teacher']}-{line['student']}" == recipe:
@@ -259,12 +236,11 @@ def published_figures_of(recipe: str) -> Figures:
 
 
 def identity(settings: PretrainSettings | DistillSettings, row: Row, teacher: str | None = None) -> str:
-    """Return the hash that tells whether two runs are of the same settings, but for their seeds.
+    """Return a hash that is equal for runs with the same settings but for their seeds.
 
-    Where files lie and what computes is left out: the images count by their name, the teacher by `teacher`, its own
-    identity.
+    Paths and devices have no part in it: the images count by their name, the teacher by its own identity, `teacher`.
     """
-    values = {key: value for key, value in settings.to_dict().items() if key not in (*_NO_PART_OF_THE_RESULT, "seed")}
+    values = {key: value for key, value in settings.to_dict().items() if key not in (*_NOT_IDENTIFYING, "seed")}
     data = "data" if "data" in values else "eval_data"
     kept = {key: value for key, value in values[data].items() if key not in ("root", "download")}
     values[data] = {**kept, "name": row.data_name}
@@ -274,8 +250,8 @@ def identity(settings: PretrainSettings | DistillSettings, row: Row, teacher: st
 
 
 @contextmanager
-def _said_of(subject: str) -> Iterator[None]:
-    """Say in front of a complaint of what it speaks."""
+def _naming(subject: str) -> Iterator[None]:
+    """Prefix the lines of an `InputError` with its subject."""
     try:
         yield
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Runs the cells of a table, each once, whoever else works on it."""
+"""Makes the runs of a table, each once, alongside other processes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from gapssg.runs.requests import Requests, Stopped
 from gapssg.runs.results import DistillResult, PretrainResult, TableResult
 from gapssg.safe_paths import inside
 from gapssg.settings.load import load_settings
-from gapssg.table.ledger import Failure, Ledger, forget_failure, is_done, record_failure
+from gapssg.table.ledger import Failure, Ledger, clear_failure, is_done, record_failure
 from gapssg.table.plan import Task
-from gapssg.table.rows import settings_to_continue
+from gapssg.table.rows import settings_to_resume
 from gapssg.table.summary import write_summary
 from gapssg.training.distill import distill
 from gapssg.training.pretrain_teacher import pretrain_teacher
@@ -36,31 +36,31 @@ _SECONDS_BETWEEN_LOOKS = 2.0
 def run_table(
     tasks: Sequence[Task], root: Path, *, display: Display | None = None, requests: Requests | None = None
 ) -> TableResult:
-    """Make those of `tasks`, which `plan_tasks` planned for `root`, that are not made yet; write what they reached.
+    """Make the runs of `tasks`, which `plan_tasks` planned for `root`, that are not finished; write the results.
 
-    A run that was interrupted is continued, and kept as it is where that is not possible; one that fails is recorded
-    and the others are made, and one that another process makes is left to it; its teacher is waited for.
+    An interrupted run is resumed, and kept as it is if that is not possible. A failed run is recorded, and the others
+    are made. A run that another process makes is left to it, and if it is a teacher, waited for.
 
     Returns:
-        What `table.json` holds, and which runs failed or are still made by other processes.
+        The content of `table.json`, and the runs that failed or are left to other processes.
 
     Raises:
-        InputError: `root` is no table, or one of a newer format; nothing has been written.
-        RunError: The disk refused a write.
-        Stopped: `requests` asked for it; the run that went on holds a checkpoint.
-        Taken: Other processes make all that is left to make.
+        InputError: `root` holds no table, or one of a newer format; nothing has been written.
+        RunError: A file cannot be written.
+        Stopped: `requests` asked for it; the interrupted run has a checkpoint.
+        Taken: Other processes make all runs that are left.
     """
     ledger = Ledger(user_path(root))
     for task in tasks:
         check_own(task.run)
     ledger.begin()
     for plan in dict.fromkeys(task.plan for task in tasks if task.plan is not None):
-        ledger.keep_plan(plan)
+        ledger.save_plan(plan)
     write_summary(ledger)
     work = _Work(ledger, display or SilentDisplay(), requests or Requests(), tasks)
     work.make_all()
     summary = write_summary(ledger)
-    if work.elsewhere and not work.any_of_ours:
+    if work.elsewhere and not work.has_made_any:
         label, error = next(iter(work.elsewhere.items()))
         raise Taken(label, error.holder)
     elsewhere = {label: error.holder for label, error in work.elsewhere.items()}
@@ -68,12 +68,12 @@ def run_table(
 
 
 class _Work:
-    """Goes through the runs until each is made, failed, or in other hands.
+    """Makes runs until each has finished, failed, or is made by another process.
 
     Attributes:
-        failed: By label the sentence that a run ended with.
-        elsewhere: By label the process that makes a run.
-        any_of_ours: Whether this process began or continued a run.
+        failed: The message of a failed run by label.
+        elsewhere: The error that names the process that makes a run, by label.
+        has_made_any: Whether this process started or resumed a run.
     """
 
     def __init__(self, ledger: Ledger, display: Display, requests: Requests, tasks: Sequence[Task]) -> None:
@@ -83,25 +83,25 @@ class _Work:
         self.tasks = tasks
         self.failed: dict[str, str] = {}
         self.elsewhere: dict[str, Taken] = {}
-        self.any_of_ours = False
+        self.has_made_any = False
         self._failed_runs: set[Path] = set()
 
     def make_all(self) -> None:
-        """Make all runs; those of other processes are looked at again when nothing else is left to do."""
+        """Make all runs; check on those of other processes when nothing else is left to do."""
         waiting = list(self.tasks)
         while waiting:
             left = [task for task in waiting if not self._settle(task)]
             if len(left) == len(waiting):
-                # Nothing but what others make, and what needs a teacher that others train.
+                # Only runs of other processes are left, and runs whose teachers they train.
                 if all(task.teacher is None or is_done(task.teacher) for task in left):
                     return
                 self._wait(left)
             waiting = left
 
     def _settle(self, task: Task) -> bool:
-        """Make a run if that can be done now; tell whether no more is to be done about it."""
+        """Make a run if it can be made now; return whether it is settled."""
         if task.teacher is not None and task.teacher in self._failed_runs:
-            return True  # the teacher's failure says it all
+            return True  # the teacher's failure is recorded
         if task.teacher is not None and not is_done(task.run) and not is_done(task.teacher):
             return False
         try:
@@ -109,10 +109,10 @@ class _Work:
                 task = replace(task, run=run)
                 self.elsewhere.pop(task.label, None)
                 if is_done(task.run):
-                    forget_failure(task.run)
+                    clear_failure(task.run)
                     self._say(f"{task.label}: done before")
                 else:
-                    self.any_of_ours = True
+                    self.has_made_any = True
                     self._make(task)
         except Taken as error:
             if task.label not in self.elsewhere:
@@ -122,24 +122,24 @@ class _Work:
         return True
 
     def _make(self, task: Task) -> None:
-        """Make a run that this process has claimed, and write what the table has come to.
+        """Make a run that this process has locked, and update the table.
 
         Raises:
             Stopped: It was asked for.
-            Taken: Somebody continues this very run by hand.
+            Taken: The run was resumed by hand.
         """
         started = time.perf_counter()
-        self._say(f"{task.label}: begins")
+        self._say(f"{task.label}: starting")
         try:
-            result = self._begin_or_continue(task)
+            result = self._start_or_resume(task)
         except Taken:
             raise
-        except Exception as error:  # whatever it is, the other runs are made
+        except Exception as error:  # the other runs are made nevertheless
             self._fail(task, error)
         else:
-            forget_failure(task.run)
+            clear_failure(task.run)
             top1 = result.model.top1
-            assert top1 is not None  # every run of a table is evaluated
+            assert top1 is not None  # a table has evaluation data
             self._say(f"{task.label}: top-1 {top1:.2%} in {time.perf_counter() - started:.0f} s")
         finally:
             _release()
@@ -148,7 +148,6 @@ class _Work:
             raise Stopped(self.requests.stop)
 
     def _fail(self, task: Task, error: Exception) -> None:
-        """Record the failure of a run."""
         sentence, trace = str(error).split("\n")[0], None
         if not isinstance(error, GapssgError):
             sentence = f"{type(error).__name__}: {sentence}"
@@ -159,25 +158,25 @@ class _Work:
         self._failed_runs.add(task.run)
         self._say(f"{task.label}: failed: {self.failed[task.label]}")
 
-    def _begin_or_continue(self, task: Task) -> DistillResult | PretrainResult:
-        """Make a run; one that has come as far as a checkpoint is never begun anew.
+    def _start_or_resume(self, task: Task) -> DistillResult | PretrainResult:
+        """Make a run; one that has a checkpoint is never restarted.
 
         Raises:
-            InputError: It cannot be made with these settings, or not continued.
+            InputError: It cannot be made with these settings, or not resumed.
         """
         if not is_file(inside(task.run) / "settings.toml"):
             return self._run(task, task.settings)
         if not has_checkpoint(task.run):
-            self._say(f"{task.label}: begins anew, because there is no checkpoint to continue from")
+            self._say(f"{task.label}: restarting: no checkpoint found")
             return self._run(task, task.settings, overwrite=True)
         try:
-            began_with = load_settings(type(task.settings), section="-", config=task.run / "settings.toml")
-            return self._run(task, settings_to_continue(task.settings, began_with), resume=True)
+            started_with = load_settings(type(task.settings), section="-", config=task.run / "settings.toml")
+            return self._run(task, settings_to_resume(task.settings, started_with), resume=True)
         except Taken:
             raise
         except InputError as error:
             sentence = str(error).split("\n")[0]
-            raise InputError(f"{sentence}; nothing of it is lost: to begin it anew, remove {task.run}") from error
+            raise InputError(f"{sentence}; the run is kept; to restart it, remove {task.run}") from error
 
     def _run(
         self, task: Task, settings: PretrainSettings | DistillSettings, resume: bool = False, overwrite: bool = False
@@ -198,25 +197,25 @@ class _Work:
 
 
 class _CellDisplay:
-    """Shows of a run only its progress and what went wrong; the table says how it began and ended."""
+    """Shows the progress and the warnings of a run; the table itself shows start and end."""
 
     def __init__(self, display: Display, label: str) -> None:
         self._display = display
         self._label = label
 
     def event(self, event: Event) -> None:
-        """Pass on what went wrong."""
+        """Pass on warnings and rollbacks."""
         if isinstance(event, Warned | RolledBack):
-            what = event.message if isinstance(event, Warned) else f"the {event.part} diverged and was taken back"
+            what = event.message if isinstance(event, Warned) else f"the {event.part} diverged and was rolled back"
             self._display.event(Note(message=f"{self._label}: epoch {event.epoch}: {what}"))
 
     def progress(self, task: str, done: int, total: int) -> None:
-        """Pass it on."""
+        """Pass on the progress with the label of the run."""
         self._display.progress(f"{self._label}: {task}", done, total)
 
 
 def _release() -> None:
-    """Give back what a run has held of memory, and forget its compiled steps, of which torch keeps only so many."""
+    """Free the memory of a run and its compiled steps, whose number torch limits."""
     if "torch._dynamo" in sys.modules:  # importing it takes seconds
         torch.compiler.reset()
     if torch.cuda.is_available():

@@ -1,30 +1,34 @@
-"""Which part of the table is run, and how. Imports no torch."""
+"""The settings of a table, and the rows and methods that it can have. Imports no torch."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+import tomllib
+from functools import cache
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
 from gapssg.data import check_data_name
 from gapssg.errors import InputError, did_you_mean
 from gapssg.settings.base import Settings, UserPath, as_validator
+from gapssg.settings.load import recipe_names, recipe_text
 from gapssg.settings.parts import RuntimeSettings
 from gapssg.synthesis import method_classes
-from gapssg.table.rows import row_names
 
 SCRATCH = "scratch"
 TEACHER = "teacher"
 
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
+"""The names that a folder can have."""
+
 Budget = Literal["full", "short", "smoke"]
 
 _BASELINES = ("noise",)
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
 _RUNTIME = "use --device, --precision, --compile or --deterministic"
-# What the table says itself, whatever a change says.
-_SAID_ELSEWHERE = {
-    **{key: "the row says it" for key in ("teacher", "student.name", "model.name")},
+# Keys that a change must not set, because the table sets them.
+_SET_BY_THE_TABLE = {
+    **{key: "the row sets it" for key in ("teacher", "student.name", "model.name")},
     **{f"{data}.name": "use --data" for data in ("data", "eval_data")},
     **{f"{data}.root": "use --data-root" for data in ("data", "eval_data")},
     **{f"{data}.download": "use --download" for data in ("data", "eval_data")},
@@ -32,8 +36,8 @@ _SAID_ELSEWHERE = {
     **{key: _RUNTIME for key in ("runtime", *(f"runtime.{name}" for name in RuntimeSettings.model_fields))},
     "seed": "use --seeds",
 }
-# A comma within a value, as in a list, is not followed by a key.
-_BETWEEN_SETTINGS = re.compile(r",(?=[\w.]+=)")
+# Commas within a value, as in a list, are not followed by a key.
+_SEPARATOR = re.compile(r",(?=[\w.]+=)")
 
 
 def method_names() -> tuple[str, ...]:
@@ -41,28 +45,41 @@ def method_names() -> tuple[str, ...]:
     return tuple(method.model_fields["name"].default for method in method_classes())
 
 
+@cache
+def row_names() -> tuple[str, ...]:
+    """Return the recipes that are rows of the table."""
+    return tuple(name for name in recipe_names() if "table" in row_recipe(name))
+
+
+def row_recipe(name: str) -> dict[str, Any]:
+    """Return the tables of a row's recipe."""
+    return tomllib.loads(recipe_text(name))
+
+
 def _check_row(name: str) -> str:
-    if name not in row_names():
-        raise InputError(f"unknown row {name!r}{did_you_mean(name, row_names())}; `gapssg recipes` lists them")
-    return name
+    return _check_known("row", name, row_names(), "recipes")
 
 
 def _check_method(name: str) -> str:
-    if name not in method_names():
-        raise InputError(f"unknown method {name!r}{did_you_mean(name, method_names())}; `gapssg methods` lists them")
+    return _check_known("method", name, method_names(), "methods")
+
+
+def _check_known(kind: str, name: str, known: tuple[str, ...], command: str) -> str:
+    if name not in known:
+        raise InputError(f"unknown {kind} {name!r}{did_you_mean(name, known)}; `gapssg {command}` lists them")
     return name
 
 
 def _check_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise InputError(f"{name!r} cannot name a folder; use letters, digits, '-', '_' and '.'")
     return name
 
 
 def _check_change(text: str) -> str:
     key = ".".join(part.strip() for part in text.partition("=")[0].split("."))
-    if key in _SAID_ELSEWHERE:
-        raise InputError(f"{key} cannot be changed here: {_SAID_ELSEWHERE[key]}")
+    if key in _SET_BY_THE_TABLE:
+        raise InputError(f"{key} cannot be changed here: {_SET_BY_THE_TABLE[key]}")
     return text
 
 
@@ -76,65 +93,65 @@ Name = Annotated[str, AfterValidator(as_validator(_check_name))]
 
 
 class VariantSettings(Settings):
-    """A column of its own: a method with changed settings, such as an ablation."""
+    """A further column: a method with changed settings, such as an ablation."""
 
     name: Name
-    """The column."""
     changes: tuple[Annotated[str, AfterValidator(as_validator(_check_change))], ...] = Field(min_length=1)
-    """Texts `key.path=value`, as --set takes them; `method.name` among them chooses another method than gapssg."""
+    """Texts `key.path=value`, as --set takes them; `method.name` chooses another method than gapssg."""
 
 
 class GivenRuntimeSettings(Settings):
-    """What is asked for of device, precision and compilation; the rest is as the recipe says."""
+    """Device, precision and compilation, where they are given; the rest comes from the recipe."""
 
     device: str | None = None
-    """`auto`, `cpu`, `cuda` or `cuda:N`; without it, as the recipe says."""
+    """`auto`, `cpu`, `cuda` or `cuda:N`; by default from the recipe."""
     precision: str | None = None
-    """`auto`, `fp32` or `bf16`; without it, as the recipe says."""
+    """`auto`, `fp32` or `bf16`; by default from the recipe."""
     compile: bool | None = None
-    """Compile the steps with torch.compile; without it, as the recipe says."""
+    """Compile the steps with torch.compile; by default from the recipe."""
     deterministic: bool | None = None
-    """On CUDA, use only algorithms that give the same bits each time; without it, as the recipe says."""
+    """On CUDA, use only algorithms that give the same bits each time; by default from the recipe."""
 
 
 def parse_variant(text: str) -> VariantSettings:
-    """Read `NAME:KEY=VALUE[,KEY=VALUE...]`.
+    """Parse `NAME:KEY=VALUE[,KEY=VALUE...]`.
 
     Raises:
-        InputError: It is not of that form, a method has this name, or the table itself says what it changes.
+        InputError: It has another form, a method has this name, or it changes what the table sets.
     """
     name, colon, changes = text.partition(":")
-    if not colon or not all("=" in change for change in _BETWEEN_SETTINGS.split(changes)):
+    if not colon or not all("=" in change for change in _SEPARATOR.split(changes)):
         raise InputError(f"--variant {text!r} is not of the form NAME:KEY=VALUE[,KEY=VALUE...]")
     if name in (*method_names(), SCRATCH, TEACHER):
-        raise InputError(f"--variant {name!r} has the name of another column; choose a name of its own")
-    checked = [_check_change(change) for change in _BETWEEN_SETTINGS.split(changes)]
-    return VariantSettings(name=_check_name(name), changes=tuple(checked))
+        raise InputError(f"--variant {name!r} has the name of another column; choose another name")
+    return VariantSettings(
+        name=_check_name(name), changes=tuple(_check_change(change) for change in _SEPARATOR.split(changes))
+    )
 
 
 class TableSettings(Settings):
-    """Which rows and columns are run, how often, and with how much work."""
+    """Rows, columns, seeds and budget of a table."""
 
     rows: tuple[Annotated[str, AfterValidator(as_validator(_check_row))], ...]
     """Rows, separated by commas: recipes of data, teacher and student; `gapssg recipes` lists them."""
     methods: tuple[Annotated[str, AfterValidator(as_validator(_check_method))], ...] = tuple(
         name for name in method_names() if name not in _BASELINES
     )
-    """Columns that are methods, separated by commas; without it, every method but the noise baseline."""
+    """Columns that are methods, separated by commas; by default every method but the noise baseline."""
     variants: tuple[VariantSettings, ...] = ()
     """A further column: GapSSG, or the `method.name` given, with changed settings."""
     seeds: int = Field(default=3, ge=1, le=1000)
-    """Runs of each cell, with seeds from 0 on."""
+    """Runs of each cell, with seeds from 0."""
     budget: Budget = "full"
-    """`full`: the published settings; `short`: what the row's recipe says; `smoke`: a few steps."""
+    """`full`: the published settings; `short`: those of the row's short recipe; `smoke`: a few steps."""
     data: Annotated[str, AfterValidator(as_validator(check_data_name))] | None = None
-    """Real images instead of those that the rows name: `digits`, `cifar10`, `cifar100` or `folder:PATH`."""
+    """Real images instead of those of the rows: `digits`, `cifar10`, `cifar100` or `folder:PATH`."""
     data_name: Name | None = None
-    """What these are called in the names of rows; without it, the name of the folder."""
+    """Their name in the names of rows; by default the name of the folder."""
     data_root: UserPath | None = None
-    """Folder of torchvision's data sets; without it, the environment variable GAPSSG_DATA."""
+    """Folder of torchvision's data sets; by default the environment variable GAPSSG_DATA."""
     download: bool = False
-    """Let torchvision download a data set that is not there."""
+    """Let torchvision download a missing data set."""
     image_size: int | None = Field(default=None, ge=8, le=1024)
     """Scale and crop every image to a square of this many pixels; needed where sizes differ."""
     scratch: bool = True
@@ -144,4 +161,4 @@ class TableSettings(Settings):
     pretrain_changes: tuple[Annotated[str, AfterValidator(as_validator(_check_change))], ...] = ()
     """Texts `key.path=value` that change how teachers and scratch students are trained."""
     runtime: GivenRuntimeSettings = GivenRuntimeSettings()
-    """Device, precision and compilation, where another than the recipe's is asked for."""
+    """Device, precision and compilation, where they differ from the recipe's."""

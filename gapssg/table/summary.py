@@ -1,4 +1,4 @@
-"""What a table has come to so far: figures, deviations, and what is not as published. Imports no torch."""
+"""The results of a table so far, with their departures from the published. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _CSV_COLUMNS = (
     *("seeds", "seconds", "device", "marks", "notes"),
 )
 _LONGEST_REASON = 300
-_FORMULAS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four as Asian scripts write them
-# Within a word an underscore is no markup.
+_FORMULAS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four are full-width
+# An underscore within a word is not markup.
 _MARKUP = re.compile(r"[\\`*\[\]<>&|~$!]|(?<!\w)_|_(?!\w)")
 
 
 def summarise(ledger: Ledger) -> TableSummary:
-    """Return what the runs of a table reached: what `table.json` holds.
+    """Return the results of a table, the content of `table.json`.
 
     Raises:
         InputError: A file of the table is damaged.
@@ -41,11 +41,11 @@ def summarise(ledger: Ledger) -> TableSummary:
 
 
 def write_summary(ledger: Ledger) -> TableSummary:
-    """Write `table.json`, `table.csv` and `table.md` anew, and return the summary.
+    """Rewrite `table.json`, `table.csv` and `table.md`; return the summary.
 
     Raises:
         InputError: A file of the table is damaged.
-        RunError: The disk refuses.
+        RunError: A file cannot be written.
     """
     with ledger.writing() as root:
         summary = summarise(ledger)
@@ -57,7 +57,7 @@ def write_summary(ledger: Ledger) -> TableSummary:
 
 
 def to_csv(summary: TableSummary) -> str:
-    """Return a line for each row and column."""
+    """Return CSV with a line for each row and column."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
@@ -74,7 +74,7 @@ def to_csv(summary: TableSummary) -> str:
 
 
 def to_markdown(summary: TableSummary) -> str:
-    """Return the accuracies with rows and columns as published, then the seconds, then the footnotes."""
+    """Return Markdown: accuracies with rows and columns as published, then seconds, then footnotes."""
     names = list(dict.fromkeys(entry.column for row in summary.rows for entry in row.entries))
     accuracies, seconds = [], []
     for row in summary.rows:
@@ -85,7 +85,7 @@ def to_markdown(summary: TableSummary) -> str:
         times = [by_name[name].seconds if name in by_name else None for name in names]
         seconds.append([label, *("" if time is None else f"{time:.0f}" for time in times)])
     parts = [
-        "Top-1 accuracy in % after the last epoch, mean and standard deviation over seeds; in brackets the published.",
+        "Top-1 accuracy in % after the last epoch, mean and standard deviation over seeds; the published in brackets.",
         _markdown_table(["row", *names], accuracies),
         "Seconds of a run, mean over seeds.",
         _markdown_table(["row", *names], seconds),
@@ -95,7 +95,7 @@ def to_markdown(summary: TableSummary) -> str:
 
 
 def accuracy(entry: TableEntry) -> str:
-    """Return a figure as people read it: `93.13 ± 0.08 (93.95 ± 0.10) a b`, all but the marks in percent."""
+    """Return accuracy, published accuracy and marks: `93.13 ± 0.08 (93.95 ± 0.10) a b`, in percent."""
     parts = [with_deviation(entry.top1, entry.deviation)]
     if entry.published_top1 is not None:
         parts.append(f"({with_deviation(entry.published_top1, entry.published_deviation)})")
@@ -103,7 +103,7 @@ def accuracy(entry: TableEntry) -> str:
 
 
 def with_deviation(mean: float | None, deviation: float | None) -> str:
-    """Return mean and deviation, fractions, in percent."""
+    """Return mean and standard deviation, given as fractions, in percent."""
     if mean is None:
         return "-"
     return f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
@@ -111,7 +111,7 @@ def with_deviation(mean: float | None, deviation: float | None) -> str:
 
 def _summarise_row(ledger: Ledger, plans: Sequence[CellPlan], notes: list[str]) -> TableRow:
     newest = max(plans, key=lambda plan: plan.last_asked)
-    # A line compares students of one teacher. Of two cells with one name, it has the one that was last asked for.
+    # A line compares students of one teacher. Of cells with the same name, the one last asked for wins.
     shown = {}
     for plan in sorted(plans, key=lambda plan: plan.last_asked):
         if plan.teacher_settings == newest.teacher_settings:
@@ -169,7 +169,7 @@ def _entry(column: str, runs: Runs, figures: Figures, departures: Iterable[str],
 
 
 def _mark(index: int) -> str:
-    """Name a footnote: a, b, ..., z, aa, ab, ..."""
+    """Return the name of a footnote: a, b, ..., z, aa, ab, ..."""
     name = ""
     while index >= 0:
         name = chr(ord("a") + index % 26) + name
@@ -183,7 +183,7 @@ def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _as_text(value: object) -> object:
-    """Return a text, which may be a stranger's, so that a spreadsheet takes it for no formula."""
+    """Escape an untrusted text so that a spreadsheet does not take it for a formula."""
     if not isinstance(value, str):
         return value
     text = printable(value)
@@ -191,5 +191,5 @@ def _as_text(value: object) -> object:
 
 
 def _as_markdown(text: str) -> str:
-    """Return a text, which may be a stranger's, so that Markdown shows it as it is."""
+    """Escape an untrusted text so that Markdown shows it unchanged."""
     return _MARKUP.sub(r"\\\g<0>", printable(text))

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from gapssg.cli.app import COMMANDS, app, build_command
 from gapssg.cli.command import Shown, command, help_text, option_name, range_of
+from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.settings.base import Settings, descriptions
 from gapssg.synthesis import method_classes
@@ -81,7 +82,7 @@ def test_the_range_of_an_option_is_that_of_its_field(name):
         if not bounds:
             continue
         assert option.metavar.endswith(range_of(function_of(name).settings_class, shown))
-        # What the help text says is allowed is allowed, and what is beyond is not.
+        # Exactly what the help text allows is valid.
         lowest, highest = ends(option.metavar)
         alone = TypeAdapter[Any](Annotated[field.annotation, *field.metadata])  # type: ignore[arg-type]  # made at run time
         for value, beyond in ((lowest, -1), (highest, 1)):
@@ -123,7 +124,7 @@ def test_an_option_and_its_field_are_declared_once(name):
 
 
 def test_no_option_of_two_commands_is_declared_in_both():
-    """What several commands declare beside their fields has one declaration in `gapssg.cli.options`."""
+    """Options of several commands that are not fields are declared once, in `gapssg.cli.options`."""
     declared: dict[str, int] = {}
     for path in Path(importlib.import_module("gapssg.cli").__path__[0]).glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -152,7 +153,7 @@ def test_every_help_text_ends_in_examples_that_can_be_parsed(name):
 
 
 @pytest.mark.parametrize("name", ["distill", "pretrain-teacher"])
-def test_what_a_newcomer_needs_stands_first_and_is_marked(name):
+def test_required_options_come_first_and_are_marked(name):
     function = function_of(name)
     main = [option for option in build_command(name).params if option.rich_help_panel in (Panel.MAIN, None)]
     assert 5 <= len(main) <= 11
@@ -218,7 +219,7 @@ class PartSettings(Settings):
 
 
 class ExampleSettings(Settings):
-    """Settings for a command that is not real."""
+    """Settings of an example command."""
 
     sizes: tuple[int, ...] = ()
     """Sizes in `pixels`."""
@@ -231,7 +232,7 @@ def test_values_reach_the_function_with_the_names_of_their_options():
     fields: dict[Panel, list[str | Shown]] = {Panel.MAIN: [Shown("sizes", "--size"), "part.enabled"]}
 
     @command("example", ExampleSettings, fields)
-    def example(context: typer.Context, given: Any, loud: bool = False) -> None:
+    def example(_: Console, given: Any, loud: bool = False) -> None:
         seen.update(given.options, settings=given.load(), loud=loud)
 
     alone = typer.Typer(add_completion=False)

@@ -58,7 +58,7 @@ def test_an_epoch_ends_with_the_time_left_of_the_run():
         *[(3599.0, "1 h 0 min"), (11_100.0, "3 h 5 min"), (172_799.0, "2 d 0 h"), (300_000.0, "3 d 11 h")],
     ],
 )
-def test_a_time_has_its_largest_units(seconds: float, text: str):
+def test_a_duration_has_its_largest_units(seconds: float, text: str):
     assert duration(seconds) == text
 
 
@@ -69,7 +69,7 @@ def test_a_narrow_line_fits_80_columns():
     assert len(agreement) <= 80
 
 
-def test_the_terms_of_the_default_method_have_short_names():
+def test_terms_of_the_default_method_have_short_names():
     terms = {"synthesis_loss": 3.25, "relative_statistics_loss": 1.5, "target_loss": 0.25}
     terms |= {"disagreement_loss": 1.0, "agreement_loss": 2.5}
     line = epoch_line(EPOCH.model_copy(update={"synthesis": terms}))
@@ -92,7 +92,7 @@ def test_control_characters_are_replaced():
     assert printable("a\x1b[2Jb\x9bc\u202ed\ne") == "a\ufffd[2Jb\ufffdc\ufffdd\ufffde"
 
 
-def test_markup_in_names_is_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]):
+def test_markup_in_names_is_shown_and_not_interpreted(capsys: pytest.CaptureFixture[str]):
     Console(Invocation()).table("[red]title", ["[bold]class", "n"], [["[link=x]cat[/link]", "1"]])
     shown = capsys.readouterr().out
     assert "[red]title" in shown
@@ -100,7 +100,7 @@ def test_markup_in_names_is_shown_and_not_obeyed(capsys: pytest.CaptureFixture[s
     assert "[link=x]cat[/link]" in shown
 
 
-def test_json_goes_to_stdout_alone(capsys: pytest.CaptureFixture[str]):
+def test_with_json_stdout_has_only_the_json(capsys: pytest.CaptureFixture[str]):
     console = Console(Invocation(json=True))
     console.say("a line")
     console.table("title", ["a"], [["b"]])
@@ -110,7 +110,7 @@ def test_json_goes_to_stdout_alone(capsys: pytest.CaptureFixture[str]):
     assert captured.err == "a line\n"
 
 
-def test_on_a_terminal_bars_move_and_vanish():
+def test_progress_bars_move_and_vanish_on_a_terminal():
     console = Console(Invocation())
     screen = io.StringIO()
     console._rich = rich.console.Console(file=screen, force_terminal=True, width=160, highlight=False)
@@ -138,7 +138,7 @@ def test_a_failure_is_one_line_that_quiet_keeps(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == "FAILED: the student is not usable: all are 'cat'; no class is 'dog'\n"
     console.warnings("the student", [])
     console.warnings("the student", ["all are 'cat'"])
-    warning = "warning: real images speak for the student, synthetic ones against it: all are 'cat'\n"
+    warning = "warning: the student is usable on real images, in spite of what synthetic images showed: all are 'cat'\n"
     assert capsys.readouterr() == (warning, "")
 
 
@@ -152,7 +152,7 @@ def test_a_failure_is_one_line_on_stderr_where_stdout_is_json(capsys: pytest.Cap
 
 
 class Clock:
-    """A clock that goes on when it is told to."""
+    """A clock that is advanced by hand."""
 
     now = 100.0
 
@@ -168,7 +168,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def bars(display: LiveDisplay) -> dict[str, str]:
-    """Return the bars that are shown, each with the time beside it."""
+    """Return the visible bars with their times left."""
     return {task.description: task.fields["left"] for task in display._progress.tasks if task.visible}
 
 
@@ -180,7 +180,7 @@ def display() -> Iterator[LiveDisplay]:
         yield display
 
 
-def test_the_bar_of_a_run_has_the_time_left_and_the_one_of_its_phase_none(display: LiveDisplay, clock: Clock):
+def test_the_bar_of_a_run_shows_the_time_left_and_that_of_its_phase_none(display: LiveDisplay, clock: Clock):
     for done in (1, 2, 3):
         clock.now += 60
         display.progress("epoch 1: synthesis", done, 10)
@@ -194,9 +194,7 @@ def test_the_bar_of_a_run_has_the_time_left_and_the_one_of_its_phase_none(displa
     assert "epochs" not in bars(display)
 
 
-def test_the_bar_of_other_work_has_a_time_left_however_slow_it_is_and_however_often_it_is_reused(
-    display: LiveDisplay, clock: Clock
-):
+def test_a_bar_without_a_run_shows_the_time_left_also_if_it_is_slow_or_reused(display: LiveDisplay, clock: Clock):
     for task in ("measuring a", "measuring b"):
         for done in (0, 1, 2):
             clock.now += 100
@@ -204,7 +202,7 @@ def test_the_bar_of_other_work_has_a_time_left_however_slow_it_is_and_however_of
         assert bars(display) == {task: "13 min left"}  # 8 of 100 s each
 
 
-def test_work_that_alternates_with_other_work_has_no_time_of_its_own(display: LiveDisplay, clock: Clock):
+def test_tasks_that_alternate_show_no_time_left(display: LiveDisplay, clock: Clock):
     for done in range(0, 9, 3):
         for task in ("synthesis", "distillation"):
             for each in (1, 2, 3):
@@ -220,7 +218,7 @@ def ends_with(*arguments: str) -> int:
     return int(end.value.code or 0)
 
 
-def test_a_full_disk_under_stdout_loses_no_run_and_is_said_at_the_end(capsys: pytest.CaptureFixture[str]):
+def test_a_full_disk_under_stdout_loses_no_run_and_is_reported_at_the_end(capsys: pytest.CaptureFixture[str]):
     def run(**_: object) -> None:
         console = Console(invocation)
         with console.live() as display:
@@ -231,8 +229,16 @@ def test_a_full_disk_under_stdout_loses_no_run_and_is_said_at_the_end(capsys: py
         ended.append(console)
 
     for invocation, status, said in [
-        (Invocation(), 0, "warning: stdout cannot be written: No space left on device; what the run made is in its"),
-        (Invocation(json=True), 1, "error: stdout cannot be written: No space left on device; what the run made is"),
+        (
+            Invocation(),
+            0,
+            "warning: stdout cannot be written: No space left on device; the results of the run are",
+        ),
+        (
+            Invocation(json=True),
+            1,
+            "error: stdout cannot be written: No space left on device; the results of the run",
+        ),
     ]:
         ended: list[Console] = []
         with (
@@ -265,7 +271,7 @@ def test_a_stream_that_is_closed_from_the_start_changes_nothing(stream: str):
         assert ends_with("recipes") == 0
 
 
-def test_a_stream_that_is_no_unicode_gets_escapes_and_plain_frames():
+def test_a_stream_that_is_not_unicode_gets_escapes_and_plain_frames():
     printed = io.BytesIO()
     with redirect_stdout(io.TextIOWrapper(printed, encoding="ascii")), lenient_streams():
         console = Console(Invocation())
@@ -280,7 +286,7 @@ def test_a_stream_that_is_no_unicode_gets_escapes_and_plain_frames():
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "-3", "99999999999", "\N{SUPERSCRIPT TWO}", ""])
-def test_a_width_in_which_nothing_can_be_printed_does_not_count(
+def test_an_unusable_width_is_ignored(
     columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("COLUMNS", columns)
@@ -293,7 +299,7 @@ HOSTILE = ["runs/:fire:", "[red]runs", "[/red]", ":smile:[bold]x[/bold]", "[link
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_names_are_printed_as_they_are_whatever_prints_them(name: str, capsys: pytest.CaptureFixture[str]):
+def test_names_are_printed_unchanged_by_every_function(name: str, capsys: pytest.CaptureFixture[str]):
     console = Console(Invocation())
     with console.live() as display:
         display.event(Started(message=name))
@@ -309,7 +315,7 @@ def test_names_are_printed_as_they_are_whatever_prints_them(name: str, capsys: p
     assert shown.err.count(name) == 1
 
 
-def test_the_bar_shows_a_name_as_it_is():
+def test_a_progress_bar_shows_a_name_unchanged():
     console = Console(Invocation())
     screen = io.StringIO()
     console._rich = rich.console.Console(file=screen, force_terminal=True, width=200)
@@ -332,7 +338,7 @@ def test_the_command_that_continues_is_one_that_a_shell_reads(capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
-def test_memory_that_does_not_suffice_is_one_sentence_of_every_command(error: Exception, capsys):
+def test_running_out_of_memory_is_one_sentence_in_every_command(error: Exception, capsys):
     with mock.patch("gapssg.cli.app.app", side_effect=error):
         assert ends_with() == 1
     said = capsys.readouterr().err
@@ -340,7 +346,7 @@ def test_memory_that_does_not_suffice_is_one_sentence_of_every_command(error: Ex
     assert said.count("\n") == 1
 
 
-def test_a_current_folder_that_is_gone_is_one_sentence_whoever_stumbles_over_it(
+def test_a_missing_current_folder_is_one_sentence_wherever_it_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "gone").mkdir()

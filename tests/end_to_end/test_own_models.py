@@ -102,7 +102,7 @@ def test_a_strangers_run_directory_has_no_code_imported(teacher: Path, tmp_path:
         [sys.executable, "-m", "gapssg", "distill", "--resume", run.name], cwd=tmp_path, capture_output=True, text=True
     )
     assert finished.returncode == 2
-    assert "has the code of evil:make imported and run" in finished.stderr
+    assert "imports and runs the code of evil:make" in finished.stderr
     assert not (tmp_path / "ran").exists()
 
 
@@ -151,10 +151,10 @@ def test_import_teacher_reads_its_options(tmp_path: Path):
     assert "--class-names has 1" in refusal(
         *arguments, "--class-names", tmp_path / "names.txt", "--output", tmp_path / "b.safetensors"
     )
-    assert "--input-shape '3,a' is to be numbers" in refusal("import-teacher", "--input-shape", "3,a")
-    assert "is to be channels, height, width: 3,32,32" in refusal("import-teacher", "--input-shape", "32,32,3")
+    assert "--input-shape '3,a' must be comma-separated numbers" in refusal("import-teacher", "--input-shape", "3,a")
+    assert "must be channels, height, width: 3,32,32" in refusal("import-teacher", "--input-shape", "32,32,3")
     (tmp_path / "names.txt").write_bytes(b"\xff\xfe")
-    assert "is no text file of names" in refusal(*arguments, "--class-names", tmp_path / "names.txt")
+    assert "is not a text file of names" in refusal(*arguments, "--class-names", tmp_path / "names.txt")
 
 
 def test_a_pickle_of_weights_is_refused_with_the_lines_that_convert_it(tmp_path: Path):

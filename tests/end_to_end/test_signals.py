@@ -40,7 +40,7 @@ def test_the_first_signal_asks_and_the_second_leaves_at_once(requests, number, s
     assert left == []
     os.kill(os.getpid(), number)
     assert left == [status]
-    assert capfd.readouterr().err == "left at once; --resume continues from the last checkpoint\n"
+    assert capfd.readouterr().err == "exited at once; --resume continues from the last checkpoint\n"
 
 
 def test_a_second_hang_up_is_the_same_request(requests, monkeypatch):

@@ -38,10 +38,10 @@ from gapssg import (
     write_card,
     write_report,
 )
-from gapssg.cli.app import _complain
+from gapssg.cli.app import _report_error
 from gapssg.cli.console import Console, Invocation
-from gapssg.cli.evaluate import print_evaluation
-from gapssg.cli.options import run_directory
+from gapssg.cli.render import print_evaluation
+from gapssg.cli.runs import run_directory
 from gapssg.core.augment import Normalization
 from gapssg.data import load_split
 from gapssg.evaluation.metrics import answers_of, score_answers
@@ -706,7 +706,7 @@ def use_console(world: World, names: list[str]) -> None:
         contextlib.redirect_stderr(screen),
     ):
         shown(Console(Invocation()))
-        _complain(GapssgError(names[0]), Invocation())
+        _report_error(GapssgError(names[0]), Invocation())
     text = (world.work / "shown").read_text(encoding="utf-8")
     steering = {character for character in text if character != "\n" and not character.isprintable()}
     assert not {character for character in steering if ord(character) < 0xA0 or character in "\u202e\u2028\u2029"}

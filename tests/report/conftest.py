@@ -63,7 +63,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 @pytest.fixture
 def runs(made: Runs, tmp_path: Path) -> Runs:
-    """A copy to damage."""
+    """A copy that a test may damage."""
     folders = ("evaluated", "blind", "hostile", "landscape")
     for name in folders:
         shutil.copytree(getattr(made, name), tmp_path / getattr(made, name).name)

@@ -55,7 +55,7 @@ def evaluated_page(made: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def requests_of(browser: Any, page: Path) -> list[str]:
-    """What the page has asked for; the browser's own first page may be loading still."""
+    """The requests of the page; the browser's own first page may still be loading."""
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     sent = [each["params"] for each in messages if each["method"] == "Network.requestWillBeSent"]
     return [each["request"]["url"] for each in sent if each["documentURL"] == page.as_uri()]
@@ -84,7 +84,7 @@ def test_all_sections_are_there(browser: Any, page: Path):
         browser.execute_script(f"return [...document.querySelectorAll('#run-{n} h3')].map(h => h.textContent)")
         for n in (1, 2, 3)
     ]
-    end = ["Cost", "Provenance", "The same again"]
+    end = ["Cost", "Provenance", "Reproduce this run"]
     distilled = ["The gaps", "Losses", "Synthesis", "Samples", "On real images"]
     assert sections == [
         [*distilled, "Landscape", *end],
@@ -110,7 +110,7 @@ def test_the_page_does_not_scroll_sideways(browser: Any, request: pytest.Fixture
     assert browser.execute_script(overflowing) == []
 
 
-def test_on_a_phone_accuracies_are_seen_without_scrolling(browser: Any, page: Path):
+def test_accuracies_are_visible_on_a_phone_without_scrolling(browser: Any, page: Path):
     show(browser, page, 375)
     edges = browser.execute_script(
         "return [...document.querySelectorAll('#comparison thead th')]"

@@ -8,7 +8,7 @@ from gapssg.report.charts import Chart, Level, Line, draw
 
 
 def places(chart: Chart, colour: int | None = None) -> list[tuple[float, float]]:
-    """The places on the page of all paths, or of those in one of the colours of lines."""
+    """The coordinates of all paths, or of those in one of the colours of lines."""
     paths = re.findall(r'<path d="([^"]*)"[^>]*style="([^"]*)"', chart.svg)
     shown = [path for path, style in paths if colour is None or f"var(--c{colour})" in style]
     return [(float(x), float(y)) for path in shown for x, y in re.findall(r"[ML] (\S+) (\S+)", path)]
@@ -47,7 +47,7 @@ def test_shares_are_shown_in_percent_with_the_gap_to_the_level():
     assert corners == {*ends, *((x, level) for x, _ in ends)}
 
 
-def test_one_value_stands_in_the_middle():
+def test_a_single_value_is_centred():
     for value in (0.0, 0.3, -2.0):
         chart = draw("Loss", [Line("loss", {1: value})])
         assert chart is not None
@@ -82,7 +82,7 @@ def test_without_values_there_is_no_chart():
     assert draw("Loss", [Line("loss", {})], levels=[Level("teacher", 1.0)]) is None
 
 
-def test_names_are_text():
+def test_names_are_escaped():
     chart = draw('<b>"', [Line("<i>\x1b\ud800", {1: 1.0})], across="<u>")
     assert chart is not None
     assert not re.search("<[biu]>", chart.svg)

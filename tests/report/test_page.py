@@ -25,11 +25,11 @@ from tests.run_fixtures import change
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page.
+    """A page as a browser parses it.
 
     Attributes:
         tags: Every tag with its attributes.
-        text: All that is to be read, without runs of spaces.
+        text: The visible text, with single spaces.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,12 +55,12 @@ def report(folder: Path, *paths: Path, data: str | None = None, **values: Any) -
     return Page(folder / "page.html")
 
 
-def test_a_run_without_real_images_is_judged_by_synthetic_ones_and_says_so(made: Runs, tmp_path: Path):
+def test_a_run_without_real_images_is_judged_by_synthetic_ones(made: Runs, tmp_path: Path):
     page = report(tmp_path, made.blind)
     agreement = json.loads((made.blind / "result.json").read_text())["student"]["agreement"]
     assert f"The student gave its teacher's answer on {100 * agreement:.1f} % of the last synthetic" in page.text
     assert "Evidence: synthetic images only" in page.text
-    assert "How often the student is right on real images is not known" in page.text
+    assert "The accuracy on real images is not known" in page.text
     assert "add --data folder:PATH" in page.text
     for missing in ("Accuracy gap, on real images", "Confusion", "Accuracy by confidence"):
         assert missing not in page.text
@@ -68,16 +68,16 @@ def test_a_run_without_real_images_is_judged_by_synthetic_ones_and_says_so(made:
         assert there in page.text
 
 
-def test_without_data_the_figures_are_those_that_the_run_measured(made: Runs, tmp_path: Path):
+def test_without_data_the_figures_are_those_of_the_run(made: Runs, tmp_path: Path):
     page = report(tmp_path, made.evaluated)
     result = json.loads((made.evaluated / "result.json").read_text())
     assert f"right on {100 * result['student']['top1']:.1f} % of the test images of digits" in page.text
     assert f"({100 * result['teacher']['top1']:.1f} %)" in page.text
     assert f"The best epoch was {result['student']['best_epoch']} of 2" in page.text
-    assert "that figure flatters" in page.text
+    assert "that figure is optimistic" in page.text
     assert result["teacher"]["sha256"] in page.text
     assert result["settings_sha256"] in page.text
-    assert "settings.toml is not the one" not in page.text
+    assert "settings.toml was changed" not in page.text
 
 
 def test_with_data_the_models_are_evaluated_by_class_beside_their_teacher(made: Runs, tmp_path: Path):
@@ -99,24 +99,24 @@ def evaluated_beside_teacher(made: Runs) -> tuple[EvaluatedModel, ...]:
     return evaluate(EvaluateSettings(models=models, data={"name": "digits"})).models
 
 
-def test_a_teacher_that_was_moved_is_missed_and_may_be_named(runs: Runs, tmp_path: Path):
+def test_a_moved_teacher_is_missing_and_can_be_named(runs: Runs, tmp_path: Path):
     change(runs.blind / "result.json", lambda result: result["teacher"].update(file=str(tmp_path / "gone")))
     page = report(tmp_path, runs.blind, data="digits")
-    assert "no teacher beside it: the teacher's file is not, or no longer, at" in page.text
+    assert "The teacher is missing: the teacher's file is not at" in page.text
     assert "Confusion of the teacher" not in page.text
     page = report(tmp_path, runs.blind, data="digits", teacher=runs.teacher)
     assert "Confusion of the teacher" in page.text
-    with pytest.raises(InputError, match="is not the file that taught any of these runs"):
+    with pytest.raises(InputError, match="is not the teacher of any of these runs"):
         report(tmp_path, runs.blind, data="digits", teacher=runs.evaluated / "student.safetensors")
 
 
-def test_a_teacher_under_a_name_that_no_system_takes_is_missed(runs: Runs, tmp_path: Path):
+def test_a_teacher_with_an_impossible_name_is_missing(runs: Runs, tmp_path: Path):
     change(runs.blind / "result.json", lambda result: result["teacher"].update(file="x" * 300))
     page = report(tmp_path, runs.blind, data="digits")
-    assert f"no teacher beside it: the teacher's file is not, or no longer, at {'x' * 300}" in page.text
+    assert f"The teacher is missing: the teacher's file is not at {'x' * 300}" in page.text
 
 
-def test_another_file_where_the_teacher_was_is_not_taken_for_it(runs: Runs, tmp_path: Path):
+def test_another_file_in_place_of_the_teacher_is_not_used(runs: Runs, tmp_path: Path):
     other = str(runs.evaluated / "student.safetensors")
     change(runs.blind / "result.json", lambda result: result["teacher"].update(file=other))
     assert "Confusion of the teacher" not in report(tmp_path, runs.blind, data="digits").text
@@ -132,12 +132,12 @@ def test_several_runs_are_compared_before_each_has_its_section(made: Runs, tmp_p
     assert page.text.index("Landscape") < page.text.index("blind", page.text.index("Evidence"))
 
 
-def test_a_landscape_of_another_model_stands_for_itself(made: Runs, tmp_path: Path):
+def test_a_landscape_of_another_model_has_its_own_section(made: Runs, tmp_path: Path):
     page = report(tmp_path, made.blind, made.landscape)
     assert page.text.rindex("settings.toml") < page.text.index("The loss (cross-entropy) on 10 samples of digits")
 
 
-def test_names_are_shown_and_mean_nothing(made: Runs, tmp_path: Path):
+def test_names_are_shown_without_effect(made: Runs, tmp_path: Path):
     page = report(tmp_path, made.hostile, data=f"folder:{made.images}")
     for name in (*CLASSES, made.hostile.name):
         assert name in page.text
@@ -146,7 +146,7 @@ def test_names_are_shown_and_mean_nothing(made: Runs, tmp_path: Path):
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
 
 
-def test_texts_of_a_strangers_files_cannot_leave_their_place(runs: Runs, tmp_path: Path):
+def test_untrusted_texts_are_escaped(runs: Runs, tmp_path: Path):
     evil = '</code></pre><script>alert(1)</script>\u202e\x1b"'
 
     def edit(result: dict[str, Any]) -> None:
@@ -164,15 +164,15 @@ def test_texts_of_a_strangers_files_cannot_leave_their_place(runs: Runs, tmp_pat
     assert page.text.count("</code></pre><script>alert(1)</script>") >= 7
     assert "\u202e" not in page.text
     assert "\x1b" not in page.text
-    assert "settings.toml is not the one that this result was made with" in page.text
+    assert "settings.toml was changed after the run" in page.text
 
 
-def test_a_name_that_is_no_text_is_shown_as_far_as_it_is(runs: Runs, tmp_path: Path):
+def test_a_name_that_is_not_utf_8_is_shown_with_replacements(runs: Runs, tmp_path: Path):
     run = runs.blind.rename(runs.blind.parent / os.fsdecode(b"run-\xff"))
     assert "run-\N{REPLACEMENT CHARACTER}" in report(tmp_path, run).text
 
 
-def test_the_command_runs_it_again(made: Runs, tmp_path: Path):
+def test_the_command_reproduces_the_run(made: Runs, tmp_path: Path):
     page = report(tmp_path, made.evaluated)
     command = re.search(r"gapssg distill --config (\S+) --output (\S+)-again", page.text)
     assert command and command.groups() == (str(made.evaluated / "settings.toml"), str(made.evaluated))
@@ -195,14 +195,14 @@ def test_samples_are_few_and_small_however_many_and_large_they_are(runs: Runs, t
     assert [image.getpixel((0, 0))[0] for image in decoded] == [1, 9, 16, 24, 31, 39]
 
 
-def test_the_last_warnings_and_the_rollbacks_are_told(runs: Runs, tmp_path: Path):
+def test_the_last_warnings_and_the_rollbacks_are_shown(runs: Runs, tmp_path: Path):
     with (runs.blind / "events.jsonl").open("a") as events:
         for number in range(15):
             events.write(json.dumps({"event": "warning", "epoch": 2, "message": f"collapse {number}"}) + "\n")
         events.write(json.dumps({"event": "rollback", "epoch": 1, "part": "training", "learning_rate": 0.1}) + "\n")
     page = report(tmp_path, runs.blind)
     assert "There are 15 warnings, the last in epoch 2: see below." in page.text
-    assert "diverged and was taken back once" in page.text
+    assert "diverged and was rolled back once" in page.text
     assert "collapse 4" not in page.text
     assert all(f"collapse {number}" in page.text for number in range(5, 15))
 
@@ -252,7 +252,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", DAMAGE)
-def test_a_damaged_run_is_named_and_nothing_written(runs: Runs, tmp_path: Path, what: str):
+def test_a_damaged_run_is_named_and_nothing_is_written(runs: Runs, tmp_path: Path, what: str):
     name, damage, sentence = DAMAGE[what]
     run = getattr(runs, name)
     damage(run)
@@ -268,7 +268,7 @@ def test_bad_input_is_one_sentence(made: Runs, tmp_path: Path):
     page.write_text("mine")
     cases = {
         "add --overwrite to replace it": ["report", made.blind, "--output", page],
-        "let the name end in .html": ["report", made.blind, "--output", made.blind / "student.safetensors"],
+        "its name must end in .html": ["report", made.blind, "--output", made.blind / "student.safetensors"],
         "does not exist; create it first": ["report", made.blind, "--output", tmp_path / "a" / "b.html"],
         "is given twice": ["report", made.blind, made.blind / ".", "--output", tmp_path / "new.html"],
         "runs is missing: add DIR": ["report", "--output", tmp_path / "new.html"],
@@ -296,7 +296,7 @@ def test_the_command_prints_the_verdicts(made: Runs, tmp_path: Path):
 FAILURES = ["the teacher answers all 640 synthetic images with class '<b>cat</b>'", "it is right on none"]
 
 
-def test_a_failure_leads_the_verdict_and_the_comparison(runs: Runs, tmp_path: Path):
+def test_a_failure_comes_first_in_the_verdict_and_in_the_comparison(runs: Runs, tmp_path: Path):
     change(runs.blind / "result.json", lambda result: result.update(failures=FAILURES))
     change(runs.evaluated / "result.json", lambda result: result.update(failures=[]))
     page = report(tmp_path, runs.blind)
@@ -335,31 +335,31 @@ def test_a_student_at_chance_on_the_images_of_the_report_fails(runs: Runs, tmp_p
 
 @pytest.fixture
 def sound_on_real_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The images of a report speak for every student."""
+    """The images of a report show every student to be usable."""
     monkeypatch.setattr("gapssg.report.page.failures_on_real_images", lambda *_: [])
     monkeypatch.setattr("gapssg.report.page.passes_on_real_images", lambda _: True)
 
 
 @pytest.mark.usefixtures("sound_on_real_images")
-def test_synthetic_failures_are_warnings_where_real_images_speak_for_the_student(runs: Runs, tmp_path: Path):
+def test_synthetic_failures_are_warnings_if_real_images_show_the_student_usable(runs: Runs, tmp_path: Path):
     change(runs.blind / "result.json", lambda result: result.update(failures=FAILURES))
     page = report(tmp_path, runs.blind, data="digits")
     assert "FAILED" not in page.text
-    assert f"Real images speak for it, synthetic ones against it: {FAILURES[1]}." in page.text
+    assert f"It is usable on real images, in spite of what synthetic images showed: {FAILURES[1]}." in page.text
     assert "FAILED" in report(tmp_path, runs.blind).text
     change(runs.blind / "result.json", lambda result: result.update(failures=[], warnings=FAILURES[1:]))
     page = report(tmp_path, runs.blind)
-    assert f"Real images speak for it, synthetic ones against it: {FAILURES[1]}." in page.text
+    assert f"It is usable on real images, in spite of what synthetic images showed: {FAILURES[1]}." in page.text
 
 
 @pytest.mark.usefixtures("sound_on_real_images")
-def test_a_run_that_real_images_have_failed_stays_so(runs: Runs, tmp_path: Path):
+def test_a_run_that_failed_on_its_real_images_stays_failed(runs: Runs, tmp_path: Path):
     change(runs.evaluated / "result.json", lambda result: result.update(failures=FAILURES[1:]))
     page = report(tmp_path, runs.evaluated, data="digits")
     assert f"FAILED: the student is not usable: {FAILURES[1]}" in page.text
 
 
-def test_a_warning_is_a_failure_again_where_real_images_speak_against_the_student(
+def test_a_warning_is_a_failure_again_if_real_images_fail_the_student(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("gapssg.report.page.failures_on_real_images", lambda *_: ["it has lost a class"])
@@ -368,10 +368,10 @@ def test_a_warning_is_a_failure_again_where_real_images_speak_against_the_studen
     page = report(tmp_path, runs.evaluated, data="digits")
     assert "FAILED: the student is not usable: it has lost a class." in page.text
     assert "It is right on none." in page.text
-    assert "Real images speak for it" not in page.text
+    assert "It is usable on real images" not in page.text
 
 
-def test_runs_of_before_the_judgement_are_read(runs: Runs, tmp_path: Path):
+def test_runs_from_before_the_judgement_can_be_read(runs: Runs, tmp_path: Path):
     later = ["failures", "warnings", "missing_classes", "teacher_counts", "target_counts", "flops", "augmentation"]
     later += ["agreement_baseline", "after_training", "balanced_accuracy", "lowest_recall", "lowest_class"]
     later += ["better_than_chance", "fewest_images"]

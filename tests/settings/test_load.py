@@ -51,7 +51,7 @@ def test_options_that_are_not_given_override_nothing():
     assert load(overrides=["epochs=8"], options={"epochs": ("--epochs", None)}).epochs == 8
 
 
-def test_choosing_another_method_drops_what_was_said_of_the_first():
+def test_choosing_another_method_drops_the_settings_of_the_first():
     settings = load(recipe="digits", options={"method.name": ("--method", "noise")})
     assert settings.method.name == "noise"
 
@@ -70,10 +70,12 @@ def test_options_and_overrides_of_one_command_line_mean_the_same_method():
     settings = load(recipe="digits", overrides=["method.passes=9"], options={"method.name": ("--method", "noise")})
     assert (settings.method.name, settings.method.passes) == ("noise", 9)
     text = message(overrides=["method.generator_steps=9"], options={"method.name": ("--method", "noise")})
-    assert text.startswith("method.generator_steps (from --set) is no setting of noise, but of gapssg-fast, gapssg, ")
+    assert text.startswith(
+        "method.generator_steps (from --set) is not a setting of noise, but of gapssg-fast, gapssg, "
+    )
 
 
-def test_what_lies_beneath_gives_way_to_the_recipe_and_fits_the_choice():
+def test_published_settings_are_overridden_by_the_recipe_and_fit_the_chosen_method():
     def beneath(values: Mapping[str, Any]) -> Mapping[str, Any]:
         seen.append(values)
         own: dict[str, dict[str, Any]] = {"noise": {"method.passes": 7}, "fast": {"method.adversarial_weight": 1.33}}
@@ -92,7 +94,7 @@ def test_what_lies_beneath_gives_way_to_the_recipe_and_fits_the_choice():
     )
 
 
-def test_a_recipe_says_something_else_for_one_method(monkeypatch: pytest.MonkeyPatch):
+def test_a_recipe_can_override_settings_for_one_method(monkeypatch: pytest.MonkeyPatch):
     text = """
         [distill]
         epochs = 10
@@ -179,7 +181,7 @@ def test_values_of_another_type_are_refused_not_coerced_to_something_else():
     assert "samples = 1 (from --set): must be true or false" in message(overrides=["samples=1"])
 
 
-def test_from_python_a_truth_value_that_may_be_none_can_be_given_as_none():
+def test_an_optional_boolean_can_be_none_in_python():
     values = {"data": {"name": "digits"}, "model": {"name": "wrn16_1"}}
     assert PretrainSettings.model_validate({**values, "flip": None}).flip is None
     with pytest.raises(ValidationError, match="must be true or false"):
@@ -188,7 +190,7 @@ def test_from_python_a_truth_value_that_may_be_none_can_be_given_as_none():
 
 
 @pytest.mark.parametrize("text", ["epochs", "=3", "method..passes=3"])
-def test_an_override_that_is_no_assignment_is_refused(text):
+def test_an_override_that_is_not_an_assignment_is_refused(text):
     assert "key.path=value" in message(overrides=[text])
 
 
@@ -218,7 +220,7 @@ def test_every_recipe_is_valid(name):
         load_settings(PretrainSettings, section="pretrain-teacher", recipe=name, options=options)
 
 
-def test_bytes_that_are_no_text_are_refused_with_where_they_came_from():
+def test_bytes_that_are_not_utf_8_are_refused_with_their_source():
     with pytest.raises(InputError, match=r"epochs \(from --set\) is not in UTF-8"):
         load(overrides=["epochs=\udcff"])
 

@@ -80,7 +80,7 @@ def test_texts_in_settings_that_hold_a_path_are_refused_in_one_sentence(path: st
 
 
 @bad
-def test_the_command_line_says_which_setting_it_was_in_one_line(path: str, reason: str):
+def test_the_command_line_names_the_setting_in_one_line(path: str, reason: str):
     student = {"student.name": ("--student", "wrn16_1")}
     cases: list[tuple[type[Settings], dict[str, tuple[str, Any]]]] = [
         (DistillSettings, {**student, "teacher": ("--teacher", path)}),
@@ -105,7 +105,7 @@ def test_every_path_in_python_is_refused(path: str, reason: str):
 
 
 def path_options() -> Iterator[tuple[str, Any]]:
-    """Every option and argument of a command that is a path, with what Typer knows of it."""
+    """Every option and argument that is a path, with its Typer declaration."""
     for module, _, function in (place.partition(":") for place, _ in COMMANDS.values()):
         signature = inspect.signature(getattr(import_module(module), function), eval_str=True)
         for parameter in signature.parameters.values():
@@ -165,11 +165,11 @@ def test_a_tilde_is_the_home_folder_in_options_settings_files_and_python(
 @pytest.mark.parametrize(
     "function", ["distill", "pretrain_teacher", "measure_landscape", "export_model", "write_report"]
 )
-def test_every_function_takes_its_output_as_the_user_means_it(function: str):
+def test_every_function_expands_its_output_path(function: str):
     assert "output = user_path(output)" in inspect.getsource(getattr(gapssg, function))
 
 
-def test_a_current_folder_that_is_gone_is_one_sentence_and_an_absolute_path_needs_none(
+def test_a_missing_current_folder_is_one_sentence_and_absolute_paths_need_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def gone() -> str:

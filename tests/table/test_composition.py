@@ -1,4 +1,4 @@
-"""How a row and a method make the settings of a run."""
+"""The settings of a run of a row and a method."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from gapssg.settings.load import recipe_text
 from gapssg.synthesis import GapSSGFastSettings, GapSSGSettings, method_classes
 from gapssg.table import rows
 from gapssg.table.plan import Task, plan_tasks
-from gapssg.table.rows import make_rows, published_figures_of, row_names
-from gapssg.table.settings import TableSettings, method_names, parse_variant
+from gapssg.table.rows import make_rows, published_figures_of
+from gapssg.table.settings import TableSettings, method_names, parse_variant, row_names
 from gapssg.training.settings import DistillSettings
 from tests.program import gapssg, refusal
 
@@ -77,7 +77,7 @@ def test_every_row_composes_with_every_method(name, budget):
                 assert settings.method == defaults
         if budget == "smoke":
             assert (settings.epochs, settings.batch_size, settings.eval_data.images) == (2, 16, 32)
-            # Whatever the method, a few passes of 16 images.
+            # A few passes of 16 images for every method.
             assert settings.method.work(2, 16).synthesis <= 2 * 2 * 16
             assert settings.method.work(2, 16).distillation <= 2 * 4 * 16
 
@@ -101,12 +101,12 @@ def test_teachers_are_trained_as_published():
         ("cifar100-vgg11-resnet18", (1.0, 0.5)),
     ],
 )
-def test_fast_weighs_its_losses_by_the_teacher(row, weights):
+def test_the_loss_weights_of_fast_depend_on_the_teacher(row, weights):
     method = distilled(rows=[row], methods=["fast"]).method
     assert (method.adversarial_weight, method.target_weight) == weights
 
 
-def test_the_recipe_published_is_the_papers_for_gapssg():
+def test_the_recipe_published_is_that_of_the_gapssg_paper():
     printed = gapssg("distill", "--recipe", "published", "--teacher", "t", "--dry-run").stdout
     settings = DistillSettings.model_validate(tomllib.loads(printed))
     assert settings.student.name == "mobilenetv2"
@@ -140,7 +140,7 @@ def test_other_methods_train_the_student_with_a_cosine_as_published(method):
     assert (optimizer.schedule, optimizer.nesterov, optimizer.weight_decay) == ("cosine", False, 1e-4)
 
 
-def test_without_a_word_on_the_method_it_is_gapssg_fast_with_its_own_settings():
+def test_the_default_method_is_gapssg_fast_with_its_own_settings():
     printed = gapssg("distill", "--teacher", "t", "--student", "wrn16_1", "--dry-run").stdout
     settings = DistillSettings.model_validate(tomllib.loads(printed))
     assert settings.method == GapSSGFastSettings()
@@ -151,7 +151,7 @@ def test_without_a_word_on_the_method_it_is_gapssg_fast_with_its_own_settings():
     assert named == printed
 
 
-def test_the_short_digits_have_a_budget_for_each_method():
+def test_the_short_digits_recipe_has_a_budget_for_each_method():
     tables = tomllib.loads(recipe_text("digits-short"))["distill"]
     gapssg = distilled(rows=["digits"], budget="short")
     assert (gapssg.epochs, gapssg.batch_size) == (tables["epochs"], tables["batch_size"])
@@ -165,7 +165,7 @@ def test_the_short_digits_have_a_budget_for_each_method():
     assert fast.optimizer.learning_rate == tables["optimizer"]["learning_rate"]
 
 
-def test_changes_lie_over_the_budget_and_a_variants_over_these():
+def test_changes_override_the_budget_and_those_of_a_variant_override_both():
     variant = parse_variant("slow:method.passes=7,epochs=3").to_dict()
     changed = distilled(changes=["epochs=5", "batch_size=8"], variants=[variant], methods=[], budget="short")
     assert (changed.epochs, changed.method.passes, changed.batch_size) == (3, 7, 8)
@@ -177,15 +177,17 @@ def test_changes_lie_over_the_budget_and_a_variants_over_these():
 def test_a_setting_of_another_method_is_refused_before_anything_runs(tmp_path: Path):
     with pytest.raises(InputError) as caught:
         plan(tmp_path / "table", methods=["gapssg", "dafl"], changes=["method.passes=3"])
-    assert str(caught.value).startswith(f"{ROW}, dafl: method.passes (from --set) is no setting of dafl, but of gapssg")
+    assert str(caught.value).startswith(
+        f"{ROW}, dafl: method.passes (from --set) is not a setting of dafl, but of gapssg"
+    )
     assert not (tmp_path / "table").exists()
 
 
 @pytest.mark.parametrize(
     ("change", "instead"),
     [
-        ("student.name=vgg11", "the row says it"),
-        ("teacher=/tmp/teacher.safetensors", "the row says it"),
+        ("student.name=vgg11", "the row sets it"),
+        ("teacher=/tmp/teacher.safetensors", "the row sets it"),
         ("eval_data.name=digits", "use --data"),
         ("eval_data.image_size=16", "use --image-size"),
         ("runtime.compile=true", "use --device, --precision, --compile or --deterministic"),
@@ -193,7 +195,7 @@ def test_a_setting_of_another_method_is_refused_before_anything_runs(tmp_path: P
         ("seed=8", "use --seeds"),
     ],
 )
-def test_what_the_table_says_itself_is_refused_as_a_change(tmp_path: Path, change, instead):
+def test_a_change_of_what_the_table_sets_is_refused(tmp_path: Path, change, instead):
     sentence = f"cannot be changed here: {instead}"
     rows = ["table", tmp_path / "table", "--rows", "digits"]
     assert refusal(*rows, "--set", change).endswith(sentence)
@@ -203,12 +205,12 @@ def test_what_the_table_says_itself_is_refused_as_a_change(tmp_path: Path, chang
     assert not (tmp_path / "table").exists()
 
 
-def test_a_method_for_all_columns_is_refused_as_a_change(tmp_path: Path):
+def test_a_change_of_the_method_of_all_columns_is_refused(tmp_path: Path):
     sentence = refusal("table", tmp_path / "table", "--rows", "digits", "--set", "method.name=fast")
     assert sentence.endswith("method.name cannot be changed here: use --methods, or --variant")
 
 
-def test_a_recipe_says_whether_steps_are_compiled_unless_the_command_line_does():
+def test_a_recipe_sets_compilation_unless_the_command_line_does():
     assert tomllib.loads(recipe_text("cifar-reduced"))["distill"]["runtime"] == {"compile": True}
     for given, expected in (({}, True), ({"device": "cpu"}, True), ({"compile": False}, False)):
         assert distilled(budget="short", runtime=given).runtime.compile is expected
@@ -216,7 +218,7 @@ def test_a_recipe_says_whether_steps_are_compiled_unless_the_command_line_does()
     assert distilled(budget="full").runtime.compile == "auto"
 
 
-def test_the_hash_is_of_what_decides_the_result_alone():
+def test_the_hash_depends_only_on_what_affects_the_result():
     def hash_of(**changes: Any) -> str:
         found = cell(**changes).plan
         assert found is not None
@@ -231,7 +233,7 @@ def test_the_hash_is_of_what_decides_the_result_alone():
     assert moved[0] == moved[1] != same
 
 
-def test_rows_with_one_teacher_share_it_and_a_student_on_real_images():
+def test_rows_with_the_same_teacher_share_it_and_the_scratch_student():
     tasks = plan(rows=[ROW, "cifar10-wrn40_2-wrn16_2", "cifar10-resnet34-wrn16_1"], seeds=2)
     names = [task.run.parent.name for task in tasks if task.teacher is None]
     assert names.count("cifar10-wrn40_2") == 1
@@ -242,7 +244,7 @@ def test_rows_with_one_teacher_share_it_and_a_student_on_real_images():
             assert task.teacher in {earlier.run for earlier in tasks[:index]}
 
 
-def test_other_images_give_the_row_their_name():
+def test_other_images_change_the_name_of_the_row():
     (row,) = make_rows(TableSettings(rows=(ROW,), data="folder:data/cifar10-jpeg"))
     assert (row.name, row.data.name) == ("cifar10-jpeg-wrn40_2-wrn16_1", "folder:data/cifar10-jpeg")
     (row,) = make_rows(TableSettings(rows=(ROW,), data="folder:/", data_name="mine"))
@@ -256,7 +258,7 @@ def test_other_images_give_the_row_their_name():
             make_rows(TableSettings.model_validate({"rows": [ROW], **changes}))
 
 
-def test_what_is_not_as_published_is_said():
+def test_departures_from_the_published_are_named():
     def said(**changes: Any) -> tuple[str, ...]:
         found = cell(**changes).plan
         assert found is not None
@@ -279,7 +281,7 @@ def test_what_is_not_as_published_is_said():
     assert said(variants=[variant])[:1] == ("the learning rate ends at 0, not at 2e-4",)
 
 
-def test_a_method_that_is_not_the_published_one_is_marked_in_every_row():
+def test_a_method_that_departs_from_the_published_is_marked_in_every_row():
     departing = {"gapssg-fast", "dafl", "zskt", "dfad", "dfq", "cmi", "fast", "mad", "nayer"}
     for row, more in ((ROW, []), ("cifar10-resnet34-wrn16_1", ["cmi"])):
         marked = {}
@@ -304,7 +306,7 @@ def test_published_figures_are_fractions_by_column():
 
 
 @pytest.mark.parametrize("text", ["name", "name:", "name:epochs", "gapssg:epochs=3", "a/b:epochs=3"])
-def test_variants_of_another_form_are_refused(text):
+def test_malformed_variants_are_refused(text):
     with pytest.raises(InputError):
         parse_variant(text)
 
@@ -316,7 +318,7 @@ def test_a_variant_takes_lists():
     )
 
 
-def test_distill_takes_what_was_published_of_the_method_for_its_teacher(
+def test_distill_uses_the_published_settings_of_the_method_for_its_teacher(
     teacher_file: Path, monkeypatch: pytest.MonkeyPatch
 ):
     arguments = ["distill", "--method", "fast", "--student", "wrn16_1", "--dry-run", "--teacher"]

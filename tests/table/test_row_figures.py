@@ -72,7 +72,7 @@ def lines_of(axes: Any) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def span_of(band: Any) -> dict[float, tuple[Any, Any]]:
-    """The lowest and highest value of a filled area at each of its places."""
+    """The lowest and highest value of a filled area by x."""
     at: dict[float, list[float]] = {}
     for x, y in band.get_paths()[0].vertices.tolist():
         at.setdefault(x, []).append(y)
@@ -118,7 +118,7 @@ def test_one_seed_has_no_deviation():
     assert mean_curve([{1: 0.1, 2: 0.4}]).deviation == [0, 0]
 
 
-def test_what_a_seed_lacks_lies_on_the_line_between_its_neighbours():
+def test_missing_values_of_a_seed_are_interpolated():
     curve = mean_curve([{1: 0.0, 2: 0.2, 4: 0.4}, {2: 0.4, 4: 0.8}, {1: 0.0, 3: 0.9, 4: 0.9}])
     assert curve.x == [2, 3, 4]  # the second has nothing before 2
     assert curve.mean == pytest.approx([(0.2 + 0.4 + 0.45) / 3, (0.3 + 0.6 + 0.9) / 3, (0.4 + 0.8 + 0.9) / 3])
@@ -138,7 +138,7 @@ def test_the_accuracy_figure_has_the_mean_of_each_method_and_the_teacher(cells: 
     assert gapssg == {1: (60 - 10 * root, 60 + 10 * root), 2: (85 - 5 * root, 85 + 5 * root)}
 
 
-def test_runs_of_different_lengths_are_drawn_over_the_share_that_is_done(cells: list[RowCell], tmp_path: Path):
+def test_runs_of_different_lengths_are_drawn_over_the_completed_share(cells: list[RowCell], tmp_path: Path):
     longer = RowCell("dafl", 0, make_run(tmp_path / "dafl", [0.1, 0.2, 0.3, None, 0.5]))
     axes = accuracy_figure(read_row([*cells, longer])).axes[0]
     assert lines_of(axes)["dafl"] == ([20, 40, 60, 100], pytest.approx([10, 20, 30, 50]))
@@ -272,14 +272,14 @@ def test_a_damaged_result_is_named(tmp_path: Path, result: str):
         read_curves(run)
 
 
-def test_a_run_that_is_not_finished_is_named(tmp_path: Path):
+def test_an_unfinished_run_is_named(tmp_path: Path):
     run = make_run(tmp_path / "run", [0.5])
     (run / "result.json").unlink()
     with pytest.raises(InputError, match=r"result\.json does not exist"):
         read_curves(run)
 
 
-def test_without_an_accuracy_nothing_is_written(tmp_path: Path):
+def test_nothing_is_written_without_an_accuracy(tmp_path: Path):
     cell = RowCell("gapssg", 0, make_run(tmp_path / "run", [None, None]))
     folder = tmp_path / "figures"
     folder.mkdir()
@@ -299,10 +299,10 @@ def test_runs_of_different_pairs_are_not_compared(cells: list[RowCell], tmp_path
 
 def test_a_seed_counts_once(cells: list[RowCell], tmp_path: Path):
     again = RowCell("noise", 1, make_run(tmp_path / "again", [0.5, 0.5]))
-    with pytest.raises(InputError, match="seed 1 of noise is there twice"):
+    with pytest.raises(InputError, match="seed 1 of noise is given twice"):
         read_row([*cells, again])
 
 
-def test_a_row_is_no_path(cells: list[RowCell], tmp_path: Path):
+def test_a_row_is_not_a_path(cells: list[RowCell], tmp_path: Path):
     with pytest.raises(InputError, match="cannot name the files of a figure"):
         write_row_figures("../digits", cells, tmp_path)

@@ -1,4 +1,4 @@
-"""The ledger: what is made, skipped, continued, left to others, and told."""
+"""Running a table: runs that are made, skipped, resumed or left to others, and the summary."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OF_FAST = "the learning rate ends at 0, not at 2e-4"
 
 
 class Engine:
-    """Stands for training and distillation: writes results, or does what a test asks for."""
+    """Replaces training and distillation: writes results, or raises the errors that a test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[str, bool, bool]] = []
@@ -74,7 +74,7 @@ def write_run(
 
 @pytest.fixture(autouse=True)
 def nothing_is_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other tests see to what is durable; here it would only take time."""
+    """Skip fsync, which other tests check, to save time."""
     monkeypatch.setattr("os.fsync", lambda _: None)
 
 
@@ -115,7 +115,7 @@ def test_other_settings_are_another_line_of_the_table(engine: Engine, tmp_path: 
 
 
 def interrupt(task: Task, *, has_checkpoint: bool = True) -> Path:
-    """Leave of a run what an interruption leaves."""
+    """Write what an interrupted run leaves."""
     (task.run / "checkpoint").mkdir(parents=True)
     (task.run / "settings.toml").write_text(task.settings.to_toml())
     if has_checkpoint:
@@ -134,7 +134,7 @@ def test_images_of_another_size_are_another_line_with_a_teacher_of_its_own(engin
     assert set(columns_of(summary, 1)) == {"fast"}
 
 
-def test_a_line_has_the_cells_of_the_teacher_that_was_last_asked_for(engine: Engine, tmp_path: Path):
+def test_a_line_shows_the_cells_of_the_last_requested_teacher(engine: Engine, tmp_path: Path):
     root = tmp_path / "table"
     tasks = plan(root, seeds=1)
     runs.run_table(tasks, root)
@@ -145,7 +145,7 @@ def test_a_line_has_the_cells_of_the_teacher_that_was_last_asked_for(engine: Eng
     assert [row.teacher.runs for row in summary.rows] == [(str(tasks[0].run.relative_to(root)),)]
 
 
-def test_the_table_shows_what_was_last_asked_for(engine: Engine, tmp_path: Path):
+def test_the_table_shows_the_last_requested_cells(engine: Engine, tmp_path: Path):
     root = tmp_path / "table"
     for weight in (0.1, 0.2, 0.1):
         variant = parse_variant(f"v:method.gap_weight={weight}").to_dict()
@@ -156,7 +156,7 @@ def test_the_table_shows_what_was_last_asked_for(engine: Engine, tmp_path: Path)
     assert engine.names.count("v/0") == 2
 
 
-def test_an_interrupted_run_is_continued_with_the_device_it_began_with(engine: Engine, tmp_path: Path):
+def test_an_interrupted_run_is_resumed_on_its_device(engine: Engine, tmp_path: Path):
     root = tmp_path / "table"
     Ledger(root).begin()
     run = interrupt(plan(root, runtime={"device": "cpu"})[0])
@@ -165,9 +165,7 @@ def test_an_interrupted_run_is_continued_with_the_device_it_began_with(engine: E
     assert 'device = "cpu"' in (run / "settings.toml").read_text()
 
 
-def test_an_interrupted_run_goes_on_writing_as_it_began_and_may_be_taken_back_more_often(
-    engine: Engine, tmp_path: Path
-):
+def test_a_resumed_run_keeps_what_it_writes_and_may_have_more_rollbacks(engine: Engine, tmp_path: Path):
     root = tmp_path / "table"
     before = ["evaluate_every=3", "snapshot_every=2", "samples=false", "max_rollbacks=1"]
     Ledger(root).begin()
@@ -182,7 +180,7 @@ def test_an_interrupted_run_goes_on_writing_as_it_began_and_may_be_taken_back_mo
     }
 
 
-def test_a_run_without_a_checkpoint_begins_anew(engine: Engine, tmp_path: Path):
+def test_a_run_without_a_checkpoint_is_restarted(engine: Engine, tmp_path: Path):
     root = tmp_path / "table"
     Ledger(root).begin()
     interrupt(plan(root)[0], has_checkpoint=False)
@@ -190,7 +188,7 @@ def test_a_run_without_a_checkpoint_begins_anew(engine: Engine, tmp_path: Path):
     assert engine.calls[0] == ("cifar10-wrn40_2/0", False, True)
 
 
-def test_a_run_that_cannot_continue_stays_as_it_is(engine: Engine, tmp_path: Path):
+def test_a_run_that_cannot_be_resumed_is_kept(engine: Engine, tmp_path: Path):
     root = tmp_path / "table"
     Ledger(root).begin()
     run = interrupt(plan(root)[0])
@@ -199,11 +197,11 @@ def test_a_run_that_cannot_continue_stays_as_it_is(engine: Engine, tmp_path: Pat
     assert ("cifar10-wrn40_2/0", False, True) not in engine.calls
     assert (run / "checkpoint" / "latest.safetensors").exists()
     (sentence,) = summary.failed.values()
-    assert sentence == f"the images are others; nothing of it is lost: to begin it anew, remove {run}"
+    assert sentence == f"the images are others; the run is kept; to restart it, remove {run}"
 
 
 class Asking(SilentDisplay):
-    """Keeps what is said, and asks to stop in an epoch of a run."""
+    """Collects messages, and requests a stop in an epoch of a run."""
 
     def __init__(self, run: str | None) -> None:
         self.run = run
@@ -219,7 +217,7 @@ class Asking(SilentDisplay):
             self.requests.stop = 15
 
 
-def test_runs_are_continued_where_only_folders_have_moved(tmp_path: Path):
+def test_runs_are_resumed_after_folders_have_moved(tmp_path: Path):
     tiny = ModelEntry("tests.tiny:tiny", "for tests")
     base = tmp_path / "first"
     write_images(base / "faces")
@@ -238,14 +236,14 @@ def test_runs_are_continued_where_only_folders_have_moved(tmp_path: Path):
             base = base.rename(tmp_path / place)
         found, said = run(base / "table")
     assert found.failed == {}
-    assert not any("anew" in sentence for sentence in said)
+    assert not any("restart" in sentence for sentence in said)
     cell = found.rows[0].columns[0].runs[0]
     assert cell == whole.rows[0].columns[0].runs[0]
     for file in ("student.safetensors", "best.safetensors"):
         assert (base / "table" / cell / file).read_bytes() == (tmp_path / "whole" / cell / file).read_bytes()
 
 
-def test_an_error_of_any_kind_ends_one_run_and_its_traceback_is_kept(engine: Engine, tmp_path: Path):
+def test_any_error_ends_only_its_run_and_its_traceback_is_kept(engine: Engine, tmp_path: Path):
     root = tmp_path / "table"
     engine.fails["gapssg/1"] = RuntimeError("not enough memory: you tried to allocate 9 bytes\nin C++")
     summary = runs.run_table(plan(root), root)
@@ -258,7 +256,7 @@ def test_an_error_of_any_kind_ends_one_run_and_its_traceback_is_kept(engine: Eng
     assert columns_of(summary)["gapssg"].failed == (1,)
 
 
-def test_a_failure_of_a_run_that_is_done_by_now_is_forgotten(engine: Engine, tmp_path: Path):
+def test_the_failure_of_a_run_that_has_finished_since_is_cleared(engine: Engine, tmp_path: Path):
     root = tmp_path / "table"
     engine.fails["gapssg/1"] = RunError("the disk is full")
     summary = runs.run_table(plan(root), root)
@@ -269,7 +267,7 @@ def test_a_failure_of_a_run_that_is_done_by_now_is_forgotten(engine: Engine, tmp
     assert list(again.notes.values()) == [OF_FAST]
 
 
-def test_a_run_that_fails_is_told_and_the_others_are_made(engine: Engine, tmp_path: Path):
+def test_a_failed_run_is_reported_and_the_others_are_made(engine: Engine, tmp_path: Path):
     root = tmp_path / "table"
     engine.fails["gapssg/1"] = RunError("the student diverged.")
     summary = runs.run_table(plan(root), root)
@@ -284,7 +282,7 @@ def test_a_run_that_fails_is_told_and_the_others_are_made(engine: Engine, tmp_pa
     assert list(again.notes.values()) == [OF_FAST]
 
 
-def test_without_its_teacher_a_cell_is_not_begun(engine: Engine, tmp_path: Path):
+def test_a_cell_is_not_started_without_its_teacher(engine: Engine, tmp_path: Path):
     engine.fails["cifar10-wrn40_2/0"] = RunError("the disk is full")
     summary = runs.run_table(plan(tmp_path / "table"), tmp_path / "table")
     assert list(summary.failed.values()) == ["the disk is full"]
@@ -315,7 +313,7 @@ def lock_of(run: Path) -> Path:
     return run.parent / f".{run.name}.lock"
 
 
-def test_a_cell_of_another_process_is_left_to_it(engine: Engine, tmp_path: Path):
+def test_a_cell_that_another_process_makes_is_left_to_it(engine: Engine, tmp_path: Path):
     root = tmp_path / "table"
     taken = next(task for task in plan(root) if task.label.endswith("gapssg, seed 0"))
     Ledger(root).begin()
@@ -367,7 +365,7 @@ def finished(tmp_path: Path) -> Iterator[Path]:
     Ledger(root).begin()
     for task in tasks:
         if task.plan is not None:
-            Ledger(root).keep_plan(task.plan)
+            Ledger(root).save_plan(task.plan)
     accuracies = {"gapssg": (0.90, 0.92, 0.91), "fast": (0.80,), "wrn16_1": (0.93, 0.95), "wrn40_2": (0.949,)}
     for task in tasks:
         found = accuracies[task.plan.column if task.plan else task.run.parent.name.removeprefix("cifar10-")]
@@ -429,7 +427,7 @@ def test_the_csv_has_a_line_for_each_figure(finished: Path):
     assert float(ours["published_top1"]) == pytest.approx(0.9045)
 
 
-def test_lines_of_one_row_are_told_apart_by_their_changes(engine: Engine, tmp_path: Path):
+def test_lines_of_one_row_are_distinguished_by_their_changes(engine: Engine, tmp_path: Path):
     root = tmp_path / "table"
     for epochs in (8, 9):
         changes = {"changes": [f"epochs={epochs}", "batch_size=4"], "pretrain_changes": ["epochs=2"]}
@@ -446,7 +444,7 @@ def test_lines_of_one_row_are_told_apart_by_their_changes(engine: Engine, tmp_pa
     assert markdown.count(f"| {ROW} (short, epochs=9, batch_size=4, pretrain epochs=2) |") == 2
 
 
-def test_figures_are_named_by_their_line_and_one_that_cannot_be_drawn_does_not_keep_others_back(
+def test_figures_are_named_by_their_line_and_drawn_even_if_others_cannot_be(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ):
     drawn = []
@@ -482,7 +480,7 @@ def test_show_prints_the_ledger_and_needs_no_figure_to_be_there(finished: Path, 
     assert json.loads(gapssg("table", tmp_path / "empty", "--show", "--json").stdout)["rows"] == []
 
 
-def test_what_is_no_table_is_refused(finished: Path, tmp_path: Path):
+def test_a_directory_that_is_not_a_table_is_refused(finished: Path, tmp_path: Path):
     assert "holds no table" in refusal("table", tmp_path / "absent", "--show")
     assert "--rows is missing" in refusal("table", tmp_path / "absent")
     (tmp_path / "other").mkdir()
@@ -491,7 +489,7 @@ def test_what_is_no_table_is_refused(finished: Path, tmp_path: Path):
     assert "holds other files than a table" in refusal("table", tmp_path / "other", *rows)
     assert "did you mean digits" in refusal("table", tmp_path / "new", "--rows", "digit")
     sentence = refusal("table", tmp_path / "new", *rows, "--set", "method.rounds=3")
-    assert "digits, gapssg: method.rounds (from --set) is no setting of gapssg, but of dafl" in sentence
+    assert "digits, gapssg: method.rounds (from --set) is not a setting of gapssg, but of dafl" in sentence
     assert not (tmp_path / "new").exists()
     result = next(finished.glob("cells/*/*/*/result.json"))
     result.write_text("{}")
@@ -523,7 +521,7 @@ def test_the_program_makes_a_table_and_a_failure_is_exit_status_1(tmp_path: Path
     arguments += ["--variant", "noise-like:method.name=noise", "--set", "method.latent_size=8"]
     with mock.patch("gapssg.models.MODELS", {**MODELS, "wrn16_1": tiny, "wrn16_2": tiny}):
         sentence = refusal("table", *arguments)
-        assert "method.generator_width (from --set) is no setting of noise" in sentence
+        assert "method.generator_width (from --set) is not a setting of noise" in sentence
         arguments[arguments.index("noise-like:method.name=noise")] = "alone:method.gap_weight=0"
         first = gapssg("table", *arguments, "--json")
         again = gapssg("table", *arguments, "--json")
@@ -555,7 +553,7 @@ def test_the_program_makes_a_table_and_a_failure_is_exit_status_1(tmp_path: Path
 
 
 @pytest.mark.parametrize("text", ["=HYPERLINK(A1)", "+1", "-1", "@SUM(A1)", "\uff1d1", "\t=1"])
-def test_a_text_of_a_plan_is_no_formula_in_the_csv(finished: Path, text: str):
+def test_texts_of_a_plan_are_not_formulas_in_the_csv(finished: Path, text: str):
     for file in (finished / "cells").glob("*/*/*.json"):
         write_json(file, {**json.loads(file.read_text()), "changes": [text], "departures": [text]})
     write_summary(Ledger(finished))
@@ -567,12 +565,12 @@ def test_a_text_of_a_plan_is_no_formula_in_the_csv(finished: Path, text: str):
 @pytest.mark.parametrize(
     "text", ["[a](http://x)", "<img src=x>", "**a**", "`a`", "a | b", "![a](b)", "&lt;", "_a_", "~~a~~", "$a$", "\\"]
 )
-def test_a_text_of_a_plan_is_no_markup_in_the_markdown(finished: Path, text: str):
+def test_texts_of_a_plan_are_not_markup_in_the_markdown(finished: Path, text: str):
     for file in (finished / "cells").glob("*/*/*.json"):
         write_json(file, {**json.loads(file.read_text()), "changes": [text], "departures": [text]})
     write_summary(Ledger(finished))
     markdown = (finished / "table.md").read_text()
     assert text == "\\" or not re.search(rf"(?<!\\){re.escape(text)}", markdown)
     assert markdown.count("\\\\") == (3 if text == "\\" else 0)
-    # Without the backslashes that Markdown takes away it is what it was.
+    # Without the backslashes, which Markdown removes, it is the original text.
     assert text in re.sub(r"\\(.)", r"\1", markdown)

@@ -417,7 +417,7 @@ def test_methods_are_listed_with_what_they_need():
     assert [method["name"] for method in listed if method["departs_for_teacher"]] == ["cmi"]
     shown = CliRunner().invoke(app, ["methods"]).stdout
     assert "a last linear layer" in shown
-    assert "mad is not all as published: " in shown
+    assert "mad departs from the published method: " in shown
     assert "they are the defaults" not in shown
 
 

@@ -1,0 +1,160 @@
+"""What the commands that write a run directory share: --output, --resume, --estimate and --tensorboard."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gapssg.cli.command import MODEL_FACTORIES, Given
+from gapssg.cli.console import Console
+from gapssg.cli.options import check_inputs, required
+from gapssg.data.settings import DataSettings
+from gapssg.errors import InputError, shortened
+from gapssg.models.reference import is_factory
+from gapssg.safe_paths import inside
+from gapssg.settings.base import Settings
+from gapssg.settings.load import AnySettings, read_toml
+
+if TYPE_CHECKING:
+    from gapssg.runs.directory import Display
+    from gapssg.runs.events import Epoch
+
+
+def load_run(
+    console: Console,
+    given: Given[AnySettings],
+    output: Path | None,
+    resume: Path | None,
+    *,
+    recipe: str | None = None,
+    beneath: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+) -> tuple[Path | None, AnySettings]:
+    """Return the directory of a run, None if none is named, and its settings, as `Given.load` resolves them.
+
+    A resumed run has its own settings: `--model-factory` only confirms its factories, and it downloads only if
+    `--download` is given again, because an untrusted run directory must not choose what is fetched.
+
+    Raises:
+        InputError: As `run_directory` and `Given.load`.
+    """
+    console.invocation.command = given.section
+    directory, config = run_directory(given.section, output, resume, given.config, recipe)
+    if resume is None:
+        return directory, given.load(recipe=recipe, beneath=beneath)
+    options = {key: option for key, option in given.options.items() if key != MODEL_FACTORIES.key}
+    settings = replace(given, options=options, config=config).load()
+    downloads = any(option == "--download" and value for option, value in options.values())
+    return directory, settings if downloads else _without_download(settings)
+
+
+def run_directory(
+    command: str, output: Path | None, resume: Path | None, config: Path | None, recipe: str | None
+) -> tuple[Path | None, Path | None]:
+    """Return the directory of the run and the file of its settings, which a resumed run already has.
+
+    Raises:
+        InputError: --resume is combined with an option that contradicts it, or names no run of this command.
+    """
+    if resume is None:
+        return output, config
+    for option, value in (("--output", output), ("--config", config), ("--recipe", recipe)):
+        if value is not None:
+            raise InputError(f"--resume continues a run in its own directory with its own settings; leave {option} out")
+    file = inside(resume) / "settings.toml"
+    try:
+        started_as = _command_of(read_toml(file))
+    except InputError as error:
+        raise InputError(f"{resume} holds no run to continue: {error}") from error
+    if started_as != command:
+        raise InputError(
+            f"{resume} is a run of {started_as}; use gapssg {started_as} --resume {shlex.quote(str(resume))}"
+        )
+    return resume, file
+
+
+def check_factories(
+    console: Console, given: Given[AnySettings], resume: Path | None, names: Sequence[str], option: str
+) -> None:
+    """Check that the code a resumed run imports is named again: an untrusted run must not choose what code is run.
+
+    Args:
+        console: Told which options a later --resume needs.
+        given: What the command line names.
+        resume: The directory of a run that is resumed.
+        names: The models and factories in the settings.
+        option: The option that can name them.
+
+    Raises:
+        InputError: A factory is not named.
+    """
+    factories = [name for name in dict.fromkeys(names) if is_factory(name)]
+    for name in factories:
+        if resume is not None and name not in given.texts():
+            raise InputError(
+                f"the run in {resume} imports and runs the code of {shortened(name)}; "
+                f"if you trust it, add {option} {shortened(name)}"
+            )
+    console.invocation.again_named = "".join(f" {option} {name}" for name in factories)
+
+
+def check_estimate(estimate: bool, resume: Path | None) -> None:
+    """Check that --estimate and --resume are not combined.
+
+    Raises:
+        InputError: They are.
+    """
+    if estimate and resume is not None:
+        raise InputError(
+            "--estimate times a new run; leave --resume out, or --estimate: a resumed run shows its time left"
+        )
+
+
+def check_run(settings: Settings, output: Path | None, overwrite: bool, resume: Path | None) -> Path:
+    """Return the directory of a run; check before torch is imported that it may be written and its inputs exist.
+
+    Raises:
+        InputError: There is no --output, it may not be written, or an input is missing.
+    """
+    from gapssg.runs.directory import check_output
+
+    directory = required(output, "--output")
+    if resume is None:
+        check_inputs(settings)
+        check_output(directory, overwrite)
+    return directory
+
+
+@contextmanager
+def shown_run(
+    console: Console, run: Path, kind: type[Epoch], *, tensorboard: bool, resume: Path | None
+) -> Iterator[Display]:
+    """Show a run, and log it to TensorBoard if that is wanted, or was before the run was interrupted."""
+    from gapssg.runs import tensorboard as logs
+
+    with console.live() as display:
+        if not tensorboard and resume is not None and logs.was_written(resume):
+            tensorboard = logs.is_installed()
+            if not tensorboard:
+                logs.warn_that_it_ends(display, run)
+        if not tensorboard:
+            yield display
+            return
+        with logs.also_for_tensorboard(display, run, kind) as both:
+            yield both
+
+
+def _command_of(settings: Mapping[str, Any]) -> str:
+    if "grid" in settings:
+        return "landscape"
+    return "distill" if "student" in settings else "pretrain-teacher"
+
+
+def _without_download(settings: AnySettings) -> AnySettings:
+    parts = {name: part for name, part in settings if isinstance(part, DataSettings)}
+    return settings.model_copy(
+        update={name: part.model_copy(update={"download": False}) for name, part in parts.items()}
+    )
