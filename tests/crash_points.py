@@ -389,7 +389,7 @@ def in_small() -> Iterator[None]:
 
     entry = ModelEntry("tests.tiny:tiny", "for tests")
     with (
-        mock.patch("gapssg.models.MODELS", {**dict.fromkeys(MODELS, entry), "tiny": entry}),
+        mock.patch("gapssg.models.names.MODELS", {**dict.fromkeys(MODELS, entry), "tiny": entry}),
         mock.patch("gapssg.landscape.measure._Job.checkpoints_every", (1, 0.0)),
         mock.patch("gapssg.landscape.measure.draw", draw),
         mock.patch("os.fsync", lambda _: None),

@@ -25,7 +25,7 @@ TINY_NOISE: dict[str, Any] = {
 @contextmanager
 def tiny_model() -> Iterator[None]:
     """Let the name `tiny` stand for a classifier with one convolution."""
-    with mock.patch("gapssg.models.MODELS", {**MODELS, "tiny": ModelEntry("tests.tiny:tiny", "for tests")}):
+    with mock.patch("gapssg.models.names.MODELS", {**MODELS, "tiny": ModelEntry("tests.tiny:tiny", "for tests")}):
         yield
 
 

@@ -68,7 +68,7 @@ def run_directory(
     try:
         started_as = _command_of(read_toml(file))
     except InputError as error:
-        raise InputError(f"{resume} holds no run to continue: {error}") from error
+        raise InputError(f"{resume} holds no run to resume: {error}") from error
     if started_as != command:
         raise InputError(
             f"{resume} is a run of {started_as}; use gapssg {started_as} --resume {shlex.quote(str(resume))}"

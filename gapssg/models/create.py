@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from gapssg.errors import InputError, shortened
 from gapssg.models.names import (
     LARGEST_IMAGE_SIDE,
-    MODELS,
     MOST_CHANNELS,
     MOST_CLASSES,
     SMALLEST_IMAGE_SIDE,
+    built_in_model,
     check_model_name,
 )
 from gapssg.models.reference import Arguments, check_arguments, library_model
@@ -96,10 +96,10 @@ def _builder(
     check_model_name(name)
     _check_task(num_classes, input_shape)
     check_arguments(arguments)
-    if name in MODELS:
+    if (entry := built_in_model(name)) is not None:
         if arguments:
             raise InputError(f"{name} takes no arguments, but was given {shortened(', '.join(arguments))}")
-        return MODELS[name].load_builder()
+        return entry.load_builder()
     if library := library_model(name):
         from gapssg.models.libraries import build_library_model
 

@@ -67,6 +67,11 @@ def model_names() -> tuple[str, ...]:
     return tuple(MODELS)
 
 
+def built_in_model(name: str) -> ModelEntry | None:
+    """Return the built-in model of this name; None if there is none."""
+    return MODELS.get(name)
+
+
 def check_model_name(name: str) -> str:
     """Return `name` if it is a built-in model or has the form of a model reference; nothing is imported.
 

@@ -41,7 +41,7 @@ def read_picture(path: Path) -> Image:
     try:
         with Image.open(io.BytesIO(read_bounded(path, _LARGEST_PICTURE)), formats=("PNG",)) as picture:
             if picture.width * picture.height > _MOST_PIXELS:
-                raise InputError(f"{path} has more than the {_MOST_PIXELS:,} pixels that a picture of a run may have")
+                raise InputError(f"{path} has more than {_MOST_PIXELS:,} pixels")
             picture.load()
             return picture
     except GapssgError:

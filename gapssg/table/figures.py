@@ -5,6 +5,7 @@ They are figures 1a and 1b of Wang et al. (GapSSG, T-PAMI 2024), drawn from the 
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -318,9 +319,10 @@ def _look(method: str, methods: Iterable[str]) -> dict[str, Any]:
     known = [method_class.model_fields["name"].default for method_class in method_classes()]
     names = [*known, *(name for name in methods if name not in known)]
     number = [name for name in names if name != _OWN_METHOD].index(method)
+    repeats_after = math.lcm(len(colours), len(DASHES))  # then each colour gets the next dash
     return {
         "color": colours[number % len(colours)],
-        "linestyle": DASHES[number % len(DASHES)],
+        "linestyle": DASHES[(number + number // repeats_after) % len(DASHES)],
         "marker": _MARKERS[number % len(_MARKERS)],
         "linewidth": 1.0,
     }

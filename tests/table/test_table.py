@@ -228,7 +228,7 @@ def test_runs_are_resumed_after_folders_have_moved(tmp_path: Path):
         tasks = plan(root, rows=["digits"], methods=["zskt"], seeds=1, scratch=False, **values)
         return runs.run_table(tasks, root, display=display, requests=display.requests), display.said
 
-    with mock.patch("gapssg.models.MODELS", {**MODELS, "wrn16_1": tiny, "wrn16_2": tiny}):
+    with mock.patch("gapssg.models.names.MODELS", {**MODELS, "wrn16_1": tiny, "wrn16_2": tiny}):
         whole, _ = run(tmp_path / "whole")
         for part, place in (("teacher", "second"), ("zskt", "third")):
             with pytest.raises(Stopped):
@@ -519,7 +519,7 @@ def test_the_program_makes_a_table_and_a_failure_is_exit_status_1(tmp_path: Path
     arguments = [tmp_path / "table", "--rows", "digits", "--methods", "gapssg,dafl", "--seeds", 2, "--budget", "smoke"]
     arguments += ["--data", f"folder:{images}", "--device", "cpu", "--set", "method.generator_width=4"]
     arguments += ["--variant", "noise-like:method.name=noise", "--set", "method.latent_size=8"]
-    with mock.patch("gapssg.models.MODELS", {**MODELS, "wrn16_1": tiny, "wrn16_2": tiny}):
+    with mock.patch("gapssg.models.names.MODELS", {**MODELS, "wrn16_1": tiny, "wrn16_2": tiny}):
         sentence = refusal("table", *arguments)
         assert "method.generator_width (from --set) is not a setting of noise" in sentence
         arguments[arguments.index("noise-like:method.name=noise")] = "alone:method.gap_weight=0"
