@@ -16,6 +16,7 @@ from gapssg.evaluation.settings import DEFAULT_WEIGHTS, ImportSettings, check_te
         Panel.MAIN: [
             "model.name",
             Shown("weights", metavar="FILE|default"),
+            "weights_key",
             Shown("input_shape", metavar="C,H,W", parse=options.image_shape),
             "num_classes",
             Shown("class_names", metavar="A,B,C|FILE", parse=options.names),

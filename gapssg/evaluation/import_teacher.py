@@ -21,13 +21,13 @@ from gapssg.evaluation.settings import DEFAULT_WEIGHTS, ImportSettings, check_te
 from gapssg.files import make_folder, user_path
 from gapssg.intervals import Z_95
 from gapssg.models import MODELS, MOST_CLASSES, create_model
+from gapssg.models.checkpoint_file import read_checkpoint_weights
 from gapssg.models.description import ModelCard, Outputs, Provenance
 from gapssg.models.foreign import check_classifier, outputs_of, return_logarithms
 from gapssg.models.libraries import Pretrained, pretrained_weights
 from gapssg.models.model_file import LoadedModel, load_foreign_weights, staged_model
 from gapssg.models.profile import profile_model
 from gapssg.models.reference import is_factory, library_model
-from gapssg.models.safetensors_file import read_safetensors
 from gapssg.runs.directory import Display, SilentDisplay, run_facts, versions
 from gapssg.runs.events import Note, Warned
 from gapssg.runs.results import ImportResult, Scores
@@ -75,7 +75,7 @@ def import_teacher(
         arguments=card.arguments,
         weights_follow=True,
     )
-    _fill(module, settings, pretrained)
+    _fill(module, settings, pretrained, display)
     check_classifier(module, card.architecture, card.num_classes, card.input_shape, takes_probabilities=True)
     module.eval()
     card = card.model_copy(update={"outputs": _recognise_outputs(module, card, display)})
@@ -105,14 +105,18 @@ def _pretrained(settings: ImportSettings) -> Pretrained:
     return pretrained_weights(*library, settings.input_shape[0], **settings.model.arguments)
 
 
-def _fill(module: nn.Module, settings: ImportSettings, pretrained: Pretrained | None) -> None:
+def _fill(module: nn.Module, settings: ImportSettings, pretrained: Pretrained | None, display: Display) -> None:
     name = settings.model.name
     if pretrained is not None:
         load_foreign_weights(module, pretrained.tensors, f"{name}, default weights")
     elif settings.weights is not None:
         file = Path(settings.weights)
         try:
-            load_foreign_weights(module, read_safetensors(file).tensors, file)
+            weights = read_checkpoint_weights(file, settings.weights_key)
+            if weights.taken:
+                others = f", not {', '.join(weights.others)}" if weights.others else ""
+                display.event(Note(message=f"took the weights in {weights.taken!r} of {file}{others} (--weights-key)"))
+            load_foreign_weights(module, weights.tensors, file)
         except InputError as error:
             if name in MODELS and name in torchvision.models.list_models():
                 raise InputError(f"{error}; torchvision's model of that name is torchvision:{name}") from error

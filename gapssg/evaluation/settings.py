@@ -69,7 +69,10 @@ class ImportSettings(Settings):
     model: ModelSettings
     """The architecture."""
     weights: Annotated[str, AfterValidator(as_validator(_check_weights))] | None = None
-    """A safetensors file, or `default` for those of torchvision or timm; without it, those of the factory."""
+    """A safetensors file or PyTorch checkpoint, or `default` for those of torchvision or timm; without it, those of the
+    factory."""
+    weights_key: str | None = None
+    """Dotted key of the state dict in a checkpoint that holds several, such as `ema`; without it, the usual one."""
     input_shape: InputShape
     """Channels, height and width of an image."""
     num_classes: int | None = Field(default=None, ge=2, le=MOST_CLASSES)

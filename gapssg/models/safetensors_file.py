@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ _MOST_DIMENSIONS = 8
 _LARGEST_DIMENSION = 2**40
 _LENGTH_BYTES = 8
 # The first bytes of weights that PyTorch itself writes, now and before 1.6; as lengths of a header, both are refused.
-_PYTORCH_FILES = (b"PK\x03\x04", b"\x80\x02\x8a\n")
+PYTORCH_FILES = (b"PK\x03\x04", b"\x80\x02\x8a\n")
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -79,15 +80,11 @@ def read_safetensors(path: Path) -> SafetensorsFile:
 
 
 def _refuse_pickle(path: Path, content: bytes) -> None:
-    """Refuse a PyTorch pickle, and say how to convert it."""
-    if content.startswith(_PYTORCH_FILES):
+    """Refuse a PyTorch checkpoint, and say which command reads it."""
+    if content.startswith(PYTORCH_FILES):
         raise InputError(
-            f"{path} is a PyTorch pickle, which can run code when it is read; "
-            "if you trust it, convert its state dict:\n"
-            "    import torch; from safetensors.torch import save_file\n"
-            f"    weights = torch.load({str(path)!r}, map_location='cpu', weights_only=True)\n"
-            "    save_file({name: tensor.clone().contiguous() for name, tensor in weights.items()}, "
-            f"{str(path.with_suffix('.safetensors'))!r})"
+            f"{path} is a PyTorch checkpoint, not a model file; make one from it: "
+            f"gapssg import-teacher --weights {shlex.quote(str(path))} --model NAME ..."
         )
 
 

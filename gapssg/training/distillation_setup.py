@@ -8,11 +8,11 @@ from gapssg.core.augment import Augmentation, choose_crop_padding
 from gapssg.core.runtime import Runtime
 from gapssg.errors import InputError
 from gapssg.models import create_model
+from gapssg.models.checkpoint_file import read_checkpoint_weights
 from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.foreign import check_classifier
 from gapssg.models.model_file import LoadedModel, load_foreign_weights
 from gapssg.models.profile import executed_batch_norm_layers, profile_model
-from gapssg.models.safetensors_file import read_safetensors
 from gapssg.runs.directory import pool_shards, versions
 from gapssg.synthesis import SynthesisContext, Synthesizer, method_classes
 from gapssg.synthesis.base import PoolMethodSettings
@@ -49,7 +49,8 @@ def make_student(settings: DistillSettings, runtime: Runtime, teacher: LoadedMod
         weights_follow=settings.student.weights is not None,
     )
     if settings.student.weights is not None:
-        load_foreign_weights(student, read_safetensors(settings.student.weights).tensors, settings.student.weights)
+        weights = read_checkpoint_weights(settings.student.weights)
+        load_foreign_weights(student, weights.tensors, settings.student.weights)
         check_classifier(student, settings.student.name, teacher.card.num_classes, teacher.card.input_shape)
     return student
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import runpy
-import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -107,10 +107,9 @@ def test_the_errors_are_those_that_the_guide_quotes(tmp_path: Path, monkeypatch:
 
 def write_what_people_have(folder: Path) -> None:
     """Write weights as they lie about, a model of one's own, and two folders of photos of many sizes."""
-    weights = create_model("torchvision:resnet18", num_classes=10, input_shape=(3, 32, 32)).state_dict()
-    save_file(weights, folder / "resnet18.safetensors")
-    with zipfile.ZipFile(folder / "resnet18.pth", "w") as archive:  # what torch.save writes begins like this
-        archive.writestr("archive/data.pkl", b"")
+    model = create_model("torchvision:resnet18", num_classes=10, input_shape=(3, 32, 32))
+    save_file(model.state_dict(), folder / "resnet18.safetensors")
+    torch.save(model, folder / "resnet18.pth")
     (folder / "my_models.py").write_text(
         "from torch import nn\n"
         "def net(num_classes, in_channels):\n"

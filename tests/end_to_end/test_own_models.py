@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gapssg import load_model
@@ -157,14 +157,17 @@ def test_import_teacher_reads_its_options(tmp_path: Path):
     assert "is not a text file of names" in refusal(*arguments, "--class-names", tmp_path / "names.txt")
 
 
-def test_a_pickle_of_weights_is_refused_with_the_lines_that_convert_it(tmp_path: Path):
-    torch.save(nn.Linear(1, 1).state_dict(), tmp_path / "weights.pth")
+def test_a_pickled_model_is_refused_with_the_lines_that_convert_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(nn.Linear(1, 1), "whole.pth")
     sentence = refusal(
-        *("import-teacher", "--model", FACTORY, "--weights", tmp_path / "weights.pth", "--input-shape", "1,16,16"),
-        *("--num-classes", 2, "--mean", 0, "--std", 1, "--output", tmp_path / "a.safetensors"),
+        *("import-teacher", "--model", FACTORY, "--weights", "whole.pth", "--input-shape", "1,16,16"),
+        *("--num-classes", 2, "--mean", 0, "--std", 1, "--output", "a.safetensors"),
     )
-    assert "torch.load(" in sentence
-    assert "save_file({name: tensor.clone().contiguous()" in sentence
+    assert "refers to code (torch.nn.modules.linear.Linear)" in sentence
+    lines = sentence.splitlines()[1:]
+    exec("\n".join(line.strip() for line in lines))  # the suggested lines, unchanged
+    assert load_file("whole.safetensors").keys() == {"weight", "bias"}
     assert not (tmp_path / "a.safetensors").exists()
 
 

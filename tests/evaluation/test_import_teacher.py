@@ -465,17 +465,20 @@ def test_weights_with_other_values_or_dtypes_are_refused(tmp_path: Path, change,
     assert sentence in refusal(tmp_path / "a.safetensors", settings(weights=str(tmp_path / "w.safetensors")))
 
 
-def test_the_lines_that_convert_a_pickle_run_whatever_the_layout_and_the_sharing_of_its_tensors(
-    tmp_path: Path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    module = torchvision.models.squeezenet1_1(num_classes=10).to(memory_format=torch.channels_last)
-    torch.save({**module.state_dict(), "classifier.1.bias": torch.zeros(20)[:10]}, "w.pth")
-    name = "torchvision:squeezenet1_1"
-    given = settings(name, weights="w.pth", input_shape=(3, 32, 32))
-    _, *lines = refusal(tmp_path / "a.safetensors", given).splitlines()
-    exec("\n".join(line.strip() for line in lines))
-    import_teacher(given.model_copy(update={"weights": "w.safetensors"}), tmp_path / "a.safetensors")
+def test_a_checkpoint_is_read_whatever_the_layout_and_the_sharing_of_its_tensors(tmp_path: Path):
+    module = torchvision.models.squeezenet1_1(num_classes=10).to(memory_format=torch.channels_last).eval()
+    weights = {**module.state_dict(), "classifier.1.bias": torch.zeros(20)[:10]}
+    wrapped = {f"module.{name}": tensor for name, tensor in weights.items()}
+    torch.save({"epoch": 3, "model": wrapped, "ema": weights}, tmp_path / "w.pth")
+    given = settings("torchvision:squeezenet1_1", weights=str(tmp_path / "w.pth"), input_shape=(3, 32, 32))
+    display = Saying()
+    import_teacher(given, tmp_path / "a.safetensors", display=display)
+    assert display.messages[0] == f"took the weights in 'model' of {tmp_path / 'w.pth'}, not ema (--weights-key)"
+    module.load_state_dict(weights)
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        # The layouts of the weights differ, and with them the kernels.
+        torch.testing.assert_close(load_model(tmp_path / "a.safetensors").module(images), module(images))
 
 
 @pytest.mark.slow

@@ -49,9 +49,10 @@ def test_untrusted_input_is_used_or_refused_with_a_sentence(world: World, target
     assert report.refused + report.accepted >= 10
 
 
-# Code that a message suggests to users who trust a file.
+# What a message suggests to users who trust a file, and the restricted unpickler, which runs in a child process.
 SAFE_LINES = {
-    "f\"    weights = torch.load({str(path)!r}, map_location='cpu', weights_only=True)\\n\"",
+    "f\"    loaded = torch.load({str(path)!r}, map_location='cpu', weights_only=False)\\n\"",
+    'content = torch.load(checkpoint, map_location="cpu", weights_only=True)',
 }
 
 

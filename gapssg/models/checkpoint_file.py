@@ -1,0 +1,82 @@
+"""Weights from checkpoints that PyTorch or other programs wrote: safetensors or pickles; no code in them is run."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from gapssg.errors import InputError, shortened
+from gapssg.files import LARGEST_FILE, read_bounded
+from gapssg.models import checkpoint_child
+from gapssg.models.safetensors_file import PYTORCH_FILES, read_safetensors
+
+_SECONDS = 600
+
+
+class CheckpointWeights(NamedTuple):
+    """The weights of a checkpoint.
+
+    Attributes:
+        tensors: By name, on the CPU.
+        taken: Dotted key of the state dict in the checkpoint; empty where it is the whole file.
+        others: Keys of other state dicts in it.
+    """
+
+    tensors: dict[str, Tensor]
+    taken: str = ""
+    others: tuple[str, ...] = ()
+
+
+def read_checkpoint_weights(path: Path, key: str | None = None) -> CheckpointWeights:
+    """Read the weights in a safetensors file or a PyTorch checkpoint (`.pt`, `.pth`, `.bin`, `.ckpt`).
+
+    PyTorch's restricted unpickler reads a checkpoint in a child process with bounds on memory and time.
+
+    Args:
+        path: The file.
+        key: Dotted key of the state dict in a checkpoint that has several; None takes the usual name.
+
+    Raises:
+        InputError: The file is missing, damaged or too large, holds more than weights, or has no such key.
+    """
+    if not read_bounded(path, LARGEST_FILE)[: len(PYTORCH_FILES[0])].startswith(PYTORCH_FILES):
+        if key:
+            raise InputError(f"--weights-key: {path} is not a PyTorch checkpoint; leave --weights-key out")
+        return CheckpointWeights(read_safetensors(path).tensors)
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "weights.safetensors"
+        command = [sys.executable, "-I", checkpoint_child.__file__, str(path.absolute()), str(output), key or ""]
+        try:
+            done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_SECONDS)
+            said = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 and done.stdout else {}
+        except subprocess.TimeoutExpired:
+            raise InputError(f"{path} could not be read within {_SECONDS} s") from None
+        if "taken" not in said:
+            raise InputError(_refusal(path, said.get("refused", ""), said.get("kind", "")))
+        return CheckpointWeights(read_safetensors(output).tensors, said["taken"], tuple(said["others"]))
+
+
+def _refusal(path: Path, reason: str, kind: str) -> str:
+    if "TorchScript" in reason:
+        return f"{path} is a TorchScript file, not a checkpoint of weights; save the state dict of the original model"
+    if kind == "UnpicklingError":
+        named = re.search(r"GLOBAL ([\w.]+)", reason)
+        what = f"refers to code ({named[1]})" if named else "is damaged or holds more than weights"
+        return (
+            f"{path} {what}, and reading it fully could run code; if you trust it, convert its weights:\n"
+            "    import torch; from safetensors.torch import save_file\n"
+            f"    loaded = torch.load({str(path)!r}, map_location='cpu', weights_only=False)\n"
+            "    weights = loaded.state_dict()  # or, where it is a dict, its state dict, such as loaded['model']\n"
+            "    save_file({name: tensor.clone().contiguous() for name, tensor in weights.items()}, "
+            f"{str(path.with_suffix('.safetensors'))!r})"
+        )
+    if "zip archive" in reason:
+        reason = "it is no complete zip archive"
+    return f"{path} is not a readable PyTorch checkpoint: {shortened(reason or 'its reader crashed', 200)}"

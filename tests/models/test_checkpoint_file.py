@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gapssg.errors import InputError
+from gapssg.models.checkpoint_child import choose, state_dicts
+from gapssg.models.checkpoint_file import read_checkpoint_weights
+
+WEIGHTS = {"0.weight": torch.arange(6.0).view(2, 3), "0.bias": torch.ones(2)}
+AVERAGE = {name: tensor / 2 for name, tensor in WEIGHTS.items()}
+
+
+def written(path: Path, content: object, **options: Any) -> Path:
+    torch.save(content, path, **options)
+    return path
+
+
+@pytest.mark.parametrize("key", ["", "state_dict", "model", "model_state_dict", "checkpoint.net"])
+def test_the_state_dict_is_found_under_its_usual_names(key: str):
+    content: Any = WEIGHTS
+    for name in reversed(key.split(".") if key else []):
+        content = {name: content, "epoch": 3, "optimizer": {"state": {0: {"momentum_buffer": torch.ones(1)}}}}
+    found = dict(state_dicts(content))
+    assert choose(found, "") == key
+    assert found[key].keys() == WEIGHTS.keys()
+
+
+def test_weights_are_preferred_to_their_average_and_a_key_chooses(tmp_path: Path):
+    path = written(tmp_path / "a.ckpt", {"ema": AVERAGE, "model": WEIGHTS})
+    taken = read_checkpoint_weights(path)
+    assert (taken.taken, taken.others) == ("model", ("ema",))
+    assert torch.equal(taken.tensors["0.weight"], WEIGHTS["0.weight"])
+    other = read_checkpoint_weights(path, "ema")
+    assert (other.taken, other.others) == ("ema", ("model",))
+    assert torch.equal(other.tensors["0.bias"], AVERAGE["0.bias"])
+    with pytest.raises(InputError, match=r"it has no state dict 'best', but: ema, model"):
+        read_checkpoint_weights(path, "best")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtypes_layouts_and_shared_tensors_are_kept(tmp_path: Path, dtype: torch.dtype):
+    tensor = torch.rand(2, 3, 4, 4, dtype=torch.float64).to(dtype).to(memory_format=torch.channels_last)
+    path = written(tmp_path / "a.bin", {"a": tensor, "b": tensor}, _use_new_zipfile_serialization=False)
+    tensors = read_checkpoint_weights(path).tensors
+    assert torch.equal(tensors["a"], tensor)
+    assert torch.equal(tensors["b"], tensor)
+    assert tensors["a"].dtype == dtype
+
+
+def test_a_safetensors_file_is_read_as_it_is_and_has_no_keys(tmp_path: Path):
+    save_file(WEIGHTS, tmp_path / "a.safetensors")
+    assert read_checkpoint_weights(tmp_path / "a.safetensors").tensors.keys() == WEIGHTS.keys()
+    with pytest.raises(InputError, match=r"--weights-key: .* is not a PyTorch checkpoint"):
+        read_checkpoint_weights(tmp_path / "a.safetensors", "model")
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, ("touch evil",)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (_Evil(), r"refers to code \(posix.system\), and reading it fully could run code"),
+        ({"model": WEIGHTS, "args": argparse.Namespace(width=2)}, r"refers to code \(argparse.Namespace\)"),
+        ([1, 2], "it holds no tensors with names"),
+        ({"a": torch.ones(2).to_sparse()}, "the tensor 'a' is sparse or quantised"),
+    ],
+)
+def test_content_other_than_weights_is_refused_and_no_code_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: object, reason: str
+):
+    monkeypatch.chdir(tmp_path)
+    path = written(tmp_path / "a.pt", content)
+    with pytest.raises(InputError, match=reason):
+        read_checkpoint_weights(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_damaged_and_other_files_are_refused_in_one_sentence(tmp_path: Path):
+    whole = written(tmp_path / "a.pt", WEIGHTS).read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"cut.pt is not a readable PyTorch checkpoint: it is no complete zip archive"):
+        read_checkpoint_weights(tmp_path / "cut.pt")
+    torch.jit.trace(nn.Linear(1, 1), torch.ones(1, 1)).save(tmp_path / "script.pt")
+    with pytest.raises(InputError, match="is a TorchScript file, not a checkpoint of weights"):
+        read_checkpoint_weights(tmp_path / "script.pt")
+    (tmp_path / "text.pt").write_text("weights")
+    with pytest.raises(InputError, match="is not a readable safetensors file"):
+        read_checkpoint_weights(tmp_path / "text.pt")
+
+
+def test_a_tensor_larger_than_the_file_is_refused(tmp_path: Path):
+    """A view of few bytes may stand for a huge tensor."""
+    huge: Tensor = torch.zeros(1).expand(2**40)
+    with pytest.raises(InputError, match=r"not a readable PyTorch checkpoint: .*memory"):
+        read_checkpoint_weights(written(tmp_path / "a.pt", {"a": huge}))
