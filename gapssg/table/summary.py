@@ -85,7 +85,8 @@ def to_markdown(summary: TableSummary) -> str:
         times = [by_name[name].seconds if name in by_name else None for name in names]
         seconds.append([label, *("" if time is None else f"{time:.0f}" for time in times)])
     parts = [
-        "Top-1 accuracy in % after the last epoch, mean and standard deviation over seeds; the published in brackets.",
+        "Top-1 accuracy in % after the last epoch, mean and standard deviation over seeds; in brackets the published "
+        "figure, which is of the best epoch on the test images.",
         _markdown_table(["row", *names], accuracies),
         "Seconds of a run, mean over seeds.",
         _markdown_table(["row", *names], seconds),
