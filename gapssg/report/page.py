@@ -21,6 +21,7 @@ from gapssg.report.runs import TrainingRun, command_of, names_of, read_training_
 from gapssg.report.settings import ReportSettings, check_page
 from gapssg.report.verdict import Accuracies, Verdict, judge
 from gapssg.runs.directory import Display, SilentDisplay
+from gapssg.runs.evaluations import read_evaluations
 from gapssg.runs.events import AnyEpoch, DistillationEpoch, PretrainingEpoch, Warned
 from gapssg.runs.pictures import read_picture, sample_grids
 from gapssg.runs.results import DistillResult, ReportedRun, ReportResult
@@ -43,7 +44,8 @@ class Section:
         training: Losses and learning rate by epoch.
         synthesis: Terms of the synthesis loss and health of the images, by epoch.
         samples: Sample grids from the first to the last epoch.
-        evaluation: The evaluation of its models on real images, if there is one.
+        evaluation: The evaluation of its models on real images for the page, if there is one.
+        measured: Their accuracies by this evaluation or, without it, by the last `gapssg eval` of the model.
         landscapes: Those around its last weights.
     """
 
@@ -55,14 +57,14 @@ class Section:
     synthesis: list[Chart | None]
     samples: list[Picture]
     evaluation: Evaluation | None
+    measured: Accuracies | None
     landscapes: list[Landscape]
 
     @property
     def accuracies(self) -> tuple[float | None, float | None]:
-        """Top-1 accuracy of the last weights and of the teacher, as evaluated for the page or else by the run."""
-        if self.evaluation is not None:
-            teacher = self.evaluation.teacher
-            return self.evaluation.last.top1, None if teacher is None else teacher.top1
+        """Top-1 accuracy of the last weights and of the teacher, as measured since the run or else by the run."""
+        if self.measured is not None:
+            return self.measured.scores.top1, self.measured.teacher
         result = self.run.result
         return result.model.top1, result.teacher.top1 if isinstance(result, DistillResult) else None
 
@@ -120,15 +122,17 @@ def _read(paths: Sequence[Path]) -> tuple[list[TrainingRun], list[Landscape]]:
 
 def _section(run: TrainingRun, landscapes: Sequence[Landscape], settings: ReportSettings, display: Display) -> Section:
     evaluation = None if settings.data is None else evaluate_run(run, settings.data, settings, display)
+    measured = _kept_accuracies(run) if evaluation is None else _accuracies(evaluation)
     return Section(
         run=run,
-        verdict=judge(run, None if evaluation is None else _accuracies(evaluation)),
+        verdict=judge(run, measured),
         warnings=run.events.warnings[-_MOST_WARNINGS:],
         gaps=_gaps(run),
         training=_training(run),
         synthesis=_synthesis(run),
         samples=_samples(run.path),
         evaluation=evaluation,
+        measured=measured,
         landscapes=[landscape for landscape in landscapes if landscape.is_of(run.model_sha256)],
     )
 
@@ -143,6 +147,22 @@ def _accuracies(evaluation: Evaluation) -> Accuracies:
         failures=failures_on_real_images(last, teacher),
         is_usable=passes_on_real_images(last),
         lost=evaluation.lost(),
+    )
+
+
+def _kept_accuracies(run: TrainingRun) -> Accuracies | None:
+    """Return the accuracies that the last `gapssg eval` of the model has kept in its run."""
+    kept = read_evaluations(run.path, run.model_sha256) if run.model_sha256 else []
+    if not kept:
+        return None
+    newest = kept[-1]
+    return Accuracies(
+        data=newest.data,
+        images=newest.images,
+        scores=newest.scores,
+        teacher=None if newest.teacher is None else newest.teacher.top1,
+        failures=failures_on_real_images(newest.scores, newest.teacher),
+        is_usable=passes_on_real_images(newest.scores),
     )
 
 

@@ -111,6 +111,18 @@ def test_what_eval_and_report_measured_after_the_run_is_on_the_card(runs: Runs):
     assert f"the lowest of a class is {percent(evaluated['lowest_recall'])}" in page.replace("\N{NO-BREAK SPACE}", " ")
 
 
+def test_a_report_without_data_gives_the_accuracy_of_the_last_eval(runs: Runs):
+    settings = ReportSettings.model_validate({"runs": [runs.blind]})
+    page = runs.blind.parent / "page.html"
+    (before,) = write_report(settings, page).runs
+    assert (before.evidence, before.top1) == ("synthetic images only", None)
+    gapssg("eval", runs.blind / "student.safetensors", "--data", "digits", "--device", "cpu")
+    (kept,) = json.loads((runs.blind / "evaluations.json").read_text())["evaluations"]
+    (after,) = write_report(settings, page, overwrite=True).runs
+    assert (after.evidence, after.top1) == ("real images", kept["scores"]["top1"])
+    assert "of the 450 test images of digits" in page.read_text().replace("\N{NO-BREAK SPACE}", " ")
+
+
 def test_what_was_measured_of_other_weights_or_cannot_be_kept_is_not_on_the_card(runs: Runs, monkeypatch):
     file = runs.blind / "student.safetensors"
     gapssg("eval", file, "--data", "digits", "--device", "cpu")
