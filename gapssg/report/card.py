@@ -13,7 +13,8 @@ from gapssg.files import check_exists, is_file, user_path, write_atomically
 from gapssg.models.reference import is_factory
 from gapssg.report.runs import TrainingRun, read_training_run
 from gapssg.report.verdict import weigh
-from gapssg.runs.evaluations import CARD, Evaluation, read_evaluations
+from gapssg.runs.directory import CARD
+from gapssg.runs.evaluations import Evaluation, read_evaluations
 from gapssg.runs.results import DistillResult, Scores, Trained
 from gapssg.safe_paths import inside
 from gapssg.text import percent, printable

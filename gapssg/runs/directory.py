@@ -68,7 +68,7 @@ _OWN_FILE = re.compile(
     r"|((samples|snapshots|pool|checkpoint|surfaces|figures)/)?\.[\w.-]+\.tmp"
 )
 # A model card in the directory belongs to the user, who may have edited it: it is never removed.
-_CARD = "README.md"
+CARD = "README.md"
 # The temporary file of the first write of all: if nothing else is there, no run has started.
 _NOT_STARTED = re.compile(rf"\.{re.escape(_SETTINGS)}\.[0-9a-f]{{12}}\.tmp")
 _TEMPORARY = ".tmp"
@@ -170,8 +170,8 @@ class RunDirectory(AbstractContextManager["RunDirectory"]):
         except BaseException:
             self.close()
             raise
-        if resume_from is None and is_file(self.path / _CARD):
-            self.show(Note(message=f"{path / _CARD} is kept; it may describe the run that was replaced"))
+        if resume_from is None and is_file(self.path / CARD):
+            self.show(Note(message=f"{path / CARD} is kept; it may describe the run that was replaced"))
 
     def _roll_back_to(self, written: Written) -> None:
         events = _check_written(self.path, written)
@@ -290,7 +290,7 @@ def check_output(path: Path, overwrite: bool, inputs: Iterable[Path | None] = ()
         contained = [each for each in inputs if each is not None and each.resolve().is_relative_to(path.resolve())]
     if contained:
         raise InputError(f"--output {path} holds {contained[0]}, which the run reads; name another directory")
-    strange = sorted(entry for entry in entries - {_CARD} if not _OWN_FILE.fullmatch(entry))
+    strange = sorted(entry for entry in entries - {CARD} if not _OWN_FILE.fullmatch(entry))
     if not strange and entries and _SETTINGS not in entries:
         strange = sorted(entries)
     if strange:

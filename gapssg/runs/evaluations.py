@@ -13,11 +13,11 @@ from pydantic import Field
 
 from gapssg.errors import InputError, RunError
 from gapssg.files import is_file, read_bounded, write_json
+from gapssg.runs.directory import CARD
 from gapssg.runs.results import RESULT, DistillResult, EvaluatedModel, EvaluateResult, PretrainResult, Scores
 from gapssg.safe_paths import inside
 from gapssg.stored import Count, Stored, Text
 
-CARD = "README.md"
 _FILE = "evaluations.json"
 _MOST = 20
 _MOST_BYTES = 2**20
