@@ -15,7 +15,7 @@ from gapssg.errors import InputError
 from gapssg.evaluation.judgement import failures_on_real_images, judge_on_synthetic_images, passes_on_real_images
 from gapssg.evaluation.predict import score_on
 from gapssg.evaluation.real_images import read_test_images
-from gapssg.files import LARGEST_FILE, sha256_of_files, user_path
+from gapssg.files import LARGEST_FILE, sha256_of_file, sha256_of_files, user_path
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import profile_model
 from gapssg.runs.checkpoint import Facts, State
@@ -94,12 +94,15 @@ def distill(
     """
     output = user_path(output)
     launch = Launch(settings, output, overwrite, resume, display or SilentDisplay(), requests or Requests())
-    launch.check([settings.teacher, settings.pool, settings.student.weights], _MAY_MOVE)
+    method_files = {f"method.{name}": value for name, value in settings.method if isinstance(value, Path)}
+    launch.check([settings.teacher, settings.pool, settings.student.weights, *method_files.values()], _MAY_MOVE)
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     teacher = load_model(settings.teacher, (*settings.model_factories, settings.student.name))
     identity = {"the teacher's SHA-256": teacher.sha256, **runtime.identity()}
     if settings.pool is not None:
         identity["the pool's SHA-256"] = sha256_of_files(pool_shards(settings.pool), LARGEST_FILE)
+    for name, file in method_files.items():
+        identity[f"the SHA-256 of {name}"] = sha256_of_file(file, LARGEST_FILE)
     state = launch.read_checkpoint(identity)
     student = make_student(settings, runtime, teacher)
     flops = planned_flops(settings, teacher, student)

@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from gapssg import DistillSettings, InputError, distill
 from gapssg.runs.directory import SilentDisplay
 from gapssg.settings.load import read_toml
 from tests.interruptions import Interruption
+from tests.methods import METHODS
 from tests.run_fixtures import TINY, files_of
 from tests.tiny import TINY_NOISE, tiny_model, write_tiny_teacher
 
@@ -141,3 +144,20 @@ def test_the_best_weights_are_those_of_the_epoch_that_the_result_names(teacher_f
     again = distill(settings, run, resume=True)
     assert again.student.best_epoch == epoch
     assert best.read_bytes() == expected
+
+
+def test_a_run_does_not_resume_with_another_file_of_its_method(tmp_path: Path):
+    with tiny_model():
+        teacher, embeddings = write_tiny_teacher(tmp_path / "tiny.safetensors"), tmp_path / "embeddings.safetensors"
+        save_file({"embeddings": torch.eye(10)}, embeddings)
+        method = {"name": "nayer", **METHODS["nayer"], "label_embeddings": embeddings}
+        values = {**TINY, **TINY_NOISE, "teacher": teacher, "epochs": 3, "method": method}
+        with pytest.raises(Interruption):
+            distill(DistillSettings.model_validate(values), tmp_path / "run", display=InterruptingInEpochThree())
+        before = files_of(tmp_path / "run")
+        save_file({"embeddings": 2 * torch.eye(10)}, embeddings)
+        with pytest.raises(InputError, match=r"the SHA-256 of method.label_embeddings was \w+\.\.\. and is"):
+            resume(tmp_path / "run")
+        assert files_of(tmp_path / "run") == before
+        save_file({"embeddings": torch.eye(10)}, embeddings)
+        resume(tmp_path / "run")
