@@ -61,6 +61,7 @@ class AveragedInversion(GeneratorInversion):
         with context.runtime.autocast():
             images = self.generator(self._latents())
         views = context.normalization(context.augmentation(images, Shifts(*draws)))
+        self._moments.clear()
         teacher_logits, student_logits = self._responses(views)
         moments = torch.cat(take_all(self._moments))
         mixed = moments.lerp(self._earlier, self._share_of_earlier)

@@ -130,6 +130,7 @@ class ContrastiveInversion(GeneratorInversion):
         with context.runtime.autocast():
             images = self.generator(self.latent)
         views = context.normalization(context.augmentation(images, Shifts(*shifts)))
+        self._means.clear()
         teacher_logits, student_logits = self._responses(views)
         whole = torch.cat(take_all(self._means), dim=1)
         statistics_loss = self._statistics_loss()

@@ -151,6 +151,8 @@ class GeneratorTraining:
         """Return the loss, its terms, the images and the teacher's predictions."""
         assert self._student is not None
         context = self.context
+        self._distances.clear()  # a step that failed half-way, such as one that cannot be captured, leaves some
+        self._features.clear()
         with context.runtime.autocast():
             images = self.generator(latents)
             views = self.context.augmentation(images, Shifts(*shifts)) if self.augments else images

@@ -73,7 +73,6 @@ class Inversion:
         stream = self.context.runtime.random_stream("synthesis-augmentation", epoch)
         for _ in range(self._steps_done):
             self._draw(stream, epoch)
-        take_all(self._distances)  # left by an interrupted step
         with frozen(student), self._observing():
             while self._steps_done < self.step_count:
                 outputs = self._step(*self._draw(stream, epoch))
@@ -151,6 +150,7 @@ class Inversion:
     def _responses(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of teacher and student in float32; the observers record the teacher's statistics."""
         assert self._student is not None
+        self._distances.clear()  # a step that failed half-way, such as one that cannot be captured, leaves some
         with self.context.runtime.autocast():
             return self.context.teacher(views).float(), self._student(views).float()
 
