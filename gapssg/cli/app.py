@@ -40,7 +40,7 @@ COMMANDS = {
     "eval": ("gapssg.cli.evaluate:evaluate", "Evaluate model files on real images; several files give one table."),
     "export": (
         "gapssg.cli.export:export",
-        "Write a model as ONNX, torch.export or TorchScript, after verifying the exported outputs.",
+        "Write a model in a format of other programs, after verifying the exported outputs.",
     ),
     "landscape": ("gapssg.cli.landscape:landscape", "Measure and draw the loss around the weights of models."),
     "quickstart": (

@@ -34,7 +34,7 @@ def export(
     output: options.OutputFile = None,
     overwrite: options.OverwriteFile = False,
 ) -> None:
-    """Write a model as ONNX, torch.export or TorchScript, after verifying the exported outputs.
+    """Write a model in a format of other programs, after verifying the exported outputs.
 
     Examples:
         gapssg export run --to onnx --fold-normalization --output student.onnx

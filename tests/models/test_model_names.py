@@ -10,8 +10,8 @@ from gapssg.models import MODELS, check_model_name, create_model, model_names
 ROOT = Path(__file__).parents[2]
 
 
-def test_names_are_those_of_the_published_table_and_two_smaller_students():
-    assert set(model_names()) == {
+def test_names_include_those_of_the_published_table_and_two_smaller_students():
+    assert set(model_names()) >= {
         "wrn10_half",
         "wrn16_half",
         "wrn16_1",
