@@ -88,10 +88,17 @@ def keep_evaluations(result: EvaluateResult) -> list[str]:
         except RunError as error:
             messages.append(f"the scores were not saved for the model card: {error}")
         else:
-            if is_new and is_file(run / CARD):
+            if is_new and _has_card(run):
                 again = f"gapssg card {shlex.quote(str(run))} --overwrite"
                 messages.append(f"the model card in {run} does not have these scores yet; rewrite it with: {again}")
     return messages
+
+
+def _has_card(run: Path) -> bool:
+    try:
+        return is_file(run / CARD)
+    except InputError:  # a link or a device, which is no card that this program wrote
+        return False
 
 
 def _scores(model: EvaluatedModel) -> Scores:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -355,3 +356,13 @@ def test_an_evaluation_says_that_the_card_does_not_have_it_yet(runs: Runs):
     gapssg(*shlex.split(again))
     assert "| `digits` | 450 |" in (runs.blind / "README.md").read_text()
     assert "model card" not in gapssg(*evaluation).stdout  # the same scores
+
+
+def test_a_link_in_place_of_the_card_does_not_keep_an_evaluation_back(runs: Runs, tmp_path: Path):
+    run = shutil.copytree(runs.blind, tmp_path / "run")
+    (run / "README.md").unlink(missing_ok=True)
+    (run / "README.md").symlink_to(tmp_path / "elsewhere")
+    found = gapssg("eval", run / "student.safetensors", "--data", "digits", "--device", "cpu", "--json")
+    assert json.loads(found.stdout)["images"] == 450
+    assert "model card" not in found.stderr
+    assert (run / "evaluations.json").exists()
