@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from gapssg.errors import InputError, shortened
-from gapssg.files import LARGEST_FILE, read_bounded
+from gapssg.errors import InputError, os_errors_as, shortened
+from gapssg.files import LARGEST_FILE, open_regular
 from gapssg.models import checkpoint_child
 from gapssg.models.safetensors_file import PYTORCH_FILES, read_safetensors
 
@@ -46,7 +46,9 @@ def read_checkpoint_weights(path: Path, key: str | None = None) -> CheckpointWei
     Raises:
         InputError: The file is missing, damaged or too large, holds more than weights, or has no such key.
     """
-    if not read_bounded(path, LARGEST_FILE)[: len(PYTORCH_FILES[0])].startswith(PYTORCH_FILES):
+    with open_regular(path, LARGEST_FILE) as file, os_errors_as(InputError, f"{path} cannot be read"):
+        start = file.read(max(map(len, PYTORCH_FILES)))
+    if not start.startswith(PYTORCH_FILES):
         if key:
             raise InputError(f"--weights-key: {path} is not a PyTorch checkpoint; leave --weights-key out")
         return CheckpointWeights(read_safetensors(path).tensors)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,16 @@ def test_a_tensor_larger_than_the_file_is_refused(tmp_path: Path):
     huge: Tensor = torch.zeros(1).expand(2**40)
     with pytest.raises(InputError, match=r"not a readable PyTorch checkpoint: .*memory"):
         read_checkpoint_weights(written(tmp_path / "a.pt", {"a": huge}))
+
+
+def test_a_checkpoint_is_read_by_the_child_process_alone(tmp_path: Path):
+    path = tmp_path / "large.pth"
+    path.write_bytes(b"PK\x03\x04")
+    os.truncate(path, 64 * 2**20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="not a readable PyTorch checkpoint"):
+            read_checkpoint_weights(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
