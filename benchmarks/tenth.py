@@ -28,6 +28,7 @@ from gapssg.core.runtime import Runtime
 from gapssg.data.settings import DataSettings
 from gapssg.evaluation.predict import score_on
 from gapssg.evaluation.real_images import read_images
+from gapssg.files import write_json
 from gapssg.models import create_model
 from gapssg.models.model_file import load_model
 from gapssg.models.profile import profile_model
@@ -119,7 +120,7 @@ class Bench:
                 "failures": "; ".join(result.failures),
                 "seconds": round(time.perf_counter() - started),
             }
-            file.write_text(json.dumps(cell, indent=2))
+            write_json(file, cell)
         found: dict[str, Any] = json.loads(file.read_text())
         return found
 
@@ -135,12 +136,14 @@ class Bench:
             options = {key: ("this benchmark", value) for key, value in given.items()}
             return load_settings(DistillSettings, section="distill", options=options)
 
-        few, many = 1, 4096  # the budget lies between them
+        few, many = 0, 4096  # the budget lies between them
         while many - few > 1:
             middle = (few + many) // 2
             settings = with_epochs(middle)
             fits = settings.method.work(middle, settings.batch_size).flops(*macs) <= budget * 1e12
             few, many = (middle, many) if fits else (few, middle)
+        if few == 0:
+            raise SystemExit(f"an epoch of {method} takes more than {budget} TFLOP")
         return with_epochs(few)
 
     def top1(self, run: Path, split: Literal["train", "test"], images: int | None) -> float:

@@ -52,7 +52,10 @@ def read_evaluations(run: Path, sha256: str) -> list[Evaluation]:
     file = inside(run) / _FILE
     if not is_file(file):
         return []
-    kept = _Evaluations.read(read_bounded(file, _MOST_BYTES), str(file))
+    try:
+        kept = _Evaluations.read(read_bounded(file, _MOST_BYTES), str(file))
+    except InputError as error:
+        raise InputError(f"{error}; gapssg eval replaces it") from error
     return [each for each in kept.evaluations if each.sha256 == sha256]
 
 
