@@ -10,6 +10,7 @@ from pathlib import Path
 _CONTROL_CHARACTERS = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\ufffe\uffff]"
 )
+_CLASSES_OF_TOP5 = 5
 
 
 def printable(text: str) -> str:
@@ -32,6 +33,11 @@ def shortest_ends(paths: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [f"{name} ({number})" for number, name in enumerate(names, 1)]
+
+
+def has_top5(num_classes: int) -> bool:
+    """Return whether a top-5 accuracy says anything: of five classes or fewer it is always 100 %."""
+    return num_classes > _CLASSES_OF_TOP5
 
 
 def duration(seconds: float) -> str:

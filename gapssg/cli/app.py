@@ -78,7 +78,7 @@ def build_command(name: str) -> Any:
     module, function = COMMANDS[name][0].split(":")
     callback = getattr(import_module(module), function)
     text, _, examples = (inspect.getdoc(callback) or "").partition(_EXAMPLES)
-    lines = [line.strip() for line in examples.splitlines()]
+    lines = [" ".join(line.split()) for line in examples.replace("\\\n", " ").splitlines()]
     alone = typer.Typer(add_completion=False, rich_markup_mode=_MARKUP)
     alone.command(name, help=text, epilog="\n\n".join([_EXAMPLES.strip(), *lines]) if lines else None)(callback)
     return typer.main.get_command(alone)

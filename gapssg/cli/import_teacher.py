@@ -35,11 +35,12 @@ def import_teacher(
     output: options.ModelFile = None,
     overwrite: options.OverwriteFile = False,
 ) -> None:
-    """Make a model file from a classifier that was trained elsewhere.
+    r"""Make a model file from a classifier that was trained elsewhere.
 
     Examples:
         gapssg import-teacher --model timm:resnet18 --weights default --input-shape 3,224,224 --output t.safetensors
-        gapssg import-teacher --model wrn16_1 --weights w.safetensors --input-shape 1,16,16 --output t.safetensors
+        gapssg import-teacher --model torchvision:resnet18 --weights w.safetensors --input-shape 3,32,32 \
+            --class-names cat,dog --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --output t.safetensors
     """
     settings = given.load()
     if given.dry_run:

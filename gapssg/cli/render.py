@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gapssg.cli.console import Console
 from gapssg.errors import shortened
 from gapssg.runs.results import DistillResult
-from gapssg.text import percent
+from gapssg.text import has_top5, percent
 
 if TYPE_CHECKING:
     from gapssg.runs.results import (
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from gapssg.training.settings import DistillSettings
 
 _MOST_CLASSES_IN_A_TABLE = 20
-_FEWEST_CLASSES_FOR_TOP5 = 5
 _MOST_MODELS_IN_COLUMNS = 4  # as many as fit beside each other in 80 columns
 _LONGEST_CLASS_NAME = 20
 _COMPARISON = ["", "images", "largest difference", "of the largest", "same prediction"]
@@ -56,6 +55,8 @@ def print_distillation(console: Console, result: DistillResult, run: Path, setti
     if student.agreement is not None:
         console.note("agreement: with the teacher, on the last synthesised images before the student trained on them")
         console.note("baseline: the agreement of always giving the teacher's commonest answer on these images")
+        if not result.failures and (student.agreement_baseline or 0) >= student.agreement:
+            console.note("the agreement is not above its baseline, so it is no sign that training worked")
     else:
         console.note("agreement: none, because the student has trained on every image of the pool")
     if student.balanced_accuracy is not None:
@@ -66,6 +67,7 @@ def print_distillation(console: Console, result: DistillResult, run: Path, setti
     for words in _next_commands(result, run, settings):
         console.say(f"  {shlex.join(words)}{console.invocation.again_named}")
     if result.failures:
+        console.say("first make sure that the teacher is accurate with the --mean and --std of its file (gapssg eval);")
         console.say("docs/choosing.md says what to change in the next run: crops and flips, student, seed, epochs")
     console.failures("the student", result.failures)
     console.warnings("the student", result.warnings)
@@ -75,7 +77,8 @@ def _next_commands(result: DistillResult, run: Path, settings: DistillSettings) 
     """Return the commands that help now: of a student that failed, those that show why or may refute it."""
     data = "folder:PATH" if settings.eval_data is None else settings.eval_data.name
     student = str(run / DistillResult.model_file)
-    evaluate = ["gapssg", "eval", student, "--teacher", str(settings.teacher), "--data", data]
+    teacher = str(settings.teacher)
+    evaluate = ["gapssg", "eval", teacher, student, "--teacher", teacher, "--data", data]
     report = ["gapssg", "report", str(run), "--output", "report.html"]
     if result.failures:
         return [report, evaluate] if settings.eval_data is None else [report]
@@ -116,7 +119,7 @@ def print_import(console: Console, result: ImportResult, file: Path) -> None:
 
 def print_evaluation(console: Console, result: EvaluateResult) -> None:
     """Print a row for each model, and its file."""
-    with_top5 = len(result.class_names) > _FEWEST_CLASSES_FOR_TOP5
+    with_top5 = has_top5(len(result.class_names))
     columns = ["", "model", "parameters", "MACs", "top-1", *(["top-5"] if with_top5 else [])]
     columns += ["balanced", "lowest class", "loss", "ECE", "images/s"]
     columns += ["agreement", "gap"] if result.teacher else []

@@ -58,7 +58,7 @@ def read_test_images(settings: DataSettings, model: LoadedModel, display: Displa
         differing = next(pair for pair in zip(images.class_names, card.class_names, strict=True) if pair[0] != pair[1])
         raise InputError(
             f"the classes of {settings.name} are not those of {model.path}: {differing[0]!r} instead of "
-            f"{differing[1]!r}"
+            f"{differing[1]!r}; name the folders, or --class-names of import-teacher, in the order of the logits"
         )
     return images
 

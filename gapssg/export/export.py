@@ -29,6 +29,7 @@ from gapssg.runs.directory import Display, SilentDisplay, final_weights, pool_sh
 from gapssg.runs.events import Note, Warned
 from gapssg.runs.results import (
     BothPrecisions,
+    DistillResult,
     ExportedTop1,
     ExportMetadata,
     ExportProvenance,
@@ -71,6 +72,8 @@ def export_model(
     test = None if settings.data is None else read_test_images(settings.data, model, display)
 
     display.event(Note(message=f"exporting {model.card.architecture} from {model.path}"))
+    if failures := _failures_of_run(model.path):
+        display.event(Warned(epoch=0, message=f"its run ended with FAILED, not usable: {'; '.join(failures)}"))
     provenance = ExportProvenance(model_sha256=model.sha256, model=model.card.provenance, versions=all_versions)
     interface = {name: getattr(model.card, name) for name in Interface.model_fields}
     metadata = ExportMetadata(**interface, normalization_folded=settings.fold_normalization, provenance=provenance)
@@ -93,6 +96,15 @@ def export_model(
         timing=exported.timing,
         **dict(run_facts(runtime, settings).model_copy(update={"versions": all_versions})),
     )
+
+
+def _failures_of_run(file: Path) -> tuple[str, ...]:
+    """Return the failures that the run of a student found; nothing if the file is not in the directory of one."""
+    try:
+        result = DistillResult.load(file.parent)
+    except InputError:
+        return ()
+    return result.failures if file.name == result.model_file else ()
 
 
 def _calibration_shards(settings: ExportSettings) -> list[Path]:

@@ -17,7 +17,7 @@ from gapssg.runs.directory import CARD
 from gapssg.runs.evaluations import Evaluation, read_evaluations
 from gapssg.runs.results import DistillResult, Scores, Trained
 from gapssg.safe_paths import inside
-from gapssg.text import percent, printable
+from gapssg.text import has_top5, percent, printable
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
 _FOLDER = "folder:"
@@ -62,7 +62,8 @@ def write_card(
         _environment()
         .get_template("card.md.jinja")
         .render(
-            metadata=_metadata(read, licence, evaluations),
+            metadata=_metadata(read, licence, evaluations, has_top5(model.card.num_classes)),
+            with_top5=has_top5(model.card.num_classes),
             evaluations=[(_public(each.data), each) for each in evaluations],
             **_judgement(read, evaluations),
             name=read.name,
@@ -107,7 +108,7 @@ def _judgement(run: TrainingRun, evaluations: Sequence[Evaluation]) -> dict[str,
     return {"failures": failures, "warnings": warnings, "failed_since": failed_since, "usable_on": usable_on}
 
 
-def _metadata(run: TrainingRun, licence: str | None, evaluations: Sequence[Evaluation]) -> str:
+def _metadata(run: TrainingRun, licence: str | None, evaluations: Sequence[Evaluation], with_top5: bool) -> str:
     """Return the metadata as YAML.
 
     Raises:
@@ -137,7 +138,7 @@ def _metadata(run: TrainingRun, licence: str | None, evaluations: Sequence[Evalu
             metric_name=f"{name} accuracy after the last epoch",
         )
         for data, found in scores.items()
-        for name, value in (("top-1", found.top1), ("top-5", found.top5))
+        for name, value in (("top-1", found.top1), ("top-5", found.top5 if with_top5 else None))
         if value is not None
     ]
     return ModelCardData(

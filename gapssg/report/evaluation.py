@@ -20,6 +20,7 @@ from gapssg.runs.directory import Display
 from gapssg.runs.evaluations import keep_evaluations
 from gapssg.runs.events import Note
 from gapssg.runs.results import DistillResult, EvaluatedModel
+from gapssg.text import has_top5
 
 _MOST_CLASSES = 100
 _MOST_CLASSES_IN_A_MATRIX = 20
@@ -147,6 +148,11 @@ class Evaluation:
             Confusion(names[row], names[column], count, None if teacher is None else teacher[row][column])
             for count, row, column in wrong[:_MOST_CONFUSIONS]
         ]
+
+    @property
+    def has_top5(self) -> bool:
+        """Whether a top-5 accuracy says anything."""
+        return has_top5(len(self.class_names))
 
     def reliability(self) -> Chart | None:
         """Draw accuracy by confidence, of the model and its teacher."""

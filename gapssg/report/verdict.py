@@ -98,7 +98,7 @@ def _size(result: DistillResult | PretrainResult) -> list[str]:
     share = student.parameters / max(1, teacher.parameters)
     return [
         f"It has {student.parameters:,} parameters instead of {teacher.parameters:,} "
-        f"({share:.1%}), and takes {student.macs / 1e6:,.1f} million multiply-adds "
+        f"({percent(share)}), and takes {student.macs / 1e6:,.1f} million multiply-adds "
         f"an image instead of {teacher.macs / 1e6:,.1f}; measure its speed on the target hardware."
     ]
 

@@ -55,9 +55,9 @@ class DistillSettings(WithFactories):
     teacher: UserPath
     """The teacher's model file."""
     student: StudentSettings
-    """The student's architecture and initial weights."""
+    """The student to train."""
     method: MethodSettings = GapSSGFastSettings()
-    """The synthesis method, and the number of distillation steps."""
+    """The method that synthesises the images."""
     pool: UserPath | None = None
     """A run directory whose sample pool is used instead of synthesising."""
     epochs: int = Field(default=32, ge=1, le=100_000)

@@ -17,6 +17,17 @@ from tests.run_fixtures import settings
 RUN = Path("my runs $x")
 
 
+@pytest.mark.parametrize(("agreement", "is_no_sign"), [(0.5, True), (0.6, False)])
+def test_an_agreement_that_is_not_above_its_baseline_is_called_no_sign(
+    agreement: float, is_no_sign: bool, capsys: pytest.CaptureFixture[str]
+):
+    result = make_distill_result()
+    student = result.student.model_copy(update={"agreement": agreement, "agreement_baseline": 0.5})
+    result = result.model_copy(update={"student": student})
+    print_distillation(Console(Invocation()), result, RUN, settings(Path("teacher.safetensors")))
+    assert ("not above its baseline" in capsys.readouterr().out) == is_no_sign
+
+
 def next_commands(capsys: pytest.CaptureFixture[str], *, failures: tuple[str, ...] = (), **changes: Any) -> list[str]:
     """Print a distillation; return the names of the next commands after checking that they can be parsed."""
     result = make_distill_result().model_copy(update={"failures": failures})
@@ -31,6 +42,8 @@ def next_commands(capsys: pytest.CaptureFixture[str], *, failures: tuple[str, ..
     for program, name, *arguments in commands:
         assert program == "gapssg"
         assert arguments[-2:] == ["--model-factory", "a:b"]
+        if name == "eval":  # the teacher is evaluated beside the student
+            assert arguments[:2] == ["my teacher.safetensors", str(RUN / "student.safetensors")]
         build_command(name).make_context(name, arguments)
     return [name for _, name, *_ in commands]
 
@@ -48,3 +61,11 @@ def test_a_student_that_failed_on_synthetic_images_alone_is_evaluated_on_real_on
     capsys: pytest.CaptureFixture[str],
 ):
     assert next_commands(capsys, failures=("it is right on none",)) == ["report", "eval"]
+
+
+def test_the_second_example_of_import_teacher_has_what_weights_need():
+    *_, example = build_command("import-teacher").epilog.split("\n\n")
+    program, name, *arguments = shlex.split(example)
+    assert (program, name) == ("gapssg", "import-teacher")
+    assert {"--weights", "--class-names", "--mean", "--std"} <= set(arguments)
+    build_command(name).make_context(name, arguments)

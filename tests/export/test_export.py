@@ -26,10 +26,11 @@ from gapssg.export.verify import Examiner, compare, rounding_tolerance
 from gapssg.models import create_model
 from gapssg.models.model_file import LoadedModel, save_model
 from gapssg.runs.requests import Stopped
-from gapssg.runs.results import ExportResult
+from gapssg.runs.results import RESULT, ExportResult
 from gapssg.synthesis.shards import PoolOrigin, write_shard
 from tests.conftest import make_card, write_teacher
 from tests.program import gapssg, refusal
+from tests.results import make_distill_result
 
 
 @pytest.fixture(scope="module")
@@ -528,3 +529,16 @@ def test_a_missing_package_gives_one_sentence_with_the_command_that_installs_it(
     assert "needs the package onnxruntime, which is not installed: pip install 'gapssg[export]'" in sentence
     assert list(tmp_path.iterdir()) == []
     gapssg("export", model_file, "--to", "torchscript", "--output", tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("failures", [(), ("it is right on none",)])
+def test_a_student_that_failed_is_called_that_when_it_is_exported(
+    failures: tuple[str, ...], model_file: Path, tmp_path: Path
+):
+    result = make_distill_result().model_copy(update={"failures": failures})
+    (tmp_path / RESULT).write_text(result.model_dump_json())
+    file = tmp_path / "student.safetensors"
+    file.write_bytes(model_file.read_bytes())
+    for model in (tmp_path, file):
+        shown = gapssg("export", model, "--to", "torch-export", "--output", tmp_path / "s.pt2", "--overwrite").stdout
+        assert ("FAILED" in shown and "it is right on none" in shown) == bool(failures)

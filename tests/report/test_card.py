@@ -366,3 +366,25 @@ def test_a_link_in_place_of_the_card_does_not_keep_an_evaluation_back(runs: Runs
     assert json.loads(found.stdout)["images"] == 450
     assert "model card" not in found.stderr
     assert (run / "evaluations.json").exists()
+
+
+@pytest.mark.parametrize(("parameters", "teacher"), [(9, "a larger one"), (10, "another one"), (11, "another one")])
+def test_only_a_larger_teacher_is_called_larger(parameters: int, teacher: str, runs: Runs):
+    def resize(result: dict[str, Any]) -> None:
+        result["student"].update(parameters=parameters)
+        result["teacher"].update(parameters=10)
+
+    change(runs.blind / "result.json", resize)
+    assert f"that was distilled from {teacher} " in flat(write_card(runs.blind).read_text())
+
+
+def test_a_top5_accuracy_of_two_classes_is_on_neither_card_nor_page(runs: Runs):
+    data = {"name": f"folder:{runs.images}"}
+    page = runs.hostile.parent / "page.html"
+    write_report(ReportSettings.model_validate({"runs": [runs.hostile], "data": data, "runtime": RUNTIME}), page)
+    card = write_card(runs.hostile).read_text()
+    assert "| images of | number | top-1 | balanced accuracy |" in card
+    for text in (page.read_text(), card):
+        assert "top-1" in text
+        assert "top-5" not in text
+    assert card.endswith("\n")
