@@ -45,7 +45,7 @@ class NoisyInversion(AveragedInversion):
             InputError: There are none, or they do not match the classes.
         """
         self.nayer = settings
-        self._embeddings = label_embeddings(settings, context).float().to(context.runtime.device)
+        self._embeddings = label_embeddings(settings, context).to(context.runtime.device)
         self._groups = -(-settings.synthesis_batch_size // context.num_classes)
         super().__init__(settings, context)
 
@@ -76,7 +76,7 @@ class NoisyInversion(AveragedInversion):
 
 
 def label_embeddings(settings: NAYERSettings, context: SynthesisContext) -> Tensor:
-    """Return the embedding of each class, (K, E): from the file, or the rows of the teacher's last linear layer.
+    """Return the embedding of each class, (K, E) float32: from the file, or the rows of the teacher's last linear layer.
 
     Raises:
         InputError: The file does not hold one tensor (K, E), or there is no such layer.
@@ -88,15 +88,16 @@ def label_embeddings(settings: NAYERSettings, context: SynthesisContext) -> Tens
                 "the teacher's logits do not come from a linear layer, whose rows would be the label embeddings; "
                 "add --set method.label_embeddings=FILE"
             )
-        return layer.get_parameter("weight").detach()
+        return layer.get_parameter("weight").detach().float()
     tensors = list(read_safetensors(settings.label_embeddings).tensors.values())
-    if len(tensors) != 1 or tensors[0].ndim != 2 or len(tensors[0]) != context.num_classes:
+    if len(tensors) != 1 or tensors[0].ndim != 2 or len(tensors[0]) != context.num_classes or not tensors[0].numel():
         raise InputError(
             f"{settings.label_embeddings} must hold one tensor with a row for each of the {context.num_classes} classes"
         )
-    if not tensors[0].is_floating_point() or not tensors[0].isfinite().all():
+    embeddings = tensors[0].float()  # float64 may not fit
+    if not tensors[0].is_floating_point() or not embeddings.isfinite().all():
         raise InputError(f"{settings.label_embeddings} holds numbers that are not finite or not floating-point")
-    return tensors[0]
+    return embeddings
 
 
 def noisy_layers(inputs: Tensor, weights: Tensor, targets: Tensor, num_classes: int) -> Tensor:

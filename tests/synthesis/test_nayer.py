@@ -114,7 +114,9 @@ def test_label_embeddings_may_come_from_a_file(runtime: Runtime, tmp_path: Path)
     for tensors, sentence in (
         ({"texts": torch.eye(4, 7)}, "must hold one tensor with a row for each of the 5 classes"),
         ({"a": torch.eye(5), "b": torch.ones(5, 5)}, "must hold one tensor"),
+        ({"texts": torch.ones(5, 0)}, "must hold one tensor"),
         ({"texts": torch.full((5, 7), torch.nan)}, "not finite"),
+        ({"texts": torch.full((5, 7), 1e300, dtype=torch.float64)}, "not finite"),
     ):
         save_file(tensors, path)
         with pytest.raises(InputError, match=sentence):
