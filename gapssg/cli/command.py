@@ -20,6 +20,7 @@ from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.data import data_names
 from gapssg.data.settings import DataSettings
+from gapssg.files import check_current_folder
 from gapssg.models import model_names
 from gapssg.models.settings import ModelSettings
 from gapssg.settings.base import Settings, descriptions
@@ -137,6 +138,7 @@ def command(
         function: Callable[Concatenate[Console, Given[AnySettings], Parameters], None],
     ) -> Callable[..., None]:
         def run(context: typer.Context, **values: Any) -> None:
+            check_current_folder()  # without it, oneMKL ends the program when torch is imported
             given = {each.key: (option_name(each), _value(each, values.pop(_identifier(each)))) for each, _ in shown}
             from_files = {name: values.pop(name) or getattr(Given, name) for name in files}
             for name in _DISPLAY_OPTIONS:  # their callbacks have told the console

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from gapssg.cli import options
+from gapssg.files import check_current_folder
 
 
 def list_models(
@@ -21,6 +22,7 @@ def list_models(
     Examples:
         gapssg models --classes 100 --image-size 64
     """
+    check_current_folder()  # as in `command`
     from gapssg.models import MODELS, create_model
     from gapssg.models.profile import profile_model
 

@@ -76,7 +76,7 @@ class NoisyInversion(AveragedInversion):
 
 
 def label_embeddings(settings: NAYERSettings, context: SynthesisContext) -> Tensor:
-    """Return the embedding of each class, (K, E) float32: from the file, or the rows of the teacher's last linear layer.
+    """Return the embedding of each class, (K, E) float32: from the file, or the rows of the last linear layer.
 
     Raises:
         InputError: The file does not hold one tensor (K, E), or there is no such layer.

@@ -357,3 +357,6 @@ def test_a_missing_current_folder_is_one_sentence_wherever_it_is_noticed(
     assert ends_with("card", "run") == 2
     said = "error: the current folder no longer exists; change to another one and try again"
     assert capsys.readouterr().err.splitlines() == [said, said.replace("error: ", "error: DIR: ")]
+    for command in (("models",), ("inspect", "wrn16_1"), ("eval", str(tmp_path / "a"), "--data", "digits")):
+        assert ends_with(*command) == 2
+        assert capsys.readouterr().err.splitlines() == [said]
