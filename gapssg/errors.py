@@ -14,13 +14,22 @@ _OUT_OF_MEMORY = re.compile(
 
 
 class GapssgError(Exception):
-    """Base class of every error that is shown to the user as a sentence.
+    """Base class of every error that is shown to the user as a sentence, in a few cases as several lines.
 
     Attributes:
         exit_status: Exit status of a command that fails with it.
     """
 
     exit_status = 1
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The arguments, one line each; line breaks within one are those of untrusted names, and are not shown."""
+        return tuple(map(str, self.args))
+
+    def __str__(self) -> str:
+        """Return the lines, joined."""
+        return "\n".join(self.lines)
 
 
 class InputError(GapssgError):

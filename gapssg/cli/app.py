@@ -173,15 +173,15 @@ def _report_error(error: Exception, invocation: Invocation) -> int:
         traceback.print_exception(error)
     status = GapssgError.exit_status
     if isinstance(error, GapssgError):
-        sentence, status = str(error), error.exit_status
+        lines, status = error.lines, error.exit_status
     elif isinstance(error, _USAGE_ERROR):
-        sentence, status = error.format_message(), InputError.exit_status  # type: ignore[attr-defined]
+        lines, status = (error.format_message(),), InputError.exit_status  # type: ignore[attr-defined]
     else:
         hint = "" if invocation.debug else "; run again with --debug for the traceback, and please report it"
-        sentence = f"unexpected {type(error).__name__}: {error}{hint}"
-    if sentence:  # it is empty if the help was printed instead
-        lines = "\n".join(shortened(printable(line), _LONGEST_LINE) for line in sentence.split("\n"))
-        sys.stderr.write(f"error: {lines}\n")
+        lines = (f"unexpected {type(error).__name__}: {' '.join(str(error).split())}{hint}",)
+    if any(lines):  # there is none if the help was printed instead
+        shown = "\n".join(shortened(printable(line), _LONGEST_LINE) for line in lines)
+        sys.stderr.write(f"error: {shown}\n")
     return status
 
 

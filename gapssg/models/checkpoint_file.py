@@ -61,24 +61,25 @@ def read_checkpoint_weights(path: Path, key: str | None = None) -> CheckpointWei
         except subprocess.TimeoutExpired:
             raise InputError(f"{path} could not be read within {_SECONDS} s") from None
         if "taken" not in said:
-            raise InputError(_refusal(path, said.get("refused", ""), said.get("kind", "")))
+            raise InputError(*_refusal(path, said.get("refused", ""), said.get("kind", "")))
         return CheckpointWeights(read_safetensors(output).tensors, said["taken"], tuple(said["others"]))
 
 
-def _refusal(path: Path, reason: str, kind: str) -> str:
+def _refusal(path: Path, reason: str, kind: str) -> tuple[str, ...]:
+    """Return the lines of the error."""
     if "TorchScript" in reason:
-        return f"{path} is a TorchScript file, not a checkpoint of weights; save the state dict of the original model"
+        return (f"{path} is a TorchScript file, not a checkpoint of weights; save the original model's state dict",)
     if kind == "UnpicklingError":
         named = re.search(r"GLOBAL ([\w.]+)", reason)
         what = f"refers to code ({named[1]})" if named else "is damaged or holds more than weights"
         return (
-            f"{path} {what}, and reading it fully could run code; if you trust it, convert its weights:\n"
-            "    import torch; from safetensors.torch import save_file\n"
-            f"    loaded = torch.load({str(path)!r}, map_location='cpu', weights_only=False)\n"
-            "    weights = loaded.state_dict()  # or, where it is a dict, its state dict, such as loaded['model']\n"
+            f"{path} {what}, and reading it fully could run code; if you trust it, convert its weights:",
+            "    import torch; from safetensors.torch import save_file",
+            f"    loaded = torch.load({str(path)!r}, map_location='cpu', weights_only=False)",
+            "    weights = loaded.state_dict()  # or, where it is a dict, its state dict, such as loaded['model']",
             "    save_file({name: tensor.clone().contiguous() for name, tensor in weights.items()}, "
-            f"{str(path.with_suffix('.safetensors'))!r})"
+            f"{str(path.with_suffix('.safetensors'))!r})",
         )
     if "zip archive" in reason:
         reason = "it is no complete zip archive"
-    return f"{path} is not a readable PyTorch checkpoint: {shortened(reason or 'its reader crashed', 200)}"
+    return (f"{path} is not a readable PyTorch checkpoint: {shortened(reason or 'its reader crashed', 200)}",)

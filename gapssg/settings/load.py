@@ -119,7 +119,7 @@ def load_settings(
         lines = [_describe(detail, settings_class, sources, option_names) for detail in details[:_MOST_ERRORS]]
         if len(details) > _MOST_ERRORS:
             lines.append(f"and {len(details) - _MOST_ERRORS} more")
-        raise InputError("\n".join(dict.fromkeys(lines))) from error
+        raise InputError(*dict.fromkeys(lines)) from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:

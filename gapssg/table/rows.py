@@ -255,7 +255,7 @@ def _naming(subject: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError("\n".join(f"{subject}: {line}" for line in str(error).split("\n"))) from error
+        raise InputError(*(f"{subject}: {line}" for line in error.lines)) from error
 
 
 def _smoke_of(method: str) -> list[str]:

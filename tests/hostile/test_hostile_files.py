@@ -27,6 +27,7 @@ from gapssg.runs.directory import RunDirectory, SilentDisplay, Written, check_ou
 from gapssg.settings import load_settings
 from tests.conftest import make_card
 from tests.hostile.targets import TARGETS, World, join, png_bomb, run_target, split
+from tests.program import refusal
 
 CASES = {"checkpoint": 30, "shard of a run": 10}
 
@@ -51,7 +52,7 @@ def test_untrusted_input_is_used_or_refused_with_a_sentence(world: World, target
 
 # What a message suggests to users who trust a file, and the restricted unpickler, which runs in a child process.
 SAFE_LINES = {
-    "f\"    loaded = torch.load({str(path)!r}, map_location='cpu', weights_only=False)\\n\"",
+    "f\"    loaded = torch.load({str(path)!r}, map_location='cpu', weights_only=False)\",",
     'content = torch.load(checkpoint, map_location="cpu", weights_only=True)',
 }
 
@@ -325,6 +326,16 @@ def test_folders_in_folders_have_a_bound(image_folder: Path):
     deep.mkdir(parents=True)
     with pytest.raises(InputError, match="is more than 20 folders"):
         load_split(f"folder:{image_folder}", "train")
+
+
+@pytest.mark.parametrize("command", [["eval", "--data"], ["landscape", "--resume"]])
+def test_a_line_break_in_a_name_makes_no_line_of_its_own(teacher_file: Path, image_folder: Path, command: list[str]):
+    name = "x\nerror: all is fine.png"
+    (image_folder / "test" / "dark" / name).write_text("no image")
+    path = f"folder:{image_folder}" if command[0] == "eval" else image_folder / name
+    said = refusal(command[0], *([teacher_file] if command[0] == "eval" else []), command[1], path)
+    assert "all is fine" in said
+    assert "\n" not in said
 
 
 def test_a_class_whose_name_is_not_utf8_is_refused(image_folder: Path):
