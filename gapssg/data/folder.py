@@ -262,12 +262,14 @@ def _decode(file: Path, formats: tuple[str, ...], options: LoadOptions) -> Pixel
             if options.image_size is not None and opened.width * opened.height > _MANY_PIXELS_OF_JPEG:
                 opened.draft(None, (_SHARPNESS * options.image_size, _SHARPNESS * options.image_size))
             if opened.width * opened.height > _MOST_PIXELS:
-                size = f"{opened.width}x{opened.height} pixels, more than {_MOST_PIXELS:,}"
-                raise InputError(f"{file} cannot be decoded (it has {size}): scale it down or remove it")
+                raise Image.DecompressionBombError
             with _ONE_AT_A_TIME if is_large else nullcontext():
                 return _decode_opened(opened, file, options)
     except GapssgError:
         raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        bounds = f"{_MOST_PIXELS:,}, or {_MOST_PIXELS_OF_JPEG:,} in a baseline JPEG with --image-size"
+        raise InputError(f"{file} has more pixels than are read ({bounds}): scale it down or remove it") from error
     except UnidentifiedImageError as error:
         raise InputError(f"{file} is not a readable image: remove or replace it") from error
     # Decoders raise nearly anything on damaged files: SyntaxError, struct.error, IndexError, zlib.error, ...

@@ -306,7 +306,7 @@ def test_a_decompression_bomb_is_refused_by_name(
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(64 * 64 / times_too_large))
     save(root / "train/cat/b.png", grey_pixels(width=64, height=64))
-    with pytest.raises(InputError, match=r"cat/b\.png cannot be decoded \(.*decompression bomb"):
+    with pytest.raises(InputError, match=r"cat/b\.png has more pixels than are read"):
         load(root)
 
 
@@ -329,11 +329,11 @@ def test_a_jpeg_above_the_bomb_limit_is_decoded_at_a_reduced_size(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150 * 150)
     Image.linear_gradient("L").save(root / "train/cat/b.jpg", progressive=is_progressive)
     if is_progressive:  # it takes memory for its full size
-        with pytest.raises(InputError, match=r"cat/b\.jpg cannot be decoded \(.*decompression bomb"):
+        with pytest.raises(InputError, match=r"cat/b\.jpg has more pixels than are read"):
             load(root, image_size=8)
     else:
         assert load(root, image_size=8).images[1].float().diff(dim=1).mean() == pytest.approx(32, abs=1)
-        with pytest.raises(InputError, match=r"cat/b\.jpg cannot be decoded \(.*decompression bomb"):
+        with pytest.raises(InputError, match=r"cat/b\.jpg has more pixels than are read"):
             load(root)
 
 
