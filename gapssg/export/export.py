@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,7 @@ from gapssg.models.model_file import load_model
 from gapssg.runs.directory import Display, SilentDisplay, final_weights, pool_shards, run_facts, versions
 from gapssg.runs.events import Note, Warned
 from gapssg.runs.results import (
+    RESULT,
     BothPrecisions,
     DistillResult,
     ExportedTop1,
@@ -99,12 +101,13 @@ def export_model(
 
 
 def _failures_of_run(file: Path) -> tuple[str, ...]:
-    """Return the failures that the run of a student found; nothing if the file is not in the directory of one."""
-    try:
-        result = DistillResult.load(file.parent)
-    except InputError:
-        return ()
-    return result.failures if file.name == result.model_file else ()
+    """Return the failures that the run of a student found; nothing if the file is not that of a finished run.
+
+    Raises:
+        InputError: The result of the run is damaged, or a link leads to it.
+    """
+    is_of_run = file.name == DistillResult.model_file and os.path.lexists(file.parent / RESULT)
+    return DistillResult.load(file.parent).failures if is_of_run else ()
 
 
 def _calibration_shards(settings: ExportSettings) -> list[Path]:
