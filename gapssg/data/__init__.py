@@ -17,7 +17,7 @@ from gapssg.files import user_path
 if TYPE_CHECKING:
     from gapssg.data.image_set import ImageSet
 
-__all__ = ["check_data_name", "data_names", "flipping_is_meaningful", "load_split"]
+__all__ = ["check_data_name", "data_names", "describe_names", "flipping_is_meaningful", "load_split"]
 
 # Names that end in ":PATH" take a path. Modules are imported only when used, because checking a name must be instant.
 _SOURCES = {
@@ -33,8 +33,14 @@ def data_names() -> tuple[str, ...]:
     return tuple(name.removesuffix("PATH") for name in _SOURCES)
 
 
+def describe_names() -> str:
+    """Return the names of the data sources as help texts list them."""
+    *others, last = (f"`{name}`" for name in _SOURCES)
+    return f"{', '.join(others)} or {last}"
+
+
 def check_data_name(name: str) -> str:
-    """Return the name of a data source, `digits`, `cifar10`, `cifar100` or `folder:PATH`, if it is valid.
+    """Return the name of a data source if it is valid.
 
     Raises:
         InputError: The name is unknown, or the path is missing; the message suggests a similar source.
@@ -72,7 +78,7 @@ def load_split(
     """Read one split of a data source into memory.
 
     Args:
-        name: `digits`, `cifar10`, `cifar100` or `folder:PATH`.
+        name: The name of a data source.
         split: `train`, or `test`, which in a folder may also be called `val`.
         root: Folder of the CIFAR files; by default the environment variable GAPSSG_DATA.
         download: Whether missing CIFAR files are downloaded.

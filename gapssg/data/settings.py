@@ -6,15 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from gapssg.data import check_data_name
+from gapssg.data import check_data_name, describe_names
 from gapssg.settings.base import Settings, UserPath, as_validator
 
 
 class DataSettings(Settings):
     """The real images that a command reads."""
 
-    name: Annotated[str, AfterValidator(as_validator(check_data_name))]
-    """`digits`, `cifar10`, `cifar100` or `folder:PATH`."""
+    name: Annotated[str, AfterValidator(as_validator(check_data_name))] = Field(description=f"{describe_names()}.")
     root: UserPath | None = None
     """Folder of torchvision's data sets; by default the environment variable GAPSSG_DATA."""
     download: bool = False

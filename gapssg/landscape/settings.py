@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from gapssg.data import check_data_name
+from gapssg.data import check_data_name, describe_names
 from gapssg.data.settings import DataSettings
 from gapssg.models.settings import WithFactories
 from gapssg.settings.base import Settings, UserPath, as_validator
@@ -22,8 +22,9 @@ def _check_data_or_pool(name: str) -> str:
 class LandscapeDataSettings(DataSettings):
     """The samples of the loss: real images, or the run's own synthetic samples."""
 
-    name: Annotated[str, AfterValidator(as_validator(_check_data_or_pool))]
-    """`digits`, `cifar10`, `cifar100`, `folder:PATH` (the `test` split of each), or `pool`."""
+    name: Annotated[str, AfterValidator(as_validator(_check_data_or_pool))] = Field(
+        description=f"`pool`, or the `test` split of {describe_names()}."
+    )
 
 
 class CurvatureSettings(Settings):

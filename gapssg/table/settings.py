@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from gapssg.data import check_data_name
+from gapssg.data import check_data_name, describe_names
 from gapssg.errors import InputError, did_you_mean
 from gapssg.settings.base import Settings, UserPath, as_validator
 from gapssg.settings.load import recipe_names, recipe_text
@@ -144,8 +144,9 @@ class TableSettings(Settings):
     """Runs of each cell, with seeds from 0."""
     budget: Budget = "full"
     """`full`: the published settings; `short`: those of the row's short recipe; `smoke`: a few steps."""
-    data: Annotated[str, AfterValidator(as_validator(check_data_name))] | None = None
-    """Real images instead of those of the rows: `digits`, `cifar10`, `cifar100` or `folder:PATH`."""
+    data: Annotated[str, AfterValidator(as_validator(check_data_name))] | None = Field(
+        default=None, description=f"Real images instead of those of the rows: {describe_names()}."
+    )
     data_name: Name | None = None
     """Their name in the names of rows; by default the name of the folder."""
     data_root: UserPath | None = None
