@@ -84,7 +84,7 @@ class Settings(BaseModel):
 
 
 def descriptions(settings_class: type[Settings]) -> dict[str, str]:
-    """Return the docstrings of a class's fields by name, inherited ones included.
+    """Return the descriptions of a class's fields by name, inherited ones included: docstrings, or those of `Field`.
 
     Pydantic's `use_attribute_docstrings` would read the source of every class at import, which doubles its time.
     """
@@ -92,7 +92,7 @@ def descriptions(settings_class: type[Settings]) -> dict[str, str]:
     for each in reversed(settings_class.__mro__):
         if issubclass(each, Settings) and each is not Settings:
             found |= _docstrings_in(each.__module__).get(each.__name__, {})
-    return found
+    return found | {name: field.description for name, field in settings_class.model_fields.items() if field.description}
 
 
 @cache
