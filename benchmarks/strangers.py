@@ -119,6 +119,8 @@ class Place:
             ]
             if right[0] > right[1] / 2:
                 break
+        else:
+            raise SystemExit(f"{self.name}: the student learned nothing from the real images at any learning rate")
         self._record(CEILING, 2, path, time.perf_counter() - started, {})
 
     def _trained(self, method: str, path: Path, architecture: str, training: Training, seed: int) -> None:
