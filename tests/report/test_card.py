@@ -352,7 +352,7 @@ def test_an_evaluation_says_that_the_card_does_not_have_it_yet(runs: Runs):
     shown = gapssg(*evaluation).stdout
     (line,) = [line for line in shown.splitlines() if "does not have these scores yet" in line]
     again = line.split("rewrite it with: gapssg ")[1]
-    assert "450" not in (runs.blind / "README.md").read_text()
+    assert "| `digits` | 450 |" not in (runs.blind / "README.md").read_text()
     gapssg(*shlex.split(again))
     assert "| `digits` | 450 |" in (runs.blind / "README.md").read_text()
     assert "model card" not in gapssg(*evaluation).stdout  # the same scores
