@@ -15,6 +15,7 @@ import pytest
 
 from gapssg.cli.signals import listening
 from gapssg.runs.requests import Requests, Stopped
+from tests.program import gapssg
 from tests.run_fixtures import files_of
 
 pytestmark = pytest.mark.slow
@@ -121,7 +122,7 @@ def test_a_process_writes_a_checkpoint_in_the_middle_of_an_epoch_stops_and_goes_
     options += ["--set", "method.generator_steps=30", "--set", "method.synthesis_batch_size=16"]
     options += ["--set", "method.distillation_steps=4"]
     options += ["--set", "batch_size=8", "--device", "cpu"]
-    subprocess.run([*command, *options, "--output", str(tmp_path / "whole")], check=True, capture_output=True)
+    gapssg("distill", *options, "--output", tmp_path / "whole")
     run = tmp_path / "my $run"
     process = subprocess.Popen(
         [*command, *options, "--output", str(run)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -141,5 +142,5 @@ def test_a_process_writes_a_checkpoint_in_the_middle_of_an_epoch_stops_and_goes_
     said, again = errors.strip().split("; continue with: ")
     assert said == ends
     assert shlex.split(again) == ["gapssg", "distill", "--resume", str(run)]
-    subprocess.run([*command, *shlex.split(again)[2:]], check=True, capture_output=True)
+    gapssg(*shlex.split(again)[1:])
     assert files_of(run) == files_of(tmp_path / "whole")

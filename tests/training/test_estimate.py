@@ -47,11 +47,13 @@ def test_one_step_warms_up_and_no_more_are_made_than_the_run_has(runtime: Runtim
 def test_the_steps_of_every_kind_of_method_are_those_of_its_run(teacher_file: Path, tmp_path: Path, method: str):
     small = {"name": method, "synthesis_batch_size": 16}
     if method == "deepinversion":
-        small["pixel_steps"] = 3
+        small |= {"pixel_steps": 3, "distillation_steps": 4}
     elif method != "noise":
         small |= {"generator_steps": 3, "generator_width": 8, "latent_size": 16}
     if method == "zskt":
         small["rounds"] = 2
+    if method == "cmi":
+        small |= {"bank_size": 64, "negatives": 16, "head_size": 16}
     values = {**TINY, "teacher": teacher_file, "epochs": 3, "method": small, "eval_data": {"name": "digits"}}
     if method in ("gapssg-fast", "fast", "cmi"):
         small["distillation_steps"] = 0  # grows with the pool, and there is none in the first epochs
