@@ -56,6 +56,8 @@ COLUMNS = (
     "machine",
     "commit",
 )
+SNAPSHOT_EVERY = 3
+"""Epochs between snapshots of a student, which change nothing else."""
 _MOST_COMPARED = 2000
 KEY = ("pair", "method", "seed")
 """The columns that identify a cell."""
@@ -136,6 +138,7 @@ class Place:
             return
         command = [sys.executable, "-m", "gapssg", "distill", "--teacher", str(self.teacher())]
         command += ["--student", self.pair.student, "--output", str(run), "--seed", str(seed), "--json", "--overwrite"]
+        command += ["--set", f"snapshot_every={SNAPSHOT_EVERY}"]  # for `benchmarks.estimator`
         command += [] if method == "default" else ["--method", method]
         for value in settings:
             command += ["--set", value]
