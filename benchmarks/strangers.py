@@ -1,4 +1,4 @@
-"""The default and the other methods on thirteen teachers like those that users train.
+"""The default and the other methods on fifteen teachers like those that users train.
 
     python -m benchmarks.strangers --cifar10 FOLDER                      every pair, the default method, 3 seeds
     python -m benchmarks.strangers --pairs digits-grey28 --methods dafl --seeds 1
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from benchmarks.machine import commit, print_table
 from benchmarks.strangers_data import Split
-from benchmarks.strangers_pairs import PAIRS, SMALL_PAIRS, Pair, Training, train_model_file
+from benchmarks.strangers_pairs import PAIRS, Pair, Training, train_model_file
 from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import ImageSet
@@ -67,7 +67,7 @@ def main() -> None:
     """Compute the missing cells, then write and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar10", type=Path, help="folder with train/ and test/ of CIFAR-10 images")
-    parser.add_argument("--pairs", nargs="*", default=list(PAIRS), choices=[*PAIRS, *SMALL_PAIRS])
+    parser.add_argument("--pairs", nargs="*", default=list(PAIRS), choices=list(PAIRS))
     parser.add_argument("--methods", nargs="*", default=["default"], help="method names; `default` passes no --method")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of distill")
@@ -92,7 +92,7 @@ class Place:
 
     def __init__(self, name: str, folder: Path, cifar10: Path | None) -> None:
         """Use `folder` for the pair `name`."""
-        self.name, self.pair, self.folder, self.cifar10 = name, (PAIRS | SMALL_PAIRS)[name], folder, cifar10
+        self.name, self.pair, self.folder, self.cifar10 = name, PAIRS[name], folder, cifar10
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def images(self, split: Split) -> ImageSet:

@@ -144,13 +144,9 @@ PAIRS: dict[str, Pair] = {
         "wrn16_1",
         10,
     ),
-}
-
-SMALL_PAIRS: dict[str, Pair] = {
     "digits-grey16": Pair(digits(16, 1), "wrn16_2", Training("sgd", 0.1, 20), "wrn16_1", 20),
     "letters-grey16": Pair(letters(16, ALPHABET[:10]), "resnet18", Training("adamw", 1e-3, 6), "wrn10_half", 8),
 }
-"""Further pairs for `benchmarks.estimator`, of small images."""
 
 
 def train(
