@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, TypeVar
 
 import typer
 
@@ -15,14 +15,20 @@ from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.errors import InputError
 from gapssg.evaluation.settings import EvaluateSettings
+from gapssg.files import is_file
 from gapssg.landscape.settings import LandscapeSettings
+from gapssg.runs.results import RunResult
 from gapssg.safe_paths import inside
 from gapssg.settings import load_settings
+from gapssg.settings.base import Settings
 from gapssg.synthesis.base import PoolMethodSettings
 from gapssg.training.settings import DistillSettings, PretrainSettings
 
+Result = TypeVar("Result", bound=RunResult)
+
 RECIPE = "digits"
 DATA = ("--data", RECIPE)
+PICTURES = ("predictions.png", "predictions.svg")
 LANDSCAPE_GRID = 11
 LANDSCAPE_SAMPLES = 225  # half of the test digits, to stay within 15 seconds on two cores
 
@@ -42,6 +48,7 @@ def quickstart(
     console: Console,
     given: Given[PretrainSettings],
     output: Annotated[Path, options.path_option("--output", "Directory for the runs.")] = Path("quickstart"),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted quickstart.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier quickstart.")] = False,
 ) -> None:
     """Train a digits teacher, distil a student without data, compare it with a baseline, draw its loss landscape.
@@ -58,38 +65,59 @@ def quickstart(
         noise_run / "student.safetensors",
     ]
     steps = _settings(given, files)
-    _check_output(output, folders, overwrite)
+    _check_output(output, folders, overwrite or resume)
+    console.invocation.again = "; the same command with --resume continues"
 
     from gapssg.evaluation.evaluate import evaluate
     from gapssg.landscape.measure import measure_landscape
+    from gapssg.runs.checkpoint import has_checkpoint
     from gapssg.training.distill import distill
     from gapssg.training.pretrain_teacher import pretrain_teacher
 
     started = time.perf_counter()
     requests = console.invocation.requests
     with console.live() as show:
+
+        def make(function: Callable[..., Result], settings: Settings, run: Path) -> Result:
+            resumes = resume and has_checkpoint(run)
+            replaces = overwrite or (resume and not resumes)
+            return function(settings, run, overwrite=replaces, resume=resumes, display=show, requests=requests)
+
         console.say(f"1 of 5: a {steps.teacher.model.name} teacher learns the digits from real images")
-        teacher = pretrain_teacher(steps.teacher, teacher_run, overwrite=overwrite, display=show, requests=requests)
+        teacher = make(pretrain_teacher, steps.teacher, teacher_run)
         console.say(f"2 of 5: a {steps.student.student.name} student learns from the teacher and from no data")
-        student = distill(steps.student, student_run, overwrite=overwrite, display=show, requests=requests)
+        student = make(distill, steps.student, student_run)
         console.say("3 of 5: the same student, for as many steps, on noise: the baseline")
-        noise = distill(steps.noise, noise_run, overwrite=overwrite, display=show, requests=requests)
+        noise = make(distill, steps.noise, noise_run)
         console.say("4 of 5: all three on the held-out digits")
         evaluation = evaluate(steps.evaluation, display=show)
         console.say("5 of 5: the loss around the student's weights")
-        landscape = measure_landscape(
-            steps.landscape, landscape_run, overwrite=overwrite, display=show, requests=requests
-        )
+        landscape = make(measure_landscape, steps.landscape, landscape_run)
+        pictures = _draw_predictions(output, steps, files, student_run)
     seconds = time.perf_counter() - started
     render.print_quickstart(console, evaluation, [student, noise], seconds)
     console.say("written:")
     for file in files:
         console.say(f"  {file}")
+    console.say(f"  {pictures[0]}: invented and real digits, and what teacher and student say to them")
     console.say(f"  {student_run / 'samples'}: the images that the student learned from, one grid an epoch")
     console.say(f"  {landscape_run / 'figures'}: the loss around the student's weights, one to turn in a browser")
     results = {"teacher": teacher, "student": student, "noise_baseline": noise, "evaluation": evaluation}
     timing = {"total": seconds}
     console.result({"command": "quickstart", **results, "landscape": landscape, "timing": timing})
+
+
+def _draw_predictions(output: Path, steps: _Steps, files: Sequence[Path], run: Path) -> list[Path]:
+    """Draw what teacher and student say to synthetic and real digits."""
+    from gapssg.core.runtime import Runtime
+    from gapssg.data import load_split
+    from gapssg.models.model_file import load_model
+    from gapssg.report.predictions import draw_predictions
+
+    teacher, student, *_ = map(load_model, files)
+    images = load_split(RECIPE, "test")
+    runtime = Runtime.from_settings(steps.evaluation.runtime, seed=0)
+    return draw_predictions(inside(output), teacher, student, run, images, runtime)
 
 
 def _settings(given: Given[PretrainSettings], files: Sequence[Path]) -> _Steps:
@@ -137,8 +165,11 @@ def _settings(given: Given[PretrainSettings], files: Sequence[Path]) -> _Steps:
 def _check_output(output: Path, folders: Mapping[str, Path], overwrite: bool) -> None:
     from gapssg.runs.directory import check_output
 
-    others = sorted({entry.name for entry in output.iterdir()} - folders.keys()) if output.is_dir() else []
+    ours = {*folders, *PICTURES}
+    others = sorted({entry.name for entry in output.iterdir()} - ours) if output.is_dir() else []
     if others:
         raise InputError(f"--output {output} holds other files ({', '.join(others[:3])}); name another directory")
     for folder in folders.values():
-        check_output(folder, overwrite)
+        check_output(folder, overwrite=True)
+        if not overwrite and is_file(folder / "settings.toml"):
+            raise InputError(f"{output} already holds a quickstart; add --resume to continue it, or --overwrite")
