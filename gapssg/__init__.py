@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from gapssg.landscape.measure import measure_landscape
     from gapssg.landscape.settings import LandscapeSettings
     from gapssg.models.model_file import load_model
+    from gapssg.quality.estimate import estimate_quality
+    from gapssg.quality.settings import QualitySettings
     from gapssg.report.card import write_card
     from gapssg.report.page import write_report
     from gapssg.report.settings import ReportSettings
@@ -44,6 +46,7 @@ __all__ = [
     "LandscapeSettings",
     "PretrainResult",
     "PretrainSettings",
+    "QualitySettings",
     "ReportSettings",
     "Requests",
     "RunError",
@@ -52,6 +55,7 @@ __all__ = [
     "distill",
     "estimate_distillation",
     "estimate_pretraining",
+    "estimate_quality",
     "evaluate",
     "export_model",
     "import_teacher",
@@ -68,6 +72,8 @@ _HOMES = {
     "distill": "gapssg.training.distill",
     "estimate_distillation": "gapssg.training.distill",
     "estimate_pretraining": "gapssg.training.pretrain_teacher",
+    "estimate_quality": "gapssg.quality.estimate",
+    "QualitySettings": "gapssg.quality.settings",
     "evaluate": "gapssg.evaluation.evaluate",
     "import_teacher": "gapssg.evaluation.import_teacher",
     "inspect": "gapssg.evaluation.inspect_model",

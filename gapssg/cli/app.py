@@ -38,6 +38,10 @@ COMMANDS = {
     ),
     "distill": ("gapssg.cli.distill:distill", "Distil a student from a teacher, without any training data."),
     "eval": ("gapssg.cli.evaluate:evaluate", "Evaluate model files on real images; several files give one table."),
+    "estimate": (
+        "gapssg.cli.estimate:estimate",
+        "Predict without real images how often a student disagrees with its teacher, with an interval.",
+    ),
     "export": (
         "gapssg.cli.export:export",
         "Write a model in a format of other programs, after verifying the exported outputs.",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         LandscapeResult,
         Measurement,
         PretrainResult,
+        QualityResult,
         TableSummary,
     )
     from gapssg.training.settings import DistillSettings
@@ -63,6 +64,8 @@ def print_distillation(console: Console, result: DistillResult, run: Path, setti
         lowest = student.lowest_recall
         of_lowest = f", lowest on class '{student.lowest_class}': {percent(lowest)}" if lowest is not None else ""
         console.note(f"balanced accuracy of the student: {percent(student.balanced_accuracy)}{of_lowest}")
+    for line in [] if result.quality is None or result.failures else result.quality.described:
+        console.say(line)
     console.say("next:")
     for words in _next_commands(result, run, settings):
         console.say(f"  {shlex.join(words)}{console.invocation.again_named}")
@@ -83,6 +86,23 @@ def _next_commands(result: DistillResult, run: Path, settings: DistillSettings) 
     if result.failures:
         return [report, evaluate] if settings.eval_data is None else [report]
     return [evaluate, report, ["gapssg", "export", str(run), "--to", "onnx", "--output", "student.onnx"]]
+
+
+def print_quality(console: Console, result: QualityResult) -> None:
+    """Print the evidence of an estimate, then its prediction."""
+    console.table(
+        f"{result.student.file} beside its teacher, on probe images",
+        ["probe images", "number", "disagreement", "gap", "teacher's confidence"],
+        [
+            [
+                *(kind, f"{found.images:,}", percent(found.disagreement)),
+                *(f"{found.reality_gap:.3f}", percent(found.teacher_confidence)),
+            ]
+            for kind, found in result.evidence.items()
+        ],
+    )
+    for line in result.described:
+        console.say(line)
 
 
 def print_pretraining(console: Console, result: PretrainResult, run: Path) -> None:

@@ -42,7 +42,7 @@ class Verdict:
     """The result of a run in one sentence, its evidence, further sentences, and why the model is not usable."""
 
     headline: str
-    evidence: Literal["real images", "synthetic images only", "none"]
+    evidence: Literal["real images", "probe images", "synthetic images only", "none"]
     sentences: list[str]
     failures: list[str] = field(default_factory=list)
 
@@ -160,11 +160,14 @@ def _seen(result: DistillResult | PretrainResult, accuracies: Accuracies) -> str
 
 
 def _of_agreement(result: DistillResult) -> Verdict:
-    agreement = result.student.agreement
+    agreement, quality = result.student.agreement, result.quality
     unknown = (
         "The accuracy on real images is not known: none was read. "
         "If you have labelled images, add --data to this report."
     )
+    if quality is not None and quality.disagreement is not None:
+        headline, *others = (f"{line[0].upper()}{line[1:]}." for line in quality.described)
+        return Verdict(headline, "probe images", [*others, unknown])
     if agreement is None:
         why = " (it had trained on every image of the pool)" if result.pool is not None else ""
         return Verdict(f"No independent measurement of the student exists{why}.", "none", [unknown])

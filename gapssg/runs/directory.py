@@ -367,6 +367,11 @@ def final_weights(path: Path) -> Path:
     raise InputError(f"{path} holds neither {' nor '.join(_FINAL_WEIGHTS)}; name a finished run")
 
 
+def has_pool(path: Path) -> bool:
+    """Tell whether a run directory has a sample pool."""
+    return is_folder(inside(path) / _POOL)
+
+
 def pool_shards(path: Path) -> list[Path]:
     """Return the shard files of a run's sample pool, oldest first.
 

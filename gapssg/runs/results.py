@@ -19,6 +19,7 @@ from gapssg.safe_paths import inside
 from gapssg.settings.base import Settings
 from gapssg.settings.parts import PaddingMode
 from gapssg.stored import MOST_COUNTED_CLASSES, Count, Counts, Many, PositiveCount, Seconds, Share, Stored, Text
+from gapssg.text import percent
 
 RESULT = "result.json"
 _MOST_BYTES = 16 * 2**20
@@ -161,6 +162,64 @@ class TeacherFacts(ModelFile, ModelProfile):
     top1: Share | None
 
 
+class ProbeEvidence(Stored):
+    """How student and teacher compare on probe images of one kind."""
+
+    images: PositiveCount
+    disagreement: Share
+    """Share of the images on which their predictions differ."""
+    weighted_disagreement: Share
+    """The same, each image weighted by the teacher's margin: the difference of its two highest probabilities."""
+    reality_gap: Share
+    """Mean of the largest difference of a class probability."""
+    teacher_confidence: Share
+    """Mean of the teacher's highest class probability."""
+    largest_class: Share
+    """Share of the teacher's most frequent prediction."""
+
+
+class Interval(Stored):
+    """A predicted share with its interval, in [0, 1]."""
+
+    value: Share
+    low: Share
+    high: Share
+
+
+class QualityFacts(Stored):
+    """What is expected of a student on real images, of which none was read."""
+
+    disagreement: Interval | None
+    """Predicted share of real images on which student and teacher differ; None if the predictor does not apply."""
+    top1: Interval | None
+    """Bounds of the top-1 accuracy that follow; None without the teacher's."""
+    coverage: Share
+    """Share of the students of left-out teachers and data sets whose disagreement the intervals covered."""
+    calibrated_on: Text
+    """The students, teachers and sources of images that the predictor was calibrated on."""
+    obstacles: Sentences
+    """Why the predictor does not apply; empty if it does."""
+    evidence: Annotated[dict[Text, ProbeEvidence], Field(max_length=50)]
+
+    @property
+    def described(self) -> list[str]:
+        """The prediction with its interval and its calibration, or why there is none."""
+        share = self.disagreement
+        if share is None:
+            return [f"no prediction for real images: {'; '.join(self.obstacles)}"]
+        lines = [
+            f"predicted disagreement with the teacher on real images: {percent(share.value)} "
+            f"(interval {percent(share.low)} to {percent(share.high)})"
+        ]
+        if self.top1 is not None:
+            lines.append(f"so its top-1 accuracy is from {percent(self.top1.low)} to {percent(self.top1.high)}")
+        lines.append(
+            f"calibrated on {self.calibrated_on}; such intervals covered {percent(self.coverage)} of the students of "
+            "left-out teachers and data sets"
+        )
+        return lines
+
+
 class AfterTraining(Stored):
     """How student and teacher compare on synthetic images after training."""
 
@@ -212,6 +271,8 @@ class DistillResult(TrainingResult):
     """Number of images that the teacher assigned to each class; None with more than 1,000 classes."""
     target_counts: Counts | None = None
     """Number of images with each class as the target; None with more than 1,000 classes."""
+    quality: QualityFacts | None = None
+    """What is expected of the student on real images; None if the run evaluated it on such images."""
     images_synthesized: Count
     distillation_steps: Count
     flops: Count | None = None
@@ -308,6 +369,18 @@ class InspectResult(ModelProfile):
     @field_serializer("card")
     def _as_in_the_file(self, card: ModelCard | None) -> dict[str, Any] | None:
         return None if card is None else card.to_dict()
+
+
+class QualityResult(QualityFacts, RunFacts):
+    """The result of `estimate`."""
+
+    command: Literal["estimate"] = "estimate"
+    teacher: ModelFile
+    student: ModelFile
+    pool: Text | None
+    """The run whose pool was used."""
+    teacher_top1: Share | None
+    """Top-1 accuracy of the teacher, as given."""
 
 
 class Comparison(Stored):
@@ -653,7 +726,7 @@ class ReportedRun(Stored):
 
     run: Text
     verdict: Text
-    evidence: Literal["real images", "synthetic images only", "none"]
+    evidence: Literal["real images", "probe images", "synthetic images only", "none"]
     failures: tuple[Text, ...]
     top1: float | None
 

@@ -18,6 +18,8 @@ from gapssg.evaluation.real_images import read_test_images
 from gapssg.files import LARGEST_FILE, sha256_of_file, sha256_of_files, user_path
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import profile_model
+from gapssg.quality.estimate import judge_quality
+from gapssg.quality.evidence import collect_evidence
 from gapssg.runs.checkpoint import Facts, State
 from gapssg.runs.directory import Display, RunDirectory, SilentDisplay, pool_shards, run_facts
 from gapssg.runs.events import DistillationEnded, DistillationEpoch, Event, Started, Warned
@@ -28,6 +30,7 @@ from gapssg.runs.results import (
     DistillTiming,
     EstimateResult,
     Part,
+    QualityFacts,
     Scores,
     StudentFacts,
     TeacherFacts,
@@ -260,6 +263,7 @@ def _result(
     on_real_images = failures_on_real_images(scores, teacher_scores) if scores else []
     is_shown_usable = scores is not None and passes_on_real_images(scores)
     return DistillResult(
+        quality=_expected_quality(distillation) if scores is None else None,
         method=distillation.origin.method,
         pool=str(settings.pool) if settings.pool else None,
         teacher=TeacherFacts(
@@ -299,3 +303,17 @@ def _result(
         ),
         **dict(run_facts(distillation.runtime, settings)),
     )
+
+
+def _expected_quality(distillation: Distillation) -> QualityFacts:
+    """Predict how the student does on real images, of which the run has none."""
+    card, pool = distillation.teacher_file.card, distillation.synthesizer.pool
+    evidence = collect_evidence(
+        distillation.teacher,
+        distillation.student,
+        distillation.normalization,
+        card.input_shape,
+        None if pool is None else pool.images,
+        distillation.runtime,
+    )
+    return judge_quality(evidence, card.num_classes, card.input_shape)

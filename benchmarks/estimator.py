@@ -1,0 +1,200 @@
+"""Fits and calibrates the predictor of `gapssg estimate` on students whose disagreement on real images is known.
+
+    python -m benchmarks.estimator --cifar10 FOLDER     evidence of each student in runs/strangers, then the fit
+    python -m benchmarks.estimator --fit                the fit alone, from the table
+
+The students are those that `benchmarks.strangers` made, at each snapshot: of every method, trained enough or not. The
+evidence and the disagreement on the test images are rows of `benchmarks/results/estimator.csv`; rows that exist are not
+measured again. The fit writes `gapssg/quality/predictor.json` and prints the coverage and width of the intervals for
+each left-out teacher and data set: predictor and interval are then fitted on all the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import statistics
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from benchmarks.machine import commit, print_table
+from benchmarks.strangers import Place
+from benchmarks.strangers_pairs import PAIRS
+from gapssg.core.runtime import Runtime
+from gapssg.evaluation.predict import predict
+from gapssg.models.model_file import load_model
+from gapssg.quality.calibration import LeftOut, fit, leave_out
+from gapssg.quality.estimate import read_pool
+from gapssg.quality.evidence import collect_evidence
+from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, Predictor, Range, log_odds, summary
+from gapssg.runs.directory import has_pool
+from gapssg.runs.results import DistillResult, ProbeEvidence
+from gapssg.settings.parts import RuntimeSettings
+
+TABLE = Path("benchmarks/results/estimator.csv")
+PREDICTOR = Path("gapssg/quality/predictor.json")
+COVERAGE = 0.9
+KINDS = {WITH_POOL: ("strokes", "mixtures", "overlaid"), WITHOUT_POOL: ("strokes", "mixtures")}
+CIFAR = "cifar"
+SOURCES = {"digits": "digits", "letters": "letters"}
+"""Source of the images by the first part of a pair's name; of the others CIFAR-10."""
+KEY = ("pair", "method", "seed", "file")
+_MOST_TEST_IMAGES = 2000
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Measure the missing rows, fit the predictor, and print how its intervals do on what was left out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar10", type=Path, help="folder with train/ and test/ of CIFAR-10 images")
+    parser.add_argument("--directory", type=Path, default=Path("runs/strangers"))
+    parser.add_argument("--pairs", nargs="*", default=list(PAIRS), choices=list(PAIRS))
+    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--fit", action="store_true", help="measure nothing")
+    arguments = parser.parse_args()
+    rows = read_table(arguments.table)
+    if not arguments.fit:
+        for name in arguments.pairs:
+            rows += measure(Place(name, arguments.directory / name, arguments.cifar10), {key_of(row) for row in rows})
+            write_table(rows, arguments.table)
+        rows = read_table(arguments.table)
+    predictors = {name: fitted(rows, name, kinds).model_dump(mode="json") for name, kinds in KINDS.items()}
+    PREDICTOR.write_text(json.dumps({"predictors": predictors}, indent=2) + "\n")
+
+
+def measure(place: Place, known: set[tuple[str, ...]]) -> list[Row]:
+    """Return rows of the students of a pair that are not known yet."""
+    runs = [result.parent for result in sorted(place.folder.glob("*/*/result.json"))]
+    files = [
+        (run, file)
+        for run in runs
+        for file in (*sorted(run.glob("snapshots/*.safetensors")), run / "student.safetensors")
+        if (place.name, run.parent.name, run.name, file.name) not in known
+    ]
+    if not files:
+        return []
+    runtime = Runtime.from_settings(RuntimeSettings(precision="fp32"), 0)
+    teacher = load_model(place.teacher(), place.pair.factories)
+    module, normalization = runtime.place(teacher.module), teacher.normalization(runtime.device)
+    images = place.images("test").subsample(_MOST_TEST_IMAGES)
+    answers = predict(module, images.images, normalization, runtime).argmax(dim=1)
+    rows: list[Row] = []
+    for run, file in files:
+        source = run if has_pool(run) else DistillResult.load(run).pool
+        pool = None if source is None else read_pool(Path(source), teacher)
+        student = runtime.place(load_model(file, place.pair.factories).module)
+        evidence = collect_evidence(module, student, normalization, teacher.card.input_shape, pool, runtime)
+        predictions = predict(student, images.images, normalization, runtime).argmax(dim=1)
+        row: Row = dict(zip(KEY, (place.name, run.parent.name, run.name, file.name), strict=True))
+        row |= {"classes": images.num_classes, "pixels": min(images.input_shape[1:]), "commit": commit()}
+        row |= {"machine": f"{torch.get_num_threads()} threads, torch {torch.__version__}", "images": len(images)}
+        row |= {
+            "disagreement": (predictions != answers).double().mean().item(),
+            "top1": (predictions == images.labels).double().mean().item(),
+            "teacher_top1": (answers == images.labels).double().mean().item(),
+        }
+        for kind, found in evidence.items():
+            row |= {f"{kind}.{name}": value for name, value in found.model_dump().items()}
+        rows.append(row)
+        print(*(row[name] for name in KEY), f"{row['disagreement']:.3f}", flush=True)
+    return rows
+
+
+def fitted(rows: list[Row], name: str, kinds: tuple[str, ...]) -> Predictor:
+    """Fit one of the predictors, print how its intervals do on what was left out, and return it."""
+    rows = [row for row in rows if all(row[f"{kind}.images"] for kind in kinds)]
+    features = np.array([[summary(evidence_of(row), kinds)] for row in rows])
+    targets = np.array([log_odds(row["disagreement"], row["images"]) for row in rows])
+    groups = [row["pair"] for row in rows]
+    found = fit(features, targets, groups, COVERAGE)
+    left_out = leave_out(features, targets, groups, COVERAGE)
+    print_left_out(f"{name}: each teacher and its data left out", left_out)
+    sources = [SOURCES.get(group.partition("-")[0], CIFAR) for group in groups]
+    print_left_out(
+        f"{name}: all teachers of a source of images left out", leave_out(features, targets, groups, COVERAGE, sources)
+    )
+    return Predictor(
+        kinds=kinds,
+        observed=range_of(features.flat),
+        coefficient=found.coefficients[0],
+        intercept=found.intercept,
+        error=found.error,
+        coverage=statistics.mean(each.coverage for each in left_out),
+        classes=range_of(row["classes"] for row in rows),
+        pixels=range_of(row["pixels"] for row in rows),
+        cells=len(rows),
+        teachers=len(set(groups)),
+        sources=len(set(sources)),
+    )
+
+
+def evidence_of(row: Row) -> dict[str, ProbeEvidence]:
+    """Return the evidence of a row of the table."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in row.items():
+        kind, dot, name = key.partition(".")
+        if dot and value is not None:
+            found.setdefault(kind, {})[name] = value
+    return {kind: ProbeEvidence(**{**values, "images": int(values["images"])}) for kind, values in found.items()}
+
+
+def range_of(values: Iterable[float]) -> Range:
+    """Return the range of values."""
+    numbers = list(values)
+    return Range(low=min(numbers), high=max(numbers))
+
+
+def print_left_out(title: str, found: list[LeftOut]) -> None:
+    """Print coverage, width, error and rank correlation for each thing that was left out, and their means."""
+    rows = []
+    for each in found:
+        shares, low, high = (1 / (1 + np.exp(-odds)) for odds in (each.predicted, each.low, each.high))
+        real = 1 / (1 + np.exp(-each.targets))
+        rank = spearmanr(each.predicted, each.targets).statistic if len(set(each.targets)) > 2 else math.nan
+        rows.append((each.group, len(real), each.coverage, (high - low).mean(), np.abs(shares - real).mean(), rank))
+    means = [float(np.nanmean([row[index] for row in rows])) for index in range(2, 6)]
+    shown = [
+        (group, str(count), *(f"{share:.1%}" for share in figures[:3]), f"{figures[3]:.2f}")
+        for group, count, *figures in [*rows, ("mean", sum(row[1] for row in rows), *means)]
+    ]
+    print_table(title, ("left out", "students", "covered", "width", "mean error", "rank correlation"), shown)
+
+
+def read_table(table: Path) -> list[Row]:
+    """Return the rows of the table; empty cells are None."""
+    if not table.exists():
+        return []
+    texts = {*KEY, "machine", "commit"}
+    with table.open(newline="") as file:
+        return [
+            {key: text if key in texts else (float(text) if text else None) for key, text in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def write_table(rows: list[Row], table: Path) -> None:
+    """Write the rows, sorted by their key."""
+    columns = list(dict.fromkeys(chain.from_iterable(rows)))
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in sorted(rows, key=key_of):
+            writer.writerow({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
+
+
+def key_of(row: Row) -> tuple[str, ...]:
+    """Return the key of a row."""
+    return tuple(str(row[name]) for name in KEY)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""`gapssg estimate`."""
+
+from __future__ import annotations
+
+from gapssg.cli import options, render
+from gapssg.cli.command import DEVICE, MODEL_FACTORIES, Given, Shown, command
+from gapssg.cli.console import Console
+from gapssg.cli.options import Panel
+from gapssg.quality.settings import QualitySettings
+
+
+@command(
+    "estimate",
+    QualitySettings,
+    {
+        Panel.MAIN: [Shown("student", "RUN|FILE", is_argument=True), "teacher", "teacher_top1"],
+        Panel.DATA: ["pool", MODEL_FACTORIES],
+        Panel.RUNNING: ["seed", *DEVICE],
+    },
+)
+def estimate(console: Console, given: Given[QualitySettings]) -> None:
+    """Predict without real images how often a student disagrees with its teacher, with an interval.
+
+    Examples:
+        gapssg estimate run --teacher teacher.safetensors
+        gapssg estimate run --teacher teacher.safetensors --teacher-top1 0.953
+    """
+    settings = given.load()
+    if given.dry_run:
+        console.settings(settings)
+        return
+    options.check_inputs(settings)
+
+    from gapssg.quality.estimate import estimate_quality
+
+    result = estimate_quality(settings)
+    render.print_quality(console, result)
+    console.result(result)

@@ -1,0 +1,1 @@
+"""How good a student is without real images: probe images, evidence, and calibrated predictions."""

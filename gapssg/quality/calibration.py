@@ -1,0 +1,110 @@
+"""Fits the predictor of `estimate` on students whose disagreement on real images is known, and calibrates it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LinearRegression
+
+Numbers = NDArray[np.float64]
+
+
+class Fitted(NamedTuple):
+    """A linear predictor of log-odds, and half the length of its interval."""
+
+    coefficients: Numbers
+    intercept: float
+    error: float
+
+    def odds(self, features: Numbers) -> Numbers:
+        """Return the predicted log-odds (N,) of features (N, F)."""
+        return features @ self.coefficients + self.intercept
+
+
+def fit(features: Numbers, targets: Numbers, groups: Sequence[str], coverage: float) -> Fitted:
+    """Fit the predictor, each group with the same weight, and its interval on the residuals of left-out groups.
+
+    Half its length is the weighted quantile of their absolute values, at a level raised for the finite number of groups
+    (Lee, Barber and Willett, "Distribution-free inference with hierarchical data", 2023).
+
+    Args:
+        features: (N, F) log-odds.
+        targets: (N,) log-odds.
+        groups: The group of each row: its teacher and data set.
+        coverage: Share of the students of a new group that the interval shall cover, in (0, 1).
+    """
+    coefficients, intercept = _regression(features, targets, groups)
+    residuals, weights = [], []
+    for group in sorted(set(groups)):
+        left_out = np.array([each == group for each in groups])
+        others = [each for each in groups if each != group]
+        slope, offset = _regression(features[~left_out], targets[~left_out], others)
+        residuals.append(targets[left_out] - features[left_out] @ slope - offset)
+        weights.append(np.full(left_out.sum(), 1 / left_out.sum()))
+    count = len(weights)
+    share = min(1.0, coverage * (count + 1) / count)
+    errors, shares = np.abs(np.concatenate(residuals)), np.concatenate(weights) / count
+    return Fitted(coefficients, intercept, weighted_quantile(errors, shares, share))
+
+
+def weighted_quantile(values: Numbers, weights: Numbers, share: float) -> float:
+    """Return the smallest value up to which the weights, of sum 1, add up to `share`."""
+    order = np.argsort(values)
+    index = np.searchsorted(np.cumsum(weights[order]), share - 1e-12)
+    return float(values[order][min(index, len(values) - 1)])
+
+
+def _regression(features: Numbers, targets: Numbers, groups: Sequence[str]) -> tuple[Numbers, float]:
+    sizes = Counter(groups)
+    weights = [1 / sizes[group] for group in groups]
+    model = LinearRegression(positive=True).fit(features, targets, weights)
+    return model.coef_, float(model.intercept_)
+
+
+class LeftOut(NamedTuple):
+    """Predictions for a group from the other groups.
+
+    Attributes:
+        group: The group.
+        predicted: (N,) log-odds.
+        low: (N,) log-odds of the lower ends.
+        high: (N,) log-odds of the upper ends.
+        targets: (N,) log-odds.
+    """
+
+    group: str
+    predicted: Numbers
+    low: Numbers
+    high: Numbers
+    targets: Numbers
+
+    @property
+    def coverage(self) -> float:
+        """Share of the targets in their intervals."""
+        return float(((self.targets >= self.low) & (self.targets <= self.high)).mean())
+
+
+def leave_out(
+    features: Numbers, targets: Numbers, groups: Sequence[str], coverage: float, larger: Sequence[str] | None = None
+) -> list[LeftOut]:
+    """Return for each group the predictions and intervals that were fitted and calibrated on all the others.
+
+    Args:
+        features: (N, F) log-odds.
+        targets: (N,) log-odds.
+        groups: As for `fit`.
+        coverage: As for `fit`.
+        larger: What is left out, if that is more than a group: such as its data set.
+    """
+    found = []
+    for group in sorted(set(larger or groups)):
+        chosen = np.array([each == group for each in larger or groups])
+        others = [each for each, left_out in zip(groups, chosen, strict=True) if not left_out]
+        fitted = fit(features[~chosen], targets[~chosen], others, coverage)
+        odds = fitted.odds(features[chosen])
+        found.append(LeftOut(group, odds, odds - fitted.error, odds + fitted.error, targets[chosen]))
+    return found

@@ -1,0 +1,77 @@
+"""How student and teacher compare on probe images that the method under judgement did not optimise."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gapssg.core.augment import Normalization
+from gapssg.core.runtime import Runtime, to_unit_range
+from gapssg.evaluation.predict import predict
+from gapssg.quality.probes import PROBES, ImageShape, dead_leaves
+from gapssg.runs.results import ProbeEvidence
+from gapssg.synthesis.losses import reality_gaps
+
+PROBE_COUNT = 256
+"""Images of each kind."""
+_SHARE_OF_LEAVES = 0.3
+
+
+def probe_images(shape: ImageShape, pool: Tensor | None, runtime: Runtime) -> dict[str, Tensor]:
+    """Return the probe images by kind, each (N, C, H, W) float32 in [0, 1] on the device.
+
+    `strokes` and `mixtures` are procedural; `overlaid` are images of the pool with dead leaves over them. Further kinds
+    were measured and predict no better: procedural noise and dead leaves alone, images of the pool unchanged, with
+    noise, other contrast, blurred, and mixed in pairs.
+
+    Args:
+        shape: Channels, height and width.
+        pool: (N, C, H, W) uint8; None without a pool.
+        runtime: Device and random streams.
+    """
+    images = {name: make(PROBE_COUNT, shape, runtime.random_stream(f"probes, {name}")) for name, make in PROBES.items()}
+    if pool is None:
+        return images
+    order = torch.randperm(len(pool), generator=runtime.random_stream("probes, pool"), device=runtime.device)
+    chosen = to_unit_range(pool[order[:PROBE_COUNT].to(pool.device)].to(runtime.device))
+    leaves = dead_leaves(len(chosen), shape, runtime.random_stream("probes, leaves"))
+    return images | {"overlaid": (1 - _SHARE_OF_LEAVES) * chosen + _SHARE_OF_LEAVES * leaves}
+
+
+def collect_evidence(
+    teacher: nn.Module,
+    student: nn.Module,
+    normalization: Normalization,
+    shape: ImageShape,
+    pool: Tensor | None,
+    runtime: Runtime,
+) -> dict[str, ProbeEvidence]:
+    """Compare a student with its teacher on each kind of probe images.
+
+    Args:
+        teacher: Maps normalised images to logits, on the device.
+        student: Likewise.
+        normalization: The normalisation that both share.
+        shape: Channels, height and width of the images.
+        pool: Images of the pool, (N, C, H, W) uint8; None without a pool.
+        runtime: Device, precision and random streams.
+    """
+    evidence = {}
+    for name, images in probe_images(shape, pool, runtime).items():
+        teachers, students = (predict(module, images, normalization, runtime) for module in (teacher, student))
+        evidence[name] = evidence_of(teachers, students)
+    return evidence
+
+
+def evidence_of(teacher_logits: Tensor, student_logits: Tensor) -> ProbeEvidence:
+    """Return the evidence of logits (N, K) on the images of one kind."""
+    (first, second), answers = teacher_logits.softmax(dim=1).topk(2).values.double().T, teacher_logits.argmax(dim=1)
+    differs, margin = (student_logits.argmax(dim=1) != answers).double(), first - second
+    return ProbeEvidence(
+        images=len(answers),
+        disagreement=differs.mean().item(),
+        weighted_disagreement=((differs * margin).sum() / margin.sum().clamp_min(1e-9)).item(),
+        reality_gap=reality_gaps(teacher_logits, student_logits).double().mean().item(),
+        teacher_confidence=first.mean().item(),
+        largest_class=answers.bincount().max().item() / len(answers),
+    )

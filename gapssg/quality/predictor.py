@@ -1,0 +1,108 @@
+"""The calibrated prediction of a student's disagreement with its teacher on real images.
+
+The predicted log-odds are linear in those on probe images, with a coefficient that is not negative, so that more
+disagreement on probe images never predicts less on real ones. The interval has the errors of predictions for left-out
+teachers and data sets (conformal prediction for grouped data: Lee, Barber and Willett, "Distribution-free inference
+with hierarchical data", 2023). `make estimator` fits it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from typing import Annotated
+
+from pydantic import Field
+
+from gapssg.runs.results import Interval, ProbeEvidence
+from gapssg.stored import PositiveCount, Share, Stored, Text
+from gapssg.text import percent
+
+PREDICTOR = "predictor.json"
+WITH_POOL, WITHOUT_POOL = "with a pool", "without a pool"
+
+
+class Range(Stored):
+    """The range of a quantity in the cells that the predictor was fitted on."""
+
+    low: float
+    high: float
+
+    def holds(self, value: float) -> bool:
+        """Tell whether a value lies in it."""
+        return self.low <= value <= self.high
+
+
+class Predictor(Stored):
+    """A fitted predictor and what it was calibrated on."""
+
+    kinds: Annotated[tuple[Text, ...], Field(min_length=1)]
+    """Kinds of probe images that it takes."""
+    observed: Range
+    """Of what `summary` returns."""
+    coefficient: Annotated[float, Field(ge=0)]
+    intercept: float
+    error: Annotated[float, Field(ge=0)]
+    """Half the length of the interval of the predicted log-odds."""
+    coverage: Share
+    classes: Range
+    pixels: Range
+    """Of an image's shorter side."""
+    cells: PositiveCount
+    teachers: PositiveCount
+    sources: PositiveCount
+    """Of images, such as the CIFAR-10 of which several teachers know some classes."""
+
+    @property
+    def calibrated_on(self) -> str:
+        """The size of its calibration."""
+        return f"{self.cells} students of {self.teachers} teachers, images of {self.sources} sources"
+
+    def predict(self, evidence: Mapping[str, ProbeEvidence]) -> Interval:
+        """Return the predicted disagreement and its interval, never less than for the best students of the calibration."""
+        odds = self.intercept + self.coefficient * max(summary(evidence, self.kinds), self.observed.low)
+        return Interval(value=share_of(odds), low=share_of(odds - self.error), high=share_of(odds + self.error))
+
+    def obstacles(self, evidence: Mapping[str, ProbeEvidence], num_classes: int, shorter_side: int) -> list[str]:
+        """Return why the predictor does not apply, one clause each; empty if it does."""
+        found = [
+            f"it was calibrated for {observed.low:.0f} to {observed.high:.0f} {name}, not {value}"
+            for name, value, observed in (
+                ("classes", num_classes, self.classes),
+                ("pixels (shorter side)", shorter_side, self.pixels),
+            )
+            if not observed.holds(value)
+        ]
+        odds = summary(evidence, self.kinds)
+        if odds > self.observed.high:
+            most, share = percent(share_of(self.observed.high)), percent(share_of(odds))
+            found.append(f"it was calibrated for a disagreement on probe images of at most {most}, not {share}")
+        return found
+
+
+def summary(evidence: Mapping[str, ProbeEvidence], kinds: Iterable[str]) -> float:
+    """Return the mean over kinds of probe images of the log-odds of the weighted disagreement."""
+    return statistics.mean(log_odds(evidence[kind].weighted_disagreement, evidence[kind].images) for kind in kinds)
+
+
+def load_predictors() -> dict[str, Predictor]:
+    """Return the fitted predictors of this version, by name: with and without images of a pool."""
+    text = resources.files("gapssg.quality").joinpath(PREDICTOR).read_bytes()
+    return _Predictors.read(text, PREDICTOR).predictors
+
+
+class _Predictors(Stored):
+    predictors: dict[Text, Predictor]
+
+
+def log_odds(share: float, count: int) -> float:
+    """Return the log-odds of a share in [0, 1] of `count` images, shrunk by half an image so that they are finite."""
+    share = (share * count + 0.5) / (count + 1)
+    return math.log(share / (1 - share))
+
+
+def share_of(odds: float) -> float:
+    """Return the share in (0, 1) of log-odds."""
+    return 1 / (1 + math.exp(-odds))

@@ -1,0 +1,26 @@
+"""The settings of `estimate`. Imports no torch."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from gapssg.models.settings import WithFactories
+from gapssg.settings.base import UserPath
+from gapssg.settings.parts import RuntimeSettings
+
+
+class QualitySettings(WithFactories):
+    """The prediction of how a student does on real images, without any."""
+
+    student: UserPath
+    """A finished run of distill, or a model file."""
+    teacher: UserPath
+    """The model file of its teacher."""
+    pool: UserPath | None = None
+    """Run whose sample pool is used for probe images; by default that of the student's run, if it kept one."""
+    teacher_top1: float | None = Field(default=None, ge=0, le=1)
+    """Top-1 accuracy of the teacher on real images, from 0 to 1, if known: gives an interval of the student's."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of the probe images."""
+    runtime: RuntimeSettings = RuntimeSettings()
+    """Device and precision."""

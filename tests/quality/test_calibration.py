@@ -1,0 +1,71 @@
+"""The fit of the predictor, and what its intervals promise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gapssg.quality.calibration import fit, leave_out, weighted_quantile
+
+
+def drawn(groups: int, size: int, seed: int, spread: float = 0.3):
+    """Rows whose groups are shifted against each other, as teachers are."""
+    rng = np.random.default_rng(seed)
+    shift = np.repeat(rng.normal(0, spread, groups), size)
+    features = rng.normal(0, 1, (groups * size, 2))
+    targets = 0.5 + features @ [0.8, 0.3] + shift + rng.normal(0, 0.05, groups * size)
+    return features, targets, [f"group {number}" for number in range(groups) for _ in range(size)]
+
+
+def test_a_weighted_quantile_is_the_first_value_that_reaches_the_share():
+    values, weights = np.array([3.0, 1.0, 2.0]), np.array([0.25, 0.5, 0.25])
+    assert weighted_quantile(values, weights, 0.5) == 1.0
+    assert weighted_quantile(values, weights, 0.51) == 2.0
+    assert weighted_quantile(values, weights, 0.75) == 2.0
+    assert weighted_quantile(values, weights, 1.0) == 3.0
+
+
+def test_the_fit_recovers_coefficients_and_never_has_negative_ones():
+    features, targets, groups = drawn(200, 5, seed=0)
+    fitted = fit(features, targets, groups, 0.9)
+    assert fitted.coefficients == pytest.approx([0.8, 0.3], abs=0.05)
+    assert fitted.intercept == pytest.approx(0.5, abs=0.1)
+    assert np.all(fit(-features, targets, groups, 0.9).coefficients == 0)
+
+
+def test_a_group_counts_once_however_many_rows_it_has():
+    features, targets, groups = drawn(6, 4, seed=1)
+    many = [0] * 50 + list(range(len(targets)))
+    doubled = fit(features[many], targets[many], [groups[index] for index in many], 0.9)
+    once = fit(features, targets, groups, 0.9)
+    # The first group has other inner weights now, but not more weight: without weights its 54 rows of 74 would decide.
+    assert doubled.intercept == pytest.approx(once.intercept, abs=0.3)
+
+
+def test_intervals_cover_new_groups_as_often_as_they_promise():
+    covered = []
+    for seed in range(40):
+        features, targets, groups = drawn(20, 6, seed)
+        fitted = fit(features, targets, groups, 0.9)
+        new_features, new_targets, _ = drawn(10, 6, seed + 1000)
+        odds = fitted.odds(new_features)
+        covered.append(np.mean(np.abs(new_targets - odds) <= fitted.error))
+    # 400 new groups: the standard error of a coverage of 0.9 is 0.015.
+    assert 0.86 <= np.mean(covered) <= 0.97
+
+
+def test_what_is_left_out_has_no_part_in_its_own_prediction():
+    features, targets, groups = drawn(8, 3, seed=2)
+    changed = targets.copy()
+    changed[:3] += 5
+    before, after = (leave_out(features, each, groups, 0.9)[0] for each in (targets, changed))
+    assert before.group == after.group == "group 0"
+    assert np.array_equal(before.predicted, after.predicted)
+    assert np.array_equal(before.high, after.high)
+    assert after.coverage == 0
+
+
+def test_several_groups_are_left_out_together():
+    features, targets, groups = drawn(8, 3, seed=3)
+    larger = ["first" if index < 12 else "second" for index in range(24)]
+    assert [each.group for each in leave_out(features, targets, groups, 0.9, larger)] == ["first", "second"]
