@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast coverage lint types install bench results bench-gpu bench-strangers bench-tenth soak crash-points fuzz clean
+.PHONY: quickstart test test-fast coverage lint types install bench results bench-gpu bench-strangers estimator bench-tenth soak crash-points fuzz clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/gapssg quickstart --overwrite
@@ -45,6 +45,10 @@ bench-gpu: $(INSTALLED)
 # CIFAR10 is a folder with train/ and test/ of CIFAR-10 images; hours on two cores, resumable cell by cell.
 bench-strangers: $(INSTALLED)
 	$(BIN)/python -m benchmarks.strangers $(if $(CIFAR10),--cifar10 $(CIFAR10))
+
+# The predictor of `gapssg estimate`, from the students that bench-strangers made.
+estimator: $(INSTALLED)
+	$(BIN)/python -m benchmarks.estimator $(if $(CIFAR10),--cifar10 $(CIFAR10))
 
 bench-tenth: $(INSTALLED)
 	$(BIN)/python -m benchmarks.tenth --data $(if $(DATA),$(DATA),cifar10)

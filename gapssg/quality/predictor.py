@@ -61,7 +61,7 @@ class Predictor(Stored):
         return f"{self.cells} students of {self.teachers} teachers, images of {self.sources} sources"
 
     def predict(self, evidence: Mapping[str, ProbeEvidence]) -> Interval:
-        """Return the predicted disagreement and its interval, never less than for the best students of the calibration."""
+        """Return the predicted disagreement and its interval, never below those of the best student calibrated on."""
         odds = self.intercept + self.coefficient * max(summary(evidence, self.kinds), self.observed.low)
         return Interval(value=share_of(odds), low=share_of(odds - self.error), high=share_of(odds + self.error))
 

@@ -1,0 +1,98 @@
+"""`estimate`: probe images of a run, its prediction, and where it stands afterwards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from gapssg import QualitySettings, distill, estimate_quality, load_model
+from gapssg.core.runtime import Runtime
+from gapssg.models import create_model
+from gapssg.models.model_file import save_model
+from gapssg.quality.evidence import evidence_of, probe_images
+from gapssg.runs.results import DistillResult
+from tests.conftest import make_card
+from tests.program import gapssg, refusal
+from tests.run_fixtures import settings
+
+CPU = {"device": "cpu", "precision": "fp32"}
+
+
+def estimated(student: Path, teacher: Path, **changes):
+    return estimate_quality(
+        QualitySettings.model_validate({"student": student, "teacher": teacher, "runtime": CPU, **changes})
+    )
+
+
+def test_evidence_weighs_images_by_the_margin_of_the_teacher():
+    teacher = torch.tensor([[4.0, 0.0], [0.0, 1.0], [2.0, 0.0]])
+    student = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    found = evidence_of(teacher, student)
+    margins = [torch.tanh(torch.tensor(each / 2)).item() for each in (4.0, 1.0, 2.0)]  # p1 - p2 of two classes
+    assert found.disagreement == pytest.approx(2 / 3)
+    assert found.weighted_disagreement == pytest.approx((margins[1] + margins[2]) / sum(margins), abs=1e-6)
+    assert found.largest_class == pytest.approx(2 / 3)
+    assert found.images == 3
+
+
+def test_probe_images_depend_only_on_the_seed_and_the_pool(runtime: Runtime):
+    pool = torch.randint(0, 256, (40, 1, 20, 17), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    first, second = (probe_images((1, 20, 17), pool, runtime) for _ in range(2))
+    assert set(first) == {"strokes", "mixtures", "overlaid"}
+    assert all(torch.equal(first[kind], second[kind]) for kind in first)
+    assert set(probe_images((1, 20, 17), None, runtime)) == {"strokes", "mixtures"}
+    assert first["overlaid"].shape == (40, 1, 20, 17)
+
+
+def test_a_teacher_agrees_with_itself(teacher_file: Path):
+    found = estimated(teacher_file, teacher_file, teacher_top1=0.9)
+    assert all(each.disagreement == 0 for each in found.evidence.values())
+    assert found.pool is None
+    assert found.obstacles == ()
+    assert found.disagreement is not None and found.top1 is not None
+    assert found.disagreement.low < found.disagreement.value < found.disagreement.high
+    assert found.top1.low == pytest.approx(0.9 - found.disagreement.high)
+    assert found.top1.high == 1.0
+
+
+def test_the_end_of_a_run_and_the_command_say_the_same_of_its_student(teacher_file: Path, tmp_path: Path):
+    result = distill(settings(teacher_file), tmp_path / "run")
+    found = estimated(tmp_path / "run", teacher_file)
+    assert result.quality is not None
+    assert result.quality.evidence == found.evidence
+    assert DistillResult.load(tmp_path / "run").quality == result.quality
+    assert found.pool == str(tmp_path / "run")
+    shown = gapssg("estimate", tmp_path / "run", "--teacher", teacher_file, "--device", "cpu", "--precision", "fp32")
+    for line in result.quality.described:
+        assert line in " ".join(shown.stdout.split("\n"))
+
+
+def test_a_run_with_real_images_needs_no_estimate(teacher_file: Path, tmp_path: Path):
+    result = distill(settings(teacher_file, eval_data={"name": "digits"}), tmp_path / "run")
+    assert result.quality is None
+
+
+def test_an_estimate_outside_of_the_calibration_is_refused_with_the_reason(tmp_path: Path):
+    names = tuple(map(str, range(100)))
+    files = []
+    for seed in (0, 1):
+        module = create_model("wrn10_half", num_classes=100, input_shape=(1, 16, 16), seed=seed)
+        card = make_card(architecture="wrn10_half", num_classes=100, class_names=names)
+        save_model(tmp_path / f"{seed}.safetensors", module, card)
+        files.append(tmp_path / f"{seed}.safetensors")
+    found = estimated(*files, teacher_top1=0.5)
+    assert found.disagreement is None and found.top1 is None
+    assert "100" in found.obstacles[0]
+    assert found.described == [f"no prediction for real images: {'; '.join(found.obstacles)}"]
+    as_json = gapssg("estimate", files[0], "--teacher", files[1], "--device", "cpu", "--json")
+    assert json.loads(as_json.stdout)["disagreement"] is None
+
+
+def test_student_and_teacher_must_match(teacher_file: Path, tmp_path: Path):
+    card = make_card(input_shape=(1, 32, 32))
+    save_model(tmp_path / "large.safetensors", load_model(teacher_file).module, card)
+    assert "32" in refusal("estimate", tmp_path / "large.safetensors", "--teacher", teacher_file)
+    assert "--teacher-top1" in refusal("estimate", teacher_file, "--teacher", teacher_file, "--teacher-top1", "95")
