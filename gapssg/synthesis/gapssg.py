@@ -22,7 +22,7 @@ class GapSSGSettings(InversionSettings):
     summary: ClassVar[str] = "images from which the student can learn most, regulated by the reality gap"
     paper: ClassVar[str] = "Wang et al., T-PAMI 2024"
     year: ClassVar[int | None] = 2024
-    needs_batch_norm: ClassVar[bool] = True
+    needs_batch_norm: ClassVar[bool] = False
     published: ClassVar[Mapping[str, float]] = {
         "epochs": 200,
         "batch_size": 128,

@@ -27,7 +27,7 @@ class GapSSGFastSettings(InversionSettings):
     paper: ClassVar[str] = "this project, after Wang et al., T-PAMI 2024"
     is_own: ClassVar[bool] = True
     departs: ClassVar[tuple[str, ...]] = ("this project's own method, not published",)
-    needs_batch_norm: ClassVar[bool] = True
+    needs_batch_norm: ClassVar[bool] = False
     balances_targets: ClassVar[bool] = True
     keeps_generator: ClassVar[bool] = True
     relative_statistics: ClassVar[bool] = True
