@@ -33,7 +33,7 @@ class GapSSGSettings(InversionSettings):
     name: Literal["gapssg"] = "gapssg"
     """The method."""
     statistics_weight: float = Field(default=1.0, ge=0, le=1000)
-    """Weight of the batch-norm statistics loss."""
+    """Weight of the statistics loss: of the batch norms or, without any, of the teacher's input."""
     gap_weight: float = Field(default=0.5, ge=0, le=1000)
     """Weight of the two gap terms, before the regulatory factor."""
     disagreement_weight: float = Field(default=1.0, ge=0, le=1000)
