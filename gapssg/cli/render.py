@@ -240,6 +240,7 @@ def print_inspection(console: Console, result: InspectResult) -> None:
         ["parameters", f"{result.parameters:,}"],
         ["MACs of an image", f"{result.macs / 1e6:.1f} M"],
         ["batch-norm layers observed", str(len(result.observed_batch_norm_layers))],
+        ["image prior of GapSSG", result.image_prior],
     ]
     if (card := result.card) is not None:
         made_by = {key: str(value) for key, value in card.provenance if key != "versions" and value is not None}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from gapssg.evaluation.settings import InspectSettings
 from gapssg.models import create_model
 from gapssg.models.model_file import LoadedModel, load_model
-from gapssg.models.profile import executed_batch_norm_layers, last_linear_layer, profile_layers, profile_model
+from gapssg.models.profile import executed_batch_norm_layers, profile_layers, profile_model
 from gapssg.runs.results import InspectResult
-from gapssg.synthesis import SynthesisSettings, method_classes
-from gapssg.synthesis.base import GeneratorMethodSettings
+from gapssg.synthesis import method_classes
+from gapssg.synthesis.requirements import image_prior, missing_for
 
 _CLASSES, _INPUT_SHAPE = 10, (3, 32, 32)
 
@@ -19,8 +17,8 @@ def inspect(settings: InspectSettings) -> InspectResult:
     """Describe a model file, or an architecture with random weights; nothing is written.
 
     Returns:
-        Size, layers, names of the observed batch-norm layers, methods (each with what the model lacks for it, or None),
-        and for a file its description and SHA-256.
+        Size, layers, names of the observed batch-norm layers, the image prior of `gapssg` and `gapssg-fast`, methods
+        (each with what the model lacks for it, or None), and for a file its description and SHA-256.
 
     Raises:
         InputError: The file or the architecture cannot be used.
@@ -47,24 +45,10 @@ def inspect(settings: InspectSettings) -> InspectResult:
         **dict(profile_model(module, input_shape)),
         layers=tuple(profile_layers(module, input_shape)),
         observed_batch_norm_layers=tuple(name for name, layer in module.named_modules() if layer in observed),
+        image_prior=image_prior(module, input_shape),
         methods={
-            method.model_fields["name"].default: _lacks(method, module, len(observed), input_shape, num_classes)
+            method.model_fields["name"].default: missing_for(method, module, input_shape, num_classes)
             for method in method_classes()
         },
         card=loaded.card if loaded else None,
     )
-
-
-def _lacks(
-    method: type[SynthesisSettings],
-    module: nn.Module,
-    observed: int,
-    input_shape: tuple[int, int, int],
-    num_classes: int,
-) -> str | None:
-    if method.needs_batch_norm and not observed:
-        return "batch-norm layers"
-    reads_features = issubclass(method, GeneratorMethodSettings) and method.reads_features
-    if reads_features and last_linear_layer(module, input_shape, num_classes) is None:
-        return "a last linear layer"
-    return None

@@ -19,6 +19,7 @@ from gapssg.safe_paths import inside
 from gapssg.settings.base import Settings
 from gapssg.settings.parts import PaddingMode
 from gapssg.stored import MOST_COUNTED_CLASSES, Count, Counts, Many, PositiveCount, Seconds, Share, Stored, Text
+from gapssg.synthesis.base import ImagePrior
 from gapssg.text import percent
 
 RESULT = "result.json"
@@ -362,6 +363,8 @@ class InspectResult(ModelProfile):
     input_shape: tuple[int, int, int]
     layers: tuple[LayerProfile, ...]
     observed_batch_norm_layers: tuple[Text, ...]
+    image_prior: ImagePrior
+    """What `gapssg` and `gapssg-fast` use as image prior."""
     methods: dict[str, str | None]
     """What the model lacks for each method, or None."""
     card: ModelCard | None

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
 
 from pydantic import Field
 
 from gapssg.settings.base import Settings
 from gapssg.settings.parts import PaddingMode
+
+BATCH_NORM, LAST_LINEAR = "batch-norm layers", "a last linear layer"
+"""What a method can need of a teacher."""
+ImagePrior = Literal["batch-norm statistics", "input statistics"]
+"""What keeps the images of `gapssg` and `gapssg-fast` like those of the teacher's training."""
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -166,7 +171,7 @@ class SynthesisSettings(Settings):
     year: ClassVar[int | None] = None
     """Year of publication; None if unpublished."""
     needs_batch_norm: ClassVar[bool]
-    """Whether it uses the teacher's batch-norm statistics."""
+    """Whether it uses the teacher's batch-norm statistics and cannot run without them."""
     has_pool: ClassVar[bool]
     """Whether its images are kept in a pool; otherwise the student is trained on fresh generator samples."""
     published: ClassVar[Mapping[str, float]] = {}
@@ -192,7 +197,7 @@ class SynthesisSettings(Settings):
     @classmethod
     def needs(cls) -> tuple[str, ...]:
         """Return what the method requires of a teacher."""
-        return ("batch-norm layers",) if cls.needs_batch_norm else ()
+        return (BATCH_NORM,) if cls.needs_batch_norm else ()
 
     def build(self, context: SynthesisContext) -> Synthesizer:
         """Create the synthesizer of this method."""
@@ -356,7 +361,7 @@ class GeneratorMethodSettings(SynthesisSettings):
     @classmethod
     def needs(cls) -> tuple[str, ...]:
         """Return what the method requires of a teacher."""
-        return (*super().needs(), *(["a last linear layer"] if cls.reads_features else []))
+        return (*super().needs(), *([LAST_LINEAR] if cls.reads_features else []))
 
     @property
     def average_momentum(self) -> float | None:

@@ -22,7 +22,7 @@ class GapSSGSettings(InversionSettings):
     summary: ClassVar[str] = "images from which the student can learn most, regulated by the reality gap"
     paper: ClassVar[str] = "Wang et al., T-PAMI 2024"
     year: ClassVar[int | None] = 2024
-    needs_batch_norm: ClassVar[bool] = True
+    needs_batch_norm: ClassVar[bool] = False
     published: ClassVar[Mapping[str, float]] = {
         "epochs": 200,
         "batch_size": 128,
@@ -33,7 +33,7 @@ class GapSSGSettings(InversionSettings):
     name: Literal["gapssg"] = "gapssg"
     """The method."""
     statistics_weight: float = Field(default=1.0, ge=0, le=1000)
-    """Weight of the batch-norm statistics loss."""
+    """Weight of the statistics loss: of the batch norms or, without any, of the teacher's input."""
     gap_weight: float = Field(default=0.5, ge=0, le=1000)
     """Weight of the two gap terms, before the regulatory factor."""
     disagreement_weight: float = Field(default=1.0, ge=0, le=1000)

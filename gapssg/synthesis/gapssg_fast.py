@@ -1,4 +1,4 @@
-"""The default method: GapSSG adapted to any teacher with batch norm and to training on a CPU.
+"""The default method: GapSSG adapted to any teacher and to training on a CPU.
 
 From GapSSG (Wang et al., T-PAMI 2024): the disagreement and agreement losses, the optimised latent, keeping the images
 of the step with the lowest loss, and the growing pool. From other methods: a generator that keeps its weights between
@@ -27,7 +27,7 @@ class GapSSGFastSettings(InversionSettings):
     paper: ClassVar[str] = "this project, after Wang et al., T-PAMI 2024"
     is_own: ClassVar[bool] = True
     departs: ClassVar[tuple[str, ...]] = ("this project's own method, not published",)
-    needs_batch_norm: ClassVar[bool] = True
+    needs_batch_norm: ClassVar[bool] = False
     balances_targets: ClassVar[bool] = True
     keeps_generator: ClassVar[bool] = True
     relative_statistics: ClassVar[bool] = True
@@ -51,7 +51,7 @@ class GapSSGFastSettings(InversionSettings):
     generator_width: int = Field(default=32, ge=4, le=1024)
     """Channels of the generator's last hidden layer."""
     statistics_weight: float = Field(default=1.0, ge=0, le=1000)
-    """Weight of the relative batch-norm statistics loss."""
+    """Weight of the relative statistics loss: of the batch norms or, without any, of the teacher's input."""
     target_weight: float = Field(default=1.0, ge=0, le=1000)
     """Weight of the teacher's cross-entropy with the targets."""
     disagreement_weight: float = Field(default=1.0, ge=0, le=1000)

@@ -18,6 +18,8 @@ from gapssg.models.frozen import frozen
 from gapssg.models.generator import Generator
 from gapssg.synthesis.base import InversionSettings, PoolMethodSettings, SynthesisContext
 from gapssg.synthesis.batch_norm import observed_statistics
+from gapssg.synthesis.input_statistics import observed_input_statistics
+from gapssg.synthesis.requirements import image_prior
 from gapssg.synthesis.state import STATE_MISMATCH, halve_learning_rates, make_adam, moments_of, put_back, take_all
 
 _STEPS_DONE = "steps_done"
@@ -175,6 +177,7 @@ class GeneratorInversion(Inversion):
         """Create the generator, the latent and their optimizer, which also takes `more_groups`."""
         self.settings = settings
         self.context = context
+        self._prior = image_prior(context.teacher, context.image_shape)
         self.generator = self._make_generator()
         context.runtime.place(self.generator)
         self.latent = torch.zeros(self._latent_shape(), device=context.runtime.device, requires_grad=True)
@@ -217,7 +220,10 @@ class GeneratorInversion(Inversion):
         self.generator.reset_parameters(stream)
 
     def _observing(self) -> AbstractContextManager[Any]:
-        return observed_statistics(self.context.teacher, self._distances, self.settings.relative_statistics)
+        context, relative = self.context, self.settings.relative_statistics
+        if self._prior == "input statistics":
+            return observed_input_statistics(context.teacher, self._distances, context.normalization, relative)
+        return observed_statistics(context.teacher, self._distances, relative)
 
     def _finish(self, epoch: int) -> None:
         if self.settings.keeps_generator:

@@ -12,11 +12,12 @@ from gapssg.models.checkpoint_file import read_checkpoint_weights
 from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.foreign import check_classifier
 from gapssg.models.model_file import LoadedModel, load_foreign_weights
-from gapssg.models.profile import executed_batch_norm_layers, profile_model
+from gapssg.models.profile import profile_model
 from gapssg.runs.directory import pool_shards, versions
 from gapssg.synthesis import SynthesisContext, Synthesizer, method_classes
-from gapssg.synthesis.base import PoolMethodSettings
+from gapssg.synthesis.base import BATCH_NORM, PoolMethodSettings
 from gapssg.synthesis.pool_synthesizer import PoolSynthesizer, read_pool
+from gapssg.synthesis.requirements import missing_for
 from gapssg.synthesis.shards import PoolOrigin
 from gapssg.training.settings import DistillSettings
 
@@ -71,7 +72,7 @@ def make_synthesizer(
             )
         pool, origin = read_pool(pool_shards(settings.pool), context)
         return PoolSynthesizer(method, context, pool), origin
-    if method.needs_batch_norm and not executed_batch_norm_layers(context.teacher, context.image_shape):
+    if missing_for(type(method), context.teacher, context.image_shape, context.num_classes) == BATCH_NORM:
         others = ", ".join(m.model_fields["name"].default for m in method_classes() if not m.needs_batch_norm)
         raise InputError(
             f"the teacher {teacher.path} has no batch-norm layers, whose statistics {method.name} "

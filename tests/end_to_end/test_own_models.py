@@ -178,6 +178,7 @@ def test_inspect_says_what_a_file_holds_and_which_methods_can_run(teacher: Path)
     assert len(found["observed_batch_norm_layers"]) == 20
     assert found["card"]["provenance"]["command"] == "import-teacher"
     assert set(found["methods"].values()) == {None}
+    assert found["image_prior"] == "batch-norm statistics"
     printed = gapssg("inspect", teacher).stdout
     for text in ("layer4.1.bn2", "BatchNorm2d", "512x2x2", "11,175,370", "1x64x64", "import-teacher", found["sha256"]):
         assert text in printed
@@ -188,10 +189,14 @@ def test_inspect_takes_an_architecture_and_names_what_it_lacks():
     found = json.loads(gapssg("inspect", name, "--num-classes", 7, "--input-shape", "2,16,20", "--json").stdout)
     assert (found["num_classes"], found["input_shape"], found["card"]) == (7, [2, 16, 20], None)
     assert found["layers"][0]["output_shape"] == [7, 16, 20]
-    assert found["methods"]["gapssg"] == "batch-norm layers"
+    assert found["methods"]["fast"] == "batch-norm layers"
+    assert found["methods"]["gapssg"] is None
+    assert found["image_prior"] == "input statistics"
     assert found["methods"]["dafl"] == "a last linear layer"
     assert found["methods"]["zskt"] is None
-    assert "no: it needs a last linear layer" in gapssg("inspect", name).stdout
+    printed = gapssg("inspect", name).stdout
+    assert "no: it needs a last linear layer" in printed
+    assert "input statistics" in printed
     wide = gapssg("inspect", FACTORY, "--set", "model.arguments.width=16", "--json").stdout
     assert json.loads(wide)["arguments"] == {"width": 16}
     assert refusal("inspect") == "give a model file or an architecture"

@@ -539,7 +539,7 @@ def test_methods_that_cannot_run_with_a_teacher_refuse_it_before_anything_is_wri
     name = "tests.models.factories:without_linear_layer"
     import_teacher(settings(name), teacher)
     values = {"teacher": teacher, "student": {"name": "wrn16_1"}, "model_factories": [name]}
-    for method, sentence in (("gapssg", "has no batch-norm layers"), ("dafl", "do not come from a linear layer")):
+    for method, sentence in (("fast", "has no batch-norm layers"), ("dafl", "do not come from a linear layer")):
         with pytest.raises(InputError, match=sentence):
             distill(DistillSettings.model_validate({**values, "method": {"name": method}}), tmp_path / "run")
         assert not (tmp_path / "run").exists()

@@ -1,0 +1,216 @@
+"""Teachers without batch norm on the digits at 32 pixels: the default method against those that never needed one.
+
+    python -m benchmarks.no_batch_norm                                   every teacher and method, 3 seeds
+    python -m benchmarks.no_batch_norm --teachers plain --methods zskt --seeds 1
+
+Teachers: a small vision transformer, a ConvNeXt, a plain convolutional network, and a ResNet-18 whose batch norms are
+folded into its convolutions. The student is a WRN-16-1. A method runs for as many epochs as the budget of TFLOP allows,
+by the FLOPs that gapssg computes before a run; `cpu_seconds` are of all threads and depend little on the load of the
+machine. The reported result is the top-1 on the test images after the last epoch. Existing cells are reused, so an
+interruption costs at most one cell; all cells are merged into the output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.homemade import fold
+from benchmarks.machine import describe_machine, print_table
+from benchmarks.results_page import RESULTS
+from benchmarks.strangers_pairs import Training, train
+from gapssg import DistillSettings, distill
+from gapssg.core.augment import Augmentation, Normalization
+from gapssg.core.runtime import Runtime
+from gapssg.data import load_split
+from gapssg.evaluation.predict import score_on
+from gapssg.files import write_json
+from gapssg.models import create_model
+from gapssg.models.description import ModelCard, Provenance
+from gapssg.models.model_file import load_model, save_model
+from gapssg.models.profile import profile_model
+from gapssg.settings.load import load_settings
+from gapssg.settings.parts import RuntimeSettings
+
+STUDENT, SIZE, SHAPE = "wrn16_1", 32, (1, 32, 32)
+FACTORIES = ["benchmarks.homemade:plain", "benchmarks.homemade:folded_resnet18"]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher without batch norm.
+
+    Attributes:
+        architecture: As it is trained.
+        training: How it is trained.
+        tflop: Budget of a student, about two to three minutes on two idle cores.
+        arguments: Of the architecture.
+        folded: The architecture of its file, if its batch norms are folded into the convolutions.
+    """
+
+    architecture: str
+    training: Training
+    tflop: float
+    arguments: dict[str, Any] = field(default_factory=dict)
+    folded: str | None = None
+
+
+VISION_TRANSFORMER = {"img_size": SIZE, "patch_size": 4, "depth": 4, "embed_dim": 96, "num_heads": 3}
+TEACHERS = {
+    "plain": Teacher(FACTORIES[0], Training("adamw", 2e-3, 40), 26),
+    "folded-resnet18": Teacher("torchvision:resnet18", Training("adamw", 1e-3, 20), 30, folded=FACTORIES[1]),
+    "convnext": Teacher("timm:convnext_atto", Training("adamw", 2e-3, 30), 30, {"patch_size": 2}),
+    "vit": Teacher("timm:vit_tiny_patch16_224", Training("adamw", 1e-3, 80), 30, VISION_TRANSFORMER),
+}
+_ALTERNATING = {"batch_size": 64, "method.synthesis_batch_size": 64, "method.rounds": 20}
+METHODS: dict[str, dict[str, Any]] = {
+    "gapssg-fast": {},
+    "zskt": _ALTERNATING,
+    "dafl": _ALTERNATING,
+    "dfad": _ALTERNATING,
+}
+"""Changes of the methods' defaults for complete runs within a few minutes."""
+
+
+def main() -> None:
+    """Run the missing cells, then write and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teachers", nargs="*", default=list(TEACHERS), choices=list(TEACHERS))
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tflop", type=float, help="budget of a student instead of the teacher's own")
+    parser.add_argument("--directory", type=Path, default=Path("runs/no-batch-norm"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "no-batch-norm.csv")
+    arguments = parser.parse_args()
+    arguments.directory.mkdir(parents=True, exist_ok=True)
+    for name in arguments.teachers:
+        for method in arguments.methods:
+            for seed in range(arguments.seeds):
+                run_cell(arguments.directory, name, method, arguments.tflop or TEACHERS[name].tflop, seed)
+    cells = merged(arguments.directory, arguments.output)
+    with arguments.output.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(cells[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(cells)
+    print_summary(cells)
+
+
+def run_cell(directory: Path, name: str, method: str, tflop: float, seed: int) -> None:
+    """Distil a student, unless that is done."""
+    label = f"{name}-{method}-{tflop:g}-{seed}"
+    file = directory / f"{label}.json"
+    if file.exists():
+        return
+    teacher = train_teacher(directory, name)
+    settings = settings_within(teacher, method, tflop, seed)
+    started, cpu = time.perf_counter(), time.process_time()
+    result = distill(settings, directory / label, overwrite=True)
+    cell = {
+        "teacher": name,
+        "teacher_top1": round(result.teacher.top1 or 0.0, 4),
+        "method": method,
+        "seed": seed,
+        "budget": tflop,
+        "epochs": settings.epochs,
+        "steps": result.distillation_steps,
+        "tflop": round((result.flops or 0) / 1e12, 2),
+        "top1": round(result.student.top1 or 0.0, 4),
+        "agreement": round(result.student.agreement or 0.0, 4),
+        "failures": "; ".join(result.failures),
+        "seconds": round(time.perf_counter() - started),
+        "cpu_seconds": round(time.process_time() - cpu),
+        **describe_machine(torch.device("cpu")),
+    }
+    write_json(file, cell)
+    print(f"{label}: {cell['top1']:.2%} in {cell['cpu_seconds']} CPU seconds, {cell['tflop']} TFLOP", flush=True)
+
+
+def train_teacher(directory: Path, name: str) -> Path:
+    """Return a teacher's file, after training it if necessary.
+
+    Raises:
+        SystemExit: It is right on less than 98 % of the test images.
+    """
+    path, teacher = directory / f"{name}.safetensors", TEACHERS[name]
+    if path.exists():
+        return path
+    images = load_split("digits", "train", image_size=SIZE)
+    mean, deviation = images.channel_statistics()
+    module = create_model(
+        teacher.architecture, num_classes=10, input_shape=SHAPE, seed=1, arguments=teacher.arguments
+    ).to(memory_format=torch.channels_last)
+    normalization = Normalization.from_statistics(mean, deviation, torch.device("cpu"))
+    train(module, images, teacher.training, normalization, Augmentation(SIZE // 8, False), seed=1)
+    runtime = Runtime.from_settings(RuntimeSettings(device="cpu"), 0)
+    top1 = score_on(load_split("digits", "test", image_size=SIZE), module, normalization, runtime).top1
+    if top1 < 0.98:
+        raise SystemExit(f"the teacher {name} reaches only {top1:.2%}")
+    card = ModelCard(
+        architecture=teacher.folded or teacher.architecture,
+        arguments=teacher.arguments,
+        num_classes=10,
+        input_shape=SHAPE,
+        mean=mean,
+        deviation=deviation,
+        crop_padding=SIZE // 8,
+        flip=False,
+        class_names=images.class_names,
+        provenance=Provenance(command="benchmark", seed=1),
+    )
+    save_model(path, fold(module) if teacher.folded else module, card)
+    return path
+
+
+def settings_within(teacher: Path, method: str, tflop: float, seed: int) -> DistillSettings:
+    """Return the settings with as many epochs as the budget allows."""
+    loaded = load_model(teacher, FACTORIES)
+    student = create_model(STUDENT, num_classes=10, input_shape=SHAPE)
+    macs = [profile_model(network, SHAPE).macs for network in (loaded.module, student)]
+    given = {"teacher": str(teacher), "student.name": STUDENT, "method.name": method, "seed": seed}
+    given |= {"eval_data.name": "digits", "eval_data.image_size": SIZE, "evaluate_every": 1000, "samples": False}
+    given |= {"model_factories": FACTORIES, **METHODS[method]}
+
+    def with_epochs(epochs: int) -> DistillSettings:
+        options = {key: ("this benchmark", value) for key, value in {**given, "epochs": epochs}.items()}
+        return load_settings(DistillSettings, section="distill", options=options)
+
+    def cost(epochs: int) -> float:
+        settings = with_epochs(epochs)
+        return settings.method.work(epochs, settings.batch_size).flops(*macs) / 1e12
+
+    return with_epochs(max(1, int(tflop / cost(1))))
+
+
+def merged(directory: Path, output: Path) -> list[dict[str, Any]]:
+    """Return the cells of an earlier table and of the directory, sorted."""
+    rows = list(csv.DictReader(output.open(newline=""))) if output.exists() else []
+    rows += [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
+    cells = {(row["teacher"], row["method"], float(row["budget"]), int(row["seed"])): row for row in rows}
+    return [cells[key] for key in sorted(cells)]
+
+
+def print_summary(cells: list[dict[str, Any]]) -> None:
+    """Print one row per teacher, method and budget: mean and standard deviation over the seeds."""
+    groups: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
+    for cell in cells:
+        groups.setdefault((cell["teacher"], cell["method"], float(cell["budget"])), []).append(cell)
+    rows = []
+    for (teacher, method, budget), group in groups.items():
+        accuracies = [float(cell["top1"]) for cell in group]
+        spread = f"{statistics.stdev(accuracies):.2%}" if len(accuracies) > 1 else "-"
+        seconds = statistics.mean(float(cell["cpu_seconds"]) for cell in group)
+        mean = f"{statistics.mean(accuracies):.2%}"
+        rows.append((f"{teacher}, {method}", f"{budget:g}", len(group), mean, spread, f"{seconds:.0f}"))
+    print_table("top-1 by teacher and method", ("student of", "TFLOP", "seeds", "mean", "std", "CPU s"), rows)
+
+
+if __name__ == "__main__":
+    main()

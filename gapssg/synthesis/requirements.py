@@ -1,0 +1,33 @@
+"""What the methods require of a teacher, and which image prior a teacher gives them. The only place that decides it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from gapssg.models.profile import executed_batch_norm_layers, last_linear_layer
+from gapssg.synthesis.base import BATCH_NORM, LAST_LINEAR, GeneratorMethodSettings, ImagePrior, SynthesisSettings
+
+
+def image_prior(teacher: nn.Module, input_shape: tuple[int, int, int]) -> ImagePrior:
+    """Return whose statistics the images of `gapssg` and `gapssg-fast` follow.
+
+    Raises:
+        InputError: The teacher does not accept a single input.
+    """
+    return "batch-norm statistics" if executed_batch_norm_layers(teacher, input_shape) else "input statistics"
+
+
+def missing_for(
+    method: type[SynthesisSettings], teacher: nn.Module, input_shape: tuple[int, int, int], num_classes: int
+) -> str | None:
+    """Return what the teacher lacks for a method, one of `method.needs()`, or None if the method runs.
+
+    Raises:
+        InputError: The teacher does not accept a single input.
+    """
+    if method.needs_batch_norm and not executed_batch_norm_layers(teacher, input_shape):
+        return BATCH_NORM
+    reads_features = issubclass(method, GeneratorMethodSettings) and method.reads_features
+    if reads_features and last_linear_layer(teacher, input_shape, num_classes) is None:
+        return LAST_LINEAR
+    return None
