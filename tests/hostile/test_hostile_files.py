@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import gapssg
 from gapssg import DistillSettings, InputError, distill, load_model
 from gapssg.cli.app import main
-from gapssg.data import folder, load_split
+from gapssg.data import decode, load_split
 from gapssg.models import create_model, empty_model
 from gapssg.models.model_file import save_model
 from gapssg.models.safetensors_file import LARGEST_HEADER, read_safetensors
@@ -306,7 +306,7 @@ def test_an_image_bomb_is_refused_before_it_is_decoded(image_folder: Path, size:
 
 
 def test_a_result_beyond_its_bound_is_refused(image_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(folder, "_LARGEST_RESULT", 1000)
+    monkeypatch.setattr(decode, "_LARGEST_RESULT", 1000)
     with pytest.raises(InputError, match="48 images of 16x16 pixels need 0 GiB of memory, more than"):
         load_split(f"folder:{image_folder}", "train")
 
