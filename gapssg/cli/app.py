@@ -38,6 +38,10 @@ COMMANDS = {
     ),
     "distill": ("gapssg.cli.distill:distill", "Distil a student from a teacher, without any training data."),
     "eval": ("gapssg.cli.evaluate:evaluate", "Evaluate model files on real images; several files give one table."),
+    "predict": (
+        "gapssg.cli.predict:predict",
+        "Classify images by a model file: classes and probabilities as a table, CSV or JSON.",
+    ),
     "export": (
         "gapssg.cli.export:export",
         "Write a model in a format of other programs, after verifying the exported outputs.",
