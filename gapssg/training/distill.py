@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from gapssg.runs.results import (
 from gapssg.runs.time_left import EVALUATION
 from gapssg.stored import MOST_COUNTED_CLASSES
 from gapssg.training.distillation import Distillation
-from gapssg.training.distillation_setup import make_student, planned_flops
+from gapssg.training.distillation_setup import make_student, planned_flops, step_memory
 from gapssg.training.estimate import (
     EVALUATED_IMAGES,
     estimated,
@@ -46,6 +46,7 @@ from gapssg.training.estimate import (
 )
 from gapssg.training.image_monitor import listed_counts
 from gapssg.training.loop import Job, Launch, Phase
+from gapssg.training.memory import StepMemory, check_memory
 from gapssg.training.settings import DistillSettings
 
 # The checkpoint compares the SHA-256 of the teacher and of the images.
@@ -112,18 +113,21 @@ def distill(
     if state is not None:
         distillation.restore(state.component("distillation"), output)
         evaluator.restore(EvaluationFacts.read(state.facts.get("evaluation")))
-    return launch.carry_out(_Job(distillation, evaluator))
+    memory = step_memory(settings, runtime, teacher, distillation.student, distillation.synthesizer)
+    check_memory(memory, runtime, unused_pool_memory(distillation))
+    return launch.carry_out(_Job(distillation, evaluator, memory))
 
 
 class _Job(Job[DistillResult]):
     """A distillation and its evaluations."""
 
-    def __init__(self, distillation: Distillation, evaluator: _Evaluator) -> None:
+    def __init__(self, distillation: Distillation, evaluator: _Evaluator, memory: Mapping[str, StepMemory]) -> None:
         self._distillation, self._evaluator = distillation, evaluator
         self._settings = settings = distillation.settings
         self.runtime = distillation.runtime
         self.epochs = settings.epochs
         self.checkpoints_every = (settings.checkpoint_every, settings.checkpoint_minutes)
+        self.memory = memory
         self.time_left = distillation.time_left
         self.time_left.plan(EVALUATION, evaluator.count_after(self.epochs_done))
 

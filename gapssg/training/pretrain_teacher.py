@@ -33,6 +33,7 @@ from gapssg.runs.results import AugmentationFacts, EstimateResult, Part, Pretrai
 from gapssg.runs.time_left import EVALUATION, TimeLeft
 from gapssg.training.estimate import EVALUATED_IMAGES, estimated, peak_memory, time_steps
 from gapssg.training.loop import Job, Launch, Phase
+from gapssg.training.memory import check_memory, training_memory
 from gapssg.training.settings import PretrainSettings
 from gapssg.training.trainee import Trainee
 
@@ -88,6 +89,7 @@ def pretrain_teacher(
     pretraining = _Pretraining(settings, runtime, train, test, model)
     if state is not None:
         pretraining.restore(state)
+    check_memory(pretraining.memory, runtime)
     return launch.carry_out(pretraining)
 
 
@@ -151,6 +153,8 @@ class _Pretraining(Job[PretrainResult]):
         self.trainee = Trainee(self.model, self._loss, settings.optimizer, runtime, settings.max_rollbacks)
         self.progress = Progress()
         self.time_left = TimeLeft(self.steps_left())
+        step = training_memory(self.model, self.card.input_shape, settings.batch_size, runtime.precision)
+        self.memory = {"training": step}
 
     @property
     def epochs_done(self) -> int:
