@@ -89,7 +89,7 @@ def distill(
 
     Raises:
         InputError: The teacher, the pool, the weights, the evaluation data or the output directory cannot
-            be used; nothing has been written.
+            be used, or a step does not fit in the memory; nothing has been written.
         RunError: The synthesis or the student diverged, or the disk refused a write.
         Stopped: Requested by `requests`.
     """
@@ -177,18 +177,21 @@ def estimate_distillation(settings: DistillSettings, display: Display | None = N
     Nothing is written. `display` shows the progress of reading the evaluation data.
 
     Raises:
-        InputError: The teacher, the pool, the weights or the evaluation data cannot be used.
+        InputError: The teacher, the pool, the weights or the evaluation data cannot be used, or a step does not fit in
+            the memory.
     """
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     teacher = load_model(settings.teacher, (*settings.model_factories, settings.student.name))
     student = make_student(settings, runtime, teacher)
     runtime, _ = runtime.decide_compilation(settings.runtime.compile, planned_flops(settings, teacher, student))
     distillation = Distillation(settings, runtime, teacher, student)
+    memory = step_memory(settings, runtime, teacher, distillation.student, distillation.synthesizer)
+    check_memory(memory, runtime, unused_pool_memory(distillation))
     evaluator = _Evaluator(settings, runtime, teacher, display or SilentDisplay())
     with runtime.configured(), runtime.seeded_globals("estimate"):
         parts = {**time_distillation(distillation), EVALUATION: evaluator.time_evaluations(distillation)}
-    memory = peak_memory(runtime) + unused_pool_memory(distillation)
-    return estimated("distill", parts, memory, runtime, distillation.flops)
+    peak = peak_memory(runtime) + unused_pool_memory(distillation)
+    return estimated("distill", parts, peak, runtime, distillation.flops)
 
 
 class _Evaluator:

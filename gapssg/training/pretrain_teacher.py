@@ -74,7 +74,8 @@ def pretrain_teacher(
         is selected on the test split, cost and provenance.
 
     Raises:
-        InputError: The data or the output directory cannot be used; nothing has been written.
+        InputError: The data or the output directory cannot be used, or a step does not fit in the memory; nothing has
+            been written.
         RunError: The training diverged, or the disk refused a write.
         Stopped: Requested by `requests`.
     """
@@ -99,13 +100,14 @@ def estimate_pretraining(settings: PretrainSettings, display: Display | None = N
     Nothing is written, except for downloaded data. `display` shows the progress of reading it.
 
     Raises:
-        InputError: The data cannot be used.
+        InputError: The data cannot be used, or a step does not fit in the memory.
     """
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     train, test = _read_splits(settings, display or SilentDisplay())
     model = make_model(settings, runtime, train)
     runtime, _ = runtime.decide_compilation(settings.runtime.compile, planned_flops(settings, model, train))
     pretraining = _Pretraining(settings, runtime, train, test, model)
+    check_memory(pretraining.memory, runtime)
     with runtime.configured(), runtime.seeded_globals("estimate"):
         parts = pretraining.time_steps()
     return estimated("pretrain-teacher", parts, peak_memory(runtime), runtime)

@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gapssg import InputError, PretrainSettings, RunError, distill, pretrain_teacher
+from gapssg import (
+    InputError,
+    PretrainSettings,
+    RunError,
+    distill,
+    estimate_distillation,
+    estimate_pretraining,
+    pretrain_teacher,
+)
 from gapssg.core.runtime import Runtime
 from gapssg.core.training_step import TrainingStep
 from gapssg.models import create_model
@@ -113,6 +121,10 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_written(
         monkeypatch.setattr(memory, "available_memory", lambda: 1000)
         with pytest.raises(InputError, match=r"^a step of training with 16 images needs"):
             pretrain_teacher(training_on(image_folder), run)
+        with pytest.raises(InputError, match=r"^a step of training with 16 images needs"):
+            estimate_pretraining(training_on(image_folder))
+        with pytest.raises(InputError, match=r"^the sample pool needs"):
+            estimate_distillation(settings(teacher, **TINY_NOISE))
         monkeypatch.setattr(memory, "available_memory", lambda: 2**20)
         generator = {"name": "gapssg-fast", "synthesis_batch_size": 64, "generator_width": 8, "latent_size": 16}
         with pytest.raises(InputError, match=r"--set method\.synthesis_batch_size=\d+ would fit$"):
