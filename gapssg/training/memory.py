@@ -133,10 +133,10 @@ def available_memory(meminfo: Path = _MEMINFO, group: Path = _GROUP) -> int | No
     """
     try:
         found = _numbers(meminfo)
-    except OSError:
+        available = 1024 * (found["MemAvailable:"] + found["SwapFree:"])
+    except (OSError, KeyError):
         return None
-    available = 1024 * (found["MemAvailable:"] + found["SwapFree:"])
-    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+    with contextlib.suppress(OSError, KeyError, ValueError):  # no container, or one without a limit
         limit = int((group / "memory.max").read_text())
         used = int((group / "memory.current").read_text()) - _numbers(group / "memory.stat")["inactive_file"]
         available = min(available, max(0, limit - used))
