@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from gapssg.evaluation.evaluate import evaluate
     from gapssg.evaluation.import_teacher import import_teacher
     from gapssg.evaluation.inspect_model import inspect
-    from gapssg.evaluation.settings import EvaluateSettings, ImportSettings, InspectSettings
+    from gapssg.evaluation.predict_files import predict
+    from gapssg.evaluation.settings import EvaluateSettings, ImportSettings, InspectSettings, PredictSettings
     from gapssg.export.export import export_model
     from gapssg.export.settings import ExportSettings
     from gapssg.landscape.measure import measure_landscape
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from gapssg.report.page import write_report
     from gapssg.report.settings import ReportSettings
     from gapssg.runs.requests import Requests, Stopped
-    from gapssg.runs.results import DistillResult, LandscapeResult, PretrainResult
+    from gapssg.runs.results import DistillResult, LandscapeResult, PredictResult, PretrainResult
     from gapssg.settings import load_settings
     from gapssg.training.distill import distill, estimate_distillation
     from gapssg.training.pretrain_teacher import estimate_pretraining, pretrain_teacher
@@ -44,6 +45,8 @@ __all__ = [
     "InspectSettings",
     "LandscapeResult",
     "LandscapeSettings",
+    "PredictResult",
+    "PredictSettings",
     "PretrainResult",
     "PretrainSettings",
     "QualitySettings",
@@ -63,6 +66,7 @@ __all__ = [
     "load_model",
     "load_settings",
     "measure_landscape",
+    "predict",
     "pretrain_teacher",
     "write_card",
     "write_report",
@@ -77,11 +81,13 @@ _HOMES = {
     "evaluate": "gapssg.evaluation.evaluate",
     "import_teacher": "gapssg.evaluation.import_teacher",
     "inspect": "gapssg.evaluation.inspect_model",
+    "predict": "gapssg.evaluation.predict_files",
     "pretrain_teacher": "gapssg.training.pretrain_teacher",
     "DistillSettings": "gapssg.training.settings",
     "EvaluateSettings": "gapssg.evaluation.settings",
     "ImportSettings": "gapssg.evaluation.settings",
     "InspectSettings": "gapssg.evaluation.settings",
+    "PredictSettings": "gapssg.evaluation.settings",
     "PretrainSettings": "gapssg.training.settings",
     "ExportSettings": "gapssg.export.settings",
     "export_model": "gapssg.export.export",
@@ -99,6 +105,7 @@ _HOMES = {
     "load_settings": "gapssg.settings",
     "DistillResult": "gapssg.runs.results",
     "LandscapeResult": "gapssg.runs.results",
+    "PredictResult": "gapssg.runs.results",
     "PretrainResult": "gapssg.runs.results",
 }
 

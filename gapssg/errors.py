@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 _LONGEST_NAME = 100  # characters; a longer text is not a misspelt name, and comparing it takes time
@@ -65,8 +65,8 @@ def os_errors_as(kind: type[GapssgError], problem: str, advice: str = "") -> Ite
 
 
 @contextmanager
-def reporting_out_of_memory() -> Iterator[None]:
-    """Turn out-of-memory errors of any library into one sentence.
+def reporting_out_of_memory(advise: Callable[[], str] | None = None) -> Iterator[None]:
+    """Turn out-of-memory errors of any library into one sentence, which ends in the advice.
 
     Raises:
         RunError: Memory ran out in the block.
@@ -78,9 +78,8 @@ def reporting_out_of_memory() -> Iterator[None]:
         if isinstance(error, GapssgError) or not (is_named or _OUT_OF_MEMORY.search(str(error))):
             raise
         reason = shortened(str(error).split("\n")[0], 200)
-        raise RunError(
-            f"out of memory{f' ({reason})' if reason else ''}; use smaller batches, smaller images or another --device"
-        ) from error
+        advice = advise() if advise else "use smaller batches, smaller images or another --device"
+        raise RunError(f"out of memory{f' ({reason})' if reason else ''}; {advice}") from error
 
 
 class Diverged(RunError):

@@ -42,6 +42,10 @@ COMMANDS = {
         "gapssg.cli.estimate:estimate",
         "Predict without real images how often a student disagrees with its teacher, with an interval.",
     ),
+    "predict": (
+        "gapssg.cli.predict:predict",
+        "Classify images by a model file: classes and probabilities as a table, CSV or JSON.",
+    ),
     "export": (
         "gapssg.cli.export:export",
         "Write a model in a format of other programs, after verifying the exported outputs.",

@@ -69,7 +69,8 @@ _DISPLAY_OPTIONS = {"json": options.Json, "quiet": options.Quiet, "debug": optio
 
 def data_fields(key: str) -> tuple[Shown, ...]:
     """Return the fields that control how data is read."""
-    return Shown(f"{key}.root", "--data-root"), Shown(f"{key}.download", "--download"), Shown(f"{key}.image_size")
+    size = Shown(f"{key}.image_size", metavar="N|H,W", parse=options.image_size)
+    return Shown(f"{key}.root", "--data-root"), Shown(f"{key}.download", "--download"), size
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def help_text(settings_class: type[Settings], shown: Shown) -> str:
     """Return the help text of an option in Rich's markup: description, choices and default of its field."""
     path = _path(settings_class, shown.key)
     spoken = path[-2:] if shown.key.split(".")[-1] in _NAMESAKES else path[-1:]
-    if path[0][2].discriminator:  # the members describe only their names
+    if path[0][2].discriminator == path[-1][1]:  # the members describe only their names
         names = ", ".join(f"`{name}`" for name in choices_of(settings_class, shown))
         sentences = [descriptions(settings_class)[path[0][1]], f"One of {names}."]
     else:
@@ -286,7 +287,7 @@ def _value(shown: Shown, given: Any) -> Any:
 def _all_values(path: _Path) -> tuple[str, ...]:
     """Return the values of a field that has finitely many: the names in a union, or literals."""
     _, name, field = path[-1]
-    if path[0][2].discriminator:
+    if path[0][2].discriminator == name:
         return tuple(member.model_fields[name].default for member in settings_classes_in(path[0][2].annotation))
     return tuple(str(value) for value in _literals(field.annotation))
 

@@ -24,7 +24,8 @@ from gapssg.training.settings import DistillSettings
         Panel.MAIN: ["teacher", "student.name", "method.name", "eval_data.name", "epochs"],
         Panel.TRAINING: [
             Shown("student.weights", "--student-weights"),
-            *("pool", "batch_size", "optimizer.learning_rate", "crop_padding", "crop_padding_mode", "flip"),
+            *("pool", "method.synthesis_scale", "batch_size", "optimizer.learning_rate"),
+            *("crop_padding", "crop_padding_mode", "flip"),
         ],
         Panel.DATA: [*data_fields("eval_data"), MODEL_FACTORIES],
         Panel.FILES: ["snapshot_every", "samples", "keep_pool"],

@@ -15,7 +15,7 @@ from gapssg.cli.console import Console, Invocation
 from gapssg.data.settings import DataSettings
 from gapssg.errors import InputError
 from gapssg.files import check_exists, read_bounded, user_path
-from gapssg.models import check_model_name
+from gapssg.models import SMALLEST_IMAGE_SIDE, check_model_name
 from gapssg.settings.base import Settings
 from gapssg.settings.load import recipe_names
 
@@ -197,9 +197,19 @@ def image_shape(option: str, text: str) -> list[int]:
         InputError: One is not a number, or the channels are last.
     """
     shape = _numbers(option, text, int)
-    if len(shape) == 3 and shape[2] < 16 <= shape[0]:
+    if len(shape) == 3 and shape[2] < SMALLEST_IMAGE_SIDE <= shape[0]:
         raise InputError(f"{option} {text} must be channels, height, width: {shape[2]},{shape[0]},{shape[1]}")
     return shape
+
+
+def image_size(option: str, text: str) -> int | list[int]:
+    """Parse the side of a square, or height and width.
+
+    Raises:
+        InputError: One is not a number.
+    """
+    sides = _numbers(option, text, int)
+    return sides[0] if len(sides) == 1 else sides
 
 
 def _numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Int8Verification,
         LandscapeResult,
         Measurement,
+        PredictResult,
         PretrainResult,
         QualityResult,
         TableSummary,
@@ -178,6 +179,29 @@ def print_classes(console: Console, result: EvaluateResult) -> None:
             for number, (name, accuracy) in enumerate(zip(names, model.per_class_accuracy, strict=True))
         ]
         console.table(f"{model.file}: accuracy by class, and how often each class was predicted", columns, rows)
+
+
+def print_predictions(console: Console, result: PredictResult, file: Path | None) -> None:
+    """Print a row for each image, or the file that has them."""
+    if file is not None:
+        console.note(f"{file}: the predictions for {len(result.images):,} images")
+        return
+    most = len(result.images[0].classes)
+    columns = ["image", "class", "probability"]
+    for rank in range(2, most + 1):
+        columns += [f"class {rank}", "probability"]
+    rows = [
+        [
+            image.file,
+            *(
+                cell
+                for found in image.classes
+                for cell in (shortened(found.name, _LONGEST_CLASS_NAME), percent(found.probability))
+            ),
+        ]
+        for image in result.images
+    ]
+    console.table(f"{len(rows):,} images classified by {result.model.file}", columns, rows)
 
 
 def print_export(console: Console, result: ExportResult) -> None:

@@ -70,7 +70,7 @@ def load_split(
     *,
     root: Path | None = None,
     download: bool = False,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     channels: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     note: Callable[[str], None] | None = None,
@@ -82,8 +82,9 @@ def load_split(
         split: `train`, or `test`, which in a folder may also be called `val`.
         root: Folder of the CIFAR files; by default the environment variable GAPSSG_DATA.
         download: Whether missing CIFAR files are downloaded.
-        image_size: Side of the square images in pixels; by default images keep their size.
-        channels: 1 for grey, 3 for RGB; by default as the files are.
+        image_size: Height and width of the images in pixels, or the side of squares; by default they keep their size.
+        channels: 1 for grey, 3 for RGB, or another number of which the files of a folder must be; by default as the
+            files are.
         progress: Called with (done, total) images while a folder is decoded.
         note: Called with a sentence that names the files of a folder that are not read, if there are any.
 
@@ -91,7 +92,8 @@ def load_split(
         InputError: The name is unknown, or the images cannot be read.
     """
     check_data_name(name)
-    options = LoadOptions(root, download, image_size, channels, progress, note)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    options = LoadOptions(root, download, size, channels, progress, note)
     return _source(name).load(name, split, options)
 
 

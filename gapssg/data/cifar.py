@@ -40,7 +40,8 @@ def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> Im
     if dataset is None:
         raise InputError(f"there is no intact copy of {name} in {root}: add --download, or pass another --data-root")
     images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
-    images = resize_images(images, options.image_size or images.shape[-1])
+    _, _, height, width = images.shape
+    images = resize_images(images, options.image_size or (height, width))
     return ImageSet(
         images=convert_channels(images, options.channels or 3),
         labels=torch.tensor(dataset.targets, dtype=torch.int64),

@@ -4,28 +4,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gapssg.errors import InputError
+
 _IMAGES_PER_CHUNK = 1024
 
 
-def resize_images(images: Tensor, size: int) -> Tensor:
-    """Resize images bilinearly to squares, with antialiasing if they get smaller.
+def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize images bilinearly, with antialiasing if a side gets smaller.
 
     Args:
         images: (N, C, H, W) uint8.
-        size: Side of the result in pixels.
+        size: Height and width of the result in pixels.
 
     Returns:
-        (N, C, size, size) uint8, rounded.
+        (N, C, *size) uint8, rounded.
     """
-    height, width = images.shape[-2:]
-    if height == width == size:
+    before = images.shape[-2:]
+    if before == size:
         return images
-    shrinks = size < max(height, width)
+    shrinks = any(side < side_before for side, side_before in zip(size, before, strict=True))
     return torch.cat(
         [
-            functional.interpolate(
-                chunk.float(), size=(size, size), mode="bilinear", align_corners=False, antialias=shrinks
-            )
+            functional.interpolate(chunk.float(), size=size, mode="bilinear", align_corners=False, antialias=shrinks)
             .round()
             .clamp(0, 255)
             .to(torch.uint8)
@@ -43,9 +43,14 @@ def convert_channels(images: Tensor, channels: int) -> Tensor:
 
     Returns:
         (N, channels, H, W) uint8.
+
+    Raises:
+        InputError: `channels` is neither.
     """
     if images.shape[1] == channels:
         return images
+    if channels not in (1, 3):
+        raise InputError(f"this data can be read in grey (1 channel) or RGB (3), not with {channels} channels")
     if channels == 3:
         return images.repeat(1, 3, 1, 1)
     weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32, device=images.device).view(1, 3, 1, 1)

@@ -15,7 +15,7 @@ from gapssg.data.source import LoadOptions
 FLIPPING_IS_MEANINGFUL = False
 
 _BRIGHTEST = 16
-_DEFAULT_SIZE = 16
+_DEFAULT_SIZE = (16, 16)
 _TEST_IMAGES = 450
 _SPLIT_SEED = 0
 

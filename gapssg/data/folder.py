@@ -1,64 +1,36 @@
 """Images in folders: `train/` and `test/` (or `val/`), each with one sub-folder per class.
 
-The files are untrusted: nothing outside the given folder is read, only common image formats are decoded, and an image
-is decoded in full or refused by name. The size of an image is checked before it is decoded, and large images are
-decoded one at a time, so that decoding takes at most a gigabyte besides the result, which has a bound of its own. Very
-large JPEGs are decoded at a reduced size.
+The folders are untrusted: nothing outside the given folder is read.
 """
 
 from __future__ import annotations
 
 import os
-import warnings
-from collections import deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, nullcontext
-from itertools import chain
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from threading import Lock
-from typing import Any, Literal, TypeAlias
+from typing import Literal
 
-import numpy
 import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.JpegImagePlugin import JpegImageFile
 
+from gapssg.data.decode import decode_images, readable_extensions
 from gapssg.data.image_set import ImageSet
 from gapssg.data.source import LoadOptions
-from gapssg.errors import GapssgError, InputError, shortened
-from gapssg.files import user_path
+from gapssg.errors import InputError
+from gapssg.files import check_exists, user_path
 from gapssg.text import listed
 
 FLIPPING_IS_MEANINGFUL = True
 
-Pixels: TypeAlias = NDArray[numpy.uint8]
-
 _SUBFOLDERS = {"train": ("train",), "test": ("test", "val")}
-# Pillow has dozens of other decoders, less used and less tested, and passes EPS to another program.
-_FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"}
-_MOST_PIXELS = 2**26
-_MOST_PIXELS_OF_JPEG = 2**28  # decoded at an eighth of its sides
-_MANY_PIXELS_OF_JPEG = 2**25
-_SHARPNESS = 2  # a reduced JPEG is decoded at least this much larger than needed
-_MANY_PIXELS = 2**21
-_LARGEST_FILE = 2**28  # bytes; some decoders read the whole file
-_LARGEST_RESULT = 2**34  # bytes; ImageNet at 64x64 pixels
 _DEEPEST_FOLDER = 20
-_ONE_AT_A_TIME = Lock()
-_GREY_MODES = {"1", "L", "LA", "La"}
-_FILES_PER_TASK = 16
-_MOST_THREADS = 8
+_MOST_IMAGES = 1_000_000
 
 
 def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> ImageSet:
     """Read a split of `folder:PATH` in the order of torchvision's ImageFolder.
 
-    Classes are the sorted sub-folders of the split; their images are found at any depth. Unless the options say, images
-    are grey if all of them are, else RGB. Alpha is dropped, 16-bit grey is scaled to 8 bits, floating-point grey must
-    lie in [0, 1], and EXIF orientation is applied. With an image size, images are scaled and centre-cropped to a
-    square; without one, all must have the same size.
+    Classes are the sorted sub-folders of the split; their images are found at any depth and decoded as by
+    `decode_images`.
 
     Raises:
         InputError: The folders are not as described, or an image cannot be used; the message names it.
@@ -66,12 +38,12 @@ def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> Im
     root = user_path(name.partition(":")[2])
     folder = _split_folder(root, split)
     classes = _class_folders(folder, root.resolve())
-    formats = _formats_by_extension()
+    extensions = readable_extensions()
     files: list[Path] = []
     labels: list[int] = []
     unread = [Path(entry.path) for entry in _entries(folder) if not _is_folder(entry)]
     for label, class_folder in enumerate(classes):
-        found, others = _image_files(class_folder, root.resolve(), set(formats), {folder.resolve()})
+        found, others = _image_files(class_folder, root.resolve(), extensions, {folder.resolve()})
         if not found:
             but = f" that can be read, only {listed([other.name for other in others])}" if others else ""
             raise InputError(f"the class folder {class_folder} has no images{but}: add some, or remove the folder")
@@ -79,19 +51,54 @@ def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> Im
         # ImageFolder sorts by folder, then by file.
         files += sorted(found, key=os.path.split)
         labels += [label] * len(found)
-    if unread and options.note is not None:
-        names = listed([str(path.relative_to(folder)) for path in unread])
-        options.note(
-            f"of {len(files) + len(unread):,} files in {folder}, {len(unread):,} are not read, because they have no "
-            f"image file extension or are in no class folder: {names}"
-        )
-    with closing(_decode_all(files, formats, options)) as decoded:
-        images = _collect(decoded, files, options)
+    _note_unread(folder, unread, len(files), " or are in no class folder", options.note)
     return ImageSet(
-        images=torch.from_numpy(images),
+        images=torch.from_numpy(decode_images(files, options)),
         labels=torch.tensor(labels, dtype=torch.int64),
         class_names=tuple(class_folder.name for class_folder in classes),
     )
+
+
+def find_images(paths: Sequence[Path], note: Callable[[str], None] | None = None) -> list[Path]:
+    """List the images among `paths` and, at any depth, in the folders among them, as `load` finds those of a class.
+
+    Args:
+        paths: Files and folders, whose order is kept.
+        note: Called with a sentence that names the files of a folder that are not read, if there are any.
+
+    Raises:
+        InputError: One does not exist, is no image, or has none in it, or there are more than a million.
+    """
+    extensions = readable_extensions()
+    found: list[Path] = []
+    for path in paths:
+        check_exists(path)
+        if path.is_dir():
+            files, unread = _image_files(path, path.resolve(), extensions, set())
+            _note_unread(path, unread, len(files), "", note)
+            if not files:
+                raise InputError(f"{path} has no images that can be read: name another folder")
+            found += sorted(files, key=os.path.split)
+        elif not path.is_file():
+            raise InputError(f"{path} is not a file that can be read, but a device or a pipe: name an image")
+        elif path.suffix.lower() not in extensions:
+            raise InputError(f"{path} has no image file extension: name it after its format, such as {path.stem}.png")
+        else:
+            found.append(path)
+        if len(found) > _MOST_IMAGES:
+            raise InputError(f"there are more than {_MOST_IMAGES:,} images: name fewer at a time")
+    return found
+
+
+def _note_unread(
+    folder: Path, unread: list[Path], read: int, or_where: str, note: Callable[[str], None] | None
+) -> None:
+    if unread and note is not None:
+        names = listed([str(path.relative_to(folder)) for path in unread])
+        note(
+            f"of {read + len(unread):,} files in {folder}, {len(unread):,} are not read, because they have no "
+            f"image file extension{or_where}: {names}"
+        )
 
 
 def _split_folder(root: Path, split: Literal["train", "test"]) -> Path:
@@ -129,7 +136,7 @@ def _image_files(
     if real_folder in seen:  # nested links would multiply
         raise InputError(f"the link {folder} leads back to a folder that is already read: remove it")
     if depth > _DEEPEST_FOLDER:
-        raise InputError(f"{folder} is more than {_DEEPEST_FOLDER} folders below its class: move its images up")
+        raise InputError(f"{folder} is more than {_DEEPEST_FOLDER} folders deep: move its images up")
     seen.add(real_folder)
     files: list[Path] = []
     others: list[Path] = []
@@ -175,149 +182,3 @@ def _check_inside(path: Path, root: Path) -> None:
         raise InputError(f"the link {path} cannot be followed: {error}") from error
     if not target.is_relative_to(root):
         raise InputError(f"the link {path} leads outside {root}: copy what it points to into the folder instead")
-
-
-def _formats_by_extension() -> dict[str, tuple[str, ...]]:
-    """Map each file extension that Pillow reads to the formats to try, its own format first."""
-    extensions = Image.registered_extensions()
-    readable = [image_format for image_format in Image.OPEN if image_format in _FORMATS]
-    return {
-        extension: (own_format, *(other for other in readable if other != own_format))
-        for extension, own_format in extensions.items()
-        if own_format in readable
-    }
-
-
-def _collect(decoded: Iterator[Pixels], files: list[Path], options: LoadOptions) -> Pixels:
-    """Write decoded images into one array (N, C, H, W); a colour image after grey ones makes it allocate again."""
-    first = next(decoded)
-    height, width = first.shape[:2]
-    pixels = _allocate(len(files), options.channels or (1 if first.ndim == 2 else 3), height, width)
-    for index, image in enumerate(chain([first], decoded)):
-        if image.shape[:2] != (height, width):
-            raise InputError(
-                f"the images differ in size: {files[0]} is {width}x{height} and {files[index]} is "
-                f"{image.shape[1]}x{image.shape[0]} pixels; pass --image-size to scale and crop them all"
-            )
-        if image.ndim == 3 and pixels.shape[1] == 1:
-            grey = pixels
-            pixels = _allocate(len(files), 3, height, width)
-            pixels[:index] = grey[:index]
-        # A grey image fills every channel.
-        pixels[index] = image if image.ndim == 2 else image.transpose(2, 0, 1)
-        done = index + 1
-        if options.progress is not None and (done % _FILES_PER_TASK == 0 or done == len(files)):
-            options.progress(done, len(files))
-    return pixels
-
-
-def _allocate(count: int, channels: int, height: int, width: int) -> Pixels:
-    size = count * channels * height * width
-    need = f"{count} images of {width}x{height} pixels need {size / 2**30:.0f} GiB of memory"
-    if size > _LARGEST_RESULT:
-        raise InputError(
-            f"{need}, more than the {_LARGEST_RESULT // 2**30} that are allowed: pass a smaller --image-size"
-        )
-    try:
-        return numpy.empty((count, channels, height, width), dtype=numpy.uint8)
-    except MemoryError as error:
-        raise InputError(f"{need}, more than is available: pass a smaller --image-size") from error
-
-
-def _decode_all(
-    files: list[Path], formats: dict[str, tuple[str, ...]], options: LoadOptions
-) -> Generator[Pixels, None, None]:
-    """Decode files on a few threads, in order, only a few tasks ahead of the caller."""
-
-    def decode_task(task: list[Path]) -> list[Pixels]:
-        return [_decode(file, formats[file.suffix.lower()], options) for file in task]
-
-    threads = min(_MOST_THREADS, os.cpu_count() or 1)
-    tasks = (files[start : start + _FILES_PER_TASK] for start in range(0, len(files), _FILES_PER_TASK))
-    pending: deque[Future[list[Pixels]]] = deque()
-    executor = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    # The filters apply to all threads. Pillow warns of damaged tags, which do not affect the pixels, and only warns of
-    # images up to twice its limit.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            for task in tasks:
-                pending.append(executor.submit(decode_task, task))
-                if len(pending) > 2 * threads:
-                    yield from pending.popleft().result()
-            while pending:
-                yield from pending.popleft().result()
-        finally:
-            executor.shutdown(cancel_futures=True)
-
-
-def _decode(file: Path, formats: tuple[str, ...], options: LoadOptions) -> Pixels:
-    """Decode one file to (H, W) uint8 if it is grey, else to (H, W, 3) uint8."""
-    try:
-        if file.stat().st_size > _LARGEST_FILE:
-            raise InputError(f"{file} has more than {_LARGEST_FILE // 2**20} MiB: remove or replace it")
-        with _open(file, formats, options.image_size) as opened:
-            is_large = opened.width * opened.height > _MANY_PIXELS
-            if options.image_size is not None and opened.width * opened.height > _MANY_PIXELS_OF_JPEG:
-                opened.draft(None, (_SHARPNESS * options.image_size, _SHARPNESS * options.image_size))
-            if opened.width * opened.height > _MOST_PIXELS:
-                raise Image.DecompressionBombError
-            with _ONE_AT_A_TIME if is_large else nullcontext():
-                return _decode_opened(opened, file, options)
-    except GapssgError:
-        raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        bounds = f"{_MOST_PIXELS:,}, or {_MOST_PIXELS_OF_JPEG:,} in a baseline JPEG with --image-size"
-        raise InputError(f"{file} has more pixels than are read ({bounds}): scale it down or remove it") from error
-    except UnidentifiedImageError as error:
-        raise InputError(f"{file} is not a readable image: remove or replace it") from error
-    # Decoders raise nearly anything on damaged files: SyntaxError, struct.error, IndexError, zlib.error, ...
-    except Exception as error:
-        raise InputError(f"{file} cannot be decoded ({shortened(error, 200)}): remove or replace it") from error
-
-
-def _open(file: Path, formats: tuple[str, ...], image_size: int | None) -> Image.Image:
-    """Open an image, also a JPEG above Pillow's decompression-bomb limit if it can be decoded at a reduced size."""
-    try:
-        return Image.open(file, formats=formats)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        if image_size is None or formats[0] != "JPEG":
-            raise
-        opened = JpegImageFile(file)
-        # A progressive JPEG takes memory for its full size, even if it is decoded at a reduced one.
-        if "progressive" in opened.info or opened.width * opened.height > _MOST_PIXELS_OF_JPEG:
-            opened.close()
-            raise
-        return opened
-
-
-def _decode_opened(opened: Image.Image, file: Path, options: LoadOptions) -> Pixels:
-    ImageOps.exif_transpose(opened, in_place=True)
-    image = _to_eight_bits(opened, file)
-    if options.channels == 1:
-        image = image.convert("L")
-    if options.image_size is not None:
-        size = (options.image_size, options.image_size)
-        image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
-    return numpy.asarray(image)
-
-
-def _to_eight_bits(image: Image.Image, file: Path) -> Image.Image:
-    """Convert an image of any mode to mode L if it is grey, else to RGB."""
-    if image.mode.startswith("I"):
-        return _scale_grey(image, 65535, file)
-    if image.mode == "F":
-        return _scale_grey(image, 1, file)
-    # Pillow warns when it drops the transparency of a palette.
-    image.info.pop("transparency", None)
-    return image.convert("L" if image.mode in _GREY_MODES else "RGB")
-
-
-def _scale_grey(image: Image.Image, brightest: int, file: Path) -> Image.Image:
-    """Scale [0, brightest] to 0..255; Pillow's own conversion would clip at 255."""
-    values: NDArray[Any] = numpy.asarray(image).astype(numpy.float64)
-    if not bool(((values >= 0) & (values <= brightest)).all()):
-        raise InputError(f"{file} has grey values outside [0, {brightest}]: save it with 8 or 16 bits per pixel")
-    values *= 255 / brightest
-    return Image.fromarray(values.round(out=values).astype(numpy.uint8))

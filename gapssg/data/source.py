@@ -17,7 +17,7 @@ class LoadOptions:
 
     root: Path | None = None
     download: bool = False
-    image_size: int | None = None
+    image_size: tuple[int, int] | None = None  # height and width
     channels: int | None = None
     progress: Callable[[int, int], None] | None = None
     note: Callable[[str], None] | None = None

@@ -20,7 +20,7 @@ from gapssg.evaluation.metrics import (
     reliability,
     score_answers,
 )
-from gapssg.evaluation.predict import predict
+from gapssg.evaluation.predict import batch_size_for, naming_a_smaller_batch, predict
 from gapssg.evaluation.real_images import check_same_images, read_test_images
 from gapssg.evaluation.settings import EvaluateSettings
 from gapssg.models.model_file import LoadedModel, load_model
@@ -49,15 +49,17 @@ def evaluate(settings: EvaluateSettings, *, display: Display | None = None) -> E
     for other in [*models[1:], *([teacher] if teacher is not None else [])]:
         check_same_images(models[0], other)
     images = images.to(runtime.device)
-    evaluations = [_Evaluation(model, settings, runtime) for model in models]
-    reference = None if teacher is None else _Evaluation(teacher, settings, runtime)
+    evaluations = [_Evaluation(model, runtime) for model in models]
+    reference = None if teacher is None else _Evaluation(teacher, runtime)
     # Only the logits of one batch are in memory, because there may be many classes.
-    for start in range(0, len(images), settings.batch_size):
+    batch_size = settings.batch_size or batch_size_for(images.input_shape)
+    for start in range(0, len(images), batch_size):
         display.progress("evaluating", start, len(images))
-        batch, labels = (each[start : start + settings.batch_size] for each in (images.images, images.labels))
-        teacher_logits = None if reference is None else reference.logits(batch)
-        for evaluation in evaluations:
-            evaluation.add(batch, labels, teacher_logits)
+        batch, labels = (each[start : start + batch_size] for each in (images.images, images.labels))
+        with naming_a_smaller_batch(batch_size):
+            teacher_logits = None if reference is None else reference.logits(batch)
+            for evaluation in evaluations:
+                evaluation.add(batch, labels, teacher_logits)
     display.progress("evaluating", len(images), len(images))
     return EvaluateResult(
         data=settings.data.name,
@@ -73,10 +75,9 @@ def evaluate(settings: EvaluateSettings, *, display: Display | None = None) -> E
 class _Evaluation:
     """Evaluates a model batch by batch, and keeps only what does not grow with the number of classes."""
 
-    def __init__(self, model: LoadedModel, settings: EvaluateSettings, runtime: Runtime) -> None:
+    def __init__(self, model: LoadedModel, runtime: Runtime) -> None:
         self.seconds = 0.0
         self._model = model
-        self._batch_size = settings.batch_size
         self._runtime = runtime
         self._normalization = model.normalization(runtime.device)
         self._module = runtime.compile(runtime.place(model.module))
@@ -128,4 +129,4 @@ class _Evaluation:
         )
 
     def _predict(self, images: Tensor) -> Tensor:
-        return predict(self._module, images, self._normalization, self._runtime, self._batch_size)
+        return predict(self._module, images, self._normalization, self._runtime, len(images))

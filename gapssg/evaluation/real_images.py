@@ -16,7 +16,7 @@ from gapssg.runs.events import Warned
 def read_images(
     settings: DataSettings, split: Literal["train", "test"], display: Display, channels: int | None = None
 ) -> ImageSet:
-    """Read one split of the images that `settings` name, in `channels` (1 or 3) if `settings` do not say.
+    """Read one split of the images that `settings` name, in `channels` if `settings` do not say.
 
     Raises:
         InputError: The data source cannot be used.
@@ -42,9 +42,10 @@ def read_test_images(settings: DataSettings, model: LoadedModel, display: Displa
     """
     card = model.card
     channels, height, width = card.input_shape
-    if settings.image_size is None and height == width and settings.name.startswith("folder:"):
-        settings = settings.model_copy(update={"image_size": height})
-    images = read_images(settings, "test", display, channels if channels in (1, 3) else None)
+    is_folder = settings.name.startswith("folder:")
+    if settings.image_size is None and is_folder:
+        settings = settings.model_copy(update={"image_size": (height, width)})
+    images = read_images(settings, "test", display, channels if is_folder or channels in (1, 3) else None)
     if images.num_classes != card.num_classes:
         raise InputError(
             f"{settings.name} has {images.num_classes} classes, but {model.path} has {card.num_classes}; "
@@ -52,7 +53,8 @@ def read_test_images(settings: DataSettings, model: LoadedModel, display: Displa
         )
     if images.input_shape != card.input_shape:
         given, expected = ("x".join(map(str, shape)) for shape in (images.input_shape, card.input_shape))
-        hint = f"; use --image-size {height}" if height == width else ""
+        size = str(height) if height == width else f"{height},{width}"
+        hint = "" if images.input_shape[1:] == (height, width) else f"; use --image-size {size}"
         raise InputError(f"{settings.name} has images of {given}, but {model.path} takes {expected}{hint}")
     if images.class_names != card.class_names:
         differing = next(pair for pair in zip(images.class_names, card.class_names, strict=True) if pair[0] != pair[1])

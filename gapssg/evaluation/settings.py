@@ -1,4 +1,7 @@
-"""The settings of `eval`, `inspect` and `import-teacher`. Imports no torch, so that their errors are instant."""
+"""The settings of `eval`, `predict`, `inspect` and `import-teacher`.
+
+Imports no torch, so that their errors are instant.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +39,23 @@ class EvaluateSettings(WithFactories):
     """The real images; the `test` split is read."""
     teacher: UserPath | None = None
     """A model file to compare the others with: adds agreement and reality gap."""
-    batch_size: int = Field(default=500, ge=1, le=65_536)
-    """Images per batch."""
+    batch_size: int | None = Field(default=None, ge=1, le=65_536)
+    """Images per batch; by default 500, or fewer if they have more than 64x64 pixels."""
+    runtime: RuntimeSettings = RuntimeSettings()
+    """Device, precision and compilation."""
+
+
+class PredictSettings(WithFactories):
+    """The classification of images by a model file."""
+
+    model: UserPath
+    """A model file."""
+    images: tuple[UserPath, ...] = Field(min_length=1)
+    """Images, or folders of images at any depth, which are read as a folder of images for `eval` is."""
+    top: int = Field(default=1, ge=1, le=1000)
+    """Number of the most probable classes of each image to show."""
+    batch_size: int | None = Field(default=None, ge=1, le=65_536)
+    """Images per batch; by default 500, or fewer if they have more than 64x64 pixels."""
     runtime: RuntimeSettings = RuntimeSettings()
     """Device, precision and compilation."""
 
@@ -95,6 +113,17 @@ class ImportSettings(Settings):
     """The seed of weights that the factory draws."""
     runtime: RuntimeSettings = RuntimeSettings()
     """Device and precision of the evaluation."""
+
+
+def check_predictions_file(output: Path, settings: PredictSettings, overwrite: bool) -> None:
+    """Check that predictions can be written.
+
+    Raises:
+        InputError: Its name does not end with .csv, or it cannot be written.
+    """
+    if output.suffix != ".csv":
+        raise InputError(f"--output {output} must end with .csv")
+    check_output_file(output, overwrite, inputs=[settings.model, *settings.images])
 
 
 def check_teacher_file(output: Path, settings: ImportSettings, overwrite: bool) -> None:

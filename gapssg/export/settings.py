@@ -40,8 +40,8 @@ class ExportSettings(WithFactories):
     """Largest difference of a logit, relative to the largest logit; by default what float32 rounding explains."""
     int8: QuantizationSettings = QuantizationSettings()
     """Quantisation to 8-bit integers."""
-    batch_size: int = Field(default=500, ge=1, le=65_536)
-    """Images per batch."""
+    batch_size: int | None = Field(default=None, ge=1, le=65_536)
+    """Images per batch; by default 500, or fewer if they have more than 64x64 pixels."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """The seed of the random images and of the draw from the pool."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gapssg.core.runtime import Runtime, to_unit_range
 from gapssg.errors import InputError
 from gapssg.evaluation.metrics import agreement
-from gapssg.evaluation.predict import predict
+from gapssg.evaluation.predict import batch_size_for, predict
 from gapssg.export.formats import Classifier, Normalized
 from gapssg.export.settings import ExportSettings
 from gapssg.models.foreign import foreign_code
@@ -42,6 +42,7 @@ class Examiner:
         self.settings = settings
         self.runtime = runtime
         self._normalization = model.normalization(runtime.device)
+        self._batch_size = settings.batch_size or batch_size_for(model.card.input_shape)
 
     def exported_module(self) -> nn.Module:
         """Return the module to export."""
@@ -51,8 +52,8 @@ class Examiner:
     def model_logits(self, images: Tensor) -> Tensor:
         """Return the model's logits (N, K) of images, uint8 or float in [0, 1]."""
         architecture = self.model.card.architecture
-        with foreign_code(f"{architecture} cannot be run on a batch of {min(len(images), self.settings.batch_size):,}"):
-            logits = predict(self.model.module, images, self._normalization, self.runtime, self.settings.batch_size)
+        with foreign_code(f"{architecture} cannot be run on a batch of {min(len(images), self._batch_size):,}"):
+            logits = predict(self.model.module, images, self._normalization, self.runtime, self._batch_size)
         self._check_shape(logits, len(images), architecture)
         return logits
 
@@ -62,9 +63,7 @@ class Examiner:
             with foreign_code("no float64"):
                 module = copy.deepcopy(Normalized(self.model.module, self._normalization)).double()
                 with frozen(module), torch.inference_mode():
-                    logits = torch.cat(
-                        [module(batch.double()) for batch in torch.split(images, self.settings.batch_size)]
-                    )
+                    logits = torch.cat([module(batch.double()) for batch in torch.split(images, self._batch_size)])
         except InputError:
             return None
         return logits if logits.dtype == torch.float64 else None
@@ -77,7 +76,7 @@ class Examiner:
     def logits(self, classifier: Classifier, images: Tensor) -> Tensor:
         """Return the logits (N, K) of an exported model for images, uint8 or float in [0, 1]."""
         batches = []
-        for batch in torch.split(images, self.settings.batch_size):
+        for batch in torch.split(images, self._batch_size):
             logits = classifier(self.inputs(batch))
             self._check_shape(logits, len(batch), "the exported model")
             batches.append(logits)

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime, to_unit_range
 from gapssg.errors import reporting_out_of_memory, shortened
+from gapssg.evaluation.predict import batch_size_for
 from gapssg.landscape.layout import Layout
 from gapssg.landscape.samples import Samples
 from gapssg.landscape.settings import CurvatureSettings
@@ -33,7 +34,8 @@ class CentreLoss:
         self._module = runtime.place(copy.deepcopy(module)).eval()
         self.layout = Layout.of(self._module)
         self.weights = self.layout.flatten(self._module.state_dict())
-        batches = [samples.take(slice(start, start + _BATCH_SIZE)) for start in range(0, len(samples), _BATCH_SIZE)]
+        size = min(_BATCH_SIZE, batch_size_for(samples.images.shape[1:]))
+        batches = [samples.take(slice(start, start + size)) for start in range(0, len(samples), size)]
         self._batches = [(normalization(to_unit_range(batch.images)), batch) for batch in batches]
         self._count = len(samples)
 

@@ -40,7 +40,7 @@ def create_model(
     Args:
         name: One of `model_names()`, `torchvision:NAME`, `timm:NAME`, or `package.module:factory`, whose code is run.
         num_classes: Number of logits, at least 2.
-        input_shape: (channels, height, width) of one image; height and width from 16 to 224 pixels.
+        input_shape: (channels, height, width) of one image; height and width from 8 to 1,024 pixels.
         seed: Seed of the initial weights.
         arguments: Keyword arguments for a model that is not built in.
         weights_follow: Do not check the model of a factory by forward passes; the caller does after loading weights.
@@ -119,5 +119,5 @@ def _check_task(num_classes: int, input_shape: tuple[int, int, int]) -> None:
     if not all(SMALLEST_IMAGE_SIDE <= side <= LARGEST_IMAGE_SIDE for side in (height, width)):
         raise InputError(
             f"images of {height}x{width} pixels do not fit the models; resize them so that height "
-            f"and width are from {SMALLEST_IMAGE_SIDE} to {LARGEST_IMAGE_SIDE} pixels"
+            f"and width are from {SMALLEST_IMAGE_SIDE} to {LARGEST_IMAGE_SIDE:,} pixels"
         )

@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gapssg.errors import InputError
@@ -17,7 +18,8 @@ class Generator(nn.Module):
     Images below 53 pixels get two upsamplings, from a quarter of their size, as in the published generator. Larger
     images get more, from first maps of 7 to 14 pixels on the shorter side (8x8 for 64x64, 13x13 for 104x104, 7x7 for
     224x224), because a linear layer to a quarter of their size would have a hundred million weights. Sides that are not
-    a multiple of the upsampling factor are rounded up and cropped (104 to 100 pixels).
+    a multiple of the upsampling factor are rounded up and cropped (104 to 100 pixels). With a `scale`, the layers make
+    images of 1/scale of the height and width, rounded up, which are upsampled bilinearly.
 
     Attributes:
         image_shape: (C, H, W) of one image.
@@ -27,29 +29,33 @@ class Generator(nn.Module):
         upsampling: The layers from the first feature maps to the logits of the pixels.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], latent_size: int = 256, width: int = 64) -> None:
+    def __init__(
+        self, image_shape: tuple[int, int, int], latent_size: int = 256, width: int = 64, scale: int = 1
+    ) -> None:
         """Build the generator; its initial weights are always the same.
 
         Args:
-            image_shape: (channels, height, width) of one image; height and width at least 4.
+            image_shape: (channels, height, width) of one image; height and width at least 4 times `scale`.
             latent_size: Length of one latent.
             width: Channels of the last feature maps; the earlier ones have twice as many.
+            scale: Factor of the bilinear upsampling; 1 for none.
 
         Raises:
-            InputError: The images have no channel, or a height or width below 4 pixels.
+            InputError: The images have no channel, or a height or width below 4 pixels before they are upsampled.
         """
         super().__init__()
-        channels, image_height, image_width = image_shape
+        channels, *sides = image_shape
         if channels < 1:
             raise InputError(f"images need at least 1 channel, not {channels}")
-        if min(image_height, image_width) < 4:
-            raise InputError(
-                f"the generator cannot make images of {image_height}x{image_width} pixels; at least 4x4 are needed"
-            )
+        height, width_of_images = self._made_size = tuple(math.ceil(side / scale) for side in sides)
+        if min(self._made_size) < 4:
+            reason = f", at 1/{scale} of their size; lower method.synthesis_scale" if scale > 1 else ""
+            size = f"{height}x{width_of_images}"
+            raise InputError(f"the generator cannot make images of {size} pixels; at least 4x4 are needed{reason}")
         self.image_shape = image_shape
         self.latent_size = latent_size
-        factor = 2 ** _count_upsamplings(min(image_height, image_width))
-        self._first_maps = (2 * width, math.ceil(image_height / factor), math.ceil(image_width / factor))
+        factor = 2 ** _count_upsamplings(min(self._made_size))
+        self._first_maps = (2 * width, math.ceil(height / factor), math.ceil(width_of_images / factor))
         upsampling: list[nn.Module] = []
 
         # The constructors of layers draw default weights, which must not advance the global random state.
@@ -73,8 +79,12 @@ class Generator(nn.Module):
         first_maps = self.first_norm(self.linear(latent).unflatten(1, self._first_maps))
         # Under autocast the sigmoid would have the 8 bits of bfloat16, too few for 8-bit images.
         logits = self.upsampling(first_maps).to(self.linear.weight.dtype)
-        _, height, width = self.image_shape
-        return torch.sigmoid(logits[:, :, :height, :width])
+        height, width = self._made_size
+        images = torch.sigmoid(logits[:, :, :height, :width])
+        if self._made_size == self.image_shape[1:]:
+            return images
+        # Rounding may exceed 1.
+        return F.interpolate(images, self.image_shape[1:], mode="bilinear").clamp(0, 1)
 
     def reset_parameters(self, rng: torch.Generator) -> None:
         """Reinitialise all weights in place and reset the running statistics; `rng` is on the parameters' device."""

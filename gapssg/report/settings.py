@@ -23,8 +23,8 @@ class ReportSettings(WithFactories):
     """Real images for an evaluation of the models, on the `test` split; without them nothing is evaluated."""
     teacher: UserPath | None = None
     """The teacher's model file, if it was moved since the runs."""
-    batch_size: int = Field(default=500, ge=1, le=65_536)
-    """Images in a batch of the evaluation."""
+    batch_size: int | None = Field(default=None, ge=1, le=65_536)
+    """Images in a batch of the evaluation; by default 500, or fewer if they have more than 64x64 pixels."""
     runtime: RuntimeSettings = RuntimeSettings()
     """Device, precision and compilation of the evaluation."""
 

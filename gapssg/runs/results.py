@@ -342,6 +342,35 @@ class EvaluateResult(RunFacts):
     timing: EvaluateTiming
 
 
+class ClassProbability(Stored):
+    """A class and its probability for an image."""
+
+    name: Text
+    probability: Share
+
+
+class PredictedImage(Stored):
+    """The most probable classes of an image file, the most probable first."""
+
+    file: Text
+    classes: Annotated[tuple[ClassProbability, ...], Field(min_length=1, max_length=1000, fail_fast=True)]
+
+
+class PredictTiming(Stored):
+    """Speed of a classification, with reading the images."""
+
+    images_per_second: float
+
+
+class PredictResult(RunFacts):
+    """The result of `predict`."""
+
+    command: Literal["predict"] = "predict"
+    model: ModelFile
+    images: Many[PredictedImage]
+    timing: PredictTiming
+
+
 class ImportResult(ModelFile, ModelProfile, ScoresOr[None], RunFacts):
     """The result of `import-teacher`."""
 

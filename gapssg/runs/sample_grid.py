@@ -17,13 +17,15 @@ _MOST_IMAGES = 64
 _LONGEST_NAME = 14  # characters
 _LINE = 12  # height of a line of text in pixels
 _LABEL = 92  # width of the labels in pixels
+_LARGEST_SIDE = 256  # of an image in pixels
 
 
 def sample_grid(images: Tensor, targets: Tensor, class_names: Sequence[str]) -> Image.Image:
     """Draw up to 64 images in one row per target class, in class order, labelled with the name of the class.
 
     At most 16 classes are drawn, spread evenly over those with images; if classes are missing, the first line says how
-    many are shown. The images of a class are spread evenly over all that it has. Equal images give equal pictures.
+    many are shown. The images of a class are spread evenly over all that it has. Images of more than 256 pixels a side
+    are scaled down. Equal images give equal pictures.
 
     Args:
         images: (N, C, H, W) uint8 on the CPU. With two channels or more than three, only the first is shown.
@@ -32,7 +34,9 @@ def sample_grid(images: Tensor, targets: Tensor, class_names: Sequence[str]) -> 
     """
     if images.shape[1] not in (1, 3):
         images = images[:, :1]
-    _, channels, height, width = images.shape
+    channels = images.shape[1]
+    scale = min(1.0, _LARGEST_SIDE / max(images.shape[2:]))
+    height, width = (max(1, round(scale * side)) for side in images.shape[2:])
     present = torch.unique(targets).tolist()
     shown = [present[index] for index in _spread(len(present), _MOST_ROWS)]
     columns = min(_MOST_COLUMNS, _MOST_IMAGES // len(shown))
@@ -51,6 +55,8 @@ def sample_grid(images: Tensor, targets: Tensor, class_names: Sequence[str]) -> 
         for column, image in enumerate(row):
             pixels = image[0] if channels == 1 else image.permute(1, 2, 0)
             tile = Image.fromarray(pixels.contiguous().numpy())
+            if scale < 1:
+                tile = tile.resize((width, height), Image.Resampling.BOX)
             picture.paste(tile, (_LABEL + column * (width + 1), y))
     return picture
 

@@ -263,6 +263,9 @@ class InversionSettings(PoolMethodSettings):
     """Channels of the generator's last hidden layer."""
     latent_size: int = Field(default=256, ge=1, le=16_384)
     """Dimensions of the latent z."""
+    synthesis_scale: int = Field(default=1, ge=1, le=64)
+    """Factor by which synthetic images are upsampled bilinearly from what the generator makes; over 1 it saves time and
+    memory for large images, which then lack fine detail."""
 
     @property
     def step_count(self) -> int:
@@ -357,6 +360,9 @@ class GeneratorMethodSettings(SynthesisSettings):
     """Channels of the generator's last hidden layer."""
     latent_size: int = Field(default=256, ge=1, le=16_384)
     """Dimensions of the latent z."""
+    synthesis_scale: int = Field(default=1, ge=1, le=64)
+    """Factor by which synthetic images are upsampled bilinearly from what the generator makes; over 1 it saves time and
+    memory for large images, which then lack fine detail."""
 
     @classmethod
     def needs(cls) -> tuple[str, ...]:

@@ -127,7 +127,9 @@ class GeneratorTraining:
 
     def _make_generator(self) -> Generator:
         settings, runtime = self.settings, self.context.runtime
-        made = Generator(self.context.image_shape, latent_size=settings.latent_size, width=settings.generator_width)
+        made = Generator(
+            self.context.image_shape, settings.latent_size, settings.generator_width, settings.synthesis_scale
+        )
         runtime.place(made)
         made.reset_parameters(runtime.random_stream("generator"))
         return made

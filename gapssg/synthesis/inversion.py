@@ -203,7 +203,9 @@ class GeneratorInversion(Inversion):
     def _make_generator(self) -> Generator:
         """Create the generator; a synthesis initialises its weights."""
         settings = self.settings
-        return Generator(self.context.image_shape, latent_size=settings.latent_size, width=settings.generator_width)
+        return Generator(
+            self.context.image_shape, settings.latent_size, settings.generator_width, settings.synthesis_scale
+        )
 
     def _latent_shape(self) -> tuple[int, ...]:
         return self.settings.synthesis_batch_size, self.settings.latent_size

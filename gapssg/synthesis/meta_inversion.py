@@ -24,7 +24,9 @@ class MetaInversion(AveragedInversion):
         """Create the meta-generator, which persists for the whole run."""
         runtime = context.runtime
         self.fast = settings
-        self.meta = Generator(context.image_shape, latent_size=settings.latent_size, width=settings.generator_width)
+        self.meta = Generator(
+            context.image_shape, settings.latent_size, settings.generator_width, settings.synthesis_scale
+        )
         runtime.place(self.meta)
         reset_layers_to_torch_default(self.meta, runtime.random_stream("meta-generator"))
         meta_rate = settings.generator_learning_rate * settings.generator_steps

@@ -25,9 +25,11 @@ class LabelGenerator(Generator):
         label_norm: Normalises embeddings (N, E).
     """
 
-    def __init__(self, embedding_size: int, image_shape: tuple[int, int, int], latent_size: int, width: int) -> None:
+    def __init__(
+        self, embedding_size: int, image_shape: tuple[int, int, int], latent_size: int, width: int, scale: int
+    ) -> None:
         """Build the generator and the batch norm for embeddings of this size."""
-        super().__init__(image_shape, latent_size, width)
+        super().__init__(image_shape, latent_size, width, scale)
         self.label_norm = nn.BatchNorm1d(embedding_size)
 
 
@@ -51,7 +53,8 @@ class NoisyInversion(AveragedInversion):
 
     def _make_generator(self) -> LabelGenerator:
         settings, size = self.settings, self._embeddings.shape[1]
-        return LabelGenerator(size, self.context.image_shape, settings.latent_size, settings.generator_width)
+        shape, scale = self.context.image_shape, settings.synthesis_scale
+        return LabelGenerator(size, shape, settings.latent_size, settings.generator_width, scale)
 
     def _latent_shape(self) -> tuple[int, ...]:
         """Return the shape of the noisy layers' weights, with the bias as one more input."""

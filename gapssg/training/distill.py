@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from gapssg.runs.results import (
 from gapssg.runs.time_left import EVALUATION
 from gapssg.stored import MOST_COUNTED_CLASSES
 from gapssg.training.distillation import Distillation
-from gapssg.training.distillation_setup import make_student, planned_flops
+from gapssg.training.distillation_setup import make_student, planned_flops, step_memory
 from gapssg.training.estimate import (
     EVALUATED_IMAGES,
     estimated,
@@ -49,6 +49,7 @@ from gapssg.training.estimate import (
 )
 from gapssg.training.image_monitor import listed_counts
 from gapssg.training.loop import Job, Launch, Phase
+from gapssg.training.memory import StepMemory, check_memory
 from gapssg.training.settings import DistillSettings
 
 # The checkpoint compares the SHA-256 of the teacher and of the images.
@@ -91,7 +92,7 @@ def distill(
 
     Raises:
         InputError: The teacher, the pool, the weights, the evaluation data or the output directory cannot
-            be used; nothing has been written.
+            be used, or a step does not fit in the memory; nothing has been written.
         RunError: The synthesis or the student diverged, or the disk refused a write.
         Stopped: Requested by `requests`.
     """
@@ -115,18 +116,21 @@ def distill(
     if state is not None:
         distillation.restore(state.component("distillation"), output)
         evaluator.restore(EvaluationFacts.read(state.facts.get("evaluation")))
-    return launch.carry_out(_Job(distillation, evaluator))
+    memory = step_memory(settings, runtime, teacher, distillation.student, distillation.synthesizer)
+    check_memory(memory, runtime, unused_pool_memory(distillation))
+    return launch.carry_out(_Job(distillation, evaluator, memory))
 
 
 class _Job(Job[DistillResult]):
     """A distillation and its evaluations."""
 
-    def __init__(self, distillation: Distillation, evaluator: _Evaluator) -> None:
+    def __init__(self, distillation: Distillation, evaluator: _Evaluator, memory: Mapping[str, StepMemory]) -> None:
         self._distillation, self._evaluator = distillation, evaluator
         self._settings = settings = distillation.settings
         self.runtime = distillation.runtime
         self.epochs = settings.epochs
         self.checkpoints_every = (settings.checkpoint_every, settings.checkpoint_minutes)
+        self.memory = memory
         self.time_left = distillation.time_left
         self.time_left.plan(EVALUATION, evaluator.count_after(self.epochs_done))
 
@@ -176,18 +180,21 @@ def estimate_distillation(settings: DistillSettings, display: Display | None = N
     Nothing is written. `display` shows the progress of reading the evaluation data.
 
     Raises:
-        InputError: The teacher, the pool, the weights or the evaluation data cannot be used.
+        InputError: The teacher, the pool, the weights or the evaluation data cannot be used, or a step does not fit in
+            the memory.
     """
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     teacher = load_model(settings.teacher, (*settings.model_factories, settings.student.name))
     student = make_student(settings, runtime, teacher)
     runtime, _ = runtime.decide_compilation(settings.runtime.compile, planned_flops(settings, teacher, student))
     distillation = Distillation(settings, runtime, teacher, student)
+    memory = step_memory(settings, runtime, teacher, distillation.student, distillation.synthesizer)
+    check_memory(memory, runtime, unused_pool_memory(distillation))
     evaluator = _Evaluator(settings, runtime, teacher, display or SilentDisplay())
     with runtime.configured(), runtime.seeded_globals("estimate"):
         parts = {**time_distillation(distillation), EVALUATION: evaluator.time_evaluations(distillation)}
-    memory = peak_memory(runtime) + unused_pool_memory(distillation)
-    return estimated("distill", parts, memory, runtime, distillation.flops)
+    peak = peak_memory(runtime) + unused_pool_memory(distillation)
+    return estimated("distill", parts, peak, runtime, distillation.flops)
 
 
 class _Evaluator:

@@ -16,9 +16,12 @@ from gapssg.models.profile import profile_model
 from gapssg.runs.directory import pool_shards, versions
 from gapssg.synthesis import SynthesisContext, Synthesizer, method_classes
 from gapssg.synthesis.base import BATCH_NORM, PoolMethodSettings
+from gapssg.synthesis.generator_training import GeneratorTraining
+from gapssg.synthesis.inversion import GeneratorInversion, Inversion
 from gapssg.synthesis.pool_synthesizer import PoolSynthesizer, read_pool
 from gapssg.synthesis.requirements import missing_for
 from gapssg.synthesis.shards import PoolOrigin
+from gapssg.training.memory import StepMemory, saved_bytes, training_memory
 from gapssg.training.settings import DistillSettings
 
 
@@ -79,6 +82,22 @@ def make_synthesizer(
             f"needs; methods that do not: {others}"
         )
     return method.build(context), PoolOrigin(method.name, teacher.sha256)
+
+
+def step_memory(
+    settings: DistillSettings, runtime: Runtime, teacher: LoadedModel, student: nn.Module, synthesizer: Synthesizer
+) -> dict[str, StepMemory]:
+    """Return the memory of the steps of distillation and synthesis, by the kinds of their phases."""
+    shape, precision = teacher.card.input_shape, runtime.precision
+    steps = {"distillation": training_memory(student, shape, settings.batch_size, precision)}
+    source = synthesizer.synthesis if isinstance(synthesizer, PoolSynthesizer) else synthesizer
+    if isinstance(source, Inversion | GeneratorTraining):
+        kept = sum(saved_bytes(module, shape, precision, trains=False) for module in (teacher.module, student))
+        if isinstance(source, GeneratorInversion | GeneratorTraining):
+            kept += saved_bytes(source.generator, (source.generator.latent_size,), precision, trains=True)
+        option = "--set method.synthesis_batch_size="
+        steps["synthesis"] = StepMemory(option, settings.method.synthesis_batch_size, kept)
+    return steps
 
 
 def planned_flops(

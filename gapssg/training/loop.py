@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Container, Generator, Iterable
+from collections.abc import Container, Generator, Iterable, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +25,7 @@ from gapssg.runs.requests import Requests
 from gapssg.runs.results import RunResult
 from gapssg.runs.time_left import TimeLeft
 from gapssg.settings.base import Settings
+from gapssg.training.memory import StepMemory, advice_without_memory
 
 Result = TypeVar("Result", bound=RunResult)
 _RUN = "run"
@@ -62,6 +63,7 @@ class Job(ABC, Generic[Result]):
         epochs: Epochs of the whole run.
         checkpoints_every: Epochs, and minutes, between checkpoints.
         time_left: Measures the steps; None if the remaining time is not shown.
+        memory: The memory of a step by the kind of its phase, for advice.
     """
 
     runtime: Runtime
@@ -69,6 +71,7 @@ class Job(ABC, Generic[Result]):
     epochs: int
     checkpoints_every: tuple[int, float]
     time_left: TimeLeft | None = None
+    memory: Mapping[str, StepMemory] = {}
 
     @property
     @abstractmethod
@@ -213,7 +216,9 @@ class Launch:
         time_left = job.time_left
         self.requests.attended = phase.attended
         timing = nullcontext() if time_left is None else time_left.phase(phase.kind, phase.steps)
-        with closing(phase.work) as steps, timing as timed:
+        step = job.memory.get(phase.kind)
+        advise = None if step is None else partial(advice_without_memory, step, job.runtime)
+        with reporting_out_of_memory(advise), closing(phase.work) as steps, timing as timed:
             for done in steps:
                 run.progress(phase.task, phase.index * phase.steps + done, phase.count * phase.steps)
                 if timed is not None and time_left is not None:

@@ -33,6 +33,7 @@ from gapssg.runs.results import AugmentationFacts, EstimateResult, Part, Pretrai
 from gapssg.runs.time_left import EVALUATION, TimeLeft
 from gapssg.training.estimate import EVALUATED_IMAGES, estimated, peak_memory, time_steps
 from gapssg.training.loop import Job, Launch, Phase
+from gapssg.training.memory import check_memory, training_memory
 from gapssg.training.settings import PretrainSettings
 from gapssg.training.trainee import Trainee
 
@@ -73,7 +74,8 @@ def pretrain_teacher(
         is selected on the test split, cost and provenance.
 
     Raises:
-        InputError: The data or the output directory cannot be used; nothing has been written.
+        InputError: The data or the output directory cannot be used, or a step does not fit in the memory; nothing has
+            been written.
         RunError: The training diverged, or the disk refused a write.
         Stopped: Requested by `requests`.
     """
@@ -88,6 +90,7 @@ def pretrain_teacher(
     pretraining = _Pretraining(settings, runtime, train, test, model)
     if state is not None:
         pretraining.restore(state)
+    check_memory(pretraining.memory, runtime)
     return launch.carry_out(pretraining)
 
 
@@ -97,13 +100,14 @@ def estimate_pretraining(settings: PretrainSettings, display: Display | None = N
     Nothing is written, except for downloaded data. `display` shows the progress of reading it.
 
     Raises:
-        InputError: The data cannot be used.
+        InputError: The data cannot be used, or a step does not fit in the memory.
     """
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     train, test = _read_splits(settings, display or SilentDisplay())
     model = make_model(settings, runtime, train)
     runtime, _ = runtime.decide_compilation(settings.runtime.compile, planned_flops(settings, model, train))
     pretraining = _Pretraining(settings, runtime, train, test, model)
+    check_memory(pretraining.memory, runtime)
     with runtime.configured(), runtime.seeded_globals("estimate"):
         parts = pretraining.time_steps()
     return estimated("pretrain-teacher", parts, peak_memory(runtime), runtime)
@@ -151,6 +155,8 @@ class _Pretraining(Job[PretrainResult]):
         self.trainee = Trainee(self.model, self._loss, settings.optimizer, runtime, settings.max_rollbacks)
         self.progress = Progress()
         self.time_left = TimeLeft(self.steps_left())
+        step = training_memory(self.model, self.card.input_shape, settings.batch_size, runtime.precision)
+        self.memory = {"training": step}
 
     @property
     def epochs_done(self) -> int:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, features
 from torchvision.datasets import ImageFolder
 
-from gapssg.data import folder, load_split
+from gapssg.data import decode, load_split
 from gapssg.data.image_set import ImageSet
 from gapssg.errors import InputError
 from gapssg.runs.requests import Stopped
@@ -86,7 +86,7 @@ def test_images_are_in_the_order_of_torchvision(root: Path) -> None:
 
 
 def test_many_threads_keep_the_order_of_the_images(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder, "_FILES_PER_TASK", 3)
+    monkeypatch.setattr(decode, "_FILES_PER_TASK", 3)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     (root / "train/cat/a.png").unlink()
     for number in range(100):
@@ -325,7 +325,7 @@ def test_a_jpeg_above_the_bomb_limit_is_decoded_at_a_reduced_size(
     root: Path, monkeypatch: pytest.MonkeyPatch, is_progressive: bool
 ) -> None:
     for name in ("_MOST_PIXELS", "_MANY_PIXELS_OF_JPEG"):
-        monkeypatch.setattr(folder, name, 100 * 100)
+        monkeypatch.setattr(decode, name, 100 * 100)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150 * 150)
     Image.linear_gradient("L").save(root / "train/cat/b.jpg", progressive=is_progressive)
     if is_progressive:  # it takes memory for its full size
@@ -423,7 +423,7 @@ def test_a_request_to_stop_is_not_reported_as_an_image_failure(root: Path, monke
     def stop(*_: object) -> None:
         raise Stopped(15)
 
-    monkeypatch.setattr(folder, "_decode_opened", stop)
+    monkeypatch.setattr(decode, "_decode_opened", stop)
     with pytest.raises(Stopped):
         load(root)
 

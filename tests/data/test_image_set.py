@@ -94,7 +94,7 @@ def test_resizing_is_rounded_bilinear_interpolation(size: int) -> None:
     expected = torch.nn.functional.interpolate(
         images.double(), size=(size, size), mode="bilinear", align_corners=False, antialias=size < 8
     )
-    assert (resize_images(images, size).double() - expected).abs().max() <= 0.5 + 1e-4
+    assert (resize_images(images, (size, size)).double() - expected).abs().max() <= 0.5 + 1e-4
 
 
 def test_grey_becomes_three_equal_channels_and_back() -> None:

@@ -593,7 +593,11 @@ def _sound_images() -> dict[str, bytes]:
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, format=name)
         encoded[extension] = buffer.getvalue()
-    return encoded
+    pages, array = io.BytesIO(), io.BytesIO()
+    first, *others = [Image.fromarray(pixels[:, :, channel].copy()) for channel in (0, 1, 2, 0, 1)]
+    first.save(pages, format="TIFF", save_all=True, append_images=others)
+    np.save(array, np.concatenate([pixels, pixels[:, :, :2]], axis=2))
+    return {**encoded, "tif": pages.getvalue(), "npy": array.getvalue()}
 
 
 def png_bomb(width: int, height: int, colour: int, bits: int, rows: int) -> bytes:
@@ -620,11 +624,11 @@ def image_folders(world: World) -> st.SearchStrategy[Any]:
         *(changed(extension) for extension in world.images), st.sampled_from(list(world.images)).flatmap(changed), bomb
     )
     name = st.sampled_from(
-        ["b.png", "b.jpg", "b.webp", "b.tiff", "b.gif", "b.bmp", "b.eps", "b.pdf", "b.fits", "\x1b[2J.png"]
+        ["b.png", "b.jpg", "b.webp", "b.tiff", "b.gif", "b.bmp", "b.eps", "b.npy", "b.pdf", "b.fits", "\x1b[2J.png"]
     )
     link = st.sampled_from(["", "", "", "file", "folder", "itself", "parent", "many"])
     class_name = st.sampled_from(["dog", "\x1b[2J", "[red]", "a\nb", os.fsdecode(b"\xff")])
-    return st.tuples(class_name, name, content, link, st.sampled_from([None, 16]), st.sampled_from([None, 1, 3]))
+    return st.tuples(class_name, name, content, link, st.sampled_from([None, 16]), st.sampled_from([None, 1, 3, 5]))
 
 
 def use_image_folder(world: World, case: tuple[str, str, bytes, str, int | None, int | None]) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import gapssg
 from gapssg import DistillSettings, InputError, distill, load_model
 from gapssg.cli.app import main
-from gapssg.data import folder, load_split
+from gapssg.data import decode, load_split
 from gapssg.models import create_model, empty_model
 from gapssg.models.model_file import save_model
 from gapssg.models.safetensors_file import LARGEST_HEADER, read_safetensors
@@ -50,10 +50,12 @@ def test_untrusted_input_is_used_or_refused_with_a_sentence(world: World, target
     assert report.refused + report.accepted >= 10
 
 
-# What a message suggests to users who trust a file, and the restricted unpickler, which runs in a child process.
+# What a message suggests to users who trust a file, the restricted unpickler, which runs in a child process, and arrays
+# of numbers.
 SAFE_LINES = {
     "f\"    loaded = torch.load({str(path)!r}, map_location='cpu', weights_only=False)\",",
     'content = torch.load(checkpoint, map_location="cpu", weights_only=True)',
+    "array: NDArray[Any] = npy.read_array(opened, allow_pickle=False)",
 }
 
 
@@ -306,7 +308,7 @@ def test_an_image_bomb_is_refused_before_it_is_decoded(image_folder: Path, size:
 
 
 def test_a_result_beyond_its_bound_is_refused(image_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(folder, "_LARGEST_RESULT", 1000)
+    monkeypatch.setattr(decode, "_LARGEST_RESULT", 1000)
     with pytest.raises(InputError, match="48 images of 16x16 pixels need 0 GiB of memory, more than"):
         load_split(f"folder:{image_folder}", "train")
 

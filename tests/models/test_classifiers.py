@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from gapssg.models import MODELS, create_model, model_names
 from gapssg.models.profile import batch_norm_layers
 
-SIZES = (16, 24, 28, 32, 64)
+SIZES = (8, 16, 28, 32, 64)
 CHANNELS = (1, 3, 5)
 ONE_OF_EACH_FAMILY = ("wrn10_half", "wrn16_1", "resnet18", "vgg11", "mobilenetv2")
 

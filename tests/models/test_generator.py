@@ -38,7 +38,7 @@ def test_first_maps_of_large_images_have_at_least_seven_pixels(side, first):
 
 
 def test_no_size_makes_the_first_layer_large():
-    for side in range(53, 225):
+    for side in range(53, 1025, 3):
         generator = Generator((3, side, side), latent_size=2, width=1)
         first = math.isqrt(generator.linear.out_features // 2)
         upsamplings = sum(isinstance(layer, nn.Upsample) for layer in generator.upsampling)
@@ -52,10 +52,14 @@ def test_the_shorter_side_sets_the_upsamplings():
 
 
 @pytest.mark.parametrize(
-    "image_shape", [(1, 4, 4), (3, 32, 32), (5, 64, 64), (2, 28, 12), (1, 224, 96), (3, 17, 30), (1, 100, 68)]
+    ("image_shape", "scale"),
+    [
+        *(((1, 4, 4), 1), ((3, 32, 32), 1), ((5, 64, 64), 1), ((2, 28, 12), 1), ((1, 224, 96), 1), ((3, 17, 30), 1)),
+        *(((1, 100, 68), 1), ((1, 8, 8), 1), ((3, 9, 13), 1), ((64, 33, 65), 1), ((2, 33, 65), 2), ((1, 48, 40), 3)),
+    ],
 )
-def test_images_have_the_asked_shape_and_lie_in_the_unit_interval(image_shape):
-    generator = Generator(image_shape, latent_size=8, width=4)
+def test_images_have_the_asked_shape_and_lie_in_the_unit_interval(image_shape, scale):
+    generator = Generator(image_shape, latent_size=8, width=4, scale=scale)
     with torch.no_grad():
         # Large weights of the last convolution drive the images to both ends of the interval.
         generator.upsampling[-1].weight.mul_(1e4)
@@ -84,6 +88,28 @@ def test_sizes_of_less_than_four_pixels_are_refused(image_shape):
     _, height, width = image_shape
     with pytest.raises(InputError, match=f"{height}x{width} pixels; at least 4x4 are needed"):
         Generator(image_shape)
+
+
+def test_a_scale_upsamples_the_images_of_a_smaller_generator_bilinearly():
+    small, scaled = Generator((3, 17, 33), 8, 4), Generator((3, 33, 65), 8, 4, scale=2)
+    scaled.load_state_dict(small.state_dict())
+    latent = torch.randn(6, 8, generator=seeded(0))
+    expected = torch.nn.functional.interpolate(small(latent).double(), (33, 65), mode="bilinear")
+    # The weighted sum of four numbers in [0, 1] has three roundings of float32 at most.
+    assert (scaled(latent) - expected).abs().max() <= 3 * torch.finfo(torch.float32).eps
+
+
+def test_without_a_scale_images_are_cropped_and_not_interpolated():
+    generator = Generator((3, 20, 32), 8, 4)
+    latent = torch.randn(6, 8, generator=seeded(0))
+    generator.eval()
+    first_maps = generator.first_norm(generator.linear(latent).view(6, 8, 5, 8))
+    assert torch.equal(generator(latent), torch.sigmoid(generator.upsampling(first_maps)))
+
+
+def test_a_scale_that_leaves_less_than_four_pixels_is_refused():
+    with pytest.raises(InputError, match=r"images of 3x4 pixels; at least 4x4 are needed, at 1/4 .*synthesis_scale"):
+        Generator((3, 12, 16), scale=4)
 
 
 def test_images_without_a_channel_are_refused():

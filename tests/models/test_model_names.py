@@ -76,8 +76,8 @@ def test_create_model_refuses_an_unknown_name():
     [
         (1, (3, 32, 32), "at least 2 classes and at most 100,000, not 1"),
         (10, (0, 32, 32), "at least 1 channel and at most 64, not 0"),
-        (10, (3, 15, 32), "images of 15x32 pixels do not fit.*from 16 to 224 pixels"),
-        (10, (3, 32, 225), "images of 32x225 pixels do not fit.*from 16 to 224 pixels"),
+        (10, (3, 7, 32), "images of 7x32 pixels do not fit.*from 8 to 1,024 pixels"),
+        (10, (3, 32, 1025), "images of 32x1025 pixels do not fit.*from 8 to 1,024 pixels"),
     ],
 )
 def test_create_model_refuses_classes_and_images_out_of_bounds(num_classes, input_shape, sentence):

@@ -69,3 +69,11 @@ def test_colours_are_those_of_the_images():
     image = torch.randint(0, 256, (1, 3, HEIGHT, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     picture = np.asarray(sample_grid(image, torch.tensor([0]), ("a",)))
     assert (picture[:HEIGHT, _LABEL : _LABEL + 6] == image[0].permute(1, 2, 0).numpy()).all()
+
+
+def test_large_images_are_scaled_down_to_256_pixels():
+    image = torch.zeros(2, 3, 512, 1024, dtype=torch.uint8)
+    image[:, :, :, 512:] = 200
+    picture = np.asarray(sample_grid(image, torch.tensor([0, 0]), ("a",)))
+    assert picture.shape == (128 + 1, _LABEL + 2 * (256 + 1), 3)
+    assert picture[:128, _LABEL : _LABEL + 256, 0].tolist() == [[0] * 128 + [200] * 128] * 128

@@ -1,0 +1,151 @@
+"""The memory of a training step: a check before a run on a processor, and advice when memory runs out."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gapssg.core.runtime import Runtime
+from gapssg.errors import InputError
+
+Precision = Literal["fp32", "bf16"]
+
+_MEMINFO, _GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+_SHARE_FOR_STEPS = 0.6  # a step takes 1.2 to 1.6 times what it keeps, measured with WRN-16-1 and 3x64x64 images
+_IMAGES = 2  # batch norms need more than one value per channel
+_SMALLEST_BATCH = 2
+
+
+class StepMemory(NamedTuple):
+    """The memory of one kind of step.
+
+    Attributes:
+        option: What sets its batch size on the command line, up to the number.
+        batch_size: Its batch size.
+        bytes_per_image: A lower bound of what it needs; 0 if unknown.
+    """
+
+    option: str
+    batch_size: int
+    bytes_per_image: int
+
+
+def check_memory(steps: Mapping[str, StepMemory], runtime: Runtime, pool: int = 0) -> None:
+    """Check that every kind of step fits in the memory of the processor; a GPU reports that it does not.
+
+    Args:
+        steps: The memory of a step by its kind.
+        runtime: The device.
+        pool: Bytes that the sample pool will take, too.
+
+    Raises:
+        InputError: One does not; the message has a batch size that does.
+    """
+    available = available_memory() if runtime.device.type == "cpu" else None
+    if available is None:
+        return
+    if pool > available:
+        raise InputError(
+            f"the sample pool needs {_gibibytes(pool)} of memory, more than the {_gibibytes(available)} that are "
+            "available; lower epochs or method.synthesis_batch_size"
+        )
+    available -= pool
+    for name, step in steps.items():
+        needed = step.batch_size * step.bytes_per_image
+        if needed > available and not runtime.compiled:  # which may compute again what it does not keep
+            raise InputError(
+                f"a step of {name} with {step.batch_size:,} images needs at least {_gibibytes(needed)} of memory, "
+                f"more than the {_gibibytes(available)} that are available; {_advice(step, available)}"
+            )
+
+
+def advice_without_memory(step: StepMemory, runtime: Runtime) -> str:
+    """Return what to do after a step has run out of memory: a batch size that would fit."""
+    if runtime.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(runtime.device)
+        available: int | None = free + torch.cuda.memory_reserved(runtime.device)
+    else:
+        available = available_memory()
+    if not available:
+        return f"lower the batch size with {step.option}N, or use smaller images"
+    # The step did not fit, so an image needs at least an equal share of the memory.
+    share = -(-available // step.batch_size)
+    return _advice(step._replace(bytes_per_image=max(step.bytes_per_image, share)), available)
+
+
+def _advice(step: StepMemory, available: int) -> str:
+    fitting = int(_SHARE_FOR_STEPS * available / step.bytes_per_image)
+    if fitting < _SMALLEST_BATCH:
+        return "use smaller images or models, or a machine with more memory"
+    return f"{step.option}{min(fitting, step.batch_size - 1)} would fit"
+
+
+def training_memory(model: nn.Module, input_shape: Sequence[int], batch_size: int, precision: Precision) -> StepMemory:
+    """Return the memory of the steps that train a model on images (C, H, W)."""
+    return StepMemory("--batch-size ", batch_size, saved_bytes(model, input_shape, precision, trains=True))
+
+
+def saved_bytes(module: nn.Module, input_shape: Sequence[int], precision: Precision, *, trains: bool) -> int:
+    """Return the bytes per input that a forward pass keeps for the backward pass, without the weights.
+
+    A copy on the meta device is run, so that nothing is computed; 0 if that is impossible.
+
+    Args:
+        module: A network, which is left unchanged.
+        input_shape: The shape of one input.
+        precision: With `bf16`, half the bytes of float32 are counted.
+        trains: Whether gradients of the weights are needed, in training mode, or only those of the inputs.
+    """
+    try:
+        hollow = copy.deepcopy(module).to("meta").train(trains).requires_grad_(trains)
+        weights = {_storage(each) for each in (*hollow.parameters(), *hollow.buffers())}
+        kept: dict[int, Tensor] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            if _storage(tensor) not in weights:
+                kept[_storage(tensor)] = tensor
+            return tensor
+
+        inputs = torch.zeros(_IMAGES, *input_shape, device="meta", requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            hollow(inputs)
+    except Exception:  # the code of a model may depend on values, which the meta device does not have
+        return 0
+    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return total // _IMAGES // (2 if precision == "bf16" else 1)
+
+
+def _storage(tensor: Tensor) -> int:
+    """Return what identifies the memory of a tensor; on the meta device every address is 0."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def available_memory(meminfo: Path = _MEMINFO, group: Path = _GROUP) -> int | None:
+    """Return the bytes that this process may still allocate, swap included, on Linux; None elsewhere.
+
+    The limits of a container (cgroup v2) count, without the file cache, which can be reclaimed.
+    """
+    try:
+        found = _numbers(meminfo)
+        available = 1024 * (found["MemAvailable:"] + found["SwapFree:"])
+    except (OSError, KeyError):
+        return None
+    with contextlib.suppress(OSError, KeyError, ValueError):  # no container, or one without a limit
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text()) - _numbers(group / "memory.stat")["inactive_file"]
+        available = min(available, max(0, limit - used))
+    return available
+
+
+def _numbers(file: Path) -> dict[str, int]:
+    return {parts[0]: int(parts[1]) for line in file.read_text().splitlines() if len(parts := line.split()) > 1}
+
+
+def _gibibytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
