@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -11,6 +11,7 @@ from gapssg.data.settings import DataSettings
 from gapssg.errors import InputError
 from gapssg.files import check_output_file, user_path
 from gapssg.models import LARGEST_IMAGE_SIDE, MOST_CHANNELS, MOST_CLASSES, SMALLEST_IMAGE_SIDE
+from gapssg.models.description import InputLayout, OutputPart, Outputs
 from gapssg.models.settings import ModelSettings, WithFactories
 from gapssg.settings.base import Settings, UserPath, as_validator
 from gapssg.settings.parts import PaddingMode, RuntimeSettings
@@ -63,16 +64,9 @@ class InspectSettings(WithFactories):
         return self
 
 
-class ImportSettings(Settings):
-    """The import of a classifier that was trained elsewhere."""
+class ClassifierSettings(Settings):
+    """What the weights of a classifier do not show."""
 
-    model: ModelSettings
-    """The architecture."""
-    weights: Annotated[str, AfterValidator(as_validator(_check_weights))] | None = None
-    """A safetensors file or PyTorch checkpoint, or `default` for those of torchvision or timm; without it, those of the
-    factory."""
-    weights_key: str | None = None
-    """Dotted key of the state dict in a checkpoint that holds several, such as `ema`; without it, the usual one."""
     input_shape: InputShape
     """Channels, height and width of an image."""
     num_classes: int | None = Field(default=None, ge=2, le=MOST_CLASSES)
@@ -83,12 +77,34 @@ class ImportSettings(Settings):
     """Mean of images in [0, 1], one per channel or one for all; by default that of the library's weights."""
     deviation: tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...] | None = None
     """Standard deviation of images, one per channel or one for all; by default that of the library's weights."""
+    input_range: Literal[1, 255] = 1
+    """Largest value of a pixel before the normalisation; with 255, mean and std are those of such pixels, by default 0
+    and 1."""
+    input_layout: InputLayout | None = None
+    """Order of the dimensions of the images that the model takes; by default recognised."""
+    output_kind: Outputs | None = None
+    """What the model returns: of two classes it may be one logit, or the probability of one sigmoid; by default
+    recognised."""
+    output_part: OutputPart | None = None
+    """Key, field or index of the outputs, if the model returns several; by default recognised."""
     crop_padding: int | None = Field(default=None, ge=0, le=256)
     """Pixels of padding for random crops of synthetic images; by default an eighth of the shorter side."""
     crop_padding_mode: PaddingMode | None = None
     """How random crops were padded when the model was trained, with 0 or the mirrored image, if known."""
     flip: bool = False
     """Whether a mirrored image still belongs to its class."""
+
+
+class ImportSettings(ClassifierSettings):
+    """The import of a classifier that was trained elsewhere."""
+
+    model: ModelSettings
+    """The architecture."""
+    weights: Annotated[str, AfterValidator(as_validator(_check_weights))] | None = None
+    """A safetensors file or PyTorch checkpoint, or `default` for those of torchvision or timm; without it, those of the
+    factory."""
+    weights_key: str | None = None
+    """Dotted key of the state dict in a checkpoint that holds several, such as `ema`; without it, the usual one."""
     data: DataSettings | None = None
     """Labelled images; the model is evaluated on their `test` split before it is written."""
     seed: int = Field(default=0, ge=0, lt=2**31)
