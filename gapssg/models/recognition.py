@@ -141,11 +141,15 @@ def _first_answer(
         except InputError as error:
             failures.append(error)
     if any(_accepts(module, name, permuted(images[:1], layout)) for layout in layouts):
-        raise InputError(
-            f"{name} accepts one image but not {_COUNT}, so its batch size is fixed at 1; let its forward take the "
-            "batch size from its input, or export it again with a dynamic batch size"
-        )
+        raise _fixed_batch(name)
     raise failures[0]
+
+
+def _fixed_batch(name: str) -> InputError:
+    return InputError(
+        f"{name} accepts one image but not {_COUNT}, so its batch size is fixed at 1; let its forward take the batch "
+        "size from its input, or export it again with a dynamic batch size"
+    )
 
 
 def _accepts(module: nn.Module, name: str, images: Tensor) -> bool:
@@ -163,6 +167,8 @@ def _find_part(name: str, images: Tensor, answer: object, num_classes: int, know
             raise InputError(f"{name} returns a tensor, not a container with a part {known}; leave --output-part out")
         if is_for_classes(answer, len(images), num_classes):
             return None
+        if answer.ndim and len(answer) == 1:
+            raise _fixed_batch(name)
         raise no_logits(name, images, answer, num_classes)
     parts = parts_of(answer)
     found = [known] if known in parts else candidates_in(parts, len(images), num_classes)
@@ -173,7 +179,7 @@ def _find_part(name: str, images: Tensor, answer: object, num_classes: int, know
     if len(found) > 1:
         raise InputError(
             f"{name} returns {described(answer)}, where {' and '.join(found)} may be the logits; choose one with "
-            f"--output-part {found[0]}, or let it return that one alone"
+            f"--output-part {found[0]}, or let it return that one"
         )
     return found[0]
 
