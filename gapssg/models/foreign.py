@@ -88,18 +88,26 @@ def name_of_module(module: nn.Module) -> str:
     return f"<{shortened(f'{kind.__module__}.{kind.__qualname__}', LONGEST_NAME - 2)}>"
 
 
+def check_is_module(module: object, name: str) -> nn.Module:
+    """Return `module` if it is one.
+
+    Raises:
+        InputError: It is not.
+    """
+    if isinstance(module, nn.Module):
+        return module
+    raise InputError(f"{name} is a {type(module).__name__} instead of a torch.nn.Module")
+
+
 def copy_module(module: object, name: str) -> nn.Module:
     """Return a copy of a module on the CPU, without gradients; of a compiled one, of the original.
 
     Raises:
         InputError: It is not a module, or cannot be copied.
     """
-    if not isinstance(module, nn.Module):
-        raise InputError(f"{name} is a {type(module).__name__} instead of a torch.nn.Module")
-    with foreign_code(
-        f"{name} cannot be copied; let its parameters be leaves and its attributes support copy.deepcopy"
-    ):
-        copied = copy.deepcopy(_original(module)).cpu()
+    original = _original(check_is_module(module, name))
+    with foreign_code(f"{name} cannot be copied; make its tensors parameters or buffers, so that copy.deepcopy works"):
+        copied = copy.deepcopy(original).cpu()
         copied.zero_grad(set_to_none=True)
     return copied
 

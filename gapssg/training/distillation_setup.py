@@ -14,7 +14,7 @@ from gapssg.errors import InputError
 from gapssg.models import create_model
 from gapssg.models.checkpoint_file import read_checkpoint_weights
 from gapssg.models.description import ModelCard, Provenance
-from gapssg.models.foreign import copy_module, name_of_module, tensors_of
+from gapssg.models.foreign import check_is_module, copy_module, name_of_module, tensors_of
 from gapssg.models.model_file import LoadedModel, load_foreign_weights, load_model
 from gapssg.models.profile import executed_batch_norm_layers, profile_model
 from gapssg.models.recognition import adapt_trainable
@@ -54,10 +54,10 @@ def with_modules(settings: DistillSettings, teacher: LoadedModel | None, student
             "there is no teacher: name a model file in the settings, or pass a module: "
             "distill(..., teacher=model_from_module(module, ...))"
         )
+    if student is not None:
+        check_is_module(student, "the student")
     if student is not None and (settings.student.name != MODULE or settings.student.arguments):
-        raise InputError(
-            f"the settings name the student {settings.student.name}, but a module is passed; leave one out"
-        )
+        raise InputError(f"the settings name the student {settings.student.name}, but another is passed; leave one out")
     if student is None and settings.student.name == MODULE:
         raise InputError(
             "there is no student: name one in the settings, or pass a module: distill(..., student=module)"
