@@ -171,12 +171,7 @@ def load_model(path: str | Path, factories: Iterable[str] = (), module: nn.Modul
     file = read_safetensors(path)
     description = _read_description(path, file.metadata)
     sha256 = description.pop("content_sha256", None)
-    try:
-        card = ModelCard.model_validate(description)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = shortened(".".join(map(str, first["loc"])) or "the description")
-        raise InputError(f"{path}: its description is not valid: {field}: {shortened(first['msg'], 300)}") from error
+    card = _validated(description, path)
     if module is None:
         check_trusted(card.architecture, factories, path)
         built = _build(card, file.tensors, path)
@@ -229,6 +224,28 @@ def _build(card: ModelCard, tensors: dict[str, Tensor], path: Path) -> nn.Module
     if hidden > _MOST_HIDDEN_NUMBERS:
         raise InputError(f"{path}: its model allocates {hidden:,} numbers that are not in the file")
     return create_model(card.architecture, **task)
+
+
+def read_card(path: str | Path) -> tuple[ModelCard, str]:
+    """Return the description and the SHA-256 of a model file, without building its model.
+
+    Raises:
+        InputError: The file is missing, damaged or not a gapssg model file, or its description is not valid.
+    """
+    path = user_path(path)
+    file = read_safetensors(path)
+    description = _read_description(path, file.metadata)
+    description.pop("content_sha256", None)
+    return _validated(description, path), file.sha256
+
+
+def _validated(description: dict[str, Any], path: Path) -> ModelCard:
+    try:
+        return ModelCard.model_validate(description)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = shortened(".".join(map(str, first["loc"])) or "the description")
+        raise InputError(f"{path}: its description is not valid: {field}: {shortened(first['msg'], 300)}") from error
 
 
 def model_of(module: nn.Module, card: ModelCard) -> LoadedModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from gapssg import (
     import_teacher,
     load_model,
     model_from_module,
+    write_card,
 )
 from gapssg.models.model_file import LoadedModel, model_content
 from tests.interruptions import InterruptingDisplay, Interruption
@@ -174,6 +176,14 @@ def test_commands_say_how_to_use_a_student_that_no_name_builds(run: Path):
     assert (
         "pass it to load_model(..., module=...), or make a model file with a factory of it: gapssg import" in sentence
     )
+
+
+def test_the_card_shows_how_to_load_a_student_that_no_name_builds(run: Path, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "run")
+    card = write_card(tmp_path / "run").read_text()
+    assert 'model = load_model("student.safetensors", module=net)' in card
+    assert "object of the class `<torch.nn.modules.container.Sequential>`" in card
+    assert "gapssg eval" not in card
 
 
 def test_settings_that_name_another_teacher_or_student_are_refused(teacher: nn.Module, tmp_path: Path):
