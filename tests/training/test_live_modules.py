@@ -225,7 +225,7 @@ class Uncopyable(nn.Linear):
         (factories.without_statistics(10, 1), "has a batch norm, 2, without running statistics"),
         (factories.features_only(1), "instead of floating logits of shape (2, 10); it must return one logit for each"),
         (factories.without_weights(), "has no parameters to train"),
-        (Uncopyable(1, 1), "cannot be copied by copy.deepcopy; "),
+        (Uncopyable(1, 1), "cannot be copied; make its tensors parameters or buffers"),
         (torch.zeros(1), "is a Tensor instead of a torch.nn.Module"),
     ],
 )
