@@ -28,6 +28,8 @@ from gapssg.models.signature import adapt, signature_of
 from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import Event, Note, Warned
 from tests.conftest import write_images
+from tests.program import gapssg
+from tests.program import refusal as refusal_of
 
 ANSWERING = "tests.models.factories:Answering"
 COLOURED = (3, 16, 16)
@@ -143,6 +145,21 @@ def test_what_is_given_overrules_what_is_recognised(tmp_path: Path, kind: str, c
 def test_what_cannot_be_recognised_gives_one_sentence(tmp_path: Path, kind: str, changes, sentence: str):
     assert sentence in refusal(tmp_path / "a.safetensors", settings(kind, **changes))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_options_of_the_command_overrule_and_inspect_shows_the_signature(tmp_path: Path):
+    output = tmp_path / "t.safetensors"
+    command = (
+        *("import-teacher", "--model", ANSWERING, "--set", "model.arguments.kind=pair", "--input-shape", "3,16,16"),
+        *("--class-names", "cat,dog", "--mean", 127.5, "--std", 255, "--input-range", 255, "--output", output),
+    )
+    assert "choose one with --output-part 0" in refusal_of(*command)
+    assert not output.exists()
+    given = ("--output-part", 1, "--output-kind", "logits", "--input-layout", "NCHW")
+    assert "its logits are '1' (--output-part)" in gapssg(*command, *given).stderr
+    card = load_model(output, [ANSWERING]).card
+    assert (card.signature, card.mean, card.deviation) == (Signature("logits", "1"), (0.5,) * 3, (1.0,) * 3)
+    assert "logits in 1" in gapssg("inspect", output, "--model-factory", ANSWERING).stdout
 
 
 def test_pixels_from_0_to_255_have_the_normalisation_of_pixels_from_0_to_1(tmp_path: Path):
