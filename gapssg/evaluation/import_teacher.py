@@ -19,7 +19,7 @@ from gapssg.errors import InputError, shortened
 from gapssg.evaluation.metrics import top_k_accuracy
 from gapssg.evaluation.predict import predict, score_on
 from gapssg.evaluation.real_images import read_test_images
-from gapssg.evaluation.settings import DEFAULT_WEIGHTS, ClassifierSettings, ImportSettings, check_teacher_file
+from gapssg.evaluation.settings import DEFAULT_WEIGHTS, DescriptionSettings, ImportSettings, check_teacher_file
 from gapssg.files import make_folder, user_path
 from gapssg.intervals import Z_95
 from gapssg.models import MODELS, MOST_CLASSES, create_model
@@ -72,6 +72,7 @@ def import_teacher(
     card = describe(
         settings,
         settings.model.name,
+        settings.input_shape,
         Provenance(command="import-teacher", seed=settings.seed, versions=versions()),
         settings.model.arguments,
         pretrained,
@@ -136,13 +137,14 @@ def _fill(module: nn.Module, settings: ImportSettings, pretrained: Pretrained | 
 
 
 def describe(
-    settings: ClassifierSettings,
+    settings: DescriptionSettings,
     architecture: str,
+    input_shape: tuple[int, int, int],
     provenance: Provenance,
     arguments: Arguments = MappingProxyType({}),
     pretrained: Pretrained | None = None,
 ) -> ModelCard:
-    """Return the card of a classifier; its signature is that of the settings, where they have one.
+    """Return the card of a classifier, whose signature is not known yet.
 
     Raises:
         InputError: The number of classes or the normalisation is not known, or the settings do not match.
@@ -155,15 +157,15 @@ def describe(
         raise InputError("the number of classes is not known; add --num-classes or --class-names")
     if names is not None and len(names) != count:
         raise InputError(f"there are {len(names)} class names for {count} classes; name each class once")
-    mean, deviation = _normalization(settings, architecture, pretrained)
+    mean, deviation = _normalization(settings, architecture, pretrained, input_shape[0])
     return ModelCard(
         architecture=architecture,
         arguments={**(pretrained.arguments if pretrained else {}), **arguments},
         num_classes=count,
-        input_shape=settings.input_shape,
+        input_shape=input_shape,
         mean=mean,
         deviation=deviation,
-        crop_padding=choose_crop_padding(settings.crop_padding, settings.input_shape),
+        crop_padding=choose_crop_padding(settings.crop_padding, input_shape),
         crop_padding_mode=settings.crop_padding_mode,
         flip=settings.flip,
         class_names=names or tuple(map(str, range(count))),
@@ -182,10 +184,9 @@ def _check_class_names(names: Sequence[str]) -> None:
 
 
 def _normalization(
-    settings: ClassifierSettings, architecture: str, pretrained: Pretrained | None
+    settings: DescriptionSettings, architecture: str, pretrained: Pretrained | None, channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of pixels in [0, 1], for each channel."""
-    channels, _, _ = settings.input_shape
     mean, deviation, largest = settings.mean, settings.deviation, settings.input_range
     if mean is not None and max(mean) > largest:
         raise InputError(
@@ -218,7 +219,7 @@ def _for_each_channel(option: str, values: tuple[float, ...], channels: int) -> 
     return values * channels if len(values) == 1 else values
 
 
-def adapt_described(module: nn.Module, card: ModelCard, settings: ClassifierSettings, display: Display) -> ModelCard:
+def adapt_described(module: nn.Module, card: ModelCard, settings: DescriptionSettings, display: Display) -> ModelCard:
     """Verify a classifier and adapt it to images (N, C, H, W) and logits (N, K); put it into evaluation mode.
 
     What is recognised is reported and stands in the card that is returned.

@@ -31,5 +31,5 @@ def model_from_module(
         InputError: The module is not a classifier as the settings describe it, or cannot be copied.
     """
     copied = copy_module(module, "the module")
-    card = describe(settings, name_of_module(copied), Provenance(command="module"))
+    card = describe(settings, name_of_module(copied), settings.input_shape, Provenance(command="module"))
     return model_of(copied, adapt_described(copied, card, settings, display or SilentDisplay()))

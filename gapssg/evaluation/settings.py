@@ -64,11 +64,9 @@ class InspectSettings(WithFactories):
         return self
 
 
-class ClassifierSettings(Settings):
-    """What the weights of a classifier do not show."""
+class DescriptionSettings(Settings):
+    """What the weights of a classifier do not show, besides its image size."""
 
-    input_shape: InputShape
-    """Channels, height and width of an image."""
     num_classes: int | None = Field(default=None, ge=2, le=MOST_CLASSES)
     """Number of classes; by default that of the class names, given or of torchvision's weights."""
     class_names: tuple[Annotated[str, Field(min_length=1, max_length=255)], ...] | None = None
@@ -95,7 +93,14 @@ class ClassifierSettings(Settings):
     """Whether a mirrored image still belongs to its class."""
 
 
-class ImportSettings(ClassifierSettings):
+class ClassifierSettings(DescriptionSettings):
+    """What the weights of a classifier do not show."""
+
+    input_shape: InputShape
+    """Channels, height and width of an image."""
+
+
+class ImportSettings(DescriptionSettings):
     """The import of a classifier that was trained elsewhere."""
 
     model: ModelSettings
@@ -105,6 +110,8 @@ class ImportSettings(ClassifierSettings):
     factory."""
     weights_key: str | None = None
     """Dotted key of the state dict in a checkpoint that holds several, such as `ema`; without it, the usual one."""
+    input_shape: InputShape
+    """Channels, height and width of an image."""
     data: DataSettings | None = None
     """Labelled images; the model is evaluated on their `test` split before it is written."""
     seed: int = Field(default=0, ge=0, lt=2**31)
