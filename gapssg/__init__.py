@@ -15,8 +15,15 @@ if TYPE_CHECKING:
     from gapssg.evaluation.evaluate import evaluate
     from gapssg.evaluation.import_teacher import import_teacher
     from gapssg.evaluation.inspect_model import inspect
+    from gapssg.evaluation.live_model import model_from_module
     from gapssg.evaluation.predict_files import predict
-    from gapssg.evaluation.settings import EvaluateSettings, ImportSettings, InspectSettings, PredictSettings
+    from gapssg.evaluation.settings import (
+        ClassifierSettings,
+        EvaluateSettings,
+        ImportSettings,
+        InspectSettings,
+        PredictSettings,
+    )
     from gapssg.export.export import export_model
     from gapssg.export.settings import ExportSettings
     from gapssg.landscape.measure import measure_landscape
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
     from gapssg.training.settings import DistillSettings, PretrainSettings
 
 __all__ = [
+    "ClassifierSettings",
     "DistillResult",
     "DistillSettings",
     "EvaluateSettings",
@@ -66,6 +74,7 @@ __all__ = [
     "load_model",
     "load_settings",
     "measure_landscape",
+    "model_from_module",
     "predict",
     "pretrain_teacher",
     "write_card",
@@ -82,7 +91,9 @@ _HOMES = {
     "import_teacher": "gapssg.evaluation.import_teacher",
     "inspect": "gapssg.evaluation.inspect_model",
     "predict": "gapssg.evaluation.predict_files",
+    "model_from_module": "gapssg.evaluation.live_model",
     "pretrain_teacher": "gapssg.training.pretrain_teacher",
+    "ClassifierSettings": "gapssg.evaluation.settings",
     "DistillSettings": "gapssg.training.settings",
     "EvaluateSettings": "gapssg.evaluation.settings",
     "ImportSettings": "gapssg.evaluation.settings",

@@ -14,12 +14,12 @@ from gapssg.cli.options import Panel
 from gapssg.cli.runs import check_estimate, check_factories, check_run, load_run, shown_run
 from gapssg.errors import InputError
 from gapssg.runs.events import DistillationEpoch
-from gapssg.training.settings import DistillSettings
+from gapssg.training.settings import DistillCommandSettings
 
 
 @command(
     "distill",
-    DistillSettings,
+    DistillCommandSettings,
     {
         Panel.MAIN: ["teacher", "student.name", "method.name", "eval_data.name", "epochs"],
         Panel.TRAINING: [
@@ -34,7 +34,7 @@ from gapssg.training.settings import DistillSettings
 )
 def distill(
     console: Console,
-    given: Given[DistillSettings],
+    given: Given[DistillCommandSettings],
     output: options.Output = None,
     recipe: options.Recipe = None,
     resume: options.Resume = None,

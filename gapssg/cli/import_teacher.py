@@ -22,6 +22,7 @@ from gapssg.evaluation.settings import DEFAULT_WEIGHTS, ImportSettings, check_te
             Shown("class_names", metavar="A,B,C|FILE", parse=options.names),
             Shown("mean", metavar="M,M,M", parse=options.decimals),
             Shown("deviation", "--std", metavar="S,S,S", parse=options.decimals),
+            *("input_range", "input_layout", "output_kind", "output_part"),
             "data.name",
         ],
         Panel.TRAINING: ["crop_padding", "crop_padding_mode", "flip"],

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 
 import torchvision
 from torch import nn
@@ -17,17 +19,18 @@ from gapssg.errors import InputError, shortened
 from gapssg.evaluation.metrics import top_k_accuracy
 from gapssg.evaluation.predict import predict, score_on
 from gapssg.evaluation.real_images import read_test_images
-from gapssg.evaluation.settings import DEFAULT_WEIGHTS, ImportSettings, check_teacher_file
+from gapssg.evaluation.settings import DEFAULT_WEIGHTS, DescriptionSettings, ImportSettings, check_teacher_file
 from gapssg.files import make_folder, user_path
 from gapssg.intervals import Z_95
 from gapssg.models import MODELS, MOST_CLASSES, create_model
 from gapssg.models.checkpoint_file import read_checkpoint_weights
-from gapssg.models.description import ModelCard, Outputs, Provenance
-from gapssg.models.foreign import check_classifier, outputs_of, return_logarithms
+from gapssg.models.description import ModelCard, Provenance
+from gapssg.models.foreign import check_classifier
 from gapssg.models.libraries import Pretrained, pretrained_weights
 from gapssg.models.model_file import LoadedModel, load_foreign_weights, staged_model
 from gapssg.models.profile import profile_model
-from gapssg.models.reference import is_factory, library_model
+from gapssg.models.recognition import Known, recognise
+from gapssg.models.reference import Arguments, is_factory, library_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts, versions
 from gapssg.runs.events import Note, Warned
 from gapssg.runs.results import ImportResult, Scores
@@ -66,7 +69,14 @@ def import_teacher(
     check_teacher_file(output, settings, overwrite)
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     pretrained = _pretrained(settings) if settings.weights == DEFAULT_WEIGHTS else None
-    card = _describe(settings, pretrained)
+    card = describe(
+        settings,
+        settings.model.name,
+        settings.input_shape,
+        Provenance(command="import-teacher", seed=settings.seed, versions=versions()),
+        settings.model.arguments,
+        pretrained,
+    )
     module = create_model(
         card.architecture,
         num_classes=card.num_classes,
@@ -76,9 +86,7 @@ def import_teacher(
         weights_follow=True,
     )
     _fill(module, settings, pretrained, display)
-    check_classifier(module, card.architecture, card.num_classes, card.input_shape, takes_probabilities=True)
-    module.eval()
-    card = card.model_copy(update={"outputs": _recognise_outputs(module, card, display)})
+    card = adapt_described(module, card, settings, display)
     unwritten = LoadedModel(module, card, "", output)
     images = read_test_images(settings.data, unwritten, display) if settings.data else None
     make_folder(output.parent)
@@ -128,7 +136,19 @@ def _fill(module: nn.Module, settings: ImportSettings, pretrained: Pretrained | 
         )
 
 
-def _describe(settings: ImportSettings, pretrained: Pretrained | None) -> ModelCard:
+def describe(
+    settings: DescriptionSettings,
+    architecture: str,
+    input_shape: tuple[int, int, int],
+    provenance: Provenance,
+    arguments: Arguments = MappingProxyType({}),
+    pretrained: Pretrained | None = None,
+) -> ModelCard:
+    """Return the card of a classifier, whose signature is not known yet.
+
+    Raises:
+        InputError: The number of classes or the normalisation is not known, or the settings do not match.
+    """
     if settings.class_names is not None:
         _check_class_names(settings.class_names)
     names = settings.class_names or (pretrained.class_names if pretrained else None)
@@ -137,19 +157,19 @@ def _describe(settings: ImportSettings, pretrained: Pretrained | None) -> ModelC
         raise InputError("the number of classes is not known; add --num-classes or --class-names")
     if names is not None and len(names) != count:
         raise InputError(f"there are {len(names)} class names for {count} classes; name each class once")
-    mean, deviation = _normalization(settings, pretrained)
+    mean, deviation = _normalization(settings, architecture, pretrained, input_shape[0])
     return ModelCard(
-        architecture=settings.model.name,
-        arguments={**(pretrained.arguments if pretrained else {}), **settings.model.arguments},
+        architecture=architecture,
+        arguments={**(pretrained.arguments if pretrained else {}), **arguments},
         num_classes=count,
-        input_shape=settings.input_shape,
+        input_shape=input_shape,
         mean=mean,
         deviation=deviation,
-        crop_padding=choose_crop_padding(settings.crop_padding, settings.input_shape),
+        crop_padding=choose_crop_padding(settings.crop_padding, input_shape),
         crop_padding_mode=settings.crop_padding_mode,
         flip=settings.flip,
         class_names=names or tuple(map(str, range(count))),
-        provenance=Provenance(command="import-teacher", seed=settings.seed, versions=versions()),
+        provenance=provenance,
     )
 
 
@@ -164,17 +184,22 @@ def _check_class_names(names: Sequence[str]) -> None:
 
 
 def _normalization(
-    settings: ImportSettings, pretrained: Pretrained | None
+    settings: DescriptionSettings, architecture: str, pretrained: Pretrained | None, channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation, for each channel."""
-    channels, _, _ = settings.input_shape
-    mean, deviation = settings.mean, settings.deviation
-    if mean is not None and max(mean) > 1:
-        raise InputError(f"--mean {max(mean):g} is outside [0, 1], the range of pixels; divide --mean and --std by 255")
-    if pretrained is not None and (mean is None or deviation is None):
+    """Return mean and standard deviation of pixels in [0, 1], for each channel."""
+    mean, deviation, largest = settings.mean, settings.deviation, settings.input_range
+    if mean is not None and max(mean) > largest:
+        raise InputError(
+            f"--mean {max(mean):g} is outside [0, {largest}], the range of pixels"
+            + ("; divide --mean and --std by 255, or add --input-range 255" if largest == 1 else "")
+        )
+    if largest > 1:
+        mean = tuple(each / largest for each in mean or (0.0,))
+        deviation = tuple(each / largest for each in deviation or (1.0,))
+    elif pretrained is not None and (mean is None or deviation is None):
         if len(pretrained.mean) != channels:
             raise InputError(
-                f"the weights of {settings.model.name} come with mean and std for {len(pretrained.mean)} channels, "
+                f"the weights of {architecture} come with mean and std for {len(pretrained.mean)} channels, "
                 f"but the images have {channels}; add --mean and --std"
             )
         mean, deviation = mean or pretrained.mean, deviation or pretrained.deviation
@@ -194,24 +219,54 @@ def _for_each_channel(option: str, values: tuple[float, ...], channels: int) -> 
     return values * channels if len(values) == 1 else values
 
 
-def _recognise_outputs(module: nn.Module, card: ModelCard, display: Display) -> Outputs:
-    """Detect what a classifier returns, report it, and make it return logits."""
-    name = card.architecture
-    outputs, (least, largest) = outputs_of(module, name, card.num_classes, card.input_shape)
-    if outputs == "probabilities":
-        return_logarithms(module)
-        message = f"{name} returns probabilities; the model file converts them to logits by their logarithm"
-        display.event(Note(message=message))
-    elif outputs == "log-probabilities":
-        message = f"{name} returns log-probabilities, which are used as logits: their softmax gives the probabilities"
-        display.event(Note(message=message))
-    elif least >= 0 and largest <= 1:
+def adapt_described(module: nn.Module, card: ModelCard, settings: DescriptionSettings, display: Display) -> ModelCard:
+    """Verify a classifier and adapt it to images (N, C, H, W) and logits (N, K); put it into evaluation mode.
+
+    What is recognised is reported and stands in the card that is returned.
+
+    Raises:
+        InputError: It is not a classifier as its card and the settings describe it.
+    """
+    known = Known(settings.output_kind, settings.output_part, settings.input_layout)
+    recognised = recognise(module, card.architecture, card.num_classes, card.input_shape, known)
+    check_classifier(module, card.architecture, card.num_classes, card.input_shape, recognised.signature)
+    module.eval()
+    card = card.model_copy(update=asdict(recognised.signature))
+    for event in _remarks(module, card, recognised.looks_like_sigmoids):
+        display.event(event)
+    return card
+
+
+def _remarks(module: nn.Module, card: ModelCard, looks_like_sigmoids: bool) -> Iterator[Note | Warned]:
+    """Say what was recognised, and warn of what may be wrong."""
+    name, second = card.architecture, card.class_names[1]
+    if card.input_layout == "NHWC":
+        yield Note(message=f"{name} takes images (N, H, W, C); those of gapssg are permuted (--input-layout)")
+    if card.output_part is not None:
+        yield Note(message=f"{name} returns several outputs; its logits are {card.output_part!r} (--output-part)")
+    said = {
+        "probabilities": "probabilities; the model file converts them to logits by their logarithm",
+        "log-probabilities": "log-probabilities, which are used as logits: their softmax gives the probabilities",
+        "sigmoids": "a probability for each class, whose logits are used",
+        "logit": f"one logit, that of class {second!r}; the model file makes two of it",
+        "sigmoid": f"the probability of class {second!r}; the model file converts it to two logits",
+    }
+    if card.outputs in said:
+        yield Note(message=f"{name} returns {said[card.outputs]} (--output-kind)")
+    if looks_like_sigmoids:
         message = (
             f"all outputs of {name} lie in [0, 1], like those of a sigmoid, but are used as logits; if they are not, "
-            "loss, calibration and a student's targets are wrong: let the model return logits"
+            "loss, calibration and a student's targets are wrong: add --output-kind sigmoids, or let the model return "
+            "logits"
         )
-        display.event(Warned(epoch=0, message=message))
-    return outputs
+        yield Warned(epoch=0, message=message)
+    own = [part for part, layer in module.named_modules() if hasattr(layer, "mean") and hasattr(layer, "std")]
+    if own and (any(card.mean) or any(each != 1 for each in card.deviation)):
+        message = (
+            f"{own[0] or 'the module'} of {name} has a mean and std of its own, so the model may normalise its input "
+            "itself; then import it with --mean 0 --std 1"
+        )
+        yield Warned(epoch=0, message=message)
 
 
 def _evaluate(model: LoadedModel, images: ImageSet | None, runtime: Runtime, display: Display) -> Scores | None:
@@ -231,9 +286,10 @@ def _evaluate(model: LoadedModel, images: ImageSet | None, runtime: Runtime, dis
     # More than sampling explains.
     if best - given > max(_CLEARLY_BETTER, Z_95 * math.sqrt(0.5 / len(some))):
         mean, deviation = usual[best]
+        scale, large = (255, "--input-range 255 ") if (mean, deviation) == _USUAL[2] else (1, "")
         message = (
-            f"top-1 is {percent(given)} with the given normalisation, but {percent(best)} with --mean {mean:g} "
-            f"--std {deviation:.4g}: the model may normalise its input itself, or was trained with other values"
+            f"top-1 is {percent(given)} with the given normalisation, but {percent(best)} with {large}--mean {mean:g} "
+            f"--std {scale * deviation:.4g}: the model may normalise its input itself, or was trained with other values"
         )
         display.event(Warned(epoch=0, message=message))
     return scores

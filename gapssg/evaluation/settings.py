@@ -6,7 +6,7 @@ Imports no torch, so that their errors are instant.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -14,6 +14,7 @@ from gapssg.data.settings import DataSettings
 from gapssg.errors import InputError
 from gapssg.files import check_output_file, user_path
 from gapssg.models import LARGEST_IMAGE_SIDE, MOST_CHANNELS, MOST_CLASSES, SMALLEST_IMAGE_SIDE
+from gapssg.models.description import InputLayout, OutputPart, Outputs
 from gapssg.models.settings import ModelSettings, WithFactories
 from gapssg.settings.base import Settings, UserPath, as_validator
 from gapssg.settings.parts import PaddingMode, RuntimeSettings
@@ -81,7 +82,43 @@ class InspectSettings(WithFactories):
         return self
 
 
-class ImportSettings(Settings):
+class DescriptionSettings(Settings):
+    """What the weights of a classifier do not show, besides its image size."""
+
+    num_classes: int | None = Field(default=None, ge=2, le=MOST_CLASSES)
+    """Number of classes; by default that of the class names, given or of torchvision's weights."""
+    class_names: tuple[Annotated[str, Field(min_length=1, max_length=255)], ...] | None = None
+    """Names of the classes in the order of the logits; by default those of torchvision's weights, or 0, 1, 2, ..."""
+    mean: tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...] | None = None
+    """Mean of images in [0, 1], one per channel or one for all; by default that of the library's weights."""
+    deviation: tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...] | None = None
+    """Standard deviation of images, one per channel or one for all; by default that of the library's weights."""
+    input_range: Literal[1, 255] = 1
+    """Largest value of a pixel before the normalisation; with 255, mean and std are those of such pixels, by default 0
+    and 1."""
+    input_layout: InputLayout | None = None
+    """Order of the dimensions of the images that the model takes; by default recognised."""
+    output_kind: Outputs | None = None
+    """What the model returns: of two classes it may be one logit, or the probability of one sigmoid; by default
+    recognised."""
+    output_part: OutputPart | None = None
+    """Key, field or index of the outputs, if the model returns several; by default recognised."""
+    crop_padding: int | None = Field(default=None, ge=0, le=256)
+    """Pixels of padding for random crops of synthetic images; by default an eighth of the shorter side."""
+    crop_padding_mode: PaddingMode | None = None
+    """How random crops were padded when the model was trained, with 0 or the mirrored image, if known."""
+    flip: bool = False
+    """Whether a mirrored image still belongs to its class."""
+
+
+class ClassifierSettings(DescriptionSettings):
+    """What the weights of a classifier do not show."""
+
+    input_shape: InputShape
+    """Channels, height and width of an image."""
+
+
+class ImportSettings(DescriptionSettings):
     """The import of a classifier that was trained elsewhere."""
 
     model: ModelSettings
@@ -93,20 +130,6 @@ class ImportSettings(Settings):
     """Dotted key of the state dict in a checkpoint that holds several, such as `ema`; without it, the usual one."""
     input_shape: InputShape
     """Channels, height and width of an image."""
-    num_classes: int | None = Field(default=None, ge=2, le=MOST_CLASSES)
-    """Number of classes; by default that of the class names, given or of torchvision's weights."""
-    class_names: tuple[Annotated[str, Field(min_length=1, max_length=255)], ...] | None = None
-    """Names of the classes in the order of the logits; by default those of torchvision's weights, or 0, 1, 2, ..."""
-    mean: tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...] | None = None
-    """Mean of images in [0, 1], one per channel or one for all; by default that of the library's weights."""
-    deviation: tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...] | None = None
-    """Standard deviation of images, one per channel or one for all; by default that of the library's weights."""
-    crop_padding: int | None = Field(default=None, ge=0, le=256)
-    """Pixels of padding for random crops of synthetic images; by default an eighth of the shorter side."""
-    crop_padding_mode: PaddingMode | None = None
-    """How random crops were padded when the model was trained, with 0 or the mirrored image, if known."""
-    flip: bool = False
-    """Whether a mirrored image still belongs to its class."""
     data: DataSettings | None = None
     """Labelled images; the model is evaluated on their `test` split before it is written."""
     seed: int = Field(default=0, ge=0, lt=2**31)

@@ -13,7 +13,28 @@ from gapssg.settings.base import Settings
 from gapssg.settings.parts import PaddingMode
 from gapssg.stored import Count, Stored
 
-Outputs = Literal["logits", "probabilities", "log-probabilities"]
+Outputs = Literal["logits", "probabilities", "log-probabilities", "sigmoids", "logit", "sigmoid"]
+InputLayout = Literal["NCHW", "NHWC"]
+OutputPart = Annotated[str, Field(min_length=1, max_length=100)]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What an architecture takes and returns, where it differs from images (N, C, H, W) and logits (N, K).
+
+    Attributes:
+        outputs: (N, K) `logits`, `probabilities`, `log-probabilities` or `sigmoids` (probabilities that need not sum to
+            1), or (N,) or (N, 1) the `logit` of the second of two classes or its probability, `sigmoid`.
+        output_part: Key, field or index of the outputs in a container; None if it returns a tensor.
+        input_layout: Order of the dimensions of images.
+    """
+
+    outputs: Outputs = "logits"
+    output_part: str | None = None
+    input_layout: InputLayout = "NCHW"
+
+
+PLAIN = Signature()
 
 
 class Provenance(Settings):
@@ -63,7 +84,9 @@ class Interface(WithArguments):
 class ModelCard(Interface):
     """What is needed besides the weights to use a model or to distil from it."""
 
-    omitted_defaults: ClassVar[tuple[str, ...]] = ("arguments", "outputs", "crop_padding_mode")
+    omitted_defaults: ClassVar[tuple[str, ...]] = (
+        *("arguments", "outputs", "output_part", "input_layout", "crop_padding_mode"),
+    )
 
     format_version: Literal[1] = 1
     """Version of this description."""
@@ -74,9 +97,18 @@ class ModelCard(Interface):
     flip: bool
     """Whether a mirrored image still belongs to its class."""
     outputs: Outputs = "logits"
-    """What the architecture returns; `load_model` turns probabilities into their logarithms."""
+    """What the architecture returns; `load_model` converts it to logits."""
+    output_part: OutputPart | None = None
+    """Key, field or index of the outputs in what the architecture returns; None if it returns a tensor."""
+    input_layout: InputLayout = "NCHW"
+    """Order of the dimensions of the images that the architecture takes; `load_model` permutes those it is given."""
     provenance: Provenance
     """Where the weights come from."""
+
+    @property
+    def signature(self) -> Signature:
+        """What the architecture takes and returns."""
+        return Signature(self.outputs, self.output_part, self.input_layout)
 
 
 class ModelProfile(Stored):

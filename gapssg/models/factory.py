@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 
 from gapssg.errors import InputError
-from gapssg.models.foreign import check_classifier, check_module, foreign_code
+from gapssg.models.foreign import check_module, foreign_code
+from gapssg.models.recognition import adapt_trainable
 from gapssg.models.reference import Arguments
 
 
@@ -39,7 +40,7 @@ def build_from_factory(
             module = factory(**named, **arguments)
         if weights_follow:
             return check_module(module, name)
-        return check_classifier(module, name, num_classes, input_shape)
+        return adapt_trainable(module, name, num_classes, input_shape)
 
 
 @contextmanager

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 
 import torch
@@ -17,9 +18,11 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
 from gapssg.errors import GapssgError, InputError, shortened
-from gapssg.models.description import Outputs
+from gapssg.models.description import PLAIN, Signature
 from gapssg.models.frozen import frozen
+from gapssg.models.names import LONGEST_NAME
 from gapssg.models.safetensors_file import DTYPES
+from gapssg.models.signature import adapt, parts_of
 
 _BATCHES = (2, 2, 1, 3)
 _ROUNDING = 1e-2
@@ -29,8 +32,7 @@ Float32 rounding is about 1e-7, 1e-5 after a hundred layers, and 1e-3 if the mod
 statistics of another batch change logits by a tenth or more.
 """
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-_SCALES = (1.0, 0.1, 10.0)
-_LARGEST_ERROR_OF_A_SUM = 1e-3  # of float32 probabilities
+_MOST_PARTS_LISTED = 5
 
 
 @contextmanager
@@ -73,11 +75,46 @@ def check_module(module: object, name: str) -> nn.Module:
         InputError: It is not a module, has no parameters, or `tensors_of` refuses it.
     """
     if not isinstance(module, nn.Module):
-        raise InputError(f"{name} returned {_described(module)} instead of a torch.nn.Module")
+        raise InputError(f"{name} returned a {type(module).__name__} instead of a torch.nn.Module")
     if not any(True for _ in module.parameters()):
         raise InputError(f"{name} has no parameters to train")
     tensors_of(module, name)
     return module
+
+
+def name_of_module(module: nn.Module) -> str:
+    """Return the architecture that a model file names for a module of a Python program."""
+    kind = type(_original(module))
+    return f"<{shortened(f'{kind.__module__}.{kind.__qualname__}', LONGEST_NAME - 2)}>"
+
+
+def check_is_module(module: object, name: str) -> nn.Module:
+    """Return `module` if it is one.
+
+    Raises:
+        InputError: It is not.
+    """
+    if isinstance(module, nn.Module):
+        return module
+    raise InputError(f"{name} is a {type(module).__name__} instead of a torch.nn.Module")
+
+
+def copy_module(module: object, name: str) -> nn.Module:
+    """Return a copy of a module on the CPU, without gradients; of a compiled one, of the original.
+
+    Raises:
+        InputError: It is not a module, or cannot be copied.
+    """
+    original = _original(check_is_module(module, name))
+    with foreign_code(f"{name} cannot be copied; make its tensors parameters or buffers, so that copy.deepcopy works"):
+        copied = copy.deepcopy(original).cpu()
+        copied.zero_grad(set_to_none=True)
+    return copied
+
+
+def _original(module: nn.Module) -> nn.Module:
+    original: nn.Module = getattr(module, "_orig_mod", module)
+    return original
 
 
 def check_classifier(
@@ -85,31 +122,28 @@ def check_classifier(
     name: str,
     num_classes: int,
     input_shape: tuple[int, int, int],
-    *,
-    takes_probabilities: bool = False,
+    signature: Signature = PLAIN,
 ) -> nn.Module:
     """Return `module` if forward passes of 1 to 3 images in evaluation mode show that it is a classifier.
 
-    On the meta device the values of logits are not checked. `name` is for messages. With `takes_probabilities`, it may
-    return probabilities instead of logits.
+    With another `signature` it is adapted first. On the meta device the values of logits are not checked. `name` is for
+    messages.
 
     Raises:
         InputError: `check_module` refuses it, it has no evaluation mode, it raises, its logits (N, K) of images
             (N, C, H, W) float32 are not finite, are not deterministic or depend on the batch, or it changes buffers.
     """
     module = check_module(module, name)
-    _check_evaluation_mode(module, name)
-    is_meta = _device(module).type == "meta"
+    check_evaluation_mode(module, name)
+    adapt(module, signature)
+    is_meta = device_of(module).type == "meta"
     before = {} if is_meta else {key: tensor.clone() for key, tensor in _buffers(module, name).items()}
-    try:
+    with blaming_statistics(module, name):
         pair, again, alone, more = (logits_of(module, name, num_classes, input_shape, count) for count in _BATCHES)
-    except InputError:
-        _check_statistics(module, name)
-        raise
     if is_meta:
         return module
     if not all(logits.isfinite().all() for logits in (pair, alone, more)):
-        raise InputError(f"{name} maps images of {_shape(input_shape)} to logits that are not finite")
+        raise not_finite(name, input_shape)
     if not torch.equal(pair, again):
         raise InputError(
             f"{name} is not deterministic in evaluation mode: the same images get different logits; "
@@ -128,55 +162,7 @@ def check_classifier(
             f"{name} gives an image different logits in different batches, also in evaluation mode; "
             "let its batch norms follow module.training"
         )
-    if not takes_probabilities and outputs_of(module, name, num_classes, input_shape)[0] == "probabilities":
-        raise InputError(
-            f"{name} returns probabilities; let it return the logits before its softmax "
-            "(`gapssg import-teacher` accepts a trained model unchanged)"
-        )
     return module
-
-
-def outputs_of(
-    module: nn.Module, name: str, num_classes: int, input_shape: tuple[int, int, int]
-) -> tuple[Outputs, tuple[float, float]]:
-    """Detect with random images what a classifier returns, which its weights do not show.
-
-    Returns:
-        The kind of its outputs, and their minimum and maximum.
-
-    Raises:
-        InputError: As `logits_of`.
-    """
-    generator = torch.Generator().manual_seed(0)
-    found: set[Outputs] = set()
-    numbers = []
-    for scale in _SCALES:
-        images = scale * torch.randn(max(_BATCHES), *input_shape, generator=generator)
-        outputs = _run(module, name, num_classes, images.to(_device(module)))
-        found.add(_kind_of(outputs))
-        numbers += [outputs.min().item(), outputs.max().item()]
-    return found.pop() if len(found) == 1 else "logits", (min(numbers), max(numbers))
-
-
-def _kind_of(outputs: Tensor) -> Outputs:
-    tolerance = max(_LARGEST_ERROR_OF_A_SUM, 4 * torch.finfo(outputs.dtype).eps)
-    outputs = outputs.double()
-
-    def is_distribution(numbers: Tensor) -> bool:
-        return bool((numbers >= 0).all() and ((numbers.sum(dim=1) - 1).abs() <= tolerance).all())
-
-    if is_distribution(outputs):
-        return "probabilities"
-    return "log-probabilities" if is_distribution(outputs.exp()) else "logits"
-
-
-def return_logarithms(module: nn.Module) -> None:
-    """Make a classifier that returns probabilities return their logarithms, which are logits."""
-    module.register_forward_hook(_logarithm)
-
-
-def _logarithm(module: nn.Module, inputs: object, probabilities: Tensor) -> Tensor:
-    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
 
 
 def logits_of(module: nn.Module, name: str, num_classes: int, input_shape: tuple[int, int, int], count: int) -> Tensor:
@@ -186,24 +172,47 @@ def logits_of(module: nn.Module, name: str, num_classes: int, input_shape: tuple
         InputError: The module raises, or returns something else.
     """
     most = max(_BATCHES)
-    images = torch.linspace(-1, 1, most * math.prod(input_shape), device=_device(module)).view(most, *input_shape)
+    images = torch.linspace(-1, 1, most * math.prod(input_shape), device=device_of(module)).view(most, *input_shape)
     return _run(module, name, num_classes, images[:count])
 
 
 def _run(module: nn.Module, name: str, num_classes: int, images: Tensor) -> Tensor:
-    count, *input_shape = images.shape
-    plural, size = "" if count == 1 else "s", _shape(input_shape)
-    with (
-        foreign_code(f"{name} does not accept {'images' if plural else 'a single image'} of {size}"),
-        frozen(module),
-        torch.no_grad(),
-    ):
-        logits = module(images)
-    if isinstance(logits, Tensor) and logits.shape == (count, num_classes) and logits.is_floating_point():
+    logits = answer_of(module, name, images)
+    if isinstance(logits, Tensor) and logits.shape == (len(images), num_classes) and logits.is_floating_point():
         return logits
-    raise InputError(
-        f"{name} maps {count} image{plural} of {size} to {_described(logits)} instead of floating logits "
-        f"of shape ({count}, {num_classes}); it must return one logit for each of {num_classes} classes"
+    raise no_logits(name, images, logits, num_classes)
+
+
+def answer_of(module: nn.Module, name: str, images: Tensor) -> object:
+    """Return what a module returns for images (N, C, H, W), in evaluation mode.
+
+    Raises:
+        InputError: It raises.
+    """
+    with not_accepting(name, images), frozen(module), torch.no_grad():
+        return module(images)
+
+
+def not_accepting(name: str, images: Tensor) -> AbstractContextManager[None]:
+    """Turn any exception of a forward pass in the block into an InputError."""
+    number = "a single image" if len(images) == 1 else "images"
+    return foreign_code(f"{name} does not accept {number} of {_size(images)}")
+
+
+def no_logits(name: str, images: Tensor, answer: object, num_classes: int) -> InputError:
+    """Return the error for a module that does not return logits (N, K)."""
+    count = len(images)
+    return InputError(
+        f"{name} maps {count} image{'' if count == 1 else 's'} of {_size(images)} to {described(answer)} instead of "
+        f"floating logits of shape ({count}, {num_classes}); it must return one logit for each of {num_classes} classes"
+    )
+
+
+def not_finite(name: str, input_shape: Sequence[int]) -> InputError:
+    """Return the error for a module whose logits are not finite."""
+    return InputError(
+        f"{name} maps images of {'x'.join(map(str, input_shape))} to logits that are not finite; check its weights, "
+        "and add a small number to what it divides by or takes the logarithm or root of"
     )
 
 
@@ -218,8 +227,8 @@ def tensors_of(module: nn.Module, name: str) -> dict[str, Tensor]:
     for key, value in state.items():
         if not isinstance(value, Tensor):
             raise InputError(
-                f"{name} has {_described(value)} under {shortened(key)} in its state dict; a model file holds only "
-                "tensors, so make it an argument or a buffer"
+                f"{name} has a {type(value).__name__} under {shortened(key)} in its state dict; a model file holds "
+                "only tensors, so make it an argument or a buffer"
             )
         if is_lazy(value):
             raise InputError(f"{name} has the lazy parameter {shortened(key)}; let the factory run it once")
@@ -244,12 +253,27 @@ def replace_layer(module: nn.Module, name: str, layer: nn.Module) -> None:
     setattr(module.get_submodule(parent), own, layer)
 
 
-def _check_evaluation_mode(module: nn.Module, name: str) -> None:
+def check_evaluation_mode(module: nn.Module, name: str) -> None:
+    """Check that `module.eval()` switches every part of it to evaluation mode.
+
+    Raises:
+        InputError: It does not.
+    """
     with foreign_code(f"{name} cannot switch to evaluation mode"), frozen(module):
         training = [part for part, layer in module.named_modules() if layer.training]
     if training:
         part = f"its part {shortened(training[0])}" if training[0] else "it"
         raise InputError(f"{name} has no evaluation mode: {part} stays in training mode; fix its train()")
+
+
+@contextmanager
+def blaming_statistics(module: nn.Module, name: str) -> Iterator[None]:
+    """Replace an InputError of the block by that of batch norms without running statistics, if there are any."""
+    try:
+        yield
+    except InputError:
+        _check_statistics(module, name)
+        raise
 
 
 def _check_statistics(module: nn.Module, name: str) -> None:
@@ -274,19 +298,25 @@ def logits_differ(first: Tensor, second: Tensor) -> bool:
     return bool((first.float() - second.float()).abs().max() > _ROUNDING * largest)
 
 
-def _device(module: nn.Module) -> torch.device:
+def device_of(module: nn.Module) -> torch.device:
+    """Return the device of a module's first tensor."""
     return next(chain(module.parameters(), module.buffers())).device
 
 
-def _described(value: object) -> str:
+def described(value: object) -> str:
+    """Describe what a module returned, for messages."""
     if isinstance(value, Tensor):
         return f"a {_dtype(value)} tensor of shape {tuple(value.shape)}"
-    return f"a {type(value).__name__}"
+    kind = f"a {type(value).__name__}"
+    if not (parts := parts_of(value)):
+        return kind
+    listed = [f"{shortened(name)}: {described(part)}" for name, part in parts.items()][:_MOST_PARTS_LISTED]
+    return f"{kind} ({', '.join(listed)}{', ...' if len(parts) > len(listed) else ''})"
 
 
 def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _shape(input_shape: Sequence[int]) -> str:
-    return "x".join(map(str, input_shape))
+def _size(images: Tensor) -> str:
+    return "x".join(map(str, images.shape[1:]))

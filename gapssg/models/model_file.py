@@ -26,19 +26,19 @@ from gapssg.core.augment import Normalization
 from gapssg.errors import InputError, RunError, shortened
 from gapssg.files import canonical_json, parse_json, staged, user_path, write_atomically
 from gapssg.models.create import create_model, empty_model
-from gapssg.models.description import ModelCard
+from gapssg.models.description import PLAIN, ModelCard
 from gapssg.models.foreign import (
     check_classifier,
+    copy_module,
     foreign_code,
     limit_parameters,
     load_state,
     logits_differ,
     logits_of,
-    return_logarithms,
     tensors_of,
 )
 from gapssg.models.names import MOST_CLASSES, check_model_name
-from gapssg.models.reference import check_trusted, is_factory
+from gapssg.models.reference import MODULE, check_trusted, is_factory, is_module
 from gapssg.models.safetensors_file import read_safetensors
 
 _METADATA_KEY = "gapssg"
@@ -53,13 +53,13 @@ _MOST_HIDDEN_NUMBERS = 2**24  # positions and masks, which some models compute w
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model file in memory.
+    """A model in memory: of a file, or of a module.
 
     Attributes:
         module: The classifier in eval mode, on the CPU: images (N, C, H, W), normalised, to logits (N, K).
         card: Its description.
-        sha256: SHA-256 of the file.
-        path: The file.
+        sha256: SHA-256 of the file, or of that which the module would have.
+        path: The file; `<module>` of a module.
     """
 
     module: nn.Module
@@ -119,7 +119,7 @@ def staged_model(
     ours = _first_logits(module, card)
     with staged(path, model_content(module, card)) as file:
         try:
-            loaded = load_model(file, [card.architecture])
+            loaded = load_model(file, [card.architecture], module if is_module(card.architecture) else None)
         except InputError as error:
             raise InputError(f"{path} was not written, because it could not be read back: {error}") from error
         theirs = _first_logits(loaded.module.to(ours.device), card)
@@ -151,40 +151,42 @@ def model_content(module: nn.Module, card: ModelCard) -> bytes:
     return save(tensors, metadata={_METADATA_KEY: canonical_json(description)})
 
 
-def load_model(path: str | Path, factories: Iterable[str] = ()) -> LoadedModel:
+def load_model(path: str | Path, factories: Iterable[str] = (), module: nn.Module | None = None) -> LoadedModel:
     """Read a model file; no code in it is run, and it can cause no import except of torchvision and timm.
 
     A `package.module:factory` that the file names is imported and called only if it is among `factories`.
 
+    Args:
+        path: The file.
+        factories: Factories that the file may name.
+        module: Load the weights into a copy of this module instead of building the model that the file names.
+
     Raises:
-        InputError: The file is missing, damaged, not a gapssg model file, does not match its own description, or names
-            a factory that is not among `factories` or whose model is not a classifier with these weights.
+        InputError: The file is missing, damaged, not a gapssg model file, does not match its own description, names a
+            factory that is not among `factories` or a module that is not given, or the model is not a classifier with
+            these weights.
     """
     path = user_path(path)
     _refuse_architecture(path)
     file = read_safetensors(path)
     description = _read_description(path, file.metadata)
     sha256 = description.pop("content_sha256", None)
-    try:
-        card = ModelCard.model_validate(description)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = shortened(".".join(map(str, first["loc"])) or "the description")
-        raise InputError(f"{path}: its description is not valid: {field}: {shortened(first['msg'], 300)}") from error
-    check_trusted(card.architecture, factories, path)
-    module = _build(card, file.tensors, path)
-    load_weights(module, file.tensors, path)
+    card = _validated(description, path)
+    if module is None:
+        check_trusted(card.architecture, factories, path)
+        built = _build(card, file.tensors, path)
+    else:
+        built = copy_module(module, f"the module for {path}")
+    load_weights(built, file.tensors, path)
     if sha256 != _sha256_of_content(file.tensors, description):
         raise InputError(f"{path} is damaged (its checksum does not match); copy or download it again")
-    if card.outputs == "probabilities":
-        return_logarithms(module)
-    if is_factory(card.architecture):
+    if module is not None or is_factory(card.architecture) or card.signature != PLAIN:
         try:
-            check_classifier(module, card.architecture, card.num_classes, card.input_shape)
+            check_classifier(built, card.architecture, card.num_classes, card.input_shape, card.signature)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
-    module.eval()
-    return LoadedModel(module, card, file.sha256, path)
+    built.eval()
+    return LoadedModel(built, card, file.sha256, path)
 
 
 def _refuse_architecture(path: Path) -> None:
@@ -203,6 +205,12 @@ def _refuse_architecture(path: Path) -> None:
 
 def _build(card: ModelCard, tensors: dict[str, Tensor], path: Path) -> nn.Module:
     """Build the model of an untrusted description, after checking that the tensors of the file fit it."""
+    if is_module(card.architecture):
+        raise InputError(
+            f"{path} has the weights of a Python module, {card.architecture}, which no name builds; pass it to "
+            f"load_model(..., module=...), or make a model file with a factory of it: gapssg import-teacher --weights "
+            f"{shlex.quote(str(path))} --model package.module:factory ..."
+        )
     task: dict[str, Any] = card.model_dump(include={"num_classes", "input_shape", "arguments"})
     try:
         if is_factory(card.architecture):  # the user trusts its code, also with memory
@@ -216,6 +224,37 @@ def _build(card: ModelCard, tensors: dict[str, Tensor], path: Path) -> nn.Module
     if hidden > _MOST_HIDDEN_NUMBERS:
         raise InputError(f"{path}: its model allocates {hidden:,} numbers that are not in the file")
     return create_model(card.architecture, **task)
+
+
+def read_card(path: str | Path) -> tuple[ModelCard, str]:
+    """Return the description and the SHA-256 of a model file, without building its model.
+
+    Raises:
+        InputError: The file is missing, damaged or not a gapssg model file, or its description is not valid.
+    """
+    path = user_path(path)
+    file = read_safetensors(path)
+    description = _read_description(path, file.metadata)
+    description.pop("content_sha256", None)
+    return _validated(description, path), file.sha256
+
+
+def _validated(description: dict[str, Any], path: Path) -> ModelCard:
+    try:
+        return ModelCard.model_validate(description)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = shortened(".".join(map(str, first["loc"])) or "the description")
+        raise InputError(f"{path}: its description is not valid: {field}: {shortened(first['msg'], 300)}") from error
+
+
+def model_of(module: nn.Module, card: ModelCard) -> LoadedModel:
+    """Return the model that `load_model` would return of a module's file, without writing it.
+
+    Raises:
+        InputError: A model file cannot hold the state of the module.
+    """
+    return LoadedModel(module, card, hashlib.sha256(model_content(module, card)).hexdigest(), Path(MODULE))
 
 
 def architecture_of(path: str | Path) -> str:

@@ -14,6 +14,9 @@ Arguments = Mapping[str, Argument]
 TORCHVISION = "torchvision"
 TIMM = "timm"
 
+MODULE = "<module>"
+"""In settings, a module that a Python program passes, instead of a file or a name."""
+
 _LIBRARY_MODEL = re.compile(rf"({TORCHVISION}|{TIMM}):(\w{{1,100}})", re.ASCII)
 _FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _ARGUMENT = re.compile(r"[A-Za-z_]\w{0,99}", re.ASCII)
@@ -31,6 +34,11 @@ def library_model(name: str) -> tuple[str, str] | None:
 def is_factory(name: str) -> bool:
     """Tell whether `name` has the form `package.module:factory`, whose use imports and runs code."""
     return _FACTORY.fullmatch(name) is not None and name.split(":")[0] not in (TORCHVISION, TIMM)
+
+
+def is_module(name: str) -> bool:
+    """Tell whether a model file names the class of a module that a Python program passed, so that no name builds it."""
+    return name.startswith("<")
 
 
 def check_factory_name(name: str) -> str:

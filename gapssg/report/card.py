@@ -10,7 +10,7 @@ import jinja2
 
 from gapssg.errors import InputError, shortened
 from gapssg.files import check_exists, is_file, user_path, write_atomically
-from gapssg.models.reference import is_factory
+from gapssg.models.reference import is_factory, is_module
 from gapssg.report.runs import TrainingRun, read_training_run
 from gapssg.report.verdict import weigh
 from gapssg.runs.directory import CARD
@@ -54,27 +54,30 @@ def write_card(
     if is_file(file) and not overwrite:
         raise InputError(f"{file} already exists, and may have been edited; add --overwrite to replace it")
     check_exists(read.model_file)
-    from gapssg.models.model_file import load_model
+    from gapssg.models.model_file import load_model, read_card
 
-    model = load_model(read.model_file, factories)
-    evaluations = read_evaluations(run, model.sha256)
+    card, sha256 = read_card(read.model_file)
+    if not is_module(card.architecture):
+        load_model(read.model_file, factories)
+    evaluations = read_evaluations(run, sha256)
     text = (
         _environment()
         .get_template("card.md.jinja")
         .render(
-            metadata=_metadata(read, licence, evaluations, has_top5(model.card.num_classes)),
-            with_top5=has_top5(model.card.num_classes),
+            metadata=_metadata(read, licence, evaluations, has_top5(card.num_classes)),
+            with_top5=has_top5(card.num_classes),
             evaluations=[(_public(each.data), each) for each in evaluations],
             **_judgement(read, evaluations),
             name=read.name,
             result=read.result,
             is_distillation=isinstance(read.result, DistillResult),
             data=None if read.result.data is None else _public(read.result.data),
-            card=model.card,
-            factory=model.card.architecture if is_factory(model.card.architecture) else None,
-            sha256=model.sha256,
+            card=card,
+            factory=card.architecture if is_factory(card.architecture) else None,
+            is_module=is_module(card.architecture),
+            sha256=sha256,
             has_best=is_file(read.best_file),
-            class_names=model.card.class_names[:_MOST_CLASSES],
+            class_names=card.class_names[:_MOST_CLASSES],
         )
     )
     write_atomically(file, text.encode())

@@ -13,6 +13,7 @@ from gapssg.errors import InputError
 from gapssg.evaluation.evaluate import evaluate
 from gapssg.evaluation.settings import EvaluateSettings
 from gapssg.files import is_file, sha256_of_file
+from gapssg.models.reference import MODULE
 from gapssg.report.charts import Chart, Line, draw
 from gapssg.report.runs import LARGEST_MODEL, TrainingRun
 from gapssg.report.settings import ReportSettings
@@ -223,6 +224,8 @@ def _find_teacher(run: TrainingRun, given: Path | None) -> tuple[Path | None, st
     if not isinstance(run.result, DistillResult):
         return None, ""
     recorded = Path(run.result.teacher.file)
+    if recorded == Path(MODULE):
+        return None, "the teacher was a module of a Python program, without a file"
     for file in (given, recorded):
         with suppress(InputError):  # the result may be untrusted, and name anything
             if file is not None and sha256_of_file(file, LARGEST_MODEL) == run.result.teacher.sha256:

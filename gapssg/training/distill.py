@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from pydantic import NonNegativeFloat, NonNegativeInt
+from torch import nn
 
 from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import ImageSet, sha256_of_images
@@ -16,8 +17,9 @@ from gapssg.evaluation.judgement import failures_on_real_images, judge_on_synthe
 from gapssg.evaluation.predict import score_on
 from gapssg.evaluation.real_images import read_test_images
 from gapssg.files import LARGEST_FILE, sha256_of_file, sha256_of_files, user_path
-from gapssg.models.model_file import LoadedModel, load_model
+from gapssg.models.model_file import LoadedModel
 from gapssg.models.profile import profile_model
+from gapssg.models.reference import MODULE
 from gapssg.quality.estimate import judge_quality
 from gapssg.quality.evidence import collect_evidence
 from gapssg.runs.checkpoint import Facts, State
@@ -38,7 +40,14 @@ from gapssg.runs.results import (
 from gapssg.runs.time_left import EVALUATION
 from gapssg.stored import MOST_COUNTED_CLASSES
 from gapssg.training.distillation import Distillation
-from gapssg.training.distillation_setup import make_student, planned_flops, step_memory
+from gapssg.training.distillation_setup import (
+    make_student,
+    planned_flops,
+    read_teacher,
+    sha256_of_layout,
+    step_memory,
+    with_modules,
+)
 from gapssg.training.estimate import (
     EVALUATED_IMAGES,
     estimated,
@@ -72,6 +81,8 @@ def distill(
     settings: DistillSettings,
     output: Path,
     *,
+    teacher: LoadedModel | None = None,
+    student: nn.Module | None = None,
     overwrite: bool = False,
     resume: bool = False,
     display: Display | None = None,
@@ -82,6 +93,11 @@ def distill(
     With `resume` the run in `output` resumes from its last checkpoint and ends with the files of an uninterrupted run;
     the teacher and the evaluation data may have moved. `requests` may be set from another thread or a signal handler.
     Evaluation data, if given, is used only for evaluation: the student's weights are the same without it.
+
+    Instead of a teacher's file and a student's name in the settings, a program may pass a `teacher` as
+    `model_from_module` returns it and a `student`, whose weights are the initial ones. Both are copied and left
+    unchanged. To resume, pass the same teacher, and a student of the same class and tensors; its weights do not matter.
+    `load_model(output / "student.safetensors", module=student)` returns the trained student.
 
     Returns:
         The content of `result.json`. `top1` is of the last epoch, `best_top1` is selected on the evaluation data; both
@@ -97,18 +113,22 @@ def distill(
         Stopped: Requested by `requests`.
     """
     output = user_path(output)
+    settings = with_modules(settings, teacher, student)
     launch = Launch(settings, output, overwrite, resume, display or SilentDisplay(), requests or Requests())
     method_files = {f"method.{name}": value for name, value in settings.method if isinstance(value, Path)}
-    launch.check([settings.teacher, settings.pool, settings.student.weights, *method_files.values()], _MAY_MOVE)
+    file = None if settings.teacher == Path(MODULE) else settings.teacher
+    launch.check([file, settings.pool, settings.student.weights, *method_files.values()], _MAY_MOVE)
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
-    teacher = load_model(settings.teacher, (*settings.model_factories, settings.student.name))
+    teacher = read_teacher(settings, teacher)
     identity = {"the teacher's SHA-256": teacher.sha256, **runtime.identity()}
+    if student is not None:
+        identity["the layout of the student"] = sha256_of_layout(student)
     if settings.pool is not None:
         identity["the pool's SHA-256"] = sha256_of_files(pool_shards(settings.pool), LARGEST_FILE)
     for name, file in method_files.items():
         identity[f"the SHA-256 of {name}"] = sha256_of_file(file, LARGEST_FILE)
     state = launch.read_checkpoint(identity)
-    student = make_student(settings, runtime, teacher)
+    student = make_student(settings, runtime, teacher, student)
     flops = planned_flops(settings, teacher, student)
     runtime = launch.decide_compilation(runtime, settings.runtime.compile, flops)
     distillation = Distillation(settings, runtime, teacher, student)
@@ -142,7 +162,7 @@ class _Job(Job[DistillResult]):
         settings, distillation = self._settings, self._distillation
         teacher = distillation.teacher_file
         source = f"the pool of {settings.pool}" if settings.pool else f"no data ({settings.method.name})"
-        pair = f"{teacher.card.architecture} into {settings.student.name}"
+        pair = f"{teacher.card.architecture} into {distillation.card.architecture}"
         views = distillation.augmentation.describe()
         if not distillation.synthesizer.augments:
             views = "no crops, no flips (method.augment=true turns them on)"
@@ -174,18 +194,26 @@ class _Job(Job[DistillResult]):
         return result, DistillationEnded(**dict(result.student), failures=result.failures, warnings=result.warnings)
 
 
-def estimate_distillation(settings: DistillSettings, display: Display | None = None) -> EstimateResult:
+def estimate_distillation(
+    settings: DistillSettings,
+    display: Display | None = None,
+    *,
+    teacher: LoadedModel | None = None,
+    student: nn.Module | None = None,
+) -> EstimateResult:
     """Estimate the cost of a distillation by timing its first steps.
 
-    Nothing is written. `display` shows the progress of reading the evaluation data.
+    Nothing is written. `display` shows the progress of reading the evaluation data; `teacher` and `student` are as for
+    `distill`.
 
     Raises:
         InputError: The teacher, the pool, the weights or the evaluation data cannot be used, or a step does not fit in
             the memory.
     """
+    settings = with_modules(settings, teacher, student)
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
-    teacher = load_model(settings.teacher, (*settings.model_factories, settings.student.name))
-    student = make_student(settings, runtime, teacher)
+    teacher = read_teacher(settings, teacher)
+    student = make_student(settings, runtime, teacher, student)
     runtime, _ = runtime.decide_compilation(settings.runtime.compile, planned_flops(settings, teacher, student))
     distillation = Distillation(settings, runtime, teacher, student)
     memory = step_memory(settings, runtime, teacher, distillation.student, distillation.synthesizer)
@@ -282,7 +310,7 @@ def _result(
         ),
         student=StudentFacts(
             file=str(student_file),
-            architecture=settings.student.name,
+            architecture=distillation.card.architecture,
             **dict(profile_model(distillation.student, teacher.card.input_shape)),
             **(dict(scores) if scores else dict.fromkeys(Scores.model_fields)),
             best_top1=best_top1,

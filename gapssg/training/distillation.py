@@ -83,7 +83,7 @@ class Distillation:
         self.synthesizer, self.origin = make_synthesizer(settings, context, teacher)
         given = len(self.synthesizer.pool) if settings.pool and self.synthesizer.pool else None
         self.flops = planned_flops(settings, teacher, student, given)
-        self.card = student_card(settings, teacher, augmentation, self.origin)
+        self.card = student_card(settings, teacher, student, augmentation, self.origin)
         self.trainee = Trainee(self.student, self._loss, settings.optimizer, runtime, settings.max_rollbacks)
         self.progress = Progress()
         self.monitor = ImageMonitor(card.class_names, settings.method.makes_class_images)

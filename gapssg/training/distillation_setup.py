@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import asdict, replace
+from pathlib import Path
+
 from torch import nn
 
 from gapssg.core.augment import Augmentation, choose_crop_padding
@@ -10,9 +14,12 @@ from gapssg.errors import InputError
 from gapssg.models import create_model
 from gapssg.models.checkpoint_file import read_checkpoint_weights
 from gapssg.models.description import ModelCard, Provenance
-from gapssg.models.foreign import check_classifier
-from gapssg.models.model_file import LoadedModel, load_foreign_weights
+from gapssg.models.foreign import check_is_module, copy_module, name_of_module, tensors_of
+from gapssg.models.model_file import LoadedModel, load_foreign_weights, load_model
 from gapssg.models.profile import profile_model
+from gapssg.models.recognition import adapt_trainable
+from gapssg.models.reference import MODULE
+from gapssg.models.signature import signature_of
 from gapssg.runs.directory import pool_shards, versions
 from gapssg.synthesis import SynthesisContext, Synthesizer, method_classes
 from gapssg.synthesis.base import BATCH_NORM, PoolMethodSettings
@@ -38,25 +45,78 @@ def choose_augmentation(settings: DistillSettings, card: ModelCard) -> Augmentat
     )
 
 
-def make_student(settings: DistillSettings, runtime: Runtime, teacher: LoadedModel) -> nn.Module:
-    """Create the student with its initial weights.
+def with_modules(settings: DistillSettings, teacher: LoadedModel | None, student: nn.Module | None) -> DistillSettings:
+    """Return the settings of a run with the modules of a Python program, where they are not None.
+
+    Raises:
+        InputError: The settings name another teacher or student, or there is none.
+    """
+    if teacher is not None and settings.teacher not in (Path(MODULE), teacher.path):
+        raise InputError(f"the settings name the teacher {settings.teacher}, but another is passed; leave one out")
+    if teacher is None and settings.teacher == Path(MODULE):
+        raise InputError(
+            "there is no teacher: name a model file in the settings, or pass a module: "
+            "distill(..., teacher=model_from_module(module, ...))"
+        )
+    if student is not None:
+        check_is_module(student, "the student")
+    if student is not None and (settings.student.name != MODULE or settings.student.arguments):
+        raise InputError(f"the settings name the student {settings.student.name}, but another is passed; leave one out")
+    if student is None and settings.student.name == MODULE:
+        raise InputError(
+            "there is no student: name one in the settings, or pass a module: distill(..., student=module)"
+        )
+    return settings if teacher is None else settings.model_copy(update={"teacher": teacher.path})
+
+
+def read_teacher(settings: DistillSettings, given: LoadedModel | None) -> LoadedModel:
+    """Read the teacher's file, or copy the teacher that a Python program has given.
+
+    Raises:
+        InputError: As `load_model`.
+    """
+    if given is None:
+        return load_model(settings.teacher, (*settings.model_factories, settings.student.name))
+    return replace(given, module=copy_module(given.module, given.card.architecture).eval())
+
+
+def make_student(
+    settings: DistillSettings, runtime: Runtime, teacher: LoadedModel, given: nn.Module | None = None
+) -> nn.Module:
+    """Create the student with its initial weights, or copy the module that a Python program has given.
 
     Raises:
         InputError: The weights cannot be used, or the student does not fit the teacher's images and classes.
     """
-    student = create_model(
-        settings.student.name,
-        num_classes=teacher.card.num_classes,
-        input_shape=teacher.card.input_shape,
-        seed=runtime.derive_seed("initial-weights"),
-        arguments=settings.student.arguments,
-        weights_follow=settings.student.weights is not None,
-    )
+    if given is not None:
+        student, name = copy_module(given, "the student"), name_of_module(given)
+    else:
+        name = settings.student.name
+        student = create_model(
+            name,
+            num_classes=teacher.card.num_classes,
+            input_shape=teacher.card.input_shape,
+            seed=runtime.derive_seed("initial-weights"),
+            arguments=settings.student.arguments,
+            weights_follow=settings.student.weights is not None,
+        )
     if settings.student.weights is not None:
         weights = read_checkpoint_weights(settings.student.weights)
         load_foreign_weights(student, weights.tensors, settings.student.weights)
-        check_classifier(student, settings.student.name, teacher.card.num_classes, teacher.card.input_shape)
+    if given is not None or settings.student.weights is not None:
+        adapt_trainable(student, name, teacher.card.num_classes, teacher.card.input_shape)
     return student
+
+
+def sha256_of_layout(module: nn.Module) -> str:
+    """Return the SHA-256 of a module's class and of the names, shapes and dtypes of its tensors, in hexadecimal.
+
+    Raises:
+        InputError: Its state dict cannot be read.
+    """
+    name = name_of_module(module)
+    lines = [f"{key}: {tensor.dtype} {tuple(tensor.shape)}" for key, tensor in tensors_of(module, name).items()]
+    return hashlib.sha256("\n".join([name, *lines]).encode()).hexdigest()
 
 
 def make_synthesizer(
@@ -114,14 +174,18 @@ def planned_flops(
 
 
 def student_card(
-    settings: DistillSettings, teacher: LoadedModel, augmentation: Augmentation, origin: PoolOrigin
+    settings: DistillSettings,
+    teacher: LoadedModel,
+    student: nn.Module,
+    augmentation: Augmentation,
+    origin: PoolOrigin,
 ) -> ModelCard:
     """Return the card of the student, most of which is that of the teacher."""
     return teacher.card.model_copy(
         update={
-            "architecture": settings.student.name,
+            "architecture": name_of_module(student) if settings.student.name == MODULE else settings.student.name,
             "arguments": settings.student.arguments,
-            "outputs": "logits",
+            **asdict(signature_of(student)),
             "crop_padding": augmentation.padding,
             "crop_padding_mode": augmentation.padding_mode,
             "flip": augmentation.flip,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator
+from dataclasses import asdict
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -25,6 +26,7 @@ from gapssg.models import create_model
 from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.model_file import save_verified_model
 from gapssg.models.profile import profile_model
+from gapssg.models.signature import signature_of
 from gapssg.runs.checkpoint import NOT_OF_THIS_RUN, Facts, State
 from gapssg.runs.directory import Display, RunDirectory, SilentDisplay, run_facts, versions
 from gapssg.runs.events import Event, PretrainingEnded, PretrainingEpoch, PretrainingTiming, Started
@@ -147,7 +149,7 @@ class _Pretraining(Job[PretrainResult]):
         self.settings = settings
         self.runtime = runtime
         self.model = runtime.place(model)
-        self.card = _describe(settings, train)
+        self.card = _describe(settings, train, model)
         self.train = train.to(runtime.device)
         self.test = test.to(runtime.device)
         self.normalization = Normalization.from_statistics(self.card.mean, self.card.deviation, runtime.device)
@@ -288,7 +290,7 @@ class _Pretraining(Job[PretrainResult]):
         return {"loss": F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)}
 
 
-def _describe(settings: PretrainSettings, train: ImageSet) -> ModelCard:
+def _describe(settings: PretrainSettings, train: ImageSet, model: nn.Module) -> ModelCard:
     mean, deviation = train.channel_statistics()
     return ModelCard(
         architecture=settings.model.name,
@@ -302,4 +304,5 @@ def _describe(settings: PretrainSettings, train: ImageSet) -> ModelCard:
         flip=flipping_is_meaningful(settings.data.name) if settings.flip is None else settings.flip,
         class_names=train.class_names,
         provenance=Provenance(command="pretrain-teacher", seed=settings.seed, versions=versions()),
+        **asdict(signature_of(model)),
     )

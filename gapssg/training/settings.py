@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
 
 from gapssg.data.settings import DataSettings
+from gapssg.errors import InputError
+from gapssg.models.names import check_model_name
+from gapssg.models.reference import MODULE
 from gapssg.models.settings import ModelSettings, WithFactories
-from gapssg.settings.base import Settings, UserPath
+from gapssg.settings.base import Settings, UserPath, as_validator
 from gapssg.settings.parts import OptimizerSettings, PaddingMode, RuntimeSettings
 from gapssg.synthesis import GapSSGFastSettings, MethodSettings
 
@@ -42,9 +48,15 @@ class PretrainSettings(Settings):
     """Device, precision and compilation."""
 
 
+def _check_student_name(name: str) -> str:
+    return name if name == MODULE else check_model_name(name)
+
+
 class StudentSettings(ModelSettings):
     """The student: an architecture and, optionally, initial weights."""
 
+    name: Annotated[str, AfterValidator(as_validator(_check_student_name))]
+    """A model that `gapssg models` lists, `torchvision:NAME`, `timm:NAME` or `package.module:factory`."""
     weights: UserPath | None = None
     """Initial weights, a model file or safetensors file; by default random."""
 
@@ -52,9 +64,9 @@ class StudentSettings(ModelSettings):
 class DistillSettings(WithFactories):
     """Distillation of a student from a teacher without its data."""
 
-    teacher: UserPath
+    teacher: UserPath = Path(MODULE)
     """The teacher's model file."""
-    student: StudentSettings
+    student: StudentSettings = StudentSettings(name=MODULE)
     """The student to train."""
     method: MethodSettings = GapSSGFastSettings()
     """The method that synthesises the images."""
@@ -95,3 +107,21 @@ class DistillSettings(WithFactories):
     """The seed of every random stream of the run."""
     runtime: RuntimeSettings = RuntimeSettings()
     """Device, precision and compilation."""
+
+
+def _refuse_module(value: Any) -> Any:
+    if MODULE in (str(value), getattr(value, "name", "")):
+        raise InputError(
+            "it is a module of a Python program, which a command cannot have; "
+            "use gapssg.distill(settings, output, teacher=..., student=...)"
+        )
+    return value
+
+
+class DistillCommandSettings(DistillSettings):
+    """Distillation as the command runs it, with a teacher and a student that have names."""
+
+    teacher: Annotated[UserPath, AfterValidator(as_validator(_refuse_module))]
+    """The teacher's model file."""
+    student: Annotated[StudentSettings, AfterValidator(as_validator(_refuse_module))]
+    """The student to train."""

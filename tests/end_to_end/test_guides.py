@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,29 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from gapssg import DistillResult, load_model
 from gapssg.models import create_model
+from gapssg.models.model_file import save_model
+from tests.conftest import make_card
 from tests.program import gapssg, refusal
 
 pytestmark = pytest.mark.slow
 
 DOCS = Path(__file__).parents[2] / "docs"
+# Kernels may differ between processes in the last bits.
+CHECK = """
+import sys, torch
+expected = load_file("expected.safetensors")
+torch.testing.assert_close(student(expected["images"]), expected["logits"])
+assert not any(name.split(".")[0] == "gapssg" for name, module in sys.modules.items() if module is not None)
+"""
+RUN = """
+import os, sys
+sys.modules["gapssg"] = None
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    exec(open("guide.py").read(), {})
+"""
 SHORT_SYNTHESIS = ["method.generator_steps=2", "method.passes=1", "method.synthesis_batch_size=32"]
 
 
@@ -50,6 +69,7 @@ def test_what_the_guide_to_python_says_runs_from_start_to_end(
         '["epochs=1", "model.name=wrn16_1", "data.images=64"]',
         '"epochs=10"': f'"epochs=3", {options}',
         "epochs=10,\n": "epochs=3,\n",
+        "DistillSettings(epochs=10)": "DistillSettings(epochs=1, method={'generator_steps': 2, 'passes': 1})",
         '"generator_steps": 30': '"generator_steps": 2, "synthesis_batch_size": 32',
     }
     (tmp_path / "guide.py").write_text(shortened("\n".join(python_blocks("python.md")), changes))
@@ -58,6 +78,34 @@ def test_what_the_guide_to_python_says_runs_from_start_to_end(
     assert (tmp_path / "runs" / "watched" / "result.json").exists()
     assert (tmp_path / "student.pt2").exists()
     assert (tmp_path / "report.html").exists()
+    assert DistillResult.load(tmp_path / "runs" / "live").teacher.file == "<module>"
+
+
+def test_students_of_libraries_load_without_this_program_as_the_guide_says(tmp_path: Path):
+    """In a process that cannot import it."""
+    pytest.importorskip("timm")
+    *students, description = python_blocks("export.md")
+    models = {
+        "torchvision:mobilenet_v3_small": (3, 32, 32),
+        "torchvision:resnet18": (1, 32, 32),
+        "timm:resnet10t": (1, 32, 32),
+    }
+    for number, ((name, shape), block) in enumerate(zip(models.items(), students, strict=True)):
+        folder = tmp_path / str(number)
+        (folder / "runs" / "student").mkdir(parents=True)
+        values = {"mean": (0.3,) * shape[0], "deviation": (0.4,) * shape[0]}
+        card = make_card(architecture=name, input_shape=shape, **values)
+        file = folder / "runs" / "student" / "student.safetensors"
+        save_model(file, create_model(name, num_classes=10, input_shape=shape, seed=number + 1), card)
+        images = torch.randn(2, *shape)
+        save_file(
+            {"images": images, "logits": load_model(file).module(images).detach()}, folder / "expected.safetensors"
+        )
+        (folder / "guide.py").write_text(f"{block}\n{description}\n{CHECK}")
+    command = [sys.executable, "-c", RUN, *map(str, sorted(tmp_path.iterdir()))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.split("]")[0] for line in done.stdout.splitlines()] == ["[0.3, 0.3, 0.3", "[0.3", "[0.3"]
 
 
 def test_the_ten_minutes_run_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision import transforms
 from torchvision.ops import FrozenBatchNorm2d
 
 NUMBER = 3
@@ -230,6 +233,76 @@ class Ending(nn.Module):
         if self.training and not self.while_training:
             return logits
         return logits.sigmoid() if self.kind == "sigmoid" else getattr(logits, self.kind)(1)
+
+
+@dataclass
+class Answer:
+    """An output with attributes, as of Hugging Face."""
+
+    loss: None
+    logits: Tensor
+    hidden_states: tuple[Tensor, ...] = ()
+
+
+class WithAuxiliary(NamedTuple):
+    logits: Tensor
+    aux_logits: Tensor
+
+
+class Answering(nn.Module):
+    """Returns what `body` computes in one of many ways."""
+
+    def __init__(self, num_classes: int, in_channels: int, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        outputs = 1 if kind.startswith(("logit", "sigmoid ")) else num_classes
+        self.convolution, self.norm = nn.Conv2d(in_channels, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, outputs)
+
+    def body(self, images: Tensor) -> Tensor:
+        return self.head(self.norm(self.convolution(images)).relu().mean((2, 3)))
+
+    def forward(self, images: Tensor) -> object:
+        if self.kind.endswith("NHWC"):
+            images = images.permute(0, 3, 1, 2)
+        logits = self.body(images)
+        answers: dict[str, Callable[[], object]] = {
+            "logit (N, 1)": lambda: logits,
+            "logit (N,)": lambda: logits.squeeze(),
+            "sigmoid (N, 1)": lambda: logits.sigmoid(),
+            "sigmoid (N,)": lambda: logits.sigmoid().squeeze(1),
+            "sigmoids": lambda: logits.sigmoid(),
+            "sigmoid in a dict, NHWC": lambda: {"features": images, "p": logits.sigmoid()},
+            "softmax in a tuple": lambda: (logits.softmax(1), images),
+            "list": lambda: [images, logits],
+            "dict": lambda: {"features": images, "logits": logits, "auxiliary": 2 * logits},
+            "object": lambda: Answer(None, logits, (images,)),
+            "auxiliary in training": lambda: WithAuxiliary(logits, 2 * logits) if self.training else logits,
+            "auxiliary": lambda: WithAuxiliary(logits, 2 * logits),
+            "NHWC": lambda: logits,
+            "pair": lambda: (logits, 2 * logits),
+            "pair in training": lambda: (logits, 2 * logits) if self.training else logits,
+            "nothing": lambda: {"features": images},
+            "nan": lambda: logits / (images.amax((1, 2, 3)) < 5)[:, None],
+            "fixed": lambda: self.body(images.view(1, *images.shape[1:])),
+            "fixed answer": lambda: self.head(self.norm(self.convolution(images)).relu().view(1, 4, -1).mean(2)),
+        }
+        return answers[self.kind]()
+
+
+def bright_above_125() -> nn.Module:
+    """Returns the logit of the second class, dark, of pixels from 0 to 255."""
+    head = nn.Linear(1, 1)
+    nn.init.constant_(head.weight, -1.0)
+    nn.init.constant_(head.bias, 125.0)
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+
+
+def normalising(num_classes: int, in_channels: int) -> nn.Module:
+    """Begins with a normalisation."""
+    return nn.Sequential(
+        transforms.Normalize([0.4] * in_channels, [0.2] * in_channels), small(num_classes, in_channels)
+    )
 
 
 class Versioned(nn.Linear):

@@ -76,6 +76,22 @@ def test_torchvision_models_of_every_family_can_be_built_without_memory(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["alexnet", "vgg11_bn", "googlenet", "mobilenet_v3_small", "mnasnet0_5", "convnext_tiny", "swin_t"]
+)
+def test_the_weights_of_a_torchvision_student_are_those_of_the_library_but_for_its_first_channels(name):
+    ours = empty_model(f"torchvision:{name}", num_classes=5, input_shape=(2, 64, 64)).state_dict()
+    auxiliary = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    with torch.device("meta"):
+        theirs = torchvision.models.get_model(name, weights=None, num_classes=5, **auxiliary)
+    first = next(layer for layer in theirs.modules() if isinstance(layer, torch.nn.Conv2d))
+    first.weight = torch.nn.Parameter(first.weight[:, :1].expand(-1, 2, -1, -1))
+    expected = theirs.state_dict()
+    assert list(ours) == list(expected)
+    assert all(tensor.shape == expected[key].shape for key, tensor in ours.items())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchvision:shufflenet_v2_x0_5", f"{HERE}:small"])
 def test_initial_weights_depend_only_on_the_seed_and_the_global_state_is_restored(name):
     torch.manual_seed(3)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from gapssg.errors import InputError
 from gapssg.settings import load_settings, recipe_names
-from gapssg.training.settings import DistillSettings, PretrainSettings
+from gapssg.training.settings import DistillCommandSettings, DistillSettings, PretrainSettings
 
 GIVEN = {"teacher": ("--teacher", "t.safetensors"), "student.name": ("--student", "wrn16_1")}
 
@@ -170,7 +170,7 @@ def test_every_wrong_field_has_its_own_line():
 def test_a_missing_field_is_named():
     options = {"teacher": ("--teacher", None), "student.name": ("--student", None)}
     with pytest.raises(InputError, match=r"teacher is missing: add --teacher.*\nstudent.name is missing: add"):
-        load_settings(DistillSettings, section="distill", options=options)
+        load_settings(DistillCommandSettings, section="distill", options=options)
 
 
 def test_values_of_another_type_are_refused_not_coerced_to_something_else():
