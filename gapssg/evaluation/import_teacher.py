@@ -14,6 +14,7 @@ from gapssg.core.augment import Normalization, choose_crop_padding
 from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import ImageSet
 from gapssg.errors import InputError, shortened
+from gapssg.evaluation.import_graph import build_imported_graph, compare_on_images, read_graph
 from gapssg.evaluation.metrics import top_k_accuracy
 from gapssg.evaluation.predict import predict, score_on
 from gapssg.evaluation.real_images import read_test_images
@@ -24,6 +25,8 @@ from gapssg.models import MODELS, MOST_CLASSES, create_model
 from gapssg.models.checkpoint_file import read_checkpoint_weights
 from gapssg.models.description import ModelCard, Outputs, Provenance
 from gapssg.models.foreign import check_classifier, outputs_of, return_logarithms
+from gapssg.models.graphs.description import graph_name
+from gapssg.models.graphs.file import GraphFile
 from gapssg.models.libraries import Pretrained, pretrained_weights
 from gapssg.models.model_file import LoadedModel, load_foreign_weights, staged_model
 from gapssg.models.profile import profile_model
@@ -66,21 +69,27 @@ def import_teacher(
     check_teacher_file(output, settings, overwrite)
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     pretrained = _pretrained(settings) if settings.weights == DEFAULT_WEIGHTS else None
-    card = _describe(settings, pretrained)
-    module = create_model(
-        card.architecture,
-        num_classes=card.num_classes,
-        input_shape=card.input_shape,
-        seed=runtime.derive_seed("initial-weights"),
-        arguments=card.arguments,
-        weights_follow=True,
-    )
-    _fill(module, settings, pretrained, display)
+    graph = read_graph(settings)
+    card = _describe(settings, pretrained, graph)
+    if graph is not None:
+        module = build_imported_graph(graph, card)
+    else:
+        module = create_model(
+            card.architecture,
+            num_classes=card.num_classes,
+            input_shape=card.input_shape,
+            seed=runtime.derive_seed("initial-weights"),
+            arguments=card.arguments,
+            weights_follow=True,
+        )
+        _fill(module, card.architecture, settings, pretrained, display)
     check_classifier(module, card.architecture, card.num_classes, card.input_shape, takes_probabilities=True)
     module.eval()
     card = card.model_copy(update={"outputs": _recognise_outputs(module, card, display)})
     unwritten = LoadedModel(module, card, "", output)
     images = read_test_images(settings.data, unwritten, display) if settings.data else None
+    if graph is not None and images is not None:
+        compare_on_images(graph, module, card, images)
     make_folder(output.parent)
     # Logits must be equal to the bit: both models run the same kernels, and `check_classifier` has refused others.
     with staged_model(output, module, card) as written:
@@ -99,14 +108,16 @@ def import_teacher(
 
 
 def _pretrained(settings: ImportSettings) -> Pretrained:
+    assert settings.model is not None and settings.input_shape is not None  # the settings were validated
     library = library_model(settings.model.name)
     if library is None:
         raise InputError(f"only torchvision and timm have default weights, not {settings.model.name}; pass a FILE")
     return pretrained_weights(*library, settings.input_shape[0], **settings.model.arguments)
 
 
-def _fill(module: nn.Module, settings: ImportSettings, pretrained: Pretrained | None, display: Display) -> None:
-    name = settings.model.name
+def _fill(
+    module: nn.Module, name: str, settings: ImportSettings, pretrained: Pretrained | None, display: Display
+) -> None:
     if pretrained is not None:
         load_foreign_weights(module, pretrained.tensors, f"{name}, default weights")
     elif settings.weights is not None:
@@ -128,24 +139,31 @@ def _fill(module: nn.Module, settings: ImportSettings, pretrained: Pretrained | 
         )
 
 
-def _describe(settings: ImportSettings, pretrained: Pretrained | None) -> ModelCard:
+def _describe(settings: ImportSettings, pretrained: Pretrained | None, graph: GraphFile | None) -> ModelCard:
     if settings.class_names is not None:
         _check_class_names(settings.class_names)
     names = settings.class_names or (pretrained.class_names if pretrained else None)
-    count = settings.num_classes or (len(names) if names else pretrained and pretrained.num_classes)
+    known = pretrained.num_classes if pretrained else graph.num_classes if graph else None
+    count = settings.num_classes or (len(names) if names else known)
     if count is None:
         raise InputError("the number of classes is not known; add --num-classes or --class-names")
     if names is not None and len(names) != count:
         raise InputError(f"there are {len(names)} class names for {count} classes; name each class once")
-    mean, deviation = _normalization(settings, pretrained)
+    if graph is not None and count != graph.num_classes:
+        raise InputError(f"{graph.path} returns {graph.num_classes} logits, but there are {count} classes")
+    input_shape = graph.input_shape if graph is not None else settings.input_shape
+    assert input_shape is not None  # the settings were validated
+    mean, deviation = _normalization(settings, pretrained, input_shape[0])
+    model = settings.model
     return ModelCard(
-        architecture=settings.model.name,
-        arguments={**(pretrained.arguments if pretrained else {}), **settings.model.arguments},
+        architecture=model.name if model is not None else graph_name(graph.description) if graph is not None else "",
+        arguments={**(pretrained.arguments if pretrained else {}), **(model.arguments if model else {})},
+        graph=graph.description if graph is not None else None,
         num_classes=count,
-        input_shape=settings.input_shape,
+        input_shape=input_shape,
         mean=mean,
         deviation=deviation,
-        crop_padding=choose_crop_padding(settings.crop_padding, settings.input_shape),
+        crop_padding=choose_crop_padding(settings.crop_padding, input_shape),
         crop_padding_mode=settings.crop_padding_mode,
         flip=settings.flip,
         class_names=names or tuple(map(str, range(count))),
@@ -164,14 +182,14 @@ def _check_class_names(names: Sequence[str]) -> None:
 
 
 def _normalization(
-    settings: ImportSettings, pretrained: Pretrained | None
+    settings: ImportSettings, pretrained: Pretrained | None, channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation, for each channel."""
-    channels, _, _ = settings.input_shape
     mean, deviation = settings.mean, settings.deviation
     if mean is not None and max(mean) > 1:
         raise InputError(f"--mean {max(mean):g} is outside [0, 1], the range of pixels; divide --mean and --std by 255")
     if pretrained is not None and (mean is None or deviation is None):
+        assert settings.model is not None
         if len(pretrained.mean) != channels:
             raise InputError(
                 f"the weights of {settings.model.name} come with mean and std for {len(pretrained.mean)} channels, "

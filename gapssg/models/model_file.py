@@ -37,6 +37,7 @@ from gapssg.models.foreign import (
     return_logarithms,
     tensors_of,
 )
+from gapssg.models.graphs.module import build_graph
 from gapssg.models.names import MOST_CLASSES, check_model_name
 from gapssg.models.reference import check_trusted, is_factory
 from gapssg.models.safetensors_file import read_safetensors
@@ -205,6 +206,10 @@ def _build(card: ModelCard, tensors: dict[str, Tensor], path: Path) -> nn.Module
     """Build the model of an untrusted description, after checking that the tensors of the file fit it."""
     task: dict[str, Any] = card.model_dump(include={"num_classes", "input_shape", "arguments"})
     try:
+        if card.graph is not None:
+            graph = build_graph(card.graph, tensors, card.num_classes, card.input_shape)
+            _check_fit(graph, tensors, path)
+            return graph.to_empty(device="cpu")
         if is_factory(card.architecture):  # the user trusts its code, also with memory
             return create_model(card.architecture, **task, weights_follow=True)
         with limit_parameters(_PARAMETERS_A_TENSOR * len(tensors) + _MOST_OTHER_VALUES):

@@ -1,7 +1,7 @@
-"""Reads files of `torch.export.save` (.pt2) without `torch.export.load`, which unpickles and evaluates text of the file.
+"""Reads files of `torch.export.save` (.pt2) without `torch.export.load`, which can run code of the file.
 
-The graph is JSON, and the weights are raw bytes; PyTorch up to 2.8 pickled the weights, which the restricted unpickler
-reads. Only for a child process.
+`torch.export.load` unpickles parts without restriction and evaluates expressions. The graph is JSON, and the weights
+are raw bytes; PyTorch up to 2.8 pickled the weights, which the restricted unpickler reads. Only for a child process.
 """
 
 from __future__ import annotations
@@ -160,7 +160,9 @@ def _exported(program: Mapping[str, Any], state: Mapping[str, Tensor]) -> Export
             if "as_tensor" in content["arg"]:
                 images.append(content["arg"]["as_tensor"]["name"])
         elif kind in ("parameter", "buffer", "tensor_constant"):
-            name = next(content[key] for key in ("parameter_name", "buffer_name", "tensor_constant_name") if key in content)
+            name = next(
+                content[key] for key in ("parameter_name", "buffer_name", "tensor_constant_name") if key in content
+            )
             constants[content["arg"]["name"]] = state[name]
         else:
             raise InputError(f"it has an input of the kind {shortened(kind)}; save a model of tensors only")
@@ -241,7 +243,9 @@ def _value(argument: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
             return [float(each) for each in content]
         case "as_int" | "as_ints" | "as_string" | "as_bool" | "as_bools":
             return content
-    raise InputError(f"it has an argument of the kind {shortened(kind)}, such as a branch, which a graph cannot express")
+    raise InputError(
+        f"it has an argument of the kind {shortened(kind)}, such as a branch, which a graph cannot express"
+    )
 
 
 def _bind(outputs: list[Mapping[str, Any]], result: Any, values: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from gapssg.errors import InputError, shortened
 from gapssg.models.foreign import foreign_code
-from gapssg.models.graphs.description import BATCH, DTYPE, FLOAT, ITEM, TENSOR, VALUE
+from gapssg.models.graphs.description import ITEM, TENSOR
 from gapssg.models.graphs.operators import OPERATORS, operator
 from gapssg.models.head import ClassifierHead
 
@@ -85,7 +85,7 @@ class _Builder:
         if layer is not None:
             self._nodes.append(self._graph.call_module(layer, (self._node(arguments[0]),)))
             return
-        nodes = [self._node(each) for each in arguments]
+        nodes: list[Any] = [self._node(each) for each in arguments]
         nodes_named = {key: self._node(each) for key, each in named.items()}
         if name == "expand.default":  # as a method, TorchScript can trace its sizes
             self._nodes.append(self._graph.call_method("expand", (nodes[0], *nodes[1])))
@@ -195,7 +195,9 @@ class _Builder:
         if factor not in self._multiples:
             images = self._nodes[0]
             count = self._graph.call_method("size", (images, 0))
-            self._multiples[factor] = self._graph.call_function(arithmetic.mul, (count, factor)) if factor > 1 else count
+            self._multiples[factor] = (
+                self._graph.call_function(arithmetic.mul, (count, factor)) if factor > 1 else count
+            )
         return self._multiples[factor]
 
 

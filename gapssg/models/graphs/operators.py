@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch._ops import OpOverload
 
-import torch
-
-OPERATORS = frozenset(
-    """
+_FUNCTIONS = """
     conv1d.default conv2d.default conv2d.padding conv3d.default convolution.default
     linear.default matmul.default bmm.default mm.default baddbmm.default einsum.default
     scaled_dot_product_attention.default
@@ -41,18 +39,16 @@ OPERATORS = frozenset(
     index_select.default gather.default index.Tensor constant_pad_nd.default pad.default reflection_pad2d.default
     replication_pad2d.default pixel_shuffle.default pixel_unshuffle.default channel_shuffle.default
     _to_copy.default tril.default triu.default
-    """.split()
-)
-
-CREATION = frozenset(
-    """
+"""
+_CONSTANTS = """
     arange.default arange.start arange.start_step zeros.default ones.default full.default empty.memory_format
     eye.default eye.m linspace.default scalar_tensor.default tensor.default tensor.float tensor.int tensor.bool
     zeros_like.default ones_like.default full_like.default new_zeros.default new_ones.default new_full.default
     fill.Scalar fill.Tensor meshgrid.default meshgrid.indexing lift_fresh_copy.default numel.default copy.default
     masked_fill.Scalar Int.Tensor Float.Tensor Bool.Tensor nonzero.default item.default
-    """.split()
-)
+"""
+OPERATORS = frozenset(_FUNCTIONS.split())
+CREATION = frozenset(_CONSTANTS.split())
 """Operators that may also compute constants while a file is imported."""
 
 

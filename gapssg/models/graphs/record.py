@@ -49,8 +49,8 @@ class UnknownOperator(InputError):
         listed = shortened(", ".join(self.names), 200)
         plural = "s" if len(self.names) > 1 else ""
         super().__init__(
-            f"it has the operator{plural} {listed}, which gapssg does not know; import the weights into the model's own "
-            "code instead (--model package.module:factory)"
+            f"it has the operator{plural} {listed}, which gapssg does not know; import the weights into the model's "
+            "own code instead (--model package.module:factory)"
         )
 
 

@@ -135,7 +135,7 @@ class _Interpreter:
             elif kind == "prim::Loop":
                 results = self._loop(node, arguments, environment)
             elif kind in _STRUCTURE:
-                results = _STRUCTURE[kind](node, arguments)
+                results = list(_STRUCTURE[kind](node, arguments))
             elif kind.startswith("aten::"):
                 results = [self._apply(node, kind.removeprefix("aten::"), arguments)]
             else:
@@ -177,7 +177,9 @@ class _Interpreter:
         if name in ("format", "warn"):
             return ""
         is_plain = not _has_tensor(arguments)
-        if name in _ON_NUMBERS and (is_plain or name in ("Int", "Float", "Bool", "IntImplicit", "ScalarImplicit", "len")):
+        if name in _ON_NUMBERS and (
+            is_plain or name in ("Int", "Float", "Bool", "IntImplicit", "ScalarImplicit", "len")
+        ):
             if any(isinstance(each, Traced) for each in arguments):
                 raise InputError("its control flow depends on the values of the images, which a graph cannot express")
             return _ON_NUMBERS[name](*arguments)
