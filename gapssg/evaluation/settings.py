@@ -99,9 +99,7 @@ class ImportSettings(Settings):
     @model_validator(mode="after")
     def _model_or_graph(self) -> ImportSettings:
         if self.model is None and self.weights in (None, DEFAULT_WEIGHTS):
-            raise ValueError(
-                "model.name is missing: add --model, or --weights with a file that holds a graph, such as ONNX"
-            )
+            raise ValueError("model.name is missing: add --model, or --weights with an ONNX file or another graph")
         if self.model is not None and self.input_shape is None:
             raise ValueError("input_shape is missing: add --input-shape C,H,W")
         return self

@@ -126,7 +126,7 @@ class _Builder:
         bias = others[0] if others else None
         with torch.device("meta"):
             if name in _CONVOLUTIONS and inputs.ndim == 4:
-                _, _, _, stride, padding, dilation, groups = (*given, *(None,) * 4)[:7]
+                _, _, _, stride, padding, dilation, groups = (*given, *(None,) * 5)[:7]
                 return nn.Conv2d(
                     weight.shape[1] * (groups or 1),
                     weight.shape[0],

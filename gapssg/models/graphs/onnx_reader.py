@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import onnx.inliner
+import onnx.reference
 import torch
 from onnx import numpy_helper
 from torch import Tensor
@@ -102,8 +103,6 @@ def _opened(model: onnx.ModelProto) -> OnnxFile:
         raise InputError(
             f"it has control flow ({', '.join(sorted(unknown & _CONTROL_FLOW))}), which a graph cannot express"
         )
-    if unknown:
-        raise UnknownOperator(unknown)
     stored = {tensor.name for tensor in graph.initializer}
     inputs = [each for each in graph.input if each.name not in stored]
     if len(inputs) != 1:
@@ -123,7 +122,7 @@ def _opened(model: onnx.ModelProto) -> OnnxFile:
         images = recorder.images
         if channels_last:
             images = recorder.call("permute.default", images, [0, 2, 3, 1])
-        reader = _Reader(recorder, version)
+        reader = _Reader(recorder, version, unknown)
         return reader.run(graph, {**constants, "": None, inputs[0].name: images})[0]
 
     known = tuple(size for size in shape if size)
@@ -134,11 +133,28 @@ def _kinds(graph: onnx.GraphProto) -> set[str]:
     """Return the operators of a graph and of its branches; those of other domains with the domain."""
     found = set()
     for node in graph.node:
-        found.add(node.op_type if node.domain in _STANDARD else f"{node.domain}.{node.op_type}")
+        found.add(_name(node))
         for attribute in node.attribute:
             if attribute.HasField("g") and node.op_type == "If":
                 found |= _kinds(attribute.g)
     return found
+
+
+def _name(node: onnx.NodeProto) -> str:
+    """Return the name of an operator, with the domain if that is another."""
+    return str(node.op_type if node.domain in _STANDARD else f"{node.domain}.{node.op_type}")
+
+
+def _constants_of(node: onnx.NodeProto, inputs: list[Any], version: int) -> list[Tensor]:
+    """Apply any operator to constants, with the reference implementation of the ONNX library."""
+    given = {name: value.numpy() for name, value in zip(node.input, inputs, strict=True) if value is not None}
+    kinds = onnx.helper.np_dtype_to_tensor_dtype
+    declared = [onnx.helper.make_tensor_value_info(key, kinds(each.dtype), each.shape) for key, each in given.items()]
+    results = [onnx.ValueInfoProto(name=name) for name in node.output]
+    graph = onnx.helper.make_graph([node], "constants", declared, results)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
+    computed = onnx.reference.ReferenceEvaluator(model).run(None, given)
+    return [torch.from_numpy(np.ascontiguousarray(each)) for each in computed]
 
 
 def _constant(tensor: onnx.TensorProto) -> Tensor:
@@ -178,9 +194,10 @@ class Node(NamedTuple):
 class _Reader:
     """Applies a graph node by node."""
 
-    def __init__(self, recorder: Recorder, version: int) -> None:
+    def __init__(self, recorder: Recorder, version: int, unknown: set[str]) -> None:
         self._recorder = recorder
         self._version = version
+        self._unknown = unknown  # known are only those of constants
 
     def run(self, graph: onnx.GraphProto, values: dict[str, Any], depth: int = 0) -> list[Any]:
         """Apply the nodes of a graph and return its outputs; `values` has its inputs by name."""
@@ -189,6 +206,10 @@ class _Reader:
             inputs = [values[name] for name in each.input]
             if each.op_type == "If":
                 results = self._branch(inputs[0], attributes, values, depth)
+            elif _name(each) in self._unknown:
+                if any(isinstance(value, Traced) for value in inputs):
+                    raise UnknownOperator(self._unknown)
+                results = _constants_of(each, inputs, self._version)
             else:
                 node = Node(self._recorder.call, inputs, attributes, len(each.output), self._version)
                 try:

@@ -19,6 +19,7 @@ from gapssg.errors import InputError, shortened
 from gapssg.models.graphs.operators import CREATION, OPERATORS, operator
 
 _MOST_STEPS = 100_000
+_MOST_NUMBERS = 3 * 2**24  # of three images
 _IGNORED = {"device", "layout", "pin_memory", "memory_format", "non_blocking", "copy", "implicit"}
 _WIDE = (torch.float16, torch.bfloat16, torch.float64)
 # Of one argument, whose result has its values.
@@ -125,6 +126,8 @@ class Recorder:
         in_place = base.endswith("_") and not base.endswith("__")
         if in_place and base not in _COPIES:
             base = base.removesuffix("_")
+        if in_place and not _is_traced((arguments, named)):
+            return self._constant(base, overload, arguments, named, suffix="_")
         result = self._apply(base, overload or "default", arguments, named)
         if in_place and isinstance(arguments[0], Traced) and isinstance(result, Traced):
             arguments[0].tensor, arguments[0].source = result.tensor, result.source
@@ -164,6 +167,7 @@ class Recorder:
             arguments = [_number(each, rank) for each in arguments]
         step = Step(name, _map(_reference, arguments), _map(_reference, named))
         try:
+            _check_size(function, arguments, named)
             with torch.no_grad():
                 result = function(*_map(_tensor, arguments), **_map(_tensor, named))
         except (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError) as error:
@@ -176,7 +180,10 @@ class Recorder:
             return Traced(result, Reference(number))
         return type(result)(Traced(each, Reference(number, item)) for item, each in enumerate(result))
 
-    def _constant(self, base: str, overload: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    def _constant(
+        self, base: str, overload: str, arguments: Sequence[Any], named: dict[str, Any], suffix: str = ""
+    ) -> Any:
+        """Compute a constant; with the suffix `_`, in place, so that its views change, too."""
         name = f"{base}.{overload}"
         if base in _SHAPED | _EXPANDED | {"size", "slice", "select", "permute", "view"}:
             pass
@@ -184,8 +191,10 @@ class Recorder:
             raise UnknownOperator([base])
         named = {key: value for key, value in named.items() if key not in _IGNORED}
         try:
+            function, named = operator(f"{base}{suffix}.{overload}"), _map(_narrow, named)
+            _check_size(function, arguments, named)
             with torch.no_grad():
-                return operator(name)(*arguments, **_map(_narrow, named))
+                return function(*arguments, **named)
         except (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError, AttributeError) as error:
             reason = shortened(str(error).strip().split("\n")[0], 200)
             raise InputError(f"its operator {base} fails on constants ({reason})") from error
@@ -214,6 +223,7 @@ class Recorder:
         overload = "default" if safe == "reshape" else overload
         named = {key: each for key, each in named.items() if key not in _IGNORED}
         try:
+            _check_size(operator(f"{safe}.{overload}"), arguments, named)
             result = operator(f"{safe}.{overload}")(*_map(_tensor, arguments), **_map(_tensor, named))
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
             reason = shortened(str(error).strip().split("\n")[0], 200)
@@ -293,6 +303,23 @@ _REWRITTEN: dict[str, Callable[..., Any]] = {
     "max_pool2d_with_indices": _max_pool2d,
     "_adaptive_avg_pool2d": _adaptive_avg_pool2d,
 }
+
+
+def _check_size(function: Any, arguments: Any, named: dict[str, Any]) -> None:
+    """Refuse a result that is larger than those of any classifier, before memory is allocated for it."""
+    try:
+        with torch.device("meta"), torch.no_grad():
+            result = function(*_map(_on_meta, arguments), **_map(_on_meta, named))
+    except (RuntimeError, NotImplementedError):  # a number, which needs values, or what the operator itself refuses
+        return
+    for each in result if isinstance(result, list | tuple) else [result]:
+        if isinstance(each, Tensor) and each.numel() > _MOST_NUMBERS:
+            raise InputError("it computes a larger tensor than any classifier")
+
+
+def _on_meta(value: Any) -> Any:
+    value = _tensor(value)
+    return value.to("meta") if isinstance(value, Tensor) else value
 
 
 def _refuse_training(base: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:

@@ -137,7 +137,7 @@ class _Interpreter:
             elif kind in _STRUCTURE:
                 results = list(_STRUCTURE[kind](node, arguments))
             elif kind.startswith("aten::"):
-                results = [self._apply(node, kind.removeprefix("aten::"), arguments)]
+                results = [self._apply(node, kind.removeprefix("aten::"), arguments)][: len(names)]
             else:
                 raise UnknownOperator([kind])
             environment.update(zip(names, results, strict=True))
@@ -172,6 +172,8 @@ class _Interpreter:
         if name in ("size", "dim") and isinstance(arguments[0], Tensor | Traced):
             shape = _shape(arguments[0])
             return len(shape) if name == "dim" else shape[arguments[1]] if len(arguments) > 1 else list(shape)
+        if name in ("is_autocast_enabled", "is_autocast_cpu_enabled", "is_scripting"):
+            return False
         if name == "is_floating_point":
             return _tensor(arguments[0]).is_floating_point()
         if name in ("format", "warn"):
