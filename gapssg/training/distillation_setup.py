@@ -102,6 +102,7 @@ def student_card(
             "architecture": settings.student.name,
             "arguments": settings.student.arguments,
             "outputs": "logits",
+            "graph": None,
             "crop_padding": augmentation.padding,
             "crop_padding_mode": augmentation.padding_mode,
             "flip": augmentation.flip,

@@ -158,8 +158,8 @@ def check_same_logits(graph: GraphFile, module: nn.Module, images: Tensor, logit
     if not difference <= tolerance:
         raise InputError(
             f"{graph.path} was not imported, because its graph gives other logits than {_LIBRARIES[graph.kind]}: "
-            f"for {source} they differ by up to {difference:.2g} of the largest, and rounding explains {tolerance:.2g}; "
-            "import its weights into the model's own code instead (--model package.module:factory)"
+            f"for {source} they differ by up to {difference:.2g} of the largest, more than rounding explains "
+            f"({tolerance:.2g}); import its weights into the model's own code instead (--model package.module:factory)"
         )
 
 

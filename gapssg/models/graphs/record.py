@@ -185,6 +185,8 @@ class Recorder:
     ) -> Any:
         """Compute a constant; with the suffix `_`, in place, so that its views change, too."""
         name = f"{base}.{overload}"
+        if base == "copy" and suffix:  # TorchScript also copies numbers
+            return arguments[0].copy_(torch.as_tensor(arguments[1]))
         if base in _SHAPED | _EXPANDED | {"size", "slice", "select", "permute", "view"}:
             pass
         elif name not in OPERATORS | CREATION:

@@ -31,6 +31,7 @@ _ON_NUMBERS: dict[str, Callable[..., Any]] = {
     "floordiv": python.floordiv,
     "remainder": python.mod,
     "neg": python.neg,
+    "pow": python.pow,
     "eq": python.eq,
     "ne": python.ne,
     "lt": python.lt,
@@ -49,12 +50,37 @@ _ON_NUMBERS: dict[str, Callable[..., Any]] = {
     "ScalarImplicit": lambda value: value.item() if isinstance(value, Tensor) else value,
     "len": len,
     "list": list,
+    "all": all,
+    "sum": sum,
+    "any": any,
     "min": min,
     "max": max,
     "ceil": lambda value: -int(-value // 1),
     "floor": lambda value: int(value // 1),
     "sqrt": lambda value: value**0.5,
 }
+def _changed(change: Callable[..., object]) -> Callable[..., Any]:
+    """Return a function that changes a list and returns it."""
+
+    def changed(values: list[Any], *arguments: Any) -> list[Any]:
+        change(values, *arguments)
+        return values
+
+    return changed
+
+
+_ON_LISTS: dict[str, Callable[..., Any]] = {
+    "append": _changed(list.append),
+    "extend": _changed(list.extend),
+    "insert": _changed(list.insert),
+    "_set_item": _changed(python.setitem),
+    "pop": list.pop,
+    "copy": list,
+    "add": python.add,
+    "slice": lambda values, start, end, step: values[start:end:step],
+}
+# Of the process. With gradients, attention takes its general path.
+_STATE = {"is_autocast_enabled": False, "is_autocast_cpu_enabled": False, "is_grad_enabled": True, "is_nested": False}
 
 
 def check_archive(path: Path) -> None:
@@ -166,14 +192,13 @@ class _Interpreter:
             return (arguments[0] is arguments[1]) == (name == "__is__")
         if name == "__getitem__":
             return arguments[0][arguments[1]]
-        if name == "append":
-            arguments[0].append(arguments[1])
-            return arguments[0]
+        if name in _ON_LISTS and isinstance(arguments[0], list):
+            return _ON_LISTS[name](*arguments)
         if name in ("size", "dim") and isinstance(arguments[0], Tensor | Traced):
             shape = _shape(arguments[0])
             return len(shape) if name == "dim" else shape[arguments[1]] if len(arguments) > 1 else list(shape)
-        if name in ("is_autocast_enabled", "is_autocast_cpu_enabled", "is_scripting"):
-            return False
+        if name in _STATE:
+            return _STATE[name]
         if name == "is_floating_point":
             return _tensor(arguments[0]).is_floating_point()
         if name in ("format", "warn"):
@@ -247,7 +272,10 @@ _STRUCTURE: dict[str, Callable[[Any, Sequence[Any]], Sequence[Any]]] = {
     "prim::RaiseException": _refused,
     "prim::dtype": lambda _, arguments: [_tensor(arguments[0]).dtype],
     "prim::device": lambda _, __: [torch.device("cpu")],
+    "prim::type": lambda _, __: ["cpu"],
     "prim::is_cuda": lambda _, __: [False],
+    "prim::is_nested": lambda _, __: [False],
+    "prim::requires_grad": lambda _, __: [True],
     "prim::min": lambda _, arguments: [min(*arguments)],
     "prim::max": lambda _, arguments: [max(*arguments)],
     "prim::Print": lambda _, __: [],

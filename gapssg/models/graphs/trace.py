@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -98,12 +99,12 @@ def _replay(recording: _Recording, count: int) -> Reader:
                 return result if argument.item is None else result[argument.item]
             return argument
 
-        scale = len(recorder.images.tensor) / count
         for step in recording.steps[1:]:
             arguments = [value(each) for each in step.arguments]
             if step.name in ("reshape.default", "expand.default"):
-                old = recording.steps[step.arguments[0].step].shape
-                arguments[1] = _scaled(arguments[1], arguments[0].tensor.numel(), old, scale)
+                new = tuple(arguments[0].tensor.shape)
+                old = recording.steps[step.arguments[0].step].shape or new
+                arguments[1] = _scaled(arguments[1], old, new, count)
             if step.name == "cat.default":
                 arguments[0] = _widened(arguments[0], count, len(recorder.images.tensor), arguments[1:] or [0])
             results.append(recorder.call(step.name, *arguments, **{k: value(v) for k, v in step.named.items()}))
@@ -113,11 +114,24 @@ def _replay(recording: _Recording, count: int) -> Reader:
     return read
 
 
-def _scaled(shape: list[int], numel: int, old: tuple[int, ...] | None, scale: float) -> list[int]:
-    """Return the recorded shape of a result with its first dimension for another number of images."""
-    depends = old is None or numel != torch.Size(old).numel()
-    first = shape[0] * scale
-    return [int(first), *shape[1:]] if depends and first.is_integer() else shape
+def _scaled(shape: list[int], old: tuple[int, ...], new: tuple[int, ...], count: int) -> list[int]:
+    """Return the recorded shape of a result, made with a batch of `count`, for an input of another number of images.
+
+    The dimension that grows is the one of the size of the batch; if there is none, one that combines the batch with
+    another: in `(L, 1, heads * D)` to `(L, heads, D)` that of the heads, in `(L, 1, D)` to `(L, D)` the first.
+    """
+    growth = math.prod(new) / math.prod(old)
+    if growth == 1 or old == new:
+        return shape
+    grown = [place for place, pair in enumerate(zip(old, new, strict=True)) if pair[0] != pair[1]]
+    inner = math.prod(old[grown[0] + 1 :])
+    inners = [math.prod(shape[place + 1 :]) for place in range(len(shape))]
+    alone = [place for place, size in enumerate(shape) if size == count]
+    beside = [place for place in alone if inners[place] == inner]
+    combined = [place for place in range(len(shape) - 1) if inners[place] < inner <= inners[place] * shape[place]]
+    before = [place for place in range(len(shape) - 1) if inners[place] == inner]
+    place = (*beside, *alone, *(combined if old[grown[0]] == count else ()), *before, 0)[0]
+    return [int(size * growth) if each == place else size for each, size in enumerate(shape)]
 
 
 def _widened(parts: list[Any], count: int, images: int, dimension: list[int]) -> list[Any]:
