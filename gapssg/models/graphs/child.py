@@ -57,24 +57,35 @@ def main() -> None:
     kind, path, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     given = tuple(int(size) for size in sys.argv[4].split(",")) if sys.argv[4] else None
     torch.set_num_threads(1)
-    said: dict[str, Any]
+    _prepare(kind)
+    _bound(path)
+    sys.stdout.write("\n" + json.dumps(answer(kind, path, folder, given)) + "\n")
+
+
+def answer(kind: str, path: Path, folder: Path, given: tuple[int, ...] | None) -> dict[str, Any]:
+    """Read a file, write the graph or logits to a folder, and return what was done, or why not.
+
+    Args:
+        kind: The kind of the file.
+        path: The file.
+        folder: The folder.
+        given: Channels, height and width of an image; None if the file declares them.
+    """
     try:
-        opened = _prepared(kind, path)(path)
+        opened = _OPENS[kind](path)
         if (folder / "images.safetensors").exists():
             assert opened.original is not None  # there were logits with the graph
             images = load_file(folder / "images.safetensors")["images"]
             save_file({"logits": opened.original(images).float().contiguous()}, folder / "logits.safetensors")
-            said = {"shape": list(images.shape[1:])}
-        else:
-            said = write_graph(opened, folder, given)
+            return {"shape": list(images.shape[1:])}
+        return write_graph(opened, folder, given)
     except InputError as error:
-        said = {"refused": str(error)}
+        return {"refused": str(error)}
     except MemoryError:
-        said = {"refused": "it needs more memory than a model of its size should"}
+        return {"refused": "it needs more memory than a model of its size should"}
     except Exception as error:  # whatever an untrusted file makes a library raise
         lines = str(error).strip().splitlines()
-        said = {"refused": f"it cannot be read ({shortened(lines[0] if lines else type(error).__name__, 200)})"}
-    sys.stdout.write("\n" + json.dumps(said) + "\n")
+        return {"refused": f"it cannot be read ({shortened(lines[0] if lines else type(error).__name__, 200)})"}
 
 
 def write_graph(opened: Opened, folder: Path, given: tuple[int, ...] | None) -> dict[str, Any]:
@@ -109,20 +120,14 @@ def _input_shape(declared: tuple[int, ...] | None, given: tuple[int, ...] | None
     return channels, height, width
 
 
-def _prepared(kind: str, path: Path) -> Callable[[Path], Opened]:
-    """Import what reads a kind of file, and then limit what this process may use."""
-    size = path.stat().st_size
-    opens = {"onnx": _onnx, "torchscript": _torchscript, "torch.export": _exported}[kind]
+def _prepare(kind: str) -> None:
+    """Import what reads a kind of file, before memory is limited."""
     if kind == "onnx":
         import onnx
         import onnxruntime
 
-        weights = path.with_name(f"{path.name}.data")
-        size += weights.stat().st_size if weights.exists() else 0
-        onnxruntime.set_default_logger_severity(4)
         assert onnx
-    _bound(size)
-    return opens
+        onnxruntime.set_default_logger_severity(4)
 
 
 def _onnx(path: Path) -> Opened:
@@ -167,8 +172,13 @@ def _exported(path: Path) -> Opened:
     return Opened(file.read, None, file.input_shape, file.batch)
 
 
-def _bound(size: int) -> None:
-    """Limit what this process may use from now on."""
+_OPENS = {"onnx": _onnx, "torchscript": _torchscript, "torch.export": _exported}
+
+
+def _bound(path: Path) -> None:
+    """Limit what this process may use from now on, by the size of a file and of the weights beside it."""
+    beside = path.with_name(f"{path.name}.data")
+    size = path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":  # elsewhere the limit is not enforced, or refused

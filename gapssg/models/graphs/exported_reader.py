@@ -118,7 +118,9 @@ class _Archive:
 
     def _pickled(self, name: str) -> dict[str, Tensor]:
         content = self._read(name, 2 * self._size + 1024)
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True) if content else {}
+        if not content:
+            return {}
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
     def _tensors(self, kind: str, model: str) -> dict[str, Tensor]:

@@ -179,14 +179,19 @@ def _run_child(path: Path, kind: Kind, folder: Path, input_shape: tuple[int, int
                 f"{path} is an ONNX file, whose import needs {' and '.join(missing)}, which is not installed: "
                 "pip install 'gapssg[export]'"
             )
+    said = _answer(path, kind, folder, input_shape)
+    if "shape" not in said:
+        reason = said.get("refused") or "it is damaged, or needs more memory than a model of its size should"
+        raise InputError(f"{path} cannot be imported as a graph: {shortened(reason, 600)}")
+    return said
+
+
+def _answer(path: Path, kind: Kind, folder: Path, input_shape: tuple[int, int, int] | None) -> dict[str, Any]:
+    """Return the answer of the child process; nothing if it crashed."""
     shape = ",".join(map(str, input_shape or ()))
     command = [sys.executable, "-I", "-c", _CHILD.format(str(_ROOT)), kind, str(path.absolute()), str(folder), shape]
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_SECONDS)
-        said = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 and done.stdout else {}
     except subprocess.TimeoutExpired:
         raise InputError(f"{path} could not be read within {_SECONDS} s") from None
-    if "shape" not in said:
-        reason = said.get("refused") or "it is damaged, or needs more memory than a model of its size should"
-        raise InputError(f"{path} cannot be imported as a graph: {shortened(reason, 600)}")
-    return dict(said)
+    return dict(json.loads(done.stdout.splitlines()[-1])) if done.returncode == 0 and done.stdout else {}

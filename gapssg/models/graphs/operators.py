@@ -45,7 +45,8 @@ _CONSTANTS = """
     eye.default eye.m linspace.default scalar_tensor.default tensor.default tensor.float tensor.int tensor.bool
     zeros_like.default ones_like.default full_like.default new_zeros.default new_ones.default new_full.default
     fill.Scalar fill.Tensor meshgrid.default meshgrid.indexing lift_fresh_copy.default numel.default copy.default
-    _convolution.default _convolution.deprecated addmm.default Int.Tensor Float.Tensor Bool.Tensor nonzero.default item.default
+    _convolution.default _convolution.deprecated addmm.default
+    Int.Tensor Float.Tensor Bool.Tensor nonzero.default item.default
 """
 OPERATORS = frozenset(_FUNCTIONS.split())
 CREATION = frozenset(_CONSTANTS.split())

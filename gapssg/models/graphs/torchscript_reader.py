@@ -59,6 +59,8 @@ _ON_NUMBERS: dict[str, Callable[..., Any]] = {
     "floor": lambda value: int(value // 1),
     "sqrt": lambda value: value**0.5,
 }
+
+
 def _changed(change: Callable[..., object]) -> Callable[..., Any]:
     """Return a function that changes a list and returns it."""
 

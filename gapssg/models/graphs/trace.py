@@ -101,7 +101,7 @@ def _replay(recording: _Recording, count: int) -> Reader:
 
         for step in recording.steps[1:]:
             arguments = [value(each) for each in step.arguments]
-            if step.name in ("reshape.default", "expand.default"):
+            if step.name == "reshape.default":
                 new = tuple(arguments[0].tensor.shape)
                 old = recording.steps[step.arguments[0].step].shape or new
                 arguments[1] = _scaled(arguments[1], old, new, count)

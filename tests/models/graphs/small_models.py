@@ -1,4 +1,4 @@
-"""Small classifiers of 3x16x16 images as other teams export them; importable, so that TorchScript can read their source."""
+"""Small classifiers of 3x16x16 images as other teams export them; TorchScript reads their source."""
 
 from __future__ import annotations
 

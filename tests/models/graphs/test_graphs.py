@@ -36,7 +36,10 @@ EXACT = 1e-12
 # ONNX rounds constants, and folded weights, to float32: at most 20 roundings one after another, with a factor of 16 for
 # what normalisation enlarges. A gradient changes further where a ReLU's input is so near to 0 that it changes sides.
 ROUNDED = 16 * 20**0.5 * 2**-24
-FORMS = ("onnx-kept", "onnx-folded", "onnx-fixed", "torchscript-traced", "torchscript-scripted", "torch.export", "torch.export-fixed")  # fmt: skip
+FORMS = (
+    *("onnx-kept", "onnx-folded", "onnx-fixed", "torchscript-traced", "torchscript-scripted"),
+    *("torch.export", "torch.export-fixed"),
+)
 
 
 def with_gradient(module: nn.Module, count: int = 3) -> tuple[Tensor, Tensor]:
@@ -101,7 +104,8 @@ def test_folded_batch_norms_are_gone_and_their_convolutions_are_layers(tmp_path:
 
 def test_equal_models_are_equal_graphs_whatever_wrote_them(tmp_path: Path):
     original = trained(Residual)
-    names = {graph_name(read(write(form, original, tmp_path)).description) for form in ("torchscript-traced", "torchscript-scripted", "torch.export")}  # fmt: skip
+    forms = ("torchscript-traced", "torchscript-scripted", "torch.export")
+    names = {graph_name(read(write(form, original, tmp_path)).description) for form in forms}
     assert len(names) == 1
     assert is_graph(names.pop())
 
@@ -219,15 +223,10 @@ def test_what_no_graph_can_express_is_refused_in_one_sentence(tmp_path: Path, mo
     assert "\n" not in str(caught.value)
 
 
-class FixedBatch(nn.Module):
-    """Mixes the images of a batch of two, which no other batch size has."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images.reshape(3, 2, 16, 16).sum(0).flatten(1)[:, :5]
-
-
 def test_a_batch_size_that_cannot_be_freed_is_refused_in_one_sentence(tmp_path: Path):
-    with pytest.raises(InputError, match="it works only with batches of 1 .*; save it again with a dynamic batch size"):
+    with pytest.raises(
+        InputError, match=r"it works only with batches of 1 .*; save it again with a dynamic batch size"
+    ):
         module = nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (1, 768)), nn.Linear(768, 5))
         read(write("torchscript-scripted", nn.Sequential(_Once(), module), tmp_path))
 
