@@ -17,6 +17,9 @@ from gapssg.models.description import ModelCard
 from gapssg.models.graphs.file import GraphFile, check_same_logits, kind_of_graph, original_logits, read_graph_file
 from gapssg.models.graphs.module import build_graph
 from gapssg.models.model_file import load_weights
+from gapssg.models.profile import batch_norm_layers
+from gapssg.runs.directory import Display
+from gapssg.runs.events import Note
 
 _MOST_COMPARED = 16
 
@@ -43,8 +46,10 @@ def read_graph(settings: ImportSettings) -> GraphFile | None:
     return read_graph_file(path, kind, settings.input_shape)
 
 
-def build_imported_graph(graph: GraphFile, card: ModelCard) -> nn.Module:
+def build_imported_graph(graph: GraphFile, card: ModelCard, display: Display) -> nn.Module:
     """Return the module of a graph with its weights, on the CPU, after comparing it with the file's own library.
+
+    The display gets a note of how many batch norms it has.
 
     Raises:
         InputError: It cannot be built, its weights are not finite, or it has other logits.
@@ -59,6 +64,9 @@ def build_imported_graph(graph: GraphFile, card: ModelCard) -> nn.Module:
     module.eval()
     if graph.images is not None and graph.logits is not None:
         check_same_logits(graph, module, graph.images, graph.logits, "random images")
+    operators, norms = len(graph.description["nodes"]), len(batch_norm_layers(module))
+    message = f"{path} ({graph.kind}) has a graph of {operators:,} operators with {norms} batch norms"
+    display.event(Note(message=message))
     return module
 
 

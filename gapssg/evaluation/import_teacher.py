@@ -72,7 +72,7 @@ def import_teacher(
     graph = read_graph(settings)
     card = _describe(settings, pretrained, graph)
     if graph is not None:
-        module = build_imported_graph(graph, card)
+        module = build_imported_graph(graph, card, display)
     else:
         module = create_model(
             card.architecture,

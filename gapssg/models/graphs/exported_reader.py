@@ -172,7 +172,7 @@ def _exported(program: Mapping[str, Any], state: Mapping[str, Tensor]) -> Export
     for spec in signature["output_specs"]:
         ((kind, content),) = spec.items()
         if kind != "user_output":
-            raise InputError("it changes its buffers; call the model's eval() before exporting it")
+            raise InputError("it changes its buffers; export it in evaluation mode")
         outputs.append(content["arg"])
     if len(images) != 1:
         raise InputError(f"it has {len(images)} inputs; save a model whose only input is the images")

@@ -372,7 +372,7 @@ def _global_max_pool(node: Node) -> Any:
 def _batch_norm(node: Node) -> Any:
     inputs, weight, bias, mean, variance = node.inputs
     if node.attributes.get("training_mode", 0) or (node.outputs > 1 and node.version < 14):
-        raise InputError("it was saved in training mode; call the model's eval() before exporting it")
+        raise InputError("it was saved in training mode; export it in evaluation mode")
     eps = node.attributes.get("epsilon", 1e-5)
     return node.call("batch_norm.default", inputs, weight, bias, mean, variance, False, 0.1, eps, False)
 
@@ -683,7 +683,7 @@ def _gelu(node: Node) -> Any:
 def _dropout(node: Node) -> Any:
     mode = node.input(2)
     if mode is not None and (isinstance(mode, Traced) or bool(mode)):
-        raise InputError("it was saved in training mode; call the model's eval() before exporting it")
+        raise InputError("it was saved in training mode; export it in evaluation mode")
     return node.inputs[0]
 
 

@@ -244,7 +244,7 @@ class Recorder:
         given = dict(zip(names, arguments, strict=False)) | named
         inputs, mean, variance = given["input"], given["running_mean"], given["running_var"]
         if given.get("training"):
-            raise InputError("it was saved in training mode; call the model's eval() before saving it")
+            raise InputError("it was saved in training mode; save it in evaluation mode")
         if mean is None or variance is None:
             raise InputError("a batch norm has no running statistics, so that an image's logits depend on its batch")
         weight, bias = (given.get(key) for key in ("weight", "bias"))
@@ -326,7 +326,7 @@ def _on_meta(value: Any) -> Any:
 
 def _refuse_training(base: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
     if base.endswith("dropout") and (named.get("train") or (len(arguments) > 2 and arguments[2])):
-        raise InputError("it was saved in training mode; call the model's eval() before saving it")
+        raise InputError("it was saved in training mode; save it in evaluation mode")
 
 
 def _bound(function: Any, arguments: Sequence[Any], named: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:

@@ -211,7 +211,7 @@ class Features(nn.Module):
         (TwoInputs(), "it has 2 inputs; save a model whose only input is the images"),
         (TwoOutputs(), "it has 2 outputs; save a model that returns only its logits"),
         (Sorting(), "it has the operator sort, which gapssg does not know"),
-        (Training(), r"it was saved in training mode; call the model's eval\(\)"),
+        (Training(), r"it was saved in training mode; save it in evaluation mode"),
         (Features(), "it returns 2x3x16x16 for 2 images instead of logits of 2 x K"),
         (nn.Sequential(nn.Flatten(), nn.Linear(9, 5)), "its operator linear fails"),
     ],
