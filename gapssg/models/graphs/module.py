@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator as arithmetic
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -90,7 +90,7 @@ class _Builder:
         if name == "expand.default":  # as a method, TorchScript can trace its sizes
             self._nodes.append(self._graph.call_method("expand", (nodes[0], *nodes[1])))
         else:
-            self._nodes.append(self._graph.call_function(operator(name), tuple(nodes), nodes_named))
+            self._nodes.append(self._graph.call_function(operator(name), (*nodes,), nodes_named))
 
     def module(self, output: int) -> nn.Module:
         """Return the module, whose output is a value."""
@@ -170,8 +170,8 @@ class _Builder:
             case list():
                 return [self._node(each) for each in argument]
             case {"value": value, **item}:
-                node = self._nodes[value]
-                return self._graph.call_function(arithmetic.getitem, (node, item[ITEM])) if item else node
+                node, place = self._nodes[value], cast(int, item.get(ITEM))
+                return self._graph.call_function(arithmetic.getitem, (node, place)) if item else node
             case {"tensor": name}:
                 return self._attribute(name)
             case {"batch": factor}:

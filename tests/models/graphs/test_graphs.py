@@ -6,7 +6,7 @@ import copy
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -84,7 +84,7 @@ def test_files_of_the_newer_onnx_exporter_are_read_with_their_weights_beside_the
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["onnx-kept", "onnx-folded"])
 def test_images_with_channels_last_are_turned(tmp_path: Path, form):
-    original = trained(ChannelsLast)
+    original: Any = trained(ChannelsLast)
     module = built(read(write(form, original, tmp_path, channels_last=True)))
     check_same(module, original.inner, ROUNDED)
 
@@ -96,7 +96,8 @@ def test_folded_batch_norms_are_gone_and_their_convolutions_are_layers(tmp_path:
     original.eval().requires_grad_(False)
     original[1].running_mean.normal_()
     original[1].running_var.uniform_(0.5, 2)
-    folded = nn.Sequential(fuse_conv_bn_eval(original[0], original[1]), *original[2:])
+    convolution, norm = cast(nn.Conv2d, original[0]), cast(nn.BatchNorm2d, original[1])
+    folded = nn.Sequential(fuse_conv_bn_eval(convolution, norm), *original[2:])
     module = built(read(write("torchscript-traced", folded, tmp_path)))
     check_same(module, original, ROUNDED)
     assert [type(layer).__name__ for layer in module.children()] == ["Conv2d", "ClassifierHead"]
