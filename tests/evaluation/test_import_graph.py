@@ -34,9 +34,19 @@ from gapssg.models.graphs import file as graph_file
 from gapssg.models.graphs.description import graph_name
 from gapssg.models.graphs.file import kind_of_graph
 from gapssg.models.model_file import save_model
+from gapssg.models.profile import last_linear_layer
 from tests.conftest import make_card
 from tests.methods import METHODS
-from tests.models.graphs.small_models import BATCH_NORMS, CLASSES, Convnext, Mobile, Residual, Transformer, trained
+from tests.models.graphs.small_models import (
+    BATCH_NORMS,
+    CLASSES,
+    Convnext,
+    Mobile,
+    Residual,
+    Transformer,
+    images,
+    trained,
+)
 from tests.models.graphs.written import built, read, write
 
 MEAN, DEVIATION = (0.5,) * 3, (0.25,) * 3
@@ -79,8 +89,8 @@ def write_pictures(root: Path, original: nn.Module) -> tuple[Tensor, Tensor]:
         folder = root / "test" / str(number // 2)
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(folder / f"{number}.png")
-    images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
-    return images, original((images - 0.5) / 0.25)
+    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    return pixels, original((pixels - 0.5) / 0.25)
 
 
 @pytest.mark.slow
@@ -95,7 +105,7 @@ def write_pictures(root: Path, original: nn.Module) -> tuple[Tensor, Tensor]:
 )
 def test_an_imported_graph_is_inspected_evaluated_distilled_and_exported_without_its_file(tmp_path, kind, form, method):
     original = trained(kind)
-    images, logits = write_pictures(tmp_path / "data", original)
+    pictures, logits = write_pictures(tmp_path / "data", original)
     source, teacher = write(form, original, tmp_path), tmp_path / "teacher.safetensors"
     data = {"name": f"folder:{tmp_path / 'data'}"}
     imported = import_teacher(settings(source, data=data), teacher)
@@ -104,7 +114,7 @@ def test_an_imported_graph_is_inspected_evaluated_distilled_and_exported_without
     top1 = (logits.argmax(1) == torch.arange(CLASSES).repeat_interleave(2)).double().mean().item()
     assert imported.top1 == pytest.approx(top1)
     loaded = load_model(teacher)
-    assert torch.allclose(loaded.module((images - 0.5) / 0.25), logits, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(loaded.module((pictures - 0.5) / 0.25), logits, rtol=1e-4, atol=1e-5)
     assert (loaded.card.mean, loaded.card.deviation, loaded.card.input_shape) == (MEAN, DEVIATION, (3, 16, 16))
     (evaluated,) = evaluate(EvaluateSettings.model_validate({"models": [teacher], "data": data})).models
     assert evaluated.top1 == imported.top1
@@ -160,9 +170,37 @@ def test_a_file_that_cannot_be_a_graph_gives_one_sentence_and_writes_nothing(tmp
     assert "returns 5 logits, but there are 7 classes" in refusal(tmp_path, settings(kept, num_classes=7))
     kept.write_bytes(kept.read_bytes()[:-500])
     assert "cannot be imported as a graph: it is not a readable ONNX file" in refusal(tmp_path, settings(kept))
+    large = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 5)).eval()
+    torch.export.save(torch.export.export(large, (torch.zeros(1, 3, 300, 300),)), tmp_path / "large.pt2")
+    assert "images of 300x300 pixels do not fit the models" in refusal(tmp_path, settings(tmp_path / "large.pt2"))
     original[-1].bias.fill_(float("nan"))
     broken = write("torch.export", original, tmp_path)
     assert ".bias has values that are not finite" in refusal(tmp_path, settings(broken))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("form", ["onnx-kept", "torchscript-traced", "torch.export"])
+def test_a_graph_that_returns_probabilities_is_recognised(tmp_path: Path, form):
+    original = trained(Mobile)
+    source = write(form, nn.Sequential(original, nn.Softmax(1)).eval(), tmp_path)
+    import_teacher(settings(source), tmp_path / "teacher.safetensors")
+    loaded = load_model(tmp_path / "teacher.safetensors")
+    assert loaded.card.outputs == "probabilities"
+    assert torch.allclose(loaded.module(images(4)).softmax(1), original(images(4)).softmax(1), atol=1e-5)
+    assert last_linear_layer(loaded.module, (3, 16, 16), CLASSES) is not None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+def test_a_model_in_half_precision_is_computed_in_float32(tmp_path: Path):
+    original = nn.Sequential(nn.Flatten(), nn.Linear(768, 32), nn.ReLU(), nn.Linear(32, CLASSES)).half().eval()
+    path = tmp_path / "half.onnx"
+    with quiet():
+        torch.onnx.export(original, (images(1).half(),), path, dynamo=False)
+    import_teacher(settings(path), tmp_path / "teacher.safetensors")
+    found = load_model(tmp_path / "teacher.safetensors").module(images(4))
+    assert torch.allclose(found, original.float()(images(4)), atol=1e-5)
 
 
 @pytest.mark.slow

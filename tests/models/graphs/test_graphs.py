@@ -37,7 +37,7 @@ EXACT = 1e-12
 # what normalisation enlarges. A gradient changes further where a ReLU's input is so near to 0 that it changes sides.
 ROUNDED = 16 * 20**0.5 * 2**-24
 FORMS = (
-    *("onnx-kept", "onnx-folded", "onnx-fixed", "torchscript-traced", "torchscript-scripted"),
+    *("onnx-kept", "onnx-folded", "onnx-fixed", "onnx-optimised", "torchscript-traced", "torchscript-scripted"),
     *("torch.export", "torch.export-fixed"),
 )
 
@@ -68,7 +68,7 @@ def test_a_file_becomes_a_graph_with_its_logits_gradients_and_batch_norms(tmp_pa
     original = trained(kind)
     module = built(read(write(form, original, tmp_path)))
     check_same(module, original, ROUNDED if form.startswith("onnx") else EXACT)
-    is_folded = form in ("onnx-folded", "onnx-fixed")
+    is_folded = form in ("onnx-folded", "onnx-fixed", "onnx-optimised")
     assert len(executed_batch_norm_layers(module, INPUT_SHAPE)) == (0 if is_folded else BATCH_NORMS[kind])
 
 

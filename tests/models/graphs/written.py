@@ -25,6 +25,8 @@ def write(form: str, module: nn.Module, folder: Path, channels_last: bool = Fals
     kind, _, variant = form.partition("-")
     path = folder / f"{form}{SUFFIXES[kind]}"
     pair, one = images(2, channels_last), images(1, channels_last)
+    if form == "onnx-optimised":
+        return optimised(write("onnx-folded", module, folder), path)
     with quiet():
         if form == "onnx-dynamo":
             torch.onnx.export(module, (pair,), path, dynamo=True, dynamic_shapes=ANY_BATCH, verbose=False)
@@ -45,6 +47,18 @@ def write(form: str, module: nn.Module, folder: Path, channels_last: bool = Fals
             example = one if variant == "fixed" else pair
             torch.export.save(torch.export.export(module, (example,), dynamic_shapes=dynamic), path)
     return path
+
+
+def optimised(path: Path, output: Path) -> Path:
+    """Write an ONNX file as onnxruntime fuses its operators, and return the new file."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(output)
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return output
 
 
 def read(path: Path) -> Graph:
