@@ -38,7 +38,10 @@ def read_graph(settings: ImportSettings) -> GraphFile | None:
     kind = kind_of_graph(path)
     if kind is None:
         if settings.model is None:
-            raise InputError(f"{path} has weights, but no graph of the model; add --model NAME and --input-shape C,H,W")
+            raise InputError(
+                f"{path} is no graph that can be imported (ONNX, TorchScript or torch.export); if it has weights, add "
+                "--model NAME and --input-shape C,H,W, and convert a model of another framework to ONNX"
+            )
         return None
     if settings.model is not None:
         raise InputError(f"{path} has the graph of a model ({kind}); leave --model {settings.model.name} out")

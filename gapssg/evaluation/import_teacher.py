@@ -74,14 +74,7 @@ def import_teacher(
     if graph is not None:
         module = build_imported_graph(graph, card, display)
     else:
-        module = create_model(
-            card.architecture,
-            num_classes=card.num_classes,
-            input_shape=card.input_shape,
-            seed=runtime.derive_seed("initial-weights"),
-            arguments=card.arguments,
-            weights_follow=True,
-        )
+        module = _create(card, runtime)
         _fill(module, card.architecture, settings, pretrained, display)
     check_classifier(module, card.architecture, card.num_classes, card.input_shape, takes_probabilities=True)
     module.eval()
@@ -104,6 +97,17 @@ def import_teacher(
         **(dict(scores) if scores else dict.fromkeys(Scores.model_fields)),
         data=settings.data.name if settings.data else None,
         **dict(run_facts(runtime, settings)),
+    )
+
+
+def _create(card: ModelCard, runtime: Runtime) -> nn.Module:
+    return create_model(
+        card.architecture,
+        num_classes=card.num_classes,
+        input_shape=card.input_shape,
+        seed=runtime.derive_seed("initial-weights"),
+        arguments=card.arguments,
+        weights_follow=True,
     )
 
 

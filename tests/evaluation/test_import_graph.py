@@ -203,6 +203,33 @@ def test_a_model_in_half_precision_is_computed_in_float32(tmp_path: Path):
     assert torch.allclose(found, original.float()(images(4)), atol=1e-5)
 
 
+class FixedBatch(nn.Module):
+    """A linear classifier whose reshape fixes the batch size, although its file does not declare it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(768, CLASSES)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        logits: Tensor = self.linear(pictures.reshape(1, 768))
+        return logits
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("suffix", [".onnx", ".pt"])
+def test_a_fixed_batch_size_that_is_not_declared_is_made_dynamic(tmp_path: Path, suffix):
+    original, path = FixedBatch().eval().requires_grad_(False), tmp_path / f"fixed{suffix}"
+    with quiet():
+        if suffix == ".pt":
+            torch.jit.save(torch.jit.trace(original, images(1)), path)
+        else:
+            axes = {"images": {0: "batch"}}
+            torch.onnx.export(original, (images(1),), path, dynamo=False, input_names=["images"], dynamic_axes=axes)
+    import_teacher(settings(path), tmp_path / "teacher.safetensors")
+    found = load_model(tmp_path / "teacher.safetensors").module(images(4))
+    assert torch.allclose(found, original.linear(images(4).flatten(1)), atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_a_graph_that_differs_from_its_own_library_is_refused(tmp_path: Path, monkeypatch):
@@ -241,7 +268,9 @@ def test_a_graph_needs_no_model_and_weights_need_one(tmp_path: Path):
     original = trained(Mobile)
     torch.save(original.state_dict(), tmp_path / "weights.pt")
     sentence = refusal(tmp_path, settings(tmp_path / "weights.pt"))
-    assert sentence.endswith("has weights, but no graph of the model; add --model NAME and --input-shape C,H,W")
+    assert (
+        "is no graph that can be imported (ONNX, TorchScript or torch.export); if it has weights, add" in sentence
+    )
     kept = write("onnx-kept", original, tmp_path)
     given = settings(kept, model={"name": "wrn16_1"}, input_shape=(3, 16, 16), num_classes=5)
     assert refusal(tmp_path, given).endswith("has the graph of a model (onnx); leave --model wrn16_1 out")

@@ -76,7 +76,7 @@ def answer(kind: str, path: Path, folder: Path, given: tuple[int, ...] | None) -
         if (folder / "images.safetensors").exists():
             assert opened.original is not None  # there were logits with the graph
             images = load_file(folder / "images.safetensors")["images"]
-            save_file({"logits": opened.original(images).float().contiguous()}, folder / "logits.safetensors")
+            save_file({"logits": _logits(opened.original, images)}, folder / "logits.safetensors")
             return {"shape": list(images.shape[1:])}
         return write_graph(opened, folder, given)
     except InputError as error:
@@ -102,9 +102,19 @@ def write_graph(opened: Opened, folder: Path, given: tuple[int, ...] | None) -> 
     (folder / "graph.json").write_text(json.dumps(graph.description))
     if opened.original is not None:
         images = torch.randn(_CHECKED, *shape, generator=torch.Generator().manual_seed(1))
-        logits = opened.original(images).float().contiguous()
-        save_file({"images": images, "logits": logits}, folder / "checked.safetensors")
+        save_file({"images": images, "logits": _logits(opened.original, images)}, folder / "checked.safetensors")
     return {"shape": list(shape), "classes": graph.num_classes, "roundoff": opened.roundoff}
+
+
+def _logits(original: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Return logits (N, K) float32, image by image if the file fixes the batch size without declaring it."""
+    try:
+        logits = original(images)
+        if len(logits) != len(images):
+            raise ValueError("another batch size")
+    except Exception:  # of any library
+        logits = torch.cat([original(image[None]) for image in images])
+    return logits.float().contiguous()
 
 
 def _input_shape(declared: tuple[int, ...] | None, given: tuple[int, ...] | None) -> tuple[int, int, int]:

@@ -155,7 +155,9 @@ def _constants_of(node: onnx.NodeProto, inputs: list[Any], version: int) -> list
 
 
 def _constant(tensor: onnx.TensorProto) -> Tensor:
-    values = torch.from_numpy(np.ascontiguousarray(numpy_helper.to_array(tensor)).copy())
+    array = numpy_helper.to_array(tensor)
+    array = array.astype(np.float32) if tensor.data_type == onnx.TensorProto.BFLOAT16 else array
+    values = torch.from_numpy(np.ascontiguousarray(array).copy())
     return values.reshape(tuple(tensor.dims)).to(torch.float32 if values.is_floating_point() else values.dtype)
 
 
