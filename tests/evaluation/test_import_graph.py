@@ -268,9 +268,7 @@ def test_a_graph_needs_no_model_and_weights_need_one(tmp_path: Path):
     original = trained(Mobile)
     torch.save(original.state_dict(), tmp_path / "weights.pt")
     sentence = refusal(tmp_path, settings(tmp_path / "weights.pt"))
-    assert (
-        "is no graph that can be imported (ONNX, TorchScript or torch.export); if it has weights, add" in sentence
-    )
+    assert "is no graph that can be imported (ONNX, TorchScript or torch.export); if it has weights, add" in sentence
     kept = write("onnx-kept", original, tmp_path)
     given = settings(kept, model={"name": "wrn16_1"}, input_shape=(3, 16, 16), num_classes=5)
     assert refusal(tmp_path, given).endswith("has the graph of a model (onnx); leave --model wrn16_1 out")

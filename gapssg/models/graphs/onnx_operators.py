@@ -374,7 +374,8 @@ def _gather(node: Node) -> Any:
     places = torch.where(places < 0, places + size, places).long()
     if places.ndim == 0:
         return node.call("select.int", value, axis, int(places))
-    found = node.call("index_select.default", value, axis, places.flatten())
+    is_all = torch.equal(places.flatten(), torch.arange(size))
+    found = value if is_all else node.call("index_select.default", value, axis, places.flatten())
     if places.ndim == 1:
         return found
     axis = axis % _rank(value)

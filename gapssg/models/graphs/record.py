@@ -27,6 +27,7 @@ _COPIES = {
     *("contiguous", "clone", "detach", "alias", "lift_fresh_copy", "lift_fresh", "lift", "requires_grad_", "cpu"),
     *("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "identity"),
 }
+_OWN_MEMORY = {"clone", "lift_fresh_copy"}
 _SHAPED = {"view", "_unsafe_view", "reshape", "flatten", "unflatten", "view_as", "reshape_as"}
 _EXPANDED = {"expand", "expand_as", "broadcast_to"}
 _CONSTANT_OF_SHAPE = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "new_empty"}
@@ -80,13 +81,45 @@ class Step:
     shape: tuple[int, ...] | None = None
 
 
+class _Memory:
+    """The memory that a tensor shares with its views.
+
+    Attributes:
+        changes: How often it was changed in place.
+    """
+
+    def __init__(self) -> None:
+        self.changes = 0
+
+
 class Traced:
     """A tensor that depends on the images, and the step that computed it."""
 
-    def __init__(self, tensor: Tensor, source: Reference) -> None:
-        """Remember where `tensor` is from."""
+    def __init__(self, tensor: Tensor, source: Reference, memory: _Memory | None = None) -> None:
+        """Remember where `tensor` is from, and whose memory it shares."""
         self.tensor = tensor
         self.source = source
+        self.memory = memory or _Memory()
+        self.seen = self.memory.changes
+
+    def copy(self) -> Traced:
+        """Return the same value in memory of its own."""
+        return Traced(self.tensor, self.source)
+
+    def replace(self, other: Traced) -> None:
+        """Take another value in place; views of the former value are then out of date."""
+        self.tensor, self.source = other.tensor, other.source
+        self.memory.changes += 1
+        self.seen = self.memory.changes
+
+    def check(self) -> None:
+        """Check that no view of this value has changed it, nor it its views.
+
+        Raises:
+            InputError: One has.
+        """
+        if self.seen != self.memory.changes:
+            raise InputError("it changes a part of a tensor in place, which a graph cannot express")
 
     def __bool__(self) -> bool:
         """Refuse a branch on values of the images."""
@@ -120,6 +153,8 @@ class Recorder:
             InputError: The operator is unknown, random, in training mode, or refuses its arguments.
         """
         self._applied += 1
+        for each in _traced((arguments, named)):
+            each.check()
         if self._applied > _MOST_STEPS:
             raise InputError(f"it applies more than {_MOST_STEPS:,} operators")
         base, _, overload = name.partition(".")
@@ -130,14 +165,15 @@ class Recorder:
             return self._constant(base, overload, arguments, named, suffix="_")
         result = self._apply(base, overload or "default", arguments, named)
         if in_place and isinstance(arguments[0], Traced) and isinstance(result, Traced):
-            arguments[0].tensor, arguments[0].source = result.tensor, result.source
+            arguments[0].replace(result)
             return arguments[0]
         return result
 
     def _apply(self, base: str, overload: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         if base in _COPIES:
             _refuse_training(base, arguments, named)
-            return arguments[0]
+            value = arguments[0]
+            return (value.copy() if isinstance(value, Traced) else value.clone()) if base in _OWN_MEMORY else value
         if base in ("to", "_to_copy", "type_as", "float"):
             return self._cast(base, overload, arguments, named)
         if not _is_traced((arguments, named)):
@@ -175,10 +211,13 @@ class Recorder:
             raise InputError(f"its operator {name.partition('.')[0]} fails ({reason})") from error
         self.steps.append(step)
         number = len(self.steps) - 1
+        memory = {_address(each.tensor): each.memory for each in _traced((arguments, named))}
         if isinstance(result, Tensor):
             step.shape = tuple(result.shape)
-            return Traced(result, Reference(number))
-        return type(result)(Traced(each, Reference(number, item)) for item, each in enumerate(result))
+            return Traced(result, Reference(number), memory.get(_address(result)))
+        return type(result)(
+            Traced(each, Reference(number, item), memory.get(_address(each))) for item, each in enumerate(result)
+        )
 
     def _constant(
         self, base: str, overload: str, arguments: Sequence[Any], named: dict[str, Any], suffix: str = ""
@@ -211,7 +250,7 @@ class Recorder:
             wanted = other if isinstance(other, torch.dtype) else other.dtype if isinstance(other, Tensor) else wanted
         tensor = _tensor(value)
         if wanted is None or (wanted := _narrow(wanted)) == tensor.dtype:
-            return value
+            return value.copy() if base == "_to_copy" and isinstance(value, Traced) else value
         if not isinstance(value, Traced):
             return tensor.to(wanted)
         return self.record("_to_copy.default", [value], {"dtype": wanted})
@@ -356,10 +395,22 @@ def _number(value: Any, rank: int) -> Any:
     return value.item() if is_scalar else value
 
 
-def _is_traced(value: Any) -> bool:
+def _traced(value: Any) -> list[Traced]:
+    """Return the traced values among arguments."""
     if isinstance(value, dict):
-        return any(map(_is_traced, value.values()))
-    return any(map(_is_traced, value)) if isinstance(value, list | tuple) else isinstance(value, Traced)
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [traced for each in value for traced in _traced(each)]
+    return [value] if isinstance(value, Traced) else []
+
+
+def _is_traced(value: Any) -> bool:
+    return bool(_traced(value))
+
+
+def _address(tensor: Tensor) -> int:
+    """Return where the memory of a tensor begins, which views share."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def _map(function: Callable[[Any], Any], value: Any) -> Any:

@@ -79,6 +79,7 @@ def _record(read: Reader, count: int, input_shape: tuple[int, int, int]) -> _Rec
         raise InputError(f"it has {len(output)} outputs; save a model that returns only its logits")
     if not isinstance(output, Traced):
         raise InputError("its output does not depend on the images")
+    output.check()
     shape = tuple(output.tensor.shape)
     if len(shape) != 2 or shape[0] != count or not output.tensor.is_floating_point():
         raise InputError(f"it returns {'x'.join(map(str, shape))} for {count} images instead of logits of {count} x K")

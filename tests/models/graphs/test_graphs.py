@@ -171,6 +171,34 @@ def test_loops_branches_on_shapes_and_constants_filled_in_place_are_resolved(tmp
     check_same(built(read(write(form, original, tmp_path))), original, ROUNDED)
 
 
+class Changing(nn.Module):
+    """Changes a copy, a sum and a view in place; none of what they were made of is used afterwards but the copy's."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = images.mean(1).flatten(1)[:, :5]
+        copy = rows.clone()
+        copy += 1
+        total = rows * 2
+        total -= copy
+        flat = (total + 3).flatten()
+        flat.mul_(0.5)
+        return flat.reshape(-1, 5)
+
+
+class ChangingAView(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        rows = images.mean(1).flatten(1)[:, :5] * 2
+        rows[:, 0].add_(1)
+        return rows
+
+
+@pytest.mark.parametrize("form", ["torchscript-scripted", "torch.export"])
+def test_changes_in_place_are_those_of_the_original_or_refused(tmp_path: Path, form):
+    check_same(built(read(write(form, Changing(), tmp_path))), Changing(), EXACT)
+    with pytest.raises(InputError, match="it changes a part of a tensor in place, which a graph cannot express"):
+        read(write(form, ChangingAView(), tmp_path))
+
+
 class Deciding(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits = images.mean(1).flatten(1)[:, :5]
