@@ -67,8 +67,7 @@ def build_imported_graph(graph: GraphFile, card: ModelCard, display: Display) ->
     module.to_empty(device="cpu")
     load_weights(module, graph.tensors, path)
     module.eval()
-    if graph.images is not None and graph.logits is not None:
-        check_same_logits(graph, module, graph.images, graph.logits, "random images")
+    check_same_logits(graph, module, graph.images, graph.logits, "random images")
     operators, norms = len(graph.description["nodes"]), len(batch_norm_layers(module))
     message = f"{path} ({graph.kind}) has a graph of {operators:,} operators with {norms} batch norms"
     display.event(Note(message=message))
@@ -81,8 +80,6 @@ def compare_on_images(graph: GraphFile, module: nn.Module, card: ModelCard, imag
     Raises:
         InputError: It has other logits.
     """
-    if graph.logits is None:
-        return
     normalization = Normalization.from_statistics(card.mean, card.deviation, torch.device("cpu"))
     some = normalization(to_unit_range(images.images[:_MOST_COMPARED]))
     check_same_logits(graph, module, some, original_logits(graph, some), "images of the data")

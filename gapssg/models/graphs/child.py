@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gapssg.errors import InputError, shortened
-from gapssg.models.graphs.record import Recorder
+from gapssg.models.graphs.record import Executor, Recorder
 from gapssg.models.graphs.trace import graph_of
 
 CPU_SECONDS = 600
@@ -38,15 +38,15 @@ class Opened(NamedTuple):
 
     Attributes:
         read: Applies it to the images of a recorder.
-        original: Computes logits (N, K) of images (N, C, H, W) with the file's own library; None if there is none that
-            runs no code of the file.
+        original: Computes logits (N, K) of images (N, C, H, W) with the file's own library; for torch.export, whose
+            reader can run code of the file, with its operators as they are.
         input_shape: Channels, height and width that it declares; None if it does not.
         batch: The batch size that it declares; None if it does not.
         roundoff: The unit roundoff of its numbers.
     """
 
     read: Callable[[Recorder], Any]
-    original: Callable[[Tensor], Tensor] | None
+    original: Callable[[Tensor], Tensor]
     input_shape: tuple[int, ...] | None
     batch: int | None
     roundoff: float = 2.0**-24
@@ -74,7 +74,6 @@ def answer(kind: str, path: Path, folder: Path, given: tuple[int, ...] | None) -
     try:
         opened = _OPENS[kind](path)
         if (folder / "images.safetensors").exists():
-            assert opened.original is not None  # there were logits with the graph
             images = load_file(folder / "images.safetensors")["images"]
             save_file({"logits": _logits(opened.original, images)}, folder / "logits.safetensors")
             return {"shape": list(images.shape[1:])}
@@ -89,7 +88,7 @@ def answer(kind: str, path: Path, folder: Path, given: tuple[int, ...] | None) -
 
 
 def write_graph(opened: Opened, folder: Path, given: tuple[int, ...] | None) -> dict[str, Any]:
-    """Write the graph of a file, its tensors and, if its library runs here, logits of random images.
+    """Write the graph of a file, its tensors, and the logits of random images by its library.
 
     Raises:
         InputError: The size of its images is unknown, or it has no graph.
@@ -100,9 +99,8 @@ def write_graph(opened: Opened, folder: Path, given: tuple[int, ...] | None) -> 
         {name: tensor.clone().contiguous() for name, tensor in graph.tensors.items()}, folder / "tensors.safetensors"
     )
     (folder / "graph.json").write_text(json.dumps(graph.description))
-    if opened.original is not None:
-        images = torch.randn(_CHECKED, *shape, generator=torch.Generator().manual_seed(1))
-        save_file({"images": images, "logits": _logits(opened.original, images)}, folder / "checked.safetensors")
+    images = torch.randn(_CHECKED, *shape, generator=torch.Generator().manual_seed(1))
+    save_file({"images": images, "logits": _logits(opened.original, images)}, folder / "checked.safetensors")
     return {"shape": list(shape), "classes": graph.num_classes, "roundoff": opened.roundoff}
 
 
@@ -179,7 +177,12 @@ def _exported(path: Path) -> Opened:
     from gapssg.models.graphs import exported_reader
 
     file = exported_reader.load(path)
-    return Opened(file.read, None, file.input_shape, file.batch)
+
+    def original(images: Tensor) -> Tensor:
+        batches = torch.split(images, file.batch or len(images))
+        return torch.cat([file.read(Executor(batch)) for batch in batches])
+
+    return Opened(file.read, original, file.input_shape, file.batch)
 
 
 _OPENS = {"onnx": _onnx, "torchscript": _torchscript, "torch.export": _exported}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gapssg.errors import InputError, shortened
 from gapssg.files import parse_json
-from gapssg.models.graphs.record import Recorder, Traced, UnknownOperator
+from gapssg.models.graphs.record import Executor, Recorder, Traced, UnknownOperator
 
 _LARGEST_JSON = 2**26
 _ATEN = "torch.ops.aten."
@@ -58,12 +58,12 @@ class Exported(NamedTuple):
     """An exported program.
 
     Attributes:
-        read: Applies it to the images of a recorder.
+        read: Applies it to the images of a recorder or an executor.
         input_shape: Channels, height and width that it declares; None where they are dynamic.
         batch: The batch size that it declares; None if it is dynamic.
     """
 
-    read: Callable[[Recorder], Any]
+    read: Callable[[Recorder | Executor], Any]
     input_shape: tuple[int, ...] | None
     batch: int | None
 
@@ -185,7 +185,7 @@ def _exported(program: Mapping[str, Any], state: Mapping[str, Tensor]) -> Export
     )
 
 
-def _apply(graph: Mapping[str, Any], values: dict[str, Any], outputs: list[Any], recorder: Recorder) -> Any:
+def _apply(graph: Mapping[str, Any], values: dict[str, Any], outputs: list[Any], recorder: Recorder | Executor) -> Any:
     """Apply the nodes of a graph one by one; `values` has its inputs by name."""
     for node in graph["nodes"]:
         target = str(node["target"])

@@ -45,7 +45,7 @@ class GraphFile(NamedTuple):
         input_shape: Channels, height and width of an image.
         num_classes: Number of logits.
         roundoff: The unit roundoff of the file's numbers.
-        images: (N, C, H, W) float32, on which the file's own library was run; None if it was not.
+        images: (N, C, H, W) float32, on which the file's own library was run.
         logits: Its logits (N, K) float32 for them.
     """
 
@@ -56,8 +56,8 @@ class GraphFile(NamedTuple):
     input_shape: tuple[int, int, int]
     num_classes: int
     roundoff: float
-    images: Tensor | None
-    logits: Tensor | None
+    images: Tensor
+    logits: Tensor
 
 
 def kind_of_graph(path: Path) -> Kind | None:
@@ -102,8 +102,7 @@ def read_graph_file(path: Path, kind: Kind, input_shape: tuple[int, int, int] | 
             channels, height, width = said["shape"]
         except (ValueError, RecursionError, InputError) as error:
             raise InputError(f"{path} cannot be imported as a graph: {error}") from error
-        checked = folder / "checked.safetensors"
-        pair = read_safetensors(checked).tensors if checked.exists() else {}
+        pair = read_safetensors(folder / "checked.safetensors").tensors
         return GraphFile(
             kind,
             path,
@@ -112,8 +111,8 @@ def read_graph_file(path: Path, kind: Kind, input_shape: tuple[int, int, int] | 
             (channels, height, width),
             said["classes"],
             said["roundoff"],
-            pair.get("images"),
-            pair.get("logits"),
+            pair["images"],
+            pair["logits"],
         )
 
 
@@ -163,7 +162,7 @@ def check_same_logits(graph: GraphFile, module: nn.Module, images: Tensor, logit
         )
 
 
-_LIBRARIES: dict[Kind, str] = {"onnx": "onnxruntime", "torchscript": "TorchScript", "torch.export": "torch.export"}
+_LIBRARIES: dict[Kind, str] = {"onnx": "onnxruntime", "torchscript": "TorchScript", "torch.export": "its own operators"}
 
 
 def _run_child(path: Path, kind: Kind, folder: Path, input_shape: tuple[int, int, int] | None) -> dict[str, Any]:

@@ -294,6 +294,30 @@ class Recorder:
         return result if base == "batch_norm" else (result, None, None)
 
 
+class Executor:
+    """Applies the same operators as a `Recorder` as they are, also in place, so that a graph can be compared with them.
+
+    Attributes:
+        images: The images, (N, C, H, W) float32.
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        """Start with images."""
+        self.images = images
+
+    def call(self, name: str, *arguments: Any, **named: Any) -> Any:
+        """Apply an operator to tensors and numbers, in float32.
+
+        Raises:
+            InputError: The operator is unknown.
+        """
+        base, _, overload = name.partition(".")
+        if base.removesuffix("_") not in _EXECUTED and base not in _EXECUTED:
+            raise UnknownOperator([base])
+        with torch.no_grad():
+            return operator(f"{base}.{overload or 'default'}")(*_map(_narrow, arguments), **_map(_narrow, named))
+
+
 def _convolution(
     recorder: Recorder,
     inputs: Any,
@@ -361,6 +385,17 @@ def _check_size(function: Any, arguments: Any, named: dict[str, Any]) -> None:
 def _on_meta(value: Any) -> Any:
     value = _tensor(value)
     return value.to("meta") if isinstance(value, Tensor) else value
+
+
+_EXECUTED = {name.partition(".")[0] for name in OPERATORS | CREATION} | {
+    *("to", "_to_copy", "type_as", "float", "size", "sym_size", "dim", "numel", "sym_numel"),
+    *_COPIES,
+    *_SHAPED,
+    *_EXPANDED,
+    *_CONSTANT_OF_SHAPE,
+    *_BATCH_NORMS,
+    *_REWRITTEN,
+}
 
 
 def _refuse_training(base: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
