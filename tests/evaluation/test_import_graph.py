@@ -206,12 +206,13 @@ def test_a_model_in_half_precision_is_computed_in_float32(tmp_path: Path):
 class FixedBatch(nn.Module):
     """A linear classifier whose reshape fixes the batch size, although its file does not declare it."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 1) -> None:
         super().__init__()
+        self.size = size
         self.linear = nn.Linear(768, CLASSES)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        logits: Tensor = self.linear(pictures.reshape(1, 768))
+        logits: Tensor = self.linear(pictures.reshape(self.size, 768))
         return logits
 
 
@@ -228,6 +229,20 @@ def test_a_fixed_batch_size_that_is_not_declared_is_made_dynamic(tmp_path: Path,
     import_teacher(settings(path), tmp_path / "teacher.safetensors")
     found = load_model(tmp_path / "teacher.safetensors").module(images(4))
     assert torch.allclose(found, original.linear(images(4).flatten(1)), atol=1e-5)
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_a_fixed_batch_of_several_images_is_made_dynamic(tmp_path: Path, suffix):
+    original, path = FixedBatch(4).eval().requires_grad_(False), tmp_path / f"fixed{suffix}"
+    with quiet():
+        if suffix == ".pt2":
+            torch.export.save(torch.export.export(original, (images(4),)), path)
+        else:
+            torch.onnx.export(original, (images(4),), path, dynamo=False)
+    import_teacher(settings(path), tmp_path / "teacher.safetensors")
+    found = load_model(tmp_path / "teacher.safetensors").module(images(7))
+    assert torch.allclose(found, original.linear(images(7).flatten(1)), atol=1e-5)
 
 
 @pytest.mark.slow

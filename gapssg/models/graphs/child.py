@@ -115,6 +115,13 @@ def _logits(original: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     return logits.float().contiguous()
 
 
+def _in_batches(run: Callable[[Tensor], Tensor], images: Tensor, size: int | None) -> Tensor:
+    """Return logits of images in batches of a size, the last of which is filled up; of any size if that is None."""
+    missing = -len(images) % size if size else 0
+    filled = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
+    return torch.cat([run(batch) for batch in torch.split(filled, size or len(images))])[: len(images)]
+
+
 def _input_shape(declared: tuple[int, ...] | None, given: tuple[int, ...] | None) -> tuple[int, int, int]:
     if declared and given and declared != given:
         sizes = ["x".join(map(str, shape)) for shape in (declared, given)]
@@ -154,8 +161,11 @@ def _onnx(path: Path) -> Opened:
             file.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         values = (images.permute(0, 2, 3, 1) if file.channels_last else images).to(kind).contiguous()
-        batches = torch.split(values, file.batch or len(values))
-        return torch.cat([torch.from_numpy(session.run(None, {name: batch.numpy()})[0]) for batch in batches])
+
+        def run(batch: Tensor) -> Tensor:
+            return torch.from_numpy(session.run(None, {name: batch.numpy()})[0])
+
+        return _in_batches(run, values, file.batch)
 
     roundoff = _HALF if onnx_reader.is_half(file.model) else Opened._field_defaults["roundoff"]
     return Opened(file.read, original, file.input_shape, file.batch, roundoff)
@@ -179,8 +189,7 @@ def _exported(path: Path) -> Opened:
     file = exported_reader.load(path)
 
     def original(images: Tensor) -> Tensor:
-        batches = torch.split(images, file.batch or len(images))
-        return torch.cat([file.read(Executor(batch)) for batch in batches])
+        return _in_batches(lambda batch: file.read(Executor(batch)), images, file.batch)
 
     return Opened(file.read, original, file.input_shape, file.batch)
 
