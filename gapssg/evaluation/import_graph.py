@@ -70,6 +70,8 @@ def build_imported_graph(graph: GraphFile, card: ModelCard, display: Display) ->
     check_same_logits(graph, module, graph.images, graph.logits, "random images")
     operators, norms = len(graph.description["nodes"]), len(batch_norm_layers(module))
     message = f"{path} ({graph.kind}) has a graph of {operators:,} operators with {norms} batch norms"
+    if not norms:
+        message += "; distil with --method zskt, or export the model again with its batch norms (docs/importing.md)"
     display.event(Note(message=message))
     return module
 

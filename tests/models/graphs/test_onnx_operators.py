@@ -150,7 +150,9 @@ CASES = [
 
 def write_case(case: Case, path: Path) -> None:
     """Write a file of the operators of a case, whose result is flattened to rows of logits."""
-    nodes, constants, value = [], [], "images"
+    nodes: list[onnx.NodeProto] = []
+    constants: list[onnx.TensorProto] = []
+    value = "images"
 
     def constant(number: Any) -> str:
         name = f"constant{len(constants)}"
