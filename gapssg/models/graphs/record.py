@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gapssg.errors import InputError, shortened
+from gapssg.models.foreign import foreign_code
 from gapssg.models.graphs.operators import CREATION, OPERATORS, operator
 
 _MOST_STEPS = 100_000
@@ -165,7 +166,8 @@ class Recorder:
             return self._constant(base, overload, arguments, named, suffix="_")
         result = self._apply(base, overload or "default", arguments, named)
         if in_place and isinstance(arguments[0], Traced) and isinstance(result, Traced):
-            arguments[0].replace(result)
+            if result is not arguments[0]:
+                arguments[0].replace(result)
             return arguments[0]
         return result
 
@@ -187,9 +189,7 @@ class Recorder:
         if base in _BATCH_NORMS:
             return self._batch_norm(base, overload, arguments, named)
         if base in _REWRITTEN:
-            rewritten = _REWRITTEN[base](self, *arguments, **named)
-            if rewritten is not None:
-                return rewritten
+            return _REWRITTEN[base](self, *arguments, **named)
         if f"{base}.{overload}" not in OPERATORS:
             raise UnknownOperator([base])
         return self.record(f"{base}.{overload}", arguments, named)
@@ -202,13 +202,9 @@ class Recorder:
             rank = max(each.tensor.ndim for each in arguments if isinstance(each, Traced))
             arguments = [_number(each, rank) for each in arguments]
         step = Step(name, _map(_reference, arguments), _map(_reference, named))
-        try:
+        with foreign_code(f"its operator {name.partition('.')[0]} fails"), torch.no_grad():
             _check_size(function, arguments, named)
-            with torch.no_grad():
-                result = function(*_map(_tensor, arguments), **_map(_tensor, named))
-        except (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError) as error:
-            reason = shortened(str(error).strip().split("\n")[0], 200)
-            raise InputError(f"its operator {name.partition('.')[0]} fails ({reason})") from error
+            result = function(*_map(_tensor, arguments), **_map(_tensor, named))
         self.steps.append(step)
         number = len(self.steps) - 1
         memory = {_address(each.tensor): each.memory for each in _traced((arguments, named))}
@@ -226,19 +222,13 @@ class Recorder:
         name = f"{base}.{overload}"
         if base == "copy" and suffix:  # TorchScript also copies numbers
             return arguments[0].copy_(torch.as_tensor(arguments[1]))
-        if base in _SHAPED | _EXPANDED | {"size", "slice", "select", "permute", "view"}:
-            pass
-        elif name not in OPERATORS | CREATION:
+        if base not in _SHAPED | _EXPANDED and name not in OPERATORS | CREATION:
             raise UnknownOperator([base])
         named = {key: value for key, value in named.items() if key not in _IGNORED}
-        try:
+        with foreign_code(f"its operator {base} fails on constants"), torch.no_grad():
             function, named = operator(f"{base}{suffix}.{overload}"), _map(_narrow, named)
             _check_size(function, arguments, named)
-            with torch.no_grad():
-                return function(*arguments, **named)
-        except (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError, AttributeError) as error:
-            reason = shortened(str(error).strip().split("\n")[0], 200)
-            raise InputError(f"its operator {base} fails on constants ({reason})") from error
+            return function(*arguments, **named)
 
     def _cast(self, base: str, overload: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         value, *others = arguments
@@ -263,12 +253,10 @@ class Recorder:
         safe = "reshape" if base in ("view", "_unsafe_view") else base
         overload = "default" if safe == "reshape" else overload
         named = {key: each for key, each in named.items() if key not in _IGNORED}
-        try:
-            _check_size(operator(f"{safe}.{overload}"), arguments, named)
-            result = operator(f"{safe}.{overload}")(*_map(_tensor, arguments), **_map(_tensor, named))
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-            reason = shortened(str(error).strip().split("\n")[0], 200)
-            raise InputError(f"its operator {base} fails ({reason})") from error
+        with foreign_code(f"its operator {base} fails"), torch.no_grad():
+            function = operator(f"{safe}.{overload}")
+            _check_size(function, arguments, named)
+            result = function(*_map(_tensor, arguments), **_map(_tensor, named))
         if result.shape == value.tensor.shape:
             return value
         if base not in _EXPANDED:
