@@ -37,6 +37,7 @@ from gapssg.models.foreign import (
     return_logarithms,
     tensors_of,
 )
+from gapssg.models.graphs.file import kind_of_graph
 from gapssg.models.graphs.module import build_graph
 from gapssg.models.names import MOST_CLASSES, check_model_name
 from gapssg.models.reference import check_trusted, is_factory
@@ -163,7 +164,11 @@ def load_model(path: str | Path, factories: Iterable[str] = ()) -> LoadedModel:
     """
     path = user_path(path)
     _refuse_architecture(path)
-    file = read_safetensors(path)
+    try:
+        file = read_safetensors(path)
+    except InputError:
+        _refuse_graph(path)
+        raise
     description = _read_description(path, file.metadata)
     sha256 = description.pop("content_sha256", None)
     try:
@@ -199,6 +204,15 @@ def _refuse_architecture(path: Path) -> None:
             f"{path} is the name of an architecture, not an existing model file; make a model file: "
             f"gapssg import-teacher --model {name} --weights FILE --input-shape C,H,W --num-classes K --mean M --std S "
             "--output teacher.safetensors"
+        )
+
+
+def _refuse_graph(path: Path) -> None:
+    """Explain how to make a model file if the graph of another program was given instead of one."""
+    if (kind := kind_of_graph(path)) is not None:
+        raise InputError(
+            f"{path} is a graph ({kind}), not a model file; make one from it: "
+            f"gapssg import-teacher --weights {shlex.quote(str(path))} --mean M --std S --output teacher.safetensors"
         )
 
 

@@ -277,6 +277,8 @@ def test_kinds_of_files_are_told_by_their_content(tmp_path: Path):
     for form in ("onnx-kept", "torchscript-traced", "torch.export"):
         path = write(form, original, tmp_path).rename(tmp_path / "file")
         assert kind_of_graph(path) == form.partition("-")[0]
+        with pytest.raises(InputError, match=r"is a graph \(.*\), not a model file; make one from it: gapssg import-t"):
+            load_model(path)
     torch.save(original.state_dict(), path)
     assert kind_of_graph(path) is None
     path.write_bytes(b"PK\x03\x04 no archive")
