@@ -40,6 +40,7 @@ def import_teacher(
 
     Examples:
         gapssg import-teacher --model timm:resnet18 --weights default --input-shape 3,224,224 --output t.safetensors
+        gapssg import-teacher --weights model.onnx --mean 0.5 --std 0.25 --output t.safetensors
         gapssg import-teacher --model torchvision:resnet18 --weights w.safetensors --input-shape 3,32,32 \
             --class-names cat,dog --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --output t.safetensors
     """

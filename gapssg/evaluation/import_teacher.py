@@ -16,6 +16,7 @@ from gapssg.core.augment import Normalization, choose_crop_padding
 from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import ImageSet
 from gapssg.errors import InputError, shortened
+from gapssg.evaluation.import_graph import build_imported_graph, compare_on_images, read_graph
 from gapssg.evaluation.metrics import top_k_accuracy
 from gapssg.evaluation.predict import predict, score_on
 from gapssg.evaluation.real_images import read_test_images
@@ -26,6 +27,8 @@ from gapssg.models import MODELS, MOST_CLASSES, create_model
 from gapssg.models.checkpoint_file import read_checkpoint_weights
 from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.foreign import check_classifier
+from gapssg.models.graphs.description import graph_name
+from gapssg.models.graphs.file import GraphFile
 from gapssg.models.libraries import Pretrained, pretrained_weights
 from gapssg.models.model_file import LoadedModel, load_foreign_weights, staged_model
 from gapssg.models.profile import profile_model
@@ -69,26 +72,15 @@ def import_teacher(
     check_teacher_file(output, settings, overwrite)
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     pretrained = _pretrained(settings) if settings.weights == DEFAULT_WEIGHTS else None
-    card = describe(
-        settings,
-        settings.model.name,
-        settings.input_shape,
-        Provenance(command="import-teacher", seed=settings.seed, versions=versions()),
-        settings.model.arguments,
-        pretrained,
-    )
-    module = create_model(
-        card.architecture,
-        num_classes=card.num_classes,
-        input_shape=card.input_shape,
-        seed=runtime.derive_seed("initial-weights"),
-        arguments=card.arguments,
-        weights_follow=True,
-    )
-    _fill(module, settings, pretrained, display)
+    graph = read_graph(settings)
+    card = _describe(settings, pretrained, graph)
+    module = _create(card, runtime) if graph is None else build_imported_graph(graph, card, display)
+    if graph is None:
+        _fill(module, card.architecture, settings, pretrained, display)
+    images = read_test_images(settings.data, LoadedModel(module, card, "", output), display) if settings.data else None
+    if graph is not None and images is not None:
+        compare_on_images(graph, module, card, images)
     card = adapt_described(module, card, settings, display)
-    unwritten = LoadedModel(module, card, "", output)
-    images = read_test_images(settings.data, unwritten, display) if settings.data else None
     make_folder(output.parent)
     # Logits must be equal to the bit: both models run the same kernels, and `check_classifier` has refused others.
     with staged_model(output, module, card) as written:
@@ -106,15 +98,38 @@ def import_teacher(
     )
 
 
+def _describe(settings: ImportSettings, pretrained: Pretrained | None, graph: GraphFile | None) -> ModelCard:
+    """Return the card of the teacher, whose signature is not known yet."""
+    provenance = Provenance(command="import-teacher", seed=settings.seed, versions=versions())
+    if graph is not None:
+        return describe(settings, graph_name(graph.description), graph.input_shape, provenance, graph=graph)
+    assert settings.model is not None and settings.input_shape is not None  # the settings were validated
+    name, arguments = settings.model.name, settings.model.arguments
+    return describe(settings, name, settings.input_shape, provenance, arguments, pretrained)
+
+
+def _create(card: ModelCard, runtime: Runtime) -> nn.Module:
+    return create_model(
+        card.architecture,
+        num_classes=card.num_classes,
+        input_shape=card.input_shape,
+        seed=runtime.derive_seed("initial-weights"),
+        arguments=card.arguments,
+        weights_follow=True,
+    )
+
+
 def _pretrained(settings: ImportSettings) -> Pretrained:
+    assert settings.model is not None and settings.input_shape is not None  # the settings were validated
     library = library_model(settings.model.name)
     if library is None:
         raise InputError(f"only torchvision and timm have default weights, not {settings.model.name}; pass a FILE")
     return pretrained_weights(*library, settings.input_shape[0], **settings.model.arguments)
 
 
-def _fill(module: nn.Module, settings: ImportSettings, pretrained: Pretrained | None, display: Display) -> None:
-    name = settings.model.name
+def _fill(
+    module: nn.Module, name: str, settings: ImportSettings, pretrained: Pretrained | None, display: Display
+) -> None:
     if pretrained is not None:
         load_foreign_weights(module, pretrained.tensors, f"{name}, default weights")
     elif settings.weights is not None:
@@ -143,6 +158,7 @@ def describe(
     provenance: Provenance,
     arguments: Arguments = MappingProxyType({}),
     pretrained: Pretrained | None = None,
+    graph: GraphFile | None = None,
 ) -> ModelCard:
     """Return the card of a classifier, whose signature is not known yet.
 
@@ -152,15 +168,19 @@ def describe(
     if settings.class_names is not None:
         _check_class_names(settings.class_names)
     names = settings.class_names or (pretrained.class_names if pretrained else None)
-    count = settings.num_classes or (len(names) if names else pretrained and pretrained.num_classes)
+    known = pretrained.num_classes if pretrained else graph.num_classes if graph else None
+    count = settings.num_classes or (len(names) if names else known)
     if count is None:
         raise InputError("the number of classes is not known; add --num-classes or --class-names")
     if names is not None and len(names) != count:
         raise InputError(f"there are {len(names)} class names for {count} classes; name each class once")
+    if graph is not None and graph.num_classes not in (count, 1 if count == 2 else count):
+        raise InputError(f"{graph.path} returns {graph.num_classes} logits, but there are {count} classes")
     mean, deviation = _normalization(settings, architecture, pretrained, input_shape[0])
     return ModelCard(
         architecture=architecture,
         arguments={**(pretrained.arguments if pretrained else {}), **arguments},
+        graph=graph.description if graph is not None else None,
         num_classes=count,
         input_shape=input_shape,
         mean=mean,

@@ -86,7 +86,7 @@ class DescriptionSettings(Settings):
     """What the weights of a classifier do not show, besides its image size."""
 
     num_classes: int | None = Field(default=None, ge=2, le=MOST_CLASSES)
-    """Number of classes; by default that of the class names, given or of torchvision's weights."""
+    """Number of classes; by default that of the class names, given or of torchvision's weights, or of the graph."""
     class_names: tuple[Annotated[str, Field(min_length=1, max_length=255)], ...] | None = None
     """Names of the classes in the order of the logits; by default those of torchvision's weights, or 0, 1, 2, ..."""
     mean: tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...] | None = None
@@ -121,21 +121,29 @@ class ClassifierSettings(DescriptionSettings):
 class ImportSettings(DescriptionSettings):
     """The import of a classifier that was trained elsewhere."""
 
-    model: ModelSettings
-    """The architecture."""
+    model: ModelSettings | None = None
+    """The architecture; without it, `weights` is a file that holds a graph."""
     weights: Annotated[str, AfterValidator(as_validator(_check_weights))] | None = None
-    """A safetensors file or PyTorch checkpoint, or `default` for those of torchvision or timm; without it, those of the
-    factory."""
+    """A safetensors file or PyTorch checkpoint; an ONNX, TorchScript or torch.export file (`.pt2`), without `model`; or
+    `default` for the weights of torchvision or timm. Without it, those of the factory."""
     weights_key: str | None = None
     """Dotted key of the state dict in a checkpoint that holds several, such as `ema`; without it, the usual one."""
-    input_shape: InputShape
-    """Channels, height and width of an image."""
+    input_shape: InputShape | None = None
+    """Channels, height and width of an image; not needed for a graph whose file declares them."""
     data: DataSettings | None = None
     """Labelled images; the model is evaluated on their `test` split before it is written."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """The seed of weights that the factory draws."""
     runtime: RuntimeSettings = RuntimeSettings()
     """Device and precision of the evaluation."""
+
+    @model_validator(mode="after")
+    def _model_or_graph(self) -> ImportSettings:
+        if self.model is None and self.weights in (None, DEFAULT_WEIGHTS):
+            raise ValueError("model.name is missing: add --model, or --weights with an ONNX file or another graph")
+        if self.model is not None and self.input_shape is None:
+            raise ValueError("input_shape is missing: add --input-shape C,H,W")
+        return self
 
 
 def check_predictions_file(output: Path, settings: PredictSettings, overwrite: bool) -> None:

@@ -94,7 +94,7 @@ def _builder(
 ) -> ModelBuilder:
     """Validate the request and return the builder of the model."""
     check_model_name(name)
-    _check_task(num_classes, input_shape)
+    check_task(num_classes, input_shape)
     check_arguments(arguments)
     if (entry := built_in_model(name)) is not None:
         if arguments:
@@ -110,7 +110,12 @@ def _builder(
     return partial(build_from_factory, name, arguments, weights_follow)
 
 
-def _check_task(num_classes: int, input_shape: tuple[int, int, int]) -> None:
+def check_task(num_classes: int, input_shape: tuple[int, int, int]) -> None:
+    """Check that a classifier of this number of classes and of images (C, H, W) can be used.
+
+    Raises:
+        InputError: There are too few or too many classes or channels, or the images are too small or too large.
+    """
     channels, height, width = input_shape
     if not 2 <= num_classes <= MOST_CLASSES:
         raise InputError(f"a classifier needs at least 2 classes and at most {MOST_CLASSES:,}, not {num_classes}")

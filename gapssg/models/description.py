@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from gapssg.models.graphs.description import check_graph, graph_name, is_graph
 from gapssg.models.names import LONGEST_NAME, MOST_CHANNELS, MOST_CLASSES
 from gapssg.models.settings import WithArguments
-from gapssg.settings.base import Settings
+from gapssg.settings.base import Settings, as_validator
 from gapssg.settings.parts import PaddingMode
 from gapssg.stored import Count, Stored
 
@@ -85,7 +86,7 @@ class ModelCard(Interface):
     """What is needed besides the weights to use a model or to distil from it."""
 
     omitted_defaults: ClassVar[tuple[str, ...]] = (
-        *("arguments", "outputs", "output_part", "input_layout", "crop_padding_mode"),
+        *("arguments", "outputs", "output_part", "input_layout", "crop_padding_mode", "graph"),
     )
 
     format_version: Literal[1] = 1
@@ -104,6 +105,15 @@ class ModelCard(Interface):
     """Order of the dimensions of the images that the architecture takes; `load_model` permutes those it is given."""
     provenance: Provenance
     """Where the weights come from."""
+    graph: Annotated[dict[str, Any], AfterValidator(as_validator(check_graph))] | None = None
+    """For a model that was imported as a graph: its operators, see `gapssg/models/graphs/description.py`."""
+
+    @model_validator(mode="after")
+    def _has_its_graph(self) -> ModelCard:
+        name = graph_name(self.graph) if self.graph is not None else None
+        if name != (self.architecture if is_graph(self.architecture) else None):
+            raise ValueError("architecture and graph differ")
+        return self
 
     @property
     def signature(self) -> Signature:

@@ -37,6 +37,8 @@ from gapssg.models.foreign import (
     logits_of,
     tensors_of,
 )
+from gapssg.models.graphs.file import kind_of_graph
+from gapssg.models.graphs.module import build_graph
 from gapssg.models.names import MOST_CLASSES, check_model_name
 from gapssg.models.reference import MODULE, check_trusted, is_factory, is_module
 from gapssg.models.safetensors_file import read_safetensors
@@ -168,7 +170,11 @@ def load_model(path: str | Path, factories: Iterable[str] = (), module: nn.Modul
     """
     path = user_path(path)
     _refuse_architecture(path)
-    file = read_safetensors(path)
+    try:
+        file = read_safetensors(path)
+    except InputError:
+        _refuse_graph(path)
+        raise
     description = _read_description(path, file.metadata)
     sha256 = description.pop("content_sha256", None)
     card = _validated(description, path)
@@ -203,6 +209,15 @@ def _refuse_architecture(path: Path) -> None:
         )
 
 
+def _refuse_graph(path: Path) -> None:
+    """Explain how to make a model file if the graph of another program was given instead of one."""
+    if (kind := kind_of_graph(path)) is not None:
+        raise InputError(
+            f"{path} is a graph ({kind}), not a model file; make one from it: "
+            f"gapssg import-teacher --weights {shlex.quote(str(path))} --mean M --std S --output teacher.safetensors"
+        )
+
+
 def _build(card: ModelCard, tensors: dict[str, Tensor], path: Path) -> nn.Module:
     """Build the model of an untrusted description, after checking that the tensors of the file fit it."""
     if is_module(card.architecture):
@@ -213,6 +228,10 @@ def _build(card: ModelCard, tensors: dict[str, Tensor], path: Path) -> nn.Module
         )
     task: dict[str, Any] = card.model_dump(include={"num_classes", "input_shape", "arguments"})
     try:
+        if card.graph is not None:
+            graph = build_graph(card.graph, tensors, card.num_classes, card.input_shape)
+            _check_fit(graph, tensors, path)
+            return graph.to_empty(device="cpu")
         if is_factory(card.architecture):  # the user trusts its code, also with memory
             return create_model(card.architecture, **task, weights_follow=True)
         with limit_parameters(_PARAMETERS_A_TENSOR * len(tensors) + _MOST_OTHER_VALUES):

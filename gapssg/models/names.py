@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from gapssg.errors import InputError, did_you_mean, shortened
+from gapssg.models.graphs.description import is_graph
 from gapssg.models.reference import is_factory, library_model
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ def check_model_name(name: str) -> str:
     """
     if name in MODELS or (len(name) <= LONGEST_NAME and (library_model(name) or is_factory(name))):
         return name
+    if is_graph(name):
+        raise InputError(f"{name} is a graph, which only its model file holds; name an architecture")
     if ":" in name:
         forms = "torchvision:NAME, timm:NAME or package.module:factory"
         raise InputError(f"{shortened(repr(name))} is not a model reference; write {forms}")

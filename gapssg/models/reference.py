@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gapssg.errors import InputError, shortened
+from gapssg.models.graphs.description import is_graph
 
 Argument = bool | int | float | str
 Arguments = Mapping[str, Argument]
@@ -33,7 +34,8 @@ def library_model(name: str) -> tuple[str, str] | None:
 
 def is_factory(name: str) -> bool:
     """Tell whether `name` has the form `package.module:factory`, whose use imports and runs code."""
-    return _FACTORY.fullmatch(name) is not None and name.split(":")[0] not in (TORCHVISION, TIMM)
+    is_other = name.split(":")[0] in (TORCHVISION, TIMM) or is_graph(name)
+    return _FACTORY.fullmatch(name) is not None and not is_other
 
 
 def is_module(name: str) -> bool:

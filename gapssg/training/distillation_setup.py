@@ -186,6 +186,7 @@ def student_card(
             "architecture": name_of_module(student) if settings.student.name == MODULE else settings.student.name,
             "arguments": settings.student.arguments,
             **asdict(signature_of(student)),
+            "graph": None,
             "crop_padding": augmentation.padding,
             "crop_padding_mode": augmentation.padding_mode,
             "flip": augmentation.flip,

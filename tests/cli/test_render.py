@@ -63,7 +63,7 @@ def test_a_student_that_failed_on_synthetic_images_alone_is_evaluated_on_real_on
     assert next_commands(capsys, failures=("it is right on none",)) == ["report", "eval"]
 
 
-def test_the_second_example_of_import_teacher_has_what_weights_need():
+def test_the_last_example_of_import_teacher_has_what_weights_need():
     *_, example = build_command("import-teacher").epilog.split("\n\n")
     program, name, *arguments = shlex.split(example)
     assert (program, name) == ("gapssg", "import-teacher")

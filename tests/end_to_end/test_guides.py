@@ -18,6 +18,8 @@ from gapssg import DistillResult, load_model
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
 from tests.conftest import make_card
+from tests.models.graphs.small_models import Residual, trained
+from tests.models.graphs.written import write
 from tests.program import gapssg, refusal
 
 pytestmark = pytest.mark.slow
@@ -131,6 +133,14 @@ def test_the_ten_minutes_run_as_they_are_written(tmp_path: Path, monkeypatch: py
         *("make_images.py", "train.py", "import-teacher", "distill", "eval", "report", "predict", "export"),
         "classify.py",
     ]
+
+
+def test_the_guide_to_importing_runs_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    write("onnx-kept", trained(Residual), tmp_path).rename("model.onnx")
+    done = [gapssg(*line.split()[1:]) for line in commands("importing.md")]
+    assert len(done) == 2
+    assert "BatchNorm2d" in done[1].stdout
 
 
 def test_the_errors_are_those_that_the_guide_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

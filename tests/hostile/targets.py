@@ -15,11 +15,14 @@ import math
 import os
 import re
 import shutil
+import signal
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -46,6 +49,12 @@ from gapssg.core.augment import Normalization
 from gapssg.data import load_split
 from gapssg.evaluation.metrics import answers_of, score_answers
 from gapssg.models import create_model
+from gapssg.models.graphs import child
+from gapssg.models.graphs import file as graph_file
+from gapssg.models.graphs.description import graph_name
+from gapssg.models.graphs.file import kind_of_graph, read_graph_file
+from gapssg.models.graphs.module import build_graph
+from gapssg.models.graphs.operators import OPERATORS
 from gapssg.models.model_file import _sha256_of_content, save_model
 from gapssg.models.safetensors_file import read_safetensors
 from gapssg.runs.directory import RunDirectory, SilentDisplay, Written, check_output, check_same_settings
@@ -53,6 +62,8 @@ from gapssg.runs.events import Note
 from gapssg.synthesis.shards import PoolOrigin, read_shard, write_shard
 from gapssg.text import printable_toml
 from tests.conftest import make_card
+from tests.models.graphs.small_models import Mobile, Transformer, trained
+from tests.models.graphs.written import built, read, write
 from tests.results import make_evaluation, make_pretrain_result
 
 ESCAPES = ("\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "[red]", "[/]", "[link=http://x]y", "\u202e", "\r", "\n", "\ud800")
@@ -104,6 +115,7 @@ class World:
         samples = self.settings.model_copy(update={"samples": True})
         distill(samples, self.finished)
         self.images = _sound_images()
+        self.graph_files, self.graph_teacher = _sound_graphs(root / "graphs")
 
     def _interrupted_run(self, path: Path, step: int) -> Path:
         try:
@@ -395,6 +407,95 @@ def use_model(world: World, content: bytes) -> None:
         score_answers(answers_of(logits, torch.zeros(2, dtype=torch.int64)), model.card.class_names)
 
 
+# Graphs
+
+
+sizes = st.one_of(st.integers(-2, 5), st.sampled_from([2**31, 2**40, 2**62, -(2**63)]))
+graph_arguments = st.one_of(
+    sizes,
+    st.lists(sizes, max_size=6),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from(
+        [None, True, False, "none", "tanh", "ab,bc->ac", {"batch": 2}, {"float": "-inf"}, {"tensor": "tensor_0"}]
+    ),
+    st.integers(0, 24).map(lambda value: {"value": value}),
+    st.lists(st.integers(0, 24).map(lambda value: {"value": value}), max_size=3),
+)
+
+
+@st.composite
+def graph_models(draw: st.DrawFn, original: bytes, scratch: Path) -> bytes:
+    """Draw changes of the graph in a sound model file: other operators, other arguments, other tensors."""
+    header, tensors = split(original)
+    facts = json.loads(header["__metadata__"]["gapssg"])
+    nodes = facts["graph"]["nodes"]
+    kind = draw(st.sampled_from(["any", "argument", "argument", "operator", "operator"]))
+    if kind == "any":
+        facts["graph"] = draw(changed_values(facts["graph"]))
+    for number in draw(st.lists(st.integers(0, len(nodes) - 1), min_size=1, max_size=2)):
+        name, arguments, named = nodes[number]
+        if kind == "argument":
+            place = draw(st.integers(0, len(arguments) - 1))
+            nodes[number] = [name, [*arguments[:place], draw(graph_arguments), *arguments[place + 1 :]], named]
+        elif kind == "operator":
+            rest = draw(st.lists(graph_arguments, max_size=4))
+            nodes[number] = [draw(st.sampled_from(sorted(OPERATORS))), [{"value": number}, *rest], named]
+    with contextlib.suppress(ValueError):  # of numbers that are not finite
+        facts["architecture"] = graph_name(facts["graph"])
+    header["__metadata__"]["gapssg"] = to_json(facts)
+    return seal(header, tensors, scratch)
+
+
+@st.composite
+def graph_files(draw: st.DrawFn, files: dict[str, bytes]) -> tuple[str, bytes]:
+    """Draw changes of an ONNX, TorchScript or torch.export file, in archives also of a part with a sound checksum."""
+    kind = draw(st.sampled_from(sorted(files)))
+    content = files[kind]
+    if kind == "onnx" or draw(st.integers(0, 3)) == 0:
+        return kind, draw(changed_bytes(content))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w") as new:
+        parts = {name: old.read(name) for name in old.namelist()}
+        name = draw(st.sampled_from([name for name in parts if name.endswith((".py", ".json", ".pkl"))]))
+        if name.endswith(".json"):
+            parts[name] = to_json(draw(changed_values(json.loads(parts[name])))).encode()
+        else:
+            parts[name] = draw(changed_bytes(parts[name]))
+        for each, part in parts.items():
+            new.writestr(each, part)
+    return kind, buffer.getvalue()
+
+
+def use_graph_file(world: World, case: tuple[str, bytes]) -> None:
+    path = world.work / "model"
+    path.write_bytes(case[1])
+    kind = kind_of_graph(path)
+    if kind is None:
+        raise GapssgError("not a graph")
+    with mock.patch.object(graph_file, "_answer", answer_of_a_fork):
+        graph = read_graph_file(path, kind, (3, 16, 16))
+    assert sum(tensor.numel() for tensor in graph.tensors.values()) <= 4 * len(case[1])
+    build_graph(graph.description, graph.tensors, graph.num_classes, graph.input_shape)
+
+
+def answer_of_a_fork(path: Path, kind: str, folder: Path, shape: tuple[int, ...] | None) -> dict[str, Any]:
+    """Read a file in a fork of this process, which starts sooner than a new one."""
+    said = folder / "said.json"
+    process = os.fork()
+    if process == 0:
+        try:
+            torch.set_num_threads(1)
+            signal.alarm(60)
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+            said.write_text(json.dumps(child.answer(kind, path, folder, shape)))
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(process, 0)
+    assert not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM), "it took too long"
+    return dict(json.loads(said.read_text())) if said.exists() and said.stat().st_size else {}
+
+
 def use_shard(world: World, content: bytes) -> None:
     path = world.work / "shard-0001.safetensors"
     path.write_bytes(content)
@@ -580,6 +681,26 @@ def use_run_directory(world: World, case: tuple[str, list[tuple[str, str]]]) -> 
         (directory.folder("checkpoint") / "latest.safetensors").exists()
 
 
+def _sound_graphs(folder: Path) -> tuple[dict[str, bytes], Path]:
+    """Return graphs of all kinds by kind, and a model file with a graph."""
+    folder.mkdir(exist_ok=True)
+    forms = {"onnx": "onnx-kept", "torchscript": "torchscript-scripted", "torch.export": "torch.export"}
+    files = {kind: write(form, trained(Mobile), folder) for kind, form in forms.items()}
+    teacher = folder / "teacher.safetensors"
+    graph = read(write("torch.export", trained(Transformer), folder))
+    card = make_card(
+        architecture=graph_name(graph.description),
+        graph=graph.description,
+        num_classes=graph.num_classes,
+        class_names=tuple("abcde"),
+        input_shape=(3, 16, 16),
+        mean=(0.5,) * 3,
+        deviation=(0.25,) * 3,
+    )
+    save_model(teacher, built(graph), card)
+    return {kind: file.read_bytes() for kind, file in files.items()}, teacher
+
+
 # Image folders
 
 
@@ -723,6 +844,10 @@ TARGETS: dict[str, Target] = {
     "model file": Target(
         lambda world: safetensors_files(world.teacher.read_bytes(), "gapssg", world.root / "scratch"), use_model
     ),
+    "graph in a model file": Target(
+        lambda world: graph_models(world.graph_teacher.read_bytes(), world.root / "scratch"), use_model
+    ),
+    "graph file": Target(lambda world: graph_files(world.graph_files), use_graph_file),
     "pool shard": Target(
         lambda world: safetensors_files(
             (world.root / "shard.safetensors").read_bytes(), "gapssg", world.root / "scratch"

@@ -50,12 +50,13 @@ def test_untrusted_input_is_used_or_refused_with_a_sentence(world: World, target
     assert report.refused + report.accepted >= 10
 
 
-# What a message suggests to users who trust a file, the restricted unpickler, which runs in a child process, and arrays
+# What a message suggests to users who trust a file, the restricted unpickler, which runs in child processes, and arrays
 # of numbers.
 SAFE_LINES = {
     "f\"    loaded = torch.load({str(path)!r}, map_location='cpu', weights_only=False)\",",
     'content = torch.load(checkpoint, map_location="cpu", weights_only=True)',
     "array: NDArray[Any] = npy.read_array(opened, allow_pickle=False)",
+    'state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)',
 }
 
 

@@ -1,0 +1,209 @@
+"""A program of its own: reads an ONNX, TorchScript or torch.export file and writes its graph and weights.
+
+    python -I -c "import sys; sys.path.insert(0, ROOT); from gapssg.models.graphs.child import main; main()" \
+        KIND FILE FOLDER SHAPE
+
+It runs in a child process with bounds on memory and time. With `images.safetensors` in the folder it writes the logits
+that the file's own library computes for them; else the graph, and such logits for random images. SHAPE is `C,H,W`, or
+empty if the file must declare it. It prints one JSON object: `shape`, or `refused` and why.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gapssg.errors import InputError, shortened
+from gapssg.models.graphs.record import Executor, Recorder
+from gapssg.models.graphs.trace import graph_of
+
+CPU_SECONDS = 600
+MEMORY_PER_BYTE = 8  # the file, its tensors, copies of them for two recordings, and the output
+MEMORY_BESIDE = 3 * 2**30
+_CHECKED = 3  # images
+_HALF = 2.0**-11  # unit roundoff of half precision
+
+
+class Opened(NamedTuple):
+    """A file that has been read.
+
+    Attributes:
+        read: Applies it to the images of a recorder.
+        original: Computes logits (N, K) of images (N, C, H, W) with the file's own library; for torch.export, whose
+            reader can run code of the file, with its operators as they are.
+        input_shape: Channels, height and width that it declares; None if it does not.
+        batch: The batch size that it declares; None if it does not.
+        roundoff: The unit roundoff of its numbers.
+    """
+
+    read: Callable[[Recorder], Any]
+    original: Callable[[Tensor], Tensor]
+    input_shape: tuple[int, ...] | None
+    batch: int | None
+    roundoff: float = 2.0**-24
+
+
+def main() -> None:
+    """Read, write, and print what was done."""
+    kind, path, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    given = tuple(int(size) for size in sys.argv[4].split(",")) if sys.argv[4] else None
+    torch.set_num_threads(1)
+    _prepare(kind)
+    _bound(path)
+    sys.stdout.write("\n" + json.dumps(answer(kind, path, folder, given)) + "\n")
+
+
+def answer(kind: str, path: Path, folder: Path, given: tuple[int, ...] | None) -> dict[str, Any]:
+    """Read a file, write the graph or logits to a folder, and return what was done, or why not.
+
+    Args:
+        kind: The kind of the file.
+        path: The file.
+        folder: The folder.
+        given: Channels, height and width of an image; None if the file declares them.
+    """
+    try:
+        opened = _OPENS[kind](path)
+        if (folder / "images.safetensors").exists():
+            images = load_file(folder / "images.safetensors")["images"]
+            save_file({"logits": _logits(opened.original, images)}, folder / "logits.safetensors")
+            return {"shape": list(images.shape[1:])}
+        return write_graph(opened, folder, given)
+    except InputError as error:
+        return {"refused": str(error)}
+    except MemoryError:
+        return {"refused": "it needs more memory than a model of its size should"}
+    except Exception as error:  # whatever an untrusted file makes a library raise
+        lines = str(error).strip().splitlines()
+        return {"refused": f"it cannot be read ({shortened(lines[0] if lines else type(error).__name__, 200)})"}
+
+
+def write_graph(opened: Opened, folder: Path, given: tuple[int, ...] | None) -> dict[str, Any]:
+    """Write the graph of a file, its tensors, and the logits of random images by its library.
+
+    Raises:
+        InputError: The size of its images is unknown, or it has no graph.
+    """
+    shape = _input_shape(opened.input_shape, given)
+    graph = graph_of(opened.read, shape, opened.batch)
+    save_file(
+        {name: tensor.clone().contiguous() for name, tensor in graph.tensors.items()}, folder / "tensors.safetensors"
+    )
+    (folder / "graph.json").write_text(json.dumps(graph.description))
+    images = torch.randn(_CHECKED, *shape, generator=torch.Generator().manual_seed(1))
+    save_file({"images": images, "logits": _logits(opened.original, images)}, folder / "checked.safetensors")
+    return {"shape": list(shape), "classes": graph.num_classes, "roundoff": opened.roundoff}
+
+
+def _logits(original: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Return logits (N, K) float32, image by image if the file fixes the batch size without declaring it."""
+    try:
+        logits = original(images)
+        if len(logits) != len(images):
+            raise ValueError("another batch size")
+    except Exception:  # of any library
+        logits = torch.cat([original(image[None]) for image in images])
+    return logits.float().contiguous()
+
+
+def _in_batches(run: Callable[[Tensor], Tensor], images: Tensor, size: int | None) -> Tensor:
+    """Return logits of images in batches of a size, the last of which is filled up; of any size if that is None."""
+    missing = -len(images) % size if size else 0
+    filled = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
+    return torch.cat([run(batch) for batch in torch.split(filled, size or len(images))])[: len(images)]
+
+
+def _input_shape(declared: tuple[int, ...] | None, given: tuple[int, ...] | None) -> tuple[int, int, int]:
+    if declared and given and declared != given:
+        sizes = ["x".join(map(str, shape)) for shape in (declared, given)]
+        raise InputError(f"its images are {sizes[0]}, not {sizes[1]}; leave --input-shape out")
+    shape = declared or given
+    if shape is None:
+        raise InputError("it does not say how large its images are; add --input-shape C,H,W")
+    if len(shape) != 3 or min(shape) < 1:
+        raise InputError(f"its input is {'x'.join(map(str, shape))}, not images of C x H x W")
+    channels, height, width = shape
+    return channels, height, width
+
+
+def _prepare(kind: str) -> None:
+    """Import what reads a kind of file, before memory is limited."""
+    if kind == "onnx":
+        import onnx
+        import onnxruntime
+
+        assert onnx
+        onnxruntime.set_default_logger_severity(4)
+
+
+def _onnx(path: Path) -> Opened:
+    import onnxruntime
+
+    from gapssg.models.graphs import onnx_reader
+
+    file = onnx_reader.load(path)
+    name, kind = onnx_reader.input_of(file.model)
+
+    def original(images: Tensor) -> Tensor:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(
+            file.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        values = (images.permute(0, 2, 3, 1) if file.channels_last else images).to(kind).contiguous()
+
+        def run(batch: Tensor) -> Tensor:
+            return torch.from_numpy(session.run(None, {name: batch.numpy()})[0])
+
+        return _in_batches(run, values, file.batch)
+
+    roundoff = _HALF if onnx_reader.is_half(file.model) else Opened._field_defaults["roundoff"]
+    return Opened(file.read, original, file.input_shape, file.batch, roundoff)
+
+
+def _torchscript(path: Path) -> Opened:
+    from gapssg.models.graphs import torchscript_reader
+
+    module = torchscript_reader.load(path)
+
+    def original(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return module(images)  # type: ignore[no-any-return]
+
+    return Opened(torchscript_reader.reader_of(module), original, None, None)
+
+
+def _exported(path: Path) -> Opened:
+    from gapssg.models.graphs import exported_reader
+
+    file = exported_reader.load(path)
+
+    def original(images: Tensor) -> Tensor:
+        return _in_batches(lambda batch: file.read(Executor(batch)), images, file.batch)
+
+    return Opened(file.read, original, file.input_shape, file.batch)
+
+
+_OPENS = {"onnx": _onnx, "torchscript": _torchscript, "torch.export": _exported}
+
+
+def _bound(path: Path) -> None:
+    """Limit what this process may use from now on, by the size of a file and of the weights beside it."""
+    beside = path.with_name(f"{path.name}.data")
+    size = path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":  # elsewhere the limit is not enforced, or refused
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        allowed = mapped + MEMORY_PER_BYTE * size + MEMORY_BESIDE
+        resource.setrlimit(resource.RLIMIT_AS, (allowed, resource.RLIM_INFINITY))

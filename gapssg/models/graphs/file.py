@@ -1,0 +1,196 @@
+"""Graphs from files of other programs, which a child process reads; no code in them is run."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gapssg.errors import InputError, os_errors_as, shortened
+from gapssg.files import LARGEST_FILE, open_regular, parse_json, read_bounded
+from gapssg.models.frozen import frozen
+from gapssg.models.graphs.description import check_graph
+from gapssg.models.safetensors_file import read_safetensors
+
+Kind = Literal["onnx", "torchscript", "torch.export"]
+
+_CHILD = "import sys; sys.path.insert(0, {!r}); from gapssg.models.graphs.child import main; main()"
+_ROOT = Path(__file__).parents[3]
+_SECONDS = 900
+_LARGEST_GRAPH = 4 * 2**20  # bytes; as the header of a model file
+_ONNX_VERSIONS = range(3, 32)
+_ONNX_FIELDS = b"\x12\x1a\x22\x28\x32\x3a\x42"  # the tags of the fields after the version
+_UNIT_ROUNDOFF = 2.0**-24
+_ERRORS = 32
+
+
+class GraphFile(NamedTuple):
+    """A graph that was read from a file of another program.
+
+    Attributes:
+        kind: The program.
+        path: The file.
+        description: The graph's JSON, which `check_graph` accepts.
+        tensors: The tensors that it names, on the CPU.
+        input_shape: Channels, height and width of an image.
+        num_classes: Number of logits.
+        roundoff: The unit roundoff of the file's numbers.
+        images: (N, C, H, W) float32, on which the file's own library was run.
+        logits: Its logits (N, K) float32 for them.
+    """
+
+    kind: Kind
+    path: Path
+    description: dict[str, Any]
+    tensors: dict[str, Tensor]
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    roundoff: float
+    images: Tensor
+    logits: Tensor
+
+
+def kind_of_graph(path: Path) -> Kind | None:
+    """Return what kind of graph a file holds, by its content; None if it holds weights or something unknown.
+
+    Raises:
+        InputError: It is missing, unreadable or too large.
+    """
+    with open_regular(path, LARGEST_FILE) as file, os_errors_as(InputError, f"{path} cannot be read"):
+        start = file.read(9)
+        if start[:2] == b"PK":
+            try:
+                with zipfile.ZipFile(file) as archive:
+                    names = {name.partition("/")[2] for name in archive.namelist()} | set(archive.namelist())
+            except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):
+                return None
+            if "serialized_exported_program.json" in names or any(name.startswith("models/") for name in names):
+                return "torch.export"
+            return "torchscript" if any(name.startswith("code/") for name in names) else None
+    # The version, the first field of a model; a safetensors file has a brace after the 8 bytes of its length.
+    is_onnx = len(start) > 2 and start[0] == 8 and start[1] in _ONNX_VERSIONS and start[2] in _ONNX_FIELDS
+    return "onnx" if is_onnx and start[8:] != b"{" else None
+
+
+def read_graph_file(path: Path, kind: Kind, input_shape: tuple[int, int, int] | None) -> GraphFile:
+    """Read an ONNX, TorchScript or torch.export file in a child process with bounds on memory and time.
+
+    Args:
+        path: The file.
+        kind: Its kind, see `kind_of_graph`.
+        input_shape: Channels, height and width of an image; None if the file declares them.
+
+    Raises:
+        InputError: A package is missing, or the file is damaged or too large, declares no or other images, or holds
+            something other than a classifier of images as a graph of known operators.
+    """
+    with tempfile.TemporaryDirectory(prefix="gapssg-import-") as name:
+        folder = Path(name)
+        said = _run_child(path, kind, folder, input_shape)
+        try:
+            description = check_graph(parse_json(read_bounded(folder / "graph.json", _LARGEST_GRAPH)))
+            channels, height, width = said["shape"]
+        except (ValueError, RecursionError, InputError) as error:
+            raise InputError(f"{path} cannot be imported as a graph: {error}") from error
+        pair = read_safetensors(folder / "checked.safetensors").tensors
+        return GraphFile(
+            kind,
+            path,
+            description,
+            read_safetensors(folder / "tensors.safetensors").tensors,
+            (channels, height, width),
+            said["classes"],
+            said["roundoff"],
+            pair["images"],
+            pair["logits"],
+        )
+
+
+def original_logits(graph: GraphFile, images: Tensor) -> Tensor:
+    """Return the logits (N, K) of images (N, C, H, W) float32 by the file's own library, in a child process.
+
+    Raises:
+        InputError: The library fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="gapssg-import-") as name:
+        folder = Path(name)
+        save_file({"images": images.contiguous()}, folder / "images.safetensors")
+        _run_child(graph.path, graph.kind, folder, graph.input_shape)
+        return read_safetensors(folder / "logits.safetensors").tensors["logits"]
+
+
+def check_same_logits(graph: GraphFile, module: nn.Module, images: Tensor, logits: Tensor, source: str) -> None:
+    """Check that the module of a graph has the logits that the file's own library computes.
+
+    They may differ by 32 times the module's own rounding error, which is its difference from float64: for ten models of
+    16 to 201 layers, ONNX files differed by up to 2.1 times that, and weights in half precision by at least 550 times.
+
+    Args:
+        graph: The graph.
+        module: Its module.
+        images: (N, C, H, W) float32, normalised.
+        logits: (N, K) of the library.
+        source: What the images are, for messages.
+
+    Raises:
+        InputError: They differ by more, or are not finite.
+    """
+    with frozen(module), torch.inference_mode():
+        ours = module(images).double()
+        exact = copy.deepcopy(module).double()(images.double())
+    if logits.shape != ours.shape or not (logits.isfinite().all() and ours.isfinite().all()):
+        raise InputError(f"{graph.path} has logits that are not finite for {source}; check its weights")
+    scale = max(exact.abs().max().item(), torch.finfo(torch.float32).tiny)
+    error = (ours - exact).abs().max().item() / scale
+    tolerance = min(1.0, _ERRORS * max(_UNIT_ROUNDOFF, graph.roundoff, error))
+    difference = (ours - logits.double()).abs().max().item() / scale
+    if not difference <= tolerance:
+        raise InputError(
+            f"{graph.path} was not imported, because its graph gives other logits than {_LIBRARIES[graph.kind]}: "
+            f"for {source} they differ by up to {difference:.2g} of the largest, more than rounding explains "
+            f"({tolerance:.2g}); import its weights into the model's own code instead (--model package.module:factory)"
+        )
+
+
+_LIBRARIES: dict[Kind, str] = {"onnx": "onnxruntime", "torchscript": "TorchScript", "torch.export": "its own operators"}
+
+
+def _run_child(path: Path, kind: Kind, folder: Path, input_shape: tuple[int, int, int] | None) -> dict[str, Any]:
+    """Run the child process and return what it says.
+
+    Raises:
+        InputError: A package is missing, it takes too long, or it refuses the file.
+    """
+    if kind == "onnx":
+        missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise InputError(
+                f"{path} is an ONNX file, whose import needs {' and '.join(missing)}, which is not installed: "
+                "pip install 'gapssg[export]'"
+            )
+    said = _answer(path, kind, folder, input_shape)
+    if "shape" not in said:
+        reason = said.get("refused") or "it is damaged, or needs more memory than a model of its size should"
+        raise InputError(f"{path} cannot be imported as a graph: {shortened(reason, 600)}")
+    return said
+
+
+def _answer(path: Path, kind: Kind, folder: Path, input_shape: tuple[int, int, int] | None) -> dict[str, Any]:
+    """Return the answer of the child process; nothing if it crashed."""
+    shape = ",".join(map(str, input_shape or ()))
+    command = [sys.executable, "-I", "-c", _CHILD.format(str(_ROOT)), kind, str(path.absolute()), str(folder), shape]
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise InputError(f"{path} could not be read within {_SECONDS} s") from None
+    return dict(json.loads(done.stdout.splitlines()[-1])) if done.returncode == 0 and done.stdout else {}

@@ -1,0 +1,230 @@
+"""Reads ONNX files: each operator as operators of PyTorch.
+
+Only for a child process: a library in C++ parses the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnx.reference
+import torch
+from onnx import numpy_helper
+from torch import Tensor
+
+from gapssg.errors import InputError, shortened
+from gapssg.files import LARGEST_FILE, open_regular
+from gapssg.models.graphs.onnx_operators import ONNX_OPERATORS, Node
+from gapssg.models.graphs.record import Recorder, Traced, UnknownOperator
+
+_STANDARD = ("", "ai.onnx")
+_CONTROL_FLOW = {"Loop", "Scan", "SequenceMap"}
+_COLOURS = (1, 3, 4)  # channels by which a layout (N, H, W, C) is recognised
+_DEEPEST = 8
+_FLOATING = {1: torch.float32, 10: torch.float16, 11: torch.float64}
+
+
+class OnnxFile(NamedTuple):
+    """An ONNX file.
+
+    Attributes:
+        read: Applies it to the images of a recorder.
+        input_shape: Channels, height and width that it declares; None where they are dynamic.
+        batch: The batch size that it declares; None if it is dynamic.
+        channels_last: Whether its images are (N, H, W, C).
+        model: The file's content, with its weights.
+    """
+
+    read: Callable[[Recorder], Any]
+    input_shape: tuple[int, ...] | None
+    batch: int | None
+    channels_last: bool
+    model: onnx.ModelProto
+
+
+def load(path: Path) -> OnnxFile:
+    """Read an ONNX file and the files of weights beside it that it names.
+
+    Raises:
+        InputError: It is damaged, has several inputs or outputs, or operators that are not known here.
+    """
+    try:
+        model = onnx.load_model(str(path), load_external_data=False)
+        _read_external_data(model, path.parent)
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
+        return _opened(model)
+    except InputError:
+        raise
+    except Exception as error:  # of the library's many parts, each has its own
+        raise InputError(f"it is not a readable ONNX file ({_first_line(error)})") from error
+
+
+def _read_external_data(model: onnx.ModelProto, folder: Path) -> None:
+    """Read the weights that are in files of the same folder, without following a path elsewhere."""
+    for tensor in _tensors_of(model.graph):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        where = {entry.key: entry.value for entry in tensor.external_data}
+        name = where.get("location", "")
+        if not name or Path(name).name != name or (folder / name).is_symlink():
+            raise InputError(f"its weights are in {shortened(name)}, which is not a file beside it")
+        with open_regular(folder / name, LARGEST_FILE) as file:
+            file.seek(int(where.get("offset", 0)))
+            tensor.raw_data = file.read(int(where["length"])) if "length" in where else file.read()
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+
+def _tensors_of(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+    inner = [attribute for node in graph.node for attribute in node.attribute]
+    return [
+        *graph.initializer,
+        *(attribute.t for attribute in inner if attribute.HasField("t")),
+        *(tensor for attribute in inner if attribute.HasField("g") for tensor in _tensors_of(attribute.g)),
+    ]
+
+
+def _opened(model: onnx.ModelProto) -> OnnxFile:
+    graph = model.graph
+    if graph.sparse_initializer:
+        raise InputError("it has sparse weights; save it with dense weights")
+    versions = {opset.domain: opset.version for opset in model.opset_import}
+    unknown = {each for each in _kinds(graph) if each not in ONNX_OPERATORS and each != "If"}
+    if unknown & _CONTROL_FLOW:
+        raise InputError(
+            f"it has control flow ({', '.join(sorted(unknown & _CONTROL_FLOW))}), which a graph cannot express"
+        )
+    stored = {tensor.name for tensor in graph.initializer}
+    inputs = [each for each in graph.input if each.name not in stored]
+    if len(inputs) != 1:
+        raise InputError(f"it has {len(inputs)} inputs; save a model whose only input is the images")
+    if len(graph.output) != 1:
+        names = shortened(", ".join(each.name for each in graph.output))
+        raise InputError(f"it has {len(graph.output)} outputs ({names}); save a model that returns only its logits")
+    sizes = [size.dim_value or None for size in inputs[0].type.tensor_type.shape.dim]
+    if len(sizes) != 4:
+        raise InputError(f"its input has {len(sizes)} dimensions instead of the 4 of images")
+    channels_last = sizes[3] in _COLOURS and sizes[1] not in _COLOURS
+    shape = (sizes[3], sizes[1], sizes[2]) if channels_last else tuple(sizes[1:])
+    constants = {tensor.name: _constant(tensor) for tensor in graph.initializer}
+    version = max(versions.get(domain, 0) for domain in _STANDARD)
+
+    def read(recorder: Recorder) -> Any:
+        images = recorder.images
+        if channels_last:
+            images = recorder.call("permute.default", images, [0, 2, 3, 1])
+        reader = _Reader(recorder, version, unknown)
+        return reader.run(graph, {**constants, "": None, inputs[0].name: images})[0]
+
+    known = tuple(size for size in shape if size)
+    return OnnxFile(read, known if len(known) == 3 else None, sizes[0], channels_last, model)
+
+
+def _kinds(graph: onnx.GraphProto) -> set[str]:
+    """Return the operators of a graph and of its branches; those of other domains with the domain."""
+    found = set()
+    for node in graph.node:
+        found.add(_name(node))
+        for attribute in node.attribute:
+            if attribute.HasField("g") and node.op_type == "If":
+                found |= _kinds(attribute.g)
+    return found
+
+
+def _name(node: onnx.NodeProto) -> str:
+    """Return the name of an operator, with the domain if that is another."""
+    return str(node.op_type if node.domain in _STANDARD else f"{node.domain}.{node.op_type}")
+
+
+def _constants_of(node: onnx.NodeProto, inputs: list[Any], version: int) -> list[Tensor]:
+    """Apply any operator to constants, with the reference implementation of the ONNX library."""
+    given = {name: value.numpy() for name, value in zip(node.input, inputs, strict=True) if value is not None}
+    kinds = onnx.helper.np_dtype_to_tensor_dtype
+    declared = [onnx.helper.make_tensor_value_info(key, kinds(each.dtype), each.shape) for key, each in given.items()]
+    results = [onnx.ValueInfoProto(name=name) for name in node.output]
+    graph = onnx.helper.make_graph([node], "constants", declared, results)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
+    computed = onnx.reference.ReferenceEvaluator(model).run(None, given)
+    return [torch.from_numpy(np.ascontiguousarray(each)) for each in computed]
+
+
+def _constant(tensor: onnx.TensorProto) -> Tensor:
+    array = numpy_helper.to_array(tensor)
+    array = array.astype(np.float32) if tensor.data_type == onnx.TensorProto.BFLOAT16 else array
+    values = torch.from_numpy(np.ascontiguousarray(array).copy())
+    return values.reshape(tuple(tensor.dims)).to(torch.float32 if values.is_floating_point() else values.dtype)
+
+
+class _Reader:
+    """Applies a graph node by node."""
+
+    def __init__(self, recorder: Recorder, version: int, unknown: set[str]) -> None:
+        self._recorder = recorder
+        self._version = version
+        self._unknown = unknown  # known are only those of constants
+
+    def run(self, graph: onnx.GraphProto, values: dict[str, Any], depth: int = 0) -> list[Any]:
+        """Apply the nodes of a graph and return its outputs; `values` has its inputs by name."""
+        for each in graph.node:
+            attributes = {attribute.name: _attribute(attribute) for attribute in each.attribute}
+            inputs = [values[name] for name in each.input]
+            if each.op_type == "If":
+                results = self._branch(inputs[0], attributes, values, depth)
+            elif _name(each) in self._unknown:
+                if any(isinstance(value, Traced) for value in inputs):
+                    raise UnknownOperator(self._unknown)
+                results = _constants_of(each, inputs, self._version)
+            else:
+                node = Node(self._recorder.call, inputs, attributes, len(each.output), self._version)
+                try:
+                    result = ONNX_OPERATORS[_name(each)](node)
+                except InputError:
+                    raise
+                except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+                    raise InputError(f"its operator {each.op_type} cannot be applied ({_first_line(error)})") from error
+                results = list(result) if isinstance(result, list | tuple) else [result]
+            values.update(zip(each.output, results, strict=False))
+        return [values[each.name] for each in graph.output]
+
+    def _branch(self, condition: Any, branches: dict[str, Any], values: dict[str, Any], depth: int) -> list[Any]:
+        if depth > _DEEPEST:
+            raise InputError("its branches are nested too deeply")
+        branch = branches["then_branch" if bool(condition) else "else_branch"]
+        inner = values | {tensor.name: _constant(tensor) for tensor in branch.initializer}
+        return self.run(branch, inner, depth + 1)
+
+
+def _attribute(attribute: onnx.AttributeProto) -> Any:
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, onnx.TensorProto):
+        return _constant(value)
+    if isinstance(value, bytes):
+        return value.decode()
+    return list(value) if not isinstance(value, int | float | str | onnx.GraphProto) else value
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return shortened(lines[0] if lines else type(error).__name__, 150)
+
+
+def input_of(model: onnx.ModelProto) -> tuple[str, torch.dtype]:
+    """Return the name and the dtype of the images."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    images = next(each for each in model.graph.input if each.name not in stored)
+    kind = images.type.tensor_type.elem_type
+    if kind not in _FLOATING:
+        raise InputError("its images are integers; save a model of floating images")
+    return images.name, _FLOATING[kind]
+
+
+def is_half(model: onnx.ModelProto) -> bool:
+    """Tell whether a file computes in half precision, at least in part."""
+    half = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    return input_of(model)[1] == torch.float16 or any(each.data_type in half for each in model.graph.initializer)

@@ -1,0 +1,317 @@
+"""`import-teacher` with files that hold a graph, in their child process, and what the model files are then good for."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from gapssg import (
+    DistillSettings,
+    EvaluateSettings,
+    ExportSettings,
+    ImportSettings,
+    InputError,
+    InspectSettings,
+    distill,
+    evaluate,
+    export_model,
+    import_teacher,
+    inspect,
+    load_model,
+)
+from gapssg.evaluation import import_graph
+from gapssg.export.formats import quiet
+from gapssg.landscape.planes import check_same_architecture
+from gapssg.models.graphs import child
+from gapssg.models.graphs import file as graph_file
+from gapssg.models.graphs.description import graph_name
+from gapssg.models.graphs.file import kind_of_graph
+from gapssg.models.model_file import save_model
+from gapssg.models.profile import last_linear_layer
+from tests.conftest import make_card
+from tests.methods import METHODS
+from tests.models.graphs.small_models import (
+    BATCH_NORMS,
+    CLASSES,
+    Convnext,
+    Mobile,
+    Residual,
+    Transformer,
+    images,
+    trained,
+)
+from tests.models.graphs.written import built, read, write
+
+MEAN, DEVIATION = (0.5,) * 3, (0.25,) * 3
+
+
+def settings(weights: Path, **changes: Any) -> ImportSettings:
+    shape = (3, 16, 16) if weights.suffix == ".pt" else None  # TorchScript does not tell
+    values = {"weights": str(weights), "mean": (0.5,), "deviation": (0.25,), "input_shape": shape}
+    return ImportSettings.model_validate(
+        {key: value for key, value in {**values, **changes}.items() if value is not None}
+    )
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read files in this process, which saves starting another."""
+
+    def answer(path: Path, kind: Any, folder: Path, input_shape: Any) -> dict[str, Any]:
+        with quiet():
+            return child.answer(kind, path, folder, input_shape)
+
+    monkeypatch.setattr(graph_file, "_answer", answer)
+
+
+def refusal(folder: Path, given: ImportSettings) -> str:
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(InputError) as caught:
+        import_teacher(given, folder / "teacher.safetensors")
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert len(caught.value.lines) == 1
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def write_pictures(root: Path, original: nn.Module) -> tuple[Tensor, Tensor]:
+    """Write two noisy pictures of each class; return them in the order of their classes, and the original's logits."""
+    draw = np.random.default_rng(0)
+    pictures = draw.integers(0, 256, (2 * CLASSES, 16, 16, 3), dtype=np.uint8)
+    for number, picture in enumerate(pictures):
+        folder = root / "test" / str(number // 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(folder / f"{number}.png")
+    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    return pixels, original((pixels - 0.5) / 0.25)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "form", "method"),
+    [
+        (Residual, "onnx-kept", "gapssg-fast"),
+        (Mobile, "torchscript-traced", "gapssg-fast"),
+        (Transformer, "torch.export-fixed", "zskt"),
+        (Convnext, "onnx-folded", "zskt"),
+    ],
+)
+def test_an_imported_graph_is_inspected_evaluated_distilled_and_exported_without_its_file(
+    tmp_path: Path, request: pytest.FixtureRequest, kind, form, method
+):
+    if kind in (Mobile, Convnext):
+        request.getfixturevalue("in_process")
+    original = trained(kind)
+    pictures, logits = write_pictures(tmp_path / "data", original)
+    source, teacher = write(form, original, tmp_path), tmp_path / "teacher.safetensors"
+    data = {"name": f"folder:{tmp_path / 'data'}"}
+    imported = import_teacher(settings(source, data=data), teacher)
+    source.unlink()
+
+    top1 = (logits.argmax(1) == torch.arange(CLASSES).repeat_interleave(2)).double().mean().item()
+    assert imported.top1 == pytest.approx(top1)
+    loaded = load_model(teacher)
+    assert torch.allclose(loaded.module((pictures - 0.5) / 0.25), logits, rtol=1e-4, atol=1e-5)
+    assert (loaded.card.mean, loaded.card.deviation, loaded.card.input_shape) == (MEAN, DEVIATION, (3, 16, 16))
+    (evaluated,) = evaluate(EvaluateSettings.model_validate({"models": [teacher], "data": data})).models
+    assert evaluated.top1 == imported.top1
+
+    described = inspect(InspectSettings(file=teacher))
+    assert len(described.observed_batch_norm_layers) == BATCH_NORMS[kind]
+    assert (described.methods["gapssg-fast"] is None) == (BATCH_NORMS[kind] > 0)
+    assert described.methods["dafl"] is None  # which reads the features before the last linear layer
+
+    values = {"teacher": teacher, "student": {"name": "wrn10_half"}, "method": {"name": method, **METHODS[method]}}
+    runtime = {"device": "cpu", "precision": "fp32", "compile": False}
+    distilled = distill(DistillSettings.model_validate({**values, "epochs": 1, "runtime": runtime}), tmp_path / "run")
+    assert distilled.teacher.architecture == loaded.card.architecture
+    assert load_model(tmp_path / "run" / "student.safetensors").card.architecture == "wrn10_half"
+    exported = export_model(ExportSettings(model=teacher, to="torchscript"), tmp_path / "exported.pt")
+    assert exported.verification.random.agreement == 1
+
+
+def test_two_graphs_are_two_architectures_and_one_graph_with_other_weights_is_the_same(tmp_path: Path):
+    models = [trained(Mobile), trained(Mobile), trained(Convnext)]
+    models[1][-1].bias.mul_(2)
+    loaded = []
+    for number, model in enumerate(models):
+        graph = read(write("torchscript-traced", model, tmp_path))
+        card = make_card(
+            architecture=graph_name(graph.description),
+            graph=graph.description,
+            num_classes=CLASSES,
+            class_names=tuple("abcde"),
+            input_shape=(3, 16, 16),
+            mean=MEAN,
+            deviation=DEVIATION,
+        )
+        save_model(tmp_path / f"{number}.safetensors", built(graph), card)
+        loaded.append(load_model(tmp_path / f"{number}.safetensors"))
+    check_same_architecture(loaded[0], loaded[1])
+    with pytest.raises(InputError, match="differ in architecture"):
+        check_same_architecture(loaded[0], loaded[2])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+def test_a_file_that_cannot_be_a_graph_gives_one_sentence_and_writes_nothing(tmp_path: Path):
+    original = trained(Mobile)
+    traced = write("torchscript-traced", original, tmp_path)
+    assert "it does not say how large its images are; add --input-shape C,H,W" in refusal(
+        tmp_path, settings(traced).model_copy(update={"input_shape": None})
+    )
+    kept = write("onnx-kept", original, tmp_path)
+    assert "its images are 3x16x16, not 1x16x16; leave --input-shape out" in refusal(
+        tmp_path, settings(kept, input_shape=(1, 16, 16))
+    )
+    assert "returns 5 logits, but there are 7 classes" in refusal(tmp_path, settings(kept, num_classes=7))
+    kept.write_bytes(kept.read_bytes()[:-500])
+    assert "cannot be imported as a graph: it is not a readable ONNX file" in refusal(tmp_path, settings(kept))
+    large = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 5)).eval()
+    torch.export.save(torch.export.export(large, (torch.zeros(1, 3, 300, 300),)), tmp_path / "large.pt2")
+    assert "images of 300x300 pixels do not fit the models" in refusal(tmp_path, settings(tmp_path / "large.pt2"))
+    original[-1].bias.fill_(float("nan"))
+    broken = write("torch.export", original, tmp_path)
+    assert ".bias has values that are not finite" in refusal(tmp_path, settings(broken))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("form", ["onnx-kept", "torchscript-traced", "torch.export"])
+def test_a_graph_that_returns_probabilities_is_recognised(tmp_path: Path, form):
+    original = trained(Mobile)
+    source = write(form, nn.Sequential(original, nn.Softmax(1)).eval(), tmp_path)
+    import_teacher(settings(source), tmp_path / "teacher.safetensors")
+    loaded = load_model(tmp_path / "teacher.safetensors")
+    assert loaded.card.outputs == "probabilities"
+    assert torch.allclose(loaded.module(images(4)).softmax(1), original(images(4)).softmax(1), atol=1e-5)
+    assert last_linear_layer(loaded.module, (3, 16, 16), CLASSES) is not None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+def test_a_model_in_half_precision_is_computed_in_float32(tmp_path: Path):
+    original = nn.Sequential(nn.Flatten(), nn.Linear(768, 32), nn.ReLU(), nn.Linear(32, CLASSES)).half().eval()
+    path = tmp_path / "half.onnx"
+    with quiet():
+        torch.onnx.export(original, (images(1).half(),), path, dynamo=False)
+    import_teacher(settings(path), tmp_path / "teacher.safetensors")
+    found = load_model(tmp_path / "teacher.safetensors").module(images(4))
+    assert torch.allclose(found, original.float()(images(4)), atol=1e-5)
+
+
+class FixedBatch(nn.Module):
+    """A linear classifier whose reshape fixes the batch size, although its file does not declare it."""
+
+    def __init__(self, size: int = 1) -> None:
+        super().__init__()
+        self.size = size
+        self.linear = nn.Linear(768, CLASSES)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        logits: Tensor = self.linear(pictures.reshape(self.size, 768))
+        return logits
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("suffix", [".onnx", ".pt"])
+def test_a_fixed_batch_size_that_is_not_declared_is_made_dynamic(tmp_path: Path, suffix):
+    original, path = FixedBatch().eval().requires_grad_(False), tmp_path / f"fixed{suffix}"
+    with quiet():
+        if suffix == ".pt":
+            torch.jit.save(torch.jit.trace(original, images(1)), path)
+        else:
+            axes = {"images": {0: "batch"}}
+            torch.onnx.export(original, (images(1),), path, dynamo=False, input_names=["images"], dynamic_axes=axes)
+    import_teacher(settings(path), tmp_path / "teacher.safetensors")
+    found = load_model(tmp_path / "teacher.safetensors").module(images(4))
+    assert torch.allclose(found, original.linear(images(4).flatten(1)), atol=1e-5)
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_a_fixed_batch_of_several_images_is_made_dynamic(tmp_path: Path, suffix):
+    original, path = FixedBatch(4).eval().requires_grad_(False), tmp_path / f"fixed{suffix}"
+    with quiet():
+        if suffix == ".pt2":
+            torch.export.save(torch.export.export(original, (images(4),)), path)
+        else:
+            torch.onnx.export(original, (images(4),), path, dynamo=False)
+    import_teacher(settings(path), tmp_path / "teacher.safetensors")
+    found = load_model(tmp_path / "teacher.safetensors").module(images(7))
+    assert torch.allclose(found, original.linear(images(7).flatten(1)), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+def test_a_graph_that_differs_from_its_own_library_is_refused(tmp_path: Path, monkeypatch):
+    def with_another_bias(*arguments: Any) -> graph_file.GraphFile:
+        graph = read_graph_file(*arguments)
+        next(tensor for name, tensor in graph.tensors.items() if name.startswith("linear")).mul_(1.001)
+        return graph
+
+    read_graph_file = graph_file.read_graph_file
+    monkeypatch.setattr(import_graph, "read_graph_file", with_another_bias)
+    kept = write("onnx-kept", trained(Mobile), tmp_path)
+    sentence = refusal(tmp_path, settings(kept))
+    assert "its graph gives other logits than onnxruntime: for random images they differ by up to" in sentence
+
+
+@pytest.mark.parametrize("program", ["import os; os.abort()", "import sys; sys.exit(0)", "raise SystemError"])
+def test_a_crash_of_the_child_process_gives_one_sentence(tmp_path: Path, monkeypatch, program):
+    kept = write("onnx-kept", trained(Mobile), tmp_path)
+    monkeypatch.setattr(graph_file, "_CHILD", program)
+    sentence = refusal(tmp_path, settings(kept))
+    assert sentence.endswith("it is damaged, or needs more memory than a model of its size should")
+
+
+def test_kinds_of_files_are_told_by_their_content(tmp_path: Path):
+    original = trained(Mobile)
+    for form in ("onnx-kept", "torchscript-traced", "torch.export"):
+        path = write(form, original, tmp_path).rename(tmp_path / "file")
+        assert kind_of_graph(path) == form.partition("-")[0]
+        with pytest.raises(InputError, match=r"is a graph \(.*\), not a model file; make one from it: gapssg import-t"):
+            load_model(path)
+    torch.save(original.state_dict(), path)
+    assert kind_of_graph(path) is None
+    path.write_bytes(b"PK\x03\x04 no archive")
+    assert kind_of_graph(path) is None
+
+
+def test_a_graph_needs_no_model_and_weights_need_one(tmp_path: Path):
+    original = trained(Mobile)
+    torch.save(original.state_dict(), tmp_path / "weights.pt")
+    sentence = refusal(tmp_path, settings(tmp_path / "weights.pt"))
+    assert "is no graph that can be imported (ONNX, TorchScript or torch.export); if it has weights, add" in sentence
+    kept = write("onnx-kept", original, tmp_path)
+    given = settings(kept, model={"name": "wrn16_1"}, input_shape=(3, 16, 16), num_classes=5)
+    assert refusal(tmp_path, given).endswith("has the graph of a model (onnx); leave --model wrn16_1 out")
+    assert "--weights-key" in refusal(tmp_path, settings(kept, weights_key="ema"))
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({}, "model.name is missing: add --model, or --weights with an ONNX file"),
+        ({"weights": "default"}, "model.name is missing"),
+        ({"model": {"name": "wrn16_1"}}, "input_shape is missing: add --input-shape C,H,W"),
+        ({"model": {"name": "graph:0123456789ab"}, "input_shape": (3, 16, 16)}, "which only its model file holds"),
+    ],
+)
+def test_settings_name_a_model_or_a_file(values, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ImportSettings.model_validate(values)
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path: Path, monkeypatch):
+    kept = write("onnx-kept", trained(Mobile), tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    sentence = refusal(tmp_path, settings(kept))
+    assert "needs onnx and onnxruntime, which is not installed: pip install 'gapssg[export]'" in sentence
