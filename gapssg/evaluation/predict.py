@@ -18,7 +18,7 @@ _BATCH_SIZE = 500
 def predict(
     module: nn.Module, images: Tensor, normalization: Normalization, runtime: Runtime, batch_size: int = _BATCH_SIZE
 ) -> Tensor:
-    """Return the logits of a classifier, leaving it unchanged.
+    """Return the logits of a classifier, leaving it unchanged; several processes share the images.
 
     Args:
         module: Maps normalised images (N, C, H, W) to logits (N, K), on the runtime's device.
@@ -30,6 +30,7 @@ def predict(
     Returns:
         (N, K) float32 on the device.
     """
+    count, images = len(images), runtime.own_rows(images)
     batches = []
     with runtime.configured(), frozen(module), torch.inference_mode():
         for start in range(0, len(images), batch_size):
@@ -38,7 +39,7 @@ def predict(
                 batch = to_unit_range(batch)
             with runtime.autocast():
                 batches.append(module(normalization(batch)).float())
-    return torch.cat(batches)
+    return runtime.all_rows(torch.cat(batches), count)
 
 
 def score_on(images: ImageSet, module: nn.Module, normalization: Normalization, runtime: Runtime) -> Scores:
