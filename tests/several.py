@@ -2,30 +2,50 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gapssg import DistillSettings
+from gapssg import (
+    DistillSettings,
+    EvaluateSettings,
+    InputError,
+    PretrainSettings,
+    Requests,
+    Stopped,
+    distill,
+    evaluate,
+    pretrain_teacher,
+)
 from gapssg.core.runtime import Runtime
-from gapssg.models.model_file import load_model
+from gapssg.models import create_model
+from gapssg.models.model_file import load_model, save_model
 from gapssg.runs.directory import UnwrittenRun
 from gapssg.training.distillation import Distillation
+from tests.conftest import make_card, write_images
+from tests.interruptions import AskingDisplay
 from tests.methods import METHODS
 from tests.tiny import tiny_model
+
+if TYPE_CHECKING:
+    from gapssg.core.processes import Processes
 
 CPU = torch.device("cpu")
 STEPS = 20
 """Steps of synthesis and distillation of each method."""
+TEACHER, IMAGES = "teacher.safetensors", "images"
+RESUMED = ("gapssg-fast", "cmi", "mad")
+"""The methods whose runs are stopped and resumed: between them, they have all kinds of state."""
 _ALONG = {"rounds": 2, "generator_steps": 2, "distillation_steps": 3}
 _SYNTHESIS = {"generator_steps": 5, "pixel_steps": 5}
 
@@ -69,11 +89,7 @@ def make_settings(teacher: Path, name: str, **changes: Any) -> DistillSettings:
 def trace(teacher: Path, name: str, runtime: Runtime) -> dict[str, Tensor]:
     """Make a run of a method; return the loss of every step, the student's weights and the state of the synthesis."""
     settings = make_settings(teacher, name)
-    torch.set_default_dtype(torch.float32)  # in which the file is
-    loaded = load_model(teacher)
-    loaded.module.double()
-    torch.set_default_dtype(torch.float64)
-    distillation = Distillation(settings, runtime, loaded)
+    distillation = Distillation(settings, runtime, load_model(teacher))
     run = UnwrittenRun(Path("unwritten"), settings)
     losses: list[Tensor] = []
     for _ in range(settings.epochs):
@@ -155,20 +171,106 @@ def free_port() -> int:
         return port
 
 
-def trace_all(teacher: str, output: str, *names: str) -> None:
-    """Trace the methods in one of several processes, the first of them twice; write a file for each."""
+def write_inputs(folder: Path) -> None:
+    """Write a teacher in float64, and images to train on."""
+    card = make_card(architecture="tiny", flip=True)
+    model = create_model("tiny", num_classes=10, input_shape=card.input_shape, seed=1)
+    with torch.no_grad():
+        model.train()(torch.randn(64, *card.input_shape, generator=torch.Generator().manual_seed(0)))
+    save_model(folder / TEACHER, model.eval(), card)
+    write_images(folder / IMAGES)
+
+
+def trace_all(folder: Path, processes: Processes) -> None:
+    """Trace the layers and the methods, the first of them twice."""
+    runtime = Runtime(CPU, "fp32", False, 0, processes=processes)
+    save_file(trace_layers(runtime), folder / f"layers-{processes.rank}.safetensors")
+    for place, name in [*((name, name) for name in METHODS), ("again", next(iter(METHODS)))]:
+        found = {key: value.contiguous() for key, value in trace(folder / TEACHER, name, runtime).items()}
+        save_file(found, folder / f"{place}-{processes.rank}.safetensors")
+
+
+def run_all(folder: Path, processes: Processes) -> None:
+    """Make runs with directories: whole ones, and some that are stopped or resumed."""
+    for name in RESUMED:
+        settings = make_settings(folder / TEACHER, name)
+        distill(settings, folder / f"{name}-whole", processes=processes)
+        stops = 0
+        while run_until(1 + (2 * stops) % 3, settings, folder / f"{name}-stopped", stops > 0, processes):
+            stops += 1
+        assert stops >= 3
+        assert run_until(7, settings, folder / f"{name}-of-several", False, processes)
+        distill(settings, folder / f"{name}-of-one", resume=True, processes=processes)
+    pretrain_teacher(pretraining(folder), folder / "teacher", processes=processes)
+    found = evaluate(evaluation(folder), processes=processes)
+    (folder / f"evaluation-{processes.rank}.json").write_text(found.model_dump_json())
+
+
+def run_until(step: int, settings: DistillSettings, run: Path, resume: bool, processes: Processes | None) -> bool:
+    """Make or resume a run until it is asked to stop at its n-th step; tell whether it was."""
+    requests = Requests()
+    display = AskingDisplay(step, requests, "stop")
+    try:
+        distill(settings, run, resume=resume, display=display, requests=requests, processes=processes)
+    except Stopped:
+        return True
+    return False
+
+
+def pretraining(folder: Path) -> PretrainSettings:
+    """Return the settings of a short training."""
+    runtime = {"device": "cpu", "precision": "fp32", "compile": False}
+    data = {"name": f"folder:{folder / IMAGES}"}
+    values = {"data": data, "model": {"name": "tiny"}, "epochs": 3, "batch_size": 12, "runtime": runtime}
+    return PretrainSettings.model_validate(values)
+
+
+def evaluation(folder: Path) -> EvaluateSettings:
+    """Return the settings of an evaluation of the trained model, on a number of images that few numbers divide."""
+    runtime = {"device": "cpu", "precision": "fp32", "compile": False}
+    data, model = {"name": f"folder:{folder / IMAGES}", "images": 13}, folder / "teacher" / "model.safetensors"
+    values = {"models": [model], "teacher": model, "data": data, "batch_size": 6, "runtime": runtime}
+    return EvaluateSettings.model_validate(values)
+
+
+def refuse_all(folder: Path, processes: Processes) -> None:
+    """Start runs that cannot be; write the sentence of each."""
+    settings, own = make_settings(folder / TEACHER, "gapssg-fast"), processes.rank
+    whole, other = folder / "gapssg-fast-whole", folder / "no such run"
+    odd = {"name": "mad", **METHODS["mad"]}
+    cases: dict[str, Callable[[], object]] = {
+        "size": lambda: distill(settings.model_copy(update={"batch_size": 9}), other, processes=processes),
+        "half": lambda: distill(
+            make_settings(folder / TEACHER, "mad", batch_size=6, method=odd), other, processes=processes
+        ),
+        "settings": lambda: distill(settings.model_copy(update={"epochs": 2 + own}), other, processes=processes),
+        "directory": lambda: distill(settings, other if own else whole, resume=True, processes=processes),
+        "taken": lambda: distill(settings, whole, processes=processes),
+        "compiled": lambda: distill(
+            make_settings(folder / TEACHER, "gapssg-fast", runtime={"compile": True}), other, processes=processes
+        ),
+    }
+    said = {}
+    for name, run in cases.items():
+        try:
+            run()
+        except InputError as error:
+            said[name] = str(error)
+    (folder / f"refusals-{own}.json").write_text(json.dumps(said))
+
+
+def main(folder: Path, *parts: str) -> None:
+    """Run some parts in one of several processes."""
     from gapssg.core.processes import Processes
 
     torch.set_num_threads(1)
     processes = Processes.join(os.environ)
-    runtime = Runtime(CPU, "fp32", False, 0, processes=processes)
-    with tiny_model(), in_float64():
-        save_file(trace_layers(runtime), Path(output) / f"layers-{processes.rank}.safetensors")
-        for place, name in [*((name, name) for name in names), ("again", names[0])]:
-            found = {key: value.contiguous() for key, value in trace(Path(teacher), name, runtime).items()}
-            save_file(found, Path(output) / f"{place}-{processes.rank}.safetensors")
+    answering = mock.patch("gapssg.runs.checkpoint._SECONDS_BETWEEN_AGREEMENTS", 0.0)  # after every step
+    with tiny_model(), answering, in_float64():
+        for part in parts:
+            {"trace": trace_all, "run": run_all, "refuse": refuse_all}[part](folder, processes)
     processes.leave()
 
 
 if __name__ == "__main__":
-    {"trace": trace_all}[sys.argv[1]](*sys.argv[2:])
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -110,7 +110,7 @@ class Processes:
         share = share.detach().contiguous()
         whole = share.new_empty((self.world * len(share), *share.shape[1:]))
         with self._contact():
-            dist.all_gather_into_tensor(whole, share)
+            dist.all_gather(list(whole.chunk(self.world)), share)
         self.bytes_exchanged += whole.nbytes
         return whole
 
@@ -175,6 +175,14 @@ class Processes:
                         f"rank {rank} was started differently: {shortened(name)} is {' there and '.join(values)} at "
                         "rank 0; start every process with the same command and versions"
                     )
+
+    def wait_for_all(self) -> None:
+        """Wait until every process has come here.
+
+        Raises:
+            GapssgError: Another process has failed.
+        """
+        self._exchange(None)
 
     @contextmanager
     def sharing_failures(self) -> Iterator[None]:

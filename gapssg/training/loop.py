@@ -29,7 +29,7 @@ from gapssg.runs.directory import (
     versions,
 )
 from gapssg.runs.events import CheckpointWritten, Event, Note, Started
-from gapssg.runs.requests import Requests
+from gapssg.runs.requests import Requests, Stopped
 from gapssg.runs.results import RunResult
 from gapssg.runs.time_left import TimeLeft
 from gapssg.settings.base import Settings
@@ -219,8 +219,15 @@ class Launch:
             yield
             return
         self.processes.check_same({**self._identity, **versions(), **texts_by_key(self.settings)})
+        stopped = None
         with self.processes.sharing_failures():
-            yield
+            try:
+                yield
+            except Stopped as each:  # in every process
+                stopped = each
+            self.processes.wait_for_all()  # until rank 0 has written everything
+        if stopped is not None:
+            raise stopped
 
     def _open(self, job: Job[Result]) -> RunDirectory:
         with self.preparing():
