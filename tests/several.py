@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,27 +145,27 @@ def trace_layers(runtime: Runtime) -> dict[str, Tensor]:
     return {key: value.detach() for key, value in found.items() if value is not None}
 
 
-def start(world: int, *arguments: object) -> list[subprocess.Popen[str]]:
-    """Start workers with one thread each and torchrun's variables: `python -m tests.several ARGUMENTS`."""
-    port = str(free_port())
-    common = {**os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+def start(
+    world: int, *arguments: object, module: str = "tests.several", of_the_last: Sequence[object] | None = None
+) -> list[subprocess.Popen[str]]:
+    """Start processes with one thread each and torchrun's variables: `python -m MODULE ARGUMENTS`."""
+    common = {**os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     common |= {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": str(world), "PYTHONPATH": os.pathsep.join(sys.path)}
+    of_each = [arguments] * (world - 1) + [arguments if of_the_last is None else of_the_last]
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.several", *map(str, arguments)],
+            [sys.executable, "-m", module, *map(str, own)],
             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(world)
+        for rank, own in enumerate(of_each)
     ]
 
 
 def free_port() -> int:
     """Return a port that no process listens on."""
-    import socket
-
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port: int = one.getsockname()[1]

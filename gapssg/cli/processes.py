@@ -40,6 +40,7 @@ def joined(invocation: Invocation) -> Iterator[None]:
     if not are_several():
         yield
         return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch would print stack traces of lost connections
     from gapssg.core.processes import Processes
 
     processes = invocation.processes = Processes.join(os.environ)

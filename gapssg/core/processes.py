@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from threading import Thread
 from typing import Any, Self
@@ -25,6 +26,21 @@ _SECONDS_TO_DISCONNECT = 5.0
 _LONGEST_WAIT = 0.1
 
 
+@dataclass
+class Traffic:
+    """Tensors that a process has exchanged.
+
+    Attributes:
+        operations: Number of collective operations.
+        gathered: Bytes of the gathered tensors, whose shares each process has sent.
+        summed: Bytes of the tensors that were added up.
+    """
+
+    operations: int = 0
+    gathered: int = 0
+    summed: int = 0
+
+
 class Processes:
     """This process among those of a run.
 
@@ -39,7 +55,7 @@ class Processes:
         world: Number of processes.
         local_rank: Number of this process on its machine, from 0.
         local_world: Number of processes on this machine.
-        bytes_exchanged: Bytes of the tensors of all collective operations so far, as this process holds them.
+        traffic: What has been exchanged so far.
     """
 
     def __init__(self, store: Store, rank: int, world: int, local_rank: int, local_world: int) -> None:
@@ -49,7 +65,7 @@ class Processes:
             RunError: They cannot be reached.
         """
         self.rank, self.world, self.local_rank, self.local_world = rank, world, local_rank, local_world
-        self.bytes_exchanged = 0
+        self.traffic = Traffic()
         self._store = store
         self._exchanges = 0
         self._missing: set[int] = set()
@@ -111,7 +127,8 @@ class Processes:
         whole = share.new_empty((self.world * len(share), *share.shape[1:]))
         with self._contact():
             dist.all_gather(list(whole.chunk(self.world)), share)
-        self.bytes_exchanged += whole.nbytes
+        self.traffic.operations += 1
+        self.traffic.gathered += whole.nbytes
         return whole
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -119,7 +136,8 @@ class Processes:
         total = tensor.detach().clone(memory_format=torch.contiguous_format)
         with self._contact():
             dist.all_reduce(total)
-        self.bytes_exchanged += total.nbytes
+        self.traffic.operations += 1
+        self.traffic.summed += total.nbytes
         return total
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
@@ -221,7 +239,7 @@ class Processes:
         """
         others = set(range(self.world)) - {self.rank}
         told: set[int] = set()
-        with suppress(RuntimeError):
+        try:
             self._store.set(f"lost/{self.rank}", "")
             deadline = time.monotonic() + _SECONDS_TO_EXPLAIN
             while told != others and time.monotonic() < deadline:
@@ -229,6 +247,8 @@ class Processes:
                 told |= {rank for rank in others - told if self._store.check([f"lost/{rank}"])}
                 time.sleep(_LONGEST_WAIT)
             self._missing = others - told
+        except RuntimeError:  # the store is gone, and with it rank 0, unless torchrun keeps it
+            self._missing = {0} - {self.rank}
         if self._missing:
             ended = ", ".join(f"rank {rank}" for rank in sorted(self._missing))
             return RunError(f"{ended} of {self.world} ended without a message; --resume continues from the checkpoint")
