@@ -24,6 +24,7 @@ _SECONDS_TO_PREPARE = 1800.0  # in which a rank reads its inputs
 _SECONDS_TO_EXPLAIN = 5.0
 _SECONDS_TO_DISCONNECT = 5.0
 _LONGEST_WAIT = 0.1
+_HOW_TO_CONTINUE = "--resume continues a run from its last checkpoint"
 
 
 @dataclass
@@ -251,8 +252,8 @@ class Processes:
             self._missing = {0} - {self.rank}
         if self._missing:
             ended = ", ".join(f"rank {rank}" for rank in sorted(self._missing))
-            return RunError(f"{ended} of {self.world} ended without a message; --resume continues from the checkpoint")
-        return RunError(f"the {self.world} processes lost contact: {_first_line(error)}; --resume continues the run")
+            return RunError(f"{ended} of {self.world} has ended or does not answer; {_HOW_TO_CONTINUE}")
+        return RunError(f"the {self.world} processes lost contact ({_first_line(error)}); {_HOW_TO_CONTINUE}")
 
     def _exchange(self, mine: Any) -> list[Any]:
         """Return what every process gives, JSON types, in the order of their ranks."""

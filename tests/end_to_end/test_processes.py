@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.slow
 METHOD = ["--set", "method.generator_steps=100", "--set", "method.synthesis_batch_size=16"]
 METHOD += ["--set", "method.distillation_steps=2", "--set", "batch_size=8", "--epochs", "1"]
 SECONDS_TO_END = 30
+CONTINUE = "--resume continues a run from its last checkpoint"
 
 
 def command(teacher: Path, run: Path) -> list[object]:
@@ -75,7 +77,7 @@ def test_the_death_of_a_process_ends_the_other_and_the_checkpoint_is_intact(teac
     processes[1].kill()
     _, said = processes[0].communicate(timeout=SECONDS_TO_END)
     assert processes[0].returncode == 1
-    assert said == "error: rank 1 of 2 ended without a message; --resume continues from the checkpoint\n"
+    assert said == f"error: rank 1 of 2 has ended or does not answer; {CONTINUE}\n"
     processes[1].communicate()
     gapssg("distill", "--resume", run)
     assert (run / "student.safetensors").exists()
@@ -86,7 +88,7 @@ def test_the_death_of_the_first_process_is_told_by_the_second(teacher_file: Path
     processes[0].kill()
     _, said = processes[1].communicate(timeout=SECONDS_TO_END)
     assert processes[1].returncode == 1
-    assert said == "error: rank 0 of 2 ended without a message; --resume continues from the checkpoint\n"
+    assert said == f"error: rank 0 of 2 has ended or does not answer; {CONTINUE}\n"
     processes[0].communicate()
 
 
@@ -114,6 +116,25 @@ def test_torchrun_runs_a_command_once(teacher_file: Path, tmp_path: Path):
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("distilling wrn16_1 into wrn16_1") == 1
     assert (tmp_path / "run" / "result.json").exists()
+
+
+def test_what_the_guide_says_runs(teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    guide = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text()
+    commands = re.findall(r"^    torchrun .* -m gapssg (.*)$", guide.replace("\\\n", " "), re.MULTILINE)
+    assert len(commands) == 3
+    for arguments in commands:
+        gapssg(*arguments.split(), "--dry-run")
+    (code,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    short = {"method": {"name": "noise"}, "epochs": 1, "runtime": {"device": "cpu"}}
+    place = '"student": {"name": "wrn16_1"}'
+    assert place in code
+    (tmp_path / "guide.py").write_text(code.replace(place, f"{place}, **{short}"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for process in start(2, module="guide"):
+        assert process.communicate(timeout=240) == ("", "")
+        assert process.returncode == 0
+    assert (tmp_path / "run" / "student.safetensors").exists()
 
 
 def test_only_some_commands_are_shared(monkeypatch: pytest.MonkeyPatch):
