@@ -61,7 +61,7 @@ def test_a_signal_to_one_process_stops_all_after_a_checkpoint_that_one_process_c
     processes = in_the_middle_of_a_run(teacher_file, run)
     before = (run / "checkpoint" / "latest.safetensors").read_bytes()
     processes[1].send_signal(signal.SIGTERM)
-    (shown, said), silent = (each.communicate(timeout=SECONDS_TO_END) for each in processes)
+    (shown, said), silent = (each.communicate(timeout=120) for each in processes)
     assert [each.returncode for each in processes] == [143, 143]
     assert said == f"terminated; continue with: gapssg distill --resume {run}\n"
     assert ", 2 processes\n" in shown

@@ -75,7 +75,7 @@ def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
                 distill(make_settings(teacher, name), one / f"{name}-whole")
             pretrain_teacher(pretraining(several), one / "teacher")
         for worker in workers:
-            output, errors = worker.communicate(timeout=300)
+            output, errors = worker.communicate(timeout=600)
             assert worker.returncode == 0, output + errors
             assert output == ""
     names, ranks = [*traces, "again"], range(request.param)
