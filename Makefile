@@ -33,6 +33,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.landscape
 	$(BIN)/python -m benchmarks.seeds
+	$(BIN)/python -m benchmarks.scaling
 
 # benchmarks/RESULTS.md, from benchmarks/RESULTS.md.jinja and what the benchmarks wrote to benchmarks/results/.
 results: $(INSTALLED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -13,6 +13,9 @@ from gapssg import DistillSettings
 from gapssg.core.runtime import Runtime
 from gapssg.models.model_file import load_model
 from gapssg.training.distillation import Distillation
+
+if TYPE_CHECKING:
+    from gapssg.core.processes import Processes
 
 
 class Size(NamedTuple):
@@ -37,8 +40,14 @@ class CoreSteps(NamedTuple):
     precision: str
 
 
-def make_core(size: Size, device: torch.device, compiled: bool = False, precision: str = "auto") -> CoreSteps:
-    """Create both steps for a teacher with random weights."""
+def make_core(
+    size: Size,
+    device: torch.device,
+    compiled: bool = False,
+    precision: str = "auto",
+    processes: Processes | None = None,
+) -> CoreSteps:
+    """Create both steps for a teacher with random weights; `processes` share every batch."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "teacher.safetensors"
         write_teacher(file, size.teacher, size.side)
@@ -54,10 +63,14 @@ def make_core(size: Size, device: torch.device, compiled: bool = False, precisio
                     "generator_steps": 100_000,
                     "passes": 1000,
                 },
-                "runtime": {"device": str(device), "compile": compiled, "precision": precision},
+                "runtime": {
+                    "device": str(device) if processes is None else device.type,
+                    "compile": compiled,
+                    "precision": precision,
+                },
             }
         )
-        runtime = Runtime.from_settings(settings.runtime, 0)
+        runtime = Runtime.from_settings(settings.runtime, 0, processes)
         # Two, because a suspended synthesis still observes its teacher and freezes its student.
         synthesising, distilling = (Distillation(settings, runtime, load_model(file)) for _ in range(2))
     steps = synthesising.synthesizer.synthesis_steps(synthesising.student, 0, 0)

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from gapssg._version import __version__
 from gapssg.cli.console import Invocation, lenient_streams
+from gapssg.cli.processes import check_command, joined, leave
 from gapssg.cli.signals import listening
 from gapssg.errors import GapssgError, InputError, reporting_out_of_memory, shortened
 from gapssg.files import check_current_folder
@@ -78,6 +79,7 @@ class _Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
         name, _, rest = super().resolve_command(ctx, args)
+        check_command(name)
         return name, None if name is None else build_command(name), rest
 
 
@@ -132,6 +134,7 @@ def main() -> None:
         stdout.flush()
         if stdout.refusal is not None and status == 0:
             status = _report_lost_output(stdout.refusal, invocation)
+        leave(invocation, status)
     sys.exit(status)
 
 
@@ -140,7 +143,7 @@ def _run(invocation: Invocation) -> int:
     status = 0
     failure: Exception | Stopped | None = None
     try:
-        with reporting_out_of_memory(), _checking_current_folder():
+        with reporting_out_of_memory(), _checking_current_folder(), joined(invocation):
             status = app(standalone_mode=False, obj=invocation) or 0
     except (KeyboardInterrupt, typer.Abort):
         failure = Stopped(signal.SIGINT)
@@ -150,6 +153,8 @@ def _run(invocation: Invocation) -> int:
     requests.attended = True  # the program ends by itself now
     if requests.raised and requests.stop is not None:
         failure = Stopped(requests.stop)  # another package may have replaced the exception
+    if failure is not None and not invocation.speaks:
+        return getattr(failure, "exit_status", GapssgError.exit_status)
     if isinstance(failure, Stopped):
         sys.stderr.write(f"{_ENDINGS.get(failure.signal_number, 'stopped')}{_how_to_continue(invocation)}\n")
         return failure.exit_status

@@ -37,6 +37,7 @@ from gapssg.runs.requests import Requests
 from gapssg.text import duration, percent, printable, printable_toml
 
 if TYPE_CHECKING:
+    from gapssg.core.processes import Processes
     from gapssg.runs.results import EstimateResult
     from gapssg.settings.base import Settings
 
@@ -65,6 +66,18 @@ class Invocation:
     """How to continue after an interruption, if not by --resume."""
     requests: Requests = field(default_factory=Requests)
     """What signals have asked for."""
+    processes: Processes | None = None
+    """The processes of torchrun, if there are several."""
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes files: one of several does."""
+        return self.processes is None or self.processes.rank == 0
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process reports errors: one of several does."""
+        return self.processes is None or self.processes.speaks
 
 
 class Stream:

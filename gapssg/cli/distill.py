@@ -48,7 +48,7 @@ def distill(
         gapssg distill --teacher teacher.safetensors --student wrn16_1 --output run
         gapssg distill --teacher teacher.safetensors --student resnet18 --eval-data folder:photos --output run
     """
-    check_estimate(estimate, resume)
+    check_estimate(console, estimate, resume)
     directory, settings = load_run(console, given, output, resume, recipe=recipe, beneath=_published)
     check_factories(console, given, resume, [settings.student.name, *settings.model_factories], "--model-factory")
     if estimate:
@@ -65,9 +65,17 @@ def distill(
 
     from gapssg.training.distill import distill
 
-    resumes, requests = resume is not None, console.invocation.requests
+    resumes, requests, processes = resume is not None, console.invocation.requests, console.invocation.processes
     with shown_run(console, directory, DistillationEpoch, tensorboard=tensorboard, resume=resume) as display:
-        result = distill(settings, directory, overwrite=overwrite, resume=resumes, display=display, requests=requests)
+        result = distill(
+            settings,
+            directory,
+            overwrite=overwrite,
+            resume=resumes,
+            display=display,
+            requests=requests,
+            processes=processes,
+        )
     render.print_distillation(console, result, directory, settings)
     console.result(result)
 

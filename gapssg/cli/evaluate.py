@@ -46,8 +46,8 @@ def evaluate(
     from gapssg.evaluation.evaluate import evaluate
 
     with console.live() as display:
-        result = evaluate(settings, display=display)
-        for message in keep_evaluations(result):
+        result = evaluate(settings, display=display, processes=console.invocation.processes)
+        for message in keep_evaluations(result) if console.invocation.writes else ():
             display.event(Note(message=message))
     render.print_evaluation(console, result)
     if per_class:

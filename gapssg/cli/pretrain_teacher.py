@@ -37,7 +37,7 @@ def pretrain_teacher(
         gapssg pretrain-teacher --data digits --model wrn16_1 --recipe digits --output teacher
         gapssg pretrain-teacher --data folder:photos --model resnet18 --output teacher
     """
-    check_estimate(estimate, resume)
+    check_estimate(console, estimate, resume)
     directory, settings = load_run(console, given, output, resume, recipe=recipe)
     check_factories(console, given, resume, [settings.model.name], "--model")
     if estimate:
@@ -54,10 +54,16 @@ def pretrain_teacher(
 
     from gapssg.training.pretrain_teacher import pretrain_teacher
 
-    resumes, requests = resume is not None, console.invocation.requests
+    resumes, requests, processes = resume is not None, console.invocation.requests, console.invocation.processes
     with shown_run(console, directory, PretrainingEpoch, tensorboard=tensorboard, resume=resume) as display:
         result = pretrain_teacher(
-            settings, directory, overwrite=overwrite, resume=resumes, display=display, requests=requests
+            settings,
+            directory,
+            overwrite=overwrite,
+            resume=resumes,
+            display=display,
+            requests=requests,
+            processes=processes,
         )
     render.print_pretraining(console, result, directory)
     console.result(result)

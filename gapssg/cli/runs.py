@@ -101,12 +101,14 @@ def check_factories(
     console.invocation.again_named = "".join(f" {option} {name}" for name in factories)
 
 
-def check_estimate(estimate: bool, resume: Path | None) -> None:
-    """Check that --estimate and --resume are not combined.
+def check_estimate(console: Console, estimate: bool, resume: Path | None) -> None:
+    """Check that --estimate is not combined with --resume or several processes.
 
     Raises:
-        InputError: They are.
+        InputError: It is.
     """
+    if estimate and console.invocation.processes is not None:
+        raise InputError("--estimate times the steps of one process; start it without torchrun")
     if estimate and resume is not None:
         raise InputError(
             "--estimate times a new run; leave --resume out, or --estimate: a resumed run shows its time left"
@@ -136,6 +138,9 @@ def shown_run(
     from gapssg.runs import tensorboard as logs
 
     with console.live() as display:
+        if not console.invocation.writes:
+            yield display
+            return
         if not tensorboard and resume is not None and logs.was_written(resume):
             tensorboard = logs.is_installed()
             if not tensorboard:

@@ -8,18 +8,22 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from gapssg.core.convolutions import avoid_unsound_kernels
+from gapssg.core.moments import combined_moments
 from gapssg.errors import InputError
 from gapssg.settings.parts import RuntimeSettings
 from gapssg.text import duration
+
+if TYPE_CHECKING:
+    from gapssg.core.processes import Processes
 
 Step = TypeVar("Step", bound=Callable[..., Any])
 
@@ -28,6 +32,7 @@ Step = TypeVar("Step", bound=Callable[..., Any])
 _EAGER_FLOPS = {"bf16": 1.5e11, "fp32": 5e10}
 _EAGER_FLOPS_OF_A_GPU = 5e13
 _SECONDS_WORTH_COMPILING = 600.0
+_SEVERAL = "several processes run in eager mode"
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Runtime:
         compiled: Whether `compile` compiles.
         seed: Seed from which every random stream is derived.
         deterministic: Whether CUDA may use only deterministic algorithms.
+        processes: The processes that share every batch of the run; None if there is one.
     """
 
     device: torch.device
@@ -48,23 +54,26 @@ class Runtime:
     compiled: bool
     seed: int
     deterministic: bool = False
+    processes: Processes | None = None
 
     @classmethod
-    def from_settings(cls, settings: RuntimeSettings, seed: int) -> Runtime:
+    def from_settings(cls, settings: RuntimeSettings, seed: int, processes: Processes | None = None) -> Runtime:
         """Choose device and precision; `compile = "auto"` is left to `decide_compilation`.
 
         Raises:
-            InputError: CUDA is requested but not available, or compilation without a compiler.
+            InputError: CUDA is requested but not available, or compilation without a compiler or by several processes.
         """
-        device = _choose_device(settings.device)
+        device = _choose_device(settings.device) if processes is None else _choose_own(settings.device, processes)
         precision = settings.precision
         if precision == "auto":
             precision = "bf16" if computes_bf16_natively(device) else "fp32"
         compiled = settings.compile is True
-        obstacle = obstacle_to_compiling(device) if compiled else None
+        obstacle = None
+        if compiled:
+            obstacle = _SEVERAL if processes is not None else obstacle_to_compiling(device)
         if obstacle:
             raise InputError(f"--compile: {obstacle}; use --no-compile")
-        return cls(device, precision, compiled, seed, settings.deterministic)
+        return cls(device, precision, compiled, seed, settings.deterministic, processes)
 
     def decide_compilation(
         self, setting: bool | Literal["auto"], flops: float, earlier: bool | None = None
@@ -80,6 +89,8 @@ class Runtime:
         """
         if setting != "auto":
             return self, None
+        if self.processes is not None:
+            return self, f"not compiled: {_SEVERAL}"
         if earlier is not None:
             return replace(self, compiled=earlier), None
         rate = _EAGER_FLOPS_OF_A_GPU
@@ -100,7 +111,8 @@ class Runtime:
     def describe(self) -> str:
         """Describe device, precision and compilation in a few words."""
         words = [str(self.device), self.precision, "compiled" if self.compiled else "eager"]
-        return ", ".join(words + ["deterministic"] * self.deterministic)
+        words += ["deterministic"] * self.deterministic
+        return ", ".join(words + [f"{self.world} processes"] * (self.world > 1))
 
     @contextmanager
     def configured(self) -> Iterator[None]:
@@ -177,6 +189,74 @@ class Runtime:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    @property
+    def rank(self) -> int:
+        """Number of this process among those of the run, from 0."""
+        return 0 if self.processes is None else self.processes.rank
+
+    @property
+    def world(self) -> int:
+        """Number of processes of the run."""
+        return 1 if self.processes is None else self.processes.world
+
+    def check_shares(self, sizes: Mapping[str, int]) -> None:
+        """Check that batches of these sizes, by the names of their settings, can be shared by the processes.
+
+        Raises:
+            InputError: One cannot.
+        """
+        for name, size in sizes.items():
+            if size % self.world:
+                raise InputError(
+                    f"{self.world} processes cannot share a batch of {size} images equally; change {name}, or start "
+                    "another number of processes"
+                )
+
+    def share(self, batch: Tensor) -> Tensor:
+        """Return the rows of a batch (N, ...) that this process computes, (N / world, ...)."""
+        return batch if self.processes is None else self.processes.share(batch)
+
+    def whole(self, *shares: Tensor) -> tuple[Tensor, ...]:
+        """Return the whole batches of shares (N / world, ...) of one dtype, with gradients.
+
+        Wholes may be used only for what every process computes alike, such as a loss of the whole batch.
+        """
+        return shares if self.processes is None else self.processes.whole(*shares)
+
+    def own_rows(self, images: Tensor) -> Tensor:
+        """Return the rows of any number of images (N, ...), at least 1, that this process computes.
+
+        Every process gets as many; the last image is repeated where there are too few.
+        """
+        if self.processes is None:
+            return images
+        count = -(-len(images) // self.world)
+        rows = torch.arange(self.rank * count, (self.rank + 1) * count, device=images.device)
+        return images[rows.clamp_max(len(images) - 1)]
+
+    def all_rows(self, own: Tensor, count: int) -> Tensor:
+        """Return what the processes have computed from their `own_rows` of `count` images, without gradients."""
+        return own if self.processes is None else self.processes.gather(own)[:count]
+
+    def whole_moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean and biased variance (C,) of a whole batch from those of this process's share."""
+        if self.processes is None:
+            return mean, variance
+        return combined_moments(*self.processes.whole(mean[None], variance[None]))
+
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Replace the gradients of parameters by their means over the processes."""
+        if self.processes is not None:
+            self.processes.average_gradients(parameters)
+
+    def whole_batch_layers(self) -> AbstractContextManager[Any]:
+        """Return the context in which batch norms and dropout act as on the whole batch, of which there is a share."""
+        if self.processes is None:
+            return nullcontext()
+        from gapssg.core.whole_batch import WholeBatchLayers
+
+        return WholeBatchLayers(self.processes)
+
 
 def computes_bf16_natively(device: torch.device) -> bool:
     """Tell whether the hardware has bfloat16 matrix instructions (emulation is slower than float32)."""
@@ -215,3 +295,20 @@ def _choose_device(name: str) -> torch.device:
     if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
         raise InputError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
     return device
+
+
+def _choose_own(name: str, processes: Processes) -> torch.device:
+    """Return the device of this process: on CUDA, the GPU with its number on the machine."""
+    device = _choose_device(name)
+    if device.type != "cuda":
+        return device
+    if device.index is not None:
+        raise InputError(f"--device {name}: each of several processes has a GPU of its own; use --device cuda")
+    if processes.local_world > torch.cuda.device_count():
+        raise InputError(
+            f"{processes.local_world} processes on a machine with {torch.cuda.device_count()} CUDA devices: "
+            "start one for each, or use --device cpu"
+        )
+    own = torch.device("cuda", processes.local_rank)
+    torch.cuda.set_device(own)
+    return own

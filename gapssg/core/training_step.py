@@ -51,15 +51,16 @@ class TrainingStep:
             runtime: Whether and how the step is compiled and captured.
             after: Called with the outputs at the end of the step, to update tensors in place.
         """
+        self._runtime = runtime
         self._loss = runtime.compile(loss)
         self._optimizer = optimizer
         self._after = after
         self.skipped = torch.zeros((), device=runtime.device)
         # Fused optimizers change nothing if this is 1; gradient scalers use it.
-        self._not_finite = torch.zeros((), device=runtime.device)
+        self._not_finite = torch.zeros((), dtype=torch.float32, device=runtime.device)
         optimizer.grad_scale, optimizer.found_inf = None, self._not_finite  # type: ignore[attr-defined]
         self._capture = None
-        if runtime.device.type == "cuda":
+        if runtime.device.type == "cuda" and runtime.processes is None:
             self._capture = Capture(self._update, name, partial(record_cuda_graph, runtime.device))
 
     def __call__(self, *tensors: Tensor) -> Outputs:
@@ -81,8 +82,10 @@ class TrainingStep:
 
     def _update(self, *tensors: Tensor) -> Outputs:
         self._optimizer.zero_grad(set_to_none=True)
-        outputs = self._loss(*tensors)
+        with self._runtime.whole_batch_layers():
+            outputs = self._loss(*tensors)
         torch.autograd.backward(outputs["loss"])
+        self._runtime.average_gradients(each for group in self._optimizer.param_groups for each in group["params"])
         self._not_finite.copy_(~torch.isfinite(outputs["loss"].detach()))
         self.skipped += self._not_finite
         self._optimizer.step()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from gapssg.core.runtime import Runtime
+from gapssg.data.image_set import sha256_of_images
 from gapssg.evaluation.metrics import (
     Answers,
     answers_of,
@@ -25,15 +28,23 @@ from gapssg.evaluation.real_images import check_same_images, read_test_images
 from gapssg.evaluation.settings import EvaluateSettings
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import profile_model
-from gapssg.runs.directory import Display, SilentDisplay, run_facts
+from gapssg.runs.directory import Display, SilentDisplay, run_facts, versions
 from gapssg.runs.results import EvaluatedModel, EvaluateResult, EvaluateTiming, FileFacts
+from gapssg.settings.load import texts_by_key
 from gapssg.synthesis.losses import reality_gaps
+
+if TYPE_CHECKING:
+    from gapssg.core.processes import Processes
 
 MOST_CLASSES_IN_A_MATRIX = 1000
 
 
-def evaluate(settings: EvaluateSettings, *, display: Display | None = None) -> EvaluateResult:
+def evaluate(
+    settings: EvaluateSettings, *, display: Display | None = None, processes: Processes | None = None
+) -> EvaluateResult:
     """Evaluate model files on the test split of real images.
+
+    Each of `processes` calls this with equal arguments, and gets the result.
 
     Returns:
         The scores of each file in `models`, and their throughput under `timing`.
@@ -42,15 +53,20 @@ def evaluate(settings: EvaluateSettings, *, display: Display | None = None) -> E
         InputError: A file or the data cannot be used, or they do not match.
     """
     display = display or SilentDisplay()
-    runtime = Runtime.from_settings(settings.runtime, seed=0)  # evaluation is deterministic
-    models = [load_model(path, settings.model_factories) for path in settings.models]
-    teacher = load_model(settings.teacher, settings.model_factories) if settings.teacher is not None else None
-    images = read_test_images(settings.data, models[0], display)
-    for other in [*models[1:], *([teacher] if teacher is not None else [])]:
-        check_same_images(models[0], other)
-    images = images.to(runtime.device)
-    evaluations = [_Evaluation(model, runtime) for model in models]
-    reference = None if teacher is None else _Evaluation(teacher, runtime)
+    with nullcontext() if processes is None else processes.all_or_none():
+        runtime = Runtime.from_settings(settings.runtime, 0, processes)  # evaluation is deterministic
+        models = [load_model(path, settings.model_factories) for path in settings.models]
+        teacher = load_model(settings.teacher, settings.model_factories) if settings.teacher is not None else None
+        images = read_test_images(settings.data, models[0], display)
+        for other in [*models[1:], *([teacher] if teacher is not None else [])]:
+            check_same_images(models[0], other)
+        images = images.to(runtime.device)
+        evaluations = [_Evaluation(model, runtime) for model in models]
+        reference = None if teacher is None else _Evaluation(teacher, runtime)
+    if processes is not None:
+        contents = {"the images' SHA-256": sha256_of_images(images), **runtime.identity()}
+        contents |= {f"the SHA-256 of {model.path.name}": model.sha256 for model in models}
+        processes.check_same({**contents, **versions(), **texts_by_key(settings)})
     # Only the logits of one batch are in memory, because there may be many classes.
     batch_size = settings.batch_size or batch_size_for(images.input_shape)
     for start in range(0, len(images), batch_size):

@@ -45,7 +45,7 @@ def predict(
     runtime: Runtime,
     batch_size: int | None = None,
 ) -> Tensor:
-    """Return the logits of a classifier, leaving it unchanged.
+    """Return the logits of a classifier, leaving it unchanged; several processes share the images.
 
     Args:
         module: Maps normalised images (N, C, H, W) to logits (N, K), on the runtime's device.
@@ -57,6 +57,7 @@ def predict(
     Returns:
         (N, K) float32 on the device.
     """
+    count, images = len(images), runtime.own_rows(images)
     batches = []
     batch_size = batch_size or batch_size_for(images.shape[1:])
     with runtime.configured(), frozen(module), torch.inference_mode():
@@ -66,7 +67,7 @@ def predict(
                 batch = to_unit_range(batch)
             with runtime.autocast():
                 batches.append(module(normalization(batch)).float())
-    return torch.cat(batches)
+    return runtime.all_rows(torch.cat(batches), count)
 
 
 def score_on(images: ImageSet, module: nn.Module, normalization: Normalization, runtime: Runtime) -> Scores:

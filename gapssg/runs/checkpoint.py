@@ -32,6 +32,7 @@ from gapssg.settings.base import Settings
 
 FOLDER, _FILE, _KEY = "checkpoint", "latest.safetensors", "facts"
 _FILES, _BEST = "written.files", "written.best"
+_SECONDS_BETWEEN_AGREEMENTS, _MOST_STEPS_BETWEEN_AGREEMENTS = 0.1, 100  # of several processes
 NOT_OF_THIS_RUN = "the checkpoint does not belong to this run; restart with --overwrite"
 
 
@@ -100,6 +101,8 @@ class Checkpoints:
         requests: Requests to the run from outside.
         every_epochs: Epochs between checkpoints.
         every_minutes: Minutes after which a checkpoint is written between two steps.
+        highest: Returns the highest of each number over the processes of the run, which call it after the same steps;
+            None if there is one process.
     """
 
     run: RunDirectory
@@ -108,6 +111,10 @@ class Checkpoints:
     requests: Requests
     every_epochs: int
     every_minutes: float
+    highest: Callable[..., list[int]] | None = None
+    _steps_left: int = field(default=1, init=False)
+    _interval: int = field(default=1, init=False)
+    _agreed: float = field(default_factory=time.monotonic, init=False)
     _written: float = field(default_factory=time.monotonic, init=False)
     _writer: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "checkpoint"), init=False)
     _pending: Future[None] | None = field(default=None, init=False)
@@ -129,19 +136,41 @@ class Checkpoints:
     def after_step(self) -> None:
         """Answer requests, and write a checkpoint if one is due; otherwise this costs nothing.
 
+        Several processes answer after the same step: a request to one of them is one to all.
+
         Raises:
             RunError: The last checkpoint could not be written; the previous one is untouched.
             Stopped: A stop was requested, and the checkpoint is written.
         """
         if self._pending is not None and self._pending.done():
             self.finish()
-        is_due = time.monotonic() - self._written > 60 * self.every_minutes
-        if self.requests.stop is not None or self.requests.checkpoint or is_due:
+        stop, asks = self._requested() if self.highest is None else self._agreed_requests(self.highest)
+        if stop or asks:
             self.requests.checkpoint = False
             self.write()
-        if self.requests.stop is not None:
+        if stop:
             self.finish()
-            raise Stopped(self.requests.stop)
+            raise Stopped(stop)
+
+    def _requested(self) -> tuple[int, bool]:
+        """Return the signal that requests a stop, or 0, and whether a checkpoint is requested or due."""
+        is_due = time.monotonic() - self._written > 60 * self.every_minutes
+        return self.requests.stop or 0, self.requests.checkpoint or is_due
+
+    def _agreed_requests(self, highest: Callable[..., list[int]]) -> tuple[int, bool]:
+        """Return what any process requests, every few steps, and else nothing.
+
+        The processes also agree on the number of steps until the next time, from the duration of the last ones.
+        """
+        self._steps_left -= 1
+        if self._steps_left > 0:
+            return 0, False
+        seconds = max(time.monotonic() - self._agreed, 1e-6)
+        steps = min(int(self._interval * _SECONDS_BETWEEN_AGREEMENTS / seconds), _MOST_STEPS_BETWEEN_AGREEMENTS)
+        stop, asks, fewest = highest(*self._requested(), -max(steps, 1))
+        self._interval = self._steps_left = -fewest
+        self._agreed = time.monotonic()
+        return stop, bool(asks)
 
     def after_epoch(self, epochs_done: int, is_last: bool) -> None:
         """Write a checkpoint if one is due after this epoch, and answer requests.

@@ -45,9 +45,10 @@ from gapssg.text import duration
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from gapssg.core.runtime import Runtime
+    from gapssg.models.description import ModelCard
     from gapssg.synthesis.shards import PoolOrigin
 
 _SETTINGS = "settings.toml"
@@ -266,9 +267,61 @@ class RunDirectory(AbstractContextManager["RunDirectory"]):
 
         write_shard(self.folder(_POOL) / shard_name(epoch), images, targets, origin)
 
+    def write_model(self, name: str, module: nn.Module, card: ModelCard) -> Path:
+        """Write a network as a model file of this name, or of this name in a subfolder; return its path."""
+        from gapssg.models.model_file import save_verified_model
+
+        folder, _, file = name.rpartition("/")
+        path = (self.folder(folder) if folder else self.path) / file
+        save_verified_model(path, module, card)
+        return path
+
     def write_result(self, result: RunResult) -> None:
         """Write `result.json`."""
         write_json(self.path / RESULT, result.model_dump(mode="json"))
+
+
+class UnwrittenRun(RunDirectory):
+    """The directory of a run for a process that neither writes it nor shows the run, because another one does."""
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        """Name the directory."""
+        self.path = inside(path)
+        self.settings = flatten(settings.to_dict())
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def written(self) -> Written:
+        """Return that nothing is written."""
+        return Written()
+
+    def show(self, event: Event) -> None:
+        """Do nothing."""
+
+    def show_time_left(self, time_left: TimeLeft, epochs_done: int, epochs: int) -> None:
+        """Do nothing."""
+
+    def record(self, event: Event) -> None:
+        """Do nothing."""
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        """Do nothing."""
+
+    def write_samples(
+        self, epoch: int, epochs: int, images: Tensor, targets: Tensor, class_names: Sequence[str]
+    ) -> None:
+        """Do nothing."""
+
+    def write_pool_shard(self, epoch: int, images: Tensor, targets: Tensor, origin: PoolOrigin) -> None:
+        """Do nothing."""
+
+    def write_model(self, name: str, module: nn.Module, card: ModelCard) -> Path:
+        """Return the path at which the other process writes the file."""
+        return self.path / name
+
+    def write_result(self, result: RunResult) -> None:
+        """Do nothing."""
 
 
 def check_output(path: Path, overwrite: bool, inputs: Iterable[Path | None] = ()) -> None:

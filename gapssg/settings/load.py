@@ -153,6 +153,11 @@ def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     return {".".join(key): value for key, value in _flatten(values)}
 
 
+def texts_by_key(settings: Settings) -> dict[str, str]:
+    """Return the values of settings as text by dotted key, for comparisons in messages."""
+    return {key: repr(value) for key, value in flatten(settings.to_dict()).items()}
+
+
 def _check_text(key: Key, value: Any, source: str) -> None:
     """Refuse bytes from the command line that are not UTF-8: they cannot be written to `settings.toml`."""
     try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gapssg.core.augment import Shifts
 from gapssg.models.profile import executed_batch_norm_layers
 from gapssg.synthesis.base import AveragedInversionSettings, SynthesisContext
-from gapssg.synthesis.batch_norm import batch_moments, observed_inputs
+from gapssg.synthesis.batch_norm import observed_inputs
 from gapssg.synthesis.inversion import GeneratorInversion
 from gapssg.synthesis.state import take_all
 
@@ -52,7 +52,7 @@ class AveragedInversion(GeneratorInversion):
 
     def _observing(self) -> AbstractContextManager[Any]:
         def observe(layer: nn.Module, inputs: Tensor) -> None:
-            self._moments += batch_moments(inputs)
+            self._moments += self._moments_of(inputs)
 
         return observed_inputs(self.context.teacher, observe)
 
@@ -60,7 +60,8 @@ class AveragedInversion(GeneratorInversion):
         context = self.context
         with context.runtime.autocast():
             images = self.generator(self._latents())
-        views = context.normalization(context.augmentation(images, Shifts(*draws)))
+        shifts = Shifts(*map(context.runtime.share, draws))
+        views = context.normalization(context.augmentation(images, shifts))
         self._moments.clear()
         teacher_logits, student_logits = self._responses(views)
         moments = torch.cat(take_all(self._moments))

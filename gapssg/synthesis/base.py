@@ -204,6 +204,10 @@ class SynthesisSettings(Settings):
         synthesizer: Synthesizer = resolve_name(self.synthesizer)(self, context)
         return synthesizer
 
+    def shared_batches(self, batch_size: int) -> dict[str, int]:
+        """Return the sizes of further batches that several processes share equally, by what can change them."""
+        return {}
+
     def work(self, epochs: int, batch_size: int, pool_size: int | None = None) -> Work:
         """Return the work of a run; with `pool_size` images from an earlier run there is no synthesis."""
         raise NotImplementedError
@@ -230,6 +234,10 @@ class PoolMethodSettings(SynthesisSettings):
     def step_count(self) -> int:
         """Steps per synthesis."""
         return 0
+
+    def shared_batches(self, batch_size: int) -> dict[str, int]:
+        """Return the sizes of further batches that several processes share equally, by what can change them."""
+        return {"method.synthesis_batch_size": self.synthesis_batch_size}
 
     def warm_up_epochs(self, epochs: int) -> int:
         """Return the number of first epochs that only synthesise."""
@@ -373,6 +381,11 @@ class GeneratorMethodSettings(SynthesisSettings):
     def average_momentum(self) -> float | None:
         """Momentum of a moving average of the generator that makes half of the samples; None without one."""
         return None
+
+    def shared_batches(self, batch_size: int) -> dict[str, int]:
+        """Return the sizes of further batches that several processes share equally, by what can change them."""
+        halves = {} if self.average_momentum is None else {"batch_size (each half)": batch_size // 2}
+        return {"method.synthesis_batch_size": self.synthesis_batch_size, **halves}
 
     def work(self, epochs: int, batch_size: int, pool_size: int | None = None) -> Work:
         """Return the work of a run: `rounds` per epoch."""

@@ -10,7 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gapssg.core.moments import channel_moments
+from gapssg.core.runtime import Runtime
 from gapssg.models.profile import batch_norm_layers
+
+Moments = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Returns the mean and biased variance (C,) of each channel of inputs (N, C, ...)."""
 
 
 def batch_moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,11 +48,7 @@ class _BatchMoments(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
         if inputs.device.type == "cpu" or not torch.compiler.is_compiling():
-            wide = torch.promote_types(inputs.dtype, torch.float32)
-            # The batch-norm training kernel. With a momentum of 0, the running statistics only set the dtype of
-            # the accumulation.
-            unused = torch.zeros(2, inputs.shape[1], dtype=wide, device=inputs.device)
-            mean, variance = torch.batch_norm_update_stats(inputs, unused[0], unused[1], 0.0)
+            mean, variance = channel_moments(inputs)
         else:
             # On a GPU the compiler fuses this with the preceding operations.
             mean, variance = moments_by_var_mean(inputs)
@@ -70,18 +71,27 @@ class _BatchMoments(torch.autograd.Function):
         )
 
 
-def statistics_distance(inputs: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensor:
+def whole_batch_moments(runtime: Runtime) -> Moments:
+    """Return the `batch_moments` of the whole batch, of which each process of a run has a share."""
+    return lambda inputs: runtime.whole_moments(*batch_moments(inputs))
+
+
+def statistics_distance(
+    inputs: Tensor, running_mean: Tensor, running_var: Tensor, moments: Moments = batch_moments
+) -> Tensor:
     """Return `||mean - running_mean||_2 + ||var - running_var||_2` of one batch-norm layer's inputs.
 
     Yin et al., "Dreaming to Distill" (DeepInversion), CVPR 2020, equation 4, without the squares, as
     GapSSG and its predecessors use it.
     """
-    mean, variance = batch_moments(inputs)
+    mean, variance = moments(inputs)
     distance: Tensor = (mean - running_mean).norm() + (variance - running_var).norm()
     return distance
 
 
-def relative_statistics_distance(inputs: Tensor, running_mean: Tensor, running_var: Tensor, eps: float) -> Tensor:
+def relative_statistics_distance(
+    inputs: Tensor, running_mean: Tensor, running_var: Tensor, eps: float, moments: Moments = batch_moments
+) -> Tensor:
     """Return the distance of one batch-norm layer's inputs from its running statistics, relative to these.
 
     `mean(((m - running_mean) / s)^2) + mean((d / s - 1)^2)` over the channels, with m and d the mean and standard
@@ -89,7 +99,7 @@ def relative_statistics_distance(inputs: Tensor, running_mean: Tensor, running_v
     the layer itself. The distance does not depend on the scale of the teacher's activations: for inputs that are all
     0 it is at most 1 + mean((running_mean / s)^2).
     """
-    mean, variance = batch_moments(inputs)
+    mean, variance = moments(inputs)
     expected = running_var + eps
     shift = ((mean - running_mean).square() / expected).mean()
     scale = (((variance + eps) / expected).sqrt() - 1).square().mean()
@@ -119,7 +129,7 @@ def observed_inputs(teacher: nn.Module, observe: Callable[[nn.Module, Tensor], N
 
 
 def observed_statistics(
-    teacher: nn.Module, distances: list[Tensor], relative: bool = False
+    teacher: nn.Module, distances: list[Tensor], relative: bool = False, moments: Moments = batch_moments
 ) -> AbstractContextManager[None]:
     """Collect the statistics distance of every batch-norm layer that the teacher executes.
 
@@ -127,13 +137,15 @@ def observed_statistics(
         teacher: The network to observe.
         distances: The list to which each forward pass appends one 0-dimensional tensor per layer.
         relative: Whether distances are relative to the layers' standard deviations.
+        moments: The moments that are compared with the running statistics.
     """
 
     def observe(layer: nn.Module, inputs: Tensor) -> None:
         running_mean, running_var = cast(Tensor, layer.running_mean), cast(Tensor, layer.running_var)
         if relative:
-            distances.append(relative_statistics_distance(inputs, running_mean, running_var, cast(float, layer.eps)))
+            eps = cast(float, layer.eps)
+            distances.append(relative_statistics_distance(inputs, running_mean, running_var, eps, moments))
         else:
-            distances.append(statistics_distance(inputs, running_mean, running_var))
+            distances.append(statistics_distance(inputs, running_mean, running_var, moments))
 
     return observed_inputs(teacher, observe)

@@ -88,7 +88,7 @@ class ContrastiveInversion(GeneratorInversion):
         _reset_linear(self.head, runtime.random_stream("contrastive-head"))
         # Features of the local view and of the whole image, concatenated.
         self.bank = _make_bank(settings.bank_size, 2 * features, runtime.device)
-        self._best_features = torch.zeros(count, 2 * features, device=runtime.device)
+        self._best_features = torch.zeros(count // runtime.world, 2 * features, device=runtime.device)
         self._means: list[Tensor] = []
         head = {
             "params": [*self.head.parameters()],
@@ -119,24 +119,28 @@ class ContrastiveInversion(GeneratorInversion):
 
     def _observing(self) -> AbstractContextManager[Any]:
         def observe(layer: nn.Module, inputs: Tensor) -> None:
-            self._distances.append(statistics_distance(inputs, layer.running_mean, layer.running_var))  # type: ignore[arg-type]
+            distance = statistics_distance(inputs, layer.running_mean, layer.running_var, self._moments_of)  # type: ignore[arg-type]
+            self._distances.append(distance)
             self._means.append(instance_means(inputs))
 
         return observed_inputs(self.context.teacher, observe)
 
     def _loss(self, *draws: Tensor) -> dict[str, Tensor]:
-        shifts, box, (rows, valid) = draws[:3], draws[3:8], draws[8:]
         context, settings = self.context, self.contrast
+        *of_each_image, rows, valid = draws
+        shares = [context.runtime.share(each) for each in of_each_image]
+        shifts, box = shares[:3], shares[3:]
         with context.runtime.autocast():
-            images = self.generator(self.latent)
+            images = self.generator(self._latents())
         views = context.normalization(context.augmentation(images, Shifts(*shifts)))
         self._means.clear()
         teacher_logits, student_logits = self._responses(views)
-        whole = torch.cat(take_all(self._means), dim=1)
+        own_whole = torch.cat(take_all(self._means), dim=1)
         statistics_loss = self._statistics_loss()
         with context.runtime.autocast():
             context.teacher(context.normalization(resized_crop(images, *box)))
-        local = torch.cat(take_all(self._means), dim=1)
+        own_local = torch.cat(take_all(self._means), dim=1)
+        local, whole = context.runtime.whole(own_local, own_whole)
         take_all(self._distances)  # statistics of local views are not used
         loss, terms = settings.loss(statistics_loss, teacher_logits, student_logits, self._targets)
         banked_local, banked_whole = self.bank[rows].chunk(2, dim=1)
@@ -146,8 +150,8 @@ class ContrastiveInversion(GeneratorInversion):
             local_directions, whole_directions, len(local), valid, settings.contrast_temperature
         )
         loss = loss + settings.contrast_weight * contrast
-        features = torch.cat([local, whole], dim=1)
-        return {"loss": loss, **terms, "contrastive_loss": contrast, "images": images, "features": features}
+        own = torch.cat([own_local, own_whole], dim=1)
+        return {"loss": loss, **terms, "contrastive_loss": contrast, "images": images, "features": own}
 
     def _after_step(self, outputs: dict[str, Tensor]) -> None:
         is_better = outputs["loss"] < self._lowest
@@ -156,8 +160,9 @@ class ContrastiveInversion(GeneratorInversion):
 
     def _finish(self, epoch: int) -> None:
         """Replace the oldest entries of the bank."""
-        count, size = len(self._best_features), self.contrast.bank_size
-        kept = self._best_features[-size:]
+        (features,) = self.context.runtime.whole(self._best_features)
+        count, size = len(features), self.contrast.bank_size
+        kept = features[-size:]
         places = (epoch * count + torch.arange(len(kept), device=kept.device)) % size
         self.bank[places] = kept
 
@@ -165,8 +170,8 @@ class ContrastiveInversion(GeneratorInversion):
         weights = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
         return {"bank": self.bank, **weights, **self._head_moments()}
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {"best_features": self._best_features, **super()._tensors()}
+    def _shares(self) -> dict[str, Tensor]:
+        return {"best_features": self._best_features, **super()._shares()}
 
     def _head_moments(self) -> dict[str, Tensor]:
         return {

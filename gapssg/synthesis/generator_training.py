@@ -15,9 +15,17 @@ from gapssg.models.frozen import frozen
 from gapssg.models.generator import Generator
 from gapssg.models.profile import last_linear_layer
 from gapssg.synthesis.base import EpochPlan, GeneratorMethodSettings, Responses, SynthesisContext
-from gapssg.synthesis.batch_norm import observed_statistics
+from gapssg.synthesis.batch_norm import observed_statistics, whole_batch_moments
 from gapssg.synthesis.pool import SamplePool
-from gapssg.synthesis.state import STATE_MISMATCH, halve_learning_rates, make_adam, moments_of, put_back, take_all
+from gapssg.synthesis.state import (
+    STATE_MISMATCH,
+    halve_learning_rates,
+    make_adam,
+    moments_of,
+    own_shares,
+    put_back,
+    take_all,
+)
 
 
 class GeneratorTraining:
@@ -40,7 +48,7 @@ class GeneratorTraining:
         self.settings = settings
         self.context = context
         self.augments = settings.augment
-        self.fresh = torch.zeros(count, *context.image_shape, device=device)
+        self._fresh = torch.zeros(count // runtime.world, *context.image_shape, device=device)  # this process's share
         self.fresh_targets = torch.zeros(count, dtype=torch.int64, device=device)
         self.generator = self._make_generator()
         self.average = self._make_generator() if settings.average_momentum is not None else None
@@ -56,6 +64,11 @@ class GeneratorTraining:
         self._step = TrainingStep("the generator's step", self._loss, self._optimizer, runtime, after=self._after_step)
         self._step.make_state()
         self._sample = runtime.compile(self._make_samples)
+
+    @property
+    def fresh(self) -> Tensor:
+        """The newest images, (N, C, H, W) float32 in [0, 1]."""
+        return self.context.runtime.whole(self._fresh)[0]
 
     def plan(self, epoch: int) -> EpochPlan:
         """Return the rounds, which are the same in every epoch."""
@@ -75,7 +88,8 @@ class GeneratorTraining:
             self._draw(stream)
         with frozen(student), ExitStack() as observing:
             if settings.needs_batch_norm:
-                observing.enter_context(observed_statistics(self.context.teacher, self._distances))
+                moments = whole_batch_moments(runtime)
+                observing.enter_context(observed_statistics(self.context.teacher, self._distances, moments=moments))
             if self._last_layer is not None:
                 handle = self._last_layer.register_forward_pre_hook(lambda _, inputs: self._features.append(inputs[0]))
                 observing.callback(handle.remove)
@@ -96,7 +110,7 @@ class GeneratorTraining:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the generator, the optimizer moments, the newest images, and the number of steps done in the round."""
-        return {"steps_done": torch.tensor(self._steps_done), **self._tensors()}
+        return {"steps_done": torch.tensor(self._steps_done), **self._tensors(), "fresh": self.fresh}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore the state that `state_dict` returned.
@@ -105,7 +119,8 @@ class GeneratorTraining:
             InputError: The tensors do not match.
         """
         steps_done = torch.tensor(0)
-        put_back(state, {"steps_done": steps_done, **self._tensors()})
+        places = {"steps_done": steps_done, **self._tensors(), "fresh": self._fresh}
+        put_back(own_shares(state, ["fresh"], self.context.runtime), places)
         if not 0 <= int(steps_done) <= self.settings.generator_steps:
             raise InputError(STATE_MISMATCH)
         self._steps_done = int(steps_done)
@@ -142,17 +157,20 @@ class GeneratorTraining:
         return torch.randn(count, self.settings.latent_size, generator=stream, device=self.context.runtime.device)
 
     def _make_samples(self, latents: Tensor) -> Tensor:
-        with self.context.runtime.autocast():
+        runtime = self.context.runtime
+        with runtime.autocast(), runtime.whole_batch_layers():
             if self.average is None:
-                images: Tensor = self.generator(latents)
-                return images
+                return runtime.whole(self.generator(runtime.share(latents)))[0]
             half = len(latents) // 2
-            return torch.cat([self.generator(latents[half:]), self.average(latents[:half])])
+            newer, averaged = runtime.share(latents[half:]), runtime.share(latents[:half])
+            parts = self.generator(newer), self.average(averaged)
+        return torch.cat([whole for part in parts for whole in runtime.whole(part)])
 
-    def _loss(self, latents: Tensor, *shifts: Tensor) -> dict[str, Tensor]:
-        """Return the loss, its terms, the images and the teacher's predictions."""
+    def _loss(self, *draws: Tensor) -> dict[str, Tensor]:
+        """Return the loss and its terms, the images of this process's share and the teacher's predictions."""
         assert self._student is not None
         context = self.context
+        latents, *shifts = map(context.runtime.share, draws)
         self._distances.clear()  # a step that failed half-way, such as one that cannot be captured, leaves some
         self._features.clear()
         with context.runtime.autocast():
@@ -165,11 +183,12 @@ class GeneratorTraining:
         nothing = teacher_logits.new_zeros(())
         statistics_loss = torch.stack(distances).sum() if distances else nothing
         inputs = features[0].float() if features else teacher_logits.new_zeros(len(latents), 0)
+        teacher_logits, student_logits, inputs = context.runtime.whole(teacher_logits, student_logits, inputs)
         loss, terms = self.settings.loss(Responses(teacher_logits, student_logits, statistics_loss, inputs))
         return {"loss": loss, **terms, "images": images, "predictions": teacher_logits.argmax(dim=1)}
 
     def _after_step(self, outputs: dict[str, Tensor]) -> None:
-        self.fresh.copy_(outputs["images"])
+        self._fresh.copy_(outputs["images"])
         self.fresh_targets.copy_(outputs["predictions"])
         momentum = self.settings.average_momentum
         if self.average is not None and momentum is not None:
@@ -179,7 +198,6 @@ class GeneratorTraining:
     def _tensors(self) -> dict[str, Tensor]:
         generator, average = self.generator.state_dict(), self.average.state_dict() if self.average is not None else {}
         return {
-            "fresh": self.fresh,
             "fresh_targets": self.fresh_targets,
             "skipped": self._step.skipped,
             **{f"generator.{name}": tensor for name, tensor in generator.items()},

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gapssg.core.augment import Normalization
-from gapssg.synthesis.batch_norm import relative_statistics_distance, statistics_distance
+from gapssg.synthesis.batch_norm import Moments, batch_moments, relative_statistics_distance, statistics_distance
 
 PHOTOGRAPH_MEAN, PHOTOGRAPH_DEVIATION = 0.45, 0.23
 """Rounded statistics of ImageNet, in [0, 1], averaged over its three channels."""
@@ -39,7 +39,11 @@ def expected_input_statistics(normalization: Normalization) -> tuple[Tensor, Ten
 
 @contextmanager
 def observed_input_statistics(
-    teacher: nn.Module, distances: list[Tensor], normalization: Normalization, relative: bool = False
+    teacher: nn.Module,
+    distances: list[Tensor],
+    normalization: Normalization,
+    relative: bool = False,
+    moments: Moments = batch_moments,
 ) -> Iterator[None]:
     """Collect the statistics distance of the teacher's input, as `batch_norm.observed_statistics` those of its layers.
 
@@ -48,14 +52,15 @@ def observed_input_statistics(
         distances: The list to which each forward pass appends one 0-dimensional tensor.
         normalization: The teacher's input normalisation.
         relative: Whether the distance is relative to the expected standard deviations.
+        moments: The moments that are compared with the expected ones.
     """
     mean, variance = expected_input_statistics(normalization)
 
     def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         if relative:
-            distances.append(relative_statistics_distance(inputs[0], mean, variance, _EPS))
+            distances.append(relative_statistics_distance(inputs[0], mean, variance, _EPS, moments))
         else:
-            distances.append(statistics_distance(inputs[0], mean, variance))
+            distances.append(statistics_distance(inputs[0], mean, variance, moments))
 
     handle = teacher.register_forward_pre_hook(hook)
     try:

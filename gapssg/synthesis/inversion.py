@@ -17,10 +17,18 @@ from gapssg.errors import Diverged, InputError
 from gapssg.models.frozen import frozen
 from gapssg.models.generator import Generator
 from gapssg.synthesis.base import InversionSettings, PoolMethodSettings, SynthesisContext
-from gapssg.synthesis.batch_norm import observed_statistics
+from gapssg.synthesis.batch_norm import observed_statistics, whole_batch_moments
 from gapssg.synthesis.input_statistics import observed_input_statistics
 from gapssg.synthesis.requirements import image_prior
-from gapssg.synthesis.state import STATE_MISMATCH, halve_learning_rates, make_adam, moments_of, put_back, take_all
+from gapssg.synthesis.state import (
+    STATE_MISMATCH,
+    halve_learning_rates,
+    make_adam,
+    moments_of,
+    own_shares,
+    put_back,
+    take_all,
+)
 
 _STEPS_DONE = "steps_done"
 
@@ -44,9 +52,11 @@ class Inversion:
         device, count = context.runtime.device, settings.synthesis_batch_size
         self.context = context
         self.step_count = settings.step_count
+        self._moments_of = whole_batch_moments(context.runtime)
         self._targets = torch.zeros(count, dtype=torch.int64, device=device)
         self._lowest = torch.full((), torch.inf, device=device)
-        self._best = torch.zeros(count, *context.image_shape, device=device)
+        # As all that is kept of the images of a step, the share of this process.
+        self._best = torch.zeros(count // context.runtime.world, *context.image_shape, device=device)
         self._distances: list[Tensor] = []
         self._student: nn.Module | None = None
         self._steps_done = 0
@@ -86,7 +96,8 @@ class Inversion:
             raise Diverged(f"the synthesis of epoch {epoch + 1} diverged; lower its learning rate")
         with torch.no_grad():
             self._finish(epoch)
-        return self._best.clone()
+        (images,) = self.context.runtime.whole(self._best.clone())
+        return images
 
     def slow_down(self) -> float:
         """Halve every learning rate permanently, and return the first."""
@@ -96,7 +107,8 @@ class Inversion:
         """Return what persists for the whole run, and the state of an unfinished synthesis."""
         if self._steps_done == 0:
             return self._lasting()
-        return {_STEPS_DONE: torch.tensor(self._steps_done), **self._lasting(), **self._tensors()}
+        shares = {name: self.context.runtime.whole(share)[0] for name, share in self._shares().items()}
+        return {_STEPS_DONE: torch.tensor(self._steps_done), **self._lasting(), **self._tensors(), **shares}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore the state that `state_dict` returned.
@@ -107,8 +119,8 @@ class Inversion:
         steps_done = torch.tensor(0)
         places = self._lasting()
         if _STEPS_DONE in state:
-            places |= {_STEPS_DONE: steps_done, **self._tensors()}
-        put_back(state, places)
+            places |= {_STEPS_DONE: steps_done, **self._tensors(), **self._shares()}
+        put_back(own_shares(state, self._shares(), self.context.runtime), places)
         if _STEPS_DONE in state and not 0 < int(steps_done) <= self.step_count:
             raise InputError(STATE_MISMATCH)
         self._steps_done = int(steps_done)
@@ -127,10 +139,10 @@ class Inversion:
 
     def _observing(self) -> AbstractContextManager[Any]:
         """Observe the teacher during the steps."""
-        return observed_statistics(self.context.teacher, self._distances)
+        return observed_statistics(self.context.teacher, self._distances, moments=self._moments_of)
 
     def _loss(self, *draws: Tensor) -> dict[str, Tensor]:
-        """Return the loss, its terms (0-dimensional), and the images."""
+        """Return the loss of the batch, its terms (0-dimensional), and the images of this process's share."""
         raise NotImplementedError
 
     def _after_step(self, outputs: dict[str, Tensor]) -> None:
@@ -145,16 +157,23 @@ class Inversion:
         return {}
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of an unfinished synthesis."""
-        best = {"lowest": self._lowest, "best": self._best, "skipped": self._step.skipped}
-        return {**best, **moments_of(self._optimizer)}
+        """Return the tensors of an unfinished synthesis that every process has."""
+        return {"lowest": self._lowest, "skipped": self._step.skipped, **moments_of(self._optimizer)}
 
-    def _responses(self, views: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits of teacher and student in float32; the observers record the teacher's statistics."""
+    def _shares(self) -> dict[str, Tensor]:
+        """Return the tensors of an unfinished synthesis of which each process has a share."""
+        return {"best": self._best}
+
+    def _responses(self, views: Tensor) -> tuple[Tensor, ...]:
+        """Return the logits of teacher and student for the batch in float32, from the views of this process's share.
+
+        The observers record the teacher's statistics.
+        """
         assert self._student is not None
         self._distances.clear()  # a step that failed half-way, such as one that cannot be captured, leaves some
         with self.context.runtime.autocast():
-            return self.context.teacher(views).float(), self._student(views).float()
+            logits = self.context.teacher(views).float(), self._student(views).float()
+        return self.context.runtime.whole(*logits)
 
     def _statistics_loss(self) -> Tensor:
         """Return the sum of the distances recorded in this step."""
@@ -211,8 +230,8 @@ class GeneratorInversion(Inversion):
         return self.settings.synthesis_batch_size, self.settings.latent_size
 
     def _latents(self) -> Tensor:
-        """Return the generator's input, (N, latent size)."""
-        return self.latent
+        """Return the generator's input for this process's share, (N / world, latent size)."""
+        return self.context.runtime.share(self.latent)
 
     def _restarts_generator(self, epoch: int) -> bool:
         """Return whether the synthesis of an epoch re-initialises the generator."""
@@ -222,10 +241,11 @@ class GeneratorInversion(Inversion):
         self.generator.reset_parameters(stream)
 
     def _observing(self) -> AbstractContextManager[Any]:
-        context, relative = self.context, self.settings.relative_statistics
+        context, relative, moments = self.context, self.settings.relative_statistics, self._moments_of
         if self._prior == "input statistics":
-            return observed_input_statistics(context.teacher, self._distances, context.normalization, relative)
-        return observed_statistics(context.teacher, self._distances, relative)
+            normalization = context.normalization
+            return observed_input_statistics(context.teacher, self._distances, normalization, relative, moments)
+        return observed_statistics(context.teacher, self._distances, relative, moments)
 
     def _finish(self, epoch: int) -> None:
         if self.settings.keeps_generator:
@@ -242,7 +262,8 @@ class GeneratorInversion(Inversion):
         context = self.context
         with context.runtime.autocast():
             images = self.generator(self._latents())
-        views = context.normalization(context.augmentation(images, Shifts(*draws)))
+        shifts = Shifts(*map(context.runtime.share, draws))
+        views = context.normalization(context.augmentation(images, shifts))
         teacher_logits, student_logits = self._responses(views)
         loss, terms = self.settings.loss(self._statistics_loss(), teacher_logits, student_logits, self._targets)
         return {"loss": loss, **terms, "images": images}

@@ -73,9 +73,11 @@ class NoisyInversion(AveragedInversion):
 
     def _latents(self) -> Tensor:
         assert isinstance(self.generator, LabelGenerator)
-        normalized = self.generator.label_norm(self._embeddings[self._targets])
+        runtime, num_classes = self.context.runtime, self.context.num_classes
+        targets, groups = map(runtime.share, (self._targets, groups_of(self._targets, num_classes)))
+        normalized = self.generator.label_norm(self._embeddings[targets])
         inputs = torch.cat([normalized, torch.ones_like(normalized[:, :1])], dim=1)
-        return noisy_layers(inputs, self.latent, self._targets, self.context.num_classes)
+        return noisy_layers(inputs, self.latent, targets, groups, num_classes)
 
 
 def label_embeddings(settings: NAYERSettings, context: SynthesisContext) -> Tensor:
@@ -103,20 +105,25 @@ def label_embeddings(settings: NAYERSettings, context: SynthesisContext) -> Tens
     return embeddings
 
 
-def noisy_layers(inputs: Tensor, weights: Tensor, targets: Tensor, num_classes: int) -> Tensor:
-    """Apply the linear layer of each input's group; the n-th image of a class is in group n.
+def groups_of(targets: Tensor, num_classes: int) -> Tensor:
+    """Return the group of each image, (N,) int64, for sorted targets (N,): the n-th image of a class is in group n."""
+    first = torch.searchsorted(targets, torch.arange(num_classes, device=targets.device))
+    return torch.arange(len(targets), device=targets.device) - first[targets]
+
+
+def noisy_layers(inputs: Tensor, weights: Tensor, targets: Tensor, groups: Tensor, num_classes: int) -> Tensor:
+    """Apply the linear layer of each input's group.
 
     Args:
         inputs: (N, E) float32.
         weights: (groups, E, L) float32, with at least as many groups as a class has images.
-        targets: (N,) int64, sorted.
+        targets: (N,) int64.
+        groups: (N,) int64, different for inputs with the same target.
         num_classes: Number of classes, K.
 
     Returns:
         (N, L).
     """
-    first = torch.searchsorted(targets, torch.arange(num_classes, device=targets.device))
-    group = torch.arange(len(targets), device=targets.device) - first[targets]
     grid = inputs.new_zeros(len(weights), num_classes, inputs.shape[1])
-    outputs = torch.bmm(grid.index_put((group, targets), inputs), weights)
-    return outputs[group, targets]
+    outputs = torch.bmm(grid.index_put((groups, targets), inputs), weights)
+    return outputs[groups, targets]

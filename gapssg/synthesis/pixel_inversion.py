@@ -48,7 +48,7 @@ class PixelInversion(Inversion):
     def _loss(self, *draws: Tensor) -> dict[str, Tensor]:
         rows, columns = draws
         views = self.pixels.index_select(2, rows).index_select(3, columns)
-        views = views.contiguous(memory_format=torch.channels_last)
+        views = self.context.runtime.share(views).contiguous(memory_format=torch.channels_last)
         teacher_logits, student_logits = self._responses(views)
         loss, terms = self.settings.loss(
             self._statistics_loss(), teacher_logits, student_logits, self._targets, self.pixels
@@ -58,7 +58,7 @@ class PixelInversion(Inversion):
     def _after_step(self, outputs: dict[str, Tensor]) -> None:
         normalization = self.context.normalization
         images = (self.pixels * normalization.deviation + normalization.mean).clamp(0, 1)
-        self._best.copy_(images)
+        self._best.copy_(self.context.runtime.share(images))
         self.pixels.copy_((images - normalization.mean) / normalization.deviation)
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -59,6 +59,18 @@ def put_back(state: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
             place.copy_(state[name])
 
 
+def own_shares(state: Mapping[str, Tensor], shares: Iterable[str], runtime: Runtime) -> dict[str, Tensor]:
+    """Return the state of a checkpoint with this process's share of the tensors with these names.
+
+    Raises:
+        InputError: One cannot be shared.
+    """
+    try:
+        return {name: runtime.share(tensor) if name in shares else tensor for name, tensor in state.items()}
+    except (TypeError, ValueError) as error:
+        raise InputError(STATE_MISMATCH) from error
+
+
 def take_all(noted: list[Tensor]) -> list[Tensor]:
     """Clear the list that the observers of a step have filled, and return its contents.
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import nn
@@ -61,6 +62,9 @@ from gapssg.training.loop import Job, Launch, Phase
 from gapssg.training.memory import StepMemory, check_memory
 from gapssg.training.settings import DistillSettings
 
+if TYPE_CHECKING:
+    from gapssg.core.processes import Processes
+
 # The checkpoint compares the SHA-256 of the teacher and of the images.
 _MAY_MOVE = ("teacher", "eval_data.root", "eval_data.name")
 
@@ -87,12 +91,14 @@ def distill(
     resume: bool = False,
     display: Display | None = None,
     requests: Requests | None = None,
+    processes: Processes | None = None,
 ) -> DistillResult:
     """Distil a student without real data and write a run directory with `student.safetensors`.
 
     With `resume` the run in `output` resumes from its last checkpoint and ends with the files of an uninterrupted run;
     the teacher and the evaluation data may have moved. `requests` may be set from another thread or a signal handler.
-    Evaluation data, if given, is used only for evaluation: the student's weights are the same without it.
+    Evaluation data, if given, is used only for evaluation: the student's weights are the same without it. Each of
+    `processes` calls this with equal arguments; rank 0 writes the directory.
 
     Instead of a teacher's file and a student's name in the settings, a program may pass a `teacher` as
     `model_from_module` returns it and a `student`, whose weights are the initial ones. Both are copied and left
@@ -114,11 +120,24 @@ def distill(
     """
     output = user_path(output)
     settings = with_modules(settings, teacher, student)
-    launch = Launch(settings, output, overwrite, resume, display or SilentDisplay(), requests or Requests())
+    display, requests = display or SilentDisplay(), requests or Requests()
+    launch = Launch(settings, output, overwrite, resume, display, requests, processes)
+    with launch.preparing():
+        job = _prepare(settings, launch, teacher, student)
+    return launch.carry_out(job)
+
+
+def _prepare(settings: DistillSettings, launch: Launch, teacher: LoadedModel | None, student: nn.Module | None) -> _Job:
+    """Check everything and create the job.
+
+    Raises:
+        InputError: As `distill`.
+    """
     method_files = {f"method.{name}": value for name, value in settings.method if isinstance(value, Path)}
     file = None if settings.teacher == Path(MODULE) else settings.teacher
     launch.check([file, settings.pool, settings.student.weights, *method_files.values()], _MAY_MOVE)
-    runtime = Runtime.from_settings(settings.runtime, settings.seed)
+    runtime = Runtime.from_settings(settings.runtime, settings.seed, launch.processes)
+    runtime.check_shares({"batch_size": settings.batch_size, **settings.method.shared_batches(settings.batch_size)})
     teacher = read_teacher(settings, teacher)
     identity = {"the teacher's SHA-256": teacher.sha256, **runtime.identity()}
     if student is not None:
@@ -134,11 +153,11 @@ def distill(
     distillation = Distillation(settings, runtime, teacher, student)
     evaluator = _Evaluator(settings, runtime, teacher, launch.display)
     if state is not None:
-        distillation.restore(state.component("distillation"), output)
+        distillation.restore(state.component("distillation"), launch.output)
         evaluator.restore(EvaluationFacts.read(state.facts.get("evaluation")))
     memory = step_memory(settings, runtime, teacher, distillation.student, distillation.synthesizer)
     check_memory(memory, runtime, unused_pool_memory(distillation))
-    return launch.carry_out(_Job(distillation, evaluator, memory))
+    return _Job(distillation, evaluator, memory)
 
 
 class _Job(Job[DistillResult]):
@@ -184,12 +203,11 @@ class _Job(Job[DistillResult]):
         done, every = self.epochs_done + 1, self._settings.snapshot_every
         scores = self._evaluator.after_epoch(done, self._distillation, run)
         if every and done % every == 0:
-            self._distillation.save_student(run.folder("snapshots") / f"epoch-{done:04d}.safetensors")
+            self._distillation.write_student(run, f"snapshots/epoch-{done:04d}.safetensors")
         return self._distillation.end_epoch(run, scores)
 
     def finish(self, run: RunDirectory, seconds: float) -> tuple[DistillResult, DistillationEnded]:
-        file = run.path / "student.safetensors"
-        self._distillation.save_student(file)
+        file = self._distillation.write_student(run, "student.safetensors")
         result = _result(self._distillation, self._evaluator.facts, file, seconds)
         return result, DistillationEnded(**dict(result.student), failures=result.failures, warnings=result.warnings)
 
@@ -280,7 +298,7 @@ class _Evaluator:
             facts.seconds += time.perf_counter() - started
             if facts.best is None or facts.student.top1 > facts.best[0]:
                 facts.best = (facts.student.top1, epochs_done)
-                distillation.save_student(run.path / "best.safetensors")
+                distillation.write_student(run, "best.safetensors")
             timed.step(1)
         return facts.student
 

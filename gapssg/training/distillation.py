@@ -15,7 +15,7 @@ from gapssg.core.runtime import Runtime, to_uint8
 from gapssg.errors import Diverged, InputError, RunError
 from gapssg.evaluation.metrics import ClassCounts, agreement, count_by_class, largest_share
 from gapssg.evaluation.predict import predict
-from gapssg.models.model_file import LoadedModel, save_verified_model
+from gapssg.models.model_file import LoadedModel
 from gapssg.runs.checkpoint import State
 from gapssg.runs.directory import RunDirectory, first_pool_shards
 from gapssg.runs.events import DistillationEpoch, DistillationTiming, Health, RolledBack, Warned
@@ -93,9 +93,9 @@ class Distillation:
         self._terms: dict[str, Tensor] = {}  # of the last step of the current synthesis
         self.time_left = TimeLeft(self.steps_left())
 
-    def save_student(self, path: Path) -> None:
-        """Write the student as a model file."""
-        save_verified_model(path, self.student, self.card)
+    def write_student(self, run: RunDirectory, name: str) -> Path:
+        """Write the student as a model file of a run, and return its path."""
+        return run.write_model(name, self.student, self.card)
 
     @property
     def can_resume(self) -> bool:
@@ -320,11 +320,13 @@ class Distillation:
         self, images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor, *mixture: Tensor
     ) -> dict[str, Tensor]:
         views = self.augmentation(images, Shifts(rows, columns, flips)) if self.synthesizer.augments else images
-        views = self.normalization(mix(views, Mixture(*mixture)) if mixture else views)
+        views = mix(views, Mixture(*mixture)) if mixture else views
+        views = self.normalization(self.runtime.share(views))
         with self.runtime.autocast():
             with torch.no_grad():
                 teacher_logits = self.teacher(views).float()
             student_logits = self.student(views).float()
+        student_logits, teacher_logits = self.runtime.whole(student_logits, teacher_logits)
         return {"loss": self.synthesizer.distillation_loss(student_logits, teacher_logits)}
 
     def _compare_on_fresh(self) -> tuple[float, float, float]:

@@ -7,25 +7,37 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Container, Generator, Iterable, Mapping
-from contextlib import closing, nullcontext
+from collections.abc import Container, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from pydantic import NonNegativeFloat
 
 from gapssg.core.runtime import Runtime
 from gapssg.errors import reporting_out_of_memory
 from gapssg.runs.checkpoint import Checkpoints, Facts, State, read_checkpoint
-from gapssg.runs.directory import Display, RunDirectory, Written, check_output, check_same_settings
+from gapssg.runs.directory import (
+    Display,
+    RunDirectory,
+    UnwrittenRun,
+    Written,
+    check_output,
+    check_same_settings,
+    versions,
+)
 from gapssg.runs.events import CheckpointWritten, Event, Note, Started
-from gapssg.runs.requests import Requests
+from gapssg.runs.requests import Requests, Stopped
 from gapssg.runs.results import RunResult
 from gapssg.runs.time_left import TimeLeft
 from gapssg.settings.base import Settings
+from gapssg.settings.load import texts_by_key
 from gapssg.training.memory import StepMemory, advice_without_memory
+
+if TYPE_CHECKING:
+    from gapssg.core.processes import Processes
 
 Result = TypeVar("Result", bound=RunResult)
 _RUN = "run"
@@ -117,6 +129,7 @@ class Launch:
         resume: Whether to resume the run there.
         display: Shows the run.
         requests: Requests to the run from outside.
+        processes: The processes that share the work, each with a launch of its own; None if there is one.
     """
 
     settings: Settings
@@ -125,12 +138,17 @@ class Launch:
     resume: bool
     display: Display
     requests: Requests
+    processes: Processes | None = None
     _written: Written = field(default_factory=Written, init=False)
     _started: float = field(default_factory=time.perf_counter, init=False)
     _may_move: Container[str] = field(default=(), init=False)
     _identity: dict[str, str] = field(default_factory=dict, init=False)
     _compiled: bool | None = field(default=None, init=False)
     _note: str | None = field(default=None, init=False)
+
+    def preparing(self) -> AbstractContextManager[None]:
+        """Return the context that checks everything before the first write: if it fails in one process, then in all."""
+        return nullcontext() if self.processes is None else self.processes.all_or_none()
 
     def check(self, inputs: Iterable[Path | None] = (), may_move: Container[str] = ()) -> None:
         """Check that the run may start or resume in its directory; nothing is written.
@@ -180,9 +198,10 @@ class Launch:
             RunError: The disk refused a write, or the work failed.
             Stopped: A stop was requested; a checkpoint is written if the run can resume from one.
         """
-        with reporting_out_of_memory(), job.runtime.configured(), self._open(job) as run:
+        with self._together(job), reporting_out_of_memory(), job.runtime.configured(), self._open(job) as run:
             state = partial(self._state, job)
-            with Checkpoints(run, self._identity, state, self.requests, *job.checkpoints_every) as checkpoints:
+            every, highest = job.checkpoints_every, None if self.processes is None else self.processes.highest
+            with Checkpoints(run, self._identity, state, self.requests, *every, highest) as checkpoints:
                 while job.epochs_done < job.epochs:
                     for phase in job.phases(run):
                         self._make(phase, job, run, checkpoints)
@@ -196,7 +215,30 @@ class Launch:
                 run.write_result(result)
         return result
 
+    @contextmanager
+    def _together(self, job: Job[Result]) -> Iterator[None]:
+        """Check that several processes make the same run, and let all of them end if one fails."""
+        if self.processes is None:
+            yield
+            return
+        self.processes.check_same({**self._identity, **versions(), **texts_by_key(self.settings)})
+        stopped = None
+        with self.processes.sharing_failures():
+            try:
+                yield
+            except Stopped as each:  # in every process
+                stopped = each
+            self.processes.wait_for_all()  # until rank 0 has written everything
+        if stopped is not None:
+            raise stopped
+
     def _open(self, job: Job[Result]) -> RunDirectory:
+        with self.preparing():
+            if job.runtime.rank == 0:
+                return self._open_first(job)
+        return UnwrittenRun(self.output, self.settings)
+
+    def _open_first(self, job: Job[Result]) -> RunDirectory:
         if self.resume:
             run = RunDirectory(self.output, self.settings, self.display, resume_from=self._written)
             run.show(CheckpointWritten(directory=self.output))
@@ -228,7 +270,7 @@ class Launch:
 
     def _state(self, job: Job[Result]) -> State | None:
         state = job.state()
-        if state is None:
+        if state is None or job.runtime.rank > 0:
             return None
         own = _LoopFacts(compiled=job.runtime.compiled, total_seconds=time.perf_counter() - self._started)
         return State({_RUN: own.model_dump(), **state.facts}, state.tensors)

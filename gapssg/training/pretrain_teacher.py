@@ -8,6 +8,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from pydantic import NonNegativeFloat, NonNegativeInt
@@ -24,7 +25,6 @@ from gapssg.evaluation.real_images import read_images
 from gapssg.files import user_path
 from gapssg.models import create_model
 from gapssg.models.description import ModelCard, Provenance
-from gapssg.models.model_file import save_verified_model
 from gapssg.models.profile import profile_model
 from gapssg.models.signature import signature_of
 from gapssg.runs.checkpoint import NOT_OF_THIS_RUN, Facts, State
@@ -38,6 +38,9 @@ from gapssg.training.loop import Job, Launch, Phase
 from gapssg.training.memory import check_memory, training_memory
 from gapssg.training.settings import PretrainSettings
 from gapssg.training.trainee import Trainee
+
+if TYPE_CHECKING:
+    from gapssg.core.processes import Processes
 
 # The checkpoint compares the SHA-256 of the images.
 _MAY_MOVE = ("data.root", "data.name")
@@ -65,11 +68,13 @@ def pretrain_teacher(
     resume: bool = False,
     display: Display | None = None,
     requests: Requests | None = None,
+    processes: Processes | None = None,
 ) -> PretrainResult:
     """Train a classifier on real images and write a run directory with `model.safetensors`.
 
     With `resume` the run in `output` resumes from its last checkpoint and ends with the files of an uninterrupted run;
-    the images may have moved. `requests` may be set from another thread or a signal handler.
+    the images may have moved. `requests` may be set from another thread or a signal handler. Each of `processes` calls
+    this with equal arguments; rank 0 writes the directory.
 
     Returns:
         The content of `result.json`: the model's size, its accuracies after the last epoch and after the best, which
@@ -82,9 +87,22 @@ def pretrain_teacher(
         Stopped: Requested by `requests`.
     """
     output = user_path(output)
-    launch = Launch(settings, output, overwrite, resume, display or SilentDisplay(), requests or Requests())
+    display, requests = display or SilentDisplay(), requests or Requests()
+    launch = Launch(settings, output, overwrite, resume, display, requests, processes)
+    with launch.preparing():
+        pretraining = _prepare(settings, launch)
+    return launch.carry_out(pretraining)
+
+
+def _prepare(settings: PretrainSettings, launch: Launch) -> _Pretraining:
+    """Check everything and create the job.
+
+    Raises:
+        InputError: As `pretrain_teacher`.
+    """
     launch.check(may_move=_MAY_MOVE)
-    runtime = Runtime.from_settings(settings.runtime, settings.seed)
+    runtime = Runtime.from_settings(settings.runtime, settings.seed, launch.processes)
+    runtime.check_shares({"batch_size": settings.batch_size})
     train, test = _read_splits(settings, launch.display)
     state = launch.read_checkpoint({"the images' SHA-256": sha256_of_images(train, test), **runtime.identity()})
     model = make_model(settings, runtime, train)
@@ -93,7 +111,7 @@ def pretrain_teacher(
     if state is not None:
         pretraining.restore(state)
     check_memory(pretraining.memory, runtime)
-    return launch.carry_out(pretraining)
+    return pretraining
 
 
 def estimate_pretraining(settings: PretrainSettings, display: Display | None = None) -> EstimateResult:
@@ -219,7 +237,7 @@ class _Pretraining(Job[PretrainResult]):
             progress.scores, progress.epoch_seconds = scores, 0.0
             if scores.top1 > progress.best[0]:
                 progress.best = (scores.top1, progress.epochs_done)
-                save_verified_model(run.path / "best.safetensors", self.model, self.card)
+                run.write_model("best.safetensors", self.model, self.card)
             timed_evaluation.step(1)
         return PretrainingEpoch(
             epoch=progress.epochs_done,
@@ -238,8 +256,7 @@ class _Pretraining(Job[PretrainResult]):
     def finish(self, run: RunDirectory, seconds: float) -> tuple[PretrainResult, PretrainingEnded]:
         scores, (best_top1, best_epoch) = self.progress.scores, self.progress.best
         assert scores is not None  # there is at least one epoch
-        file = run.path / "model.safetensors"
-        save_verified_model(file, self.model, self.card)
+        file = run.write_model("model.safetensors", self.model, self.card)
         result = PretrainResult(
             model=Trained(
                 file=str(file),
@@ -281,12 +298,14 @@ class _Pretraining(Job[PretrainResult]):
             shifts = self.augmentation.draw(len(batch), stream)
             if index >= start:
                 self.trainee.set_learning_rate((self.epochs_done + index / len(batches)) / self.settings.epochs)
-                yield self.train.images[batch], self.train.labels[batch], *shifts
+                own, labels = self.runtime.share(batch), self.train.labels[batch]
+                yield self.train.images[own], labels, *map(self.runtime.share, shifts)
 
     def _loss(self, images: Tensor, labels: Tensor, *shifts: Tensor) -> dict[str, Tensor]:
         views = self.normalization(crop_and_flip(to_unit_range(images), Shifts(*shifts)))
         with self.runtime.autocast():
             logits = self.model(views).float()
+        (logits,) = self.runtime.whole(logits)
         return {"loss": F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)}
 
 

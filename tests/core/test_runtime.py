@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from contextlib import nullcontext
 from typing import Literal
 
 import pytest
@@ -103,3 +106,16 @@ def test_freezing_a_network_restores_every_part():
         raise ValueError("inside")
     assert [part.training for part in network] == [True, False, True]
     assert [p.requires_grad for p in network.parameters()] == [True, False, True, True]
+
+
+def test_one_process_uses_nothing_of_torch_distributed(runtime):
+    batch = torch.arange(6.0).view(3, 2)
+    assert runtime.share(batch) is batch
+    assert [each is batch for each in runtime.whole(batch, batch)] == [True, True]
+    assert runtime.own_rows(batch) is batch
+    assert runtime.all_rows(batch, 3) is batch
+    assert [each is batch for each in runtime.whole_moments(batch, batch)] == [True, True]
+    assert isinstance(runtime.whole_batch_layers(), nullcontext)
+    check = "import sys; import gapssg.training.distill, gapssg.training.pretrain_teacher, gapssg.evaluation.evaluate; "
+    check += "sys.exit('gapssg.core.processes' in sys.modules or sys.modules['torch'].distributed.is_initialized())"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

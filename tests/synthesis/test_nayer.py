@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gapssg.core.runtime import Runtime
 from gapssg.errors import InputError
 from gapssg.synthesis import NAYERSettings
-from gapssg.synthesis.noisy_inversion import NoisyInversion, label_embeddings, noisy_layers
+from gapssg.synthesis.noisy_inversion import NoisyInversion, groups_of, label_embeddings, noisy_layers
 from tests.synthesis.context import make_context, make_student
 from tests.synthesis.formulas import (
     COUNT,
@@ -37,7 +37,7 @@ def test_each_image_passes_through_the_layer_of_its_group():
     # The first image of a class is in group 0, the second in group 1.
     groups = [0, 0, 1, 0, 0, 1, 0, 1]
     expected = torch.stack([image @ weights[group] for image, group in zip(inputs, groups, strict=True)])
-    torch.testing.assert_close(noisy_layers(inputs, weights, TARGETS, 5), expected)
+    torch.testing.assert_close(noisy_layers(inputs, weights, TARGETS, groups_of(TARGETS, 5), 5), expected)
 
 
 def test_a_step_follows_its_formula(runtime: Runtime):
