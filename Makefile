@@ -5,14 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast coverage lint types install bench results bench-gpu bench-strangers estimator bench-tenth soak crash-points fuzz clean
+.PHONY: quickstart test test-fast coverage lint types install bench results bench-gpu bench-strangers estimator bench-tenth soak soak-ray crash-points fuzz clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/gapssg quickstart --overwrite
 
-# One process a core: threads of their own would wait for each other.
+# One process a core: threads of their own would wait for each other. The tests with a Ray cluster share one process.
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
 # Without the tests that are marked slow: about a minute.
 test-fast: $(INSTALLED)
@@ -56,6 +56,9 @@ bench-tenth: $(INSTALLED)
 
 soak: $(INSTALLED)
 	$(BIN)/python -m benchmarks.soak
+
+soak-ray: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak_ray
 
 crash-points: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.crash_points --output benchmarks/results/crash-points.csv

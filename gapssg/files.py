@@ -24,6 +24,7 @@ LARGEST_FILE = 4 * 2**30  # bytes; of safetensors files
 _BLOCK = 2**20  # bytes
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp")
 _HOLDER = b"process "
+_LARGEST_LOCK = 1000  # bytes
 
 
 def canonical_json(value: Any) -> str:
@@ -404,6 +405,29 @@ def check_writable(folder: Path) -> None:
         folder.absolute().exists()
 
 
+@contextlib.contextmanager
+def probe_file(folder: Path, content: str) -> Iterator[Path]:
+    """Write a file that another machine looks for, to `folder` or its nearest existing parent, until the block ends.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    existing = folder
+    with (
+        os_errors_as(InputError, f"cannot write to {folder}", "choose another directory"),
+        contextlib.ExitStack() as stack,
+    ):
+        while not existing.is_dir():
+            existing = existing.parent
+        file = stack.enter_context(tempfile.NamedTemporaryFile(dir=existing, prefix=".gapssg-"))
+        file.write(content.encode())
+        file.flush()
+        os.fsync(file.fileno())
+        opened = stack.pop_all()
+    with opened:
+        yield Path(file.name)
+
+
 def check_output_file(path: Path, overwrite: bool, *, makes_folder: bool = False, inputs: Iterable[Path] = ()) -> None:
     """Check that `path` can be written as the file of `--output`, changing nothing.
 
@@ -462,10 +486,24 @@ def lock(file: Path, *, wait: bool = False) -> HeldDirectory:
                 return HeldDirectory(file, folder, handle, opened.pop_all())
 
 
+def holder_of(file: Path) -> str | None:
+    """Return the process that took a lock last, alive or not; None if the lock file does not exist.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    return read_bounded(file, _LARGEST_LOCK).decode(errors="replace").strip() if is_file(file) else None
+
+
+def signature() -> str:
+    """Return this process as it signs locks."""
+    return f"{_HOLDER.decode()}{os.getpid()} on {platform.node()}"
+
+
 def _sign(file: Path, handle: int) -> None:
     """Write this process as the holder into a lock file."""
     before = os.pread(handle, len(_HOLDER), 0).strip(b"\0")
     if not _HOLDER.startswith(before):  # an interrupted write leaves part of it
         raise InputError(f"{file} is not a lock file of this program; move it elsewhere")
     os.ftruncate(handle, 0)
-    os.pwrite(handle, _HOLDER + f"{os.getpid()} on {platform.node()}\n".encode(), 0)
+    os.pwrite(handle, f"{signature()}\n".encode(), 0)

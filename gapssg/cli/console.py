@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 import rich.console
 from pydantic import BaseModel
 from rich.box import SIMPLE_HEAD
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -28,8 +28,10 @@ from gapssg.runs.events import (
     Event,
     Note,
     PretrainingEpoch,
+    ProgressOfRuns,
     Remaining,
     RolledBack,
+    RunProgress,
     Started,
     Warned,
 )
@@ -268,6 +270,7 @@ class LiveDisplay:
     """Events as lines, and progress bars on a terminal."""
 
     _SECONDS_BETWEEN_UPDATES = 0.1
+    _SECONDS_BETWEEN_LINES = 60.0
 
     def __init__(self, console: Console, progress: Progress) -> None:
         """Show on `console`."""
@@ -276,6 +279,8 @@ class LiveDisplay:
         self._task = progress.add_task("", visible=False, left="")
         self._run = progress.add_task("epochs", visible=False, left="")
         self._run_is_shown = False
+        self._runs: dict[str, TaskID] = {}  # the bars of several runs, by label
+        self._runs_printed = time.monotonic()
         self._updated = 0.0
         self._shown = ("", 0)  # the current task, and how much of it is done
         self._previous = ""  # the task before it
@@ -296,6 +301,8 @@ class LiveDisplay:
                 self._console.say(epoch_line(event, narrow=self._console.is_narrow()))
             case Remaining():
                 self._show_run(True, event.epochs_done, event.epochs, event.seconds)
+            case ProgressOfRuns():
+                self._show_runs(event.runs)
             case CheckpointWritten():
                 self._console.invocation.checkpoint = str(event.directory)
             case Note():
@@ -327,6 +334,27 @@ class LiveDisplay:
             self._progress.update(
                 self._task, description=printable(task), completed=done, total=total, left=left, visible=True
             )
+
+    def _show_runs(self, runs: Sequence[RunProgress]) -> None:
+        """Show a bar for each of several runs; without a terminal, a line for each once a minute."""
+        for label in self._runs.keys() - {run.label for run in runs}:
+            self._progress.remove_task(self._runs.pop(label))
+        for run in runs:
+            if run.label not in self._runs:
+                self._runs[run.label] = self._progress.add_task("", left="")
+            left = "" if run.seconds is None else _time_left(run.seconds)
+            self._progress.update(
+                self._runs[run.label],
+                description=printable(f"{run.label} on {run.host}"),
+                completed=run.epochs_done,
+                total=run.epochs,
+                left=left,
+            )
+        if self._progress.disable and time.monotonic() - self._runs_printed >= self._SECONDS_BETWEEN_LINES:
+            self._runs_printed = time.monotonic()
+            for run in runs:
+                left = "" if run.seconds is None else f", {_time_left(run.seconds)}"
+                self._console.say(f"{run.label}: epoch {run.epochs_done}/{run.epochs} on {run.host}{left}")
 
     def _show_run(self, visible: bool, done: int = 0, total: int = 1, seconds: float | None = None) -> None:
         self._run_is_shown = visible

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,11 +54,35 @@ def table(
         ),
     ],
     show: Annotated[bool, typer.Option("--show", help="Print what is known so far, and run nothing.")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Make the runs on a Ray cluster: auto for that of this machine, HOST:PORT, or ray://HOST:PORT.",
+            rich_help_panel=Panel.RUNNING,
+        ),
+    ] = None,
+    cpus_per_run: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FLOAT", help="Processor cores of a run, with --ray; by default 1.", rich_help_panel=Panel.RUNNING
+        ),
+    ] = None,
+    gpus_per_run: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FLOAT",
+            help="GPUs of a run, such as 0.5, with --ray; by default 1 if the cluster has GPUs.",
+            rich_help_panel=Panel.RUNNING,
+        ),
+    ] = None,
 ) -> None:
     """Run rows and methods of the published table, each cell once, and compare them.
 
     Examples:
         gapssg table results --rows cifar10-resnet34-wrn16_1 --methods gapssg,fast --budget short --download
+        gapssg table results --rows digits --seeds 5 --ray auto --cpus-per-run 2
         gapssg table results --show
     """
     if show:
@@ -67,6 +93,9 @@ def table(
 
     if not given.options["rows"][1]:
         raise InputError("--rows is missing; add --rows and the rows to run, or --show")
+    for option, value in {"--cpus-per-run": cpus_per_run, "--gpus-per-run": gpus_per_run}.items():
+        if value is not None and ray is None:
+            raise InputError(f"{option} is for runs on a cluster; add --ray and its address, or leave it out")
     tasks = plan_tasks(given.load(), directory)
     Ledger(directory).check_startable()
     console.invocation.again = "; the same command continues"
@@ -74,8 +103,15 @@ def table(
     from gapssg.table.figures import write_table_figures
     from gapssg.table.run import run_table
 
-    with console.live() as display:
-        result = run_table(tasks, directory, display=display, requests=console.invocation.requests)
+    with console.live() as display, ExitStack() as opened:
+        runs: dict[str, Any] = {"display": display, "requests": console.invocation.requests}
+        if ray is not None:
+            from gapssg.table.ray_cluster import Share, ray_cluster
+
+            opened.enter_context(redirect_stdout(sys.stderr))  # Ray prints that processes have died
+            share = Share(1.0 if cpus_per_run is None else cpus_per_run, gpus_per_run)
+            runs["place"] = opened.enter_context(ray_cluster(ray, share, tasks, directory, **runs))
+        result = run_table(tasks, directory, **runs)
     render.print_table(console, result)
     console.result(result)
     for label, sentence in result.failed.items():

@@ -24,6 +24,7 @@ from gapssg.files import (
     canonical_json,
     check_writable,
     entries_in,
+    holder_of,
     is_file,
     is_folder,
     lock,
@@ -406,6 +407,20 @@ def sha256_of_fixed_settings(settings: Settings) -> str:
     values = flatten(settings.to_dict())
     fixed = {key: value for key, value in values.items() if key not in _MAY_CHANGE | _ASKED_EACH_TIME}
     return hashlib.sha256(canonical_json(fixed).encode()).hexdigest()
+
+
+def take_from(path: Path, process: str) -> None:
+    """Remove the lock of a run if this process, which is dead or cut off, took it; alive, it stops at its next write.
+
+    Args:
+        path: The run directory.
+        process: The process, as it signs locks.
+
+    Raises:
+        RunError: The lock cannot be removed.
+    """
+    if holder_of(inside(path) / _LOCK) == process:
+        remove(inside(path) / _LOCK)
 
 
 def final_weights(path: Path) -> Path:

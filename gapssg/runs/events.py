@@ -82,6 +82,27 @@ class Remaining(Event):
     """Remaining time, if known."""
 
 
+class RunProgress(Stored):
+    """Progress and remaining time of one of several runs."""
+
+    label: Text
+    """The run."""
+    host: Text
+    """Where it is made."""
+    epochs_done: Count
+    epochs: PositiveCount
+    seconds: float | None
+    """Remaining time, if known."""
+
+
+class ProgressOfRuns(Event):
+    """The runs that are being made at the same time; not recorded."""
+
+    kind = "progress_of_runs"
+
+    runs: tuple[RunProgress, ...]
+
+
 class CheckpointWritten(Event):
     """A checkpoint is on the disk; not recorded."""
 

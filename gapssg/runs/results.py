@@ -616,6 +616,17 @@ class LandscapeResult(RunResult):
     timing: LandscapeTiming
 
 
+class MadeWhere(Stored):
+    """Where a cluster has made a run."""
+
+    seed: int
+    host: Text
+    """The host of the last attempt, as its device."""
+    device: Text
+    attempts: PositiveCount
+    """How often the run was started or resumed."""
+
+
 class TableEntry(Stored):
     """The results of a cell: mean and sample standard deviation, over seeds, of top-1 after the last epoch."""
 
@@ -637,6 +648,8 @@ class TableEntry(Stored):
     """Seeds of failed runs."""
     not_usable: tuple[int, ...]
     """Seeds of runs whose student is not usable."""
+    where: tuple[MadeWhere, ...] = ()
+    """Where the runs were made, those on a cluster."""
 
 
 class TrainedEntry(TableEntry):

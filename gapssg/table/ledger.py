@@ -7,7 +7,8 @@ The runs are ordinary run directories, whose `result.json` holds the results.
     cells/ROW/COLUMN/SETTINGS.json              the plan of the cell
     cells/ROW/COLUMN/seed-N-SETTINGS/           its runs
     .../seed-N-SETTINGS.failed.json             why the last attempt failed
-    .../.seed-N-SETTINGS.lock                   held by the process that makes the run
+    .../.seed-N-SETTINGS.lock                   held by the process that makes the run, or has it made
+    .../.seed-N-SETTINGS.attempts.json          where a cluster has made the run
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from gapssg.files import (
 from gapssg.runs.results import RESULT, DistillResult, PretrainResult, TableSummary, load_training_result
 from gapssg.safe_paths import InsidePath, inside
 from gapssg.settings.base import Settings
+from gapssg.stored import Text
 
 FORMAT = 1
 
@@ -88,12 +90,27 @@ class CellPlan(Settings):
         return self.created if self.asked is None else self.asked
 
 
+class Attempts(BaseModel):
+    """Where a cluster has made a run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    attempts: int = Field(ge=1, le=10**9)
+    """How often it was started or resumed."""
+    host: Text
+    """The host of the last attempt, as its device."""
+    device: Text
+    process: Text
+    """Its process, as that signs locks."""
+
+
 class Outcome(NamedTuple):
     """The result of a finished run."""
 
     run: str
     """Its directory, relative to the table's."""
     result: DistillResult | PretrainResult
+    attempts: Attempts | None = None
 
 
 class Failure(BaseModel):
@@ -215,7 +232,9 @@ class Ledger:
         runs = {name: _RUN.fullmatch(name.removesuffix(_FAILED)) for name in entries_in(path)}
         names = [name for name, match in runs.items() if match is not None and match[2] == settings]
         done = [name for name in names if not name.endswith(_FAILED) and is_done(path / name)]
-        outcomes = [Outcome(f"{folder}/{name}", load_training_result(path / name)) for name in done]
+        outcomes = [
+            Outcome(f"{folder}/{name}", load_training_result(path / name), read_attempts(path / name)) for name in done
+        ]
         failures = [_read(Failure, path / name) for name in names if name.endswith(_FAILED)]
         return Runs(
             sorted(outcomes, key=lambda outcome: outcome.result.seed),
@@ -268,6 +287,41 @@ def record_failure(run: Path, failure: Failure) -> Path:
 def clear_failure(run: Path) -> None:
     """Remove the record of an earlier failure."""
     remove(_failure_file(run))
+
+
+def record_attempt(run: Path, host: str, device: str, process: str) -> Attempts | None:
+    """Record where a run is started or resumed; return the previous record.
+
+    Raises:
+        InputError: The previous record is damaged.
+        RunError: It cannot be written.
+    """
+    before = read_attempts(run)
+    count = 1 if before is None else before.attempts + 1
+    now = Attempts(attempts=count, host=host, device=device, process=process)
+    make_folder(_attempts_file(run).parent)
+    write_json(_attempts_file(run), now.model_dump())
+    return before
+
+
+def read_attempts(run: Path) -> Attempts | None:
+    """Return where a cluster has made a run; None if none has.
+
+    Raises:
+        InputError: The record is damaged.
+    """
+    file = _attempts_file(run)
+    return _read(Attempts, file) if is_file(file) else None
+
+
+def clear_attempts(run: Path) -> None:
+    """Remove the record of where a cluster has made a run."""
+    if is_file(_attempts_file(run)):
+        remove(_attempts_file(run))
+
+
+def _attempts_file(run: Path) -> InsidePath:
+    return inside(run).parent / f".{run.name}.attempts.json"
 
 
 def _failure_file(run: Path) -> InsidePath:

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from gapssg.errors import shortened
 from gapssg.files import write_atomically
-from gapssg.runs.results import MethodEntry, TableEntry, TableRow, TableSummary, TrainedEntry
-from gapssg.table.ledger import FORMAT, TABLE, CellPlan, Ledger, Runs
+from gapssg.runs.results import MadeWhere, MethodEntry, TableEntry, TableRow, TableSummary, TrainedEntry
+from gapssg.table.ledger import FORMAT, TABLE, CellPlan, Ledger, Outcome, Runs
 from gapssg.table.rows import Figures, published_figures_of
 from gapssg.text import printable
 
@@ -166,7 +166,14 @@ def _entry(column: str, runs: Runs, figures: Figures, departures: Iterable[str],
         marks=tuple(_mark(notes.index(remark)) for remark in remarks),
         failed=tuple(failure.seed for failure in failures),
         not_usable=tuple(result.seed for result in unusable),
+        where=tuple(_made_where(run) for run in runs.outcomes if run.attempts is not None),
     )
+
+
+def _made_where(run: Outcome) -> MadeWhere:
+    assert run.attempts is not None
+    made = run.attempts
+    return MadeWhere(seed=run.result.seed, host=made.host, device=made.device, attempts=made.attempts)
 
 
 def _mark(index: int) -> str:

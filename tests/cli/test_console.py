@@ -15,7 +15,16 @@ import rich.console
 
 from gapssg.__main__ import main
 from gapssg.cli.console import Console, Invocation, LiveDisplay, epoch_line, lenient_streams
-from gapssg.runs.events import DistillationEpoch, DistillationTiming, Ended, Remaining, Started, Warned
+from gapssg.runs.events import (
+    DistillationEpoch,
+    DistillationTiming,
+    Ended,
+    ProgressOfRuns,
+    Remaining,
+    RunProgress,
+    Started,
+    Warned,
+)
 from gapssg.runs.requests import Stopped
 from gapssg.text import duration, percent, printable
 
@@ -192,6 +201,27 @@ def test_the_bar_of_a_run_shows_the_time_left_and_that_of_its_phase_none(display
     assert bars(display)["epochs"] == ""
     display.event(Ended())
     assert "epochs" not in bars(display)
+
+
+def progress_of(label: str, epochs_done: int, seconds: float | None) -> RunProgress:
+    return RunProgress(label=label, host="node-1", epochs_done=epochs_done, epochs=20, seconds=seconds)
+
+
+def test_each_of_several_runs_has_a_bar_until_it_ends(display: LiveDisplay):
+    display.event(ProgressOfRuns(runs=(progress_of("a", 3, 7200.0), progress_of("b", 0, None))))
+    assert bars(display) == {"a on node-1": "2 h 0 min left", "b on node-1": ""}
+    display.event(ProgressOfRuns(runs=(progress_of("b", 1, 725.0),)))
+    assert bars(display) == {"b on node-1": "12 min left"}
+    assert [task.completed for task in display._progress.tasks if task.visible] == [1]
+
+
+def test_several_runs_are_lines_once_a_minute_without_a_terminal(clock: Clock, capsys: pytest.CaptureFixture[str]):
+    with Console(Invocation()).live() as display:
+        for done in range(13):
+            display.event(ProgressOfRuns(runs=(progress_of("a", done, 60.0 * (20 - done)), progress_of("b", 0, None))))
+            clock.now += 10
+    line = "a: epoch {}/20 on node-1, {} min left\nb: epoch 0/20 on node-1\n"
+    assert capsys.readouterr().out == line.format(6, 14) + line.format(12, 8)
 
 
 def test_a_bar_without_a_run_shows_the_time_left_also_if_it_is_slow_or_reused(display: LiveDisplay, clock: Clock):

@@ -10,9 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
-from gapssg import InputError, PretrainSettings
-from gapssg.runs.directory import RunDirectory, SilentDisplay, Written, check_output, encode_png, pool_shards
-from gapssg.runs.events import Note
+from gapssg import InputError, PretrainSettings, RunError
+from gapssg.files import signature
+from gapssg.runs.directory import (
+    RunDirectory,
+    SilentDisplay,
+    Written,
+    check_output,
+    encode_png,
+    pool_shards,
+    take_from,
+)
+from gapssg.runs.events import Note, Started
 from gapssg.synthesis.shards import PoolOrigin
 
 
@@ -125,6 +134,20 @@ def test_a_second_writer_is_refused_with_the_first_ones_process(tmp_path: Path):
     assert (tmp_path / "run" / "events.jsonl").exists()
     run.close()
     start(tmp_path / "run")
+
+
+def test_a_run_is_taken_from_a_process_that_is_cut_off_and_stops_at_its_next_write(tmp_path: Path):
+    with RunDirectory(tmp_path, SETTINGS, SilentDisplay()) as cut_off:
+        take_from(tmp_path, "process 1 on another")
+        with pytest.raises(InputError, match="being written by process"):
+            RunDirectory(tmp_path, SETTINGS, SilentDisplay())
+        take_from(tmp_path, signature())
+        with (
+            RunDirectory(tmp_path, SETTINGS, SilentDisplay()),
+            pytest.raises(RunError, match="no longer the directory that this process locked"),
+        ):
+            cut_off.record(Started(message="from the past"))
+        take_from(tmp_path / "absent", signature())
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path):

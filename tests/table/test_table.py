@@ -21,9 +21,10 @@ from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import Event, Note
 from gapssg.runs.requests import Requests, Stopped
 from gapssg.runs.results import DistillResult, MethodEntry, PretrainResult, TableResult, TableSummary
-from gapssg.table import figures
+from gapssg.table import figures, one_run
 from gapssg.table import run as runs
 from gapssg.table.ledger import Ledger
+from gapssg.table.place import CellDisplay, Ending
 from gapssg.table.plan import Task, plan_tasks
 from gapssg.table.settings import TableSettings, parse_variant
 from gapssg.table.summary import summarise, write_summary
@@ -42,8 +43,8 @@ class Engine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[str, bool, bool]] = []
         self.fails: dict[str, Exception | Stopped] = {}
-        monkeypatch.setattr(runs, "distill", self._call)
-        monkeypatch.setattr(runs, "pretrain_teacher", self._call)
+        monkeypatch.setattr(one_run, "distill", self._call)
+        monkeypatch.setattr(one_run, "pretrain_teacher", self._call)
         monkeypatch.setattr(runs, "_SECONDS_BETWEEN_LOOKS", 0.01)
 
     def _call(
@@ -355,6 +356,72 @@ def test_the_teacher_of_another_process_is_waited_for(engine: Engine, tmp_path: 
     assert sorted(looks[0]) == ["cifar10-wrn16_1/0", "cifar10-wrn16_1/1"]  # what needs no teacher is made meanwhile
     assert "cifar10-wrn40_2/0" not in engine.names
     assert "fast/1" in engine.names
+
+
+class Elsewhere(SilentDisplay):
+    """A place whose runs are made at the same time, end in the opposite order, and are each interrupted once."""
+
+    def __init__(self, room: int, by_hand: str = "") -> None:
+        self.room = room
+        self.by_hand = by_hand
+        self.running: list[Task] = []
+        self.most_at_once = 0
+        self.interrupted: set[str] = set()
+        self.stopped: list[str] = []
+
+    def has_room(self) -> bool:
+        return len(self.running) < self.room
+
+    def start(self, task: Task) -> None:
+        assert task.teacher is None or (task.teacher / "result.json").exists()
+        with pytest.raises(Taken):
+            lock(lock_of(task.run))
+        self.running.append(task)
+        self.most_at_once = max(self.most_at_once, len(self.running))
+
+    def ended(self, *, wait: bool) -> Iterator[tuple[Path, Ending]]:
+        if wait and self.running:
+            task = self.running.pop()
+            if task.label not in self.interrupted:
+                self.interrupted.add(task.label)
+                yield task.run, Ending(stopped=2)
+            elif self.by_hand and self.by_hand in task.label:
+                yield task.run, Ending(holder="process 1 on another")
+            else:
+                yield task.run, one_run.make_run(task, CellDisplay(self, task.label), Requests())
+
+    def stop(self) -> None:
+        self.stopped += [task.label for task in self.running]
+
+
+def test_runs_of_another_place_are_made_at_the_same_time(engine: Engine, tmp_path: Path):
+    root, place = tmp_path / "table", Elsewhere(room=3)
+    engine.fails["fast/1"] = RunError("the disk is full")
+    summary = runs.run_table(plan(root), root, place=place)
+    here = runs.run_table(plan(tmp_path / "here"), tmp_path / "here")
+    assert place.most_at_once == 3
+    assert sorted(engine.names[:7]) == sorted(engine.names[7:])
+    assert summary == here
+    assert list(summary.failed.values()) == ["the disk is full"]
+    for task in plan(root):
+        lock(lock_of(task.run)).close()
+
+
+def test_a_run_of_another_place_that_is_resumed_by_hand_is_left(engine: Engine, tmp_path: Path):
+    root = tmp_path / "table"
+    summary = runs.run_table(plan(root), root, place=Elsewhere(room=9, by_hand="gapssg, seed 1"))
+    assert summary.elsewhere == {f"{ROW}, gapssg, seed 1": "process 1 on another"}
+    assert "gapssg/1" not in engine.names
+    assert len(engine.names) == len(plan(root)) - 1
+
+
+def test_runs_of_another_place_are_stopped_with_the_table(engine: Engine, tmp_path: Path):
+    root, place, requests = tmp_path / "table", Elsewhere(room=9), Requests()
+    requests.stop = 15
+    with pytest.raises(Stopped):
+        runs.run_table(plan(root), root, place=place, requests=requests)
+    assert place.stopped == [plan(root)[0].label]
+    assert engine.calls == []
 
 
 @pytest.fixture
