@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from gapssg.audit.attacks import ONE_IN, area_under_roc, likelihood_ratios, rate_at, roc_curve
 from gapssg.audit.findings import find_signs
@@ -35,6 +35,7 @@ from gapssg.runs.results import (
     AuditTiming,
     ClosestPair,
     NeighbourResult,
+    Space,
 )
 
 _PAIRS = 8
@@ -90,7 +91,9 @@ def audit_model(
         shadows = train_shadows(settings, audited.first.card, images, runtime, display)
     trained = time.perf_counter() - trained
     models, curves = _attack_all(settings, audited, known, images, shadows, runtime, display)
-    neighbours = [] if audited.pool is None else list(_compare_pool(settings, audited, known, runtime, display))
+    neighbours = (
+        [] if audited.pool is None else list(_compare_pool(settings, audited, known, shadows, runtime, display))
+    )
     picture = draw_sheet([row for each in neighbours for row in each.rows]) if neighbours else None
     result = AuditResult(
         audited=str(settings.model),
@@ -172,7 +175,12 @@ class _Neighbours(NamedTuple):
 
 
 def _compare_pool(
-    settings: AuditSettings, audited: Audited, known: KnownImages, runtime: Runtime, display: Display
+    settings: AuditSettings,
+    audited: Audited,
+    known: KnownImages,
+    shadows: Shadows | None,
+    runtime: Runtime,
+    display: Display,
 ) -> Iterator[_Neighbours]:
     """Compare images of the pool with members and non-members, in pixels and in features."""
     assert audited.pool is not None
@@ -182,21 +190,25 @@ def _compare_pool(
     orders[0] = orders[0][: settings.pool_images].sort().values
     images = [each[order].to(runtime.device) for each, order in zip(sets, orders, strict=True)]
     numbers = (orders[0], orders[1], known.numbers[orders[2]])
+    card = audited.first.card
+    networks: dict[Space, nn.Module] = {"teacher's features": runtime.place(audited.first.module)}
+    if shadows is not None:
+        networks["shadow model's features"] = shadows.first
     with replace(runtime, precision="fp32").configured():
-        display.progress("comparing", 0, 2)
+        display.progress("comparing", 0, 1 + len(networks))
         pixels = [each.flatten(1) for each in images]
-        scale = 255 * math.sqrt(pixels[0].shape[1])
-        yield _neighbours("pixels", compare(*pixels), scale, numbers, images)
-        display.progress("comparing", 1, 2)
-        features = [features_of(audited.first, each, runtime, settings.batch_size) for each in images]
-        found = [each for each in features if each is not None]
-        if found:
-            yield _neighbours("features", compare(*found), 1.0, numbers, images)
-        display.progress("comparing", 2, 2)
+        yield _neighbours("pixels", compare(*pixels), 255 * math.sqrt(pixels[0].shape[1]), numbers, images)
+        for done, (space, module) in enumerate(networks.items(), 1):
+            display.progress("comparing", done, 1 + len(networks))
+            features = [features_of(module, card, each, runtime, settings.batch_size) for each in images]
+            found = [each for each in features if each is not None]
+            if found:
+                yield _neighbours(space, compare(*found), 1.0, numbers, images)
+    display.progress("comparing", 1 + len(networks), 1 + len(networks))
 
 
 def _neighbours(
-    space: Literal["pixels", "features"],
+    space: Space,
     comparison: Comparison,
     scale: float,
     numbers: tuple[Tensor, ...],

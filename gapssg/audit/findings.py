@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from gapssg.runs.results import AuditedModel, NeighbourResult, ShareEstimate
+from gapssg.runs.results import AuditedModel, NeighbourResult, ShareEstimate, Space
 from gapssg.text import percent
 
 
@@ -37,12 +37,16 @@ def _of_models(models: Sequence[AuditedModel]) -> Iterator[str]:
 def _of_neighbours(neighbours: Sequence[NeighbourResult]) -> Iterator[str]:
     for result in neighbours:
         share = result.nearest_is_member
-        if share.low > 0.5:
-            space = "in pixels" if result.space == "pixels" else "in the teacher's features"
+        if result.has_chance_level and share.low > 0.5:
             yield (
-                f"synthetic images are closer to members than to non-members {space}: the nearest neighbour of "
-                f"{with_interval(share)} of them is a member, where 50 % is chance"
+                f"synthetic images are closer to members than to non-members in {the(result.space)}: the nearest "
+                f"neighbour of {with_interval(share)} of them is a member, where 50 % is chance"
             )
+
+
+def the(space: Space) -> str:
+    """Return a space with its article."""
+    return space if space == "pixels" else f"the {space}"
 
 
 def with_interval(share: ShareEstimate | None) -> str:

@@ -15,7 +15,7 @@ from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import ImageSet
 from gapssg.evaluation.metrics import answers_of
 from gapssg.evaluation.predict import predict
-from gapssg.models.model_file import LoadedModel
+from gapssg.models.description import ModelCard
 from gapssg.models.profile import last_linear_layer
 
 
@@ -46,21 +46,23 @@ def predictions_of(
     return Predictions(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def features_of(model: LoadedModel, images: Tensor, runtime: Runtime, batch_size: int) -> Tensor | None:
+def features_of(module: nn.Module, card: ModelCard, images: Tensor, runtime: Runtime, batch_size: int) -> Tensor | None:
     """Return the inputs of the last linear layer for images (N, C, H, W) uint8; None if there is no such layer.
+
+    `module`, of the architecture that `card` describes, is on the runtime's device.
 
     Returns:
         (N, F) float32, on the runtime's device.
     """
-    module = runtime.place(model.module)
-    layer = last_linear_layer(module, model.card.input_shape, model.card.num_classes)
+    layer = last_linear_layer(module, card.input_shape, card.num_classes)
     if layer is None:
         return None
+    normalization = Normalization.from_statistics(card.mean, card.deviation, runtime.device)
     exact, taken, parts = replace(runtime, precision="fp32"), [], []
     with ExitStack() as hooks:
         hooks.callback(layer.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0])).remove)
         for batch in torch.split(images, batch_size):
-            predict(module, batch, model.normalization(runtime.device), exact, batch_size)
+            predict(module, batch, normalization, exact, batch_size)
             parts.append(taken[-1].flatten(1).float())
             taken.clear()
     return torch.cat(parts)

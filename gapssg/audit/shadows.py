@@ -32,11 +32,13 @@ class Shadows(NamedTuple):
         margins: (S, N) float64.
         is_inside: (S, N) bool, whether a model was trained on the image; for each image, half of them were.
         facts: Number and accuracy of the models.
+        first: The first of them.
     """
 
     margins: Tensor
     is_inside: Tensor
     facts: ShadowFacts
+    first: nn.Module
 
 
 def halves(count: int, models: int, generator: torch.Generator) -> Tensor:
@@ -70,12 +72,14 @@ def train_shadows(
     """
     generator = torch.Generator().manual_seed(runtime.derive_seed("shadow-halves"))
     is_inside = halves(len(images), settings.shadow.models, generator)
-    found = []
+    found: list[Predictions] = []
+    models: list[nn.Module] = []
     for number, chosen in enumerate(is_inside):
         task = f"training shadow model {number + 1} of {len(is_inside)}"
         trainer = _Trainer(settings, card, images, chosen.nonzero().squeeze(1).to(runtime.device), runtime, number)
         for done in trainer.train():
             display.progress(task, done, trainer.steps)
+        models = models or [trainer.model]
         found.append(predictions_of(trainer.model, trainer.normalization, images, runtime, settings.batch_size))
     facts = ShadowFacts(
         models=len(found),
@@ -84,7 +88,7 @@ def train_shadows(
         inside_top1=_mean_accuracy(found, is_inside),
         outside_top1=_mean_accuracy(found, ~is_inside),
     )
-    return Shadows(torch.stack([each.margins for each in found]), is_inside, facts)
+    return Shadows(torch.stack([each.margins for each in found]), is_inside, facts, models[0])
 
 
 def _mean_accuracy(found: list[Predictions], chosen: Tensor) -> float:

@@ -298,7 +298,8 @@ def print_audit(console: Console, result: AuditResult) -> None:
                 for each in result.neighbours
             ],
         )
-        console.note("50 % is chance; ratio: of the distance to the nearest member to that to the nearest non-member")
+        console.note("50 % is chance, except in the teacher's features, which depend on the members")
+        console.note("ratio: of the distance to the nearest member to that to the nearest non-member")
     for note in result.notes:
         console.note(note)
     for finding in result.findings:

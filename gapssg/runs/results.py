@@ -687,6 +687,7 @@ class LowFalsePositives(Stored):
 
 Attack = Literal["loss threshold", "LiRA, offline"]
 Role = Literal["teacher", "student", "model"]
+Space = Literal["pixels", "teacher's features", "shadow model's features"]
 
 
 class AttackResult(Stored):
@@ -726,8 +727,9 @@ class ClosestPair(Stored):
     pool_image: Count
     """Its number in the pool, from 0."""
     member: Count
-    """Number of the member in its split, from 0."""
+    """Its number among the images that were read, from 0."""
     non_member: Count
+    """Its number among the images that were read, from 0."""
     to_member: float
     to_non_member: float
 
@@ -735,20 +737,28 @@ class ClosestPair(Stored):
 class NeighbourResult(Stored):
     """Distances of synthetic images to members and non-members."""
 
-    space: Literal["pixels", "features"]
-    """Root mean square difference of pixels in [0, 1], or Euclidean distance of the teacher's features."""
+    space: Space
+    """Root mean square difference of pixels in [0, 1], or Euclidean distance of features."""
     images: PositiveCount
     """Number of synthetic images."""
     references: PositiveCount
     """Number of members, and of non-members, among which the neighbours are counted."""
     nearest_is_member: ShareEstimate
-    """Share of the synthetic images whose nearest neighbour is a member; 0.5 is chance."""
+    """Share of the synthetic images whose nearest neighbour is a member."""
     effective_images: float
     """Number of independent images to which the interval corresponds; images with a common neighbour are not."""
     median_ratio: float
-    """Median of the distance to the nearest member divided by that to the nearest non-member; 1 is chance."""
+    """Median of the distance to the nearest member divided by that to the nearest non-member."""
     closest: tuple[ClosestPair, ...]
     """Of all members: the pairs that are closest relative to the nearest non-member."""
+
+    @property
+    def has_chance_level(self) -> bool:
+        """Whether the share is 0.5 for images that are independent of the members.
+
+        The teacher's features are not: it has moved its own training images towards their classes.
+        """
+        return self.space != "teacher's features"
 
 
 class ShadowFacts(Stored):
