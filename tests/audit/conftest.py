@@ -43,7 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     root = tmp_path_factory.mktemp("audit")
     decay = {"weight_decay": 0.05, "learning_rate": 0.05}
     found = Made(
-        pretrain(root / "overfitted", MEMBERS, epochs=100, batch_size=60, crop_padding=0, checkpoint_every=100),
+        pretrain(root / "overfitted", MEMBERS, epochs=50, batch_size=10, crop_padding=0, checkpoint_every=50),
         pretrain(root / "regularised", None, epochs=5, batch_size=64, optimizer=decay, checkpoint_every=5),
         root / "run",
     )
