@@ -21,9 +21,9 @@ _MOST_POINTS = 100
 def margins(logits: Tensor, labels: Tensor) -> Tensor:
     """Return log(p / (1 - p)) for the probability p of each label.
 
-    It falls as the cross-entropy rises, so that a threshold on it is one on the loss (Yeom et al., CSF 2018, adversary
-    2); unlike the loss, it does not round to the same value for all images of which the model is sure. Carlini et al.,
-    "Membership Inference Attacks From First Principles", S&P 2022, section V.A.
+    It falls as the cross-entropy rises, so that a threshold on it is one on the loss (Yeom et al., "Privacy Risk in
+    Machine Learning", CSF 2018); unlike the loss, it does not round to the same value for all images of which the model
+    is sure. It is the scaled logit of Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022.
 
     Args:
         logits: (N, K), K at least 2.
@@ -40,10 +40,10 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
 def likelihood_ratios(margins: Tensor, shadow_margins: Tensor, is_inside: Tensor) -> Tensor:
     """Return scores of the offline likelihood-ratio attack (LiRA).
 
-    Equation 4 of Carlini et al. is the probability that a normal variable, with the mean and the variance of the
-    margins of shadow models that were not trained on the image, is below the margin of the audited model. With the
-    variance common to all images, which they advise for few shadow models, it is a rising function of the difference
-    to the mean, which is returned.
+    The score of Carlini et al. is the probability that a normal variable, with the mean and the variance of the margins
+    of shadow models that were not trained on the image, is below the margin of the audited model. With the variance
+    common to all images, which they advise for few shadow models, it is a rising function of the difference to the
+    mean, which is returned.
 
     Args:
         margins: (N,) float64, of the audited model.

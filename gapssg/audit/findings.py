@@ -1,4 +1,4 @@
-"""Signs that training images are given away, in words."""
+"""Signs that training images can be recognised, in words."""
 
 from __future__ import annotations
 

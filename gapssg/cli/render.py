@@ -305,7 +305,7 @@ def print_audit(console: Console, result: AuditResult) -> None:
     for finding in result.findings:
         console.alarm(f"FOUND: {finding}")
     if not result.findings:
-        console.alarm("nothing found: no attack is better than chance; these are known attacks, so this is no proof")
+        console.alarm("nothing found: no measurement is above chance; these are known attacks, so this is no proof")
     for file in (result.output, result.sheet):
         if file is not None:
             console.say(f"written: {file}")

@@ -799,7 +799,7 @@ class AuditResult(RunFacts):
     neighbours: tuple[NeighbourResult, ...]
     """Empty without a pool."""
     findings: tuple[Text, ...]
-    """Signs that training images are given away; none is no proof of the contrary."""
+    """Signs that training images can be recognised; none is no proof of the contrary."""
     notes: tuple[Text, ...]
     """What was not measured, and why."""
     timing: AuditTiming

@@ -143,7 +143,7 @@ def test_the_page_shows_the_result_and_stands_alone(audited: tuple[AuditResult, 
     auc = attack(result, "teacher", "LiRA, offline").auc
     assert f"{auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f})" in page
     for text in (
-        "Training images are given away",
+        "Training images can be recognised: ",
         "known attacks only",
         "it is as confidential as they are",
         "Members found: LiRA, offline",
@@ -186,7 +186,7 @@ def test_json_is_the_result_and_the_page_may_not_be_replaced(made: Made, tmp_pat
 
 def test_nothing_found_is_said_to_be_no_proof(made: Made):
     shown = gapssg("audit", made.regularised, *DIGITS, *TRUSTED).stdout
-    assert "nothing found: no attack is better than chance; these are known attacks, so this is no proof" in shown
+    assert "nothing found: no measurement is above chance; these are known attacks, so this is no proof" in shown
 
 
 def test_options_for_data_apply_to_both_sets():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from gapssg import DistillSettings, distill
 from gapssg.models import create_model
+from tests.conftest import write_teacher
 from tests.program import gapssg, refusal
+from tests.run_fixtures import TINY
 
 pytestmark = pytest.mark.slow
 
@@ -82,6 +86,28 @@ def test_the_ten_minutes_run_as_they_are_written(tmp_path: Path, monkeypatch: py
     assert done == [
         *("make_images.py", "train.py", "import-teacher", "distill", "eval", "report", "export", "classify.py"),
     ]
+
+
+def test_the_commands_of_the_guide_to_audits_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("quickstart/teacher").mkdir(parents=True)
+    teacher = write_teacher(Path("quickstart/teacher/model.safetensors"))
+    distill(DistillSettings.model_validate({"teacher": teacher, **TINY}), Path("quickstart/student"))
+    short = {
+        "pretrain-teacher": ["--epochs", 1],
+        "distill": ["--epochs", 1, *(part for option in SHORT_SYNTHESIS for part in ("--set", option))],
+        "audit": ["--shadow-epochs", 1],
+    }
+    done = []
+    for line in commands("audit.md"):
+        _, name, *arguments = shlex.split(line)
+        gapssg(name, *arguments, *short[name])
+        done.append(name)
+    assert done == ["audit", "audit", "pretrain-teacher", "distill", "audit"]
+    (block,) = python_blocks("audit.md")
+    (tmp_path / "guide.py").write_text(shortened(block, {"audit.html": "from-python.html"}))
+    runpy.run_path("guide.py")
+    assert {"audit.html", "from-python.html", "pairs.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_the_errors_are_those_that_the_guide_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
