@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL.Image import Image
 from torch import Tensor, nn
 
 from gapssg.audit.attacks import ONE_IN, area_under_roc, likelihood_ratios, rate_at, roc_curve
@@ -73,28 +72,40 @@ def audit_model(
             members; nothing has been written.
         RunError: A shadow model diverged, or a file cannot be written.
     """
-    started = time.perf_counter()
-    display = display or SilentDisplay()
     output = user_path(output) if output is not None else None
     sheet = user_path(sheet) if sheet is not None else None
     check_outputs(output, sheet, overwrite)
+    result, curves, rows = _measure(settings, output, sheet, display or SilentDisplay())
+    picture = draw_sheet(rows) if rows else None
+    if sheet is not None and picture is not None:
+        write_atomically(sheet, encode_png(picture))
+    if output is not None:
+        write_atomically(output, render_page(result, curves, picture).encode())
+    return result
+
+
+class _Measured(NamedTuple):
+    """The result, its ROC curves, and the rows of its sheet."""
+
+    result: AuditResult
+    curves: list[Curve]
+    rows: list[Row]
+
+
+def _measure(settings: AuditSettings, output: Path | None, sheet: Path | None, display: Display) -> _Measured:
+    started = time.perf_counter()
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     audited = read_audited(settings)
     if sheet is not None and audited.pool is None:
-        raise InputError(
-            "--sheet shows images of a sample pool; name the directory of a `distill` run, or leave it out"
-        )
+        raise InputError("--sheet shows images of a pool; name the directory of a `distill` run, or leave it out")
     known = read_known_images(settings, audited.first, display)
     images = known.both.to(runtime.device)
-    shadows, trained = None, time.perf_counter()
-    if settings.shadow.models:
-        shadows = train_shadows(settings, audited.first.card, images, runtime, display)
-    trained = time.perf_counter() - trained
+    training = time.perf_counter()
+    is_shadowed = settings.shadow.models > 0
+    shadows = train_shadows(settings, audited.first.card, images, runtime, display) if is_shadowed else None
+    trained = time.perf_counter()
     models, curves = _attack_all(settings, audited, known, images, shadows, runtime, display)
-    neighbours = (
-        [] if audited.pool is None else list(_compare_pool(settings, audited, known, shadows, runtime, display))
-    )
-    picture = draw_sheet([row for each in neighbours for row in each.rows]) if neighbours else None
+    neighbours = list(_compare_pool(settings, audited, known, shadows, runtime, display))
     result = AuditResult(
         audited=str(settings.model),
         output=None if output is None else str(output),
@@ -106,20 +117,10 @@ def audit_model(
         neighbours=tuple(each.result for each in neighbours),
         findings=tuple(find_signs(models, [each.result for each in neighbours])),
         notes=tuple(_notes(audited, known, shadows, len(neighbours))),
-        timing=AuditTiming(total=time.perf_counter() - started, shadow_models=trained if shadows else 0.0),
+        timing=AuditTiming(total=time.perf_counter() - started, shadow_models=trained - training),
         **dict(run_facts(runtime, settings)),
     )
-    _write(result, curves, picture, output, sheet)
-    return result
-
-
-def _write(
-    result: AuditResult, curves: list[Curve], picture: Image | None, output: Path | None, sheet: Path | None
-) -> None:
-    if sheet is not None and picture is not None:
-        write_atomically(sheet, encode_png(picture))
-    if output is not None:
-        write_atomically(output, render_page(result, curves, picture).encode())
+    return _Measured(result, curves, [row for each in neighbours for row in each.rows])
 
 
 def _attack_all(
@@ -182,8 +183,9 @@ def _compare_pool(
     runtime: Runtime,
     display: Display,
 ) -> Iterator[_Neighbours]:
-    """Compare images of the pool with members and non-members, in pixels and in features."""
-    assert audited.pool is not None
+    """Compare images of the pool, if there is one, with members and non-members, in pixels and in features."""
+    if audited.pool is None:
+        return
     generator = torch.Generator().manual_seed(runtime.derive_seed("audit"))
     sets = (audited.pool, known.members.images, known.non_members.images)
     orders = [torch.randperm(len(each), generator=generator) for each in sets]

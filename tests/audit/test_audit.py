@@ -220,7 +220,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(made: Made, tmp_path: 
         ("holds neither student.safetensors nor", [images, *DIGITS]),
         ("must be even", [run, *DIGITS, "--shadow-models", 3]),
         ("non_members.name is missing: add --non-members", [run, "--members", "digits"]),
-        ("--sheet shows images of a sample pool", [made.overfitted, *DIGITS, "--sheet", tmp_path / "pairs.png"]),
+        ("--sheet shows images of a pool", [made.overfitted, *DIGITS, "--sheet", tmp_path / "pairs.png"]),
         ("its name must end in .png", [run, *DIGITS, "--sheet", tmp_path / "pairs.jpg"]),
         ("its name must end in .html", [run, *DIGITS, "--output", tmp_path / "page.txt"]),
         ("was synthesised from another teacher", [with_foreign_pool(run, other), *DIGITS]),
