@@ -41,11 +41,12 @@ def pretrain(output: Path, images: int | None, **values: Any) -> Path:
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     root = tmp_path_factory.mktemp("audit")
+    overfitting = {"weight_decay": 0.0, "learning_rate": 0.05}
     decay = {"weight_decay": 0.05, "learning_rate": 0.05}
+    few = {"epochs": 60, "batch_size": 30, "crop_padding": 0, "checkpoint_every": 60, "optimizer": overfitting}
+    all_images = {"epochs": 5, "batch_size": 64, "checkpoint_every": 5, "optimizer": decay}
     found = Made(
-        pretrain(root / "overfitted", MEMBERS, epochs=50, batch_size=10, crop_padding=0, checkpoint_every=50),
-        pretrain(root / "regularised", None, epochs=5, batch_size=64, optimizer=decay, checkpoint_every=5),
-        root / "run",
+        pretrain(root / "overfitted", MEMBERS, **few), pretrain(root / "regularised", None, **all_images), root / "run"
     )
     values = {
         "teacher": found.overfitted,

@@ -110,7 +110,7 @@ def test_members_in_a_pool_are_found_in_pixels_and_in_features(made: Made, setti
     run = shutil.copytree(made.run, tmp_path / "run")
     fill_pool_with_members(run, made.overfitted)
     result = audit_model(settings(run, shadow={**SHADOWS, "models": 2, "epochs": 5}))
-    for each in result.neighbours:
+    for each in (each for each in result.neighbours if each.has_chance_level):
         assert each.nearest_is_member.low > 0.7
         assert all(pair.member == pair.pool_image for pair in each.closest)
         assert all(pair.to_member < pair.to_non_member for pair in each.closest)
