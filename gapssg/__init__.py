@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from gapssg._version import __version__
 
 if TYPE_CHECKING:
+    from gapssg.audit.audit import audit_model
+    from gapssg.audit.settings import AuditSettings
     from gapssg.errors import GapssgError, InputError, RunError
     from gapssg.evaluation.evaluate import evaluate
     from gapssg.evaluation.import_teacher import import_teacher
@@ -35,13 +37,15 @@ if TYPE_CHECKING:
     from gapssg.report.page import write_report
     from gapssg.report.settings import ReportSettings
     from gapssg.runs.requests import Requests, Stopped
-    from gapssg.runs.results import DistillResult, LandscapeResult, PredictResult, PretrainResult
+    from gapssg.runs.results import AuditResult, DistillResult, LandscapeResult, PredictResult, PretrainResult
     from gapssg.settings import load_settings
     from gapssg.training.distill import distill, estimate_distillation
     from gapssg.training.pretrain_teacher import estimate_pretraining, pretrain_teacher
     from gapssg.training.settings import DistillSettings, PretrainSettings
 
 __all__ = [
+    "AuditResult",
+    "AuditSettings",
     "ClassifierSettings",
     "DistillResult",
     "DistillSettings",
@@ -63,6 +67,7 @@ __all__ = [
     "RunError",
     "Stopped",
     "__version__",
+    "audit_model",
     "distill",
     "estimate_distillation",
     "estimate_pretraining",
@@ -82,6 +87,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "audit_model": "gapssg.audit.audit",
+    "AuditSettings": "gapssg.audit.settings",
     "distill": "gapssg.training.distill",
     "estimate_distillation": "gapssg.training.distill",
     "estimate_pretraining": "gapssg.training.pretrain_teacher",
@@ -114,6 +121,7 @@ _HOMES = {
     "Stopped": "gapssg.runs.requests",
     "load_model": "gapssg.models.model_file",
     "load_settings": "gapssg.settings",
+    "AuditResult": "gapssg.runs.results",
     "DistillResult": "gapssg.runs.results",
     "LandscapeResult": "gapssg.runs.results",
     "PredictResult": "gapssg.runs.results",

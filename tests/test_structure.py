@@ -20,6 +20,7 @@ TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 # Each package may import those after it.
 ORDER = [
     "cli",
+    "audit",
     "report",
     "table",
     "export",
@@ -145,6 +146,7 @@ def test_nothing_below_the_command_line_prints():
         "import gapssg",
         "import gapssg.cli.app",
         "import gapssg.training.settings, gapssg.landscape.settings, gapssg.report.settings, gapssg.table.plan",
+        "import gapssg.audit.settings",
         "import gapssg.runs.pictures, gapssg.runs.events, gapssg.runs.results, gapssg.export.settings",
         "import gapssg.data, gapssg.models",
     ],

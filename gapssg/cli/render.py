@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gapssg.audit.findings import area, with_interval
 from gapssg.cli.console import Console
 from gapssg.errors import shortened
 from gapssg.runs.results import DistillResult
@@ -14,6 +15,7 @@ from gapssg.text import has_top5, percent
 
 if TYPE_CHECKING:
     from gapssg.runs.results import (
+        AuditResult,
         Comparison,
         EvaluatedModel,
         EvaluateResult,
@@ -314,6 +316,45 @@ def print_landscape(console: Console, result: LandscapeResult) -> None:
     for figure in result.figures:
         if figure.endswith((".png", ".html")):
             console.say(f"  {figure}")
+
+
+def print_audit(console: Console, result: AuditResult) -> None:
+    """Print the attacks on each model, the neighbours of synthetic images, and what was found."""
+    limits = [rates.one_in for rates in result.models[0].attacks[0].at_low_false_positives]
+    console.table(
+        f"Membership of {result.members.images:,} members and {result.non_members.images:,} non-members",
+        ["model", "attack", "AUC", *(f"found at {100 / one_in:g} %" for one_in in limits), "top-1", "of non-members"],
+        [
+            [
+                *(model.role, attack.attack, area(attack.auc)),
+                *(with_interval(rates.true_positives) for rates in attack.at_low_false_positives),
+                *(percent(model.members_top1), percent(model.non_members_top1)),
+            ]
+            for model in result.models
+            for attack in model.attacks
+        ],
+    )
+    console.note("AUC: 0.5 is chance; found: % of the members, at that rate of false positives; with 95 % intervals")
+    if result.neighbours:
+        console.table(
+            f"Nearest neighbours of {result.neighbours[0].images:,} synthetic images",
+            ["distance in", "nearest is a member, %", "median ratio"],
+            [
+                [each.space, with_interval(each.nearest_is_member), _number(each.median_ratio)]
+                for each in result.neighbours
+            ],
+        )
+        console.note("50 % is chance, except in the teacher's features, which depend on the members")
+        console.note("ratio: of the distance to the nearest member to that to the nearest non-member")
+    for note in result.notes:
+        console.note(note)
+    for finding in result.findings:
+        console.alarm(f"FOUND: {finding}")
+    if not result.findings:
+        console.alarm("nothing found: no measurement is above chance; these are known attacks, so this is no proof")
+    for file in (result.output, result.sheet):
+        if file is not None:
+            console.say(f"written: {file}")
 
 
 def print_table(console: Console, summary: TableSummary) -> None:

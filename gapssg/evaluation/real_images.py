@@ -35,7 +35,18 @@ def read_images(
 
 
 def read_test_images(settings: DataSettings, model: LoadedModel, display: Display) -> ImageSet:
-    """Read the test split with the channels of a model and, from folders, its image size.
+    """Read the test split for a model, as `read_images_of_model` does.
+
+    Raises:
+        InputError: The images or their classes do not fit the model.
+    """
+    return read_images_of_model(settings, "test", model, display)
+
+
+def read_images_of_model(
+    settings: DataSettings, split: Literal["train", "test"], model: LoadedModel, display: Display
+) -> ImageSet:
+    """Read one split with the channels of a model and, from folders, its image size.
 
     Raises:
         InputError: The images or their classes do not fit the model.
@@ -45,7 +56,7 @@ def read_test_images(settings: DataSettings, model: LoadedModel, display: Displa
     is_folder = settings.name.startswith("folder:")
     if settings.image_size is None and is_folder:
         settings = settings.model_copy(update={"image_size": (height, width)})
-    images = read_images(settings, "test", display, channels if is_folder or channels in (1, 3) else None)
+    images = read_images(settings, split, display, channels if is_folder or channels in (1, 3) else None)
     if images.num_classes != card.num_classes:
         raise InputError(
             f"{settings.name} has {images.num_classes} classes, but {model.path} has {card.num_classes}; "

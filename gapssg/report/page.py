@@ -238,9 +238,10 @@ def _samples(run: Path) -> list[Picture]:
     return [embed(f"epoch {epoch}", read_picture(file), _LARGEST_SIDE) for epoch, file in grids]
 
 
-def _render(sections: Sequence[Section], landscapes: Sequence[Landscape], settings: ReportSettings) -> str:
+def page_environment(package: str = "gapssg.report") -> jinja2.Environment:
+    """Return the environment for pages from the templates of a package, beside those of the report."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gapssg.report"),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(each) for each in (package, "gapssg.report")]),
         autoescape=True,
         finalize=_shown,
         undefined=jinja2.StrictUndefined,
@@ -254,7 +255,12 @@ def _render(sections: Sequence[Section], landscapes: Sequence[Landscape], settin
         "number": _number,
         "unbroken": _unbroken,
     }
-    return environment.get_template("report.html.jinja").render(
+    return environment
+
+
+def _render(sections: Sequence[Section], landscapes: Sequence[Landscape], settings: ReportSettings) -> str:
+    template = page_environment().get_template("report.html.jinja")
+    return template.render(
         sections=sections,
         comparisons=_comparisons(sections),
         landscapes=landscapes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +15,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from gapssg import DistillResult, load_model
+from gapssg import DistillResult, DistillSettings, distill, load_model
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
-from tests.conftest import make_card
+from tests.conftest import make_card, write_teacher
 from tests.models.graphs.small_models import Residual, trained
 from tests.models.graphs.written import write
 from tests.program import gapssg, refusal
+from tests.run_fixtures import TINY
 
 pytestmark = pytest.mark.slow
 
@@ -141,6 +143,28 @@ def test_the_guide_to_importing_runs_as_it_is_written(tmp_path: Path, monkeypatc
     done = [gapssg(*line.split()[1:]) for line in commands("importing.md")]
     assert len(done) == 2
     assert "BatchNorm2d" in done[1].stdout
+
+
+def test_the_commands_of_the_guide_to_audits_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("quickstart/teacher").mkdir(parents=True)
+    teacher = write_teacher(Path("quickstart/teacher/model.safetensors"))
+    distill(DistillSettings.model_validate({"teacher": teacher, **TINY}), Path("quickstart/student"))
+    short = {
+        "pretrain-teacher": ["--epochs", 1],
+        "distill": ["--epochs", 1, *(part for option in SHORT_SYNTHESIS for part in ("--set", option))],
+        "audit": ["--shadow-epochs", 1],
+    }
+    done = []
+    for line in commands("audit.md"):
+        _, name, *arguments = shlex.split(line)
+        gapssg(name, *arguments, *short[name])
+        done.append(name)
+    assert done == ["audit", "audit", "pretrain-teacher", "distill", "audit"]
+    (block,) = python_blocks("audit.md")
+    (tmp_path / "guide.py").write_text(shortened(block, {"audit.html": "from-python.html"}))
+    runpy.run_path("guide.py")
+    assert {"audit.html", "from-python.html", "pairs.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_the_errors_are_those_that_the_guide_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

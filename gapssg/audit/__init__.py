@@ -1,0 +1,1 @@
+"""Measures whether synthetic images or models reveal training images, before they are released."""

@@ -1,0 +1,68 @@
+"""Predictions of a model for many labelled images, and its features."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gapssg.audit.attacks import margins
+from gapssg.core.augment import Normalization
+from gapssg.core.runtime import Runtime
+from gapssg.data.image_set import ImageSet
+from gapssg.evaluation.metrics import answers_of
+from gapssg.evaluation.predict import predict
+from gapssg.models.description import ModelCard
+from gapssg.models.profile import last_linear_layer
+
+
+class Predictions(NamedTuple):
+    """The predictions of a model for N labelled images, on the CPU.
+
+    Attributes:
+        margins: (N,) float64, as `attacks.margins` returns them.
+        is_right: (N,) bool.
+    """
+
+    margins: Tensor
+    is_right: Tensor
+
+
+def predictions_of(
+    module: nn.Module, normalization: Normalization, images: ImageSet, runtime: Runtime, batch_size: int
+) -> Predictions:
+    """Predict images in float32, whatever the precision of the runtime, with the logits of one batch in memory.
+
+    Raises:
+        RunError: The logits are not finite.
+    """
+    exact, parts = replace(runtime, precision="fp32"), []
+    for batch, labels in zip(*(torch.split(each, batch_size) for each in (images.images, images.labels)), strict=True):
+        logits = predict(module, batch, normalization, exact, batch_size)
+        parts.append((margins(logits, labels).cpu(), answers_of(logits, labels).is_top1))
+    return Predictions(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def features_of(module: nn.Module, card: ModelCard, images: Tensor, runtime: Runtime, batch_size: int) -> Tensor | None:
+    """Return the inputs of the last linear layer for images (N, C, H, W) uint8; None if there is no such layer.
+
+    `module`, of the architecture that `card` describes, is on the runtime's device.
+
+    Returns:
+        (N, F) float32, on the runtime's device.
+    """
+    layer = last_linear_layer(module, card.input_shape, card.num_classes)
+    if layer is None:
+        return None
+    normalization = Normalization.from_statistics(card.mean, card.deviation, runtime.device)
+    exact, taken, parts = replace(runtime, precision="fp32"), [], []
+    with ExitStack() as hooks:
+        hooks.callback(layer.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0])).remove)
+        for batch in torch.split(images, batch_size):
+            predict(module, batch, normalization, exact, batch_size)
+            parts.append(taken[-1].flatten(1).float())
+            taken.clear()
+    return torch.cat(parts)

@@ -1,0 +1,54 @@
+"""The sheet of the closest pairs: synthetic images beside their nearest members and non-members."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+_COLUMNS = ("synthetic", "nearest member", "nearest non-member")
+_SIDE = 96  # pixels that small images are enlarged to
+_LABEL, _LINE, _SPACE = 150, 14, 6
+_BETWEEN = 16
+
+
+class Row(NamedTuple):
+    """A row of the sheet.
+
+    Attributes:
+        label: Lines of text beside it.
+        images: Synthetic image, member and non-member, (3, C, H, W) uint8 on the CPU.
+    """
+
+    label: tuple[str, ...]
+    images: Tensor
+
+
+def draw_sheet(rows: Sequence[Row]) -> Image.Image:
+    """Draw at least one row of pairs, with headings; images with two channels or more than three show the first."""
+    channels, height, width = rows[0].images.shape[1:]
+    factor = max(1, _SIDE // max(height, width))
+    column = max(width * factor, 110) + _BETWEEN
+    row_height = max(height * factor, _LINE * max(len(row.label) for row in rows)) + _SPACE
+    size = (_LABEL + len(_COLUMNS) * column, _LINE + _SPACE + len(rows) * row_height)
+    picture = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default()
+    for number, heading in enumerate(_COLUMNS):
+        draw.text((_LABEL + number * column, 0), heading, fill="black", font=font)
+    for number, row in enumerate(rows):
+        top = _LINE + _SPACE + number * row_height
+        for line, text in enumerate(row.label):
+            draw.text((2, top + line * _LINE), text, fill="black", font=font)
+        for place, image in enumerate(row.images if channels in (1, 3) else row.images[:, :1]):
+            tile = _picture(image).resize((width * factor, height * factor), Image.Resampling.NEAREST)
+            picture.paste(tile, (_LABEL + place * column, top))
+    return picture
+
+
+def _picture(image: Tensor) -> Image.Image:
+    pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+    return Image.fromarray(pixels.contiguous().to(torch.uint8).numpy())

@@ -1,0 +1,149 @@
+"""What is audited: models, the sample pool, and images whose membership is known."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gapssg.audit.settings import AuditSettings, MembersSettings, NonMembersSettings
+from gapssg.data.image_set import ImageSet, sha256_of_images
+from gapssg.errors import InputError
+from gapssg.evaluation.real_images import check_same_images, read_images_of_model
+from gapssg.landscape.subjects import Run, Subject, read_subjects
+from gapssg.models.model_file import LoadedModel, load_model
+from gapssg.runs.directory import Display, pool_shards
+from gapssg.runs.events import Warned
+from gapssg.runs.results import AuditedImages, Role
+from gapssg.synthesis.shards import read_shard
+
+
+@dataclass(frozen=True)
+class Audited:
+    """The models and the sample pool.
+
+    Attributes:
+        models: By role, the teacher first if it is known.
+        pool: The synthetic images (N, C, H, W) uint8 of a run; None if a model file was named.
+    """
+
+    models: Mapping[Role, LoadedModel]
+    pool: Tensor | None
+
+    @property
+    def first(self) -> LoadedModel:
+        """The teacher or, if it is not known, the only model."""
+        return next(iter(self.models.values()))
+
+
+@dataclass(frozen=True)
+class KnownImages:
+    """Members and non-members, on the CPU.
+
+    Attributes:
+        members: The images that the teacher was trained on.
+        non_members: Images that are not among them.
+        numbers: (N,) int64, the numbers of the non-members in their split.
+        facts: Facts of members and non-members.
+    """
+
+    members: ImageSet
+    non_members: ImageSet
+    numbers: Tensor
+    facts: tuple[AuditedImages, AuditedImages]
+
+    @property
+    def both(self) -> ImageSet:
+        """Members and then non-members."""
+        sets = (self.members, self.non_members)
+        images, labels = (torch.cat(parts) for parts in zip(*((s.images, s.labels) for s in sets), strict=True))
+        return ImageSet(images, labels, self.members.class_names)
+
+
+def read_audited(settings: AuditSettings) -> Audited:
+    """Read the models and the pool that the settings name.
+
+    Raises:
+        InputError: A file is missing or damaged, the models do not fit each other, or a run has no pool.
+    """
+    (subject,) = read_subjects((settings.model,), False, None, settings.model_factories)
+    model, run = subject.model, subject.run
+    teacher = _read_teacher(settings, subject)
+    if teacher is None:
+        return Audited({"student" if model.card.provenance.teacher_sha256 else "model": model}, None)
+    if model.card.provenance.teacher_sha256 not in (None, teacher.sha256):
+        raise InputError(
+            f"{teacher.path} is not the teacher of {model.path} (its SHA-256 differs); name it by --teacher"
+        )
+    check_same_images(teacher, model)
+    pool = None if run is None or run.distillation is None else _read_pool(run, model, teacher)
+    return Audited({"teacher": teacher, "student": model}, pool)
+
+
+def _read_teacher(settings: AuditSettings, subject: Subject) -> LoadedModel | None:
+    run = subject.run
+    if run is None or run.distillation is None:
+        return None if settings.teacher is None else load_model(settings.teacher, settings.model_factories)
+    try:
+        return load_model(settings.teacher or run.distillation.teacher, settings.model_factories)
+    except InputError as error:
+        raise InputError(f"the audit needs the teacher of {run.path}: {error}; name it with --teacher") from error
+
+
+def _read_pool(run: Run, student: LoadedModel, teacher: LoadedModel) -> Tensor:
+    assert run.distillation is not None
+    try:
+        shards = pool_shards(run.distillation.pool or run.path)
+    except InputError as error:
+        raise InputError(
+            f"{run.path} has no sample pool to audit: {error}; to audit only its models, name {student.path} "
+            f"and --teacher {teacher.path}"
+        ) from error
+    parts = []
+    for shard in shards:
+        images, _, origin = read_shard(shard, teacher.card.input_shape, teacher.card.num_classes)
+        if origin.teacher_sha256 != teacher.sha256:
+            raise InputError(f"{shard} was synthesised from another teacher than {teacher.path}; name another run")
+        parts.append(images)
+    return torch.cat(parts)
+
+
+def read_known_images(settings: AuditSettings, model: LoadedModel, display: Display) -> KnownImages:
+    """Read members and non-members; images in both are left out of the non-members.
+
+    Raises:
+        InputError: The images do not fit the model, or all non-members are members.
+    """
+    members = read_images_of_model(settings.members, settings.members.split, model, display)
+    others = read_images_of_model(settings.non_members, settings.non_members.split, model, display)
+    known = set(_digests(members.images))
+    is_new = torch.tensor([digest not in known for digest in _digests(others.images)])
+    named, shared = _describe(settings.non_members), int((~is_new).sum())
+    if shared == len(others):
+        raise InputError(
+            f"every image of --non-members ({named}) is also in --members ({_describe(settings.members)}), by SHA-256; "
+            "name images that the teacher was not trained on"
+        )
+    if shared:
+        message = f"{shared:,} of {len(others):,} images of {named} are also members, by SHA-256, and are left out"
+        display.event(Warned(epoch=0, message=message))
+    non_members = ImageSet(others.images[is_new], others.labels[is_new], others.class_names)
+    facts = (_facts(settings.members, members, 0), _facts(settings.non_members, non_members, shared))
+    return KnownImages(members, non_members, is_new.nonzero().squeeze(1), facts)
+
+
+def _digests(images: Tensor) -> list[bytes]:
+    return [hashlib.sha256(image.numpy().data).digest() for image in images.contiguous()]
+
+
+def _describe(data: MembersSettings | NonMembersSettings) -> str:
+    return f"{data.name}, split {data.split}"
+
+
+def _facts(data: MembersSettings | NonMembersSettings, images: ImageSet, left_out: int) -> AuditedImages:
+    return AuditedImages(
+        data=data.name, split=data.split, images=len(images), left_out=left_out, sha256=sha256_of_images(images)
+    )
