@@ -3,7 +3,8 @@
     python -m benchmarks.estimator --cifar10 FOLDER     evidence of each student in runs/strangers, then the fit
     python -m benchmarks.estimator --fit                the fit alone, from the table
 
-The students are those that `benchmarks.strangers` made, at each snapshot: of every method, trained enough or not. The
+The students are those that `benchmarks.strangers` made, also at each snapshot of the second half of their training: of
+every method, trained enough or not. The
 evidence and the disagreement on the test images are rows of `benchmarks/results/estimator.csv`; rows that exist are not
 measured again. The fit writes `gapssg/quality/predictor.json` and prints the coverage and width of the intervals for
 each left-out teacher and data set: predictor and interval are then fitted on all the others.
@@ -77,7 +78,7 @@ def measure(place: Place, known: set[tuple[str, ...]]) -> list[Row]:
     files = [
         (run, file)
         for run in runs
-        for file in (*sorted(run.glob("snapshots/*.safetensors")), run / "student.safetensors")
+        for file in (*late_snapshots(run), run / "student.safetensors")
         if (place.name, run.parent.name, run.name, file.name) not in known
     ]
     if not files:
@@ -107,6 +108,13 @@ def measure(place: Place, known: set[tuple[str, ...]]) -> list[Row]:
         rows.append(row)
         print(*(row[name] for name in KEY), f"{row['disagreement']:.3f}", flush=True)
     return rows
+
+
+def late_snapshots(run: Path) -> list[Path]:
+    """Return the snapshots of the second half of a run, without that of the end, which is the student."""
+    epochs = DistillResult.load(run).epochs
+    snapshots = {int(file.stem.removeprefix("epoch-")): file for file in sorted(run.glob("snapshots/*.safetensors"))}
+    return [file for epoch, file in snapshots.items() if epochs / 2 < epoch < epochs]
 
 
 def fitted(rows: list[Row], name: str, kinds: tuple[str, ...]) -> Predictor:

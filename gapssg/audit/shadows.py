@@ -17,7 +17,7 @@ from gapssg.core.runtime import Runtime, to_unit_range
 from gapssg.data.image_set import ImageSet
 from gapssg.models import create_model
 from gapssg.models.description import ModelCard
-from gapssg.models.foreign import return_logarithms
+from gapssg.models.signature import adapt
 from gapssg.runs.directory import Display
 from gapssg.runs.results import ShadowFacts
 from gapssg.training.trainee import Trainee
@@ -145,6 +145,5 @@ def _make_model(card: ModelCard, runtime: Runtime, number: int) -> nn.Module:
         seed=runtime.derive_seed("shadow-weights", number),
         arguments=card.arguments,
     )
-    if card.outputs == "probabilities":
-        return_logarithms(model)
+    adapt(model, card.signature)
     return model

@@ -54,7 +54,7 @@ def fit(features: Numbers, targets: Numbers, groups: Sequence[str], coverage: fl
 def weighted_quantile(values: Numbers, weights: Numbers, share: float) -> float:
     """Return the smallest value up to which the weights, of sum 1, add up to `share`."""
     order = np.argsort(values)
-    index = np.searchsorted(np.cumsum(weights[order]), share - 1e-12)
+    index = int(np.searchsorted(np.cumsum(weights[order]), share - 1e-12))
     return float(values[order][min(index, len(values) - 1)])
 
 

@@ -27,15 +27,15 @@ def coloured_noise(count: int, shape: ImageShape, stream: torch.Generator) -> Te
     """
     channels, height, width = shape
     device = stream.device
-    noise = torch.randn(count, channels, height, width, generator=stream, device=device)
+    white = torch.randn(count, channels, height, width, generator=stream, device=device)
     shared = torch.randn(count, 1, height, width, generator=stream, device=device)
     share = torch.rand(count, 1, 1, 1, generator=stream, device=device)
     exponent = 2 * torch.rand(count, 1, 1, 1, generator=stream, device=device)
     rows = torch.fft.fftfreq(height, device=device)[:, None]
     columns = torch.fft.rfftfreq(width, device=device)[None, :]
     frequency = (rows**2 + columns**2).sqrt().clamp_min(1 / max(height, width))
-    spectrum = torch.fft.rfft2(share.sqrt() * shared + (1 - share).sqrt() * noise)
-    noise = torch.fft.irfft2(spectrum * frequency.pow(-exponent), s=(height, width))
+    spectrum = torch.fft.rfft2(share.sqrt() * shared + (1 - share).sqrt() * white)
+    noise: Tensor = torch.fft.irfft2(spectrum * frequency.pow(-exponent), s=(height, width))
     noise = noise - noise.mean(dim=(2, 3), keepdim=True)
     noise = noise / noise.std(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6)
     mean = _uniform((count, channels, 1, 1), 0.2, 0.8, stream)
