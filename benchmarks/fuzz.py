@@ -38,8 +38,11 @@ SHARES = {
     "image folder": 0.10,
     "terminal": 0.07,
 }
-ADDRESS_SPACE = 4 * 2**30
-"""Bytes that a process may map in addition to those mapped at the start; larger requests fail."""
+ADDRESS_SPACE = 5 * 2**30
+"""Bytes that a process may map in addition to those mapped at the start; larger requests fail.
+
+Reading a file of any size maps a buffer of the largest allowed, 4 GiB.
+"""
 
 
 def main() -> None:
