@@ -163,7 +163,8 @@ def test_a_tilde_is_the_home_folder_in_options_settings_files_and_python(
 
 
 @pytest.mark.parametrize(
-    "function", ["distill", "pretrain_teacher", "measure_landscape", "export_model", "write_report", "predict"]
+    "function",
+    ["distill", "pretrain_teacher", "measure_landscape", "export_model", "write_report", "predict", "audit_model"],
 )
 def test_every_function_expands_its_output_path(function: str):
     assert "output = user_path(output)" in inspect.getsource(getattr(gapssg, function))
