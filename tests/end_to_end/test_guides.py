@@ -41,6 +41,7 @@ for folder in sys.argv[1:]:
     os.chdir(folder)
     exec(open("guide.py").read(), {})
 """
+SHORT = {"method": {"generator_steps": 2, "passes": 1, "synthesis_batch_size": 32}}
 SHORT_SYNTHESIS = ["method.generator_steps=2", "method.passes=1", "method.synthesis_batch_size=32"]
 
 
@@ -73,10 +74,10 @@ def test_what_the_guide_to_python_says_runs_from_start_to_end(
         '["epochs=1", "model.name=wrn16_1", "data.images=64"]',
         '"epochs=10"': f'"epochs=3", {options}',
         "epochs=10,\n": "epochs=3,\n",
-        "DistillSettings(epochs=10)": "DistillSettings(epochs=1, method={'generator_steps': 2, 'passes': 1})",
+        "DistillSettings(epochs=10)": "DistillSettings(epochs=1, **SHORT)",
         '"generator_steps": 30': '"generator_steps": 2, "synthesis_batch_size": 32',
     }
-    (tmp_path / "guide.py").write_text(shortened("\n".join(python_blocks("python.md")), changes))
+    (tmp_path / "guide.py").write_text(f"SHORT = {SHORT}\n" + shortened("\n".join(python_blocks("python.md")), changes))
     runpy.run_path("guide.py")
     assert "stopped by signal 15" in capsys.readouterr().out
     assert (tmp_path / "runs" / "watched" / "result.json").exists()

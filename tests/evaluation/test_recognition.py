@@ -156,7 +156,7 @@ def test_the_options_of_the_command_overrule_and_inspect_shows_the_signature(tmp
     assert "choose one with --output-part 0" in refusal_of(*command)
     assert not output.exists()
     given = ("--output-part", 1, "--output-kind", "logits", "--input-layout", "NCHW")
-    assert "its logits are '1' (--output-part)" in gapssg(*command, *given).stderr
+    assert "its logits are '1' (--output-part)" in gapssg(*command, *given).stdout
     card = load_model(output, [ANSWERING]).card
     assert (card.signature, card.mean, card.deviation) == (Signature("logits", "1"), (0.5,) * 3, (1.0,) * 3)
     assert "logits in 1" in gapssg("inspect", output, "--model-factory", ANSWERING).stdout
