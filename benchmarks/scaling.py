@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling                      processes 1 and 2 of one thread each, then the model
     python -m benchmarks.scaling --quick              small networks and batches, as a smoke test: a minute
-    python -m benchmarks.scaling --device cuda        one GPU: only its step times, for the model
+    python -m benchmarks.scaling --device cuda        the same processes, and the model from the steps of one GPU
 
 The processes share batches of the same size (strong scaling). The model of W devices adds two things. The step of one
 device is measured with the share of a batch, 1/W of it, so that it includes everything that does not become shorter
@@ -76,7 +76,7 @@ def main() -> None:
     device = Runtime.from_settings(RuntimeSettings(device=arguments.device), 0).device
     machine = {**describe_machine(device), "threads": 1} if device.type == "cpu" else describe_machine(device)
     print_machine(machine)
-    rows = [] if device.type == "cuda" else scaling(arguments.processes, arguments)
+    rows = scaling(arguments.processes, arguments)
     print_scaling(rows)
     shares = measure_shares(size, device, arguments.rounds)
     rows += model(shares, rows, size)
