@@ -36,7 +36,7 @@ from gapssg.models.signature import (
     signature_of,
 )
 
-_SCALES = (1.0, 1.0, 0.1, 10.0)
+_SCALES = (1.0, 1.0, 0.1, 10.0, 100.0)  # large ones take logits out of [0, 1], but not probabilities
 _COUNT = 2  # images of each scale
 _LARGEST_ERROR_OF_A_SUM = 1e-3  # of float32 probabilities
 _LAYOUTS: tuple[InputLayout, ...] = ("NCHW", "NHWC")

@@ -114,7 +114,7 @@ def test_a_table_whose_processes_and_nodes_die_is_that_of_an_undisturbed_process
 def test_a_stopped_or_killed_driver_leaves_checkpoints_and_can_be_started_again(
     cluster: Any, images: Path, tmp_path: Path
 ):
-    values = arguments(images, seeds=1, methods=["gapssg", "zskt"], epochs=40)
+    values = arguments(images, seeds=1, methods=["gapssg", "zskt"], epochs=200)
     root = tmp_path / "table"
     cells = [task.run for task in plan(root, values) if task.plan is not None]
     options = [*TABLE[:2], "--methods", "gapssg,zskt", "--seeds", "1", "--budget", "smoke", "--no-scratch"]
