@@ -1,4 +1,4 @@
-"""Write `benchmarks/RESULTS.md`: text from `benchmarks/RESULTS.md.jinja`, tables from `benchmarks/results/*.csv`.
+"""Write the table of README.md, and `benchmarks/RESULTS.md`: text from `benchmarks/RESULTS.md.jinja`, tables from `benchmarks/results/*.csv`.
 
 python -m benchmarks.results_page
 """
@@ -16,6 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 Value = str | float | None
 Row = dict[str, Value]
 _FOLDER = Path(__file__).parent
+_BEGIN, _END = "<!-- written by make results -->\n", "<!-- end -->"
 
 
 def main() -> None:
@@ -27,6 +28,24 @@ def main() -> None:
     environment.globals.update(results=results, mean=mean, spread=spread, exponent=exponent)
     environment.filters |= {"number": number, "percent": percent}
     (_FOLDER / "RESULTS.md").write_text(environment.get_template("RESULTS.md.jinja").render())
+    readme = _FOLDER.parent / "README.md"
+    before, begin, rest = readme.read_text().partition(_BEGIN)
+    readme.write_text(f"{before}{begin}{front_table()}{_END}{rest.partition(_END)[2]}")
+
+
+def front_table() -> str:
+    """Return the table of the default on teachers like those that users train."""
+    lines = ["| images | classes | teacher | student, real images | student, no data | recovered | seeds |"]
+    lines += ["| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    for pair in sorted({str(row["pair"]) for row in results("strangers", method="default")}):
+        teacher, real, default = (
+            results("strangers", pair=pair, method=method) for method in ("teacher", "real images", "default")
+        )
+        balanced = [percent(mean(rows, "balanced")) for rows in (teacher, real, default)]
+        classes = number(mean(default, "classes"))
+        cells = [pair, classes, *balanced, percent(mean(default, "way")), str(len(default))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def results(name: str, **values: Value) -> list[Row]:
