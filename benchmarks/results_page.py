@@ -1,4 +1,5 @@
-"""Write the table of README.md, and `benchmarks/RESULTS.md`: text from `benchmarks/RESULTS.md.jinja`, tables from `benchmarks/results/*.csv`.
+"""Write the table of `README.md`, and `benchmarks/RESULTS.md`: text from `benchmarks/RESULTS.md.jinja`, tables from
+`benchmarks/results/*.csv`.
 
 python -m benchmarks.results_page
 """

@@ -13,7 +13,6 @@ from gapssg.data.image_set import ImageSet
 from gapssg.errors import InputError
 from gapssg.evaluation.settings import DEFAULT_WEIGHTS, ImportSettings
 from gapssg.files import user_path
-from gapssg.models.create import check_task
 from gapssg.models.description import ModelCard
 from gapssg.models.graphs.file import GraphFile, check_same_logits, kind_of_graph, original_logits, read_graph_file
 from gapssg.models.graphs.module import build_graph
@@ -60,7 +59,6 @@ def build_imported_graph(graph: GraphFile, card: ModelCard, display: Display) ->
     """
     path: Path = graph.path
     try:
-        check_task(card.num_classes, card.input_shape)
         module = build_graph(graph.description, graph.tensors, card.num_classes, card.input_shape)
     except InputError as error:
         raise InputError(f"{path} cannot be imported as a graph: {error}") from error

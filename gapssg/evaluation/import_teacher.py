@@ -25,6 +25,7 @@ from gapssg.files import make_folder, user_path
 from gapssg.intervals import Z_95
 from gapssg.models import MODELS, MOST_CLASSES, create_model
 from gapssg.models.checkpoint_file import read_checkpoint_weights
+from gapssg.models.create import check_task
 from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.foreign import check_classifier
 from gapssg.models.graphs.description import graph_name
@@ -176,6 +177,7 @@ def describe(
         raise InputError(f"there are {len(names)} class names for {count} classes; name each class once")
     if graph is not None and graph.num_classes not in (count, 1 if count == 2 else count):
         raise InputError(f"{graph.path} returns {graph.num_classes} logits, but there are {count} classes")
+    check_task(count, input_shape)
     mean, deviation = _normalization(settings, architecture, pretrained, input_shape[0])
     return ModelCard(
         architecture=architecture,
