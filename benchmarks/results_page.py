@@ -1,7 +1,8 @@
-"""Write the table of `README.md`, and `benchmarks/RESULTS.md`: text from `benchmarks/RESULTS.md.jinja`, tables from
-`benchmarks/results/*.csv`.
+"""Write the table of `README.md` and `benchmarks/RESULTS.md` from `benchmarks/results/*.csv`.
 
-python -m benchmarks.results_page
+    python -m benchmarks.results_page
+
+The text of RESULTS.md is that of `benchmarks/RESULTS.md.jinja`.
 """
 
 from __future__ import annotations
