@@ -5,21 +5,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast coverage lint types install bench results bench-gpu bench-strangers estimator bench-tenth soak soak-ray crash-points fuzz clean
+.PHONY: quickstart test test-distributed test-fast coverage lint types install bench results bench-gpu bench-strangers estimator bench-tenth soak soak-ray crash-points fuzz clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/gapssg quickstart --overwrite
 
-# One process a core: threads of their own would wait for each other. The tests with a Ray cluster share one process.
+# One process a core: threads of their own would wait for each other.
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto -m "not distributed"
+
+# The tests that start the processes of torchrun or a Ray cluster, which would wait for other tests.
+test-distributed: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m distributed
 
 # Without the tests that are marked slow: about a minute.
 test-fast: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto -m "not slow and not distributed"
 
 coverage: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto -m "not slow" --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto -m "not slow and not distributed" --cov --cov-report=term
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -14,6 +14,15 @@ from gapssg.core.runtime import Runtime
 from gapssg.models import create_model
 from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.model_file import save_model
+from gapssg.quality import evidence
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_probe_images():
+    """Let runs end with few probe images, whose number matters only to `tests/quality`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evidence, "PROBE_COUNT", 8)
+        yield
 
 
 @pytest.fixture

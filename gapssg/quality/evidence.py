@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -13,12 +15,14 @@ from gapssg.runs.results import ProbeEvidence
 from gapssg.synthesis.losses import reality_gaps
 
 PROBE_COUNT = 256
-"""Images of each kind."""
+"""Images of each kind, if they have at most 128x128 pixels; of larger ones there are fewer."""
+_FEWEST = 32
+_PIXELS = 128 * 128
 _SHARE_OF_LEAVES = 0.3
 
 
-def probe_images(shape: ImageShape, pool: Tensor | None, runtime: Runtime) -> dict[str, Tensor]:
-    """Return the probe images by kind, each (N, C, H, W) float32 in [0, 1] on the device.
+def probe_images(shape: ImageShape, pool: Tensor | None, runtime: Runtime) -> Iterator[tuple[str, Tensor]]:
+    """Yield the probe images of each kind, (N, C, H, W) float32 in [0, 1] on the device.
 
     `strokes` and `mixtures` are procedural; `overlaid` are images of the pool with dead leaves over them. Further kinds
     were measured and predict no better: procedural noise and dead leaves alone, images of the pool unchanged, with
@@ -29,13 +33,15 @@ def probe_images(shape: ImageShape, pool: Tensor | None, runtime: Runtime) -> di
         pool: (N, C, H, W) uint8; None without a pool.
         runtime: Device and random streams.
     """
-    images = {name: make(PROBE_COUNT, shape, runtime.random_stream(f"probes, {name}")) for name, make in PROBES.items()}
+    count = min(PROBE_COUNT, max(_FEWEST, PROBE_COUNT * _PIXELS // (shape[1] * shape[2])))
+    for name, make in PROBES.items():
+        yield name, make(count, shape, runtime.random_stream(f"probes, {name}"))
     if pool is None:
-        return images
+        return
     order = torch.randperm(len(pool), generator=runtime.random_stream("probes, pool"), device=runtime.device)
-    chosen = to_unit_range(pool[order[:PROBE_COUNT].to(pool.device)].to(runtime.device))
+    chosen = to_unit_range(pool[order[:count].to(pool.device)].to(runtime.device))
     leaves = dead_leaves(len(chosen), shape, runtime.random_stream("probes, leaves"))
-    return images | {"overlaid": (1 - _SHARE_OF_LEAVES) * chosen + _SHARE_OF_LEAVES * leaves}
+    yield "overlaid", (1 - _SHARE_OF_LEAVES) * chosen + _SHARE_OF_LEAVES * leaves
 
 
 def collect_evidence(
@@ -57,7 +63,7 @@ def collect_evidence(
         runtime: Device, precision and random streams.
     """
     evidence = {}
-    for name, images in probe_images(shape, pool, runtime).items():
+    for name, images in probe_images(shape, pool, runtime):
         teachers, students = (predict(module, images, normalization, runtime) for module in (teacher, student))
         evidence[name] = evidence_of(teachers, students)
     return evidence

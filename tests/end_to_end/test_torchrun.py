@@ -19,7 +19,7 @@ from tests.program import gapssg
 from tests.run_fixtures import events
 from tests.several import start
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 METHOD = ["--set", "method.generator_steps=100", "--set", "method.synthesis_batch_size=16"]
 METHOD += ["--set", "method.distillation_steps=2", "--set", "batch_size=8", "--epochs", "1"]

@@ -40,11 +40,16 @@ def test_evidence_weighs_images_by_the_margin_of_the_teacher():
 
 def test_probe_images_depend_only_on_the_seed_and_the_pool(runtime: Runtime):
     pool = torch.randint(0, 256, (40, 1, 20, 17), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    first, second = (probe_images((1, 20, 17), pool, runtime) for _ in range(2))
+    first, second = (dict(probe_images((1, 20, 17), pool, runtime)) for _ in range(2))
     assert set(first) == {"strokes", "mixtures", "overlaid"}
     assert all(torch.equal(first[kind], second[kind]) for kind in first)
-    assert set(probe_images((1, 20, 17), None, runtime)) == {"strokes", "mixtures"}
+    assert set(dict(probe_images((1, 20, 17), None, runtime))) == {"strokes", "mixtures"}
     assert first["overlaid"].shape == (40, 1, 20, 17)
+
+
+def test_there_are_fewer_probes_of_large_images(runtime: Runtime):
+    counts = {side: len(next(probe_images((1, side, side), None, runtime))[1]) for side in (16, 128, 256, 1024)}
+    assert counts == {16: 256, 128: 256, 256: 64, 1024: 32}
 
 
 def test_a_teacher_agrees_with_itself(teacher_file: Path):

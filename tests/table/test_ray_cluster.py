@@ -37,7 +37,7 @@ from tests.ray_tables import (  # noqa: E402  # it needs Ray
     weights,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 TABLE = ["--rows", "digits", "--methods", "gapssg"]
 

@@ -33,7 +33,7 @@ from tests.several import (
 )
 from tests.tiny import tiny_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 # The processes add the same numbers in another order. A sum of at most 4,096 of them (a channel of 8 images of 16x16
 # pixels, twice) changes by up to 4,096 * 2**-53 of the sum of their absolute values, in each step. Sums of gradients
