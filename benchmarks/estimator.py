@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import math
 import statistics
 from collections.abc import Iterable
 from itertools import chain
@@ -35,12 +34,13 @@ from gapssg.models.model_file import load_model
 from gapssg.quality.calibration import LeftOut, fit, leave_out
 from gapssg.quality.estimate import read_pool
 from gapssg.quality.evidence import collect_evidence
-from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, Predictor, Range, log_odds, summary
+from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, Predictor, Range, angle_of, share_of, summary
 from gapssg.runs.directory import has_pool
 from gapssg.runs.results import DistillResult, ProbeEvidence
 from gapssg.settings.parts import RuntimeSettings
 
 TABLE = Path("benchmarks/results/estimator.csv")
+COVERED = Path("benchmarks/results/estimator-coverage.csv")
 PREDICTOR = Path("gapssg/quality/predictor.json")
 COVERAGE = 0.9
 KINDS = {WITH_POOL: ("strokes", "mixtures", "overlaid"), WITHOUT_POOL: ("strokes", "mixtures")}
@@ -68,8 +68,14 @@ def main() -> None:
             rows += measure(Place(name, arguments.directory / name, arguments.cifar10), {key_of(row) for row in rows})
             write_table(rows, arguments.table)
         rows = read_table(arguments.table)
-    predictors = {name: fitted(rows, name, kinds).model_dump(mode="json") for name, kinds in KINDS.items()}
+    predictors, covered = {}, list[Row]()
+    for name, kinds in KINDS.items():
+        predictor, left_out = fitted(rows, name, kinds)
+        predictors[name] = predictor.model_dump(mode="json")
+        covered += left_out
     PREDICTOR.write_text(json.dumps({"predictors": predictors}, indent=2) + "\n")
+    write_csv(covered, COVERED)
+    print_table("what was left out", covered[0], [[shown(value) for value in row.values()] for row in covered])
 
 
 def measure(place: Place, known: set[tuple[str, ...]]) -> list[Row]:
@@ -117,20 +123,21 @@ def late_snapshots(run: Path) -> list[Path]:
     return [file for epoch, file in snapshots.items() if epochs / 2 < epoch < epochs]
 
 
-def fitted(rows: list[Row], name: str, kinds: tuple[str, ...]) -> Predictor:
-    """Fit one of the predictors, print how its intervals do on what was left out, and return it."""
+def fitted(rows: list[Row], name: str, kinds: tuple[str, ...]) -> tuple[Predictor, list[Row]]:
+    """Return one of the predictors, and how its intervals do on what was left out."""
     rows = [row for row in rows if all(row[f"{kind}.images"] for kind in kinds)]
     features = np.array([[summary(evidence_of(row), kinds)] for row in rows])
-    targets = np.array([log_odds(row["disagreement"], row["images"]) for row in rows])
+    targets = np.array([angle_of(row["disagreement"]) for row in rows])
     groups = [row["pair"] for row in rows]
     found = fit(features, targets, groups, COVERAGE)
-    left_out = leave_out(features, targets, groups, COVERAGE)
-    print_left_out(f"{name}: each teacher and its data left out", left_out)
     sources = [SOURCES.get(group.partition("-")[0], CIFAR) for group in groups]
-    print_left_out(
-        f"{name}: all teachers of a source of images left out", leave_out(features, targets, groups, COVERAGE, sources)
-    )
-    return Predictor(
+    left_out = leave_out(features, targets, groups, COVERAGE)
+    without_source = leave_out(features, targets, groups, COVERAGE, sources)
+    covered = [
+        *left_out_rows(name, "a teacher and its images", left_out),
+        *left_out_rows(name, "all teachers of a source of images", without_source),
+    ]
+    predictor = Predictor(
         kinds=kinds,
         observed=range_of(features.flat),
         coefficient=found.coefficients[0],
@@ -143,6 +150,7 @@ def fitted(rows: list[Row], name: str, kinds: tuple[str, ...]) -> Predictor:
         teachers=len(set(groups)),
         sources=len(set(sources)),
     )
+    return predictor, covered
 
 
 def evidence_of(row: Row) -> dict[str, ProbeEvidence]:
@@ -161,20 +169,23 @@ def range_of(values: Iterable[float]) -> Range:
     return Range(low=min(numbers), high=max(numbers))
 
 
-def print_left_out(title: str, found: list[LeftOut]) -> None:
-    """Print coverage, width, error and rank correlation for each thing that was left out, and their means."""
-    rows = []
+def left_out_rows(name: str, what: str, found: list[LeftOut]) -> list[Row]:
+    """Return coverage, width, error and rank correlation for each thing that was left out."""
+    rows: list[Row] = []
     for each in found:
-        shares, low, high = (1 / (1 + np.exp(-odds)) for odds in (each.predicted, each.low, each.high))
-        real = 1 / (1 + np.exp(-each.targets))
-        rank = spearmanr(each.predicted, each.targets).statistic if len(set(each.targets)) > 2 else math.nan
-        rows.append((each.group, len(real), each.coverage, (high - low).mean(), np.abs(shares - real).mean(), rank))
-    means = [float(np.nanmean([row[index] for row in rows])) for index in range(2, 6)]
-    shown = [
-        (group, str(count), *(f"{share:.1%}" for share in figures[:3]), f"{figures[3]:.2f}")
-        for group, count, *figures in [*rows, ("mean", sum(row[1] for row in rows), *means)]
-    ]
-    print_table(title, ("left out", "students", "covered", "width", "mean error", "rank correlation"), shown)
+        shares, low, high, real = (
+            np.array(list(map(share_of, angles))) for angles in (each.predicted, each.low, each.high, each.targets)
+        )
+        has_ranks = len(set(each.targets)) > 2
+        rows.append(
+            {
+                **{"predictor": name, "what": what, "left_out": each.group, "students": len(real)},
+                **{"covered": each.coverage, "width": float((high - low).mean())},
+                "error": float(np.abs(shares - real).mean()),
+                "rank_correlation": float(spearmanr(each.predicted, each.targets).statistic) if has_ranks else None,
+            }
+        )
+    return rows
 
 
 def read_table(table: Path) -> list[Row]:
@@ -191,12 +202,22 @@ def read_table(table: Path) -> list[Row]:
 
 def write_table(rows: list[Row], table: Path) -> None:
     """Write the rows, sorted by their key."""
+    write_csv(sorted(rows, key=key_of), table)
+
+
+def write_csv(rows: list[Row], path: Path) -> None:
+    """Write rows, whose columns may differ."""
     columns = list(dict.fromkeys(chain.from_iterable(rows)))
-    with table.open("w", newline="") as file:
+    with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
-        for row in sorted(rows, key=key_of):
+        for row in rows:
             writer.writerow({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
+
+
+def shown(value: object) -> str:
+    """Return a value for the printed table."""
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def key_of(row: Row) -> tuple[str, ...]:

@@ -14,14 +14,14 @@ Numbers = NDArray[np.float64]
 
 
 class Fitted(NamedTuple):
-    """A linear predictor of log-odds, and half the length of its interval."""
+    """A linear predictor, and half the length of its interval."""
 
     coefficients: Numbers
     intercept: float
     error: float
 
-    def odds(self, features: Numbers) -> Numbers:
-        """Return the predicted log-odds (N,) of features (N, F)."""
+    def predict(self, features: Numbers) -> Numbers:
+        """Return the predictions (N,) for features (N, F)."""
         return features @ self.coefficients + self.intercept
 
 
@@ -32,8 +32,8 @@ def fit(features: Numbers, targets: Numbers, groups: Sequence[str], coverage: fl
     (Lee, Barber and Willett, "Distribution-free inference with hierarchical data", 2023).
 
     Args:
-        features: (N, F) log-odds.
-        targets: (N,) log-odds.
+        features: (N, F).
+        targets: (N,).
         groups: The group of each row: its teacher and data set.
         coverage: Share of the students of a new group that the interval shall cover, in (0, 1).
     """
@@ -70,10 +70,10 @@ class LeftOut(NamedTuple):
 
     Attributes:
         group: The group.
-        predicted: (N,) log-odds.
-        low: (N,) log-odds of the lower ends.
-        high: (N,) log-odds of the upper ends.
-        targets: (N,) log-odds.
+        predicted: (N,).
+        low: (N,), the lower ends.
+        high: (N,), the upper ends.
+        targets: (N,).
     """
 
     group: str
@@ -94,8 +94,8 @@ def leave_out(
     """Return for each group the predictions and intervals that were fitted and calibrated on all the others.
 
     Args:
-        features: (N, F) log-odds.
-        targets: (N,) log-odds.
+        features: (N, F).
+        targets: (N,).
         groups: As for `fit`.
         coverage: As for `fit`.
         larger: What is left out, if that is more than a group: such as its data set.
@@ -105,6 +105,6 @@ def leave_out(
         chosen = np.array([each == group for each in larger or groups])
         others = [each for each, left_out in zip(groups, chosen, strict=True) if not left_out]
         fitted = fit(features[~chosen], targets[~chosen], others, coverage)
-        odds = fitted.odds(features[chosen])
-        found.append(LeftOut(group, odds, odds - fitted.error, odds + fitted.error, targets[chosen]))
+        predicted = fitted.predict(features[chosen])
+        found.append(LeftOut(group, predicted, predicted - fitted.error, predicted + fitted.error, targets[chosen]))
     return found

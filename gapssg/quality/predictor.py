@@ -1,7 +1,8 @@
 """The calibrated prediction of a student's disagreement with its teacher on real images.
 
-The predicted log-odds are linear in those on probe images, with a coefficient that is not negative, so that more
-disagreement on probe images never predicts less on real ones. The interval has the errors of predictions for left-out
+Shares are compared as angles, asin(sqrt(share)), whose sampling error does not depend on the share. The predicted angle
+is linear in those on probe images, with a coefficient that is not negative, so that more disagreement on probe images
+never predicts less on real ones. The interval has the errors of predictions for left-out
 teachers and data sets (conformal prediction for grouped data: Lee, Barber and Willett, "Distribution-free inference
 with hierarchical data", 2023). `make estimator` fits it.
 """
@@ -45,7 +46,7 @@ class Predictor(Stored):
     coefficient: Annotated[float, Field(ge=0)]
     intercept: float
     error: Annotated[float, Field(ge=0)]
-    """Half the length of the interval of the predicted log-odds."""
+    """Half the length of the interval of the predicted angle."""
     coverage: Share
     classes: Range
     pixels: Range
@@ -62,8 +63,8 @@ class Predictor(Stored):
 
     def predict(self, evidence: Mapping[str, ProbeEvidence]) -> Interval:
         """Return the predicted disagreement and its interval, never below those of the best student calibrated on."""
-        odds = self.intercept + self.coefficient * max(summary(evidence, self.kinds), self.observed.low)
-        return Interval(value=share_of(odds), low=share_of(odds - self.error), high=share_of(odds + self.error))
+        angle = self.intercept + self.coefficient * max(summary(evidence, self.kinds), self.observed.low)
+        return Interval(value=share_of(angle), low=share_of(angle - self.error), high=share_of(angle + self.error))
 
     def obstacles(self, evidence: Mapping[str, ProbeEvidence], num_classes: int, shorter_side: int) -> list[str]:
         """Return why the predictor does not apply, one clause each; empty if it does."""
@@ -75,16 +76,16 @@ class Predictor(Stored):
             )
             if not observed.holds(value)
         ]
-        odds = summary(evidence, self.kinds)
-        if odds > self.observed.high:
-            most, share = percent(share_of(self.observed.high)), percent(share_of(odds))
+        angle = summary(evidence, self.kinds)
+        if angle > self.observed.high:
+            most, share = percent(share_of(self.observed.high)), percent(share_of(angle))
             found.append(f"it was calibrated for a disagreement on probe images of at most {most}, not {share}")
         return found
 
 
 def summary(evidence: Mapping[str, ProbeEvidence], kinds: Iterable[str]) -> float:
-    """Return the mean over kinds of probe images of the log-odds of the weighted disagreement."""
-    return statistics.mean(log_odds(evidence[kind].weighted_disagreement, evidence[kind].images) for kind in kinds)
+    """Return the mean over kinds of probe images of the angle of the weighted disagreement."""
+    return statistics.mean(angle_of(evidence[kind].weighted_disagreement) for kind in kinds)
 
 
 def load_predictors() -> dict[str, Predictor]:
@@ -97,12 +98,11 @@ class _Predictors(Stored):
     predictors: dict[Text, Predictor]
 
 
-def log_odds(share: float, count: int) -> float:
-    """Return the log-odds of a share in [0, 1] of `count` images, shrunk by half an image so that they are finite."""
-    share = (share * count + 0.5) / (count + 1)
-    return math.log(share / (1 - share))
+def angle_of(share: float) -> float:
+    """Return asin(sqrt(share)), from 0 to pi / 2."""
+    return math.asin(math.sqrt(share))
 
 
-def share_of(odds: float) -> float:
-    """Return the share in (0, 1) of log-odds."""
-    return 1 / (1 + math.exp(-odds))
+def share_of(angle: float) -> float:
+    """Return the share in [0, 1] of an angle; of one below 0 or above pi / 2, that of 0 or pi / 2."""
+    return math.sin(min(max(angle, 0.0), math.pi / 2)) ** 2

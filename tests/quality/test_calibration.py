@@ -48,8 +48,8 @@ def test_intervals_cover_new_groups_as_often_as_they_promise():
         features, targets, groups = drawn(20, 6, seed)
         fitted = fit(features, targets, groups, 0.9)
         new_features, new_targets, _ = drawn(10, 6, seed + 1000)
-        odds = fitted.odds(new_features)
-        covered.append(np.mean(np.abs(new_targets - odds) <= fitted.error))
+        predicted = fitted.predict(new_features)
+        covered.append(np.mean(np.abs(new_targets - predicted) <= fitted.error))
     # 400 new groups: the standard error of a coverage of 0.9 is 0.015.
     assert 0.86 <= np.mean(covered) <= 0.97
 
