@@ -75,7 +75,7 @@ def main() -> None:
         covered += left_out
     PREDICTOR.write_text(json.dumps({"predictors": predictors}, indent=2) + "\n")
     write_csv(covered, COVERED)
-    print_table("what was left out", covered[0], [[shown(value) for value in row.values()] for row in covered])
+    print_table("what was left out", list(covered[0]), [[shown(value) for value in row.values()] for row in covered])
 
 
 def measure(place: Place, known: set[tuple[str, ...]]) -> list[Row]:
