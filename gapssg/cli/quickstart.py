@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple, TypeVar
 
@@ -70,19 +71,13 @@ def quickstart(
 
     from gapssg.evaluation.evaluate import evaluate
     from gapssg.landscape.measure import measure_landscape
-    from gapssg.runs.checkpoint import has_checkpoint
     from gapssg.training.distill import distill
     from gapssg.training.pretrain_teacher import pretrain_teacher
 
     started = time.perf_counter()
     requests = console.invocation.requests
     with console.live() as show:
-
-        def make(function: Callable[..., Result], settings: Settings, run: Path) -> Result:
-            resumes = resume and has_checkpoint(run)
-            replaces = overwrite or (resume and not resumes)
-            return function(settings, run, overwrite=replaces, resume=resumes, display=show, requests=requests)
-
+        make = partial(_make, resume=resume, overwrite=overwrite, display=show, requests=requests)
         console.say(f"1 of 5: a {steps.teacher.model.name} teacher learns the digits from real images")
         teacher = make(pretrain_teacher, steps.teacher, teacher_run)
         console.say(f"2 of 5: a {steps.student.student.name} student learns from the teacher and from no data")
@@ -96,15 +91,28 @@ def quickstart(
         pictures = _draw_predictions(output, steps, files, student_run)
     seconds = time.perf_counter() - started
     render.print_quickstart(console, evaluation, [student, noise], seconds)
+    written = {
+        **dict.fromkeys(files, ""),
+        pictures[0]: ": synthetic and real digits, and what teacher and student say to them",
+        student_run / "samples": ": the images that the student learned from, one grid an epoch",
+        landscape_run / "figures": ": the loss around the student's weights, one to turn in a browser",
+    }
     console.say("written:")
-    for file in files:
-        console.say(f"  {file}")
-    console.say(f"  {pictures[0]}: invented and real digits, and what teacher and student say to them")
-    console.say(f"  {student_run / 'samples'}: the images that the student learned from, one grid an epoch")
-    console.say(f"  {landscape_run / 'figures'}: the loss around the student's weights, one to turn in a browser")
+    for file, what in written.items():
+        console.say(f"  {file}{what}")
     results = {"teacher": teacher, "student": student, "noise_baseline": noise, "evaluation": evaluation}
     timing = {"total": seconds}
     console.result({"command": "quickstart", **results, "landscape": landscape, "timing": timing})
+
+
+def _make(
+    function: Callable[..., Result], settings: Settings, run: Path, *, resume: bool, overwrite: bool, **given: object
+) -> Result:
+    """Start a run, or resume it if it has a checkpoint."""
+    from gapssg.runs.checkpoint import has_checkpoint
+
+    resumes = resume and has_checkpoint(run)
+    return function(settings, run, overwrite=overwrite or (resume and not resumes), resume=resumes, **given)
 
 
 def _draw_predictions(output: Path, steps: _Steps, files: Sequence[Path], run: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,34 @@ from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.errors import InputError
 from gapssg.table.settings import TableSettings, parse_variant
+
+if TYPE_CHECKING:
+    from gapssg.runs.results import TableResult
+
+
+_Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Make the runs on a Ray cluster: auto for that of this machine, HOST:PORT, or ray://HOST:PORT.",
+        rich_help_panel=Panel.RUNNING,
+    ),
+]
+_CpusPerRun = Annotated[
+    float | None,
+    typer.Option(
+        metavar="FLOAT", help="Processor cores of a run, with --ray; by default 1.", rich_help_panel=Panel.RUNNING
+    ),
+]
+_GpusPerRun = Annotated[
+    float | None,
+    typer.Option(
+        metavar="FLOAT",
+        help="GPUs of a run, such as 0.5, with --ray; by default 1 if the cluster has GPUs.",
+        rich_help_panel=Panel.RUNNING,
+    ),
+]
 
 
 def _names(_: str, texts: list[str]) -> list[str]:
@@ -54,29 +82,9 @@ def table(
         ),
     ],
     show: Annotated[bool, typer.Option("--show", help="Print what is known so far, and run nothing.")] = False,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            "--ray",
-            metavar="ADDRESS",
-            help="Make the runs on a Ray cluster: auto for that of this machine, HOST:PORT, or ray://HOST:PORT.",
-            rich_help_panel=Panel.RUNNING,
-        ),
-    ] = None,
-    cpus_per_run: Annotated[
-        float | None,
-        typer.Option(
-            metavar="FLOAT", help="Processor cores of a run, with --ray; by default 1.", rich_help_panel=Panel.RUNNING
-        ),
-    ] = None,
-    gpus_per_run: Annotated[
-        float | None,
-        typer.Option(
-            metavar="FLOAT",
-            help="GPUs of a run, such as 0.5, with --ray; by default 1 if the cluster has GPUs.",
-            rich_help_panel=Panel.RUNNING,
-        ),
-    ] = None,
+    ray: _Ray = None,
+    cpus_per_run: _CpusPerRun = None,
+    gpus_per_run: _GpusPerRun = None,
 ) -> None:
     """Run rows and methods of the published table, each cell once, and compare them.
 
@@ -100,7 +108,6 @@ def table(
     Ledger(directory).check_startable()
     console.invocation.again = "; the same command continues"
 
-    from gapssg.table.figures import write_table_figures
     from gapssg.table.run import run_table
 
     with console.live() as display, ExitStack() as opened:
@@ -112,6 +119,17 @@ def table(
             share = Share(1.0 if cpus_per_run is None else cpus_per_run, gpus_per_run)
             runs["place"] = opened.enter_context(ray_cluster(ray, share, tasks, directory, **runs))
         result = run_table(tasks, directory, **runs)
+    _report(console, directory, result)
+
+
+def _report(console: Console, directory: Path, result: TableResult) -> None:
+    """Print the table, what is missing in it, and its figures.
+
+    Raises:
+        typer.Exit: A run failed.
+    """
+    from gapssg.table.figures import write_table_figures
+
     render.print_table(console, result)
     console.result(result)
     for label, sentence in result.failed.items():
