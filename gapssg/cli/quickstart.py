@@ -91,8 +91,8 @@ def quickstart(
         pictures = _draw_predictions(output, steps, files, student_run)
     seconds = time.perf_counter() - started
     render.print_quickstart(console, evaluation, [student, noise], seconds)
-    written = {
-        **dict.fromkeys(files, ""),
+    written: dict[Path, str] = {
+        **{file: "" for file in files},
         pictures[0]: ": synthetic and real digits, and what teacher and student say to them",
         student_run / "samples": ": the images that the student learned from, one grid an epoch",
         landscape_run / "figures": ": the loss around the student's weights, one to turn in a browser",
