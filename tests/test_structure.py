@@ -26,6 +26,7 @@ ORDER = [
     "export",
     "landscape",
     "training",
+    "quality",
     "evaluation",
     "runs",
     "synthesis",
@@ -102,6 +103,10 @@ def test_imports_point_one_way(module):
     for imported in GRAPH[module]:
         if room(imported) in ORDER:
             assert ORDER.index(room(imported)) >= ORDER.index(room(module)), f"{module} imports {imported}"
+
+
+def test_every_room_has_a_place_in_the_order():
+    assert {room(module) for module in GRAPH if module.count(".") > 1} <= set(ORDER)
 
 
 def test_there_are_no_import_circles():

@@ -15,15 +15,15 @@ from gapssg.quality.settings import QualitySettings
     {
         Panel.MAIN: [Shown("student", "RUN|FILE", is_argument=True), "teacher", "teacher_top1"],
         Panel.DATA: ["pool", MODEL_FACTORIES],
-        Panel.RUNNING: ["seed", *DEVICE],
+        Panel.RUNNING: DEVICE,
     },
 )
 def estimate(console: Console, given: Given[QualitySettings]) -> None:
     """Predict without real images how often a student disagrees with its teacher, with an interval.
 
     Examples:
-        gapssg estimate run --teacher teacher.safetensors
-        gapssg estimate run --teacher teacher.safetensors --teacher-top1 0.953
+        gapssg estimate run
+        gapssg estimate run --teacher-top1 0.953
     """
     settings = given.load()
     if given.dry_run:

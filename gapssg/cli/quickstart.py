@@ -67,6 +67,8 @@ def quickstart(
     ]
     steps = _settings(given, files)
     _check_output(output, folders, overwrite or resume)
+    if resume and not is_file(teacher_run / "settings.toml"):
+        raise InputError(f"{output} holds no quickstart to continue; leave --resume out to start one")
     console.invocation.again = "; the same command with --resume continues"
 
     from gapssg.evaluation.evaluate import evaluate

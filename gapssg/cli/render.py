@@ -106,6 +106,7 @@ def print_quality(console: Console, result: QualityResult) -> None:
     )
     for line in result.described:
         console.say(line)
+    console.failures("the student", result.failures)
 
 
 def print_pretraining(console: Console, result: PretrainResult, run: Path) -> None:

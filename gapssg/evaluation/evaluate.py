@@ -65,7 +65,8 @@ def evaluate(
         reference = None if teacher is None else _Evaluation(teacher, runtime)
     if processes is not None:
         contents = {"the images' SHA-256": sha256_of_images(images), **runtime.identity()}
-        contents |= {f"the SHA-256 of {model.path.name}": model.sha256 for model in models}
+        compared = [*models, *([teacher] if teacher is not None else [])]
+        contents |= {f"the SHA-256 of model {number}": model.sha256 for number, model in enumerate(compared, 1)}
         processes.check_same({**contents, **versions(), **texts_by_key(settings)})
     # Only the logits of one batch are in memory, because there may be many classes.
     batch_size = settings.batch_size or batch_size_for(images.input_shape)

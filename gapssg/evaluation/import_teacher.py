@@ -169,13 +169,13 @@ def describe(
     if settings.class_names is not None:
         _check_class_names(settings.class_names)
     names = settings.class_names or (pretrained.class_names if pretrained else None)
-    known = pretrained.num_classes if pretrained else graph.num_classes if graph else None
+    known = pretrained.num_classes if pretrained else max(2, graph.num_classes) if graph else None  # one logit is two
     count = settings.num_classes or (len(names) if names else known)
     if count is None:
         raise InputError("the number of classes is not known; add --num-classes or --class-names")
     if names is not None and len(names) != count:
         raise InputError(f"there are {len(names)} class names for {count} classes; name each class once")
-    if graph is not None and graph.num_classes not in (count, 1 if count == 2 else count):
+    if graph is not None and max(2, graph.num_classes) != count:
         raise InputError(f"{graph.path} returns {graph.num_classes} logits, but there are {count} classes")
     check_task(count, input_shape)
     mean, deviation = _normalization(settings, architecture, pretrained, input_shape[0])

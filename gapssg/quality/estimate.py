@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gapssg.core.runtime import Runtime
+from gapssg.errors import InputError
 from gapssg.evaluation.real_images import check_same_images
+from gapssg.files import user_path
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.quality.evidence import collect_evidence
 from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, load_predictors
 from gapssg.quality.settings import QualitySettings
 from gapssg.runs.directory import final_weights, has_pool, pool_shards, run_facts
-from gapssg.runs.results import Interval, ModelFile, ProbeEvidence, QualityFacts, QualityResult
+from gapssg.runs.results import DistillResult, Interval, ModelFile, ProbeEvidence, QualityFacts, QualityResult
 from gapssg.synthesis.shards import read_shard
 
 _MOST_POOL_IMAGES = 4096
@@ -31,44 +34,61 @@ def estimate_quality(settings: QualitySettings) -> QualityResult:
     Raises:
         InputError: A file cannot be used, or student and teacher do not match.
     """
-    runtime = Runtime.from_settings(settings.runtime, settings.seed)
-    teacher = load_model(settings.teacher, settings.model_factories)
+    runtime = Runtime.from_settings(settings.runtime, seed=0)
     run = settings.student if settings.student.is_dir() else None
+    result = None if run is None else DistillResult.load(run)
+    teacher_file = settings.teacher or (None if result is None else user_path(result.teacher.file))
+    if teacher_file is None:
+        raise InputError(f"{settings.student} does not name its teacher's file; add --teacher FILE")
+    teacher = load_model(teacher_file, settings.model_factories)
     student = load_model(settings.student if run is None else final_weights(run), settings.model_factories)
     check_same_images(teacher, student)
-    source = settings.pool or (run if run is not None and has_pool(run) else None)
+    if student.card.provenance.teacher_sha256 not in (None, teacher.sha256):
+        raise InputError(f"{teacher.path} is not the teacher of {student.path} (its SHA-256 differs); name that one")
+    source = settings.pool or (None if result is None or run is None else _pool_of(run, result))
     pool = None if source is None else read_pool(source, teacher)
-    teacher_module, student_module = runtime.place(teacher.module), runtime.place(student.module)
-    normalization, shape = teacher.normalization(runtime.device), teacher.card.input_shape
-    evidence = collect_evidence(teacher_module, student_module, normalization, shape, pool, runtime)
-    facts = judge_quality(evidence, teacher.card.num_classes, shape, settings.teacher_top1)
+    modules = runtime.place(teacher.module), runtime.place(student.module)
+    facts = judge_quality(*modules, teacher, pool, runtime, settings.teacher_top1)
     return QualityResult(
         teacher=_described(teacher),
         student=_described(student),
         pool=None if source is None else str(source),
         teacher_top1=settings.teacher_top1,
+        failures=() if result is None else result.failures,
         **dict(facts),
         **dict(run_facts(runtime, settings)),
     )
 
 
 def judge_quality(
-    evidence: dict[str, ProbeEvidence],
-    num_classes: int,
-    input_shape: tuple[int, int, int],
+    teacher: nn.Module,
+    student: nn.Module,
+    described: LoadedModel,
+    pool: Tensor | None,
+    runtime: Runtime,
     teacher_top1: float | None = None,
 ) -> QualityFacts:
-    """Return what the fitted predictor says of evidence, and why it does not apply if it does not.
+    """Compare a student with its teacher on probe images; return what the fitted predictor says of them.
+
+    The probe images are drawn with seed 0, whatever that of the run. There are none if the predictor does not apply to
+    the classes or images of the teacher.
 
     Args:
-        evidence: By kind of probe images.
-        num_classes: Number of classes.
-        input_shape: Channels, height and width of the images.
+        teacher: Maps normalised images to logits, on the device.
+        student: Likewise.
+        described: The teacher's description.
+        pool: Images of the pool, (N, C, H, W) uint8; None without a pool.
+        runtime: Device and precision.
         teacher_top1: The teacher's accuracy on real images, in [0, 1]; None if it is not known.
     """
-    predictors = load_predictors()
-    predictor = predictors[WITH_POOL if "overlaid" in evidence else WITHOUT_POOL]
-    obstacles = predictor.obstacles(evidence, num_classes, min(input_shape[1:]))
+    card, normalization = described.card, described.normalization(runtime.device)
+    predictor = load_predictors()[WITHOUT_POOL if pool is None else WITH_POOL]
+    obstacles = predictor.obstacles_of_task(card.num_classes, min(card.input_shape[1:]))
+    evidence: dict[str, ProbeEvidence] = {}
+    if not obstacles:
+        seeded = replace(runtime, seed=0)
+        evidence = collect_evidence(teacher, student, normalization, card.input_shape, pool, seeded)
+        obstacles = predictor.obstacles_of(evidence)
     found = None if obstacles else predictor.predict(evidence)
     return QualityFacts(
         disagreement=found,
@@ -78,6 +98,13 @@ def judge_quality(
         obstacles=tuple(obstacles),
         evidence=evidence,
     )
+
+
+def _pool_of(run: Path, result: DistillResult) -> Path | None:
+    """Return the run whose pool a student learned from: its own, or the one that it names."""
+    if has_pool(run):
+        return run
+    return None if result.pool is None else user_path(result.pool)
 
 
 def _accuracy(teacher: float, disagreement: Interval) -> Interval:

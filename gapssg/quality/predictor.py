@@ -66,9 +66,9 @@ class Predictor(Stored):
         angle = self.intercept + self.coefficient * max(summary(evidence, self.kinds), self.observed.low)
         return Interval(value=share_of(angle), low=share_of(angle - self.error), high=share_of(angle + self.error))
 
-    def obstacles(self, evidence: Mapping[str, ProbeEvidence], num_classes: int, shorter_side: int) -> list[str]:
-        """Return why the predictor does not apply, one clause each; empty if it does."""
-        found = [
+    def obstacles_of_task(self, num_classes: int, shorter_side: int) -> list[str]:
+        """Return why the predictor does not apply to such classes or images, one clause each; empty if it does."""
+        return [
             f"it was calibrated for {observed.low:.0f} to {observed.high:.0f} {name}, not {value}"
             for name, value, observed in (
                 ("classes", num_classes, self.classes),
@@ -76,11 +76,14 @@ class Predictor(Stored):
             )
             if not observed.holds(value)
         ]
+
+    def obstacles_of(self, evidence: Mapping[str, ProbeEvidence]) -> list[str]:
+        """Return why the predictor does not apply to this evidence; empty if it does."""
         angle = summary(evidence, self.kinds)
-        if angle > self.observed.high:
-            most, share = percent(share_of(self.observed.high)), percent(share_of(angle))
-            found.append(f"it was calibrated for a disagreement on probe images of at most {most}, not {share}")
-        return found
+        if angle <= self.observed.high:
+            return []
+        most, share = percent(share_of(self.observed.high)), percent(share_of(angle))
+        return [f"it was calibrated for a disagreement on probe images of at most {most}, not {share}"]
 
 
 def summary(evidence: Mapping[str, ProbeEvidence], kinds: Iterable[str]) -> float:

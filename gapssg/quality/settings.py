@@ -14,13 +14,11 @@ class QualitySettings(WithFactories):
 
     student: UserPath
     """A finished run of distill, or a model file."""
-    teacher: UserPath
-    """The model file of its teacher."""
+    teacher: UserPath | None = None
+    """The model file of its teacher; by default the one that the run names."""
     pool: UserPath | None = None
-    """Run whose sample pool is used for probe images; by default that of the student's run, if it kept one."""
+    """Run whose sample pool is used for probe images; by default the one that the student's run learned from."""
     teacher_top1: float | None = Field(default=None, ge=0, le=1)
     """Top-1 accuracy of the teacher on real images, from 0 to 1, if known: gives an interval of the student's."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    """Seed of the probe images."""
     runtime: RuntimeSettings = RuntimeSettings()
     """Device and precision."""

@@ -413,6 +413,8 @@ class QualityResult(QualityFacts, RunFacts):
     """The run whose pool was used."""
     teacher_top1: Share | None
     """Top-1 accuracy of the teacher, as given."""
+    failures: Sentences
+    """Why the student is not usable by the run's own checks; empty if none failed or the student is a file."""
 
 
 class Comparison(Stored):

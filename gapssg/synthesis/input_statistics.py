@@ -62,7 +62,8 @@ def observed_input_statistics(
         else:
             distances.append(statistics_distance(inputs[0], mean, variance, moments))
 
-    handle = teacher.register_forward_pre_hook(hook)
+    # Before a hook that permutes the images for a teacher that takes (N, H, W, C).
+    handle = teacher.register_forward_pre_hook(hook, prepend=True)
     try:
         yield
     finally:

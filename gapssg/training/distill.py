@@ -22,7 +22,6 @@ from gapssg.models.model_file import LoadedModel
 from gapssg.models.profile import profile_model
 from gapssg.models.reference import MODULE
 from gapssg.quality.estimate import judge_quality
-from gapssg.quality.evidence import collect_evidence
 from gapssg.runs.checkpoint import Facts, State
 from gapssg.runs.directory import Display, RunDirectory, SilentDisplay, pool_shards, run_facts
 from gapssg.runs.events import DistillationEnded, DistillationEpoch, Event, Started, Warned
@@ -46,6 +45,7 @@ from gapssg.training.distillation_setup import (
     planned_flops,
     read_teacher,
     sha256_of_layout,
+    sha256_of_tensors,
     step_memory,
     with_modules,
 )
@@ -150,8 +150,11 @@ def _prepare(settings: DistillSettings, launch: Launch, teacher: LoadedModel | N
     student = make_student(settings, runtime, teacher, student)
     flops = planned_flops(settings, teacher, student)
     runtime = launch.decide_compilation(runtime, settings.runtime.compile, flops)
+    # What every process of a run must have alike, but a resumed run need not have.
+    launch.shared["the initial weights of the student"] = sha256_of_tensors(student) if state is None else ""
     distillation = Distillation(settings, runtime, teacher, student)
     evaluator = _Evaluator(settings, runtime, teacher, launch.display)
+    launch.shared["the evaluation images"] = evaluator.facts.images or ""
     if state is not None:
         distillation.restore(state.component("distillation"), launch.output)
         evaluator.restore(EvaluationFacts.read(state.facts.get("evaluation")))
@@ -360,13 +363,7 @@ def _result(
 
 def _expected_quality(distillation: Distillation) -> QualityFacts:
     """Predict how the student does on real images, of which the run has none."""
-    card, pool = distillation.teacher_file.card, distillation.synthesizer.pool
-    evidence = collect_evidence(
-        distillation.teacher,
-        distillation.student,
-        distillation.normalization,
-        card.input_shape,
-        None if pool is None else pool.images,
-        distillation.runtime,
-    )
-    return judge_quality(evidence, card.num_classes, card.input_shape)
+    pool = distillation.synthesizer.pool
+    images = None if pool is None else pool.images
+    modules = distillation.teacher, distillation.student
+    return judge_quality(*modules, distillation.teacher_file, images, distillation.runtime)

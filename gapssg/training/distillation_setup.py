@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from gapssg.core.augment import Augmentation, choose_crop_padding
@@ -51,6 +52,8 @@ def with_modules(settings: DistillSettings, teacher: LoadedModel | None, student
     Raises:
         InputError: The settings name another teacher or student, or there is none.
     """
+    if teacher is not None and not isinstance(teacher, LoadedModel):
+        raise InputError("the teacher is not a loaded model; pass teacher=model_from_module(module, ...)")
     if teacher is not None and settings.teacher not in (Path(MODULE), teacher.path):
         raise InputError(f"the settings name the teacher {settings.teacher}, but another is passed; leave one out")
     if teacher is None and settings.teacher == Path(MODULE):
@@ -117,6 +120,14 @@ def sha256_of_layout(module: nn.Module) -> str:
     name = name_of_module(module)
     lines = [f"{key}: {tensor.dtype} {tuple(tensor.shape)}" for key, tensor in tensors_of(module, name).items()]
     return hashlib.sha256("\n".join([name, *lines]).encode()).hexdigest()
+
+
+def sha256_of_tensors(module: nn.Module) -> str:
+    """Return the SHA-256 of the values of a module's tensors, in hexadecimal."""
+    digest = hashlib.sha256()
+    for tensor in module.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def make_synthesizer(

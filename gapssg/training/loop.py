@@ -139,6 +139,8 @@ class Launch:
     display: Display
     requests: Requests
     processes: Processes | None = None
+    shared: dict[str, str] = field(default_factory=dict, init=False)
+    """What several processes must have alike, besides their settings and what a resumed run must have alike."""
     _written: Written = field(default_factory=Written, init=False)
     _started: float = field(default_factory=time.perf_counter, init=False)
     _may_move: Container[str] = field(default=(), init=False)
@@ -221,7 +223,7 @@ class Launch:
         if self.processes is None:
             yield
             return
-        self.processes.check_same({**self._identity, **versions(), **texts_by_key(self.settings)})
+        self.processes.check_same({**self._identity, **self.shared, **versions(), **texts_by_key(self.settings)})
         stopped = None
         with self.processes.sharing_failures():
             try:

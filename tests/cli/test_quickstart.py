@@ -40,6 +40,11 @@ def test_an_interrupted_quickstart_resumes_what_has_a_checkpoint_and_starts_the_
     assert calls == [("teacher", False, True), ("student", False, True), ("noise-baseline", True, False)]
 
 
+def test_there_must_be_a_quickstart_to_continue(calls, tmp_path: Path):
+    assert "holds no quickstart to continue" in refusal("quickstart", "--output", tmp_path / "none", "--resume")
+    assert calls == []
+
+
 def test_a_directory_with_other_files_is_no_place_for_a_quickstart(calls, tmp_path: Path):
     (tmp_path / "mine.txt").touch()
     assert "holds other files (mine.txt)" in refusal("quickstart", "--output", tmp_path, "--resume")

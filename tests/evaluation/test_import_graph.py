@@ -316,3 +316,20 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path: 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     sentence = refusal(tmp_path, settings(kept))
     assert "needs onnx and onnxruntime, which is not installed: pip install 'gapssg[export]'" in sentence
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("outputs", ["logit", "sigmoid"])
+def test_a_graph_with_one_output_is_of_two_classes(tmp_path: Path, outputs: str):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1)]
+    body = nn.Sequential(*layers).eval()
+    module = body if outputs == "logit" else nn.Sequential(body, nn.Sigmoid()).eval()
+    images = torch.randn(3, 3, 16, 16)
+    torch.jit.trace(module, images).save(str(tmp_path / "one.pt"))
+    import_teacher(settings(tmp_path / "one.pt", class_names=("cat", "dog")), tmp_path / "teacher.safetensors")
+    loaded = load_model(tmp_path / "teacher.safetensors")
+    assert loaded.card.outputs == outputs
+    with torch.no_grad():
+        logits, expected = loaded.module(images), body(images)
+    torch.testing.assert_close(logits, torch.cat([-expected / 2, expected / 2], dim=1))

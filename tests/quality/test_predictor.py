@@ -64,16 +64,17 @@ def test_more_disagreement_on_probe_images_never_predicts_less(predictor):
 
 def test_a_better_student_than_all_of_the_calibration_is_predicted_like_the_best_of_these(predictor):
     assert predictor.predict(evidence(0.0)) == predictor.predict(evidence(0.01))
-    assert predictor.obstacles(evidence(0.0), 10, 32) == []
+    assert predictor.obstacles_of(evidence(0.0)) == []
 
 
 def test_it_names_each_reason_not_to_apply(predictor):
-    assert predictor.obstacles(evidence(0.3), 10, 32) == []
-    reasons = predictor.obstacles(evidence(0.99), 100, 224)
-    assert reasons == [
+    assert predictor.obstacles_of_task(10, 32) == predictor.obstacles_of(evidence(0.3)) == []
+    assert predictor.obstacles_of_task(100, 224) == [
         "it was calibrated for 2 to 26 classes, not 100",
         "it was calibrated for 16 to 96 pixels (shorter side), not 224",
-        "it was calibrated for a disagreement on probe images of at most 86.9 %, not 99.0 %",
+    ]
+    assert predictor.obstacles_of(evidence(0.99)) == [
+        "it was calibrated for a disagreement on probe images of at most 86.9 %, not 99.0 %"
     ]
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from gapssg.core.augment import Normalization
+from gapssg.models.description import Signature
+from gapssg.models.signature import adapt
 from gapssg.synthesis.base import InversionSettings
 from gapssg.synthesis.gapssg import GapSSGSettings
 from gapssg.synthesis.gapssg_fast import GapSSGFastSettings
@@ -128,3 +130,19 @@ def test_a_synthesis_resumes_bit_for_bit(runtime):
     assert torch.equal(resumed._best, whole._best)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor)
+
+
+def test_the_layout_that_a_teacher_takes_changes_nothing():
+    class ChannelsLast(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean(dim=(1, 2))
+
+    teacher = ChannelsLast()
+    adapt(teacher, Signature(input_layout="NHWC"))
+    normalization = make_normalization((0.3, 0.4, 0.5), (0.2, 0.2, 0.2))
+    images = torch.randn(4, 3, 5, 7, generator=stream(0))
+    found: list[Tensor] = []
+    for module in (teacher, nn.Flatten()):
+        with observed_input_statistics(module, found, normalization, relative=True):
+            module(images)
+    assert torch.equal(found[0], found[1])

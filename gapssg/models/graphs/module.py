@@ -38,7 +38,7 @@ def build_graph(
     Args:
         description: A graph that `check_graph` accepts.
         tensors: The tensors that it names, of which only shapes and dtypes are used.
-        num_classes: Number of logits.
+        num_classes: Number of classes; for two, the graph may return one logit or probability.
         input_shape: Channels, height and width of an image.
 
     Raises:
@@ -51,7 +51,9 @@ def build_graph(
         with foreign_code(f"node {number} of the graph, {shortened(name)}, cannot be applied"):
             builder.add(name, arguments, named)
     logits = builder.values[description["output"]]
-    if not isinstance(logits, Tensor) or logits.shape != (_TRACED, num_classes) or not logits.is_floating_point():
+    columns = (num_classes, 1) if num_classes == 2 else (num_classes,)
+    shapes = [(_TRACED, each) for each in columns]
+    if not isinstance(logits, Tensor) or logits.shape not in shapes or not logits.is_floating_point():
         raise InputError(f"the output of the graph is not {num_classes} logits for each image")
     return builder.module(description["output"])
 
