@@ -263,10 +263,9 @@ def _validated(description: dict[str, Any], path: Path) -> ModelCard:
         return ModelCard.model_validate(description)
     except ValidationError as error:
         first = error.errors()[0]
+        reason = first["msg"].removeprefix("Value error, ")
         field = shortened(".".join(map(str, first["loc"])) or "the description")
-        raise InputError(
-            f"{path}: its description is not valid: {field}: {shortened(first['msg'].removeprefix('Value error, '), 300)}"
-        ) from error
+        raise InputError(f"{path}: its description is not valid: {field}: {shortened(reason, 300)}") from error
 
 
 def model_of(module: nn.Module, card: ModelCard) -> LoadedModel:
