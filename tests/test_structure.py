@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,12 @@ def test_imports_point_one_way(module):
     for imported in GRAPH[module]:
         if room(imported) in ORDER:
             assert ORDER.index(room(imported)) >= ORDER.index(room(module)), f"{module} imports {imported}"
+
+
+def test_no_two_test_files_have_the_same_name():
+    """Pytest imports them by their names alone."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_every_room_has_a_place_in_the_order():
