@@ -144,7 +144,8 @@ class Place:
         started = time.perf_counter()
         ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         seconds = time.perf_counter() - started
-        self._record(label, seed, run / "student.safetensors", seconds, json.loads(ended.stdout), settings)
+        shown = [value.replace(str(self.folder.parent), "runs/strangers") for value in settings]
+        self._record(label, seed, run / "student.safetensors", seconds, json.loads(ended.stdout), shown)
 
     def _record(
         self,
