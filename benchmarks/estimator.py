@@ -32,7 +32,7 @@ from gapssg.core.runtime import Runtime
 from gapssg.evaluation.predict import predict
 from gapssg.models.model_file import load_model
 from gapssg.quality.calibration import LeftOut, fit, leave_out
-from gapssg.quality.estimate import read_pool
+from gapssg.quality.estimate import images_of_pool
 from gapssg.quality.evidence import collect_evidence
 from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, Predictor, Range, angle_of, share_of, summary
 from gapssg.runs.directory import has_pool
@@ -97,7 +97,7 @@ def measure(place: Place, known: set[tuple[str, ...]]) -> list[Row]:
     rows: list[Row] = []
     for run, file in files:
         source = run if has_pool(run) else DistillResult.load(run).pool
-        pool = None if source is None else read_pool(Path(source), teacher)
+        pool = None if source is None else images_of_pool(Path(source), teacher)
         student = runtime.place(load_model(file, place.pair.factories).module)
         evidence = collect_evidence(module, student, normalization, teacher.card.input_shape, pool, runtime)
         predictions = predict(student, images.images, normalization, runtime).argmax(dim=1)

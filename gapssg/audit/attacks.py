@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gapssg.intervals import Z_95, wilson_interval
-from gapssg.runs.results import LowFalsePositives, ShareEstimate
+from gapssg.runs.results import Interval, LowFalsePositives
 
 ONE_IN = (100, 1000)
 """The true-positive rate is given for one false positive in so many non-members."""
@@ -57,7 +57,7 @@ def likelihood_ratios(margins: Tensor, shadow_margins: Tensor, is_inside: Tensor
     return margins - (shadow_margins * is_outside).sum(dim=0) / is_outside.sum(dim=0)
 
 
-def area_under_roc(members: Tensor, non_members: Tensor) -> ShareEstimate:
+def area_under_roc(members: Tensor, non_members: Tensor) -> Interval:
     """Return the area under the ROC curve of scores: the probability that a member's is above a non-member's.
 
     The 95 % interval has the variance of DeLong et al., Biometrics 1988. The placements of each kind get one 0 and one
@@ -70,7 +70,7 @@ def area_under_roc(members: Tensor, non_members: Tensor) -> ShareEstimate:
     of_members, of_non_members = _placements(members, non_members), _placements(non_members, members)
     area = of_members.mean().item()
     half = Z_95 * (_variance_of_mean(of_members) + _variance_of_mean(of_non_members)).sqrt().item()
-    return ShareEstimate(value=area, low=max(0.0, area - half), high=min(1.0, area + half))
+    return Interval(value=area, low=max(0.0, area - half), high=min(1.0, area + half))
 
 
 def _placements(scores: Tensor, others: Tensor) -> Tensor:
@@ -106,10 +106,10 @@ def rate_at(members: Tensor, non_members: Tensor, one_in: int) -> LowFalsePositi
     return LowFalsePositives(one_in=one_in, true_positives=found, false_positives=wrong)
 
 
-def share_estimate(share: float, count: float) -> ShareEstimate:
+def share_estimate(share: float, count: float) -> Interval:
     """Return a share of `count` samples with its 95 % Wilson interval."""
     low, high = wilson_interval(share, count)
-    return ShareEstimate(value=share, low=low, high=high)
+    return Interval(value=share, low=low, high=high)
 
 
 def roc_curve(members: Tensor, non_members: Tensor) -> dict[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from gapssg.runs.results import AuditedModel, NeighbourResult, ShareEstimate, Space
+from gapssg.runs.results import AuditedModel, Interval, NeighbourResult, Space
 from gapssg.text import percent
 
 
@@ -49,13 +49,13 @@ def the(space: Space) -> str:
     return space if space == "pixels" else f"the {space}"
 
 
-def with_interval(share: ShareEstimate | None) -> str:
+def with_interval(share: Interval | None) -> str:
     """Format a share and its interval in percent, None as a dash."""
     if share is None:
         return "-"
     return f"{percent(share.value)} ({100 * share.low:.1f} to {100 * share.high:.1f})"
 
 
-def area(auc: ShareEstimate) -> str:
+def area(auc: Interval) -> str:
     """Format an area under a ROC curve and its interval."""
     return f"{auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f})"

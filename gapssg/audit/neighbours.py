@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gapssg.audit.attacks import share_estimate
-from gapssg.runs.results import ShareEstimate
+from gapssg.runs.results import Interval
 
 _REFERENCES_AT_A_TIME = 4096
 _QUERIES_AT_A_TIME = 4096
@@ -47,7 +47,7 @@ class Comparison(NamedTuple):
     """
 
     references: int
-    nearest_is_member: ShareEstimate
+    nearest_is_member: Interval
     effective_queries: float
     members: Nearest
     non_members: Nearest

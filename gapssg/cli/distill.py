@@ -11,7 +11,7 @@ from gapssg.cli import options, render
 from gapssg.cli.command import CHECKPOINTS, DEVICE, MODEL_FACTORIES, Given, Shown, command, data_fields
 from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
-from gapssg.cli.runs import check_estimate, check_factories, check_run, load_run, shown_run
+from gapssg.cli.runs import carry_out, check_estimate, check_factories, check_run, load_run
 from gapssg.errors import InputError
 from gapssg.runs.events import DistillationEpoch
 from gapssg.training.settings import DistillCommandSettings
@@ -65,17 +65,16 @@ def distill(
 
     from gapssg.training.distill import distill
 
-    resumes, requests, processes = resume is not None, console.invocation.requests, console.invocation.processes
-    with shown_run(console, directory, DistillationEpoch, tensorboard=tensorboard, resume=resume) as display:
-        result = distill(
-            settings,
-            directory,
-            overwrite=overwrite,
-            resume=resumes,
-            display=display,
-            requests=requests,
-            processes=processes,
-        )
+    result = carry_out(
+        console,
+        distill,
+        settings,
+        directory,
+        DistillationEpoch,
+        overwrite=overwrite,
+        resume=resume,
+        tensorboard=tensorboard,
+    )
     render.print_distillation(console, result, directory, settings)
     console.result(result)
 

@@ -6,7 +6,7 @@ from gapssg.cli import options, render
 from gapssg.cli.command import CHECKPOINTS, DEVICE, Given, command, data_fields
 from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
-from gapssg.cli.runs import check_estimate, check_factories, check_run, load_run, shown_run
+from gapssg.cli.runs import carry_out, check_estimate, check_factories, check_run, load_run
 from gapssg.runs.events import PretrainingEpoch
 from gapssg.training.settings import PretrainSettings
 
@@ -54,16 +54,15 @@ def pretrain_teacher(
 
     from gapssg.training.pretrain_teacher import pretrain_teacher
 
-    resumes, requests, processes = resume is not None, console.invocation.requests, console.invocation.processes
-    with shown_run(console, directory, PretrainingEpoch, tensorboard=tensorboard, resume=resume) as display:
-        result = pretrain_teacher(
-            settings,
-            directory,
-            overwrite=overwrite,
-            resume=resumes,
-            display=display,
-            requests=requests,
-            processes=processes,
-        )
+    result = carry_out(
+        console,
+        pretrain_teacher,
+        settings,
+        directory,
+        PretrainingEpoch,
+        overwrite=overwrite,
+        resume=resume,
+        tensorboard=tensorboard,
+    )
     render.print_pretraining(console, result, directory)
     console.result(result)

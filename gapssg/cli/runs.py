@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gapssg.cli.command import MODEL_FACTORIES, Given
 from gapssg.cli.console import Console
@@ -22,6 +22,8 @@ from gapssg.settings.load import AnySettings, read_toml
 if TYPE_CHECKING:
     from gapssg.runs.directory import Display
     from gapssg.runs.events import Epoch
+
+Result = TypeVar("Result")
 
 
 def load_run(
@@ -130,8 +132,33 @@ def check_run(settings: Settings, output: Path | None, overwrite: bool, resume: 
     return directory
 
 
+def carry_out(
+    console: Console,
+    run: Callable[..., Result],
+    settings: Settings,
+    directory: Path,
+    epoch: type[Epoch],
+    *,
+    overwrite: bool,
+    resume: Path | None,
+    tensorboard: bool,
+) -> Result:
+    """Call the function of a training command, show its run, and return its result."""
+    invocation = console.invocation
+    with _shown_run(console, directory, epoch, tensorboard=tensorboard, resume=resume) as display:
+        return run(
+            settings,
+            directory,
+            overwrite=overwrite,
+            resume=resume is not None,
+            display=display,
+            requests=invocation.requests,
+            processes=invocation.processes,
+        )
+
+
 @contextmanager
-def shown_run(
+def _shown_run(
     console: Console, run: Path, kind: type[Epoch], *, tensorboard: bool, resume: Path | None
 ) -> Iterator[Display]:
     """Show a run, and log it to TensorBoard if that is wanted, or was before the run was interrupted."""

@@ -16,7 +16,7 @@ from gapssg.errors import InputError
 from gapssg.export.formats import INPUT_NAME, METADATA_KEY, Classifier, quiet
 from gapssg.models.description import ModelCard
 from gapssg.runs.results import Comparison
-from gapssg.synthesis.shards import read_shard
+from gapssg.synthesis.shards import read_images
 from gapssg.text import percent
 
 _MOST_HELD_OUT = 1000  # an agreement of 98 % has a standard error of half a point
@@ -42,7 +42,7 @@ def draw_images(shards: Sequence[Path], card: ModelCard, count: int, runtime: Ru
     Raises:
         InputError: The pool has a single image, or its images do not fit the model.
     """
-    images = torch.cat([read_shard(shard, card.input_shape, card.num_classes)[0] for shard in shards])
+    images = read_images(shards, card.input_shape, card.num_classes)
     if len(images) < 2:
         raise InputError(f"the pool in {shards[0].parent} has one image, which leaves none to compare on")
     order = torch.randperm(len(images), generator=runtime.random_stream("calibration"))

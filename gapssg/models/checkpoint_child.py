@@ -33,7 +33,7 @@ def main() -> None:
     import torch
     from safetensors.torch import save_file
 
-    _bound(checkpoint.stat().st_size)
+    bound(checkpoint.stat().st_size)
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
         found = dict(state_dicts(content))
@@ -84,14 +84,20 @@ def choose(found: Mapping[str, Mapping[str, Any]], key: str) -> str:
     return min(found, key=rank)
 
 
-def _bound(size: int) -> None:
-    """Limit what this process may use from now on."""
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+def bound(size: int, seconds: int = CPU_SECONDS, per_byte: int = MEMORY_PER_BYTE, beside: int = MEMORY_BESIDE) -> None:
+    """Limit what this process may use from now on.
+
+    Args:
+        size: Bytes of the file that it reads.
+        seconds: Processor time.
+        per_byte: Bytes of memory for each byte of the file.
+        beside: Bytes of memory besides.
+    """
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":  # elsewhere the limit is not enforced, or refused
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        allowed = mapped + MEMORY_PER_BYTE * size + MEMORY_BESIDE
-        resource.setrlimit(resource.RLIMIT_AS, (allowed, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + per_byte * size + beside, resource.RLIM_INFINITY))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from gapssg.core.runtime import Runtime
@@ -18,7 +17,7 @@ from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, load_predictors
 from gapssg.quality.settings import QualitySettings
 from gapssg.runs.directory import final_weights, has_pool, pool_shards, run_facts
 from gapssg.runs.results import DistillResult, Interval, ModelFile, ProbeEvidence, QualityFacts, QualityResult
-from gapssg.synthesis.shards import read_shard
+from gapssg.synthesis.shards import read_images
 
 _MOST_POOL_IMAGES = 4096
 
@@ -46,7 +45,7 @@ def estimate_quality(settings: QualitySettings) -> QualityResult:
     if student.card.provenance.teacher_sha256 not in (None, teacher.sha256):
         raise InputError(f"{teacher.path} is not the teacher of {student.path} (its SHA-256 differs); name that one")
     source = settings.pool or (None if result is None or run is None else _pool_of(run, result))
-    pool = None if source is None else read_pool(source, teacher)
+    pool = None if source is None else images_of_pool(source, teacher)
     modules = runtime.place(teacher.module), runtime.place(student.module)
     facts = judge_quality(*modules, teacher, pool, runtime, settings.teacher_top1)
     return QualityResult(
@@ -120,11 +119,7 @@ def _described(model: LoadedModel) -> ModelFile:
     return ModelFile(file=str(model.path), sha256=model.sha256, architecture=model.card.architecture)
 
 
-def read_pool(source: Path, teacher: LoadedModel) -> Tensor:
-    """Return images of the pool, uint8: those of at most so many shards, spread evenly over the run."""
-    shards = pool_shards(source)
-    shape, classes = teacher.card.input_shape, teacher.card.num_classes
-    first, *_ = read_shard(shards[0], shape, classes)
-    wanted = min(len(shards), -(-_MOST_POOL_IMAGES // len(first)))
-    chosen = [shards[index * len(shards) // wanted] for index in range(wanted)]
-    return torch.cat([read_shard(shard, shape, classes)[0] for shard in chosen])
+def images_of_pool(source: Path, teacher: LoadedModel) -> Tensor:
+    """Return images of a run's pool, (N, C, H, W) uint8: about 4,096, spread evenly over the run, if it has more."""
+    card = teacher.card
+    return read_images(pool_shards(source), card.input_shape, card.num_classes, _MOST_POOL_IMAGES)

@@ -180,7 +180,7 @@ class ProbeEvidence(Stored):
 
 
 class Interval(Stored):
-    """A predicted share with its interval, in [0, 1]."""
+    """A measured or predicted share and its interval, in [0, 1]."""
 
     value: Share
     low: Share
@@ -786,22 +786,14 @@ class ReportResult(Stored):
     runs: tuple[ReportedRun, ...]
 
 
-class ShareEstimate(Stored):
-    """A share with its 95 % confidence interval."""
-
-    value: Share
-    low: Share
-    high: Share
-
-
 class LowFalsePositives(Stored):
     """The rates of a membership-inference attack at a low false-positive rate; None with too few non-members."""
 
     one_in: PositiveCount
     """One false positive in so many non-members is allowed; as many non-members are needed."""
-    true_positives: ShareEstimate | None
+    true_positives: Interval | None
     """Share of the members above the threshold."""
-    false_positives: ShareEstimate | None
+    false_positives: Interval | None
     """Share of the non-members above the threshold."""
 
 
@@ -814,7 +806,7 @@ class AttackResult(Stored):
     """A membership-inference attack on a model."""
 
     attack: Attack
-    auc: ShareEstimate
+    auc: Interval
     """Area under the ROC curve; 0.5 is chance."""
     at_low_false_positives: tuple[LowFalsePositives, ...]
 
@@ -863,7 +855,7 @@ class NeighbourResult(Stored):
     """Number of synthetic images."""
     references: PositiveCount
     """Number of members, and of non-members, among which the neighbours are counted."""
-    nearest_is_member: ShareEstimate
+    nearest_is_member: Interval
     """Share of the synthetic images whose nearest neighbour is a member."""
     effective_images: float
     """Number of independent images to which the interval corresponds; images with a common neighbour are not."""

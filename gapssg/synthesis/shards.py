@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,3 +62,17 @@ def read_shard(path: Path, image_shape: tuple[int, int, int], num_classes: int) 
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path} does not name the method and teacher of its images") from error
     return images, targets, PoolOrigin(shortened(origin.method), shortened(origin.teacher_sha256))
+
+
+def read_images(
+    shards: Sequence[Path], image_shape: tuple[int, int, int], num_classes: int, most: int | None = None
+) -> Tensor:
+    """Return the images (N, C, H, W) uint8 of shards; with `most`, of evenly spread shards of about so many images.
+
+    Raises:
+        InputError: As `read_shard`.
+    """
+    first, *_ = read_shard(shards[0], image_shape, num_classes)
+    wanted = len(shards) if most is None else min(len(shards), -(-most // len(first)))
+    chosen = [shards[index * len(shards) // wanted] for index in range(wanted)]
+    return torch.cat([first, *(read_shard(shard, image_shape, num_classes)[0] for shard in chosen[1:])])

@@ -289,8 +289,8 @@ def clear_failure(run: Path) -> None:
     remove(_failure_file(run))
 
 
-def record_attempt(run: Path, host: str, device: str, process: str) -> Attempts | None:
-    """Record where a run is started or resumed; return the previous record.
+def record_attempt(run: Path, host: str, device: str, process: str) -> None:
+    """Record where a run is started or resumed.
 
     Raises:
         InputError: The previous record is damaged.
@@ -301,7 +301,6 @@ def record_attempt(run: Path, host: str, device: str, process: str) -> Attempts 
     now = Attempts(attempts=count, host=host, device=device, process=process)
     make_folder(_attempts_file(run).parent)
     write_json(_attempts_file(run), now.model_dump())
-    return before
 
 
 def read_attempts(run: Path) -> Attempts | None:

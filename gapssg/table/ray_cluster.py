@@ -30,7 +30,7 @@ from gapssg.runs.events import Event, Note, ProgressOfRuns, Remaining, RunProgre
 from gapssg.runs.requests import Requests, Stopped
 from gapssg.runs.results import load_training_result
 from gapssg.safe_paths import inside
-from gapssg.table.ledger import Failure, Ledger, is_done, record_attempt
+from gapssg.table.ledger import Failure, Ledger, is_done, read_attempts, record_attempt
 from gapssg.table.place import CellDisplay, Ending
 from gapssg.table.plan import Task
 
@@ -308,9 +308,10 @@ def _make_on_this_node(task: Task, display: CellDisplay, requests: Requests) -> 
     if is_done(task.run):  # the previous attempt ended before Ray knew
         return Ending(top1=load_training_result(task.run).model.top1)
     device = _given_device()
-    before = record_attempt(task.run, platform.node(), device, signature())
-    if before is not None:
+    before = read_attempts(task.run)
+    if before is not None:  # before this attempt is recorded, so that the next one finds the lock if this node dies
         take_from(task.run, before.process)
+    record_attempt(task.run, platform.node(), device, signature())
     again = "" if before is None else f", attempt {before.attempts + 1}"
     display.say(f"starting on {platform.node()} ({device}{again})")
     from gapssg.table.one_run import make_run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,8 +119,9 @@ def distill(
         RunError: The synthesis or the student diverged, or the disk refused a write.
         Stopped: Requested by `requests`.
     """
-    output = user_path(output)
-    settings = with_modules(settings, teacher, student)
+    with nullcontext() if processes is None else processes.all_or_none():
+        output = user_path(output)
+        settings = with_modules(settings, teacher, student)
     display, requests = display or SilentDisplay(), requests or Requests()
     launch = Launch(settings, output, overwrite, resume, display, requests, processes)
     with launch.preparing():
@@ -150,11 +152,12 @@ def _prepare(settings: DistillSettings, launch: Launch, teacher: LoadedModel | N
     student = make_student(settings, runtime, teacher, student)
     flops = planned_flops(settings, teacher, student)
     runtime = launch.decide_compilation(runtime, settings.runtime.compile, flops)
-    # What every process of a run must have alike, but a resumed run need not have.
-    launch.shared["the initial weights of the student"] = sha256_of_tensors(student) if state is None else ""
+    if launch.processes is not None and state is None:  # those of a resumed run are in its checkpoint
+        launch.shared["the initial weights of the student"] = sha256_of_tensors(student)
     distillation = Distillation(settings, runtime, teacher, student)
     evaluator = _Evaluator(settings, runtime, teacher, launch.display)
-    launch.shared["the evaluation images"] = evaluator.facts.images or ""
+    if evaluator.facts.images is not None:
+        launch.shared["the evaluation images"] = evaluator.facts.images
     if state is not None:
         distillation.restore(state.component("distillation"), launch.output)
         evaluator.restore(EvaluationFacts.read(state.facts.get("evaluation")))

@@ -50,6 +50,7 @@ def check_memory(steps: Mapping[str, StepMemory], runtime: Runtime, pool: int = 
     available = available_memory() if runtime.device.type == "cpu" else None
     if available is None:
         return
+    available //= _processes_here(runtime)
     if pool > available:
         raise InputError(
             f"the sample pool needs {_gibibytes(pool)} of memory, more than the {_gibibytes(available)} that are "
@@ -57,11 +58,11 @@ def check_memory(steps: Mapping[str, StepMemory], runtime: Runtime, pool: int = 
         )
     available -= pool
     for name, step in steps.items():
-        needed = step.batch_size * step.bytes_per_image
+        needed = -(-step.batch_size // runtime.world) * step.bytes_per_image
         if needed > available and not runtime.compiled:  # which may compute again what it does not keep
             raise InputError(
                 f"a step of {name} with {step.batch_size:,} images needs at least {_gibibytes(needed)} of memory, "
-                f"more than the {_gibibytes(available)} that are available; {_advice(step, available)}"
+                f"more than the {_gibibytes(available)} that are available; {_advice(step, available, runtime.world)}"
             )
 
 
@@ -72,18 +73,26 @@ def advice_without_memory(step: StepMemory, runtime: Runtime) -> str:
         available: int | None = free + torch.cuda.memory_reserved(runtime.device)
     else:
         available = available_memory()
+        available = None if available is None else available // _processes_here(runtime)
     if not available:
         return f"lower the batch size with {step.option}N, or use smaller images"
     # The step did not fit, so an image needs at least an equal share of the memory.
-    share = -(-available // step.batch_size)
-    return _advice(step._replace(bytes_per_image=max(step.bytes_per_image, share)), available)
+    share = -(-available * runtime.world // step.batch_size)
+    return _advice(step._replace(bytes_per_image=max(step.bytes_per_image, share)), available, runtime.world)
 
 
-def _advice(step: StepMemory, available: int) -> str:
-    fitting = int(_SHARE_FOR_STEPS * available / step.bytes_per_image)
+def _advice(step: StepMemory, available: int, world: int) -> str:
+    """Return a batch size that fits, given the memory of a process, which has an equal share of the batch."""
+    fitting = min(int(_SHARE_FOR_STEPS * available / step.bytes_per_image) * world, step.batch_size - 1)
+    fitting -= fitting % world
     if fitting < _SMALLEST_BATCH:
         return "use smaller images or models, or a machine with more memory"
-    return f"{step.option}{min(fitting, step.batch_size - 1)} would fit"
+    return f"{step.option}{fitting} would fit"
+
+
+def _processes_here(runtime: Runtime) -> int:
+    """Return the number of processes that share the memory of this machine."""
+    return 1 if runtime.processes is None else runtime.processes.local_world
 
 
 def training_memory(model: nn.Module, input_shape: Sequence[int], batch_size: int, precision: Precision) -> StepMemory:

@@ -28,18 +28,17 @@ def test_a_weighted_quantile_is_the_first_value_that_reaches_the_share():
 def test_the_fit_recovers_coefficients_and_never_has_negative_ones():
     features, targets, groups = drawn(200, 5, seed=0)
     fitted = fit(features, targets, groups, 0.9)
+    # Groups are shifted by 0.3 and rows by 0.05: with 200 groups of 5 rows, five standard errors are 0.05 and 0.11.
     assert fitted.coefficients == pytest.approx([0.8, 0.3], abs=0.05)
-    assert fitted.intercept == pytest.approx(0.5, abs=0.1)
+    assert fitted.intercept == pytest.approx(0.5, abs=0.11)
     assert np.all(fit(-features, targets, groups, 0.9).coefficients == 0)
 
 
 def test_a_group_counts_once_however_many_rows_it_has():
-    features, targets, groups = drawn(6, 4, seed=1)
-    many = [0] * 50 + list(range(len(targets)))
-    doubled = fit(features[many], targets[many], [groups[index] for index in many], 0.9)
-    once = fit(features, targets, groups, 0.9)
-    # The first group has other inner weights now, but not more weight: without weights its 54 rows of 74 would decide.
-    assert doubled.intercept == pytest.approx(once.intercept, abs=0.3)
+    targets = np.array([1.0] * 98 + [3.0, 3.0])
+    fitted = fit(np.zeros((100, 1)), targets, ["large"] * 98 + ["small"] * 2, 0.9)
+    assert fitted.intercept == pytest.approx(2.0)
+    assert fitted.error == pytest.approx(2.0)  # of each group from the other
 
 
 def test_intervals_cover_new_groups_as_often_as_they_promise():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -156,3 +158,14 @@ def test_a_step_that_runs_out_of_memory_names_a_batch_size_that_would_fit(
             distill(settings(teacher, **TINY_NOISE), tmp_path / "run")
         with pytest.raises(RunError, match=r"^out of memory.*; --batch-size 9 would fit$"):
             pretrain_teacher(training_on(image_folder), tmp_path / "trained")
+
+
+def test_processes_share_a_batch_and_the_memory_of_their_machine(runtime: Runtime, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("gapssg.training.memory.available_memory", lambda: 2**30)
+    step = StepMemory("--batch-size ", 128, 2**24)  # 16 images of a process need a quarter of a GiB
+    apart = replace(runtime, processes=Mock(world=8, local_world=1))
+    check_memory({"training": step}, apart)
+    together = replace(runtime, processes=Mock(world=8, local_world=8))
+    with pytest.raises(InputError, match="--batch-size 32 would fit"):  # 0.6 of an eighth of a GiB: 4 images each
+        check_memory({"training": step}, together)
+    assert advice_without_memory(step, together) == "--batch-size 32 would fit"

@@ -11,8 +11,6 @@ empty if the file must declare it. It prints one JSON object: `shape`, or `refus
 from __future__ import annotations
 
 import json
-import os
-import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gapssg.errors import InputError, shortened
+from gapssg.models.checkpoint_child import bound
 from gapssg.models.graphs.record import Executor, Recorder
 from gapssg.models.graphs.trace import graph_of
 
@@ -201,9 +200,4 @@ def _bound(path: Path) -> None:
     """Limit what this process may use from now on, by the size of a file and of the weights beside it."""
     beside = path.with_name(f"{path.name}.data")
     size = path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":  # elsewhere the limit is not enforced, or refused
-        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        allowed = mapped + MEMORY_PER_BYTE * size + MEMORY_BESIDE
-        resource.setrlimit(resource.RLIMIT_AS, (allowed, resource.RLIM_INFINITY))
+    bound(size, CPU_SECONDS, MEMORY_PER_BYTE, MEMORY_BESIDE)
