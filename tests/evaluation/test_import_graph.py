@@ -195,7 +195,7 @@ def test_a_graph_that_returns_probabilities_is_recognised(tmp_path: Path, form):
     import_teacher(settings(source), tmp_path / "teacher.safetensors")
     loaded = load_model(tmp_path / "teacher.safetensors")
     assert loaded.card.outputs == "probabilities"
-    assert torch.allclose(loaded.module(images(4)).softmax(1), original(images(4)).softmax(1), atol=1e-5)
+    assert torch.allclose(loaded.module(images(4)).softmax(1), original(images(4)).softmax(1), atol=ABSOLUTE)
     assert last_linear_layer(loaded.module, (3, 16, 16), CLASSES) is not None
 
 
@@ -208,7 +208,7 @@ def test_a_model_in_half_precision_is_computed_in_float32(tmp_path: Path):
         torch.onnx.export(original, (images(1).half(),), path, dynamo=False)
     import_teacher(settings(path), tmp_path / "teacher.safetensors")
     found = load_model(tmp_path / "teacher.safetensors").module(images(4))
-    assert torch.allclose(found, original.float()(images(4)), atol=1e-5)
+    assert torch.allclose(found, original.float()(images(4)), atol=ABSOLUTE)
 
 
 class FixedBatch(nn.Module):
@@ -236,7 +236,7 @@ def test_a_fixed_batch_size_that_is_not_declared_is_made_dynamic(tmp_path: Path,
             torch.onnx.export(original, (images(1),), path, dynamo=False, input_names=["images"], dynamic_axes=axes)
     import_teacher(settings(path), tmp_path / "teacher.safetensors")
     found = load_model(tmp_path / "teacher.safetensors").module(images(4))
-    assert torch.allclose(found, original.linear(images(4).flatten(1)), atol=1e-5)
+    assert torch.allclose(found, original.linear(images(4).flatten(1)), atol=ABSOLUTE)
 
 
 @pytest.mark.usefixtures("in_process")
@@ -250,7 +250,7 @@ def test_a_fixed_batch_of_several_images_is_made_dynamic(tmp_path: Path, suffix)
             torch.onnx.export(original, (images(4),), path, dynamo=False)
     import_teacher(settings(path), tmp_path / "teacher.safetensors")
     found = load_model(tmp_path / "teacher.safetensors").module(images(7))
-    assert torch.allclose(found, original.linear(images(7).flatten(1)), atol=1e-5)
+    assert torch.allclose(found, original.linear(images(7).flatten(1)), atol=ABSOLUTE)
 
 
 @pytest.mark.slow
