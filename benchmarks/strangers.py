@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -57,6 +58,8 @@ COLUMNS = (
     "commit",
 )
 CEILING_RATES = (0.1, 0.05, 0.025)
+CEILING_STEPS = 1920
+"""As many as the student of the default method has; whole epochs."""
 SNAPSHOT_EVERY = 3
 """Epochs between snapshots of a student, which change nothing else."""
 _MOST_COMPARED = 2000
@@ -113,9 +116,10 @@ class Place:
         images, started = self.images("train"), time.perf_counter()
         some = images.subsample(_MOST_COMPARED)
         found = {}
+        epochs = math.ceil(CEILING_STEPS * Training.batch_size / len(images))
         for rate in CEILING_RATES:
             path = self.folder / f"ceiling-{rate:g}.safetensors"
-            training = Training("sgd", rate, self.pair.student_epochs)
+            training = Training("sgd", rate, epochs)
             train_model_file(self.pair, self.pair.student, training, images, path, seed=2)
             found[path] = (logits_of(path, some, self.pair).argmax(1) == some.labels).double().mean().item()
         best = max(found, key=lambda path: found[path])

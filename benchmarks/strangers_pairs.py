@@ -54,7 +54,6 @@ class Pair:
         teacher: Name of the teacher's architecture, as `--model` takes it.
         training: How the teacher is trained.
         student: Name of the student's architecture.
-        student_epochs: Epochs of the student's training on real images, for the ceiling.
         raw: Whether the models take pixel values of 0 to 255, so that their first activations are large.
     """
 
@@ -62,7 +61,6 @@ class Pair:
     teacher: str
     training: Training
     student: str
-    student_epochs: int = 12
     raw: bool = False
 
     @property
@@ -77,49 +75,43 @@ PAIRS: dict[str, Pair] = {
         "torchvision:resnet18",
         Training("adamw", 1e-3, 8, augment=False),
         "wrn16_1",
-        6,
     ),
-    "digits-grey28": Pair(digits(28, 1), "wrn16_2", Training("adamw", 2e-3, 12, augment=False), "wrn16_half", 40),
+    "digits-grey28": Pair(digits(28, 1), "wrn16_2", Training("adamw", 2e-3, 12, augment=False), "wrn16_half"),
     "letters-grey28": Pair(
-        letters(28, ALPHABET), "benchmarks.homemade:network", Training("sgd", 0.01, 16), "wrn16_half", 8
+        letters(28, ALPHABET), "benchmarks.homemade:network", Training("sgd", 0.01, 16), "wrn16_half"
     ),
     "letters-rgb32": Pair(
-        letters(32, ALPHABET[:10], colour=True), "vgg11", Training("sgd", 0.05, 6, label_smoothing=0.1), "wrn16_1", 10
+        letters(32, ALPHABET[:10], colour=True), "vgg11", Training("sgd", 0.05, 6, label_smoothing=0.1), "wrn16_1"
     ),
     "animals-rgb64": Pair(
         cifar(ANIMALS | VEHICLES, 64, 3, {"animal": 3000, "vehicle": 3000}),
         "torchvision:mobilenet_v3_small",
         Training("adamw", 2e-3, 10),
         "wrn10_half",
-        8,
     ),
     "cifar-rgb32": Pair(
         cifar(CIFAR10, 32, 3, dict.fromkeys(CIFAR10, 1000)),
         "wrn16_2",
         Training("sgd", 0.1, 14, batch_size=128, mixup=0.2),
         "wrn16_1",
-        10,
     ),
     "three-rgb64": Pair(
         cifar(single("airplane", "frog", "truck"), 64, 3, dict.fromkeys(("airplane", "frog", "truck"), 1000)),
         "torchvision:resnet18",
         Training("adamw", 1e-3, 8, label_smoothing=0.1),
         "wrn16_half",
-        10,
     ),
     "skewed-grey64": Pair(
         cifar(single("bird", "ship", "horse"), 64, 1, {"bird": 1000, "ship": 1000, "horse": 3000}),
         "timm:regnetx_002",
         Training("adamw", 2e-3, 10, augment=False),
         "wrn10_half",
-        10,
     ),
     "planes-grey64": Pair(
         cifar(single("airplane", "ship"), 64, 1, {"airplane": 1000, "ship": 2000}),
         "torchvision:resnet18",
         Training("adamw", 1e-3, 8, augment=False),
         "wrn16_half",
-        10,
         raw=True,
     ),
     "boats-rgb96": Pair(
@@ -127,25 +119,22 @@ PAIRS: dict[str, Pair] = {
         "torchvision:resnet18",
         Training("adamw", 5e-4, 6),
         "wrn10_half",
-        8,
     ),
-    "digits-rgb64": Pair(digits(64, 3), "torchvision:efficientnet_b0", Training("adamw", 2e-3, 16), "wrn16_half", 15),
+    "digits-rgb64": Pair(digits(64, 3), "torchvision:efficientnet_b0", Training("adamw", 2e-3, 16), "wrn16_half"),
     "letters-grey64": Pair(
         letters(64, ALPHABET, train_per_class=200),
         "torchvision:mobilenet_v3_small",
         Training("adamw", 2e-3, 10),
         "wrn16_half",
-        8,
     ),
     "cifar-grey32": Pair(
         cifar(CIFAR10, 32, 1, dict.fromkeys(CIFAR10, 600)),
         "vgg11",
         Training("adamw", 1e-3, 6, augment=False),
         "wrn16_1",
-        10,
     ),
-    "digits-grey16": Pair(digits(16, 1), "wrn16_2", Training("sgd", 0.1, 20), "wrn16_1", 20),
-    "letters-grey16": Pair(letters(16, ALPHABET[:10]), "resnet18", Training("adamw", 1e-3, 6), "wrn10_half", 8),
+    "digits-grey16": Pair(digits(16, 1), "wrn16_2", Training("sgd", 0.1, 20), "wrn16_1"),
+    "letters-grey16": Pair(letters(16, ALPHABET[:10]), "resnet18", Training("adamw", 1e-3, 6), "wrn10_half"),
 }
 
 
