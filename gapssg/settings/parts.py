@@ -15,8 +15,12 @@ PaddingMode = Literal["zeros", "reflect"]
 class OptimizerSettings(Settings):
     """Stochastic gradient descent with momentum and its learning-rate schedule."""
 
+    algorithm: Literal["sgd", "muon"] = "sgd"
+    """`muon` orthogonalises the updates of convolution kernels; the other weights take SGD."""
     learning_rate: float = Field(default=0.1, gt=0, le=100)
     """The highest learning rate of the schedule."""
+    kernel_rate: float = Field(default=0.2, gt=0, le=100)
+    """Algorithm `muon`: the learning rate of convolution kernels as a multiple of the learning rate."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Momentum of stochastic gradient descent."""
     nesterov: bool = False

@@ -8,6 +8,7 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 
+from gapssg.core.muon import Muon
 from gapssg.core.runtime import Runtime
 from gapssg.core.training_step import Outputs, TrainingStep, step_size
 from gapssg.errors import InputError, RunError
@@ -57,14 +58,7 @@ class Trainee:
         self._settings = settings
         self._runtime = runtime
         self._max_rollbacks = max_rollbacks
-        self._optimizer = torch.optim.SGD(
-            model.parameters(),
-            lr=step_size(settings.learning_rate, runtime.device),
-            momentum=settings.momentum,
-            nesterov=settings.nesterov and settings.momentum > 0,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        self._optimizer = _make_optimizer(settings, model, runtime.device)
         self.step = TrainingStep("the training step", loss, self._optimizer, runtime)
         self._rate_factor = 1.0
         self.steps_done = 0
@@ -223,6 +217,16 @@ class Trainee:
         tensors = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
         finite = torch.stack([tensor.isfinite().all() for tensor in tensors])
         return self.step.skipped.item() == 0 and bool(finite.all())
+
+
+def _make_optimizer(settings: OptimizerSettings, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+    rate, decay = step_size(settings.learning_rate, device), settings.weight_decay
+    if settings.algorithm == "muon":
+        return Muon(model.parameters(), rate, settings.momentum, settings.nesterov, decay, settings.kernel_rate)
+    nesterov = settings.nesterov and settings.momentum > 0  # torch refuses it without momentum
+    return torch.optim.SGD(
+        model.parameters(), rate, settings.momentum, weight_decay=decay, nesterov=nesterov, fused=True
+    )
 
 
 def _copy(source: Tensor, target: Tensor) -> None:

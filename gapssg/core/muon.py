@@ -1,0 +1,95 @@
+"""Muon: stochastic gradient descent that orthogonalises the updates of convolution kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Of Jordan et al.: small singular values grow fastest, at the price of not converging to 1.
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_ITERATIONS = 5
+_UPDATE_SIZE = 0.2
+_EPSILON = 1e-7
+
+
+class Muon(torch.optim.Optimizer):
+    """SGD with momentum; the updates of convolution kernels are orthogonalised.
+
+    A kernel (O, I, ...) is a matrix (O, I * ...). Its update is `kernel_rate * lr * 0.2 * sqrt(max(rows, columns)) *
+    orthogonalise(momentum)`, so the root mean square of its elements is about `0.2 * kernel_rate * lr` for every shape,
+    and its weight decay is decoupled. Every other parameter, and the kernels of depthwise convolutions, whose rows have
+    nothing to do with each other, take plain SGD with an L2 penalty.
+
+    Sources: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; the size of the update, Liu
+    et al., "Muon is scalable for LLM training", 2025.
+
+    Attributes:
+        found_inf: 0-dimensional; a step changes nothing where it is 1, as in torch's fused optimizers.
+    """
+
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: Tensor,
+        momentum: float,
+        nesterov: bool,
+        weight_decay: float,
+        kernel_rate: float,
+    ) -> None:
+        """Update `parameters`; `lr` is 0-dimensional and may be changed in place."""
+        settings = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+        super().__init__(parameters, {"lr": lr, "kernel_rate": kernel_rate, **settings})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient, without synchronising."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        lr, decay, is_kernel = group["lr"], group["weight_decay"], _is_kernel(parameter)
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        before = state["momentum_buffer"]
+        gradient = gradient if is_kernel else gradient + decay * parameter
+        momentum = group["momentum"] * before + gradient
+        update = gradient + group["momentum"] * momentum if group["nesterov"] else momentum
+        if is_kernel:
+            matrix = update.flatten(1)
+            size = group["kernel_rate"] * _UPDATE_SIZE * math.sqrt(max(matrix.shape))
+            update = size * orthogonalise(matrix).reshape(parameter.shape) + decay * parameter
+        after = parameter - lr * update
+        if self.found_inf is not None:
+            is_finite = self.found_inf == 0
+            momentum, after = torch.where(is_finite, momentum, before), torch.where(is_finite, after, parameter)
+        before.copy_(momentum)
+        parameter.copy_(after)
+
+
+def orthogonalise(matrix: Tensor) -> Tensor:
+    """Return about U V^T of the singular value decomposition U S V^T of a matrix (R, C), float32 or float64.
+
+    Five Newton-Schulz iterations: singular values of at least 0.003 of the Frobenius norm become 0.68 to 1.21.
+    """
+    first, third, fifth = _COEFFICIENTS
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    estimate = matrix.mT if is_tall else matrix
+    estimate = estimate / (estimate.norm() + _EPSILON)
+    for _ in range(_ITERATIONS):
+        gram = estimate @ estimate.mT
+        estimate = first * estimate + (third * gram + fifth * gram @ gram) @ estimate
+    return estimate.mT if is_tall else estimate
+
+
+def _is_kernel(parameter: Tensor) -> bool:
+    return parameter.ndim > 2 and parameter.shape[1] > 1
