@@ -88,7 +88,8 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     for _ in range(_ITERATIONS):
         gram = estimate @ estimate.mT
         estimate = first * estimate + (third * gram + fifth * gram @ gram) @ estimate
-    return estimate.mT if is_tall else estimate
+    result: Tensor = estimate.mT if is_tall else estimate
+    return result
 
 
 def _is_kernel(parameter: Tensor) -> bool:

@@ -46,21 +46,24 @@ class Work(NamedTuple):
 
     Attributes:
         synthesis: Forward and backward through teacher and student.
-        distillation: Forward through the teacher, forward and backward through the student.
+        distillation: Forward and backward through the student.
+        labelled: Forward through the teacher in distillation; None if those are the images of the student.
     """
 
     synthesis: int
     distillation: int
+    labelled: int | None = None
 
     def flops(self, teacher_macs: int, student_macs: int) -> int:
         """Return the floating-point operations in teacher and student, given the multiply-adds per image of each.
 
         A multiply-add is two operations. Forward and backward passes cost two forward passes for gradients of the
-        images, three if the weights have gradients too: `4 (t + s)` per image of synthesis and `2 (t + 3 s)` per image
-        of distillation. The generator and evaluations are not counted.
+        images, three if the weights have gradients too: `4 (t + s)` per image of synthesis, `2 t` per labelled image
+        and `6 s` per image of distillation. The generator and evaluations are not counted.
         """
+        labelled = self.distillation if self.labelled is None else self.labelled
         synthesis = 2 * 2 * (teacher_macs + student_macs) * self.synthesis
-        return synthesis + 2 * (teacher_macs + 3 * student_macs) * self.distillation
+        return synthesis + 2 * teacher_macs * labelled + 6 * student_macs * self.distillation
 
 
 class Responses(NamedTuple):
@@ -229,6 +232,9 @@ class PoolMethodSettings(SynthesisSettings):
     """Sample-balanced schedule: passes over the pool per epoch."""
     distillation_steps: int = Field(default=0, ge=0, le=1_000_000)
     """Fixed schedule: distillation steps per epoch; 0 selects the sample-balanced schedule."""
+    labelled_views: int = Field(default=0, ge=0, le=1000)
+    """Random views of each image, whose teacher logits are computed once; 0 computes them in every step, for a new
+    view, as published."""
 
     @property
     def step_count(self) -> int:
@@ -245,13 +251,15 @@ class PoolMethodSettings(SynthesisSettings):
 
     def work(self, epochs: int, batch_size: int, pool_size: int | None = None) -> Work:
         """Return the work of a run: one batch per epoch, and passes over all batches so far."""
-        fixed = self.distillation_steps * batch_size
+        fixed, size = self.distillation_steps * batch_size, self.synthesis_batch_size
+        images = epochs * size if pool_size is None else pool_size
+        labelled = self.labelled_views * images or None
         if pool_size is not None:
-            return Work(0, epochs * (fixed or self.passes * pool_size))
-        warm_up, size = self.warm_up_epochs(epochs), self.synthesis_batch_size
+            return Work(0, epochs * (fixed or self.passes * pool_size), labelled)
+        warm_up = self.warm_up_epochs(epochs)
         batches_visited = (epochs * (epochs + 1) - warm_up * (warm_up + 1)) // 2
         distillation = (epochs - warm_up) * fixed or batches_visited * self.passes * size
-        return Work(epochs * self.step_count * size, distillation)
+        return Work(epochs * self.step_count * size, distillation, labelled)
 
 
 class InversionSettings(PoolMethodSettings):

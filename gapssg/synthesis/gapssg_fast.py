@@ -44,6 +44,9 @@ class GapSSGFastSettings(InversionSettings):
     """Images per synthesis, N."""
     distillation_steps: int = Field(default=60, ge=0, le=1_000_000)
     """Fixed schedule: distillation steps per epoch; 0 selects the sample-balanced schedule."""
+    labelled_views: int = Field(default=16, ge=0, le=1000)
+    """Random views of each image, whose teacher logits are computed once; 0 computes them in every step, for a new
+    view."""
     generator_steps: int = Field(default=12, ge=1, le=100_000)
     """Generator steps per synthesis."""
     generator_learning_rate: float = Field(default=5e-3, gt=0, le=10)

@@ -14,6 +14,7 @@ from gapssg.core.batches import shuffled_batches, steps_for_passes
 from gapssg.core.runtime import to_uint8, to_unit_range
 from gapssg.errors import InputError
 from gapssg.synthesis.base import EpochPlan, PoolMethodSettings, SynthesisContext
+from gapssg.synthesis.labelled_views import LabelledViews
 from gapssg.synthesis.losses import distillation_divergence
 from gapssg.synthesis.pool import SamplePool
 from gapssg.synthesis.shards import PoolOrigin, read_shard
@@ -73,6 +74,7 @@ class PoolSynthesizer:
             capacity = settings.synthesis_batch_size * context.epochs
             pool = SamplePool(capacity, context.image_shape, context.runtime.device)
         self.pool = pool
+        self.labelled = LabelledViews(settings, context, pool, self.sample_indices) if settings.labelled_views else None
         self._batches: Iterator[Tensor] = iter(())
 
     @property
@@ -130,8 +132,8 @@ class PoolSynthesizer:
         batches = shuffled_batches(count, passes, batch_size, order)
         self._batches = iter(batches[step:])
 
-    def sample(self, count: int) -> Tensor:
-        """Return the next batch of the epoch's shuffled passes.
+    def sample_indices(self, count: int) -> Tensor:
+        """Return the indices (count,) of the next batch of the epoch's shuffled passes.
 
         Raises:
             ValueError: `count` is not the batch size of the run.
@@ -139,7 +141,11 @@ class PoolSynthesizer:
         indices = next(self._batches)
         if len(indices) != count:
             raise ValueError(f"the pool was shuffled for batches of {len(indices)}, not {count}")
-        return to_unit_range(self.pool.images[indices])
+        return indices
+
+    def sample(self, count: int) -> Tensor:
+        """Return the images of the next batch, as `sample_indices`."""
+        return to_unit_range(self.pool.images[self.sample_indices(count)])
 
     def distillation_loss(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Return the Kullback-Leibler divergence at the method's temperature."""

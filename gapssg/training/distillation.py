@@ -23,6 +23,7 @@ from gapssg.runs.results import Scores
 from gapssg.runs.time_left import TimeLeft
 from gapssg.synthesis import EpochPlan, SynthesisContext
 from gapssg.synthesis.losses import reality_gap
+from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
 from gapssg.synthesis.shards import read_shard
 from gapssg.training.distillation_progress import EpochFacts, Progress
 from gapssg.training.distillation_setup import (
@@ -47,6 +48,7 @@ class Distillation:
     Attributes:
         progress: The counters of the run.
         monitor: Statistics of the synthetic images.
+        labelled: Views of the pool's images that the teacher has labelled; None if each step labels its own.
         flops: Floating-point operations of the whole run in teacher and student, as `Work.flops` counts them.
         time_left: Measures the steps; evaluations of the student are planned and measured there by the caller.
     """
@@ -84,7 +86,9 @@ class Distillation:
         given = len(self.synthesizer.pool) if settings.pool and self.synthesizer.pool else None
         self.flops = planned_flops(settings, teacher, student, given)
         self.card = student_card(settings, teacher, student, augmentation, self.origin)
-        self.trainee = Trainee(self.student, self._loss, settings.optimizer, runtime, settings.max_rollbacks)
+        self.labelled = self.synthesizer.labelled if isinstance(self.synthesizer, PoolSynthesizer) else None
+        loss = self._loss_on_labelled if self.labelled else self._loss
+        self.trainee = Trainee(self.student, loss, settings.optimizer, runtime, settings.max_rollbacks)
         self.progress = Progress()
         self.monitor = ImageMonitor(card.class_names, settings.method.makes_class_images)
         plans = (self.synthesizer.plan(epoch) for epoch in range(settings.epochs))
@@ -302,16 +306,21 @@ class Distillation:
 
     def batches(self, epoch: int, index: int, start: int) -> Iterator[tuple[Tensor, ...]]:
         """Yield the inputs of the distillation steps of a round, from step `start` on."""
-        batch_size = self.settings.batch_size
+        batch_size, labelled = self.settings.batch_size, self.labelled
         stream = self.runtime.random_stream("augmentation", epoch, index)
+        if labelled is not None:
+            labelled.extend()
         for _ in range(start):
             self._draw_views(batch_size, stream)
         self.synthesizer.start_sampling(epoch, index, start)
         while True:
-            yield self.synthesizer.sample(batch_size), *self._draw_views(batch_size, stream)
+            drawn = self._draw_views(batch_size, stream)
+            yield (self.synthesizer.sample(batch_size), *drawn) if labelled is None else labelled.batch(*drawn)
 
     def _draw_views(self, count: int, stream: torch.Generator) -> tuple[Tensor, ...]:
-        """Draw the crops and flips of a batch and, with mixup, the partners and shares."""
+        """Draw the crops and flips of a batch and, with mixup, the partners and shares; or the labelled views."""
+        if self.labelled is not None:
+            return (self.labelled.draw(count, stream),)
         mixup = self.settings.method.mixup
         shifts = self.augmentation.draw(count, stream)
         return (*shifts, *draw_mixture(count, mixup, stream)) if mixup else shifts
@@ -327,6 +336,12 @@ class Distillation:
                 teacher_logits = self.teacher(views).float()
             student_logits = self.student(views).float()
         student_logits, teacher_logits = self.runtime.whole(student_logits, teacher_logits)
+        return {"loss": self.synthesizer.distillation_loss(student_logits, teacher_logits)}
+
+    def _loss_on_labelled(self, views: Tensor, teacher_logits: Tensor) -> dict[str, Tensor]:
+        with self.runtime.autocast():
+            own_logits = self.student(self.normalization(self.runtime.share(views))).float()
+        (student_logits,) = self.runtime.whole(own_logits)
         return {"loss": self.synthesizer.distillation_loss(student_logits, teacher_logits)}
 
     def _compare_on_fresh(self) -> tuple[float, float, float]:

@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,12 @@ def time_distillation(distillation: Distillation) -> dict[str, Part]:
     parts = {"synthesis": time_steps(lambda: next(synthesis), runtime, steps["synthesis"], _TIMED_SYNTHESIS)}
     synthesis.close()
     batches = _batches(distillation)
+    labelled, pool = distillation.labelled, distillation.synthesizer.pool
+    if labelled is not None and pool is not None:
+        first = min(len(pool), labelled.batch_size)
+        seconds = _time(partial(labelled.extend, most=first), runtime, 1)
+        parts["labels"] = Part(-(-pool.capacity // labelled.batch_size), seconds)
+        labelled.extend(pretend=True)
     distillation.student.train()
     parts["distillation"] = time_steps(
         lambda: distillation.trainee.step(*next(batches)), runtime, steps["distillation"], _TIMED_DISTILLATION

@@ -1,0 +1,76 @@
+"""Views whose teacher logits are computed once: they are the teacher's, and depend on nothing but the pool."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gapssg.core.runtime import Runtime, to_unit_range
+from gapssg.synthesis import NoiseSettings
+from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
+from tests.synthesis.context import make_context, make_student
+
+
+def grown(runtime: Runtime, batches: int, label_each: bool, **settings: Any) -> PoolSynthesizer:
+    """Return a synthesizer after some batches of 8 images, labelled one by one or all at the end."""
+    method = NoiseSettings(synthesis_batch_size=8, **{"labelled_views": 3, "mixup": 0.5, **settings})
+    synthesizer = method.build(make_context(runtime))
+    assert isinstance(synthesizer, PoolSynthesizer) and synthesizer.labelled is not None
+    for epoch in range(batches):
+        list(synthesizer.synthesis_steps(make_student(runtime), epoch, 0))
+        if label_each:
+            synthesizer.labelled.extend()
+    synthesizer.labelled.extend()
+    return synthesizer
+
+
+def drawn(synthesizer: PoolSynthesizer, batches: int) -> list[tuple[Tensor, Tensor]]:
+    assert synthesizer.labelled is not None
+    stream = torch.Generator().manual_seed(5)
+    synthesizer.start_sampling(2, 0, 0)
+    return [synthesizer.labelled.batch(synthesizer.labelled.draw(8, stream)) for _ in range(batches)]
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.5])
+def test_logits_are_those_of_the_teacher_for_the_views(runtime, mixup):
+    synthesizer = grown(runtime, 3, label_each=True, mixup=mixup)
+    context, pool = synthesizer.context, to_unit_range(synthesizer.pool.images)
+    mixed = 0
+    for views, logits in drawn(synthesizer, 6):
+        # Rounding in float32: a batch of another size may sum in another order.
+        torch.testing.assert_close(logits, context.teacher(context.normalization(views)), rtol=0, atol=1e-5)
+        values = {tuple(image.flatten().unique().tolist()) for image in pool}
+        mixed += sum(not any(set(view.unique().tolist()) <= {0.0, *each} for each in values) for view in views)
+    # 48 views, half of which are mixed on average; three deviations are 10.
+    assert mixed == 0 if mixup == 0 else 14 <= mixed <= 34
+
+
+def test_a_pool_that_is_labelled_at_once_has_the_views_and_logits_of_one_that_grew(runtime):
+    grew, at_once = drawn(grown(runtime, 3, label_each=True), 6), drawn(grown(runtime, 3, label_each=False), 6)
+    assert all(
+        torch.equal(a, b) for one, other in zip(grew, at_once, strict=True) for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_an_image_has_as_many_views_as_the_setting_says(runtime):
+    synthesizer = grown(runtime, 1, label_each=True, mixup=0.0)
+    ((shown, _),) = drawn(synthesizer, 1)
+    stream = torch.Generator().manual_seed(6)
+    assert synthesizer.labelled is not None
+    for _ in range(40):
+        synthesizer.start_sampling(0, 0, 0)
+        shown = torch.cat([shown, synthesizer.labelled.batch(synthesizer.labelled.draw(8, stream))[0]])
+    # Two of the 3 views of an image may be the same crop.
+    assert 16 <= len(shown.unique(dim=0)) <= 24
+
+
+def test_the_work_counts_the_views_that_the_teacher_labels():
+    settings = NoiseSettings(synthesis_batch_size=8, distillation_steps=5, labelled_views=3)
+    teacher, student = 100, 10
+    assert settings.work(4, 16).flops(teacher, student) == 2 * teacher * 4 * 8 * 3 + 6 * student * 4 * 5 * 16
+    assert settings.work(4, 16, 50).flops(teacher, student) == 2 * teacher * 50 * 3 + 6 * student * 4 * 5 * 16
+    each_step = settings.model_copy(update={"labelled_views": 0})
+    assert each_step.work(4, 16).flops(teacher, student) == (2 * teacher + 6 * student) * 4 * 5 * 16
