@@ -13,7 +13,7 @@ PaddingMode = Literal["zeros", "reflect"]
 
 
 class OptimizerSettings(Settings):
-    """Stochastic gradient descent with momentum and its learning-rate schedule."""
+    """The optimizer and its learning-rate schedule."""
 
     algorithm: Literal["sgd", "muon"] = "sgd"
     """`muon` orthogonalises the updates of convolution kernels; the other weights take SGD."""

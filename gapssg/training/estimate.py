@@ -78,7 +78,7 @@ def time_distillation(distillation: Distillation) -> dict[str, Part]:
     if labelled is not None and pool is not None:
         first = min(len(pool), labelled.batch_size)
         seconds = _time(partial(labelled.extend, most=first), runtime, 1)
-        parts["labels"] = Part(-(-pool.capacity // labelled.batch_size), seconds)
+        parts["labelling"] = Part(-(-pool.capacity // labelled.batch_size), seconds)
         labelled.extend(pretend=True)
     distillation.student.train()
     parts["distillation"] = time_steps(

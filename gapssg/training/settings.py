@@ -74,12 +74,12 @@ class DistillSettings(WithFactories):
     """A run directory whose sample pool is used instead of synthesising."""
     epochs: int = Field(default=32, ge=1, le=100_000)
     """Epochs, each of a synthesis and a distillation."""
-    batch_size: int = Field(default=64, ge=2, le=65_536)
+    batch_size: int = Field(default=128, ge=2, le=65_536)
     """Samples in a distillation step."""
     optimizer: OptimizerSettings = OptimizerSettings(
-        weight_decay=5e-4, nesterov=True, schedule="one-cycle", warm_up=0.1
+        algorithm="muon", weight_decay=5e-4, nesterov=True, schedule="one-cycle", warm_up=0.1
     )
-    """Stochastic gradient descent of the student; the schedule advances each epoch."""
+    """The optimizer of the student; the schedule advances each epoch."""
     crop_padding: int | None = Field(default=None, ge=0, le=256)
     """Pixels of padding for random crops of synthetic images; by default that of the teacher's file."""
     crop_padding_mode: PaddingMode | None = None

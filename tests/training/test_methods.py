@@ -395,9 +395,10 @@ def test_the_operations_of_a_run_are_counted_by_hand():
     # forward through the teacher and forward and backward through the student: 7 * 4 * (5 + 3) + 11 * 2 * (5 + 3 * 3).
     assert Work(synthesis=7, distillation=11).flops(5, 3) == 224 + 308
     assert Work(0, 11).flops(5, 3) == 308
-    # 128 images in 12 steps of 32 epochs, and 64 images in 60 steps.
-    assert GapSSGFastSettings().work(32, 64) == Work(128 * 12 * 32, 64 * 60 * 32)
-    assert GapSSGFastSettings().work(32, 64).flops(1, 1) == 8 * 49_152 + 8 * 122_880
+    assert Work(0, 11, labelled=2).flops(5, 3) == 2 * 2 * 5 + 11 * 2 * 9
+    # 128 images in 12 steps of 32 epochs, 16 views of each, and 64 images in 60 steps.
+    assert GapSSGFastSettings().work(32, 64) == Work(128 * 12 * 32, 64 * 60 * 32, 128 * 32 * 16)
+    assert GapSSGFastSettings().work(32, 64).flops(1, 1) == 8 * 49_152 + 6 * 122_880 + 2 * 65_536
 
 
 def test_methods_are_listed_with_what_they_need():
