@@ -56,7 +56,12 @@ def in_float64() -> Iterator[None]:
     """Compute everything that the package computes in float32 in float64, for a tolerance of its rounding."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
-    places = ("synthesis.labelled_views", "synthesis.pool_synthesizer", "evaluation.predict", "training.pretrain_teacher")
+    places = (
+        "synthesis.labelled_views",
+        "synthesis.pool_synthesizer",
+        "evaluation.predict",
+        "training.pretrain_teacher",
+    )
     patches = [mock.patch(f"gapssg.{place}.to_unit_range", lambda images: images.double() / 255) for place in places]
     patches.append(mock.patch.object(torch.Tensor, "float", torch.Tensor.double))
     for patch in patches:

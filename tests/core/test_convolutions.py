@@ -148,3 +148,13 @@ def test_depthwise_convolutions_of_narrow_maps_have_sound_gradients_in_bfloat16(
         (found,) = torch.autograd.grad(features.float().square().sum(), layer.weight)
         (exact,) = torch.autograd.grad(layer(images).square().sum(), layer.weight)
         torch.testing.assert_close(found, exact, rtol=0.02, atol=0.02 * exact.abs().max().item())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_convolutions_compute_in_float32(stride, runtime):
+    layer = runtime.place(nn.Conv2d(8, 8, 3, stride=stride, padding=1, groups=8))
+    images = torch.randn(2, 8, 12, 12)
+    expected = layer(images)
+    with runtime.autocast():
+        assert torch.equal(layer(images), expected)
+        assert layer(images.bfloat16()).dtype == torch.float32
