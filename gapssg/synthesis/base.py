@@ -211,8 +211,8 @@ class SynthesisSettings(Settings):
         """Return the sizes of further batches that several processes share equally, by what can change them."""
         return {}
 
-    def work(self, epochs: int, batch_size: int, pool_size: int | None = None) -> Work:
-        """Return the work of a run; with `pool_size` images from an earlier run there is no synthesis."""
+    def work(self, epochs: int, batch_size: int, pool_size: int | None = None, grows: bool = False) -> Work:
+        """Return the work of a run; with `pool_size` earlier images there is no synthesis unless the pool grows."""
         raise NotImplementedError
 
 
@@ -249,16 +249,13 @@ class PoolMethodSettings(SynthesisSettings):
         """Return the number of first epochs that only synthesise."""
         return 0
 
-    def work(self, epochs: int, batch_size: int, pool_size: int | None = None) -> Work:
-        """Return the work of a run: one batch per epoch, and passes over all batches so far."""
-        fixed, size = self.distillation_steps * batch_size, self.synthesis_batch_size
-        images = epochs * size if pool_size is None else pool_size
-        labelled = self.labelled_views * images or None
-        if pool_size is not None:
-            return Work(0, epochs * (fixed or self.passes * pool_size), labelled)
-        warm_up = self.warm_up_epochs(epochs)
-        batches_visited = (epochs * (epochs + 1) - warm_up * (warm_up + 1)) // 2
-        distillation = (epochs - warm_up) * fixed or batches_visited * self.passes * size
+    def work(self, epochs: int, batch_size: int, pool_size: int | None = None, grows: bool = False) -> Work:
+        """Return the work of a run: one batch per epoch, and passes over all images so far."""
+        synthesises, given = pool_size is None or grows, pool_size or 0
+        size, warm_up = (self.synthesis_batch_size, self.warm_up_epochs(epochs)) if synthesises else (0, 0)
+        visited = (epochs - warm_up) * given + size * (epochs * (epochs + 1) - warm_up * (warm_up + 1)) // 2
+        distillation = (epochs - warm_up) * self.distillation_steps * batch_size or visited * self.passes
+        labelled = self.labelled_views * (given + epochs * size) or None
         return Work(epochs * self.step_count * size, distillation, labelled)
 
 
@@ -395,7 +392,7 @@ class GeneratorMethodSettings(SynthesisSettings):
         halves = {} if self.average_momentum is None else {"batch_size (each half)": batch_size // 2}
         return {"method.synthesis_batch_size": self.synthesis_batch_size, **halves}
 
-    def work(self, epochs: int, batch_size: int, pool_size: int | None = None) -> Work:
+    def work(self, epochs: int, batch_size: int, pool_size: int | None = None, grows: bool = False) -> Work:
         """Return the work of a run: `rounds` per epoch."""
         rounds = epochs * self.rounds
         return Work(

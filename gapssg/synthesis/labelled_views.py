@@ -52,8 +52,11 @@ class LabelledViews:
         pool: SamplePool,
         sample_indices: Callable[[int], Tensor],
     ) -> None:
-        """Label no view yet; `sample_indices` returns the indices of the images of the next distillation batch."""
-        self.batch_size = settings.synthesis_batch_size
+        """Label no view yet of the pool as it is.
+
+        `sample_indices` returns the indices of the images of the next distillation batch.
+        """
+        self.batch_size, self._given = settings.synthesis_batch_size, len(pool)
         self._count, self._mixup = settings.labelled_views, settings.mixup
         self._context, self._pool, self._sample_indices = context, pool, sample_indices
         self._views: Views | None = None
@@ -84,7 +87,8 @@ class LabelledViews:
 
     def _draw(self, start: int) -> Views:
         """Draw the views of the images from `start` on, without logits."""
-        end = min(start + self.batch_size, len(self._pool))
+        # The batches of a pool that grew must be those of one that is read at once.
+        end = min(start + self.batch_size, self._given if start < self._given else len(self._pool))
         shape = end - start, self._count
         device = self._context.runtime.device
         stream = self._context.runtime.random_stream("views", start)

@@ -54,7 +54,8 @@ class PoolSynthesizer:
     """Adds one batch per epoch to a pool, and samples the pool in shuffled passes.
 
     In the sample-balanced schedule the number of distillation steps grows with the pool, so that each epoch visits
-    every sample `passes` times. With the pool of an earlier run there is no synthesis, and every epoch uses all of it.
+    every sample `passes` times. With the pool of an earlier run there is no synthesis, and every epoch uses all of it,
+    unless the pool is to grow.
     """
 
     augments = True
@@ -64,16 +65,22 @@ class PoolSynthesizer:
         settings: PoolMethodSettings,
         context: SynthesisContext,
         pool: SamplePool | None = None,
+        grows: bool = True,
     ) -> None:
-        """Sample `pool` without synthesising, or an empty pool to which each epoch adds one batch."""
+        """Sample `pool`, by default an empty one, to which each epoch adds one batch if it `grows`.
+
+        A pool that grows has room for the batches of the run.
+        """
         self.settings = settings
         self.context = context
         self.synthesis: BatchSynthesis | None = None
-        if pool is None:
+        if grows:
             self.synthesis = resolve_name(settings.batch_synthesis)(settings, context)
+        if pool is None:
             capacity = settings.synthesis_batch_size * context.epochs
             pool = SamplePool(capacity, context.image_shape, context.runtime.device)
         self.pool = pool
+        self._given = len(pool)
         self.labelled = LabelledViews(settings, context, pool, self.sample_indices) if settings.labelled_views else None
         self._batches: Iterator[Tensor] = iter(())
 
@@ -93,7 +100,7 @@ class PoolSynthesizer:
             return EpochPlan(1, 0, self._distillation_steps(len(self.pool)))
         if epoch < self.settings.warm_up_epochs(self.context.epochs):
             return EpochPlan(1, self.synthesis.step_count, 0, advances_learning_rate=False)
-        pool_size = self.settings.synthesis_batch_size * (epoch + 1)
+        pool_size = self._given + self.settings.synthesis_batch_size * (epoch + 1)
         return EpochPlan(1, self.synthesis.step_count, self._distillation_steps(pool_size))
 
     def _distillation_steps(self, pool_size: int) -> int:
@@ -163,8 +170,8 @@ class PoolSynthesizer:
         return targets.sort().values
 
 
-def read_pool(shards: list[Path], context: SynthesisContext) -> tuple[SamplePool, PoolOrigin]:
-    """Read the shards of an earlier run's pool, oldest first, and their origin.
+def read_pool(shards: list[Path], context: SynthesisContext, more: int = 0) -> tuple[SamplePool, PoolOrigin]:
+    """Read the shards of an earlier run's pool, oldest first, and their origin; the pool has room for `more` images.
 
     Raises:
         InputError: A shard is damaged, its images do not match the teacher, or shards of several runs are mixed.
@@ -173,7 +180,7 @@ def read_pool(shards: list[Path], context: SynthesisContext) -> tuple[SamplePool
     origins = {origin for _, _, origin in stored}
     if len(origins) > 1:
         raise InputError(f"{shards[0].parent} holds shards of several methods or teachers; separate them")
-    pool = SamplePool(sum(len(targets) for _, targets, _ in stored), context.image_shape, context.runtime.device)
+    pool = SamplePool(sum(len(targets) for _, targets, _ in stored) + more, context.image_shape, context.runtime.device)
     for images, targets, _ in stored:
         pool.append(images, targets)
     return pool, origins.pop()

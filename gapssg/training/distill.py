@@ -186,7 +186,9 @@ class _Job(Job[DistillResult]):
     def begin(self) -> Iterator[Event]:
         settings, distillation = self._settings, self._distillation
         teacher = distillation.teacher_file
-        source = f"the pool of {settings.pool}" if settings.pool else f"no data ({settings.method.name})"
+        source = f"no data ({settings.method.name})"
+        if settings.pool:
+            source = f"the pool of {settings.pool}" + (f" and {settings.method.name}" if settings.grow_pool else "")
         pair = f"{teacher.card.architecture} into {distillation.card.architecture}"
         views = distillation.augmentation.describe()
         if not distillation.synthesizer.augments:
@@ -324,7 +326,7 @@ def _result(
     return DistillResult(
         quality=_expected_quality(distillation) if scores is None else None,
         method=distillation.origin.method,
-        pool=str(settings.pool) if settings.pool else None,
+        pool=str(settings.pool) if settings.pool and not settings.grow_pool else None,
         teacher=TeacherFacts(
             file=str(teacher.path),
             sha256=teacher.sha256,

@@ -104,7 +104,8 @@ class Distillation:
     @property
     def can_resume(self) -> bool:
         """Whether a checkpoint is enough to resume from: the images of a pool must be on the disk."""
-        return self.settings.pool is not None or self.settings.keep_pool or self.synthesizer.pool is None
+        settings, pool = self.settings, self.synthesizer.pool
+        return settings.keep_pool or pool is None or (settings.pool is not None and not settings.grow_pool)
 
     def state(self) -> State:
         """Return the state for a checkpoint."""
@@ -144,7 +145,8 @@ class Distillation:
         )
 
     def _restore_pool(self, run: Path) -> None:
-        if self.settings.pool is not None or self.synthesizer.pool is None:
+        settings = self.settings
+        if self.synthesizer.pool is None or (settings.pool is not None and not settings.grow_pool):
             return
         for shard in first_pool_shards(run, self.progress.epochs_done + self.progress.epoch.synthesised):
             images, targets, _ = read_shard(shard, self.card.input_shape, self.card.num_classes)

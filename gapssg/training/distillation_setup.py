@@ -144,15 +144,27 @@ def make_synthesizer(
             raise InputError(
                 f"--pool: {method.name} samples its generator; omit --pool, or choose a method with a pool"
             )
-        pool, origin = read_pool(pool_shards(settings.pool), context)
-        return PoolSynthesizer(method, context, pool), origin
+        if not settings.grow_pool:
+            pool, origin = read_pool(pool_shards(settings.pool), context)
+            return PoolSynthesizer(method, context, pool, grows=False), origin
+    elif settings.grow_pool:
+        raise InputError("grow_pool: there is no pool to start with; add --pool RUN")
     if missing_for(type(method), context.teacher, context.image_shape, context.num_classes) == BATCH_NORM:
         others = ", ".join(m.model_fields["name"].default for m in method_classes() if not m.needs_batch_norm)
         raise InputError(
             f"the teacher {teacher.path} has no batch-norm layers, whose statistics {method.name} "
             f"needs; methods that do not: {others}"
         )
-    return method.build(context), PoolOrigin(method.name, teacher.sha256)
+    origin = PoolOrigin(method.name, teacher.sha256)
+    if settings.pool is not None and isinstance(method, PoolMethodSettings):
+        more = settings.epochs * method.synthesis_batch_size
+        pool, made_by = read_pool(pool_shards(settings.pool), context, more)
+        if made_by.teacher_sha256 != teacher.sha256:
+            raise InputError(
+                f"grow_pool: the pool of {settings.pool} was made for another teacher; use one of this one"
+            )
+        return PoolSynthesizer(method, context, pool), origin
+    return method.build(context), origin
 
 
 def step_memory(
@@ -181,7 +193,8 @@ def planned_flops(
     if pool_size is None and settings.pool is not None:
         pool_size = len(pool_shards(settings.pool)) * settings.method.synthesis_batch_size
     macs = (profile_model(module, teacher.card.input_shape).macs for module in (teacher.module, student))
-    return settings.method.work(settings.epochs, settings.batch_size, pool_size).flops(*macs)
+    work = settings.method.work(settings.epochs, settings.batch_size, pool_size, settings.grow_pool)
+    return work.flops(*macs)
 
 
 def student_card(

@@ -72,6 +72,8 @@ class DistillSettings(WithFactories):
     """The method that synthesises the images."""
     pool: UserPath | None = None
     """A run directory whose sample pool is used instead of synthesising."""
+    grow_pool: bool = False
+    """Whether synthesis adds images to those of `pool`, with which the run starts."""
     epochs: int = Field(default=32, ge=1, le=100_000)
     """Epochs, each of a synthesis and a distillation."""
     batch_size: int = Field(default=128, ge=2, le=65_536)

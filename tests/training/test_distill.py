@@ -195,6 +195,29 @@ def test_a_pool_is_distilled_from_without_synthesis(finished: Path, teacher_file
     assert all(event["synthesis"] == {} for event in events(tmp_path / "from-pool") if event["event"] == "epoch")
 
 
+def test_a_pool_grows_by_synthesis(finished: Path, teacher_file: Path, tmp_path: Path):
+    run = tmp_path / "grown"
+    result = distill(settings(teacher_file, pool=finished, grow_pool=True), run)
+    assert result.images_synthesized == 2 * 16 and result.pool is None
+    epochs = [event for event in events(run) if event["event"] == "epoch"]
+    assert [event["pool_size"] for event in epochs] == [32 + 16, 32 + 32]
+    # Two passes over the 48 and then the 64 images.
+    assert result.distillation_steps == 2 * (48 + 64) // 8
+    assert len(list((run / "pool").iterdir())) == 2
+    teacher, student = result.teacher.macs, result.student.macs
+    assert result.flops == 2 * 3 * 16 * 4 * (teacher + student) + 2 * (48 + 64) * 2 * (teacher + 3 * student)
+
+
+def test_a_pool_to_grow_must_be_given_and_of_the_same_teacher(finished: Path, teacher_file: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="no pool to start with; add --pool RUN"):
+        distill(settings(teacher_file, grow_pool=True), tmp_path / "grown")
+    teacher, other = load_model(teacher_file), tmp_path / "other.safetensors"
+    save_model(other, teacher.module, make_card(crop_padding=1))
+    with pytest.raises(InputError, match="was made for another teacher"):
+        distill(settings(other, pool=finished, grow_pool=True), tmp_path / "grown")
+    assert not (tmp_path / "grown").exists()
+
+
 def test_a_student_of_a_pool_names_the_method_of_the_pool(teacher_file: Path, tmp_path: Path):
     noise = {"name": "noise", "synthesis_batch_size": 16}
     distill(settings(teacher_file, method=noise), tmp_path / "noise")
