@@ -15,15 +15,12 @@ _QUERIES_AT_A_TIME = 4096
 
 
 class Nearest(NamedTuple):
-    """The nearest neighbour of each of N queries.
-
-    Attributes:
-        distances: (N,) float64, Euclidean.
-        indices: (N,) int64, into the references.
-    """
+    """The nearest neighbour of each of N queries."""
 
     distances: Tensor
+    """(N,) float64, Euclidean."""
     indices: Tensor
+    """(N,) int64, into the references."""
 
     def of_both(self, other: Nearest, offset: int) -> Nearest:
         """Return the nearer neighbours; the references of `other` begin at the index `offset`."""
@@ -35,23 +32,20 @@ class Nearest(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The distances of N queries to as many members as non-members, and to all.
-
-    Attributes:
-        references: Number of members, and of non-members, that were compared.
-        nearest_is_member: Share of the queries whose nearest neighbour is a member, half of ties included.
-        effective_queries: Number of independent queries that the interval of this share corresponds to.
-        members: Nearest neighbours among all members.
-        non_members: Nearest neighbours among all non-members.
-        median_ratio: Median ratio of the distance to the nearest of as many members, to that of non-members.
-    """
+    """The distances of N queries to as many members as non-members, and to all."""
 
     references: int
+    """Number of members, and of non-members, that were compared."""
     nearest_is_member: Interval
+    """Share of the queries whose nearest neighbour is a member, half of ties included."""
     effective_queries: float
+    """Number of independent queries that the interval of this share corresponds to."""
     members: Nearest
+    """Nearest neighbours among all members."""
     non_members: Nearest
+    """Nearest neighbours among all non-members."""
     median_ratio: float
+    """Median ratio of the distance to the nearest of as many members, to that of non-members."""
 
 
 def nearest(queries: Tensor, references: Tensor) -> Nearest:

@@ -20,15 +20,12 @@ from gapssg.models.profile import last_linear_layer
 
 
 class Predictions(NamedTuple):
-    """The predictions of a model for N labelled images, on the CPU.
-
-    Attributes:
-        margins: (N,) float64, as `attacks.margins` returns them.
-        is_right: (N,) bool.
-    """
+    """The predictions of a model for N labelled images, on the CPU."""
 
     margins: Tensor
+    """(N,) float64, as `attacks.margins` returns them."""
     is_right: Tensor
+    """(N,) bool."""
 
 
 def predictions_of(

@@ -26,19 +26,16 @@ _MOST_ROLLBACKS = 3
 
 
 class Shadows(NamedTuple):
-    """The shadow models' predictions for N images.
-
-    Attributes:
-        margins: (S, N) float64.
-        is_inside: (S, N) bool, whether a model was trained on the image; for each image, half of them were.
-        facts: Number and accuracy of the models.
-        first: The first of them.
-    """
+    """The shadow models' predictions for N images."""
 
     margins: Tensor
+    """(S, N) float64."""
     is_inside: Tensor
+    """(S, N) bool, whether a model was trained on the image; for each image, half of them were."""
     facts: ShadowFacts
+    """Number and accuracy of the models."""
     first: nn.Module
+    """The first of them."""
 
 
 def halves(count: int, models: int, generator: torch.Generator) -> Tensor:

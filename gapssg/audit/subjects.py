@@ -23,15 +23,12 @@ from gapssg.synthesis.shards import read_shard
 
 @dataclass(frozen=True)
 class Audited:
-    """The models and the sample pool.
-
-    Attributes:
-        models: By role, the teacher first if it is known.
-        pool: The synthetic images (N, C, H, W) uint8 of a run; None if a model file was named.
-    """
+    """The models and the sample pool."""
 
     models: Mapping[Role, LoadedModel]
+    """By role, the teacher first if it is known."""
     pool: Tensor | None
+    """The synthetic images (N, C, H, W) uint8 of a run; None if a model file was named."""
 
     @property
     def first(self) -> LoadedModel:
@@ -41,19 +38,16 @@ class Audited:
 
 @dataclass(frozen=True)
 class KnownImages:
-    """Members and non-members, on the CPU.
-
-    Attributes:
-        members: The images that the teacher was trained on.
-        non_members: Images that are not among them.
-        numbers: (N,) int64, the numbers of the non-members in their split.
-        facts: Facts of members and non-members.
-    """
+    """Members and non-members, on the CPU."""
 
     members: ImageSet
+    """The images that the teacher was trained on."""
     non_members: ImageSet
+    """Images that are not among them."""
     numbers: Tensor
+    """(N,) int64, the numbers of the non-members in their split."""
     facts: tuple[AuditedImages, AuditedImages]
+    """Facts of members and non-members."""
 
     @property
     def both(self) -> ImageSet:

@@ -37,23 +37,20 @@ _Path = list[tuple[type[Settings], str, FieldInfo]]
 
 @dataclass(frozen=True)
 class Shown:
-    """A settings field as an option; everything but `key` overrides the field.
-
-    Attributes:
-        key: The dotted key of the field.
-        option: The name of the option, with `/` before the one that turns it off.
-        metavar: The placeholder of the value in the help text.
-        is_argument: Whether it is an argument, of the name `option`, instead of an option.
-        is_repeatable: Whether `parse` is given the texts of all occurrences.
-        parse: Returns the field's value from the option's name and text.
-    """
+    """A settings field as an option; everything but `key` overrides the field."""
 
     key: str
+    """The dotted key of the field."""
     option: str | None = None
+    """The name of the option, with `/` before the one that turns it off."""
     metavar: str | None = None
+    """The placeholder of the value in the help text."""
     is_argument: bool = False
+    """Whether it is an argument, of the name `option`, instead of an option."""
     is_repeatable: bool = False
+    """Whether `parse` is given the texts of all occurrences."""
     parse: Callable[[str, Any], Any] | None = None
+    """Returns the field's value from the option's name and text."""
 
 
 Fields = Mapping[Panel, Sequence[str | Shown]]
@@ -75,23 +72,20 @@ def data_fields(key: str) -> tuple[Shown, ...]:
 
 @dataclass(frozen=True)
 class Given(Generic[AnySettings]):
-    """What the command line gives for the settings of a command.
-
-    Attributes:
-        section: The command, and its table in a recipe.
-        settings_class: The class of the settings.
-        options: Dotted key to (the option's name, its value); the value is None where it is not given.
-        config: The file that `--config` names.
-        overrides: What `--set` gives.
-        dry_run: Whether the settings are only printed.
-    """
+    """What the command line gives for the settings of a command."""
 
     section: str
+    """The command, and its table in a recipe."""
     settings_class: type[AnySettings]
+    """The class of the settings."""
     options: Mapping[str, tuple[str, Any]]
+    """Dotted key to (the option's name, its value); the value is None where it is not given."""
     config: Path | None = None
+    """The file that `--config` names."""
     overrides: Sequence[str] = ()
+    """What `--set` gives."""
     dry_run: bool = False
+    """Whether the settings are only printed."""
 
     def load(
         self,

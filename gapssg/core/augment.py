@@ -13,32 +13,26 @@ from gapssg.settings.parts import PaddingMode
 
 
 class Shifts(NamedTuple):
-    """One random crop and flip for each sample.
-
-    Attributes:
-        rows: (N,) int64, the crop's vertical offset in pixels, in [-padding, padding].
-        columns: (N,) int64, its horizontal offset.
-        flips: (N,) bool, whether the crop is mirrored left to right.
-    """
+    """One random crop and flip for each sample."""
 
     rows: Tensor
+    """(N,) int64, the crop's vertical offset in pixels, in [-padding, padding]."""
     columns: Tensor
+    """(N,) int64, its horizontal offset."""
     flips: Tensor
+    """(N,) bool, whether the crop is mirrored left to right."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop after padding and, optionally, a random horizontal flip.
-
-    Attributes:
-        padding: Pixels of padding on each side.
-        flip: Whether samples are mirrored with probability 1/2.
-        padding_mode: Whether the padding is 0 or the mirrored image.
-    """
+    """Random crop after padding and, optionally, a random horizontal flip."""
 
     padding: int
+    """Pixels of padding on each side."""
     flip: bool
+    """Whether samples are mirrored with probability 1/2."""
     padding_mode: PaddingMode = "zeros"
+    """Whether the padding is 0 or the mirrored image."""
 
     def describe(self) -> str:
         """Describe the augmentation in words."""
@@ -146,15 +140,12 @@ def _shift(images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) -> Tens
 
 
 class Mixture(NamedTuple):
-    """The partner with which each sample of a batch is blended, and its share.
-
-    Attributes:
-        partners: (N,) int64, the index of the partner.
-        shares: (N, 1, 1, 1) float32 in [0, 1), the share of the partner.
-    """
+    """The partner with which each sample of a batch is blended, and its share."""
 
     partners: Tensor
+    """(N,) int64, the index of the partner."""
     shares: Tensor
+    """(N, 1, 1, 1) float32 in [0, 1), the share of the partner."""
 
 
 def draw_mixture(count: int, probability: float, generator: torch.Generator) -> Mixture:
@@ -176,15 +167,12 @@ def mix(images: Tensor, mixture: Mixture) -> Tensor:
 
 @dataclass(frozen=True)
 class Normalization:
-    """The normalisation that a classifier expects of its input.
-
-    Attributes:
-        mean: (1, C, 1, 1) float32, for images in [0, 1].
-        deviation: (1, C, 1, 1) float32, the standard deviation.
-    """
+    """The normalisation that a classifier expects of its input."""
 
     mean: Tensor
+    """(1, C, 1, 1) float32, for images in [0, 1]."""
     deviation: Tensor
+    """(1, C, 1, 1) float32, the standard deviation."""
 
     @classmethod
     def from_statistics(

@@ -29,17 +29,14 @@ _HOW_TO_CONTINUE = "--resume continues a run from its last checkpoint"
 
 @dataclass
 class Traffic:
-    """Tensors that a process has exchanged.
-
-    Attributes:
-        operations: Number of collective operations.
-        gathered: Bytes of the gathered tensors, whose shares each process has sent.
-        summed: Bytes of the tensors that were added up.
-    """
+    """Tensors that a process has exchanged."""
 
     operations: int = 0
+    """Number of collective operations."""
     gathered: int = 0
+    """Bytes of the gathered tensors, whose shares each process has sent."""
     summed: int = 0
+    """Bytes of the tensors that were added up."""
 
 
 class Processes:

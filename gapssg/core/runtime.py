@@ -37,24 +37,21 @@ _SEVERAL = "several processes run in eager mode"
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device and precision of the tensors, and the source of random numbers.
-
-    Attributes:
-        device: Device of every tensor of the run.
-        precision: `bf16` computes networks under autocast; logits, losses, statistics, master weights
-            and optimizers stay in float32 either way (on CUDA, their products in TF32).
-        compiled: Whether `compile` compiles.
-        seed: Seed from which every random stream is derived.
-        deterministic: Whether CUDA may use only deterministic algorithms.
-        processes: The processes that share every batch of the run; None if there is one.
-    """
+    """Device and precision of the tensors, and the source of random numbers."""
 
     device: torch.device
+    """Device of every tensor of the run."""
     precision: Literal["fp32", "bf16"]
+    """`bf16` computes networks under autocast; logits, losses, statistics, master weights and optimizers stay in
+    float32 either way (on CUDA, their products in TF32)."""
     compiled: bool
+    """Whether `compile` compiles."""
     seed: int
+    """Seed from which every random stream is derived."""
     deterministic: bool = False
+    """Whether CUDA may use only deterministic algorithms."""
     processes: Processes | None = None
+    """The processes that share every batch of the run; None if there is one."""
 
     @classmethod
     def from_settings(cls, settings: RuntimeSettings, seed: int, processes: Processes | None = None) -> Runtime:

@@ -21,17 +21,14 @@ _SECONDS = 600
 
 
 class CheckpointWeights(NamedTuple):
-    """The weights of a checkpoint.
-
-    Attributes:
-        tensors: By name, on the CPU.
-        taken: Dotted key of the state dict in the checkpoint; empty where it is the whole file.
-        others: Keys of other state dicts in it.
-    """
+    """The weights of a checkpoint."""
 
     tensors: dict[str, Tensor]
+    """By name, on the CPU."""
     taken: str = ""
+    """Dotted key of the state dict in the checkpoint; empty where it is the whole file."""
     others: tuple[str, ...] = ()
+    """Keys of other state dicts in it."""
 
 
 def read_checkpoint_weights(path: Path, key: str | None = None) -> CheckpointWeights:

@@ -34,23 +34,20 @@ _FIXED: Mapping[str, Arguments] = {"googlenet": _WITHOUT_AUXILIARY_HEADS, "incep
 
 
 class Pretrained(NamedTuple):
-    """Pretrained weights of a library.
-
-    Attributes:
-        tensors: By name, on the CPU.
-        mean: Per-channel mean of images in [0, 1].
-        deviation: Per-channel standard deviation.
-        class_names: In the order of the logits, if the library has them.
-        num_classes: Number of logits.
-        arguments: Model arguments that the library sets for these weights.
-    """
+    """Pretrained weights of a library."""
 
     tensors: dict[str, Tensor]
+    """By name, on the CPU."""
     mean: tuple[float, ...]
+    """Per-channel mean of images in [0, 1]."""
     deviation: tuple[float, ...]
+    """Per-channel standard deviation."""
     class_names: tuple[str, ...] | None
+    """In the order of the logits, if the library has them."""
     num_classes: int | None = None
+    """Number of logits."""
     arguments: Arguments = MappingProxyType({})
+    """Model arguments that the library sets for these weights."""
 
 
 def build_library_model(

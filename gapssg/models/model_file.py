@@ -55,19 +55,16 @@ _MOST_HIDDEN_NUMBERS = 2**24  # positions and masks, which some models compute w
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory: of a file, or of a module.
-
-    Attributes:
-        module: The classifier in eval mode, on the CPU: images (N, C, H, W), normalised, to logits (N, K).
-        card: Its description.
-        sha256: SHA-256 of the file, or of that which the module would have.
-        path: The file; `<module>` of a module.
-    """
+    """A model in memory: of a file, or of a module."""
 
     module: nn.Module
+    """The classifier in eval mode, on the CPU: images (N, C, H, W), normalised, to logits (N, K)."""
     card: ModelCard
+    """Its description."""
     sha256: str
+    """SHA-256 of the file, or of that which the module would have."""
     path: Path
+    """The file; `<module>` of a module."""
 
     def normalization(self, device: torch.device) -> Normalization:
         """Return the normalisation of the model's input on a device."""

@@ -31,15 +31,12 @@ LARGEST_IMAGE_SIDE = 1024
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A built-in classifier.
-
-    Attributes:
-        builder: The builder as "module:function"; the module is imported when the model is first created.
-        description: One line for `gapssg models`.
-    """
+    """A built-in classifier."""
 
     builder: str
+    """The builder as "module:function"; the module is imported when the model is first created."""
     description: str
+    """One line for `gapssg models`."""
 
     def load_builder(self) -> ModelBuilder:
         """Import the module of the builder and return the builder `(num_classes, input_shape) -> module`."""

@@ -112,15 +112,12 @@ def _has_batch_statistics(layer: nn.Module) -> bool:
 
 
 class _Trace(NamedTuple):
-    """The trace of one input through a model.
-
-    Attributes:
-        shapes: Output shape by the name of each called module, in the order in which their forward passes end.
-        operations: Floating-point operations by the name of the innermost module.
-    """
+    """The trace of one input through a model."""
 
     shapes: dict[str, tuple[int, ...] | None]
+    """Output shape by the name of each called module, in the order in which their forward passes end."""
     operations: Counter[str]
+    """Floating-point operations by the name of the innermost module."""
 
 
 def _trace(module: nn.Module, input_shape: tuple[int, ...]) -> _Trace:

@@ -44,29 +44,23 @@ _LAYOUTS: tuple[InputLayout, ...] = ("NCHW", "NHWC")
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a signature; None where it is to be recognised.
-
-    Attributes:
-        outputs: As in `Signature`.
-        output_part: As in `Signature`.
-        input_layout: As in `Signature`.
-    """
+    """What is known of a signature; None where it is to be recognised."""
 
     outputs: Outputs | None = None
+    """As in `Signature`."""
     output_part: str | None = None
+    """As in `Signature`."""
     input_layout: InputLayout | None = None
+    """As in `Signature`."""
 
 
 class Recognised(NamedTuple):
-    """What forward passes show of a classifier.
-
-    Attributes:
-        signature: What it takes and returns.
-        looks_like_sigmoids: Whether all its outputs for K classes lie in [0, 1] but do not sum to 1.
-    """
+    """What forward passes show of a classifier."""
 
     signature: Signature
+    """What it takes and returns."""
     looks_like_sigmoids: bool
+    """Whether all its outputs for K classes lie in [0, 1] but do not sum to 1."""
 
 
 def recognise(

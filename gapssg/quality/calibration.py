@@ -66,21 +66,18 @@ def _regression(features: Numbers, targets: Numbers, groups: Sequence[str]) -> t
 
 
 class LeftOut(NamedTuple):
-    """Predictions for a group from the other groups.
-
-    Attributes:
-        group: The group.
-        predicted: (N,).
-        low: (N,), the lower ends.
-        high: (N,), the upper ends.
-        targets: (N,).
-    """
+    """Predictions for a group from the other groups."""
 
     group: str
+    """The group."""
     predicted: Numbers
+    """(N,)."""
     low: Numbers
+    """(N,), the lower ends."""
     high: Numbers
+    """(N,), the upper ends."""
     targets: Numbers
+    """(N,)."""
 
     @property
     def coverage(self) -> float:

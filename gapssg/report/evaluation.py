@@ -64,27 +64,24 @@ class Matrix(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The models of a run on real images, as `gapssg.evaluate` measures them.
-
-    Attributes:
-        data: The data set.
-        images: The number of images.
-        class_names: The names of the classes.
-        noun: What the run made: student or model.
-        last: The weights after the last epoch.
-        best: The weights of the epoch selected by evaluation, if there are any.
-        teacher: The teacher, if it was found.
-        teacher_missing: Why a student has no teacher beside it; else empty.
-    """
+    """The models of a run on real images, as `gapssg.evaluate` measures them."""
 
     data: str
+    """The data set."""
     images: int
+    """The number of images."""
     class_names: Sequence[str]
+    """The names of the classes."""
     noun: str
+    """What the run made: student or model."""
     last: EvaluatedModel
+    """The weights after the last epoch."""
     best: EvaluatedModel | None
+    """The weights of the epoch selected by evaluation, if there are any."""
     teacher: EvaluatedModel | None
+    """The teacher, if it was found."""
     teacher_missing: str
+    """Why a student has no teacher beside it; else empty."""
 
     @property
     def pair(self) -> list[tuple[str, EvaluatedModel]]:

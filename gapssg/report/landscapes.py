@@ -17,19 +17,16 @@ _LARGEST_SIDE = 1200  # pixels
 
 @dataclass(frozen=True)
 class Landscape:
-    """A finished run of `landscape`.
-
-    Attributes:
-        name: Its name beside the other runs.
-        result: Its result.
-        figures: Its contours or curves, at most four.
-        figures_left_out: The number of other figures.
-    """
+    """A finished run of `landscape`."""
 
     name: str
+    """Its name beside the other runs."""
     result: LandscapeResult
+    """Its result."""
     figures: list[Picture]
+    """Its contours or curves, at most four."""
     figures_left_out: int
+    """The number of other figures."""
 
     def is_of(self, sha256: str | None) -> bool:
         """Return whether one of its surfaces is centred on the model file with this SHA-256."""

@@ -34,31 +34,28 @@ _MOST_WARNINGS = 10
 
 @dataclass(frozen=True)
 class Section:
-    """The section of a run; a chart without values is None.
-
-    Attributes:
-        run: The run.
-        verdict: How good its model is.
-        warnings: The last of its warnings.
-        gaps: Accuracy gap, reality gap and agreement by epoch.
-        training: Losses and learning rate by epoch.
-        synthesis: Terms of the synthesis loss and health of the images, by epoch.
-        samples: Sample grids from the first to the last epoch.
-        evaluation: The evaluation of its models on real images for the page, if there is one.
-        measured: Their accuracies by this evaluation or, without it, by the last `gapssg eval` of the model.
-        landscapes: Those around its last weights.
-    """
+    """The section of a run; a chart without values is None."""
 
     run: TrainingRun
+    """The run."""
     verdict: Verdict
+    """How good its model is."""
     warnings: list[Warned]
+    """The last of its warnings."""
     gaps: list[Chart | None]
+    """Accuracy gap, reality gap and agreement by epoch."""
     training: list[Chart | None]
+    """Losses and learning rate by epoch."""
     synthesis: list[Chart | None]
+    """Terms of the synthesis loss and health of the images, by epoch."""
     samples: list[Picture]
+    """Sample grids from the first to the last epoch."""
     evaluation: Evaluation | None
+    """The evaluation of its models on real images for the page, if there is one."""
     measured: Accuracies | None
+    """Their accuracies by this evaluation or, without it, by the last `gapssg eval` of the model."""
     landscapes: list[Landscape]
+    """Those around its last weights."""
 
     @property
     def accuracies(self) -> tuple[float | None, float | None]:

@@ -24,23 +24,20 @@ LARGEST_MODEL = 4 * 2**30
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A finished run of `distill` or `pretrain-teacher`.
-
-    Attributes:
-        name: The shortest end of its path that distinguishes it from the others.
-        path: Its directory.
-        result: Its result.
-        events: Its epochs, warnings and rollbacks.
-        settings: Its settings, nested.
-        model_sha256: SHA-256 of the file of the last weights; None if it is missing.
-    """
+    """A finished run of `distill` or `pretrain-teacher`."""
 
     name: str
+    """The shortest end of its path that distinguishes it from the others."""
     path: InsidePath
+    """Its directory."""
     result: DistillResult | PretrainResult
+    """Its result."""
     events: Events[DistillationEpoch] | Events[PretrainingEpoch]
+    """Its epochs, warnings and rollbacks."""
     settings: dict[str, Any]
+    """Its settings, nested."""
     model_sha256: str | None
+    """SHA-256 of the file of the last weights; None if it is missing."""
 
     @property
     def model_file(self) -> InsidePath:

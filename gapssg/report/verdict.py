@@ -16,25 +16,22 @@ if TYPE_CHECKING:
 
 
 class Accuracies(NamedTuple):
-    """Accuracies on the same real images; what is not known is None.
-
-    Attributes:
-        data: The data set.
-        images: The number of images.
-        scores: The scores of the last weights, evaluated at least for top-1.
-        teacher: Top-1 accuracy of the teacher, in [0, 1].
-        failures: Why the model is not usable on these images, one sentence each.
-        is_usable: Whether these images show that the model is usable, whatever synthetic images show.
-        lost: The class on which the model is furthest below its teacher.
-    """
+    """Accuracies on the same real images; what is not known is None."""
 
     data: str
+    """The data set."""
     images: int | None
+    """The number of images."""
     scores: ScoresOr[Any]
+    """The scores of the last weights, evaluated at least for top-1."""
     teacher: float | None
+    """Top-1 accuracy of the teacher, in [0, 1]."""
     failures: Sequence[str] = ()
+    """Why the model is not usable on these images, one sentence each."""
     is_usable: bool = False
+    """Whether these images show that the model is usable, whatever synthetic images show."""
     lost: ClassRow | None = None
+    """The class on which the model is furthest below its teacher."""
 
 
 @dataclass(frozen=True)

@@ -37,15 +37,12 @@ NOT_OF_THIS_RUN = "the checkpoint does not belong to this run; restart with --ov
 
 
 class State(NamedTuple):
-    """The state of a component in a checkpoint.
-
-    Attributes:
-        facts: Counters, rates and scores; JSON types.
-        tensors: On any device.
-    """
+    """The state of a component in a checkpoint."""
 
     facts: dict[str, Any]
+    """Counters, rates and scores; JSON types."""
     tensors: dict[str, Tensor]
+    """On any device."""
 
     def prefixed(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors with a prefix before their names."""
@@ -93,25 +90,23 @@ class Checkpoints:
 
     The state is copied at once and written by another thread while the run proceeds. From a GPU it is copied into
     pinned memory asynchronously.
-
-    Attributes:
-        run: The run.
-        identity: What must be the same on resume, such as the SHA-256 of the teacher.
-        state: Returns the current state; None if no checkpoint can be written now.
-        requests: Requests to the run from outside.
-        every_epochs: Epochs between checkpoints.
-        every_minutes: Minutes after which a checkpoint is written between two steps.
-        highest: Returns the highest of each number over the processes of the run, which call it after the same steps;
-            None if there is one process.
     """
 
     run: RunDirectory
+    """The run."""
     identity: dict[str, str]
+    """What must be the same on resume, such as the SHA-256 of the teacher."""
     state: Callable[[], State | None]
+    """Returns the current state; None if no checkpoint can be written now."""
     requests: Requests
+    """Requests to the run from outside."""
     every_epochs: int
+    """Epochs between checkpoints."""
     every_minutes: float
+    """Minutes after which a checkpoint is written between two steps."""
     highest: Callable[..., list[int]] | None = None
+    """Returns the highest of each number over the processes of the run, which call it after the same steps; None if
+    there is one process."""
     _steps_left: int = field(default=1, init=False)
     _interval: int = field(default=1, init=False)
     _agreed: float = field(default_factory=time.monotonic, init=False)

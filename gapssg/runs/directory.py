@@ -105,19 +105,16 @@ class SilentDisplay:
 
 
 class Written(NamedTuple):
-    """What a run has written up to a checkpoint.
-
-    Attributes:
-        events_length: Length of `events.jsonl` in bytes.
-        events_sha256: Its SHA-256.
-        files: SHA-256 of each shard, snapshot and sample grid, by name.
-        best: Content of `best.safetensors`, which a later epoch may replace; None if the file does not exist.
-    """
+    """What a run has written up to a checkpoint."""
 
     events_length: int = 0
+    """Length of `events.jsonl` in bytes."""
     events_sha256: str = hashlib.sha256().hexdigest()
+    """Its SHA-256."""
     files: Mapping[str, str] = {}
+    """SHA-256 of each shard, snapshot and sample grid, by name."""
     best: bytes | None = None
+    """Content of `best.safetensors`, which a later epoch may replace; None if the file does not exist."""
 
 
 class RunDirectory(AbstractContextManager["RunDirectory"]):

@@ -31,16 +31,13 @@ class Stopped(BaseException):
 
 @dataclass
 class Requests:
-    """Requests that a run answers between two steps, for example set by a signal handler.
-
-    Attributes:
-        attended: Whether a run is answering requests.
-        stop: The signal that requests a checkpoint and a stop.
-        raised: Whether `Stopped` was raised for it, because no run was answering.
-        checkpoint: Whether to write a checkpoint and proceed.
-    """
+    """Requests that a run answers between two steps, for example set by a signal handler."""
 
     attended: bool = False
+    """Whether a run is answering requests."""
     stop: int | None = None
+    """The signal that requests a checkpoint and a stop."""
     raised: bool = False
+    """Whether `Stopped` was raised for it, because no run was answering."""
     checkpoint: bool = False
+    """Whether to write a checkpoint and proceed."""

@@ -712,17 +712,14 @@ class TableResult(TableSummary):
 
 @dataclass(frozen=True)
 class Part:
-    """Steps of one kind in a run.
-
-    Attributes:
-        steps: Number of steps in the run.
-        seconds_per_step: Measured after the first steps; 0 if there are no steps.
-        first_seconds: Extra time of the first steps, which allocate and compile.
-    """
+    """Steps of one kind in a run."""
 
     steps: int
+    """Number of steps in the run."""
     seconds_per_step: float
+    """Measured after the first steps; 0 if there are no steps."""
     first_seconds: float = 0.0
+    """Extra time of the first steps, which allocate and compile."""
 
     @property
     def seconds(self) -> float:

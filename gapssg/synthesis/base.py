@@ -26,31 +26,25 @@ if TYPE_CHECKING:
 
 
 class EpochPlan(NamedTuple):
-    """The work of one epoch.
-
-    Attributes:
-        rounds: Alternations between synthesis and distillation.
-        synthesis_steps: Steps per synthesis.
-        distillation_steps: Distillation steps after each synthesis.
-        advances_learning_rate: Whether the learning-rate schedule counts this epoch.
-    """
+    """The work of one epoch."""
 
     rounds: int
+    """Alternations between synthesis and distillation."""
     synthesis_steps: int
+    """Steps per synthesis."""
     distillation_steps: int
+    """Distillation steps after each synthesis."""
     advances_learning_rate: bool = True
+    """Whether the learning-rate schedule counts this epoch."""
 
 
 class Work(NamedTuple):
-    """Number of images that pass through the networks in a run, repetitions included.
-
-    Attributes:
-        synthesis: Forward and backward through teacher and student.
-        distillation: Forward through the teacher, forward and backward through the student.
-    """
+    """Number of images that pass through the networks in a run, repetitions included."""
 
     synthesis: int
+    """Forward and backward through teacher and student."""
     distillation: int
+    """Forward through the teacher, forward and backward through the student."""
 
     def flops(self, teacher_macs: int, student_macs: int) -> int:
         """Return the floating-point operations in teacher and student, given the multiply-adds per image of each.
@@ -64,44 +58,38 @@ class Work(NamedTuple):
 
 
 class Responses(NamedTuple):
-    """Outputs of teacher and student for a batch of images, from which a method computes its loss.
-
-    Attributes:
-        teacher_logits: (N, K) float32.
-        student_logits: (N, K) float32.
-        statistics_loss: The batch-norm statistics loss, 0-dimensional; 0 for methods that need no batch norm.
-        features: Inputs of the teacher's last linear layer, (N, F); (N, 0) for methods that do not use them.
-    """
+    """Outputs of teacher and student for a batch of images, from which a method computes its loss."""
 
     teacher_logits: Tensor
+    """(N, K) float32."""
     student_logits: Tensor
+    """(N, K) float32."""
     statistics_loss: Tensor
+    """The batch-norm statistics loss, 0-dimensional; 0 for methods that need no batch norm."""
     features: Tensor
+    """Inputs of the teacher's last linear layer, (N, F); (N, 0) for methods that do not use them."""
 
 
 @dataclass(frozen=True)
 class SynthesisContext:
-    """Everything that a method has access to: the teacher and its input shape, but no real images.
-
-    Attributes:
-        teacher: Frozen, in eval mode, on the device.
-        normalization: The teacher's input normalisation.
-        augmentation: The random crop and flip of the teacher's training.
-        image_shape: Channels, height and width.
-        num_classes: Number of classes, K.
-        batch_size: Samples per distillation step.
-        epochs: Number of epochs.
-        runtime: Device, precision and random streams.
-    """
+    """Everything that a method has access to: the teacher and its input shape, but no real images."""
 
     teacher: nn.Module
+    """Frozen, in eval mode, on the device."""
     normalization: Normalization
+    """The teacher's input normalisation."""
     augmentation: Augmentation
+    """The random crop and flip of the teacher's training."""
     image_shape: tuple[int, int, int]
+    """Channels, height and width."""
     num_classes: int
+    """Number of classes, K."""
     batch_size: int
+    """Samples per distillation step."""
     epochs: int
+    """Number of epochs."""
     runtime: Runtime
+    """Device, precision and random streams."""
 
 
 class Synthesizer(Protocol):

@@ -19,15 +19,12 @@ _METADATA_KEY = "gapssg"  # one key, because the order of several in the header 
 
 
 class PoolOrigin(NamedTuple):
-    """The origin of the images of a pool.
-
-    Attributes:
-        method: The method that synthesised them.
-        teacher_sha256: SHA-256 of the teacher's model file.
-    """
+    """The origin of the images of a pool."""
 
     method: str
+    """The method that synthesised them."""
     teacher_sha256: str
+    """SHA-256 of the teacher's model file."""
 
 
 def write_shard(path: Path, images: Tensor, targets: Tensor, origin: PoolOrigin) -> None:

@@ -37,53 +37,44 @@ _BEFORE, _AFTER = "#D55E00", "#0072B2"
 
 @dataclass(frozen=True)
 class RowCell:
-    """A run of one method with one seed.
-
-    Attributes:
-        method: The label of the run in the figures: runs with the same label are seeds of one method.
-        seed: Its seed.
-        run: A run directory of `distill`.
-    """
+    """A run of one method with one seed."""
 
     method: str
+    """The label of the run in the figures: runs with the same label are seeds of one method."""
     seed: int
+    """Its seed."""
     run: Path
+    """A run directory of `distill`."""
 
 
 @dataclass(frozen=True)
 class RunCurves:
-    """What a run recorded after each epoch.
-
-    Attributes:
-        epochs: The number of epochs of the whole run.
-        top1: The student's accuracy by epoch, in [0, 1], where it was evaluated.
-        gap_before: The reality gap by epoch, on the newest images before the student trained on them.
-        gap_after: The same afterwards.
-        teacher_top1: The teacher's accuracy, in [0, 1]; None without evaluation data.
-        pair: The teacher's SHA-256 and the student's architecture.
-    """
+    """What a run recorded after each epoch."""
 
     epochs: int
+    """The number of epochs of the whole run."""
     top1: Mapping[int, float]
+    """The student's accuracy by epoch, in [0, 1], where it was evaluated."""
     gap_before: Mapping[int, float]
+    """The reality gap by epoch, on the newest images before the student trained on them."""
     gap_after: Mapping[int, float]
+    """The same afterwards."""
     teacher_top1: float | None
+    """The teacher's accuracy, in [0, 1]; None without evaluation data."""
     pair: tuple[str, str]
+    """The teacher's SHA-256 and the student's architecture."""
 
 
 @dataclass(frozen=True)
 class RowCurves:
-    """The curves of a row.
-
-    Attributes:
-        methods: The curves of the seeds by method, in the order of the cells.
-        teacher_top1: The teacher's accuracy, in [0, 1].
-        best_top1: The best accuracy of any student of the row after any epoch: the estimate of T*'s.
-    """
+    """The curves of a row."""
 
     methods: Mapping[str, Sequence[RunCurves]]
+    """The curves of the seeds by method, in the order of the cells."""
     teacher_top1: float
+    """The teacher's accuracy, in [0, 1]."""
     best_top1: float
+    """The best accuracy of any student of the row after any epoch: the estimate of T*'s."""
 
 
 class MeanCurve(NamedTuple):

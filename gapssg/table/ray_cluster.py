@@ -55,15 +55,12 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 
 @dataclass(frozen=True)
 class Share:
-    """What a run takes of a node.
-
-    Attributes:
-        cpus: Processor cores.
-        gpus: GPUs, or a part of one; None is one GPU if the cluster has any and the runs may use them.
-    """
+    """What a run takes of a node."""
 
     cpus: float = 1.0
+    """Processor cores."""
     gpus: float | None = None
+    """GPUs, or a part of one; None is one GPU if the cluster has any and the runs may use them."""
 
     def check(self) -> None:
         """Check that Ray can allot it.
@@ -80,25 +77,22 @@ class Share:
 
 @dataclass(frozen=True)
 class _Order:
-    """What a worker must know to make a run.
-
-    Attributes:
-        root: The directory of the table, which a worker reaches as an untrusted one.
-        run: The run directory, relative to it.
-        task: The task; its paths stand for nothing here.
-        driver: The process that owns the table.
-        folder: Its current folder, from which relative paths start.
-        environment: Its environment variables that settings depend on.
-        version: Its version of this program.
-    """
+    """What a worker must know to make a run."""
 
     root: str
+    """The directory of the table, which a worker reaches as an untrusted one."""
     run: str
+    """The run directory, relative to it."""
     task: Task
+    """The task; its paths stand for nothing here."""
     driver: str
+    """The process that owns the table."""
     folder: str
+    """Its current folder, from which relative paths start."""
     environment: Mapping[str, str]
+    """Its environment variables that settings depend on."""
     version: str
+    """Its version of this program."""
 
 
 @contextmanager

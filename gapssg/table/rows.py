@@ -41,41 +41,35 @@ _SHORT_HASH = 12
 
 @dataclass(frozen=True)
 class Row:
-    """Data, teacher and student.
-
-    Attributes:
-        name: Data, teacher and student, joined by hyphens, or the name of the recipe.
-        recipe: The name of the recipe.
-        data_name: The name of the images.
-        data: The real images that teachers are trained on and all models are evaluated on.
-        published_data: The name of the images of the recipe.
-        teacher: The teacher's architecture.
-        student: The student's architecture.
-        budgets: The name of the recipe by budget.
-    """
+    """Data, teacher and student."""
 
     name: str
+    """Data, teacher and student, joined by hyphens, or the name of the recipe."""
     recipe: str
+    """The name of the recipe."""
     data_name: str
+    """The name of the images."""
     data: DataSettings
+    """The real images that teachers are trained on and all models are evaluated on."""
     published_data: str
+    """The name of the images of the recipe."""
     teacher: str
+    """The teacher's architecture."""
     student: str
+    """The student's architecture."""
     budgets: Mapping[str, str]
+    """The name of the recipe by budget."""
 
 
 class Column(NamedTuple):
-    """A method, or a variant of one.
-
-    Attributes:
-        name: The name of the column.
-        method: The method's name; None where the changes choose it.
-        changes: Texts `key.path=value` that override everything else.
-    """
+    """A method, or a variant of one."""
 
     name: str
+    """The name of the column."""
     method: str | None
+    """The method's name; None where the changes choose it."""
     changes: tuple[str, ...] = ()
+    """Texts `key.path=value` that override everything else."""
 
 
 class Figures(NamedTuple):

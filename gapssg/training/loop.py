@@ -45,25 +45,22 @@ _RUN = "run"
 
 @dataclass(frozen=True)
 class Phase:
-    """Consecutive steps of one kind.
-
-    Attributes:
-        kind: Name of these steps in `TimeLeft`.
-        steps: Number of steps, including those made before an interruption.
-        work: Makes one step at a time, and yields how many of the phase are done. It ends when the device has finished.
-        task: Name of the task for the display.
-        index: Number of the phase among those of the task, counted from 0.
-        count: Number of phases of the task.
-        attended: Whether requests are answered between two steps; if not, a stop ends the run at once.
-    """
+    """Consecutive steps of one kind."""
 
     kind: str
+    """Name of these steps in `TimeLeft`."""
     steps: int
+    """Number of steps, including those made before an interruption."""
     work: Generator[int, None, None]
+    """Makes one step at a time, and yields how many of the phase are done. It ends when the device has finished."""
     task: str
+    """Name of the task for the display."""
     index: int = 0
+    """Number of the phase among those of the task, counted from 0."""
     count: int = 1
+    """Number of phases of the task."""
     attended: bool = True
+    """Whether requests are answered between two steps; if not, a stop ends the run at once."""
 
 
 class Job(ABC, Generic[Result]):
@@ -120,25 +117,22 @@ class _LoopFacts(Facts):
 
 @dataclass
 class Launch:
-    """A run that is to be started or resumed.
-
-    Attributes:
-        settings: Settings of the run.
-        output: Directory of the run.
-        overwrite: Whether an earlier run there may be replaced.
-        resume: Whether to resume the run there.
-        display: Shows the run.
-        requests: Requests to the run from outside.
-        processes: The processes that share the work, each with a launch of its own; None if there is one.
-    """
+    """A run that is to be started or resumed."""
 
     settings: Settings
+    """Settings of the run."""
     output: Path
+    """Directory of the run."""
     overwrite: bool
+    """Whether an earlier run there may be replaced."""
     resume: bool
+    """Whether to resume the run there."""
     display: Display
+    """Shows the run."""
     requests: Requests
+    """Requests to the run from outside."""
     processes: Processes | None = None
+    """The processes that share the work, each with a launch of its own; None if there is one."""
     shared: dict[str, str] = field(default_factory=dict, init=False)
     """What several processes must have alike, besides their settings and what a resumed run must have alike."""
     _written: Written = field(default_factory=Written, init=False)

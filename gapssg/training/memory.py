@@ -23,17 +23,14 @@ _SMALLEST_BATCH = 2
 
 
 class StepMemory(NamedTuple):
-    """The memory of one kind of step.
-
-    Attributes:
-        option: What sets its batch size on the command line, up to the number.
-        batch_size: Its batch size.
-        bytes_per_image: A lower bound of what it needs; 0 if unknown.
-    """
+    """The memory of one kind of step."""
 
     option: str
+    """What sets its batch size on the command line, up to the number."""
     batch_size: int
+    """Its batch size."""
     bytes_per_image: int
+    """A lower bound of what it needs; 0 if unknown."""
 
 
 def check_memory(steps: Mapping[str, StepMemory], runtime: Runtime, pool: int = 0) -> None:

@@ -33,22 +33,19 @@ _HALF = 2.0**-11  # unit roundoff of half precision
 
 
 class Opened(NamedTuple):
-    """A file that has been read.
-
-    Attributes:
-        read: Applies it to the images of a recorder.
-        original: Computes logits (N, K) of images (N, C, H, W) with the file's own library; for torch.export, whose
-            reader can run code of the file, with its operators as they are.
-        input_shape: Channels, height and width that it declares; None if it does not.
-        batch: The batch size that it declares; None if it does not.
-        roundoff: The unit roundoff of its numbers.
-    """
+    """A file that has been read."""
 
     read: Callable[[Recorder], Any]
+    """Applies it to the images of a recorder."""
     original: Callable[[Tensor], Tensor]
+    """Computes logits (N, K) of images (N, C, H, W) with the file's own library; for torch.export, whose reader can run
+    code of the file, with its operators as they are."""
     input_shape: tuple[int, ...] | None
+    """Channels, height and width that it declares; None if it does not."""
     batch: int | None
+    """The batch size that it declares; None if it does not."""
     roundoff: float = 2.0**-24
+    """The unit roundoff of its numbers."""
 
 
 def main() -> None:

@@ -55,17 +55,14 @@ _IGNORED = {"as_memory_format", "as_layout", "as_device"}
 
 
 class Exported(NamedTuple):
-    """An exported program.
-
-    Attributes:
-        read: Applies it to the images of a recorder or an executor.
-        input_shape: Channels, height and width that it declares; None where they are dynamic.
-        batch: The batch size that it declares; None if it is dynamic.
-    """
+    """An exported program."""
 
     read: Callable[[Recorder | Executor], Any]
+    """Applies it to the images of a recorder or an executor."""
     input_shape: tuple[int, ...] | None
+    """Channels, height and width that it declares; None where they are dynamic."""
     batch: int | None
+    """The batch size that it declares; None if it is dynamic."""
 
 
 def load(path: Path) -> Exported:

@@ -35,29 +35,26 @@ _ERRORS = 32
 
 
 class GraphFile(NamedTuple):
-    """A graph that was read from a file of another program.
-
-    Attributes:
-        kind: The program.
-        path: The file.
-        description: The graph's JSON, which `check_graph` accepts.
-        tensors: The tensors that it names, on the CPU.
-        input_shape: Channels, height and width of an image.
-        num_classes: Number of logits.
-        roundoff: The unit roundoff of the file's numbers.
-        images: (N, C, H, W) float32, on which the file's own library was run.
-        logits: Its logits (N, K) float32 for them.
-    """
+    """A graph that was read from a file of another program."""
 
     kind: Kind
+    """The program."""
     path: Path
+    """The file."""
     description: dict[str, Any]
+    """The graph's JSON, which `check_graph` accepts."""
     tensors: dict[str, Tensor]
+    """The tensors that it names, on the CPU."""
     input_shape: tuple[int, int, int]
+    """Channels, height and width of an image."""
     num_classes: int
+    """Number of logits."""
     roundoff: float
+    """The unit roundoff of the file's numbers."""
     images: Tensor
+    """(N, C, H, W) float32, on which the file's own library was run."""
     logits: Tensor
+    """Its logits (N, K) float32 for them."""
 
 
 def kind_of_graph(path: Path) -> Kind | None:

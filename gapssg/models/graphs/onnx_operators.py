@@ -19,21 +19,18 @@ _DTYPES |= {9: torch.bool, 10: torch.float32, 11: torch.float32, 16: torch.float
 
 
 class Node(NamedTuple):
-    """An operator of the file with its inputs; a missing optional input is None.
-
-    Attributes:
-        call: Applies and records an operator of PyTorch.
-        inputs: Traced values and constants.
-        attributes: By name.
-        outputs: The number of its results.
-        version: Version of the operator set.
-    """
+    """An operator of the file with its inputs; a missing optional input is None."""
 
     call: Callable[..., Any]
+    """Applies and records an operator of PyTorch."""
     inputs: list[Any]
+    """Traced values and constants."""
     attributes: dict[str, Any]
+    """By name."""
     outputs: int
+    """The number of its results."""
     version: int
+    """Version of the operator set."""
 
     def input(self, place: int) -> Any:
         """Return an input; None if it is missing."""

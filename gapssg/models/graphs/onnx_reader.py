@@ -30,21 +30,18 @@ _FLOATING = {1: torch.float32, 10: torch.float16, 11: torch.float64}
 
 
 class OnnxFile(NamedTuple):
-    """An ONNX file.
-
-    Attributes:
-        read: Applies it to the images of a recorder.
-        input_shape: Channels, height and width that it declares; None where they are dynamic.
-        batch: The batch size that it declares; None if it is dynamic.
-        channels_last: Whether its images are (N, H, W, C).
-        model: The file's content, with its weights.
-    """
+    """An ONNX file."""
 
     read: Callable[[Recorder], Any]
+    """Applies it to the images of a recorder."""
     input_shape: tuple[int, ...] | None
+    """Channels, height and width that it declares; None where they are dynamic."""
     batch: int | None
+    """The batch size that it declares; None if it is dynamic."""
     channels_last: bool
+    """Whether its images are (N, H, W, C)."""
     model: onnx.ModelProto
+    """The file's content, with its weights."""
 
 
 def load(path: Path) -> OnnxFile:

@@ -67,19 +67,16 @@ class Reference:
 
 @dataclass
 class Step:
-    """An operator that was applied to something that depends on the images.
-
-    Attributes:
-        name: Its name in `OPERATORS`.
-        arguments: Positional arguments, in which a `Reference` stands for a traced value.
-        named: Keyword arguments.
-        shape: Shape of the result; None if there are several.
-    """
+    """An operator that was applied to something that depends on the images."""
 
     name: str
+    """Its name in `OPERATORS`."""
     arguments: list[Any]
+    """Positional arguments, in which a `Reference` stands for a traced value."""
     named: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments."""
     shape: tuple[int, ...] | None = None
+    """Shape of the result; None if there are several."""
 
 
 class _Memory:

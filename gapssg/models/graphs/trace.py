@@ -22,17 +22,14 @@ _LAYERS = {"conv2d.default": "conv", "conv2d.padding": "conv", "linear.default":
 
 
 class Graph(NamedTuple):
-    """A graph as a model file has it.
-
-    Attributes:
-        description: Its JSON, see `description.py`.
-        tensors: The tensors that it names.
-        num_classes: Number of logits.
-    """
+    """A graph as a model file has it."""
 
     description: dict[str, Any]
+    """Its JSON, see `description.py`."""
     tensors: dict[str, Tensor]
+    """The tensors that it names."""
     num_classes: int
+    """Number of logits."""
 
 
 class _Recording(NamedTuple):
