@@ -81,11 +81,7 @@ def user_path(path: str | Path) -> Path:
 
 
 def check_current_folder() -> None:
-    """Check that the current folder, which relative paths start from, exists.
-
-    Raises:
-        InputError: It was removed.
-    """
+    """Raise `InputError` if the current folder, which relative paths start from, was removed."""
     try:
         os.getcwd()
     except OSError as error:
@@ -171,11 +167,7 @@ def entries_in(folder: InsidePath) -> dict[str, bool]:
 
 
 def read_bounded(path: Path, most_bytes: int) -> bytes:
-    """Read an untrusted file.
-
-    Raises:
-        InputError: As `open_regular`.
-    """
+    """Read an untrusted file; raises as `open_regular`."""
     with open_regular(path, most_bytes) as file, _read_errors(path):
         return file.read(most_bytes)
 
@@ -284,11 +276,7 @@ def make_folder(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk, if it exists.
-
-    Raises:
-        RunError: The system refuses.
-    """
+    """Flush the names in a folder to the disk, if it exists; raise `RunError` if the system refuses."""
     with _write_errors(folder), contextlib.suppress(FileNotFoundError), opened_folder(folder) as handle:
         os.fsync(handle)
 
@@ -345,11 +333,7 @@ def _missing(path: Path) -> InputError:
 
 
 def sha256_of_files(paths: Iterable[Path], most_bytes: int) -> str:
-    """Return the SHA-256 of the concatenated SHA-256 digests of files, in hexadecimal.
-
-    Raises:
-        InputError: As `open_regular`.
-    """
+    """Return the SHA-256, in hexadecimal, of files' concatenated SHA-256 digests; raises as `open_regular`."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(bytes.fromhex(sha256_of_file(path, most_bytes)))
@@ -357,11 +341,7 @@ def sha256_of_files(paths: Iterable[Path], most_bytes: int) -> str:
 
 
 def sha256_of_file(path: Path, most_bytes: int) -> str:
-    """Return the SHA-256 of an untrusted file, in hexadecimal.
-
-    Raises:
-        InputError: As `open_regular`.
-    """
+    """Return the SHA-256 of an untrusted file, in hexadecimal; raises as `open_regular`."""
     digest = hashlib.sha256()
     with open_regular(path, most_bytes) as file, _read_errors(path):
         size = os.fstat(file.fileno()).st_size
@@ -377,22 +357,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def check_exists(path: Path) -> None:
-    """Check that a file or folder that is read later exists.
-
-    Raises:
-        InputError: It does not exist or cannot be read.
-    """
+    """Raise `InputError` if a file or folder that is read later does not exist or cannot be read."""
     with _read_errors(path):
         if not path.exists():
             raise _missing(path)
 
 
 def check_writable(folder: Path) -> None:
-    """Check that `folder` can be created and written to, leaving nothing behind.
-
-    Raises:
-        InputError: The nearest existing parent is not a folder or cannot be written to.
-    """
+    """Raise `InputError` unless `folder` exists, or can be created, and can be written to; leave nothing behind."""
     existing = (folder.directory if isinstance(folder, InsidePath) else folder).absolute()
     with os_errors_as(InputError, f"cannot write to {folder}", "choose another --output"):
         while not existing.exists():
@@ -487,11 +459,7 @@ def lock(file: Path, *, wait: bool = False) -> HeldDirectory:
 
 
 def holder_of(file: Path) -> str | None:
-    """Return the process that took a lock last, alive or not; None if the lock file does not exist.
-
-    Raises:
-        InputError: It cannot be read.
-    """
+    """Return the process that took a lock last, alive or not; None without a lock file. Raises as `read_bounded`."""
     return read_bounded(file, _LARGEST_LOCK).decode(errors="replace").strip() if is_file(file) else None
 
 

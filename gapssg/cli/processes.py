@@ -21,11 +21,7 @@ def are_several(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def check_command(name: str | None) -> None:
-    """Check that several processes can share this command, if there are several.
-
-    Raises:
-        InputError: They cannot.
-    """
+    """Raise `InputError` if there are several processes, and they cannot share this command."""
     if are_several() and name not in COMMANDS:
         raise InputError(f"gapssg {name} runs in one process; start it without torchrun ({', '.join(COMMANDS)} use it)")
 

@@ -104,11 +104,7 @@ def check_factories(
 
 
 def check_estimate(console: Console, estimate: bool, resume: Path | None) -> None:
-    """Check that --estimate is not combined with --resume or several processes.
-
-    Raises:
-        InputError: It is.
-    """
+    """Raise `InputError` if --estimate is combined with --resume or several processes."""
     if estimate and console.invocation.processes is not None:
         raise InputError("--estimate times the steps of one process; start it without torchrun")
     if estimate and resume is not None:

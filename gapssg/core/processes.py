@@ -177,11 +177,7 @@ class Processes:
                 raise _recreate(rank, failure)
 
     def check_same(self, facts: Mapping[str, str]) -> None:
-        """Check that facts of a run, by name, are the same in every process.
-
-        Raises:
-            InputError: They are not; every process raises the same.
-        """
+        """Raise the same `InputError` in every process if facts of a run, by name, differ between them."""
         first, *others = self._exchange(dict(facts))
         for rank, other in enumerate(others, 1):
             for name in first.keys() | other.keys():

@@ -197,11 +197,7 @@ class Runtime:
         return 1 if self.processes is None else self.processes.world
 
     def check_shares(self, sizes: Mapping[str, int]) -> None:
-        """Check that batches of these sizes, by the names of their settings, can be shared by the processes.
-
-        Raises:
-            InputError: One cannot.
-        """
+        """Raise `InputError` if the processes cannot share batches of these sizes, by the names of their settings."""
         for name, size in sizes.items():
             if size % self.world:
                 raise InputError(

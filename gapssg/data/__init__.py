@@ -98,11 +98,7 @@ def load_split(
 
 
 def flipping_is_meaningful(name: str) -> bool:
-    """Tell whether a mirrored image of this source still belongs to its class.
-
-    Raises:
-        InputError: The name is unknown.
-    """
+    """Tell whether a mirrored image of this source is still of its class; raises as `check_data_name`."""
     return _source(check_data_name(name)).FLIPPING_IS_MEANINGFUL
 
 

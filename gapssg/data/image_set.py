@@ -92,11 +92,7 @@ class ImageSet:
 
 
 def check_same_classes(train: ImageSet, test: ImageSet) -> None:
-    """Check that two splits have the same classes in the same order.
-
-    Raises:
-        InputError: They differ; the message names the classes that only one of them has.
-    """
+    """Raise `InputError`, which names the differences, unless two splits have the same classes in order."""
     if train.class_names == test.class_names:
         return
     only_train = [name for name in train.class_names if name not in set(test.class_names)]

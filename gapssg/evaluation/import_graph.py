@@ -75,11 +75,7 @@ def build_imported_graph(graph: GraphFile, card: ModelCard, display: Display) ->
 
 
 def compare_on_images(graph: GraphFile, module: nn.Module, card: ModelCard, images: ImageSet) -> None:
-    """Compare a graph with the file's own library on some real images.
-
-    Raises:
-        InputError: It has other logits.
-    """
+    """Raise `InputError` if a graph and the file's own library have other logits for some real images."""
     normalization = Normalization.from_statistics(card.mean, card.deviation, torch.device("cpu"))
     some = normalization(to_unit_range(images.images[:_MOST_COMPARED]))
     check_same_logits(graph, module, some, original_logits(graph, some), "images of the data")

@@ -36,11 +36,7 @@ class Answers(NamedTuple):
 
 
 def answers_of(logits: Tensor, labels: Tensor) -> Answers:
-    """Summarise logits (N, K) on labels (N,) int64; the result is on the CPU.
-
-    Raises:
-        RunError: The logits are not finite.
-    """
+    """Summarise logits (N, K) on labels (N,) int64, on the CPU; raise `RunError` if the logits are not finite."""
     if not torch.isfinite(logits).all():
         raise RunError("the model's logits are not finite; if it was being trained, lower the learning rate")
     kept = (

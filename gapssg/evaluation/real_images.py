@@ -35,11 +35,7 @@ def read_images(
 
 
 def read_test_images(settings: DataSettings, model: LoadedModel, display: Display) -> ImageSet:
-    """Read the test split for a model, as `read_images_of_model` does.
-
-    Raises:
-        InputError: The images or their classes do not fit the model.
-    """
+    """Read the test split for a model; raises as `read_images_of_model`."""
     return read_images_of_model(settings, "test", model, display)
 
 
@@ -77,11 +73,7 @@ def read_images_of_model(
 
 
 def check_same_images(first: LoadedModel, second: LoadedModel) -> None:
-    """Check that two models have the same input shape and classes.
-
-    Raises:
-        InputError: They do not.
-    """
+    """Raise `InputError` unless two models have the same input shape and classes."""
     for field in ("input_shape", "num_classes", "class_names"):
         ours, theirs = getattr(first.card, field), getattr(second.card, field)
         if ours != theirs:

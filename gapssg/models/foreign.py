@@ -89,11 +89,7 @@ def name_of_module(module: nn.Module) -> str:
 
 
 def check_is_module(module: object, name: str) -> nn.Module:
-    """Return `module` if it is one.
-
-    Raises:
-        InputError: It is not.
-    """
+    """Return `module` if it is one; raise `InputError` if not."""
     if isinstance(module, nn.Module):
         return module
     raise InputError(f"{name} is a {type(module).__name__} instead of a torch.nn.Module")
@@ -254,11 +250,7 @@ def replace_layer(module: nn.Module, name: str, layer: nn.Module) -> None:
 
 
 def check_evaluation_mode(module: nn.Module, name: str) -> None:
-    """Check that `module.eval()` switches every part of it to evaluation mode.
-
-    Raises:
-        InputError: It does not.
-    """
+    """Raise `InputError` unless `module.eval()` switches every part of it to evaluation mode."""
     with foreign_code(f"{name} cannot switch to evaluation mode"), frozen(module):
         training = [part for part, layer in module.named_modules() if layer.training]
     if training:

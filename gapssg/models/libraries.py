@@ -86,11 +86,7 @@ def build_library_model(
 
 
 def check_library_name(library: str, name: str) -> None:
-    """Check that the library has a classifier of this name.
-
-    Raises:
-        InputError: It has none; the message suggests similar names.
-    """
+    """Raise `InputError`, with similar names, unless the library has a classifier of this name."""
     names = torchvision.models.list_models(torchvision.models) if library == TORCHVISION else _timm(name).list_models()
     if name not in names:
         raise InputError(f"{library} has no classifier {shortened(repr(name))}{did_you_mean(name, names)}")

@@ -135,11 +135,7 @@ def _first_logits(module: nn.Module, card: ModelCard) -> Tensor:
 
 
 def model_content(module: nn.Module, card: ModelCard) -> bytes:
-    """Return the bytes of a model file; equal weights and cards give equal bytes.
-
-    Raises:
-        InputError: A model file cannot hold the state of the module.
-    """
+    """Return the bytes of a model file, the same for equal weights and cards; raises as `tensors_of`."""
     # Copies, because the format cannot express tensors that share memory, such as tied weights.
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -266,20 +262,12 @@ def _validated(description: dict[str, Any], path: Path) -> ModelCard:
 
 
 def model_of(module: nn.Module, card: ModelCard) -> LoadedModel:
-    """Return the model that `load_model` would return of a module's file, without writing it.
-
-    Raises:
-        InputError: A model file cannot hold the state of the module.
-    """
+    """Return the model that `load_model` would return of a module's file, unwritten; raises as `tensors_of`."""
     return LoadedModel(module, card, hashlib.sha256(model_content(module, card)).hexdigest(), Path(MODULE))
 
 
 def architecture_of(path: str | Path) -> str:
-    """Return the architecture that a model file names.
-
-    Raises:
-        InputError: The file is missing, damaged or not a gapssg model file.
-    """
+    """Return the architecture that a model file names; raises as `read_card`."""
     path = user_path(path)
     return str(_read_description(path, read_safetensors(path).metadata).get("architecture"))
 

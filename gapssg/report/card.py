@@ -112,11 +112,7 @@ def _judgement(run: TrainingRun, evaluations: Sequence[Evaluation]) -> dict[str,
 
 
 def _metadata(run: TrainingRun, licence: str | None, evaluations: Sequence[Evaluation], with_top5: bool) -> str:
-    """Return the metadata as YAML.
-
-    Raises:
-        InputError: `huggingface_hub` is not installed.
-    """
+    """Return the metadata as YAML."""
     try:
         from huggingface_hub import EvalResult, ModelCardData
     except ModuleNotFoundError as error:

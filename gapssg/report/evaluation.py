@@ -205,11 +205,7 @@ def _cells(label: int, counts: Sequence[int]) -> list[Cell]:
 
 
 def check_teacher(runs: Sequence[TrainingRun], teacher: Path) -> None:
-    """Check that the file is the teacher of one of the runs.
-
-    Raises:
-        InputError: It is not, or it cannot be read.
-    """
+    """Raise `InputError` unless the file can be read and is the teacher of one of the runs."""
     sha256 = sha256_of_file(teacher, LARGEST_MODEL)
     results = [run.result for run in runs]
     if not any(isinstance(result, DistillResult) and result.teacher.sha256 == sha256 for result in results):

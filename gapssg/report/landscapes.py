@@ -34,11 +34,7 @@ class Landscape:
 
 
 def read_landscape(path: Path, name: str) -> Landscape:
-    """Read a run of `landscape`.
-
-    Raises:
-        InputError: It is not finished, or its files are damaged.
-    """
+    """Read a run of `landscape`; raise `InputError` if it is not finished, or its files are damaged."""
     result = LandscapeResult.load(path)
     folder = inside(path) / "figures"
     names = [each for each in entries_in(folder) if each.endswith("-contour.png") or each == "curves.png"]

@@ -68,11 +68,7 @@ class TrainingRun:
 
 
 def command_of(path: Path) -> str:
-    """Return the command of a finished run.
-
-    Raises:
-        InputError: It is not finished, or not a run.
-    """
+    """Return the command of a finished run; raise `InputError` if it is not finished, or no run."""
     if path.is_dir() and not is_file(inside(path) / RESULT):
         raise InputError(f"{path} holds no finished run; name the directory of one, or finish it with --resume")
     return RunResult.load(path).command
@@ -104,11 +100,7 @@ def read_training_run(path: Path, name: str) -> TrainingRun:
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """Return names of runs that distinguish them.
-
-    Raises:
-        InputError: A run is given twice.
-    """
+    """Return names of runs that distinguish them; raise `InputError` if a run is given twice."""
     wholes = [path.resolve() for path in paths]
     for whole, path in zip(wholes, paths, strict=True):
         if wholes.count(whole) > 1:

@@ -374,11 +374,7 @@ def check_same_settings(path: Path, settings: Settings, may_move: Container[str]
 
 
 def check_may_resume(path: Path, earlier: Mapping[str, Any], settings: Settings, may_move: Container[str] = ()) -> None:
-    """Check that a run that had the `earlier` settings, by dotted key, may resume with these.
-
-    Raises:
-        InputError: As `check_same_settings`.
-    """
+    """Raise `InputError`, as `check_same_settings`, unless a run with the `earlier` settings may resume."""
     now = flatten(settings.to_dict())
     differences = [
         f"{shortened(key)} was {shortened(repr(earlier.get(key)))} and is {shortened(repr(now.get(key)))}"
@@ -421,11 +417,7 @@ def take_from(path: Path, process: str) -> None:
 
 
 def final_weights(path: Path) -> Path:
-    """Return the model file of a run's final weights.
-
-    Raises:
-        InputError: There is none.
-    """
+    """Return the model file of a run's final weights; raise `InputError` if there is none."""
     for name in _FINAL_WEIGHTS:
         if is_file(inside(path) / name):
             return inside(path) / name
@@ -499,11 +491,7 @@ def run_facts(runtime: Runtime, settings: Settings) -> RunFacts:
 
 
 def check_own(path: Path) -> None:
-    """Check that the files and folders of a possibly untrusted run are regular ones.
-
-    Raises:
-        InputError: One is a symbolic link or a device, or a file is a folder or the reverse.
-    """
+    """Raise `InputError` if a possibly untrusted run has a link, a device, or a folder for a file or the reverse."""
     root = inside(path)
     for name in (_LOCK, _SETTINGS, EVENTS, RESULT, _BEST, *_FINAL_WEIGHTS):
         if is_folder(root / name):
@@ -514,11 +502,7 @@ def check_own(path: Path) -> None:
 
 
 def _check_written(path: InsidePath, written: Written) -> bytes:
-    """Check that the files that a checkpoint lists are unchanged; return the events up to it.
-
-    Raises:
-        InputError: One is missing or has changed; the message names it.
-    """
+    """Check that the files that a checkpoint lists are unchanged, and return the events up to it."""
     restart = f"restart with --output {path} --overwrite"
     events = read_bounded(path / EVENTS, LARGEST_EVENTS)[: written.events_length] if written.events_length else b""
     if hashlib.sha256(events).hexdigest() != written.events_sha256:

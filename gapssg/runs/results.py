@@ -287,11 +287,7 @@ class DistillResult(TrainingResult):
 
 
 def load_training_result(run: Path) -> DistillResult | PretrainResult:
-    """Read the `result.json` of a run of `distill` or `pretrain-teacher`.
-
-    Raises:
-        InputError: It is missing, damaged, or of another command.
-    """
+    """Read a result of `distill` or `pretrain-teacher`; raise `InputError` if it is missing, damaged or another."""
     command = RunResult.load(run).command
     if command == "distill":
         return DistillResult.load(run)

@@ -55,11 +55,7 @@ def recipe_names() -> tuple[str, ...]:
 
 
 def recipe_text(name: str) -> str:
-    """Return a recipe's TOML text.
-
-    Raises:
-        InputError: The recipe does not exist.
-    """
+    """Return a recipe's TOML text; raise `InputError` if there is no such recipe."""
     if name not in recipe_names():
         raise InputError(f"unknown recipe {name!r}{did_you_mean(name, recipe_names())}; `gapssg recipes` lists all")
     return (resources.files("gapssg") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")

@@ -50,11 +50,7 @@ class SamplePool:
         return self._targets[: self._count]
 
     def append(self, images: Tensor, targets: Tensor) -> None:
-        """Add images (N, C, H, W) uint8 with their targets (N,) int64.
-
-        Raises:
-            ValueError: They exceed the capacity.
-        """
+        """Add images (N, C, H, W) uint8 with targets (N,) int64; raise `ValueError` if they exceed the capacity."""
         end = self._count + len(images)
         if end > self.capacity:
             raise ValueError(f"the pool has room for {self.capacity} samples, not {end}")

@@ -131,11 +131,7 @@ class PoolSynthesizer:
         self._batches = iter(batches[step:])
 
     def sample(self, count: int) -> Tensor:
-        """Return the next batch of the epoch's shuffled passes.
-
-        Raises:
-            ValueError: `count` is not the batch size of the run.
-        """
+        """Return the next batch of the epoch's passes; raise `ValueError` if `count` is not the run's batch size."""
         indices = next(self._batches)
         if len(indices) != count:
             raise ValueError(f"the pool was shuffled for batches of {len(indices)}, not {count}")

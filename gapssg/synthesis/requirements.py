@@ -9,11 +9,7 @@ from gapssg.synthesis.base import BATCH_NORM, LAST_LINEAR, GeneratorMethodSettin
 
 
 def image_prior(teacher: nn.Module, input_shape: tuple[int, int, int]) -> ImagePrior:
-    """Return whose statistics the images of `gapssg` and `gapssg-fast` follow.
-
-    Raises:
-        InputError: The teacher does not accept a single input.
-    """
+    """Return whose statistics the images of `gapssg` and `gapssg-fast` follow; raises as `executed_layers`."""
     return "batch-norm statistics" if executed_batch_norm_layers(teacher, input_shape) else "input statistics"
 
 

@@ -28,11 +28,7 @@ class PoolOrigin(NamedTuple):
 
 
 def write_shard(path: Path, images: Tensor, targets: Tensor, origin: PoolOrigin) -> None:
-    """Write images (N, C, H, W) uint8 and targets (N,) int64 atomically.
-
-    Raises:
-        RunError: The file cannot be written.
-    """
+    """Write images (N, C, H, W) uint8 and targets (N,) int64 atomically; raise `RunError` if that fails."""
     tensors = {"images": images.cpu().contiguous(), "targets": targets.cpu().contiguous()}
     write_atomically(path, save(tensors, metadata={_METADATA_KEY: canonical_json(origin._asdict())}))
 

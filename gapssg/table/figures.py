@@ -161,11 +161,7 @@ def _line_name(row: TableRow) -> str:
 
 
 def read_row(cells: Sequence[RowCell], other_runs: Iterable[RowCell] = ()) -> RowCurves:
-    """Read the curves that `write_row_figures` draws.
-
-    Raises:
-        InputError: As `write_row_figures`.
-    """
+    """Read the curves that `write_row_figures` draws; raises as it does."""
     for (method, seed), runs in Counter((cell.method, cell.seed) for cell in cells).items():
         if runs > 1:
             raise InputError(f"seed {seed} of {shortened(method)} is given twice; give one run of each")

@@ -139,11 +139,7 @@ class Ledger:
         self.root = inside(root)
 
     def check_startable(self) -> None:
-        """Check that a table can be started or continued here, without a change.
-
-        Raises:
-            InputError: The directory holds other files or a table of a newer format, or is not writable.
-        """
+        """Raise `InputError` if there are other files or a table of a newer format, or it is not writable."""
         if is_file(self.root / TABLE):
             self.check_format()
         elif self.root.is_dir() and any(not name.startswith(".") for name in entries_in(self.root)):
@@ -164,11 +160,7 @@ class Ledger:
                 write_json(root / TABLE, TableSummary(format=FORMAT, rows=(), notes={}).model_dump(mode="json"))
 
     def check_format(self) -> None:
-        """Check that this version can read the table.
-
-        Raises:
-            InputError: There is no table, or it has a newer format.
-        """
+        """Raise `InputError` if there is no table, or it has a newer format than this version reads."""
         file = self.root / TABLE
         if not is_file(file):
             raise InputError(
@@ -192,11 +184,7 @@ class Ledger:
         return self.root / "cells" / row / column / f"seed-{seed}-{settings}"
 
     def save_plan(self, plan: CellPlan) -> None:
-        """Write the plan of a cell; an existing plan keeps its time of creation.
-
-        Raises:
-            RunError: It cannot be written.
-        """
+        """Write the plan of a cell, or raise `RunError`; an existing plan keeps its time of creation."""
         file = self.root / "cells" / plan.row / plan.column / f"{plan.settings}.json"
         if is_file(file):
             plan = plan.model_copy(update={"created": _read(CellPlan, file).created})
@@ -204,11 +192,7 @@ class Ledger:
         write_json(file, plan.to_dict())
 
     def plans(self) -> list[CellPlan]:
-        """Return the cells, in the order in which they were first asked for.
-
-        Raises:
-            InputError: A file is damaged.
-        """
+        """Return the cells, in the order in which they were first asked for; raise `InputError` if one is damaged."""
         columns = [column for row in _folders(self.root / "cells") for column in _folders(row)]
         files = [column / name for column in columns for name in entries_in(column) if _is_plan(name)]
         plans = [_read(CellPlan, file) for file in files]
@@ -274,11 +258,7 @@ def is_done(run: Path) -> bool:
 
 
 def record_failure(run: Path, failure: Failure) -> Path:
-    """Write why a run failed; return the file.
-
-    Raises:
-        RunError: It cannot be written.
-    """
+    """Write why a run failed, and return the file; raise `RunError` if it cannot be written."""
     file = _failure_file(run)
     write_json(file, failure.model_dump(exclude_none=True))
     return file
@@ -304,11 +284,7 @@ def record_attempt(run: Path, host: str, device: str, process: str) -> None:
 
 
 def read_attempts(run: Path) -> Attempts | None:
-    """Return where a cluster has made a run; None if none has.
-
-    Raises:
-        InputError: The record is damaged.
-    """
+    """Return where a cluster has made a run, None if none has; raise `InputError` if the record is damaged."""
     file = _attempts_file(run)
     return _read(Attempts, file) if is_file(file) else None
 

@@ -55,11 +55,7 @@ def _failure(task: Task, error: Exception) -> Failure:
 
 
 def _start_or_resume(task: Task, display: CellDisplay, requests: Requests) -> DistillResult | PretrainResult:
-    """Make a run; one that has a checkpoint is never restarted.
-
-    Raises:
-        InputError: It cannot be made with these settings, or not resumed.
-    """
+    """Make a run; one that has a checkpoint is never restarted."""
     run = partial(_run, task, display, requests)
     if not is_file(inside(task.run) / "settings.toml"):
         return run(task.settings)

@@ -63,11 +63,7 @@ class Share:
     """GPUs, or a part of one; None is one GPU if the cluster has any and the runs may use them."""
 
     def check(self) -> None:
-        """Check that Ray can allot it.
-
-        Raises:
-            InputError: It cannot.
-        """
+        """Raise `InputError` if Ray cannot allot it."""
         if not (math.isfinite(self.cpus) and self.cpus > 0):
             raise InputError(f"--cpus-per-run {self.cpus:g} must be more than 0")
         gpus = self.gpus or 0.0
@@ -375,11 +371,7 @@ def _import_ray() -> Any:
 
 @contextmanager
 def _connected(address: str) -> Iterator[None]:
-    """Connect to a cluster until the block ends.
-
-    Raises:
-        InputError: It does not answer.
-    """
+    """Connect to a cluster, which must answer, until the block ends."""
     ray = _import_ray()
     if ray.is_initialized():
         yield
@@ -400,11 +392,7 @@ def _connected(address: str) -> Iterator[None]:
 
 
 def _check_that_it_answers(address: str) -> None:
-    """Check an address in another process, because Ray waits for minutes for one that is silent.
-
-    Raises:
-        InputError: It does not answer.
-    """
+    """Check an address in another process, because Ray waits for minutes for one that is silent."""
     if address != "auto":
         host, colon, port = address.removeprefix("ray://").rpartition(":")
         if not (host and colon and port.isdecimal()):
@@ -435,11 +423,7 @@ def _check_that_it_answers(address: str) -> None:
 
 
 def _checked_share(share: Share, tasks: Sequence[Task]) -> Share:
-    """Return what a run takes, after checking that a node has it.
-
-    Raises:
-        InputError: No node has it, or the runs name a GPU, which Ray allots.
-    """
+    """Return what a run takes, after checking that a node has it, and that no run names a GPU, which Ray allots."""
     devices = {task.settings.runtime.device for task in tasks}
     if named := sorted(device for device in devices if device.startswith("cuda:")):
         raise InputError(f"--device {named[0]}: Ray allots the GPUs; use --device cuda")
@@ -472,11 +456,7 @@ def _nodes_for(share: Share) -> list[Mapping[str, Any]]:
 
 
 def _check_nodes(share: Share, root: Path) -> None:
-    """Check that each node that can make a run sees what this process writes, and has the same program.
-
-    Raises:
-        InputError: One does not.
-    """
+    """Check that each node that can make a run sees what this process writes, and has the same program."""
     ray = _import_ray()
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

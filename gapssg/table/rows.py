@@ -119,11 +119,7 @@ def _make_row(name: str, settings: TableSettings) -> Row:
 
 
 def make_columns(settings: TableSettings) -> list[Column]:
-    """Return the columns that the settings name, without teacher and scratch student.
-
-    Raises:
-        InputError: Two have the same name.
-    """
+    """Return the columns but teacher and scratch student; raise `InputError` if two have the same name."""
     names = [variant.name for variant in settings.variants]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"two variants have the name {repeated[0]!r}; give each its own")
@@ -132,11 +128,7 @@ def make_columns(settings: TableSettings) -> list[Column]:
 
 
 def pretrain_settings(row: Row, architecture: str, seed: int, settings: TableSettings) -> PretrainSettings:
-    """Return the settings by which a classifier of a row is trained on the real images.
-
-    Raises:
-        InputError: A change is not possible.
-    """
+    """Return the settings to train a classifier on real images; raise `InputError` if a change is not possible."""
     smoke = _SMOKE_PRETRAIN if settings.budget == "smoke" else {}
     with _naming(f"{row.name}, training {architecture}"):
         return load_settings(

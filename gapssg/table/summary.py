@@ -27,11 +27,7 @@ _MARKUP = re.compile(r"[\\`*\[\]<>&|~$!]|(?<!\w)_|_(?!\w)")
 
 
 def summarise(ledger: Ledger) -> TableSummary:
-    """Return the results of a table, the content of `table.json`.
-
-    Raises:
-        InputError: A file of the table is damaged.
-    """
+    """Return the content of `table.json`, the results of a table; raise `InputError` if a file of it is damaged."""
     lines: dict[tuple[str, str, tuple[str, ...]], list[CellPlan]] = {}
     for plan in ledger.plans():
         lines.setdefault((plan.row, plan.budget, plan.changes), []).append(plan)

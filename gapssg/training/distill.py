@@ -130,11 +130,7 @@ def distill(
 
 
 def _prepare(settings: DistillSettings, launch: Launch, teacher: LoadedModel | None, student: nn.Module | None) -> _Job:
-    """Check everything and create the job.
-
-    Raises:
-        InputError: As `distill`.
-    """
+    """Check everything and create the job."""
     method_files = {f"method.{name}": value for name, value in settings.method if isinstance(value, Path)}
     file = None if settings.teacher == Path(MODULE) else settings.teacher
     launch.check([file, settings.pool, settings.student.weights, *method_files.values()], _MAY_MOVE)
@@ -263,11 +259,7 @@ class _Evaluator:
             self.images = images.to(runtime.device)
 
     def restore(self, facts: EvaluationFacts) -> None:
-        """Restore the state of a checkpoint.
-
-        Raises:
-            InputError: The evaluation images have changed.
-        """
+        """Restore the state of a checkpoint, which must be of the same evaluation images."""
         if facts.images != self.facts.images:
             raise InputError("the evaluation images are not those that the run started with; use the same ones")
         self.facts = facts

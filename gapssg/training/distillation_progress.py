@@ -47,11 +47,7 @@ class Progress(Facts):
     epoch: EpochFacts = Field(default_factory=EpochFacts)
 
     def check(self, epochs: int, plan: Callable[[int], EpochPlan]) -> None:
-        """Check the counters, since a checkpoint may be untrusted.
-
-        Raises:
-            InputError: A run of so many epochs with these plans cannot have them.
-        """
+        """Raise `InputError` if a run with these plans cannot have these counters: a checkpoint may be untrusted."""
         unfinished = self.epochs_done < epochs
         if not (
             self.epochs_done <= epochs

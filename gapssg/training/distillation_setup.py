@@ -73,11 +73,7 @@ def with_modules(settings: DistillSettings, teacher: LoadedModel | None, student
 
 
 def read_teacher(settings: DistillSettings, given: LoadedModel | None) -> LoadedModel:
-    """Read the teacher's file, or copy the teacher that a Python program has given.
-
-    Raises:
-        InputError: As `load_model`.
-    """
+    """Read the teacher's file, or copy the teacher that a Python program has given; raises as `load_model`."""
     if given is None:
         return load_model(settings.teacher, (*settings.model_factories, settings.student.name))
     return replace(given, module=copy_module(given.module, given.card.architecture).eval())
@@ -112,11 +108,7 @@ def make_student(
 
 
 def sha256_of_layout(module: nn.Module) -> str:
-    """Return the SHA-256 of a module's class and of the names, shapes and dtypes of its tensors, in hexadecimal.
-
-    Raises:
-        InputError: Its state dict cannot be read.
-    """
+    """Return the SHA-256 of a module's class and its tensors' names, shapes and dtypes; raises as `tensors_of`."""
     name = name_of_module(module)
     lines = [f"{key}: {tensor.dtype} {tuple(tensor.shape)}" for key, tensor in tensors_of(module, name).items()]
     return hashlib.sha256("\n".join([name, *lines]).encode()).hexdigest()

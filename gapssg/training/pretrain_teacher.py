@@ -95,11 +95,7 @@ def pretrain_teacher(
 
 
 def _prepare(settings: PretrainSettings, launch: Launch) -> _Pretraining:
-    """Check everything and create the job.
-
-    Raises:
-        InputError: As `pretrain_teacher`.
-    """
+    """Check everything and create the job."""
     launch.check(may_move=_MAY_MOVE)
     runtime = Runtime.from_settings(settings.runtime, settings.seed, launch.processes)
     runtime.check_shares({"batch_size": settings.batch_size})

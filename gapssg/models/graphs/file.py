@@ -163,11 +163,7 @@ _LIBRARIES: dict[Kind, str] = {"onnx": "onnxruntime", "torchscript": "TorchScrip
 
 
 def _run_child(path: Path, kind: Kind, folder: Path, input_shape: tuple[int, int, int] | None) -> dict[str, Any]:
-    """Run the child process and return what it says.
-
-    Raises:
-        InputError: A package is missing, it takes too long, or it refuses the file.
-    """
+    """Run the child process and return what it says."""
     if kind == "onnx":
         missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
         if missing:

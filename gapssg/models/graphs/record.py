@@ -111,11 +111,7 @@ class Traced:
         self.seen = self.memory.changes
 
     def check(self) -> None:
-        """Check that no view of this value has changed it, nor it its views.
-
-        Raises:
-            InputError: One has.
-        """
+        """Raise `InputError` if a view of this value has changed it in place, or it one of its views."""
         if self.seen != self.memory.changes:
             raise InputError("it changes a part of a tensor in place, which a graph cannot express")
 

@@ -86,11 +86,7 @@ _STATE = {"is_autocast_enabled": False, "is_autocast_cpu_enabled": False, "is_gr
 
 
 def check_archive(path: Path) -> None:
-    """Check that loading a TorchScript file would run no code.
-
-    Raises:
-        InputError: It could, or the file is damaged.
-    """
+    """Raise `InputError` if loading a TorchScript file would run code, or the file is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             texts = [entry for entry in archive.infolist() if entry.filename.endswith((".py", ".pkl"))]
