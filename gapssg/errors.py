@@ -28,7 +28,6 @@ class GapssgError(Exception):
         return tuple(map(str, self.args))
 
     def __str__(self) -> str:
-        """Return the lines, joined."""
         return "\n".join(self.lines)
 
 
@@ -46,7 +45,6 @@ class Taken(InputError):
     """
 
     def __init__(self, path: object, holder: str) -> None:
-        """Name the process that writes to `path`."""
         super().__init__(f"{path} is being written by {holder}; wait for it or name another directory")
         self.holder = holder
 

@@ -26,7 +26,6 @@ class InsidePath(PosixPath):
     held: HeldDirectory | None = None
 
     def __truediv__(self, name: str | os.PathLike[str]) -> Self:
-        """Return a path below this one."""
         return self._at(super().__truediv__(name))
 
     def with_name(self, name: str) -> Self:
@@ -121,11 +120,9 @@ class HeldDirectory(contextlib.AbstractContextManager["HeldDirectory"]):
         self._opened.close()
 
     def __del__(self) -> None:
-        """Release the lock with the last reference."""
         self.close()
 
     def __exit__(self, *_: object) -> None:
-        """Release the lock."""
         self.close()
 
 

@@ -160,7 +160,6 @@ class Console:
     """Prints for one invocation; with --json everything but the result goes to stderr."""
 
     def __init__(self, invocation: Invocation) -> None:
-        """Print with the display options of the invocation."""
         self.invocation = invocation
         self._stdout = sys.stdout
         self._rich = _rich_console(
@@ -273,7 +272,6 @@ class LiveDisplay:
     _SECONDS_BETWEEN_LINES = 60.0
 
     def __init__(self, console: Console, progress: Progress) -> None:
-        """Show on `console`."""
         self._console = console
         self._progress = progress
         self._task = progress.add_task("", visible=False, left="")

@@ -118,7 +118,6 @@ def _make(
 
 
 def _draw_predictions(output: Path, steps: _Steps, files: Sequence[Path], run: Path) -> list[Path]:
-    """Draw what teacher and student say to synthetic and real digits."""
     from gapssg.core.runtime import Runtime
     from gapssg.data import load_split
     from gapssg.models.model_file import load_model

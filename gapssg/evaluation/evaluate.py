@@ -122,7 +122,6 @@ class _Evaluation:
             self._gaps.append(reality_gaps(teacher_logits, logits))
 
     def report(self, class_names: Sequence[str]) -> EvaluatedModel:
-        """Return the scores of the model on all batches."""
         model, answers, classes = self._model, concatenated(self._answers), len(class_names)
         counts = count_by_class(answers.predictions, answers.labels, classes)
         diagram = reliability(answers)

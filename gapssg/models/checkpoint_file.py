@@ -63,7 +63,6 @@ def read_checkpoint_weights(path: Path, key: str | None = None) -> CheckpointWei
 
 
 def _refusal(path: Path, reason: str, kind: str) -> tuple[str, ...]:
-    """Return the lines of the error."""
     if "TorchScript" in reason:
         return (f"{path} is a TorchScript file, not a checkpoint of weights; save the original model's state dict",)
     if kind == "UnpicklingError":

@@ -195,7 +195,6 @@ class RunDirectory(AbstractContextManager["RunDirectory"]):
         self._held.close()
 
     def __exit__(self, *_: object) -> None:
-        """Close the run."""
         self.close()
 
     def written(self) -> Written:
@@ -283,7 +282,6 @@ class UnwrittenRun(RunDirectory):
     """The directory of a run for a process that neither writes it nor shows the run, because another one does."""
 
     def __init__(self, path: Path, settings: Settings) -> None:
-        """Name the directory."""
         self.path = inside(path)
         self.settings = flatten(settings.to_dict())
 

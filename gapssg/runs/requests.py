@@ -15,12 +15,10 @@ class Stopped(BaseException):
     """
 
     def __init__(self, signal_number: int) -> None:
-        """Stop because of this signal."""
         super().__init__(signal_number)
         self.signal_number = signal_number
 
     def __str__(self) -> str:
-        """Name the signal."""
         return f"stopped by signal {self.signal_number}"
 
     @property

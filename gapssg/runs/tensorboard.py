@@ -77,7 +77,6 @@ class _TensorBoardDisplay:
         self._writer: SummaryWriter | None = None
 
     def event(self, event: Event) -> None:
-        """Show an event, and write it if it is an epoch."""
         self._display.event(event)
         with os_errors_as(RunError, f"cannot write to {self._run / _FOLDER}"):
             if isinstance(event, Started):
@@ -87,7 +86,6 @@ class _TensorBoardDisplay:
                 self._write_epochs(event)
 
     def progress(self, task: str, done: int, total: int) -> None:
-        """Show the progress of the current task."""
         self._display.progress(task, done, total)
 
     def close(self) -> None:

@@ -127,7 +127,6 @@ class TimedPhase:
     """A phase that `TimeLeft.phase` measures."""
 
     def __init__(self, kind: _Kind, clock: Callable[[], float]) -> None:
-        """Start the phase."""
         self._kind = kind
         self._clock = clock
         self._left_before = kind.left

@@ -258,7 +258,6 @@ def _own_errors(details: Sequence[ErrorDetails]) -> list[ErrorDetails]:
 def _describe(
     detail: ErrorDetails, settings_class: type[BaseModel], sources: Mapping[Key, str], options: Mapping[Key, str]
 ) -> str:
-    """Return the line for a wrong field."""
     valid = set(_valid_keys(settings_class))
     kind, context = detail["type"], detail.get("ctx", {})
     location = tuple(str(part) for part in detail["loc"])

@@ -28,7 +28,6 @@ class LabelGenerator(Generator):
     def __init__(
         self, embedding_size: int, image_shape: tuple[int, int, int], latent_size: int, width: int, scale: int
     ) -> None:
-        """Build the generator and the batch norm for embeddings of this size."""
         super().__init__(image_shape, latent_size, width, scale)
         self.label_norm = nn.BatchNorm1d(embedding_size)
 

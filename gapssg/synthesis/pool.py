@@ -36,7 +36,6 @@ class SamplePool:
         self._count = 0
 
     def __len__(self) -> int:
-        """Return the number of samples in the pool."""
         return self._count
 
     @property

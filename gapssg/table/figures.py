@@ -282,7 +282,6 @@ class _Across(NamedTuple):
         return cls(len({run.epochs for run in runs}) > 1)
 
     def place(self, run: RunCurves, curve: Mapping[int, float]) -> dict[float, float]:
-        """Return a curve over this axis."""
         return {100 * epoch / run.epochs if self.is_share else float(epoch): y for epoch, y in curve.items()}
 
     def percent(self, run: RunCurves, curve: Mapping[int, float]) -> dict[float, float]:
@@ -332,7 +331,6 @@ def _draw_teacher(axes: Axes, row: RowCurves) -> None:
 
 
 def _seeds(methods: Iterable[Sequence[RunCurves]]) -> str:
-    """Describe a line and its band."""
     counts = {len(runs) for runs in methods}
     if counts == {1}:
         return "one seed"

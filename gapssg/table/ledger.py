@@ -135,7 +135,6 @@ class Ledger:
     """A table's directory."""
 
     def __init__(self, root: Path) -> None:
-        """Read and write the table in `root`."""
         self.root = inside(root)
 
     def check_startable(self) -> None:

@@ -53,7 +53,6 @@ class CellDisplay:
     """Shows the progress and the warnings of a run, with its label; the table itself shows start and end."""
 
     def __init__(self, display: Display, label: str) -> None:
-        """Show on `display`."""
         self._display = display
         self._label = label
 

@@ -236,15 +236,12 @@ class _Board:
         self._news: list[tuple[str, str, Event]] = []
 
     def driver(self) -> str:
-        """Return the process that owns the table."""
         return self._driver
 
     def report(self, label: str, host: str, event: Event) -> None:
-        """Keep an event of a run."""
         self._news.append((label, host, event))
 
     def take(self) -> list[tuple[str, str, Event]]:
-        """Return the events since the last call."""
         news, self._news = self._news, []
         return news
 

@@ -206,7 +206,6 @@ class Here:
     """Carries out runs in this process, one at a time."""
 
     def __init__(self, display: Display, requests: Requests) -> None:
-        """Show the runs, and answer requests to them."""
         self._display = display
         self._requests = requests
         self._ended: list[tuple[Path, Ending]] = []

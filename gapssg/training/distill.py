@@ -357,7 +357,6 @@ def _result(
 
 
 def _expected_quality(distillation: Distillation) -> QualityFacts:
-    """Predict how the student does on real images, of which the run has none."""
     pool = distillation.synthesizer.pool
     images = None if pool is None else pool.images
     modules = distillation.teacher, distillation.student

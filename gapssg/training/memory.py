@@ -88,7 +88,6 @@ def _advice(step: StepMemory, available: int, world: int) -> str:
 
 
 def _processes_here(runtime: Runtime) -> int:
-    """Return the number of processes that share the memory of this machine."""
     return 1 if runtime.processes is None else runtime.processes.local_world
 
 

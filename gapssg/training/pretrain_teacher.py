@@ -283,7 +283,6 @@ class _Pretraining(Job[PretrainResult]):
         return {"training": training, EVALUATION: Part(steps[EVALUATION], seconds)}
 
     def _batches(self, epoch: int) -> Tensor:
-        """Return the batches of an epoch, (steps, batch size) int64."""
         order = self.runtime.random_stream("image-order", epoch)
         return shuffled_batches(len(self.train), 1, self.settings.batch_size, order)
 

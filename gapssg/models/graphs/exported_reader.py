@@ -121,7 +121,6 @@ class _Archive:
         return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
     def _tensors(self, kind: str, model: str) -> dict[str, Tensor]:
-        """Return the weights, or the constants."""
         if f"data/{kind}/{model}.pt" in self._names:
             return self._pickled(f"data/{kind}/{model}.pt")
         config = self._json(f"data/{kind}/{model}_{kind}_config.json")["config"]

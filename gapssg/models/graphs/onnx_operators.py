@@ -537,7 +537,6 @@ def _fused(apply: Callable[[Node], Any], others: int) -> Callable[[Node], Any]:
 
 
 def _fused_matmul(node: Node) -> Any:
-    """Multiply matrices that may be transposed, with a factor."""
     if node.attributes.get("transBatchA", 0) or node.attributes.get("transBatchB", 0):
         raise InputError("its operator FusedMatMul transposes batches; save it without optimisation")
     pair = list(node.inputs)

@@ -47,7 +47,6 @@ class UnknownOperator(InputError):
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        """Name them."""
         self.names = sorted(set(names))
         listed = shortened(", ".join(self.names), 200)
         plural = "s" if len(self.names) > 1 else ""
@@ -94,7 +93,6 @@ class Traced:
     """A tensor that depends on the images, and the step that computed it."""
 
     def __init__(self, tensor: Tensor, source: Reference, memory: _Memory | None = None) -> None:
-        """Remember where `tensor` is from, and whose memory it shares."""
         self.tensor = tensor
         self.source = source
         self.memory = memory or _Memory()
@@ -129,7 +127,6 @@ class Recorder:
     """
 
     def __init__(self, images: Tensor) -> None:
-        """Start with images."""
         self.images = Traced(images, Reference(0))
         self.steps = [Step("images", [], shape=tuple(images.shape))]
         self._applied = 0
@@ -283,7 +280,6 @@ class Executor:
     """
 
     def __init__(self, images: Tensor) -> None:
-        """Start with images."""
         self.images = images
 
     def call(self, name: str, *arguments: Any, **named: Any) -> Any:

@@ -165,7 +165,6 @@ class _Maker:
                 self._encode(number, step, other)
 
     def number(self, reference: Reference) -> int:
-        """Return the number of a value in the graph."""
         if reference.item is not None:
             raise InputError("its logits are one of several results of an operator")
         return self._numbers[reference.step]
