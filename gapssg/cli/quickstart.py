@@ -20,8 +20,8 @@ from gapssg.files import is_file
 from gapssg.landscape.settings import LandscapeSettings
 from gapssg.runs.results import RunResult
 from gapssg.safe_paths import inside
-from gapssg.settings import load_settings
 from gapssg.settings.base import Settings
+from gapssg.settings.load import load_settings
 from gapssg.synthesis.base import PoolMethodSettings
 from gapssg.training.settings import DistillSettings, PretrainSettings
 

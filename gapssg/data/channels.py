@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from gapssg.errors import InputError
-from gapssg.models import MOST_CHANNELS
+from gapssg.models.names import MOST_CHANNELS
 
 MOST_PIXELS = 2**26
 _GREY_MODES = {"1", "L", "LA", "La"}

@@ -23,7 +23,7 @@ from gapssg.evaluation.real_images import read_test_images
 from gapssg.evaluation.settings import DEFAULT_WEIGHTS, DescriptionSettings, ImportSettings, check_teacher_file
 from gapssg.files import make_folder, user_path
 from gapssg.intervals import Z_95
-from gapssg.models import MODELS, MOST_CLASSES, create_model
+from gapssg.models import MODELS, create_model
 from gapssg.models.checkpoint_file import read_checkpoint_weights
 from gapssg.models.create import check_task
 from gapssg.models.description import ModelCard, Provenance
@@ -32,6 +32,7 @@ from gapssg.models.graphs.description import graph_name
 from gapssg.models.graphs.file import GraphFile
 from gapssg.models.libraries import Pretrained, pretrained_weights
 from gapssg.models.model_file import LoadedModel, load_foreign_weights, staged_model
+from gapssg.models.names import MOST_CLASSES
 from gapssg.models.profile import profile_model
 from gapssg.models.recognition import Known, recognise
 from gapssg.models.reference import Arguments, is_factory, library_model

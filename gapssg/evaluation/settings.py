@@ -13,8 +13,8 @@ from pydantic import AfterValidator, Field, model_validator
 from gapssg.data.settings import DataSettings
 from gapssg.errors import InputError
 from gapssg.files import check_output_file, user_path
-from gapssg.models import LARGEST_IMAGE_SIDE, MOST_CHANNELS, MOST_CLASSES, SMALLEST_IMAGE_SIDE
 from gapssg.models.description import InputLayout, OutputPart, Outputs
+from gapssg.models.names import LARGEST_IMAGE_SIDE, MOST_CHANNELS, MOST_CLASSES, SMALLEST_IMAGE_SIDE
 from gapssg.models.settings import ModelSettings, WithFactories
 from gapssg.settings.base import Settings, UserPath, as_validator
 from gapssg.settings.parts import PaddingMode, RuntimeSettings

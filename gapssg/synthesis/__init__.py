@@ -7,7 +7,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
-from gapssg.synthesis.base import EpochPlan, SynthesisContext, SynthesisSettings, Synthesizer
+from gapssg.synthesis.base import SynthesisSettings
 from gapssg.synthesis.cmi import CMISettings
 from gapssg.synthesis.dafl import DAFLSettings
 from gapssg.synthesis.deepinversion import DeepInversionSettings
@@ -87,28 +87,3 @@ def departures_of(method: str, teacher: str) -> tuple[str, ...]:
         if settings.model_fields["name"].default == method:
             return (*settings.departs, *settings.departs_for_teacher.get(teacher, ()))
     return ()
-
-
-__all__ = [
-    "CMISettings",
-    "DAFLSettings",
-    "DFADSettings",
-    "DFQSettings",
-    "DeepInversionSettings",
-    "EpochPlan",
-    "FastSettings",
-    "GapSSGFastSettings",
-    "GapSSGSettings",
-    "MADSettings",
-    "MethodSettings",
-    "NAYERSettings",
-    "NoiseSettings",
-    "SynthesisContext",
-    "SynthesisSettings",
-    "Synthesizer",
-    "ZSKTSettings",
-    "departures_of",
-    "is_run_as_published",
-    "method_classes",
-    "published_settings",
-]

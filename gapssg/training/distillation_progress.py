@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from gapssg.errors import InputError
 from gapssg.runs.checkpoint import NOT_OF_THIS_RUN, Facts
-from gapssg.synthesis import EpochPlan
+from gapssg.synthesis.base import EpochPlan
 
 _MOST_ROLLBACKS = 1000  # the highest value that the settings allow
 

@@ -22,8 +22,8 @@ from gapssg.models.recognition import adapt_trainable
 from gapssg.models.reference import MODULE
 from gapssg.models.signature import signature_of
 from gapssg.runs.directory import pool_shards, versions
-from gapssg.synthesis import SynthesisContext, Synthesizer, method_classes
-from gapssg.synthesis.base import BATCH_NORM, PoolMethodSettings
+from gapssg.synthesis import method_classes
+from gapssg.synthesis.base import BATCH_NORM, PoolMethodSettings, SynthesisContext, Synthesizer
 from gapssg.synthesis.generator_training import GeneratorTraining
 from gapssg.synthesis.inversion import GeneratorInversion, Inversion
 from gapssg.synthesis.pool_synthesizer import PoolSynthesizer, read_pool
