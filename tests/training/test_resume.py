@@ -41,7 +41,12 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         teacher = PretrainSettings.model_validate({**values, "epochs": 3, "runtime": runtime})
         return finish(folder, lambda output, **options: pretrain_teacher(teacher, output, **options))
     changes: dict[str, Any] = {"teacher": write_teacher(folder / "teacher.safetensors"), "epochs": 3}
-    changes |= {"runtime": runtime, "snapshot_every": 2, "eval_data": {"name": "digits"}, "evaluate_every": 2}
+    changes |= {
+        "runtime": runtime,
+        "snapshot_every": 2,
+        "eval_data": {"name": "digits", "images": 32},
+        "evaluate_every": 2,
+    }
     if request.param == "fp32":
         changes["student"] = {"name": "mobilenetv2"}  # has dropout, whose random state must be restored too
     if request.param == "gapssg-fast":
