@@ -106,5 +106,11 @@ def shortened(text: object, most: int = 100) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def first_line(error: BaseException, most: int = 150) -> str:
+    """Return the first line of an error that says something, or else its type, of at most so many characters."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return shortened(next(filter(None, lines), type(error).__name__), most)
+
+
 def _letters_and_digits(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -86,6 +86,8 @@ class Given(Generic[AnySettings]):
     """What `--set` gives."""
     dry_run: bool = False
     """Whether the settings are only printed."""
+    console: Console | None = None
+    """Where they are printed."""
 
     def load(
         self,
@@ -94,12 +96,14 @@ class Given(Generic[AnySettings]):
         also: Mapping[str, tuple[str, Any]] | None = None,
         beneath: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     ) -> AnySettings:
-        """Return the settings; the arguments are those of `load_settings`, `also` being further options.
+        """Return the settings, or with `dry_run` print them and exit.
+
+        The arguments are those of `load_settings`, `also` being further options.
 
         Raises:
             InputError: As `load_settings`.
         """
-        return load_settings(
+        settings = load_settings(
             self.settings_class,
             section=self.section,
             recipe=recipe,
@@ -108,6 +112,10 @@ class Given(Generic[AnySettings]):
             options={**self.options, **(also or {})},
             beneath=beneath,
         )
+        if self.dry_run and self.console is not None:
+            self.console.settings(settings)
+            raise typer.Exit
+        return settings
 
     def texts(self) -> set[str]:
         """Return every text that is given, such as the names of models and factories."""
@@ -138,7 +146,8 @@ def command(
             from_files = {name: values.pop(name) or getattr(Given, name) for name in files}
             for name in _DISPLAY_OPTIONS:  # their callbacks have told the console
                 del values[name]
-            function(options.console_of(context), Given(section, settings_class, given, **from_files), **values)  # type: ignore[call-arg]
+            console = options.console_of(context)
+            function(console, Given(section, settings_class, given, **from_files, console=console), **values)  # type: ignore[call-arg]
 
         _, _, *others = inspect.signature(function, eval_str=True).parameters.values()
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

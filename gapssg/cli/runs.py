@@ -44,6 +44,7 @@ def load_run(
         InputError: As `run_directory` and `Given.load`.
     """
     console.invocation.command = given.section
+    given = replace(given, console=None)  # its command prints the settings, after further checks
     directory, config = run_directory(given.section, output, resume, given.config, recipe)
     if resume is None:
         return directory, given.load(recipe=recipe, beneath=beneath)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from gapssg.errors import GapssgError, InputError, RunError, shortened
+from gapssg.errors import GapssgError, InputError, RunError, first_line, shortened
 
 _SECONDS_OF_SILENCE = 120.0  # in a collective operation, for example while rank 0 writes to a slow disk
 _SECONDS_TO_PREPARE = 1800.0  # in which a rank reads its inputs
@@ -88,7 +88,7 @@ class Processes:
         try:
             store, rank, world = next(rendezvous("env://"))
         except (RuntimeError, ValueError) as error:
-            raise RunError(f"the processes of torchrun cannot be reached: {_first_line(error)}") from error
+            raise RunError(f"the processes of torchrun cannot be reached: {first_line(error, 300)}") from error
         local = (int(environment.get(name, default)) for name, default in _LOCAL.items())
         return cls(store, rank, world, *local)
 
@@ -246,7 +246,7 @@ class Processes:
         if self._missing:
             ended = ", ".join(f"rank {rank}" for rank in sorted(self._missing))
             return RunError(f"{ended} of {self.world} has ended or does not answer; {_HOW_TO_CONTINUE}")
-        return RunError(f"the {self.world} processes lost contact ({_first_line(error)}); {_HOW_TO_CONTINUE}")
+        return RunError(f"the {self.world} processes lost contact ({first_line(error, 300)}); {_HOW_TO_CONTINUE}")
 
     def _exchange(self, mine: Any) -> list[Any]:
         """Return what every process gives, JSON types, in the order of their ranks."""
@@ -312,14 +312,10 @@ def _describe(error: BaseException) -> dict[str, Any]:
     if isinstance(error, GapssgError):
         return {"status": status, "lines": error.lines}
     name = f"unexpected {type(error).__name__}: " if isinstance(error, Exception) else ""
-    return {"status": status, "lines": [f"{name}{_first_line(error)}"]}
+    return {"status": status, "lines": [f"{name}{first_line(error, 300)}"]}
 
 
 def _recreate(rank: int, failure: Mapping[str, Any]) -> GapssgError:
     kind = InputError if failure["status"] == InputError.exit_status else RunError
     first, *others = failure["lines"] or ["failed"]
     return kind(f"rank {rank}: {first}", *others)
-
-
-def _first_line(error: BaseException) -> str:
-    return shortened(str(error).strip().partition("\n")[0] or type(error).__name__, 300)

@@ -7,8 +7,9 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -51,15 +52,24 @@ def read_checkpoint_weights(path: Path, key: str | None = None) -> CheckpointWei
         return CheckpointWeights(read_safetensors(path).tensors)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "weights.safetensors"
-        command = [sys.executable, "-I", checkpoint_child.__file__, str(path.absolute()), str(output), key or ""]
-        try:
-            done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_SECONDS)
-            said = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 and done.stdout else {}
-        except subprocess.TimeoutExpired:
-            raise InputError(f"{path} could not be read within {_SECONDS} s") from None
+        said = said_by_child([checkpoint_child.__file__, str(path.absolute()), str(output), key or ""], path, _SECONDS)
         if "taken" not in said:
             raise InputError(*_refusal(path, said.get("refused", ""), said.get("kind", "")))
         return CheckpointWeights(read_safetensors(output).tensors, said["taken"], tuple(said["others"]))
+
+
+def said_by_child(arguments: Sequence[str], path: Path, seconds: int) -> dict[str, Any]:
+    """Return the JSON that an isolated Python process prints last about a file that it reads; nothing if it crashes.
+
+    Raises:
+        InputError: It takes longer than so many seconds.
+    """
+    command = [sys.executable, "-I", *arguments]
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise InputError(f"{path} could not be read within {seconds} s") from None
+    return dict(json.loads(done.stdout.splitlines()[-1])) if done.returncode == 0 and done.stdout else {}
 
 
 def _refusal(path: Path, reason: str, kind: str) -> tuple[str, ...]:

@@ -285,39 +285,19 @@ class UnwrittenRun(RunDirectory):
         self.path = inside(path)
         self.settings = flatten(settings.to_dict())
 
-    def close(self) -> None:
-        """Do nothing."""
-
     def written(self) -> Written:
         """Return that nothing is written."""
         return Written()
-
-    def show(self, event: Event) -> None:
-        """Do nothing."""
-
-    def show_time_left(self, time_left: TimeLeft, epochs_done: int, epochs: int) -> None:
-        """Do nothing."""
-
-    def record(self, event: Event) -> None:
-        """Do nothing."""
-
-    def progress(self, task: str, done: int, total: int) -> None:
-        """Do nothing."""
-
-    def write_samples(
-        self, epoch: int, epochs: int, images: Tensor, targets: Tensor, class_names: Sequence[str]
-    ) -> None:
-        """Do nothing."""
-
-    def write_pool_shard(self, epoch: int, images: Tensor, targets: Tensor, origin: PoolOrigin) -> None:
-        """Do nothing."""
 
     def write_model(self, name: str, module: nn.Module, card: ModelCard) -> Path:
         """Return the path at which the other process writes the file."""
         return self.path / name
 
-    def write_result(self, result: RunResult) -> None:
-        """Do nothing."""
+    def _do_nothing(self, *_: object, **__: object) -> None:
+        pass
+
+    close = show = show_time_left = record = progress = _do_nothing
+    write_samples = write_pool_shard = write_result = _do_nothing
 
 
 def check_output(path: Path, overwrite: bool, inputs: Iterable[Path | None] = ()) -> None:

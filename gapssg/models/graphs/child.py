@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gapssg.errors import InputError, shortened
+from gapssg.errors import InputError, first_line
 from gapssg.models.checkpoint_child import bound
 from gapssg.models.graphs.record import Executor, Recorder
 from gapssg.models.graphs.trace import graph_of
@@ -79,8 +79,7 @@ def answer(kind: str, path: Path, folder: Path, given: tuple[int, ...] | None) -
     except MemoryError:
         return {"refused": "it needs more memory than a model of its size should"}
     except Exception as error:  # whatever an untrusted file makes a library raise
-        lines = str(error).strip().splitlines()
-        return {"refused": f"it cannot be read ({shortened(lines[0] if lines else type(error).__name__, 200)})"}
+        return {"refused": f"it cannot be read ({first_line(error, 200)})"}
 
 
 def write_graph(opened: Opened, folder: Path, given: tuple[int, ...] | None) -> dict[str, Any]:

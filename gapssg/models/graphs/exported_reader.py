@@ -36,18 +36,8 @@ _DTYPES = {
     13: torch.bfloat16,
 }
 _ON_NUMBERS: dict[str, Callable[..., Any]] = {
-    "_operator.add": python.add,
-    "_operator.sub": python.sub,
-    "_operator.mul": python.mul,
-    "_operator.floordiv": python.floordiv,
-    "_operator.mod": python.mod,
-    "_operator.neg": python.neg,
-    "_operator.eq": python.eq,
-    "_operator.ne": python.ne,
-    "_operator.lt": python.lt,
-    "_operator.le": python.le,
-    "_operator.gt": python.gt,
-    "_operator.ge": python.ge,
+    f"_operator.{name}": getattr(python, name)
+    for name in ("add", "sub", "mul", "floordiv", "mod", "neg", "eq", "ne", "lt", "le", "gt", "ge")
 }
 _CHECKS = ("_assert", "sym_constrain_range", "_assert_tensor_metadata", "_assert_scalar")
 # Arguments that a graph on a processor does without.

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import json
-import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -18,6 +15,7 @@ from torch import Tensor, nn
 
 from gapssg.errors import InputError, os_errors_as, shortened
 from gapssg.files import LARGEST_FILE, open_regular, parse_json, read_bounded
+from gapssg.models.checkpoint_file import said_by_child
 from gapssg.models.frozen import frozen
 from gapssg.models.graphs.description import check_graph
 from gapssg.models.safetensors_file import read_safetensors
@@ -171,19 +169,11 @@ def _run_child(path: Path, kind: Kind, folder: Path, input_shape: tuple[int, int
                 f"{path} is an ONNX file, whose import needs {' and '.join(missing)}, which is not installed: "
                 "pip install 'gapssg[export]'"
             )
-    said = _answer(path, kind, folder, input_shape)
+    shape = ",".join(map(str, input_shape or ()))
+    said = said_by_child(
+        ["-c", _CHILD.format(str(_ROOT)), kind, str(path.absolute()), str(folder), shape], path, _SECONDS
+    )
     if "shape" not in said:
         reason = said.get("refused") or "it is damaged, or needs more memory than a model of its size should"
         raise InputError(f"{path} cannot be imported as a graph: {shortened(reason, 600)}")
     return said
-
-
-def _answer(path: Path, kind: Kind, folder: Path, input_shape: tuple[int, int, int] | None) -> dict[str, Any]:
-    """Return the answer of the child process; nothing if it crashed."""
-    shape = ",".join(map(str, input_shape or ()))
-    command = [sys.executable, "-I", "-c", _CHILD.format(str(_ROOT)), kind, str(path.absolute()), str(folder), shape]
-    try:
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise InputError(f"{path} could not be read within {_SECONDS} s") from None
-    return dict(json.loads(done.stdout.splitlines()[-1])) if done.returncode == 0 and done.stdout else {}

@@ -17,7 +17,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from gapssg.errors import InputError, shortened
+from gapssg.errors import InputError, first_line, shortened
 from gapssg.files import LARGEST_FILE, open_regular
 from gapssg.models.graphs.onnx_operators import ONNX_OPERATORS, Node
 from gapssg.models.graphs.record import Recorder, Traced, UnknownOperator
@@ -59,7 +59,7 @@ def load(path: Path) -> OnnxFile:
     except InputError:
         raise
     except Exception as error:  # of the library's many parts, each has its own
-        raise InputError(f"it is not a readable ONNX file ({_first_line(error)})") from error
+        raise InputError(f"it is not a readable ONNX file ({first_line(error)})") from error
 
 
 def _read_external_data(model: onnx.ModelProto, folder: Path) -> None:
@@ -184,7 +184,7 @@ class _Reader:
                 except InputError:
                     raise
                 except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
-                    raise InputError(f"its operator {each.op_type} cannot be applied ({_first_line(error)})") from error
+                    raise InputError(f"its operator {each.op_type} cannot be applied ({first_line(error)})") from error
                 results = list(result) if isinstance(result, list | tuple) else [result]
             values.update(zip(each.output, results, strict=False))
         return [values[each.name] for each in graph.output]
@@ -204,11 +204,6 @@ def _attribute(attribute: onnx.AttributeProto) -> Any:
     if isinstance(value, bytes):
         return value.decode()
     return list(value) if not isinstance(value, int | float | str | onnx.GraphProto) else value
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return shortened(lines[0] if lines else type(error).__name__, 150)
 
 
 def input_of(model: onnx.ModelProto) -> tuple[str, torch.dtype]:

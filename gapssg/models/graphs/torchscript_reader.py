@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gapssg.errors import InputError, shortened
+from gapssg.errors import InputError, first_line, shortened
 from gapssg.models.graphs.record import Recorder, Traced, UnknownOperator
 
 _MOST_STEPS = 1_000_000
@@ -24,37 +24,19 @@ _LARGEST_TEXT = 2**26
 _RUNS_CODE = (b"__setstate__", b"torch.classes")
 
 _ON_NUMBERS: dict[str, Callable[..., Any]] = {
-    "add": python.add,
-    "sub": python.sub,
-    "mul": python.mul,
+    **{name: getattr(python, name) for name in ("add", "sub", "mul", "floordiv", "neg", "pow")},
+    **{name: getattr(python, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")},
+    **{each.__name__: each for each in (len, list, all, sum, any, min, max)},
+    **dict.fromkeys(("Int", "IntImplicit"), int),
+    **dict.fromkeys(("Float", "FloatImplicit"), float),
+    "Bool": bool,
+    "ScalarImplicit": lambda value: value.item() if isinstance(value, Tensor) else value,
     "div": python.truediv,
-    "floordiv": python.floordiv,
     "remainder": python.mod,
-    "neg": python.neg,
-    "pow": python.pow,
-    "eq": python.eq,
-    "ne": python.ne,
-    "lt": python.lt,
-    "le": python.le,
-    "gt": python.gt,
-    "ge": python.ge,
     "__and__": python.and_,
     "__or__": python.or_,
     "__not__": python.not_,
     "__contains__": python.contains,
-    "Int": int,
-    "Float": float,
-    "Bool": bool,
-    "IntImplicit": int,
-    "FloatImplicit": float,
-    "ScalarImplicit": lambda value: value.item() if isinstance(value, Tensor) else value,
-    "len": len,
-    "list": list,
-    "all": all,
-    "sum": sum,
-    "any": any,
-    "min": min,
-    "max": max,
     "ceil": lambda value: -int(-value // 1),
     "floor": lambda value: int(value // 1),
     "sqrt": lambda value: value**0.5,
@@ -113,7 +95,7 @@ def load(path: Path) -> torch.jit.ScriptModule:
         module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
         module.eval()
     except (RuntimeError, ValueError, OSError, AttributeError) as error:
-        raise InputError(f"it is not a readable TorchScript file ({_first_line(error)})") from error
+        raise InputError(f"it is not a readable TorchScript file ({first_line(error)})") from error
     return module  # type: ignore[no-any-return]
 
 
@@ -293,8 +275,3 @@ def _has_tensor(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(_has_tensor, value))
     return isinstance(value, Tensor | Traced)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return shortened(lines[0] if lines else type(error).__name__, 150)
