@@ -64,11 +64,7 @@ def os_errors_as(kind: type[GapssgError], problem: str, advice: str = "") -> Ite
 
 @contextmanager
 def reporting_out_of_memory(advise: Callable[[], str] | None = None) -> Iterator[None]:
-    """Turn out-of-memory errors of any library into one sentence, which ends in the advice.
-
-    Raises:
-        RunError: Memory ran out in the block.
-    """
+    """Turn out-of-memory errors of any library into a `RunError` of one sentence, which ends in the advice."""
     try:
         yield
     except Exception as error:

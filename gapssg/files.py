@@ -134,11 +134,7 @@ def is_folder(path: InsidePath) -> bool:
 
 
 def _mode(path: InsidePath) -> int:
-    """Return the mode of a file or folder, 0 if there is neither.
-
-    Raises:
-        InputError: It is a link or a device, or cannot be read.
-    """
+    """Return the mode of a file or folder, 0 if there is neither."""
     with _read_errors(path):
         try:
             if path == path.directory:
@@ -244,11 +240,7 @@ def append(path: Path, content: bytes) -> None:
 
 
 def remove(path: Path, *, empty_folder: bool = False) -> None:
-    """Remove a file, a link itself or, if asked for, an empty folder; do nothing if it does not exist.
-
-    Raises:
-        RunError: The system refuses.
-    """
+    """Remove a file, a link itself or, if asked for, an empty folder, if it exists; raise `RunError` if that fails."""
     with _write_errors(path):
         _check_held(path)
         with contextlib.suppress(FileNotFoundError), opened_folder(path.parent) as folder:

@@ -46,11 +46,7 @@ class InsidePath(PosixPath):
 
     @property
     def below(self) -> tuple[str, ...]:
-        """The parts of the path below the directory.
-
-        Raises:
-            InputError: The path is not inside the directory.
-        """
+        """The parts of the path below the directory; raises `InputError` if it is not inside."""
         parts = Path(self).parts[len(self.directory.parts) :]
         if not self.is_relative_to(self.directory) or ".." in parts:
             raise InputError(f"{self} is not inside {self.directory}")

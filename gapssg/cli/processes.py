@@ -28,11 +28,7 @@ def check_command(name: str | None) -> None:
 
 @contextmanager
 def joined(invocation: Invocation) -> Iterator[None]:
-    """Join the other processes, if torchrun has started several; in the block only rank 0 prints.
-
-    Raises:
-        RunError: They cannot be reached.
-    """
+    """Join the other processes of torchrun, if any, or raise `RunError`; in the block only rank 0 prints."""
     if not are_several():
         yield
         return

@@ -57,11 +57,7 @@ class Processes:
     """
 
     def __init__(self, store: Store, rank: int, world: int, local_rank: int, local_world: int) -> None:
-        """Connect to the other processes by a store that they share.
-
-        Raises:
-            RunError: They cannot be reached.
-        """
+        """Connect to the other processes by a store that they share; raise `RunError` if that fails."""
         self.rank, self.world, self.local_rank, self.local_world = rank, world, local_rank, local_world
         self.traffic = Traffic()
         self._store = store
@@ -80,11 +76,7 @@ class Processes:
 
     @classmethod
     def join(cls, environment: Mapping[str, str]) -> Self:
-        """Join the processes that the variables of torchrun describe.
-
-        Raises:
-            RunError: They cannot be reached.
-        """
+        """Join the processes that the variables of torchrun describe; raise `RunError` if they cannot be reached."""
         try:
             store, rank, world = next(rendezvous("env://"))
         except (RuntimeError, ValueError) as error:
@@ -159,11 +151,7 @@ class Processes:
 
     @contextmanager
     def all_or_none(self) -> Iterator[None]:
-        """Raise an error in every process if the block raises in one; the block must not exchange anything.
-
-        Raises:
-            GapssgError: The block raised in another process.
-        """
+        """Raise an error in every process if the block raises in one; the block must not exchange anything."""
         error: BaseException | None = None
         try:
             yield
@@ -189,11 +177,7 @@ class Processes:
                     )
 
     def wait_for_all(self) -> None:
-        """Wait until every process has come here.
-
-        Raises:
-            GapssgError: Another process has failed.
-        """
+        """Wait until every process has come here; raise `GapssgError` if another one has failed."""
         self._exchange(None)
 
     @contextmanager
@@ -226,11 +210,7 @@ class Processes:
             raise self._explain(error) from error
 
     def _explain(self, error: RuntimeError) -> GapssgError:
-        """Return an error that names the processes that have ended.
-
-        Raises:
-            GapssgError: That of a process that has told why it failed.
-        """
+        """Return an error that names the processes that have ended, or raise that of one that has told why."""
         others = set(range(self.world)) - {self.rank}
         told: set[int] = set()
         try:

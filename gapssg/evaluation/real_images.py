@@ -16,11 +16,7 @@ from gapssg.runs.events import Warned
 def read_images(
     settings: DataSettings, split: Literal["train", "test"], display: Display, channels: int | None = None
 ) -> ImageSet:
-    """Read one split of the images that `settings` name, in `channels` if `settings` do not say.
-
-    Raises:
-        InputError: The data source cannot be used.
-    """
+    """Read one split of the images that `settings` name, in `channels` if they do not say, or raise `InputError`."""
     images = load_split(
         settings.name,
         split,

@@ -50,11 +50,7 @@ def foreign_code(complaint: str) -> Iterator[None]:
 
 @contextmanager
 def limit_parameters(most: int) -> Iterator[None]:
-    """Stop building a model in the block once it has more than `most` parameters.
-
-    Raises:
-        InputError: It has; its depth may come from an untrusted file.
-    """
+    """Raise `InputError` once a model that is built in the block, perhaps from a file, has too many parameters."""
     numbers = itertools.count(1)
 
     def count_parameter(*_: object) -> None:
@@ -162,11 +158,7 @@ def check_classifier(
 
 
 def logits_of(module: nn.Module, name: str, num_classes: int, input_shape: tuple[int, int, int], count: int) -> Tensor:
-    """Return logits (count, K) of the first `count` of 3 fixed images, in evaluation mode.
-
-    Raises:
-        InputError: The module raises, or returns something else.
-    """
+    """Return logits (count, K) of the first `count` of 3 fixed images, in evaluation mode, or raise `InputError`."""
     most = max(_BATCHES)
     images = torch.linspace(-1, 1, most * math.prod(input_shape), device=device_of(module)).view(most, *input_shape)
     return _run(module, name, num_classes, images[:count])
@@ -180,11 +172,7 @@ def _run(module: nn.Module, name: str, num_classes: int, images: Tensor) -> Tens
 
 
 def answer_of(module: nn.Module, name: str, images: Tensor) -> object:
-    """Return what a module returns for images (N, C, H, W), in evaluation mode.
-
-    Raises:
-        InputError: It raises.
-    """
+    """Return what a module returns for images (N, C, H, W) in evaluation mode; raise `InputError` if it raises."""
     with not_accepting(name, images), frozen(module), torch.no_grad():
         return module(images)
 

@@ -71,11 +71,7 @@ def built_in_model(name: str) -> ModelEntry | None:
 
 
 def check_model_name(name: str) -> str:
-    """Return `name` if it is a built-in model or has the form of a model reference; nothing is imported.
-
-    Raises:
-        InputError: It is neither; the message suggests similar names.
-    """
+    """Return `name` if it is a built-in model or a reference; raise `InputError` if not. Nothing is imported."""
     if name in MODELS or (len(name) <= LONGEST_NAME and (library_model(name) or is_factory(name))):
         return name
     if is_graph(name):

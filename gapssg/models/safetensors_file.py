@@ -53,11 +53,7 @@ class SafetensorsFile(NamedTuple):
 
 
 def read_safetensors(path: Path) -> SafetensorsFile:
-    """Read a safetensors file.
-
-    Raises:
-        InputError: The file is missing, damaged, or too large.
-    """
+    """Read a safetensors file; raise `InputError` if it is missing, damaged or too large."""
     try:
         content = read_bounded(path, LARGEST_FILE)
         length = int.from_bytes(content[:_LENGTH_BYTES], "little")

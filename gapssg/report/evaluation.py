@@ -164,11 +164,7 @@ class Evaluation:
 
 
 def evaluate_run(run: TrainingRun, data: DataSettings, settings: ReportSettings, display: Display) -> Evaluation:
-    """Evaluate the models of a run, and its teacher if its file is found.
-
-    Raises:
-        InputError: A model file or the data cannot be used, or they do not match.
-    """
+    """Evaluate a run's models, and its teacher if it is found; raise `InputError` if a file or the data do not fit."""
     best = run.best_file if is_file(run.best_file) else None
     teacher, missing = _find_teacher(run, settings.teacher)
     files = [file for file in (run.model_file, best, teacher) if file is not None]

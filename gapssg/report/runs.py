@@ -75,11 +75,7 @@ def command_of(path: Path) -> str:
 
 
 def read_training_run(path: Path, name: str) -> TrainingRun:
-    """Read a run of `distill` or `pretrain-teacher`.
-
-    Raises:
-        InputError: It is not finished, damaged, or a run of another command.
-    """
+    """Read a run of `distill` or `pretrain-teacher`; raise `InputError` if it is not finished, damaged, or another."""
     command_of(path)
     result = load_training_result(path)
     events: Events[DistillationEpoch] | Events[PretrainingEpoch]

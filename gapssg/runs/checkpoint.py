@@ -62,11 +62,7 @@ class Facts(BaseModel):
 
     @classmethod
     def read(cls, facts: Any) -> Self:
-        """Validate facts of a checkpoint.
-
-        Raises:
-            InputError: They are not those of this component.
-        """
+        """Validate facts of a checkpoint; raise `InputError` if they are not those of this component."""
         try:
             found = cls.model_validate_json(canonical_json(facts))
             if found.model_fields_set != cls.model_fields.keys():
@@ -180,11 +176,7 @@ class Checkpoints:
             self.after_step()
 
     def write(self) -> None:
-        """Copy the state and start writing it.
-
-        Raises:
-            RunError: The previous checkpoint could not be written.
-        """
+        """Copy the state and start writing it; raise `RunError` if the previous checkpoint could not be written."""
         self.finish()
         self._written = time.monotonic()
         state = self.state()
@@ -216,11 +208,7 @@ class Checkpoints:
         self._pending = self._writer.submit(finish_writing)
 
     def finish(self) -> None:
-        """Wait until the last checkpoint is on the disk.
-
-        Raises:
-            RunError: It could not be written; the previous one is untouched.
-        """
+        """Wait until the last checkpoint is on the disk; raise `RunError` if not: the previous one is untouched."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()

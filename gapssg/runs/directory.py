@@ -198,11 +198,7 @@ class RunDirectory(AbstractContextManager["RunDirectory"]):
         self.close()
 
     def written(self) -> Written:
-        """Return what a checkpoint records of the files so far.
-
-        Raises:
-            InputError: `best.safetensors` cannot be read.
-        """
+        """Return what a checkpoint records of the files so far; raise `InputError` if one cannot be read."""
         files = {name: sha256 for name, sha256 in self._held.written.items() if _KEPT.fullmatch(name)}
         best = self.path / _BEST
         content = read_bounded(best, LARGEST_FILE) if is_file(best) else None
@@ -425,11 +421,7 @@ def pool_shards(path: Path) -> list[Path]:
 
 
 def first_pool_shards(path: Path, count: int) -> list[Path]:
-    """Return the shard files of the first `count` synthesis phases of a run, oldest first.
-
-    Raises:
-        InputError: One is missing.
-    """
+    """Return the shards of the first `count` syntheses of a run, oldest first; raise `InputError` if one is missing."""
     shards: list[Path] = [inside(path) / _POOL / shard_name(epoch) for epoch in range(1, count + 1)]
     missing = [shard.name for shard in shards if not is_file(shard)]
     if missing:

@@ -27,11 +27,7 @@ def sample_grids(run: Path) -> dict[int, Path]:
 
 
 def read_picture(path: Path) -> Image:
-    """Read a PNG of a run: a sample grid or a figure.
-
-    Raises:
-        InputError: It is missing, damaged, or larger than the pictures of a run are.
-    """
+    """Read a PNG of a run; raise `InputError` if it is missing, damaged, or larger than the pictures of a run are."""
     from PIL import Image
 
     try:

@@ -91,11 +91,7 @@ class RunResult(RunFacts):
 
     @classmethod
     def load(cls, run: Path) -> Self:
-        """Read the `result.json` of a run, which may be untrusted.
-
-        Raises:
-            InputError: It is missing, because the run is not finished, or damaged.
-        """
+        """Read an untrusted run's `result.json`; raise `InputError` if it is damaged or, as if unfinished, missing."""
         file = inside(run) / RESULT
         return cls.read(read_bounded(file, _MOST_BYTES), str(file))
 

@@ -119,11 +119,7 @@ def load_settings(
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read an untrusted TOML file.
-
-    Raises:
-        InputError: It is missing, invalid, or larger than any settings.
-    """
+    """Read an untrusted TOML file; raise `InputError` if it is missing, invalid, or larger than any settings."""
     content = read_bounded(path, _LARGEST_FILE)
     if any(line.count(b".") > _MOST_DOTS_IN_A_LINE for line in content.splitlines()):
         raise InputError(f"{path} has a line with more than {_MOST_DOTS_IN_A_LINE} dots, which no setting has")

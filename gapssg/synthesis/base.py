@@ -131,11 +131,7 @@ class Synthesizer(Protocol):
         """Return the state for a checkpoint, without the pool: an unfinished synthesis and state kept across epochs."""
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the state that `state_dict` returned.
-
-        Raises:
-            InputError: The tensors do not match this synthesizer.
-        """
+        """Restore the state that `state_dict` returned; raise `InputError` if it does not match."""
 
     def start_sampling(self, epoch: int, index: int, step: int) -> None:
         """Make `sample` return the distillation batches of round `index`, starting at step `step`."""

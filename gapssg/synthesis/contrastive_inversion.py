@@ -72,11 +72,7 @@ class ContrastiveInversion(GeneratorInversion):
     """Adds a contrastive loss over the teacher's features, between images of the batch and of a memory bank."""
 
     def __init__(self, settings: CMISettings, context: SynthesisContext) -> None:
-        """Create the head and the bank, which persist for the whole run.
-
-        Raises:
-            InputError: There is not enough memory for the bank.
-        """
+        """Create the head and the bank, which last for the run; raise `InputError` if memory is short for the bank."""
         runtime, count = context.runtime, settings.synthesis_batch_size
         self.contrast = settings
         features = sum(

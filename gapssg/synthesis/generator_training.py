@@ -113,11 +113,7 @@ class GeneratorTraining:
         return {"steps_done": torch.tensor(self._steps_done), **self._tensors(), "fresh": self.fresh}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the state that `state_dict` returned.
-
-        Raises:
-            InputError: The tensors do not match.
-        """
+        """Restore the state that `state_dict` returned; raise `InputError` if it does not match."""
         steps_done = torch.tensor(0)
         places = {"steps_done": steps_done, **self._tensors(), "fresh": self._fresh}
         put_back(own_shares(state, ["fresh"], self.context.runtime), places)

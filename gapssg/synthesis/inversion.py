@@ -111,11 +111,7 @@ class Inversion:
         return {_STEPS_DONE: torch.tensor(self._steps_done), **self._lasting(), **self._tensors(), **shares}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the state that `state_dict` returned.
-
-        Raises:
-            InputError: The tensors do not match.
-        """
+        """Restore the state that `state_dict` returned; raise `InputError` if it does not match."""
         steps_done = torch.tensor(0)
         places = self._lasting()
         if _STEPS_DONE in state:

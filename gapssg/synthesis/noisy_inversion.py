@@ -40,11 +40,7 @@ class NoisyInversion(AveragedInversion):
     """
 
     def __init__(self, settings: NAYERSettings, context: SynthesisContext) -> None:
-        """Load the label embeddings.
-
-        Raises:
-            InputError: There are none, or they do not match the classes.
-        """
+        """Load the label embeddings; raise `InputError` if there are none, or they do not match the classes."""
         self.nayer = settings
         self._embeddings = label_embeddings(settings, context).to(context.runtime.device)
         self._groups = -(-settings.synthesis_batch_size // context.num_classes)

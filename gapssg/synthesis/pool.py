@@ -18,11 +18,7 @@ class SamplePool:
     """
 
     def __init__(self, capacity: int, image_shape: tuple[int, int, int], device: torch.device) -> None:
-        """Allocate room for `capacity` uint8 images of shape (C, H, W).
-
-        Raises:
-            InputError: There is not enough memory.
-        """
+        """Allocate room for `capacity` uint8 images of shape (C, H, W); raise `InputError` if memory is short."""
         self.capacity = capacity
         try:
             self._images = torch.empty((capacity, *image_shape), dtype=torch.uint8, device=device)

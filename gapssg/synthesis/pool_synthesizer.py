@@ -42,11 +42,7 @@ class BatchSynthesis(Protocol):
         """Return the state for a checkpoint: that of an unfinished synthesis, and what persists between syntheses."""
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the state that `state_dict` returned; the next synthesis resumes from it.
-
-        Raises:
-            InputError: The tensors do not match.
-        """
+        """Restore the state of a synthesis, which is then resumed; raise `InputError` if it does not match."""
 
 
 class PoolSynthesizer:
@@ -114,11 +110,7 @@ class PoolSynthesizer:
         return {} if self.synthesis is None else self.synthesis.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the state that `state_dict` returned; the next synthesis resumes from it.
-
-        Raises:
-            InputError: The tensors do not match.
-        """
+        """Restore the state of a synthesis, which is then resumed; raise `InputError` if it does not match."""
         if self.synthesis is not None:
             self.synthesis.load_state_dict(state)
 

@@ -60,11 +60,7 @@ def read_shard(path: Path, image_shape: tuple[int, int, int], num_classes: int) 
 def read_images(
     shards: Sequence[Path], image_shape: tuple[int, int, int], num_classes: int, most: int | None = None
 ) -> Tensor:
-    """Return the images (N, C, H, W) uint8 of shards; with `most`, of evenly spread shards of about so many images.
-
-    Raises:
-        InputError: As `read_shard`.
-    """
+    """Return images (N, C, H, W) uint8 of shards; with `most`, about so many, spread evenly. Raises as `read_shard`."""
     first, *_ = read_shard(shards[0], image_shape, num_classes)
     wanted = len(shards) if most is None else min(len(shards), -(-most // len(first)))
     chosen = [shards[index * len(shards) // wanted] for index in range(wanted)]

@@ -34,11 +34,7 @@ from gapssg.training.settings import DistillSettings
 
 
 def choose_augmentation(settings: DistillSettings, card: ModelCard) -> Augmentation:
-    """Return the augmentation of the settings, or of the teacher's card where they set none.
-
-    Raises:
-        InputError: The crop padding is as large as the images.
-    """
+    """Return the augmentation of the settings or else the teacher; raise `InputError` if crops may miss an image."""
     return Augmentation(
         choose_crop_padding(settings.crop_padding, card.input_shape, card.crop_padding),
         card.flip if settings.flip is None else settings.flip,

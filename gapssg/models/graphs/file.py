@@ -112,11 +112,7 @@ def read_graph_file(path: Path, kind: Kind, input_shape: tuple[int, int, int] | 
 
 
 def original_logits(graph: GraphFile, images: Tensor) -> Tensor:
-    """Return the logits (N, K) of images (N, C, H, W) float32 by the file's own library, in a child process.
-
-    Raises:
-        InputError: The library fails.
-    """
+    """Return the logits (N, K) of images (N, C, H, W) float32 by the file's own library, or raise `InputError`."""
     with tempfile.TemporaryDirectory(prefix="gapssg-import-") as name:
         folder = Path(name)
         save_file({"images": images.contiguous()}, folder / "images.safetensors")

@@ -283,11 +283,7 @@ class Executor:
         self.images = images
 
     def call(self, name: str, *arguments: Any, **named: Any) -> Any:
-        """Apply an operator to tensors and numbers, in float32.
-
-        Raises:
-            InputError: The operator is unknown.
-        """
+        """Apply an operator to tensors and numbers, in float32; raise `InputError` if it is unknown."""
         base, _, overload = name.partition(".")
         if base.removesuffix("_") not in _EXECUTED and base not in _EXECUTED:
             raise UnknownOperator([base])

@@ -85,11 +85,7 @@ def check_archive(path: Path) -> None:
 
 
 def load(path: Path) -> torch.jit.ScriptModule:
-    """Load a TorchScript file on the CPU, in evaluation mode.
-
-    Raises:
-        InputError: It is damaged, or loading it would run code.
-    """
+    """Load a TorchScript file on the CPU, in evaluation mode; raise `InputError` if it is damaged or would run code."""
     check_archive(path)
     try:
         module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
@@ -100,11 +96,7 @@ def load(path: Path) -> torch.jit.ScriptModule:
 
 
 def reader_of(module: torch.jit.ScriptModule) -> Callable[[Recorder], Any]:
-    """Return a function that applies the module to the images of a recorder.
-
-    Raises:
-        InputError: It has several inputs.
-    """
+    """Return a function that applies the module to a recorder's images; raise `InputError` if it has other inputs."""
     graph = module.inlined_graph
     inputs = list(graph.inputs())
     if len(inputs) != 2:
