@@ -234,7 +234,9 @@ class Console:
     def result(self, result: BaseModel | Mapping[str, object]) -> None:
         """Print the result, which may contain others, as JSON if --json is given."""
         if self.invocation.json:
-            self._stdout.write(json.dumps(result, allow_nan=False, default=_json_of) + "\n")
+            self._stdout.write(
+                json.dumps(result, allow_nan=False, default=lambda each: each.model_dump(mode="json")) + "\n"
+            )
 
     @contextmanager
     def live(self) -> Iterator[LiveDisplay]:
@@ -259,10 +261,6 @@ class Console:
                 yield display
             finally:
                 logger.removeHandler(notices)
-
-
-def _json_of(result: BaseModel) -> Any:
-    return result.model_dump(mode="json")
 
 
 class LiveDisplay:

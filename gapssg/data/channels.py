@@ -112,7 +112,7 @@ def _count_grey_pages(opened: Image.Image, file: Path) -> int:
         return 1
     first, pages = opened.size, 0
     try:
-        while opened.size == first and _is_grey(opened):
+        while opened.size == first and (opened.mode in _GREY_MODES or opened.mode.startswith(("I", "F"))):
             pages += 1
             if pages > MOST_CHANNELS:
                 raise InputError(f"{file} has more than {MOST_CHANNELS} pages: save at most {MOST_CHANNELS} channels")
@@ -122,10 +122,6 @@ def _count_grey_pages(opened: Image.Image, file: Path) -> int:
         pass
     opened.seek(0)
     return pages
-
-
-def _is_grey(image: Image.Image) -> bool:
-    return image.mode in _GREY_MODES or image.mode.startswith(("I", "F"))
 
 
 def _to_eight_bits(image: Image.Image, file: Path) -> Image.Image:

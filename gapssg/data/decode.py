@@ -176,7 +176,7 @@ def _decode(file: Path, formats: tuple[str, ...], options: LoadOptions) -> Pixel
             if opened.width * opened.height > _MOST_PIXELS:
                 raise Image.DecompressionBombError
             with _ONE_AT_A_TIME if is_large else nullcontext():
-                return _decode_opened(opened, file, options)
+                return _resized(channels_of_picture(opened, options.channels, file), options)
     except GapssgError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -202,10 +202,6 @@ def _open(file: Path, formats: tuple[str, ...], image_size: tuple[int, int] | No
             opened.close()
             raise
         return opened
-
-
-def _decode_opened(opened: Image.Image, file: Path, options: LoadOptions) -> Pixels:
-    return _resized(channels_of_picture(opened, options.channels, file), options)
 
 
 def _resized(images: list[Image.Image], options: LoadOptions) -> Pixels:

@@ -130,9 +130,7 @@ class _Evaluation:
             rows = confusion_matrix(answers.predictions, answers.labels, classes).tolist()
             matrix = tuple(map(tuple, rows))
         return EvaluatedModel(
-            file=str(model.path),
-            sha256=model.sha256,
-            architecture=model.card.architecture,
+            **model.facts,
             **dict(profile_model(model.module, model.card.input_shape)),
             **dict(score_answers(answers, class_names)),
             expected_calibration_error=expected_calibration_error(diagram),

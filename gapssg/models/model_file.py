@@ -66,6 +66,11 @@ class LoadedModel:
     path: Path
     """The file; `<module>` of a module."""
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """File, SHA-256 and architecture, as results have them."""
+        return {"file": str(self.path), "sha256": self.sha256, "architecture": self.card.architecture}
+
     def normalization(self, device: torch.device) -> Normalization:
         """Return the normalisation of the model's input on a device."""
         return Normalization.from_statistics(self.card.mean, self.card.deviation, device)

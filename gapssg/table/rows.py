@@ -215,7 +215,11 @@ def published_figures_of(recipe: str) -> Figures:
     for line in csv.DictReader(text.splitlines()):
         if f"{line['dataset']}-{line['teacher']}-{line['student']}" == recipe:
             names = {"teacher_top1": "teacher", "student_scratch_top1": "scratch", "deepinv": "deepinversion"}
-            numbers = {names.get(key, key): float(value) / 100 for key, value in line.items() if _is_number(value)}
+            numbers = {
+                names.get(key, key): float(value) / 100
+                for key, value in line.items()
+                if value.replace(".", "", 1).isdecimal()
+            }
             deviations = {"gapssg": numbers.pop("gapssg_std")} if "gapssg_std" in numbers else {}
             return Figures(numbers, deviations)
     return Figures({}, {})
@@ -262,7 +266,3 @@ def _data_options(key: str, row: Row) -> dict[str, tuple[str, Any]]:
 def _runtime_options(settings: TableSettings, seed: int) -> dict[str, tuple[str, Any]]:
     runtime = {f"runtime.{name}": (f"--{name}", value) for name, value in settings.runtime.to_dict().items()}
     return {"seed": ("--seeds", seed), **runtime}
-
-
-def _is_number(text: str) -> bool:
-    return text.replace(".", "", 1).isdecimal()

@@ -318,9 +318,7 @@ def _result(
         method=distillation.origin.method,
         pool=str(settings.pool) if settings.pool else None,
         teacher=TeacherFacts(
-            file=str(teacher.path),
-            sha256=teacher.sha256,
-            architecture=teacher.card.architecture,
+            **teacher.facts,
             **dict(profile_model(distillation.teacher, teacher.card.input_shape)),
             top1=teacher_scores.top1 if teacher_scores else None,
         ),

@@ -321,25 +321,22 @@ def _addmm(recorder: Recorder, bias: Any, inputs: Any, matrix: Any, *, beta: flo
     return recorder.call("add.Tensor", scaled, recorder.call("mul.Tensor", bias, beta) if beta != 1 else bias)
 
 
-def _layer_norm(recorder: Recorder, inputs: Any, shape: Any, weight: Any, bias: Any, eps: float) -> Any:
-    return recorder.record("layer_norm.default", [inputs, shape, weight, bias, eps, False], {}), None, None
-
-
-def _max_pool2d(recorder: Recorder, *arguments: Any, **named: Any) -> Any:
-    return recorder.record("max_pool2d.default", arguments, named), None
-
-
-def _adaptive_avg_pool2d(recorder: Recorder, *arguments: Any, **named: Any) -> Any:
-    return recorder.record("adaptive_avg_pool2d.default", arguments, named)
-
-
 _REWRITTEN: dict[str, Callable[..., Any]] = {
     "convolution": _convolution,
     "_convolution": _convolution,
     "addmm": _addmm,
-    "native_layer_norm": _layer_norm,
-    "max_pool2d_with_indices": _max_pool2d,
-    "_adaptive_avg_pool2d": _adaptive_avg_pool2d,
+    "native_layer_norm": lambda recorder, inputs, shape, weight, bias, eps: (
+        recorder.record("layer_norm.default", [inputs, shape, weight, bias, eps, False], {}),
+        None,
+        None,
+    ),
+    "max_pool2d_with_indices": lambda recorder, *given, **named: (
+        recorder.record("max_pool2d.default", given, named),
+        None,
+    ),
+    "_adaptive_avg_pool2d": lambda recorder, *given, **named: recorder.record(
+        "adaptive_avg_pool2d.default", given, named
+    ),
 }
 
 

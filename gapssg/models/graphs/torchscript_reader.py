@@ -217,21 +217,13 @@ _DTYPES = {
 }
 
 
-def _constant(node: Any, _: Sequence[Any]) -> list[Any]:
-    return [next(iter(node.outputs())).toIValue()]
-
-
-def _attribute(node: Any, arguments: Sequence[Any]) -> list[Any]:
-    return [getattr(arguments[0], node.s("name"))]
-
-
 def _refused(_: Any, arguments: Sequence[Any]) -> list[Any]:
     raise InputError(f"its code raises an exception for these images ({shortened(arguments[0])})")
 
 
 _STRUCTURE: dict[str, Callable[[Any, Sequence[Any]], Sequence[Any]]] = {
-    "prim::Constant": _constant,
-    "prim::GetAttr": _attribute,
+    "prim::Constant": lambda node, _: [next(iter(node.outputs())).toIValue()],
+    "prim::GetAttr": lambda node, arguments: [getattr(arguments[0], node.s("name"))],
     "prim::ListConstruct": lambda _, arguments: [list(arguments)],
     "prim::TupleConstruct": lambda _, arguments: [tuple(arguments)],
     "prim::DictConstruct": lambda _, arguments: [dict(zip(arguments[::2], arguments[1::2], strict=True))],
