@@ -395,14 +395,8 @@ def probe_file(folder: Path, content: str) -> Iterator[Path]:
 def check_output_file(path: Path, overwrite: bool, *, makes_folder: bool = False, inputs: Iterable[Path] = ()) -> None:
     """Check that `path` can be written as the file of `--output`, changing nothing.
 
-    Args:
-        path: The file.
-        overwrite: Whether it may exist already.
-        makes_folder: Whether its folder may be missing.
-        inputs: Files that the command reads and must not replace.
-
-    Raises:
-        InputError: It is a folder, an input or exists already, or its folder is missing or cannot be written to.
+    With `makes_folder`, its folder may be missing. Raises `InputError` if it is a folder, one of the `inputs` or exists
+    already, or its folder is missing or cannot be written to.
     """
     with os_errors_as(InputError, f"cannot write {path}", "choose another --output"):
         for file in inputs if path.exists() else ():
@@ -422,14 +416,10 @@ def check_output_file(path: Path, overwrite: bool, *, makes_folder: bool = False
 def lock(file: Path, *, wait: bool = False) -> HeldDirectory:
     """Lock the folder of a lock file; the system releases the lock when it is closed or the process ends.
 
-    Temporary files that killed writers left in the folder are removed.
-
-    Args:
-        file: The lock file, created if it does not exist.
-        wait: Whether to wait for a process that holds the lock.
+    The lock file is created if it does not exist. Temporary files that killed writers left in the folder are removed.
 
     Raises:
-        Taken: Another process holds the lock.
+        Taken: Another process holds the lock, and `wait` is not set.
         InputError: The file is not a lock file.
         RunError: The system refuses.
     """

@@ -77,14 +77,7 @@ class HeldDirectory(contextlib.AbstractContextManager["HeldDirectory"]):
     """
 
     def __init__(self, file: Path, descriptor: int, locked: int, opened: contextlib.ExitStack) -> None:
-        """Hold the lock that `files.lock` took.
-
-        Args:
-            file: The lock file.
-            descriptor: The open folder of the lock file.
-            locked: The open lock file.
-            opened: Closes both.
-        """
+        """Hold the lock that `files.lock` took: the open folder and lock file, by descriptor, which `opened` closes."""
         self.path = Path(file.parent)
         self.descriptor = descriptor
         self.written: dict[str, str] = {}
@@ -162,14 +155,8 @@ def opened_folder(folder: Path) -> Iterator[int]:
 def open_file(path: Path, flags: int, folder: int | None = None) -> int:
     """Open a regular file without waiting for a pipe, touching a device or following a link in an `InsidePath`.
 
-    Args:
-        path: The file.
-        flags: As for `os.open`.
-        folder: Descriptor of the folder that contains it; required for an `InsidePath`.
-
-    Raises:
-        InputError: It is not a regular file, or has several hard links and would be written to.
-        OSError: It cannot be opened.
+    An `InsidePath` needs the descriptor of the folder that contains it. Raises `InputError` if it is not a regular
+    file, or has several hard links and would be written to, and `OSError` if it cannot be opened.
     """
     follow = not isinstance(path, InsidePath)
     name = path if folder is None else path.name

@@ -77,17 +77,13 @@ def _nearest(queries: Tensor, references: Tensor) -> Tensor:
 
 
 def compare(queries: Tensor, members: Tensor, non_members: Tensor) -> Comparison:
-    """Compare the distances of queries to members with those to non-members, both in random order.
+    """Compare the distances of queries (N, D) to members (M, D) with those to non-members (L, D), both in random order.
 
-    Of the larger set, the first ones are compared, as many as the smaller set has. If membership has no influence on
-    the queries, the nearest neighbour of each is a member with probability 1/2. Queries with a common neighbour are
-    all right or all wrong together, so the Wilson interval counts not the queries but Kish's effective number of their
-    neighbours, (sum of c)^2 / sum of c^2, with c the number of queries of each neighbour.
-
-    Args:
-        queries: (N, D) uint8 or float32.
-        members: (M, D), of the same type and on the same device.
-        non_members: (L, D), likewise.
+    All are uint8 or float32, on one device. Of the larger set, the first ones are compared, as many as the smaller set
+    has. If membership has no influence on the queries, the nearest neighbour of each is a member with probability 1/2.
+    Queries with a common neighbour are all right or all wrong together, so the Wilson interval counts not the queries
+    but Kish's effective number of their neighbours, (sum of c)^2 / sum of c^2, with c the number of queries of each
+    neighbour.
     """
     count = min(len(members), len(non_members))
     (near, all_members), (far, all_non_members) = (

@@ -57,15 +57,7 @@ def train_shadows(
 ) -> Shadows:
     """Train shadow models, with the crops and flips of the teacher's file, and predict all images with each.
 
-    Args:
-        settings: Number and training of the models.
-        card: The teacher's description.
-        images: Members and non-members, on the runtime's device.
-        runtime: Device, precision and random streams.
-        display: Shows the progress.
-
-    Raises:
-        RunError: A training diverged.
+    The images, members and non-members, are on the runtime's device. Raises `RunError` if a training diverges.
     """
     generator = torch.Generator().manual_seed(runtime.derive_seed("shadow-halves"))
     is_inside = halves(len(images), settings.shadow.models, generator)

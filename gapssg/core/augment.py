@@ -86,11 +86,8 @@ def choose_crop_padding(given: int | None, image_shape: tuple[int, int, int], ot
 def crop_and_flip(images: Tensor, shifts: Shifts) -> Tensor:
     """Crop each image at its own offset, with zeros outside, and then flip it.
 
-    Equals torchvision's `RandomCrop((H, W), padding)` followed by a flip, with these random numbers.
-
-    Args:
-        images: (N, C, H, W), any dtype; differentiable if floating.
-        shifts: One crop and flip per sample.
+    Equals torchvision's `RandomCrop((H, W), padding)` followed by a flip, with these random numbers. Images
+    (N, C, H, W) have any dtype, and the result is differentiable if they are floating.
     """
     result: Tensor = _CropAndFlip.apply(images, *shifts)
     return result

@@ -69,15 +69,10 @@ def judge(run: TrainingRun, evaluated: Accuracies | None) -> Verdict:
 def weigh(
     result: DistillResult | PretrainResult, on_real_images: Sequence[str], is_usable: bool
 ) -> tuple[list[str], list[str]]:
-    """Return failures and warnings of a run, given what real images have shown since.
+    """Return failures and warnings of a run, given the failures that real images have shown since.
 
     Real images outweigh synthetic ones. If the run itself read none, and its model has since been shown to be usable,
     its failures are warnings. If real images have since shown failures, its warnings are failures again.
-
-    Args:
-        result: The result of the run.
-        on_real_images: The failures that real images have shown since.
-        is_usable: Whether real images have since shown that the model is usable.
     """
     if not isinstance(result, DistillResult):
         return list(on_real_images), []

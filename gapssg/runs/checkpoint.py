@@ -249,14 +249,8 @@ def read_checkpoint(
 ) -> tuple[Written, State]:
     """Read the checkpoint of the run in `path`: the files that the run had written by then, and its state.
 
-    Args:
-        path: The run directory.
-        identity: What must be the same as when it was written.
-        settings: The settings to resume with.
-        may_move: As for `check_same_settings`.
-
-    Raises:
-        InputError: It is missing, damaged, or of a run with another `identity` or other `settings`.
+    Raises `InputError` if it is missing, damaged, or of a run with another `identity` or other settings than those to
+    resume with, except as `check_same_settings` permits.
     """
     file = inside(path) / FOLDER / _FILE
     if not has_checkpoint(path):

@@ -299,14 +299,8 @@ class UnwrittenRun(RunDirectory):
 def check_output(path: Path, overwrite: bool, inputs: Iterable[Path | None] = ()) -> None:
     """Check that a run may be written to `path`, changing nothing.
 
-    Args:
-        path: The directory for the run.
-        overwrite: Whether an earlier run may be replaced.
-        inputs: Files and folders that the run reads; they must not be in the directory.
-
-    Raises:
-        InputError: It contains a run and `overwrite` is not set, contains other files or an input, or cannot be
-            written to.
+    Raises `InputError` if it contains a run and `overwrite` is not set, contains other files or one of the `inputs`,
+    which the run reads, or cannot be written to.
     """
     check_own(path)
     check_writable(path)
@@ -379,12 +373,7 @@ def sha256_of_fixed_settings(settings: Settings) -> str:
 def take_from(path: Path, process: str) -> None:
     """Remove the lock of a run if this process, which is dead or cut off, took it; alive, it stops at its next write.
 
-    Args:
-        path: The run directory.
-        process: The process, as it signs locks.
-
-    Raises:
-        RunError: The lock cannot be removed.
+    Processes are named as they sign locks. Raises `RunError` if the lock cannot be removed.
     """
     if holder_of(inside(path) / _LOCK) == process:
         remove(inside(path) / _LOCK)
@@ -404,14 +393,7 @@ def has_pool(path: Path) -> bool:
 
 
 def pool_shards(path: Path) -> list[Path]:
-    """Return the shard files of a run's sample pool, oldest first.
-
-    Args:
-        path: A run directory, or its `pool` folder.
-
-    Raises:
-        InputError: There is no pool.
-    """
+    """Return the shard files, oldest first, of a run's sample pool or of that `pool` folder, or raise `InputError`."""
     root = inside(path)
     folder = root / _POOL if is_folder(root / _POOL) else root
     shards = {int(match[1]): folder / name for name in entries_in(folder) if (match := _SHARD.fullmatch(name))}

@@ -293,12 +293,7 @@ class Events(Generic[AnyEpoch]):
 def read_events(run: Path, kind: type[AnyEpoch]) -> Events[AnyEpoch]:
     """Read the events of a run, finished or not.
 
-    Args:
-        run: Its directory.
-        kind: Class of its epochs.
-
-    Raises:
-        InputError: `events.jsonl` is missing, damaged, or of another command.
+    Raises `InputError` if `events.jsonl` is missing, damaged, or of another command, whose epochs are not of this kind.
     """
     path = inside(run) / EVENTS
     events: Events[AnyEpoch] = Events([], [], [])

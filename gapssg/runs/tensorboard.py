@@ -46,16 +46,8 @@ def also_for_tensorboard(display: Display, run: Path, kind: type[Epoch]) -> Iter
     """Write `tensorboard/` in the directory of a run, besides showing the run, until the block ends.
 
     After the first epoch the folder is rewritten from `events.jsonl`, so that a resumed run has each point once,
-    whatever an earlier process left there.
-
-    Args:
-        display: Shows the run.
-        run: Directory of the run.
-        kind: Class of its epochs.
-
-    Raises:
-        InputError: TensorBoard is not installed.
-        RunError: The disk refused a write.
+    whatever an earlier process left there. Raises `InputError` if TensorBoard is not installed, and `RunError` if the
+    disk refuses a write.
     """
     if not is_installed():
         raise InputError(f"--tensorboard needs TensorBoard: {_INSTALL}")

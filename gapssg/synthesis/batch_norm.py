@@ -133,11 +133,8 @@ def observed_statistics(
 ) -> AbstractContextManager[None]:
     """Collect the statistics distance of every batch-norm layer that the teacher executes.
 
-    Args:
-        teacher: The network to observe.
-        distances: The list to which each forward pass appends one 0-dimensional tensor per layer.
-        relative: Whether distances are relative to the layers' standard deviations.
-        moments: The moments that are compared with the running statistics.
+    Each forward pass appends one 0-dimensional tensor per layer to `distances`: the distance of `moments` from the
+    running statistics, with `relative` in the layers' standard deviations.
     """
 
     def observe(layer: nn.Module, inputs: Tensor) -> None:

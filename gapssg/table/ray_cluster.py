@@ -339,13 +339,7 @@ def _stopping_on_signals() -> Iterator[Requests]:
 
 
 def _obstacle(file: str, content: str, version: str) -> str | None:
-    """Return why this node cannot make runs; None if it can.
-
-    Args:
-        file: A file that the driver has written.
-        content: Its content.
-        version: The driver's version of this program.
-    """
+    """Return why this node cannot make runs, by a file of the driver and its version of gapssg; None if it can."""
     if version != __version__:
         return f"has gapssg {__version__}, and this machine {version}; install the same version"
     give_up = time.monotonic() + _SECONDS_TO_SEE

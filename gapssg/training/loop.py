@@ -147,14 +147,9 @@ class Launch:
         return nullcontext() if self.processes is None else self.processes.all_or_none()
 
     def check(self, inputs: Iterable[Path | None] = (), may_move: Container[str] = ()) -> None:
-        """Check that the run may start or resume in its directory; nothing is written.
+        """Check that the run may start or resume in its directory, or raise `InputError`; nothing is written.
 
-        Args:
-            inputs: As for `check_output`.
-            may_move: As for `check_same_settings`.
-
-        Raises:
-            InputError: It may not.
+        Arguments are those of `check_output` and `check_same_settings`.
         """
         self._may_move = may_move
         if self.resume:
@@ -165,11 +160,8 @@ class Launch:
     def read_checkpoint(self, identity: dict[str, str]) -> State | None:
         """Return the state to resume from; None for a new run.
 
-        Args:
-            identity: What must be the same on resume, such as the SHA-256 of the teacher.
-
-        Raises:
-            InputError: The checkpoint is missing or damaged, or of another run.
+        Raises `InputError` if the checkpoint is missing, damaged, or of another run, whose `identity`, such as the
+        SHA-256 of the teacher, differs.
         """
         self._identity = identity
         if not self.resume:

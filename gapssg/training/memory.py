@@ -34,15 +34,9 @@ class StepMemory(NamedTuple):
 
 
 def check_memory(steps: Mapping[str, StepMemory], runtime: Runtime, pool: int = 0) -> None:
-    """Check that every kind of step fits in the memory of the processor; a GPU reports that it does not.
+    """Check that every kind of step, and the pool's bytes, fit in the memory of a processor; a GPU reports it itself.
 
-    Args:
-        steps: The memory of a step by its kind.
-        runtime: The device.
-        pool: Bytes that the sample pool will take, too.
-
-    Raises:
-        InputError: One does not; the message has a batch size that does.
+    Raises `InputError`, with a batch size that fits, if one does not.
     """
     available = available_memory() if runtime.device.type == "cpu" else None
     if available is None:

@@ -61,11 +61,7 @@ def main() -> None:
 def answer(kind: str, path: Path, folder: Path, given: tuple[int, ...] | None) -> dict[str, Any]:
     """Read a file, write the graph or logits to a folder, and return what was done, or why not.
 
-    Args:
-        kind: The kind of the file.
-        path: The file.
-        folder: The folder.
-        given: Channels, height and width of an image; None if the file declares them.
+    Given are channels, height and width of an image; None if the file declares them.
     """
     try:
         opened = _OPENS[kind](path)

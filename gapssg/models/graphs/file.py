@@ -80,14 +80,9 @@ def kind_of_graph(path: Path) -> Kind | None:
 def read_graph_file(path: Path, kind: Kind, input_shape: tuple[int, int, int] | None) -> GraphFile:
     """Read an ONNX, TorchScript or torch.export file in a child process with bounds on memory and time.
 
-    Args:
-        path: The file.
-        kind: Its kind, see `kind_of_graph`.
-        input_shape: Channels, height and width of an image; None if the file declares them.
-
-    Raises:
-        InputError: A package is missing, or the file is damaged or too large, declares no or other images, or holds
-            something other than a classifier of images as a graph of known operators.
+    The input shape is channels, height and width of an image, or None if the file declares them. Raises `InputError` if
+    a package is missing, or the file is damaged or too large, declares no or other images, or holds something other
+    than a classifier of images as a graph of known operators.
     """
     with tempfile.TemporaryDirectory(prefix="gapssg-import-") as name:
         folder = Path(name)
@@ -121,20 +116,12 @@ def original_logits(graph: GraphFile, images: Tensor) -> Tensor:
 
 
 def check_same_logits(graph: GraphFile, module: nn.Module, images: Tensor, logits: Tensor, source: str) -> None:
-    """Check that the module of a graph has the logits that the file's own library computes.
+    """Check that the module of a graph has the logits (N, K) that the file's own library computes.
 
     They may differ by 32 times the module's own rounding error, which is its difference from float64: for ten models of
     16 to 201 layers, ONNX files differed by up to 2.1 times that, and weights in half precision by at least 550 times.
-
-    Args:
-        graph: The graph.
-        module: Its module.
-        images: (N, C, H, W) float32, normalised.
-        logits: (N, K) of the library.
-        source: What the images are, for messages.
-
-    Raises:
-        InputError: They differ by more, or are not finite.
+    Images (N, C, H, W) float32 are normalised; `source` says what they are. Raises `InputError` if logits differ by
+    more, or are not finite.
     """
     with frozen(module), torch.inference_mode():
         ours = module(images).double()

@@ -39,16 +39,10 @@ class _Recording(NamedTuple):
 
 
 def graph_of(read: Reader, input_shape: tuple[int, int, int], fixed_batch: int | None = None) -> Graph:
-    """Return the graph of a file, for any number of images.
+    """Return the graph of a file, which `read` applies to images of this shape (C, H, W), for any number of images.
 
-    Args:
-        read: Applies the file to images.
-        input_shape: Channels, height and width of an image.
-        fixed_batch: The batch size that the file declares, if it declares one.
-
-    Raises:
-        InputError: The file cannot be applied to images of this shape, has unknown operators, does not return logits
-            (N, K), or works with one batch size only.
+    Raises `InputError` if the file cannot be applied to such images, has unknown operators, does not return logits
+    (N, K), or works with one batch size only; `fixed_batch` is the one that it declares, if it declares one.
     """
     try:
         return _unified(*(_record(read, count, input_shape) for count in _BATCHES))
