@@ -67,7 +67,7 @@ class LoadedModel:
     """The file; `<module>` of a module."""
 
     @property
-    def facts(self) -> dict[str, str]:
+    def facts(self) -> dict[str, Any]:
         """File, SHA-256 and architecture, as results have them."""
         return {"file": str(self.path), "sha256": self.sha256, "architecture": self.card.architecture}
 
