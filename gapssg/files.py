@@ -184,13 +184,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 def staged(path: Path, content: bytes) -> Iterator[Path]:
     """Write `content` as `write_atomically` does, but rename it only if the block, which may verify it, succeeds.
 
-    If the block raises, the temporary file is removed and `path` is unchanged.
-
-    Yields:
-        The file under its temporary name, on the disk.
-
-    Raises:
-        RunError: The folder or the disk refuses the write; the old file, if any, is untouched.
+    Yields the file under its temporary name, on the disk. If the block raises, it is removed and `path` is unchanged;
+    if the folder or the disk refuses the write, `RunError` is raised, and the old file, if any, is untouched.
     """
     with contextlib.ExitStack() as opened:
         with _write_errors(path):

@@ -44,12 +44,9 @@ def predictions_of(
 
 
 def features_of(module: nn.Module, card: ModelCard, images: Tensor, runtime: Runtime, batch_size: int) -> Tensor | None:
-    """Return the inputs of the last linear layer for images (N, C, H, W) uint8; None if there is no such layer.
+    """Return the inputs of the last linear layer, (N, F) float32, for images (N, C, H, W) uint8, or None.
 
-    `module`, of the architecture that `card` describes, is on the runtime's device.
-
-    Returns:
-        (N, F) float32, on the runtime's device.
+    `module`, of the architecture that `card` describes, and the features are on the runtime's device.
     """
     layer = last_linear_layer(module, card.input_shape, card.num_classes)
     if layer is None:

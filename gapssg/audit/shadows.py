@@ -41,8 +41,7 @@ class Shadows(NamedTuple):
 def halves(count: int, models: int, generator: torch.Generator) -> Tensor:
     """Draw the training images of an even number of models: each pair has the two random halves of all images.
 
-    Returns:
-        (models, count) bool, on the CPU; each image is in half of the rows.
+    Returns (models, count) bool, on the CPU; each image is in half of the rows.
     """
     rows = []
     for _ in range(models // 2):

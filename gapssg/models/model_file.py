@@ -77,14 +77,9 @@ class LoadedModel:
 
 
 def save_model(path: Path, module: nn.Module, card: ModelCard) -> str:
-    """Write a model file atomically; equal weights and cards give equal files.
+    """Write a model file atomically; equal weights and cards give equal files. Return its SHA-256, in hexadecimal.
 
-    Returns:
-        The file's SHA-256, in hexadecimal.
-
-    Raises:
-        InputError: A model file cannot hold the state of the module.
-        RunError: The file cannot be written.
+    Raises `InputError` if a model file cannot hold the state of the module, and `RunError` if it cannot be written.
     """
     content = model_content(module, card)
     write_atomically(path, content)

@@ -57,8 +57,7 @@ def read_evaluations(run: Path, sha256: str) -> list[Evaluation]:
 def keep_evaluations(result: EvaluateResult) -> list[str]:
     """Save the scores of models that are the final weights of a run in the directory of the run.
 
-    Returns:
-        Messages: which scores could not be saved and why, and which model cards do not have them yet.
+    Returns which scores could not be saved and why, and which model cards do not have them yet.
     """
     messages = []
     teacher_sha256 = None if result.teacher is None else result.teacher.sha256

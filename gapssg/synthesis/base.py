@@ -117,11 +117,8 @@ class Synthesizer(Protocol):
     def synthesis_steps(self, student: nn.Module, epoch: int, index: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Run the synthesis of round `index` of an epoch, or resume it after `load_state_dict`.
 
-        Yields:
-            After each step, the number of steps done and its loss terms (0-dimensional, on the device).
-
-        Raises:
-            Diverged: A loss was not finite. The next call restarts this synthesis.
+        Yields after each step the number of steps done and its loss terms (0-dimensional, on the device). Raises
+        `Diverged` if a loss was not finite; the next call restarts this synthesis.
         """
 
     def slow_down(self) -> float:

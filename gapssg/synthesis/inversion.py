@@ -71,11 +71,8 @@ class Inversion:
     ) -> Steps[tuple[int, dict[str, Tensor]], None, Tensor]:
         """Optimise for `targets` (N,); return the images (N, C, H, W) that are kept.
 
-        Yields:
-            After each step, the number of steps done and its loss terms, which the next step may overwrite.
-
-        Raises:
-            Diverged: The loss of a step was not finite.
+        Yields after each step the number of steps done and its loss terms, which the next step may overwrite. Raises
+        `Diverged` if the loss of a step was not finite.
         """
         self._student = student
         if self._steps_done == 0:

@@ -129,9 +129,8 @@ def write_row_figures(
 def write_table_figures(root: Path, summary: TableSummary) -> dict[str, str]:
     """Write the figures of every line of the table in `root` that has runs, into its folder `figures`.
 
-    Returns:
-        By the name of a line why it has no figures: a run's files are damaged, its runs had different teachers, or a
-        file cannot be written.
+    Returns by the name of a line why it has no figures: a run's files are damaged, its runs had different teachers, or
+    a file cannot be written.
     """
     failed: dict[str, str] = {}
     names: list[str] = []

@@ -226,14 +226,9 @@ class Ledger:
 
     @contextmanager
     def claim(self, run: Path) -> Iterator[InsidePath]:
-        """Lock a run until the block ends.
+        """Lock a run until the block ends; yield its directory, which can be written only while the lock is held.
 
-        Yields:
-            The run directory, which can be written only while the lock is held.
-
-        Raises:
-            Taken: Another process holds the lock.
-            RunError: The lock cannot be written.
+        Raises `Taken` if another process holds the lock, and `RunError` if it cannot be written.
         """
         folder = inside(run).parent
         make_folder(folder)
@@ -244,8 +239,7 @@ class Ledger:
     def writing(self) -> Iterator[InsidePath]:
         """Wait for the lock of the table's own files, and hold it until the block ends.
 
-        Yields:
-            The table's directory, whose files can be written only while the lock is held.
+        Yields the table's directory, whose files can be written only while the lock is held.
         """
         with lock(self.root / ".table.lock", wait=True) as held:
             yield held.root

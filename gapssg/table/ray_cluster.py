@@ -475,11 +475,7 @@ def _check_nodes(share: Share, root: Path) -> None:
 def _owned(ledger: Ledger) -> Iterator[Any]:
     """Own a table until the block ends, by a lock on this machine and by the name of an actor in the cluster.
 
-    Yields:
-        The actor.
-
-    Raises:
-        InputError: Another driver owns it.
+    Yields the actor; raises `InputError` if another driver owns the table.
     """
     try:
         held = lock(ledger.root / _DRIVER_LOCK)
