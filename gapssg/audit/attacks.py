@@ -19,18 +19,11 @@ _MOST_POINTS = 100
 
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return log(p / (1 - p)) for the probability p of each label.
+    """Return log(p / (1 - p)), (N,) float64, of the probability p of each label, for logits (N, K) and K at least 2.
 
     It falls as the cross-entropy rises, so that a threshold on it is one on the loss (Yeom et al., "Privacy Risk in
     Machine Learning", CSF 2018); unlike the loss, it does not round to the same value for all images of which the model
     is sure. It is the scaled logit of Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022.
-
-    Args:
-        logits: (N, K), K at least 2.
-        labels: (N,) int64.
-
-    Returns:
-        (N,) float64.
     """
     logits, places = logits.double(), labels[:, None]
     others = logits.scatter(1, places, -torch.inf).logsumexp(dim=1)

@@ -62,15 +62,10 @@ class Augmentation:
 
 
 def choose_crop_padding(given: int | None, image_shape: tuple[int, int, int], otherwise: int | None = None) -> int:
-    """Return the padding for random crops, each of which must contain a part of the image.
+    """Return the pixels of padding on each side for random crops: those given by the user or the default.
 
-    Args:
-        given: Pixels on each side, from the user.
-        image_shape: (channels, height, width) of an image.
-        otherwise: The default; None is an eighth of the shorter side.
-
-    Raises:
-        InputError: The padding is as large as the image.
+    Without either it is an eighth of the shorter side of the image shape (channels, height, width). Raises `InputError`
+    if it is as large as the image, because each crop must contain a part of it.
     """
     shorter = min(image_shape[1:])
     padding = next(value for value in (given, otherwise, shorter // 8) if value is not None)

@@ -77,12 +77,8 @@ class Runtime:
     ) -> tuple[Runtime, str | None]:
         """Return this runtime with the decision of `compile = "auto"`, and the reason if it is made now.
 
-        The decision depends on settings and machine only, not on a clock, so that equal runs decide alike.
-
-        Args:
-            setting: The setting; `from_settings` has applied all values but `auto`.
-            flops: Floating-point operations of the run.
-            earlier: The decision at the start of the run, if it resumes.
+        The decision depends on settings and machine only, not on a clock, so that equal runs decide alike; `earlier` is
+        that at the start of a run that resumes. `from_settings` has applied all values of the setting but `auto`.
         """
         if setting != "auto":
             return self, None

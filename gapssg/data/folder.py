@@ -62,12 +62,9 @@ def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> Im
 def find_images(paths: Sequence[Path], note: Callable[[str], None] | None = None) -> list[Path]:
     """List the images among `paths` and, at any depth, in the folders among them, as `load` finds those of a class.
 
-    Args:
-        paths: Files and folders, whose order is kept.
-        note: Called with a sentence that names the files of a folder that are not read, if there are any.
-
-    Raises:
-        InputError: One does not exist, is no image, or has none in it, or there are more than a million.
+    The order of the paths is kept, and `note` is called with a sentence that names the files of a folder that are not
+    read, if there are any. Raises `InputError` if one does not exist, is no image, or has none in it, or there are more
+    than a million.
     """
     extensions = readable_extensions()
     found: list[Path] = []

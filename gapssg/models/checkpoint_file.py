@@ -35,14 +35,9 @@ class CheckpointWeights(NamedTuple):
 def read_checkpoint_weights(path: Path, key: str | None = None) -> CheckpointWeights:
     """Read the weights in a safetensors file or a PyTorch checkpoint (`.pt`, `.pth`, `.bin`, `.ckpt`).
 
-    PyTorch's restricted unpickler reads a checkpoint in a child process with bounds on memory and time.
-
-    Args:
-        path: The file.
-        key: Dotted key of the state dict in a checkpoint that has several; None takes the usual name.
-
-    Raises:
-        InputError: The file is missing, damaged or too large, holds more than weights, or has no such key.
+    PyTorch's restricted unpickler reads a checkpoint in a child process with bounds on memory and time. If it has
+    several state dicts, one has this dotted key, or None takes the usual name. Raises `InputError` if the file is
+    missing, damaged or too large, holds more than weights, or has no such key.
     """
     with open_regular(path, LARGEST_FILE) as file, os_errors_as(InputError, f"{path} cannot be read"):
         start = file.read(max(map(len, PYTORCH_FILES)))

@@ -138,12 +138,8 @@ class RunDirectory(AbstractContextManager["RunDirectory"]):
     ) -> None:
         """Start a run in a directory that `check_output` has accepted, or resume one from a checkpoint.
 
-        Args:
-            path: The directory, created for a new run.
-            settings: Written to `settings.toml`; those of a resumed run have passed `check_same_settings`.
-            display: Shows the run.
-            overwrite: Whether a new run may replace one that another process has started since the check.
-            resume_from: What the run had written at its checkpoint; everything later is removed. None for a new run.
+        A new run may `overwrite` one that another process has started since the check. A resumed run, whose settings
+        have passed `check_same_settings`, keeps what it had written at its checkpoint; everything later is removed.
 
         Raises:
             InputError: Another process writes to the directory or has started a run there, or a file that the
@@ -322,16 +318,9 @@ def check_output(path: Path, overwrite: bool, inputs: Iterable[Path | None] = ()
 def check_same_settings(path: Path, settings: Settings, may_move: Container[str] = ()) -> None:
     """Check that the run in `path` may resume with these settings.
 
-    Epochs may increase; the checkpoint interval and the number of allowed rollbacks may change.
-
-    Args:
-        path: The run directory.
-        settings: The settings to resume with.
-        may_move: Dotted keys of files and folders that may have moved, because the caller compares their contents; a
-            data set may change its name only from one folder to another.
-
-    Raises:
-        InputError: It is not a run, or other settings differ; each is named.
+    Epochs may increase; the checkpoint interval and the number of allowed rollbacks may change. Files and folders with
+    the dotted keys `may_move` may have moved, because the caller compares their contents; a data set may change its
+    name only from one folder to another. Raises `InputError` if it is not a run, or names each other difference.
     """
     try:
         check_own(path)

@@ -19,13 +19,9 @@ Moments = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def batch_moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and biased variance of each channel over samples and positions.
+    """Return the mean and biased variance (C,), float32 or float64, of each channel of (N, C, ...).
 
-    Args:
-        inputs: (N, C, ...) of any floating type; bfloat16 is accumulated in float32.
-
-    Returns:
-        Two tensors (C,), float32 or float64.
+    Inputs are of any floating type; bfloat16 is accumulated in float32.
     """
     mean, variance = _BatchMoments.apply(inputs)
     return mean, variance

@@ -132,14 +132,7 @@ class RayCluster:
     """Carries out runs as tasks of a Ray cluster."""
 
     def __init__(self, ledger: Ledger, share: Share, board: Any, display: Display) -> None:
-        """Make the runs of a table.
-
-        Args:
-            ledger: The table.
-            share: What a run takes of a node.
-            board: The actor to which the runs report.
-            display: Shows the runs.
-        """
+        """Make the runs of a table, each with its share of a node; they report to the actor `board`."""
         self._ledger = ledger
         self._board = board
         self._display = display

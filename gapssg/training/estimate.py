@@ -43,14 +43,9 @@ def estimated(
 
 
 def time_steps(step: Callable[[], object], runtime: Runtime, steps: int, timed: int) -> Part:
-    """Time a few of `steps` steps.
+    """Time a few of the steps of a run, `timed` after the first ones, but no more than there are.
 
-    Args:
-        step: Makes one step.
-        runtime: Device of the steps.
-        steps: Number of steps in the run; no more are made.
-        timed: Number of steps that are timed after the first ones: one on a processor; on a GPU all up to the replay
-            of the captured graph.
+    The first ones are one on a processor; on a GPU all up to the replay of the captured graph.
     """
     if steps == 0:
         return Part(0, 0.0)

@@ -93,13 +93,9 @@ def training_memory(model: nn.Module, input_shape: Sequence[int], batch_size: in
 def saved_bytes(module: nn.Module, input_shape: Sequence[int], precision: Precision, *, trains: bool) -> int:
     """Return the bytes per input that a forward pass keeps for the backward pass, without the weights.
 
-    A copy on the meta device is run, so that nothing is computed; 0 if that is impossible.
-
-    Args:
-        module: A network, which is left unchanged.
-        input_shape: The shape of one input.
-        precision: With `bf16`, half the bytes of float32 are counted.
-        trains: Whether gradients of the weights are needed, in training mode, or only those of the inputs.
+    Gradients are those of the inputs, or, if it trains, in training mode, also those of the weights. With `bf16`, half
+    the bytes of float32 are counted. A copy on the meta device is run, so that nothing is computed and the module is
+    unchanged; 0 if that is impossible.
     """
     try:
         hollow = copy.deepcopy(module).to("meta").train(trains).requires_grad_(trains)
