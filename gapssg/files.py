@@ -30,8 +30,7 @@ _LARGEST_LOCK = 1000  # bytes
 def canonical_json(value: Any) -> str:
     """Return `value` as JSON with sorted keys and no spaces, so that equal values are equal texts.
 
-    Raises:
-        ValueError: A number is not finite (JSON cannot represent it).
+    Raises `ValueError` if a number is not finite (JSON cannot represent it).
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
@@ -39,9 +38,8 @@ def canonical_json(value: Any) -> str:
 def parse_json(text: str | bytes) -> Any:
     """Parse untrusted JSON.
 
-    Raises:
-        ValueError: It is not valid JSON, or a string has lone surrogates, which validators cannot even report.
-        RecursionError: It is nested too deeply.
+    Raises `ValueError` if it is not valid JSON, or a string has lone surrogates, which validators cannot even report,
+    and `RecursionError` if it is nested too deeply.
     """
     value = json.loads(text)
     json.dumps(value, ensure_ascii=False).encode()
@@ -91,9 +89,8 @@ def check_current_folder() -> None:
 def open_regular(path: Path, most_bytes: int) -> BinaryIO:
     """Open an untrusted file for reading, without waiting for a pipe or reading a device.
 
-    Raises:
-        InputError: It is missing, not a regular file, larger than `most_bytes`, unreadable, or reached through a link
-            below the directory of an `InsidePath`.
+    Raises `InputError` if it is missing, not a regular file, larger than `most_bytes`, unreadable, or reached through a
+    link below the directory of an `InsidePath`.
     """
     is_inside = isinstance(path, InsidePath)
     with _read_errors(path):
@@ -113,8 +110,7 @@ def open_regular(path: Path, most_bytes: int) -> BinaryIO:
 def is_file(path: str | Path) -> bool:
     """Tell whether a file of this name exists; False for what cannot be a name, such as 300 characters.
 
-    Raises:
-        InputError: It is a link or a device, below the directory of an `InsidePath`.
+    Raises `InputError` if it is a link or a device, below the directory of an `InsidePath`.
     """
     if isinstance(path, InsidePath):
         return stat.S_ISREG(_mode(path))
@@ -127,8 +123,7 @@ def is_file(path: str | Path) -> bool:
 def is_folder(path: InsidePath) -> bool:
     """Tell whether a folder of this name exists.
 
-    Raises:
-        InputError: It is a link or a device, or cannot be read.
+    Raises `InputError` if it is a link or a device, or cannot be read.
     """
     return stat.S_ISDIR(_mode(path))
 
@@ -151,8 +146,7 @@ def _mode(path: InsidePath) -> int:
 def entries_in(folder: InsidePath) -> dict[str, bool]:
     """Return the names in a folder, sorted, and whether each is a folder; empty if the folder does not exist.
 
-    Raises:
-        InputError: It is reached through a link, not a folder, or unreadable.
+    Raises `InputError` if it is reached through a link, not a folder, or unreadable.
     """
     with _read_errors(folder):
         try:
@@ -171,10 +165,8 @@ def read_bounded(path: Path, most_bytes: int) -> bytes:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` under a temporary name beside `path`, flush it to the disk, and rename it.
 
-    A reader sees the old file or the new one, never a part.
-
-    Raises:
-        RunError: The folder or the disk refuses the write; the old file, if any, is untouched.
+    A reader sees the old file or the new one, never a part. Raises `RunError` if the folder or the disk refuses the
+    write; the old file, if any, is untouched.
     """
     with staged(path, content):
         pass
@@ -215,9 +207,8 @@ def staged(path: Path, content: bytes) -> Iterator[Path]:
 def append(path: Path, content: bytes) -> None:
     """Append to a file, which is created if it does not exist, and flush it to the disk.
 
-    Raises:
-        InputError: It is a link, a device, or has a second hard link.
-        RunError: The disk refuses the write, part of which may have been written.
+    Raises `InputError` if it is a link, a device, or has a second hard link, and `RunError` if the disk refuses the
+    write, part of which may have been written.
     """
     with _write_errors(path), contextlib.ExitStack() as opened:
         _check_held(path)
@@ -245,9 +236,7 @@ def remove(path: Path, *, empty_folder: bool = False) -> None:
 def make_folder(path: Path) -> None:
     """Create a folder and its missing parents, and flush each name to the disk.
 
-    Raises:
-        InputError: A link or a file has the name of one of the folders.
-        RunError: The system refuses.
+    Raises `InputError` if a link or a file has the name of one of the folders, and `RunError` if the system refuses.
     """
     with os_errors_as(RunError, f"cannot write to {path}"):
         _check_held(path)
@@ -368,8 +357,7 @@ def check_writable(folder: Path) -> None:
 def probe_file(folder: Path, content: str) -> Iterator[Path]:
     """Write a file that another machine looks for, to `folder` or its nearest existing parent, until the block ends.
 
-    Raises:
-        InputError: It cannot be written.
+    Raises `InputError` if it cannot be written.
     """
     existing = folder
     with (

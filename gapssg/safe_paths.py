@@ -93,9 +93,8 @@ class HeldDirectory(contextlib.AbstractContextManager["HeldDirectory"]):
     def check(self) -> None:
         """Check that neither the directory nor its lock was removed, moved or replaced.
 
-        Raises:
-            RunError: One of them was, so that another process may write there.
-            OSError: The directory does not exist.
+        Raises `RunError` if one of them was, so that another process may write there, and `OSError` if the directory
+        does not exist.
         """
         is_same = os.path.samestat(os.stat(self.path), os.fstat(self.descriptor))
         if not is_same or not has_name(self._locked, self._name, self.descriptor):
@@ -128,9 +127,7 @@ def has_name(handle: int, name: str, folder: int) -> bool:
 def opened_folder(folder: Path) -> Iterator[int]:
     """Open a folder until the block ends, through no link below the directory of an `InsidePath`.
 
-    Raises:
-        InputError: One of the path's parts is a link or a file.
-        OSError: The folder cannot be opened.
+    Raises `InputError` if one of the path's parts is a link or a file, and `OSError` if the folder cannot be opened.
     """
     with contextlib.ExitStack() as opened:
 

@@ -33,8 +33,7 @@ def predictions_of(
 ) -> Predictions:
     """Predict images in float32, whatever the precision of the runtime, with the logits of one batch in memory.
 
-    Raises:
-        RunError: The logits are not finite.
+    Raises `RunError` if the logits are not finite.
     """
     exact, parts = replace(runtime, precision="fp32"), []
     for batch, labels in zip(*(torch.split(each, batch_size) for each in (images.images, images.labels)), strict=True):

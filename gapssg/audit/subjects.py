@@ -60,8 +60,7 @@ class KnownImages:
 def read_audited(settings: AuditSettings) -> Audited:
     """Read the models and the pool that the settings name.
 
-    Raises:
-        InputError: A file is missing or damaged, the models do not fit each other, or a run has no pool.
+    Raises `InputError` if a file is missing or damaged, the models do not fit each other, or a run has no pool.
     """
     (subject,) = read_subjects((settings.model,), False, None, settings.model_factories)
     model, run = subject.model, subject.run
@@ -108,8 +107,7 @@ def _read_pool(run: Run, student: LoadedModel, teacher: LoadedModel) -> Tensor:
 def read_known_images(settings: AuditSettings, model: LoadedModel, display: Display) -> KnownImages:
     """Read members and non-members; images in both are left out of the non-members.
 
-    Raises:
-        InputError: The images do not fit the model, or all non-members are members.
+    Raises `InputError` if the images do not fit the model, or all non-members are members.
     """
     members = read_images_of_model(settings.members, settings.members.split, model, display)
     others = read_images_of_model(settings.non_members, settings.non_members.split, model, display)

@@ -98,10 +98,8 @@ class Given(Generic[AnySettings]):
     ) -> AnySettings:
         """Return the settings, or with `dry_run` print them and exit.
 
-        The arguments are those of `load_settings`, `also` being further options.
-
-        Raises:
-            InputError: As `load_settings`.
+        The arguments are those of `load_settings`, `also` being further options. Raises `InputError` as
+        `load_settings`.
         """
         settings = load_settings(
             self.settings_class,

@@ -243,10 +243,8 @@ class Processes:
     def _wait(self, keys: list[str], seconds: float) -> bool:
         """Tell whether the store has these keys within some seconds.
 
-        Signals are handled in between, which a wait by torch would not allow.
-
-        Raises:
-            GapssgError: Another process has failed meanwhile.
+        Signals are handled in between, which a wait by torch would not allow. Raises `GapssgError` if another process
+        has failed meanwhile.
         """
         deadline, pause = time.monotonic() + seconds, 0.001
         while not self._store.check(keys):

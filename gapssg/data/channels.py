@@ -25,11 +25,8 @@ def channels_of_picture(opened: Image.Image, channels: int | None, file: Path) -
     """Decode a picture to one image in mode L or RGB or, with other than 1 or 3 channels, to one in mode L for each.
 
     The pages of a TIFF are channels if they are grey and equally large, and `channels` is not 1. The alpha channel is
-    dropped, unless `channels` counts it.
-
-    Raises:
-        InputError: The picture has other than `channels` channels, or more than there may be.
-        Image.DecompressionBombError: Its pages have too many pixels.
+    dropped, unless `channels` counts it. Raises `InputError` if the picture has other than `channels` channels, or more
+    than there may be, and `Image.DecompressionBombError` if its pages have too many pixels.
     """
     pages = 1 if channels == 1 else _count_grey_pages(opened, file)
     if pages > 1:
@@ -49,10 +46,8 @@ def channels_of_picture(opened: Image.Image, channels: int | None, file: Path) -
 def channels_of_array(file: Path, channels: int | None) -> list[Image.Image]:
     """Read a .npy array (H, W) or (H, W, C) as `channels_of_picture` does; nothing in it can run code.
 
-    Its numbers are uint8, uint16 in [0, 65535], floating in [0, 1], or boolean.
-
-    Raises:
-        InputError: It is none of these, or the file is damaged.
+    Its numbers are uint8, uint16 in [0, 65535], floating in [0, 1], or boolean. Raises `InputError` if it is none of
+    these, or the file is damaged.
     """
     array = _read_array(file)
     shape = array.shape if array.ndim == 3 else (*array.shape, 1)

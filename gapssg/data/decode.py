@@ -57,10 +57,8 @@ def decode_images(files: Sequence[Path], options: LoadOptions) -> Pixels:
     Unless the options say, images are grey if all of them are, else RGB, or have the channels of their arrays (.npy,
     with the channels last) or grey TIFF pages. Alpha is dropped, 16-bit grey is scaled to 8 bits, floating-point grey
     must lie in [0, 1], and EXIF orientation is applied. With an image size, images are scaled to cover it and
-    centre-cropped; without one, all must have the same size.
-
-    Raises:
-        InputError: An image cannot be used; the message names it.
+    centre-cropped; without one, all must have the same size. Raises `InputError` if an image cannot be used; the
+    message names it.
     """
     with closing(_decode_all(files, options)) as decoded:
         return _collect(decoded, files, options)

@@ -30,10 +30,8 @@ def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> Im
     """Read a split of `folder:PATH` in the order of torchvision's ImageFolder.
 
     Classes are the sorted sub-folders of the split; their images are found at any depth and decoded as by
-    `decode_images`.
-
-    Raises:
-        InputError: The folders are not as described, or an image cannot be used; the message names it.
+    `decode_images`. Raises `InputError` if the folders are not as described, or an image cannot be used; the message
+    names it.
     """
     root = user_path(name.partition(":")[2])
     folder = _split_folder(root, split)

@@ -164,8 +164,7 @@ def describe(
 ) -> ModelCard:
     """Return the card of a classifier, whose signature is not known yet.
 
-    Raises:
-        InputError: The number of classes or the normalisation is not known, or the settings do not match.
+    Raises `InputError` if the number of classes or the normalisation is not known, or the settings do not match.
     """
     if settings.class_names is not None:
         _check_class_names(settings.class_names)
@@ -245,10 +244,8 @@ def _for_each_channel(option: str, values: tuple[float, ...], channels: int) -> 
 def adapt_described(module: nn.Module, card: ModelCard, settings: DescriptionSettings, display: Display) -> ModelCard:
     """Verify a classifier and adapt it to images (N, C, H, W) and logits (N, K); put it into evaluation mode.
 
-    What is recognised is reported and stands in the card that is returned.
-
-    Raises:
-        InputError: It is not a classifier as its card and the settings describe it.
+    What is recognised is reported and stands in the card that is returned. Raises `InputError` if it is not a
+    classifier as its card and the settings describe it.
     """
     known = Known(settings.output_kind, settings.output_part, settings.input_layout)
     recognised = recognise(module, card.architecture, card.num_classes, card.input_shape, known)

@@ -40,8 +40,7 @@ def read_images_of_model(
 ) -> ImageSet:
     """Read one split with the channels of a model and, from folders, its image size.
 
-    Raises:
-        InputError: The images or their classes do not fit the model.
+    Raises `InputError` if the images or their classes do not fit the model.
     """
     card = model.card
     channels, height, width = card.input_shape

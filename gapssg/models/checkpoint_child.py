@@ -66,8 +66,7 @@ def state_dicts(content: object, key: str = "", depth: int = 0) -> Iterator[tupl
 def choose(found: Mapping[str, Mapping[str, Any]], key: str) -> str:
     """Return the key of the state dict to take: `key` if given, else a preferred name, else the one with most tensors.
 
-    Raises:
-        ValueError: There is none, or none with this key.
+    Raises `ValueError` if there is none, or none with this key.
     """
     if not found:
         raise ValueError("it holds no tensors with names")

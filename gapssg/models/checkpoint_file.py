@@ -56,8 +56,7 @@ def read_checkpoint_weights(path: Path, key: str | None = None) -> CheckpointWei
 def said_by_child(arguments: Sequence[str], path: Path, seconds: int) -> dict[str, Any]:
     """Return the JSON that an isolated Python process prints last about a file that it reads; nothing if it crashes.
 
-    Raises:
-        InputError: It takes longer than so many seconds.
+    Raises `InputError` if it takes longer than so many seconds.
     """
     command = [sys.executable, "-I", *arguments]
     try:

@@ -69,10 +69,7 @@ def empty_model(
 ) -> nn.Module:
     """Build the model of `create_model` on the meta device, without memory for weights.
 
-    Not for factories, whose code may do anything.
-
-    Raises:
-        InputError: As `create_model`.
+    Not for factories, whose code may do anything. Raises `InputError` as `create_model`.
     """
     builder = _builder(name, num_classes, input_shape, arguments)
 

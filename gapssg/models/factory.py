@@ -25,9 +25,8 @@ def build_from_factory(
 
     The factory gets the user's arguments and, of `num_classes`, `input_shape` (C, H, W) and `in_channels`, those that
     its signature names. With `weights_follow` there are no forward passes, because the initial weights may be NaN.
-
-    Raises:
-        InputError: It cannot be imported, is not callable, raises, or does not return a classifier of such images.
+    Raises `InputError` if it cannot be imported, is not callable, raises, or does not return a classifier of such
+    images.
     """
     with _current_folder_importable():
         factory = _import(name)

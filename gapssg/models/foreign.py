@@ -67,8 +67,7 @@ def limit_parameters(most: int) -> Iterator[None]:
 def check_module(module: object, name: str) -> nn.Module:
     """Return `module` if it has parameters and a state that a model file can hold, without a forward pass.
 
-    Raises:
-        InputError: It is not a module, has no parameters, or `tensors_of` refuses it.
+    Raises `InputError` if it is not a module, has no parameters, or `tensors_of` refuses it.
     """
     if not isinstance(module, nn.Module):
         raise InputError(f"{name} returned a {type(module).__name__} instead of a torch.nn.Module")
@@ -94,8 +93,7 @@ def check_is_module(module: object, name: str) -> nn.Module:
 def copy_module(module: object, name: str) -> nn.Module:
     """Return a copy of a module on the CPU, without gradients; of a compiled one, of the original.
 
-    Raises:
-        InputError: It is not a module, or cannot be copied.
+    Raises `InputError` if it is not a module, or cannot be copied.
     """
     original = _original(check_is_module(module, name))
     with foreign_code(f"{name} cannot be copied; make its tensors parameters or buffers, so that copy.deepcopy works"):
@@ -119,11 +117,8 @@ def check_classifier(
     """Return `module` if forward passes of 1 to 3 images in evaluation mode show that it is a classifier.
 
     With another `signature` it is adapted first. On the meta device the values of logits are not checked. `name` is for
-    messages.
-
-    Raises:
-        InputError: `check_module` refuses it, it has no evaluation mode, it raises, its logits (N, K) of images
-            (N, C, H, W) float32 are not finite, are not deterministic or depend on the batch, or it changes buffers.
+    messages. Raises `InputError` if `check_module` refuses it, it has no evaluation mode, it raises, its logits (N, K)
+    of images (N, C, H, W) float32 are not finite, are not deterministic or depend on the batch, or it changes buffers.
     """
     module = check_module(module, name)
     check_evaluation_mode(module, name)
@@ -203,8 +198,7 @@ def not_finite(name: str, input_shape: Sequence[int]) -> InputError:
 def tensors_of(module: nn.Module, name: str) -> dict[str, Tensor]:
     """Return the state dict of a module.
 
-    Raises:
-        InputError: A value in it is not a tensor, has an unknown size, or a dtype that a model file cannot hold.
+    Raises `InputError` if a value in it is not a tensor, has an unknown size, or a dtype that a model file cannot hold.
     """
     with foreign_code(f"the state dict of {name} cannot be read"):
         state = dict(module.state_dict(keep_vars=True))

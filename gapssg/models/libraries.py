@@ -55,10 +55,8 @@ def build_library_model(
 ) -> nn.Module:
     """Build a model of torchvision or timm with random weights, on torch's default device.
 
-    The first convolution is adapted to the channels of the images, and the last linear layer ignores autocast.
-
-    Raises:
-        InputError: The library is missing, has no classifier of this name, or refuses the arguments.
+    The first convolution is adapted to the channels of the images, and the last linear layer ignores autocast. Raises
+    `InputError` if the library is missing, has no classifier of this name, or refuses the arguments.
     """
     for argument in arguments:
         if argument in _NOT_ARGUMENTS or argument.startswith("pretrained"):
@@ -95,11 +93,8 @@ def check_library_name(library: str, name: str) -> None:
 def pretrained_weights(library: str, name: str, channels: int, /, **arguments: Argument) -> Pretrained:
     """Fetch the default weights of a library for a model with these arguments; timm adapts them to the channels.
 
-    The library loads them into its own model first, because some are stored under outdated names.
-
-    Raises:
-        InputError: There are none, or the library refuses the arguments.
-        RunError: They cannot be fetched.
+    The library loads them into its own model first, because some are stored under outdated names. Raises `InputError`
+    if there are none, or the library refuses the arguments, and `RunError` if they cannot be fetched.
     """
     check_library_name(library, name)
     if arguments:  # before the weights are fetched

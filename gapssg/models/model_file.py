@@ -89,8 +89,7 @@ def save_model(path: Path, module: nn.Module, card: ModelCard) -> str:
 def save_verified_model(path: Path, module: nn.Module, card: ModelCard) -> str:
     """Write a model file as `save_model` does, after verifying that the reloaded model gives the same logits.
 
-    Raises:
-        RunError: It does not, or the file cannot be written.
+    Raises `RunError` if it does not, or the file cannot be written.
     """
     try:
         with staged_model(path, module, card, tolerates_rounding=True) as loaded:
@@ -241,8 +240,7 @@ def _build(card: ModelCard, tensors: dict[str, Tensor], path: Path) -> nn.Module
 def read_card(path: str | Path) -> tuple[ModelCard, str]:
     """Return the description and the SHA-256 of a model file, without building its model.
 
-    Raises:
-        InputError: The file is missing, damaged or not a gapssg model file, or its description is not valid.
+    Raises `InputError` if the file is missing, damaged or not a gapssg model file, or its description is not valid.
     """
     path = user_path(path)
     file = read_safetensors(path)
@@ -308,10 +306,7 @@ def load_foreign_weights(module: nn.Module, tensors: Mapping[str, Tensor], sourc
     """Copy weights that another program wrote into `module`, if PyTorch can load them.
 
     Name parts of wrappers and counters are ignored, dtypes are converted to those of the model, a shared tensor needs
-    only one of its names, and sub-modules may rename outdated names of theirs.
-
-    Raises:
-        InputError: As `load_weights`.
+    only one of its names, and sub-modules may rename outdated names of theirs. Raises `InputError` as `load_weights`.
     """
     expected = tensors_of(module, "the model")
     named = _under_names_of(expected, tensors)

@@ -53,8 +53,7 @@ def check_factory_name(name: str) -> str:
 def check_arguments(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the keyword arguments of a model if a settings or model file may hold them.
 
-    Raises:
-        InputError: There are too many, a name is not an identifier, or a value is not a bounded scalar.
+    Raises `InputError` if there are too many, a name is not an identifier, or a value is not a bounded scalar.
     """
     if len(arguments) > _MOST_ARGUMENTS:
         raise InputError(f"a model takes at most {_MOST_ARGUMENTS} arguments, not {len(arguments)}")

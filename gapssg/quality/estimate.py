@@ -28,10 +28,7 @@ def estimate_quality(settings: QualitySettings) -> QualityResult:
     The evidence is their disagreement on probe images that the student's method did not optimise. The prediction and
     its interval were calibrated on students whose disagreement on real images is known. The accuracies of student and
     teacher differ by at most their disagreement, which gives an interval of the student's accuracy if the teacher's is
-    known.
-
-    Raises:
-        InputError: A file cannot be used, or student and teacher do not match.
+    known. Raises `InputError` if a file cannot be used, or student and teacher do not match.
     """
     runtime = Runtime.from_settings(settings.runtime, seed=0)
     run = settings.student if settings.student.is_dir() else None

@@ -127,11 +127,9 @@ class Checkpoints:
     def after_step(self) -> None:
         """Answer requests, and write a checkpoint if one is due; otherwise this costs nothing.
 
-        Several processes answer after the same step: a request to one of them is one to all.
-
-        Raises:
-            RunError: The last checkpoint could not be written; the previous one is untouched.
-            Stopped: A stop was requested, and the checkpoint is written.
+        Several processes answer after the same step: a request to one of them is one to all. Raises `RunError` if the
+        last checkpoint could not be written (the previous one is untouched), and `Stopped` if a stop was requested and
+        the checkpoint is written.
         """
         if self._pending is not None and self._pending.done():
             self.finish()
@@ -166,9 +164,7 @@ class Checkpoints:
     def after_epoch(self, epochs_done: int, is_last: bool) -> None:
         """Write a checkpoint if one is due after this epoch, and answer requests.
 
-        Raises:
-            RunError: As `after_step`.
-            Stopped: As `after_step`, if it is not the last epoch.
+        Raises `RunError` as `after_step`, and `Stopped` as `after_step`, if it is not the last epoch.
         """
         if is_last or epochs_done % self.every_epochs == 0:
             self.write()

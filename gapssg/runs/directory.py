@@ -140,11 +140,8 @@ class RunDirectory(AbstractContextManager["RunDirectory"]):
 
         A new run may `overwrite` one that another process has started since the check. A resumed run, whose settings
         have passed `check_same_settings`, keeps what it had written at its checkpoint; everything later is removed.
-
-        Raises:
-            InputError: Another process writes to the directory or has started a run there, or a file that the
-                checkpoint lists has changed; nothing has been changed.
-            RunError: The directory cannot be written to.
+        Raises `InputError`, before anything is changed, if another process writes to the directory or has started a run
+        there, or a file that the checkpoint lists has changed; and `RunError` if the directory cannot be written to.
         """
         if resume_from is None:
             make_folder(path)

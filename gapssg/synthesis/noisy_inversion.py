@@ -78,8 +78,7 @@ class NoisyInversion(AveragedInversion):
 def label_embeddings(settings: NAYERSettings, context: SynthesisContext) -> Tensor:
     """Return the embedding of each class, (K, E) float32: from the file, or the rows of the last linear layer.
 
-    Raises:
-        InputError: The file does not hold one tensor (K, E), or there is no such layer.
+    Raises `InputError` if the file does not hold one tensor (K, E), or there is no such layer.
     """
     if settings.label_embeddings is None:
         layer = last_linear_layer(context.teacher, context.image_shape, context.num_classes)

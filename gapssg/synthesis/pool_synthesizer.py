@@ -31,8 +31,7 @@ class BatchSynthesis(Protocol):
     ) -> Generator[tuple[int, dict[str, Tensor]], None, Tensor]:
         """Yield steps done and loss terms after each step; return images (N, C, H, W) in [0, 1] for targets (N,).
 
-        Raises:
-            Diverged: A loss was not finite.
+        Raises `Diverged` if a loss was not finite.
         """
 
     def slow_down(self) -> float:
@@ -148,8 +147,7 @@ class PoolSynthesizer:
 def read_pool(shards: list[Path], context: SynthesisContext) -> tuple[SamplePool, PoolOrigin]:
     """Read the shards of an earlier run's pool, oldest first, and their origin.
 
-    Raises:
-        InputError: A shard is damaged, its images do not match the teacher, or shards of several runs are mixed.
+    Raises `InputError` if a shard is damaged, its images do not match the teacher, or shards of several runs are mixed.
     """
     stored = [read_shard(shard, context.image_shape, context.num_classes) for shard in shards]
     origins = {origin for _, _, origin in stored}

@@ -36,8 +36,7 @@ def write_shard(path: Path, images: Tensor, targets: Tensor, origin: PoolOrigin)
 def read_shard(path: Path, image_shape: tuple[int, int, int], num_classes: int) -> tuple[Tensor, Tensor, PoolOrigin]:
     """Read the images (N, C, H, W) uint8, the targets (N,) int64 and the origin of one shard.
 
-    Raises:
-        InputError: The file is damaged, or its images and targets do not match a teacher of these shapes.
+    Raises `InputError` if the file is damaged, or its images and targets do not match a teacher of these shapes.
     """
     file = read_safetensors(path)
     images, targets = file.tensors.get("images"), file.tensors.get("targets")

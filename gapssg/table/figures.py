@@ -188,8 +188,7 @@ def read_row(cells: Sequence[RowCell], other_runs: Iterable[RowCell] = ()) -> Ro
 def read_curves(run: Path) -> RunCurves:
     """Read what a finished run, which may be untrusted, recorded after each epoch.
 
-    Raises:
-        InputError: `events.jsonl` or `result.json` is missing or damaged, or the run is not finished.
+    Raises `InputError` if `events.jsonl` or `result.json` is missing or damaged, or the run is not finished.
     """
     result = DistillResult.load(run)
     epochs = read_finished(run, DistillationEpoch).epochs

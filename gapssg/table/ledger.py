@@ -148,9 +148,7 @@ class Ledger:
     def begin(self) -> None:
         """Create the directory, or continue the table in it.
 
-        Raises:
-            InputError: As `check_startable`.
-            RunError: It cannot be created.
+        Raises `InputError` as `check_startable`, and `RunError` if it cannot be created.
         """
         self.check_startable()
         make_folder(self.root)
@@ -265,9 +263,7 @@ def clear_failure(run: Path) -> None:
 def record_attempt(run: Path, host: str, device: str, process: str) -> None:
     """Record where a run is started or resumed.
 
-    Raises:
-        InputError: The previous record is damaged.
-        RunError: It cannot be written.
+    Raises `InputError` if the previous record is damaged, and `RunError` if it cannot be written.
     """
     before = read_attempts(run)
     count = 1 if before is None else before.attempts + 1

@@ -38,8 +38,7 @@ class Place(Protocol):
     def start(self, task: Task) -> None:
         """Start or resume a run, which this process has locked.
 
-        Raises:
-            Stopped: It was asked for, and the run has been made here.
+        Raises `Stopped` if it was asked for, and the run has been made here.
         """
 
     def ended(self, *, wait: bool) -> Iterable[tuple[Path, Ending]]:

@@ -42,8 +42,7 @@ class Task:
 def plan_tasks(settings: TableSettings, root: Path) -> list[Task]:
     """Return all runs, teachers before the cells that need them; nothing is read or written.
 
-    Raises:
-        InputError: The settings of a row and a column are not valid.
+    Raises `InputError` if the settings of a row and a column are not valid.
     """
     ledger, now = Ledger(user_path(root).absolute()), time.time()
     tasks: dict[Path, Task] = {}

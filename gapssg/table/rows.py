@@ -82,8 +82,7 @@ class Figures(NamedTuple):
 def make_rows(settings: TableSettings) -> list[Row]:
     """Return the rows that the settings name, on the images that they name.
 
-    Raises:
-        InputError: The images would replace those of more than one data set, or have no name for a row.
+    Raises `InputError` if the images would replace those of more than one data set, or have no name for a row.
     """
     names = list(dict.fromkeys(settings.rows))
     replaced = sorted({row_recipe(name)["pretrain-teacher"]["data"]["name"] for name in names})
@@ -148,10 +147,7 @@ def distill_settings(row: Row, column: Column, seed: int, teacher: Path, setting
     """Return the settings of a cell.
 
     The order of precedence is: defaults, the method's published settings, the recipe of the budget, --set, the column's
-    changes.
-
-    Raises:
-        InputError: A change of the settings or of the column is not possible.
+    changes. Raises `InputError` if a change of the settings or of the column is not possible.
     """
     options = {
         "teacher": (row.name, str(teacher)),

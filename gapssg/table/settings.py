@@ -112,8 +112,7 @@ class GivenRuntimeSettings(Settings):
 def parse_variant(text: str) -> VariantSettings:
     """Parse `NAME:KEY=VALUE[,KEY=VALUE...]`.
 
-    Raises:
-        InputError: It has another form, a method has this name, or it changes what the table sets.
+    Raises `InputError` if it has another form, a method has this name, or it changes what the table sets.
     """
     name, colon, changes = text.partition(":")
     if not colon or not all("=" in change for change in _SEPARATOR.split(changes)):

@@ -39,9 +39,7 @@ def summarise(ledger: Ledger) -> TableSummary:
 def write_summary(ledger: Ledger) -> TableSummary:
     """Rewrite `table.json`, `table.csv` and `table.md`; return the summary.
 
-    Raises:
-        InputError: A file of the table is damaged.
-        RunError: A file cannot be written.
+    Raises `InputError` if a file of the table is damaged, and `RunError` if a file cannot be written.
     """
     with ledger.writing() as root:
         summary = summarise(ledger)

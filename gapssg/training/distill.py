@@ -224,11 +224,8 @@ def estimate_distillation(
     """Estimate the cost of a distillation by timing its first steps.
 
     Nothing is written. `display` shows the progress of reading the evaluation data; `teacher` and `student` are as for
-    `distill`.
-
-    Raises:
-        InputError: The teacher, the pool, the weights or the evaluation data cannot be used, or a step does not fit in
-            the memory.
+    `distill`. Raises `InputError` if the teacher, the pool, the weights or the evaluation data cannot be used, or a
+    step does not fit in the memory.
     """
     settings = with_modules(settings, teacher, student)
     runtime = Runtime.from_settings(settings.runtime, settings.seed)

@@ -45,8 +45,7 @@ def choose_augmentation(settings: DistillSettings, card: ModelCard) -> Augmentat
 def with_modules(settings: DistillSettings, teacher: LoadedModel | None, student: nn.Module | None) -> DistillSettings:
     """Return the settings of a run with the modules of a Python program, where they are not None.
 
-    Raises:
-        InputError: The settings name another teacher or student, or there is none.
+    Raises `InputError` if the settings name another teacher or student, or there is none.
     """
     if teacher is not None and not isinstance(teacher, LoadedModel):
         raise InputError("the teacher is not a loaded model; pass teacher=model_from_module(module, ...)")
@@ -80,8 +79,7 @@ def make_student(
 ) -> nn.Module:
     """Create the student with its initial weights, or copy the module that a Python program has given.
 
-    Raises:
-        InputError: The weights cannot be used, or the student does not fit the teacher's images and classes.
+    Raises `InputError` if the weights cannot be used, or the student does not fit the teacher's images and classes.
     """
     if given is not None:
         student, name = copy_module(given, "the student"), name_of_module(given)
@@ -123,8 +121,7 @@ def make_synthesizer(
 ) -> tuple[Synthesizer, PoolOrigin]:
     """Create the synthesizer, and return where its images come from.
 
-    Raises:
-        InputError: The method cannot use the pool, or needs batch norm, which the teacher lacks.
+    Raises `InputError` if the method cannot use the pool, or needs batch norm, which the teacher lacks.
     """
     method = settings.method
     if settings.pool is not None:

@@ -113,10 +113,8 @@ def _prepare(settings: PretrainSettings, launch: Launch) -> _Pretraining:
 def estimate_pretraining(settings: PretrainSettings, display: Display | None = None) -> EstimateResult:
     """Estimate the cost of a training by timing its first steps.
 
-    Nothing is written, except for downloaded data. `display` shows the progress of reading it.
-
-    Raises:
-        InputError: The data cannot be used, or a step does not fit in the memory.
+    Nothing is written, except for downloaded data. `display` shows the progress of reading it. Raises `InputError` if
+    the data cannot be used, or a step does not fit in the memory.
     """
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     train, test = _read_splits(settings, display or SilentDisplay())

@@ -81,8 +81,7 @@ def answer(kind: str, path: Path, folder: Path, given: tuple[int, ...] | None) -
 def write_graph(opened: Opened, folder: Path, given: tuple[int, ...] | None) -> dict[str, Any]:
     """Write the graph of a file, its tensors, and the logits of random images by its library.
 
-    Raises:
-        InputError: The size of its images is unknown, or it has no graph.
+    Raises `InputError` if the size of its images is unknown, or it has no graph.
     """
     shape = _input_shape(opened.input_shape, given)
     graph = graph_of(opened.read, shape, opened.batch)

@@ -47,8 +47,7 @@ class OnnxFile(NamedTuple):
 def load(path: Path) -> OnnxFile:
     """Read an ONNX file and the files of weights beside it that it names.
 
-    Raises:
-        InputError: It is damaged, has several inputs or outputs, or operators that are not known here.
+    Raises `InputError` if it is damaged, has several inputs or outputs, or operators that are not known here.
     """
     try:
         model = onnx.load_model(str(path), load_external_data=False)
