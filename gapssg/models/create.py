@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from gapssg.errors import InputError, shortened
 from gapssg.models.names import (
     LARGEST_IMAGE_SIDE,
-    MODELS,
     MOST_CHANNELS,
     MOST_CLASSES,
     SMALLEST_IMAGE_SIDE,
+    built_in_model,
     check_model_name,
 )
 from gapssg.models.reference import Arguments, check_arguments, library_model
@@ -93,7 +93,7 @@ def _builder(
     check_model_name(name)
     check_task(num_classes, input_shape)
     check_arguments(arguments)
-    if (entry := MODELS.get(name)) is not None:
+    if (entry := built_in_model(name)) is not None:
         if arguments:
             raise InputError(f"{name} takes no arguments, but was given {shortened(', '.join(arguments))}")
         return entry.load_builder()

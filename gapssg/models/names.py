@@ -65,6 +65,11 @@ def model_names() -> tuple[str, ...]:
     return tuple(MODELS)
 
 
+def built_in_model(name: str) -> ModelEntry | None:
+    """Return the built-in model of this name; None if there is none."""
+    return MODELS.get(name)
+
+
 def check_model_name(name: str) -> str:
     """Return `name` if it is a built-in model or a reference; raise `InputError` if not. Nothing is imported."""
     if name in MODELS or (len(name) <= LONGEST_NAME and (library_model(name) or is_factory(name))):
