@@ -12,7 +12,7 @@ quickstart: $(INSTALLED)
 
 # One process a core: threads of their own would wait for each other.
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto -m "not distributed"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not distributed"
 
 # The tests that start the processes of torchrun or a Ray cluster, which would wait for other tests.
 test-distributed: $(INSTALLED)
@@ -20,10 +20,10 @@ test-distributed: $(INSTALLED)
 
 # Without the tests that are marked slow: about a minute.
 test-fast: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto -m "not slow and not distributed"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not slow and not distributed"
 
 coverage: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto -m "not slow and not distributed" --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not slow and not distributed" --cov --cov-report=term
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

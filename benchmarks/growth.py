@@ -43,7 +43,7 @@ from gapssg.runs.checkpoint import Checkpoints
 from gapssg.runs.directory import RunDirectory, SilentDisplay
 from gapssg.runs.events import Started
 from gapssg.runs.requests import Requests
-from gapssg.settings import RuntimeSettings
+from gapssg.settings.parts import RuntimeSettings
 from gapssg.synthesis.pool import SamplePool
 from gapssg.training.distillation import Distillation
 

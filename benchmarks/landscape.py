@@ -33,7 +33,7 @@ from gapssg.landscape.points import Plane, PointEvaluator
 from gapssg.landscape.samples import Samples
 from gapssg.models import create_model
 from gapssg.models.model_file import load_model
-from gapssg.settings import RuntimeSettings
+from gapssg.settings.parts import RuntimeSettings
 
 Points = list[tuple[float, float]]
 Measure = Callable[[Points], Tensor]

@@ -29,7 +29,7 @@ from benchmarks.core import Size, make_core
 from benchmarks.machine import describe_machine, median, print_machine, print_table, time_in_turn, write_results
 from benchmarks.results_page import RESULTS
 from gapssg.core.runtime import Runtime
-from gapssg.settings import RuntimeSettings
+from gapssg.settings.parts import RuntimeSettings
 
 STEPS = ("synthesis", "distillation")
 

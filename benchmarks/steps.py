@@ -32,7 +32,7 @@ from benchmarks.plain import PlainDistillation, PlainSynthesis, Switches
 from benchmarks.results_page import RESULTS
 from gapssg.core.runtime import Runtime, computes_bf16_natively
 from gapssg.models import create_model
-from gapssg.settings import RuntimeSettings
+from gapssg.settings.parts import RuntimeSettings
 
 PUBLISHED_STEPS = {"synthesis": 200 * 200, "distillation": 2 * 256 // 128 * sum(range(1, 201))}
 """For 200 epochs: 200 generator steps each, and two passes over all samples so far."""

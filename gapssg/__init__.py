@@ -8,125 +8,78 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from gapssg._version import __version__
+from gapssg._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from gapssg.audit.audit import audit_model
-    from gapssg.audit.settings import AuditSettings
-    from gapssg.errors import GapssgError, InputError, RunError
-    from gapssg.evaluation.evaluate import evaluate
-    from gapssg.evaluation.import_teacher import import_teacher
-    from gapssg.evaluation.inspect_model import inspect
-    from gapssg.evaluation.live_model import model_from_module
-    from gapssg.evaluation.predict_files import predict
-    from gapssg.evaluation.settings import (
-        ClassifierSettings,
-        EvaluateSettings,
-        ImportSettings,
-        InspectSettings,
-        PredictSettings,
-    )
-    from gapssg.export.export import export_model
-    from gapssg.export.settings import ExportSettings
-    from gapssg.landscape.measure import measure_landscape
-    from gapssg.landscape.settings import LandscapeSettings
-    from gapssg.models.model_file import load_model
-    from gapssg.quality.estimate import estimate_quality
-    from gapssg.quality.settings import QualitySettings
-    from gapssg.report.card import write_card
-    from gapssg.report.page import write_report
-    from gapssg.report.settings import ReportSettings
-    from gapssg.runs.requests import Requests, Stopped
-    from gapssg.runs.results import AuditResult, DistillResult, LandscapeResult, PredictResult, PretrainResult
-    from gapssg.settings import load_settings
-    from gapssg.training.distill import distill, estimate_distillation
-    from gapssg.training.pretrain_teacher import estimate_pretraining, pretrain_teacher
-    from gapssg.training.settings import DistillSettings, PretrainSettings
+    from gapssg.audit.audit import audit_model as audit_model
+    from gapssg.audit.settings import AuditSettings as AuditSettings
+    from gapssg.errors import GapssgError as GapssgError
+    from gapssg.errors import InputError as InputError
+    from gapssg.errors import RunError as RunError
+    from gapssg.evaluation.evaluate import evaluate as evaluate
+    from gapssg.evaluation.import_teacher import import_teacher as import_teacher
+    from gapssg.evaluation.inspect_model import inspect as inspect
+    from gapssg.evaluation.live_model import model_from_module as model_from_module
+    from gapssg.evaluation.predict_files import predict as predict
+    from gapssg.evaluation.settings import ClassifierSettings as ClassifierSettings
+    from gapssg.evaluation.settings import EvaluateSettings as EvaluateSettings
+    from gapssg.evaluation.settings import ImportSettings as ImportSettings
+    from gapssg.evaluation.settings import InspectSettings as InspectSettings
+    from gapssg.evaluation.settings import PredictSettings as PredictSettings
+    from gapssg.export.export import export_model as export_model
+    from gapssg.export.settings import ExportSettings as ExportSettings
+    from gapssg.landscape.measure import measure_landscape as measure_landscape
+    from gapssg.landscape.settings import LandscapeSettings as LandscapeSettings
+    from gapssg.models.model_file import load_model as load_model
+    from gapssg.quality.estimate import estimate_quality as estimate_quality
+    from gapssg.quality.settings import QualitySettings as QualitySettings
+    from gapssg.report.card import write_card as write_card
+    from gapssg.report.page import write_report as write_report
+    from gapssg.report.settings import ReportSettings as ReportSettings
+    from gapssg.runs.requests import Requests as Requests
+    from gapssg.runs.requests import Stopped as Stopped
+    from gapssg.runs.results import AuditResult as AuditResult
+    from gapssg.runs.results import DistillResult as DistillResult
+    from gapssg.runs.results import LandscapeResult as LandscapeResult
+    from gapssg.runs.results import PredictResult as PredictResult
+    from gapssg.runs.results import PretrainResult as PretrainResult
+    from gapssg.settings.load import load_settings as load_settings
+    from gapssg.training.distill import distill as distill
+    from gapssg.training.distill import estimate_distillation as estimate_distillation
+    from gapssg.training.pretrain_teacher import estimate_pretraining as estimate_pretraining
+    from gapssg.training.pretrain_teacher import pretrain_teacher as pretrain_teacher
+    from gapssg.training.settings import DistillSettings as DistillSettings
+    from gapssg.training.settings import PretrainSettings as PretrainSettings
 
-__all__ = [
-    "AuditResult",
-    "AuditSettings",
-    "ClassifierSettings",
-    "DistillResult",
-    "DistillSettings",
-    "EvaluateSettings",
-    "ExportSettings",
-    "GapssgError",
-    "ImportSettings",
-    "InputError",
-    "InspectSettings",
-    "LandscapeResult",
-    "LandscapeSettings",
-    "PredictResult",
-    "PredictSettings",
-    "PretrainResult",
-    "PretrainSettings",
-    "QualitySettings",
-    "ReportSettings",
-    "Requests",
-    "RunError",
-    "Stopped",
-    "__version__",
-    "audit_model",
-    "distill",
-    "estimate_distillation",
-    "estimate_pretraining",
-    "estimate_quality",
-    "evaluate",
-    "export_model",
-    "import_teacher",
-    "inspect",
-    "load_model",
-    "load_settings",
-    "measure_landscape",
-    "model_from_module",
-    "predict",
-    "pretrain_teacher",
-    "write_card",
-    "write_report",
-]
-
-_HOMES = {
-    "audit_model": "gapssg.audit.audit",
-    "AuditSettings": "gapssg.audit.settings",
-    "distill": "gapssg.training.distill",
-    "estimate_distillation": "gapssg.training.distill",
-    "estimate_pretraining": "gapssg.training.pretrain_teacher",
-    "estimate_quality": "gapssg.quality.estimate",
-    "QualitySettings": "gapssg.quality.settings",
-    "evaluate": "gapssg.evaluation.evaluate",
-    "import_teacher": "gapssg.evaluation.import_teacher",
-    "inspect": "gapssg.evaluation.inspect_model",
-    "predict": "gapssg.evaluation.predict_files",
-    "model_from_module": "gapssg.evaluation.live_model",
-    "pretrain_teacher": "gapssg.training.pretrain_teacher",
-    "ClassifierSettings": "gapssg.evaluation.settings",
-    "DistillSettings": "gapssg.training.settings",
-    "EvaluateSettings": "gapssg.evaluation.settings",
-    "ImportSettings": "gapssg.evaluation.settings",
-    "InspectSettings": "gapssg.evaluation.settings",
-    "PredictSettings": "gapssg.evaluation.settings",
-    "PretrainSettings": "gapssg.training.settings",
-    "ExportSettings": "gapssg.export.settings",
-    "export_model": "gapssg.export.export",
-    "LandscapeSettings": "gapssg.landscape.settings",
-    "ReportSettings": "gapssg.report.settings",
-    "write_card": "gapssg.report.card",
-    "write_report": "gapssg.report.page",
-    "measure_landscape": "gapssg.landscape.measure",
-    "GapssgError": "gapssg.errors",
-    "InputError": "gapssg.errors",
-    "RunError": "gapssg.errors",
-    "Requests": "gapssg.runs.requests",
-    "Stopped": "gapssg.runs.requests",
-    "load_model": "gapssg.models.model_file",
-    "load_settings": "gapssg.settings",
-    "AuditResult": "gapssg.runs.results",
-    "DistillResult": "gapssg.runs.results",
-    "LandscapeResult": "gapssg.runs.results",
-    "PredictResult": "gapssg.runs.results",
-    "PretrainResult": "gapssg.runs.results",
+_NAMES = {
+    "gapssg.audit.audit": "audit_model",
+    "gapssg.audit.settings": "AuditSettings",
+    "gapssg.errors": "GapssgError InputError RunError",
+    "gapssg.evaluation.evaluate": "evaluate",
+    "gapssg.evaluation.import_teacher": "import_teacher",
+    "gapssg.evaluation.inspect_model": "inspect",
+    "gapssg.evaluation.live_model": "model_from_module",
+    "gapssg.evaluation.predict_files": "predict",
+    "gapssg.evaluation.settings": "ClassifierSettings EvaluateSettings ImportSettings InspectSettings PredictSettings",
+    "gapssg.export.export": "export_model",
+    "gapssg.export.settings": "ExportSettings",
+    "gapssg.landscape.measure": "measure_landscape",
+    "gapssg.landscape.settings": "LandscapeSettings",
+    "gapssg.models.model_file": "load_model",
+    "gapssg.quality.estimate": "estimate_quality",
+    "gapssg.quality.settings": "QualitySettings",
+    "gapssg.report.card": "write_card",
+    "gapssg.report.page": "write_report",
+    "gapssg.report.settings": "ReportSettings",
+    "gapssg.runs.requests": "Requests Stopped",
+    "gapssg.runs.results": "AuditResult DistillResult LandscapeResult PredictResult PretrainResult",
+    "gapssg.settings.load": "load_settings",
+    "gapssg.training.distill": "distill estimate_distillation",
+    "gapssg.training.pretrain_teacher": "estimate_pretraining pretrain_teacher",
+    "gapssg.training.settings": "DistillSettings PretrainSettings",
 }
+_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -28,7 +28,6 @@ class GapssgError(Exception):
         return tuple(map(str, self.args))
 
     def __str__(self) -> str:
-        """Return the lines, joined."""
         return "\n".join(self.lines)
 
 
@@ -46,7 +45,6 @@ class Taken(InputError):
     """
 
     def __init__(self, path: object, holder: str) -> None:
-        """Name the process that writes to `path`."""
         super().__init__(f"{path} is being written by {holder}; wait for it or name another directory")
         self.holder = holder
 
@@ -66,11 +64,7 @@ def os_errors_as(kind: type[GapssgError], problem: str, advice: str = "") -> Ite
 
 @contextmanager
 def reporting_out_of_memory(advise: Callable[[], str] | None = None) -> Iterator[None]:
-    """Turn out-of-memory errors of any library into one sentence, which ends in the advice.
-
-    Raises:
-        RunError: Memory ran out in the block.
-    """
+    """Turn out-of-memory errors of any library into a `RunError` of one sentence, which ends in the advice."""
     try:
         yield
     except Exception as error:
@@ -106,6 +100,12 @@ def shortened(text: object, most: int = 100) -> str:
     """Shorten a text from an untrusted file to `most` characters, for a message."""
     text = str(text)
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def first_line(error: BaseException, most: int = 150) -> str:
+    """Return the first line of an error that says something, or else its type, of at most so many characters."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return shortened(next(filter(None, lines), type(error).__name__), most)
 
 
 def _letters_and_digits(name: str) -> str:

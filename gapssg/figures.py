@@ -46,18 +46,9 @@ def new_figure(width: float, height: float, layout: Literal["constrained", "comp
 
 
 def write_figure(folder: Path, name: str, make: Callable[[], Figure]) -> list[Path]:
-    """Write a figure as PNG and SVG.
+    """Write a figure, which `make` draws in the common style, as PNG and SVG named `name` into an existing folder.
 
-    Args:
-        folder: An existing folder.
-        name: The name of the files, without extension.
-        make: Returns the figure; called in the common style.
-
-    Returns:
-        The files.
-
-    Raises:
-        RunError: A file cannot be written.
+    Returns the files; raises `RunError` if one cannot be written.
     """
     import matplotlib
 

@@ -30,8 +30,7 @@ _LARGEST_LOCK = 1000  # bytes
 def canonical_json(value: Any) -> str:
     """Return `value` as JSON with sorted keys and no spaces, so that equal values are equal texts.
 
-    Raises:
-        ValueError: A number is not finite (JSON cannot represent it).
+    Raises `ValueError` if a number is not finite (JSON cannot represent it).
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
@@ -39,9 +38,8 @@ def canonical_json(value: Any) -> str:
 def parse_json(text: str | bytes) -> Any:
     """Parse untrusted JSON.
 
-    Raises:
-        ValueError: It is not valid JSON, or a string has lone surrogates, which validators cannot even report.
-        RecursionError: It is nested too deeply.
+    Raises `ValueError` if it is not valid JSON, or a string has lone surrogates, which validators cannot even report,
+    and `RecursionError` if it is nested too deeply.
     """
     value = json.loads(text)
     json.dumps(value, ensure_ascii=False).encode()
@@ -81,11 +79,7 @@ def user_path(path: str | Path) -> Path:
 
 
 def check_current_folder() -> None:
-    """Check that the current folder, which relative paths start from, exists.
-
-    Raises:
-        InputError: It was removed.
-    """
+    """Raise `InputError` if the current folder, which relative paths start from, was removed."""
     try:
         os.getcwd()
     except OSError as error:
@@ -95,9 +89,8 @@ def check_current_folder() -> None:
 def open_regular(path: Path, most_bytes: int) -> BinaryIO:
     """Open an untrusted file for reading, without waiting for a pipe or reading a device.
 
-    Raises:
-        InputError: It is missing, not a regular file, larger than `most_bytes`, unreadable, or reached through a link
-            below the directory of an `InsidePath`.
+    Raises `InputError` if it is missing, not a regular file, larger than `most_bytes`, unreadable, or reached through a
+    link below the directory of an `InsidePath`.
     """
     is_inside = isinstance(path, InsidePath)
     with _read_errors(path):
@@ -117,8 +110,7 @@ def open_regular(path: Path, most_bytes: int) -> BinaryIO:
 def is_file(path: str | Path) -> bool:
     """Tell whether a file of this name exists; False for what cannot be a name, such as 300 characters.
 
-    Raises:
-        InputError: It is a link or a device, below the directory of an `InsidePath`.
+    Raises `InputError` if it is a link or a device, below the directory of an `InsidePath`.
     """
     if isinstance(path, InsidePath):
         return stat.S_ISREG(_mode(path))
@@ -131,18 +123,13 @@ def is_file(path: str | Path) -> bool:
 def is_folder(path: InsidePath) -> bool:
     """Tell whether a folder of this name exists.
 
-    Raises:
-        InputError: It is a link or a device, or cannot be read.
+    Raises `InputError` if it is a link or a device, or cannot be read.
     """
     return stat.S_ISDIR(_mode(path))
 
 
 def _mode(path: InsidePath) -> int:
-    """Return the mode of a file or folder, 0 if there is neither.
-
-    Raises:
-        InputError: It is a link or a device, or cannot be read.
-    """
+    """Return the mode of a file or folder, 0 if there is neither."""
     with _read_errors(path):
         try:
             if path == path.directory:
@@ -159,8 +146,7 @@ def _mode(path: InsidePath) -> int:
 def entries_in(folder: InsidePath) -> dict[str, bool]:
     """Return the names in a folder, sorted, and whether each is a folder; empty if the folder does not exist.
 
-    Raises:
-        InputError: It is reached through a link, not a folder, or unreadable.
+    Raises `InputError` if it is reached through a link, not a folder, or unreadable.
     """
     with _read_errors(folder):
         try:
@@ -171,11 +157,7 @@ def entries_in(folder: InsidePath) -> dict[str, bool]:
 
 
 def read_bounded(path: Path, most_bytes: int) -> bytes:
-    """Read an untrusted file.
-
-    Raises:
-        InputError: As `open_regular`.
-    """
+    """Read an untrusted file; raises as `open_regular`."""
     with open_regular(path, most_bytes) as file, _read_errors(path):
         return file.read(most_bytes)
 
@@ -183,10 +165,8 @@ def read_bounded(path: Path, most_bytes: int) -> bytes:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` under a temporary name beside `path`, flush it to the disk, and rename it.
 
-    A reader sees the old file or the new one, never a part.
-
-    Raises:
-        RunError: The folder or the disk refuses the write; the old file, if any, is untouched.
+    A reader sees the old file or the new one, never a part. Raises `RunError` if the folder or the disk refuses the
+    write; the old file, if any, is untouched.
     """
     with staged(path, content):
         pass
@@ -196,13 +176,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 def staged(path: Path, content: bytes) -> Iterator[Path]:
     """Write `content` as `write_atomically` does, but rename it only if the block, which may verify it, succeeds.
 
-    If the block raises, the temporary file is removed and `path` is unchanged.
-
-    Yields:
-        The file under its temporary name, on the disk.
-
-    Raises:
-        RunError: The folder or the disk refuses the write; the old file, if any, is untouched.
+    Yields the file under its temporary name, on the disk. If the block raises, it is removed and `path` is unchanged;
+    if the folder or the disk refuses the write, `RunError` is raised, and the old file, if any, is untouched.
     """
     with contextlib.ExitStack() as opened:
         with _write_errors(path):
@@ -232,9 +207,8 @@ def staged(path: Path, content: bytes) -> Iterator[Path]:
 def append(path: Path, content: bytes) -> None:
     """Append to a file, which is created if it does not exist, and flush it to the disk.
 
-    Raises:
-        InputError: It is a link, a device, or has a second hard link.
-        RunError: The disk refuses the write, part of which may have been written.
+    Raises `InputError` if it is a link, a device, or has a second hard link, and `RunError` if the disk refuses the
+    write, part of which may have been written.
     """
     with _write_errors(path), contextlib.ExitStack() as opened:
         _check_held(path)
@@ -252,11 +226,7 @@ def append(path: Path, content: bytes) -> None:
 
 
 def remove(path: Path, *, empty_folder: bool = False) -> None:
-    """Remove a file, a link itself or, if asked for, an empty folder; do nothing if it does not exist.
-
-    Raises:
-        RunError: The system refuses.
-    """
+    """Remove a file, a link itself or, if asked for, an empty folder, if it exists; raise `RunError` if that fails."""
     with _write_errors(path):
         _check_held(path)
         with contextlib.suppress(FileNotFoundError), opened_folder(path.parent) as folder:
@@ -266,9 +236,7 @@ def remove(path: Path, *, empty_folder: bool = False) -> None:
 def make_folder(path: Path) -> None:
     """Create a folder and its missing parents, and flush each name to the disk.
 
-    Raises:
-        InputError: A link or a file has the name of one of the folders.
-        RunError: The system refuses.
+    Raises `InputError` if a link or a file has the name of one of the folders, and `RunError` if the system refuses.
     """
     with os_errors_as(RunError, f"cannot write to {path}"):
         _check_held(path)
@@ -284,11 +252,7 @@ def make_folder(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk, if it exists.
-
-    Raises:
-        RunError: The system refuses.
-    """
+    """Flush the names in a folder to the disk, if it exists; raise `RunError` if the system refuses."""
     with _write_errors(folder), contextlib.suppress(FileNotFoundError), opened_folder(folder) as handle:
         os.fsync(handle)
 
@@ -345,11 +309,7 @@ def _missing(path: Path) -> InputError:
 
 
 def sha256_of_files(paths: Iterable[Path], most_bytes: int) -> str:
-    """Return the SHA-256 of the concatenated SHA-256 digests of files, in hexadecimal.
-
-    Raises:
-        InputError: As `open_regular`.
-    """
+    """Return the SHA-256, in hexadecimal, of files' concatenated SHA-256 digests; raises as `open_regular`."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(bytes.fromhex(sha256_of_file(path, most_bytes)))
@@ -357,11 +317,7 @@ def sha256_of_files(paths: Iterable[Path], most_bytes: int) -> str:
 
 
 def sha256_of_file(path: Path, most_bytes: int) -> str:
-    """Return the SHA-256 of an untrusted file, in hexadecimal.
-
-    Raises:
-        InputError: As `open_regular`.
-    """
+    """Return the SHA-256 of an untrusted file, in hexadecimal; raises as `open_regular`."""
     digest = hashlib.sha256()
     with open_regular(path, most_bytes) as file, _read_errors(path):
         size = os.fstat(file.fileno()).st_size
@@ -377,22 +333,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def check_exists(path: Path) -> None:
-    """Check that a file or folder that is read later exists.
-
-    Raises:
-        InputError: It does not exist or cannot be read.
-    """
+    """Raise `InputError` if a file or folder that is read later does not exist or cannot be read."""
     with _read_errors(path):
         if not path.exists():
             raise _missing(path)
 
 
 def check_writable(folder: Path) -> None:
-    """Check that `folder` can be created and written to, leaving nothing behind.
-
-    Raises:
-        InputError: The nearest existing parent is not a folder or cannot be written to.
-    """
+    """Raise `InputError` unless `folder` exists, or can be created, and can be written to; leave nothing behind."""
     existing = (folder.directory if isinstance(folder, InsidePath) else folder).absolute()
     with os_errors_as(InputError, f"cannot write to {folder}", "choose another --output"):
         while not existing.exists():
@@ -409,8 +357,7 @@ def check_writable(folder: Path) -> None:
 def probe_file(folder: Path, content: str) -> Iterator[Path]:
     """Write a file that another machine looks for, to `folder` or its nearest existing parent, until the block ends.
 
-    Raises:
-        InputError: It cannot be written.
+    Raises `InputError` if it cannot be written.
     """
     existing = folder
     with (
@@ -431,14 +378,8 @@ def probe_file(folder: Path, content: str) -> Iterator[Path]:
 def check_output_file(path: Path, overwrite: bool, *, makes_folder: bool = False, inputs: Iterable[Path] = ()) -> None:
     """Check that `path` can be written as the file of `--output`, changing nothing.
 
-    Args:
-        path: The file.
-        overwrite: Whether it may exist already.
-        makes_folder: Whether its folder may be missing.
-        inputs: Files that the command reads and must not replace.
-
-    Raises:
-        InputError: It is a folder, an input or exists already, or its folder is missing or cannot be written to.
+    With `makes_folder`, its folder may be missing. Raises `InputError` if it is a folder, one of the `inputs` or exists
+    already, or its folder is missing or cannot be written to.
     """
     with os_errors_as(InputError, f"cannot write {path}", "choose another --output"):
         for file in inputs if path.exists() else ():
@@ -458,14 +399,10 @@ def check_output_file(path: Path, overwrite: bool, *, makes_folder: bool = False
 def lock(file: Path, *, wait: bool = False) -> HeldDirectory:
     """Lock the folder of a lock file; the system releases the lock when it is closed or the process ends.
 
-    Temporary files that killed writers left in the folder are removed.
-
-    Args:
-        file: The lock file, created if it does not exist.
-        wait: Whether to wait for a process that holds the lock.
+    The lock file is created if it does not exist. Temporary files that killed writers left in the folder are removed.
 
     Raises:
-        Taken: Another process holds the lock.
+        Taken: Another process holds the lock, and `wait` is not set.
         InputError: The file is not a lock file.
         RunError: The system refuses.
     """
@@ -487,11 +424,7 @@ def lock(file: Path, *, wait: bool = False) -> HeldDirectory:
 
 
 def holder_of(file: Path) -> str | None:
-    """Return the process that took a lock last, alive or not; None if the lock file does not exist.
-
-    Raises:
-        InputError: It cannot be read.
-    """
+    """Return the process that took a lock last, alive or not; None without a lock file. Raises as `read_bounded`."""
     return read_bounded(file, _LARGEST_LOCK).decode(errors="replace").strip() if is_file(file) else None
 
 

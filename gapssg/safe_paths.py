@@ -26,7 +26,6 @@ class InsidePath(PosixPath):
     held: HeldDirectory | None = None
 
     def __truediv__(self, name: str | os.PathLike[str]) -> Self:
-        """Return a path below this one."""
         return self._at(super().__truediv__(name))
 
     def with_name(self, name: str) -> Self:
@@ -47,11 +46,7 @@ class InsidePath(PosixPath):
 
     @property
     def below(self) -> tuple[str, ...]:
-        """The parts of the path below the directory.
-
-        Raises:
-            InputError: The path is not inside the directory.
-        """
+        """The parts of the path below the directory; raises `InputError` if it is not inside."""
         parts = Path(self).parts[len(self.directory.parts) :]
         if not self.is_relative_to(self.directory) or ".." in parts:
             raise InputError(f"{self} is not inside {self.directory}")
@@ -82,14 +77,7 @@ class HeldDirectory(contextlib.AbstractContextManager["HeldDirectory"]):
     """
 
     def __init__(self, file: Path, descriptor: int, locked: int, opened: contextlib.ExitStack) -> None:
-        """Hold the lock that `files.lock` took.
-
-        Args:
-            file: The lock file.
-            descriptor: The open folder of the lock file.
-            locked: The open lock file.
-            opened: Closes both.
-        """
+        """Hold the lock that `files.lock` took: the open folder and lock file, by descriptor, which `opened` closes."""
         self.path = Path(file.parent)
         self.descriptor = descriptor
         self.written: dict[str, str] = {}
@@ -105,9 +93,8 @@ class HeldDirectory(contextlib.AbstractContextManager["HeldDirectory"]):
     def check(self) -> None:
         """Check that neither the directory nor its lock was removed, moved or replaced.
 
-        Raises:
-            RunError: One of them was, so that another process may write there.
-            OSError: The directory does not exist.
+        Raises `RunError` if one of them was, so that another process may write there, and `OSError` if the directory
+        does not exist.
         """
         is_same = os.path.samestat(os.stat(self.path), os.fstat(self.descriptor))
         if not is_same or not has_name(self._locked, self._name, self.descriptor):
@@ -121,11 +108,9 @@ class HeldDirectory(contextlib.AbstractContextManager["HeldDirectory"]):
         self._opened.close()
 
     def __del__(self) -> None:
-        """Release the lock with the last reference."""
         self.close()
 
     def __exit__(self, *_: object) -> None:
-        """Release the lock."""
         self.close()
 
 
@@ -142,9 +127,7 @@ def has_name(handle: int, name: str, folder: int) -> bool:
 def opened_folder(folder: Path) -> Iterator[int]:
     """Open a folder until the block ends, through no link below the directory of an `InsidePath`.
 
-    Raises:
-        InputError: One of the path's parts is a link or a file.
-        OSError: The folder cannot be opened.
+    Raises `InputError` if one of the path's parts is a link or a file, and `OSError` if the folder cannot be opened.
     """
     with contextlib.ExitStack() as opened:
 
@@ -169,14 +152,8 @@ def opened_folder(folder: Path) -> Iterator[int]:
 def open_file(path: Path, flags: int, folder: int | None = None) -> int:
     """Open a regular file without waiting for a pipe, touching a device or following a link in an `InsidePath`.
 
-    Args:
-        path: The file.
-        flags: As for `os.open`.
-        folder: Descriptor of the folder that contains it; required for an `InsidePath`.
-
-    Raises:
-        InputError: It is not a regular file, or has several hard links and would be written to.
-        OSError: It cannot be opened.
+    An `InsidePath` needs the descriptor of the folder that contains it. Raises `InputError` if it is not a regular
+    file, or has several hard links and would be written to, and `OSError` if it cannot be opened.
     """
     follow = not isinstance(path, InsidePath)
     name = path if folder is None else path.name

@@ -37,11 +37,7 @@ class Stored(BaseModel):
 
     @classmethod
     def read(cls, text: bytes, place: str) -> Self:
-        """Parse JSON; messages name `place` as its origin.
-
-        Raises:
-            InputError: It is not valid.
-        """
+        """Parse JSON; raise `InputError`, which names `place` as its origin, if it is not valid."""
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:

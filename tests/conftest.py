@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -54,6 +56,12 @@ def teacher_file(tmp_path: Path) -> Path:
 
 def write_teacher(path: Path) -> Path:
     """Write a teacher with random weights whose batch-norm statistics are not those of an untouched layer."""
+    path.write_bytes(_teacher())
+    return path
+
+
+@cache
+def _teacher() -> bytes:
     card = make_card()
     model = create_model(card.architecture, num_classes=10, input_shape=card.input_shape, seed=1)
     generator = torch.Generator().manual_seed(0)
@@ -61,8 +69,9 @@ def write_teacher(path: Path) -> Path:
     with torch.no_grad():
         for _ in range(3):
             model(torch.randn(32, *card.input_shape, generator=generator))
-    save_model(path, model.eval(), card)
-    return path
+    with TemporaryDirectory() as folder:
+        save_model(Path(folder) / "teacher.safetensors", model.eval(), card)
+        return (Path(folder) / "teacher.safetensors").read_bytes()
 
 
 @pytest.fixture

@@ -19,18 +19,11 @@ _MOST_POINTS = 100
 
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return log(p / (1 - p)) for the probability p of each label.
+    """Return log(p / (1 - p)), (N,) float64, of the probability p of each label, for logits (N, K) and K at least 2.
 
     It falls as the cross-entropy rises, so that a threshold on it is one on the loss (Yeom et al., "Privacy Risk in
     Machine Learning", CSF 2018); unlike the loss, it does not round to the same value for all images of which the model
     is sure. It is the scaled logit of Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022.
-
-    Args:
-        logits: (N, K), K at least 2.
-        labels: (N,) int64.
-
-    Returns:
-        (N,) float64.
     """
     logits, places = logits.double(), labels[:, None]
     others = logits.scatter(1, places, -torch.inf).logsumexp(dim=1)
@@ -61,11 +54,7 @@ def area_under_roc(members: Tensor, non_members: Tensor) -> Interval:
     """Return the area under the ROC curve of scores: the probability that a member's is above a non-member's.
 
     The 95 % interval has the variance of DeLong et al., Biometrics 1988. The placements of each kind get one 0 and one
-    1 in addition, so that an area of 1 also has an error.
-
-    Args:
-        members: (M,) float64.
-        non_members: (N,) float64.
+    1 in addition, so that an area of 1 also has an error. Scores are (M,) and (N,) float64.
     """
     of_members, of_non_members = _placements(members, non_members), _placements(non_members, members)
     area = of_members.mean().item()
@@ -88,13 +77,9 @@ def _variance_of_mean(placements: Tensor) -> Tensor:
 def rate_at(members: Tensor, non_members: Tensor, one_in: int) -> LowFalsePositives:
     """Return the true-positive rate at the lowest threshold with at most one false positive in `one_in` non-members.
 
-    Both rates have 95 % Wilson intervals; that of the false-positive rate says how far the threshold may be from the
-    wanted one, which few non-members determine badly. With fewer than `one_in` non-members there are no rates.
-
-    Args:
-        members: (M,) float64.
-        non_members: (N,) float64.
-        one_in: At least 2.
+    Scores are (M,) and (N,) float64, and `one_in` at least 2. Both rates have 95 % Wilson intervals; that of the
+    false-positive rate says how far the threshold may be from the wanted one, which few non-members determine badly.
+    With fewer than `one_in` non-members there are no rates.
     """
     allowed = len(non_members) // one_in
     if allowed == 0:

@@ -147,9 +147,7 @@ def _attack_all(
         models.append(
             AuditedModel(
                 role=role,
-                file=str(model.path),
-                sha256=model.sha256,
-                architecture=model.card.architecture,
+                **model.facts,
                 members_top1=right[:count].mean().item(),
                 non_members_top1=right[count:].mean().item(),
                 attacks=tuple(_attacked(name, each[:count], each[count:]) for name, each in scores.items()),

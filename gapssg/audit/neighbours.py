@@ -15,15 +15,12 @@ _QUERIES_AT_A_TIME = 4096
 
 
 class Nearest(NamedTuple):
-    """The nearest neighbour of each of N queries.
-
-    Attributes:
-        distances: (N,) float64, Euclidean.
-        indices: (N,) int64, into the references.
-    """
+    """The nearest neighbour of each of N queries."""
 
     distances: Tensor
+    """(N,) float64, Euclidean."""
     indices: Tensor
+    """(N,) int64, into the references."""
 
     def of_both(self, other: Nearest, offset: int) -> Nearest:
         """Return the nearer neighbours; the references of `other` begin at the index `offset`."""
@@ -35,23 +32,20 @@ class Nearest(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The distances of N queries to as many members as non-members, and to all.
-
-    Attributes:
-        references: Number of members, and of non-members, that were compared.
-        nearest_is_member: Share of the queries whose nearest neighbour is a member, half of ties included.
-        effective_queries: Number of independent queries that the interval of this share corresponds to.
-        members: Nearest neighbours among all members.
-        non_members: Nearest neighbours among all non-members.
-        median_ratio: Median ratio of the distance to the nearest of as many members, to that of non-members.
-    """
+    """The distances of N queries to as many members as non-members, and to all."""
 
     references: int
+    """Number of members, and of non-members, that were compared."""
     nearest_is_member: Interval
+    """Share of the queries whose nearest neighbour is a member, half of ties included."""
     effective_queries: float
+    """Number of independent queries that the interval of this share corresponds to."""
     members: Nearest
+    """Nearest neighbours among all members."""
     non_members: Nearest
+    """Nearest neighbours among all non-members."""
     median_ratio: float
+    """Median ratio of the distance to the nearest of as many members, to that of non-members."""
 
 
 def nearest(queries: Tensor, references: Tensor) -> Nearest:
@@ -83,17 +77,13 @@ def _nearest(queries: Tensor, references: Tensor) -> Tensor:
 
 
 def compare(queries: Tensor, members: Tensor, non_members: Tensor) -> Comparison:
-    """Compare the distances of queries to members with those to non-members, both in random order.
+    """Compare the distances of queries (N, D) to members (M, D) with those to non-members (L, D), both in random order.
 
-    Of the larger set, the first ones are compared, as many as the smaller set has. If membership has no influence on
-    the queries, the nearest neighbour of each is a member with probability 1/2. Queries with a common neighbour are
-    all right or all wrong together, so the Wilson interval counts not the queries but Kish's effective number of their
-    neighbours, (sum of c)^2 / sum of c^2, with c the number of queries of each neighbour.
-
-    Args:
-        queries: (N, D) uint8 or float32.
-        members: (M, D), of the same type and on the same device.
-        non_members: (L, D), likewise.
+    All are uint8 or float32, on one device. Of the larger set, the first ones are compared, as many as the smaller set
+    has. If membership has no influence on the queries, the nearest neighbour of each is a member with probability 1/2.
+    Queries with a common neighbour are all right or all wrong together, so the Wilson interval counts not the queries
+    but Kish's effective number of their neighbours, (sum of c)^2 / sum of c^2, with c the number of queries of each
+    neighbour.
     """
     count = min(len(members), len(non_members))
     (near, all_members), (far, all_non_members) = (

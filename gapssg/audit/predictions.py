@@ -20,15 +20,12 @@ from gapssg.models.profile import last_linear_layer
 
 
 class Predictions(NamedTuple):
-    """The predictions of a model for N labelled images, on the CPU.
-
-    Attributes:
-        margins: (N,) float64, as `attacks.margins` returns them.
-        is_right: (N,) bool.
-    """
+    """The predictions of a model for N labelled images, on the CPU."""
 
     margins: Tensor
+    """(N,) float64, as `attacks.margins` returns them."""
     is_right: Tensor
+    """(N,) bool."""
 
 
 def predictions_of(
@@ -36,8 +33,7 @@ def predictions_of(
 ) -> Predictions:
     """Predict images in float32, whatever the precision of the runtime, with the logits of one batch in memory.
 
-    Raises:
-        RunError: The logits are not finite.
+    Raises `RunError` if the logits are not finite.
     """
     exact, parts = replace(runtime, precision="fp32"), []
     for batch, labels in zip(*(torch.split(each, batch_size) for each in (images.images, images.labels)), strict=True):
@@ -47,12 +43,9 @@ def predictions_of(
 
 
 def features_of(module: nn.Module, card: ModelCard, images: Tensor, runtime: Runtime, batch_size: int) -> Tensor | None:
-    """Return the inputs of the last linear layer for images (N, C, H, W) uint8; None if there is no such layer.
+    """Return the inputs of the last linear layer, (N, F) float32, for images (N, C, H, W) uint8, or None.
 
-    `module`, of the architecture that `card` describes, is on the runtime's device.
-
-    Returns:
-        (N, F) float32, on the runtime's device.
+    `module`, of the architecture that `card` describes, and the features are on the runtime's device.
     """
     layer = last_linear_layer(module, card.input_shape, card.num_classes)
     if layer is None:

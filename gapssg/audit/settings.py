@@ -74,11 +74,7 @@ class AuditSettings(WithFactories):
 
 
 def check_outputs(page: Path | None, sheet: Path | None, overwrite: bool) -> None:
-    """Check that the page and the sheet of pairs can be written, if they are wanted.
-
-    Raises:
-        InputError: A name has the wrong ending, or a file cannot be written.
-    """
+    """Raise `InputError` if a page or sheet is wanted and its name has the wrong ending, or it cannot be written."""
     if page is not None:
         check_page(page, overwrite)
     if sheet is not None:

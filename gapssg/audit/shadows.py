@@ -26,26 +26,22 @@ _MOST_ROLLBACKS = 3
 
 
 class Shadows(NamedTuple):
-    """The shadow models' predictions for N images.
-
-    Attributes:
-        margins: (S, N) float64.
-        is_inside: (S, N) bool, whether a model was trained on the image; for each image, half of them were.
-        facts: Number and accuracy of the models.
-        first: The first of them.
-    """
+    """The shadow models' predictions for N images."""
 
     margins: Tensor
+    """(S, N) float64."""
     is_inside: Tensor
+    """(S, N) bool, whether a model was trained on the image; for each image, half of them were."""
     facts: ShadowFacts
+    """Number and accuracy of the models."""
     first: nn.Module
+    """The first of them."""
 
 
 def halves(count: int, models: int, generator: torch.Generator) -> Tensor:
     """Draw the training images of an even number of models: each pair has the two random halves of all images.
 
-    Returns:
-        (models, count) bool, on the CPU; each image is in half of the rows.
+    Returns (models, count) bool, on the CPU; each image is in half of the rows.
     """
     rows = []
     for _ in range(models // 2):
@@ -60,15 +56,7 @@ def train_shadows(
 ) -> Shadows:
     """Train shadow models, with the crops and flips of the teacher's file, and predict all images with each.
 
-    Args:
-        settings: Number and training of the models.
-        card: The teacher's description.
-        images: Members and non-members, on the runtime's device.
-        runtime: Device, precision and random streams.
-        display: Shows the progress.
-
-    Raises:
-        RunError: A training diverged.
+    The images, members and non-members, are on the runtime's device. Raises `RunError` if a training diverges.
     """
     generator = torch.Generator().manual_seed(runtime.derive_seed("shadow-halves"))
     is_inside = halves(len(images), settings.shadow.models, generator)

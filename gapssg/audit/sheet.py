@@ -16,15 +16,12 @@ _BETWEEN = 16
 
 
 class Row(NamedTuple):
-    """A row of the sheet.
-
-    Attributes:
-        label: Lines of text beside it.
-        images: Synthetic image, member and non-member, (3, C, H, W) uint8 on the CPU.
-    """
+    """A row of the sheet."""
 
     label: tuple[str, ...]
+    """Lines of text beside it."""
     images: Tensor
+    """Synthetic image, member and non-member, (3, C, H, W) uint8 on the CPU."""
 
 
 def draw_sheet(rows: Sequence[Row]) -> Image.Image:

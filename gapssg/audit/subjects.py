@@ -23,15 +23,12 @@ from gapssg.synthesis.shards import read_shard
 
 @dataclass(frozen=True)
 class Audited:
-    """The models and the sample pool.
-
-    Attributes:
-        models: By role, the teacher first if it is known.
-        pool: The synthetic images (N, C, H, W) uint8 of a run; None if a model file was named.
-    """
+    """The models and the sample pool."""
 
     models: Mapping[Role, LoadedModel]
+    """By role, the teacher first if it is known."""
     pool: Tensor | None
+    """The synthetic images (N, C, H, W) uint8 of a run; None if a model file was named."""
 
     @property
     def first(self) -> LoadedModel:
@@ -41,19 +38,16 @@ class Audited:
 
 @dataclass(frozen=True)
 class KnownImages:
-    """Members and non-members, on the CPU.
-
-    Attributes:
-        members: The images that the teacher was trained on.
-        non_members: Images that are not among them.
-        numbers: (N,) int64, the numbers of the non-members in their split.
-        facts: Facts of members and non-members.
-    """
+    """Members and non-members, on the CPU."""
 
     members: ImageSet
+    """The images that the teacher was trained on."""
     non_members: ImageSet
+    """Images that are not among them."""
     numbers: Tensor
+    """(N,) int64, the numbers of the non-members in their split."""
     facts: tuple[AuditedImages, AuditedImages]
+    """Facts of members and non-members."""
 
     @property
     def both(self) -> ImageSet:
@@ -66,8 +60,7 @@ class KnownImages:
 def read_audited(settings: AuditSettings) -> Audited:
     """Read the models and the pool that the settings name.
 
-    Raises:
-        InputError: A file is missing or damaged, the models do not fit each other, or a run has no pool.
+    Raises `InputError` if a file is missing or damaged, the models do not fit each other, or a run has no pool.
     """
     (subject,) = read_subjects((settings.model,), False, None, settings.model_factories)
     model, run = subject.model, subject.run
@@ -114,8 +107,7 @@ def _read_pool(run: Run, student: LoadedModel, teacher: LoadedModel) -> Tensor:
 def read_known_images(settings: AuditSettings, model: LoadedModel, display: Display) -> KnownImages:
     """Read members and non-members; images in both are left out of the non-members.
 
-    Raises:
-        InputError: The images do not fit the model, or all non-members are members.
+    Raises `InputError` if the images do not fit the model, or all non-members are members.
     """
     members = read_images_of_model(settings.members, settings.members.split, model, display)
     others = read_images_of_model(settings.non_members, settings.non_members.split, model, display)

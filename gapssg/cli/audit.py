@@ -46,9 +46,6 @@ def audit(
         gapssg audit student.safetensors --members folder:photos --non-members folder:photos --shadow-models 16
     """
     settings = given.load(also=_for_non_members(given))
-    if given.dry_run:
-        console.settings(settings)
-        return
     options.check_inputs(settings)
     check_outputs(output, sheet, overwrite)
 

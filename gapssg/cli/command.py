@@ -37,23 +37,20 @@ _Path = list[tuple[type[Settings], str, FieldInfo]]
 
 @dataclass(frozen=True)
 class Shown:
-    """A settings field as an option; everything but `key` overrides the field.
-
-    Attributes:
-        key: The dotted key of the field.
-        option: The name of the option, with `/` before the one that turns it off.
-        metavar: The placeholder of the value in the help text.
-        is_argument: Whether it is an argument, of the name `option`, instead of an option.
-        is_repeatable: Whether `parse` is given the texts of all occurrences.
-        parse: Returns the field's value from the option's name and text.
-    """
+    """A settings field as an option; everything but `key` overrides the field."""
 
     key: str
+    """The dotted key of the field."""
     option: str | None = None
+    """The name of the option, with `/` before the one that turns it off."""
     metavar: str | None = None
+    """The placeholder of the value in the help text."""
     is_argument: bool = False
+    """Whether it is an argument, of the name `option`, instead of an option."""
     is_repeatable: bool = False
+    """Whether `parse` is given the texts of all occurrences."""
     parse: Callable[[str, Any], Any] | None = None
+    """Returns the field's value from the option's name and text."""
 
 
 Fields = Mapping[Panel, Sequence[str | Shown]]
@@ -75,23 +72,22 @@ def data_fields(key: str) -> tuple[Shown, ...]:
 
 @dataclass(frozen=True)
 class Given(Generic[AnySettings]):
-    """What the command line gives for the settings of a command.
-
-    Attributes:
-        section: The command, and its table in a recipe.
-        settings_class: The class of the settings.
-        options: Dotted key to (the option's name, its value); the value is None where it is not given.
-        config: The file that `--config` names.
-        overrides: What `--set` gives.
-        dry_run: Whether the settings are only printed.
-    """
+    """What the command line gives for the settings of a command."""
 
     section: str
+    """The command, and its table in a recipe."""
     settings_class: type[AnySettings]
+    """The class of the settings."""
     options: Mapping[str, tuple[str, Any]]
+    """Dotted key to (the option's name, its value); the value is None where it is not given."""
     config: Path | None = None
+    """The file that `--config` names."""
     overrides: Sequence[str] = ()
+    """What `--set` gives."""
     dry_run: bool = False
+    """Whether the settings are only printed."""
+    console: Console | None = None
+    """Where they are printed."""
 
     def load(
         self,
@@ -100,12 +96,12 @@ class Given(Generic[AnySettings]):
         also: Mapping[str, tuple[str, Any]] | None = None,
         beneath: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     ) -> AnySettings:
-        """Return the settings; the arguments are those of `load_settings`, `also` being further options.
+        """Return the settings, or with `dry_run` print them and exit.
 
-        Raises:
-            InputError: As `load_settings`.
+        The arguments are those of `load_settings`, `also` being further options. Raises `InputError` as
+        `load_settings`.
         """
-        return load_settings(
+        settings = load_settings(
             self.settings_class,
             section=self.section,
             recipe=recipe,
@@ -114,6 +110,10 @@ class Given(Generic[AnySettings]):
             options={**self.options, **(also or {})},
             beneath=beneath,
         )
+        if self.dry_run and self.console is not None:
+            self.console.settings(settings)
+            raise typer.Exit
+        return settings
 
     def texts(self) -> set[str]:
         """Return every text that is given, such as the names of models and factories."""
@@ -144,7 +144,8 @@ def command(
             from_files = {name: values.pop(name) or getattr(Given, name) for name in files}
             for name in _DISPLAY_OPTIONS:  # their callbacks have told the console
                 del values[name]
-            function(options.console_of(context), Given(section, settings_class, given, **from_files), **values)  # type: ignore[call-arg]
+            console = options.console_of(context)
+            function(console, Given(section, settings_class, given, **from_files, console=console), **values)  # type: ignore[call-arg]
 
         _, _, *others = inspect.signature(function, eval_str=True).parameters.values()
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

@@ -160,7 +160,6 @@ class Console:
     """Prints for one invocation; with --json everything but the result goes to stderr."""
 
     def __init__(self, invocation: Invocation) -> None:
-        """Print with the display options of the invocation."""
         self.invocation = invocation
         self._stdout = sys.stdout
         self._rich = _rich_console(
@@ -235,7 +234,9 @@ class Console:
     def result(self, result: BaseModel | Mapping[str, object]) -> None:
         """Print the result, which may contain others, as JSON if --json is given."""
         if self.invocation.json:
-            self._stdout.write(json.dumps(result, allow_nan=False, default=_json_of) + "\n")
+            self._stdout.write(
+                json.dumps(result, allow_nan=False, default=lambda each: each.model_dump(mode="json")) + "\n"
+            )
 
     @contextmanager
     def live(self) -> Iterator[LiveDisplay]:
@@ -262,10 +263,6 @@ class Console:
                 logger.removeHandler(notices)
 
 
-def _json_of(result: BaseModel) -> Any:
-    return result.model_dump(mode="json")
-
-
 class LiveDisplay:
     """Events as lines, and progress bars on a terminal."""
 
@@ -273,7 +270,6 @@ class LiveDisplay:
     _SECONDS_BETWEEN_LINES = 60.0
 
     def __init__(self, console: Console, progress: Progress) -> None:
-        """Show on `console`."""
         self._console = console
         self._progress = progress
         self._task = progress.add_task("", visible=False, left="")

@@ -26,9 +26,6 @@ def estimate(console: Console, given: Given[QualitySettings]) -> None:
         gapssg estimate run --teacher-top1 0.953
     """
     settings = given.load()
-    if given.dry_run:
-        console.settings(settings)
-        return
     options.check_inputs(settings)
 
     from gapssg.quality.estimate import estimate_quality

@@ -38,9 +38,6 @@ def evaluate(
         gapssg eval student.safetensors --teacher teacher.safetensors --data digits --per-class
     """
     settings = given.load()
-    if given.dry_run:
-        console.settings(settings)
-        return
     options.check_inputs(settings)
 
     from gapssg.evaluation.evaluate import evaluate

@@ -41,9 +41,6 @@ def export(
         gapssg export run --to onnx --int8 --data digits --output student-int8.onnx
     """
     settings = given.load()
-    if given.dry_run:
-        console.settings(settings)
-        return
     file = options.required(output, "--output")
     options.check_inputs(settings)
     check_output_file(file, overwrite)

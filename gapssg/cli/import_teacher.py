@@ -45,9 +45,6 @@ def import_teacher(
             --class-names cat,dog --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --output t.safetensors
     """
     settings = given.load()
-    if given.dry_run:
-        console.settings(settings)
-        return
     file = options.required(output, "--output")
     options.check_inputs(settings, None if settings.weights == DEFAULT_WEIGHTS else settings.weights)
     check_teacher_file(file, settings, overwrite)

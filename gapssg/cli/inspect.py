@@ -39,9 +39,6 @@ def inspect(
         "model.name": ("MODEL", None if names_file else model),
     }
     settings = given.load(also=named)
-    if given.dry_run:
-        console.settings(settings)
-        return
     options.check_inputs(settings)
 
     from gapssg.evaluation.inspect_model import inspect

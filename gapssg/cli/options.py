@@ -15,7 +15,8 @@ from gapssg.cli.console import Console, Invocation
 from gapssg.data.settings import DataSettings
 from gapssg.errors import InputError
 from gapssg.files import check_exists, read_bounded, user_path
-from gapssg.models import SMALLEST_IMAGE_SIDE, check_model_name
+from gapssg.models import check_model_name
+from gapssg.models.names import SMALLEST_IMAGE_SIDE
 from gapssg.settings.base import Settings
 from gapssg.settings.load import recipe_names
 
@@ -142,22 +143,14 @@ def console_of(context: typer.Context) -> Console:
 
 
 def required(value: Value | None, option: str) -> Value:
-    """Return the value of a required option.
-
-    Raises:
-        InputError: The option is missing.
-    """
+    """Return the value of a required option; raise `InputError` if it is missing."""
     if value is None:
         raise InputError(f"{option} is missing; add {option} and where to write")
     return value
 
 
 def check_inputs(settings: Settings, weights: str | None = None) -> None:
-    """Check that the files and folders in settings, and `weights`, exist, before torch is imported.
-
-    Raises:
-        InputError: One does not exist.
-    """
+    """Raise `InputError` unless the files in settings, and `weights`, exist; called before torch is imported."""
     for path in _paths_in((settings, *([user_path(weights)] if weights else []))):
         try:
             check_model_name(str(path))  # for a model instead of a file the command has a better message
@@ -182,20 +175,12 @@ def _paths_in(value: Any) -> Iterator[Path]:
 
 
 def decimals(option: str, text: str) -> list[float]:
-    """Parse comma-separated numbers.
-
-    Raises:
-        InputError: One is not a number.
-    """
+    """Parse comma-separated numbers; raise `InputError` if one is not a number."""
     return _numbers(option, text, float)
 
 
 def image_shape(option: str, text: str) -> list[int]:
-    """Parse channels, height and width.
-
-    Raises:
-        InputError: One is not a number, or the channels are last.
-    """
+    """Parse channels, height and width; raise `InputError` if one is not a number, or the channels are last."""
     shape = _numbers(option, text, int)
     if len(shape) == 3 and shape[2] < SMALLEST_IMAGE_SIDE <= shape[0]:
         raise InputError(f"{option} {text} must be channels, height, width: {shape[2]},{shape[0]},{shape[1]}")
@@ -203,11 +188,7 @@ def image_shape(option: str, text: str) -> list[int]:
 
 
 def image_size(option: str, text: str) -> int | list[int]:
-    """Parse the side of a square, or height and width.
-
-    Raises:
-        InputError: One is not a number.
-    """
+    """Parse the side of a square, or height and width; raise `InputError` if one is not a number."""
     sides = _numbers(option, text, int)
     return sides[0] if len(sides) == 1 else sides
 
@@ -220,11 +201,7 @@ def _numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Numb
 
 
 def names(option: str, text: str) -> list[str]:
-    """Parse comma-separated names, or read them from a text file, one a line.
-
-    Raises:
-        InputError: The file cannot be read, or is not text.
-    """
+    """Parse comma-separated names, or read a text file of them, one a line; raise `InputError` if it is none."""
     if "," in text:
         return [name.strip() for name in text.split(",")]
     try:

@@ -38,9 +38,6 @@ def predict(
         gapssg predict student.safetensors photos/new --output predictions.csv
     """
     settings = given.load()
-    if given.dry_run:
-        console.settings(settings)
-        return
     options.check_inputs(settings)
     if output is not None:
         check_predictions_file(output, settings, overwrite)

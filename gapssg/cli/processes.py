@@ -21,22 +21,14 @@ def are_several(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def check_command(name: str | None) -> None:
-    """Check that several processes can share this command, if there are several.
-
-    Raises:
-        InputError: They cannot.
-    """
+    """Raise `InputError` if there are several processes, and they cannot share this command."""
     if are_several() and name not in COMMANDS:
         raise InputError(f"gapssg {name} runs in one process; start it without torchrun ({', '.join(COMMANDS)} use it)")
 
 
 @contextmanager
 def joined(invocation: Invocation) -> Iterator[None]:
-    """Join the other processes, if torchrun has started several; in the block only rank 0 prints.
-
-    Raises:
-        RunError: They cannot be reached.
-    """
+    """Join the other processes of torchrun, if any, or raise `RunError`; in the block only rank 0 prints."""
     if not are_several():
         yield
         return

@@ -20,8 +20,8 @@ from gapssg.files import is_file
 from gapssg.landscape.settings import LandscapeSettings
 from gapssg.runs.results import RunResult
 from gapssg.safe_paths import inside
-from gapssg.settings import load_settings
 from gapssg.settings.base import Settings
+from gapssg.settings.load import load_settings
 from gapssg.synthesis.base import PoolMethodSettings
 from gapssg.training.settings import DistillSettings, PretrainSettings
 
@@ -118,7 +118,6 @@ def _make(
 
 
 def _draw_predictions(output: Path, steps: _Steps, files: Sequence[Path], run: Path) -> list[Path]:
-    """Draw what teacher and student say to synthetic and real digits."""
     from gapssg.core.runtime import Runtime
     from gapssg.data import load_split
     from gapssg.models.model_file import load_model

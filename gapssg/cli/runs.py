@@ -38,12 +38,11 @@ def load_run(
     """Return the directory of a run, None if none is named, and its settings, as `Given.load` resolves them.
 
     A resumed run has its own settings: `--model-factory` only confirms its factories, and it downloads only if
-    `--download` is given again, because an untrusted run directory must not choose what is fetched.
-
-    Raises:
-        InputError: As `run_directory` and `Given.load`.
+    `--download` is given again, because an untrusted run directory must not choose what is fetched. Raises `InputError`
+    as `run_directory` and `Given.load`.
     """
     console.invocation.command = given.section
+    given = replace(given, console=None)  # its command prints the settings, after further checks
     directory, config = run_directory(given.section, output, resume, given.config, recipe)
     if resume is None:
         return directory, given.load(recipe=recipe, beneath=beneath)
@@ -58,8 +57,7 @@ def run_directory(
 ) -> tuple[Path | None, Path | None]:
     """Return the directory of the run and the file of its settings, which a resumed run already has.
 
-    Raises:
-        InputError: --resume is combined with an option that contradicts it, or names no run of this command.
+    Raises `InputError` if --resume is combined with an option that contradicts it, or names no run of this command.
     """
     if resume is None:
         return output, config
@@ -104,11 +102,7 @@ def check_factories(
 
 
 def check_estimate(console: Console, estimate: bool, resume: Path | None) -> None:
-    """Check that --estimate is not combined with --resume or several processes.
-
-    Raises:
-        InputError: It is.
-    """
+    """Raise `InputError` if --estimate is combined with --resume or several processes."""
     if estimate and console.invocation.processes is not None:
         raise InputError("--estimate times the steps of one process; start it without torchrun")
     if estimate and resume is not None:
@@ -120,8 +114,7 @@ def check_estimate(console: Console, estimate: bool, resume: Path | None) -> Non
 def check_run(settings: Settings, output: Path | None, overwrite: bool, resume: Path | None) -> Path:
     """Return the directory of a run; check before torch is imported that it may be written and its inputs exist.
 
-    Raises:
-        InputError: There is no --output, it may not be written, or an input is missing.
+    Raises `InputError` if there is no --output, it may not be written, or an input is missing.
     """
     from gapssg.runs.directory import check_output
 

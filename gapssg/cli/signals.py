@@ -64,7 +64,6 @@ def listening() -> Iterator[Requests]:
 
 
 def _exit_now(number: int, *, has_run: bool) -> None:
-    """End the program without any cleanup."""
     cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # the progress bar hid it
     hint = "; --resume continues from the last checkpoint" if has_run else ""
     try:

@@ -123,11 +123,7 @@ def table(
 
 
 def _report(console: Console, directory: Path, result: TableResult) -> None:
-    """Print the table, what is missing in it, and its figures.
-
-    Raises:
-        typer.Exit: A run failed.
-    """
+    """Print the table, what is missing in it, and its figures; exit with status 1 if a run failed."""
     from gapssg.table.figures import write_table_figures
 
     render.print_table(console, result)

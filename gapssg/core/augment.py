@@ -13,32 +13,26 @@ from gapssg.settings.parts import PaddingMode
 
 
 class Shifts(NamedTuple):
-    """One random crop and flip for each sample.
-
-    Attributes:
-        rows: (N,) int64, the crop's vertical offset in pixels, in [-padding, padding].
-        columns: (N,) int64, its horizontal offset.
-        flips: (N,) bool, whether the crop is mirrored left to right.
-    """
+    """One random crop and flip for each sample."""
 
     rows: Tensor
+    """(N,) int64, the crop's vertical offset in pixels, in [-padding, padding]."""
     columns: Tensor
+    """(N,) int64, its horizontal offset."""
     flips: Tensor
+    """(N,) bool, whether the crop is mirrored left to right."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop after padding and, optionally, a random horizontal flip.
-
-    Attributes:
-        padding: Pixels of padding on each side.
-        flip: Whether samples are mirrored with probability 1/2.
-        padding_mode: Whether the padding is 0 or the mirrored image.
-    """
+    """Random crop after padding and, optionally, a random horizontal flip."""
 
     padding: int
+    """Pixels of padding on each side."""
     flip: bool
+    """Whether samples are mirrored with probability 1/2."""
     padding_mode: PaddingMode = "zeros"
+    """Whether the padding is 0 or the mirrored image."""
 
     def describe(self) -> str:
         """Describe the augmentation in words."""
@@ -68,15 +62,10 @@ class Augmentation:
 
 
 def choose_crop_padding(given: int | None, image_shape: tuple[int, int, int], otherwise: int | None = None) -> int:
-    """Return the padding for random crops, each of which must contain a part of the image.
+    """Return the pixels of padding on each side for random crops: those given by the user or the default.
 
-    Args:
-        given: Pixels on each side, from the user.
-        image_shape: (channels, height, width) of an image.
-        otherwise: The default; None is an eighth of the shorter side.
-
-    Raises:
-        InputError: The padding is as large as the image.
+    Without either it is an eighth of the shorter side of the image shape (channels, height, width). Raises `InputError`
+    if it is as large as the image, because each crop must contain a part of it.
     """
     shorter = min(image_shape[1:])
     padding = next(value for value in (given, otherwise, shorter // 8) if value is not None)
@@ -92,11 +81,8 @@ def choose_crop_padding(given: int | None, image_shape: tuple[int, int, int], ot
 def crop_and_flip(images: Tensor, shifts: Shifts) -> Tensor:
     """Crop each image at its own offset, with zeros outside, and then flip it.
 
-    Equals torchvision's `RandomCrop((H, W), padding)` followed by a flip, with these random numbers.
-
-    Args:
-        images: (N, C, H, W), any dtype; differentiable if floating.
-        shifts: One crop and flip per sample.
+    Equals torchvision's `RandomCrop((H, W), padding)` followed by a flip, with these random numbers. Images
+    (N, C, H, W) have any dtype, and the result is differentiable if they are floating.
     """
     result: Tensor = _CropAndFlip.apply(images, *shifts)
     return result
@@ -146,15 +132,12 @@ def _shift(images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) -> Tens
 
 
 class Mixture(NamedTuple):
-    """The partner with which each sample of a batch is blended, and its share.
-
-    Attributes:
-        partners: (N,) int64, the index of the partner.
-        shares: (N, 1, 1, 1) float32 in [0, 1), the share of the partner.
-    """
+    """The partner with which each sample of a batch is blended, and its share."""
 
     partners: Tensor
+    """(N,) int64, the index of the partner."""
     shares: Tensor
+    """(N, 1, 1, 1) float32 in [0, 1), the share of the partner."""
 
 
 def draw_mixture(count: int, probability: float, generator: torch.Generator) -> Mixture:
@@ -176,15 +159,12 @@ def mix(images: Tensor, mixture: Mixture) -> Tensor:
 
 @dataclass(frozen=True)
 class Normalization:
-    """The normalisation that a classifier expects of its input.
-
-    Attributes:
-        mean: (1, C, 1, 1) float32, for images in [0, 1].
-        deviation: (1, C, 1, 1) float32, the standard deviation.
-    """
+    """The normalisation that a classifier expects of its input."""
 
     mean: Tensor
+    """(1, C, 1, 1) float32, for images in [0, 1]."""
     deviation: Tensor
+    """(1, C, 1, 1) float32, the standard deviation."""
 
     @classmethod
     def from_statistics(

@@ -12,12 +12,9 @@ def steps_for_passes(count: int, passes: int, batch_size: int) -> int:
 
 
 def shuffled_batches(count: int, passes: int, batch_size: int, generator: torch.Generator) -> Tensor:
-    """Return the batches of `passes` shuffled passes over `count` samples.
+    """Return the batches of `passes` shuffled passes over `count` samples: (steps, batch_size) int64 indices.
 
     If the batch size does not divide the number of samples, the last batch is filled from the start of another pass.
-
-    Returns:
-        (steps, batch_size) int64 indices, on the generator's device.
     """
     steps = steps_for_passes(count, passes, batch_size)
     rounds = -(-steps * batch_size // count)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from gapssg.errors import GapssgError, InputError, RunError, shortened
+from gapssg.errors import GapssgError, InputError, RunError, first_line, shortened
 
 _SECONDS_OF_SILENCE = 120.0  # in a collective operation, for example while rank 0 writes to a slow disk
 _SECONDS_TO_PREPARE = 1800.0  # in which a rank reads its inputs
@@ -29,17 +29,14 @@ _HOW_TO_CONTINUE = "--resume continues a run from its last checkpoint"
 
 @dataclass
 class Traffic:
-    """Tensors that a process has exchanged.
-
-    Attributes:
-        operations: Number of collective operations.
-        gathered: Bytes of the gathered tensors, whose shares each process has sent.
-        summed: Bytes of the tensors that were added up.
-    """
+    """Tensors that a process has exchanged."""
 
     operations: int = 0
+    """Number of collective operations."""
     gathered: int = 0
+    """Bytes of the gathered tensors, whose shares each process has sent."""
     summed: int = 0
+    """Bytes of the tensors that were added up."""
 
 
 class Processes:
@@ -60,11 +57,7 @@ class Processes:
     """
 
     def __init__(self, store: Store, rank: int, world: int, local_rank: int, local_world: int) -> None:
-        """Connect to the other processes by a store that they share.
-
-        Raises:
-            RunError: They cannot be reached.
-        """
+        """Connect to the other processes by a store that they share; raise `RunError` if that fails."""
         self.rank, self.world, self.local_rank, self.local_world = rank, world, local_rank, local_world
         self.traffic = Traffic()
         self._store = store
@@ -83,15 +76,11 @@ class Processes:
 
     @classmethod
     def join(cls, environment: Mapping[str, str]) -> Self:
-        """Join the processes that the variables of torchrun describe.
-
-        Raises:
-            RunError: They cannot be reached.
-        """
+        """Join the processes that the variables of torchrun describe; raise `RunError` if they cannot be reached."""
         try:
             store, rank, world = next(rendezvous("env://"))
         except (RuntimeError, ValueError) as error:
-            raise RunError(f"the processes of torchrun cannot be reached: {_first_line(error)}") from error
+            raise RunError(f"the processes of torchrun cannot be reached: {first_line(error, 300)}") from error
         local = (int(environment.get(name, default)) for name, default in _LOCAL.items())
         return cls(store, rank, world, *local)
 
@@ -162,11 +151,7 @@ class Processes:
 
     @contextmanager
     def all_or_none(self) -> Iterator[None]:
-        """Raise an error in every process if the block raises in one; the block must not exchange anything.
-
-        Raises:
-            GapssgError: The block raised in another process.
-        """
+        """Raise an error in every process if the block raises in one; the block must not exchange anything."""
         error: BaseException | None = None
         try:
             yield
@@ -180,11 +165,7 @@ class Processes:
                 raise _recreate(rank, failure)
 
     def check_same(self, facts: Mapping[str, str]) -> None:
-        """Check that facts of a run, by name, are the same in every process.
-
-        Raises:
-            InputError: They are not; every process raises the same.
-        """
+        """Raise the same `InputError` in every process if facts of a run, by name, differ between them."""
         first, *others = self._exchange(dict(facts))
         for rank, other in enumerate(others, 1):
             for name in first.keys() | other.keys():
@@ -196,11 +177,7 @@ class Processes:
                     )
 
     def wait_for_all(self) -> None:
-        """Wait until every process has come here.
-
-        Raises:
-            GapssgError: Another process has failed.
-        """
+        """Wait until every process has come here; raise `GapssgError` if another one has failed."""
         self._exchange(None)
 
     @contextmanager
@@ -233,11 +210,7 @@ class Processes:
             raise self._explain(error) from error
 
     def _explain(self, error: RuntimeError) -> GapssgError:
-        """Return an error that names the processes that have ended.
-
-        Raises:
-            GapssgError: That of a process that has told why it failed.
-        """
+        """Return an error that names the processes that have ended, or raise that of one that has told why."""
         others = set(range(self.world)) - {self.rank}
         told: set[int] = set()
         try:
@@ -253,7 +226,7 @@ class Processes:
         if self._missing:
             ended = ", ".join(f"rank {rank}" for rank in sorted(self._missing))
             return RunError(f"{ended} of {self.world} has ended or does not answer; {_HOW_TO_CONTINUE}")
-        return RunError(f"the {self.world} processes lost contact ({_first_line(error)}); {_HOW_TO_CONTINUE}")
+        return RunError(f"the {self.world} processes lost contact ({first_line(error, 300)}); {_HOW_TO_CONTINUE}")
 
     def _exchange(self, mine: Any) -> list[Any]:
         """Return what every process gives, JSON types, in the order of their ranks."""
@@ -270,10 +243,8 @@ class Processes:
     def _wait(self, keys: list[str], seconds: float) -> bool:
         """Tell whether the store has these keys within some seconds.
 
-        Signals are handled in between, which a wait by torch would not allow.
-
-        Raises:
-            GapssgError: Another process has failed meanwhile.
+        Signals are handled in between, which a wait by torch would not allow. Raises `GapssgError` if another process
+        has failed meanwhile.
         """
         deadline, pause = time.monotonic() + seconds, 0.001
         while not self._store.check(keys):
@@ -319,14 +290,10 @@ def _describe(error: BaseException) -> dict[str, Any]:
     if isinstance(error, GapssgError):
         return {"status": status, "lines": error.lines}
     name = f"unexpected {type(error).__name__}: " if isinstance(error, Exception) else ""
-    return {"status": status, "lines": [f"{name}{_first_line(error)}"]}
+    return {"status": status, "lines": [f"{name}{first_line(error, 300)}"]}
 
 
 def _recreate(rank: int, failure: Mapping[str, Any]) -> GapssgError:
     kind = InputError if failure["status"] == InputError.exit_status else RunError
     first, *others = failure["lines"] or ["failed"]
     return kind(f"rank {rank}: {first}", *others)
-
-
-def _first_line(error: BaseException) -> str:
-    return shortened(str(error).strip().partition("\n")[0] or type(error).__name__, 300)

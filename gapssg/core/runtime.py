@@ -37,24 +37,21 @@ _SEVERAL = "several processes run in eager mode"
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device and precision of the tensors, and the source of random numbers.
-
-    Attributes:
-        device: Device of every tensor of the run.
-        precision: `bf16` computes networks under autocast; logits, losses, statistics, master weights
-            and optimizers stay in float32 either way (on CUDA, their products in TF32).
-        compiled: Whether `compile` compiles.
-        seed: Seed from which every random stream is derived.
-        deterministic: Whether CUDA may use only deterministic algorithms.
-        processes: The processes that share every batch of the run; None if there is one.
-    """
+    """Device and precision of the tensors, and the source of random numbers."""
 
     device: torch.device
+    """Device of every tensor of the run."""
     precision: Literal["fp32", "bf16"]
+    """`bf16` computes networks under autocast; logits, losses, statistics, master weights and optimizers stay in
+    float32 either way (on CUDA, their products in TF32)."""
     compiled: bool
+    """Whether `compile` compiles."""
     seed: int
+    """Seed from which every random stream is derived."""
     deterministic: bool = False
+    """Whether CUDA may use only deterministic algorithms."""
     processes: Processes | None = None
+    """The processes that share every batch of the run; None if there is one."""
 
     @classmethod
     def from_settings(cls, settings: RuntimeSettings, seed: int, processes: Processes | None = None) -> Runtime:
@@ -80,12 +77,8 @@ class Runtime:
     ) -> tuple[Runtime, str | None]:
         """Return this runtime with the decision of `compile = "auto"`, and the reason if it is made now.
 
-        The decision depends on settings and machine only, not on a clock, so that equal runs decide alike.
-
-        Args:
-            setting: The setting; `from_settings` has applied all values but `auto`.
-            flops: Floating-point operations of the run.
-            earlier: The decision at the start of the run, if it resumes.
+        The decision depends on settings and machine only, not on a clock, so that equal runs decide alike; `earlier` is
+        that at the start of a run that resumes. `from_settings` has applied all values of the setting but `auto`.
         """
         if setting != "auto":
             return self, None
@@ -200,11 +193,7 @@ class Runtime:
         return 1 if self.processes is None else self.processes.world
 
     def check_shares(self, sizes: Mapping[str, int]) -> None:
-        """Check that batches of these sizes, by the names of their settings, can be shared by the processes.
-
-        Raises:
-            InputError: One cannot.
-        """
+        """Raise `InputError` if the processes cannot share batches of these sizes, by the names of their settings."""
         for name, size in sizes.items():
             if size % self.world:
                 raise InputError(

@@ -64,11 +64,7 @@ class TrainingStep:
             self._capture = Capture(self._update, name, partial(record_cuda_graph, runtime.device))
 
     def __call__(self, *tensors: Tensor) -> Outputs:
-        """Make one update.
-
-        Returns:
-            The outputs of the loss function, without gradient, on the device. The next call may overwrite them.
-        """
+        """Make one update; return the outputs of the loss, without gradient, which the next call may overwrite."""
         return self._update(*tensors) if self._capture is None else self._capture(*tensors)
 
     def make_state(self) -> None:

@@ -26,7 +26,6 @@ class WholeBatchLayers(TorchFunctionMode):
     """
 
     def __init__(self, processes: Processes) -> None:
-        """Act on the shares of these processes."""
         super().__init__()
         self._processes = processes
 
@@ -37,7 +36,6 @@ class WholeBatchLayers(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Call a function of torch, or its counterpart for the whole batch."""
         if func is F.batch_norm:
             return _batch_norm(self._processes, *args, **(kwargs or {}))
         if func in _DROPOUTS:

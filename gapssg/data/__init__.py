@@ -40,11 +40,7 @@ def describe_names() -> str:
 
 
 def check_data_name(name: str) -> str:
-    """Return the name of a data source if it is valid.
-
-    Raises:
-        InputError: The name is unknown, or the path is missing; the message suggests a similar source.
-    """
+    """Return the name of a data source if it is valid; raise `InputError`, with a similar one, if not."""
     kind, has_path, path = name.partition(":")
     if has_path and f"{kind}:PATH" in _SOURCES:
         if not path.strip():
@@ -98,11 +94,7 @@ def load_split(
 
 
 def flipping_is_meaningful(name: str) -> bool:
-    """Tell whether a mirrored image of this source still belongs to its class.
-
-    Raises:
-        InputError: The name is unknown.
-    """
+    """Tell whether a mirrored image of this source is still of its class; raises as `check_data_name`."""
     return _source(check_data_name(name)).FLIPPING_IS_MEANINGFUL
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from gapssg.errors import InputError
-from gapssg.models import MOST_CHANNELS
+from gapssg.models.names import MOST_CHANNELS
 
 MOST_PIXELS = 2**26
 _GREY_MODES = {"1", "L", "LA", "La"}
@@ -25,11 +25,8 @@ def channels_of_picture(opened: Image.Image, channels: int | None, file: Path) -
     """Decode a picture to one image in mode L or RGB or, with other than 1 or 3 channels, to one in mode L for each.
 
     The pages of a TIFF are channels if they are grey and equally large, and `channels` is not 1. The alpha channel is
-    dropped, unless `channels` counts it.
-
-    Raises:
-        InputError: The picture has other than `channels` channels, or more than there may be.
-        Image.DecompressionBombError: Its pages have too many pixels.
+    dropped, unless `channels` counts it. Raises `InputError` if the picture has other than `channels` channels, or more
+    than there may be, and `Image.DecompressionBombError` if its pages have too many pixels.
     """
     pages = 1 if channels == 1 else _count_grey_pages(opened, file)
     if pages > 1:
@@ -49,10 +46,8 @@ def channels_of_picture(opened: Image.Image, channels: int | None, file: Path) -
 def channels_of_array(file: Path, channels: int | None) -> list[Image.Image]:
     """Read a .npy array (H, W) or (H, W, C) as `channels_of_picture` does; nothing in it can run code.
 
-    Its numbers are uint8, uint16 in [0, 65535], floating in [0, 1], or boolean.
-
-    Raises:
-        InputError: It is none of these, or the file is damaged.
+    Its numbers are uint8, uint16 in [0, 65535], floating in [0, 1], or boolean. Raises `InputError` if it is none of
+    these, or the file is damaged.
     """
     array = _read_array(file)
     shape = array.shape if array.ndim == 3 else (*array.shape, 1)
@@ -112,7 +107,7 @@ def _count_grey_pages(opened: Image.Image, file: Path) -> int:
         return 1
     first, pages = opened.size, 0
     try:
-        while opened.size == first and _is_grey(opened):
+        while opened.size == first and (opened.mode in _GREY_MODES or opened.mode.startswith(("I", "F"))):
             pages += 1
             if pages > MOST_CHANNELS:
                 raise InputError(f"{file} has more than {MOST_CHANNELS} pages: save at most {MOST_CHANNELS} channels")
@@ -122,10 +117,6 @@ def _count_grey_pages(opened: Image.Image, file: Path) -> int:
         pass
     opened.seek(0)
     return pages
-
-
-def _is_grey(image: Image.Image) -> bool:
-    return image.mode in _GREY_MODES or image.mode.startswith(("I", "F"))
 
 
 def _to_eight_bits(image: Image.Image, file: Path) -> Image.Image:

@@ -24,10 +24,8 @@ _DATASETS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> ImageSet:
     """Read `cifar10` or `cifar100` with torchvision.
 
-    The files are pickles; torchvision loads only those whose MD5 is that of the published file.
-
-    Raises:
-        InputError: There is no root, the files are missing or altered, or the download failed.
+    The files are pickles; torchvision loads only those whose MD5 is that of the published file. Raises `InputError` if
+    there is no root, the files are missing or altered, or the download failed.
     """
     folder = options.root or os.environ.get("GAPSSG_DATA")
     if not folder:

@@ -10,15 +10,7 @@ _IMAGES_PER_CHUNK = 1024
 
 
 def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize images bilinearly, with antialiasing if a side gets smaller.
-
-    Args:
-        images: (N, C, H, W) uint8.
-        size: Height and width of the result in pixels.
-
-    Returns:
-        (N, C, *size) uint8, rounded.
-    """
+    """Resize images (N, C, H, W) uint8 bilinearly to (N, C, *size), rounded, with antialiasing if a side shrinks."""
     before = images.shape[-2:]
     if before == size:
         return images
@@ -37,15 +29,7 @@ def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
 def convert_channels(images: Tensor, channels: int) -> Tensor:
     """Convert grey images to RGB or RGB to grey (ITU-R 601 luma, rounded as in Pillow).
 
-    Args:
-        images: (N, 1, H, W) or (N, 3, H, W) uint8.
-        channels: 1 or 3.
-
-    Returns:
-        (N, channels, H, W) uint8.
-
-    Raises:
-        InputError: `channels` is neither.
+    Images are (N, 1, H, W) or (N, 3, H, W) uint8. Raises `InputError` if `channels` is neither 1 nor 3.
     """
     if images.shape[1] == channels:
         return images

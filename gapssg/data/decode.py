@@ -57,10 +57,8 @@ def decode_images(files: Sequence[Path], options: LoadOptions) -> Pixels:
     Unless the options say, images are grey if all of them are, else RGB, or have the channels of their arrays (.npy,
     with the channels last) or grey TIFF pages. Alpha is dropped, 16-bit grey is scaled to 8 bits, floating-point grey
     must lie in [0, 1], and EXIF orientation is applied. With an image size, images are scaled to cover it and
-    centre-cropped; without one, all must have the same size.
-
-    Raises:
-        InputError: An image cannot be used; the message names it.
+    centre-cropped; without one, all must have the same size. Raises `InputError` if an image cannot be used; the
+    message names it.
     """
     with closing(_decode_all(files, options)) as decoded:
         return _collect(decoded, files, options)
@@ -176,7 +174,7 @@ def _decode(file: Path, formats: tuple[str, ...], options: LoadOptions) -> Pixel
             if opened.width * opened.height > _MOST_PIXELS:
                 raise Image.DecompressionBombError
             with _ONE_AT_A_TIME if is_large else nullcontext():
-                return _decode_opened(opened, file, options)
+                return _resized(channels_of_picture(opened, options.channels, file), options)
     except GapssgError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -202,10 +200,6 @@ def _open(file: Path, formats: tuple[str, ...], image_size: tuple[int, int] | No
             opened.close()
             raise
         return opened
-
-
-def _decode_opened(opened: Image.Image, file: Path, options: LoadOptions) -> Pixels:
-    return _resized(channels_of_picture(opened, options.channels, file), options)
 
 
 def _resized(images: list[Image.Image], options: LoadOptions) -> Pixels:

@@ -30,10 +30,8 @@ def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> Im
     """Read a split of `folder:PATH` in the order of torchvision's ImageFolder.
 
     Classes are the sorted sub-folders of the split; their images are found at any depth and decoded as by
-    `decode_images`.
-
-    Raises:
-        InputError: The folders are not as described, or an image cannot be used; the message names it.
+    `decode_images`. Raises `InputError` if the folders are not as described, or an image cannot be used; the message
+    names it.
     """
     root = user_path(name.partition(":")[2])
     folder = _split_folder(root, split)
@@ -62,12 +60,9 @@ def load(name: str, split: Literal["train", "test"], options: LoadOptions) -> Im
 def find_images(paths: Sequence[Path], note: Callable[[str], None] | None = None) -> list[Path]:
     """List the images among `paths` and, at any depth, in the folders among them, as `load` finds those of a class.
 
-    Args:
-        paths: Files and folders, whose order is kept.
-        note: Called with a sentence that names the files of a folder that are not read, if there are any.
-
-    Raises:
-        InputError: One does not exist, is no image, or has none in it, or there are more than a million.
+    The order of the paths is kept, and `note` is called with a sentence that names the files of a folder that are not
+    read, if there are any. Raises `InputError` if one does not exist, is no image, or has none in it, or there are more
+    than a million.
     """
     extensions = readable_extensions()
     found: list[Path] = []

@@ -35,7 +35,6 @@ class ImageSet:
     class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Check shapes, dtypes, devices and labels."""
         if self.images.dtype != torch.uint8 or self.images.dim() != 4 or self.images.numel() == 0:
             raise ValueError(f"images must be (N, C, H, W) uint8 and not empty, not {_describe(self.images)}")
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
@@ -46,7 +45,6 @@ class ImageSet:
             raise ValueError(f"labels must be in [0, {len(self.class_names)}), one for each class name")
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.images)
 
     @property
@@ -92,11 +90,7 @@ class ImageSet:
 
 
 def check_same_classes(train: ImageSet, test: ImageSet) -> None:
-    """Check that two splits have the same classes in the same order.
-
-    Raises:
-        InputError: They differ; the message names the classes that only one of them has.
-    """
+    """Raise `InputError`, which names the differences, unless two splits have the same classes in order."""
     if train.class_names == test.class_names:
         return
     only_train = [name for name in train.class_names if name not in set(test.class_names)]

@@ -29,8 +29,4 @@ class Source(Protocol):
     FLIPPING_IS_MEANINGFUL: bool
 
     def load(self, name: str, split: Literal["train", "test"], options: LoadOptions) -> ImageSet:
-        """Read one split of the source called `name`.
-
-        Raises:
-            InputError: The images cannot be read.
-        """
+        """Read one split of the source called `name`; raise `InputError` if its images cannot be read."""

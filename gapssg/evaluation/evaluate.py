@@ -122,7 +122,6 @@ class _Evaluation:
             self._gaps.append(reality_gaps(teacher_logits, logits))
 
     def report(self, class_names: Sequence[str]) -> EvaluatedModel:
-        """Return the scores of the model on all batches."""
         model, answers, classes = self._model, concatenated(self._answers), len(class_names)
         counts = count_by_class(answers.predictions, answers.labels, classes)
         diagram = reliability(answers)
@@ -131,9 +130,7 @@ class _Evaluation:
             rows = confusion_matrix(answers.predictions, answers.labels, classes).tolist()
             matrix = tuple(map(tuple, rows))
         return EvaluatedModel(
-            file=str(model.path),
-            sha256=model.sha256,
-            architecture=model.card.architecture,
+            **model.facts,
             **dict(profile_model(model.module, model.card.input_shape)),
             **dict(score_answers(answers, class_names)),
             expected_calibration_error=expected_calibration_error(diagram),

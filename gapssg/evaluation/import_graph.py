@@ -52,10 +52,8 @@ def read_graph(settings: ImportSettings) -> GraphFile | None:
 def build_imported_graph(graph: GraphFile, card: ModelCard, display: Display) -> nn.Module:
     """Return the module of a graph with its weights, on the CPU, after comparing it with the file's own library.
 
-    The display gets a note of how many batch norms it has.
-
-    Raises:
-        InputError: It cannot be built, its weights are not finite, or it has other logits.
+    The display gets a note of how many batch norms it has. Raises `InputError` if it cannot be built, its weights are
+    not finite, or it has other logits.
     """
     path: Path = graph.path
     try:
@@ -75,11 +73,7 @@ def build_imported_graph(graph: GraphFile, card: ModelCard, display: Display) ->
 
 
 def compare_on_images(graph: GraphFile, module: nn.Module, card: ModelCard, images: ImageSet) -> None:
-    """Compare a graph with the file's own library on some real images.
-
-    Raises:
-        InputError: It has other logits.
-    """
+    """Raise `InputError` if a graph and the file's own library have other logits for some real images."""
     normalization = Normalization.from_statistics(card.mean, card.deviation, torch.device("cpu"))
     some = normalization(to_unit_range(images.images[:_MOST_COMPARED]))
     check_same_logits(graph, module, some, original_logits(graph, some), "images of the data")

@@ -23,7 +23,7 @@ from gapssg.evaluation.real_images import read_test_images
 from gapssg.evaluation.settings import DEFAULT_WEIGHTS, DescriptionSettings, ImportSettings, check_teacher_file
 from gapssg.files import make_folder, user_path
 from gapssg.intervals import Z_95
-from gapssg.models import MODELS, MOST_CLASSES, create_model
+from gapssg.models import MODELS, create_model
 from gapssg.models.checkpoint_file import read_checkpoint_weights
 from gapssg.models.create import check_task
 from gapssg.models.description import ModelCard, Provenance
@@ -32,6 +32,7 @@ from gapssg.models.graphs.description import graph_name
 from gapssg.models.graphs.file import GraphFile
 from gapssg.models.libraries import Pretrained, pretrained_weights
 from gapssg.models.model_file import LoadedModel, load_foreign_weights, staged_model
+from gapssg.models.names import MOST_CLASSES
 from gapssg.models.profile import profile_model
 from gapssg.models.recognition import Known, recognise
 from gapssg.models.reference import Arguments, is_factory, library_model
@@ -163,8 +164,7 @@ def describe(
 ) -> ModelCard:
     """Return the card of a classifier, whose signature is not known yet.
 
-    Raises:
-        InputError: The number of classes or the normalisation is not known, or the settings do not match.
+    Raises `InputError` if the number of classes or the normalisation is not known, or the settings do not match.
     """
     if settings.class_names is not None:
         _check_class_names(settings.class_names)
@@ -244,10 +244,8 @@ def _for_each_channel(option: str, values: tuple[float, ...], channels: int) -> 
 def adapt_described(module: nn.Module, card: ModelCard, settings: DescriptionSettings, display: Display) -> ModelCard:
     """Verify a classifier and adapt it to images (N, C, H, W) and logits (N, K); put it into evaluation mode.
 
-    What is recognised is reported and stands in the card that is returned.
-
-    Raises:
-        InputError: It is not a classifier as its card and the settings describe it.
+    What is recognised is reported and stands in the card that is returned. Raises `InputError` if it is not a
+    classifier as its card and the settings describe it.
     """
     known = Known(settings.output_kind, settings.output_part, settings.input_layout)
     recognised = recognise(module, card.architecture, card.num_classes, card.input_shape, known)

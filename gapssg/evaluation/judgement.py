@@ -17,17 +17,14 @@ LEAST_SHARE = 0.1
 
 
 class Judgement(NamedTuple):
-    """The judgement of a student by synthetic images at the end of a run.
-
-    Attributes:
-        missing_classes: Names of the classes that the teacher hardly ever predicts for the images.
-        failures: Why the student is not usable, one sentence each; empty if no criterion fails.
-        comparison: The comparison with the teacher after training.
-    """
+    """The judgement of a student by synthetic images at the end of a run."""
 
     missing_classes: list[str]
+    """Names of the classes that the teacher hardly ever predicts for the images."""
     failures: list[str]
+    """Why the student is not usable, one sentence each; empty if no criterion fails."""
     comparison: AfterTraining
+    """The comparison with the teacher after training."""
 
 
 def judge_on_synthetic_images(

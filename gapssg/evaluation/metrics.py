@@ -19,31 +19,24 @@ FEWEST_IMAGES_OF_A_CLASS = 10
 
 
 class Answers(NamedTuple):
-    """A summary of the logits of N labelled images whose size does not grow with the number of classes.
-
-    Attributes:
-        labels: (N,) int64.
-        predictions: (N,) int64.
-        is_top1: (N,) bool, whether the label has the highest logit.
-        is_top5: (N,) bool, whether it is among the five highest.
-        losses: (N,) float64, the cross-entropy in nats.
-        confidences: (N,) float64, the highest class probability.
-    """
+    """A summary of the logits of N labelled images whose size does not grow with the number of classes."""
 
     labels: Tensor
+    """(N,) int64."""
     predictions: Tensor
+    """(N,) int64."""
     is_top1: Tensor
+    """(N,) bool, whether the label has the highest logit."""
     is_top5: Tensor
+    """(N,) bool, whether it is among the five highest."""
     losses: Tensor
+    """(N,) float64, the cross-entropy in nats."""
     confidences: Tensor
+    """(N,) float64, the highest class probability."""
 
 
 def answers_of(logits: Tensor, labels: Tensor) -> Answers:
-    """Summarise logits (N, K) on labels (N,) int64; the result is on the CPU.
-
-    Raises:
-        RunError: The logits are not finite.
-    """
+    """Summarise logits (N, K) on labels (N,) int64, on the CPU; raise `RunError` if the logits are not finite."""
     if not torch.isfinite(logits).all():
         raise RunError("the model's logits are not finite; if it was being trained, lower the learning rate")
     kept = (
@@ -123,15 +116,12 @@ def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> T
 
 
 class ClassCounts(NamedTuple):
-    """The number of samples and of correct predictions for each class.
-
-    Attributes:
-        hits: Samples of the class that were predicted as it, one number per class.
-        totals: Samples of the class, one number per class.
-    """
+    """The number of samples and of correct predictions for each class."""
 
     hits: list[int]
+    """Samples of the class that were predicted as it, one number per class."""
     totals: list[int]
+    """Samples of the class, one number per class."""
 
 
 def count_by_class(predictions: Tensor, classes: Tensor, num_classes: int) -> ClassCounts:

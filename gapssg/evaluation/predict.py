@@ -28,11 +28,7 @@ def batch_size_for(image_shape: Sequence[int]) -> int:
 
 @contextmanager
 def naming_a_smaller_batch(batch_size: int) -> Iterator[None]:
-    """Turn an out-of-memory error while this many images are classified at once into a sentence with half as many.
-
-    Raises:
-        RunError: Memory ran out in the block.
-    """
+    """Turn an out-of-memory error while this many images are classified into a `RunError` that names half."""
     smaller = f"--batch-size {batch_size // 2} needs about half of it" if batch_size > 1 else None
     with reporting_out_of_memory(lambda: smaller or "use a smaller model, or another --device"):
         yield
@@ -71,11 +67,7 @@ def predict(
 
 
 def score_on(images: ImageSet, module: nn.Module, normalization: Normalization, runtime: Runtime) -> Scores:
-    """Return the scores of a classifier on labelled images, leaving it unchanged, with one batch of logits in memory.
-
-    Raises:
-        RunError: Its logits are not finite.
-    """
+    """Return the scores of a classifier, left unchanged, batch by batch; raise `RunError` if logits are not finite."""
     size = batch_size_for(images.input_shape)
     batches = zip(*(torch.split(each, size) for each in (images.images, images.labels)), strict=True)
     answers = [answers_of(predict(module, batch, normalization, runtime), labels) for batch, labels in batches]

@@ -62,7 +62,7 @@ def predict(
     if output is not None:
         write_atomically(output, _to_csv(images))
     return PredictResult(
-        model=ModelFile(file=str(model.path), sha256=model.sha256, architecture=model.card.architecture),
+        model=ModelFile(**model.facts),
         images=tuple(images),
         timing=PredictTiming(images_per_second=len(images) / seconds),
         **dict(run_facts(runtime, settings)),

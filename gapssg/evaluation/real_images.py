@@ -16,11 +16,7 @@ from gapssg.runs.events import Warned
 def read_images(
     settings: DataSettings, split: Literal["train", "test"], display: Display, channels: int | None = None
 ) -> ImageSet:
-    """Read one split of the images that `settings` name, in `channels` if `settings` do not say.
-
-    Raises:
-        InputError: The data source cannot be used.
-    """
+    """Read one split of the images that `settings` name, in `channels` if they do not say, or raise `InputError`."""
     images = load_split(
         settings.name,
         split,
@@ -35,11 +31,7 @@ def read_images(
 
 
 def read_test_images(settings: DataSettings, model: LoadedModel, display: Display) -> ImageSet:
-    """Read the test split for a model, as `read_images_of_model` does.
-
-    Raises:
-        InputError: The images or their classes do not fit the model.
-    """
+    """Read the test split for a model; raises as `read_images_of_model`."""
     return read_images_of_model(settings, "test", model, display)
 
 
@@ -48,8 +40,7 @@ def read_images_of_model(
 ) -> ImageSet:
     """Read one split with the channels of a model and, from folders, its image size.
 
-    Raises:
-        InputError: The images or their classes do not fit the model.
+    Raises `InputError` if the images or their classes do not fit the model.
     """
     card = model.card
     channels, height, width = card.input_shape
@@ -77,11 +68,7 @@ def read_images_of_model(
 
 
 def check_same_images(first: LoadedModel, second: LoadedModel) -> None:
-    """Check that two models have the same input shape and classes.
-
-    Raises:
-        InputError: They do not.
-    """
+    """Raise `InputError` unless two models have the same input shape and classes."""
     for field in ("input_shape", "num_classes", "class_names"):
         ours, theirs = getattr(first.card, field), getattr(second.card, field)
         if ours != theirs:

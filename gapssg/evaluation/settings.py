@@ -13,8 +13,8 @@ from pydantic import AfterValidator, Field, model_validator
 from gapssg.data.settings import DataSettings
 from gapssg.errors import InputError
 from gapssg.files import check_output_file, user_path
-from gapssg.models import LARGEST_IMAGE_SIDE, MOST_CHANNELS, MOST_CLASSES, SMALLEST_IMAGE_SIDE
 from gapssg.models.description import InputLayout, OutputPart, Outputs
+from gapssg.models.names import LARGEST_IMAGE_SIDE, MOST_CHANNELS, MOST_CLASSES, SMALLEST_IMAGE_SIDE
 from gapssg.models.settings import ModelSettings, WithFactories
 from gapssg.settings.base import Settings, UserPath, as_validator
 from gapssg.settings.parts import PaddingMode, RuntimeSettings
@@ -147,22 +147,14 @@ class ImportSettings(DescriptionSettings):
 
 
 def check_predictions_file(output: Path, settings: PredictSettings, overwrite: bool) -> None:
-    """Check that predictions can be written.
-
-    Raises:
-        InputError: Its name does not end with .csv, or it cannot be written.
-    """
+    """Raise `InputError` if predictions cannot be written to this file, or its name does not end with .csv."""
     if output.suffix != ".csv":
         raise InputError(f"--output {output} must end with .csv")
     check_output_file(output, overwrite, inputs=[settings.model, *settings.images])
 
 
 def check_teacher_file(output: Path, settings: ImportSettings, overwrite: bool) -> None:
-    """Check that an imported teacher can be written.
-
-    Raises:
-        InputError: Its name does not end with .safetensors, or it cannot be written.
-    """
+    """Raise `InputError` if a teacher cannot be written to this file, or its name does not end with .safetensors."""
     if output.suffix != ".safetensors":
         raise InputError(f"--output {output} must end with .safetensors")
     weights = [] if settings.weights in (None, DEFAULT_WEIGHTS) else [Path(settings.weights)]

@@ -66,8 +66,7 @@ def state_dicts(content: object, key: str = "", depth: int = 0) -> Iterator[tupl
 def choose(found: Mapping[str, Mapping[str, Any]], key: str) -> str:
     """Return the key of the state dict to take: `key` if given, else a preferred name, else the one with most tensors.
 
-    Raises:
-        ValueError: There is none, or none with this key.
+    Raises `ValueError` if there is none, or none with this key.
     """
     if not found:
         raise ValueError("it holds no tensors with names")
@@ -85,14 +84,7 @@ def choose(found: Mapping[str, Mapping[str, Any]], key: str) -> str:
 
 
 def bound(size: int, seconds: int = CPU_SECONDS, per_byte: int = MEMORY_PER_BYTE, beside: int = MEMORY_BESIDE) -> None:
-    """Limit what this process may use from now on.
-
-    Args:
-        size: Bytes of the file that it reads.
-        seconds: Processor time.
-        per_byte: Bytes of memory for each byte of the file.
-        beside: Bytes of memory besides.
-    """
+    """Limit this process, which reads a file of `size` bytes, in processor time (seconds) and memory (bytes)."""
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":  # elsewhere the limit is not enforced, or refused

@@ -7,8 +7,9 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -21,30 +22,22 @@ _SECONDS = 600
 
 
 class CheckpointWeights(NamedTuple):
-    """The weights of a checkpoint.
-
-    Attributes:
-        tensors: By name, on the CPU.
-        taken: Dotted key of the state dict in the checkpoint; empty where it is the whole file.
-        others: Keys of other state dicts in it.
-    """
+    """The weights of a checkpoint."""
 
     tensors: dict[str, Tensor]
+    """By name, on the CPU."""
     taken: str = ""
+    """Dotted key of the state dict in the checkpoint; empty where it is the whole file."""
     others: tuple[str, ...] = ()
+    """Keys of other state dicts in it."""
 
 
 def read_checkpoint_weights(path: Path, key: str | None = None) -> CheckpointWeights:
     """Read the weights in a safetensors file or a PyTorch checkpoint (`.pt`, `.pth`, `.bin`, `.ckpt`).
 
-    PyTorch's restricted unpickler reads a checkpoint in a child process with bounds on memory and time.
-
-    Args:
-        path: The file.
-        key: Dotted key of the state dict in a checkpoint that has several; None takes the usual name.
-
-    Raises:
-        InputError: The file is missing, damaged or too large, holds more than weights, or has no such key.
+    PyTorch's restricted unpickler reads a checkpoint in a child process with bounds on memory and time. If it has
+    several state dicts, one has this dotted key, or None takes the usual name. Raises `InputError` if the file is
+    missing, damaged or too large, holds more than weights, or has no such key.
     """
     with open_regular(path, LARGEST_FILE) as file, os_errors_as(InputError, f"{path} cannot be read"):
         start = file.read(max(map(len, PYTORCH_FILES)))
@@ -54,19 +47,26 @@ def read_checkpoint_weights(path: Path, key: str | None = None) -> CheckpointWei
         return CheckpointWeights(read_safetensors(path).tensors)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "weights.safetensors"
-        command = [sys.executable, "-I", checkpoint_child.__file__, str(path.absolute()), str(output), key or ""]
-        try:
-            done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_SECONDS)
-            said = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 and done.stdout else {}
-        except subprocess.TimeoutExpired:
-            raise InputError(f"{path} could not be read within {_SECONDS} s") from None
+        said = said_by_child([checkpoint_child.__file__, str(path.absolute()), str(output), key or ""], path, _SECONDS)
         if "taken" not in said:
             raise InputError(*_refusal(path, said.get("refused", ""), said.get("kind", "")))
         return CheckpointWeights(read_safetensors(output).tensors, said["taken"], tuple(said["others"]))
 
 
+def said_by_child(arguments: Sequence[str], path: Path, seconds: int) -> dict[str, Any]:
+    """Return the JSON that an isolated Python process prints last about a file that it reads; nothing if it crashes.
+
+    Raises `InputError` if it takes longer than so many seconds.
+    """
+    command = [sys.executable, "-I", *arguments]
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise InputError(f"{path} could not be read within {seconds} s") from None
+    return dict(json.loads(done.stdout.splitlines()[-1])) if done.returncode == 0 and done.stdout else {}
+
+
 def _refusal(path: Path, reason: str, kind: str) -> tuple[str, ...]:
-    """Return the lines of the error."""
     if "TorchScript" in reason:
         return (f"{path} is a TorchScript file, not a checkpoint of weights; save the original model's state dict",)
     if kind == "UnpicklingError":

@@ -69,10 +69,7 @@ def empty_model(
 ) -> nn.Module:
     """Build the model of `create_model` on the meta device, without memory for weights.
 
-    Not for factories, whose code may do anything.
-
-    Raises:
-        InputError: As `create_model`.
+    Not for factories, whose code may do anything. Raises `InputError` as `create_model`.
     """
     builder = _builder(name, num_classes, input_shape, arguments)
 
@@ -111,11 +108,7 @@ def _builder(
 
 
 def check_task(num_classes: int, input_shape: tuple[int, int, int]) -> None:
-    """Check that a classifier of this number of classes and of images (C, H, W) can be used.
-
-    Raises:
-        InputError: There are too few or too many classes or channels, or the images are too small or too large.
-    """
+    """Raise `InputError` if a classifier cannot have so many classes, or images (C, H, W) of such a shape."""
     channels, height, width = input_shape
     if not 2 <= num_classes <= MOST_CLASSES:
         raise InputError(f"a classifier needs at least 2 classes and at most {MOST_CLASSES:,}, not {num_classes}")

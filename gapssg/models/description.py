@@ -21,18 +21,15 @@ OutputPart = Annotated[str, Field(min_length=1, max_length=100)]
 
 @dataclass(frozen=True)
 class Signature:
-    """What an architecture takes and returns, where it differs from images (N, C, H, W) and logits (N, K).
-
-    Attributes:
-        outputs: (N, K) `logits`, `probabilities`, `log-probabilities` or `sigmoids` (probabilities that need not sum to
-            1), or (N,) or (N, 1) the `logit` of the second of two classes or its probability, `sigmoid`.
-        output_part: Key, field or index of the outputs in a container; None if it returns a tensor.
-        input_layout: Order of the dimensions of images.
-    """
+    """What an architecture takes and returns, where it differs from images (N, C, H, W) and logits (N, K)."""
 
     outputs: Outputs = "logits"
+    """(N, K) `logits`, `probabilities`, `log-probabilities` or `sigmoids` (probabilities that need not sum to 1), or
+    (N,) or (N, 1) the `logit` of the second of two classes or its probability, `sigmoid`."""
     output_part: str | None = None
+    """Key, field or index of the outputs in a container; None if it returns a tensor."""
     input_layout: InputLayout = "NCHW"
+    """Order of the dimensions of images."""
 
 
 PLAIN = Signature()
@@ -134,20 +131,17 @@ class ModelProfile(Stored):
 
 @dataclass(frozen=True)
 class LayerProfile:
-    """One layer of a model.
-
-    Attributes:
-        name: Qualified name in the model.
-        type: Class name.
-        output_shape: For one image, without the batch dimension; None if it returns no tensor or is never called.
-        parameters: Number of its own parameters that no earlier layer shares.
-        macs: Multiply-adds for one image, without those of its sub-modules.
-        observed: Whether its batch-norm statistics are observed.
-    """
+    """One layer of a model."""
 
     name: str
+    """Qualified name in the model."""
     type: str
+    """Class name."""
     output_shape: tuple[int, ...] | None
+    """For one image, without the batch dimension; None if it returns no tensor or is never called."""
     parameters: int
+    """Number of its own parameters that no earlier layer shares."""
     macs: int
+    """Multiply-adds for one image, without those of its sub-modules."""
     observed: bool
+    """Whether its batch-norm statistics are observed."""

@@ -25,9 +25,8 @@ def build_from_factory(
 
     The factory gets the user's arguments and, of `num_classes`, `input_shape` (C, H, W) and `in_channels`, those that
     its signature names. With `weights_follow` there are no forward passes, because the initial weights may be NaN.
-
-    Raises:
-        InputError: It cannot be imported, is not callable, raises, or does not return a classifier of such images.
+    Raises `InputError` if it cannot be imported, is not callable, raises, or does not return a classifier of such
+    images.
     """
     with _current_folder_importable():
         factory = _import(name)
@@ -36,7 +35,8 @@ def build_from_factory(
         doubled = sorted(named.keys() & arguments.keys())
         if doubled:
             raise InputError(f"{name} gets {doubled[0]} from the data or the teacher; leave the argument out")
-        with foreign_code(f"{name} cannot be called with {_call(named | dict(arguments))}"):
+        called = ", ".join(f"{key}={value!r}" for key, value in {**named, **arguments}.items()) or "no arguments"
+        with foreign_code(f"{name} cannot be called with {called}"):
             module = factory(**named, **arguments)
         if weights_follow:
             return check_module(module, name)
@@ -87,7 +87,3 @@ def _parameters(name: str, factory: Callable[..., object]) -> frozenset[str]:
         except ValueError:  # C code may have no signature
             return frozenset()
     return frozenset(each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY))
-
-
-def _call(arguments: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"

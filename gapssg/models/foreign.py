@@ -50,11 +50,7 @@ def foreign_code(complaint: str) -> Iterator[None]:
 
 @contextmanager
 def limit_parameters(most: int) -> Iterator[None]:
-    """Stop building a model in the block once it has more than `most` parameters.
-
-    Raises:
-        InputError: It has; its depth may come from an untrusted file.
-    """
+    """Raise `InputError` once a model that is built in the block, perhaps from a file, has too many parameters."""
     numbers = itertools.count(1)
 
     def count_parameter(*_: object) -> None:
@@ -71,8 +67,7 @@ def limit_parameters(most: int) -> Iterator[None]:
 def check_module(module: object, name: str) -> nn.Module:
     """Return `module` if it has parameters and a state that a model file can hold, without a forward pass.
 
-    Raises:
-        InputError: It is not a module, has no parameters, or `tensors_of` refuses it.
+    Raises `InputError` if it is not a module, has no parameters, or `tensors_of` refuses it.
     """
     if not isinstance(module, nn.Module):
         raise InputError(f"{name} returned a {type(module).__name__} instead of a torch.nn.Module")
@@ -89,11 +84,7 @@ def name_of_module(module: nn.Module) -> str:
 
 
 def check_is_module(module: object, name: str) -> nn.Module:
-    """Return `module` if it is one.
-
-    Raises:
-        InputError: It is not.
-    """
+    """Return `module` if it is one; raise `InputError` if not."""
     if isinstance(module, nn.Module):
         return module
     raise InputError(f"{name} is a {type(module).__name__} instead of a torch.nn.Module")
@@ -102,8 +93,7 @@ def check_is_module(module: object, name: str) -> nn.Module:
 def copy_module(module: object, name: str) -> nn.Module:
     """Return a copy of a module on the CPU, without gradients; of a compiled one, of the original.
 
-    Raises:
-        InputError: It is not a module, or cannot be copied.
+    Raises `InputError` if it is not a module, or cannot be copied.
     """
     original = _original(check_is_module(module, name))
     with foreign_code(f"{name} cannot be copied; make its tensors parameters or buffers, so that copy.deepcopy works"):
@@ -127,11 +117,8 @@ def check_classifier(
     """Return `module` if forward passes of 1 to 3 images in evaluation mode show that it is a classifier.
 
     With another `signature` it is adapted first. On the meta device the values of logits are not checked. `name` is for
-    messages.
-
-    Raises:
-        InputError: `check_module` refuses it, it has no evaluation mode, it raises, its logits (N, K) of images
-            (N, C, H, W) float32 are not finite, are not deterministic or depend on the batch, or it changes buffers.
+    messages. Raises `InputError` if `check_module` refuses it, it has no evaluation mode, it raises, its logits (N, K)
+    of images (N, C, H, W) float32 are not finite, are not deterministic or depend on the batch, or it changes buffers.
     """
     module = check_module(module, name)
     check_evaluation_mode(module, name)
@@ -166,11 +153,7 @@ def check_classifier(
 
 
 def logits_of(module: nn.Module, name: str, num_classes: int, input_shape: tuple[int, int, int], count: int) -> Tensor:
-    """Return logits (count, K) of the first `count` of 3 fixed images, in evaluation mode.
-
-    Raises:
-        InputError: The module raises, or returns something else.
-    """
+    """Return logits (count, K) of the first `count` of 3 fixed images, in evaluation mode, or raise `InputError`."""
     most = max(_BATCHES)
     images = torch.linspace(-1, 1, most * math.prod(input_shape), device=device_of(module)).view(most, *input_shape)
     return _run(module, name, num_classes, images[:count])
@@ -184,11 +167,7 @@ def _run(module: nn.Module, name: str, num_classes: int, images: Tensor) -> Tens
 
 
 def answer_of(module: nn.Module, name: str, images: Tensor) -> object:
-    """Return what a module returns for images (N, C, H, W), in evaluation mode.
-
-    Raises:
-        InputError: It raises.
-    """
+    """Return what a module returns for images (N, C, H, W) in evaluation mode; raise `InputError` if it raises."""
     with not_accepting(name, images), frozen(module), torch.no_grad():
         return module(images)
 
@@ -219,8 +198,7 @@ def not_finite(name: str, input_shape: Sequence[int]) -> InputError:
 def tensors_of(module: nn.Module, name: str) -> dict[str, Tensor]:
     """Return the state dict of a module.
 
-    Raises:
-        InputError: A value in it is not a tensor, has an unknown size, or a dtype that a model file cannot hold.
+    Raises `InputError` if a value in it is not a tensor, has an unknown size, or a dtype that a model file cannot hold.
     """
     with foreign_code(f"the state dict of {name} cannot be read"):
         state = dict(module.state_dict(keep_vars=True))
@@ -254,11 +232,7 @@ def replace_layer(module: nn.Module, name: str, layer: nn.Module) -> None:
 
 
 def check_evaluation_mode(module: nn.Module, name: str) -> None:
-    """Check that `module.eval()` switches every part of it to evaluation mode.
-
-    Raises:
-        InputError: It does not.
-    """
+    """Raise `InputError` unless `module.eval()` switches every part of it to evaluation mode."""
     with foreign_code(f"{name} cannot switch to evaluation mode"), frozen(module):
         training = [part for part, layer in module.named_modules() if layer.training]
     if training:

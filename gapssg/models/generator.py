@@ -34,14 +34,9 @@ class Generator(nn.Module):
     ) -> None:
         """Build the generator; its initial weights are always the same.
 
-        Args:
-            image_shape: (channels, height, width) of one image; height and width at least 4 times `scale`.
-            latent_size: Length of one latent.
-            width: Channels of the last feature maps; the earlier ones have twice as many.
-            scale: Factor of the bilinear upsampling; 1 for none.
-
-        Raises:
-            InputError: The images have no channel, or a height or width below 4 pixels before they are upsampled.
+        Images are (channels, height, width), and the last feature maps have `width` channels and the earlier ones twice
+        as many. Raises `InputError` if images have no channel, or a height or width below 4 pixels before they are
+        upsampled bilinearly by the factor `scale`, 1 for none.
         """
         super().__init__()
         channels, *sides = image_shape

@@ -34,23 +34,20 @@ _FIXED: Mapping[str, Arguments] = {"googlenet": _WITHOUT_AUXILIARY_HEADS, "incep
 
 
 class Pretrained(NamedTuple):
-    """Pretrained weights of a library.
-
-    Attributes:
-        tensors: By name, on the CPU.
-        mean: Per-channel mean of images in [0, 1].
-        deviation: Per-channel standard deviation.
-        class_names: In the order of the logits, if the library has them.
-        num_classes: Number of logits.
-        arguments: Model arguments that the library sets for these weights.
-    """
+    """Pretrained weights of a library."""
 
     tensors: dict[str, Tensor]
+    """By name, on the CPU."""
     mean: tuple[float, ...]
+    """Per-channel mean of images in [0, 1]."""
     deviation: tuple[float, ...]
+    """Per-channel standard deviation."""
     class_names: tuple[str, ...] | None
+    """In the order of the logits, if the library has them."""
     num_classes: int | None = None
+    """Number of logits."""
     arguments: Arguments = MappingProxyType({})
+    """Model arguments that the library sets for these weights."""
 
 
 def build_library_model(
@@ -58,10 +55,8 @@ def build_library_model(
 ) -> nn.Module:
     """Build a model of torchvision or timm with random weights, on torch's default device.
 
-    The first convolution is adapted to the channels of the images, and the last linear layer ignores autocast.
-
-    Raises:
-        InputError: The library is missing, has no classifier of this name, or refuses the arguments.
+    The first convolution is adapted to the channels of the images, and the last linear layer ignores autocast. Raises
+    `InputError` if the library is missing, has no classifier of this name, or refuses the arguments.
     """
     for argument in arguments:
         if argument in _NOT_ARGUMENTS or argument.startswith("pretrained"):
@@ -89,11 +84,7 @@ def build_library_model(
 
 
 def check_library_name(library: str, name: str) -> None:
-    """Check that the library has a classifier of this name.
-
-    Raises:
-        InputError: It has none; the message suggests similar names.
-    """
+    """Raise `InputError`, with similar names, unless the library has a classifier of this name."""
     names = torchvision.models.list_models(torchvision.models) if library == TORCHVISION else _timm(name).list_models()
     if name not in names:
         raise InputError(f"{library} has no classifier {shortened(repr(name))}{did_you_mean(name, names)}")
@@ -102,11 +93,8 @@ def check_library_name(library: str, name: str) -> None:
 def pretrained_weights(library: str, name: str, channels: int, /, **arguments: Argument) -> Pretrained:
     """Fetch the default weights of a library for a model with these arguments; timm adapts them to the channels.
 
-    The library loads them into its own model first, because some are stored under outdated names.
-
-    Raises:
-        InputError: There are none, or the library refuses the arguments.
-        RunError: They cannot be fetched.
+    The library loads them into its own model first, because some are stored under outdated names. Raises `InputError`
+    if there are none, or the library refuses the arguments, and `RunError` if they cannot be fetched.
     """
     check_library_name(library, name)
     if arguments:  # before the weights are fetched

@@ -55,19 +55,21 @@ _MOST_HIDDEN_NUMBERS = 2**24  # positions and masks, which some models compute w
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory: of a file, or of a module.
-
-    Attributes:
-        module: The classifier in eval mode, on the CPU: images (N, C, H, W), normalised, to logits (N, K).
-        card: Its description.
-        sha256: SHA-256 of the file, or of that which the module would have.
-        path: The file; `<module>` of a module.
-    """
+    """A model in memory: of a file, or of a module."""
 
     module: nn.Module
+    """The classifier in eval mode, on the CPU: images (N, C, H, W), normalised, to logits (N, K)."""
     card: ModelCard
+    """Its description."""
     sha256: str
+    """SHA-256 of the file, or of that which the module would have."""
     path: Path
+    """The file; `<module>` of a module."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """File, SHA-256 and architecture, as results have them."""
+        return {"file": str(self.path), "sha256": self.sha256, "architecture": self.card.architecture}
 
     def normalization(self, device: torch.device) -> Normalization:
         """Return the normalisation of the model's input on a device."""
@@ -75,14 +77,9 @@ class LoadedModel:
 
 
 def save_model(path: Path, module: nn.Module, card: ModelCard) -> str:
-    """Write a model file atomically; equal weights and cards give equal files.
+    """Write a model file atomically; equal weights and cards give equal files. Return its SHA-256, in hexadecimal.
 
-    Returns:
-        The file's SHA-256, in hexadecimal.
-
-    Raises:
-        InputError: A model file cannot hold the state of the module.
-        RunError: The file cannot be written.
+    Raises `InputError` if a model file cannot hold the state of the module, and `RunError` if it cannot be written.
     """
     content = model_content(module, card)
     write_atomically(path, content)
@@ -92,8 +89,7 @@ def save_model(path: Path, module: nn.Module, card: ModelCard) -> str:
 def save_verified_model(path: Path, module: nn.Module, card: ModelCard) -> str:
     """Write a model file as `save_model` does, after verifying that the reloaded model gives the same logits.
 
-    Raises:
-        RunError: It does not, or the file cannot be written.
+    Raises `RunError` if it does not, or the file cannot be written.
     """
     try:
         with staged_model(path, module, card, tolerates_rounding=True) as loaded:
@@ -138,11 +134,7 @@ def _first_logits(module: nn.Module, card: ModelCard) -> Tensor:
 
 
 def model_content(module: nn.Module, card: ModelCard) -> bytes:
-    """Return the bytes of a model file; equal weights and cards give equal bytes.
-
-    Raises:
-        InputError: A model file cannot hold the state of the module.
-    """
+    """Return the bytes of a model file, the same for equal weights and cards; raises as `tensors_of`."""
     # Copies, because the format cannot express tensors that share memory, such as tied weights.
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -248,8 +240,7 @@ def _build(card: ModelCard, tensors: dict[str, Tensor], path: Path) -> nn.Module
 def read_card(path: str | Path) -> tuple[ModelCard, str]:
     """Return the description and the SHA-256 of a model file, without building its model.
 
-    Raises:
-        InputError: The file is missing, damaged or not a gapssg model file, or its description is not valid.
+    Raises `InputError` if the file is missing, damaged or not a gapssg model file, or its description is not valid.
     """
     path = user_path(path)
     file = read_safetensors(path)
@@ -269,20 +260,12 @@ def _validated(description: dict[str, Any], path: Path) -> ModelCard:
 
 
 def model_of(module: nn.Module, card: ModelCard) -> LoadedModel:
-    """Return the model that `load_model` would return of a module's file, without writing it.
-
-    Raises:
-        InputError: A model file cannot hold the state of the module.
-    """
+    """Return the model that `load_model` would return of a module's file, unwritten; raises as `tensors_of`."""
     return LoadedModel(module, card, hashlib.sha256(model_content(module, card)).hexdigest(), Path(MODULE))
 
 
 def architecture_of(path: str | Path) -> str:
-    """Return the architecture that a model file names.
-
-    Raises:
-        InputError: The file is missing, damaged or not a gapssg model file.
-    """
+    """Return the architecture that a model file names; raises as `read_card`."""
     path = user_path(path)
     return str(_read_description(path, read_safetensors(path).metadata).get("architecture"))
 
@@ -323,10 +306,7 @@ def load_foreign_weights(module: nn.Module, tensors: Mapping[str, Tensor], sourc
     """Copy weights that another program wrote into `module`, if PyTorch can load them.
 
     Name parts of wrappers and counters are ignored, dtypes are converted to those of the model, a shared tensor needs
-    only one of its names, and sub-modules may rename outdated names of theirs.
-
-    Raises:
-        InputError: As `load_weights`.
+    only one of its names, and sub-modules may rename outdated names of theirs. Raises `InputError` as `load_weights`.
     """
     expected = tensors_of(module, "the model")
     named = _under_names_of(expected, tensors)

@@ -31,15 +31,12 @@ LARGEST_IMAGE_SIDE = 1024
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A built-in classifier.
-
-    Attributes:
-        builder: The builder as "module:function"; the module is imported when the model is first created.
-        description: One line for `gapssg models`.
-    """
+    """A built-in classifier."""
 
     builder: str
+    """The builder as "module:function"; the module is imported when the model is first created."""
     description: str
+    """One line for `gapssg models`."""
 
     def load_builder(self) -> ModelBuilder:
         """Import the module of the builder and return the builder `(num_classes, input_shape) -> module`."""
@@ -74,11 +71,7 @@ def built_in_model(name: str) -> ModelEntry | None:
 
 
 def check_model_name(name: str) -> str:
-    """Return `name` if it is a built-in model or has the form of a model reference; nothing is imported.
-
-    Raises:
-        InputError: It is neither; the message suggests similar names.
-    """
+    """Return `name` if it is a built-in model or a reference; raise `InputError` if not. Nothing is imported."""
     if name in MODELS or (len(name) <= LONGEST_NAME and (library_model(name) or is_factory(name))):
         return name
     if is_graph(name):

@@ -24,10 +24,8 @@ from gapssg.models.frozen import frozen
 def profile_model(module: nn.Module, input_shape: tuple[int, ...]) -> ModelProfile:
     """Count parameters, multiply-adds and batch norms for one input of `input_shape` (without the batch dimension).
 
-    If possible, a copy on the meta device is traced, so that nothing is computed. `module` is left unchanged.
-
-    Raises:
-        InputError: The module does not accept a single input.
+    If possible, a copy on the meta device is traced, so that nothing is computed. `module` is left unchanged. Raises
+    `InputError` if the module does not accept a single input.
     """
     return ModelProfile(
         parameters=sum(parameter.numel() for parameter in module.parameters()),
@@ -40,11 +38,9 @@ def profile_layers(module: nn.Module, input_shape: tuple[int, ...]) -> list[Laye
     """Describe the layers that have parameters, or that one input passes through and have statistics or multiply-adds.
 
     A layer is a module without sub-modules or with parameters of its own. Layers are in the order in which their
-    forward pass ends, followed by those that are never called but whose parameters other layers may use.
-    Multiply-adds between layers have a row of their own, so that the rows add up to the model.
-
-    Raises:
-        InputError: The module does not accept a single input.
+    forward pass ends, followed by those that are never called but whose parameters other layers may use. Multiply-adds
+    between layers have a row of their own, so that the rows add up to the model. Raises `InputError` if the module does
+    not accept a single input.
     """
     trace = _trace(module, input_shape)
     parts = dict(module.named_modules())
@@ -80,10 +76,7 @@ def executed_layers(
 ) -> list[nn.Module]:
     """Return the layers that one input of `input_shape` passes through, in the order of execution, with repetitions.
 
-    The module is left unchanged.
-
-    Raises:
-        InputError: The module does not accept a single input.
+    The module is left unchanged. Raises `InputError` if the module does not accept a single input.
     """
     executed: list[nn.Module] = []
     with ExitStack() as hooks:
@@ -112,15 +105,12 @@ def _has_batch_statistics(layer: nn.Module) -> bool:
 
 
 class _Trace(NamedTuple):
-    """The trace of one input through a model.
-
-    Attributes:
-        shapes: Output shape by the name of each called module, in the order in which their forward passes end.
-        operations: Floating-point operations by the name of the innermost module.
-    """
+    """The trace of one input through a model."""
 
     shapes: dict[str, tuple[int, ...] | None]
+    """Output shape by the name of each called module, in the order in which their forward passes end."""
     operations: Counter[str]
+    """Floating-point operations by the name of the innermost module."""
 
 
 def _trace(module: nn.Module, input_shape: tuple[int, ...]) -> _Trace:

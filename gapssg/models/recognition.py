@@ -44,29 +44,23 @@ _LAYOUTS: tuple[InputLayout, ...] = ("NCHW", "NHWC")
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a signature; None where it is to be recognised.
-
-    Attributes:
-        outputs: As in `Signature`.
-        output_part: As in `Signature`.
-        input_layout: As in `Signature`.
-    """
+    """What is known of a signature; None where it is to be recognised."""
 
     outputs: Outputs | None = None
+    """As in `Signature`."""
     output_part: str | None = None
+    """As in `Signature`."""
     input_layout: InputLayout | None = None
+    """As in `Signature`."""
 
 
 class Recognised(NamedTuple):
-    """What forward passes show of a classifier.
-
-    Attributes:
-        signature: What it takes and returns.
-        looks_like_sigmoids: Whether all its outputs for K classes lie in [0, 1] but do not sum to 1.
-    """
+    """What forward passes show of a classifier."""
 
     signature: Signature
+    """What it takes and returns."""
     looks_like_sigmoids: bool
+    """Whether all its outputs for K classes lie in [0, 1] but do not sum to 1."""
 
 
 def recognise(
@@ -75,10 +69,8 @@ def recognise(
     """Recognise what a classifier takes and returns, by forward passes of random images in evaluation mode.
 
     The module is left unchanged; of one that `adapt` has adapted, the signature is known. `name` is for messages.
-
-    Raises:
-        InputError: `check_module` refuses it, it has no evaluation mode, it raises, it does not return numbers for the
-            classes, or in several places, or they are not finite or contradict what is `known`.
+    Raises `InputError` if `check_module` refuses it, it has no evaluation mode, it raises, it does not return numbers
+    for the classes, or in several places, or they are not finite or contradict what is `known`.
     """
     module = check_module(module, name)
     check_evaluation_mode(module, name)
@@ -102,9 +94,8 @@ def recognise(
 def adapt_trainable(module: object, name: str, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
     """Return `module` if it is a classifier that can be trained, adapted to images (N, C, H, W) and logits (N, K).
 
-    Raises:
-        InputError: `recognise` or `check_classifier` refuses it, it returns probabilities, or it does not return logits
-            in training mode.
+    Raises `InputError` if `recognise` or `check_classifier` refuses it, it returns probabilities, or it does not return
+    logits in training mode.
     """
     signature, _ = recognise(module, name, num_classes, input_shape, Known())
     module = check_module(module, name)

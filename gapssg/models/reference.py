@@ -44,11 +44,7 @@ def is_module(name: str) -> bool:
 
 
 def check_factory_name(name: str) -> str:
-    """Return `name` if it has the form `package.module:factory`.
-
-    Raises:
-        InputError: It has not.
-    """
+    """Return `name` if it has the form `package.module:factory`; raise `InputError` if not."""
     if is_factory(name):
         return name
     raise InputError(f"{shortened(repr(name))} is not a factory; write package.module:factory")
@@ -57,8 +53,7 @@ def check_factory_name(name: str) -> str:
 def check_arguments(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the keyword arguments of a model if a settings or model file may hold them.
 
-    Raises:
-        InputError: There are too many, a name is not an identifier, or a value is not a bounded scalar.
+    Raises `InputError` if there are too many, a name is not an identifier, or a value is not a bounded scalar.
     """
     if len(arguments) > _MOST_ARGUMENTS:
         raise InputError(f"a model takes at most {_MOST_ARGUMENTS} arguments, not {len(arguments)}")
@@ -77,11 +72,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def check_trusted(name: str, factories: Iterable[str], source: object) -> None:
-    """Check that the architecture that the file `source` names is not an untrusted factory, whose import runs code.
-
-    Raises:
-        InputError: It is a factory that is not among `factories`.
-    """
+    """Raise `InputError` if `source` names a factory, whose import runs code, that is not in `factories`."""
     if is_factory(name) and name not in set(factories):
         name = shortened(name)
         raise InputError(

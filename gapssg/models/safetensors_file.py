@@ -42,25 +42,18 @@ DTYPES = {
 
 
 class SafetensorsFile(NamedTuple):
-    """The content of a safetensors file.
-
-    Attributes:
-        tensors: By name, on the CPU.
-        metadata: The strings in its header.
-        sha256: SHA-256 of the whole file, in hexadecimal.
-    """
+    """The content of a safetensors file."""
 
     tensors: dict[str, Tensor]
+    """By name, on the CPU."""
     metadata: dict[str, str]
+    """The strings in its header."""
     sha256: str
+    """SHA-256 of the whole file, in hexadecimal."""
 
 
 def read_safetensors(path: Path) -> SafetensorsFile:
-    """Read a safetensors file.
-
-    Raises:
-        InputError: The file is missing, damaged, or too large.
-    """
+    """Read a safetensors file; raise `InputError` if it is missing, damaged or too large."""
     try:
         content = read_bounded(path, LARGEST_FILE)
         length = int.from_bytes(content[:_LENGTH_BYTES], "little")

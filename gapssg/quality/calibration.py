@@ -28,14 +28,10 @@ class Fitted(NamedTuple):
 def fit(features: Numbers, targets: Numbers, groups: Sequence[str], coverage: float) -> Fitted:
     """Fit the predictor, each group with the same weight, and its interval on the residuals of left-out groups.
 
-    Half its length is the weighted quantile of their absolute values, at a level raised for the finite number of groups
-    (Lee, Barber and Willett, "Distribution-free inference with hierarchical data", 2023).
-
-    Args:
-        features: (N, F).
-        targets: (N,).
-        groups: The group of each row: its teacher and data set.
-        coverage: Share of the students of a new group that the interval shall cover, in (0, 1).
+    Features are (N, F), targets (N,), and groups the teacher and data set of each row. The interval shall cover the
+    share `coverage`, in (0, 1), of the students of a new group. Half its length is the weighted quantile of the
+    residuals' absolute values, at a level raised for the finite number of groups (Lee, Barber and Willett,
+    "Distribution-free inference with hierarchical data", 2023).
     """
     coefficients, intercept = _regression(features, targets, groups)
     residuals, weights = [], []
@@ -66,21 +62,18 @@ def _regression(features: Numbers, targets: Numbers, groups: Sequence[str]) -> t
 
 
 class LeftOut(NamedTuple):
-    """Predictions for a group from the other groups.
-
-    Attributes:
-        group: The group.
-        predicted: (N,).
-        low: (N,), the lower ends.
-        high: (N,), the upper ends.
-        targets: (N,).
-    """
+    """Predictions for a group from the other groups."""
 
     group: str
+    """The group."""
     predicted: Numbers
+    """(N,)."""
     low: Numbers
+    """(N,), the lower ends."""
     high: Numbers
+    """(N,), the upper ends."""
     targets: Numbers
+    """(N,)."""
 
     @property
     def coverage(self) -> float:
@@ -91,14 +84,9 @@ class LeftOut(NamedTuple):
 def leave_out(
     features: Numbers, targets: Numbers, groups: Sequence[str], coverage: float, larger: Sequence[str] | None = None
 ) -> list[LeftOut]:
-    """Return for each group the predictions and intervals that were fitted and calibrated on all the others.
+    """Return for each group the predictions and intervals that were fitted, as by `fit`, on all the others.
 
-    Args:
-        features: (N, F).
-        targets: (N,).
-        groups: As for `fit`.
-        coverage: As for `fit`.
-        larger: What is left out, if that is more than a group: such as its data set.
+    What is left out may be `larger` than a group: such as its data set.
     """
     found = []
     for group in sorted(set(larger or groups)):

@@ -28,10 +28,7 @@ def estimate_quality(settings: QualitySettings) -> QualityResult:
     The evidence is their disagreement on probe images that the student's method did not optimise. The prediction and
     its interval were calibrated on students whose disagreement on real images is known. The accuracies of student and
     teacher differ by at most their disagreement, which gives an interval of the student's accuracy if the teacher's is
-    known.
-
-    Raises:
-        InputError: A file cannot be used, or student and teacher do not match.
+    known. Raises `InputError` if a file cannot be used, or student and teacher do not match.
     """
     runtime = Runtime.from_settings(settings.runtime, seed=0)
     run = settings.student if settings.student.is_dir() else None
@@ -49,8 +46,8 @@ def estimate_quality(settings: QualitySettings) -> QualityResult:
     modules = runtime.place(teacher.module), runtime.place(student.module)
     facts = judge_quality(*modules, teacher, pool, runtime, settings.teacher_top1)
     return QualityResult(
-        teacher=_described(teacher),
-        student=_described(student),
+        teacher=ModelFile(**teacher.facts),
+        student=ModelFile(**student.facts),
         pool=None if source is None else str(source),
         teacher_top1=settings.teacher_top1,
         failures=() if result is None else result.failures,
@@ -113,10 +110,6 @@ def _accuracy(teacher: float, disagreement: Interval) -> Interval:
     """
     low, high = max(0.0, teacher - disagreement.high), min(1.0, teacher + disagreement.high)
     return Interval(value=max(low, teacher - disagreement.value), low=low, high=high)
-
-
-def _described(model: LoadedModel) -> ModelFile:
-    return ModelFile(file=str(model.path), sha256=model.sha256, architecture=model.card.architecture)
 
 
 def images_of_pool(source: Path, teacher: LoadedModel) -> Tensor:

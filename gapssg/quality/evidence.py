@@ -24,14 +24,9 @@ _SHARE_OF_LEAVES = 0.3
 def probe_images(shape: ImageShape, pool: Tensor | None, runtime: Runtime) -> Iterator[tuple[str, Tensor]]:
     """Yield the probe images of each kind, (N, C, H, W) float32 in [0, 1] on the device.
 
-    `strokes` and `mixtures` are procedural; `overlaid` are images of the pool with dead leaves over them. Further kinds
-    were measured and predict no better: procedural noise and dead leaves alone, images of the pool unchanged, with
-    noise, other contrast, blurred, and mixed in pairs.
-
-    Args:
-        shape: Channels, height and width.
-        pool: (N, C, H, W) uint8; None without a pool.
-        runtime: Device and random streams.
+    `strokes` and `mixtures` are procedural; `overlaid` are images of the pool, (N, C, H, W) uint8, if there is one,
+    with dead leaves over them. Further kinds were measured and predict no better: procedural noise and dead leaves
+    alone, images of the pool unchanged, with noise, other contrast, blurred, and mixed in pairs.
     """
     count = min(PROBE_COUNT, max(_FEWEST, PROBE_COUNT * _PIXELS // (shape[1] * shape[2])))
     for name, make in PROBES.items():

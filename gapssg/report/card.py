@@ -93,7 +93,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"code": _code, "cell": _cell, "percent": percent}
+    environment.filters |= {"code": _code, "cell": lambda text: _code(text).replace("|", "\\|"), "percent": percent}
     return environment
 
 
@@ -112,11 +112,7 @@ def _judgement(run: TrainingRun, evaluations: Sequence[Evaluation]) -> dict[str,
 
 
 def _metadata(run: TrainingRun, licence: str | None, evaluations: Sequence[Evaluation], with_top5: bool) -> str:
-    """Return the metadata as YAML.
-
-    Raises:
-        InputError: `huggingface_hub` is not installed.
-    """
+    """Return the metadata as YAML."""
     try:
         from huggingface_hub import EvalResult, ModelCardData
     except ModuleNotFoundError as error:
@@ -164,8 +160,3 @@ def _public(data: str) -> str:
 def _code(text: str) -> str:
     """Quote an untrusted text as code, in which Markdown and HTML have no effect."""
     return f"`{printable(text).replace('`', chr(39))}`"
-
-
-def _cell(text: str) -> str:
-    """Quote an untrusted text for a cell of a table, which a bar would end."""
-    return _code(text).replace("|", "\\|")

@@ -64,27 +64,24 @@ class Matrix(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The models of a run on real images, as `gapssg.evaluate` measures them.
-
-    Attributes:
-        data: The data set.
-        images: The number of images.
-        class_names: The names of the classes.
-        noun: What the run made: student or model.
-        last: The weights after the last epoch.
-        best: The weights of the epoch selected by evaluation, if there are any.
-        teacher: The teacher, if it was found.
-        teacher_missing: Why a student has no teacher beside it; else empty.
-    """
+    """The models of a run on real images, as `gapssg.evaluate` measures them."""
 
     data: str
+    """The data set."""
     images: int
+    """The number of images."""
     class_names: Sequence[str]
+    """The names of the classes."""
     noun: str
+    """What the run made: student or model."""
     last: EvaluatedModel
+    """The weights after the last epoch."""
     best: EvaluatedModel | None
+    """The weights of the epoch selected by evaluation, if there are any."""
     teacher: EvaluatedModel | None
+    """The teacher, if it was found."""
     teacher_missing: str
+    """Why a student has no teacher beside it; else empty."""
 
     @property
     def pair(self) -> list[tuple[str, EvaluatedModel]]:
@@ -167,11 +164,7 @@ class Evaluation:
 
 
 def evaluate_run(run: TrainingRun, data: DataSettings, settings: ReportSettings, display: Display) -> Evaluation:
-    """Evaluate the models of a run, and its teacher if its file is found.
-
-    Raises:
-        InputError: A model file or the data cannot be used, or they do not match.
-    """
+    """Evaluate a run's models, and its teacher if it is found; raise `InputError` if a file or the data do not fit."""
     best = run.best_file if is_file(run.best_file) else None
     teacher, missing = _find_teacher(run, settings.teacher)
     files = [file for file in (run.model_file, best, teacher) if file is not None]
@@ -208,11 +201,7 @@ def _cells(label: int, counts: Sequence[int]) -> list[Cell]:
 
 
 def check_teacher(runs: Sequence[TrainingRun], teacher: Path) -> None:
-    """Check that the file is the teacher of one of the runs.
-
-    Raises:
-        InputError: It is not, or it cannot be read.
-    """
+    """Raise `InputError` unless the file can be read and is the teacher of one of the runs."""
     sha256 = sha256_of_file(teacher, LARGEST_MODEL)
     results = [run.result for run in runs]
     if not any(isinstance(result, DistillResult) and result.teacher.sha256 == sha256 for result in results):

@@ -17,19 +17,16 @@ _LARGEST_SIDE = 1200  # pixels
 
 @dataclass(frozen=True)
 class Landscape:
-    """A finished run of `landscape`.
-
-    Attributes:
-        name: Its name beside the other runs.
-        result: Its result.
-        figures: Its contours or curves, at most four.
-        figures_left_out: The number of other figures.
-    """
+    """A finished run of `landscape`."""
 
     name: str
+    """Its name beside the other runs."""
     result: LandscapeResult
+    """Its result."""
     figures: list[Picture]
+    """Its contours or curves, at most four."""
     figures_left_out: int
+    """The number of other figures."""
 
     def is_of(self, sha256: str | None) -> bool:
         """Return whether one of its surfaces is centred on the model file with this SHA-256."""
@@ -37,11 +34,7 @@ class Landscape:
 
 
 def read_landscape(path: Path, name: str) -> Landscape:
-    """Read a run of `landscape`.
-
-    Raises:
-        InputError: It is not finished, or its files are damaged.
-    """
+    """Read a run of `landscape`; raise `InputError` if it is not finished, or its files are damaged."""
     result = LandscapeResult.load(path)
     folder = inside(path) / "figures"
     names = [each for each in entries_in(folder) if each.endswith("-contour.png") or each == "curves.png"]

@@ -24,7 +24,7 @@ from gapssg.runs.directory import Display, SilentDisplay
 from gapssg.runs.evaluations import read_evaluations
 from gapssg.runs.events import AnyEpoch, DistillationEpoch, PretrainingEpoch, Warned
 from gapssg.runs.pictures import read_picture, sample_grids
-from gapssg.runs.results import DistillResult, ReportedRun, ReportResult
+from gapssg.runs.results import DistillResult, ReportedRun, ReportResult, Scores
 from gapssg.text import percent, printable
 
 _MOST_GRIDS = 6
@@ -34,31 +34,28 @@ _MOST_WARNINGS = 10
 
 @dataclass(frozen=True)
 class Section:
-    """The section of a run; a chart without values is None.
-
-    Attributes:
-        run: The run.
-        verdict: How good its model is.
-        warnings: The last of its warnings.
-        gaps: Accuracy gap, reality gap and agreement by epoch.
-        training: Losses and learning rate by epoch.
-        synthesis: Terms of the synthesis loss and health of the images, by epoch.
-        samples: Sample grids from the first to the last epoch.
-        evaluation: The evaluation of its models on real images for the page, if there is one.
-        measured: Their accuracies by this evaluation or, without it, by the last `gapssg eval` of the model.
-        landscapes: Those around its last weights.
-    """
+    """The section of a run; a chart without values is None."""
 
     run: TrainingRun
+    """The run."""
     verdict: Verdict
+    """How good its model is."""
     warnings: list[Warned]
+    """The last of its warnings."""
     gaps: list[Chart | None]
+    """Accuracy gap, reality gap and agreement by epoch."""
     training: list[Chart | None]
+    """Losses and learning rate by epoch."""
     synthesis: list[Chart | None]
+    """Terms of the synthesis loss and health of the images, by epoch."""
     samples: list[Picture]
+    """Sample grids from the first to the last epoch."""
     evaluation: Evaluation | None
+    """The evaluation of its models on real images for the page, if there is one."""
     measured: Accuracies | None
+    """Their accuracies by this evaluation or, without it, by the last `gapssg eval` of the model."""
     landscapes: list[Landscape]
+    """Those around its last weights."""
 
     @property
     def accuracies(self) -> tuple[float | None, float | None]:
@@ -122,7 +119,7 @@ def _read(paths: Sequence[Path]) -> tuple[list[TrainingRun], list[Landscape]]:
 
 def _section(run: TrainingRun, landscapes: Sequence[Landscape], settings: ReportSettings, display: Display) -> Section:
     evaluation = None if settings.data is None else evaluate_run(run, settings.data, settings, display)
-    measured = _kept_accuracies(run) if evaluation is None else _accuracies(evaluation)
+    measured = _measured(run, evaluation)
     return Section(
         run=run,
         verdict=judge(run, measured),
@@ -137,33 +134,21 @@ def _section(run: TrainingRun, landscapes: Sequence[Landscape], settings: Report
     )
 
 
-def _accuracies(evaluation: Evaluation) -> Accuracies:
-    last, teacher = evaluation.last, evaluation.teacher
-    return Accuracies(
-        data=evaluation.data,
-        images=evaluation.images,
-        scores=last,
-        teacher=None if teacher is None else teacher.top1,
-        failures=failures_on_real_images(last, teacher),
-        is_usable=passes_on_real_images(last),
-        lost=evaluation.lost(),
-    )
-
-
-def _kept_accuracies(run: TrainingRun) -> Accuracies | None:
-    """Return the accuracies that the last `gapssg eval` of the model has kept in its run."""
-    kept = read_evaluations(run.path, run.model_sha256) if run.model_sha256 else []
-    if not kept:
-        return None
-    newest = kept[-1]
-    return Accuracies(
-        data=newest.data,
-        images=newest.images,
-        scores=newest.scores,
-        teacher=None if newest.teacher is None else newest.teacher.top1,
-        failures=failures_on_real_images(newest.scores, newest.teacher),
-        is_usable=passes_on_real_images(newest.scores),
-    )
+def _measured(run: TrainingRun, evaluation: Evaluation | None) -> Accuracies | None:
+    """Return the accuracies of an evaluation or, without one, of the last `gapssg eval` of the model."""
+    scores: Scores
+    teacher: Scores | None
+    if evaluation is not None:
+        data, images, lost = evaluation.data, evaluation.images, evaluation.lost()
+        scores, teacher = evaluation.last, evaluation.teacher
+    else:
+        kept = read_evaluations(run.path, run.model_sha256) if run.model_sha256 else []
+        if not kept:
+            return None
+        data, images, lost = kept[-1].data, kept[-1].images, None
+        scores, teacher = kept[-1].scores, kept[-1].teacher
+    failures, is_usable = failures_on_real_images(scores, teacher), passes_on_real_images(scores)
+    return Accuracies(data, images, scores, None if teacher is None else teacher.top1, failures, is_usable, lost)
 
 
 def _gaps(run: TrainingRun) -> list[Chart | None]:
@@ -253,7 +238,7 @@ def page_environment(package: str = "gapssg.report") -> jinja2.Environment:
         "points": _points,
         "seconds": _seconds,
         "number": _number,
-        "unbroken": _unbroken,
+        "unbroken": lambda sentence: sentence.replace(" %", "\N{NO-BREAK SPACE}%"),  # keep the sign beside its number
     }
     return environment
 
@@ -272,11 +257,6 @@ def _render(sections: Sequence[Section], landscapes: Sequence[Landscape], settin
 def _shown(value: Any) -> Any:
     """Replace control characters in texts other than the templates' own markup."""
     return printable(str(value)) if isinstance(value, str | Path) and not isinstance(value, Markup) else value
-
-
-def _unbroken(sentence: str) -> str:
-    """Keep percent signs on the same line as their numbers."""
-    return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _points(pair: tuple[float | None, float | None]) -> str:

@@ -24,23 +24,20 @@ LARGEST_MODEL = 4 * 2**30
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A finished run of `distill` or `pretrain-teacher`.
-
-    Attributes:
-        name: The shortest end of its path that distinguishes it from the others.
-        path: Its directory.
-        result: Its result.
-        events: Its epochs, warnings and rollbacks.
-        settings: Its settings, nested.
-        model_sha256: SHA-256 of the file of the last weights; None if it is missing.
-    """
+    """A finished run of `distill` or `pretrain-teacher`."""
 
     name: str
+    """The shortest end of its path that distinguishes it from the others."""
     path: InsidePath
+    """Its directory."""
     result: DistillResult | PretrainResult
+    """Its result."""
     events: Events[DistillationEpoch] | Events[PretrainingEpoch]
+    """Its epochs, warnings and rollbacks."""
     settings: dict[str, Any]
+    """Its settings, nested."""
     model_sha256: str | None
+    """SHA-256 of the file of the last weights; None if it is missing."""
 
     @property
     def model_file(self) -> InsidePath:
@@ -71,22 +68,14 @@ class TrainingRun:
 
 
 def command_of(path: Path) -> str:
-    """Return the command of a finished run.
-
-    Raises:
-        InputError: It is not finished, or not a run.
-    """
+    """Return the command of a finished run; raise `InputError` if it is not finished, or no run."""
     if path.is_dir() and not is_file(inside(path) / RESULT):
         raise InputError(f"{path} holds no finished run; name the directory of one, or finish it with --resume")
     return RunResult.load(path).command
 
 
 def read_training_run(path: Path, name: str) -> TrainingRun:
-    """Read a run of `distill` or `pretrain-teacher`.
-
-    Raises:
-        InputError: It is not finished, damaged, or a run of another command.
-    """
+    """Read a run of `distill` or `pretrain-teacher`; raise `InputError` if it is not finished, damaged, or another."""
     command_of(path)
     result = load_training_result(path)
     events: Events[DistillationEpoch] | Events[PretrainingEpoch]
@@ -107,11 +96,7 @@ def read_training_run(path: Path, name: str) -> TrainingRun:
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """Return names of runs that distinguish them.
-
-    Raises:
-        InputError: A run is given twice.
-    """
+    """Return names of runs that distinguish them; raise `InputError` if a run is given twice."""
     wholes = [path.resolve() for path in paths]
     for whole, path in zip(wholes, paths, strict=True):
         if wholes.count(whole) > 1:

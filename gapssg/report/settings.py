@@ -30,11 +30,7 @@ class ReportSettings(WithFactories):
 
 
 def check_page(output: Path, overwrite: bool) -> None:
-    """Check that a report can be written.
-
-    Raises:
-        InputError: Its name does not end in .html or .htm, or it cannot be written.
-    """
+    """Raise `InputError` if a page cannot be written here, or its name does not end in .html or .htm."""
     if output.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--output {output} is not a page; its name must end in .html")
     check_output_file(output, overwrite)

@@ -16,25 +16,22 @@ if TYPE_CHECKING:
 
 
 class Accuracies(NamedTuple):
-    """Accuracies on the same real images; what is not known is None.
-
-    Attributes:
-        data: The data set.
-        images: The number of images.
-        scores: The scores of the last weights, evaluated at least for top-1.
-        teacher: Top-1 accuracy of the teacher, in [0, 1].
-        failures: Why the model is not usable on these images, one sentence each.
-        is_usable: Whether these images show that the model is usable, whatever synthetic images show.
-        lost: The class on which the model is furthest below its teacher.
-    """
+    """Accuracies on the same real images; what is not known is None."""
 
     data: str
+    """The data set."""
     images: int | None
+    """The number of images."""
     scores: ScoresOr[Any]
+    """The scores of the last weights, evaluated at least for top-1."""
     teacher: float | None
+    """Top-1 accuracy of the teacher, in [0, 1]."""
     failures: Sequence[str] = ()
+    """Why the model is not usable on these images, one sentence each."""
     is_usable: bool = False
+    """Whether these images show that the model is usable, whatever synthetic images show."""
     lost: ClassRow | None = None
+    """The class on which the model is furthest below its teacher."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +69,10 @@ def judge(run: TrainingRun, evaluated: Accuracies | None) -> Verdict:
 def weigh(
     result: DistillResult | PretrainResult, on_real_images: Sequence[str], is_usable: bool
 ) -> tuple[list[str], list[str]]:
-    """Return failures and warnings of a run, given what real images have shown since.
+    """Return failures and warnings of a run, given the failures that real images have shown since.
 
     Real images outweigh synthetic ones. If the run itself read none, and its model has since been shown to be usable,
     its failures are warnings. If real images have since shown failures, its warnings are failures again.
-
-    Args:
-        result: The result of the run.
-        on_real_images: The failures that real images have shown since.
-        is_usable: Whether real images have since shown that the model is usable.
     """
     if not isinstance(result, DistillResult):
         return list(on_real_images), []

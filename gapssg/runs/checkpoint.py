@@ -37,15 +37,12 @@ NOT_OF_THIS_RUN = "the checkpoint does not belong to this run; restart with --ov
 
 
 class State(NamedTuple):
-    """The state of a component in a checkpoint.
-
-    Attributes:
-        facts: Counters, rates and scores; JSON types.
-        tensors: On any device.
-    """
+    """The state of a component in a checkpoint."""
 
     facts: dict[str, Any]
+    """Counters, rates and scores; JSON types."""
     tensors: dict[str, Tensor]
+    """On any device."""
 
     def prefixed(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors with a prefix before their names."""
@@ -65,11 +62,7 @@ class Facts(BaseModel):
 
     @classmethod
     def read(cls, facts: Any) -> Self:
-        """Validate facts of a checkpoint.
-
-        Raises:
-            InputError: They are not those of this component.
-        """
+        """Validate facts of a checkpoint; raise `InputError` if they are not those of this component."""
         try:
             found = cls.model_validate_json(canonical_json(facts))
             if found.model_fields_set != cls.model_fields.keys():
@@ -93,25 +86,23 @@ class Checkpoints:
 
     The state is copied at once and written by another thread while the run proceeds. From a GPU it is copied into
     pinned memory asynchronously.
-
-    Attributes:
-        run: The run.
-        identity: What must be the same on resume, such as the SHA-256 of the teacher.
-        state: Returns the current state; None if no checkpoint can be written now.
-        requests: Requests to the run from outside.
-        every_epochs: Epochs between checkpoints.
-        every_minutes: Minutes after which a checkpoint is written between two steps.
-        highest: Returns the highest of each number over the processes of the run, which call it after the same steps;
-            None if there is one process.
     """
 
     run: RunDirectory
+    """The run."""
     identity: dict[str, str]
+    """What must be the same on resume, such as the SHA-256 of the teacher."""
     state: Callable[[], State | None]
+    """Returns the current state; None if no checkpoint can be written now."""
     requests: Requests
+    """Requests to the run from outside."""
     every_epochs: int
+    """Epochs between checkpoints."""
     every_minutes: float
+    """Minutes after which a checkpoint is written between two steps."""
     highest: Callable[..., list[int]] | None = None
+    """Returns the highest of each number over the processes of the run, which call it after the same steps; None if
+    there is one process."""
     _steps_left: int = field(default=1, init=False)
     _interval: int = field(default=1, init=False)
     _agreed: float = field(default_factory=time.monotonic, init=False)
@@ -136,11 +127,9 @@ class Checkpoints:
     def after_step(self) -> None:
         """Answer requests, and write a checkpoint if one is due; otherwise this costs nothing.
 
-        Several processes answer after the same step: a request to one of them is one to all.
-
-        Raises:
-            RunError: The last checkpoint could not be written; the previous one is untouched.
-            Stopped: A stop was requested, and the checkpoint is written.
+        Several processes answer after the same step: a request to one of them is one to all. Raises `RunError` if the
+        last checkpoint could not be written (the previous one is untouched), and `Stopped` if a stop was requested and
+        the checkpoint is written.
         """
         if self._pending is not None and self._pending.done():
             self.finish()
@@ -175,9 +164,7 @@ class Checkpoints:
     def after_epoch(self, epochs_done: int, is_last: bool) -> None:
         """Write a checkpoint if one is due after this epoch, and answer requests.
 
-        Raises:
-            RunError: As `after_step`.
-            Stopped: As `after_step`, if it is not the last epoch.
+        Raises `RunError` as `after_step`, and `Stopped` as `after_step`, if it is not the last epoch.
         """
         if is_last or epochs_done % self.every_epochs == 0:
             self.write()
@@ -185,11 +172,7 @@ class Checkpoints:
             self.after_step()
 
     def write(self) -> None:
-        """Copy the state and start writing it.
-
-        Raises:
-            RunError: The previous checkpoint could not be written.
-        """
+        """Copy the state and start writing it; raise `RunError` if the previous checkpoint could not be written."""
         self.finish()
         self._written = time.monotonic()
         state = self.state()
@@ -221,11 +204,7 @@ class Checkpoints:
         self._pending = self._writer.submit(finish_writing)
 
     def finish(self) -> None:
-        """Wait until the last checkpoint is on the disk.
-
-        Raises:
-            RunError: It could not be written; the previous one is untouched.
-        """
+        """Wait until the last checkpoint is on the disk; raise `RunError` if not: the previous one is untouched."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
@@ -266,14 +245,8 @@ def read_checkpoint(
 ) -> tuple[Written, State]:
     """Read the checkpoint of the run in `path`: the files that the run had written by then, and its state.
 
-    Args:
-        path: The run directory.
-        identity: What must be the same as when it was written.
-        settings: The settings to resume with.
-        may_move: As for `check_same_settings`.
-
-    Raises:
-        InputError: It is missing, damaged, or of a run with another `identity` or other `settings`.
+    Raises `InputError` if it is missing, damaged, or of a run with another `identity` or other settings than those to
+    resume with, except as `check_same_settings` permits.
     """
     file = inside(path) / FOLDER / _FILE
     if not has_checkpoint(path):

@@ -105,19 +105,16 @@ class SilentDisplay:
 
 
 class Written(NamedTuple):
-    """What a run has written up to a checkpoint.
-
-    Attributes:
-        events_length: Length of `events.jsonl` in bytes.
-        events_sha256: Its SHA-256.
-        files: SHA-256 of each shard, snapshot and sample grid, by name.
-        best: Content of `best.safetensors`, which a later epoch may replace; None if the file does not exist.
-    """
+    """What a run has written up to a checkpoint."""
 
     events_length: int = 0
+    """Length of `events.jsonl` in bytes."""
     events_sha256: str = hashlib.sha256().hexdigest()
+    """Its SHA-256."""
     files: Mapping[str, str] = {}
+    """SHA-256 of each shard, snapshot and sample grid, by name."""
     best: bytes | None = None
+    """Content of `best.safetensors`, which a later epoch may replace; None if the file does not exist."""
 
 
 class RunDirectory(AbstractContextManager["RunDirectory"]):
@@ -141,17 +138,10 @@ class RunDirectory(AbstractContextManager["RunDirectory"]):
     ) -> None:
         """Start a run in a directory that `check_output` has accepted, or resume one from a checkpoint.
 
-        Args:
-            path: The directory, created for a new run.
-            settings: Written to `settings.toml`; those of a resumed run have passed `check_same_settings`.
-            display: Shows the run.
-            overwrite: Whether a new run may replace one that another process has started since the check.
-            resume_from: What the run had written at its checkpoint; everything later is removed. None for a new run.
-
-        Raises:
-            InputError: Another process writes to the directory or has started a run there, or a file that the
-                checkpoint lists has changed; nothing has been changed.
-            RunError: The directory cannot be written to.
+        A new run may `overwrite` one that another process has started since the check. A resumed run, whose settings
+        have passed `check_same_settings`, keeps what it had written at its checkpoint; everything later is removed.
+        Raises `InputError`, before anything is changed, if another process writes to the directory or has started a run
+        there, or a file that the checkpoint lists has changed; and `RunError` if the directory cannot be written to.
         """
         if resume_from is None:
             make_folder(path)
@@ -198,15 +188,10 @@ class RunDirectory(AbstractContextManager["RunDirectory"]):
         self._held.close()
 
     def __exit__(self, *_: object) -> None:
-        """Close the run."""
         self.close()
 
     def written(self) -> Written:
-        """Return what a checkpoint records of the files so far.
-
-        Raises:
-            InputError: `best.safetensors` cannot be read.
-        """
+        """Return what a checkpoint records of the files so far; raise `InputError` if one cannot be read."""
         files = {name: sha256 for name, sha256 in self._held.written.items() if _KEPT.fullmatch(name)}
         best = self.path / _BEST
         content = read_bounded(best, LARGEST_FILE) if is_file(best) else None
@@ -286,56 +271,29 @@ class UnwrittenRun(RunDirectory):
     """The directory of a run for a process that neither writes it nor shows the run, because another one does."""
 
     def __init__(self, path: Path, settings: Settings) -> None:
-        """Name the directory."""
         self.path = inside(path)
         self.settings = flatten(settings.to_dict())
-
-    def close(self) -> None:
-        """Do nothing."""
 
     def written(self) -> Written:
         """Return that nothing is written."""
         return Written()
 
-    def show(self, event: Event) -> None:
-        """Do nothing."""
-
-    def show_time_left(self, time_left: TimeLeft, epochs_done: int, epochs: int) -> None:
-        """Do nothing."""
-
-    def record(self, event: Event) -> None:
-        """Do nothing."""
-
-    def progress(self, task: str, done: int, total: int) -> None:
-        """Do nothing."""
-
-    def write_samples(
-        self, epoch: int, epochs: int, images: Tensor, targets: Tensor, class_names: Sequence[str]
-    ) -> None:
-        """Do nothing."""
-
-    def write_pool_shard(self, epoch: int, images: Tensor, targets: Tensor, origin: PoolOrigin) -> None:
-        """Do nothing."""
-
     def write_model(self, name: str, module: nn.Module, card: ModelCard) -> Path:
         """Return the path at which the other process writes the file."""
         return self.path / name
 
-    def write_result(self, result: RunResult) -> None:
-        """Do nothing."""
+    def _do_nothing(self, *_: object, **__: object) -> None:
+        pass
+
+    close = show = show_time_left = record = progress = _do_nothing
+    write_samples = write_pool_shard = write_result = _do_nothing
 
 
 def check_output(path: Path, overwrite: bool, inputs: Iterable[Path | None] = ()) -> None:
     """Check that a run may be written to `path`, changing nothing.
 
-    Args:
-        path: The directory for the run.
-        overwrite: Whether an earlier run may be replaced.
-        inputs: Files and folders that the run reads; they must not be in the directory.
-
-    Raises:
-        InputError: It contains a run and `overwrite` is not set, contains other files or an input, or cannot be
-            written to.
+    Raises `InputError` if it contains a run and `overwrite` is not set, contains other files or one of the `inputs`,
+    which the run reads, or cannot be written to.
     """
     check_own(path)
     check_writable(path)
@@ -357,16 +315,9 @@ def check_output(path: Path, overwrite: bool, inputs: Iterable[Path | None] = ()
 def check_same_settings(path: Path, settings: Settings, may_move: Container[str] = ()) -> None:
     """Check that the run in `path` may resume with these settings.
 
-    Epochs may increase; the checkpoint interval and the number of allowed rollbacks may change.
-
-    Args:
-        path: The run directory.
-        settings: The settings to resume with.
-        may_move: Dotted keys of files and folders that may have moved, because the caller compares their contents; a
-            data set may change its name only from one folder to another.
-
-    Raises:
-        InputError: It is not a run, or other settings differ; each is named.
+    Epochs may increase; the checkpoint interval and the number of allowed rollbacks may change. Files and folders with
+    the dotted keys `may_move` may have moved, because the caller compares their contents; a data set may change its
+    name only from one folder to another. Raises `InputError` if it is not a run, or names each other difference.
     """
     try:
         check_own(path)
@@ -377,11 +328,7 @@ def check_same_settings(path: Path, settings: Settings, may_move: Container[str]
 
 
 def check_may_resume(path: Path, earlier: Mapping[str, Any], settings: Settings, may_move: Container[str] = ()) -> None:
-    """Check that a run that had the `earlier` settings, by dotted key, may resume with these.
-
-    Raises:
-        InputError: As `check_same_settings`.
-    """
+    """Raise `InputError`, as `check_same_settings`, unless a run with the `earlier` settings may resume."""
     now = flatten(settings.to_dict())
     differences = [
         f"{shortened(key)} was {shortened(repr(earlier.get(key)))} and is {shortened(repr(now.get(key)))}"
@@ -412,23 +359,14 @@ def sha256_of_fixed_settings(settings: Settings) -> str:
 def take_from(path: Path, process: str) -> None:
     """Remove the lock of a run if this process, which is dead or cut off, took it; alive, it stops at its next write.
 
-    Args:
-        path: The run directory.
-        process: The process, as it signs locks.
-
-    Raises:
-        RunError: The lock cannot be removed.
+    Processes are named as they sign locks. Raises `RunError` if the lock cannot be removed.
     """
     if holder_of(inside(path) / _LOCK) == process:
         remove(inside(path) / _LOCK)
 
 
 def final_weights(path: Path) -> Path:
-    """Return the model file of a run's final weights.
-
-    Raises:
-        InputError: There is none.
-    """
+    """Return the model file of a run's final weights; raise `InputError` if there is none."""
     for name in _FINAL_WEIGHTS:
         if is_file(inside(path) / name):
             return inside(path) / name
@@ -441,14 +379,7 @@ def has_pool(path: Path) -> bool:
 
 
 def pool_shards(path: Path) -> list[Path]:
-    """Return the shard files of a run's sample pool, oldest first.
-
-    Args:
-        path: A run directory, or its `pool` folder.
-
-    Raises:
-        InputError: There is no pool.
-    """
+    """Return the shard files, oldest first, of a run's sample pool or of that `pool` folder, or raise `InputError`."""
     root = inside(path)
     folder = root / _POOL if is_folder(root / _POOL) else root
     shards = {int(match[1]): folder / name for name in entries_in(folder) if (match := _SHARD.fullmatch(name))}
@@ -458,11 +389,7 @@ def pool_shards(path: Path) -> list[Path]:
 
 
 def first_pool_shards(path: Path, count: int) -> list[Path]:
-    """Return the shard files of the first `count` synthesis phases of a run, oldest first.
-
-    Raises:
-        InputError: One is missing.
-    """
+    """Return the shards of the first `count` syntheses of a run, oldest first; raise `InputError` if one is missing."""
     shards: list[Path] = [inside(path) / _POOL / shard_name(epoch) for epoch in range(1, count + 1)]
     missing = [shard.name for shard in shards if not is_file(shard)]
     if missing:
@@ -502,11 +429,7 @@ def run_facts(runtime: Runtime, settings: Settings) -> RunFacts:
 
 
 def check_own(path: Path) -> None:
-    """Check that the files and folders of a possibly untrusted run are regular ones.
-
-    Raises:
-        InputError: One is a symbolic link or a device, or a file is a folder or the reverse.
-    """
+    """Raise `InputError` if a possibly untrusted run has a link, a device, or a folder for a file or the reverse."""
     root = inside(path)
     for name in (_LOCK, _SETTINGS, EVENTS, RESULT, _BEST, *_FINAL_WEIGHTS):
         if is_folder(root / name):
@@ -517,11 +440,7 @@ def check_own(path: Path) -> None:
 
 
 def _check_written(path: InsidePath, written: Written) -> bytes:
-    """Check that the files that a checkpoint lists are unchanged; return the events up to it.
-
-    Raises:
-        InputError: One is missing or has changed; the message names it.
-    """
+    """Check that the files that a checkpoint lists are unchanged, and return the events up to it."""
     restart = f"restart with --output {path} --overwrite"
     events = read_bounded(path / EVENTS, LARGEST_EVENTS)[: written.events_length] if written.events_length else b""
     if hashlib.sha256(events).hexdigest() != written.events_sha256:

@@ -40,14 +40,9 @@ class _Evaluations(Stored):
 
 
 def read_evaluations(run: Path, sha256: str) -> list[Evaluation]:
-    """Return the last evaluation of a run's model on each data set, oldest first.
+    """Return the last evaluation on each data set, oldest first, of the model file of a run with this hash.
 
-    Args:
-        run: Directory of the run, which may be untrusted.
-        sha256: SHA-256 of the model file; evaluations of other files are left out.
-
-    Raises:
-        InputError: The file is damaged, or a link leads to it.
+    Raises `InputError` if the file of the run, which may be untrusted, is damaged, or a link leads to it.
     """
     file = inside(run) / _FILE
     if not is_file(file):
@@ -62,8 +57,7 @@ def read_evaluations(run: Path, sha256: str) -> list[Evaluation]:
 def keep_evaluations(result: EvaluateResult) -> list[str]:
     """Save the scores of models that are the final weights of a run in the directory of the run.
 
-    Returns:
-        Messages: which scores could not be saved and why, and which model cards do not have them yet.
+    Returns which scores could not be saved and why, and which model cards do not have them yet.
     """
     messages = []
     teacher_sha256 = None if result.teacher is None else result.teacher.sha256

@@ -293,12 +293,7 @@ class Events(Generic[AnyEpoch]):
 def read_events(run: Path, kind: type[AnyEpoch]) -> Events[AnyEpoch]:
     """Read the events of a run, finished or not.
 
-    Args:
-        run: Its directory.
-        kind: Class of its epochs.
-
-    Raises:
-        InputError: `events.jsonl` is missing, damaged, or of another command.
+    Raises `InputError` if `events.jsonl` is missing, damaged, or of another command, whose epochs are not of this kind.
     """
     path = inside(run) / EVENTS
     events: Events[AnyEpoch] = Events([], [], [])
@@ -321,11 +316,7 @@ def read_events(run: Path, kind: type[AnyEpoch]) -> Events[AnyEpoch]:
 
 
 def read_finished(run: Path, kind: type[AnyEpoch]) -> Events[AnyEpoch]:
-    """Read the events of a finished run.
-
-    Raises:
-        InputError: As `read_events`, or they end before the last epoch.
-    """
+    """Read the events of a finished run; raises as `read_events`, and if they end before the last epoch."""
     path = run / EVENTS
     events = read_events(run, kind)
     last = events.epochs[-1]  # only the last is sure of `epochs`, which may increase when a run resumes

@@ -20,22 +20,14 @@ _GRID = re.compile(r"epoch-(\d{1,7})\.png")
 
 
 def sample_grids(run: Path) -> dict[int, Path]:
-    """Return the files of a run's sample grids by epoch, in order.
-
-    Raises:
-        InputError: The folder cannot be read.
-    """
+    """Return the files of a run's sample grids by epoch, in order; raise `InputError` if the folder cannot be read."""
     folder = inside(run) / "samples"
     found = {int(match[1]): folder / name for name in entries_in(folder) if (match := _GRID.fullmatch(name))}
     return dict(sorted(found.items()))
 
 
 def read_picture(path: Path) -> Image:
-    """Read a PNG of a run: a sample grid or a figure.
-
-    Raises:
-        InputError: It is missing, damaged, or larger than the pictures of a run are.
-    """
+    """Read a PNG of a run; raise `InputError` if it is missing, damaged, or larger than the pictures of a run are."""
     from PIL import Image
 
     try:

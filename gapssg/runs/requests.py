@@ -15,12 +15,10 @@ class Stopped(BaseException):
     """
 
     def __init__(self, signal_number: int) -> None:
-        """Stop because of this signal."""
         super().__init__(signal_number)
         self.signal_number = signal_number
 
     def __str__(self) -> str:
-        """Name the signal."""
         return f"stopped by signal {self.signal_number}"
 
     @property
@@ -31,16 +29,13 @@ class Stopped(BaseException):
 
 @dataclass
 class Requests:
-    """Requests that a run answers between two steps, for example set by a signal handler.
-
-    Attributes:
-        attended: Whether a run is answering requests.
-        stop: The signal that requests a checkpoint and a stop.
-        raised: Whether `Stopped` was raised for it, because no run was answering.
-        checkpoint: Whether to write a checkpoint and proceed.
-    """
+    """Requests that a run answers between two steps, for example set by a signal handler."""
 
     attended: bool = False
+    """Whether a run is answering requests."""
     stop: int | None = None
+    """The signal that requests a checkpoint and a stop."""
     raised: bool = False
+    """Whether `Stopped` was raised for it, because no run was answering."""
     checkpoint: bool = False
+    """Whether to write a checkpoint and proceed."""

@@ -91,11 +91,7 @@ class RunResult(RunFacts):
 
     @classmethod
     def load(cls, run: Path) -> Self:
-        """Read the `result.json` of a run, which may be untrusted.
-
-        Raises:
-            InputError: It is missing, because the run is not finished, or damaged.
-        """
+        """Read an untrusted run's `result.json`; raise `InputError` if it is damaged or, as if unfinished, missing."""
         file = inside(run) / RESULT
         return cls.read(read_bounded(file, _MOST_BYTES), str(file))
 
@@ -287,11 +283,7 @@ class DistillResult(TrainingResult):
 
 
 def load_training_result(run: Path) -> DistillResult | PretrainResult:
-    """Read the `result.json` of a run of `distill` or `pretrain-teacher`.
-
-    Raises:
-        InputError: It is missing, damaged, or of another command.
-    """
+    """Read a result of `distill` or `pretrain-teacher`; raise `InputError` if it is missing, damaged or another."""
     command = RunResult.load(run).command
     if command == "distill":
         return DistillResult.load(run)
@@ -712,17 +704,14 @@ class TableResult(TableSummary):
 
 @dataclass(frozen=True)
 class Part:
-    """Steps of one kind in a run.
-
-    Attributes:
-        steps: Number of steps in the run.
-        seconds_per_step: Measured after the first steps; 0 if there are no steps.
-        first_seconds: Extra time of the first steps, which allocate and compile.
-    """
+    """Steps of one kind in a run."""
 
     steps: int
+    """Number of steps in the run."""
     seconds_per_step: float
+    """Measured after the first steps; 0 if there are no steps."""
     first_seconds: float = 0.0
+    """Extra time of the first steps, which allocate and compile."""
 
     @property
     def seconds(self) -> float:

@@ -46,16 +46,8 @@ def also_for_tensorboard(display: Display, run: Path, kind: type[Epoch]) -> Iter
     """Write `tensorboard/` in the directory of a run, besides showing the run, until the block ends.
 
     After the first epoch the folder is rewritten from `events.jsonl`, so that a resumed run has each point once,
-    whatever an earlier process left there.
-
-    Args:
-        display: Shows the run.
-        run: Directory of the run.
-        kind: Class of its epochs.
-
-    Raises:
-        InputError: TensorBoard is not installed.
-        RunError: The disk refused a write.
+    whatever an earlier process left there. Raises `InputError` if TensorBoard is not installed, and `RunError` if the
+    disk refuses a write.
     """
     if not is_installed():
         raise InputError(f"--tensorboard needs TensorBoard: {_INSTALL}")
@@ -77,7 +69,6 @@ class _TensorBoardDisplay:
         self._writer: SummaryWriter | None = None
 
     def event(self, event: Event) -> None:
-        """Show an event, and write it if it is an epoch."""
         self._display.event(event)
         with os_errors_as(RunError, f"cannot write to {self._run / _FOLDER}"):
             if isinstance(event, Started):
@@ -87,7 +78,6 @@ class _TensorBoardDisplay:
                 self._write_epochs(event)
 
     def progress(self, task: str, done: int, total: int) -> None:
-        """Show the progress of the current task."""
         self._display.progress(task, done, total)
 
     def close(self) -> None:

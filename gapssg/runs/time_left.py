@@ -67,12 +67,7 @@ class TimeLeft:
     """
 
     def __init__(self, steps: Mapping[str, int], clock: Callable[[], float] = time.perf_counter) -> None:
-        """Start the clock.
-
-        Args:
-            steps: Number of steps of each kind that are left.
-            clock: Returns seconds.
-        """
+        """Start the clock, in seconds, with the number of steps of each kind that are left."""
         self._clock = clock
         self._started = clock()
         self._kinds: dict[str, _Kind] = {}
@@ -127,7 +122,6 @@ class TimedPhase:
     """A phase that `TimeLeft.phase` measures."""
 
     def __init__(self, kind: _Kind, clock: Callable[[], float]) -> None:
-        """Start the phase."""
         self._kind = kind
         self._clock = clock
         self._left_before = kind.left

@@ -55,11 +55,7 @@ def recipe_names() -> tuple[str, ...]:
 
 
 def recipe_text(name: str) -> str:
-    """Return a recipe's TOML text.
-
-    Raises:
-        InputError: The recipe does not exist.
-    """
+    """Return a recipe's TOML text; raise `InputError` if there is no such recipe."""
     if name not in recipe_names():
         raise InputError(f"unknown recipe {name!r}{did_you_mean(name, recipe_names())}; `gapssg recipes` lists all")
     return (resources.files("gapssg") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
@@ -123,11 +119,7 @@ def load_settings(
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read an untrusted TOML file.
-
-    Raises:
-        InputError: It is missing, invalid, or larger than any settings.
-    """
+    """Read an untrusted TOML file; raise `InputError` if it is missing, invalid, or larger than any settings."""
     content = read_bounded(path, _LARGEST_FILE)
     if any(line.count(b".") > _MOST_DOTS_IN_A_LINE for line in content.splitlines()):
         raise InputError(f"{path} has a line with more than {_MOST_DOTS_IN_A_LINE} dots, which no setting has")
@@ -262,7 +254,6 @@ def _own_errors(details: Sequence[ErrorDetails]) -> list[ErrorDetails]:
 def _describe(
     detail: ErrorDetails, settings_class: type[BaseModel], sources: Mapping[Key, str], options: Mapping[Key, str]
 ) -> str:
-    """Return the line for a wrong field."""
     valid = set(_valid_keys(settings_class))
     kind, context = detail["type"], detail.get("ctx", {})
     location = tuple(str(part) for part in detail["loc"])

@@ -7,7 +7,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
-from gapssg.synthesis.base import EpochPlan, SynthesisContext, SynthesisSettings, Synthesizer
+from gapssg.synthesis.base import SynthesisSettings
 from gapssg.synthesis.cmi import CMISettings
 from gapssg.synthesis.dafl import DAFLSettings
 from gapssg.synthesis.deepinversion import DeepInversionSettings
@@ -51,16 +51,10 @@ _PUBLISHED_OPTIMIZER: Mapping[str, float | str] = {
 
 
 def published_settings(method: object, teacher: str | None) -> dict[str, float | str]:
-    """Return the published run settings of a method, and its own settings that depend on the teacher.
+    """Return the published run settings of a method, and its own settings that depend on the teacher's architecture.
 
-    A method without known run settings takes those of GapSSG; this project's own methods take none.
-
-    Args:
-        method: The method's name; an unknown name has no settings.
-        teacher: The teacher's architecture; None if unknown.
-
-    Returns:
-        Values by dotted key of the settings of `distill`.
+    They are values by dotted key of the settings of `distill`. A method without known run settings takes those of
+    GapSSG; this project's own methods and unknown names take none.
     """
     for settings in method_classes():
         if settings.model_fields["name"].default == method and not settings.is_own:
@@ -87,28 +81,3 @@ def departures_of(method: str, teacher: str) -> tuple[str, ...]:
         if settings.model_fields["name"].default == method:
             return (*settings.departs, *settings.departs_for_teacher.get(teacher, ()))
     return ()
-
-
-__all__ = [
-    "CMISettings",
-    "DAFLSettings",
-    "DFADSettings",
-    "DFQSettings",
-    "DeepInversionSettings",
-    "EpochPlan",
-    "FastSettings",
-    "GapSSGFastSettings",
-    "GapSSGSettings",
-    "MADSettings",
-    "MethodSettings",
-    "NAYERSettings",
-    "NoiseSettings",
-    "SynthesisContext",
-    "SynthesisSettings",
-    "Synthesizer",
-    "ZSKTSettings",
-    "departures_of",
-    "is_run_as_published",
-    "method_classes",
-    "published_settings",
-]

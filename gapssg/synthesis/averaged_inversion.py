@@ -31,7 +31,6 @@ class AveragedInversion(GeneratorInversion):
         latent_learning_rate: float | None = None,
         more_groups: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Create the running statistics, which persist for the whole run."""
         self.averaged = settings
         device = context.runtime.device
         layers = executed_batch_norm_layers(context.teacher, context.image_shape)

@@ -26,33 +26,27 @@ if TYPE_CHECKING:
 
 
 class EpochPlan(NamedTuple):
-    """The work of one epoch.
-
-    Attributes:
-        rounds: Alternations between synthesis and distillation.
-        synthesis_steps: Steps per synthesis.
-        distillation_steps: Distillation steps after each synthesis.
-        advances_learning_rate: Whether the learning-rate schedule counts this epoch.
-    """
+    """The work of one epoch."""
 
     rounds: int
+    """Alternations between synthesis and distillation."""
     synthesis_steps: int
+    """Steps per synthesis."""
     distillation_steps: int
+    """Distillation steps after each synthesis."""
     advances_learning_rate: bool = True
+    """Whether the learning-rate schedule counts this epoch."""
 
 
 class Work(NamedTuple):
-    """Number of images that pass through the networks in a run, repetitions included.
-
-    Attributes:
-        synthesis: Forward and backward through teacher and student.
-        distillation: Forward and backward through the student.
-        labelled: Forward through the teacher in distillation; None if those are the images of the student.
-    """
+    """Number of images that pass through the networks in a run, repetitions included."""
 
     synthesis: int
+    """Forward and backward through teacher and student."""
     distillation: int
+    """Forward and backward through the student."""
     labelled: int | None = None
+    """Forward through the teacher in distillation; None if those are the images of the student."""
 
     def flops(self, teacher_macs: int, student_macs: int) -> int:
         """Return the floating-point operations in teacher and student, given the multiply-adds per image of each.
@@ -67,44 +61,38 @@ class Work(NamedTuple):
 
 
 class Responses(NamedTuple):
-    """Outputs of teacher and student for a batch of images, from which a method computes its loss.
-
-    Attributes:
-        teacher_logits: (N, K) float32.
-        student_logits: (N, K) float32.
-        statistics_loss: The batch-norm statistics loss, 0-dimensional; 0 for methods that need no batch norm.
-        features: Inputs of the teacher's last linear layer, (N, F); (N, 0) for methods that do not use them.
-    """
+    """Outputs of teacher and student for a batch of images, from which a method computes its loss."""
 
     teacher_logits: Tensor
+    """(N, K) float32."""
     student_logits: Tensor
+    """(N, K) float32."""
     statistics_loss: Tensor
+    """The batch-norm statistics loss, 0-dimensional; 0 for methods that need no batch norm."""
     features: Tensor
+    """Inputs of the teacher's last linear layer, (N, F); (N, 0) for methods that do not use them."""
 
 
 @dataclass(frozen=True)
 class SynthesisContext:
-    """Everything that a method has access to: the teacher and its input shape, but no real images.
-
-    Attributes:
-        teacher: Frozen, in eval mode, on the device.
-        normalization: The teacher's input normalisation.
-        augmentation: The random crop and flip of the teacher's training.
-        image_shape: Channels, height and width.
-        num_classes: Number of classes, K.
-        batch_size: Samples per distillation step.
-        epochs: Number of epochs.
-        runtime: Device, precision and random streams.
-    """
+    """Everything that a method has access to: the teacher and its input shape, but no real images."""
 
     teacher: nn.Module
+    """Frozen, in eval mode, on the device."""
     normalization: Normalization
+    """The teacher's input normalisation."""
     augmentation: Augmentation
+    """The random crop and flip of the teacher's training."""
     image_shape: tuple[int, int, int]
+    """Channels, height and width."""
     num_classes: int
+    """Number of classes, K."""
     batch_size: int
+    """Samples per distillation step."""
     epochs: int
+    """Number of epochs."""
     runtime: Runtime
+    """Device, precision and random streams."""
 
 
 class Synthesizer(Protocol):
@@ -132,11 +120,8 @@ class Synthesizer(Protocol):
     def synthesis_steps(self, student: nn.Module, epoch: int, index: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Run the synthesis of round `index` of an epoch, or resume it after `load_state_dict`.
 
-        Yields:
-            After each step, the number of steps done and its loss terms (0-dimensional, on the device).
-
-        Raises:
-            Diverged: A loss was not finite. The next call restarts this synthesis.
+        Yields after each step the number of steps done and its loss terms (0-dimensional, on the device). Raises
+        `Diverged` if a loss was not finite; the next call restarts this synthesis.
         """
 
     def slow_down(self) -> float:
@@ -146,11 +131,7 @@ class Synthesizer(Protocol):
         """Return the state for a checkpoint, without the pool: an unfinished synthesis and state kept across epochs."""
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the state that `state_dict` returned.
-
-        Raises:
-            InputError: The tensors do not match this synthesizer.
-        """
+        """Restore the state that `state_dict` returned; raise `InputError` if it does not match."""
 
     def start_sampling(self, epoch: int, index: int, step: int) -> None:
         """Make `sample` return the distillation batches of round `index`, starting at step `step`."""

@@ -19,13 +19,9 @@ Moments = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def batch_moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and biased variance of each channel over samples and positions.
+    """Return the mean and biased variance (C,), float32 or float64, of each channel of (N, C, ...).
 
-    Args:
-        inputs: (N, C, ...) of any floating type; bfloat16 is accumulated in float32.
-
-    Returns:
-        Two tensors (C,), float32 or float64.
+    Inputs are of any floating type; bfloat16 is accumulated in float32.
     """
     mean, variance = _BatchMoments.apply(inputs)
     return mean, variance
@@ -133,11 +129,8 @@ def observed_statistics(
 ) -> AbstractContextManager[None]:
     """Collect the statistics distance of every batch-norm layer that the teacher executes.
 
-    Args:
-        teacher: The network to observe.
-        distances: The list to which each forward pass appends one 0-dimensional tensor per layer.
-        relative: Whether distances are relative to the layers' standard deviations.
-        moments: The moments that are compared with the running statistics.
+    Each forward pass appends one 0-dimensional tensor per layer to `distances`: the distance of `moments` from the
+    running statistics, with `relative` in the layers' standard deviations.
     """
 
     def observe(layer: nn.Module, inputs: Tensor) -> None:

@@ -25,13 +25,7 @@ def missing_classes(counts: Sequence[int]) -> list[int]:
 
 
 def describe_missing(counts: Sequence[int], class_names: Sequence[str], images: str) -> str | None:
-    """Return a sentence that names the classes missing among a teacher's predictions, or None.
-
-    Args:
-        counts: The teacher's number of predictions of each class.
-        class_names: Their names.
-        images: A name for the images, such as "new images".
-    """
+    """Return a sentence that names the classes missing among a teacher's predictions of such images, or None."""
     missing = missing_classes(counts)
     if not missing:
         return None

@@ -37,11 +37,9 @@ class CMISettings(TargetInversionSettings):
     generator_learning_rate: float = Field(default=1e-3, gt=0, le=10)
     """Adam's learning rate for the generator, the latent and the contrastive head."""
     statistics_weight: float = Field(default=1.0, ge=0, le=1000)
-    """Weight of the batch-norm statistics loss."""
     target_weight: float = Field(default=1.0, ge=0, le=1000)
     """Weight of the teacher's cross-entropy with the targets; 0.5 in some of the published runs."""
     adversarial_weight: float = Field(default=0.5, ge=0, le=1000)
-    """Weight of the masked divergence, which the images maximise."""
     contrast_weight: float = Field(default=0.8, ge=0, le=1000)
     """Weight of the contrastive loss."""
     contrast_temperature: float = Field(default=0.2, gt=0, le=1000)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gapssg.core.augment import Shifts
 from gapssg.errors import InputError
+from gapssg.models.generator import reset_layers_to_torch_default
 from gapssg.models.profile import executed_batch_norm_layers
 from gapssg.synthesis.base import SynthesisContext
 from gapssg.synthesis.batch_norm import instance_means, observed_inputs, statistics_distance
@@ -71,11 +72,7 @@ class ContrastiveInversion(GeneratorInversion):
     """Adds a contrastive loss over the teacher's features, between images of the batch and of a memory bank."""
 
     def __init__(self, settings: CMISettings, context: SynthesisContext) -> None:
-        """Create the head and the bank, which persist for the whole run.
-
-        Raises:
-            InputError: There is not enough memory for the bank.
-        """
+        """Create the head and the bank, which last for the run; raise `InputError` if memory is short for the bank."""
         runtime, count = context.runtime, settings.synthesis_batch_size
         self.contrast = settings
         features = sum(
@@ -85,7 +82,7 @@ class ContrastiveInversion(GeneratorInversion):
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             self.head = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, settings.head_size))
         runtime.place(self.head)
-        _reset_linear(self.head, runtime.random_stream("contrastive-head"))
+        reset_layers_to_torch_default(self.head, runtime.random_stream("contrastive-head"))
         # Features of the local view and of the whole image, concatenated.
         self.bank = _make_bank(settings.bank_size, 2 * features, runtime.device)
         self._best_features = torch.zeros(count // runtime.world, 2 * features, device=runtime.device)
@@ -190,13 +187,3 @@ def _make_bank(size: int, width: int, device: torch.device) -> Tensor:
             f"a memory bank for {size:,} images needs {gibibytes:.1f} GiB on {device}, more than is available; "
             "lower method.bank_size"
         ) from error
-
-
-def _reset_linear(head: nn.Module, rng: torch.Generator) -> None:
-    """Initialise weights and biases as torch does, from a named random stream."""
-    with torch.no_grad():
-        for layer in head.modules():
-            if isinstance(layer, nn.Linear):
-                bound = layer.in_features**-0.5
-                layer.weight.uniform_(-bound, bound, generator=rng)
-                layer.bias.uniform_(-bound, bound, generator=rng)

@@ -42,7 +42,6 @@ class DAFLSettings(GeneratorMethodSettings):
     generator_width: int = Field(default=128, ge=4, le=1024)
     """Channels of the generator's last hidden layer; the first has twice as many, 4 x 64 as published."""
     latent_size: int = Field(default=512, ge=1, le=16_384)
-    """Dimensions of the latent z."""
 
     def loss(self, responses: Responses) -> tuple[Tensor, dict[str, Tensor]]:
         """Return `CE(z_t, argmax z_t) - 1e-3 mean |f_t| + 20 sum(q log q)` and its terms."""

@@ -26,7 +26,6 @@ class DeepInversionSettings(PoolMethodSettings):
     name: Literal["deepinversion"] = "deepinversion"
     """The method."""
     distillation_steps: int = Field(default=400, ge=0, le=1_000_000)
-    """Fixed schedule: distillation steps per epoch; 0 selects the sample-balanced schedule."""
     pixel_steps: int = Field(default=2000, ge=1, le=100_000)
     """Pixel steps per synthesis: 2,000 in the results of the comparisons, 1,000 in their scripts."""
     pixel_learning_rate: float = Field(default=0.1, gt=0, le=10)

@@ -37,9 +37,7 @@ class DFQSettings(GeneratorMethodSettings):
     balance_weight: float = Field(default=20.0, ge=0, le=1000)
     """Weight of the class balance loss."""
     rounds: int = Field(default=40, ge=1, le=100_000)
-    """Alternations between generator and student per epoch."""
     distillation_steps: int = Field(default=10, ge=1, le=100_000)
-    """Student steps per round."""
 
     def loss(self, responses: Responses) -> tuple[Tensor, dict[str, Tensor]]:
         """Return `L_bn + CE(z_t, argmax z_t) - KL_T(z_s, z_t) + 20 sum(q log q)` and its terms."""

@@ -38,9 +38,7 @@ class FastSettings(AveragedInversionSettings):
     latent_learning_rate: float = Field(default=0.01, gt=0, le=10)
     """Adam's learning rate for the latent."""
     statistics_weight: float = Field(default=10.0, ge=0, le=1000)
-    """Weight of the batch-norm statistics loss."""
     target_weight: float = Field(default=0.4, ge=0, le=1000)
-    """Weight of the teacher's cross-entropy with the targets."""
     adversarial_weight: float = Field(default=1.1, ge=0, le=1000)
     """Weight of the masked divergence, which the images maximise; 0 in the warm-up."""
     warm_up: float = Field(default=1 / 11, ge=0, lt=1)

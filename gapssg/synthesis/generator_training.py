@@ -40,8 +40,7 @@ class GeneratorTraining:
     def __init__(self, settings: GeneratorMethodSettings, context: SynthesisContext) -> None:
         """Create the generator and its optimizer.
 
-        Raises:
-            InputError: The loss uses features, but the teacher's logits do not come from a linear layer.
+        Raises `InputError` if the loss uses features, but the teacher's logits do not come from a linear layer.
         """
         runtime = context.runtime
         device, count = runtime.device, settings.synthesis_batch_size
@@ -77,9 +76,8 @@ class GeneratorTraining:
     def synthesis_steps(self, student: nn.Module, epoch: int, index: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Run the generator steps of a round, or resume them after `load_state_dict`.
 
-        Raises:
-            Diverged: A loss was not finite. The next call repeats these steps with other latents, from the weights of
-                the last finite step.
+        Raises `Diverged` if a loss was not finite. The next call repeats these steps with other latents, from the
+        weights of the last finite step.
         """
         self._student = student
         runtime, settings = self.context.runtime, self.settings
@@ -113,11 +111,7 @@ class GeneratorTraining:
         return {"steps_done": torch.tensor(self._steps_done), **self._tensors(), "fresh": self.fresh}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the state that `state_dict` returned.
-
-        Raises:
-            InputError: The tensors do not match.
-        """
+        """Restore the state that `state_dict` returned; raise `InputError` if it does not match."""
         steps_done = torch.tensor(0)
         places = {"steps_done": steps_done, **self._tensors(), "fresh": self._fresh}
         put_back(own_shares(state, ["fresh"], self.context.runtime), places)

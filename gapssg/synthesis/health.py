@@ -14,22 +14,19 @@ _HIGHEST_SATURATION = 0.95  # almost every pixel is black or white
 
 
 class SynthesisHealth(NamedTuple):
-    """Diagnostics of one batch of images.
-
-    Attributes:
-        target_agreement: Share of images that the teacher classifies as their target.
-        class_entropy: Entropy of the teacher's mean class probabilities, divided by log K: 1 is balanced.
-        answer_entropy: The same for the shares of its predictions. The probabilities of an uncertain teacher can be
-            balanced although it predicts one class for every image.
-        diversity: Mean over pixels of the standard deviation within a class, in [0, 0.5].
-        saturation: Share of pixel values within one grey level of black or white.
-    """
+    """Diagnostics of one batch of images."""
 
     target_agreement: float
+    """Share of images that the teacher classifies as their target."""
     class_entropy: float
+    """Entropy of the teacher's mean class probabilities, divided by log K: 1 is balanced."""
     answer_entropy: float
+    """The same for the shares of its predictions. The probabilities of an uncertain teacher can be balanced although it
+    predicts one class for every image."""
     diversity: float
+    """Mean over pixels of the standard deviation within a class, in [0, 0.5]."""
     saturation: float
+    """Share of pixel values within one grey level of black or white."""
 
     def few_classes(self) -> str | None:
         """Return a warning if the teacher's probabilities have collapsed to few classes."""

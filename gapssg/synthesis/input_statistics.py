@@ -47,12 +47,7 @@ def observed_input_statistics(
 ) -> Iterator[None]:
     """Collect the statistics distance of the teacher's input, as `batch_norm.observed_statistics` those of its layers.
 
-    Args:
-        teacher: The network to observe.
-        distances: The list to which each forward pass appends one 0-dimensional tensor.
-        normalization: The teacher's input normalisation.
-        relative: Whether the distance is relative to the expected standard deviations.
-        moments: The moments that are compared with the expected ones.
+    Each forward pass appends one 0-dimensional tensor.
     """
     mean, variance = expected_input_statistics(normalization)
 

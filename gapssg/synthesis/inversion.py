@@ -71,11 +71,8 @@ class Inversion:
     ) -> Steps[tuple[int, dict[str, Tensor]], None, Tensor]:
         """Optimise for `targets` (N,); return the images (N, C, H, W) that are kept.
 
-        Yields:
-            After each step, the number of steps done and its loss terms, which the next step may overwrite.
-
-        Raises:
-            Diverged: The loss of a step was not finite.
+        Yields after each step the number of steps done and its loss terms, which the next step may overwrite. Raises
+        `Diverged` if the loss of a step was not finite.
         """
         self._student = student
         if self._steps_done == 0:
@@ -111,11 +108,7 @@ class Inversion:
         return {_STEPS_DONE: torch.tensor(self._steps_done), **self._lasting(), **self._tensors(), **shares}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the state that `state_dict` returned.
-
-        Raises:
-            InputError: The tensors do not match.
-        """
+        """Restore the state that `state_dict` returned; raise `InputError` if it does not match."""
         steps_done = torch.tensor(0)
         places = self._lasting()
         if _STEPS_DONE in state:

@@ -89,11 +89,7 @@ def jensen_shannon_divergence(student_logits: Tensor, teacher_logits: Tensor, te
 
 
 def total_variation(images: Tensor) -> Tensor:
-    """Return the sum of the mean absolute differences of neighbours: right, down and on both diagonals.
-
-    Args:
-        images: (N, C, H, W), floating.
-    """
+    """Return the sum of the mean absolute differences of neighbours, right, down and diagonal, of (N, C, H, W)."""
     right = images[..., :, 1:] - images[..., :, :-1]
     down = images[..., 1:, :] - images[..., :-1, :]
     falling = images[..., 1:, 1:] - images[..., :-1, :-1]

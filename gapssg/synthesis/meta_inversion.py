@@ -21,7 +21,6 @@ class MetaInversion(AveragedInversion):
     """Starts each synthesis from a meta-generator, which learns from the gradients of all steps (first-order MAML)."""
 
     def __init__(self, settings: FastSettings, context: SynthesisContext) -> None:
-        """Create the meta-generator, which persists for the whole run."""
         runtime = context.runtime
         self.fast = settings
         self.meta = Generator(

@@ -38,9 +38,7 @@ class NAYERSettings(AveragedInversionSettings):
     """A safetensors file with one tensor (classes, size), such as text embeddings of the class names; without it, the
     rows of the teacher's last linear layer."""
     synthesis_batch_size: int = Field(default=400, ge=2, le=65_536)
-    """Images per synthesis, N."""
     distillation_steps: int = Field(default=200, ge=0, le=1_000_000)
-    """Fixed schedule: distillation steps per epoch; 0 selects the sample-balanced schedule."""
     generator_steps: int = Field(default=30, ge=1, le=100_000)
     """Generator steps per synthesis; 40 are published for 100 classes."""
     generator_learning_rate: float = Field(default=4e-3, gt=0, le=10)
@@ -51,9 +49,7 @@ class NAYERSettings(AveragedInversionSettings):
     """Batches after which the generator is re-initialised; five times as many in the warm-up, whose published epochs
     have 10 batches instead of 2."""
     statistics_weight: float = Field(default=10.0, ge=0, le=1000)
-    """Weight of the batch-norm statistics loss."""
     target_weight: float = Field(default=0.5, ge=0, le=1000)
-    """Weight of the teacher's cross-entropy with the targets."""
     adversarial_weight: float = Field(default=1.33, ge=0, le=1000)
     """Weight of the masked divergence, which the images maximise; 0 in the warm-up."""
     warm_up: float = Field(default=0.5, ge=0, lt=1)

@@ -30,7 +30,6 @@ class NoiseSynthesis:
     step_count = 1
 
     def __init__(self, settings: NoiseSettings, context: SynthesisContext) -> None:
-        """Draw noise for the teacher of `context`."""
         self.context = context
 
     def slow_down(self) -> float:

@@ -28,7 +28,6 @@ class LabelGenerator(Generator):
     def __init__(
         self, embedding_size: int, image_shape: tuple[int, int, int], latent_size: int, width: int, scale: int
     ) -> None:
-        """Build the generator and the batch norm for embeddings of this size."""
         super().__init__(image_shape, latent_size, width, scale)
         self.label_norm = nn.BatchNorm1d(embedding_size)
 
@@ -41,11 +40,7 @@ class NoisyInversion(AveragedInversion):
     """
 
     def __init__(self, settings: NAYERSettings, context: SynthesisContext) -> None:
-        """Load the label embeddings.
-
-        Raises:
-            InputError: There are none, or they do not match the classes.
-        """
+        """Load the label embeddings; raise `InputError` if there are none, or they do not match the classes."""
         self.nayer = settings
         self._embeddings = label_embeddings(settings, context).to(context.runtime.device)
         self._groups = -(-settings.synthesis_batch_size // context.num_classes)
@@ -83,8 +78,7 @@ class NoisyInversion(AveragedInversion):
 def label_embeddings(settings: NAYERSettings, context: SynthesisContext) -> Tensor:
     """Return the embedding of each class, (K, E) float32: from the file, or the rows of the last linear layer.
 
-    Raises:
-        InputError: The file does not hold one tensor (K, E), or there is no such layer.
+    Raises `InputError` if the file does not hold one tensor (K, E), or there is no such layer.
     """
     if settings.label_embeddings is None:
         layer = last_linear_layer(context.teacher, context.image_shape, context.num_classes)

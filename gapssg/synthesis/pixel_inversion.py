@@ -20,7 +20,6 @@ class PixelInversion(Inversion):
     """Optimises normalised pixels, clipped to the valid range after each step, and keeps those of the last step."""
 
     def __init__(self, settings: DeepInversionSettings, context: SynthesisContext) -> None:
-        """Create the pixels and their optimizer."""
         self.settings = settings
         shape = (settings.synthesis_batch_size, *context.image_shape)
         self.pixels = torch.zeros(shape, device=context.runtime.device, requires_grad=True)

@@ -18,11 +18,7 @@ class SamplePool:
     """
 
     def __init__(self, capacity: int, image_shape: tuple[int, int, int], device: torch.device) -> None:
-        """Allocate room for `capacity` uint8 images of shape (C, H, W).
-
-        Raises:
-            InputError: There is not enough memory.
-        """
+        """Allocate room for `capacity` uint8 images of shape (C, H, W); raise `InputError` if memory is short."""
         self.capacity = capacity
         try:
             self._images = torch.empty((capacity, *image_shape), dtype=torch.uint8, device=device)
@@ -36,7 +32,6 @@ class SamplePool:
         self._count = 0
 
     def __len__(self) -> int:
-        """Return the number of samples in the pool."""
         return self._count
 
     @property
@@ -50,11 +45,7 @@ class SamplePool:
         return self._targets[: self._count]
 
     def append(self, images: Tensor, targets: Tensor) -> None:
-        """Add images (N, C, H, W) uint8 with their targets (N,) int64.
-
-        Raises:
-            ValueError: They exceed the capacity.
-        """
+        """Add images (N, C, H, W) uint8 with targets (N,) int64; raise `ValueError` if they exceed the capacity."""
         end = self._count + len(images)
         if end > self.capacity:
             raise ValueError(f"the pool has room for {self.capacity} samples, not {end}")

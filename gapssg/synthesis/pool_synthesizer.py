@@ -32,8 +32,7 @@ class BatchSynthesis(Protocol):
     ) -> Generator[tuple[int, dict[str, Tensor]], None, Tensor]:
         """Yield steps done and loss terms after each step; return images (N, C, H, W) in [0, 1] for targets (N,).
 
-        Raises:
-            Diverged: A loss was not finite.
+        Raises `Diverged` if a loss was not finite.
         """
 
     def slow_down(self) -> float:
@@ -43,11 +42,7 @@ class BatchSynthesis(Protocol):
         """Return the state for a checkpoint: that of an unfinished synthesis, and what persists between syntheses."""
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the state that `state_dict` returned; the next synthesis resumes from it.
-
-        Raises:
-            InputError: The tensors do not match.
-        """
+        """Restore the state of a synthesis, which is then resumed; raise `InputError` if it does not match."""
 
 
 class PoolSynthesizer:
@@ -123,11 +118,7 @@ class PoolSynthesizer:
         return {} if self.synthesis is None else self.synthesis.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the state that `state_dict` returned; the next synthesis resumes from it.
-
-        Raises:
-            InputError: The tensors do not match.
-        """
+        """Restore the state of a synthesis, which is then resumed; raise `InputError` if it does not match."""
         if self.synthesis is not None:
             self.synthesis.load_state_dict(state)
 
@@ -140,11 +131,7 @@ class PoolSynthesizer:
         self._batches = iter(batches[step:])
 
     def sample_indices(self, count: int) -> Tensor:
-        """Return the indices (count,) of the next batch of the epoch's shuffled passes.
-
-        Raises:
-            ValueError: `count` is not the batch size of the run.
-        """
+        """Return the indices (count,) of the next batch; raise `ValueError` if `count` is not the run's batch size."""
         indices = next(self._batches)
         if len(indices) != count:
             raise ValueError(f"the pool was shuffled for batches of {len(indices)}, not {count}")
@@ -173,8 +160,7 @@ class PoolSynthesizer:
 def read_pool(shards: list[Path], context: SynthesisContext, more: int = 0) -> tuple[SamplePool, PoolOrigin]:
     """Read the shards of an earlier run's pool, oldest first, and their origin; the pool has room for `more` images.
 
-    Raises:
-        InputError: A shard is damaged, its images do not match the teacher, or shards of several runs are mixed.
+    Raises `InputError` if a shard is damaged, its images do not match the teacher, or shards of several runs are mixed.
     """
     stored = [read_shard(shard, context.image_shape, context.num_classes) for shard in shards]
     origins = {origin for _, _, origin in stored}

@@ -9,22 +9,14 @@ from gapssg.synthesis.base import BATCH_NORM, LAST_LINEAR, GeneratorMethodSettin
 
 
 def image_prior(teacher: nn.Module, input_shape: tuple[int, int, int]) -> ImagePrior:
-    """Return whose statistics the images of `gapssg` and `gapssg-fast` follow.
-
-    Raises:
-        InputError: The teacher does not accept a single input.
-    """
+    """Return whose statistics the images of `gapssg` and `gapssg-fast` follow; raises as `executed_layers`."""
     return "batch-norm statistics" if executed_batch_norm_layers(teacher, input_shape) else "input statistics"
 
 
 def missing_for(
     method: type[SynthesisSettings], teacher: nn.Module, input_shape: tuple[int, int, int], num_classes: int
 ) -> str | None:
-    """Return what the teacher lacks for a method, one of `method.needs()`, or None if the method runs.
-
-    Raises:
-        InputError: The teacher does not accept a single input.
-    """
+    """Return which of `method.needs()` the teacher lacks, None if the method runs; raises as `executed_layers`."""
     if method.needs_batch_norm and not executed_batch_norm_layers(teacher, input_shape):
         return BATCH_NORM
     reads_features = issubclass(method, GeneratorMethodSettings) and method.reads_features

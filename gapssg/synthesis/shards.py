@@ -19,23 +19,16 @@ _METADATA_KEY = "gapssg"  # one key, because the order of several in the header 
 
 
 class PoolOrigin(NamedTuple):
-    """The origin of the images of a pool.
-
-    Attributes:
-        method: The method that synthesised them.
-        teacher_sha256: SHA-256 of the teacher's model file.
-    """
+    """The origin of the images of a pool."""
 
     method: str
+    """The method that synthesised them."""
     teacher_sha256: str
+    """SHA-256 of the teacher's model file."""
 
 
 def write_shard(path: Path, images: Tensor, targets: Tensor, origin: PoolOrigin) -> None:
-    """Write images (N, C, H, W) uint8 and targets (N,) int64 atomically.
-
-    Raises:
-        RunError: The file cannot be written.
-    """
+    """Write images (N, C, H, W) uint8 and targets (N,) int64 atomically; raise `RunError` if that fails."""
     tensors = {"images": images.cpu().contiguous(), "targets": targets.cpu().contiguous()}
     write_atomically(path, save(tensors, metadata={_METADATA_KEY: canonical_json(origin._asdict())}))
 
@@ -43,8 +36,7 @@ def write_shard(path: Path, images: Tensor, targets: Tensor, origin: PoolOrigin)
 def read_shard(path: Path, image_shape: tuple[int, int, int], num_classes: int) -> tuple[Tensor, Tensor, PoolOrigin]:
     """Read the images (N, C, H, W) uint8, the targets (N,) int64 and the origin of one shard.
 
-    Raises:
-        InputError: The file is damaged, or its images and targets do not match a teacher of these shapes.
+    Raises `InputError` if the file is damaged, or its images and targets do not match a teacher of these shapes.
     """
     file = read_safetensors(path)
     images, targets = file.tensors.get("images"), file.tensors.get("targets")
@@ -67,11 +59,7 @@ def read_shard(path: Path, image_shape: tuple[int, int, int], num_classes: int) 
 def read_images(
     shards: Sequence[Path], image_shape: tuple[int, int, int], num_classes: int, most: int | None = None
 ) -> Tensor:
-    """Return the images (N, C, H, W) uint8 of shards; with `most`, of evenly spread shards of about so many images.
-
-    Raises:
-        InputError: As `read_shard`.
-    """
+    """Return images (N, C, H, W) uint8 of shards; with `most`, about so many, spread evenly. Raises as `read_shard`."""
     first, *_ = read_shard(shards[0], image_shape, num_classes)
     wanted = len(shards) if most is None else min(len(shards), -(-most // len(first)))
     chosen = [shards[index * len(shards) // wanted] for index in range(wanted)]

@@ -45,11 +45,7 @@ def moments_of(optimizer: torch.optim.Optimizer, prefix: str = "moments") -> dic
 
 
 def put_back(state: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
-    """Copy each tensor of a checkpoint into the tensor of the same name.
-
-    Raises:
-        InputError: Names, shapes or dtypes differ.
-    """
+    """Copy tensors of a checkpoint into those of the same name, shape and dtype; raise `InputError` if one differs."""
     if state.keys() != places.keys() or any(
         state[name].shape != place.shape or state[name].dtype != place.dtype for name, place in places.items()
     ):
@@ -60,11 +56,7 @@ def put_back(state: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
 
 
 def own_shares(state: Mapping[str, Tensor], shares: Iterable[str], runtime: Runtime) -> dict[str, Tensor]:
-    """Return the state of a checkpoint with this process's share of the tensors with these names.
-
-    Raises:
-        InputError: One cannot be shared.
-    """
+    """Return a checkpoint's state with this process's share of these tensors; raise `InputError` if one has none."""
     try:
         return {name: runtime.share(tensor) if name in shares else tensor for name, tensor in state.items()}
     except (TypeError, ValueError) as error:

@@ -37,53 +37,44 @@ _BEFORE, _AFTER = "#D55E00", "#0072B2"
 
 @dataclass(frozen=True)
 class RowCell:
-    """A run of one method with one seed.
-
-    Attributes:
-        method: The label of the run in the figures: runs with the same label are seeds of one method.
-        seed: Its seed.
-        run: A run directory of `distill`.
-    """
+    """A run of one method with one seed."""
 
     method: str
+    """The label of the run in the figures: runs with the same label are seeds of one method."""
     seed: int
+    """Its seed."""
     run: Path
+    """A run directory of `distill`."""
 
 
 @dataclass(frozen=True)
 class RunCurves:
-    """What a run recorded after each epoch.
-
-    Attributes:
-        epochs: The number of epochs of the whole run.
-        top1: The student's accuracy by epoch, in [0, 1], where it was evaluated.
-        gap_before: The reality gap by epoch, on the newest images before the student trained on them.
-        gap_after: The same afterwards.
-        teacher_top1: The teacher's accuracy, in [0, 1]; None without evaluation data.
-        pair: The teacher's SHA-256 and the student's architecture.
-    """
+    """What a run recorded after each epoch."""
 
     epochs: int
+    """The number of epochs of the whole run."""
     top1: Mapping[int, float]
+    """The student's accuracy by epoch, in [0, 1], where it was evaluated."""
     gap_before: Mapping[int, float]
+    """The reality gap by epoch, on the newest images before the student trained on them."""
     gap_after: Mapping[int, float]
+    """The same afterwards."""
     teacher_top1: float | None
+    """The teacher's accuracy, in [0, 1]; None without evaluation data."""
     pair: tuple[str, str]
+    """The teacher's SHA-256 and the student's architecture."""
 
 
 @dataclass(frozen=True)
 class RowCurves:
-    """The curves of a row.
-
-    Attributes:
-        methods: The curves of the seeds by method, in the order of the cells.
-        teacher_top1: The teacher's accuracy, in [0, 1].
-        best_top1: The best accuracy of any student of the row after any epoch: the estimate of T*'s.
-    """
+    """The curves of a row."""
 
     methods: Mapping[str, Sequence[RunCurves]]
+    """The curves of the seeds by method, in the order of the cells."""
     teacher_top1: float
+    """The teacher's accuracy, in [0, 1]."""
     best_top1: float
+    """The best accuracy of any student of the row after any epoch: the estimate of T*'s."""
 
 
 class MeanCurve(NamedTuple):
@@ -138,9 +129,8 @@ def write_row_figures(
 def write_table_figures(root: Path, summary: TableSummary) -> dict[str, str]:
     """Write the figures of every line of the table in `root` that has runs, into its folder `figures`.
 
-    Returns:
-        By the name of a line why it has no figures: a run's files are damaged, its runs had different teachers, or a
-        file cannot be written.
+    Returns by the name of a line why it has no figures: a run's files are damaged, its runs had different teachers, or
+    a file cannot be written.
     """
     failed: dict[str, str] = {}
     names: list[str] = []
@@ -170,11 +160,7 @@ def _line_name(row: TableRow) -> str:
 
 
 def read_row(cells: Sequence[RowCell], other_runs: Iterable[RowCell] = ()) -> RowCurves:
-    """Read the curves that `write_row_figures` draws.
-
-    Raises:
-        InputError: As `write_row_figures`.
-    """
+    """Read the curves that `write_row_figures` draws; raises as it does."""
     for (method, seed), runs in Counter((cell.method, cell.seed) for cell in cells).items():
         if runs > 1:
             raise InputError(f"seed {seed} of {shortened(method)} is given twice; give one run of each")
@@ -202,8 +188,7 @@ def read_row(cells: Sequence[RowCell], other_runs: Iterable[RowCell] = ()) -> Ro
 def read_curves(run: Path) -> RunCurves:
     """Read what a finished run, which may be untrusted, recorded after each epoch.
 
-    Raises:
-        InputError: `events.jsonl` or `result.json` is missing or damaged, or the run is not finished.
+    Raises `InputError` if `events.jsonl` or `result.json` is missing or damaged, or the run is not finished.
     """
     result = DistillResult.load(run)
     epochs = read_finished(run, DistillationEpoch).epochs
@@ -295,7 +280,6 @@ class _Across(NamedTuple):
         return cls(len({run.epochs for run in runs}) > 1)
 
     def place(self, run: RunCurves, curve: Mapping[int, float]) -> dict[float, float]:
-        """Return a curve over this axis."""
         return {100 * epoch / run.epochs if self.is_share else float(epoch): y for epoch, y in curve.items()}
 
     def percent(self, run: RunCurves, curve: Mapping[int, float]) -> dict[float, float]:
@@ -345,7 +329,6 @@ def _draw_teacher(axes: Axes, row: RowCurves) -> None:
 
 
 def _seeds(methods: Iterable[Sequence[RunCurves]]) -> str:
-    """Describe a line and its band."""
     counts = {len(runs) for runs in methods}
     if counts == {1}:
         return "one seed"

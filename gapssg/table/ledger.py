@@ -135,15 +135,10 @@ class Ledger:
     """A table's directory."""
 
     def __init__(self, root: Path) -> None:
-        """Read and write the table in `root`."""
         self.root = inside(root)
 
     def check_startable(self) -> None:
-        """Check that a table can be started or continued here, without a change.
-
-        Raises:
-            InputError: The directory holds other files or a table of a newer format, or is not writable.
-        """
+        """Raise `InputError` if there are other files or a table of a newer format, or it is not writable."""
         if is_file(self.root / TABLE):
             self.check_format()
         elif self.root.is_dir() and any(not name.startswith(".") for name in entries_in(self.root)):
@@ -153,9 +148,7 @@ class Ledger:
     def begin(self) -> None:
         """Create the directory, or continue the table in it.
 
-        Raises:
-            InputError: As `check_startable`.
-            RunError: It cannot be created.
+        Raises `InputError` as `check_startable`, and `RunError` if it cannot be created.
         """
         self.check_startable()
         make_folder(self.root)
@@ -164,11 +157,7 @@ class Ledger:
                 write_json(root / TABLE, TableSummary(format=FORMAT, rows=(), notes={}).model_dump(mode="json"))
 
     def check_format(self) -> None:
-        """Check that this version can read the table.
-
-        Raises:
-            InputError: There is no table, or it has a newer format.
-        """
+        """Raise `InputError` if there is no table, or it has a newer format than this version reads."""
         file = self.root / TABLE
         if not is_file(file):
             raise InputError(
@@ -192,11 +181,7 @@ class Ledger:
         return self.root / "cells" / row / column / f"seed-{seed}-{settings}"
 
     def save_plan(self, plan: CellPlan) -> None:
-        """Write the plan of a cell; an existing plan keeps its time of creation.
-
-        Raises:
-            RunError: It cannot be written.
-        """
+        """Write the plan of a cell, or raise `RunError`; an existing plan keeps its time of creation."""
         file = self.root / "cells" / plan.row / plan.column / f"{plan.settings}.json"
         if is_file(file):
             plan = plan.model_copy(update={"created": _read(CellPlan, file).created})
@@ -204,11 +189,7 @@ class Ledger:
         write_json(file, plan.to_dict())
 
     def plans(self) -> list[CellPlan]:
-        """Return the cells, in the order in which they were first asked for.
-
-        Raises:
-            InputError: A file is damaged.
-        """
+        """Return the cells, in the order in which they were first asked for; raise `InputError` if one is damaged."""
         columns = [column for row in _folders(self.root / "cells") for column in _folders(row)]
         files = [column / name for column in columns for name in entries_in(column) if _is_plan(name)]
         plans = [_read(CellPlan, file) for file in files]
@@ -243,14 +224,9 @@ class Ledger:
 
     @contextmanager
     def claim(self, run: Path) -> Iterator[InsidePath]:
-        """Lock a run until the block ends.
+        """Lock a run until the block ends; yield its directory, which can be written only while the lock is held.
 
-        Yields:
-            The run directory, which can be written only while the lock is held.
-
-        Raises:
-            Taken: Another process holds the lock.
-            RunError: The lock cannot be written.
+        Raises `Taken` if another process holds the lock, and `RunError` if it cannot be written.
         """
         folder = inside(run).parent
         make_folder(folder)
@@ -261,8 +237,7 @@ class Ledger:
     def writing(self) -> Iterator[InsidePath]:
         """Wait for the lock of the table's own files, and hold it until the block ends.
 
-        Yields:
-            The table's directory, whose files can be written only while the lock is held.
+        Yields the table's directory, whose files can be written only while the lock is held.
         """
         with lock(self.root / ".table.lock", wait=True) as held:
             yield held.root
@@ -274,11 +249,7 @@ def is_done(run: Path) -> bool:
 
 
 def record_failure(run: Path, failure: Failure) -> Path:
-    """Write why a run failed; return the file.
-
-    Raises:
-        RunError: It cannot be written.
-    """
+    """Write why a run failed, and return the file; raise `RunError` if it cannot be written."""
     file = _failure_file(run)
     write_json(file, failure.model_dump(exclude_none=True))
     return file
@@ -292,9 +263,7 @@ def clear_failure(run: Path) -> None:
 def record_attempt(run: Path, host: str, device: str, process: str) -> None:
     """Record where a run is started or resumed.
 
-    Raises:
-        InputError: The previous record is damaged.
-        RunError: It cannot be written.
+    Raises `InputError` if the previous record is damaged, and `RunError` if it cannot be written.
     """
     before = read_attempts(run)
     count = 1 if before is None else before.attempts + 1
@@ -304,11 +273,7 @@ def record_attempt(run: Path, host: str, device: str, process: str) -> None:
 
 
 def read_attempts(run: Path) -> Attempts | None:
-    """Return where a cluster has made a run; None if none has.
-
-    Raises:
-        InputError: The record is damaged.
-    """
+    """Return where a cluster has made a run, None if none has; raise `InputError` if the record is damaged."""
     file = _attempts_file(run)
     return _read(Attempts, file) if is_file(file) else None
 

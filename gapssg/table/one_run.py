@@ -28,11 +28,7 @@ from gapssg.training.settings import DistillSettings, PretrainSettings
 
 
 def make_run(task: Task, display: CellDisplay, requests: Requests) -> Ending:
-    """Start or resume a run in this process; only a request ends it early.
-
-    Raises:
-        Stopped: `requests` asked for it; the run can be resumed.
-    """
+    """Start or resume a run here; only a request ends it early, by `Stopped`, and the run can be resumed."""
     started = time.perf_counter()
     try:
         result = _start_or_resume(task, display, requests)
@@ -55,11 +51,7 @@ def _failure(task: Task, error: Exception) -> Failure:
 
 
 def _start_or_resume(task: Task, display: CellDisplay, requests: Requests) -> DistillResult | PretrainResult:
-    """Make a run; one that has a checkpoint is never restarted.
-
-    Raises:
-        InputError: It cannot be made with these settings, or not resumed.
-    """
+    """Make a run; one that has a checkpoint is never restarted."""
     run = partial(_run, task, display, requests)
     if not is_file(inside(task.run) / "settings.toml"):
         return run(task.settings)

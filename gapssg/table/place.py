@@ -15,21 +15,18 @@ from gapssg.table.plan import Task
 
 @dataclass(frozen=True)
 class Ending:
-    """How an attempt to make a run ended.
-
-    Attributes:
-        top1: The accuracy of a finished run.
-        seconds: The duration of the attempt.
-        failure: Why the run failed.
-        holder: The process that has resumed the run by hand.
-        stopped: The signal that stopped the run, which can be resumed.
-    """
+    """How an attempt to make a run ended."""
 
     top1: float | None = None
+    """The accuracy of a finished run."""
     seconds: float = 0.0
+    """The duration of the attempt."""
     failure: Failure | None = None
+    """Why the run failed."""
     holder: str | None = None
+    """The process that has resumed the run by hand."""
     stopped: int | None = None
+    """The signal that stopped the run, which can be resumed."""
 
 
 class Place(Protocol):
@@ -41,8 +38,7 @@ class Place(Protocol):
     def start(self, task: Task) -> None:
         """Start or resume a run, which this process has locked.
 
-        Raises:
-            Stopped: It was asked for, and the run has been made here.
+        Raises `Stopped` if it was asked for, and the run has been made here.
         """
 
     def ended(self, *, wait: bool) -> Iterable[tuple[Path, Ending]]:
@@ -56,7 +52,6 @@ class CellDisplay:
     """Shows the progress and the warnings of a run, with its label; the table itself shows start and end."""
 
     def __init__(self, display: Display, label: str) -> None:
-        """Show on `display`."""
         self._display = display
         self._label = label
 

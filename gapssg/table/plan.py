@@ -25,28 +25,24 @@ from gapssg.training.settings import DistillSettings, PretrainSettings
 
 @dataclass(frozen=True)
 class Task:
-    """One run of the table.
-
-    Attributes:
-        label: Its name in messages.
-        run: Its run directory.
-        settings: Its settings.
-        teacher: The run directory of its teacher; None if it is trained on real images.
-        plan: The cell that it belongs to; None if it is trained on real images.
-    """
+    """One run of the table."""
 
     label: str
+    """Its name in messages."""
     run: Path
+    """Its run directory."""
     settings: PretrainSettings | DistillSettings
+    """Its settings."""
     teacher: Path | None = None
+    """The run directory of its teacher; None if it is trained on real images."""
     plan: CellPlan | None = None
+    """The cell that it belongs to; None if it is trained on real images."""
 
 
 def plan_tasks(settings: TableSettings, root: Path) -> list[Task]:
     """Return all runs, teachers before the cells that need them; nothing is read or written.
 
-    Raises:
-        InputError: The settings of a row and a column are not valid.
+    Raises `InputError` if the settings of a row and a column are not valid.
     """
     ledger, now = Ledger(user_path(root).absolute()), time.time()
     tasks: dict[Path, Task] = {}

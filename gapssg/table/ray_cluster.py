@@ -55,22 +55,15 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 
 @dataclass(frozen=True)
 class Share:
-    """What a run takes of a node.
-
-    Attributes:
-        cpus: Processor cores.
-        gpus: GPUs, or a part of one; None is one GPU if the cluster has any and the runs may use them.
-    """
+    """What a run takes of a node."""
 
     cpus: float = 1.0
+    """Processor cores."""
     gpus: float | None = None
+    """GPUs, or a part of one; None is one GPU if the cluster has any and the runs may use them."""
 
     def check(self) -> None:
-        """Check that Ray can allot it.
-
-        Raises:
-            InputError: It cannot.
-        """
+        """Raise `InputError` if Ray cannot allot it."""
         if not (math.isfinite(self.cpus) and self.cpus > 0):
             raise InputError(f"--cpus-per-run {self.cpus:g} must be more than 0")
         gpus = self.gpus or 0.0
@@ -80,25 +73,22 @@ class Share:
 
 @dataclass(frozen=True)
 class _Order:
-    """What a worker must know to make a run.
-
-    Attributes:
-        root: The directory of the table, which a worker reaches as an untrusted one.
-        run: The run directory, relative to it.
-        task: The task; its paths stand for nothing here.
-        driver: The process that owns the table.
-        folder: Its current folder, from which relative paths start.
-        environment: Its environment variables that settings depend on.
-        version: Its version of this program.
-    """
+    """What a worker must know to make a run."""
 
     root: str
+    """The directory of the table, which a worker reaches as an untrusted one."""
     run: str
+    """The run directory, relative to it."""
     task: Task
+    """The task; its paths stand for nothing here."""
     driver: str
+    """The process that owns the table."""
     folder: str
+    """Its current folder, from which relative paths start."""
     environment: Mapping[str, str]
+    """Its environment variables that settings depend on."""
     version: str
+    """Its version of this program."""
 
 
 @contextmanager
@@ -142,14 +132,7 @@ class RayCluster:
     """Carries out runs as tasks of a Ray cluster."""
 
     def __init__(self, ledger: Ledger, share: Share, board: Any, display: Display) -> None:
-        """Make the runs of a table.
-
-        Args:
-            ledger: The table.
-            share: What a run takes of a node.
-            board: The actor to which the runs report.
-            display: Shows the runs.
-        """
+        """Make the runs of a table, each with its share of a node; they report to the actor `board`."""
         self._ledger = ledger
         self._board = board
         self._display = display
@@ -246,15 +229,12 @@ class _Board:
         self._news: list[tuple[str, str, Event]] = []
 
     def driver(self) -> str:
-        """Return the process that owns the table."""
         return self._driver
 
     def report(self, label: str, host: str, event: Event) -> None:
-        """Keep an event of a run."""
         self._news.append((label, host, event))
 
     def take(self) -> list[tuple[str, str, Event]]:
-        """Return the events since the last call."""
         news, self._news = self._news, []
         return news
 
@@ -352,13 +332,7 @@ def _stopping_on_signals() -> Iterator[Requests]:
 
 
 def _obstacle(file: str, content: str, version: str) -> str | None:
-    """Return why this node cannot make runs; None if it can.
-
-    Args:
-        file: A file that the driver has written.
-        content: Its content.
-        version: The driver's version of this program.
-    """
+    """Return why this node cannot make runs, by a file of the driver and its version of gapssg; None if it can."""
     if version != __version__:
         return f"has gapssg {__version__}, and this machine {version}; install the same version"
     give_up = time.monotonic() + _SECONDS_TO_SEE
@@ -381,11 +355,7 @@ def _import_ray() -> Any:
 
 @contextmanager
 def _connected(address: str) -> Iterator[None]:
-    """Connect to a cluster until the block ends.
-
-    Raises:
-        InputError: It does not answer.
-    """
+    """Connect to a cluster, which must answer, until the block ends."""
     ray = _import_ray()
     if ray.is_initialized():
         yield
@@ -406,11 +376,7 @@ def _connected(address: str) -> Iterator[None]:
 
 
 def _check_that_it_answers(address: str) -> None:
-    """Check an address in another process, because Ray waits for minutes for one that is silent.
-
-    Raises:
-        InputError: It does not answer.
-    """
+    """Check an address in another process, because Ray waits for minutes for one that is silent."""
     if address != "auto":
         host, colon, port = address.removeprefix("ray://").rpartition(":")
         if not (host and colon and port.isdecimal()):
@@ -441,11 +407,7 @@ def _check_that_it_answers(address: str) -> None:
 
 
 def _checked_share(share: Share, tasks: Sequence[Task]) -> Share:
-    """Return what a run takes, after checking that a node has it.
-
-    Raises:
-        InputError: No node has it, or the runs name a GPU, which Ray allots.
-    """
+    """Return what a run takes, after checking that a node has it, and that no run names a GPU, which Ray allots."""
     devices = {task.settings.runtime.device for task in tasks}
     if named := sorted(device for device in devices if device.startswith("cuda:")):
         raise InputError(f"--device {named[0]}: Ray allots the GPUs; use --device cuda")
@@ -478,11 +440,7 @@ def _nodes_for(share: Share) -> list[Mapping[str, Any]]:
 
 
 def _check_nodes(share: Share, root: Path) -> None:
-    """Check that each node that can make a run sees what this process writes, and has the same program.
-
-    Raises:
-        InputError: One does not.
-    """
+    """Check that each node that can make a run sees what this process writes, and has the same program."""
     ray = _import_ray()
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -510,11 +468,7 @@ def _check_nodes(share: Share, root: Path) -> None:
 def _owned(ledger: Ledger) -> Iterator[Any]:
     """Own a table until the block ends, by a lock on this machine and by the name of an actor in the cluster.
 
-    Yields:
-        The actor.
-
-    Raises:
-        InputError: Another driver owns it.
+    Yields the actor; raises `InputError` if another driver owns the table.
     """
     try:
         held = lock(ledger.root / _DRIVER_LOCK)

@@ -41,41 +41,35 @@ _SHORT_HASH = 12
 
 @dataclass(frozen=True)
 class Row:
-    """Data, teacher and student.
-
-    Attributes:
-        name: Data, teacher and student, joined by hyphens, or the name of the recipe.
-        recipe: The name of the recipe.
-        data_name: The name of the images.
-        data: The real images that teachers are trained on and all models are evaluated on.
-        published_data: The name of the images of the recipe.
-        teacher: The teacher's architecture.
-        student: The student's architecture.
-        budgets: The name of the recipe by budget.
-    """
+    """Data, teacher and student."""
 
     name: str
+    """Data, teacher and student, joined by hyphens, or the name of the recipe."""
     recipe: str
+    """The name of the recipe."""
     data_name: str
+    """The name of the images."""
     data: DataSettings
+    """The real images that teachers are trained on and all models are evaluated on."""
     published_data: str
+    """The name of the images of the recipe."""
     teacher: str
+    """The teacher's architecture."""
     student: str
+    """The student's architecture."""
     budgets: Mapping[str, str]
+    """The name of the recipe by budget."""
 
 
 class Column(NamedTuple):
-    """A method, or a variant of one.
-
-    Attributes:
-        name: The name of the column.
-        method: The method's name; None where the changes choose it.
-        changes: Texts `key.path=value` that override everything else.
-    """
+    """A method, or a variant of one."""
 
     name: str
+    """The name of the column."""
     method: str | None
+    """The method's name; None where the changes choose it."""
     changes: tuple[str, ...] = ()
+    """Texts `key.path=value` that override everything else."""
 
 
 class Figures(NamedTuple):
@@ -88,8 +82,7 @@ class Figures(NamedTuple):
 def make_rows(settings: TableSettings) -> list[Row]:
     """Return the rows that the settings name, on the images that they name.
 
-    Raises:
-        InputError: The images would replace those of more than one data set, or have no name for a row.
+    Raises `InputError` if the images would replace those of more than one data set, or have no name for a row.
     """
     names = list(dict.fromkeys(settings.rows))
     replaced = sorted({row_recipe(name)["pretrain-teacher"]["data"]["name"] for name in names})
@@ -125,11 +118,7 @@ def _make_row(name: str, settings: TableSettings) -> Row:
 
 
 def make_columns(settings: TableSettings) -> list[Column]:
-    """Return the columns that the settings name, without teacher and scratch student.
-
-    Raises:
-        InputError: Two have the same name.
-    """
+    """Return the columns but teacher and scratch student; raise `InputError` if two have the same name."""
     names = [variant.name for variant in settings.variants]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"two variants have the name {repeated[0]!r}; give each its own")
@@ -138,11 +127,7 @@ def make_columns(settings: TableSettings) -> list[Column]:
 
 
 def pretrain_settings(row: Row, architecture: str, seed: int, settings: TableSettings) -> PretrainSettings:
-    """Return the settings by which a classifier of a row is trained on the real images.
-
-    Raises:
-        InputError: A change is not possible.
-    """
+    """Return the settings to train a classifier on real images; raise `InputError` if a change is not possible."""
     smoke = _SMOKE_PRETRAIN if settings.budget == "smoke" else {}
     with _naming(f"{row.name}, training {architecture}"):
         return load_settings(
@@ -162,10 +147,7 @@ def distill_settings(row: Row, column: Column, seed: int, teacher: Path, setting
     """Return the settings of a cell.
 
     The order of precedence is: defaults, the method's published settings, the recipe of the budget, --set, the column's
-    changes.
-
-    Raises:
-        InputError: A change of the settings or of the column is not possible.
+    changes. Raises `InputError` if a change of the settings or of the column is not possible.
     """
     options = {
         "teacher": (row.name, str(teacher)),
@@ -229,7 +211,11 @@ def published_figures_of(recipe: str) -> Figures:
     for line in csv.DictReader(text.splitlines()):
         if f"{line['dataset']}-{line['teacher']}-{line['student']}" == recipe:
             names = {"teacher_top1": "teacher", "student_scratch_top1": "scratch", "deepinv": "deepinversion"}
-            numbers = {names.get(key, key): float(value) / 100 for key, value in line.items() if _is_number(value)}
+            numbers = {
+                names.get(key, key): float(value) / 100
+                for key, value in line.items()
+                if value.replace(".", "", 1).isdecimal()
+            }
             deviations = {"gapssg": numbers.pop("gapssg_std")} if "gapssg_std" in numbers else {}
             return Figures(numbers, deviations)
     return Figures({}, {})
@@ -276,7 +262,3 @@ def _data_options(key: str, row: Row) -> dict[str, tuple[str, Any]]:
 def _runtime_options(settings: TableSettings, seed: int) -> dict[str, tuple[str, Any]]:
     runtime = {f"runtime.{name}": (f"--{name}", value) for name, value in settings.runtime.to_dict().items()}
     return {"seed": ("--seeds", seed), **runtime}
-
-
-def _is_number(text: str) -> bool:
-    return text.replace(".", "", 1).isdecimal()

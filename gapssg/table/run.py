@@ -107,11 +107,7 @@ class _Work(AbstractContextManager["_Work"]):
                 started.claim.close()
 
     def make_all(self) -> None:
-        """Make all runs; check on those of other processes when nothing else is left to do.
-
-        Raises:
-            Stopped: It was asked for.
-        """
+        """Make all runs, until a stop is requested; check on those of other processes when nothing else is left."""
         waiting = list(self.tasks)
         while waiting or self._started or self._again:
             waiting = [task for task in waiting if not self._settle(task)]
@@ -155,11 +151,7 @@ class _Work(AbstractContextManager["_Work"]):
         return True
 
     def _collect(self, wait: bool = False) -> bool:
-        """Record the runs that have ended; return whether there are any.
-
-        Raises:
-            Stopped: It was asked for.
-        """
+        """Record the runs that have ended, unless a stop is requested; return whether there are any."""
         ended = list(self.place.ended(wait=wait))
         for run, ending in ended:
             started = self._started.pop(Path(run))
@@ -214,7 +206,6 @@ class Here:
     """Carries out runs in this process, one at a time."""
 
     def __init__(self, display: Display, requests: Requests) -> None:
-        """Show the runs, and answer requests to them."""
         self._display = display
         self._requests = requests
         self._ended: list[tuple[Path, Ending]] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -56,18 +57,13 @@ def row_recipe(name: str) -> dict[str, Any]:
     return tomllib.loads(recipe_text(name))
 
 
-def _check_row(name: str) -> str:
-    return _check_known("row", name, row_names(), "recipes")
+def _known(kind: str, names: Callable[[], tuple[str, ...]], command: str) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in (known := names()):
+            raise InputError(f"unknown {kind} {name!r}{did_you_mean(name, known)}; `gapssg {command}` lists them")
+        return name
 
-
-def _check_method(name: str) -> str:
-    return _check_known("method", name, method_names(), "methods")
-
-
-def _check_known(kind: str, name: str, known: tuple[str, ...], command: str) -> str:
-    if name not in known:
-        raise InputError(f"unknown {kind} {name!r}{did_you_mean(name, known)}; `gapssg {command}` lists them")
-    return name
+    return AfterValidator(as_validator(check))
 
 
 def _check_name(name: str) -> str:
@@ -116,8 +112,7 @@ class GivenRuntimeSettings(Settings):
 def parse_variant(text: str) -> VariantSettings:
     """Parse `NAME:KEY=VALUE[,KEY=VALUE...]`.
 
-    Raises:
-        InputError: It has another form, a method has this name, or it changes what the table sets.
+    Raises `InputError` if it has another form, a method has this name, or it changes what the table sets.
     """
     name, colon, changes = text.partition(":")
     if not colon or not all("=" in change for change in _SEPARATOR.split(changes)):
@@ -132,9 +127,9 @@ def parse_variant(text: str) -> VariantSettings:
 class TableSettings(Settings):
     """Rows, columns, seeds and budget of a table."""
 
-    rows: tuple[Annotated[str, AfterValidator(as_validator(_check_row))], ...]
+    rows: tuple[Annotated[str, _known("row", row_names, "recipes")], ...]
     """Rows, separated by commas: recipes of data, teacher and student; `gapssg recipes` lists them."""
-    methods: tuple[Annotated[str, AfterValidator(as_validator(_check_method))], ...] = tuple(
+    methods: tuple[Annotated[str, _known("method", method_names, "methods")], ...] = tuple(
         name for name in method_names() if name not in _BASELINES
     )
     """Columns that are methods, separated by commas; by default every method but the noise baseline."""

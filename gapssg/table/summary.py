@@ -27,11 +27,7 @@ _MARKUP = re.compile(r"[\\`*\[\]<>&|~$!]|(?<!\w)_|_(?!\w)")
 
 
 def summarise(ledger: Ledger) -> TableSummary:
-    """Return the results of a table, the content of `table.json`.
-
-    Raises:
-        InputError: A file of the table is damaged.
-    """
+    """Return the content of `table.json`, the results of a table; raise `InputError` if a file of it is damaged."""
     lines: dict[tuple[str, str, tuple[str, ...]], list[CellPlan]] = {}
     for plan in ledger.plans():
         lines.setdefault((plan.row, plan.budget, plan.changes), []).append(plan)
@@ -43,9 +39,7 @@ def summarise(ledger: Ledger) -> TableSummary:
 def write_summary(ledger: Ledger) -> TableSummary:
     """Rewrite `table.json`, `table.csv` and `table.md`; return the summary.
 
-    Raises:
-        InputError: A file of the table is damaged.
-        RunError: A file cannot be written.
+    Raises `InputError` if a file of the table is damaged, and `RunError` if a file cannot be written.
     """
     with ledger.writing() as root:
         summary = summarise(ledger)

@@ -130,11 +130,7 @@ def distill(
 
 
 def _prepare(settings: DistillSettings, launch: Launch, teacher: LoadedModel | None, student: nn.Module | None) -> _Job:
-    """Check everything and create the job.
-
-    Raises:
-        InputError: As `distill`.
-    """
+    """Check everything and create the job."""
     method_files = {f"method.{name}": value for name, value in settings.method if isinstance(value, Path)}
     file = None if settings.teacher == Path(MODULE) else settings.teacher
     launch.check([file, settings.pool, settings.student.weights, *method_files.values()], _MAY_MOVE)
@@ -230,11 +226,8 @@ def estimate_distillation(
     """Estimate the cost of a distillation by timing its first steps.
 
     Nothing is written. `display` shows the progress of reading the evaluation data; `teacher` and `student` are as for
-    `distill`.
-
-    Raises:
-        InputError: The teacher, the pool, the weights or the evaluation data cannot be used, or a step does not fit in
-            the memory.
+    `distill`. Raises `InputError` if the teacher, the pool, the weights or the evaluation data cannot be used, or a
+    step does not fit in the memory.
     """
     settings = with_modules(settings, teacher, student)
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
@@ -265,11 +258,7 @@ class _Evaluator:
             self.images = images.to(runtime.device)
 
     def restore(self, facts: EvaluationFacts) -> None:
-        """Restore the state of a checkpoint.
-
-        Raises:
-            InputError: The evaluation images have changed.
-        """
+        """Restore the state of a checkpoint, which must be of the same evaluation images."""
         if facts.images != self.facts.images:
             raise InputError("the evaluation images are not those that the run started with; use the same ones")
         self.facts = facts
@@ -328,9 +317,7 @@ def _result(
         method=distillation.origin.method,
         pool=str(settings.pool) if settings.pool and not settings.grow_pool else None,
         teacher=TeacherFacts(
-            file=str(teacher.path),
-            sha256=teacher.sha256,
-            architecture=teacher.card.architecture,
+            **teacher.facts,
             **dict(profile_model(distillation.teacher, teacher.card.input_shape)),
             top1=teacher_scores.top1 if teacher_scores else None,
         ),
@@ -367,7 +354,6 @@ def _result(
 
 
 def _expected_quality(distillation: Distillation) -> QualityFacts:
-    """Predict how the student does on real images, of which the run has none."""
     pool = distillation.synthesizer.pool
     images = None if pool is None else pool.images
     modules = distillation.teacher, distillation.student

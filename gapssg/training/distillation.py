@@ -21,7 +21,7 @@ from gapssg.runs.directory import RunDirectory, first_pool_shards
 from gapssg.runs.events import DistillationEpoch, DistillationTiming, Health, RolledBack, Warned
 from gapssg.runs.results import Scores
 from gapssg.runs.time_left import TimeLeft
-from gapssg.synthesis import EpochPlan, SynthesisContext
+from gapssg.synthesis.base import EpochPlan, SynthesisContext
 from gapssg.synthesis.losses import reality_gap
 from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
 from gapssg.synthesis.shards import read_shard

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from gapssg.errors import InputError
 from gapssg.runs.checkpoint import NOT_OF_THIS_RUN, Facts
-from gapssg.synthesis import EpochPlan
+from gapssg.synthesis.base import EpochPlan
 
 _MOST_ROLLBACKS = 1000  # the highest value that the settings allow
 
@@ -47,11 +47,7 @@ class Progress(Facts):
     epoch: EpochFacts = Field(default_factory=EpochFacts)
 
     def check(self, epochs: int, plan: Callable[[int], EpochPlan]) -> None:
-        """Check the counters, since a checkpoint may be untrusted.
-
-        Raises:
-            InputError: A run of so many epochs with these plans cannot have them.
-        """
+        """Raise `InputError` if a run with these plans cannot have these counters: a checkpoint may be untrusted."""
         unfinished = self.epochs_done < epochs
         if not (
             self.epochs_done <= epochs

@@ -22,8 +22,8 @@ from gapssg.models.recognition import adapt_trainable
 from gapssg.models.reference import MODULE
 from gapssg.models.signature import signature_of
 from gapssg.runs.directory import pool_shards, versions
-from gapssg.synthesis import SynthesisContext, Synthesizer, method_classes
-from gapssg.synthesis.base import BATCH_NORM, PoolMethodSettings
+from gapssg.synthesis import method_classes
+from gapssg.synthesis.base import BATCH_NORM, PoolMethodSettings, SynthesisContext, Synthesizer
 from gapssg.synthesis.generator_training import GeneratorTraining
 from gapssg.synthesis.inversion import GeneratorInversion, Inversion
 from gapssg.synthesis.pool_synthesizer import PoolSynthesizer, read_pool
@@ -34,11 +34,7 @@ from gapssg.training.settings import DistillSettings
 
 
 def choose_augmentation(settings: DistillSettings, card: ModelCard) -> Augmentation:
-    """Return the augmentation of the settings, or of the teacher's card where they set none.
-
-    Raises:
-        InputError: The crop padding is as large as the images.
-    """
+    """Return the augmentation of the settings or else the teacher; raise `InputError` if crops may miss an image."""
     return Augmentation(
         choose_crop_padding(settings.crop_padding, card.input_shape, card.crop_padding),
         card.flip if settings.flip is None else settings.flip,
@@ -49,8 +45,7 @@ def choose_augmentation(settings: DistillSettings, card: ModelCard) -> Augmentat
 def with_modules(settings: DistillSettings, teacher: LoadedModel | None, student: nn.Module | None) -> DistillSettings:
     """Return the settings of a run with the modules of a Python program, where they are not None.
 
-    Raises:
-        InputError: The settings name another teacher or student, or there is none.
+    Raises `InputError` if the settings name another teacher or student, or there is none.
     """
     if teacher is not None and not isinstance(teacher, LoadedModel):
         raise InputError("the teacher is not a loaded model; pass teacher=model_from_module(module, ...)")
@@ -73,11 +68,7 @@ def with_modules(settings: DistillSettings, teacher: LoadedModel | None, student
 
 
 def read_teacher(settings: DistillSettings, given: LoadedModel | None) -> LoadedModel:
-    """Read the teacher's file, or copy the teacher that a Python program has given.
-
-    Raises:
-        InputError: As `load_model`.
-    """
+    """Read the teacher's file, or copy the teacher that a Python program has given; raises as `load_model`."""
     if given is None:
         return load_model(settings.teacher, (*settings.model_factories, settings.student.name))
     return replace(given, module=copy_module(given.module, given.card.architecture).eval())
@@ -88,8 +79,7 @@ def make_student(
 ) -> nn.Module:
     """Create the student with its initial weights, or copy the module that a Python program has given.
 
-    Raises:
-        InputError: The weights cannot be used, or the student does not fit the teacher's images and classes.
+    Raises `InputError` if the weights cannot be used, or the student does not fit the teacher's images and classes.
     """
     if given is not None:
         student, name = copy_module(given, "the student"), name_of_module(given)
@@ -112,11 +102,7 @@ def make_student(
 
 
 def sha256_of_layout(module: nn.Module) -> str:
-    """Return the SHA-256 of a module's class and of the names, shapes and dtypes of its tensors, in hexadecimal.
-
-    Raises:
-        InputError: Its state dict cannot be read.
-    """
+    """Return the SHA-256 of a module's class and its tensors' names, shapes and dtypes; raises as `tensors_of`."""
     name = name_of_module(module)
     lines = [f"{key}: {tensor.dtype} {tuple(tensor.shape)}" for key, tensor in tensors_of(module, name).items()]
     return hashlib.sha256("\n".join([name, *lines]).encode()).hexdigest()
@@ -135,8 +121,7 @@ def make_synthesizer(
 ) -> tuple[Synthesizer, PoolOrigin]:
     """Create the synthesizer, and return where its images come from.
 
-    Raises:
-        InputError: The method cannot use the pool, or needs batch norm, which the teacher lacks.
+    Raises `InputError` if the method cannot use the pool, or needs batch norm, which the teacher lacks.
     """
     method = settings.method
     if settings.pool is not None:

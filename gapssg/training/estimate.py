@@ -17,7 +17,7 @@ from torch import Tensor
 from gapssg.core.runtime import Runtime, to_uint8
 from gapssg.core.training_step import EAGER_CALLS
 from gapssg.runs.results import EstimateResult, Part
-from gapssg.synthesis import EpochPlan
+from gapssg.synthesis.base import EpochPlan
 
 if TYPE_CHECKING:
     from gapssg.training.distillation import Distillation
@@ -44,14 +44,9 @@ def estimated(
 
 
 def time_steps(step: Callable[[], object], runtime: Runtime, steps: int, timed: int) -> Part:
-    """Time a few of `steps` steps.
+    """Time a few of the steps of a run, `timed` after the first ones, but no more than there are.
 
-    Args:
-        step: Makes one step.
-        runtime: Device of the steps.
-        steps: Number of steps in the run; no more are made.
-        timed: Number of steps that are timed after the first ones: one on a processor; on a GPU all up to the replay
-            of the captured graph.
+    The first ones are one on a processor; on a GPU all up to the replay of the captured graph.
     """
     if steps == 0:
         return Part(0, 0.0)

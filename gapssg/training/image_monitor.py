@@ -40,11 +40,7 @@ class ImageMonitor:
         return {"teacher": self.teacher_counts, "targets": self.target_counts}
 
     def restore(self, counts: Mapping[str, Tensor], lacks_classes: bool) -> None:
-        """Restore the state of a checkpoint.
-
-        Raises:
-            InputError: The counts are not valid.
-        """
+        """Restore the state of a checkpoint; raise `InputError` if the counts are not valid."""
         put_back(counts, self.state())
         self.lacks_classes = lacks_classes
         if any(not 0 <= count <= _MOST_IMAGES for counts in self.state().values() for count in counts.tolist()):

@@ -45,25 +45,22 @@ _RUN = "run"
 
 @dataclass(frozen=True)
 class Phase:
-    """Consecutive steps of one kind.
-
-    Attributes:
-        kind: Name of these steps in `TimeLeft`.
-        steps: Number of steps, including those made before an interruption.
-        work: Makes one step at a time, and yields how many of the phase are done. It ends when the device has finished.
-        task: Name of the task for the display.
-        index: Number of the phase among those of the task, counted from 0.
-        count: Number of phases of the task.
-        attended: Whether requests are answered between two steps; if not, a stop ends the run at once.
-    """
+    """Consecutive steps of one kind."""
 
     kind: str
+    """Name of these steps in `TimeLeft`."""
     steps: int
+    """Number of steps, including those made before an interruption."""
     work: Generator[int, None, None]
+    """Makes one step at a time, and yields how many of the phase are done. It ends when the device has finished."""
     task: str
+    """Name of the task for the display."""
     index: int = 0
+    """Number of the phase among those of the task, counted from 0."""
     count: int = 1
+    """Number of phases of the task."""
     attended: bool = True
+    """Whether requests are answered between two steps; if not, a stop ends the run at once."""
 
 
 class Job(ABC, Generic[Result]):
@@ -120,25 +117,22 @@ class _LoopFacts(Facts):
 
 @dataclass
 class Launch:
-    """A run that is to be started or resumed.
-
-    Attributes:
-        settings: Settings of the run.
-        output: Directory of the run.
-        overwrite: Whether an earlier run there may be replaced.
-        resume: Whether to resume the run there.
-        display: Shows the run.
-        requests: Requests to the run from outside.
-        processes: The processes that share the work, each with a launch of its own; None if there is one.
-    """
+    """A run that is to be started or resumed."""
 
     settings: Settings
+    """Settings of the run."""
     output: Path
+    """Directory of the run."""
     overwrite: bool
+    """Whether an earlier run there may be replaced."""
     resume: bool
+    """Whether to resume the run there."""
     display: Display
+    """Shows the run."""
     requests: Requests
+    """Requests to the run from outside."""
     processes: Processes | None = None
+    """The processes that share the work, each with a launch of its own; None if there is one."""
     shared: dict[str, str] = field(default_factory=dict, init=False)
     """What several processes must have alike, besides their settings and what a resumed run must have alike."""
     _written: Written = field(default_factory=Written, init=False)
@@ -153,14 +147,9 @@ class Launch:
         return nullcontext() if self.processes is None else self.processes.all_or_none()
 
     def check(self, inputs: Iterable[Path | None] = (), may_move: Container[str] = ()) -> None:
-        """Check that the run may start or resume in its directory; nothing is written.
+        """Check that the run may start or resume in its directory, or raise `InputError`; nothing is written.
 
-        Args:
-            inputs: As for `check_output`.
-            may_move: As for `check_same_settings`.
-
-        Raises:
-            InputError: It may not.
+        Arguments are those of `check_output` and `check_same_settings`.
         """
         self._may_move = may_move
         if self.resume:
@@ -171,11 +160,8 @@ class Launch:
     def read_checkpoint(self, identity: dict[str, str]) -> State | None:
         """Return the state to resume from; None for a new run.
 
-        Args:
-            identity: What must be the same on resume, such as the SHA-256 of the teacher.
-
-        Raises:
-            InputError: The checkpoint is missing or damaged, or of another run.
+        Raises `InputError` if the checkpoint is missing, damaged, or of another run, whose `identity`, such as the
+        SHA-256 of the teacher, differs.
         """
         self._identity = identity
         if not self.resume:

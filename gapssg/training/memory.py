@@ -23,29 +23,20 @@ _SMALLEST_BATCH = 2
 
 
 class StepMemory(NamedTuple):
-    """The memory of one kind of step.
-
-    Attributes:
-        option: What sets its batch size on the command line, up to the number.
-        batch_size: Its batch size.
-        bytes_per_image: A lower bound of what it needs; 0 if unknown.
-    """
+    """The memory of one kind of step."""
 
     option: str
+    """What sets its batch size on the command line, up to the number."""
     batch_size: int
+    """Its batch size."""
     bytes_per_image: int
+    """A lower bound of what it needs; 0 if unknown."""
 
 
 def check_memory(steps: Mapping[str, StepMemory], runtime: Runtime, pool: int = 0) -> None:
-    """Check that every kind of step fits in the memory of the processor; a GPU reports that it does not.
+    """Check that every kind of step, and the pool's bytes, fit in the memory of a processor; a GPU reports it itself.
 
-    Args:
-        steps: The memory of a step by its kind.
-        runtime: The device.
-        pool: Bytes that the sample pool will take, too.
-
-    Raises:
-        InputError: One does not; the message has a batch size that does.
+    Raises `InputError`, with a batch size that fits, if one does not.
     """
     available = available_memory() if runtime.device.type == "cpu" else None
     if available is None:
@@ -91,7 +82,6 @@ def _advice(step: StepMemory, available: int, world: int) -> str:
 
 
 def _processes_here(runtime: Runtime) -> int:
-    """Return the number of processes that share the memory of this machine."""
     return 1 if runtime.processes is None else runtime.processes.local_world
 
 
@@ -103,13 +93,9 @@ def training_memory(model: nn.Module, input_shape: Sequence[int], batch_size: in
 def saved_bytes(module: nn.Module, input_shape: Sequence[int], precision: Precision, *, trains: bool) -> int:
     """Return the bytes per input that a forward pass keeps for the backward pass, without the weights.
 
-    A copy on the meta device is run, so that nothing is computed; 0 if that is impossible.
-
-    Args:
-        module: A network, which is left unchanged.
-        input_shape: The shape of one input.
-        precision: With `bf16`, half the bytes of float32 are counted.
-        trains: Whether gradients of the weights are needed, in training mode, or only those of the inputs.
+    Gradients are those of the inputs, or, if it trains, in training mode, also those of the weights. With `bf16`, half
+    the bytes of float32 are counted. A copy on the meta device is run, so that nothing is computed and the module is
+    unchanged; 0 if that is impossible.
     """
     try:
         hollow = copy.deepcopy(module).to("meta").train(trains).requires_grad_(trains)

@@ -95,11 +95,7 @@ def pretrain_teacher(
 
 
 def _prepare(settings: PretrainSettings, launch: Launch) -> _Pretraining:
-    """Check everything and create the job.
-
-    Raises:
-        InputError: As `pretrain_teacher`.
-    """
+    """Check everything and create the job."""
     launch.check(may_move=_MAY_MOVE)
     runtime = Runtime.from_settings(settings.runtime, settings.seed, launch.processes)
     runtime.check_shares({"batch_size": settings.batch_size})
@@ -117,10 +113,8 @@ def _prepare(settings: PretrainSettings, launch: Launch) -> _Pretraining:
 def estimate_pretraining(settings: PretrainSettings, display: Display | None = None) -> EstimateResult:
     """Estimate the cost of a training by timing its first steps.
 
-    Nothing is written, except for downloaded data. `display` shows the progress of reading it.
-
-    Raises:
-        InputError: The data cannot be used, or a step does not fit in the memory.
+    Nothing is written, except for downloaded data. `display` shows the progress of reading it. Raises `InputError` if
+    the data cannot be used, or a step does not fit in the memory.
     """
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     train, test = _read_splits(settings, display or SilentDisplay())
@@ -287,7 +281,6 @@ class _Pretraining(Job[PretrainResult]):
         return {"training": training, EVALUATION: Part(steps[EVALUATION], seconds)}
 
     def _batches(self, epoch: int) -> Tensor:
-        """Return the batches of an epoch, (steps, batch size) int64."""
         order = self.runtime.random_stream("image-order", epoch)
         return shuffled_batches(len(self.train), 1, self.settings.batch_size, order)
 

@@ -14,7 +14,8 @@ from gapssg.models.reference import MODULE
 from gapssg.models.settings import ModelSettings, WithFactories
 from gapssg.settings.base import Settings, UserPath, as_validator
 from gapssg.settings.parts import OptimizerSettings, PaddingMode, RuntimeSettings
-from gapssg.synthesis import GapSSGFastSettings, MethodSettings
+from gapssg.synthesis import MethodSettings
+from gapssg.synthesis.gapssg_fast import GapSSGFastSettings
 
 
 class PretrainSettings(Settings):

@@ -12,7 +12,7 @@ from torch import nn
 from gapssg.core.runtime import Runtime, computes_bf16_natively, to_uint8, to_unit_range
 from gapssg.errors import InputError
 from gapssg.models.frozen import frozen
-from gapssg.settings import RuntimeSettings
+from gapssg.settings.parts import RuntimeSettings
 
 
 def test_streams_depend_only_on_seed_name_and_index(runtime):

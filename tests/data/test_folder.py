@@ -423,7 +423,7 @@ def test_a_request_to_stop_is_not_reported_as_an_image_failure(root: Path, monke
     def stop(*_: object) -> None:
         raise Stopped(15)
 
-    monkeypatch.setattr(decode, "_decode_opened", stop)
+    monkeypatch.setattr(decode, "channels_of_picture", stop)
     with pytest.raises(Stopped):
         load(root)
 

@@ -78,6 +78,7 @@ def test_a_pool_is_distilled_into_another_student(trained: Path, tmp_path: Path)
     gapssg(
         *("distill", "--teacher", teacher, "--student", "wrn16_2", "--pool", trained / "student"),
         *("--epochs", 1, "--output", tmp_path / "run"),
+        *TINY_METHOD,
         *CPU,
     )
     assert (tmp_path / "run" / "student.safetensors").exists()

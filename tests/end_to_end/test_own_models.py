@@ -49,7 +49,7 @@ def test_a_torchvision_teacher_at_64_pixels_is_distilled_into_a_model_of_ones_ow
     gapssg(
         *("distill", "--teacher", teacher, "--student", FACTORY, "--set", "student.arguments.width=6"),
         *("--epochs", 1, "--batch-size", 8, "--set", "method.synthesis_batch_size=8"),
-        *("--set", "method.generator_steps=2", "--set", "method.passes=1", "--output", run),
+        *("--set", "method.generator_steps=2", "--set", "method.distillation_steps=2", "--output", run),
         *("--eval-data", "digits", *evaluation, "--set", "eval_data.images=16"),
     )
     student = run / "student.safetensors"

@@ -113,10 +113,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("number", "ends"), [(signal.SIGTERM, "terminated"), (signal.SIGHUP, "hung up")])
-def test_a_process_writes_a_checkpoint_in_the_middle_of_an_epoch_stops_and_goes_on(
-    teacher_file: Path, tmp_path: Path, number, ends
-):
+def test_a_process_writes_a_checkpoint_in_the_middle_of_an_epoch_stops_and_goes_on(teacher_file: Path, tmp_path: Path):
     command = [sys.executable, "-m", "gapssg", "distill"]
     options = ["--teacher", str(teacher_file), "--student", "wrn16_1", "--epochs", "1", "--checkpoint-every", "9"]
     options += ["--set", "method.generator_steps=30", "--set", "method.synthesis_batch_size=16"]
@@ -136,11 +133,11 @@ def test_a_process_writes_a_checkpoint_in_the_middle_of_an_epoch_stops_and_goes_
 
     wait_for(ask_and_look, process)
     assert not (run / "pool").exists()  # the first synthesis is not over
-    process.send_signal(number)
+    process.send_signal(signal.SIGHUP)  # SIGTERM and SIGINT stop a run in tests/end_to_end/test_command_line.py
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + signal.SIGHUP
     said, again = errors.strip().split("; continue with: ")
-    assert said == ends
+    assert said == "hung up"
     assert shlex.split(again) == ["gapssg", "distill", "--resume", str(run)]
     gapssg(*shlex.split(again)[1:])
     assert files_of(run) == files_of(tmp_path / "whole")

@@ -17,6 +17,7 @@ from gapssg.core.runtime import Runtime
 from gapssg.data import load_split
 from gapssg.models import create_model
 from gapssg.models.libraries import Pretrained
+from gapssg.models.model_file import load_foreign_weights
 from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import Event, Note, Warned
 from gapssg.training.distillation import Distillation
@@ -271,10 +272,6 @@ def stored_by_torchvision(name: str) -> dict[str, torch.Tensor]:
     """Weights for a model of torchvision in the form of its downloads."""
     auxiliary = {"aux_logits": True, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
     state = torchvision.models.get_model(name, weights=None, **auxiliary).state_dict()
-    if name.startswith("vit"):
-        return {
-            re.sub(r"mlp\.(0|3)\.", lambda m: f"mlp.linear_{1 + int(m[1]) // 3}.", key): t for key, t in state.items()
-        }
     if name.startswith("densenet"):
         renamed = {re.sub(r"(denselayer\d+\.\w+)([12])\.", r"\1.\2.", key): t for key, t in state.items()}
         return {key: tensor for key, tensor in renamed.items() if not key.endswith("num_batches_tracked")}
@@ -290,17 +287,16 @@ def stored_by_torchvision(name: str) -> dict[str, torch.Tensor]:
         ("googlenet", "default"),
         ("googlenet", "file"),
         ("mnasnet0_5", "default"),
-        ("vit_b_32", "file"),
     ],
 )
 def test_weights_that_torchvision_stores_in_an_older_form_are_loaded(tmp_path: Path, monkeypatch, name, source):
     stored = stored_by_torchvision(name)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: copy.copy(stored))
-    image = torch.rand(1, 3, 224, 224)
+    image = torch.rand(1, 3, 64, 64)
     weights = torchvision.models.get_model_weights(name).DEFAULT
     transforms = weights.transforms()
     theirs = torchvision.models.get_model(name, weights=weights).eval()
-    given: dict[str, Any] = {"model": {"name": f"torchvision:{name}"}, "input_shape": (3, 224, 224)}
+    given: dict[str, Any] = {"model": {"name": f"torchvision:{name}"}, "input_shape": (3, 64, 64)}
     if source == "file":
         save_file({key: tensor.clone() for key, tensor in stored.items()}, tmp_path / "w.safetensors")
         given |= {"num_classes": 1000, "mean": transforms.mean, "deviation": transforms.std}
@@ -311,6 +307,18 @@ def test_weights_that_torchvision_stores_in_an_older_form_are_loaded(tmp_path: P
     ours = load_model(tmp_path / "a.safetensors").module
     with torch.no_grad():
         torch.testing.assert_close(ours(image), theirs(image))
+
+
+def test_sub_modules_rename_the_names_of_their_older_versions():
+    """As those of a vision transformer of torchvision, which has a hundred million weights."""
+    block = torchvision.models.vision_transformer.EncoderBlock(2, 8, 16, 0.0, 0.0)
+    expected = {key: torch.rand_like(tensor) for key, tensor in block.state_dict().items()}
+    older = {
+        re.sub(r"mlp\.(0|3)\.", lambda m: f"mlp.linear_{1 + int(m[1]) // 3}.", key): t for key, t in expected.items()
+    }
+    assert older.keys() != expected.keys()
+    load_foreign_weights(block, older, "weights")
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in block.state_dict().items())
 
 
 @pytest.mark.slow

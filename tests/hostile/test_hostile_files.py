@@ -24,12 +24,12 @@ from gapssg.models import create_model, empty_model
 from gapssg.models.model_file import save_model
 from gapssg.models.safetensors_file import LARGEST_HEADER, read_safetensors
 from gapssg.runs.directory import RunDirectory, SilentDisplay, Written, check_output, check_same_settings
-from gapssg.settings import load_settings
+from gapssg.settings.load import load_settings
 from tests.conftest import make_card
 from tests.hostile.targets import TARGETS, World, join, png_bomb, run_target, split
 from tests.program import refusal
 
-CASES = {"checkpoint": 30, "shard of a run": 10}
+CASES = {"checkpoint": 30, "shard of a run": 10, "finished run": 25}
 
 
 @pytest.fixture(scope="module")

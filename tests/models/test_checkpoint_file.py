@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gapssg.errors import InputError
+from gapssg.models import checkpoint_child
 from gapssg.models.checkpoint_child import choose, state_dicts
 from gapssg.models.checkpoint_file import read_checkpoint_weights
 
@@ -25,6 +30,20 @@ def written(path: Path, content: object, **options: Any) -> Path:
     return path
 
 
+@pytest.fixture
+def without_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the program of the child process in this one, without its bounds: to import torch takes a second."""
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", command[2:])
+        with redirect_stdout(io.StringIO()) as said:
+            checkpoint_child.main()
+        return subprocess.CompletedProcess(command, 0, said.getvalue(), "")
+
+    monkeypatch.setattr(checkpoint_child, "bound", lambda _: None)
+    monkeypatch.setattr(subprocess, "run", run)
+
+
 @pytest.mark.parametrize("key", ["", "state_dict", "model", "model_state_dict", "checkpoint.net"])
 def test_the_state_dict_is_found_under_its_usual_names(key: str):
     content: Any = WEIGHTS
@@ -35,6 +54,7 @@ def test_the_state_dict_is_found_under_its_usual_names(key: str):
     assert found[key].keys() == WEIGHTS.keys()
 
 
+@pytest.mark.usefixtures("without_child")
 def test_weights_are_preferred_to_their_average_and_a_key_chooses(tmp_path: Path):
     path = written(tmp_path / "a.ckpt", {"ema": AVERAGE, "model": WEIGHTS})
     taken = read_checkpoint_weights(path)
@@ -47,6 +67,7 @@ def test_weights_are_preferred_to_their_average_and_a_key_chooses(tmp_path: Path
         read_checkpoint_weights(path, "best")
 
 
+@pytest.mark.usefixtures("without_child")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_dtypes_layouts_and_shared_tensors_are_kept(tmp_path: Path, dtype: torch.dtype):
     tensor = torch.rand(2, 3, 4, 4, dtype=torch.float64).to(dtype).to(memory_format=torch.channels_last)
@@ -69,25 +90,29 @@ class _Evil:
         return os.system, ("touch evil",)
 
 
+def test_no_code_in_a_checkpoint_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    path = written(tmp_path / "a.pt", _Evil())
+    with pytest.raises(InputError, match=r"refers to code \(posix.system\), and reading it fully could run code"):
+        read_checkpoint_weights(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
+
+
+@pytest.mark.usefixtures("without_child")
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (_Evil(), r"refers to code \(posix.system\), and reading it fully could run code"),
         ({"model": WEIGHTS, "args": argparse.Namespace(width=2)}, r"refers to code \(argparse.Namespace\)"),
         ([1, 2], "it holds no tensors with names"),
         ({"a": torch.ones(2).to_sparse()}, "the tensor 'a' is sparse or quantised"),
     ],
 )
-def test_content_other_than_weights_is_refused_and_no_code_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: object, reason: str
-):
-    monkeypatch.chdir(tmp_path)
-    path = written(tmp_path / "a.pt", content)
+def test_content_other_than_weights_is_refused(tmp_path: Path, content: object, reason: str):
     with pytest.raises(InputError, match=reason):
-        read_checkpoint_weights(path)
-    assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
+        read_checkpoint_weights(written(tmp_path / "a.pt", content))
 
 
+@pytest.mark.usefixtures("without_child")
 def test_damaged_and_other_files_are_refused_in_one_sentence(tmp_path: Path):
     whole = written(tmp_path / "a.pt", WEIGHTS).read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from gapssg.errors import InputError
-from gapssg.settings import load_settings, recipe_names
+from gapssg.settings.load import load_settings, recipe_names
 from gapssg.training.settings import DistillCommandSettings, DistillSettings, PretrainSettings
 
 GIVEN = {"teacher": ("--teacher", "t.safetensors"), "student.name": ("--student", "wrn16_1")}

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from gapssg.core.augment import Augmentation, Normalization
 from gapssg.core.runtime import Runtime
 from gapssg.errors import Diverged
-from gapssg.synthesis import GapSSGFastSettings, GapSSGSettings, SynthesisContext
-from gapssg.synthesis.base import InversionSettings
+from gapssg.synthesis.base import InversionSettings, SynthesisContext
 from gapssg.synthesis.batch_norm import observed_statistics
+from gapssg.synthesis.gapssg import GapSSGSettings
+from gapssg.synthesis.gapssg_fast import GapSSGFastSettings
 from gapssg.synthesis.inversion import GeneratorInversion
 from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
 from tests.synthesis.context import make_context, make_student, snapshot

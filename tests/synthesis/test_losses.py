@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from gapssg.core.batches import steps_for_passes
 from gapssg.models.generator import Generator
-from gapssg.synthesis import GapSSGSettings
 from gapssg.synthesis.batch_norm import observed_statistics
+from gapssg.synthesis.gapssg import GapSSGSettings
 from gapssg.synthesis.losses import (
     agreement_loss,
     disagreement_loss,

@@ -9,18 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from gapssg.synthesis import (
-    CMISettings,
-    DAFLSettings,
-    DFADSettings,
-    DFQSettings,
-    FastSettings,
-    GapSSGFastSettings,
-    MADSettings,
-    ZSKTSettings,
-)
 from gapssg.synthesis.base import Responses
+from gapssg.synthesis.cmi import CMISettings
 from gapssg.synthesis.contrastive_inversion import contrastive_loss, resized_crop
+from gapssg.synthesis.dafl import DAFLSettings
+from gapssg.synthesis.dfad import DFADSettings
+from gapssg.synthesis.dfq import DFQSettings
+from gapssg.synthesis.fast import FastSettings
+from gapssg.synthesis.gapssg_fast import GapSSGFastSettings
 from gapssg.synthesis.losses import (
     class_balance_loss,
     confidence_loss,
@@ -29,6 +25,8 @@ from gapssg.synthesis.losses import (
     masked_divergence,
     total_variation,
 )
+from gapssg.synthesis.mad import MADSettings
+from gapssg.synthesis.zskt import ZSKTSettings
 from tests.synthesis.golden import EXPECTED, GOLDEN, TOLERANCE, tensor
 
 INPUTS = GOLDEN["inputs"]

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gapssg.synthesis import CMISettings, DeepInversionSettings, FastSettings
+from gapssg.synthesis.cmi import CMISettings
 from gapssg.synthesis.contrastive_inversion import ContrastiveInversion, resized_crop
+from gapssg.synthesis.deepinversion import DeepInversionSettings
+from gapssg.synthesis.fast import FastSettings
 from gapssg.synthesis.meta_inversion import MetaInversion
 from gapssg.synthesis.pixel_inversion import PixelInversion
 from tests.synthesis.context import make_context

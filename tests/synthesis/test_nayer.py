@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gapssg.core.runtime import Runtime
 from gapssg.errors import InputError
-from gapssg.synthesis import NAYERSettings
+from gapssg.synthesis.nayer import NAYERSettings
 from gapssg.synthesis.noisy_inversion import NoisyInversion, groups_of, label_embeddings, noisy_layers
 from tests.synthesis.context import make_context, make_student
 from tests.synthesis.formulas import (

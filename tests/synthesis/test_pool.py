@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gapssg.synthesis import NoiseSettings
+from gapssg.synthesis.noise import NoiseSettings
 from gapssg.synthesis.pool import SamplePool
 from tests.synthesis.context import make_context, make_student
 

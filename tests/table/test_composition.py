@@ -12,7 +12,9 @@ import pytest
 from gapssg.errors import InputError
 from gapssg.models.model_file import architecture_of
 from gapssg.settings.load import recipe_text
-from gapssg.synthesis import GapSSGFastSettings, GapSSGSettings, method_classes
+from gapssg.synthesis import method_classes
+from gapssg.synthesis.gapssg import GapSSGSettings
+from gapssg.synthesis.gapssg_fast import GapSSGFastSettings
 from gapssg.table import rows
 from gapssg.table.plan import Task, plan_tasks
 from gapssg.table.rows import make_rows, published_figures_of

@@ -58,7 +58,7 @@ def test_a_run_can_resume_after_any_refused_write(
     distill(settings(teacher_file), tmp_path / "whole")
     expected = files_of(tmp_path / "whole")
     continued = 0
-    for count in range(2, 60, 5):
+    for count in range(2, 60, 7):
         run = tmp_path / f"{count}"
         monkeypatch.setattr(module, name, failing(getattr(module, name), count, number))
         try:

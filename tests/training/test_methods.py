@@ -23,8 +23,11 @@ from gapssg.models import create_model
 from gapssg.models.model_file import load_model, save_model
 from gapssg.models.profile import batch_norm_layers
 from gapssg.runs.requests import Requests, Stopped
-from gapssg.synthesis import CMISettings, FastSettings, GapSSGFastSettings, method_classes
+from gapssg.synthesis import method_classes
 from gapssg.synthesis.base import Work
+from gapssg.synthesis.cmi import CMISettings
+from gapssg.synthesis.fast import FastSettings
+from gapssg.synthesis.gapssg_fast import GapSSGFastSettings
 from gapssg.training.distillation import Distillation
 from tests.conftest import make_card
 from tests.interruptions import AskingDisplay

@@ -22,6 +22,7 @@ from tests.interruptions import AskingDisplay, Both, InterruptingDisplay, Interr
 from tests.run_fixtures import TINY, events, files_of
 
 Start = Callable[..., object]
+WITH_DROPOUT = "tests.models.factories:small"  # the random state of dropout must be restored, too
 
 
 class Case(NamedTuple):
@@ -37,13 +38,18 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     runtime = {"device": "cpu", "precision": "bf16" if request.param == "bf16" else "fp32"}
     if request.param == "pretrain":
         images = write_images(folder / "images")
-        values = {"data": {"name": f"folder:{images}"}, "model": {"name": "mobilenetv2"}, "batch_size": 16}
+        values = {"data": {"name": f"folder:{images}"}, "model": {"name": WITH_DROPOUT}, "batch_size": 16}
         teacher = PretrainSettings.model_validate({**values, "epochs": 3, "runtime": runtime})
         return finish(folder, lambda output, **options: pretrain_teacher(teacher, output, **options))
     changes: dict[str, Any] = {"teacher": write_teacher(folder / "teacher.safetensors"), "epochs": 3}
-    changes |= {"runtime": runtime, "snapshot_every": 2, "eval_data": {"name": "digits"}, "evaluate_every": 2}
+    changes |= {
+        "runtime": runtime,
+        "snapshot_every": 2,
+        "eval_data": {"name": "digits", "images": 32},
+        "evaluate_every": 2,
+    }
     if request.param == "fp32":
-        changes["student"] = {"name": "mobilenetv2"}  # has dropout, whose random state must be restored too
+        changes["student"] = {"name": WITH_DROPOUT}
     if request.param == "gapssg-fast":
         small = {"synthesis_batch_size": 16, "generator_width": 8, "latent_size": 16}
         changes["method"] = {"name": "gapssg-fast", **small, "generator_steps": 3, "distillation_steps": 4}

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gapssg.settings import OptimizerSettings
+from gapssg.settings.parts import OptimizerSettings
 from gapssg.training.schedules import learning_rate
 
 

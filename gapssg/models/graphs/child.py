@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gapssg.errors import InputError, shortened
+from gapssg.errors import InputError, first_line
 from gapssg.models.checkpoint_child import bound
 from gapssg.models.graphs.record import Executor, Recorder
 from gapssg.models.graphs.trace import graph_of
@@ -33,22 +33,19 @@ _HALF = 2.0**-11  # unit roundoff of half precision
 
 
 class Opened(NamedTuple):
-    """A file that has been read.
-
-    Attributes:
-        read: Applies it to the images of a recorder.
-        original: Computes logits (N, K) of images (N, C, H, W) with the file's own library; for torch.export, whose
-            reader can run code of the file, with its operators as they are.
-        input_shape: Channels, height and width that it declares; None if it does not.
-        batch: The batch size that it declares; None if it does not.
-        roundoff: The unit roundoff of its numbers.
-    """
+    """A file that has been read."""
 
     read: Callable[[Recorder], Any]
+    """Applies it to the images of a recorder."""
     original: Callable[[Tensor], Tensor]
+    """Computes logits (N, K) of images (N, C, H, W) with the file's own library; for torch.export, whose reader can run
+    code of the file, with its operators as they are."""
     input_shape: tuple[int, ...] | None
+    """Channels, height and width that it declares; None if it does not."""
     batch: int | None
+    """The batch size that it declares; None if it does not."""
     roundoff: float = 2.0**-24
+    """The unit roundoff of its numbers."""
 
 
 def main() -> None:
@@ -64,11 +61,7 @@ def main() -> None:
 def answer(kind: str, path: Path, folder: Path, given: tuple[int, ...] | None) -> dict[str, Any]:
     """Read a file, write the graph or logits to a folder, and return what was done, or why not.
 
-    Args:
-        kind: The kind of the file.
-        path: The file.
-        folder: The folder.
-        given: Channels, height and width of an image; None if the file declares them.
+    Given are channels, height and width of an image; None if the file declares them.
     """
     try:
         opened = _OPENS[kind](path)
@@ -82,15 +75,13 @@ def answer(kind: str, path: Path, folder: Path, given: tuple[int, ...] | None) -
     except MemoryError:
         return {"refused": "it needs more memory than a model of its size should"}
     except Exception as error:  # whatever an untrusted file makes a library raise
-        lines = str(error).strip().splitlines()
-        return {"refused": f"it cannot be read ({shortened(lines[0] if lines else type(error).__name__, 200)})"}
+        return {"refused": f"it cannot be read ({first_line(error, 200)})"}
 
 
 def write_graph(opened: Opened, folder: Path, given: tuple[int, ...] | None) -> dict[str, Any]:
     """Write the graph of a file, its tensors, and the logits of random images by its library.
 
-    Raises:
-        InputError: The size of its images is unknown, or it has no graph.
+    Raises `InputError` if the size of its images is unknown, or it has no graph.
     """
     shape = _input_shape(opened.input_shape, given)
     graph = graph_of(opened.read, shape, opened.batch)

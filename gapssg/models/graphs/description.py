@@ -46,8 +46,7 @@ def graph_name(graph: dict[str, Any]) -> str:
 def check_graph(graph: dict[str, Any]) -> dict[str, Any]:
     """Return `graph` if it has the form of a graph; whether its operators are known, `build_graph` tells.
 
-    Raises:
-        InputError: It has not, or exceeds a bound.
+    Raises `InputError` if it has not, or exceeds a bound.
     """
     nodes = graph.get("nodes")
     if graph.keys() != {"nodes", "output"} or not isinstance(nodes, list) or not 1 <= len(nodes) <= _MOST_NODES:

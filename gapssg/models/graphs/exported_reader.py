@@ -36,18 +36,8 @@ _DTYPES = {
     13: torch.bfloat16,
 }
 _ON_NUMBERS: dict[str, Callable[..., Any]] = {
-    "_operator.add": python.add,
-    "_operator.sub": python.sub,
-    "_operator.mul": python.mul,
-    "_operator.floordiv": python.floordiv,
-    "_operator.mod": python.mod,
-    "_operator.neg": python.neg,
-    "_operator.eq": python.eq,
-    "_operator.ne": python.ne,
-    "_operator.lt": python.lt,
-    "_operator.le": python.le,
-    "_operator.gt": python.gt,
-    "_operator.ge": python.ge,
+    f"_operator.{name}": getattr(python, name)
+    for name in ("add", "sub", "mul", "floordiv", "mod", "neg", "eq", "ne", "lt", "le", "gt", "ge")
 }
 _CHECKS = ("_assert", "sym_constrain_range", "_assert_tensor_metadata", "_assert_scalar")
 # Arguments that a graph on a processor does without.
@@ -55,17 +45,14 @@ _IGNORED = {"as_memory_format", "as_layout", "as_device"}
 
 
 class Exported(NamedTuple):
-    """An exported program.
-
-    Attributes:
-        read: Applies it to the images of a recorder or an executor.
-        input_shape: Channels, height and width that it declares; None where they are dynamic.
-        batch: The batch size that it declares; None if it is dynamic.
-    """
+    """An exported program."""
 
     read: Callable[[Recorder | Executor], Any]
+    """Applies it to the images of a recorder or an executor."""
     input_shape: tuple[int, ...] | None
+    """Channels, height and width that it declares; None where they are dynamic."""
     batch: int | None
+    """The batch size that it declares; None if it is dynamic."""
 
 
 def load(path: Path) -> Exported:
@@ -124,7 +111,6 @@ class _Archive:
         return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
     def _tensors(self, kind: str, model: str) -> dict[str, Tensor]:
-        """Return the weights, or the constants."""
         if f"data/{kind}/{model}.pt" in self._names:
             return self._pickled(f"data/{kind}/{model}.pt")
         config = self._json(f"data/{kind}/{model}_{kind}_config.json")["config"]

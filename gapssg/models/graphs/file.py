@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import json
-import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -18,6 +15,7 @@ from torch import Tensor, nn
 
 from gapssg.errors import InputError, os_errors_as, shortened
 from gapssg.files import LARGEST_FILE, open_regular, parse_json, read_bounded
+from gapssg.models.checkpoint_file import said_by_child
 from gapssg.models.frozen import frozen
 from gapssg.models.graphs.description import check_graph
 from gapssg.models.safetensors_file import read_safetensors
@@ -35,36 +33,32 @@ _ERRORS = 32
 
 
 class GraphFile(NamedTuple):
-    """A graph that was read from a file of another program.
-
-    Attributes:
-        kind: The program.
-        path: The file.
-        description: The graph's JSON, which `check_graph` accepts.
-        tensors: The tensors that it names, on the CPU.
-        input_shape: Channels, height and width of an image.
-        num_classes: Number of logits.
-        roundoff: The unit roundoff of the file's numbers.
-        images: (N, C, H, W) float32, on which the file's own library was run.
-        logits: Its logits (N, K) float32 for them.
-    """
+    """A graph that was read from a file of another program."""
 
     kind: Kind
+    """The program."""
     path: Path
+    """The file."""
     description: dict[str, Any]
+    """The graph's JSON, which `check_graph` accepts."""
     tensors: dict[str, Tensor]
+    """The tensors that it names, on the CPU."""
     input_shape: tuple[int, int, int]
+    """Channels, height and width of an image."""
     num_classes: int
+    """Number of logits."""
     roundoff: float
+    """The unit roundoff of the file's numbers."""
     images: Tensor
+    """(N, C, H, W) float32, on which the file's own library was run."""
     logits: Tensor
+    """Its logits (N, K) float32 for them."""
 
 
 def kind_of_graph(path: Path) -> Kind | None:
     """Return what kind of graph a file holds, by its content; None if it holds weights or something unknown.
 
-    Raises:
-        InputError: It is missing, unreadable or too large.
+    Raises `InputError` if it is missing, unreadable or too large.
     """
     with open_regular(path, LARGEST_FILE) as file, os_errors_as(InputError, f"{path} cannot be read"):
         start = file.read(9)
@@ -85,14 +79,9 @@ def kind_of_graph(path: Path) -> Kind | None:
 def read_graph_file(path: Path, kind: Kind, input_shape: tuple[int, int, int] | None) -> GraphFile:
     """Read an ONNX, TorchScript or torch.export file in a child process with bounds on memory and time.
 
-    Args:
-        path: The file.
-        kind: Its kind, see `kind_of_graph`.
-        input_shape: Channels, height and width of an image; None if the file declares them.
-
-    Raises:
-        InputError: A package is missing, or the file is damaged or too large, declares no or other images, or holds
-            something other than a classifier of images as a graph of known operators.
+    The input shape is channels, height and width of an image, or None if the file declares them. Raises `InputError` if
+    a package is missing, or the file is damaged or too large, declares no or other images, or holds something other
+    than a classifier of images as a graph of known operators.
     """
     with tempfile.TemporaryDirectory(prefix="gapssg-import-") as name:
         folder = Path(name)
@@ -117,11 +106,7 @@ def read_graph_file(path: Path, kind: Kind, input_shape: tuple[int, int, int] | 
 
 
 def original_logits(graph: GraphFile, images: Tensor) -> Tensor:
-    """Return the logits (N, K) of images (N, C, H, W) float32 by the file's own library, in a child process.
-
-    Raises:
-        InputError: The library fails.
-    """
+    """Return the logits (N, K) of images (N, C, H, W) float32 by the file's own library, or raise `InputError`."""
     with tempfile.TemporaryDirectory(prefix="gapssg-import-") as name:
         folder = Path(name)
         save_file({"images": images.contiguous()}, folder / "images.safetensors")
@@ -130,20 +115,12 @@ def original_logits(graph: GraphFile, images: Tensor) -> Tensor:
 
 
 def check_same_logits(graph: GraphFile, module: nn.Module, images: Tensor, logits: Tensor, source: str) -> None:
-    """Check that the module of a graph has the logits that the file's own library computes.
+    """Check that the module of a graph has the logits (N, K) that the file's own library computes.
 
     They may differ by 32 times the module's own rounding error, which is its difference from float64: for ten models of
     16 to 201 layers, ONNX files differed by up to 2.1 times that, and weights in half precision by at least 550 times.
-
-    Args:
-        graph: The graph.
-        module: Its module.
-        images: (N, C, H, W) float32, normalised.
-        logits: (N, K) of the library.
-        source: What the images are, for messages.
-
-    Raises:
-        InputError: They differ by more, or are not finite.
+    Images (N, C, H, W) float32 are normalised; `source` says what they are. Raises `InputError` if logits differ by
+    more, or are not finite.
     """
     with frozen(module), torch.inference_mode():
         ours = module(images).double()
@@ -166,11 +143,7 @@ _LIBRARIES: dict[Kind, str] = {"onnx": "onnxruntime", "torchscript": "TorchScrip
 
 
 def _run_child(path: Path, kind: Kind, folder: Path, input_shape: tuple[int, int, int] | None) -> dict[str, Any]:
-    """Run the child process and return what it says.
-
-    Raises:
-        InputError: A package is missing, it takes too long, or it refuses the file.
-    """
+    """Run the child process and return what it says."""
     if kind == "onnx":
         missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
         if missing:
@@ -186,11 +159,5 @@ def _run_child(path: Path, kind: Kind, folder: Path, input_shape: tuple[int, int
 
 
 def _answer(path: Path, kind: Kind, folder: Path, input_shape: tuple[int, int, int] | None) -> dict[str, Any]:
-    """Return the answer of the child process; nothing if it crashed."""
-    shape = ",".join(map(str, input_shape or ()))
-    command = [sys.executable, "-I", "-c", _CHILD.format(str(_ROOT)), kind, str(path.absolute()), str(folder), shape]
-    try:
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise InputError(f"{path} could not be read within {_SECONDS} s") from None
-    return dict(json.loads(done.stdout.splitlines()[-1])) if done.returncode == 0 and done.stdout else {}
+    arguments = [kind, str(path.absolute()), str(folder), ",".join(map(str, input_shape or ()))]
+    return said_by_child(["-c", _CHILD.format(str(_ROOT)), *arguments], path, _SECONDS)

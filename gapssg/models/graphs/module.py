@@ -95,7 +95,6 @@ class _Builder:
             self._nodes.append(self._graph.call_function(operator(name), (*nodes,), nodes_named))
 
     def module(self, output: int) -> nn.Module:
-        """Return the module, whose output is a value."""
         self._graph.output(self._nodes[output])
         return fx.GraphModule(self._root, self._graph)
 
@@ -148,7 +147,6 @@ class _Builder:
         return None
 
     def _value(self, argument: Any) -> Any:
-        """Return the meta tensor or number of an argument."""
         match argument:
             case list():
                 return [self._value(each) for each in argument]
@@ -204,7 +202,6 @@ class _Builder:
 
 
 def _pair(value: Any, default: int) -> tuple[int, int]:
-    """Return the sizes for height and width."""
     pair = [default] if not value and value != 0 else [value] if isinstance(value, int) else list(value)
     height, width = pair * 2 if len(pair) == 1 else pair
     return height, width

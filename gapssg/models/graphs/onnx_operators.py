@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import operator as python
+import math
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
 from types import MappingProxyType
@@ -19,21 +19,18 @@ _DTYPES |= {9: torch.bool, 10: torch.float32, 11: torch.float32, 16: torch.float
 
 
 class Node(NamedTuple):
-    """An operator of the file with its inputs; a missing optional input is None.
-
-    Attributes:
-        call: Applies and records an operator of PyTorch.
-        inputs: Traced values and constants.
-        attributes: By name.
-        outputs: The number of its results.
-        version: Version of the operator set.
-    """
+    """An operator of the file with its inputs; a missing optional input is None."""
 
     call: Callable[..., Any]
+    """Applies and records an operator of PyTorch."""
     inputs: list[Any]
+    """Traced values and constants."""
     attributes: dict[str, Any]
+    """By name."""
     outputs: int
+    """The number of its results."""
     version: int
+    """Version of the operator set."""
 
     def input(self, place: int) -> Any:
         """Return an input; None if it is missing."""
@@ -47,24 +44,27 @@ class Node(NamedTuple):
         return self.attributes.get(name) if value is None else value.tolist()
 
 
+def _tensor(value: Any) -> Tensor:
+    tensor: Tensor = value.tensor if isinstance(value, Traced) else value
+    return tensor
+
+
 def _shape(value: Any) -> list[int]:
-    return list((value.tensor if isinstance(value, Traced) else value).shape)
+    return list(_tensor(value).shape)
 
 
 def _rank(value: Any) -> int:
     return len(_shape(value))
 
 
-def _unary(name: str) -> Callable[[Node], Any]:
-    return lambda node: node.call(f"{name}.default", node.inputs[0])
+def _same(name: str) -> Callable[[Node], Any]:
+    """Return an operator of which PyTorch has one with the same inputs and no attributes."""
+    return lambda node: node.call(name, *node.inputs)
 
 
-def _binary(name: str) -> Callable[[Node], Any]:
-    return lambda node: node.call(f"{name}.Tensor", node.inputs[0], node.inputs[1])
-
-
-def _logical(name: str) -> Callable[[Node], Any]:
-    return lambda node: node.call(f"{name}.default", *node.inputs)
+def _with(name: str, attribute: str, default: float) -> Callable[[Node], Any]:
+    """Return an operator of one input and one attribute, which PyTorch takes as the second argument."""
+    return lambda node: node.call(name, node.inputs[0], node.attributes.get(attribute, default))
 
 
 def _variadic(name: str) -> Callable[[Node], Any]:
@@ -72,14 +72,9 @@ def _variadic(name: str) -> Callable[[Node], Any]:
 
 
 def _div(node: Node) -> Any:
-    first = node.inputs[0].tensor if isinstance(node.inputs[0], Traced) else node.inputs[0]
-    if first.is_floating_point():
+    if _tensor(node.inputs[0]).is_floating_point():
         return node.call("div.Tensor", *node.inputs)
     return node.call("div.Tensor_mode", *node.inputs, rounding_mode="trunc")
-
-
-def _mod(node: Node) -> Any:
-    return node.call("remainder.Tensor", *node.inputs)
 
 
 def _pow(node: Node) -> Any:
@@ -318,8 +313,7 @@ def _flatten(node: Node) -> Any:
     inputs, axis = node.inputs[0], node.attributes.get("axis", 1)
     shape = _shape(inputs)
     axis = axis + len(shape) if axis < 0 else axis
-    rows = reduce(python.mul, shape[:axis], 1)
-    return node.call("reshape.default", inputs, [rows, reduce(python.mul, shape[axis:], 1)])
+    return node.call("reshape.default", inputs, [math.prod(shape[:axis]), math.prod(shape[axis:])])
 
 
 def _transpose(node: Node) -> Any:
@@ -393,10 +387,6 @@ def _expand(node: Node) -> Any:
     return node.call("expand.default", value, _broadcast(_shape(value), wanted))
 
 
-def _tile(node: Node) -> Any:
-    return node.call("repeat.default", node.inputs[0], node.constant(1, "repeats"))
-
-
 def _pad(node: Node) -> Any:
     value, pads = node.inputs[0], node.constant(1, "pads")
     axes = node.constant(3, "axes") or list(range(len(pads) // 2))
@@ -413,19 +403,6 @@ def _pad(node: Node) -> Any:
     return node.call("pad.default", value, flat, {"edge": "replicate", "wrap": "circular"}.get(mode, mode))
 
 
-def _where(node: Node) -> Any:
-    return node.call("where.self", *node.inputs)
-
-
-def _cast(node: Node) -> Any:
-    return node.call("to.dtype", node.inputs[0], _DTYPES[node.attributes["to"]])
-
-
-def _cast_like(node: Node) -> Any:
-    other = node.inputs[1]
-    return node.call("to.dtype", node.inputs[0], (other.tensor if isinstance(other, Traced) else other).dtype)
-
-
 def _constant_node(node: Node) -> Any:
     ((name, value),) = node.attributes.items()
     if isinstance(value, Tensor):
@@ -438,19 +415,10 @@ def _constant_of_shape(node: Node) -> Any:
     return node.call("full.default", node.constant(0, "shape"), value.item()).to(value.dtype)
 
 
-def _range(node: Node) -> Any:
-    start, end, step = (node.constant(place, "range") for place in range(3))
-    return node.call("arange.start_step", start, end, step)
-
-
 def _shape_of(node: Node) -> Any:
     shape = _shape(node.inputs[0])
     start, end = node.attributes.get("start", 0), node.attributes.get("end", len(shape))
     return torch.tensor(shape[start:end], dtype=torch.int64)
-
-
-def _size(node: Node) -> Any:
-    return torch.tensor(reduce(python.mul, _shape(node.inputs[0]), 1))
 
 
 def _depth_to_space(node: Node) -> Any:
@@ -471,14 +439,6 @@ def _space_to_depth(node: Node) -> Any:
     return node.call("reshape.default", moved, [count, channels * block**2, height // block, width // block])
 
 
-def _sum(node: Node) -> Any:
-    return reduce(partial(node.call, "add.Tensor"), node.inputs)
-
-
-def _mean(node: Node) -> Any:
-    return node.call("div.Tensor", _sum(node), float(len(node.inputs)))
-
-
 def _gelu(node: Node) -> Any:
     return node.call("gelu.default", node.inputs[0], approximate=node.attributes.get("approximate", "none"))
 
@@ -490,33 +450,9 @@ def _dropout(node: Node) -> Any:
     return node.inputs[0]
 
 
-def _leaky_relu(node: Node) -> Any:
-    return node.call("leaky_relu.default", node.inputs[0], node.attributes.get("alpha", 0.01))
-
-
-def _elu(node: Node) -> Any:
-    return node.call("elu.default", node.inputs[0], node.attributes.get("alpha", 1.0))
-
-
-def _einsum(node: Node) -> Any:
-    return node.call("einsum.default", node.attributes["equation"], list(node.inputs))
-
-
 def _trilu(node: Node) -> Any:
     diagonal = node.constant(1, "k") or 0
     return node.call("triu.default" if node.attributes.get("upper", 1) else "tril.default", node.inputs[0], diagonal)
-
-
-def _concat(node: Node) -> Any:
-    return node.call("cat.default", list(node.inputs), node.attributes["axis"])
-
-
-def _cumsum(node: Node) -> Any:
-    return node.call("cumsum.default", node.inputs[0], node.constant(1, "axis"))
-
-
-def _identity(node: Node) -> Any:
-    return node.inputs[0]
 
 
 def _fused(apply: Callable[[Node], Any], others: int) -> Callable[[Node], Any]:
@@ -540,7 +476,6 @@ def _fused(apply: Callable[[Node], Any], others: int) -> Callable[[Node], Any]:
 
 
 def _fused_matmul(node: Node) -> Any:
-    """Multiply matrices that may be transposed, with a factor."""
     if node.attributes.get("transBatchA", 0) or node.attributes.get("transBatchB", 0):
         raise InputError("its operator FusedMatMul transposes batches; save it without optimisation")
     pair = list(node.inputs)
@@ -573,34 +508,32 @@ def _skip_layer_norm(node: Node) -> Any:
 ONNX_OPERATORS: Mapping[str, Callable[[Node], Any]] = MappingProxyType(
     {
         **{
-            kind: _unary(kind.lower())
-            for kind in ("Relu", "Sigmoid", "Tanh", "Erf", "Exp", "Log", "Sqrt", "Neg", "Abs")
+            kind: _same(f"{kind.lower()}.default")
+            for kind in (
+                *("Relu", "Sigmoid", "Tanh", "Erf", "Exp", "Log", "Sqrt", "Neg", "Abs", "Floor", "Ceil", "Round"),
+                *("Reciprocal", "Sin", "Cos", "Atan", "Sign", "Mish", "Selu", "HardSwish", "Softplus"),
+            )
         },
-        **{
-            kind: _unary(kind.lower())
-            for kind in ("Floor", "Ceil", "Round", "Reciprocal", "Sin", "Cos", "Atan", "Sign")
-        },
-        **{kind: _unary(kind.lower()) for kind in ("Mish", "Selu", "HardSwish", "Softplus")},
-        **{kind: _binary(kind.lower()) for kind in ("Add", "Sub", "Mul")},
-        **{kind: _logical(f"logical_{kind.lower()}") for kind in ("And", "Or", "Xor", "Not")},
-        "Equal": _binary("eq"),
-        "Greater": _binary("gt"),
-        "GreaterOrEqual": _binary("ge"),
-        "Less": _binary("lt"),
-        "LessOrEqual": _binary("le"),
+        **{kind: _same(f"{kind.lower()}.Tensor") for kind in ("Add", "Sub", "Mul")},
+        **{kind: _same(f"logical_{kind.lower()}.default") for kind in ("And", "Or", "Xor", "Not")},
+        "Equal": _same("eq.Tensor"),
+        "Greater": _same("gt.Tensor"),
+        "GreaterOrEqual": _same("ge.Tensor"),
+        "Less": _same("lt.Tensor"),
+        "LessOrEqual": _same("le.Tensor"),
         "Max": _variadic("maximum.default"),
         "Min": _variadic("minimum.default"),
-        "Sum": _sum,
-        "Mean": _mean,
+        "Sum": _variadic("add.Tensor"),
+        "Mean": lambda node: node.call("div.Tensor", _variadic("add.Tensor")(node), float(len(node.inputs))),
         "Div": _div,
-        "Mod": _mod,
+        "Mod": _same("remainder.Tensor"),
         "Pow": _pow,
-        "Where": _where,
+        "Where": _same("where.self"),
         "Conv": _conv,
         "ConvTranspose": _conv_transpose,
         "Gemm": _gemm,
         "MatMul": _matmul,
-        "Einsum": _einsum,
+        "Einsum": lambda node: node.call("einsum.default", node.attributes["equation"], list(node.inputs)),
         "MaxPool": _max_pool,
         "AveragePool": _average_pool,
         "GlobalAveragePool": _global_average_pool,
@@ -614,9 +547,9 @@ ONNX_OPERATORS: Mapping[str, Callable[[Node], Any]] = MappingProxyType(
         "Softmax": _softmax("softmax"),
         "LogSoftmax": _softmax("log_softmax"),
         "Clip": _clip,
-        "LeakyRelu": _leaky_relu,
+        "LeakyRelu": _with("leaky_relu.default", "alpha", 0.01),
         "PRelu": _prelu,
-        "Elu": _elu,
+        "Elu": _with("elu.default", "alpha", 1.0),
         "Gelu": _gelu,
         "Swish": _swish,
         "HardSigmoid": _hard_sigmoid,
@@ -627,31 +560,31 @@ ONNX_OPERATORS: Mapping[str, Callable[[Node], Any]] = MappingProxyType(
         "ReduceMin": _reduce("amin.default"),
         "ReduceL2": _reduce("norm"),
         "ReduceSumSquare": _reduce("square"),
-        "CumSum": _cumsum,
+        "CumSum": lambda node: node.call("cumsum.default", node.inputs[0], node.constant(1, "axis")),
         "Reshape": _reshape,
         "Flatten": _flatten,
         "Transpose": _transpose,
         "Squeeze": _squeeze,
         "Unsqueeze": _unsqueeze,
-        "Concat": _concat,
+        "Concat": lambda node: node.call("cat.default", list(node.inputs), node.attributes["axis"]),
         "Split": _split,
         "Slice": _slice,
         "Gather": _gather,
         "Expand": _expand,
-        "Tile": _tile,
+        "Tile": lambda node: node.call("repeat.default", node.inputs[0], node.constant(1, "repeats")),
         "Pad": _pad,
         "Trilu": _trilu,
         "DepthToSpace": _depth_to_space,
         "SpaceToDepth": _space_to_depth,
-        "Cast": _cast,
-        "CastLike": _cast_like,
+        "Cast": lambda node: node.call("to.dtype", node.inputs[0], _DTYPES[node.attributes["to"]]),
+        "CastLike": lambda node: node.call("to.dtype", node.inputs[0], _tensor(node.inputs[1]).dtype),
         "Constant": _constant_node,
         "ConstantOfShape": _constant_of_shape,
-        "Range": _range,
+        "Range": lambda node: node.call("arange.start_step", *(node.constant(place, "range") for place in range(3))),
         "Shape": _shape_of,
-        "Size": _size,
+        "Size": lambda node: torch.tensor(math.prod(_shape(node.inputs[0]))),
         "Dropout": _dropout,
-        "Identity": _identity,
+        "Identity": lambda node: node.inputs[0],
         # Of onnxruntime's optimiser.
         "com.microsoft.FusedConv": _fused(_conv, others=3),
         "com.microsoft.FusedGemm": _fused(_gemm, others=3),

@@ -17,7 +17,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from gapssg.errors import InputError, shortened
+from gapssg.errors import InputError, first_line, shortened
 from gapssg.files import LARGEST_FILE, open_regular
 from gapssg.models.graphs.onnx_operators import ONNX_OPERATORS, Node
 from gapssg.models.graphs.record import Recorder, Traced, UnknownOperator
@@ -30,28 +30,24 @@ _FLOATING = {1: torch.float32, 10: torch.float16, 11: torch.float64}
 
 
 class OnnxFile(NamedTuple):
-    """An ONNX file.
-
-    Attributes:
-        read: Applies it to the images of a recorder.
-        input_shape: Channels, height and width that it declares; None where they are dynamic.
-        batch: The batch size that it declares; None if it is dynamic.
-        channels_last: Whether its images are (N, H, W, C).
-        model: The file's content, with its weights.
-    """
+    """An ONNX file."""
 
     read: Callable[[Recorder], Any]
+    """Applies it to the images of a recorder."""
     input_shape: tuple[int, ...] | None
+    """Channels, height and width that it declares; None where they are dynamic."""
     batch: int | None
+    """The batch size that it declares; None if it is dynamic."""
     channels_last: bool
+    """Whether its images are (N, H, W, C)."""
     model: onnx.ModelProto
+    """The file's content, with its weights."""
 
 
 def load(path: Path) -> OnnxFile:
     """Read an ONNX file and the files of weights beside it that it names.
 
-    Raises:
-        InputError: It is damaged, has several inputs or outputs, or operators that are not known here.
+    Raises `InputError` if it is damaged, has several inputs or outputs, or operators that are not known here.
     """
     try:
         model = onnx.load_model(str(path), load_external_data=False)
@@ -62,7 +58,7 @@ def load(path: Path) -> OnnxFile:
     except InputError:
         raise
     except Exception as error:  # of the library's many parts, each has its own
-        raise InputError(f"it is not a readable ONNX file ({_first_line(error)})") from error
+        raise InputError(f"it is not a readable ONNX file ({first_line(error)})") from error
 
 
 def _read_external_data(model: onnx.ModelProto, folder: Path) -> None:
@@ -187,7 +183,7 @@ class _Reader:
                 except InputError:
                     raise
                 except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
-                    raise InputError(f"its operator {each.op_type} cannot be applied ({_first_line(error)})") from error
+                    raise InputError(f"its operator {each.op_type} cannot be applied ({first_line(error)})") from error
                 results = list(result) if isinstance(result, list | tuple) else [result]
             values.update(zip(each.output, results, strict=False))
         return [values[each.name] for each in graph.output]
@@ -207,11 +203,6 @@ def _attribute(attribute: onnx.AttributeProto) -> Any:
     if isinstance(value, bytes):
         return value.decode()
     return list(value) if not isinstance(value, int | float | str | onnx.GraphProto) else value
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return shortened(lines[0] if lines else type(error).__name__, 150)
 
 
 def input_of(model: onnx.ModelProto) -> tuple[str, torch.dtype]:

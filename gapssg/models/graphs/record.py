@@ -47,7 +47,6 @@ class UnknownOperator(InputError):
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        """Name them."""
         self.names = sorted(set(names))
         listed = shortened(", ".join(self.names), 200)
         plural = "s" if len(self.names) > 1 else ""
@@ -67,19 +66,16 @@ class Reference:
 
 @dataclass
 class Step:
-    """An operator that was applied to something that depends on the images.
-
-    Attributes:
-        name: Its name in `OPERATORS`.
-        arguments: Positional arguments, in which a `Reference` stands for a traced value.
-        named: Keyword arguments.
-        shape: Shape of the result; None if there are several.
-    """
+    """An operator that was applied to something that depends on the images."""
 
     name: str
+    """Its name in `OPERATORS`."""
     arguments: list[Any]
+    """Positional arguments, in which a `Reference` stands for a traced value."""
     named: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments."""
     shape: tuple[int, ...] | None = None
+    """Shape of the result; None if there are several."""
 
 
 class _Memory:
@@ -97,7 +93,6 @@ class Traced:
     """A tensor that depends on the images, and the step that computed it."""
 
     def __init__(self, tensor: Tensor, source: Reference, memory: _Memory | None = None) -> None:
-        """Remember where `tensor` is from, and whose memory it shares."""
         self.tensor = tensor
         self.source = source
         self.memory = memory or _Memory()
@@ -114,11 +109,7 @@ class Traced:
         self.seen = self.memory.changes
 
     def check(self) -> None:
-        """Check that no view of this value has changed it, nor it its views.
-
-        Raises:
-            InputError: One has.
-        """
+        """Raise `InputError` if a view of this value has changed it in place, or it one of its views."""
         if self.seen != self.memory.changes:
             raise InputError("it changes a part of a tensor in place, which a graph cannot express")
 
@@ -136,7 +127,6 @@ class Recorder:
     """
 
     def __init__(self, images: Tensor) -> None:
-        """Start with images."""
         self.images = Traced(images, Reference(0))
         self.steps = [Step("images", [], shape=tuple(images.shape))]
         self._applied = 0
@@ -290,15 +280,10 @@ class Executor:
     """
 
     def __init__(self, images: Tensor) -> None:
-        """Start with images."""
         self.images = images
 
     def call(self, name: str, *arguments: Any, **named: Any) -> Any:
-        """Apply an operator to tensors and numbers, in float32.
-
-        Raises:
-            InputError: The operator is unknown.
-        """
+        """Apply an operator to tensors and numbers, in float32; raise `InputError` if it is unknown."""
         base, _, overload = name.partition(".")
         if base.removesuffix("_") not in _EXECUTED and base not in _EXECUTED:
             raise UnknownOperator([base])
@@ -336,25 +321,22 @@ def _addmm(recorder: Recorder, bias: Any, inputs: Any, matrix: Any, *, beta: flo
     return recorder.call("add.Tensor", scaled, recorder.call("mul.Tensor", bias, beta) if beta != 1 else bias)
 
 
-def _layer_norm(recorder: Recorder, inputs: Any, shape: Any, weight: Any, bias: Any, eps: float) -> Any:
-    return recorder.record("layer_norm.default", [inputs, shape, weight, bias, eps, False], {}), None, None
-
-
-def _max_pool2d(recorder: Recorder, *arguments: Any, **named: Any) -> Any:
-    return recorder.record("max_pool2d.default", arguments, named), None
-
-
-def _adaptive_avg_pool2d(recorder: Recorder, *arguments: Any, **named: Any) -> Any:
-    return recorder.record("adaptive_avg_pool2d.default", arguments, named)
-
-
 _REWRITTEN: dict[str, Callable[..., Any]] = {
     "convolution": _convolution,
     "_convolution": _convolution,
     "addmm": _addmm,
-    "native_layer_norm": _layer_norm,
-    "max_pool2d_with_indices": _max_pool2d,
-    "_adaptive_avg_pool2d": _adaptive_avg_pool2d,
+    "native_layer_norm": lambda recorder, inputs, shape, weight, bias, eps: (
+        recorder.record("layer_norm.default", [inputs, shape, weight, bias, eps, False], {}),
+        None,
+        None,
+    ),
+    "max_pool2d_with_indices": lambda recorder, *given, **named: (
+        recorder.record("max_pool2d.default", given, named),
+        None,
+    ),
+    "_adaptive_avg_pool2d": lambda recorder, *given, **named: recorder.record(
+        "adaptive_avg_pool2d.default", given, named
+    ),
 }
 
 

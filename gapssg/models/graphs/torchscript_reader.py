@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gapssg.errors import InputError, shortened
+from gapssg.errors import InputError, first_line, shortened
 from gapssg.models.graphs.record import Recorder, Traced, UnknownOperator
 
 _MOST_STEPS = 1_000_000
@@ -24,37 +24,19 @@ _LARGEST_TEXT = 2**26
 _RUNS_CODE = (b"__setstate__", b"torch.classes")
 
 _ON_NUMBERS: dict[str, Callable[..., Any]] = {
-    "add": python.add,
-    "sub": python.sub,
-    "mul": python.mul,
+    **{name: getattr(python, name) for name in ("add", "sub", "mul", "floordiv", "neg", "pow")},
+    **{name: getattr(python, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")},
+    **{each.__name__: each for each in (len, list, all, sum, any, min, max)},
+    **dict.fromkeys(("Int", "IntImplicit"), int),
+    **dict.fromkeys(("Float", "FloatImplicit"), float),
+    "Bool": bool,
+    "ScalarImplicit": lambda value: value.item() if isinstance(value, Tensor) else value,
     "div": python.truediv,
-    "floordiv": python.floordiv,
     "remainder": python.mod,
-    "neg": python.neg,
-    "pow": python.pow,
-    "eq": python.eq,
-    "ne": python.ne,
-    "lt": python.lt,
-    "le": python.le,
-    "gt": python.gt,
-    "ge": python.ge,
     "__and__": python.and_,
     "__or__": python.or_,
     "__not__": python.not_,
     "__contains__": python.contains,
-    "Int": int,
-    "Float": float,
-    "Bool": bool,
-    "IntImplicit": int,
-    "FloatImplicit": float,
-    "ScalarImplicit": lambda value: value.item() if isinstance(value, Tensor) else value,
-    "len": len,
-    "list": list,
-    "all": all,
-    "sum": sum,
-    "any": any,
-    "min": min,
-    "max": max,
     "ceil": lambda value: -int(-value // 1),
     "floor": lambda value: int(value // 1),
     "sqrt": lambda value: value**0.5,
@@ -86,11 +68,7 @@ _STATE = {"is_autocast_enabled": False, "is_autocast_cpu_enabled": False, "is_gr
 
 
 def check_archive(path: Path) -> None:
-    """Check that loading a TorchScript file would run no code.
-
-    Raises:
-        InputError: It could, or the file is damaged.
-    """
+    """Raise `InputError` if loading a TorchScript file would run code, or the file is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             texts = [entry for entry in archive.infolist() if entry.filename.endswith((".py", ".pkl"))]
@@ -107,26 +85,18 @@ def check_archive(path: Path) -> None:
 
 
 def load(path: Path) -> torch.jit.ScriptModule:
-    """Load a TorchScript file on the CPU, in evaluation mode.
-
-    Raises:
-        InputError: It is damaged, or loading it would run code.
-    """
+    """Load a TorchScript file on the CPU, in evaluation mode; raise `InputError` if it is damaged or would run code."""
     check_archive(path)
     try:
         module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
         module.eval()
     except (RuntimeError, ValueError, OSError, AttributeError) as error:
-        raise InputError(f"it is not a readable TorchScript file ({_first_line(error)})") from error
+        raise InputError(f"it is not a readable TorchScript file ({first_line(error)})") from error
     return module  # type: ignore[no-any-return]
 
 
 def reader_of(module: torch.jit.ScriptModule) -> Callable[[Recorder], Any]:
-    """Return a function that applies the module to the images of a recorder.
-
-    Raises:
-        InputError: It has several inputs.
-    """
+    """Return a function that applies the module to a recorder's images; raise `InputError` if it has other inputs."""
     graph = module.inlined_graph
     inputs = list(graph.inputs())
     if len(inputs) != 2:
@@ -247,21 +217,13 @@ _DTYPES = {
 }
 
 
-def _constant(node: Any, _: Sequence[Any]) -> list[Any]:
-    return [next(iter(node.outputs())).toIValue()]
-
-
-def _attribute(node: Any, arguments: Sequence[Any]) -> list[Any]:
-    return [getattr(arguments[0], node.s("name"))]
-
-
 def _refused(_: Any, arguments: Sequence[Any]) -> list[Any]:
     raise InputError(f"its code raises an exception for these images ({shortened(arguments[0])})")
 
 
 _STRUCTURE: dict[str, Callable[[Any, Sequence[Any]], Sequence[Any]]] = {
-    "prim::Constant": _constant,
-    "prim::GetAttr": _attribute,
+    "prim::Constant": lambda node, _: [next(iter(node.outputs())).toIValue()],
+    "prim::GetAttr": lambda node, arguments: [getattr(arguments[0], node.s("name"))],
     "prim::ListConstruct": lambda _, arguments: [list(arguments)],
     "prim::TupleConstruct": lambda _, arguments: [tuple(arguments)],
     "prim::DictConstruct": lambda _, arguments: [dict(zip(arguments[::2], arguments[1::2], strict=True))],
@@ -297,8 +259,3 @@ def _has_tensor(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(_has_tensor, value))
     return isinstance(value, Tensor | Traced)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return shortened(lines[0] if lines else type(error).__name__, 150)

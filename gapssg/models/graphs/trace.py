@@ -22,17 +22,14 @@ _LAYERS = {"conv2d.default": "conv", "conv2d.padding": "conv", "linear.default":
 
 
 class Graph(NamedTuple):
-    """A graph as a model file has it.
-
-    Attributes:
-        description: Its JSON, see `description.py`.
-        tensors: The tensors that it names.
-        num_classes: Number of logits.
-    """
+    """A graph as a model file has it."""
 
     description: dict[str, Any]
+    """Its JSON, see `description.py`."""
     tensors: dict[str, Tensor]
+    """The tensors that it names."""
     num_classes: int
+    """Number of logits."""
 
 
 class _Recording(NamedTuple):
@@ -42,16 +39,10 @@ class _Recording(NamedTuple):
 
 
 def graph_of(read: Reader, input_shape: tuple[int, int, int], fixed_batch: int | None = None) -> Graph:
-    """Return the graph of a file, for any number of images.
+    """Return the graph of a file, which `read` applies to images of this shape (C, H, W), for any number of images.
 
-    Args:
-        read: Applies the file to images.
-        input_shape: Channels, height and width of an image.
-        fixed_batch: The batch size that the file declares, if it declares one.
-
-    Raises:
-        InputError: The file cannot be applied to images of this shape, has unknown operators, does not return logits
-            (N, K), or works with one batch size only.
+    Raises `InputError` if the file cannot be applied to such images, has unknown operators, does not return logits
+    (N, K), or works with one batch size only; `fixed_batch` is the one that it declares, if it declares one.
     """
     try:
         return _unified(*(_record(read, count, input_shape) for count in _BATCHES))
@@ -168,7 +159,6 @@ class _Maker:
                 self._encode(number, step, other)
 
     def number(self, reference: Reference) -> int:
-        """Return the number of a value in the graph."""
         if reference.item is not None:
             raise InputError("its logits are one of several results of an operator")
         return self._numbers[reference.step]
