@@ -7,6 +7,7 @@ from gapssg.cli.command import MODEL_FACTORIES, Given, Shown, command, data_fiel
 from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.export.settings import ExportSettings
+from gapssg.files import check_output_file
 
 
 @command(
@@ -48,6 +49,8 @@ def export(
         return
     file = options.required(output, "--output")
     options.check_inputs(settings)
+    if not file.is_dir():  # some formats are folders
+        check_output_file(file, overwrite)
 
     from gapssg.export.export import export_model
 
