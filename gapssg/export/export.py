@@ -20,7 +20,7 @@ from gapssg.data.image_set import ImageSet
 from gapssg.errors import InputError
 from gapssg.evaluation.metrics import agreement, top_k_accuracy
 from gapssg.evaluation.real_images import read_test_images
-from gapssg.export.formats import ITSELF, Calibration, Classifier, Files, Format, Subject, load_format
+from gapssg.export.formats import ITSELF, Calibration, Classifier, Files, Format, Subject, load_format, quiet
 from gapssg.export.quantize import PoolImages, check_agreement, draw_images, images_per_second, quantize_within
 from gapssg.export.settings import FORMAT_NAMES, ExportSettings
 from gapssg.export.verify import Examiner, check_tolerance, compare, random_batches, rounding_tolerance
@@ -144,8 +144,9 @@ def _calibration_shards(settings: ExportSettings, target: Format) -> list[Path]:
 
 def _package_versions(target: Format) -> dict[str, str]:
     try:
-        for name in target.packages:
-            importlib.import_module(name)
+        with quiet():
+            for name in target.packages:
+                importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise InputError(
             f"this export needs the package {error.name}, which is not installed: pip install 'gapssg[{target.extra}]'"

@@ -5,7 +5,7 @@ import json
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -200,7 +200,7 @@ def test_the_result_compares_on_random_and_on_real_images(exported, model_file: 
     assert result.bytes == file.stat().st_size
 
 
-def replace(monkeypatch: pytest.MonkeyPatch, to: str, **functions: Callable[..., Any]) -> None:
+def replace(monkeypatch: pytest.MonkeyPatch, to: str, **functions: Any) -> None:
     module = f"gapssg.export.formats.{to.replace('-', '_')}"
     monkeypatch.setattr(f"{module}.FORMAT", load_format(to)._replace(**functions))
 
@@ -469,7 +469,7 @@ def test_a_large_loss_of_accuracy_on_real_images_gives_a_warning(
 class Unchanged:
     """Quantises nothing."""
 
-    layers = ("a", "b")
+    layers: Sequence[str] = ("a", "b")
 
     def __init__(self, files: Files) -> None:
         self.files = files
@@ -668,6 +668,9 @@ def test_a_missing_package_gives_one_sentence_with_the_command_that_installs_it(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     sentence = refusal("export", model_file, "--to", "onnx", "--output", tmp_path / "model.onnx")
     assert "needs the package onnxruntime, which is not installed: pip install 'gapssg[export]'" in sentence
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    sentence = refusal("export", model_file, "--to", "openvino", "--output", tmp_path / "model")
+    assert "needs the package openvino, which is not installed: pip install 'gapssg[openvino]'" in sentence
     assert list(tmp_path.iterdir()) == []
     gapssg("export", model_file, "--to", "torchscript", "--output", tmp_path / "model.pt")
 

@@ -74,13 +74,12 @@ class Subject(NamedTuple):
 
 
 class Quantizer(Protocol):
-    """Quantises one exported model to 8-bit integers.
+    """Quantises one exported model to 8-bit integers."""
 
-    Attributes:
-        layers: The names of its operators that compute in 8 bits.
-    """
-
-    layers: Sequence[str]
+    @property
+    def layers(self) -> Sequence[str]:
+        """The names of the operators that compute in 8 bits."""
+        ...
 
     def quantize(self, float_layers: Collection[str], metadata: ExportMetadata) -> Files:
         """Return the int8 model in which these layers compute in float32."""

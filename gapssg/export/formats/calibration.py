@@ -8,7 +8,7 @@ import json
 import numpy
 from PIL import Image
 
-from gapssg.export.formats import INPUT_NAME, Calibration, Files, Format, Subject
+from gapssg.export.formats import Calibration, Files, Format, Subject
 from gapssg.runs.directory import encode_png
 
 
@@ -20,13 +20,13 @@ def write_calibration(subject: Subject) -> Files:
     images = subject.calibration
     assert images is not None  # the format needs the pool
     arrays = io.BytesIO()
-    numpy.savez_compressed(arrays, **{INPUT_NAME: images.inputs.numpy(), "targets": images.targets.numpy()})
+    numpy.savez_compressed(arrays, images=images.inputs.numpy(), targets=images.targets.numpy())
     pictures = _pictures(images)
     input_of = "x / 255" if subject.metadata.normalization_folded else "(x / 255 - mean) / deviation"
     about = {
         **subject.metadata.model_dump(mode="json"),
         "layout": "NCHW",
-        "arrays": f"calibration.npz: {INPUT_NAME}, float32, inputs of the model; targets, int64, class indices",
+        "arrays": "calibration.npz: images, float32, inputs of the model; targets, int64, class indices",
         "pictures": f"8-bit values x by channel; the input of the model is {input_of}" if pictures else None,
         "targets": dict(zip(pictures, images.targets.tolist(), strict=True)) if pictures else None,
     }

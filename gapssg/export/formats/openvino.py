@@ -30,7 +30,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 _XML, _BIN = "model.xml", "model.bin"
 _CALIBRATION_BATCH = 64
-_LAYERS = {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul", "Add", "ReduceMean"}
+_LAYERS = {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul", "ReduceMean"}
 
 
 def write_openvino(subject: Subject) -> Files:
@@ -66,8 +66,7 @@ class OpenVinoQuantizer:
         """Prepare to quantise an IR, calibrated on inputs (N, C, H, W) float32."""
         self._files = files
         self._batches = [batch.contiguous().numpy() for batch in torch.split(calibration, _CALIBRATION_BATCH)]
-        operators = _read(files).get_ordered_ops()
-        self.layers = [each.get_friendly_name() for each in operators if each.get_type_name() in _LAYERS]
+        self.layers = [each.get_friendly_name() for each in _read(files).get_ordered_ops() if _is_layer(each)]
 
     def quantize(self, float_layers: Collection[str], metadata: ExportMetadata) -> Files:
         """Return the int8 IR in which these layers compute in float32."""
@@ -78,6 +77,13 @@ class OpenVinoQuantizer:
             dataset = nncf.Dataset(self._batches)
             model = nncf.quantize(_read(self._files), dataset, subset_size=len(self._batches), ignored_scope=ignored)
             return _serialized(model, metadata)
+
+
+def _is_layer(operator: Any) -> bool:
+    kind = operator.get_type_name()
+    inputs = [value.get_node().get_type_name() for value in operator.input_values()]
+    is_bias = "Constant" in inputs or "Reshape" in inputs  # as ONNX convolutions have them, which are not quantised
+    return kind in _LAYERS or (kind == "Add" and not is_bias)
 
 
 def _read(files: Files) -> Any:
