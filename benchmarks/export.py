@@ -28,7 +28,6 @@ from gapssg.export.settings import FORMAT_NAMES
 from gapssg.export.verify import Examiner
 from gapssg.runs.directory import SilentDisplay
 
-_MAX_DROPS = (None, 1.0)  # percentage points of agreement
 _BATCH = 250
 
 
@@ -40,6 +39,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--name", default="teacher")
     parser.add_argument("--formats", nargs="+", default=[name for name in FORMAT_NAMES if load_format(name).quantizer])
+    parser.add_argument("--max-drop", type=float, nargs="*", default=[], help="percentage points of agreement")
     given = parser.parse_args()
     machine = describe_machine(torch.device("cpu"))
     print_machine(machine)
@@ -49,7 +49,7 @@ def main() -> None:
         if any(importlib.util.find_spec(package) is None for package in load_format(to).packages):
             print(f"{to}: left out, because its packages are not installed")
             continue
-        for most in _MAX_DROPS:
+        for most in [None, *given.max_drop]:
             int8 = {"enabled": True, "pool": given.pool, "max_drop_points": most, "min_agreement": 0}
             rows.append(_row(ExportSettings(model=given.model, to=to, fold_normalization=True, int8=int8), test))
     print_table("int8 without data", list(rows[0]), [list(row.values()) for row in rows])

@@ -78,6 +78,8 @@ def test_int8_of_openvino_computes_in_8_bits_but_for_the_float_layers(run: Path,
     monkeypatch.setattr(quantize, "_SECONDS_OF_TIMING", 0.01)
     import openvino
 
+    from gapssg.export.formats.openvino import OpenVinoQuantizer
+
     def convolutions_in_int8(folder: Path) -> int:
         operators = openvino.Core().read_model(folder / "model.xml").get_ops()
         return sum(
@@ -92,7 +94,7 @@ def test_int8_of_openvino_computes_in_8_bits_but_for_the_float_layers(run: Path,
     assert convolutions_in_int8(tmp_path / "whole") == 15
     plain = export_model(ExportSettings(model=run, to="openvino"), tmp_path / "plain")
     plain_files = {name: (tmp_path / "plain" / name).read_bytes() for name in ("model.xml", "model.bin")}
-    quantizer = load_format("openvino").quantizer(plain_files, torch.rand(20, 1, 16, 16))
+    quantizer = OpenVinoQuantizer(plain_files, torch.rand(20, 1, 16, 16))
     chosen = [name for name in quantizer.layers if "Conv" in name][:4]
     for name, content in quantizer.quantize(chosen, plain.metadata).items():
         (tmp_path / name).write_bytes(content)
