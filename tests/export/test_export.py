@@ -524,19 +524,16 @@ def test_a_drop_that_no_choice_of_layers_holds_gives_one_sentence(exported):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("short_timing")
-def test_float_layers_compute_in_float32_in_the_file(exported, run_folder: Path, tmp_path: Path, monkeypatch):
-    write_bytes(monkeypatch, exported[0].read_bytes())
-    arguments = ["--int8", "--max-drop", 2, "--min-agreement", 0, "--output", tmp_path / "int8.onnx"]
-    result = json.loads(gapssg("export", run_folder, "--to", "onnx", *arguments, "--json").stdout)
-    chosen = result["int8"]["float_layers"]
-    assert result["metadata"]["int8"]["float_layers"] == chosen != []
-    assert result["int8"]["pool"]["agreement"] >= 0.98
-    nodes = {node.name: node for node in onnx.load(tmp_path / "int8.onnx").graph.node}
-    weights = {each.name for each in onnx.load(tmp_path / "int8.onnx").graph.initializer if each.data_type == 1}
-    for name in chosen:
-        if nodes[name].op_type == "Conv":
-            assert nodes[name].input[1] in weights
+def test_float_layers_have_float_weights_and_the_others_do_not(exported):
+    quantizer = OnnxQuantizer({"": exported[0].read_bytes()}, images_in_unit_range(20))
+    convolutions = [name for name in quantizer.layers if "Conv" in name]
+    chosen = convolutions[::4]
+    model = onnx.load_from_string(quantizer.quantize(chosen, exported[1].metadata)[""])
+    floats = {each.name for each in model.graph.initializer if each.data_type == onnx.TensorProto.FLOAT}
+    weights = {node.name: node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+    assert [name for name in convolutions if weights[name] in floats] == chosen
+    again = quantizer.quantize(chosen, exported[1].metadata)  # with the ranges of the first calibration
+    assert onnx.load_from_string(again[""]) == model
 
 
 # Calibration images
