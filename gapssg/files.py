@@ -10,9 +10,10 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -204,6 +205,47 @@ def staged(path: Path, content: bytes) -> Iterator[Path]:
         held.written[path.relative_to(held.path).as_posix()] = hashlib.sha256(content).hexdigest()
 
 
+@contextlib.contextmanager
+def staged_folder(path: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
+    """Write a folder of files under a temporary name, and rename it only if the block, which may verify it, succeeds.
+
+    If the block raises, the temporary folder is removed. A folder that exists is never replaced, unless it is empty.
+
+    Args:
+        path: The new folder, in one of the user.
+        files: Contents by relative path.
+
+    Yields:
+        The folder under its temporary name, on the disk.
+
+    Raises:
+        RunError: The folder or the disk refuses the write, or `path` exists by now.
+    """
+    with contextlib.ExitStack() as opened:
+        with _write_errors(path):
+            parent = opened.enter_context(opened_folder(path.parent))
+            _remove_abandoned(parent, path.name)
+            temporary = f".{path.name}.{secrets.token_hex(6)}.tmp"
+            os.mkdir(temporary, dir_fd=parent)
+            opened.callback(shutil.rmtree, temporary, ignore_errors=True, dir_fd=parent)
+            handle = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+            opened.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX)  # shows that the writer is alive
+        root = path.with_name(temporary)
+        for name, content in files.items():
+            make_folder((root / name).parent)
+            with _write_errors(path), open(root / name, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for folder in {(root / name).parent for name in files}:
+            sync_folder(folder)
+        yield root
+        with _write_errors(path):
+            os.rename(temporary, path.name, src_dir_fd=parent, dst_dir_fd=parent)
+            os.fsync(parent)
+
+
 def append(path: Path, content: bytes) -> None:
     """Append to a file, which is created if it does not exist, and flush it to the disk.
 
@@ -278,7 +320,7 @@ def _create_temporary(name: str, folder: int) -> tuple[int, str]:
 
 
 def _remove_abandoned(folder: int, name: str | None = None) -> None:
-    """Remove the temporary files that killed writers left in a folder: all, or those of one file."""
+    """Remove what killed writers left in a folder: all temporary files, or temporary files and folders of one name."""
     for entry in os.listdir(folder):
         found = _TEMPORARY.fullmatch(entry)
         if found is None or name not in (None, found[1]):
@@ -287,7 +329,10 @@ def _remove_abandoned(folder: int, name: str | None = None) -> None:
             handle = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
             opened.callback(os.close, handle)
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(entry, dir_fd=folder)
+            if name is not None and stat.S_ISDIR(os.fstat(handle).st_mode):
+                shutil.rmtree(entry, dir_fd=folder)
+            else:
+                os.unlink(entry, dir_fd=folder)
 
 
 def _write(handle: int, content: bytes) -> None:
@@ -314,6 +359,14 @@ def sha256_of_files(paths: Iterable[Path], most_bytes: int) -> str:
     for path in paths:
         digest.update(bytes.fromhex(sha256_of_file(path, most_bytes)))
     return digest.hexdigest()
+
+
+def sha256_of_contents(files: Mapping[str, bytes]) -> str:
+    """Return the SHA-256 of the contents of files, in the order of their names; of one file, that of the file."""
+    total = hashlib.sha256()
+    for name in sorted(files):
+        total.update(files[name])
+    return total.hexdigest()
 
 
 def sha256_of_file(path: Path, most_bytes: int) -> str:
@@ -394,6 +447,17 @@ def check_output_file(path: Path, overwrite: bool, *, makes_folder: bool = False
         if not makes_folder and not path.parent.is_dir():
             raise InputError(f"--output {path}: the folder {path.parent} does not exist; create it first")
     check_writable(path.parent)
+
+
+def check_output_folder(path: Path) -> None:
+    """Check that `path` can be created as the folder of `--output`, changing nothing.
+
+    Raises:
+        InputError: It exists, or its parent is missing or cannot be written to.
+    """
+    if os.path.lexists(path):
+        raise InputError(f"--output {path} already exists, and a folder is never replaced; remove it or name another")
+    check_output_file(path, overwrite=False)
 
 
 def lock(file: Path, *, wait: bool = False) -> HeldDirectory:

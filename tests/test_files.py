@@ -22,8 +22,10 @@ from gapssg.files import (
     parse_json,
     read_bounded,
     remove,
+    sha256_of_contents,
     sha256_of_file,
     staged,
+    staged_folder,
     write_atomically,
 )
 from gapssg.safe_paths import inside
@@ -243,3 +245,50 @@ def test_a_file_with_a_second_name_is_not_appended_to(tmp_path: Path):
     with pytest.raises(InputError, match="has a second hard link"):
         append(inside(tmp_path) / "file", b"x")
     assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path):
+    files = {"a": b"one", "deep/er/b": b"two"}
+    with pytest.raises(InputError, match="no"), staged_folder(tmp_path / "folder", files) as staged_at:
+        assert {name: (staged_at / name).read_bytes() for name in files} == files
+        assert not (tmp_path / "folder").exists()
+        raise InputError("no")
+    assert list(tmp_path.iterdir()) == []
+    with staged_folder(tmp_path / "folder", files):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert {name: (tmp_path / "folder" / name).read_bytes() for name in files} == files
+
+
+def test_a_folder_that_appears_meanwhile_is_kept(tmp_path: Path):
+    with (
+        pytest.raises(RunError, match="cannot write"),
+        staged_folder(tmp_path / "folder", {"a": b"mine"}),
+    ):
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "a").write_bytes(b"theirs")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert (tmp_path / "folder" / "a").read_bytes() == b"theirs"
+
+
+def test_a_folder_of_a_killed_writer_is_removed_by_the_next(tmp_path: Path):
+    abandoned, other = tmp_path / ".folder.0123456789ab.tmp", tmp_path / ".another.0123456789ab.tmp"
+    for folder in (abandoned, other):
+        folder.mkdir()
+        (folder / "a").write_bytes(b"half")
+    with staged_folder(tmp_path / "folder", {"a": b"whole"}) as alive:
+        with staged_folder(tmp_path / "folder2", {"a": b"whole"}):
+            pass
+        assert alive.exists()
+        with pytest.raises(RunError), staged_folder(tmp_path / "folder", {"a": b"second"}):
+            assert alive.exists()
+            (tmp_path / "folder").mkdir()
+            (tmp_path / "folder" / "b").touch()
+        (tmp_path / "folder" / "b").unlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "folder", "folder2"]
+
+
+def test_the_digest_of_one_file_is_that_of_its_contents(tmp_path: Path):
+    (tmp_path / "file").write_bytes(b"content")
+    assert sha256_of_contents({"": b"content"}) == sha256_of_file(tmp_path / "file", 10)
+    assert sha256_of_contents({"b": b"2", "a": b"1"}) == sha256_of_contents({"": b"12"})

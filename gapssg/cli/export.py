@@ -23,6 +23,7 @@ from gapssg.files import check_output_file
         Panel.INT8: [
             Shown("int8.enabled", "--int8"),
             *("int8.pool", "int8.calibration_images", "int8.min_agreement"),
+            Shown("int8.max_drop_points", "--max-drop"),
         ],
         Panel.DATA: [*data_fields("data"), MODEL_FACTORIES],
         Panel.RUNNING: ["batch_size", "seed"],
@@ -39,11 +40,14 @@ def export(
     Examples:
         gapssg export run --to onnx --fold-normalization --output student.onnx
         gapssg export run --to onnx --int8 --data digits --output student-int8.onnx
+        gapssg export teacher.safetensors --to onnx --int8 --pool run --max-drop 1 --output teacher-int8.onnx
+        gapssg export run --to calibration --output calibration
     """
     settings = given.load()
     file = options.required(output, "--output")
     options.check_inputs(settings)
-    check_output_file(file, overwrite)
+    if not file.is_dir():  # some formats are folders
+        check_output_file(file, overwrite)
 
     from gapssg.export.export import export_model
 

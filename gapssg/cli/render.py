@@ -209,9 +209,11 @@ def print_predictions(console: Console, result: PredictResult, file: Path | None
 
 def print_export(console: Console, result: ExportResult) -> None:
     """Print the exported file, and how far its logits are from the model's."""
-    verification = result.verification
     takes = "pixels in [0, 1]" if result.metadata.normalization_folded else "normalised images"
     console.note(f"{result.file}: {result.format}, {result.bytes:,} bytes, takes {takes}")
+    if (verification := result.verification) is None:
+        console.note("not run here, and so not compared with the model")
+        return
     title = f"logits of the exported model and of the model (tolerance {verification.tolerance:.1e} of the largest)"
     compared = {"random images": verification.random, f"test images of {result.data}": verification.test}
     console.table(title, _COMPARISON, _comparisons(compared))
@@ -226,12 +228,14 @@ def _print_int8(console: Console, data: str | None, int8: Int8Verification, timi
     title = f"logits in int8, calibrated on {int8.calibration_images:,} images of the pool, and in float32"
     compared = {"other images of the pool": int8.pool, f"test images of {data}": int8.test}
     console.table(title, _COMPARISON, _comparisons(compared))
+    if int8.float_layers:
+        console.note(f"{len(int8.float_layers)} layers compute in float32: {', '.join(int8.float_layers)}")
     rates = timing.images_per_second
     rows = [["bytes", f"{int8.bytes.float32:,}", f"{int8.bytes.int8:,}"]]
     if int8.top1 is not None:
         rows.append(["top-1", percent(int8.top1.float32), percent(int8.top1.int8)])
     rows.append(["images/s", f"{rates.float32:.0f}", f"{rates.int8:.0f}"])
-    console.table(f"by onnxruntime, {timing.batch_size} images at a time", ["", "float32", "int8"], rows)
+    console.table(f"{timing.batch_size} images at a time", ["", "float32", "int8"], rows)
 
 
 def _comparisons(compared: Mapping[str, Comparison | None]) -> list[list[str]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,13 +18,20 @@ from torch import Tensor
 from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import ImageSet
 from gapssg.errors import InputError
-from gapssg.evaluation.metrics import top_k_accuracy
+from gapssg.evaluation.metrics import agreement, top_k_accuracy
 from gapssg.evaluation.real_images import read_test_images
-from gapssg.export.formats import FORMATS, Classifier
-from gapssg.export.quantize import PoolImages, check_agreement, draw_images, images_per_second, quantize
-from gapssg.export.settings import ExportSettings
+from gapssg.export.formats import ITSELF, Calibration, Classifier, Files, Format, Subject, load_format, quiet
+from gapssg.export.quantize import PoolImages, check_agreement, draw_images, images_per_second, quantize_within
+from gapssg.export.settings import FORMAT_NAMES, ExportSettings
 from gapssg.export.verify import Examiner, check_tolerance, compare, random_batches, rounding_tolerance
-from gapssg.files import canonical_json, check_output_file, staged, user_path
+from gapssg.files import (
+    check_output_file,
+    check_output_folder,
+    sha256_of_contents,
+    staged,
+    staged_folder,
+    user_path,
+)
 from gapssg.models.description import Interface
 from gapssg.models.foreign import foreign_code
 from gapssg.models.frozen import frozen
@@ -46,6 +56,7 @@ from gapssg.runs.results import (
 from gapssg.text import percent
 
 _TIMED_BATCH = 64
+_RANKING_IMAGES = 256  # once for every layer
 _LARGE_ACCURACY_LOSS = 0.02  # on 450 images, chance moves it by less than a point
 
 
@@ -54,8 +65,9 @@ def export_model(
 ) -> ExportResult:
     """Export a model for other programs, and verify the exported file.
 
-    The file is written under a temporary name, read back and run on the CPU, and renamed only if its logits are those
-    of the model; else nothing is left. An int8 model is made from a verified float32 export and must agree with it.
+    The output is written under a temporary name, read back and run on the CPU, and renamed only if its logits are those
+    of the model; else nothing is left. An int8 model is made from a verified float32 export and must agree with it. A
+    format that nothing here can run is not verified, and `calibration` writes images of a pool instead of a model.
 
     Raises:
         InputError: The model, the data, the pool or the output cannot be used, a package is missing, or the exported
@@ -64,13 +76,19 @@ def export_model(
     """
     display = display or SilentDisplay()
     output = user_path(output)
+    target = load_format(settings.to)
+    _check_format(settings, target)
     file = final_weights(settings.model) if settings.model.is_dir() else settings.model
-    shards = _calibration_shards(settings)
-    check_output_file(output, overwrite, inputs=[file, *shards])
-    all_versions = {**versions(), **_package_versions(FORMATS[settings.to].packages)}
+    shards = _calibration_shards(settings, target)
+    if target.is_folder:
+        check_output_folder(output)
+    else:
+        check_output_file(output, overwrite, inputs=[file, *shards])
+    all_versions = {**versions(), **_package_versions(target)}
     model = load_model(file, settings.model_factories)
     runtime = Runtime(torch.device("cpu"), "fp32", compiled=False, seed=settings.seed)
-    pool = draw_images(shards, model.card, settings.int8.calibration_images, runtime) if shards else None
+    most, holds_out = settings.int8.calibration_images, settings.int8.enabled
+    pool = draw_images(shards, model.card, most, runtime, holds_out=holds_out) if shards else None
     test = None if settings.data is None else read_test_images(settings.data, model, display)
 
     display.event(Note(message=f"exporting {model.card.architecture} from {model.path}"))
@@ -79,18 +97,14 @@ def export_model(
     provenance = ExportProvenance(model_sha256=model.sha256, model=model.card.provenance, versions=all_versions)
     interface = {name: getattr(model.card, name) for name in Interface.model_fields}
     metadata = ExportMetadata(**interface, normalization_folded=settings.fold_normalization, provenance=provenance)
-    examiner = Examiner(model, settings, runtime)
-    exported = (
-        _export_float32(examiner, output, metadata, test)
-        if pool is None
-        else _export_int8(examiner, output, metadata, test, pool, display)
-    )
+    exporter = _Exporter(Examiner(model, settings, runtime), target, output, test, pool, display)
+    exported = exporter.export_int8(metadata) if settings.int8.enabled else exporter.export_float32(metadata)
     return ExportResult(
         model=ModelFile(file=str(model.path), sha256=model.sha256, architecture=model.card.architecture),
         format=settings.to,
         file=str(output),
-        sha256=hashlib.sha256(exported.content).hexdigest(),
-        bytes=len(exported.content),
+        sha256=sha256_of_contents(exported.files),
+        bytes=_bytes(exported.files),
         metadata=exported.metadata,
         data=None if settings.data is None else settings.data.name,
         verification=exported.verification,
@@ -98,6 +112,14 @@ def export_model(
         timing=exported.timing,
         **dict(run_facts(runtime, settings).model_copy(update={"versions": all_versions})),
     )
+
+
+def _check_format(settings: ExportSettings, target: Format) -> None:
+    if settings.int8.enabled and target.quantizer is None:
+        names = [name for name in FORMAT_NAMES if load_format(name).quantizer is not None]
+        raise InputError(f"--to {settings.to} has no int8; use {' or '.join(names)}")
+    if settings.data is not None and target.load is None:
+        raise InputError(f"--to {settings.to} is not compared on images, because nothing here runs it; omit --data")
 
 
 def _failures_of_run(file: Path) -> tuple[str, ...]:
@@ -110,140 +132,189 @@ def _failures_of_run(file: Path) -> tuple[str, ...]:
     return DistillResult.load(file.parent).failures if is_of_run else ()
 
 
-def _calibration_shards(settings: ExportSettings) -> list[Path]:
-    if not settings.int8.enabled:
+def _calibration_shards(settings: ExportSettings, target: Format) -> list[Path]:
+    if not (settings.int8.enabled or target.needs_pool):
         return []
     pool = settings.int8.pool or (settings.model if settings.model.is_dir() else None)
     if pool is None:
-        raise InputError("--int8 calibrates on the sample pool of a run; name the run's directory with --pool")
+        what = "--int8 calibrates on" if settings.int8.enabled else f"--to {settings.to} writes"
+        raise InputError(f"{what} the sample pool of a run; name the run's directory with --pool")
     return pool_shards(pool)
 
 
-def _package_versions(names: Iterable[str]) -> dict[str, str]:
+def _package_versions(target: Format) -> dict[str, str]:
     try:
-        return {name: importlib.import_module(name).__version__ for name in names}
+        with quiet():
+            for name in target.packages:
+                importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"this export needs the package {error.name}, which is not installed: pip install 'gapssg[export]'"
+            f"this export needs the package {error.name}, which is not installed: pip install 'gapssg[{target.extra}]'"
         ) from error
+    # Not every package has `__version__`, and not every distribution the name of its package.
+    return {name: getattr(sys.modules[name], "__version__", None) or version(name) for name in target.packages}
 
 
 class _Exported(NamedTuple):
-    content: bytes
+    files: Files
     metadata: ExportMetadata
-    verification: Verification
+    verification: Verification | None
     int8: Int8Verification | None = None
     timing: ExportTiming | None = None
 
 
-def _export_float32(examiner: Examiner, output: Path, metadata: ExportMetadata, test: ImageSet | None) -> _Exported:
-    content = _write(examiner, metadata)
-    with staged(output, content) as file:
-        verification = _verify(examiner, _load(examiner, file.read_bytes()), test)
-    return _Exported(content, metadata, verification)
+@dataclass(frozen=True)
+class _Exporter:
+    """Writes and verifies the files of one model in one format."""
 
+    examiner: Examiner
+    target: Format
+    output: Path
+    test: ImageSet | None
+    pool: PoolImages | None
+    display: Display
 
-def _export_int8(
-    examiner: Examiner,
-    output: Path,
-    metadata: ExportMetadata,
-    test: ImageSet | None,
-    pool: PoolImages,
-    display: Display,
-) -> _Exported:
-    plain_content = _write(examiner, metadata)
-    plain = _load(examiner, plain_content)
-    verification = _verify(examiner, plain, test)
-    display.event(Note(message=f"calibrating on {len(pool.calibration):,} images of the pool"))
-    metadata = metadata.model_copy(update={"int8": Int8Metadata(calibration_images=len(pool.calibration))})
-    content = _quantize(examiner, plain_content, pool.calibration, metadata)
-    with staged(output, content) as file:
-        quantized = _load(examiner, file.read_bytes())
-        sizes = _both(len(plain_content), len(content))
-        int8 = _verify_int8(examiner, quantized, plain, pool, test, sizes)
-        timed = examiner.inputs(pool.held_out[:_TIMED_BATCH])
-        rates = images_per_second((plain, quantized), timed)
-    if int8.top1 is not None and int8.top1.float32 - int8.top1.int8 > _LARGE_ACCURACY_LOSS:
+    def export_float32(self, metadata: ExportMetadata) -> _Exported:
+        files = self._write(metadata)
+        with self._staged(files) as written:
+            verification = None if self.target.load is None else self._verify(self._load(written))
+        return _Exported(files, metadata, verification)
+
+    def export_int8(self, metadata: ExportMetadata) -> _Exported:
+        pool = self.pool
+        assert pool is not None  # int8 needs it
+        plain_files = self._write(metadata)
+        plain = self._load(plain_files)
+        verification = self._verify(plain)
+        self.display.event(Note(message=f"calibrating on {len(pool.calibration):,} images of the pool"))
+        int8_metadata = Int8Metadata(calibration_images=len(pool.calibration))
+        metadata = metadata.model_copy(update={"int8": int8_metadata})
+        files, float_layers = self._quantize(plain_files, plain, metadata, pool)
+        int8_metadata = int8_metadata.model_copy(update={"float_layers": float_layers})
+        metadata = metadata.model_copy(update={"int8": int8_metadata})
+        with self._staged(files) as written:
+            quantized = self._load(written)
+            int8 = self._verify_int8(quantized, plain, pool, float_layers, _both(_bytes(plain_files), _bytes(files)))
+            timed = self.examiner.inputs(pool.held_out[:_TIMED_BATCH])
+            rates = images_per_second((plain, quantized), timed)
+        self._warn_of_loss(int8)
+        timing = ExportTiming(images_per_second=_both(*rates), batch_size=len(timed))
+        return _Exported(files, metadata, verification, int8, timing)
+
+    def _write(self, metadata: ExportMetadata) -> Files:
+        examiner, to = self.examiner, self.examiner.settings.to
+        images = None
+        if self.target.needs_pool and self.pool is not None:
+            pixels = self.pool.calibration
+            images = Calibration(pixels, examiner.inputs(pixels), self.pool.targets)
+        # Exporters raise exceptions of any type.
+        architecture = examiner.model.card.architecture
+        complaint = f"{architecture} cannot be exported as {to}; try another format, or --debug for details"
+        with foreign_code(complaint), frozen(examiner.exported_module()) as module:
+            return self.target.write(Subject(module, metadata, images))
+
+    @contextmanager
+    def _staged(self, files: Files) -> Iterator[Files]:
+        """Write the output under a temporary name, yield its contents, and rename it if the block succeeds."""
+        stage = staged_folder(self.output, files) if self.target.is_folder else staged(self.output, files[ITSELF])
+        with stage as path:
+            yield {name: (path / name).read_bytes() for name in files}
+
+    def _load(self, files: Files) -> Classifier:
+        """Return the function of an exported model, which raises InputError on any failure."""
+        assert self.target.load is not None  # only models that can be run are verified
+        to = self.examiner.settings.to
+        complaint = (
+            f"{self.examiner.model.card.architecture} was exported as {to}, but the exported file cannot be run, so "
+            "nothing was kept; if its forward fixes the batch size, change that, else try another format, or --debug "
+            "for details"
+        )
+        with foreign_code(complaint):
+            return foreign_code(complaint)(self.target.load(files))
+
+    def _quantize(
+        self, plain_files: Files, plain: Classifier, metadata: ExportMetadata, pool: PoolImages
+    ) -> tuple[Files, tuple[str, ...]]:
+        assert self.target.quantizer is not None  # checked before
+        architecture = self.examiner.model.card.architecture
+        limit = self.examiner.settings.int8.max_drop_points
+        before = self._logits(plain, pool.held_out)
+        before_test = None if self.test is None else self._logits(plain, self.test.images)
+
+        def drop(files: Files) -> float:
+            quantized = self._load(files)
+            if self.test is None or before_test is None:
+                return 1 - agreement(before, self._logits(quantized, pool.held_out))
+            return _top1(before_test, self.test) - _top1(self._logits(quantized, self.test.images), self.test)
+
+        def error(files: Files) -> float:
+            images = pool.held_out[:_RANKING_IMAGES]
+            return (before[: len(images)] - self._logits(self._load(files), images)).square().mean().item()
+
+        with foreign_code(f"{architecture} cannot be quantised; leave --int8 out, or --debug for details"):
+            quantizer = self.target.quantizer(plain_files, self.examiner.inputs(pool.calibration))
+            most = None if limit is None else limit / 100
+            return quantize_within(quantizer, metadata, most, drop, error)
+
+    def _logits(self, classifier: Classifier, images: Tensor) -> Tensor:
+        return self.examiner.logits(classifier, images)
+
+    def _verify(self, exported: Classifier) -> Verification:
+        """Compare a float32 export with the model on random and on real images; raise InputError if they disagree."""
+        examiner, test = self.examiner, self.test
+        batches = random_batches(examiner)
+        ours = torch.cat([examiner.model_logits(batch) for batch in batches])
+        theirs = torch.cat([self._logits(exported, batch) for batch in batches])
+        on_random = compare(ours, theirs)
+        tolerance = examiner.settings.tolerance or rounding_tolerance(ours, examiner.exact_logits(torch.cat(batches)))
+        check_tolerance(on_random, tolerance, "random images")
+        if test is None:
+            return Verification(tolerance=tolerance, random=on_random, test=None, top1=None)
+        ours, theirs = examiner.model_logits(test.images), self._logits(exported, test.images)
+        on_test = compare(ours, theirs)
+        check_tolerance(on_test, tolerance, "test images")
+        top1 = ExportedTop1(model=_top1(ours, test), exported=_top1(theirs, test))
+        return Verification(tolerance=tolerance, random=on_random, test=on_test, top1=top1)
+
+    def _verify_int8(
+        self,
+        quantized: Classifier,
+        plain: Classifier,
+        pool: PoolImages,
+        float_layers: tuple[str, ...],
+        sizes: BothPrecisions[int],
+    ) -> Int8Verification:
+        """Compare an int8 model with the float32 export; raise InputError if they disagree on images of the pool."""
+        min_agreement = self.examiner.settings.int8.min_agreement
+        on_pool = compare(self._logits(plain, pool.held_out), self._logits(quantized, pool.held_out))
+        check_agreement(on_pool, min_agreement)
+        on_test, top1 = None, None
+        if self.test is not None:
+            before, after = (self._logits(classifier, self.test.images) for classifier in (plain, quantized))
+            on_test, top1 = compare(before, after), _both(_top1(before, self.test), _top1(after, self.test))
+        return Int8Verification(
+            calibration_images=len(pool.calibration),
+            min_agreement=min_agreement,
+            float_layers=float_layers,
+            pool=on_pool,
+            test=on_test,
+            top1=top1,
+            bytes=sizes,
+        )
+
+    def _warn_of_loss(self, int8: Int8Verification) -> None:
+        if int8.top1 is None or int8.top1.float32 - int8.top1.int8 <= _LARGE_ACCURACY_LOSS:
+            return
         message = (
             f"int8 lowers top-1 from {percent(int8.top1.float32)} to {percent(int8.top1.int8)}, by more than "
             f"{100 * _LARGE_ACCURACY_LOSS:.0f} points; the calibration images of the pool may differ too much from the "
-            "test images"
+            "test images; --max-drop keeps the layers that lose most in float32"
         )
-        display.event(Warned(epoch=0, message=message))
-    timing = ExportTiming(images_per_second=_both(*rates), batch_size=len(timed))
-    return _Exported(content, metadata, verification, int8, timing)
+        self.display.event(Warned(epoch=0, message=message))
 
 
-def _write(examiner: Examiner, metadata: ExportMetadata) -> bytes:
-    card, to = examiner.model.card, examiner.settings.to
-    # Exporters raise exceptions of any type.
-    complaint = f"{card.architecture} cannot be exported as {to}; try another format, or --debug for details"
-    with foreign_code(complaint), frozen(examiner.exported_module()) as module:
-        return FORMATS[to].write(module, card.input_shape, _text(metadata))
-
-
-def _load(examiner: Examiner, content: bytes) -> Classifier:
-    """Return the function of an exported file, which raises InputError on any failure."""
-    to = examiner.settings.to
-    complaint = (
-        f"{examiner.model.card.architecture} was exported as {to}, but the exported file cannot be run, so nothing was "
-        "kept; if its forward fixes the batch size, change that, else try another format, or --debug for details"
-    )
-    with foreign_code(complaint):
-        return foreign_code(complaint)(FORMATS[to].load(content))
-
-
-def _quantize(examiner: Examiner, content: bytes, calibration: Tensor, metadata: ExportMetadata) -> bytes:
-    complaint = f"{examiner.model.card.architecture} cannot be quantised; leave --int8 out, or --debug for details"
-    with foreign_code(complaint):
-        return quantize(content, examiner.inputs(calibration), _text(metadata))
-
-
-def _text(metadata: ExportMetadata) -> str:
-    return canonical_json(metadata.model_dump(mode="json"))
-
-
-def _verify(examiner: Examiner, exported: Classifier, test: ImageSet | None) -> Verification:
-    """Compare a float32 export with the model on random and on real images; raise InputError if they disagree."""
-    batches = random_batches(examiner)
-    ours = torch.cat([examiner.model_logits(batch) for batch in batches])
-    theirs = torch.cat([examiner.logits(exported, batch) for batch in batches])
-    on_random = compare(ours, theirs)
-    tolerance = examiner.settings.tolerance or rounding_tolerance(ours, examiner.exact_logits(torch.cat(batches)))
-    check_tolerance(on_random, tolerance, "random images")
-    if test is None:
-        return Verification(tolerance=tolerance, random=on_random, test=None, top1=None)
-    ours, theirs = examiner.model_logits(test.images), examiner.logits(exported, test.images)
-    on_test = compare(ours, theirs)
-    check_tolerance(on_test, tolerance, "test images")
-    top1 = ExportedTop1(model=_top1(ours, test), exported=_top1(theirs, test))
-    return Verification(tolerance=tolerance, random=on_random, test=on_test, top1=top1)
-
-
-def _verify_int8(
-    examiner: Examiner,
-    quantized: Classifier,
-    plain: Classifier,
-    pool: PoolImages,
-    test: ImageSet | None,
-    sizes: BothPrecisions[int],
-) -> Int8Verification:
-    """Compare an int8 model with the float32 export; raise InputError if they disagree on images of the pool."""
-    min_agreement = examiner.settings.int8.min_agreement
-    on_pool = compare(examiner.logits(plain, pool.held_out), examiner.logits(quantized, pool.held_out))
-    check_agreement(on_pool, min_agreement)
-    on_test, top1 = None, None
-    if test is not None:
-        before, after = examiner.logits(plain, test.images), examiner.logits(quantized, test.images)
-        on_test, top1 = compare(before, after), _both(_top1(before, test), _top1(after, test))
-    return Int8Verification(
-        calibration_images=len(pool.calibration),
-        min_agreement=min_agreement,
-        pool=on_pool,
-        test=on_test,
-        top1=top1,
-        bytes=sizes,
-    )
+def _bytes(files: Files) -> int:
+    return sum(map(len, files.values()))
 
 
 def _both(float32: Value, int8: Value) -> BothPrecisions[Value]:

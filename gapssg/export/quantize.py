@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gapssg.core.runtime import Runtime
 from gapssg.errors import InputError
-from gapssg.export.formats import INPUT_NAME, METADATA_KEY, Classifier, quiet
+from gapssg.export.formats import Classifier, Files, Quantizer
 from gapssg.models.description import ModelCard
-from gapssg.runs.results import Comparison
-from gapssg.synthesis.shards import read_images
+from gapssg.runs.results import Comparison, ExportMetadata
+from gapssg.synthesis.shards import read_shard
 from gapssg.text import percent
 
 _MOST_HELD_OUT = 1000  # an agreement of 98 % has a standard error of half a point
-_CALIBRATION_BATCH = 64
 _SECONDS_OF_TIMING = 1.0
 
 
@@ -29,65 +27,84 @@ class PoolImages(NamedTuple):
 
     Attributes:
         calibration: (N, C, H, W) uint8, for the ranges of activations.
+        targets: (N,) int64, the classes for which these were synthesised.
         held_out: (M, C, H, W) uint8, other images, on which predictions are compared.
     """
 
     calibration: Tensor
+    targets: Tensor
     held_out: Tensor
 
 
-def draw_images(shards: Sequence[Path], card: ModelCard, count: int, runtime: Runtime) -> PoolImages:
-    """Draw at most `count` images of a pool for calibration, at most half of it, and others to compare on.
-
-    Raises:
-        InputError: The pool has a single image, or its images do not fit the model.
-    """
-    images = read_images(shards, card.input_shape, card.num_classes)
-    if len(images) < 2:
-        raise InputError(f"the pool in {shards[0].parent} has one image, which leaves none to compare on")
-    order = torch.randperm(len(images), generator=runtime.random_stream("calibration"))
-    count = min(count, len(images) // 2)
-    return PoolImages(images[order[:count]], images[order[count : count + _MOST_HELD_OUT]])
-
-
-def quantize(content: bytes, calibration: Tensor, metadata: str) -> bytes:
-    """Quantise the weights and activations of a float32 ONNX file to 8-bit integers.
-
-    QuantizeLinear and DequantizeLinear surround each operator; runtimes fuse them into integer kernels. Weights have a
-    scale per output channel and 7 bits, because CPUs without VNNI instructions add pairs of products in 16 bits, which
-    overflow with 8-bit weights. Activations are unsigned, with the range that calibration measured.
+def draw_images(
+    shards: Sequence[Path], card: ModelCard, count: int, runtime: Runtime, *, holds_out: bool = True
+) -> PoolImages:
+    """Draw at most `count` images of a pool for calibration, and others to compare on.
 
     Args:
-        content: The ONNX file.
-        calibration: (N, C, H, W) float32, as the file expects them.
-        metadata: The JSON metadata of the new file.
+        shards: The files of the pool.
+        card: The description of the model.
+        count: The largest number of calibration images.
+        runtime: The source of the random order.
+        holds_out: Whether at least half of the pool is kept for comparing.
+
+    Raises:
+        InputError: The pool has too few images, or its images do not fit the model.
     """
-    import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    contents = [read_shard(shard, card.input_shape, card.num_classes) for shard in shards]
+    images, targets = (torch.cat(parts) for parts in list(zip(*contents, strict=True))[:2])
+    if holds_out and len(images) < 2:
+        raise InputError(f"the pool in {shards[0].parent} has one image, which leaves none to compare on")
+    order = torch.randperm(len(images), generator=runtime.random_stream("calibration"))
+    count = min(count, len(images) // 2 if holds_out else len(images))
+    chosen, others = order[:count], order[count : count + _MOST_HELD_OUT]
+    return PoolImages(images[chosen], targets[chosen], images[others])
 
-    class Batches(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._rest = iter(torch.split(calibration, _CALIBRATION_BATCH))
 
-        def get_next(self) -> dict[str, Any] | None:
-            batch = next(self._rest, None)
-            return None if batch is None else {INPUT_NAME: batch.contiguous().numpy()}
+def quantize_within(
+    quantizer: Quantizer,
+    metadata: ExportMetadata,
+    most: float | None,
+    drop: Callable[[Files], float],
+    error: Callable[[Files], float],
+) -> tuple[Files, tuple[str, ...]]:
+    """Quantise a model, and keep the layers that lose most in float32 until the drop is at most `most`.
 
-    with tempfile.TemporaryDirectory(prefix="gapssg-export-") as folder, quiet():
-        file = Path(folder) / "int8.onnx"
-        quantize_static(
-            onnx.load_from_string(content),
-            file,
-            Batches(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            reduce_range=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
-        model = onnx.load(file)
-    onnx.helper.set_model_props(model, {METADATA_KEY: metadata})
-    return bytes(model.SerializeToString(deterministic=True))
+    The layers are ordered by the error of the logits if no other layer computes in 8 bits.
+
+    Args:
+        quantizer: The quantiser of the model.
+        metadata: The description of the model.
+        most: The largest drop; None quantises all layers.
+        drop: Returns the drop of an int8 model.
+        error: Returns the error of the logits of an int8 model.
+
+    Returns:
+        The int8 model, and the layers that compute in float32.
+
+    Raises:
+        InputError: The drop is too large even if a single layer computes in 8 bits.
+    """
+
+    def quantized(float_layers: Collection[str]) -> Files:
+        assert metadata.int8 is not None
+        int8 = metadata.int8.model_copy(update={"float_layers": tuple(float_layers)})
+        return quantizer.quantize(float_layers, metadata.model_copy(update={"int8": int8}))
+
+    files = quantized(())
+    if most is None or drop(files) <= most:
+        return files, ()
+    layers = quantizer.layers
+    errors = {layer: error(quantized([other for other in layers if other != layer])) for layer in layers}
+    worst_first = sorted(layers, key=errors.__getitem__, reverse=True)
+    for count in range(1, len(layers)):
+        files = quantized(worst_first[:count])
+        if drop(files) <= most:
+            return files, tuple(worst_first[:count])
+    raise InputError(
+        f"int8 loses more than {100 * most:g} points even if one of {len(layers)} layers computes in 8 bits; nothing "
+        "was kept (change the limit with --max-drop)"
+    )
 
 
 def check_agreement(comparison: Comparison, least: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -10,19 +10,26 @@ from gapssg.data.settings import DataSettings
 from gapssg.models.settings import WithFactories
 from gapssg.settings.base import Settings, UserPath
 
+FormatName = Literal["onnx", "torch-export", "torchscript", "openvino", "executorch", "litert", "coreml", "calibration"]
+FORMAT_NAMES: tuple[str, ...] = get_args(FormatName)
+"""Each is a module of `gapssg.export.formats`."""
+
 
 class QuantizationSettings(Settings):
     """Quantisation of weights and activations to 8-bit integers."""
 
     enabled: bool = False
-    """Quantise; only for ONNX."""
+    """Quantise; for some formats."""
     pool: UserPath | None = None
-    """With int8: the run directory whose sample pool is used for calibration; by default that of the exported run."""
+    """The run directory whose sample pool is used for calibration; by default that of the exported run."""
     calibration_images: int = Field(default=512, ge=1, le=100_000)
-    """Largest number of calibration images, at most half of the pool; other images measure the agreement."""
+    """Largest number of calibration images; for int8, at most half of the pool: other images measure the agreement."""
     # A student of the digits agrees on 98 to 99 % of a thousand images, with a standard error of half a point.
     min_agreement: float = Field(default=0.95, ge=0, le=1)
     """Smallest share of the other images on which the int8 model must agree with the float32 model."""
+    max_drop_points: float | None = Field(default=None, ge=0, le=100)
+    """Largest loss in percentage points: of top-1 on `--data`, else of the agreement; layers that lose most stay
+    float32 until it holds."""
 
 
 class ExportSettings(WithFactories):
@@ -30,8 +37,8 @@ class ExportSettings(WithFactories):
 
     model: UserPath
     """A model file, or a run directory for its final weights."""
-    to: Literal["onnx", "torch-export", "torchscript"]
-    """The format."""
+    to: FormatName
+    """The format; `calibration` is the pool of a run, for other quantisation tools."""
     fold_normalization: bool = False
     """Include the normalisation in the exported model, whose input is then pixels in [0, 1]."""
     data: DataSettings | None = None
@@ -47,8 +54,8 @@ class ExportSettings(WithFactories):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> ExportSettings:
-        if self.int8.enabled and self.to != "onnx":
-            raise ValueError(f"int8 models can only be exported as ONNX, not as {self.to}; use --to onnx")
-        if self.int8.pool is not None and not self.int8.enabled:
+        if self.int8.pool is not None and not self.int8.enabled and self.to != "calibration":
             raise ValueError("the pool is only used to calibrate int8 models; add --int8")
+        if self.int8.max_drop_points is not None and not self.int8.enabled:
+            raise ValueError("--max-drop limits what int8 loses; add --int8")
         return self

@@ -450,6 +450,8 @@ class Int8Verification(Stored):
 
     calibration_images: int
     min_agreement: float
+    float_layers: tuple[Text, ...]
+    """Operators that compute in float32, so that the drop is at most `max_drop_points`; those that lose most first."""
     pool: Comparison
     """On images of the pool that were not used for calibration."""
     test: Comparison | None
@@ -461,6 +463,7 @@ class Int8Metadata(Settings):
     """The quantisation of an int8 file."""
 
     calibration_images: int
+    float_layers: tuple[str, ...] = ()
 
 
 class ExportProvenance(Settings):
@@ -496,7 +499,8 @@ class ExportResult(FileFacts, RunFacts):
     bytes: int
     metadata: ExportMetadata
     data: Text | None
-    verification: Verification
+    verification: Verification | None
+    """None if the output is no model, or nothing here can run it."""
     int8: Int8Verification | None
     timing: ExportTiming | None
     """None without an int8 model."""

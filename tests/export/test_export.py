@@ -5,8 +5,9 @@ import json
 import re
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import get_model
 
@@ -21,13 +23,14 @@ from gapssg import ExportSettings, InputError, export_model, load_model
 from gapssg.core.runtime import Runtime
 from gapssg.data import load_split
 from gapssg.export import quantize
-from gapssg.export.formats import FORMATS
+from gapssg.export.formats import Files, Subject, load_format
+from gapssg.export.formats.onnx import OnnxQuantizer
 from gapssg.export.verify import Examiner, compare, rounding_tolerance
 from gapssg.models import create_model
 from gapssg.models.model_file import LoadedModel, save_model
 from gapssg.runs.requests import Stopped
-from gapssg.runs.results import RESULT, ExportResult
-from gapssg.synthesis.shards import PoolOrigin, write_shard
+from gapssg.runs.results import RESULT, ExportMetadata, ExportResult, Int8Metadata
+from gapssg.synthesis.shards import PoolOrigin, read_shard, write_shard
 from tests.conftest import make_card, write_teacher
 from tests.program import gapssg, refusal
 from tests.results import make_distill_result
@@ -197,17 +200,27 @@ def test_the_result_compares_on_random_and_on_real_images(exported, model_file: 
     assert result.bytes == file.stat().st_size
 
 
+def replace(monkeypatch: pytest.MonkeyPatch, to: str, **functions: Any) -> None:
+    module = f"gapssg.export.formats.{to.replace('-', '_')}"
+    monkeypatch.setattr(f"{module}.FORMAT", load_format(to)._replace(**functions))
+
+
+def write_bytes(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    """Write this ONNX file, which saves the seconds of an export."""
+    replace(monkeypatch, "onnx", write=lambda _: {"": content})
+
+
 def poison(monkeypatch: pytest.MonkeyPatch, to: str, change: Callable[[nn.Module], object]) -> None:
     """Export a copy of the model that `change` has modified."""
-    honest = FORMATS[to].write
+    honest = load_format(to).write
 
-    def write(module: nn.Module, *rest: Any) -> bytes:
-        other = copy.deepcopy(module)
+    def write(subject: Subject) -> Files:
+        other = copy.deepcopy(subject.module)
         with torch.no_grad():
             change(other)
-        return honest(other, *rest)
+        return honest(subject._replace(module=other))
 
-    monkeypatch.setitem(FORMATS, to, FORMATS[to]._replace(write=write))
+    replace(monkeypatch, to, write=write)
 
 
 def shift_a_weight(module: nn.Module) -> None:
@@ -362,7 +375,7 @@ def test_errors_of_onnxruntime_are_printed_once(
         ],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
-    monkeypatch.setitem(FORMATS, "onnx", FORMATS["onnx"]._replace(write=lambda *_: model.SerializeToString()))
+    write_bytes(monkeypatch, model.SerializeToString())
     sentence = refusal("export", model_file, "--to", "onnx", "--output", tmp_path / "model.onnx", "--quiet")
     assert "cannot be run" in sentence
     assert len(sentence.splitlines()) == 1
@@ -391,7 +404,7 @@ def test_int8_is_calibrated_on_the_pool_and_compared_on_the_rest_of_it(run_folde
     assert int8["pool"]["agreement"] >= 0.5
     assert int8["test"]["images"] == 450
     assert int8["top1"].keys() == result["timing"]["images_per_second"].keys() == {"float32", "int8"}
-    assert result["metadata"]["int8"] == {"calibration_images": 25}
+    assert result["metadata"]["int8"] == {"calibration_images": 25, "float_layers": []}
 
     model = onnx.load(out)
     assert json.loads(model.metadata_props[0].value) == result["metadata"]
@@ -409,12 +422,11 @@ def test_int8_is_calibrated_on_the_pool_and_compared_on_the_rest_of_it(run_folde
 def test_an_int8_model_that_disagrees_fails_and_leaves_nothing(
     exported, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def of_zeros(content: bytes, calibration: Tensor, metadata: str) -> bytes:
-        return quantize.quantize(content, torch.zeros_like(calibration), metadata)
+    def of_zeros(files: Files, calibration: Tensor) -> OnnxQuantizer:
+        return OnnxQuantizer(files, torch.zeros_like(calibration))
 
-    monkeypatch.setattr("gapssg.export.export.quantize", of_zeros)
-    # The float32 file of another test saves seconds.
-    monkeypatch.setitem(FORMATS, "onnx", FORMATS["onnx"]._replace(write=lambda *_: exported[0].read_bytes()))
+    write_bytes(monkeypatch, exported[0].read_bytes())
+    replace(monkeypatch, "onnx", quantizer=of_zeros)
     arguments = ["--to", "onnx", "--int8", "--output", tmp_path / "int8.onnx", "--quiet"]
     sentence = refusal("export", run_folder, *arguments)
     assert "the int8 model disagrees: it agrees with the float32 model on" in sentence
@@ -425,11 +437,11 @@ def test_an_int8_model_that_disagrees_fails_and_leaves_nothing(
 def test_a_model_that_cannot_be_quantised_gives_one_sentence(
     exported, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def refuse(*_: object) -> bytes:
+    def refuse(*_: object) -> OnnxQuantizer:
         raise ValueError("no such operator")
 
-    monkeypatch.setattr("gapssg.export.export.quantize", refuse)
-    monkeypatch.setitem(FORMATS, "onnx", FORMATS["onnx"]._replace(write=lambda *_: exported[0].read_bytes()))
+    write_bytes(monkeypatch, exported[0].read_bytes())
+    replace(monkeypatch, "onnx", quantizer=refuse)
     sentence = refusal("export", run_folder, "--to", "onnx", "--int8", "--output", tmp_path / "int8.onnx", "--quiet")
     assert sentence == (
         "wrn16_1 cannot be quantised; leave --int8 out, or --debug for details (ValueError: no such operator)"
@@ -443,8 +455,8 @@ def test_a_model_that_cannot_be_quantised_gives_one_sentence(
 def test_a_large_loss_of_accuracy_on_real_images_gives_a_warning(
     exported, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, points: float, is_warned_of: bool
 ):
-    monkeypatch.setattr("gapssg.export.export.quantize", lambda content, *_: content)
-    monkeypatch.setitem(FORMATS, "onnx", FORMATS["onnx"]._replace(write=lambda *_: exported[0].read_bytes()))
+    write_bytes(monkeypatch, exported[0].read_bytes())
+    replace(monkeypatch, "onnx", quantizer=lambda files, _: Unchanged(files))
     shares = iter([0.5, 0.5, 0.5, 0.5 - points])  # of the model, the exported model, float32 and int8
     monkeypatch.setattr("gapssg.export.export.top_k_accuracy", lambda *_: next(shares))
     arguments = ["--to", "onnx", "--int8", "--data", "digits", "--output", tmp_path / "int8.onnx"]
@@ -452,6 +464,124 @@ def test_a_large_loss_of_accuracy_on_real_images_gives_a_warning(
     warning = "warning: int8 lowers top-1 from 50.0 % to 47.9 %, by more than 2 points; "
     assert (warning in printed) == is_warned_of
     assert (tmp_path / "int8.onnx").exists()
+
+
+class Unchanged:
+    """Quantises nothing."""
+
+    layers: Sequence[str] = ("a", "b")
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+
+    def quantize(self, float_layers: Collection[str], metadata: ExportMetadata) -> Files:
+        return self.files
+
+
+class Lossy(Unchanged):
+    """Quantises to text that names the layers in int8; `b` loses most, and then `c`."""
+
+    layers = ("a", "b", "c")
+    loss = MappingProxyType({"a": 0.01, "b": 0.4, "c": 0.1})
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def quantize(self, float_layers: Collection[str], metadata: ExportMetadata) -> Files:
+        self.calls += 1
+        assert metadata.int8.float_layers == tuple(float_layers)
+        return {"": "".join(layer for layer in self.layers if layer not in float_layers).encode()}
+
+    def drop(self, files: Files) -> float:
+        return sum(self.loss[layer] for layer in files[""].decode())
+
+
+@pytest.mark.parametrize(
+    ("most", "in_int8", "float_layers"),
+    [
+        (None, b"abc", ()),
+        (0.52, b"abc", ()),
+        (0.5, b"ac", ("b",)),
+        (0.05, b"a", ("b", "c")),
+    ],
+)
+def test_the_layers_that_lose_most_stay_float_until_the_drop_holds(
+    exported, most: float | None, in_int8: bytes, float_layers: tuple[str, ...]
+):
+    quantizer = Lossy()
+    metadata = exported[1].metadata.model_copy(update={"int8": Int8Metadata(calibration_images=1)})
+    files, chosen = quantize.quantize_within(quantizer, metadata, most, quantizer.drop, quantizer.drop)
+    assert (files[""], chosen) == (in_int8, float_layers)
+    # Once with all layers, then once for the error of each, then once more for each that stays float.
+    assert quantizer.calls == (1 if not chosen else 4 + len(chosen))
+
+
+def test_a_drop_that_no_choice_of_layers_holds_gives_one_sentence(exported):
+    quantizer = Lossy()
+    metadata = exported[1].metadata.model_copy(update={"int8": Int8Metadata(calibration_images=1)})
+    with pytest.raises(InputError, match=r"loses more than 0\.5 points even if one of 3 layers computes in 8 bits"):
+        quantize.quantize_within(quantizer, metadata, 0.005, quantizer.drop, quantizer.drop)
+
+
+@pytest.mark.slow
+def test_float_layers_have_float_weights_and_the_others_do_not(exported):
+    quantizer = OnnxQuantizer({"": exported[0].read_bytes()}, images_in_unit_range(20))
+    convolutions = [name for name in quantizer.layers if "Conv" in name]
+    chosen = convolutions[::4]
+    model = onnx.load_from_string(quantizer.quantize(chosen, exported[1].metadata)[""])
+    floats = {each.name for each in model.graph.initializer if each.data_type == onnx.TensorProto.FLOAT}
+    weights = {node.name: node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+    assert [name for name in convolutions if weights[name] in floats] == chosen
+    again = quantizer.quantize(chosen, exported[1].metadata)  # with the ranges of the first calibration
+    assert onnx.load_from_string(again[""]) == model
+
+
+# Calibration images
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_calibration_images_are_those_of_the_pool_as_the_model_takes_them(run_folder: Path, tmp_path: Path, fold: bool):
+    out = tmp_path / "calibration"
+    arguments = ["--calibration-images", 40, *(["--fold-normalization"] if fold else [])]
+    gapssg("export", run_folder, "--to", "calibration", "--output", out, *arguments)
+    about = json.loads((out / "calibration.json").read_text())
+    arrays = np.load(out / "calibration.npz")
+    names = sorted(path.name for path in (out / "images").iterdir())
+    assert len(names) == len(arrays["images"]) == len(arrays["targets"]) == 40
+    assert [about["targets"][f"images/{name}"] for name in names] == arrays["targets"].tolist()
+    assert (about["layout"], about["normalization_folded"], about["class_names"]) == ("NCHW", fold, list("0123456789"))
+
+    pixels = np.stack([np.asarray(Image.open(out / "images" / name)) for name in names])[:, None] / np.float32(255)
+    inputs = pixels if fold else (pixels - np.float32(0.3)) / np.float32(0.4)
+    np.testing.assert_allclose(arrays["images"], inputs, atol=1e-6)  # a few roundings of numbers below 2
+    shards = [read_shard(path, (1, 16, 16), 10) for path in sorted((run_folder / "pool").iterdir())]
+    targets = {
+        image.numpy().tobytes(): int(target)
+        for images, many, _ in shards
+        for image, target in zip(images, many, strict=True)
+    }
+    for name in names:
+        assert targets[np.asarray(Image.open(out / "images" / name)).tobytes()] == about["targets"][f"images/{name}"]
+
+
+def test_calibration_images_of_other_channels_are_arrays_only(tmp_path: Path):
+    card = make_card(input_shape=(2, 16, 16), mean=(0.3,) * 2, deviation=(0.4,) * 2)
+    module = create_model("wrn16_1", num_classes=10, input_shape=(2, 16, 16), seed=1)
+    save_model(tmp_path / "student.safetensors", module, card)
+    (tmp_path / "pool").mkdir()
+    write_pool(tmp_path / "pool", (2, 16, 16))
+    result = export_model(ExportSettings(model=tmp_path, to="calibration"), tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["calibration.json", "calibration.npz"]
+    assert result.bytes == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
+    assert np.load(tmp_path / "out" / "calibration.npz")["images"].shape == (60, 2, 16, 16)
+
+
+def test_a_folder_is_never_replaced(run_folder: Path, tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("precious")
+    arguments = ["export", run_folder, "--to", "calibration", "--output", tmp_path / "mine", "--overwrite"]
+    assert "already exists, and a folder is never replaced" in refusal(*arguments)
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "file"]
 
 
 # The command
@@ -493,7 +623,7 @@ def test_bad_input_is_one_sentence_with_status_2_and_leaves_nothing(model_file: 
         "--output is missing": export[:4],
         "does not exist": ["export", tmp_path / "absent.safetensors", *export[2:]],
         "holds neither student.safetensors nor": ["export", other, *export[2:]],
-        "int8 models can only be exported as ONNX": [
+        "--to torchscript has no int8; use onnx or openvino": [
             "export",
             run_folder,
             "--to",
@@ -502,6 +632,14 @@ def test_bad_input_is_one_sentence_with_status_2_and_leaves_nothing(model_file: 
             "--int8",
         ],
         "name the run's directory with --pool": [*export, "--int8"],
+        "--max-drop limits what int8 loses; add --int8": [*export, "--max-drop", 1],
+        "--to calibration writes the sample pool of a run; name": [
+            "export",
+            model_file,
+            "--to",
+            "calibration",
+            *export[4:],
+        ],
         "holds no sample pool": [*export, "--int8", "--pool", tmp_path],
         "its images are 1x24x24, but": [*export, "--int8", "--pool", other],
         "the pool is only used to calibrate int8 models; add --int8": [*export, "--pool", run_folder],
@@ -527,6 +665,9 @@ def test_a_missing_package_gives_one_sentence_with_the_command_that_installs_it(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     sentence = refusal("export", model_file, "--to", "onnx", "--output", tmp_path / "model.onnx")
     assert "needs the package onnxruntime, which is not installed: pip install 'gapssg[export]'" in sentence
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    sentence = refusal("export", model_file, "--to", "openvino", "--output", tmp_path / "model")
+    assert "needs the package openvino, which is not installed: pip install 'gapssg[openvino]'" in sentence
     assert list(tmp_path.iterdir()) == []
     gapssg("export", model_file, "--to", "torchscript", "--output", tmp_path / "model.pt")
 

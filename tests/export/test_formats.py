@@ -1,10 +1,14 @@
 from __future__ import annotations
 
-from typing import get_args
+from pathlib import Path
 
-from gapssg.export.formats import FORMATS
-from gapssg.export.settings import ExportSettings
+import gapssg.export.formats
+from gapssg.export.formats import Format, load_format
+from gapssg.export.settings import FORMAT_NAMES
 
 
-def test_the_settings_name_all_formats():
-    assert get_args(ExportSettings.model_fields["to"].annotation) == tuple(FORMATS)
+def test_every_format_has_a_name_and_every_name_a_format():
+    folder = Path(gapssg.export.formats.__file__).parent
+    assert {path.stem.replace("_", "-") for path in folder.glob("*.py")} == {*FORMAT_NAMES, "--init--"}
+    for name in FORMAT_NAMES:
+        assert isinstance(load_format(name), Format)
