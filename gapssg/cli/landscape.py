@@ -21,7 +21,7 @@ from gapssg.landscape.settings import LandscapeSettings
         Panel.MEASURING: [
             Shown("snapshots", "--snapshots"),
             Shown("epochs", "--epoch"),
-            *("samples", "curvature.enabled"),
+            *("samples", "curvature.enabled", "curvature.spectrum"),
             Shown("recalibrate", "--recalibrate"),
             Shown("biases_and_norms", "--biases-and-norms"),
             Shown("own_scale", "--own-scale/--one-scale"),

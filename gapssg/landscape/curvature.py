@@ -15,11 +15,12 @@ from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime, to_unit_range
 from gapssg.errors import reporting_out_of_memory, shortened
 from gapssg.evaluation.predict import batch_size_for
+from gapssg.landscape.lanczos import largest_eigenvalue, quadrature
 from gapssg.landscape.layout import Layout
 from gapssg.landscape.samples import Samples
 from gapssg.landscape.settings import CurvatureSettings
-from gapssg.landscape.sharpness import epsilon_sharpness, finite, largest_eigenvalue, trace
-from gapssg.runs.results import Curvature, Measurement
+from gapssg.landscape.sharpness import epsilon_sharpness, finite, random_signs, trace
+from gapssg.runs.results import Curvature, Measurement, SpectralDensity
 from gapssg.text import listed
 
 _BATCH_SIZE = 256
@@ -67,7 +68,7 @@ class CentreLoss:
 def measure_curvature(
     module: nn.Module, normalization: Normalization, samples: Samples, runtime: Runtime, settings: CurvatureSettings
 ) -> Curvature:
-    """Return the largest Hessian eigenvalue and the trace with their errors, and the epsilon-sharpness.
+    """Return the largest Hessian eigenvalue and the trace with their errors, the epsilon-sharpness, and the spectrum.
 
     All parameters count, in float32, with the network's own batch-norm statistics. Measurements that need a derivative
     that an operator of the network lacks are left out, and `missing` says why.
@@ -86,14 +87,27 @@ def measure_curvature(
         missing,
         lambda: epsilon_sharpness(loss.loss_and_gradient, loss.weights, settings.epsilon, settings.ascent_steps),
     )
+    density = None
+    if settings.spectrum:
+        density = _measured("spectral density", missing, lambda: spectral_density(loss, runtime, settings))
     return Curvature(
         samples=len(drawn),
         largest_eigenvalue=eigenvalue or Measurement(),
         trace=hutchinson or Measurement(),
         epsilon_sharpness=None if sharpness is None else finite(sharpness),
         epsilon=settings.epsilon,
+        spectral_density=density,
         missing=f"no {listed(list(missing))}: {next(iter(missing.values()))}" if missing else None,
     )
+
+
+def spectral_density(loss: CentreLoss, runtime: Runtime, settings: CurvatureSettings) -> SpectralDensity | None:
+    """Return the spectral density of the Hessian; None if it is not finite."""
+    size, signs = len(loss.weights), runtime.random_stream("spectral density")
+    starts = (random_signs(size, signs).to(loss.weights.dtype) for _ in range(settings.spectrum_starts))
+    found = [quadrature(loss.hessian_product, start, settings.spectrum_steps) for start in starts]
+    finite_ones = tuple(tuple(nodes) for nodes in found if nodes is not None)
+    return SpectralDensity(parameters=size, starts=finite_ones) if len(finite_ones) == len(found) else None
 
 
 def _measured(name: str, missing: dict[str, str], measure: Callable[[], Value]) -> Value | None:

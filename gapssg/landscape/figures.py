@@ -14,6 +14,7 @@ from gapssg.figures import COLUMN, DASHES, LINE_COLOURS, PAGE, new_figure, write
 from gapssg.files import write_atomically
 from gapssg.landscape.interactive import interactive_html
 from gapssg.landscape.scale import Scale, clipping, scale_of, tick_text
+from gapssg.landscape.spectrum import spectrum_figure
 from gapssg.landscape.surface import Surface
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def draw(surfaces: Mapping[str, Surface], folder: Path, *, own_scale: bool = Fal
     """Draw all figures of surfaces with the same number of axes.
 
     With two axes, draw a contour plot, a 3D plot and an interactive plot (HTML, offline) of each surface, and a sheet
-    of several surfaces; with one axis, one figure of all curves.
+    of several surfaces; with one axis, one figure of all curves. Draw the spectral densities that were measured.
 
     Args:
         surfaces: By the base name of their files.
@@ -49,9 +50,15 @@ def draw(surfaces: Mapping[str, Surface], folder: Path, *, own_scale: bool = Fal
                 f"{surface.card.label}: {surface.measured} of {surface.loss.numel()} points are measured; "
                 "continue with gapssg landscape --resume"
             )
-    if len(everything[0].axes) == 1:
-        return write_figure(folder, "curves", partial(curves, everything))
     files: list[Path] = []
+    for name, surface in surfaces.items():
+        curvature = surface.around.curvature if surface.around else None
+        if curvature and curvature.spectral_density:
+            files += write_figure(
+                folder, f"{name}-spectrum", partial(spectrum_figure, surface, curvature.spectral_density)
+            )
+    if len(everything[0].axes) == 1:
+        return files + write_figure(folder, "curves", partial(curves, everything))
     for name, surface in surfaces.items():
         scale = scale_of([surface] if own_scale else everything)
         files += write_figure(folder, f"{name}-contour", partial(contour, surface, scale))

@@ -117,8 +117,11 @@ class _Job(Job[LandscapeResult]):
         self._points = 0
 
     def _is_unfinished(self, task: _Task) -> bool:
-        around = task.surface.around  # may lack the curvature, which the run that is continued did not measure
-        return around is None or (self._settings.curvature.enabled and around.curvature is None)
+        around, wanted = task.surface.around, self._settings.curvature
+        if around is None or not wanted.enabled:
+            return around is None
+        known = around.curvature  # may lack what the run that is continued did not measure
+        return known is None or (wanted.spectrum and known.spectral_density is None and known.missing is None)
 
     @property
     def epochs_done(self) -> int:

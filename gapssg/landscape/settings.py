@@ -38,6 +38,12 @@ class CurvatureSettings(Settings):
     """Steps of the Lanczos iteration for the largest eigenvalue, each one Hessian-vector product."""
     trace_samples: int = Field(default=12, ge=2, le=10_000)
     """Random vectors for Hutchinson's estimate of the trace, each one Hessian-vector product."""
+    spectrum: bool = False
+    """Also estimate the spectral density of the Hessian, by `spectrum_starts` times `spectrum_steps` products."""
+    spectrum_starts: int = Field(default=6, ge=2, le=1000)
+    """Random vectors for the spectral density."""
+    spectrum_steps: int = Field(default=40, ge=2, le=500)
+    """Lanczos steps from each of them; the basis takes 8 bytes for each step and parameter."""
     epsilon: float = Field(default=1e-3, gt=0, le=1)
     """Epsilon-sharpness: half the side of the box, relative to |weight| + 1."""
     ascent_steps: int = Field(default=10, ge=1, le=1000)

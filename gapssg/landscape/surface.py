@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +17,7 @@ from gapssg.files import canonical_json, write_atomically
 from gapssg.landscape.minima import local_minima
 from gapssg.landscape.sharpness import finite
 from gapssg.models.safetensors_file import read_safetensors
-from gapssg.runs.results import CentreFacts, CentreScores, LocalMinimum, Mark, ModelFile, SurfaceFacts
+from gapssg.runs.results import CentreFacts, CentreScores, LocalMinimum, Mark, ModelFile, SpectralDensity, SurfaceFacts
 from gapssg.settings.base import Settings
 
 _METADATA_KEY = "gapssg-surface"
@@ -124,6 +123,12 @@ class Surface:
         """Whether all points are measured."""
         return self.measured == self.loss.numel()
 
+    @property
+    def spectral_density(self) -> SpectralDensity | None:
+        """The spectral density of the Hessian at the centre, if it was measured."""
+        curvature = self.around.curvature if self.around else None
+        return curvature.spectral_density if curvature else None
+
     def points(self) -> list[tuple[float, ...]]:
         """Return the coordinates of all points, with the last axis fastest."""
         return list(itertools.product(*self.axes.tolist()))
@@ -206,8 +211,8 @@ def load_surface(path: str | Path) -> Surface:
     if _METADATA_KEY not in file.metadata:
         raise InputError(f"{path} is not a surface of `gapssg landscape`; name a file in surfaces/")
     try:
-        header = _Header.model_validate(json.loads(file.metadata[_METADATA_KEY]))
-    except (ValidationError, ValueError, RecursionError) as error:
+        header = _Header.model_validate_json(file.metadata[_METADATA_KEY])
+    except ValidationError as error:
         raise InputError(f"{path}: its description is not valid; measure the surface again") from error
     tensors = file.tensors
     dimensions, marks = len(header.card.axis_labels), len(header.card.marks)

@@ -27,6 +27,8 @@ _MOST_BYTES = 16 * 2**20
 
 Sentences = Annotated[tuple[Text, ...], Field(max_length=20, fail_fast=True)]
 Coordinates = Annotated[tuple[float, ...], Field(max_length=2, fail_fast=True)]  # one number per axis
+_Weight = Annotated[float, Field(ge=0, le=1.001)]  # with a margin for rounding
+_Quadrature = Annotated[tuple[tuple[float, _Weight], ...], Field(min_length=1, max_length=1000, fail_fast=True)]
 Nothing = TypeVar("Nothing")
 """The value where a model was not evaluated: None, or Never if it always is."""
 Value = TypeVar("Value")
@@ -510,6 +512,15 @@ class ExportResult(FileFacts, RunFacts):
     """None without an int8 model."""
 
 
+class SpectralDensity(Stored):
+    """The density of the eigenvalues of the Hessian, by stochastic Lanczos quadrature."""
+
+    parameters: PositiveCount
+    """Number of eigenvalues."""
+    starts: Annotated[tuple[_Quadrature, ...], Field(min_length=2, max_length=1000, fail_fast=True)]
+    """For each random start the nodes, which are estimates of eigenvalues, and their weights, which sum to 1."""
+
+
 class Curvature(Stored):
     """The curvature of the loss at the centre of a surface."""
 
@@ -522,6 +533,8 @@ class Curvature(Stored):
     """Relative increase of the loss in a small box; None if not finite."""
     epsilon: float
     """Half the side of the box, relative to |weight| + 1."""
+    spectral_density: SpectralDensity | None = None
+    """Of the Hessian; None if it was not asked for or is not finite."""
     missing: Text | None = None
     """What could not be measured, and why; None if everything was."""
 

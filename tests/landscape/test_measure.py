@@ -423,3 +423,20 @@ def test_a_landscape_that_failed_on_its_curvature_continues_without_it_and_then_
     assert result.timing.points_per_second is None  # no point was measured again
     (whole,) = measure_landscape(settings(run_folder, **CURVED), tmp_path / "whole").surfaces
     assert surface.model_copy(update={"file": whole.file}) == whole
+
+
+def test_a_spectral_density_is_added_to_a_finished_landscape(run_folder: Path, tmp_path: Path, without_figures):
+    measure_landscape(settings(run_folder, **CURVED), tmp_path / "out")
+    spectrum = {**CURVED["curvature"], "spectrum": True, "spectrum_starts": 2, "spectrum_steps": 3}
+    chosen = settings(run_folder, curvature=spectrum)
+    result = measure_landscape(chosen, tmp_path / "out", resume=True)
+    assert result.timing.points_per_second is None  # no point was measured again
+    density = result.surfaces[0].curvature.spectral_density
+    assert density.parameters == sum(p.numel() for p in create_model("wrn16_1", 10, (1, 16, 16)).parameters())
+    for start in density.starts:
+        assert len(start) == 3
+        assert sum(weight for _, weight in start) == pytest.approx(1)
+    assert load_surface(tmp_path / "out" / "surfaces" / "run.safetensors").spectral_density == density
+    assert LandscapeResult.load(tmp_path / "out") == result
+    (again,) = measure_landscape(settings(run_folder, **CURVED), tmp_path / "out", resume=True).surfaces
+    assert again.curvature.spectral_density == density
