@@ -66,9 +66,11 @@ class LandscapeSettings(WithFactories):
     grid: int = Field(default=25, ge=2, le=1001)
     """Points along each direction; with an odd number, the centre is one of them."""
     range: float = Field(default=1.0, gt=0, le=1000)
-    """Half the width of the grid, in filter norms or in extents of the route or of the models."""
-    directions: Literal["random", "pca", "models"] = "random"
-    """Filter-normalised random directions, principal components of a run's snapshots, or through 2 or 3 models."""
+    """Half the width of the grid: in filter norms, in extents of the route or of the models, or, for eigenvectors, in
+    Euclidean distance."""
+    directions: Literal["random", "pca", "models", "eigenvectors"] = "random"
+    """Filter-normalised random directions, principal components of a run's snapshots, through 2 or 3 models, or
+    eigenvectors of the Hessian's largest eigenvalues."""
     biases_and_norms: bool = False
     """Whether random directions also change biases and batch-norm parameters; other directions always do."""
     snapshots: bool = False

@@ -39,7 +39,7 @@ class SurfaceCard(Settings):
     """SHA-256 of that file."""
     architecture: str
     """The model's architecture."""
-    directions: Literal["random", "pca", "models"]
+    directions: Literal["random", "pca", "models", "eigenvectors"]
     """The kind of the axes."""
     axis_labels: tuple[str, ...]
     """One label per axis, with its unit."""
@@ -128,6 +128,11 @@ class Surface:
         """The spectral density of the Hessian at the centre, if it was measured."""
         curvature = self.around.curvature if self.around else None
         return curvature.spectral_density if curvature else None
+
+    @property
+    def has_route(self) -> bool:
+        """Whether the marked points are a training route, which ends at the centre."""
+        return self.card.directions == "pca"
 
     def points(self) -> list[tuple[float, ...]]:
         """Return the coordinates of all points, with the last axis fastest."""

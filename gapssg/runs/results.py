@@ -555,6 +555,8 @@ class CentreFacts(Stored):
     """Distance at which the loss first reaches twice that of the centre; None if not within the grid."""
     curvature: Curvature | None = None
     bf16_error: Bf16Error | None = None
+    axis_eigenvalues: Annotated[tuple[Measurement, ...], Field(max_length=2, fail_fast=True)] = ()
+    """Of axes along eigenvectors of the Hessian, the eigenvalues, with their residuals as errors."""
 
 
 class CentreScores(Stored):

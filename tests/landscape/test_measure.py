@@ -66,10 +66,12 @@ def test_the_centre_of_an_odd_grid_is_the_model(run_folder: Path, tmp_path: Path
     assert surface.loss[1, 1] == surface.centre_loss
 
 
+@pytest.mark.parametrize("directions", ["pca", "eigenvectors"])
 def test_an_interrupted_landscape_continues_to_the_uninterrupted_result(
-    run_folder: Path, tmp_path: Path, without_figures
+    run_folder: Path, tmp_path: Path, without_figures, directions: str
 ):
-    chosen = settings(run_folder, directions="pca", grid=5)
+    curvature = {"enabled": False, "lanczos_steps": 2}
+    chosen = settings(run_folder, directions=directions, grid=5, curvature=curvature)
     measure_landscape(chosen, tmp_path / "whole")
     display = StopsAfter(8)
     with pytest.raises(Stopped):
@@ -134,6 +136,22 @@ def test_principal_components_show_the_route(run_folder: Path, tmp_path: Path, w
     extent = route.amax(dim=0).clamp_min(0) - route.amin(dim=0).clamp_max(0)
     width = surface.axes[:, -1] - surface.axes[:, 0]
     torch.testing.assert_close(width, extent)  # range 0.5: as wide as the route
+
+
+def test_the_loss_along_an_eigenvector_curves_by_its_eigenvalue(run_folder: Path, tmp_path: Path, without_figures):
+    curvature = {"enabled": False, "lanczos_steps": 8}
+    chosen = settings(run_folder, directions="eigenvectors", grid=3, range=0.02, curvature=curvature)
+    (report,) = measure_landscape(chosen, tmp_path / "out").surfaces
+    surface = load_surface(report.file)
+    loss, step = surface.loss.double(), surface.axes[0, 2].item()
+    first, second = report.axis_eigenvalues
+    assert first.value > second.value > 0
+    assert surface.card.axis_labels[0] == f"Hessian eigenvector 1 (eigenvalue {first.value:.4g})"
+    # Float32 losses leave an error of about 1e-6 / step^2; the fourth derivatives are small at this distance.
+    assert ((loss[2, 1] + loss[0, 1] - 2 * loss[1, 1]) / step**2).item() == pytest.approx(first.value, rel=0.05)
+    assert ((loss[1, 2] + loss[1, 0] - 2 * loss[1, 1]) / step**2).item() == pytest.approx(second.value, rel=0.05)
+    mixed = (loss[2, 2] + loss[0, 0] - loss[2, 0] - loss[0, 2]) / (4 * step**2)
+    assert abs(mixed.item()) < 0.05 * first.value  # eigenvectors are conjugate
 
 
 def test_every_snapshot_of_several_runs_is_measured_in_the_same_directions(
@@ -392,6 +410,15 @@ def test_without_second_derivatives_the_rest_is_measured_and_the_missing_is_repo
     assert [warning.message for warning in warnings] == [f"the curvature of run has {reason}"]
     assert all(Path(figure).is_file() for figure in result.figures)
     assert LandscapeResult.load(tmp_path / "out") == result
+
+
+def test_eigenvectors_of_a_network_without_second_derivatives_are_refused_before_anything_is_written(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(CentreLoss, "hessian_product", lacks_second_derivatives)
+    with pytest.raises(InputError, match=r"has no second derivatives: derivative for .*; use --directions random$"):
+        measure_landscape(settings(run_folder, directions="eigenvectors"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_out_of_memory_in_the_curvature_is_not_reported_as_a_missing_derivative(
