@@ -31,7 +31,7 @@ def students_of(table: Path, line: str | None) -> tuple[Path, ...]:
     ledger = Ledger(table)
     ledger.check_format()
     lines = summarise(ledger).rows
-    chosen = [each for each in lines if line in (None, each.row, line_name(each))]
+    chosen = [each for each in lines if line == line_name(each)] or [each for each in lines if line in (None, each.row)]
     if len(chosen) != 1:
         names = ", ".join(shortened(line_name(each)) for each in lines)
         raise InputError(f"{table} has {len(chosen)} such lines; choose one with --row: {names}")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from gapssg.core.runtime import Runtime
 from gapssg.landscape import measure
 from gapssg.landscape.curvature import CentreLoss
 from gapssg.landscape.sharpness import radius_of_doubling
+from gapssg.landscape.subjects import read_subjects
 from gapssg.landscape.surface import load_surface, save_surface
 from gapssg.models import create_model
 from gapssg.models.model_file import load_model, save_model
@@ -138,20 +141,59 @@ def test_principal_components_show_the_route(run_folder: Path, tmp_path: Path, w
     torch.testing.assert_close(width, extent)  # range 0.5: as wide as the route
 
 
-def test_the_loss_along_an_eigenvector_curves_by_its_eigenvalue(run_folder: Path, tmp_path: Path, without_figures):
-    curvature = {"enabled": False, "lanczos_steps": 8}
-    chosen = settings(run_folder, directions="eigenvectors", grid=3, range=0.02, curvature=curvature)
+def transformer(folder: Path) -> Path:
+    """A small vision transformer of timm, whose attention is PyTorch's."""
+    pytest.importorskip("timm")
+    name = "timm:vit_tiny_patch16_224"
+    arguments = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 1, "num_heads": 2}
+    module = create_model(name, num_classes=10, input_shape=(1, 16, 16), arguments=arguments, seed=1)
+    save_model(folder / "transformer.safetensors", module, make_card(architecture=name, arguments=arguments))
+    return folder / "transformer.safetensors"
+
+
+@pytest.mark.parametrize("is_transformer", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_loss_along_an_eigenvector_curves_by_its_eigenvalue(
+    run_folder: Path, tmp_path: Path, without_figures, is_transformer: bool
+):
+    subject = transformer(tmp_path) if is_transformer else run_folder
+    curvature = {"lanczos_steps": 8, "trace_samples": 2, "ascent_steps": 1}
+    chosen = settings(subject, directions="eigenvectors", grid=3, range=0.02, curvature=curvature)
     (report,) = measure_landscape(chosen, tmp_path / "out").surfaces
     surface = load_surface(report.file)
     loss, step = surface.loss.double(), surface.axes[0, 2].item()
     first, second = report.axis_eigenvalues
     assert first.value > second.value > 0
+    assert report.curvature.largest_eigenvalue.value == pytest.approx(first.value, rel=1e-6)
+    assert report.curvature.missing is None
     assert surface.card.axis_labels[0] == f"Hessian eigenvector 1 (eigenvalue {first.value:.4g})"
     # Float32 losses leave an error of about 1e-6 / step^2; the fourth derivatives are small at this distance.
     assert ((loss[2, 1] + loss[0, 1] - 2 * loss[1, 1]) / step**2).item() == pytest.approx(first.value, rel=0.05)
     assert ((loss[1, 2] + loss[1, 0] - 2 * loss[1, 1]) / step**2).item() == pytest.approx(second.value, rel=0.05)
     mixed = (loss[2, 2] + loss[0, 0] - loss[2, 0] - loss[0, 2]) / (4 * step**2)
     assert abs(mixed.item()) < 0.05 * first.value  # eigenvectors are conjugate
+
+
+def test_accuracies_of_the_runs_are_drawn_with_their_snapshots(run_folder: Path, tmp_path: Path, monkeypatch):
+    timing = {"images_per_second": 1.0, "synthesis": 1.0, "distillation": 1.0}
+    epochs = [
+        {"event": "epoch", "epoch": number, "epochs": 3, "top1": top1, "reality_gap_before": 0.1,
+         "reality_gap_after": 0.1, "timing": timing} for number, top1 in enumerate((0.5, None, 0.75), 1)
+    ]  # fmt: skip
+    (run_folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in epochs))
+    drawn: list[Any] = []
+    monkeypatch.setattr(measure, "draw", lambda *_, accuracies, **__: drawn.append(accuracies) or [])
+    measure_landscape(settings(run_folder, snapshots=True, epochs=(3,)), tmp_path / "out")
+    measure_landscape(settings(run_folder), tmp_path / "other")
+    assert drawn == [{"run": {1: 0.5, 3: 0.75}}, {}]
+
+
+def test_students_of_a_table_are_named_by_their_methods(run_folder: Path, tmp_path: Path):
+    runs = [tmp_path / "cells" / "digits" / name / f"seed-0-{name.encode().hex()}" for name in ("gapssg", "fast")]
+    for run in runs:
+        shutil.copytree(run_folder, run)
+    assert [subject.name for subject in read_subjects(tuple(runs), False, None)] == ["gapssg", "fast"]
+    again = read_subjects((runs[0], runs[0]), False, None)  # not distinct
+    assert len({subject.name for subject in again}) == 2
 
 
 def test_every_snapshot_of_several_runs_is_measured_in_the_same_directions(
