@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gapssg.files import write_atomically
 
@@ -100,7 +100,7 @@ def write_animation(folder: Path, name: str, make: Callable[[], tuple[Figure, It
     with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
         figure, frames = make()
         figure.set_dpi(_DOTS_PER_INCH_OF_ANIMATIONS)
-        canvas = FigureCanvasAgg(figure)
+        canvas: Any = FigureCanvasAgg(figure)
         for _ in frames:
             canvas.draw()
             figure.set_layout_engine("none")  # the layout of the first frame

@@ -40,9 +40,9 @@ class CurvatureSettings(Settings):
     """Random vectors for Hutchinson's estimate of the trace, each one Hessian-vector product."""
     spectrum: bool = False
     """Also estimate the spectral density of the Hessian, by `spectrum_starts` times `spectrum_steps` products."""
-    spectrum_starts: int = Field(default=6, ge=2, le=1000)
+    spectrum_starts: int = Field(default=6, ge=2, le=100)
     """Random vectors for the spectral density."""
-    spectrum_steps: int = Field(default=40, ge=2, le=500)
+    spectrum_steps: int = Field(default=40, ge=2, le=200)
     """Lanczos steps from each of them; the basis takes 8 bytes for each step and parameter."""
     epsilon: float = Field(default=1e-3, gt=0, le=1)
     """Epsilon-sharpness: half the side of the box, relative to |weight| + 1."""

@@ -28,7 +28,7 @@ _MOST_BYTES = 16 * 2**20
 Sentences = Annotated[tuple[Text, ...], Field(max_length=20, fail_fast=True)]
 Coordinates = Annotated[tuple[float, ...], Field(max_length=2, fail_fast=True)]  # one number per axis
 _Weight = Annotated[float, Field(ge=0, le=1.001)]  # with a margin for rounding
-_Quadrature = Annotated[tuple[tuple[float, _Weight], ...], Field(min_length=1, max_length=1000, fail_fast=True)]
+_Quadrature = Annotated[tuple[tuple[float, _Weight], ...], Field(min_length=1, max_length=200, fail_fast=True)]
 Nothing = TypeVar("Nothing")
 """The value where a model was not evaluated: None, or Never if it always is."""
 Value = TypeVar("Value")
@@ -355,7 +355,7 @@ class PredictedImage(Stored):
     """The most probable classes of an image file, the most probable first."""
 
     file: Text
-    classes: Annotated[tuple[ClassProbability, ...], Field(min_length=1, max_length=1000, fail_fast=True)]
+    classes: Annotated[tuple[ClassProbability, ...], Field(min_length=1, max_length=200, fail_fast=True)]
 
 
 class PredictTiming(Stored):
@@ -517,7 +517,7 @@ class SpectralDensity(Stored):
 
     parameters: PositiveCount
     """Number of eigenvalues."""
-    starts: Annotated[tuple[_Quadrature, ...], Field(min_length=2, max_length=1000, fail_fast=True)]
+    starts: Annotated[tuple[_Quadrature, ...], Field(min_length=2, max_length=100, fail_fast=True)]
     """For each random start the nodes, which are estimates of eigenvalues, and their weights, which sum to 1."""
 
 
@@ -626,7 +626,7 @@ class LandscapeResult(RunResult):
     """The kind of loss, in words."""
     accuracy: Text
     """The kind of accuracy, in words."""
-    surfaces: Annotated[tuple[SurfaceFacts, ...], Field(min_length=1, max_length=1000, fail_fast=True)]
+    surfaces: Annotated[tuple[SurfaceFacts, ...], Field(min_length=1, max_length=200, fail_fast=True)]
     shared_directions: bool
     """Whether all surfaces have the same directions, each scaled to its own weights."""
     figures: Many[Text]
