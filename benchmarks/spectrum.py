@@ -72,10 +72,10 @@ def hessian() -> Tensor:
     train, test = load_split("digits", "train"), load_split("digits", "test")
     optimizer = torch.optim.Adam(network.parameters(), 0.01)
     for _ in range(5):
-        for chosen in torch.randperm(len(train.images)).split(64):
+        for chosen in torch.split(torch.randperm(len(train.images)), 64):
             loss = F.cross_entropy(network(train.images[chosen].double() / 255), train.labels[chosen])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     network.eval()
     layout, weights = Layout.of(network), torch.cat([each.detach().reshape(-1) for each in network.parameters()])

@@ -19,6 +19,7 @@ from gapssg.landscape.sharpness import finite
 from gapssg.models.safetensors_file import read_safetensors
 from gapssg.runs.results import CentreFacts, CentreScores, LocalMinimum, Mark, ModelFile, SpectralDensity, SurfaceFacts
 from gapssg.settings.base import Settings
+from gapssg.stored import Stored
 
 _METADATA_KEY = "gapssg-surface"
 _LARGEST_GRID = 1001
@@ -180,7 +181,7 @@ _TENSORS = ("axes", "loss", "accuracy", "centre_loss", "centre_accuracy", "mark_
 _COORDINATES = ("axes", "mark_coordinates")
 
 
-class _Header(Settings):
+class _Header(Stored):
     card: SurfaceCard
     measured: int = Field(ge=0)
     around: CentreFacts | None = None
@@ -202,7 +203,8 @@ def save_surface(path: Path, surface: Surface) -> None:
     """
     tensors = {name: getattr(surface, name).contiguous() for name in _TENSORS}
     header = _Header(card=surface.card, measured=surface.measured, around=surface.around)
-    write_atomically(path, save(tensors, metadata={_METADATA_KEY: canonical_json(header.to_dict())}))
+    metadata = {_METADATA_KEY: canonical_json(header.model_dump(mode="json", exclude_none=True))}
+    write_atomically(path, save(tensors, metadata=metadata))
 
 
 def load_surface(path: str | Path) -> Surface:

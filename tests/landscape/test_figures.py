@@ -4,6 +4,7 @@ import json
 import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -143,6 +144,10 @@ def test_panels_share_limits_only_where_their_axes_are_equal():
     assert right.get_xlim() == pytest.approx((-3, 3), rel=0.05)
 
 
+def lines_of(axes: Any) -> list[Any]:
+    return list(axes.lines)
+
+
 def route_surface() -> Surface:
     surface = make_surface(BOWL, directions="pca", marks=("1", "5"), marks_sha256=("0", "1"), explained=(0.9, 0.1))
     surface.mark_coordinates, surface.mark_loss = torch.tensor([[-1.0, 1.0], [0.5, 0.0]]).double(), torch.ones(2)
@@ -152,7 +157,7 @@ def route_surface() -> Surface:
 def test_the_animation_reaches_one_more_snapshot_in_each_frame(tmp_path: Path):
     surface = route_surface()
     figure, frames = route_animation(surface, scale_of([surface]))
-    (route,) = (line for line in figure.axes[0].lines if line.get_label() == "training route")
+    (route,) = (line for line in lines_of(figure.axes[0]) if line.get_label() == "training route")
     seen = [(figure.axes[0].get_title(), list(route.get_xdata()), list(route.get_ydata())) for _ in frames]
     assert seen == [
         ("student, epoch 1", [-1.0], [1.0]),
@@ -160,6 +165,7 @@ def test_the_animation_reaches_one_more_snapshot_in_each_frame(tmp_path: Path):
         ("student", [-1.0, 0.5, 0.0], [1.0, 0.0, 0.0]),
     ]
     file = write_animation(tmp_path, "route", partial(route_animation, surface, scale_of([surface])))
+    animation: Any
     with Image.open(file) as animation:
         assert animation.n_frames == 3
         assert animation.info["loop"] == 0
@@ -192,12 +198,12 @@ def test_heights_of_a_route_are_bilinear_between_points_of_the_grid():
 def test_surfaces_stand_in_the_grid_of_the_sheet_below_the_accuracies(accuracies):
     surfaces = [make_surface(BOWL * epoch, name=name, epoch=epoch) for name in "ab" for epoch in (1, 2, 9)]
     figure = sheet_3d(surfaces[:-1], accuracies)
-    panels = [axes for axes in figure.axes if axes.name == "3d"]
+    panels: list[Any] = [axes for axes in figure.axes if axes.name == "3d"]
     assert [panel.get_title() for panel in panels] == [surface.card.label for surface in surfaces[:-1]] + [""]
     assert [panel.axison for panel in panels] == [True] * 5 + [False]
     limits = {panel.get_zlim() for panel in panels[:-1]}
     assert len(limits) == 1  # one scale
-    lines = figure.axes[0].lines if accuracies else []
+    lines = lines_of(figure.axes[0]) if accuracies else []
     curves = {line.get_label(): list(line.get_ydata()) for line in lines if len(line.get_xdata()) == 2}
     assert {name: curves[name] for name in accuracies} == {
         name: pytest.approx([100 * share for share in curve.values()]) for name, curve in accuracies.items()

@@ -181,7 +181,12 @@ def test_accuracies_of_the_runs_are_drawn_with_their_snapshots(run_folder: Path,
     ]  # fmt: skip
     (run_folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in epochs))
     drawn: list[Any] = []
-    monkeypatch.setattr(measure, "draw", lambda *_, accuracies, **__: drawn.append(accuracies) or [])
+
+    def remember(*_: object, accuracies: Any, **__: object) -> list[Path]:
+        drawn.append(accuracies)
+        return []
+
+    monkeypatch.setattr(measure, "draw", remember)
     measure_landscape(settings(run_folder, snapshots=True, epochs=(3,)), tmp_path / "out")
     measure_landscape(settings(run_folder), tmp_path / "other")
     assert drawn == [{"run": {1: 0.5, 3: 0.75}}, {}]
@@ -501,7 +506,8 @@ def test_a_spectral_density_is_added_to_a_finished_landscape(run_folder: Path, t
     result = measure_landscape(chosen, tmp_path / "out", resume=True)
     assert result.timing.points_per_second is None  # no point was measured again
     density = result.surfaces[0].curvature.spectral_density
-    assert density.parameters == sum(p.numel() for p in create_model("wrn16_1", 10, (1, 16, 16)).parameters())
+    module = load_model(run_folder / "student.safetensors").module
+    assert density.parameters == sum(parameter.numel() for parameter in module.parameters())
     for start in density.starts:
         assert len(start) == 3
         assert sum(weight for _, weight in start) == pytest.approx(1)
