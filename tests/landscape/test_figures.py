@@ -104,7 +104,7 @@ def test_the_sheet_has_a_row_for_each_run_and_a_column_for_each_epoch(own_scale)
     panels = sheet(surfaces[:-1], own_scale=own_scale).axes[:6]  # what comes after them are colour bars
     assert [panel.get_title() for panel in panels] == ["epoch 1", "epoch 2", "epoch 9", "", "", ""]
     assert [panel.get_ylabel() for panel in panels] == ["a", "", "", "b", "", ""]
-    assert [panel._axis3don for panel in panels] == [True] * 5 + [False]  # the missing one is left empty
+    assert [panel.axison for panel in panels] == [True] * 5 + [False]  # the missing one is left empty
 
 
 def test_surfaces_share_one_scale_that_contains_them_all():
