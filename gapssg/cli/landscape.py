@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from gapssg.cli import options, render
 from gapssg.cli.command import DEVICE, MODEL_FACTORIES, Given, Shown, command, data_fields
 from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.cli.runs import check_factories, check_run, load_run
+from gapssg.errors import InputError
 from gapssg.landscape.settings import LandscapeSettings
+
+_Row = Annotated[
+    str | None,
+    typer.Option(
+        "--row",
+        metavar="NAME",
+        help="Of a table with several lines, the row whose students are measured.",
+        rich_help_panel=Panel.MEASURING,
+    ),
+]
 
 
 @command(
@@ -21,7 +36,7 @@ from gapssg.landscape.settings import LandscapeSettings
         Panel.MEASURING: [
             Shown("snapshots", "--snapshots"),
             Shown("epochs", "--epoch"),
-            *("samples", "curvature.enabled"),
+            *("samples", "curvature.enabled", "curvature.spectrum"),
             Shown("recalibrate", "--recalibrate"),
             Shown("biases_and_norms", "--biases-and-norms"),
             Shown("own_scale", "--own-scale/--one-scale"),
@@ -36,14 +51,20 @@ def landscape(
     output: options.Output = None,
     resume: options.Resume = None,
     overwrite: options.Overwrite = False,
+    row: _Row = None,
 ) -> None:
     """Measure and draw the loss around the weights of models.
+
+    The directory of a table stands for its students, one of each method.
 
     Examples:
         gapssg landscape run --data pool --output landscape
         gapssg landscape student.safetensors teacher.safetensors --data digits --dimensions 1 --output landscape
+        gapssg landscape table --data cifar10 --snapshots --epoch 20 --epoch 40 --epoch 140 --output landscapes
     """
     directory, settings = load_run(console, given, output, resume)
+    if resume is None:
+        settings = _with_students(settings, row)
     check_factories(console, given, resume, settings.model_factories, "--model-factory")
     if given.dry_run:
         console.settings(settings)
@@ -59,3 +80,20 @@ def landscape(
         )
     render.print_landscape(console, result)
     console.result(result)
+
+
+def _with_students(settings: LandscapeSettings, row: str | None) -> LandscapeSettings:
+    """Return the settings with the students of a table in place of its directory.
+
+    Raises:
+        InputError: `students_of` fails, or there is no table for --row.
+    """
+    from gapssg.table.students import is_table, students_of
+
+    tables = [path for path in settings.models if is_table(path)]
+    if row is not None and not tables:
+        raise InputError("--row chooses a line of a table; name the table's directory, or leave --row out")
+    if not tables:
+        return settings
+    models = [run for path in settings.models for run in (students_of(path, row) if path in tables else (path,))]
+    return LandscapeSettings.model_validate({**settings.to_dict(), "models": models})

@@ -319,7 +319,7 @@ def print_landscape(console: Console, result: LandscapeResult) -> None:
     if (rate := result.timing.points_per_second) is not None:
         console.say(f"{rate:.1f} points/s; {result.timing.total:.0f} s in all")
     for figure in result.figures:
-        if figure.endswith((".png", ".html")):
+        if figure.endswith((".png", ".html", ".gif")):
             console.say(f"  {figure}")
 
 

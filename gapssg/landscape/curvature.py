@@ -13,13 +13,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime, to_unit_range
-from gapssg.errors import reporting_out_of_memory, shortened
+from gapssg.errors import InputError, reporting_out_of_memory, shortened
 from gapssg.evaluation.predict import batch_size_for
+from gapssg.landscape.lanczos import Eigenpairs, largest_eigenpairs, largest_eigenvalue, quadrature
 from gapssg.landscape.layout import Layout
 from gapssg.landscape.samples import Samples
 from gapssg.landscape.settings import CurvatureSettings
-from gapssg.landscape.sharpness import epsilon_sharpness, finite, largest_eigenvalue, trace
-from gapssg.runs.results import Curvature, Measurement
+from gapssg.landscape.sharpness import epsilon_sharpness, finite, random_signs, trace
+from gapssg.runs.results import Curvature, Measurement, SpectralDensity
 from gapssg.text import listed
 
 _BATCH_SIZE = 256
@@ -38,6 +39,10 @@ class CentreLoss:
         batches = [samples.take(slice(start, start + size)) for start in range(0, len(samples), size)]
         self._batches = [(normalization(to_unit_range(batch.images)), batch) for batch in batches]
         self._count = len(samples)
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return self._count
 
     def loss_and_gradient(self, weights: Tensor) -> tuple[float, Tensor]:
         """Return the loss at weights (P,) and its gradient (P,)."""
@@ -64,19 +69,44 @@ class CentreLoss:
         return batch.loss(logits) * (len(batch) / self._count)
 
 
+def centre_loss(
+    module: nn.Module, normalization: Normalization, samples: Samples, runtime: Runtime, settings: CurvatureSettings
+) -> CentreLoss:
+    """Return the loss of a network on the samples that are drawn for its curvature."""
+    generator = torch.Generator().manual_seed(runtime.derive_seed("curvature samples"))
+    return CentreLoss(module, normalization, samples.draw(settings.samples, generator), runtime)
+
+
+def top_eigenvectors(loss: CentreLoss, runtime: Runtime, steps: int, count: int) -> Eigenpairs | None:
+    """Return the largest eigenvalues of the Hessian and their eigenvectors, as `largest_eigenpairs` does."""
+    return largest_eigenpairs(loss.hessian_product, _lanczos_start(loss, runtime), steps, count)
+
+
+def check_second_derivatives(
+    module: nn.Module, normalization: Normalization, samples: Samples, runtime: Runtime
+) -> None:
+    """Check with one sample that a network has a Hessian.
+
+    Raises:
+        InputError: An operator of the network has no second derivative.
+    """
+    loss = CentreLoss(module, normalization, samples.take(slice(1)), runtime)
+    missing: dict[str, str] = {}
+    _measured("second derivatives", missing, lambda: loss.hessian_product(torch.zeros_like(loss.weights)))
+    for name, reason in missing.items():
+        raise InputError(f"the network has no {name}: {reason}")
+
+
 def measure_curvature(
     module: nn.Module, normalization: Normalization, samples: Samples, runtime: Runtime, settings: CurvatureSettings
 ) -> Curvature:
-    """Return the largest Hessian eigenvalue and the trace with their errors, and the epsilon-sharpness.
+    """Return the largest Hessian eigenvalue and the trace with their errors, the epsilon-sharpness, and the spectrum.
 
     All parameters count, in float32, with the network's own batch-norm statistics. Measurements that need a derivative
     that an operator of the network lacks are left out, and `missing` says why.
     """
-    drawn = samples.draw(settings.samples, torch.Generator().manual_seed(runtime.derive_seed("curvature samples")))
-    loss = CentreLoss(module, normalization, drawn, runtime)
-    start = torch.randn(
-        len(loss.weights), generator=runtime.random_stream("lanczos"), device=runtime.device, dtype=torch.float32
-    )
+    loss = centre_loss(module, normalization, samples, runtime, settings)
+    start = _lanczos_start(loss, runtime)
     product, signs = loss.hessian_product, runtime.random_stream("hutchinson")
     missing: dict[str, str] = {}
     eigenvalue = _measured("eigenvalue", missing, lambda: largest_eigenvalue(product, start, settings.lanczos_steps))
@@ -86,14 +116,32 @@ def measure_curvature(
         missing,
         lambda: epsilon_sharpness(loss.loss_and_gradient, loss.weights, settings.epsilon, settings.ascent_steps),
     )
+    density = None
+    if settings.spectrum:
+        density = _measured("spectral density", missing, lambda: spectral_density(loss, runtime, settings))
     return Curvature(
-        samples=len(drawn),
+        samples=len(loss),
         largest_eigenvalue=eigenvalue or Measurement(),
         trace=hutchinson or Measurement(),
         epsilon_sharpness=None if sharpness is None else finite(sharpness),
         epsilon=settings.epsilon,
+        spectral_density=density,
         missing=f"no {listed(list(missing))}: {next(iter(missing.values()))}" if missing else None,
     )
+
+
+def _lanczos_start(loss: CentreLoss, runtime: Runtime) -> Tensor:
+    stream = runtime.random_stream("lanczos")
+    return torch.randn(len(loss.weights), generator=stream, device=runtime.device, dtype=torch.float32)
+
+
+def spectral_density(loss: CentreLoss, runtime: Runtime, settings: CurvatureSettings) -> SpectralDensity | None:
+    """Return the spectral density of the Hessian; None if it is not finite."""
+    size, signs = len(loss.weights), runtime.random_stream("spectral density")
+    starts = (random_signs(size, signs).to(loss.weights.dtype) for _ in range(settings.spectrum_starts))
+    found = [quadrature(loss.hessian_product, start, settings.spectrum_steps) for start in starts]
+    finite_ones = tuple(tuple(nodes) for nodes in found if nodes is not None)
+    return SpectralDensity(parameters=size, starts=finite_ones) if len(finite_ones) == len(found) else None
 
 
 def _measured(name: str, missing: dict[str, str], measure: Callable[[], Value]) -> Value | None:

@@ -6,6 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from gapssg.landscape.scale import Scale, clipping, tick_text
 from gapssg.landscape.surface import Surface
 
@@ -43,9 +47,13 @@ def interactive_html(surface: Surface, scale: Scale) -> str:
     if minima:
         places, losses = [each.coordinates for each in minima], [each.loss for each in minima]
         points.append(_points("local minimum of the grid", places, losses, "white", "circle", scale))
+    route = _route(surface, scale) if surface.has_route else []
+    points += route[-1:]
     clipped = clipping(surface, scale)
     title = card.label + (f"<br><sup>{clipped}</sup>" if clipped else "")
-    figure = go.Figure([surface_trace, *points])
+    number = len(points)  # of the trace of the route
+    frames = [go.Frame(data=[line], traces=[number], name=line.name) for line in route]
+    figure = go.Figure([surface_trace, *points], frames=frames)
     figure.update_layout(
         title={"text": title},
         scene={
@@ -57,7 +65,9 @@ def interactive_html(surface: Surface, scale: Scale) -> str:
         legend={"x": 0, "y": 1},
         margin={"l": 10, "r": 10, "b": 10, "t": 60},
     )
-    page: str = figure.to_html(include_plotlyjs=True, full_html=True, div_id="landscape")
+    if route:
+        figure.update_layout(**_controls([line.name for line in route]))
+    page: str = figure.to_html(include_plotlyjs=True, full_html=True, auto_play=False, div_id="landscape")
     return page.replace("</head>", f"{_STYLE}</head>", 1)
 
 
@@ -65,7 +75,6 @@ def _points(
     name: str, places: Sequence[Sequence[float]], losses: Sequence[float], colour: str, symbol: str, scale: Scale
 ) -> Any:
     import plotly.graph_objects as go
-    import torch
 
     return go.Scatter3d(
         x=[place[0] for place in places],
@@ -76,3 +85,49 @@ def _points(
         marker={"color": colour, "symbol": symbol, "size": 5, "line": {"color": "black", "width": 1}},
         hovertemplate=f"{name}<extra></extra>",
     )
+
+
+def _route(surface: Surface, scale: Scale) -> list[Any]:
+    """Return the training route on the surface, up to each snapshot."""
+    import plotly.graph_objects as go
+
+    card, places = surface.card, torch.cat([surface.mark_coordinates, surface.mark_coordinates.new_zeros(1, 2)])
+    heights = heights_at(surface, scale, places).tolist()
+    names = [*(f"epoch {epoch}" for epoch in card.marks), card.label]
+    losses = [*surface.mark_loss.tolist(), surface.centre_loss.item()]
+    texts = [f"{name}<br>{card.loss_name}: {loss:.4g}" for name, loss in zip(names, losses, strict=True)]
+    return [
+        go.Scatter3d(
+            x=places[:count, 0].tolist(),
+            y=places[:count, 1].tolist(),
+            z=heights[:count],
+            text=texts[:count],
+            mode="lines+markers",
+            name=names[count - 1],
+            line={"color": "#D55E00", "width": 5},
+            marker={"color": "#D55E00", "size": 3},
+            hovertemplate="%{text}<extra></extra>",
+        )
+        for count in range(1, len(places) + 1)
+    ]
+
+
+def heights_at(surface: Surface, scale: Scale, places: Tensor) -> Tensor:
+    """Return the logarithm to base 10 of the loss at places (M, 2), bilinear between the points of the grid: (M,)."""
+    low, high = surface.axes[:, 0], surface.axes[:, -1]
+    along = 2 * (places - low) / (high - low) - 1
+    grid, heights = along.flip(1)[None, None], scale.clip(surface.loss).log10()[None, None]
+    return F.grid_sample(heights, grid, padding_mode="border", align_corners=True).reshape(-1)
+
+
+def _controls(names: Sequence[str]) -> dict[str, Any]:
+    """Return a button that plays the route, and a slider over the snapshots."""
+    at_once = {"mode": "immediate", "transition": {"duration": 0}}
+    duration = max(50, 6000 // len(names))  # milliseconds
+    play = {**at_once, "fromcurrent": True, "frame": {"duration": duration, "redraw": True}}
+    buttons = [{"label": "Play", "method": "animate", "args": [None, play]}]
+    menu = {"type": "buttons", "buttons": buttons, "x": 0, "y": 0, "xanchor": "left", "yanchor": "bottom"}
+    show = {**at_once, "frame": {"duration": 0, "redraw": True}}
+    steps = [{"label": name, "method": "animate", "args": [[name], show]} for name in names]
+    slider = {"steps": steps, "active": len(names) - 1, "x": 0.1, "len": 0.85, "y": 0, "yanchor": "bottom"}
+    return {"updatemenus": [menu], "sliders": [slider]}

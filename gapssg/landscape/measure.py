@@ -18,12 +18,12 @@ from gapssg.files import is_file, user_path
 from gapssg.landscape.curvature import measure_curvature
 from gapssg.landscape.figures import draw
 from gapssg.landscape.layout import Layout
-from gapssg.landscape.planes import Site, choose_site
+from gapssg.landscape.planes import Site, along_eigenvectors, choose_site
 from gapssg.landscape.points import Plane, PointEvaluator
 from gapssg.landscape.samples import Samples, read_samples
 from gapssg.landscape.settings import LandscapeSettings
 from gapssg.landscape.sharpness import radius_of_doubling
-from gapssg.landscape.subjects import Subject, read_subjects
+from gapssg.landscape.subjects import Subject, accuracy_by_epoch, read_subjects
 from gapssg.landscape.surface import Surface, SurfaceCard, load_surface, save_surface
 from gapssg.models.model_file import LoadedModel
 from gapssg.runs.directory import Display, RunDirectory, SilentDisplay, run_facts, sha256_of_fixed_settings
@@ -82,7 +82,7 @@ def measure_landscape(
         check_same_images(subjects[0].model, other.model)
     samples = read_samples(settings, subjects[0], runtime, launch.display)
     centres = subjects[:1] if settings.directions == "models" else subjects
-    sites = [choose_site(settings, subject, subjects, runtime) for subject in centres]
+    sites = [choose_site(settings, subject, subjects, samples, runtime) for subject in centres]
     empty_surfaces = [_empty_surface(settings, *pair, samples, runtime) for pair in zip(centres, sites, strict=True)]
     tasks = []
     for subject, site, empty, name in zip(centres, sites, empty_surfaces, _file_names(empty_surfaces), strict=True):
@@ -117,8 +117,11 @@ class _Job(Job[LandscapeResult]):
         self._points = 0
 
     def _is_unfinished(self, task: _Task) -> bool:
-        around = task.surface.around  # may lack the curvature, which the run that is continued did not measure
-        return around is None or (self._settings.curvature.enabled and around.curvature is None)
+        around, wanted = task.surface.around, self._settings.curvature
+        if around is None or not wanted.enabled:
+            return around is None
+        known = around.curvature  # may lack what the run that is continued did not measure
+        return known is None or (wanted.spectrum and known.spectral_density is None and known.missing is None)
 
     @property
     def epochs_done(self) -> int:
@@ -144,6 +147,9 @@ class _Job(Job[LandscapeResult]):
         task = self._unfinished[0] = task._replace(file=run.folder(_FOLDER) / task.file.name)
         self.state()
         run.show(CheckpointWritten(directory=run.path))
+        if self._settings.directions == "eigenvectors":
+            yield Phase("directions", 1, self._find_axes(), f"eigenvectors of {task.subject.label}", attended=False)
+            task = self._unfinished[0]
         evaluator = _evaluator(self._settings, task.subject.model, self._samples, self.runtime)
         plane, count = task.site.plane.to(self.runtime.device), task.surface.loss.numel()
         points = self._measure(task.surface, evaluator, plane)
@@ -151,6 +157,14 @@ class _Job(Job[LandscapeResult]):
         self.state()
         around = self._measure_around(task, evaluator, plane, run)
         yield Phase("around", 1, around, f"curvature of {task.subject.label}", attended=False)
+
+    def _find_axes(self) -> Generator[int, None, None]:
+        """Compute the axes of the current surface; of a resumed one that has points, they are the same."""
+        yield 0
+        task = self._unfinished[0]
+        site = along_eigenvectors(self._settings, task.subject, self._samples, self.runtime)
+        task.surface.card = task.surface.card.model_copy(update={"axis_labels": site.labels})
+        self._unfinished[0] = task._replace(site=site)
 
     def _measure(self, surface: Surface, evaluator: PointEvaluator, plane: Plane) -> Generator[int, None, None]:
         """Measure the missing points."""
@@ -180,7 +194,9 @@ class _Job(Job[LandscapeResult]):
                 run.show(Warned(epoch=0, message=f"the curvature of {task.subject.label} has {curvature.missing}"))
         if runtime.precision == "bf16":
             error = _bf16_error(settings, model, samples, replace(exact, compiled=False), task.surface, plane)
-        task.surface.around = CentreFacts(radius_of_doubling=radius, curvature=curvature, bf16_error=error)
+        task.surface.around = CentreFacts(
+            radius_of_doubling=radius, curvature=curvature, bf16_error=error, axis_eigenvalues=task.site.eigenvalues
+        )
 
     def end_epoch(self, run: RunDirectory) -> SurfaceMeasured:
         self.state()
@@ -195,7 +211,14 @@ class _Job(Job[LandscapeResult]):
         reports = tuple(task.surface.facts(task.file) for task in self._tasks)
         run.progress("drawing", 0, 1)
         surfaces = {task.file.stem: task.surface for task in self._tasks}
-        figures = draw(surfaces, run.folder("figures"), own_scale=settings.own_scale)
+        runs = {task.subject.name: task.subject.run for task in self._tasks if settings.snapshots}
+        accuracies = {name: accuracy_by_epoch(each) for name, each in runs.items() if each is not None}
+        figures = draw(
+            surfaces,
+            run.folder("figures"),
+            own_scale=settings.own_scale,
+            accuracies={name: curve for name, curve in accuracies.items() if curve},
+        )
         result = LandscapeResult(
             data=settings.data.name,
             samples=len(samples),

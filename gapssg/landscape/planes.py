@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gapssg.core.runtime import Runtime
-from gapssg.errors import InputError
+from gapssg.errors import InputError, RunError, reporting_out_of_memory
 from gapssg.evaluation.real_images import check_same_images
+from gapssg.landscape.curvature import centre_loss, check_second_derivatives, top_eigenvectors
 from gapssg.landscape.directions import directions_through, principal_directions, random_directions
 from gapssg.landscape.layout import Layout
 from gapssg.landscape.points import Plane
+from gapssg.landscape.samples import Samples
 from gapssg.landscape.settings import LandscapeSettings
 from gapssg.landscape.subjects import Subject
 from gapssg.models.description import ModelCard
 from gapssg.models.model_file import LoadedModel, load_model
+from gapssg.runs.results import Measurement
 
 
 class Site(NamedTuple):
@@ -30,6 +34,7 @@ class Site(NamedTuple):
         explained: Of principal components, each axis's share of the variance.
         marks: Models to mark, by label.
         mark_coordinates: (M, D) float64.
+        eigenvalues: Of eigenvectors, each axis's eigenvalue with its error.
     """
 
     plane: Plane
@@ -38,13 +43,18 @@ class Site(NamedTuple):
     explained: tuple[float, ...]
     marks: dict[str, LoadedModel]
     mark_coordinates: Tensor
+    eigenvalues: tuple[Measurement, ...] = ()
 
 
-def choose_site(settings: LandscapeSettings, subject: Subject, subjects: Sequence[Subject], runtime: Runtime) -> Site:
+def choose_site(
+    settings: LandscapeSettings, subject: Subject, subjects: Sequence[Subject], samples: Samples, runtime: Runtime
+) -> Site:
     """Choose the plane and the grid around a subject, or through all subjects.
 
+    Directions along eigenvectors are zero until `along_eigenvectors` computes them, which takes a while.
+
     Raises:
-        InputError: The run has too few snapshots, or the architectures of models differ.
+        InputError: The run has too few snapshots, the architectures of models differ, or the network has no Hessian.
     """
     if settings.directions == "pca":
         return _along_the_route(settings, subject)
@@ -52,12 +62,54 @@ def choose_site(settings: LandscapeSettings, subject: Subject, subjects: Sequenc
         return _through_models(settings, subjects)
     layout = Layout.of(subject.model.module)
     origin = layout.flatten(subject.model.module.state_dict())
+    axes = torch.linspace(-settings.range, settings.range, settings.grid, dtype=torch.float64)
+    axes = axes.expand(settings.dimensions, -1)
+    none = torch.zeros(0, settings.dimensions, dtype=torch.float64)
+    if settings.directions == "eigenvectors":
+        _check_hessian(subject, samples, replace(runtime, precision="fp32"))
+        plane = Plane(origin, origin.new_zeros(settings.dimensions, len(origin)), layout)
+        return Site(plane, axes, _eigenvector_labels([""] * settings.dimensions), (), {}, none)
     seeds = [runtime.derive_seed("landscape direction", axis) for axis in range(settings.dimensions)]
     directions = random_directions(origin, layout, seeds, biases_and_norms=settings.biases_and_norms)
-    axes = torch.linspace(-settings.range, settings.range, settings.grid, dtype=torch.float64)
     labels = tuple(f"random direction {axis + 1} (filter norms)" for axis in range(settings.dimensions))
-    none = torch.zeros(0, settings.dimensions, dtype=torch.float64)
-    return Site(Plane(origin, directions, layout), axes.expand(settings.dimensions, -1), labels, (), {}, none)
+    return Site(Plane(origin, directions, layout), axes, labels, (), {}, none)
+
+
+def along_eigenvectors(settings: LandscapeSettings, subject: Subject, samples: Samples, runtime: Runtime) -> Site:
+    """Choose the plane along the eigenvectors of the largest eigenvalues of the Hessian, in float32.
+
+    The directions have length 1, so that along an axis the loss rises by half its eigenvalue times the squared
+    coordinate, to second order.
+
+    Raises:
+        RunError: The Hessian is not finite.
+    """
+    model, curvature = subject.model, settings.curvature
+    exact = replace(runtime, precision="fp32")
+    with reporting_out_of_memory(), exact.configured():
+        loss = centre_loss(model.module, model.normalization(exact.device), samples, exact, curvature)
+        pairs = top_eigenvectors(loss, exact, curvature.lanczos_steps, settings.dimensions)
+    if pairs is None:
+        raise RunError(f"the Hessian of {subject.label} is not finite or has fewer axes; use --directions random")
+    site = choose_site(settings, subject, [subject], samples, runtime)
+    return site._replace(
+        plane=site.plane._replace(directions=pairs.vectors.float().to(site.plane.origin.device)),
+        labels=_eigenvector_labels([f" (eigenvalue {value.value:.4g})" for value in pairs.values]),
+        eigenvalues=tuple(pairs.values),
+    )
+
+
+def _check_hessian(subject: Subject, samples: Samples, exact: Runtime) -> None:
+    model = subject.model
+    try:
+        with exact.configured():
+            check_second_derivatives(model.module, model.normalization(exact.device), samples, exact)
+    except InputError as error:
+        raise InputError(f"--directions eigenvectors: {model.path}: {error}; use --directions random") from error
+
+
+def _eigenvector_labels(ends: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"Hessian eigenvector {axis}{end}" for axis, end in enumerate(ends, 1))
 
 
 def _along_the_route(settings: LandscapeSettings, subject: Subject) -> Site:

@@ -38,6 +38,12 @@ class CurvatureSettings(Settings):
     """Steps of the Lanczos iteration for the largest eigenvalue, each one Hessian-vector product."""
     trace_samples: int = Field(default=12, ge=2, le=10_000)
     """Random vectors for Hutchinson's estimate of the trace, each one Hessian-vector product."""
+    spectrum: bool = False
+    """Also estimate the spectral density of the Hessian, by `spectrum_starts` times `spectrum_steps` products."""
+    spectrum_starts: int = Field(default=6, ge=2, le=100)
+    """Random vectors for the spectral density."""
+    spectrum_steps: int = Field(default=40, ge=2, le=200)
+    """Lanczos steps from each of them; the basis takes 8 bytes for each step and parameter."""
     epsilon: float = Field(default=1e-3, gt=0, le=1)
     """Epsilon-sharpness: half the side of the box, relative to |weight| + 1."""
     ascent_steps: int = Field(default=10, ge=1, le=1000)
@@ -60,9 +66,11 @@ class LandscapeSettings(WithFactories):
     grid: int = Field(default=25, ge=2, le=1001)
     """Points along each direction; with an odd number, the centre is one of them."""
     range: float = Field(default=1.0, gt=0, le=1000)
-    """Half the width of the grid, in filter norms or in extents of the route or of the models."""
-    directions: Literal["random", "pca", "models"] = "random"
-    """Filter-normalised random directions, principal components of a run's snapshots, or through 2 or 3 models."""
+    """Half the width of the grid: in filter norms, in extents of the route or of the models, or, for eigenvectors, in
+    Euclidean distance."""
+    directions: Literal["random", "pca", "models", "eigenvectors"] = "random"
+    """Filter-normalised random directions, principal components of a run's snapshots, through 2 or 3 models, or
+    eigenvectors of the Hessian's largest eigenvalues."""
     biases_and_norms: bool = False
     """Whether random directions also change biases and batch-norm parameters; other directions always do."""
     snapshots: bool = False

@@ -15,44 +15,6 @@ Product = Callable[[Tensor], Tensor]
 """A symmetric matrix, given by its product with a vector (P,)."""
 
 
-def largest_eigenvalue(product: Product, start: Tensor, steps: int) -> Measurement:
-    """Estimate the largest (not the largest absolute) eigenvalue of a symmetric matrix by the Lanczos iteration.
-
-    Full reorthogonalisation prevents spurious copies of eigenvalues. The error is the residual norm of the Ritz pair:
-    at least one eigenvalue is within it (Parlett, "The Symmetric Eigenvalue Problem", section 13.2), which is the
-    largest with probability 1 for a random start.
-
-    Args:
-        product: The matrix.
-        start: (P,), a random vector.
-        steps: Largest number of products, besides one for the error; fewer if the vectors span an invariant subspace.
-    """
-    basis = [start.double() / start.double().norm()]
-    diagonal: list[float] = []
-    beside: list[float] = []
-    for _ in range(min(steps, len(start))):
-        vector = product(basis[-1].to(start.dtype)).double()
-        diagonal.append((vector @ basis[-1]).item())
-        for _ in range(2):  # twice is enough (Parlett, section 6.9)
-            known = torch.stack(basis)
-            vector = vector - known.T @ (known @ vector)
-        beside.append(vector.norm().item())
-        scale = max(map(abs, diagonal))
-        if not math.isfinite(beside[-1]) or beside[-1] <= 1e-7 * scale or len(basis) == len(start):
-            break
-        basis.append(vector / beside[-1])
-    size = len(diagonal)
-    between = torch.tensor(beside[: size - 1], dtype=torch.float64)
-    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + between.diag(1) + between.diag(-1)
-    if not matrix.isfinite().all():
-        return Measurement()
-    values, vectors = torch.linalg.eigh(matrix)
-    vector = torch.stack(basis[:size]).T @ vectors[:, -1].to(basis[0].device)
-    # The measured residual includes the rounding of the products.
-    residual = product(vector.to(start.dtype)).double() - values[-1].item() * vector
-    return _measurement(values[-1].item(), residual.norm().item())
-
-
 def trace(product: Product, size: int, samples: int, generator: torch.Generator) -> Measurement:
     """Estimate the trace of a symmetric matrix (size, size) by Hutchinson's method, with its standard error.
 
@@ -66,12 +28,18 @@ def trace(product: Product, size: int, samples: int, generator: torch.Generator)
     """
     values = torch.empty(samples, dtype=torch.float64)
     for index in range(samples):
-        signs = torch.randint(0, 2, (size,), generator=generator, device=generator.device).float() * 2 - 1
+        signs = random_signs(size, generator)
         values[index] = (product(signs).double() @ signs.double()).item()
-    return _measurement(values.mean().item(), (values.std() / math.sqrt(samples)).item())
+    return measurement(values.mean().item(), (values.std() / math.sqrt(samples)).item())
 
 
-def _measurement(value: float, error: float) -> Measurement:
+def random_signs(size: int, generator: torch.Generator) -> Tensor:
+    """Return a random vector (size,) float32 of 1 and -1 on the generator's device."""
+    return torch.randint(0, 2, (size,), generator=generator, device=generator.device).float() * 2 - 1
+
+
+def measurement(value: float, error: float) -> Measurement:
+    """Return a number and its error, each None if not finite."""
     return Measurement(value=finite(value), error=finite(error))
 
 

@@ -12,12 +12,14 @@ from gapssg.errors import InputError
 from gapssg.files import entries_in, is_file
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.runs.directory import final_weights
+from gapssg.runs.events import DistillationEpoch, PretrainingEpoch, read_events
 from gapssg.safe_paths import InsidePath, inside
 from gapssg.settings.load import read_toml
 from gapssg.text import shortest_ends
 from gapssg.training.settings import DistillSettings
 
 _ONLY_ONE_IN_A_RUN = ("student", "model")
+_RUN_OF_A_TABLE = re.compile(r"seed-[0-9]+-[0-9a-f]+")
 _SNAPSHOT = re.compile(r"epoch-(\d+)\.safetensors")
 
 
@@ -98,6 +100,15 @@ def read_subjects(
     return subjects
 
 
+def accuracy_by_epoch(run: Run) -> dict[int, float]:
+    """Return the student's or model's accuracy in [0, 1] by epoch, empty if the run did not record it."""
+    kind = PretrainingEpoch if run.distillation is None else DistillationEpoch
+    try:
+        return {event.epoch: event.top1 for event in read_events(run.path, kind).epochs if event.top1 is not None}
+    except InputError:
+        return {}
+
+
 def _read_run(path: Path) -> Run:
     folder = inside(path) / "snapshots"
     found = {int(match[1]): folder / name for name in entries_in(folder) if (match := _SNAPSHOT.fullmatch(name))}
@@ -114,7 +125,10 @@ def _distillation(file: InsidePath) -> DistillSettings | None:
 
 
 def _names(paths: tuple[Path, ...]) -> list[str]:
-    """Return the shortest distinct ends of the paths."""
+    """Return the shortest distinct ends of the paths; of the runs of a table, the methods, if they are distinct."""
+    methods = [path.resolve().parent.name for path in paths if _RUN_OF_A_TABLE.fullmatch(path.resolve().name)]
+    if len(set(methods)) == len(paths):
+        return methods
     named = []
     for path in paths:
         path = path.resolve()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,8 +17,9 @@ from gapssg.files import canonical_json, write_atomically
 from gapssg.landscape.minima import local_minima
 from gapssg.landscape.sharpness import finite
 from gapssg.models.safetensors_file import read_safetensors
-from gapssg.runs.results import CentreFacts, CentreScores, LocalMinimum, Mark, ModelFile, SurfaceFacts
+from gapssg.runs.results import CentreFacts, CentreScores, LocalMinimum, Mark, ModelFile, SpectralDensity, SurfaceFacts
 from gapssg.settings.base import Settings
+from gapssg.stored import Stored
 
 _METADATA_KEY = "gapssg-surface"
 _LARGEST_GRID = 1001
@@ -40,7 +40,7 @@ class SurfaceCard(Settings):
     """SHA-256 of that file."""
     architecture: str
     """The model's architecture."""
-    directions: Literal["random", "pca", "models"]
+    directions: Literal["random", "pca", "models", "eigenvectors"]
     """The kind of the axes."""
     axis_labels: tuple[str, ...]
     """One label per axis, with its unit."""
@@ -124,6 +124,17 @@ class Surface:
         """Whether all points are measured."""
         return self.measured == self.loss.numel()
 
+    @property
+    def spectral_density(self) -> SpectralDensity | None:
+        """The spectral density of the Hessian at the centre, if it was measured."""
+        curvature = self.around.curvature if self.around else None
+        return curvature.spectral_density if curvature else None
+
+    @property
+    def has_route(self) -> bool:
+        """Whether the marked points are a training route, which ends at the centre."""
+        return self.card.directions == "pca"
+
     def points(self) -> list[tuple[float, ...]]:
         """Return the coordinates of all points, with the last axis fastest."""
         return list(itertools.product(*self.axes.tolist()))
@@ -170,7 +181,7 @@ _TENSORS = ("axes", "loss", "accuracy", "centre_loss", "centre_accuracy", "mark_
 _COORDINATES = ("axes", "mark_coordinates")
 
 
-class _Header(Settings):
+class _Header(Stored):
     card: SurfaceCard
     measured: int = Field(ge=0)
     around: CentreFacts | None = None
@@ -192,7 +203,8 @@ def save_surface(path: Path, surface: Surface) -> None:
     """
     tensors = {name: getattr(surface, name).contiguous() for name in _TENSORS}
     header = _Header(card=surface.card, measured=surface.measured, around=surface.around)
-    write_atomically(path, save(tensors, metadata={_METADATA_KEY: canonical_json(header.to_dict())}))
+    metadata = {_METADATA_KEY: canonical_json(header.model_dump(mode="json", exclude_none=True))}
+    write_atomically(path, save(tensors, metadata=metadata))
 
 
 def load_surface(path: str | Path) -> Surface:
@@ -206,8 +218,8 @@ def load_surface(path: str | Path) -> Surface:
     if _METADATA_KEY not in file.metadata:
         raise InputError(f"{path} is not a surface of `gapssg landscape`; name a file in surfaces/")
     try:
-        header = _Header.model_validate(json.loads(file.metadata[_METADATA_KEY]))
-    except (ValidationError, ValueError, RecursionError) as error:
+        header = _Header.model_validate_json(file.metadata[_METADATA_KEY])
+    except ValidationError as error:
         raise InputError(f"{path}: its description is not valid; measure the surface again") from error
     tensors = file.tensors
     dimensions, marks = len(header.card.axis_labels), len(header.card.marks)

@@ -74,7 +74,10 @@ CARD = "README.md"
 # The temporary file of the first write of all: if nothing else is there, no run has started.
 _NOT_STARTED = re.compile(rf"\.{re.escape(_SETTINGS)}\.[0-9a-f]{{12}}\.tmp")
 _TEMPORARY = ".tmp"
-_MAY_CHANGE = {"checkpoint_every", "checkpoint_minutes", "max_rollbacks", "own_scale", "curvature.enabled"}
+_MAY_CHANGE = {
+    *("checkpoint_every", "checkpoint_minutes", "max_rollbacks", "own_scale"),
+    *("curvature.enabled", "curvature.spectrum"),
+}
 _ASKED_EACH_TIME = {"data.download", "eval_data.download"}
 _MOST_DIFFERENCES = 10
 _MOST_GRIDS = 100

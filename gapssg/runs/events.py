@@ -204,6 +204,10 @@ class DistillationEpoch(Epoch):
     """Reality gap on the newest images before the student trained on them."""
     reality_gap_after: float = Field(ge=0, le=1.001)
     """Reality gap on the same images afterwards."""
+    inherent_gap_bound: Number | None = None
+    """`E[|p_t - p_t*| |log(1/p_s)|]` on the same images afterwards, in nats; the student stands for the ideal T*."""
+    derived_gap_bound: Number | None = None
+    """`E[|p_t* - y| |log(1/p_s)|]` likewise; y are the targets of the images."""
     agreement_before: Share | None = None
     """Agreement with the teacher on the newest images before the student trained on them."""
     agreement_baseline: Share | None = None

@@ -27,6 +27,8 @@ _MOST_BYTES = 16 * 2**20
 
 Sentences = Annotated[tuple[Text, ...], Field(max_length=20, fail_fast=True)]
 Coordinates = Annotated[tuple[float, ...], Field(max_length=2, fail_fast=True)]  # one number per axis
+_Weight = Annotated[float, Field(ge=0, le=1.001)]  # with a margin for rounding
+_Quadrature = Annotated[tuple[tuple[float, _Weight], ...], Field(min_length=1, max_length=200, fail_fast=True)]
 Nothing = TypeVar("Nothing")
 """The value where a model was not evaluated: None, or Never if it always is."""
 Value = TypeVar("Value")
@@ -345,7 +347,7 @@ class PredictedImage(Stored):
     """The most probable classes of an image file, the most probable first."""
 
     file: Text
-    classes: Annotated[tuple[ClassProbability, ...], Field(min_length=1, max_length=1000, fail_fast=True)]
+    classes: Annotated[tuple[ClassProbability, ...], Field(min_length=1, max_length=200, fail_fast=True)]
 
 
 class PredictTiming(Stored):
@@ -506,6 +508,15 @@ class ExportResult(FileFacts, RunFacts):
     """None without an int8 model."""
 
 
+class SpectralDensity(Stored):
+    """The density of the eigenvalues of the Hessian, by stochastic Lanczos quadrature."""
+
+    parameters: PositiveCount
+    """Number of eigenvalues."""
+    starts: Annotated[tuple[_Quadrature, ...], Field(min_length=2, max_length=100, fail_fast=True)]
+    """For each random start the nodes, which are estimates of eigenvalues, and their weights, which sum to 1."""
+
+
 class Curvature(Stored):
     """The curvature of the loss at the centre of a surface."""
 
@@ -518,6 +529,8 @@ class Curvature(Stored):
     """Relative increase of the loss in a small box; None if not finite."""
     epsilon: float
     """Half the side of the box, relative to |weight| + 1."""
+    spectral_density: SpectralDensity | None = None
+    """Of the Hessian; None if it was not asked for or is not finite."""
     missing: Text | None = None
     """What could not be measured, and why; None if everything was."""
 
@@ -538,6 +551,8 @@ class CentreFacts(Stored):
     """Distance at which the loss first reaches twice that of the centre; None if not within the grid."""
     curvature: Curvature | None = None
     bf16_error: Bf16Error | None = None
+    axis_eigenvalues: Annotated[tuple[Measurement, ...], Field(max_length=2, fail_fast=True)] = ()
+    """Of axes along eigenvectors of the Hessian, the eigenvalues, with their residuals as errors."""
 
 
 class CentreScores(Stored):
@@ -607,7 +622,7 @@ class LandscapeResult(RunResult):
     """The kind of loss, in words."""
     accuracy: Text
     """The kind of accuracy, in words."""
-    surfaces: Annotated[tuple[SurfaceFacts, ...], Field(min_length=1, max_length=1000, fail_fast=True)]
+    surfaces: Annotated[tuple[SurfaceFacts, ...], Field(min_length=1, max_length=200, fail_fast=True)]
     shared_directions: bool
     """Whether all surfaces have the same directions, each scaled to its own weights."""
     figures: Many[Text]

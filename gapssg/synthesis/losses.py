@@ -32,6 +32,28 @@ def reality_gaps(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     return difference.abs().amax(dim=1)
 
 
+def gap_bounds(
+    teacher_logits: Tensor, student_logits: Tensor, ideal_logits: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the bounds of the inherent and of the derived gap, means over samples, in nats.
+
+    They are `E[|p_t - p_t*| |log(1/p_s)|]` and `E[|p_t* - y| |log(1/p_s)|]`, with Euclidean norms over the classes and
+    y as one-hot vectors. By the inequalities of the triangle and of Cauchy and Schwarz, for any T* their sum is at
+    least the distance of the student's risk under the teacher's probabilities from that under the targets (Wang et
+    al., T-PAMI 2024).
+
+    Args:
+        teacher_logits: (N, K), of T.
+        student_logits: (N, K), of S.
+        ideal_logits: (N, K), of the ideal teacher T*, or of what stands for it.
+        targets: (N,) int64.
+    """
+    teacher, ideal = teacher_logits.softmax(dim=1), ideal_logits.softmax(dim=1)
+    surprise = F.log_softmax(student_logits, dim=1).norm(dim=1)
+    answers = F.one_hot(targets, ideal.shape[1]).to(ideal.dtype)
+    return ((teacher - ideal).norm(dim=1) * surprise).mean(), ((ideal - answers).norm(dim=1) * surprise).mean()
+
+
 def regulatory_factor(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     """Return `exp(-reality gap)` without gradient: near 1 where the student tracks the teacher."""
     return torch.exp(-reality_gap(teacher_logits.detach(), student_logits.detach()))

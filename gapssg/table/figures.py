@@ -142,7 +142,7 @@ def write_table_figures(root: Path, summary: TableSummary) -> dict[str, str]:
             if top1 is not None
         ]
         if cells:
-            names.append(_line_name(row))
+            names.append(line_name(row))
             number = names.count(names[-1])
             name = names[-1] if number == 1 else f"{names[-1]}-{number}"
             try:
@@ -153,7 +153,7 @@ def write_table_figures(root: Path, summary: TableSummary) -> dict[str, str]:
     return failed
 
 
-def _line_name(row: TableRow) -> str:
+def line_name(row: TableRow) -> str:
     """Return the name of the figures of a line: row, budget if it is not the full one, and changes."""
     particulars = re.sub(r"[^\w.-]+", "-", "-".join(row.particulars), flags=re.ASCII)
     return f"{row.row}-{particulars[:_LONGEST_PARTICULARS]}" if particulars else row.row

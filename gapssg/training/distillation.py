@@ -22,7 +22,7 @@ from gapssg.runs.events import DistillationEpoch, DistillationTiming, Health, Ro
 from gapssg.runs.results import Scores
 from gapssg.runs.time_left import TimeLeft
 from gapssg.synthesis.base import EpochPlan, SynthesisContext
-from gapssg.synthesis.losses import reality_gap
+from gapssg.synthesis.losses import gap_bounds, reality_gap
 from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
 from gapssg.synthesis.shards import read_shard
 from gapssg.training.distillation_progress import EpochFacts, Progress
@@ -94,6 +94,7 @@ class Distillation:
         plans = (self.synthesizer.plan(epoch) for epoch in range(settings.epochs))
         self._planned_learning_epochs = sum(plan.advances_learning_rate for plan in plans)
         self._reality_gap_after = 0.0
+        self._gap_bounds: list[float | None] = [None, None]
         self._terms: dict[str, Tensor] = {}  # of the last step of the current synthesis
         self.time_left = TimeLeft(self.steps_left())
 
@@ -213,6 +214,8 @@ class Distillation:
             distillation_loss=loss,
             reality_gap_before=done.reality_gap_before,
             reality_gap_after=self._reality_gap_after,
+            inherent_gap_bound=self._gap_bounds[0],
+            derived_gap_bound=self._gap_bounds[1],
             agreement_before=progress.agreement,
             agreement_baseline=progress.agreement_baseline,
             **(dict(scores) if scores else dict.fromkeys(Scores.model_fields)),
@@ -351,6 +354,8 @@ class Distillation:
         teacher_logits = self.predict(self.teacher, self.synthesizer.fresh)
         student_logits = self.predict(self.student, self.synthesizer.fresh)
         gap = reality_gap(teacher_logits, student_logits).item()
+        bounds = gap_bounds(teacher_logits, student_logits, student_logits, self.synthesizer.fresh_targets)
+        self._gap_bounds = [bound.item() if bound.isfinite() else None for bound in bounds]
         return gap, agreement(teacher_logits, student_logits), largest_share(teacher_logits.argmax(dim=1))
 
     def predict(self, module: nn.Module, images: Tensor) -> Tensor:

@@ -2,18 +2,22 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from scipy.interpolate import RegularGridInterpolator
 
 from gapssg.errors import InputError
-from gapssg.figures import COLUMN
-from gapssg.landscape.figures import _short, contour, draw, sheet
-from gapssg.landscape.interactive import interactive_html
+from gapssg.figures import COLUMN, write_animation
+from gapssg.landscape.figures import contour, draw, route_animation, sheet, sheet_3d
+from gapssg.landscape.interactive import heights_at, interactive_html
+from gapssg.landscape.panels import short
 from gapssg.landscape.scale import Scale, scale_of, tick_text
-from gapssg.landscape.surface import load_surface, save_surface
+from gapssg.landscape.surface import Surface, load_surface, save_surface
 from tests.landscape.conftest import make_surface
 
 AXIS = torch.linspace(-1, 1, 5)
@@ -112,8 +116,7 @@ def test_surfaces_share_one_scale_that_contains_them_all():
 
 
 def test_the_route_is_drawn_with_its_epochs():
-    surface = make_surface(BOWL, directions="pca", marks=("1", "5"), explained=(0.9, 0.1))
-    surface.mark_coordinates, surface.mark_loss = torch.tensor([[-1.0, 1.0], [0.5, 0.0]]).double(), torch.ones(2)
+    surface = route_surface()
     figure = contour(surface, scale_of([surface]))
     words = [text.get_text() for text in figure.axes[0].texts]
     assert {"epoch 1", "epoch 5"} <= set(words)
@@ -129,8 +132,8 @@ def test_an_incomplete_surface_is_not_drawn(tmp_path: Path):
 
 
 def test_only_parentheses_at_the_end_are_removed():
-    assert _short("random direction 1 (filter norms)") == "random direction 1"
-    assert _short("towards net (2) of a run") == "towards net (2) of a run"
+    assert short("random direction 1 (filter norms)") == "random direction 1"
+    assert short("towards net (2) of a run") == "towards net (2) of a run"
 
 
 def test_panels_share_limits_only_where_their_axes_are_equal():
@@ -139,3 +142,71 @@ def test_panels_share_limits_only_where_their_axes_are_equal():
     left, right = sheet([first, second]).axes[:2]
     assert left.get_xlim() == pytest.approx((-1, 1), rel=0.05)
     assert right.get_xlim() == pytest.approx((-3, 3), rel=0.05)
+
+
+def lines_of(axes: Any) -> list[Any]:
+    return list(axes.lines)
+
+
+def route_surface() -> Surface:
+    surface = make_surface(BOWL, directions="pca", marks=("1", "5"), marks_sha256=("0", "1"), explained=(0.9, 0.1))
+    surface.mark_coordinates, surface.mark_loss = torch.tensor([[-1.0, 1.0], [0.5, 0.0]]).double(), torch.ones(2)
+    return surface
+
+
+def test_the_animation_reaches_one_more_snapshot_in_each_frame(tmp_path: Path):
+    surface = route_surface()
+    figure, frames = route_animation(surface, scale_of([surface]))
+    (route,) = (line for line in lines_of(figure.axes[0]) if line.get_label() == "training route")
+    seen = [(figure.axes[0].get_title(), list(route.get_xdata()), list(route.get_ydata())) for _ in frames]
+    assert seen == [
+        ("student, epoch 1", [-1.0], [1.0]),
+        ("student, epoch 5", [-1.0, 0.5], [1.0, 0.0]),
+        ("student", [-1.0, 0.5, 0.0], [1.0, 0.0, 0.0]),
+    ]
+    file = write_animation(tmp_path, "route", partial(route_animation, surface, scale_of([surface])))
+    animation: Any
+    with Image.open(file) as animation:
+        assert animation.n_frames == 3
+        assert animation.info["loop"] == 0
+        durations = []
+        for frame in range(3):
+            animation.seek(frame)
+            durations.append(animation.info["duration"])
+    assert durations == [800, 800, 2000]
+
+
+def test_the_interactive_surface_plays_the_route():
+    surface = route_surface()
+    page = interactive_html(surface, scale_of([surface]))
+    frames = json.loads(re.findall(r"Plotly\.addFrames\('landscape', (\[.*?\])\)", page, re.DOTALL)[-1])
+    assert [frame["name"] for frame in frames] == ["epoch 1", "epoch 5", "student"]
+    assert [len(frame["data"][0]["x"]) for frame in frames] == [1, 2, 3]
+    assert "Plotly.animate(" not in page.split("Plotly.addFrames(")[-1]  # it does not play until it is asked to
+
+
+def test_heights_of_a_route_are_bilinear_between_points_of_the_grid():
+    surface = route_surface()
+    scale = scale_of([surface])
+    places = torch.tensor([[-1.0, 1.0], [0.5, 0.0], [0.1, -0.4], [0.0, 0.0]], dtype=torch.float64)
+    heights = scale.clip(BOWL).log10()
+    expected = RegularGridInterpolator((AXIS.double(), AXIS.double()), heights)(places)
+    torch.testing.assert_close(heights_at(surface, scale, places), torch.as_tensor(expected), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("accuracies", [{}, {"a": {1: 0.5, 9: 0.9}, "b": {1: 0.2, 9: 0.4}}])
+def test_surfaces_stand_in_the_grid_of_the_sheet_below_the_accuracies(accuracies):
+    surfaces = [make_surface(BOWL * epoch, name=name, epoch=epoch) for name in "ab" for epoch in (1, 2, 9)]
+    figure = sheet_3d(surfaces[:-1], accuracies)
+    panels: list[Any] = [axes for axes in figure.axes if axes.name == "3d"]
+    assert [panel.get_title() for panel in panels] == [surface.card.label for surface in surfaces[:-1]] + [""]
+    assert [panel._axis3don for panel in panels] == [True] * 5 + [False]
+    limits = {panel.get_zlim() for panel in panels[:-1]}
+    assert len(limits) == 1  # one scale
+    lines = lines_of(figure.axes[0]) if accuracies else []
+    curves = {line.get_label(): list(line.get_ydata()) for line in lines if len(line.get_xdata()) == 2}
+    assert {name: curves[name] for name in accuracies} == {
+        name: pytest.approx([100 * share for share in curve.values()]) for name, curve in accuracies.items()
+    }
+    marked = {line.get_xdata()[0] for line in lines if list(line.get_ydata()) == [0, 1]}
+    assert marked == ({1, 2, 9} if accuracies else set())

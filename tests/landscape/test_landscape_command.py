@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gapssg.cli.app import main
+from gapssg.errors import RunError
 
 FAST = ["--samples", "10", "--grid", "3", "--no-curvature", "--device", "cpu", "--precision", "fp32"]
 
@@ -91,6 +92,34 @@ def test_a_truncated_surface_is_one_sentence_with_status_2(gapssg, run_folder: P
     assert status == 2
     assert "is not a readable safetensors file" in stderr
     assert len(stderr.strip().splitlines()) == 1
+
+
+def test_a_landscape_whose_curvature_failed_is_finished_without_it(
+    gapssg, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object) -> None:
+        raise RunError("the device is gone")
+
+    monkeypatch.setattr("gapssg.landscape.measure.draw", lambda *_, **__: [])
+    monkeypatch.setattr("gapssg.landscape.measure.measure_curvature", fail)
+    out = tmp_path / "out"
+    options = [option for option in FAST if option != "--no-curvature"]
+    assert gapssg("landscape", run_folder, "--data", "digits", "--output", out, *options)[0] == 1
+    assert gapssg("landscape", "--resume", out)[0] == 1
+    status, stdout, _ = gapssg("landscape", "--resume", out, "--no-curvature", "--json")
+    assert status == 0
+    assert json.loads(stdout)["surfaces"][0]["curvature"] is None
+
+
+def test_a_table_stands_for_the_students_of_one_of_its_lines(gapssg, tmp_path: Path, monkeypatch):
+    table, runs = tmp_path / "table", (tmp_path / "table" / "a", tmp_path / "table" / "b")
+    table.mkdir()
+    (table / "table.json").write_text("{}")
+    monkeypatch.setattr("gapssg.table.students.students_of", lambda *given: {(table, "digits"): runs}[given])
+    _, printed, _ = gapssg("landscape", table, "x.safetensors", "--data", "pool", "--row", "digits", "--dry-run")
+    assert tomllib.loads(printed)["models"][:2] == [str(run) for run in runs]
+    status, _, stderr = gapssg("landscape", "x.safetensors", "--data", "pool", "--row", "digits", "--dry-run")
+    assert (status, "--row chooses a line of a table" in stderr) == (2, True)
 
 
 def test_an_untrusted_directory_cannot_cause_a_download(gapssg, run_folder: Path, tmp_path: Path, monkeypatch):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from gapssg.core.runtime import Runtime
 from gapssg.landscape import measure
 from gapssg.landscape.curvature import CentreLoss
 from gapssg.landscape.sharpness import radius_of_doubling
+from gapssg.landscape.subjects import read_subjects
 from gapssg.landscape.surface import load_surface, save_surface
 from gapssg.models import create_model
 from gapssg.models.model_file import load_model, save_model
@@ -66,10 +69,12 @@ def test_the_centre_of_an_odd_grid_is_the_model(run_folder: Path, tmp_path: Path
     assert surface.loss[1, 1] == surface.centre_loss
 
 
+@pytest.mark.parametrize("directions", ["pca", "eigenvectors"])
 def test_an_interrupted_landscape_continues_to_the_uninterrupted_result(
-    run_folder: Path, tmp_path: Path, without_figures
+    run_folder: Path, tmp_path: Path, without_figures, directions: str
 ):
-    chosen = settings(run_folder, directions="pca", grid=5)
+    curvature = {"enabled": False, "lanczos_steps": 2}
+    chosen = settings(run_folder, directions=directions, grid=5, curvature=curvature)
     measure_landscape(chosen, tmp_path / "whole")
     display = StopsAfter(8)
     with pytest.raises(Stopped):
@@ -134,6 +139,64 @@ def test_principal_components_show_the_route(run_folder: Path, tmp_path: Path, w
     extent = route.amax(dim=0).clamp_min(0) - route.amin(dim=0).clamp_max(0)
     width = surface.axes[:, -1] - surface.axes[:, 0]
     torch.testing.assert_close(width, extent)  # range 0.5: as wide as the route
+
+
+def transformer(folder: Path) -> Path:
+    """A small vision transformer of timm, whose attention is PyTorch's."""
+    pytest.importorskip("timm")
+    name = "timm:vit_tiny_patch16_224"
+    arguments = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 1, "num_heads": 2}
+    module = create_model(name, num_classes=10, input_shape=(1, 16, 16), arguments=arguments, seed=1)
+    save_model(folder / "transformer.safetensors", module, make_card(architecture=name, arguments=arguments))
+    return folder / "transformer.safetensors"
+
+
+@pytest.mark.slow
+def test_the_loss_of_a_transformer_along_an_eigenvector_curves_by_its_eigenvalue(tmp_path: Path, without_figures):
+    curvature = {"lanczos_steps": 8, "trace_samples": 2, "ascent_steps": 1}
+    chosen = settings(transformer(tmp_path), directions="eigenvectors", grid=3, range=0.002, curvature=curvature)
+    (report,) = measure_landscape(chosen, tmp_path / "out").surfaces
+    surface = load_surface(report.file)
+    loss, step = surface.loss.double(), surface.axes[0, 2].item()
+    first, second = report.axis_eigenvalues
+    assert first.value > second.value > 0
+    assert report.curvature.largest_eigenvalue.value == pytest.approx(first.value, rel=1e-6)
+    assert report.curvature.missing is None
+    assert surface.card.axis_labels[0] == f"Hessian eigenvector 1 (eigenvalue {first.value:.4g})"
+    # The losses are those of the fast attention kernel. Their rounding in float32 leaves an error of about 0.1, and the
+    # derivatives of higher order are small at this distance.
+    assert ((loss[2, 1] + loss[0, 1] - 2 * loss[1, 1]) / step**2).item() == pytest.approx(first.value, rel=0.05)
+    assert ((loss[1, 2] + loss[1, 0] - 2 * loss[1, 1]) / step**2).item() == pytest.approx(second.value, rel=0.05)
+    mixed = (loss[2, 2] + loss[0, 0] - loss[2, 0] - loss[0, 2]) / (4 * step**2)
+    assert abs(mixed.item()) < 0.05 * first.value  # eigenvectors are conjugate
+
+
+def test_accuracies_of_the_runs_are_drawn_with_their_snapshots(run_folder: Path, tmp_path: Path, monkeypatch):
+    timing = {"images_per_second": 1.0, "synthesis": 1.0, "distillation": 1.0}
+    epochs = [
+        {"event": "epoch", "epoch": number, "epochs": 3, "top1": top1, "reality_gap_before": 0.1,
+         "reality_gap_after": 0.1, "timing": timing} for number, top1 in enumerate((0.5, None, 0.75), 1)
+    ]  # fmt: skip
+    (run_folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in epochs))
+    drawn: list[Any] = []
+
+    def remember(*_: object, accuracies: Any, **__: object) -> list[Path]:
+        drawn.append(accuracies)
+        return []
+
+    monkeypatch.setattr(measure, "draw", remember)
+    measure_landscape(settings(run_folder, snapshots=True, epochs=(3,)), tmp_path / "out")
+    measure_landscape(settings(run_folder), tmp_path / "other")
+    assert drawn == [{"run": {1: 0.5, 3: 0.75}}, {}]
+
+
+def test_students_of_a_table_are_named_by_their_methods(run_folder: Path, tmp_path: Path):
+    runs = [tmp_path / "cells" / "digits" / name / f"seed-0-{name.encode().hex()}" for name in ("gapssg", "fast")]
+    for run in runs:
+        shutil.copytree(run_folder, run)
+    assert [subject.name for subject in read_subjects(tuple(runs), False, None)] == ["gapssg", "fast"]
+    again = read_subjects((runs[0], runs[0]), False, None)  # not distinct
+    assert len({subject.name for subject in again}) == 2
 
 
 def test_every_snapshot_of_several_runs_is_measured_in_the_same_directions(
@@ -394,6 +457,15 @@ def test_without_second_derivatives_the_rest_is_measured_and_the_missing_is_repo
     assert LandscapeResult.load(tmp_path / "out") == result
 
 
+def test_eigenvectors_of_a_network_without_second_derivatives_are_refused_before_anything_is_written(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(CentreLoss, "hessian_product", lacks_second_derivatives)
+    with pytest.raises(InputError, match=r"has no second derivatives: derivative for .*; use --directions random$"):
+        measure_landscape(settings(run_folder, directions="eigenvectors"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_out_of_memory_in_the_curvature_is_not_reported_as_a_missing_derivative(
     run_folder: Path, tmp_path: Path, without_figures, monkeypatch: pytest.MonkeyPatch
 ):
@@ -423,3 +495,22 @@ def test_a_landscape_that_failed_on_its_curvature_continues_without_it_and_then_
     assert result.timing.points_per_second is None  # no point was measured again
     (whole,) = measure_landscape(settings(run_folder, **CURVED), tmp_path / "whole").surfaces
     assert surface.model_copy(update={"file": whole.file}) == whole
+
+
+def test_a_spectral_density_is_added_to_a_finished_landscape(run_folder: Path, tmp_path: Path, without_figures):
+    curvature = {**CURVED["curvature"], "spectrum_starts": 2, "spectrum_steps": 3}
+    without = settings(run_folder, curvature=curvature)
+    measure_landscape(without, tmp_path / "out")
+    chosen = settings(run_folder, curvature={**curvature, "spectrum": True})
+    result = measure_landscape(chosen, tmp_path / "out", resume=True)
+    assert result.timing.points_per_second is None  # no point was measured again
+    density = result.surfaces[0].curvature.spectral_density
+    module = load_model(run_folder / "student.safetensors").module
+    assert density.parameters == sum(parameter.numel() for parameter in module.parameters())
+    for start in density.starts:
+        assert len(start) == 3
+        assert sum(weight for _, weight in start) == pytest.approx(1)
+    assert load_surface(tmp_path / "out" / "surfaces" / "run.safetensors").spectral_density == density
+    assert LandscapeResult.load(tmp_path / "out") == result
+    (again,) = measure_landscape(without, tmp_path / "out", resume=True).surfaces
+    assert again.curvature.spectral_density == density

@@ -11,9 +11,10 @@ from torch.autograd.function import once_differentiable
 from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime
 from gapssg.landscape.curvature import CentreLoss, measure_curvature
+from gapssg.landscape.lanczos import largest_eigenvalue
 from gapssg.landscape.samples import Samples
 from gapssg.landscape.settings import CurvatureSettings
-from gapssg.landscape.sharpness import epsilon_sharpness, largest_eigenvalue, radius_of_doubling, trace
+from gapssg.landscape.sharpness import epsilon_sharpness, radius_of_doubling, trace
 from gapssg.runs.results import Curvature, Measurement
 
 

@@ -16,6 +16,7 @@ from gapssg.synthesis.losses import (
     agreement_loss,
     disagreement_loss,
     distillation_divergence,
+    gap_bounds,
     reality_gap,
     regulatory_factor,
 )
@@ -66,6 +67,23 @@ def test_regulatory_factor(logits):
     teacher, student, _ = logits
     assert regulatory_factor(teacher, student).item() == pytest.approx(EXPECTED["regulatory_factor"], **TOLERANCE)
     assert math.exp(-reality_gap(teacher, student).item()) == pytest.approx(EXPECTED["regulatory_factor"], **TOLERANCE)
+
+
+def test_gap_bounds_are_the_formula_and_bound_the_distance_of_the_risks(logits):
+    teacher, student, targets = logits
+    ideal = (teacher + student) / 3
+    expected, risks = [0.0, 0.0], [0.0, 0.0]
+    for t, s, best, y in zip(teacher.tolist(), student.tolist(), ideal.tolist(), targets.tolist(), strict=True):
+        p_t, p_s, p_best = ([math.exp(z) / sum(map(math.exp, row)) for z in row] for row in (t, s, best))
+        one_hot = [float(index == y) for index in range(len(t))]
+        surprise = [math.log(1 / p) for p in p_s]
+        expected[0] += math.dist(p_t, p_best) * math.hypot(*surprise) / len(targets)
+        expected[1] += math.dist(p_best, one_hot) * math.hypot(*surprise) / len(targets)
+        risks[0] += sum(map(math.prod, zip(p_t, surprise, strict=True))) / len(targets)
+        risks[1] += sum(map(math.prod, zip(one_hot, surprise, strict=True))) / len(targets)
+    bounds = [bound.item() for bound in gap_bounds(teacher, student, ideal, targets)]
+    assert bounds == pytest.approx(expected, **TOLERANCE)
+    assert abs(risks[0] - risks[1]) <= sum(bounds)
 
 
 @pytest.mark.parametrize("temperature", [1, 20])

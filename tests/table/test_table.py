@@ -27,6 +27,7 @@ from gapssg.table.ledger import Ledger
 from gapssg.table.place import CellDisplay, Ending
 from gapssg.table.plan import Task, plan_tasks
 from gapssg.table.settings import TableSettings, parse_variant
+from gapssg.table.students import students_of
 from gapssg.table.summary import summarise, write_summary
 from gapssg.training.settings import DistillSettings, PretrainSettings
 from tests.conftest import write_images
@@ -535,6 +536,22 @@ def test_figures_are_named_by_their_line_and_drawn_even_if_others_cannot_be(
     long = f"{ROW}-epochs-9-pretrain-optimizer.milestones-0.5-0.7-"
     assert drawn == [ROW, f"{ROW}-short", long, f"{long}-2"]
     assert failed == {f"{ROW}-short": "a run of the row has another teacher"}
+
+
+def test_the_students_of_a_line_are_those_of_the_lowest_seeds(finished: Path):
+    runs = students_of(finished, None)
+    assert [run.parent.name for run in runs] == ["gapssg", "fast"]
+    assert all(run.name.startswith("seed-0-") and (run / "result.json").is_file() for run in runs)
+    for task in plan(finished, changes=["epochs=9"]):  # another line, without a finished run
+        if task.plan is not None:
+            Ledger(finished).save_plan(task.plan)
+    with pytest.raises(InputError, match=rf"has 2 such lines; choose one with --row: {ROW}, {ROW}-epochs-9$"):
+        students_of(finished, None)
+    assert students_of(finished, ROW) == runs  # the line of exactly this name
+    with pytest.raises(InputError, match=rf"{ROW}-epochs-9 in .* has no finished run; continue it with gapssg table"):
+        students_of(finished, f"{ROW}-epochs-9")
+    with pytest.raises(InputError, match=r"has 0 such lines; choose one with --row"):
+        students_of(finished, "digits")
 
 
 def test_show_prints_the_ledger_and_needs_no_figure_to_be_there(finished: Path, tmp_path: Path):

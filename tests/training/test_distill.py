@@ -101,6 +101,8 @@ def test_each_epochs_event_tracks_gap_factor_losses_and_health(finished: Path):
     for event in epochs:
         assert 0 < event["reality_gap_before"] < 1
         assert 0 < event["reality_gap_after"] < 1
+        assert event["inherent_gap_bound"] > 0
+        assert event["derived_gap_bound"] > 0
         assert event["synthesis"].keys() == {
             "synthesis_loss",
             "batch_norm_statistics_loss",
