@@ -19,7 +19,7 @@ from gapssg.runs.events import Note
     "eval",
     EvaluateSettings,
     {
-        Panel.MAIN: [Shown("models", "FILE", is_argument=True), "data.name", "teacher"],
+        Panel.MAIN: [Shown("models", "FILE", is_argument=True), "data.name", "teacher", Shown("latency", "--latency")],
         Panel.DATA: [*data_fields("data"), MODEL_FACTORIES],
         Panel.RUNNING: ["batch_size", *DEVICE],
     },
@@ -36,6 +36,7 @@ def evaluate(
     Examples:
         gapssg eval student.safetensors --data folder:photos
         gapssg eval student.safetensors --teacher teacher.safetensors --data digits --per-class
+        gapssg eval teacher.safetensors student.safetensors --data folder:photos --latency
     """
     settings = given.load()
     if given.dry_run:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         PredictResult,
         PretrainResult,
         QualityResult,
+        RunFacts,
         TableSummary,
     )
     from gapssg.training.settings import DistillSettings
@@ -147,6 +148,8 @@ def print_evaluation(console: Console, result: EvaluateResult) -> None:
     columns = ["", "model", "parameters", "MACs", "top-1", *(["top-5"] if with_top5 else [])]
     columns += ["balanced", "lowest class", "loss", "ECE", "images/s"]
     columns += ["agreement", "gap"] if result.teacher else []
+    latency = result.timing.latency or ((),) * len(result.models)
+    columns += [f"ms, {_images(each.batch_size)}" for each in latency[0]]
     rows = []
     for number, (model, speed) in enumerate(zip(result.models, result.timing.images_per_second, strict=True), 1):
         row = [str(number), model.architecture, f"{model.parameters:,}", f"{model.macs / 1e6:.1f} M"]
@@ -155,6 +158,7 @@ def print_evaluation(console: Console, result: EvaluateResult) -> None:
         row += [f"{model.expected_calibration_error:.3f}", f"{speed:.0f}"]
         if model.reality_gap is not None:
             row += [percent(model.agreement), f"{model.reality_gap:.3f}"]
+        row += [f"{each.median_ms:.2f} (p95 {each.p95_ms:.2f})" for each in latency[number - 1]]
         rows.append(row)
         console.note(f"{number}: {model.file}")
     title = f"{result.images:,} test images of {result.data}"
@@ -163,6 +167,19 @@ def print_evaluation(console: Console, result: EvaluateResult) -> None:
     console.table(title, columns, rows)
     if result.teacher:
         console.note(f"agreement and (reality) gap: with {result.teacher.file}")
+    if result.timing.latency:
+        console.note(
+            f"ms: median of a forward pass and its 95th percentile, on {_where(result, result.timing.threads)}"
+        )
+
+
+def _where(facts: RunFacts, threads: int) -> str:
+    how = f"{facts.precision}, {'compiled' if facts.compiled else 'eager'}"
+    return f"{facts.device}, {how}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'' if count == 1 else 's'}"
 
 
 def _lowest(model: EvaluatedModel) -> str:

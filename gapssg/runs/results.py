@@ -324,10 +324,25 @@ class EvaluatedModel(ModelFile, ModelProfile, Scores):
     """Mean reality gap to the teacher over the images; None without a teacher."""
 
 
+class Latency(Stored):
+    """Times of a forward pass of a batch, in milliseconds."""
+
+    batch_size: PositiveCount
+    passes: PositiveCount
+    """Number of timed passes, after a warm-up."""
+    median_ms: float
+    p95_ms: float
+    """95th percentile."""
+
+
 class EvaluateTiming(Stored):
     """Speed of the models."""
 
     images_per_second: tuple[float, ...]
+    threads: PositiveCount
+    """Number of processor threads that PyTorch used."""
+    latency: tuple[tuple[Latency, ...], ...] | None
+    """Of each model with batches of 1 and of 64 images; None if not measured."""
 
 
 class EvaluateResult(RunFacts):
