@@ -11,7 +11,7 @@ from gapssg.cli.command import DEVICE, MODEL_FACTORIES, Given, Shown, command, d
 from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.evaluation.settings import EvaluateSettings
-from gapssg.runs.evaluations import keep_evaluations
+from gapssg.runs.evaluations import keep_evaluations, warn_of_failure
 from gapssg.runs.events import Note
 
 
@@ -47,6 +47,8 @@ def evaluate(
     from gapssg.evaluation.evaluate import evaluate
 
     with console.live() as display:
+        for file in settings.models if console.invocation.writes else ():
+            warn_of_failure(file, display)
         result = evaluate(settings, display=display, processes=console.invocation.processes)
         for message in keep_evaluations(result) if console.invocation.writes else ():
             display.event(Note(message=message))

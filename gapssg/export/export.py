@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -27,11 +26,10 @@ from gapssg.models.foreign import foreign_code
 from gapssg.models.frozen import frozen
 from gapssg.models.model_file import load_model
 from gapssg.runs.directory import Display, SilentDisplay, final_weights, pool_shards, run_facts, versions
+from gapssg.runs.evaluations import failures_of_run
 from gapssg.runs.events import Note, Warned
 from gapssg.runs.results import (
-    RESULT,
     BothPrecisions,
-    DistillResult,
     ExportedTop1,
     ExportMetadata,
     ExportProvenance,
@@ -74,7 +72,7 @@ def export_model(
     test = None if settings.data is None else read_test_images(settings.data, model, display)
 
     display.event(Note(message=f"exporting {model.card.architecture} from {model.path}"))
-    if failures := _failures_of_run(model.path):
+    if failures := failures_of_run(model.path):
         display.event(Warned(epoch=0, message=f"its run ended with FAILED, not usable: {'; '.join(failures)}"))
     provenance = ExportProvenance(model_sha256=model.sha256, model=model.card.provenance, versions=all_versions)
     interface = {name: getattr(model.card, name) for name in Interface.model_fields}
@@ -98,16 +96,6 @@ def export_model(
         timing=exported.timing,
         **dict(run_facts(runtime, settings).model_copy(update={"versions": all_versions})),
     )
-
-
-def _failures_of_run(file: Path) -> tuple[str, ...]:
-    """Return the failures that the run of a student found; nothing if the file is not that of a finished run.
-
-    Raises:
-        InputError: The result of the run is damaged, or a link leads to it.
-    """
-    is_of_run = file.name == DistillResult.model_file and os.path.lexists(file.parent / RESULT)
-    return DistillResult.load(file.parent).failures if is_of_run else ()
 
 
 def _calibration_shards(settings: ExportSettings) -> list[Path]:
