@@ -25,7 +25,9 @@ if TYPE_CHECKING:
         ImportSettings,
         InspectSettings,
         PredictSettings,
+        ProposeSettings,
     )
+    from gapssg.evaluation.students import propose_students
     from gapssg.export.export import export_model
     from gapssg.export.settings import ExportSettings
     from gapssg.landscape.measure import measure_landscape
@@ -61,6 +63,7 @@ __all__ = [
     "PredictSettings",
     "PretrainResult",
     "PretrainSettings",
+    "ProposeSettings",
     "QualitySettings",
     "ReportSettings",
     "Requests",
@@ -82,6 +85,7 @@ __all__ = [
     "model_from_module",
     "predict",
     "pretrain_teacher",
+    "propose_students",
     "write_card",
     "write_report",
 ]
@@ -107,6 +111,8 @@ _HOMES = {
     "InspectSettings": "gapssg.evaluation.settings",
     "PredictSettings": "gapssg.evaluation.settings",
     "PretrainSettings": "gapssg.training.settings",
+    "ProposeSettings": "gapssg.evaluation.settings",
+    "propose_students": "gapssg.evaluation.students",
     "ExportSettings": "gapssg.export.settings",
     "export_model": "gapssg.export.export",
     "LandscapeSettings": "gapssg.landscape.settings",

@@ -70,7 +70,10 @@ COMMANDS = {
         "gapssg.cli.audit:audit",
         "Measure whether synthetic images and models reveal the training images, before a release.",
     ),
-    "models": ("gapssg.cli.listings:list_models", "List the built-in models with their parameters and multiply-adds."),
+    "models": (
+        "gapssg.cli.listings:list_models",
+        "List the built-in models with their parameters and multiply-adds, or propose students for a teacher.",
+    ),
     "methods": ("gapssg.cli.listings:list_methods", "List the data-free methods."),
     "recipes": ("gapssg.cli.listings:list_recipes", "List the recipes, or print one."),
 }

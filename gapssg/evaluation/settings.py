@@ -64,6 +64,19 @@ class PredictSettings(WithFactories):
     """Device, precision and compilation."""
 
 
+class ProposeSettings(WithFactories):
+    """The search for students that are smaller than a teacher."""
+
+    teacher: UserPath
+    """The teacher's model file."""
+    max_latency_ms: float | None = Field(default=None, gt=0, le=1e6)
+    """Leave students out of which the median forward pass of one image takes more milliseconds."""
+    seconds: float = Field(default=120.0, gt=0, le=3600)
+    """After these no further candidate is built or measured."""
+    runtime: RuntimeSettings = RuntimeSettings()
+    """Device, precision and compilation."""
+
+
 class InspectSettings(WithFactories):
     """The model to describe: a file, or an architecture with random weights."""
 

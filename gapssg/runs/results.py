@@ -386,6 +386,37 @@ class PredictResult(RunFacts):
     timing: PredictTiming
 
 
+class Proposal(ModelProfile):
+    """A student that could be distilled from a teacher."""
+
+    architecture: Text
+    latency: Latency
+    """With one image."""
+
+
+class ProposeTiming(Stored):
+    """What the proposed students are compared with, and how they were measured."""
+
+    teacher: Latency
+    threads: PositiveCount
+    """Number of processor threads that PyTorch used."""
+    is_complete: bool
+    """Whether there was time for all candidates."""
+
+
+class ProposeResult(ModelProfile, RunFacts):
+    """The result of `models --for`; the profile is that of the teacher. Measured times decide on the students."""
+
+    command: Literal["models"] = "models"
+    teacher: ModelFile
+    num_classes: Count
+    input_shape: tuple[int, int, int]
+    max_latency_ms: float | None
+    students: tuple[Proposal, ...]
+    """The fastest first."""
+    timing: ProposeTiming
+
+
 class ImportResult(ModelFile, ModelProfile, ScoresOr[None], RunFacts):
     """The result of `import-teacher`."""
 
