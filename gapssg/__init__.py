@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from gapssg.quality.settings import QualitySettings
     from gapssg.report.card import write_card
     from gapssg.report.page import write_report
+    from gapssg.report.push import push_model
     from gapssg.report.settings import ReportSettings
     from gapssg.runs.requests import Requests, Stopped
     from gapssg.runs.results import AuditResult, DistillResult, LandscapeResult, PredictResult, PretrainResult
@@ -86,6 +87,7 @@ __all__ = [
     "predict",
     "pretrain_teacher",
     "propose_students",
+    "push_model",
     "write_card",
     "write_report",
 ]
@@ -119,6 +121,7 @@ _HOMES = {
     "ReportSettings": "gapssg.report.settings",
     "write_card": "gapssg.report.card",
     "write_report": "gapssg.report.page",
+    "push_model": "gapssg.report.push",
     "measure_landscape": "gapssg.landscape.measure",
     "GapssgError": "gapssg.errors",
     "InputError": "gapssg.errors",

@@ -66,6 +66,7 @@ COMMANDS = {
     ),
     "report": ("gapssg.cli.report:report", "Write one page about finished runs, for a browser."),
     "card": ("gapssg.cli.card:card", "Write a model card, README.md, beside the weights of a run."),
+    "push": ("gapssg.cli.push:push", "Upload a model, its card and its description to the Hugging Face Hub."),
     "audit": (
         "gapssg.cli.audit:audit",
         "Measure whether synthetic images and models reveal the training images, before a release.",

@@ -16,6 +16,7 @@ from gapssg.data.settings import DataSettings
 from gapssg.errors import InputError
 from gapssg.files import check_exists, read_bounded, user_path
 from gapssg.models import SMALLEST_IMAGE_SIDE, check_model_name
+from gapssg.models.hub import is_hub_reference, parse_reference
 from gapssg.settings.base import Settings
 from gapssg.settings.load import recipe_names
 
@@ -156,16 +157,19 @@ def check_inputs(settings: Settings, weights: str | None = None) -> None:
     """Check that the files and folders in settings, and `weights`, exist, before torch is imported.
 
     Raises:
-        InputError: One does not exist.
+        InputError: One does not exist, or a reference to the Hub is malformed.
     """
-    for path in _paths_in((settings, *([user_path(weights)] if weights else []))):
+    for path in paths_in((settings, *([user_path(weights)] if weights else []))):
+        if is_hub_reference(path):
+            parse_reference(path)
+            continue
         try:
             check_model_name(str(path))  # for a model instead of a file the command has a better message
         except InputError:
             check_exists(path)
 
 
-def _paths_in(value: Any) -> Iterator[Path]:
+def paths_in(value: Any) -> Iterator[Path]:
     """Yield the paths of inputs; the folder that data sets are downloaded to need not exist."""
     match value:
         case Path():
@@ -175,10 +179,10 @@ def _paths_in(value: Any) -> Iterator[Path]:
                 yield user_path(value.name.removeprefix(FOLDER))
         case Settings():
             for _, part in value:
-                yield from _paths_in(part)
+                yield from paths_in(part)
         case tuple():
             for part in value:
-                yield from _paths_in(part)
+                yield from paths_in(part)
 
 
 def decimals(option: str, text: str) -> list[float]:

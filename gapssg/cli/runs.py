@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gapssg.cli.command import MODEL_FACTORIES, Given
 from gapssg.cli.console import Console
-from gapssg.cli.options import check_inputs, required
+from gapssg.cli.options import check_inputs, paths_in, required
 from gapssg.data.settings import DataSettings
 from gapssg.errors import InputError, shortened
+from gapssg.models.hub import local_file
 from gapssg.models.reference import is_factory
 from gapssg.safe_paths import inside
 from gapssg.settings.base import Settings
@@ -38,7 +39,8 @@ def load_run(
     """Return the directory of a run, None if none is named, and its settings, as `Given.load` resolves them.
 
     A resumed run has its own settings: `--model-factory` only confirms its factories, and it downloads only if
-    `--download` is given again, because an untrusted run directory must not choose what is fetched.
+    `--download` is given again, and a model of the Hub only if it is named again, because an untrusted run directory
+    must not choose what is fetched.
 
     Raises:
         InputError: As `run_directory` and `Given.load`.
@@ -49,6 +51,9 @@ def load_run(
         return directory, given.load(recipe=recipe, beneath=beneath)
     options = {key: option for key, option in given.options.items() if key != MODEL_FACTORIES.key}
     settings = replace(given, options=options, config=config).load()
+    for path in paths_in(settings):
+        if str(path) not in given.texts():
+            local_file(path, fetch=False)
     downloads = any(option == "--download" and value for option, value in options.values())
     return directory, settings if downloads else _without_download(settings)
 

@@ -386,6 +386,20 @@ class PredictResult(RunFacts):
     timing: PredictTiming
 
 
+class PushResult(Stored):
+    """The result of `push`."""
+
+    command: Literal["push"] = "push"
+    repository: Text
+    revision: Text
+    """The commit."""
+    reference: Text
+    """How commands name the model file, with this revision."""
+    sha256: Text
+    """SHA-256 of the model file."""
+    files: tuple[Text, ...]
+
+
 class Proposal(ModelProfile):
     """A student that could be distilled from a teacher."""
 
