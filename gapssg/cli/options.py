@@ -121,6 +121,16 @@ TensorBoard = Annotated[
         rich_help_panel=Panel.FILES,
     ),
 ]
+Loggers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--logger",
+        metavar="NAME",
+        help="Write the numbers and sample images to this experiment tracker, too, such as wandb or mlflow; name it "
+        "again with --resume. Repeatable.",
+        rich_help_panel=Panel.FILES,
+    ),
+]
 Json = Annotated[bool, _display_option("json", "Print one JSON object on stdout and all else on stderr.")]
 Quiet = Annotated[bool, _display_option("quiet", "Print only the result.")]
 Debug = Annotated[bool, _display_option("debug", "Show the traceback of an error.")]

@@ -1,4 +1,4 @@
-"""What the commands that write a run directory share: --output, --resume, --estimate and --tensorboard."""
+"""What the commands that write a run directory share: --output, --resume, --estimate, --tensorboard and --logger."""
 
 from __future__ import annotations
 
@@ -147,11 +147,19 @@ def carry_out(
     overwrite: bool,
     resume: Path | None,
     tensorboard: bool,
+    loggers: Sequence[str],
 ) -> Result:
     """Call the function of a training command, show its run, and return its result."""
+    from gapssg.runs.loggers import also_logging
+
     invocation = console.invocation
-    with _shown_run(console, directory, epoch, tensorboard=tensorboard, resume=resume) as display:
-        return run(
+    with (
+        _shown_run(console, directory, epoch, tensorboard=tensorboard, resume=resume) as shown,
+        also_logging(loggers if invocation.writes else (), shown, directory, settings, epoch) as display,
+    ):
+        named = invocation.again_named
+        invocation.again_named += "".join(f" --logger {name}" for name in loggers)  # for a run that is interrupted
+        result = run(
             settings,
             directory,
             overwrite=overwrite,
@@ -160,6 +168,8 @@ def carry_out(
             requests=invocation.requests,
             processes=invocation.processes,
         )
+        invocation.again_named = named
+        return result
 
 
 @contextmanager
