@@ -52,5 +52,5 @@ def measure_latency(
                 taken.append(1000 * (time.perf_counter() - started))
             if len(taken) >= _FEWEST_PASSES and sum(taken) >= 1000 * seconds:
                 break
-    median, p95 = np.percentile(taken, (50, 95)).tolist()
+    median, p95 = map(float, np.percentile(taken, (50, 95)))
     return Latency(batch_size=batch_size, passes=len(taken), median_ms=median, p95_ms=p95)

@@ -74,7 +74,7 @@ class WeightsAndBiases(Logger):
 
     def log(self, epoch: int, numbers: Mapping[str, float], picture: Picture | None) -> None:
         """Write an epoch as a step."""
-        samples = {} if picture is None else {"samples": self._image(picture)}
+        samples: dict[str, Any] = {} if picture is None else {"samples": self._image(picture)}
         self._run.log({**numbers, **samples}, step=epoch)
 
     def end(self, is_finished: bool) -> None:
