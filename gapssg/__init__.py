@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from gapssg.evaluation.settings import ImportSettings as ImportSettings
     from gapssg.evaluation.settings import InspectSettings as InspectSettings
     from gapssg.evaluation.settings import PredictSettings as PredictSettings
+    from gapssg.evaluation.settings import ProposeSettings as ProposeSettings
+    from gapssg.evaluation.students import propose_students as propose_students
     from gapssg.export.export import export_model as export_model
     from gapssg.export.settings import ExportSettings as ExportSettings
     from gapssg.landscape.measure import measure_landscape as measure_landscape
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from gapssg.quality.settings import QualitySettings as QualitySettings
     from gapssg.report.card import write_card as write_card
     from gapssg.report.page import write_report as write_report
+    from gapssg.report.push import push_model as push_model
     from gapssg.report.settings import ReportSettings as ReportSettings
     from gapssg.runs.requests import Requests as Requests
     from gapssg.runs.requests import Stopped as Stopped
@@ -60,7 +63,9 @@ _NAMES = {
     "gapssg.evaluation.inspect_model": "inspect",
     "gapssg.evaluation.live_model": "model_from_module",
     "gapssg.evaluation.predict_files": "predict",
-    "gapssg.evaluation.settings": "ClassifierSettings EvaluateSettings ImportSettings InspectSettings PredictSettings",
+    "gapssg.evaluation.settings": "ClassifierSettings EvaluateSettings ImportSettings InspectSettings PredictSettings "
+    "ProposeSettings",
+    "gapssg.evaluation.students": "propose_students",
     "gapssg.export.export": "export_model",
     "gapssg.export.settings": "ExportSettings",
     "gapssg.landscape.measure": "measure_landscape",
@@ -70,6 +75,7 @@ _NAMES = {
     "gapssg.quality.settings": "QualitySettings",
     "gapssg.report.card": "write_card",
     "gapssg.report.page": "write_report",
+    "gapssg.report.push": "push_model",
     "gapssg.report.settings": "ReportSettings",
     "gapssg.runs.requests": "Requests Stopped",
     "gapssg.runs.results": "AuditResult DistillResult LandscapeResult PredictResult PretrainResult",

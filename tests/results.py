@@ -116,6 +116,6 @@ def make_evaluation(architecture: str, file: str, teacher: str, class_names: tup
         class_names=class_names,
         teacher=FileFacts(file=teacher, sha256="5"),
         models=(model,),
-        timing=EvaluateTiming(images_per_second=(1.0,)),
+        timing=EvaluateTiming(images_per_second=(1.0,), threads=1, latency=None),
         **make_run_facts(),
     )

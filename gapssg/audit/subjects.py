@@ -14,6 +14,7 @@ from gapssg.data.image_set import ImageSet, sha256_of_images
 from gapssg.errors import InputError
 from gapssg.evaluation.real_images import check_same_images, read_images_of_model
 from gapssg.landscape.subjects import Run, Subject, read_subjects
+from gapssg.models.hub import local_file
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.runs.directory import Display, pool_shards
 from gapssg.runs.events import Warned
@@ -81,7 +82,9 @@ def _read_teacher(settings: AuditSettings, subject: Subject) -> LoadedModel | No
     if run is None or run.distillation is None:
         return None if settings.teacher is None else load_model(settings.teacher, settings.model_factories)
     try:
-        return load_model(settings.teacher or run.distillation.teacher, settings.model_factories)
+        return load_model(
+            settings.teacher or local_file(run.distillation.teacher, fetch=False), settings.model_factories
+        )
     except InputError as error:
         raise InputError(f"the audit needs the teacher of {run.path}: {error}; name it with --teacher") from error
 

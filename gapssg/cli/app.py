@@ -66,11 +66,15 @@ COMMANDS = {
     ),
     "report": ("gapssg.cli.report:report", "Write one page about finished runs, for a browser."),
     "card": ("gapssg.cli.card:card", "Write a model card, README.md, beside the weights of a run."),
+    "push": ("gapssg.cli.push:push", "Upload a model, its card and its description to the Hugging Face Hub."),
     "audit": (
         "gapssg.cli.audit:audit",
         "Measure whether synthetic images and models reveal the training images, before a release.",
     ),
-    "models": ("gapssg.cli.listings:list_models", "List the built-in models with their parameters and multiply-adds."),
+    "models": (
+        "gapssg.cli.listings:list_models",
+        "List the built-in models with their parameters and multiply-adds, or propose students for a teacher.",
+    ),
     "methods": ("gapssg.cli.listings:list_methods", "List the data-free methods."),
     "recipes": ("gapssg.cli.listings:list_recipes", "List the recipes, or print one."),
 }

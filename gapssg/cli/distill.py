@@ -40,6 +40,7 @@ def distill(
     resume: options.Resume = None,
     overwrite: options.Overwrite = False,
     tensorboard: options.TensorBoard = False,
+    logger: options.Loggers = None,
     estimate: options.Estimate = False,
 ) -> None:
     """Distil a student from a teacher, without any training data.
@@ -74,6 +75,7 @@ def distill(
         overwrite=overwrite,
         resume=resume,
         tensorboard=tensorboard,
+        loggers=logger or (),
     )
     render.print_distillation(console, result, directory, settings)
     console.result(result)

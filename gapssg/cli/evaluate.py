@@ -11,7 +11,7 @@ from gapssg.cli.command import DEVICE, MODEL_FACTORIES, Given, Shown, command, d
 from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.evaluation.settings import EvaluateSettings
-from gapssg.runs.evaluations import keep_evaluations
+from gapssg.runs.evaluations import keep_evaluations, warn_of_failure
 from gapssg.runs.events import Note
 
 
@@ -19,7 +19,7 @@ from gapssg.runs.events import Note
     "eval",
     EvaluateSettings,
     {
-        Panel.MAIN: [Shown("models", "FILE", is_argument=True), "data.name", "teacher"],
+        Panel.MAIN: [Shown("models", "FILE", is_argument=True), "data.name", "teacher", Shown("latency", "--latency")],
         Panel.DATA: [*data_fields("data"), MODEL_FACTORIES],
         Panel.RUNNING: ["batch_size", *DEVICE],
     },
@@ -36,6 +36,7 @@ def evaluate(
     Examples:
         gapssg eval student.safetensors --data folder:photos
         gapssg eval student.safetensors --teacher teacher.safetensors --data digits --per-class
+        gapssg eval teacher.safetensors student.safetensors --data folder:photos --latency
     """
     settings = given.load()
     options.check_inputs(settings)
@@ -43,6 +44,8 @@ def evaluate(
     from gapssg.evaluation.evaluate import evaluate
 
     with console.live() as display:
+        for file in settings.models if console.invocation.writes else ():
+            warn_of_failure(file, display)
         result = evaluate(settings, display=display, processes=console.invocation.processes)
         for message in keep_evaluations(result) if console.invocation.writes else ():
             display.event(Note(message=message))

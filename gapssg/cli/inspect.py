@@ -13,6 +13,7 @@ from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.evaluation.settings import InspectSettings
 from gapssg.files import is_file
+from gapssg.models.hub import is_hub_reference
 
 
 @command(
@@ -33,7 +34,9 @@ def inspect(
         gapssg inspect teacher.safetensors
         gapssg inspect torchvision:resnet18 --input-shape 3,224,224 --num-classes 100
     """
-    names_file = model is not None and (is_file(model) or Path(model).suffix == ".safetensors")
+    names_file = model is not None and (
+        is_file(model) or Path(model).suffix == ".safetensors" or is_hub_reference(model)
+    )
     named = {
         "file": ("FILE", model if names_file else None),
         "model.name": ("MODEL", None if names_file else model),

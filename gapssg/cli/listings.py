@@ -2,27 +2,65 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
 
-from gapssg.cli import options
+from gapssg.cli import options, render
+from gapssg.cli.command import Given
+from gapssg.cli.console import Console
+from gapssg.errors import InputError, shortened
+from gapssg.evaluation.settings import ProposeSettings
 from gapssg.files import check_current_folder
 
 
 def list_models(
     context: typer.Context,
-    classes: Annotated[int, typer.Option("--classes", help="Number of classes.", min=2, max=100_000)] = 10,
-    channels: Annotated[int, typer.Option("--channels", help="Channels of an image.", min=1, max=64)] = 3,
-    image_size: Annotated[int, typer.Option("--image-size", help="Pixels of its height and width.")] = 32,
+    classes: Annotated[
+        int | None, typer.Option("--classes", help="Number of classes; by default 10.", min=2, max=100_000)
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option("--channels", help="Channels of an image; by default 3.", min=1, max=64)
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", help="Pixels of its height and width; by default 32.")
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option("--for", metavar="FILE", help="Propose students that are smaller than this teacher instead."),
+    ] = None,
+    max_latency: Annotated[
+        str | None,
+        typer.Option("--max-latency", metavar="TIME", help="With --for: of a forward pass of one image, such as 5ms."),
+    ] = None,
+    factories: Annotated[
+        list[str] | None,
+        typer.Option("--model-factory", metavar="MODULE:FACTORY", help="With --for: trust this factory. Repeatable."),
+    ] = None,
+    overrides: options.Set = None,
     json: options.Json = False,
 ) -> None:
-    """List the built-in models with their parameters and multiply-adds.
+    """List the built-in models with their parameters and multiply-adds, or propose students for a teacher.
 
     Examples:
         gapssg models --classes 100 --image-size 64
+        gapssg models --for teacher.safetensors --max-latency 5ms
     """
     check_current_folder()  # as in `command`
+    if teacher is not None:
+        if (classes, channels, image_size) != (None, None, None):
+            raise InputError("a teacher has its own classes and images; with --for leave their options out")
+        given = {
+            "teacher": ("--for", teacher),
+            "max_latency_ms": ("--max-latency", None if max_latency is None else _milliseconds(max_latency)),
+            "model_factories": ("--model-factory", factories),
+        }
+        _propose(options.console_of(context), Given("models", ProposeSettings, given, overrides=overrides or ()))
+        return
+    if max_latency is not None or factories or overrides:
+        raise InputError("--max-latency, --model-factory and --set are for students of a teacher; add --for FILE")
+    classes, channels, image_size = classes or 10, channels or 3, 32 if image_size is None else image_size
     from gapssg.models import MODELS, create_model
     from gapssg.models.profile import profile_model
 
@@ -47,6 +85,30 @@ def list_models(
         {"name": name, "description": MODELS[name].description, **dict(profile)} for name, profile in profiles.items()
     ]
     console.result({"command": "models", "input_shape": list(shape), "num_classes": classes, "models": models})
+
+
+def _milliseconds(text: str) -> float:
+    """Parse a duration with its unit.
+
+    Raises:
+        InputError: It is not a number with ms or s.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s)", text.strip(), re.ASCII)
+    if match is None:
+        raise InputError(f"--max-latency {shortened(repr(text))} must be a number with ms or s, such as 5ms")
+    return float(match[1]) * (1000 if match[2] == "s" else 1)
+
+
+def _propose(console: Console, given: Given[ProposeSettings]) -> None:
+    settings = given.load()
+    options.check_inputs(settings)
+
+    from gapssg.evaluation.students import propose_students
+
+    with console.live() as display:
+        result = propose_students(settings, display=display)
+    render.print_proposals(console, result)
+    console.result(result)
 
 
 def list_methods(context: typer.Context, json: options.Json = False) -> None:

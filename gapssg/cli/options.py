@@ -17,6 +17,7 @@ from gapssg.errors import InputError
 from gapssg.files import check_exists, read_bounded, user_path
 from gapssg.models import check_model_name
 from gapssg.models.names import SMALLEST_IMAGE_SIDE
+from gapssg.models.hub import is_hub_reference, parse_reference
 from gapssg.settings.base import Settings
 from gapssg.settings.load import recipe_names
 
@@ -121,6 +122,16 @@ TensorBoard = Annotated[
         rich_help_panel=Panel.FILES,
     ),
 ]
+Loggers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--logger",
+        metavar="NAME",
+        help="Write the numbers and sample images to this experiment tracker, too, such as wandb or mlflow; name it "
+        "again with --resume. Repeatable.",
+        rich_help_panel=Panel.FILES,
+    ),
+]
 Json = Annotated[bool, _display_option("json", "Print one JSON object on stdout and all else on stderr.")]
 Quiet = Annotated[bool, _display_option("quiet", "Print only the result.")]
 Debug = Annotated[bool, _display_option("debug", "Show the traceback of an error.")]
@@ -150,15 +161,21 @@ def required(value: Value | None, option: str) -> Value:
 
 
 def check_inputs(settings: Settings, weights: str | None = None) -> None:
-    """Raise `InputError` unless the files in settings, and `weights`, exist; called before torch is imported."""
-    for path in _paths_in((settings, *([user_path(weights)] if weights else []))):
+    """Raise `InputError` unless the files in settings, and `weights`, exist; called before torch is imported.
+
+    References to the Hub must be well-formed.
+    """
+    for path in paths_in((settings, *([user_path(weights)] if weights else []))):
+        if is_hub_reference(path):
+            parse_reference(path)
+            continue
         try:
             check_model_name(str(path))  # for a model instead of a file the command has a better message
         except InputError:
             check_exists(path)
 
 
-def _paths_in(value: Any) -> Iterator[Path]:
+def paths_in(value: Any) -> Iterator[Path]:
     """Yield the paths of inputs; the folder that data sets are downloaded to need not exist."""
     match value:
         case Path():
@@ -168,10 +185,10 @@ def _paths_in(value: Any) -> Iterator[Path]:
                 yield user_path(value.name.removeprefix(FOLDER))
         case Settings():
             for _, part in value:
-                yield from _paths_in(part)
+                yield from paths_in(part)
         case tuple():
             for part in value:
-                yield from _paths_in(part)
+                yield from paths_in(part)
 
 
 def decimals(option: str, text: str) -> list[float]:

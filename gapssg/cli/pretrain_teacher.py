@@ -29,6 +29,7 @@ def pretrain_teacher(
     resume: options.Resume = None,
     overwrite: options.Overwrite = False,
     tensorboard: options.TensorBoard = False,
+    logger: options.Loggers = None,
     estimate: options.Estimate = False,
 ) -> None:
     """Train a teacher on real images.
@@ -63,6 +64,7 @@ def pretrain_teacher(
         overwrite=overwrite,
         resume=resume,
         tensorboard=tensorboard,
+        loggers=logger or (),
     )
     render.print_pretraining(console, result, directory)
     console.result(result)

@@ -14,6 +14,7 @@ from gapssg.runs.results import DistillResult
 from gapssg.text import has_top5, percent
 
 if TYPE_CHECKING:
+    from gapssg.models.description import ModelProfile
     from gapssg.runs.results import (
         AuditResult,
         Comparison,
@@ -25,10 +26,13 @@ if TYPE_CHECKING:
         InspectResult,
         Int8Verification,
         LandscapeResult,
+        Latency,
         Measurement,
         PredictResult,
         PretrainResult,
+        ProposeResult,
         QualityResult,
+        RunFacts,
         TableSummary,
     )
     from gapssg.training.settings import DistillSettings
@@ -147,6 +151,8 @@ def print_evaluation(console: Console, result: EvaluateResult) -> None:
     columns = ["", "model", "parameters", "MACs", "top-1", *(["top-5"] if with_top5 else [])]
     columns += ["balanced", "lowest class", "loss", "ECE", "images/s"]
     columns += ["agreement", "gap"] if result.teacher else []
+    latency = result.timing.latency or ((),) * len(result.models)
+    columns += [f"ms, {_images(each.batch_size)}" for each in latency[0]]
     rows = []
     for number, (model, speed) in enumerate(zip(result.models, result.timing.images_per_second, strict=True), 1):
         row = [str(number), model.architecture, f"{model.parameters:,}", f"{model.macs / 1e6:.1f} M"]
@@ -155,6 +161,7 @@ def print_evaluation(console: Console, result: EvaluateResult) -> None:
         row += [f"{model.expected_calibration_error:.3f}", f"{speed:.0f}"]
         if model.reality_gap is not None:
             row += [percent(model.agreement), f"{model.reality_gap:.3f}"]
+        row += map(_milliseconds, latency[number - 1])
         rows.append(row)
         console.note(f"{number}: {model.file}")
     title = f"{result.images:,} test images of {result.data}"
@@ -163,12 +170,51 @@ def print_evaluation(console: Console, result: EvaluateResult) -> None:
     console.table(title, columns, rows)
     if result.teacher:
         console.note(f"agreement and (reality) gap: with {result.teacher.file}")
+    if result.timing.latency:
+        console.note(_how_measured(result, result.timing.threads))
+
+
+def _milliseconds(latency: Latency) -> str:
+    return f"{latency.median_ms:.2f} (p95 {latency.p95_ms:.2f})"
+
+
+def _how_measured(facts: RunFacts, threads: int) -> str:
+    how = f"{facts.precision}, {'compiled' if facts.compiled else 'eager'}"
+    where = f"{facts.device}, {how}, {threads} thread{'' if threads == 1 else 's'}"
+    return f"ms: median of a forward pass and its 95th percentile, on {where}"
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'' if count == 1 else 's'}"
 
 
 def _lowest(model: EvaluatedModel) -> str:
     if model.lowest_recall is None:
         return "-"
     return f"{percent(model.lowest_recall)} ({shortened(model.lowest_class, _LONGEST_CLASS_NAME)})"
+
+
+def print_proposals(console: Console, result: ProposeResult) -> None:
+    """Print the students that are smaller than a teacher, below it, and how to distil one."""
+    models: list[tuple[str, ModelProfile, Latency]]
+    models = [(f"teacher {result.teacher.architecture}", result, result.timing.teacher)]
+    models += [(each.architecture, each, each.latency) for each in result.students]
+    console.table(
+        f"Students for {_shape(result.input_shape)} images of {result.num_classes:,} classes, smaller than the teacher",
+        ["model", "parameters", "MACs", "ms, 1 image"],
+        [
+            [name, f"{size.parameters:,}", f"{size.macs / 1e6:.1f} M", _milliseconds(latency)]
+            for name, size, latency in models
+        ],
+    )
+    console.note(_how_measured(result, result.timing.threads))
+    if not result.timing.is_complete:
+        console.note("there was no time for all candidates; --set seconds=300 measures for five minutes")
+    if result.students:
+        words = ["gapssg", "distill", "--teacher", result.teacher.file, "--student", "NAME", "--output", "runs/student"]
+        console.say(f"next: {shlex.join(words)}")
+    else:
+        console.say("there is none; allow a higher latency, or shorten a model of your own")
 
 
 def print_classes(console: Console, result: EvaluateResult) -> None:

@@ -1,4 +1,4 @@
-"""What the commands that write a run directory share: --output, --resume, --estimate and --tensorboard."""
+"""What the commands that write a run directory share: --output, --resume, --estimate, --tensorboard and --logger."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gapssg.cli.command import MODEL_FACTORIES, Given
 from gapssg.cli.console import Console
-from gapssg.cli.options import check_inputs, required
+from gapssg.cli.options import check_inputs, paths_in, required
 from gapssg.data.settings import DataSettings
 from gapssg.errors import InputError, shortened
+from gapssg.models.hub import local_file
 from gapssg.models.reference import is_factory
 from gapssg.safe_paths import inside
 from gapssg.settings.base import Settings
@@ -38,8 +39,8 @@ def load_run(
     """Return the directory of a run, None if none is named, and its settings, as `Given.load` resolves them.
 
     A resumed run has its own settings: `--model-factory` only confirms its factories, and it downloads only if
-    `--download` is given again, because an untrusted run directory must not choose what is fetched. Raises `InputError`
-    as `run_directory` and `Given.load`.
+    `--download` is given again, and a model of the Hub only if it is named again, because an untrusted run directory
+    must not choose what is fetched. Raises `InputError` as `run_directory` and `Given.load`.
     """
     console.invocation.command = given.section
     given = replace(given, console=None)  # its command prints the settings, after further checks
@@ -48,6 +49,9 @@ def load_run(
         return directory, given.load(recipe=recipe, beneath=beneath)
     options = {key: option for key, option in given.options.items() if key != MODEL_FACTORIES.key}
     settings = replace(given, options=options, config=config).load()
+    for path in paths_in(settings):
+        if str(path) not in given.texts():
+            local_file(path, fetch=False)
     downloads = any(option == "--download" and value for option, value in options.values())
     return directory, settings if downloads else _without_download(settings)
 
@@ -135,11 +139,19 @@ def carry_out(
     overwrite: bool,
     resume: Path | None,
     tensorboard: bool,
+    loggers: Sequence[str],
 ) -> Result:
     """Call the function of a training command, show its run, and return its result."""
+    from gapssg.runs.loggers import also_logging
+
     invocation = console.invocation
-    with _shown_run(console, directory, epoch, tensorboard=tensorboard, resume=resume) as display:
-        return run(
+    with (
+        _shown_run(console, directory, epoch, tensorboard=tensorboard, resume=resume) as shown,
+        also_logging(loggers if invocation.writes else (), shown, directory, settings, epoch) as display,
+    ):
+        named = invocation.again_named
+        invocation.again_named += "".join(f" --logger {name}" for name in loggers)  # for a run that is interrupted
+        result = run(
             settings,
             directory,
             overwrite=overwrite,
@@ -148,6 +160,8 @@ def carry_out(
             requests=invocation.requests,
             processes=invocation.processes,
         )
+        invocation.again_named = named
+        return result
 
 
 @contextmanager

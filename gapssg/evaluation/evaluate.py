@@ -12,6 +12,8 @@ from torch import Tensor
 
 from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import sha256_of_images
+from gapssg.errors import InputError
+from gapssg.evaluation.latency import BATCH_SIZES, SECONDS, measure_latency
 from gapssg.evaluation.metrics import (
     Answers,
     answers_of,
@@ -29,7 +31,7 @@ from gapssg.evaluation.settings import EvaluateSettings
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import profile_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts, versions
-from gapssg.runs.results import EvaluatedModel, EvaluateResult, EvaluateTiming, FileFacts
+from gapssg.runs.results import EvaluatedModel, EvaluateResult, EvaluateTiming, FileFacts, Latency
 from gapssg.settings.load import texts_by_key
 from gapssg.synthesis.losses import reality_gaps
 
@@ -47,13 +49,15 @@ def evaluate(
     Each of `processes` calls this with equal arguments, and gets the result.
 
     Returns:
-        The scores of each file in `models`, and their throughput under `timing`.
+        The scores of each file in `models`, and under `timing` their throughput, and their latency if it is wanted.
 
     Raises:
         InputError: A file or the data cannot be used, or they do not match.
     """
     display = display or SilentDisplay()
     with nullcontext() if processes is None else processes.all_or_none():
+        if settings.latency and processes is not None:
+            raise InputError("--latency times the passes of one process; start it without torchrun")
         runtime = Runtime.from_settings(settings.runtime, 0, processes)  # evaluation is deterministic
         models = [load_model(path, settings.model_factories) for path in settings.models]
         teacher = load_model(settings.teacher, settings.model_factories) if settings.teacher is not None else None
@@ -78,13 +82,18 @@ def evaluate(
             for evaluation in evaluations:
                 evaluation.add(batch, labels, teacher_logits)
     display.progress("evaluating", len(images), len(images))
+    latency = tuple(evaluation.latency(display) for evaluation in evaluations) if settings.latency else None
     return EvaluateResult(
         data=settings.data.name,
         images=len(images),
         class_names=tuple(images.class_names),
         teacher=None if teacher is None else FileFacts(file=str(teacher.path), sha256=teacher.sha256),
         models=tuple(evaluation.report(images.class_names) for evaluation in evaluations),
-        timing=EvaluateTiming(images_per_second=tuple(len(images) / evaluation.seconds for evaluation in evaluations)),
+        timing=EvaluateTiming(
+            images_per_second=tuple(len(images) / evaluation.seconds for evaluation in evaluations),
+            latency=latency,
+            threads=torch.get_num_threads(),
+        ),
         **dict(run_facts(runtime, settings)),
     )
 
@@ -120,6 +129,14 @@ class _Evaluation:
         if teacher_logits is not None:
             self._agrees.append(logits.argmax(dim=1) == teacher_logits.argmax(dim=1))
             self._gaps.append(reality_gaps(teacher_logits, logits))
+
+    def latency(self, display: Display) -> tuple[Latency, ...]:
+        """Return the latency of the model with batches of each size."""
+        measured = []
+        for number, size in enumerate(BATCH_SIZES):
+            display.progress(f"measuring the latency of {self._model.path.name}", number, len(BATCH_SIZES))
+            measured.append(measure_latency(self._module, self._model.card.input_shape, self._runtime, size, SECONDS))
+        return tuple(measured)
 
     def report(self, class_names: Sequence[str]) -> EvaluatedModel:
         model, answers, classes = self._model, concatenated(self._answers), len(class_names)

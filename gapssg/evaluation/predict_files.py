@@ -6,6 +6,7 @@ import csv
 import io
 import time
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 
 import torch
@@ -22,8 +23,11 @@ from gapssg.evaluation.settings import PredictSettings, check_predictions_file
 from gapssg.files import user_path, write_atomically
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts
+from gapssg.runs.evaluations import warn_of_failure
 from gapssg.runs.events import Warned
 from gapssg.runs.results import ClassProbability, ModelFile, PredictedImage, PredictResult, PredictTiming
+
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def predict(
@@ -37,7 +41,8 @@ def predict(
 
     Args:
         settings: The model file and the images; only one batch of them is in memory.
-        output: A CSV file to write, with a line for each image and rank: file, rank, class, probability.
+        output: A CSV file to write, with a line for each image and rank: file, rank, class, probability. Names that
+            start with = + - @ or white space have an apostrophe before them, so that no spreadsheet runs them.
         overwrite: Whether an existing file may be replaced.
         display: Shows the progress, and which files of the folders are not read.
 
@@ -55,6 +60,7 @@ def predict(
         check_predictions_file(output, settings, overwrite)
     runtime = Runtime.from_settings(settings.runtime, seed=0)  # nothing is drawn
     model = load_model(settings.model, settings.model_factories)
+    warn_of_failure(model.path, display)
     files = find_images(settings.images, lambda sentence: display.event(Warned(epoch=0, message=sentence)))
     started = time.perf_counter()
     images = _classify(files, model, settings, runtime, display)
@@ -110,9 +116,16 @@ def _most_probable(
 
 def _to_csv(images: Sequence[PredictedImage]) -> bytes:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("file", "rank", "class", "probability"))
+    # Every text is quoted: Python 3.11 would not quote one with a carriage return, at which readers end the row.
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    text.write("file,rank,class,probability\n")
     for image in images:
         for rank, found in enumerate(image.classes, 1):
-            writer.writerow((image.file, rank, found.name, f"{found.probability:.6f}"))
+            probability = Decimal(f"{found.probability:.6f}")
+            writer.writerow((_no_formula(image.file), rank, _no_formula(found.name), probability))
     return text.getvalue().encode()
+
+
+def _no_formula(text: str) -> str:
+    """Put an apostrophe before an untrusted text that a spreadsheet would take for a formula."""
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text

@@ -6,7 +6,7 @@ Imports no torch, so that their errors are instant.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -34,12 +34,15 @@ def _check_weights(name: str) -> str:
 class EvaluateSettings(WithFactories):
     """The evaluation of model files on real images."""
 
+    omitted_defaults: ClassVar[tuple[str, ...]] = (*WithFactories.omitted_defaults, "latency")
     models: tuple[UserPath, ...] = Field(min_length=1)
     """Model files with the same input shape and classes."""
     data: DataSettings
     """The real images; the `test` split is read."""
     teacher: UserPath | None = None
     """A model file to compare the others with: adds agreement and reality gap."""
+    latency: bool = False
+    """Measure how long a forward pass of 1 image and of 64 takes: median and 95th percentile."""
     batch_size: int | None = Field(default=None, ge=1, le=65_536)
     """Images per batch; by default 500, or fewer if they have more than 64x64 pixels."""
     runtime: RuntimeSettings = RuntimeSettings()
@@ -57,6 +60,19 @@ class PredictSettings(WithFactories):
     """Number of the most probable classes of each image to show."""
     batch_size: int | None = Field(default=None, ge=1, le=65_536)
     """Images per batch; by default 500, or fewer if they have more than 64x64 pixels."""
+    runtime: RuntimeSettings = RuntimeSettings()
+    """Device, precision and compilation."""
+
+
+class ProposeSettings(WithFactories):
+    """The search for students that are smaller than a teacher."""
+
+    teacher: UserPath
+    """The teacher's model file."""
+    max_latency_ms: float | None = Field(default=None, gt=0, le=1e6)
+    """Leave students out of which the median forward pass of one image takes more milliseconds."""
+    seconds: float = Field(default=120.0, gt=0, le=3600)
+    """After these no further candidate is built or measured."""
     runtime: RuntimeSettings = RuntimeSettings()
     """Device, precision and compilation."""
 

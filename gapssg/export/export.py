@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -37,11 +37,10 @@ from gapssg.models.foreign import foreign_code
 from gapssg.models.frozen import frozen
 from gapssg.models.model_file import load_model
 from gapssg.runs.directory import Display, SilentDisplay, final_weights, pool_shards, run_facts, versions
+from gapssg.runs.evaluations import failures_of_run
 from gapssg.runs.events import Note, Warned
 from gapssg.runs.results import (
-    RESULT,
     BothPrecisions,
-    DistillResult,
     ExportedTop1,
     ExportMetadata,
     ExportProvenance,
@@ -92,7 +91,7 @@ def export_model(
     test = None if settings.data is None else read_test_images(settings.data, model, display)
 
     display.event(Note(message=f"exporting {model.card.architecture} from {model.path}"))
-    if failures := _failures_of_run(model.path):
+    if failures := failures_of_run(model.path):
         display.event(Warned(epoch=0, message=f"its run ended with FAILED, not usable: {'; '.join(failures)}"))
     provenance = ExportProvenance(model_sha256=model.sha256, model=model.card.provenance, versions=all_versions)
     interface = {name: getattr(model.card, name) for name in Interface.model_fields}
@@ -120,16 +119,6 @@ def _check_format(settings: ExportSettings, target: Format) -> None:
         raise InputError(f"--to {settings.to} has no int8; use {' or '.join(names)}")
     if settings.data is not None and target.load is None:
         raise InputError(f"--to {settings.to} is not compared on images, because nothing here runs it; omit --data")
-
-
-def _failures_of_run(file: Path) -> tuple[str, ...]:
-    """Return the failures that the run of a student found; nothing if the file is not that of a finished run.
-
-    Raises:
-        InputError: The result of the run is damaged, or a link leads to it.
-    """
-    is_of_run = file.name == DistillResult.model_file and os.path.lexists(file.parent / RESULT)
-    return DistillResult.load(file.parent).failures if is_of_run else ()
 
 
 def _calibration_shards(settings: ExportSettings, target: Format) -> list[Path]:

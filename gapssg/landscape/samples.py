@@ -15,6 +15,7 @@ from gapssg.evaluation.predict import predict
 from gapssg.evaluation.real_images import read_test_images
 from gapssg.landscape.settings import POOL, LandscapeSettings
 from gapssg.landscape.subjects import Subject
+from gapssg.models.hub import local_file
 from gapssg.models.model_file import load_model
 from gapssg.runs.directory import Display, pool_shards
 from gapssg.synthesis.losses import distillation_divergence
@@ -112,7 +113,7 @@ def _read_pool(settings: LandscapeSettings, subject: Subject, runtime: Runtime) 
     images = torch.cat([part[0] for part in parts])
     file = settings.teacher or run.distillation.teacher
     try:
-        teacher = load_model(file, settings.model_factories)
+        teacher = load_model(settings.teacher or local_file(file, fetch=False), settings.model_factories)
     except InputError as error:
         raise InputError(f"--data pool needs the teacher of {run.path}: {error}; name it with --teacher") from error
     if subject.model.card.provenance.teacher_sha256 not in (None, teacher.sha256):

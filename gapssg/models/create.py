@@ -79,7 +79,23 @@ def empty_model(
 
     with torch.device("meta"):
         module = builder(num_classes, input_shape)
-        return check_classifier(module, name, num_classes, input_shape) if library_model(name) else module
+        if library_model(name) is None:
+            return module
+        try:
+            return check_classifier(module, name, num_classes, input_shape)
+        except InputError as error:
+            raise InputError(f"{error}{_advice_on_size(module, input_shape, arguments)}") from error
+
+
+def _advice_on_size(module: nn.Module, input_shape: tuple[int, int, int], arguments: Arguments) -> str:
+    """Return how to build a timm model that is fixed to other images for these squares; else nothing."""
+    about = getattr(module, "pretrained_cfg", None) or {}
+    _, height, width = input_shape
+    if not about.get("fixed_input_size") or "img_size" in arguments or height != width:
+        return ""
+    built_for = "x".join(map(str, about["input_size"][1:]))
+    argument = f"arguments.img_size={height}"
+    return f"; it is built for images of {built_for}: add --set model.{argument}, of a student --set student.{argument}"
 
 
 def _builder(

@@ -85,9 +85,23 @@ def build_library_model(
 
 def check_library_name(library: str, name: str) -> None:
     """Raise `InputError`, with similar names, unless the library has a classifier of this name."""
-    names = torchvision.models.list_models(torchvision.models) if library == TORCHVISION else _timm(name).list_models()
+    names = library_names(library, name)
     if name not in names:
         raise InputError(f"{library} has no classifier {shortened(repr(name))}{did_you_mean(name, names)}")
+
+
+def library_names(library: str, wanted: str = "NAME") -> list[str]:
+    """Return the names of a library's classifiers; the one that is `wanted` is for the message.
+
+    Raises:
+        InputError: The library is not installed.
+    """
+    names: list[str]
+    if library == TORCHVISION:
+        names = torchvision.models.list_models(torchvision.models)
+    else:
+        names = _timm(wanted).list_models()
+    return names
 
 
 def pretrained_weights(library: str, name: str, channels: int, /, **arguments: Argument) -> Pretrained:

@@ -39,9 +39,10 @@ from gapssg.models.foreign import (
 )
 from gapssg.models.graphs.file import kind_of_graph
 from gapssg.models.graphs.module import build_graph
+from gapssg.models.hub import local_file
 from gapssg.models.names import MOST_CLASSES, check_model_name
 from gapssg.models.reference import MODULE, check_trusted, is_factory, is_module
-from gapssg.models.safetensors_file import read_safetensors
+from gapssg.models.safetensors_file import SafetensorsFile, read_safetensors
 
 _METADATA_KEY = "gapssg"
 _MOST_OTHER_VALUES = 1000
@@ -151,7 +152,7 @@ def load_model(path: str | Path, factories: Iterable[str] = (), module: nn.Modul
     A `package.module:factory` that the file names is imported and called only if it is among `factories`.
 
     Args:
-        path: The file.
+        path: The file, or a reference to the Hugging Face Hub: `hf-hub:ORG/NAME`, also with `@REVISION`.
         factories: Factories that the file may name.
         module: Load the weights into a copy of this module instead of building the model that the file names.
 
@@ -163,7 +164,7 @@ def load_model(path: str | Path, factories: Iterable[str] = (), module: nn.Modul
     path = user_path(path)
     _refuse_architecture(path)
     try:
-        file = read_safetensors(path)
+        file = _read(path)
     except InputError:
         _refuse_graph(path)
         raise
@@ -185,6 +186,15 @@ def load_model(path: str | Path, factories: Iterable[str] = (), module: nn.Modul
             raise InputError(f"{path}: {error}") from error
     built.eval()
     return LoadedModel(built, card, file.sha256, path)
+
+
+def _read(path: Path) -> SafetensorsFile:
+    """Read the safetensors file that a path or a reference to the Hub names; messages have that name."""
+    file = local_file(path)
+    try:
+        return read_safetensors(file)
+    except InputError as error:
+        raise InputError(str(error).replace(str(file), str(path))) from error
 
 
 def _refuse_architecture(path: Path) -> None:
@@ -243,7 +253,7 @@ def read_card(path: str | Path) -> tuple[ModelCard, str]:
     Raises `InputError` if the file is missing, damaged or not a gapssg model file, or its description is not valid.
     """
     path = user_path(path)
-    file = read_safetensors(path)
+    file = _read(path)
     description = _read_description(path, file.metadata)
     description.pop("content_sha256", None)
     return _validated(description, path), file.sha256
@@ -267,7 +277,7 @@ def model_of(module: nn.Module, card: ModelCard) -> LoadedModel:
 def architecture_of(path: str | Path) -> str:
     """Return the architecture that a model file names; raises as `read_card`."""
     path = user_path(path)
-    return str(_read_description(path, read_safetensors(path).metadata).get("architecture"))
+    return str(_read_description(path, _read(path).metadata).get("architecture"))
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: object) -> None:

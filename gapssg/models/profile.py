@@ -28,10 +28,15 @@ def profile_model(module: nn.Module, input_shape: tuple[int, ...]) -> ModelProfi
     `InputError` if the module does not accept a single input.
     """
     return ModelProfile(
-        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        parameters=parameters_of(module),
         macs=_trace(module, input_shape).operations.total() // 2,
         batch_norm_layers=len(batch_norm_layers(module)),
     )
+
+
+def parameters_of(module: nn.Module) -> int:
+    """Return the number of parameters of a model."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def profile_layers(module: nn.Module, input_shape: tuple[int, ...]) -> list[LayerProfile]:

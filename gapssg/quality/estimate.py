@@ -11,6 +11,7 @@ from gapssg.core.runtime import Runtime
 from gapssg.errors import InputError
 from gapssg.evaluation.real_images import check_same_images
 from gapssg.files import user_path
+from gapssg.models.hub import local_file
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.quality.evidence import collect_evidence
 from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, load_predictors
@@ -33,7 +34,9 @@ def estimate_quality(settings: QualitySettings) -> QualityResult:
     runtime = Runtime.from_settings(settings.runtime, seed=0)
     run = settings.student if settings.student.is_dir() else None
     result = None if run is None else DistillResult.load(run)
-    teacher_file = settings.teacher or (None if result is None else user_path(result.teacher.file))
+    teacher_file = settings.teacher or (
+        None if result is None else local_file(user_path(result.teacher.file), fetch=False)
+    )
     if teacher_file is None:
         raise InputError(f"{settings.student} does not name its teacher's file; add --teacher FILE")
     teacher = load_model(teacher_file, settings.model_factories)

@@ -58,11 +58,12 @@ _FINAL_WEIGHTS = ("student.safetensors", "model.safetensors")
 _BEST = "best.safetensors"
 _CHECKPOINT = "checkpoint/latest.safetensors"
 _LOCK = ".lock"
+LOGGERS_FILE = "loggers.json"
 _FOLDERS = ("samples", "snapshots", _POOL, "checkpoint", "surfaces", "figures", "tensorboard")
 
 # All that a run writes, relative to its directory, and the temporary files of killed writes.
 _OWN_FILE = re.compile(
-    r"\.lock|settings\.toml|events\.jsonl|(result|evaluations)\.json|(student|model|best)\.safetensors"
+    r"\.lock|settings\.toml|events\.jsonl|(result|evaluations|loggers)\.json|(student|model|best)\.safetensors"
     r"|samples/epoch-\d+\.png|snapshots/epoch-\d+\.safetensors|pool/shard-\d+\.safetensors"
     r"|checkpoint/latest\.safetensors"
     r"|surfaces/[\w.-]+\.safetensors|figures/[\w.-]+\.(png|svg|html)"

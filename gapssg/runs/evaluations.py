@@ -5,6 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,8 @@ from pydantic import Field
 
 from gapssg.errors import InputError, RunError
 from gapssg.files import is_file, read_bounded, write_json
-from gapssg.runs.directory import CARD
+from gapssg.runs.directory import CARD, Display
+from gapssg.runs.events import Warned
 from gapssg.runs.results import RESULT, DistillResult, EvaluatedModel, EvaluateResult, PretrainResult, Scores
 from gapssg.safe_paths import inside
 from gapssg.stored import Count, Stored, Text
@@ -52,6 +54,26 @@ def read_evaluations(run: Path, sha256: str) -> list[Evaluation]:
     except InputError as error:
         raise InputError(f"{error}; gapssg eval replaces it") from error
     return [each for each in kept.evaluations if each.sha256 == sha256]
+
+
+def warn_of_failure(file: Path, display: Display) -> None:
+    """Warn if the run of a student's file found that it is not usable, or if that cannot be read."""
+    try:
+        if failures := failures_of_run(file):
+            sentence = f"FAILED: {file} is not usable: {'; '.join(failures)}"
+            display.event(Warned(epoch=0, message=sentence))
+    except InputError as error:
+        display.event(Warned(epoch=0, message=f"what its run found of {file} is not known: {error}"))
+
+
+def failures_of_run(file: Path) -> tuple[str, ...]:
+    """Return the failures that the run of a student found; nothing if the file is not that of a finished run.
+
+    Raises:
+        InputError: The result of the run is damaged, or a link leads to it.
+    """
+    is_of_run = file.name == DistillResult.model_file and os.path.lexists(file.parent / RESULT)
+    return DistillResult.load(file.parent).failures if is_of_run else ()
 
 
 def keep_evaluations(result: EvaluateResult) -> list[str]:

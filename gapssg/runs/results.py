@@ -318,10 +318,25 @@ class EvaluatedModel(ModelFile, ModelProfile, Scores):
     """Mean reality gap to the teacher over the images; None without a teacher."""
 
 
+class Latency(Stored):
+    """Times of a forward pass of a batch, in milliseconds."""
+
+    batch_size: PositiveCount
+    passes: PositiveCount
+    """Number of timed passes, after a warm-up."""
+    median_ms: float
+    p95_ms: float
+    """95th percentile."""
+
+
 class EvaluateTiming(Stored):
     """Speed of the models."""
 
     images_per_second: tuple[float, ...]
+    threads: PositiveCount
+    """Number of processor threads that PyTorch used."""
+    latency: tuple[tuple[Latency, ...], ...] | None
+    """Of each model with batches of 1 and of 64 images; None if not measured."""
 
 
 class EvaluateResult(RunFacts):
@@ -363,6 +378,51 @@ class PredictResult(RunFacts):
     model: ModelFile
     images: Many[PredictedImage]
     timing: PredictTiming
+
+
+class PushResult(Stored):
+    """The result of `push`."""
+
+    command: Literal["push"] = "push"
+    repository: Text
+    revision: Text
+    """The commit."""
+    reference: Text
+    """How commands name the model file, with this revision."""
+    sha256: Text
+    """SHA-256 of the model file."""
+    files: tuple[Text, ...]
+
+
+class Proposal(ModelProfile):
+    """A student that could be distilled from a teacher."""
+
+    architecture: Text
+    latency: Latency
+    """With one image."""
+
+
+class ProposeTiming(Stored):
+    """What the proposed students are compared with, and how they were measured."""
+
+    teacher: Latency
+    threads: PositiveCount
+    """Number of processor threads that PyTorch used."""
+    is_complete: bool
+    """Whether there was time for all candidates."""
+
+
+class ProposeResult(ModelProfile, RunFacts):
+    """The result of `models --for`; the profile is that of the teacher. Measured times decide on the students."""
+
+    command: Literal["models"] = "models"
+    teacher: ModelFile
+    num_classes: Count
+    input_shape: tuple[int, int, int]
+    max_latency_ms: float | None
+    students: tuple[Proposal, ...]
+    """The fastest first."""
+    timing: ProposeTiming
 
 
 class ImportResult(ModelFile, ModelProfile, ScoresOr[None], RunFacts):

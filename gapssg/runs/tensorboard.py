@@ -102,7 +102,7 @@ class _TensorBoardDisplay:
         self._writer.flush()
 
     def _write(self, writer: SummaryWriter, epoch: Epoch) -> None:
-        for name, value in _scalars(epoch.model_dump(exclude={"epoch", "epochs"})):
+        for name, value in scalars(epoch.model_dump(exclude={"epoch", "epochs"})):
             writer.add_scalar(name, value, epoch.epoch)
         grid = self._run / "samples" / f"epoch-{epoch.epoch:04d}.png"
         if is_file(grid):
@@ -127,10 +127,10 @@ def _thread_without_traceback() -> Iterator[None]:
         threading.excepthook = shown
 
 
-def _scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yield the numbers of an event, nested ones as `part/name`."""
+def scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the numbers of an epoch, nested ones as `part/name`."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _scalars(value, f"{prefix}{name}/")
+            yield from scalars(value, f"{prefix}{name}/")
         elif isinstance(value, int | float):
             yield f"{prefix}{name}", value

@@ -20,7 +20,7 @@ from gapssg.evaluation.predict import score_on
 from gapssg.evaluation.real_images import read_test_images
 from gapssg.files import LARGEST_FILE, sha256_of_file, sha256_of_files, user_path
 from gapssg.models.model_file import LoadedModel
-from gapssg.models.profile import profile_model
+from gapssg.models.profile import parameters_of, profile_model
 from gapssg.models.reference import MODULE
 from gapssg.quality.estimate import judge_quality
 from gapssg.runs.checkpoint import Facts, State
@@ -190,6 +190,10 @@ class _Job(Job[DistillResult]):
         if not distillation.synthesizer.augments:
             views = "no crops, no flips (method.augment=true turns them on)"
         yield Started(message=f"distilling {pair} with {source}, {views}, {self.runtime.describe()}")
+        own, of_teacher = (parameters_of(each) for each in (distillation.student, distillation.teacher))
+        if own > of_teacher:
+            larger = f"the student has {own:,} parameters, more than its teacher with {of_teacher:,}"
+            yield Warned(epoch=0, message=f"{larger}; `gapssg models --for TEACHER` proposes smaller ones")
         if distillation.origin.teacher_sha256 != teacher.sha256:
             yield Warned(epoch=0, message=f"the pool of {settings.pool} was made for another teacher")
 

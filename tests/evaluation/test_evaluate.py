@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -7,15 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gapssg import EvaluateSettings, InputError, evaluate, load_model
+from gapssg.cli.console import Console, Invocation
+from gapssg.cli.render import print_evaluation
 from gapssg.core.runtime import Runtime
 from gapssg.data import load_split
 from gapssg.data.image_set import ImageSet
+from gapssg.evaluation.latency import measure_latency
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
+from gapssg.runs.results import Latency
 from tests.conftest import make_card
+from tests.program import gapssg
 
 
 def settings(*files: Path, **changes: Any) -> EvaluateSettings:
@@ -147,3 +155,68 @@ def test_memory_does_not_grow_with_the_square_of_the_number_of_classes(tmp_path:
     assert report.confusion_matrix is None
     assert len(report.per_class_accuracy) == sum(report.images_per_class) == classes
     assert report.agreement == 1.0
+
+
+def test_latency_is_that_of_each_model_with_batches_of_1_and_of_64(
+    teacher_file: Path, other_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("gapssg.evaluation.evaluate.SECONDS", 0.0)
+    assert evaluate(settings(teacher_file)).timing.latency is None
+    timing = evaluate(settings(teacher_file, other_file, latency=True)).timing
+    assert timing.threads == torch.get_num_threads()
+    assert timing.latency is not None and len(timing.latency) == 2
+    for measured in timing.latency:
+        assert [each.batch_size for each in measured] == [1, 64]
+        assert all(0 < each.median_ms <= each.p95_ms and each.passes == 10 for each in measured)
+        assert measured[0].median_ms < measured[1].median_ms  # 64 times the work
+
+
+class _Clock:
+    """A clock that only `Sleeping` advances."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Sleeping(nn.Module):
+    """Takes 1 s for each of its first passes, which are the warm-up, then 10 ms, and 30 ms for every tenth pass."""
+
+    def __init__(self, clock: _Clock) -> None:
+        super().__init__()
+        self.clock, self.passes = clock, 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        seconds = 1.0 if self.passes <= 3 else 0.03 if self.passes % 10 == 0 else 0.01
+        self.clock.now += seconds
+        return images.mean((2, 3))
+
+
+def test_latency_leaves_out_the_warm_up_and_ends_in_time(runtime: Runtime, monkeypatch: pytest.MonkeyPatch):
+    clock = _Clock()
+    monkeypatch.setattr("gapssg.evaluation.latency.time", clock)
+    found = measure_latency(Sleeping(clock), (3, 8, 8), runtime, batch_size=2, seconds=0.995)
+    assert found.median_ms == pytest.approx(10)
+    assert found.p95_ms == pytest.approx(30)
+    assert found.batch_size == 2
+    assert found.passes == 84  # 76 of 10 ms and 8 of 30 ms
+
+
+def test_the_command_measures_latency(teacher_file: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("gapssg.evaluation.evaluate.SECONDS", 0.0)
+    finished = gapssg("eval", teacher_file, "--data", "digits", "--latency", "--json")
+    (measured,) = json.loads(finished.stdout)["timing"]["latency"]
+    assert [each["batch_size"] for each in measured] == [1, 64]
+
+
+def test_latency_is_printed_with_the_number_of_threads(teacher_file: Path, capsys: pytest.CaptureFixture[str]):
+    result = evaluate(settings(teacher_file))
+    one, many = (Latency(batch_size=n, passes=9, median_ms=n / 4, p95_ms=n / 2) for n in (1, 64))
+    timing = result.timing.model_copy(update={"latency": ((one, many),), "threads": 1})
+    print_evaluation(Console(Invocation()), result.model_copy(update={"timing": timing}))
+    printed = capsys.readouterr().out
+    for cells in ("ms, 1 image .*0.25 \\(p95 0.50\\)", "ms, 64 images .*16.00 \\(p95 32.00\\)"):
+        assert re.search(cells, printed)
+    assert "on cpu, fp32, eager, 1 thread\n" in printed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from pathlib import Path
@@ -18,10 +19,13 @@ from gapssg.core.runtime import Runtime
 from gapssg.data import load_split
 from gapssg.data.decode import decode_images
 from gapssg.evaluation.predict import predict as logits_of
+from gapssg.evaluation.predict_files import _to_csv
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
+from gapssg.runs.results import RESULT, ClassProbability, PredictedImage
 from tests.conftest import make_card
 from tests.program import gapssg, refusal
+from tests.results import make_distill_result
 
 HALF = {"architecture": "wrn10_half"}
 RUNTIME = {"device": "cpu", "precision": "fp32"}
@@ -141,6 +145,41 @@ def test_untrusted_names_break_neither_the_table_nor_the_csv(tmp_path: Path):
     written = list(csv.reader(file.open(newline="", encoding="utf-8")))
     shown_names = [str(folder / name).encode(errors="replace").decode() for name in sorted(names)]
     assert [row[0] for row in written[1:]] == shown_names
+
+
+def test_names_in_the_csv_are_quoted_and_are_no_formulas(model_file: Path, monkeypatch: pytest.MonkeyPatch):
+    names = ["=1+1", "+1", "-1", "@a", "\t=1", "\r=1", "a\rb", 'a,"b"', "ordinary"]
+    found = [ClassProbability(name=name, probability=0.5) for name in names]
+    text = _to_csv([PredictedImage(file="=a.png", classes=tuple(found))]).decode()
+    header, *rows = csv.reader(io.StringIO(text, newline=""))
+    assert header == ["file", "rank", "class", "probability"]
+    assert {row[0] for row in rows} == {"'=a.png"}
+    escaped = ["'=1+1", "'+1", "'-1", "'@a", "'\t=1", "'\r=1", "a\rb", 'a,"b"', "ordinary"]
+    assert [row[2] for row in rows] == escaped
+    assert text.splitlines(keepends=True)[1] == '"\'=a.png",1,"\'=1+1",0.500000\n'
+
+
+@pytest.mark.parametrize("failures", [(), ("it is right on none",)])
+@pytest.mark.parametrize("command", ["predict", "eval"])
+def test_a_student_that_failed_is_called_that(
+    command: str, failures: tuple[str, ...], model_file: Path, photos: Path, tmp_path: Path
+):
+    result = make_distill_result().model_copy(update={"failures": failures})
+    (tmp_path / RESULT).write_text(result.model_dump_json())
+    file = tmp_path / "student.safetensors"
+    file.write_bytes(model_file.read_bytes())
+    shown = gapssg(command, file, *([photos] if command == "predict" else ["--data", "digits"]))
+    lines = [line for line in (shown.stdout + shown.stderr).splitlines() if "FAILED" in line]
+    assert len(lines) == len(failures)
+    assert all(f"{file} is not usable: it is right on none" in line for line in lines)
+
+
+def test_a_damaged_result_of_a_run_is_a_warning(model_file: Path, photos: Path, tmp_path: Path):
+    (tmp_path / RESULT).write_text("{")
+    file = tmp_path / "student.safetensors"
+    file.write_bytes(model_file.read_bytes())
+    shown = gapssg("predict", file, photos)
+    assert f"what its run found of {file} is not known: " in shown.stdout + shown.stderr
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,15 @@ def test_an_invalid_reference_is_refused_with_the_valid_forms(name):
         check_model_name(name)
 
 
+def test_a_timm_model_that_is_fixed_to_other_images_names_the_argument_that_changes_them():
+    pytest.importorskip("timm")
+    name, shape = "timm:vit_tiny_patch16_224", (3, 32, 32)
+    said = refusal(name, input_shape=shape)
+    assert "images of 224x224: add --set model.arguments.img_size=32, of a student --set student.arguments" in said
+    empty_model(name, num_classes=10, input_shape=shape, arguments={"img_size": 32})
+    assert "img_size" not in refusal(name, input_shape=(3, 32, 48))
+
+
 @pytest.mark.parametrize("channels", [1, 3, 16])
 def test_a_torchvision_model_takes_any_number_of_channels_and_classes(channels):
     shape = (channels, 32, 32)

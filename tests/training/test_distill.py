@@ -236,6 +236,17 @@ def test_the_pool_of_another_teacher_is_a_warning(finished: Path, teacher_file: 
     assert any("made for another teacher" in message for message in warnings)
 
 
+@pytest.mark.parametrize(("student", "is_larger"), [("wrn16_2", True), ("wrn16_1", False)])
+def test_a_student_that_is_larger_than_its_teacher_is_a_warning(
+    student: str, is_larger: bool, teacher_file: Path, tmp_path: Path
+):
+    noise = {"name": "noise", "synthesis_batch_size": 16}
+    distill(settings(teacher_file, student={"name": student}, method=noise, epochs=1), tmp_path / "run")
+    warnings = [event["message"] for event in events(tmp_path / "run") if event["event"] == "warning"]
+    sentence = "the student has 691,386 parameters, more than its teacher with 174,778; "
+    assert any(message.startswith(sentence) for message in warnings) == is_larger
+
+
 def test_a_student_starts_from_given_weights(finished: Path, teacher_file: Path, tmp_path: Path):
     weights = finished / "student.safetensors"
     runtime = Runtime(torch.device("cpu"), "fp32", False, 0)

@@ -1,0 +1,125 @@
+"""`models --for`: proposes students that are smaller than a teacher, with their measured latency."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+
+from gapssg.core.runtime import Runtime
+from gapssg.errors import InputError
+from gapssg.evaluation.latency import measure_latency
+from gapssg.evaluation.settings import ProposeSettings
+from gapssg.models import MODELS, create_model
+from gapssg.models.create import empty_model
+from gapssg.models.description import ModelCard, ModelProfile
+from gapssg.models.libraries import library_names
+from gapssg.models.model_file import load_model
+from gapssg.models.profile import profile_model
+from gapssg.models.reference import TIMM, TORCHVISION, library_model
+from gapssg.runs.directory import Display, SilentDisplay, run_facts
+from gapssg.runs.results import Latency, ModelFile, Proposal, ProposeResult, ProposeTiming
+
+# Small classifiers of several families; those that an installed version does not have are left out.
+_SMALL = {
+    TORCHVISION: (
+        "densenet121 efficientnet_b0 mnasnet0_5 mnasnet1_0 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small "
+        "regnet_x_400mf regnet_y_400mf resnet18 resnet34 resnet50 shufflenet_v2_x0_5 shufflenet_v2_x1_0 squeezenet1_1"
+    ),
+    TIMM: (
+        "convnext_atto edgenext_xx_small efficientnet_lite0 fbnetc_100 ghostnet_050 ghostnet_100 lcnet_050 lcnet_100 "
+        "mixnet_s mobilenetv3_small_050 mobilenetv4_conv_small mobileone_s0 repvgg_a0 resnet10t resnet14t "
+        "semnasnet_050 tinynet_a tinynet_c tinynet_e"
+    ),
+}
+_RELATIVES = 12
+_LIKENESS = 0.6  # of names, between 0 and 1: resnet50 has 0.8 with resnet18 and 0.4 with densenet121
+_SECONDS_A_MODEL = 0.5
+
+
+@dataclass(frozen=True)
+class _Sized:
+    name: str
+    profile: ModelProfile
+
+
+def propose_students(settings: ProposeSettings, *, display: Display | None = None) -> ProposeResult:
+    """Propose built-in models and those of torchvision and timm with fewer parameters than a teacher.
+
+    Tried are the built-in models, small ones of both libraries, and those whose names are most like the teacher's, if
+    they can be built for its images and classes. Of each, forward passes of one image are timed, with random weights.
+
+    Returns:
+        The students, the fastest first; measured times decide on order and choice.
+
+    Raises:
+        InputError: The teacher cannot be used.
+        RunError: Memory ran out.
+    """
+    display = display or SilentDisplay()
+    runtime = Runtime.from_settings(settings.runtime, seed=0)
+    teacher = load_model(settings.teacher, settings.model_factories)
+    card, size = teacher.card, profile_model(teacher.module, teacher.card.input_shape)
+    of_teacher = measure_latency(runtime.place(teacher.module), card.input_shape, runtime, 1, _SECONDS_A_MODEL)
+    names = _candidates(card.architecture)
+    started = time.perf_counter()
+    smaller: list[_Sized] = []
+    for number, name in enumerate(names):
+        display.progress("building candidates", number, len(names))
+        if time.perf_counter() - started > settings.seconds / 2:
+            break
+        smaller += [found for found in _sized(name, card) if found.profile.parameters < size.parameters]
+    smaller.sort(key=lambda each: each.profile.macs)  # the slowest are left out if time runs out
+    students = []
+    for number, candidate in enumerate(smaller):
+        display.progress("measuring latency", number, len(smaller))
+        if time.perf_counter() - started > settings.seconds:
+            break
+        latency = _latency(candidate.name, card, runtime)
+        if settings.max_latency_ms is None or latency.median_ms <= settings.max_latency_ms:
+            students.append(Proposal(architecture=candidate.name, **dict(candidate.profile), latency=latency))
+    return ProposeResult(
+        teacher=ModelFile(file=str(teacher.path), sha256=teacher.sha256, architecture=card.architecture),
+        num_classes=card.num_classes,
+        input_shape=card.input_shape,
+        **dict(size),
+        max_latency_ms=settings.max_latency_ms,
+        students=tuple(sorted(students, key=lambda each: each.latency.median_ms)),
+        timing=ProposeTiming(
+            teacher=of_teacher,
+            threads=torch.get_num_threads(),
+            is_complete=time.perf_counter() - started <= settings.seconds,
+        ),
+        **dict(run_facts(runtime, settings)),
+    )
+
+
+def _candidates(architecture: str) -> list[str]:
+    """Return the names of candidates, each once."""
+    names = list(MODELS)
+    own_library, own_name = library_model(architecture) or (None, architecture)
+    for library, small in _SMALL.items():
+        if library == TIMM and find_spec(TIMM) is None:
+            continue
+        known = library_names(library)
+        alike = difflib.get_close_matches(own_name, known, _RELATIVES, _LIKENESS) if library == own_library else []
+        names += [f"{library}:{name}" for name in (*alike, *small.split()) if name in known]
+    return list(dict.fromkeys(names))
+
+
+def _sized(name: str, card: ModelCard) -> Iterator[_Sized]:
+    """Yield the candidate with its size, if it can be built for the teacher's images and classes."""
+    try:
+        module = empty_model(name, num_classes=card.num_classes, input_shape=card.input_shape)
+        yield _Sized(name, profile_model(module, card.input_shape))
+    except InputError:
+        return
+
+
+def _latency(name: str, card: ModelCard, runtime: Runtime) -> Latency:
+    module = create_model(name, num_classes=card.num_classes, input_shape=card.input_shape)
+    return measure_latency(runtime.place(module.eval()), card.input_shape, runtime, 1, _SECONDS_A_MODEL)

@@ -1,0 +1,130 @@
+"""Model files of the Hugging Face Hub by reference: `hf-hub:ORG/NAME` or `hf-hub:ORG/NAME@REVISION`.
+
+A reference stands wherever the path of a model file does. Its file is downloaded to the cache of `huggingface_hub`, and
+is as untrusted as any other. Importing this module imports neither torch nor `huggingface_hub`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from gapssg.errors import GapssgError, InputError, RunError, shortened
+from gapssg.files import LARGEST_FILE
+
+PREFIX = "hf-hub:"
+MODEL_FILES = ("model.safetensors", "student.safetensors")
+INSTALL = "pip install 'gapssg[card]'"
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_REPOSITORY = re.compile(rf"{_NAME}/{_NAME}")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+
+
+def is_hub_reference(path: str | Path) -> bool:
+    """Tell whether a path is a reference to the Hub instead."""
+    return str(path).startswith(PREFIX)
+
+
+def check_repository(name: str) -> str:
+    """Return the name of a repository if it is one.
+
+    Raises:
+        InputError: It has not the form ORG/NAME.
+    """
+    if not _REPOSITORY.fullmatch(name) or ".." in name or "--" in name:
+        raise InputError(f"{shortened(repr(name))} is not a repository of the Hub; write ORG/NAME")
+    return name
+
+
+def parse_reference(path: str | Path) -> tuple[str, str | None]:
+    """Return repository and revision of a reference; without a revision, None.
+
+    Raises:
+        InputError: It is malformed.
+    """
+    name, at, revision = str(path).removeprefix(PREFIX).partition("@")
+    if at and (not _REVISION.fullmatch(revision) or ".." in revision):
+        raise InputError(f"{shortened(str(path))} does not name a revision; write {PREFIX}ORG/NAME@REVISION")
+    return check_repository(name), revision or None
+
+
+def local_file(path: Path, *, fetch: bool = True) -> Path:
+    """Return the file that a reference stands for, after downloading what the cache lacks; of a path, the path itself.
+
+    Without `fetch` only the cache is looked up: what an untrusted directory names must not be downloaded.
+
+    Raises:
+        InputError: The reference is malformed, there is no such model on the Hub, it is too large, or
+            `huggingface_hub` is not installed.
+        RunError: It cannot be downloaded.
+    """
+    if not is_hub_reference(path):
+        return path
+    repository, revision = parse_reference(path)
+    hub = huggingface_hub(str(path))
+    errors = hub.errors
+    unreachable: Exception | None = None
+    for name in MODEL_FILES:
+        try:
+            if fetch:
+                _check_size(hub, repository, name, revision, path)
+            file = hub.hf_hub_download(
+                repository, name, revision=revision, endpoint=endpoint(), local_files_only=not fetch
+            )
+            return Path(file).resolve()
+        except GapssgError:
+            raise
+        except errors.LocalEntryNotFoundError as error:
+            unreachable = error
+        except errors.EntryNotFoundError:
+            continue
+        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+            raise InputError(f"{path} does not exist on the Hub, or needs a login (hf auth login)") from error
+        except Exception as error:
+            raise RunError(f"{path} cannot be downloaded: {reason(error)}") from error
+    if not fetch:
+        raise InputError(
+            f"{path} is not in the cache, and what a run directory names is not downloaded; name it by --teacher"
+        )
+    if unreachable is not None:
+        raise RunError(f"{path} cannot be downloaded and is not in the cache; check the network connection")
+    raise InputError(f"{path} has neither {' nor '.join(MODEL_FILES)}; name a repository that has one")
+
+
+def _check_size(hub: Any, repository: str, name: str, revision: str | None, path: Path) -> None:
+    try:
+        url = hub.hf_hub_url(repository, name, revision=revision, endpoint=endpoint())
+        size = hub.get_hf_file_metadata(url, endpoint=endpoint()).size
+    except (hub.errors.HfHubHTTPError, hub.errors.EntryNotFoundError):
+        raise
+    except Exception:  # without a connection, the cache may have it
+        return
+    if size is None or size > LARGEST_FILE:
+        raise InputError(f"{path} has {size or 'an unknown number of'} bytes, more than {LARGEST_FILE:,}")
+
+
+def huggingface_hub(what: str) -> Any:
+    """Import `huggingface_hub`; `what` needs it.
+
+    Raises:
+        InputError: It is not installed.
+    """
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+    except ModuleNotFoundError as error:
+        raise InputError(f"{what} needs huggingface_hub, which is not installed: {INSTALL}") from error
+    return huggingface_hub
+
+
+def endpoint() -> str | None:
+    """Return the address of the Hub if HF_ENDPOINT sets another than the public one."""
+    return os.environ.get("HF_ENDPOINT")
+
+
+def reason(error: Exception) -> str:
+    """Return the first line of what the Hub or the network says."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return shortened(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__, 300)

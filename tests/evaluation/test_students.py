@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from gapssg.evaluation import students
+from gapssg.evaluation.settings import ProposeSettings
+from gapssg.evaluation.students import propose_students
+from gapssg.models import MODELS, create_model
+from gapssg.models.model_file import save_model
+from gapssg.runs.results import Latency
+from tests.conftest import make_card
+from tests.program import gapssg, refusal
+
+
+@pytest.fixture
+def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A WRN-16-2 with 691,386 parameters, and few candidates, one of which does not accept images of 16 pixels."""
+    monkeypatch.setattr(students, "MODELS", {name: MODELS[name] for name in ("wrn10_half", "wrn16_1", "wrn16_2")})
+    small = {"torchvision": "shufflenet_v2_x0_5 mobilenet_v3_large alexnet", "timm": "lcnet_035 not_a_model"}
+    monkeypatch.setattr(students, "_SMALL", small)
+    path = tmp_path / "big.safetensors"
+    model = create_model("wrn16_2", num_classes=10, input_shape=(1, 16, 16))
+    save_model(path, model, make_card(architecture="wrn16_2"))
+    return path
+
+
+def fake_latency(module: nn.Module, *_: Any) -> Latency:
+    """Take a millisecond for each 100,000 parameters."""
+    milliseconds = sum(parameter.numel() for parameter in module.parameters()) / 1e5
+    return Latency(batch_size=1, passes=10, median_ms=milliseconds, p95_ms=milliseconds)
+
+
+def propose(teacher: Path, **changes: Any) -> Any:
+    return propose_students(ProposeSettings.model_validate({"teacher": teacher, "seconds": 3600, **changes}))
+
+
+def test_students_are_smaller_than_the_teacher_and_the_fastest_comes_first(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(students, "measure_latency", fake_latency)
+    result = propose(teacher)
+    names = [each.architecture for each in result.students]
+    assert names[:2] == ["wrn10_half", "wrn16_1"]
+    assert "torchvision:shufflenet_v2_x0_5" in names
+    assert not {"wrn16_2", "torchvision:mobilenet_v3_large", "torchvision:alexnet", "timm:not_a_model"} & set(names)
+    times = [each.latency.median_ms for each in result.students]
+    assert times == sorted(times)
+    assert all(0 < each.parameters < result.parameters and each.macs > 0 for each in result.students)
+    assert result.timing.is_complete
+    fast = propose(teacher, max_latency_ms=1.0)
+    assert [each.architecture for each in fast.students] == ["wrn10_half"]
+
+
+def test_time_is_bounded(teacher: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(students, "measure_latency", fake_latency)
+    result = propose(teacher, seconds=1e-6)
+    assert (result.students, result.timing.is_complete) == ((), False)
+
+
+def test_models_with_names_like_the_teachers_are_candidates():
+    names = students._candidates("torchvision:resnet50")
+    assert names[: len(MODELS)] == list(MODELS)
+    assert {"torchvision:resnet18", "torchvision:resnext50_32x4d", "timm:lcnet_050"} <= set(names)
+    assert len(names) == len(set(names)) < 70
+
+
+def test_the_command_proposes_students(teacher: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(students, "measure_latency", fake_latency)
+    patient = ["--set", "seconds=3600"]
+    printed = gapssg("models", "--for", teacher, "--max-latency", "0.002s", *patient).stdout
+    assert "wrn16_1" in printed and f"gapssg distill --teacher {teacher} --student NAME" in printed
+    result = json.loads(gapssg("models", "--for", teacher, "--max-latency", "1ms", "--json", *patient).stdout)
+    assert result["teacher"]["architecture"] == "wrn16_2"
+    assert [each["architecture"] for each in result["students"]] == ["wrn10_half"]
+    assert "--max-latency '5' must be a number with ms or s" in refusal("models", "--for", teacher, "--max-latency", 5)
+    assert "add --for FILE" in refusal("models", "--max-latency", "5ms")
+    assert "its own classes" in refusal("models", "--for", teacher, "--classes", 5)
