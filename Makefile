@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-distributed test-fast coverage lint types install bench results bench-gpu bench-strangers estimator bench-tenth soak soak-ray crash-points fuzz clean
+.PHONY: quickstart test test-distributed test-fast coverage lint types install bench results bench-gpu bench-strangers estimator bench-tenth soak soak-ray crash-points fuzz docs clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/gapssg quickstart --overwrite
@@ -69,6 +69,10 @@ crash-points: $(INSTALLED)
 
 fuzz: $(INSTALLED)
 	$(BIN)/python -m benchmarks.fuzz --cases 10000 --seed 0 --output benchmarks/results/fuzz.csv
+
+# build/site/index.html; warnings are errors. With NOTEBOOKS=force the notebooks are executed, and their outputs shown.
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -W --keep-going --quiet -c docs -d build/doctrees . build/site
 
 install: $(INSTALLED)
 
