@@ -33,6 +33,7 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.quickstart --seeds 3
 	$(BIN)/python -m benchmarks.steps
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.landscape

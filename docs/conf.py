@@ -7,6 +7,7 @@ import os
 import re
 
 import typer
+from pydantic import BaseModel
 from rich.text import Text
 from sphinx.application import Sphinx
 
@@ -29,6 +30,9 @@ nb_execution_in_temp = True
 html_theme = "furo"
 html_title = f"gapssg {release}"
 html_extra_path = ["site"]
+html_show_copyright = False
+html_copy_source = False
+smartquotes = False
 
 default_role = "code"
 autodoc_typehints = "signature"
@@ -71,19 +75,27 @@ def _markdown(markup: str) -> str:
 
 
 def python_reference() -> str:
-    """Return directives for every public name, in the groups of the page."""
+    """Return directives for every public name, in groups."""
     groups: dict[str, list[str]] = {"Functions": [], "Settings": [], "Results": [], "Errors and requests": []}
     for name in gapssg.__all__:
         value = getattr(gapssg, name)
         if inspect.isfunction(value):
             groups["Functions"].append(f".. autofunction:: gapssg.{name}")
+        elif inspect.isclass(value) and issubclass(value, BaseModel):
+            fields = "   :undoc-members:\n   :inherited-members: BaseModel\n   :exclude-members: model_config"
+            group = "Settings" if name.endswith("Settings") else "Results"
+            groups[group].append(f".. autoclass:: gapssg.{name}\n   :members:\n{fields}")
         elif inspect.isclass(value):
-            end = next((end for end in ("Settings", "Results") if name.endswith(end.rstrip("s"))), None)
-            groups[end or "Errors and requests"].append(f".. autoclass:: gapssg.{name}\n   :members:")
+            groups["Errors and requests"].append(f".. autoclass:: gapssg.{name}\n   :members:")
     return "\n\n".join(
         "\n".join([f"## {title}", "", "```{eval-rst}", "\n\n".join(directives), "```"])
         for title, directives in groups.items()
     )
+
+
+def _without_signature(app: Sphinx, what: str, name: str, value: object, *_: object) -> tuple[str, None] | None:
+    """Leave out the signature of settings and results: their fields follow."""
+    return ("", None) if inspect.isclass(value) and issubclass(value, BaseModel) else None
 
 
 def _insert_reference(app: Sphinx, page: str, source: list[str]) -> None:
@@ -93,5 +105,6 @@ def _insert_reference(app: Sphinx, page: str, source: list[str]) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Insert the generated references when their pages are read."""
+    """Insert the generated references when their pages are read; simplify signatures."""
     app.connect("source-read", _insert_reference)
+    app.connect("autodoc-process-signature", _without_signature)
