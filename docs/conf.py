@@ -10,6 +10,7 @@ import typer
 from pydantic import BaseModel
 from rich.text import Text
 from sphinx.application import Sphinx
+from sphinx.ext.napoleon import Config, GoogleDocstring
 
 import gapssg
 from gapssg.cli.app import COMMANDS, build_command
@@ -19,7 +20,7 @@ author = "The gapssg contributors"
 release = version = gapssg.__version__
 root_doc = "docs/index"
 include_patterns = ["docs/*.md", "docs/*.ipynb", "*.md", "benchmarks/RESULTS.md"]
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 
 myst_enable_extensions = ["html_image"]
 myst_heading_anchors = 3
@@ -104,7 +105,14 @@ def _insert_reference(app: Sphinx, page: str, source: list[str]) -> None:
         source[0] = source[0].replace(_MARKER, pages[page]())
 
 
+def _read_google_style(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """Read sections such as Args; a field has none, and the extension would take words before a colon for its type."""
+    if what != "attribute":
+        lines[:] = GoogleDocstring(lines, Config(), app, what, name, value, options).lines()
+
+
 def setup(app: Sphinx) -> None:
-    """Insert the generated references when their pages are read; simplify signatures."""
+    """Insert the generated references when their pages are read; simplify signatures; read docstrings."""
+    app.connect("autodoc-process-docstring", _read_google_style)
     app.connect("source-read", _insert_reference)
     app.connect("autodoc-process-signature", _without_signature)
