@@ -55,9 +55,10 @@ def quickstart() -> str:
     lines = ["  ".join([*map(str.ljust, line[:2], widths), *map(str.rjust, line[2:], widths[2:])]) for line in cells]
     lines.insert(1, "─" * len(lines[0]))
     images, threads = (number(mean(rows, key)) for key in ("images", "threads"))
-    clock, processor = (mean(rows, key) or 0.0 for key in ("total_seconds", "cpu_seconds"))
+    clock, processor = mean(rows, "total_seconds"), mean(rows, "cpu_seconds")
     # The clock of a busy machine says nothing.
-    after = f"{clock:.0f} s" if clock <= processor else f"{processor:.0f} s of processor time"
+    is_busy = clock is not None and processor is not None and clock > processor
+    after = f"{number(processor)} s of processor time" if is_busy else f"{number(clock)} s"
     measured = f"These are {images} held-out digits, seed 0, after {after} with {threads} threads without a GPU"
     table = "".join(f"     {line.rstrip()}\n" for line in lines)
     return f"{table}\n{measured}\n({rows[0]['machine']}).\n"
