@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-distributed test-fast coverage lint types install bench results bench-gpu bench-strangers estimator bench-tenth soak soak-ray crash-points fuzz clean
+.PHONY: quickstart test test-distributed test-fast coverage lint types install bench results bench-gpu bench-strangers estimator bench-tenth soak soak-ray crash-points fuzz docs clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/gapssg quickstart --overwrite
@@ -33,6 +33,7 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.quickstart --seeds 3
 	$(BIN)/python -m benchmarks.steps
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.landscape
@@ -69,6 +70,10 @@ crash-points: $(INSTALLED)
 
 fuzz: $(INSTALLED)
 	$(BIN)/python -m benchmarks.fuzz --cases 10000 --seed 0 --output benchmarks/results/fuzz.csv
+
+# build/site/index.html; warnings are errors. With NOTEBOOKS=force the notebooks are executed, and their outputs shown.
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -W --keep-going --quiet -c docs -d build/doctrees . build/site
 
 install: $(INSTALLED)
 

@@ -1,4 +1,4 @@
-"""Write the table of `README.md` and `benchmarks/RESULTS.md` from `benchmarks/results/*.csv`.
+"""Write the tables of `README.md` and `benchmarks/RESULTS.md` from `benchmarks/results/*.csv`.
 
     python -m benchmarks.results_page
 
@@ -18,7 +18,11 @@ RESULTS = Path(__file__).parent / "results"
 Value = str | float | None
 Row = dict[str, Value]
 _FOLDER = Path(__file__).parent
-_BEGIN, _END = "<!-- written by make results -->\n", "<!-- end -->"
+_QUICKSTART, _TABLE, _END = (
+    "<!-- quickstart, written by make results -->\n",
+    "<!-- written by make results -->\n",
+    "<!-- end -->",
+)
 
 
 def main() -> None:
@@ -31,8 +35,33 @@ def main() -> None:
     environment.filters |= {"number": number, "percent": percent}
     (_FOLDER / "RESULTS.md").write_text(environment.get_template("RESULTS.md.jinja").render())
     readme = _FOLDER.parent / "README.md"
-    before, begin, rest = readme.read_text().partition(_BEGIN)
-    readme.write_text(f"{before}{begin}{front_table()}{_END}{rest.partition(_END)[2]}")
+    text = readme.read_text()
+    for begin, content in ((_QUICKSTART, quickstart()), (_TABLE, front_table())):
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}{content}{_END}{rest.partition(_END)[2]}"
+    readme.write_text(text)
+
+
+def quickstart() -> str:
+    """Return the last table of the quickstart as the program prints it, and on what it was measured."""
+    rows = results("quickstart", seed=0.0)
+    cells = [["model", "architecture", "parameters", "top-1", "loss", "agreement", "gap"]]
+    for row in rows:
+        top1, agreement = percent(mean([row], "top1")), percent(mean([row], "agreement"))
+        loss, gap = (number(mean([row], key), ".3f") for key in ("loss", "reality_gap"))
+        parameters = number(mean([row], "parameters"))
+        cells.append([str(row["model"]), str(row["architecture"]), parameters, top1, loss, agreement, gap])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join([*map(str.ljust, line[:2], widths), *map(str.rjust, line[2:], widths[2:])]) for line in cells]
+    lines.insert(1, "─" * len(lines[0]))
+    images, threads = (number(mean(rows, key)) for key in ("images", "threads"))
+    clock, processor = mean(rows, "total_seconds"), mean(rows, "cpu_seconds")
+    # The clock of a busy machine says nothing.
+    is_busy = clock is not None and processor is not None and clock > processor
+    after = f"{number(processor)} s of processor time" if is_busy else f"{number(clock)} s"
+    measured = f"These are {images} held-out digits, seed 0, after {after} with {threads} threads without a GPU"
+    table = "".join(f"     {line.rstrip()}\n" for line in lines)
+    return f"{table}\n{measured}\n({rows[0]['machine']}).\n"
 
 
 def front_table() -> str:

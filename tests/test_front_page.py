@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import statistics
 from pathlib import Path
 
@@ -34,11 +35,18 @@ def test_the_quickstart_of_the_front_page_is_that_of_the_results():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     with (ROOT / "benchmarks" / "results" / "quickstart.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 3
-    for row in rows:
-        assert f"{float(row['top1']):.1%}".replace("%", " %") in readme
-        assert f"{float(row['loss']):.3f}" in readme
-        assert f"{int(row['parameters']):,}" in readme
+    rows = [row for row in rows if row["seed"] == "0"]
+    shown = readme.partition("<!-- quickstart, written by make results -->")[2].partition("<!-- end -->")[0]
+    lines = shown.strip().splitlines()[2:5]
+    assert len(rows) == len(lines) == 3
+    for row, line in zip(rows, lines, strict=True):
+        top1, agreement = (f"{float(row[key]):.1%}".replace("%", " %") for key in ("top1", "agreement"))
+        loss, gap = (f"{float(row[key]):.3f}" for key in ("loss", "reality_gap"))
+        cells = [row["model"], row["architecture"], f"{int(row['parameters']):,}", top1, loss, agreement, gap]
+        assert re.split(" {2,}", line.strip()) == cells
+    clock, processor = float(rows[0]["total_seconds"]), float(rows[0]["cpu_seconds"] or "inf")
+    after = f"{clock:.0f} s" if clock <= processor else f"{processor:.0f} s of processor time"
+    assert f"after {after} with {rows[0]['threads']} threads" in shown
 
 
 def test_the_front_page_is_short():

@@ -16,8 +16,8 @@ from gapssg.data.settings import DataSettings
 from gapssg.errors import InputError
 from gapssg.files import check_exists, read_bounded, user_path
 from gapssg.models import check_model_name
-from gapssg.models.names import SMALLEST_IMAGE_SIDE
 from gapssg.models.hub import is_hub_reference, parse_reference
+from gapssg.models.names import SMALLEST_IMAGE_SIDE
 from gapssg.settings.base import Settings
 from gapssg.settings.load import recipe_names
 

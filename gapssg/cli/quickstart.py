@@ -22,16 +22,16 @@ from gapssg.runs.results import RunResult
 from gapssg.safe_paths import inside
 from gapssg.settings.base import Settings
 from gapssg.settings.load import load_settings
-from gapssg.synthesis.base import PoolMethodSettings
+from gapssg.synthesis.noise import NoiseSettings
 from gapssg.training.settings import DistillSettings, PretrainSettings
 
 Result = TypeVar("Result", bound=RunResult)
 
-RECIPE = "digits"
-DATA = ("--data", RECIPE)
+RECIPE = "quickstart"
+DATA = "digits"
 PICTURES = ("predictions.png", "predictions.svg")
-LANDSCAPE_GRID = 11
-LANDSCAPE_SAMPLES = 225  # half of the test digits, to stay within 15 seconds on two cores
+LANDSCAPE_GRID = 9
+LANDSCAPE_SAMPLES = 225  # half of the test digits
 
 
 class _Steps(NamedTuple):
@@ -124,7 +124,7 @@ def _draw_predictions(output: Path, steps: _Steps, files: Sequence[Path], run: P
     from gapssg.report.predictions import draw_predictions
 
     teacher, student, *_ = map(load_model, files)
-    images = load_split(RECIPE, "test")
+    images = load_split(DATA, "test")
     runtime = Runtime.from_settings(steps.evaluation.runtime, seed=0)
     return draw_predictions(inside(output), teacher, student, run, images, runtime)
 
@@ -137,12 +137,11 @@ def _settings(given: Given[PretrainSettings], files: Sequence[Path]) -> _Steps:
         DistillSettings,
         section="distill",
         recipe=RECIPE,
-        options={**teacher, "eval_data.name": ("--eval-data", RECIPE), **runtime},
+        options={**teacher, "eval_data.name": ("--eval-data", DATA), **runtime},
     )
     # The baseline differs from the student in the source of its images, and in nothing else.
     method = student_settings.method
-    assert isinstance(method, PoolMethodSettings)  # the recipe's
-    shared = {name: getattr(method, name) for name in ("temperature", "synthesis_batch_size", "passes")}
+    shared = {name: getattr(method, name) for name in NoiseSettings.model_fields if name != "name"}
     noise_settings = student_settings.model_validate(
         {**student_settings.to_dict(), "method": {"name": "noise", **shared}}
     )
@@ -152,7 +151,7 @@ def _settings(given: Given[PretrainSettings], files: Sequence[Path]) -> _Steps:
         options={
             **teacher,
             "models": ("FILE", [str(file) for file in files]),
-            "data.name": DATA,
+            "data.name": ("--data", DATA),
             **{key: option for key, option in runtime.items() if key != "seed"},
         },
     )
@@ -161,7 +160,7 @@ def _settings(given: Given[PretrainSettings], files: Sequence[Path]) -> _Steps:
         section="landscape",
         options={
             "models": ("FILE", [str(files[1].parent)]),
-            "data.name": DATA,
+            "data.name": ("--data", DATA),
             "grid": ("--grid", LANDSCAPE_GRID),
             "samples": ("--samples", LANDSCAPE_SAMPLES),
             "curvature.enabled": ("--no-curvature", False),

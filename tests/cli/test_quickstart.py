@@ -49,3 +49,21 @@ def test_a_directory_with_other_files_is_no_place_for_a_quickstart(calls, tmp_pa
     (tmp_path / "mine.txt").touch()
     assert "holds other files (mine.txt)" in refusal("quickstart", "--output", tmp_path, "--resume")
     assert calls == []
+
+
+def test_the_baseline_differs_from_the_student_in_its_images_alone(monkeypatch, tmp_path: Path):
+    made = {}
+
+    def train(settings, run: Path, **given):
+        made[run.name] = settings.to_dict()
+        if run.name == "noise-baseline":
+            raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr("gapssg.training.distill.distill", train)
+    monkeypatch.setattr("gapssg.training.pretrain_teacher.pretrain_teacher", train)
+    gapssg("quickstart", "--output", tmp_path / "first", "--device", "cpu", status=143)
+    student, noise = made["student"], made["noise-baseline"]
+    method, of_noise = student.pop("method"), noise.pop("method")
+    assert student == noise
+    assert of_noise == {name: method[name] for name in of_noise} | {"name": "noise"}
+    assert of_noise["distillation_steps"] > 0

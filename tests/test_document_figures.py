@@ -1,0 +1,217 @@
+"""Each figure of the front page and the guides is in `benchmarks/results`, or its source stands here."""
+
+from __future__ import annotations
+
+import csv
+import re
+import statistics
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
+UNITS = "%|s|min|minutes|points|TFLOP|images/s|CPU seconds"
+FIGURE = re.compile(rf"(?<![\w.,-])((?:{NUMBER} to )?{NUMBER}) ({UNITS})(?!\w)")
+Row = dict[str, str]
+
+
+@cache
+def results(name: str) -> list[Row]:
+    with (ROOT / "benchmarks" / "results" / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+class Measured(NamedTuple):
+    """Rows of a CSV, whose column has the figure: the mean, or for a range the lowest and the highest value."""
+
+    file: str
+    column: str
+    select: Callable[[Row], bool]
+    times: float = 100.0
+
+    def shown_like(self, figure: str) -> str:
+        """Return the value with as many digits and the unit of a figure."""
+        values = [self.times * float(row[self.column]) for row in results(self.file) if self.select(row)]
+        number = re.findall(NUMBER, figure)[-1]
+        numbers = [min(values), max(values)] if " to " in figure else [statistics.mean(values)]
+        shown = " to ".join(f"{value:,.{len(number.partition('.')[2])}f}" for value in numbers)
+        return f"{shown} {figure.partition(number)[2].strip()}"
+
+
+def having(**values: str) -> Callable[[Row], bool]:
+    return lambda row: values.items() <= row.items()
+
+
+def without_batch_norm(column: str, times: float = 100.0, **values: str) -> Measured:
+    return Measured("no-batch-norm", column, having(**values), times)
+
+
+def tried_without(column: str, times: float = 100.0, **values: str) -> Measured:
+    return Measured("no-batch-norm-search", column, having(**values), times)
+
+
+def coverage(column: str, predictor: str = "with a pool", **values: str) -> Measured:
+    what = {} if values else {"what": "a teacher and its images"}
+    return Measured("estimator-coverage", column, having(predictor=predictor, **what, **values))
+
+
+INPUT, OWN = "input statistics, weight 1", "gapssg-fast"
+ON_NOISE = having(pair="digits-grey28", method="noise-6")
+MEASURED: dict[str, dict[str, Measured]] = {
+    "choosing.md": {
+        "99.1 to 99.6 %": without_batch_norm("teacher_top1"),
+        "92.2 %": tried_without("top1", teacher="plain", change=INPUT, epochs="6"),
+        "98.0 %": tried_without("top1", teacher="plain", change=INPUT, epochs="20"),
+        "26 TFLOP": tried_without("tflop", 1, teacher="plain", change=INPUT, epochs="20"),
+        "80.2 %": without_batch_norm("top1", teacher="plain", method="zskt"),
+        "99.3 %": without_batch_norm("top1", teacher="folded-resnet18"),
+        "29 TFLOP": without_batch_norm("tflop", 1, teacher="folded-resnet18"),
+        "95.3 %": without_batch_norm("top1", teacher="convnext", epochs="8"),
+        "96.4 %": without_batch_norm("top1", teacher="convnext", epochs="21"),
+        "19 TFLOP": without_batch_norm("tflop", 1, teacher="convnext", epochs="21"),
+        "72.4 %": tried_without("top1", teacher="vit", change=INPUT),
+        "80.0 %": without_batch_norm("top1", teacher="vit", method=OWN),
+        "13 TFLOP": without_batch_norm("tflop", 1, teacher="vit", method=OWN),
+        "19.3 %": without_batch_norm("top1", teacher="vit", method="zskt"),
+        "145 to 280 CPU seconds": Measured("no-batch-norm", "cpu_seconds", lambda row: float(row["tflop"]) > 10, 1),
+        "58.7 %": tried_without("top1", teacher="vit", change="no image prior"),
+        "76.9 %": tried_without(
+            "top1", teacher="vit", change="the same with the statistics of 512 real images (not data-free)"
+        ),
+        "96 %": Measured("no-batch-norm-search", "agreement", lambda row: "0.3 times as large" in row["change"]),
+        "72 %": Measured("no-batch-norm-search", "top1", lambda row: "0.3 times as large" in row["change"]),
+        "80.9 %": Measured("methods-digits", "top1", having(method="dfad", seed="0")),
+        "46 %": Measured("cifar10-epochs", "top1", having(epoch="6")),
+        "75 %": Measured("cifar10-epochs", "top1", having(epoch="21")),
+        "79 %": Measured("cifar10-epochs", "top1", having(epoch="45")),
+    },
+    "estimate.md": {
+        "96.6 %": coverage("covered"),
+        "70 %": coverage("covered", left_out="digits-grey16"),
+        "95.4 %": coverage("covered", "without a pool"),
+        "47 points": coverage("width"),
+        "8.3 points": coverage("error"),
+        "62.5 %": coverage("covered", left_out="digits"),
+        "100 %": coverage("covered", left_out="cifar"),
+    },
+    "export.md": {
+        "98.8 %": Measured("export-digits", "agreement_pool", having(precision="int8", seed="0")),
+        "99.1 %": Measured("export-digits", "agreement_pool", having(precision="int8", seed="1")),
+    },
+    "manual.md": {
+        "82.1 %": Measured("cifar10", "top1", lambda row: "pretrain-teacher" in row["command"]),
+        "78.6 %": Measured("cifar10", "top1", lambda row: "distill" in row["command"]),
+    },
+    "report.md": {
+        "97 %": Measured("strangers", "agreement_printed", ON_NOISE),
+        "10 %": Measured("strangers", "top1", ON_NOISE),
+    },
+}
+# Figures of definitions, settings and papers, differences of measured figures, and what RESULTS.md has as text.
+EXPLAINED: dict[str, dict[str, str]] = {
+    "README.md": {"100 %": "what a share above it means"},
+    "audit.md": {
+        "1 %": "a false-positive rate",
+        "0.1 %": "a false-positive rate",
+        "14 %": "rounded from the quoted output",
+        "50 %": "what the share is not compared with",
+        "95 %": "the level of the intervals",
+    },
+    "choosing.md": {
+        "1.3 s": "eight images at the 6 images/s of growth-large_images.csv",
+        "1.6 points": "highest less lowest seed of gapssg in methods-digits.csv",
+        "2 to 7 minutes": "printed by --estimate; RESULTS.md names the pairs",
+        "7 to 8 TFLOP": "both columns, from no-batch-norm.csv and no-batch-norm-search.csv",
+        "8 points": "skewed-grey64, seed 0, in strangers.csv: default less zero-padding; and two published students",
+        "48 to 83 CPU seconds": "both columns, from no-batch-norm.csv and no-batch-norm-search.csv",
+        "91 %": "published: WRN-16-1 and MobileNetV2 on real images",
+        "99.48 %": "RESULTS.md, mean of three students on real images",
+        "100 %": "what a share above it means",
+    },
+    "cluster.md": {"2 minutes": "a setting", "10 minutes": "a setting", "120 s": "a setting"},
+    "estimate.md": {"2 %": "an example", "10 %": "an example", "90 %": "the level of the intervals"},
+    "export.md": {"2 points": "when the command warns"},
+    "landscape.md": {"25 points": "the grid of the picture"},
+    "manual.md": {"25 points": "the grid of the picture"},
+    "report.md": {
+        "95 %": "the level of the intervals",
+        "98.4 %": "an example of a Wilson interval",
+        "96.8 %": "its lower bound",
+        "99.2 %": "its upper bound",
+        "100 %": "what a constant prediction agrees with",
+    },
+    "ten-minutes.md": {
+        "14 minutes": "the whole quoted run",
+        "76 s": "of the quoted run",
+        "31 s": "of the quoted run",
+        "11 minutes": "of the quoted run",
+        "6 minutes": "of the quoted run",
+        "72 %": "the quoted multiply-adds, 26.7 M of 37.0 M",
+        "2,612 images/s": "of the quoted run",
+    },
+}
+# The output of their own commands, with the machine or the run; the text repeats figures of it.
+QUOTING = ("audit.md", "ten-minutes.md")
+
+
+def paragraphs(path: Path) -> str:
+    """Return the text without code and what `make results` writes, each paragraph on one line."""
+    text = path.read_text(encoding="utf-8")
+    for passed_over in (r"<!-- [\w, ]*written by make results -->.*?<!-- end -->", r"```python\n.*?```", "`[^`\n]+`"):
+        text = re.sub(passed_over, "", text, flags=re.DOTALL)
+    return re.sub(r"\n(?=[^\s|-])", " ", text)
+
+
+def figures_of(text: str) -> set[str]:
+    return {" ".join(match.groups()) for match in FIGURE.finditer(text)}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_figure_has_a_source_and_every_source_a_figure(path: Path):
+    text = paragraphs(path)
+    sources = {*MEASURED.get(path.name, {}), *EXPLAINED.get(path.name, {})}
+    quoted = figures_of("\n".join(re.findall(r"^    .*$", text, re.MULTILINE))) if path.name in QUOTING else set()
+    assert figures_of(text) - quoted - sources == set()
+    assert sources - figures_of(text) == set()
+
+
+@pytest.mark.parametrize(("document", "figure"), [(name, figure) for name in MEASURED for figure in MEASURED[name]])
+def test_figures_are_those_of_the_results(document: str, figure: str):
+    assert MEASURED[document][figure].shown_like(figure) == figure
+
+
+def tables_in_percent() -> list[list[list[str]]]:
+    """Return the tables of the guide to choosing whose numbers are percentages by their first cell."""
+    text = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    found = [table for table in tables if "| top-1, % |" in table]
+    return [[[cell.strip() for cell in line.strip(" |").split("|")] for line in table.splitlines()] for table in found]
+
+
+def test_the_methods_in_the_guide_to_choosing_are_those_of_the_results():
+    (names, _, values), _ = tables_in_percent()
+    shown = dict(zip((name.lower() for name in names), values[1:], strict=True))
+    methods = {row["method"] for row in results("methods-digits")} - {"gapssg-fast"}
+    assert set(shown) == {method.replace("fast", "fastdfkd") for method in methods}
+    for method in methods:
+        accuracies = [100 * float(row["top1"]) for row in results("methods-digits") if row["method"] == method]
+        expected = f"{statistics.mean(accuracies):.2f} ± {statistics.stdev(accuracies):.2f}"
+        assert shown[method.replace("fast", "fastdfkd")] == expected
+
+
+def test_the_published_table_in_the_guide_to_choosing_is_that_of_gapssg_table():
+    _, (_, _, *rows) = tables_in_percent()
+    with (ROOT / "gapssg" / "table" / "published.csv").open(newline="", encoding="utf-8") as file:
+        published = {(row["dataset"], row["teacher"], row["student"]): row for row in csv.DictReader(file)}
+    columns = ("teacher_top1", "dafl", "zskt", "dfq", "deepinv", "cmi", "fast", "gapssg")
+    assert len(rows) == 4
+    for name, *shown in rows:
+        pair = re.sub(r"wrn-(\d+)-(\d+)", r"wrn\1_\2", name.lower())
+        dataset, teacher, student = re.split(",|to", re.sub("[- ]", "", pair))
+        row = published[dataset, teacher, student]
+        assert shown == [row[column] or "-" for column in columns]
