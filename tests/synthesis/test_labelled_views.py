@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gapssg.core.runtime import Runtime, to_unit_range
-from gapssg.synthesis import NoiseSettings
+from gapssg.synthesis.noise import NoiseSettings
 from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
 from tests.synthesis.context import make_context, make_student
 
