@@ -44,9 +44,9 @@ def evaluate(
     from gapssg.evaluation.evaluate import evaluate
 
     with console.live() as display:
+        result = evaluate(settings, display=display, processes=console.invocation.processes)
         for file in settings.models if console.invocation.writes else ():
             warn_of_failure(file, display)
-        result = evaluate(settings, display=display, processes=console.invocation.processes)
         for message in keep_evaluations(result) if console.invocation.writes else ():
             display.event(Note(message=message))
     render.print_evaluation(console, result)

@@ -39,7 +39,7 @@ from gapssg.models.foreign import (
 )
 from gapssg.models.graphs.file import kind_of_graph
 from gapssg.models.graphs.module import build_graph
-from gapssg.models.hub import local_file
+from gapssg.models.hub import is_hub_reference, local_file
 from gapssg.models.names import MOST_CLASSES, check_model_name
 from gapssg.models.reference import MODULE, check_trusted, is_factory, is_module
 from gapssg.models.safetensors_file import SafetensorsFile, read_safetensors
@@ -166,7 +166,8 @@ def load_model(path: str | Path, factories: Iterable[str] = (), module: nn.Modul
     try:
         file = _read(path)
     except InputError:
-        _refuse_graph(path)
+        if not is_hub_reference(path):
+            _refuse_graph(path)
         raise
     description = _read_description(path, file.metadata)
     sha256 = description.pop("content_sha256", None)

@@ -109,7 +109,7 @@ def test_a_recipe_can_override_settings_for_one_method(monkeypatch: pytest.Monke
     ours = load(recipe="any")
     assert (ours.epochs, ours.batch_size, ours.method.passes) == (10, 48, 9)
     fast = load(recipe="any", options={"method.name": ("--method", "fast")})
-    assert (fast.epochs, fast.batch_size, fast.method.generator_steps, fast.method.passes) == (20, 64, 3, 2)
+    assert (fast.epochs, fast.batch_size, fast.method.generator_steps, fast.method.passes) == (20, 128, 3, 2)
     assert load(recipe="any", overrides=["method.name=fast", "epochs=5"]).epochs == 5
     assert load(recipe="any", overrides=["method.name=noise"]).epochs == 10
 

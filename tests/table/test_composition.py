@@ -24,7 +24,7 @@ from tests.program import gapssg, refusal
 
 PUBLISHED = list(csv.DictReader((Path(rows.__file__).parent / "published.csv").read_text().splitlines()))
 RUNS = {"gapssg": (200, 128, 0.2), "fast": (220, 256, 0.2), "mad": (200, 128, 0.2), "noise": (200, 128, 0.2)}
-RUNS |= {"gapssg-fast": (32, 64, 0.1), "nayer": (400, 512, 0.2)}
+RUNS |= {"gapssg-fast": (32, 128, 0.1), "nayer": (400, 512, 0.2)}
 ROW = "cifar10-wrn40_2-wrn16_1"
 
 
@@ -146,7 +146,7 @@ def test_the_default_method_is_gapssg_fast_with_its_own_settings():
     printed = gapssg("distill", "--teacher", "t", "--student", "wrn16_1", "--dry-run").stdout
     settings = DistillSettings.model_validate(tomllib.loads(printed))
     assert settings.method == GapSSGFastSettings()
-    assert (settings.epochs, settings.batch_size) == (32, 64)
+    assert (settings.epochs, settings.batch_size) == (32, 128)
     expected = {"learning_rate": 0.1, "nesterov": True, "weight_decay": 5e-4, "schedule": "one-cycle", "warm_up": 0.1}
     assert settings.optimizer.model_dump(include=set(expected)) == expected
     named = gapssg("distill", "--teacher", "t", "--student", "wrn16_1", "--method", "gapssg-fast", "--dry-run").stdout
