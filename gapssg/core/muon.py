@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,8 +21,8 @@ class Muon(torch.optim.Optimizer):
 
     A kernel (O, I, ...) is a matrix (O, I * ...). Its update is `kernel_rate * lr * 0.2 * sqrt(max(rows, columns)) *
     orthogonalise(momentum)`, so the root mean square of its elements is about `0.2 * kernel_rate * lr` for every shape,
-    and its weight decay is decoupled. Every other parameter, and the kernels of depthwise convolutions, whose rows have
-    nothing to do with each other, take plain SGD with an L2 penalty.
+    and its weight decay is decoupled. Every other parameter, and the kernels of grouped convolutions and of those of
+    one input channel, take plain SGD with an L2 penalty.
 
     Sources: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; the size of the update, Liu
     et al., "Muon is scalable for LLM training", 2025.
@@ -36,16 +36,17 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        model: nn.Module,
         lr: Tensor,
         momentum: float,
         nesterov: bool,
         weight_decay: float,
         kernel_rate: float,
     ) -> None:
-        """Update `parameters`; `lr` is 0-dimensional and may be changed in place."""
+        """Update the parameters of a model; `lr` is 0-dimensional and may be changed in place."""
         settings = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-        super().__init__(parameters, {"lr": lr, "kernel_rate": kernel_rate, **settings})
+        self._kernels = {id(kernel) for kernel in _kernels(model)}
+        super().__init__(model.parameters(), {"lr": lr, "kernel_rate": kernel_rate, **settings})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -56,7 +57,7 @@ class Muon(torch.optim.Optimizer):
                     self._update(parameter, parameter.grad, group)
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        lr, decay, is_kernel = group["lr"], group["weight_decay"], _is_kernel(parameter)
+        lr, decay, is_kernel = group["lr"], group["weight_decay"], id(parameter) in self._kernels
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
@@ -92,5 +93,7 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     return result
 
 
-def _is_kernel(parameter: Tensor) -> bool:
-    return parameter.ndim > 2 and parameter.shape[1] > 1
+def _kernels(model: nn.Module) -> Iterator[nn.Parameter]:
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.groups == 1 and layer.in_channels > 1:
+            yield from (weight for name, weight in layer.named_parameters(recurse=False) if name == "weight")

@@ -68,9 +68,11 @@ def propose_students(settings: ProposeSettings, *, display: Display | None = Non
     names = _candidates(card.architecture)
     started = time.perf_counter()
     smaller: list[_Sized] = []
+    is_complete = True
     for number, name in enumerate(names):
         display.progress("building candidates", number, len(names))
         if time.perf_counter() - started > settings.seconds / 2:
+            is_complete = False
             break
         smaller += [found for found in _sized(name, card) if found.profile.parameters < size.parameters]
     smaller.sort(key=lambda each: each.profile.macs)  # the slowest are left out if time runs out
@@ -78,6 +80,7 @@ def propose_students(settings: ProposeSettings, *, display: Display | None = Non
     for number, candidate in enumerate(smaller):
         display.progress("measuring latency", number, len(smaller))
         if time.perf_counter() - started > settings.seconds:
+            is_complete = False
             break
         latency = _latency(candidate.name, card, runtime)
         if settings.max_latency_ms is None or latency.median_ms <= settings.max_latency_ms:
@@ -92,7 +95,7 @@ def propose_students(settings: ProposeSettings, *, display: Display | None = Non
         timing=ProposeTiming(
             teacher=of_teacher,
             threads=torch.get_num_threads(),
-            is_complete=time.perf_counter() - started <= settings.seconds,
+            is_complete=is_complete,
         ),
         **dict(run_facts(runtime, settings)),
     )

@@ -7,9 +7,9 @@ import shlex
 from pathlib import Path
 
 from gapssg._version import __version__
-from gapssg.errors import InputError, RunError
+from gapssg.errors import GapssgError, InputError, RunError
 from gapssg.files import LARGEST_FILE, is_file, read_bounded, user_path
-from gapssg.models.hub import PREFIX, check_repository, endpoint, huggingface_hub, reason
+from gapssg.models.hub import MODEL_FILES, PREFIX, check_repository, endpoint, huggingface_hub, reason
 from gapssg.runs.directory import CARD, Display, SilentDisplay, final_weights
 from gapssg.runs.evaluations import warn_of_failure
 from gapssg.runs.events import Warned
@@ -58,11 +58,16 @@ def push_model(folder: Path, repository: str, *, public: bool = False, display: 
     try:
         interface = hub.HfApi(endpoint=endpoint(), library_name="gapssg", library_version=__version__)
         interface.create_repo(repository, private=not public, exist_ok=True)
+        others = [name for name in MODEL_FILES if name != file.name and interface.file_exists(repository, name)]
+        if others:  # a reference would load it
+            raise InputError(f"{repository} has {others[0]}, another model; delete it there, or push elsewhere")
         commit = interface.create_commit(
             repository,
             operations=[hub.CommitOperationAdd(name, content) for name, content in contents.items()],
             commit_message=f"Upload by gapssg {__version__}",
         )
+    except GapssgError:
+        raise
     except Exception as error:
         raise RunError(
             f"cannot push to {repository}: {reason(error)}; log in with a token that may write there (hf auth login)"

@@ -226,7 +226,7 @@ class _LoggingDisplay:
             logger = LOGGERS[name]()
             try:
                 ids[name] = logger.start(self._run.name, self._settings, ids.get(name))
-            except GapssgError:  # such as a request to stop
+            except GapssgError:  # a sentence of ours
                 raise
             except Exception as error:
                 raise RunError(f"--logger {name} does not start: {_reason(error)}; leave it out, or mend it") from error
@@ -236,15 +236,12 @@ class _LoggingDisplay:
 
     def _write(self, epoch: Epoch) -> None:
         numbers = dict(scalars(epoch.model_dump(exclude={"epoch", "epochs"})))
-        picture = _samples(self._run, epoch.epoch)
-        self._tell(lambda logger: logger.log(epoch.epoch, numbers, picture))
+        self._tell(lambda logger: logger.log(epoch.epoch, numbers, _samples(self._run, epoch.epoch)))
 
     def _tell(self, call: Callable[[Logger], None]) -> None:
         for name, logger in list(self._loggers.items()):
             try:
                 call(logger)
-            except GapssgError:  # such as a request to stop
-                raise
             except Exception as error:
                 del self._loggers[name]
                 message = f"{name} gets no more epochs: {_reason(error)}; --resume with --logger {name} adds them"

@@ -362,7 +362,7 @@ class PredictedImage(Stored):
     """The most probable classes of an image file, the most probable first."""
 
     file: Text
-    classes: Annotated[tuple[ClassProbability, ...], Field(min_length=1, max_length=200, fail_fast=True)]
+    classes: Annotated[tuple[ClassProbability, ...], Field(min_length=1, max_length=1000, fail_fast=True)]
 
 
 class PredictTiming(Stored):
@@ -682,7 +682,7 @@ class LandscapeResult(RunResult):
     """The kind of loss, in words."""
     accuracy: Text
     """The kind of accuracy, in words."""
-    surfaces: Annotated[tuple[SurfaceFacts, ...], Field(min_length=1, max_length=200, fail_fast=True)]
+    surfaces: Annotated[tuple[SurfaceFacts, ...], Field(min_length=1, max_length=1000, fail_fast=True)]
     shared_directions: bool
     """Whether all surfaces have the same directions, each scaled to its own weights."""
     figures: Many[Text]

@@ -26,7 +26,7 @@ class OptimizerSettings(Settings):
     nesterov: bool = False
     """Nesterov's form of the momentum."""
     weight_decay: float = Field(default=1e-4, ge=0, lt=1)
-    """L2 penalty, applied to every weight as in the published code."""
+    """L2 penalty, applied to every weight as in the published code; `muon` decouples that of kernels."""
     schedule: Literal["cosine", "one-cycle", "step", "constant"] = "cosine"
     """How the learning rate changes over the run."""
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.6, 0.75, 0.9)

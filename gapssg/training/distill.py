@@ -319,7 +319,7 @@ def _result(
     return DistillResult(
         quality=_expected_quality(distillation) if scores is None else None,
         method=distillation.origin.method,
-        pool=str(settings.pool) if settings.pool and not settings.grow_pool else None,
+        pool=str(settings.pool) if settings.pool else None,
         teacher=TeacherFacts(
             **teacher.facts,
             **dict(profile_model(distillation.teacher, teacher.card.input_shape)),

@@ -96,7 +96,8 @@ def _batches(distillation: Distillation) -> Iterator[tuple[Tensor, ...]]:
     if pool is not None and plan.synthesis_steps:
         size = settings.method.synthesis_batch_size
         stream = distillation.runtime.random_stream("noise")
-        while len(pool) < (epoch + 1) * size:
+        given = len(pool)
+        while len(pool) < given + (epoch + 1) * size:
             noise = torch.rand((size, *distillation.card.input_shape), generator=stream, device=device)
             pool.append(to_uint8(noise), torch.zeros(size, dtype=torch.int64, device=device))
     return chain.from_iterable(islice(distillation.batches(epoch, 0, 0), plan.distillation_steps) for _ in repeat(None))

@@ -30,7 +30,7 @@ class PretrainSettings(Settings):
     batch_size: int = Field(default=256, ge=2, le=65_536)
     """Images in a training step."""
     optimizer: OptimizerSettings = OptimizerSettings(weight_decay=5e-4, nesterov=True, schedule="one-cycle")
-    """Stochastic gradient descent; the schedule advances each step."""
+    """The optimizer; the schedule advances each step."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target probability that is distributed over all classes."""
     checkpoint_every: int = Field(default=1, ge=1)

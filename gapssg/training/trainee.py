@@ -222,7 +222,7 @@ class Trainee:
 def _make_optimizer(settings: OptimizerSettings, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
     rate, decay = step_size(settings.learning_rate, device), settings.weight_decay
     if settings.algorithm == "muon":
-        return Muon(model.parameters(), rate, settings.momentum, settings.nesterov, decay, settings.kernel_rate)
+        return Muon(model, rate, settings.momentum, settings.nesterov, decay, settings.kernel_rate)
     nesterov = settings.nesterov and settings.momentum > 0  # torch refuses it without momentum
     return torch.optim.SGD(
         model.parameters(), rate, settings.momentum, weight_decay=decay, nesterov=nesterov, fused=True

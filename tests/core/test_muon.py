@@ -30,7 +30,7 @@ def test_orthogonalising_keeps_singular_vectors_and_evens_out_singular_values(sh
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8), nn.Flatten(), nn.Linear(8 * 16, 4)
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=4), nn.Flatten(), nn.Linear(8 * 16, 4)
     return nn.Sequential(*layers)
 
 
@@ -55,7 +55,7 @@ def test_steps_equal_the_formulas_in_float64(nesterov: bool):
     module = network()
     exact = {name: weight.detach().double() for name, weight in module.named_parameters()}
     momenta = {name: torch.zeros_like(weight) for name, weight in exact.items()}
-    optimizer = Muon(module.parameters(), torch.tensor(RATE), MOMENTUM, nesterov, DECAY, KERNEL_RATE)
+    optimizer = Muon(module, torch.tensor(RATE), MOMENTUM, nesterov, DECAY, KERNEL_RATE)
     images = torch.randn(16, 3, 8, 8)
     for _ in range(3):
         optimizer.zero_grad()
@@ -71,7 +71,7 @@ def test_steps_equal_the_formulas_in_float64(nesterov: bool):
 
 def test_a_step_that_is_not_finite_changes_nothing():
     module = network()
-    optimizer = Muon(module.parameters(), torch.tensor(RATE), MOMENTUM, True, DECAY, KERNEL_RATE)
+    optimizer = Muon(module, torch.tensor(RATE), MOMENTUM, True, DECAY, KERNEL_RATE)
     optimizer.found_inf = torch.zeros(())
     module(torch.randn(4, 3, 8, 8)).sum().backward()
     optimizer.step()

@@ -158,3 +158,9 @@ def test_a_refusal_of_the_hub_and_a_failed_student_are_told(hub: Hub, folder: Pa
     hub.refuses = True
     finished = gapssg("push", folder, "org/small", status=1)
     assert "cannot push to org/small" in finished.stderr and len(finished.stderr.splitlines()) == 1
+
+
+def test_a_repository_with_another_model_is_refused(hub: Hub, folder: Path):
+    hub.commit("org/teacher", {"model.safetensors": b"another"})
+    assert "org/teacher has model.safetensors, another model" in refusal("push", folder, "org/teacher")
+    assert set(hub.commits["org/teacher@main"]) == {"model.safetensors"}

@@ -200,7 +200,7 @@ def test_a_pool_is_distilled_from_without_synthesis(finished: Path, teacher_file
 def test_a_pool_grows_by_synthesis(finished: Path, teacher_file: Path, tmp_path: Path):
     run = tmp_path / "grown"
     result = distill(settings(teacher_file, pool=finished, grow_pool=True), run)
-    assert result.images_synthesized == 2 * 16 and result.pool is None
+    assert result.images_synthesized == 2 * 16 and result.pool == str(finished)
     epochs = [event for event in events(run) if event["event"] == "epoch"]
     assert [event["pool_size"] for event in epochs] == [32 + 16, 32 + 32]
     # Two passes over the 48 and then the 64 images.

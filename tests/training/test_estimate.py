@@ -138,3 +138,11 @@ def test_bad_input_is_one_sentence_with_a_hint(teacher_file: Path, tmp_path: Pat
     assert sentence.startswith("--estimate times a new run; leave --resume out")
     with pytest.raises(InputError):
         estimate_distillation(DistillSettings.model_validate({**TINY, "teacher": tmp_path / "none.safetensors"}))
+
+
+def test_a_pool_that_grows_is_estimated_with_its_images(teacher_file: Path, tmp_path: Path):
+    values = {**TINY, "teacher": teacher_file}
+    distill(DistillSettings.model_validate(values), tmp_path / "run")
+    growing = DistillSettings.model_validate({**values, "pool": tmp_path / "run", "grow_pool": True, "batch_size": 16})
+    result = distill(growing, tmp_path / "grown")
+    assert estimate_distillation(growing).parts["distillation"].steps == result.distillation_steps
