@@ -128,7 +128,7 @@ EXPLAINED: dict[str, dict[str, str]] = {
     "choosing.md": {
         "1.3 s": "eight images at the 6 images/s of growth-large_images.csv",
         "1.6 points": "highest less lowest seed of gapssg in methods-digits.csv",
-        "2 to 7 minutes": "printed by --estimate; RESULTS.md names the pairs",
+        "4 to 18 minutes": "printed by --estimate; RESULTS.md names the pairs",
         "7 to 8 TFLOP": "both columns, from no-batch-norm.csv and no-batch-norm-search.csv",
         "8 points": "skewed-grey64, seed 0, in strangers.csv: default less zero-padding; and two published students",
         "48 to 83 CPU seconds": "both columns, from no-batch-norm.csv and no-batch-norm-search.csv",

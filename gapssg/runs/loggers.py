@@ -229,10 +229,12 @@ class _LoggingDisplay:
             except GapssgError:  # a sentence of ours
                 raise
             except Exception as error:
-                raise RunError(f"--logger {name} does not start: {_reason(error)}; leave it out, or mend it") from error
+                raise RunError(
+                    f"--logger {name} does not start: {_reason(error)}; leave it out, or mend it, and add --overwrite"
+                ) from error
             self._loggers[name] = logger
+            write_json(file, _Ids(ids=ids).model_dump(mode="json"))
         self._waiting = []
-        write_json(file, _Ids(ids=ids).model_dump(mode="json"))
 
     def _write(self, epoch: Epoch) -> None:
         numbers = dict(scalars(epoch.model_dump(exclude={"epoch", "epochs"})))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -141,7 +142,9 @@ def _prepare(settings: DistillSettings, launch: Launch, teacher: LoadedModel | N
     if student is not None:
         identity["the layout of the student"] = sha256_of_layout(student)
     if settings.pool is not None:
-        identity["the pool's SHA-256"] = sha256_of_files(pool_shards(settings.pool), LARGEST_FILE)
+        of_pool = identity["the pool's SHA-256"] = sha256_of_files(pool_shards(settings.pool), LARGEST_FILE)
+        if settings.grow_pool:  # with the random numbers of its own run it would get the same images again
+            runtime = replace(runtime, seed=runtime.derive_seed(of_pool))
     for name, file in method_files.items():
         identity[f"the SHA-256 of {name}"] = sha256_of_file(file, LARGEST_FILE)
     state = launch.read_checkpoint(identity)

@@ -205,7 +205,9 @@ def test_a_pool_grows_by_synthesis(finished: Path, teacher_file: Path, tmp_path:
     assert [event["pool_size"] for event in epochs] == [32 + 16, 32 + 32]
     # Two passes over the 48 and then the 64 images.
     assert result.distillation_steps == 2 * (48 + 64) // 8
-    assert len(list((run / "pool").iterdir())) == 2
+    earlier, more = (sorted((each / "pool").iterdir()) for each in (finished, run))
+    assert len(more) == 2
+    assert not torch.equal(load_file(earlier[0])["images"], load_file(more[0])["images"])
     teacher, student = result.teacher.macs, result.student.macs
     assert result.flops == 2 * 3 * 16 * 4 * (teacher + student) + 2 * (48 + 64) * 2 * (teacher + 3 * student)
 
