@@ -40,7 +40,7 @@ class ShadowSettings(Settings):
     batch_size: int = Field(default=256, ge=2, le=65_536)
     """Images in a training step of a shadow model."""
     optimizer: OptimizerSettings = OptimizerSettings(weight_decay=5e-4, nesterov=True, schedule="one-cycle")
-    """Stochastic gradient descent of a shadow model; the schedule advances each step."""
+    """The optimizer of a shadow model; the schedule advances each step."""
 
     @field_validator("models")
     @classmethod

@@ -21,10 +21,9 @@ def avoid_unsound_kernels(module: nn.Module) -> None:
       `in_channels` numbers per pixel, but in whole channel blocks. With fewer channels than a block it writes beyond
       the workspace, in float32 and bfloat16: from about 80 pixels on it corrupts the heap. Such layers subsample the
       pixels and convolve with stride 1, which is the same layer without a workspace.
-    - The kernels of a depthwise convolution in bfloat16 are slow: in float32 a MobileNetV3 takes less than half the
-      time for gradients of its images. With a stride, they also leave taps of the weight gradient uninitialised where
-      the map is narrower than the stride, as on images of 16 pixels: arbitrary gradients instead of 0. So depthwise
-      convolutions compute in float32.
+    - The kernels of a depthwise convolution in bfloat16 are slower than those in float32. With a stride, they
+      also leave taps of the weight gradient uninitialised where the map is narrower than the stride, as on images of 16
+      pixels: arbitrary gradients instead of 0. So depthwise convolutions compute in float32.
 
     Layers keep their classes, attributes and state dicts.
     """

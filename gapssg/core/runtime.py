@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 Step = TypeVar("Step", bound=Callable[..., Any])
 
 # The basis of `compile = "auto"`. Compiling the steps of a run takes about a minute on a processor and more on a GPU.
-# The rates are of eager steps of narrow students: of one thread with and without bfloat16 instructions, and of a large
+# The rates are of eager steps: of one thread with bfloat16 instructions (narrow students) and without, and of a large
 # GPU.
-_EAGER_FLOPS = {"bf16": 5e10, "fp32": 3e10}
+_EAGER_FLOPS = {"bf16": 5e10, "fp32": 5e10}
 _EAGER_FLOPS_OF_A_GPU = 5e13
 _SECONDS_WORTH_COMPILING = 300.0
 _SEVERAL = "several processes run in eager mode"

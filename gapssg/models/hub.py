@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gapssg.errors import GapssgError, InputError, RunError, shortened
+from gapssg.errors import GapssgError, InputError, RunError, first_line, shortened
 from gapssg.files import LARGEST_FILE
 
 PREFIX = "hf-hub:"
@@ -83,7 +83,7 @@ def local_file(path: Path, *, fetch: bool = True) -> Path:
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
             raise InputError(f"{path} does not exist on the Hub, or needs a login (hf auth login)") from error
         except Exception as error:
-            raise RunError(f"{path} cannot be downloaded: {reason(error)}") from error
+            raise RunError(f"{path} cannot be downloaded: {first_line(error, 300)}") from error
     if not fetch:
         raise InputError(
             f"{path} is not in the cache, and what a run directory names is not downloaded; name it by --teacher"
@@ -101,8 +101,10 @@ def _check_size(hub: Any, repository: str, name: str, revision: str | None, path
         raise
     except Exception:  # without a connection, the cache may have it
         return
-    if size is None or size > LARGEST_FILE:
-        raise InputError(f"{path} has {size or 'an unknown number of'} bytes, more than {LARGEST_FILE:,}")
+    if size is None:
+        raise InputError(f"the Hub does not say how large {path} is; download it and name the file")
+    if size > LARGEST_FILE:
+        raise InputError(f"{path} has {size} bytes, more than {LARGEST_FILE:,}")
 
 
 def huggingface_hub(what: str) -> Any:
@@ -122,9 +124,3 @@ def huggingface_hub(what: str) -> Any:
 def endpoint() -> str | None:
     """Return the address of the Hub if HF_ENDPOINT sets another than the public one."""
     return os.environ.get("HF_ENDPOINT")
-
-
-def reason(error: Exception) -> str:
-    """Return the first line of what the Hub or the network says."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return shortened(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__, 300)

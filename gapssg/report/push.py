@@ -7,9 +7,9 @@ import shlex
 from pathlib import Path
 
 from gapssg._version import __version__
-from gapssg.errors import GapssgError, InputError, RunError
+from gapssg.errors import GapssgError, InputError, RunError, first_line
 from gapssg.files import LARGEST_FILE, is_file, read_bounded, user_path
-from gapssg.models.hub import MODEL_FILES, PREFIX, check_repository, endpoint, huggingface_hub, reason
+from gapssg.models.hub import MODEL_FILES, PREFIX, check_repository, endpoint, huggingface_hub
 from gapssg.runs.directory import CARD, Display, SilentDisplay, final_weights
 from gapssg.runs.evaluations import warn_of_failure
 from gapssg.runs.events import Warned
@@ -70,7 +70,8 @@ def push_model(folder: Path, repository: str, *, public: bool = False, display: 
         raise
     except Exception as error:
         raise RunError(
-            f"cannot push to {repository}: {reason(error)}; log in with a token that may write there (hf auth login)"
+            f"cannot push to {repository}: {first_line(error, 300)}; "
+            "log in with a token that may write there (hf auth login)"
         ) from error
     return PushResult(
         repository=repository,

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from gapssg.errors import GapssgError, InputError, RunError, did_you_mean, shortened
+from gapssg.errors import InputError, RunError, did_you_mean, first_line, shortened
 from gapssg.files import is_file, read_bounded, write_json
 from gapssg.runs.directory import LOGGERS_FILE, Display
 from gapssg.runs.events import Ended, Epoch, Event, Started, Warned, read_events
@@ -226,11 +226,10 @@ class _LoggingDisplay:
             logger = LOGGERS[name]()
             try:
                 ids[name] = logger.start(self._run.name, self._settings, ids.get(name))
-            except GapssgError:  # a sentence of ours
-                raise
             except Exception as error:
                 raise RunError(
-                    f"--logger {name} does not start: {_reason(error)}; leave it out, or mend it, and add --overwrite"
+                    f"--logger {name} does not start: {first_line(error, _MOST_CHARACTERS)}; "
+                    "mend it or leave it out, and add --overwrite"
                 ) from error
             self._loggers[name] = logger
             write_json(file, _Ids(ids=ids).model_dump(mode="json"))
@@ -246,15 +245,11 @@ class _LoggingDisplay:
                 call(logger)
             except Exception as error:
                 del self._loggers[name]
-                message = f"{name} gets no more epochs: {_reason(error)}; --resume with --logger {name} adds them"
+                why = first_line(error, _MOST_CHARACTERS)
+                message = f"{name} gets no more epochs: {why}; --resume with --logger {name} adds them"
                 self._display.event(Warned(epoch=0, message=message))
 
 
 def _samples(run: InsidePath, epoch: int) -> Picture | None:
     grid = run / "samples" / f"epoch-{epoch:04d}.png"
     return np.asarray(read_picture(grid)) if is_file(grid) else None
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return shortened(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__, _MOST_CHARACTERS)

@@ -15,23 +15,20 @@ from gapssg.synthesis.pool import SamplePool
 
 
 class Views(NamedTuple):
-    """What makes V views of each of N images, and their logits.
-
-    Attributes:
-        rows: (N, V) int64, as in `Shifts`.
-        columns: (N, V) int64.
-        flips: (N, V) bool.
-        partners: (N, V) int64, the image in the pool whose view of the same number is mixed in.
-        shares: (N, V) float32, its share.
-        logits: (N, V, K) float32, of the teacher.
-    """
+    """What makes V views of each of N images, and their logits."""
 
     rows: Tensor
+    """(N, V) int64, as in `Shifts`."""
     columns: Tensor
+    """(N, V) int64."""
     flips: Tensor
+    """(N, V) bool."""
     partners: Tensor
+    """(N, V) int64, the image in the pool whose view of the same number is mixed in."""
     shares: Tensor
+    """(N, V) float32, its share."""
     logits: Tensor
+    """(N, V, K) float32, of the teacher."""
 
 
 class LabelledViews:

@@ -106,7 +106,7 @@ def test_a_tracker_that_fails_is_left_out_with_a_warning(memory: type[Memory], t
     display = Collecting()
     run_of(teacher, tmp_path / "run", ["json"], display)
     told = [message for message in display.messages if message.startswith("json gets no more epochs")]
-    assert told == ["json gets no more epochs: ConnectionError: connection lost; --resume with --logger json adds them"]
+    assert told == ["json gets no more epochs: connection lost; --resume with --logger json adds them"]
     assert (tmp_path / "run" / "student.safetensors").is_file()
     assert [list(epochs) for epochs in memory.runs.values()] == [[1]]
     memory.fails_at = 0
@@ -118,7 +118,7 @@ def test_a_tracker_that_does_not_start_ends_the_run_in_one_sentence(
     memory: type[Memory], teacher: Path, tmp_path: Path
 ):
     memory.fails_at = -1
-    with pytest.raises(RunError, match="--logger json does not start: ConnectionError: no server"):
+    with pytest.raises(RunError, match="--logger json does not start: no server"):
         run_of(teacher, tmp_path / "run", ["json"])
 
 

@@ -14,7 +14,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gapssg.core.augment import Normalization
@@ -24,6 +26,7 @@ from gapssg.runs.results import ExportMetadata
 METADATA_KEY = "gapssg"
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
+_CALIBRATION_BATCH = 64
 _TRACED_BATCH = 2  # torch.export treats a dimension of size 1 as constant
 
 Classifier = Callable[[Tensor], Tensor]
@@ -153,6 +156,11 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
+
+
+def calibration_batches(calibration: Tensor) -> list[NDArray[np.float32]]:
+    """Return inputs (N, C, H, W) float32 in batches of 64, as the quantisers of other packages take them."""
+    return [batch.contiguous().numpy() for batch in torch.split(calibration, _CALIBRATION_BATCH)]
 
 
 def without_gradients(module: Classifier) -> Classifier:

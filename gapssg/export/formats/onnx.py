@@ -21,6 +21,7 @@ from gapssg.export.formats import (
     Files,
     Format,
     Subject,
+    calibration_batches,
     metadata_text,
     quiet,
 )
@@ -30,7 +31,6 @@ from gapssg.runs.results import ExportMetadata
 OPSET = 18
 _OPERATOR = re.compile(r"<OpOverload\(op='([^']+)'|target=torch\.ops\.([\w.]+)")
 _FATAL = 4  # log level of onnxruntime
-_CALIBRATION_BATCH = 64
 # Operators that onnxruntime computes in 8 bits and that are not elementwise on one input, which follow their producer.
 _QUANTIZED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul", "GlobalAveragePool", "AveragePool", "ReduceMean"}
 
@@ -142,11 +142,11 @@ def _batches(calibration: Tensor) -> Any:
 
     class Batches(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self._rest = iter(torch.split(calibration, _CALIBRATION_BATCH))
+            self._rest = iter(calibration_batches(calibration))
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self._rest, None)
-            return None if batch is None else {INPUT_NAME: batch.contiguous().numpy()}
+            return None if batch is None else {INPUT_NAME: batch}
 
     return Batches()
 

@@ -19,6 +19,7 @@ from gapssg.export.formats import (
     Files,
     Format,
     Subject,
+    calibration_batches,
     metadata_text,
     quiet,
 )
@@ -29,7 +30,6 @@ from gapssg.runs.results import ExportMetadata
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 _XML, _BIN = "model.xml", "model.bin"
-_CALIBRATION_BATCH = 64
 _LAYERS = {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul", "ReduceMean"}
 
 
@@ -65,7 +65,7 @@ class OpenVinoQuantizer:
     def __init__(self, files: Files, calibration: Tensor) -> None:
         """Prepare to quantise an IR, calibrated on inputs (N, C, H, W) float32."""
         self._files = files
-        self._batches = [batch.contiguous().numpy() for batch in torch.split(calibration, _CALIBRATION_BATCH)]
+        self._batches = calibration_batches(calibration)
         self.layers = [each.get_friendly_name() for each in _read(files).get_ordered_ops() if _is_layer(each)]
 
     def quantize(self, float_layers: Collection[str], metadata: ExportMetadata) -> Files:
