@@ -4,7 +4,7 @@
     python -m benchmarks.gpu --data cifar10-jpeg --stages teacher published --resnet34       the published procedure
     python -m benchmarks.gpu --data cifar10-jpeg --stages strangers tenth --jobs 12          tables, runs side by side
 
-Stages that are timed run alone; those of `strangers` and `tenth` share the GPU (`--jobs` at once), so their seconds
+Stages that are timed run alone; the later ones share the GPU (`--jobs` at once), so their seconds
 say little. Each stage writes a log to the directory. Interrupted runs are resumed by the next call.
 """
 
@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.machine import describe_machine, print_machine, print_table, write_results
+from benchmarks.no_batch_norm import TEACHERS
 from benchmarks.strangers_pairs import PAIRS as STRANGERS
 from benchmarks.tenth import ABLATION, METHODS
 from gapssg.runs.results import load_training_result
@@ -30,7 +31,7 @@ PAIRS = {"wrn40_2": "wrn16_1", "resnet34": "mobilenetv2"}
 TEACHER_EPOCHS = 30
 """A published teacher takes 200 epochs; one cycle reaches nearly the same accuracy in fewer."""
 ALONE = ("numerics", "smoke", "steps", "profile", "growth", "teacher", "published", "fast")
-SHARED = ("strangers", "tenth", "ablation", "curve")
+SHARED = ("strangers", "tenth", "curve", "more", "ablation", "priors")
 Command = list[str]
 
 
@@ -135,14 +136,19 @@ def commands_together(directory: Path, data: Path | None, seeds: int) -> Iterato
         return
     tenth = [*python, "benchmarks.tenth", *tenth_options(directory, data)]
     for stage, methods, budgets in (
-        ("tenth", METHODS, ["100", "300"]),
-        ("ablation", ABLATION, ["100"]),
+        ("tenth", METHODS, ["100"]),
         ("curve", ["gapssg-fast", "gapssg"], ["100", "1000"]),
+        ("more", METHODS, ["100", "300"]),
+        ("ablation", ABLATION, ["100"]),
     ):
         for method in methods:
             name = f"{stage}-{method}"
             where = ["--output", str(directory / f"{name}.csv"), "--methods", method, "--seeds", str(seeds)]
             yield name, [*tenth, *where, "--budgets", *budgets]
+    for teacher in TEACHERS:
+        where = ["--directory", str(directory / "priors"), "--output", str(directory / f"priors-{teacher}.csv")]
+        options = ["--cifar10", str(data), "--teachers", teacher, "--seeds", str(seeds)]
+        yield f"priors-{teacher}", [*python, "benchmarks.no_batch_norm", *options, *where]
 
 
 def reached(run: Path) -> Reached:

@@ -4,10 +4,10 @@
     python -m benchmarks.no_batch_norm --teachers plain --methods zskt --seeds 1
 
 Teachers: a small vision transformer, a ConvNeXt, a plain convolutional network, and a ResNet-18 whose batch norms are
-folded into its convolutions; and a ConvNeXt of CIFAR-10 (JPEG). The student is a WRN-16-1. A method runs for as many epochs as the budget of TFLOP allows,
-by the FLOPs that gapssg computes before a run; `cpu_seconds` are of all threads and depend little on the load of the
-machine. The reported result is the top-1 on the test images after the last epoch. Existing cells are reused, so an
-interruption costs at most one cell; all cells are merged into the output.
+folded into its convolutions; and a ConvNeXt of CIFAR-10 (JPEG). The student is a WRN-16-1. A method runs for as many
+epochs as the budget of TFLOP allows, by the FLOPs that gapssg computes before a run; `cpu_seconds` are of all threads
+and depend little on the load of the machine. The reported result is the top-1 on the test images after the last epoch.
+Existing cells are reused, so an interruption costs at most one cell; all cells are merged into the output.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 
 from benchmarks.homemade import fold
 from benchmarks.machine import describe_machine, print_table
@@ -83,7 +82,7 @@ TEACHERS = {
     "cifar10-convnext": Teacher(
         "timm:convnext_atto",
         Training("adamw", 2e-3, 24, batch_size=256),
-        400,
+        250,
         {"patch_size": 2},
         cifar10=True,
         fewest=0.75,
