@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-
 from benchmarks.homemade import fold
 from benchmarks.machine import describe_machine, print_table
 from benchmarks.results_page import RESULTS
