@@ -124,7 +124,7 @@ class Bench:
     def cell(self, method: str, budget: int, rate: float, seed: int) -> dict[str, Any]:
         """Return the results of a student, after distilling it if necessary."""
         run = self.directory / f"{method}-{budget}-{rate}-{seed}"
-        file = run.with_suffix(".json")
+        file = self.directory / f"{run.name}.json"
         if not file.exists():
             settings = self.settings(method, budget, rate, seed)
             started = time.perf_counter()
