@@ -228,7 +228,7 @@ def batch_size(device: str, quick: bool, rounds: int) -> Report:
 def large_images(device: str, quick: bool, rounds: int) -> Report:
     """Time both steps for torchvision's ResNet-18 to MobileNetV3-small on images of 224 pixels; on a GPU by batch."""
     if _runtime(device).device.type == "cpu":
-        return alone(_large_batch, device, quick, rounds, 2 if quick else 8)
+        return dict(alone(_large_batch, device, quick, rounds, 2 if quick else 8))
     found: Report = {"batch": [32, 128, 512]}
     for batch in found["batch"]:
         for name, value in alone(_large_batch, device, quick, rounds, batch).items():
