@@ -3,6 +3,11 @@
     python -m benchmarks.estimator --cifar10 FOLDER     evidence of each student in runs/strangers, then the fit
     python -m benchmarks.estimator --fit                the fit alone, from the table
 
+On a machine with a GPU, several processes share it, and only the table is brought back, to be merged and fitted here:
+
+    python -m benchmarks.estimator --cifar10 FOLDER --table FILE.csv --processes 8 --measure
+    python -m benchmarks.estimator --fit --merge FILE.csv
+
 The students are those that `benchmarks.strangers` made, also at each snapshot of the second half of their training: of
 every method, trained enough or not. The
 evidence and the disagreement on the test images are rows of `benchmarks/results/estimator.csv`; rows that exist are not
@@ -16,8 +21,11 @@ import argparse
 import csv
 import json
 import statistics
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import chain
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +33,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from benchmarks.machine import commit, print_table
+from benchmarks.machine import commit, describe_machine, print_table
 from benchmarks.strangers import Place
 from benchmarks.strangers_pairs import PAIRS
 from gapssg.core.runtime import Runtime
@@ -60,14 +68,42 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, default=Path("runs/strangers"))
     parser.add_argument("--pairs", nargs="*", default=list(PAIRS), choices=list(PAIRS))
     parser.add_argument("--table", type=Path, default=TABLE)
-    parser.add_argument("--fit", action="store_true", help="measure nothing")
+    parser.add_argument("--processes", type=int, default=1, help="that measure pairs at the same time")
+    parser.add_argument("--merge", nargs="*", type=Path, default=[], help="tables whose rows to add, or to replace by")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--fit", action="store_true", help="measure nothing")
+    only.add_argument("--measure", action="store_true", help="fit nothing")
     arguments = parser.parse_args()
-    rows = read_table(arguments.table)
+    rows = {key_of(row): row for table in (arguments.table, *arguments.merge) for row in read_table(table)}
+    if arguments.merge:
+        write_table(rows.values(), arguments.table)
     if not arguments.fit:
-        for name in arguments.pairs:
-            rows += measure(Place(name, arguments.directory / name, arguments.cifar10), {key_of(row) for row in rows})
-            write_table(rows, arguments.table)
-        rows = read_table(arguments.table)
+        for found in measure_all(arguments, set(rows)):
+            rows |= {key_of(row): row for row in found}
+            write_table(rows.values(), arguments.table)
+    if not arguments.measure:
+        fit_and_write(read_table(arguments.table))
+
+
+def measure_all(arguments: argparse.Namespace, known: set[tuple[str, ...]]) -> Iterator[list[Row]]:
+    """Yield the rows of each pair that are not known yet; a pair that fails is named, and costs no other."""
+    count = arguments.processes
+    threads = max(1, torch.get_num_threads() // count)
+    context = get_context("spawn")  # a forked process could not use the GPU
+    with ProcessPoolExecutor(count, context, torch.set_num_threads, (threads,)) as processes:
+        pairs = {
+            processes.submit(measure, name, arguments.directory / name, arguments.cifar10, known): name
+            for name in arguments.pairs
+        }
+        for done in as_completed(pairs):
+            if error := done.exception():
+                print(f"{pairs[done]} failed: {error!r}", file=sys.stderr, flush=True)
+            else:
+                yield done.result()
+
+
+def fit_and_write(rows: list[Row]) -> None:
+    """Fit both predictors, write them and how their intervals do on what was left out, and print the latter."""
     predictors, covered = {}, list[Row]()
     for name, kinds in KINDS.items():
         predictor, left_out = fitted(rows, name, kinds)
@@ -78,8 +114,9 @@ def main() -> None:
     print_table("what was left out", list(covered[0]), [[shown(value) for value in row.values()] for row in covered])
 
 
-def measure(place: Place, known: set[tuple[str, ...]]) -> list[Row]:
+def measure(name: str, folder: Path, cifar10: Path | None, known: set[tuple[str, ...]]) -> list[Row]:
     """Return rows of the students of a pair that are not known yet."""
+    place = Place(name, folder, cifar10)
     runs = [result.parent for result in sorted(place.folder.glob("*/*/result.json"))]
     files = [
         (run, file)
@@ -93,6 +130,7 @@ def measure(place: Place, known: set[tuple[str, ...]]) -> list[Row]:
     teacher = load_model(place.teacher(), place.pair.factories)
     module, normalization = runtime.place(teacher.module), teacher.normalization(runtime.device)
     images = place.images("test").subsample(_MOST_TEST_IMAGES)
+    machine = describe_machine(runtime.device)["machine"]
     answers = predict(module, images.images, normalization, runtime).argmax(dim=1)
     rows: list[Row] = []
     for run, file in files:
@@ -103,7 +141,7 @@ def measure(place: Place, known: set[tuple[str, ...]]) -> list[Row]:
         predictions = predict(student, images.images, normalization, runtime).argmax(dim=1)
         row: Row = dict(zip(KEY, (place.name, run.parent.name, run.name, file.name), strict=True))
         row |= {"classes": images.num_classes, "pixels": min(images.input_shape[1:]), "commit": commit()}
-        row |= {"machine": f"{torch.get_num_threads()} threads, torch {torch.__version__}", "images": len(images)}
+        row |= {"machine": f"{machine}, torch {torch.__version__}", "images": len(images)}
         row |= {
             "disagreement": (predictions != answers).double().mean().item(),
             "top1": (predictions == images.labels).double().mean().item(),
@@ -125,7 +163,7 @@ def late_snapshots(run: Path) -> list[Path]:
 
 def fitted(rows: list[Row], name: str, kinds: tuple[str, ...]) -> tuple[Predictor, list[Row]]:
     """Return one of the predictors, and how its intervals do on what was left out."""
-    rows = [row for row in rows if all(row[f"{kind}.images"] for kind in kinds)]
+    rows = [row for row in rows if all(row.get(f"{kind}.images") for kind in kinds)]
     features = np.array([[summary(evidence_of(row), kinds)] for row in rows])
     targets = np.array([angle_of(row["disagreement"]) for row in rows])
     groups = [row["pair"] for row in rows]
@@ -200,7 +238,7 @@ def read_table(table: Path) -> list[Row]:
         ]
 
 
-def write_table(rows: list[Row], table: Path) -> None:
+def write_table(rows: Iterable[Row], table: Path) -> None:
     """Write the rows, sorted by their key."""
     write_csv(sorted(rows, key=key_of), table)
 

@@ -209,12 +209,16 @@ def train_model_file(
         class_names=images.class_names,
         provenance=Provenance(command="import-teacher", seed=seed, versions={}),
     )
-    module = create_model(
-        architecture,
-        num_classes=images.num_classes,
-        input_shape=images.input_shape,
-        seed=seed,
-    ).to(memory_format=torch.channels_last)
+    module = (
+        create_model(
+            architecture,
+            num_classes=images.num_classes,
+            input_shape=images.input_shape,
+            seed=seed,
+        )
+        .to(images.images.device)
+        .to(memory_format=torch.channels_last)
+    )
     normalization = Normalization.from_statistics(mean, deviation, images.images.device)
     train(module, images, training, normalization, Augmentation(card.crop_padding, card.flip), seed)
     save_model(path, module, card)
