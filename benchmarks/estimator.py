@@ -26,8 +26,9 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import chain
 from multiprocessing import get_context
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -39,10 +40,10 @@ from benchmarks.strangers_pairs import PAIRS
 from gapssg.core.runtime import Runtime
 from gapssg.evaluation.predict import predict
 from gapssg.models.model_file import load_model
-from gapssg.quality.calibration import LeftOut, fit, leave_out
+from gapssg.quality.calibration import LeftOut, Numbers, Width, fit, leave_out
 from gapssg.quality.estimate import images_of_pool
 from gapssg.quality.evidence import collect_evidence
-from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, Predictor, Range, angle_of, share_of, summary
+from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, Error, Predictor, Range, angle_of, share_of, summary
 from gapssg.runs.directory import has_pool
 from gapssg.runs.results import DistillResult, ProbeEvidence
 from gapssg.settings.parts import RuntimeSettings
@@ -50,12 +51,15 @@ from gapssg.settings.parts import RuntimeSettings
 TABLE = Path("benchmarks/results/estimator.csv")
 COVERED = Path("benchmarks/results/estimator-coverage.csv")
 PREDICTOR = Path("gapssg/quality/predictor.json")
+INTERVALS = Path("benchmarks/results/estimator-intervals.csv")
 COVERAGE = 0.9
 KINDS = {WITH_POOL: ("strokes", "mixtures", "overlaid"), WITHOUT_POOL: ("strokes", "mixtures")}
 CIFAR = "cifar"
 SOURCES = {"digits": "digits", "letters": "letters"}
 """Source of the images by the first part of a pair's name; of the others CIFAR-10."""
 KEY = ("pair", "method", "seed", "file")
+GOOD = 0.1
+"""Largest predicted disagreement of a student that is of use."""
 _MOST_TEST_IMAGES = 2000
 
 Row = dict[str, Any]
@@ -104,14 +108,17 @@ def measure_all(arguments: argparse.Namespace, known: set[tuple[str, ...]]) -> I
 
 def fit_and_write(rows: list[Row]) -> None:
     """Fit both predictors, write them and how their intervals do on what was left out, and print the latter."""
-    predictors, covered = {}, list[Row]()
+    predictors, covered, intervals = {}, list[Row](), list[Row]()
     for name, kinds in KINDS.items():
         predictor, left_out = fitted(rows, name, kinds)
         predictors[name] = predictor.model_dump(mode="json")
         covered += left_out
+        intervals += intervals_of(rows, name, kinds)
     PREDICTOR.write_text(json.dumps({"predictors": predictors}, indent=2) + "\n")
     write_csv(covered, COVERED)
-    print_table("what was left out", list(covered[0]), [[shown(value) for value in row.values()] for row in covered])
+    write_csv(intervals, INTERVALS)
+    for title, found in {"what was left out": covered, "two kinds of intervals": intervals}.items():
+        print_table(title, list(found[0]), [[shown(value) for value in row.values()] for row in found])
 
 
 def measure(name: str, folder: Path, cifar10: Path | None, known: set[tuple[str, ...]]) -> list[Row]:
@@ -163,12 +170,8 @@ def late_snapshots(run: Path) -> list[Path]:
 
 def fitted(rows: list[Row], name: str, kinds: tuple[str, ...]) -> tuple[Predictor, list[Row]]:
     """Return one of the predictors, and how its intervals do on what was left out."""
-    rows = [row for row in rows if all(row.get(f"{kind}.images") for kind in kinds)]
-    features = np.array([[summary(evidence_of(row), kinds)] for row in rows])
-    targets = np.array([angle_of(row["disagreement"]) for row in rows])
-    groups = [row["pair"] for row in rows]
+    rows, features, targets, groups, sources = students_of(rows, kinds)
     found = fit(features, targets, groups, COVERAGE)
-    sources = [SOURCES.get(group.partition("-")[0], CIFAR) for group in groups]
     left_out = leave_out(features, targets, groups, COVERAGE)
     without_source = leave_out(features, targets, groups, COVERAGE, sources)
     covered = [
@@ -180,7 +183,9 @@ def fitted(rows: list[Row], name: str, kinds: tuple[str, ...]) -> tuple[Predicto
         observed=range_of(features.flat),
         coefficient=found.coefficients[0],
         intercept=found.intercept,
-        error=found.error,
+        error=Error(
+            coefficient=found.error_coefficients[0], intercept=found.error_intercept, smallest=found.smallest_error
+        ),
         coverage=statistics.mean(each.coverage for each in left_out),
         classes=range_of(row["classes"] for row in rows),
         pixels=range_of(row["pixels"] for row in rows),
@@ -189,6 +194,35 @@ def fitted(rows: list[Row], name: str, kinds: tuple[str, ...]) -> tuple[Predicto
         sources=len(set(sources)),
     )
     return predictor, covered
+
+
+def students_of(rows: list[Row], kinds: tuple[str, ...]) -> tuple[list[Row], Numbers, Numbers, list[str], list[str]]:
+    """Return the rows with these kinds of probe images; their features, targets, teachers and sources of images."""
+    rows = [row for row in rows if all(row.get(f"{kind}.images") for kind in kinds)]
+    features = np.array([[summary(evidence_of(row), kinds)] for row in rows])
+    targets = np.array([angle_of(row["disagreement"]) for row in rows])
+    groups = [row["pair"] for row in rows]
+    return rows, features, targets, groups, [SOURCES.get(group.partition("-")[0], CIFAR) for group in groups]
+
+
+def intervals_of(rows: list[Row], name: str, kinds: tuple[str, ...]) -> list[Row]:
+    """Return how intervals do whose length is linear in the evidence, and constant ones; widths are shares."""
+    _, features, targets, groups, sources = students_of(rows, kinds)
+    found: list[Row] = []
+    for what, larger in {"a teacher and its images": groups, "all teachers of a source of images": sources}.items():
+        for width in get_args(Width):
+            left_out = leave_out(features, targets, groups, COVERAGE, larger, width)
+            predicted, low, high = (
+                np.array([share_of(angle) for each in left_out for angle in angles(each)])
+                for angles in (attrgetter("predicted"), attrgetter("low"), attrgetter("high"))
+            )
+            is_good = predicted <= GOOD
+            row: Row = {"predictor": name, "what": what, "interval": width, "students": len(predicted)}
+            row |= {"covered": statistics.mean(each.coverage for each in left_out)}
+            row |= {"width": float((high - low).mean()), "predicted_good": int(is_good.sum())}
+            row |= {"width_of_good": float((high - low)[is_good].mean()) if is_good.any() else None}
+            found.append(row)
+    return found
 
 
 def evidence_of(row: Row) -> dict[str, ProbeEvidence]:
