@@ -102,8 +102,9 @@ class Place:
 
     @cache  # noqa: B019 - a place lives as long as the program
     def images(self, split: Split) -> ImageSet:
-        """Return a split."""
-        return self.pair.source.make(split, self.cifar10)
+        """Return a split, on the GPU if there is one."""
+        device = Runtime.from_settings(RuntimeSettings(), 0).device
+        return self.pair.source.make(split, self.cifar10).to(device)
 
     def teacher(self) -> Path:
         """Return the teacher's file, after training it if necessary."""
