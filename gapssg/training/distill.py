@@ -57,7 +57,7 @@ from gapssg.training.estimate import (
     peak_memory,
     time_distillation,
     time_steps,
-    unused_pool_memory,
+    unused_memory,
 )
 from gapssg.training.image_monitor import listed_counts
 from gapssg.training.loop import Job, Launch, Phase
@@ -161,7 +161,7 @@ def _prepare(settings: DistillSettings, launch: Launch, teacher: LoadedModel | N
         distillation.restore(state.component("distillation"), launch.output)
         evaluator.restore(EvaluationFacts.read(state.facts.get("evaluation")))
     memory = step_memory(settings, runtime, teacher, distillation.student, distillation.synthesizer)
-    check_memory(memory, runtime, unused_pool_memory(distillation))
+    check_memory(memory, runtime, *unused_memory(distillation))
     return _Job(distillation, evaluator, memory)
 
 
@@ -243,11 +243,11 @@ def estimate_distillation(
     runtime, _ = runtime.decide_compilation(settings.runtime.compile, planned_flops(settings, teacher, student))
     distillation = Distillation(settings, runtime, teacher, student)
     memory = step_memory(settings, runtime, teacher, distillation.student, distillation.synthesizer)
-    check_memory(memory, runtime, unused_pool_memory(distillation))
+    check_memory(memory, runtime, *unused_memory(distillation))
     evaluator = _Evaluator(settings, runtime, teacher, display or SilentDisplay())
     with runtime.configured(), runtime.seeded_globals("estimate"):
         parts = {**time_distillation(distillation), EVALUATION: evaluator.time_evaluations(distillation)}
-    peak = peak_memory(runtime) + unused_pool_memory(distillation)
+    peak = peak_memory(runtime) + sum(unused_memory(distillation))
     return estimated("distill", parts, peak, runtime, distillation.flops)
 
 

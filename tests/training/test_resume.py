@@ -16,10 +16,13 @@ from safetensors.torch import load_file, save_file
 from gapssg import DistillSettings, InputError, PretrainSettings, distill, pretrain_teacher
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
+from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.requests import Requests, Stopped
 from tests.conftest import make_card, write_images, write_teacher
 from tests.interruptions import AskingDisplay, Both, InterruptingDisplay, Interruption
 from tests.run_fixtures import TINY, events, files_of
+from tests.run_fixtures import settings as run_settings
+from tests.tiny import TINY_NOISE, tiny_model, write_tiny_teacher
 
 Start = Callable[..., object]
 WITH_DROPOUT = "tests.models.factories:small"  # the random state of dropout must be restored, too
@@ -115,6 +118,42 @@ def test_a_run_resumes_from_a_requested_checkpoint(case: Case, tmp_path: Path):
     # In the first epoch: without the request there would be no checkpoint.
     case.start(tmp_path / "run", resume=True)
     assert files_of(tmp_path / "run") == case.expected
+
+
+class Stopping(SilentDisplay):
+    """Asks the run to stop when it shows a number of steps of a task."""
+
+    def __init__(self, requests: Requests, task: str, at: int) -> None:
+        self.requests, self.task, self.at = requests, task, at
+        self.shown: list[tuple[int, int]] = []
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        if task == self.task:
+            self.shown.append((done, total))
+            if done == self.at:
+                self.requests.stop = 15
+
+
+def test_a_run_stops_and_resumes_while_a_given_pool_is_labelled(tmp_path: Path):
+    with tiny_model():
+        teacher = write_tiny_teacher(tmp_path / "teacher.safetensors")
+        method = {**TINY_NOISE["method"], "labelled_views": 3}
+        distill(run_settings(teacher, **TINY_NOISE, epochs=3), tmp_path / "earlier")
+        values = {**TINY_NOISE, "method": method, "pool": tmp_path / "earlier"}
+        distill(run_settings(teacher, **values), tmp_path / "whole")
+        run = tmp_path / "run"
+        for resume, task, at, steps in (
+            (False, "epoch 1: classifying the pool", 1, 1),
+            (True, "epoch 1: labelling views", 4, 9),
+            (True, "epoch 2: distillation", 2, 12),
+        ):
+            requests = Requests()
+            display = Stopping(requests, task, at)
+            with pytest.raises(Stopped):
+                distill(run_settings(teacher, **values), run, resume=resume, display=display, requests=requests)
+            assert display.shown == [(done, steps) for done in range(1, at + 1)]
+        distill(run_settings(teacher, **values), run, resume=True)
+    assert files_of(run) == files_of(tmp_path / "whole")
 
 
 def test_a_checkpoint_is_written_after_the_given_minutes(teacher_file: Path, tmp_path: Path):
