@@ -26,6 +26,7 @@ from gapssg.models.reference import MODULE
 from gapssg.quality.estimate import judge_quality
 from gapssg.runs.checkpoint import Facts, State
 from gapssg.runs.directory import Display, RunDirectory, SilentDisplay, pool_shards, run_facts
+from gapssg.runs.evaluations import warnings_of_run
 from gapssg.runs.events import DistillationEnded, DistillationEpoch, Event, Started, Warned
 from gapssg.runs.requests import Requests
 from gapssg.runs.results import (
@@ -188,11 +189,15 @@ class _Job(Job[DistillResult]):
         source = f"no data ({settings.method.name})"
         if settings.pool:
             source = f"the pool of {settings.pool}" + (f" and {settings.method.name}" if settings.grow_pool else "")
-        pair = f"{teacher.card.architecture} into {distillation.card.architecture}"
+        own_name, named = teacher.card.architecture, settings.teacher
+        if teacher.path != named:  # a run, of which this is the file
+            own_name += f" ({teacher.path})"
+        pair = f"{own_name} into {distillation.card.architecture}"
         views = distillation.augmentation.describe()
         if not distillation.synthesizer.augments:
             views = "no crops, no flips (method.augment=true turns them on)"
         yield Started(message=f"distilling {pair} with {source}, {views}, {self.runtime.describe()}")
+        yield from warnings_of_run(teacher.path)
         own, of_teacher = (parameters_of(each) for each in (distillation.student, distillation.teacher))
         if own > of_teacher:
             larger = f"the student has {own:,} parameters, more than its teacher with {of_teacher:,}"
