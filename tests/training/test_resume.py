@@ -56,6 +56,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if request.param == "gapssg-fast":
         small = {"synthesis_batch_size": 16, "generator_width": 8, "latent_size": 16}
         changes["method"] = {"name": "gapssg-fast", **small, "generator_steps": 3, "distillation_steps": 4}
+        changes["method"]["labelled_views"] = 1  # more than a stop lets pass would be labelled for ever
         # The 20 images of the pool are not whole batches of the labelled views.
         earlier = {"teacher": changes["teacher"], "epochs": 1, "method": {"name": "noise", "synthesis_batch_size": 20}}
         distill(DistillSettings.model_validate({**TINY, **earlier}), folder / "earlier")
@@ -97,7 +98,7 @@ def test_a_run_resumes_after_a_stop_between_any_two_steps(case: Case, tmp_path: 
     run, stops = tmp_path / "run", 0
     while True:
         requests = Requests()
-        step = 1 + (5 * stops) % 7  # in every phase of an epoch
+        step = 1 + (5 * stops) % 11  # in every phase of an epoch
         try:
             case.start(run, resume=stops > 0, display=AskingDisplay(step, requests, "stop"), requests=requests)
         except Stopped as stopped:
