@@ -348,7 +348,7 @@ def check_may_resume(path: Path, earlier: Mapping[str, Any], settings: Settings,
 def _may_differ(key: str, earlier: Any, now: Any, may_move: Container[str]) -> bool:
     if key == "epochs":
         return isinstance(earlier, int) and isinstance(now, int) and now >= earlier
-    if key in may_move:
+    if key in may_move and None not in (earlier, now):
         return not key.endswith(".name") or all(str(name).startswith("folder:") for name in (earlier, now))
     return key in _MAY_CHANGE | _ASKED_EACH_TIME
 

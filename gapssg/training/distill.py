@@ -68,8 +68,8 @@ from gapssg.training.settings import DistillSettings
 if TYPE_CHECKING:
     from gapssg.core.processes import Processes
 
-# The checkpoint compares the SHA-256 of the teacher and of the images.
-_MAY_MOVE = ("teacher", "eval_data.root", "eval_data.name")
+# The checkpoint compares the SHA-256 of the teacher, the pool and the images.
+_MAY_MOVE = ("teacher", "pool", "eval_data.root", "eval_data.name")
 
 
 class EvaluationFacts(Facts):
@@ -99,9 +99,9 @@ def distill(
     """Distil a student without real data and write a run directory with `student.safetensors`.
 
     With `resume` the run in `output` resumes from its last checkpoint and ends with the files of an uninterrupted run;
-    the teacher and the evaluation data may have moved. `requests` may be set from another thread or a signal handler.
-    Evaluation data, if given, is used only for evaluation: the student's weights are the same without it. Each of
-    `processes` calls this with equal arguments; rank 0 writes the directory.
+    the teacher, the pool and the evaluation data may have moved. `requests` may be set from another thread or a signal
+    handler. Evaluation data, if given, is used only for evaluation: the student's weights are the same without it. Each
+    of `processes` calls this with equal arguments; rank 0 writes the directory.
 
     Instead of a teacher's file and a student's name in the settings, a program may pass a `teacher` as
     `model_from_module` returns it and a `student`, whose weights are the initial ones. Both are copied and left
@@ -136,6 +136,8 @@ def _prepare(settings: DistillSettings, launch: Launch, teacher: LoadedModel | N
     method_files = {f"method.{name}": value for name, value in settings.method if isinstance(value, Path)}
     file = None if settings.teacher == Path(MODULE) else settings.teacher
     launch.check([file, settings.pool, settings.student.weights, *method_files.values()], _MAY_MOVE)
+    for option, path in (("--teacher", file), ("--pool", settings.pool)):
+        launch.check_still_there(option, path)
     runtime = Runtime.from_settings(settings.runtime, settings.seed, launch.processes)
     runtime.check_shares({"batch_size": settings.batch_size, **settings.method.shared_batches(settings.batch_size)})
     teacher = read_teacher(settings, teacher)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import tomllib
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.requests import Requests, Stopped
 from tests.conftest import make_card, write_images, write_teacher
 from tests.interruptions import AskingDisplay, Both, InterruptingDisplay, Interruption
+from tests.program import gapssg, refusal
 from tests.run_fixtures import TINY, events, files_of
 from tests.run_fixtures import settings as run_settings
 from tests.tiny import TINY_NOISE, tiny_model, write_tiny_teacher
@@ -56,7 +58,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if request.param == "gapssg-fast":
         small = {"synthesis_batch_size": 16, "generator_width": 8, "latent_size": 16}
         changes["method"] = {"name": "gapssg-fast", **small, "generator_steps": 3, "distillation_steps": 4}
-        changes["method"]["labelled_views"] = 1  # more than a stop lets pass would be labelled for ever
+        changes["method"]["labelled_views"] = 1  # a resumed run labels all of them again, and must get past that
         # The 20 images of the pool are not whole batches of the labelled views.
         earlier = {"teacher": changes["teacher"], "epochs": 1, "method": {"name": "noise", "synthesis_batch_size": 20}}
         distill(DistillSettings.model_validate({**TINY, **earlier}), folder / "earlier")
@@ -155,6 +157,32 @@ def test_a_run_stops_and_resumes_while_a_given_pool_is_labelled(tmp_path: Path):
             assert display.shown == [(done, steps) for done in range(1, at + 1)]
         distill(run_settings(teacher, **values), run, resume=True)
     assert files_of(run) == files_of(tmp_path / "whole")
+
+
+def test_a_run_resumes_with_a_moved_pool_and_says_what_is_missing_or_has_changed(tmp_path: Path):
+    with tiny_model():
+        teacher = write_tiny_teacher(tmp_path / "teacher.safetensors")
+        distill(run_settings(teacher, **TINY_NOISE), tmp_path / "earlier")
+        values = {**TINY_NOISE, "pool": tmp_path / "earlier"}
+        run = tmp_path / "run"
+        distill(run_settings(teacher, **values), run)
+        moved = (tmp_path / "earlier").rename(tmp_path / "moved")
+        sentence = refusal("distill", "--resume", run)
+        assert sentence == (
+            f"{run} cannot resume without {tmp_path / 'earlier'}, which does not exist; put it back, or name its new "
+            "place with --pool"
+        )
+        gapssg("distill", "--resume", run, "--pool", moved, "--epochs", 3)
+        assert [event["epoch"] for event in events(run) if event["event"] == "epoch"] == [1, 2, 3]
+        (moved / "pool" / "shard-0002.safetensors").unlink()
+        sentence = refusal("distill", "--resume", run)
+        assert re.fullmatch(
+            r".*run cannot resume: the pool's SHA-256 was \S+ and is \S+; restore it, or restart with --o.*", sentence
+        )
+        with pytest.raises(InputError, match=r"cannot resume with other settings: pool was '.*moved' and is None"):
+            distill(run_settings(teacher, **TINY_NOISE, epochs=3), run, resume=True)
+        teacher.rename(tmp_path / "elsewhere.safetensors")
+        assert refusal("distill", "--resume", run).endswith("put it back, or name its new place with --teacher")
 
 
 def test_a_checkpoint_is_written_after_the_given_minutes(teacher_file: Path, tmp_path: Path):
