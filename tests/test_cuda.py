@@ -85,7 +85,7 @@ def test_a_distillation_step_equals_that_of_the_processor(teacher_file: Path, pr
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_no_step_waits_for_the_gpu(teacher_file: Path, precision):
+def test_no_step_waits_for_the_gpu(teacher_file: Path, precision, caplog):
     runtime = Runtime(torch.device("cuda"), precision, compiled=False, seed=0)
     values = {**TINY, "teacher": teacher_file, "method": {**TINY["method"], "generator_steps": 20, "passes": 8}}
     with runtime.configured():
@@ -110,6 +110,7 @@ def test_no_step_waits_for_the_gpu(teacher_file: Path, precision):
                 distillation.trainee.step(*next(inputs))
         finally:
             torch.cuda.set_sync_debug_mode("default")
+    assert caplog.messages == []  # both steps were captured
 
 
 def test_a_deterministic_run_stopped_and_resumed_ends_with_the_same_files(teacher_file: Path, tmp_path: Path):

@@ -87,15 +87,18 @@ class Generator(nn.Module):
 
 
 class NearestUpsampling(nn.Upsample):
-    """Upsampling to the double height and width; its gradient is a sum where the compiler would scatter."""
+    """Upsampling to the double height and width; its gradient is a sum where a compiler for GPUs would scatter."""
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C, 2H, 2W)."""
-        if not (maps.is_cuda and torch.compiler.is_compiling()):
-            return super().forward(maps)
-        count, channels, height, width = maps.shape
-        repeated = maps[:, :, :, None, :, None].expand(count, channels, height, 2, width, 2)
-        return repeated.reshape(count, channels, 2 * height, 2 * width)
+        return doubled(maps) if maps.is_cuda and torch.compiler.is_compiling() else super().forward(maps)
+
+
+def doubled(maps: Tensor) -> Tensor:
+    """Repeat each pixel of (N, C, H, W) twice in both directions: (N, C, 2H, 2W)."""
+    count, channels, height, width = maps.shape
+    repeated = maps[:, :, :, None, :, None].expand(count, channels, height, 2, width, 2)
+    return repeated.reshape(count, channels, 2 * height, 2 * width)
 
 
 def _count_upsamplings(shorter_side: int) -> int:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from gapssg.errors import InputError
-from gapssg.models.generator import Generator, reset_layers, reset_layers_to_torch_default
+from gapssg.models.generator import Generator, doubled, reset_layers, reset_layers_to_torch_default
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -201,3 +201,12 @@ def test_reset_takes_a_generator_on_the_device_of_the_parameters():
     generator = Generator((3, 16, 16), latent_size=8, width=4).to("cuda")
     generator.reset_parameters(torch.Generator(device="cuda").manual_seed(1))
     assert_drawn_from(generator.linear.weight.cpu(), mean=0.0, deviation=0.02)
+
+
+def test_pixels_are_doubled_as_by_nearest_upsampling():
+    maps = torch.randn(2, 3, 4, 5, dtype=torch.float64, generator=seeded(0), requires_grad=True)
+    weights = torch.randn(2, 3, 8, 10, dtype=torch.float64, generator=seeded(1))
+    outputs = [doubled(maps), nn.Upsample(scale_factor=2, mode="nearest")(maps)]
+    assert torch.equal(*outputs)
+    gradients = [torch.autograd.grad((output * weights).sum(), maps)[0] for output in outputs]
+    torch.testing.assert_close(*gradients, rtol=1e-14, atol=1e-14)  # sums of four numbers
