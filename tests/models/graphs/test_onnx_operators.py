@@ -48,6 +48,10 @@ def whole(*numbers: int) -> np.ndarray:
     return np.array(numbers, dtype=np.int64)
 
 
+def scales(*numbers: float) -> np.ndarray:
+    return np.array((1, 1, *numbers), dtype=np.float32)
+
+
 CHANNELS = (drawn(3), drawn(3))
 CASES = [
     *(
@@ -145,6 +149,22 @@ CASES = [
     Case("Flatten Gemm", (drawn(5, 768), drawn(5)), {"transB": 1}),
     Case("Flatten Gemm", (drawn(768, 5), drawn(1, 5)), {"alpha": 0.5, "beta": 2.0}),
     Case("Einsum", (drawn(16, 4),), {"equation": "bchw,wd->bhcd"}),
+    Case("RMSNormalization", (drawn(16, 16),), {"axis": 2}, opset=23),
+    Case("Attention", (), {"is_causal": 1}, opset=23),
+    Case("Attention", (drawn(16, 16),), {"scale": 0.5}, opset=23),
+    Case("Reshape Attention", (), {"q_num_heads": 3, "kv_num_heads": 3}, opset=23),
+    *(
+        Case("Resize", (None, scales(1.5, 2.5)), {"nearest_mode": rounding})
+        for rounding in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+    ),
+    *(
+        Case("Resize", (None, scales(1.25, 0.5)), {"coordinate_transformation_mode": method, "mode": mode})
+        for method in ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
+        for mode in ("nearest", "linear", "cubic")
+    ),
+    Case("Resize", (None, None, whole(24, 7)), {"axes": [2, 3], "mode": "linear"}),
+    Case("Resize", (scales(2, 2),), {"mode": "linear"}, opset=10),
+    Case("Upsample", (scales(2, 3),), opset=9),
 ]
 
 
@@ -164,6 +184,8 @@ def write_case(case: Case, path: Path) -> None:
         result = f"{value}_"
         if kind == "Pad":  # to four channels
             nodes.append(helper.make_node("Pad", [value, constant(whole(0, 0, 0, 0, 0, 1, 0, 0))], [result]))
+        elif kind == "Reshape":  # to 16 vectors of 48 numbers
+            nodes.append(helper.make_node("Reshape", [value, constant(whole(0, 16, 48))], [result]))
         elif kind.endswith("0"):
             nodes.append(helper.make_node(kind[:-1], [value, constant(np.float32(0))], [result]))
         else:
@@ -173,6 +195,8 @@ def write_case(case: Case, path: Path) -> None:
     given.insert(case.place, value)
     if last == "Concat":
         given.append(value)
+    if last == "Attention":  # keys and values
+        given[1:1] = [value, value]
     outputs = [f"result{number}" for number in range(case.outputs)]
     nodes.append(helper.make_node(last, given, outputs, **case.attributes))
     nodes.append(helper.make_node("Flatten", [outputs[-1]], ["logits"], axis=1))
