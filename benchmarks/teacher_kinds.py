@@ -86,7 +86,7 @@ KINDS = {
     "training-state": Kind("state dict beside an optimizer", "convnext", "checkpoint.pth", files.training_state),
     "lightning": Kind("Lightning checkpoint, prefix `model.`", "own", "last.ckpt", files.lightning),
     "compiled": Kind("float16, prefix `module._orig_mod.`", "resnet18", "compiled.pth", files.compiled_half),
-    "safetensors": Kind("safetensors", "resnet10", "model.safetensors", files.safetensors_file),
+    "safetensors": Kind("safetensors", "resnet10", "resnet10t.safetensors", files.safetensors_file),
     "plain": Kind("no normalisation", "own-plain", "plain.bin", files.pth),
     "group-norm": Kind("group norm", "group-norm", "group_norm.pth", files.pth),
     "vit": Kind("vision transformer", "vit", "vit.safetensors", files.safetensors_file),
