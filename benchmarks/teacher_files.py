@@ -78,7 +78,8 @@ def onnx_hugging_face(network: nn.Module, images: ImageSet, path: Path) -> None:
 
 def torchscript(network: nn.Module, images: ImageSet, path: Path) -> None:
     """Write a TorchScript file."""
-    torch.jit.save(torch.jit.trace(network.eval(), images.images[:2].float()), path)
+    traced = torch.jit.trace(network.eval(), images.images[:2].float())  # type: ignore[no-untyped-call]
+    torch.jit.save(traced, path)
 
 
 def torchscript_softmax(network: nn.Module, images: ImageSet, path: Path) -> None:
@@ -116,6 +117,9 @@ class _Sigmoid(nn.Module):
 
 
 class _Normalised(nn.Module):
+    offset: Tensor
+    scale: Tensor
+
     def __init__(self, network: nn.Module, mean: Tensor, deviation: Tensor) -> None:
         super().__init__()
         self.network = network

@@ -10,6 +10,7 @@ distill` (a WRN-16-1, default settings) are run as commands; `command` is the im
 the test images of the network in PyTorch, `imported` that of the imported file, `top1` the student's after the last
 epoch. `seconds` are of the distillation, beside `jobs` - 1 others. Existing cells are reused, so an interruption costs
 at most one of each job; all cells are merged into the output. Needs timm, transformers, onnx, onnxscript, onnxruntime.
+What gapssg itself needs must be installed for this Python: files are read by processes that ignore PYTHONPATH.
 """
 
 from __future__ import annotations
