@@ -544,6 +544,17 @@ def _dropout(node: Node) -> Any:
     return node.inputs[0]
 
 
+def _dequantize(node: Node) -> Any:
+    """Return the numbers of weights that are stored in 8 bits."""
+    value, scale, zero = node.inputs[0], node.inputs[1], node.input(2)
+    if isinstance(value, Traced) or node.attributes.get("block_size", 0):
+        raise InputError("it has quantised activations, or weights quantised in blocks; import it before quantisation")
+    axis = node.attributes.get("axis", 1) % max(1, value.ndim)
+    shape = [-1 if place == axis else 1 for place in range(value.ndim)] if scale.numel() > 1 else []
+    offset = 0 if zero is None else zero.to(scale.dtype).reshape(shape)
+    return (value.to(scale.dtype) - offset) * scale.reshape(shape)
+
+
 def _trilu(node: Node) -> Any:
     diagonal = node.constant(1, "k") or 0
     return node.call("triu.default" if node.attributes.get("upper", 1) else "tril.default", node.inputs[0], diagonal)
@@ -682,6 +693,7 @@ ONNX_OPERATORS: Mapping[str, Callable[[Node], Any]] = MappingProxyType(
         "Shape": _shape_of,
         "Size": lambda node: torch.tensor(math.prod(_shape(node.inputs[0]))),
         "Dropout": _dropout,
+        "DequantizeLinear": _dequantize,
         "Identity": lambda node: node.inputs[0],
         # Of onnxruntime's optimiser.
         "com.microsoft.FusedConv": _fused(_conv, others=3),

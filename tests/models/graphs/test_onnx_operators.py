@@ -224,8 +224,28 @@ def test_an_operator_gives_the_numbers_of_onnxruntime(tmp_path: Path, case):
         assert (found - expected).abs().max() <= ROUNDED * max(1.0, expected.abs().max().item())
 
 
+def test_weights_that_are_stored_in_8_bits_are_read(tmp_path: Path):
+    weight = np.random.default_rng(0).integers(-128, 128, (5, 768), dtype=np.int8)
+    constants = {"stored": weight, "scale": np.abs(drawn(5)), "zero": np.arange(5, dtype=np.int8)}
+    nodes = [
+        helper.make_node("DequantizeLinear", list(constants), ["weight"], axis=0),
+        helper.make_node("Flatten", ["images"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "weight"], ["logits"], transB=1),
+    ]
+    inputs = [helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["batch", 3, 16, 16])]
+    outputs = [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 5])]
+    initializers = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "case", inputs, outputs, initializers)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "a.onnx")
+    floats = (weight.astype(np.float32) - constants["zero"][:, None]) * constants["scale"][:, None]
+    expected = images(4).flatten(1) @ torch.from_numpy(floats).T
+    found = built(read(tmp_path / "a.onnx"))(images(4))
+    assert (found - expected).abs().max() <= ROUNDED * 4 * expected.abs().max().item()  # sums of 768 numbers
+
+
 def test_every_operator_has_a_case():
     elsewhere = {"Constant", "ConstantOfShape", "Range", "Shape", "Size", "And", "Or", "Xor", "Not", "Mod", "Swish"}
+    elsewhere |= {"DequantizeLinear"}
     fused = {kind for kind in ONNX_OPERATORS if "." in kind}
     assert set(ONNX_OPERATORS) - elsewhere - fused <= {
         kind.removesuffix("0") for case in CASES for kind in case.kinds.split()
