@@ -30,8 +30,8 @@ _FUNCTIONS = """
     ge.Scalar logical_not.default logical_and.default logical_or.default logical_xor.default bitwise_not.default
     bitwise_and.Tensor bitwise_or.Tensor where.self where.ScalarOther where.ScalarSelf masked_fill.Scalar
     masked_fill.Tensor
-    mean.default mean.dim sum.default sum.dim_IntList amax.default amin.default prod.dim_int var.correction
-    var_mean.correction std.correction max.dim min.dim argmax.default norm.ScalarOpt_dim linalg_vector_norm.default
+    mean.default mean.dim sum.default sum.dim_IntList amax.default amin.default prod.dim_int var.correction var.dim
+    var_mean.correction std.correction std.dim max.dim min.dim argmax.default norm.ScalarOpt_dim linalg_vector_norm.default
     cumsum.default topk.default
     reshape.default permute.default transpose.int t.default unsqueeze.default squeeze.default squeeze.dim squeeze.dims
     expand.default repeat.default cat.default stack.default split.Tensor split_with_sizes.default split.sizes

@@ -258,6 +258,28 @@ def test_what_no_graph_can_express_is_refused_in_one_sentence(tmp_path: Path, mo
     assert "\n" not in str(caught.value)
 
 
+class Guarded(nn.Module):
+    """A classifier with blocks under `torch.no_grad` and `torch.autocast`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(768, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = images.flatten(1)
+        with torch.no_grad():
+            means, scales = rows.mean(1, keepdim=True), rows.std(1, keepdim=True)
+        with torch.autocast("cpu", enabled=False):
+            logits: Tensor = self.linear((rows - means).float() / scales)
+        return logits
+
+
+def test_blocks_without_gradients_and_under_autocast_are_read(tmp_path: Path):
+    original = Guarded().eval()
+    found = built(read(write("torch.export", original, tmp_path)))(images(4))
+    assert distance(found.double(), original(images(4)).double()) < ROUNDED
+
+
 class Several(nn.Module):
     """A classifier that returns features, and the logits of several heads."""
 
