@@ -382,3 +382,31 @@ def test_one_of_several_outputs_is_chosen_by_its_name(tmp_path: Path, suffix):
     loaded = load_model(tmp_path / "teacher.safetensors")
     assert torch.allclose(loaded.module(images(4)), original(images(4))["second"], atol=ABSOLUTE)
     assert loaded.card.output_part is None
+
+
+class _Calibration:
+    def __init__(self) -> None:
+        self.batches = [{"images": images(8).numpy()}]
+
+    def get_next(self) -> dict[str, Any] | None:
+        return self.batches.pop() if self.batches else None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+def test_a_file_with_quantised_activations_is_imported_with_gradients(tmp_path: Path):
+    from onnxruntime.quantization import QuantFormat, quantize_static
+
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten()]
+    original = nn.Sequential(*layers, nn.Linear(576, CLASSES)).eval().requires_grad_(False)
+    folded, path = write("onnx-folded", original, tmp_path), tmp_path / "quantised.onnx"
+    with quiet():
+        quantize_static(folded, path, _Calibration(), quant_format=QuantFormat.QDQ, per_channel=True)
+    import_teacher(settings(path), tmp_path / "teacher.safetensors")
+    module, pictures = load_model(tmp_path / "teacher.safetensors").module, images(8).requires_grad_()
+    gradients = [torch.autograd.grad(each(pictures).logsumexp(1).sum(), pictures)[0] for each in (module, original)]
+    # 8 bits of three layers: each rounds by at most 1/512 of the range of its numbers, some ten standard deviations.
+    found, expected = module(pictures), original(pictures)
+    assert (found - expected).norm() / expected.norm() < 3 * 10 / 512
+    assert torch.cosine_similarity(*(each.flatten() for each in gradients), dim=0) > 0.9  # ReLUs near 0 change sides

@@ -31,7 +31,7 @@ CPU_SECONDS = 600
 MEMORY_PER_BYTE = 8  # the file, its tensors, copies of them for two recordings, and the output
 MEMORY_BESIDE = 3 * 2**30
 _CHECKED = 3  # images
-_HALF = 2.0**-11  # unit roundoff of half precision
+_HALF, _EIGHT_BITS = 2.0**-11, 2.0**-9  # unit roundoffs of half precision and of integers of 8 bits
 
 
 class Opened(NamedTuple):
@@ -154,6 +154,7 @@ def _onnx(path: Path) -> Opened:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = 1
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # as the file says
         session = onnxruntime.InferenceSession(
             file.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
@@ -165,6 +166,7 @@ def _onnx(path: Path) -> Opened:
         return _in_batches(run, values, file.batch)
 
     roundoff = _HALF if onnx_reader.is_half(file.model) else Opened._field_defaults["roundoff"]
+    roundoff = _EIGHT_BITS if onnx_reader.is_quantised(file.model) else roundoff
     return Opened(file.read, original, file.input_shape, file.batch, roundoff)
 
 

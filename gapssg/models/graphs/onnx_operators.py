@@ -544,15 +544,37 @@ def _dropout(node: Node) -> Any:
     return node.inputs[0]
 
 
-def _dequantize(node: Node) -> Any:
-    """Return the numbers of weights that are stored in 8 bits."""
+def _scale_and_zero(node: Node) -> tuple[Tensor, Tensor]:
+    """Return scale and zero point of a quantisation in the shape of the values, the latter in its own dtype."""
     value, scale, zero = node.inputs[0], node.inputs[1], node.input(2)
-    if isinstance(value, Traced) or node.attributes.get("block_size", 0):
-        raise InputError("it has quantised activations, or weights quantised in blocks; import it before quantisation")
-    axis = node.attributes.get("axis", 1) % max(1, value.ndim)
-    shape = [-1 if place == axis else 1 for place in range(value.ndim)] if scale.numel() > 1 else []
-    offset = 0 if zero is None else zero.to(scale.dtype).reshape(shape)
-    return (value.to(scale.dtype) - offset) * scale.reshape(shape)
+    if isinstance(scale, Traced) or node.attributes.get("block_size", 0):
+        raise InputError("its numbers are quantised in blocks, or by scales that depend on the images")
+    rank = _rank(value)
+    axis = node.attributes.get("axis", 1) % max(1, rank)
+    shape = [-1 if place == axis else 1 for place in range(rank)] if scale.numel() > 1 else []
+    zero = torch.zeros(scale.shape, dtype=torch.uint8) if zero is None else zero
+    return scale.reshape(shape), zero.reshape(shape)
+
+
+def _quantize(node: Node) -> Any:
+    """Round constants to integers, and activations to what these stand for, with the gradient of a clamp."""
+    value = node.inputs[0]
+    scale, zero = _scale_and_zero(node)
+    limits = torch.iinfo(zero.dtype)
+    if not isinstance(value, Traced):
+        return ((value / scale).round() + zero).clamp(limits.min, limits.max).to(zero.dtype)
+    low, high = ((limit - zero.to(scale.dtype)) * scale for limit in (limits.min, limits.max))
+    clamped = node.call("clamp.Tensor", value, low, high)
+    rounded = node.call("mul.Tensor", node.call("round.default", node.call("div.Tensor", clamped, scale)), scale)
+    change = node.call("constant_gradient.default", node.call("sub.Tensor", rounded, clamped))
+    return node.call("add.Tensor", clamped, change)
+
+
+def _dequantize(node: Node) -> Any:
+    """Return the numbers that integers stand for; `_quantize` has done so for activations."""
+    value = node.inputs[0]
+    scale, zero = _scale_and_zero(node)
+    return value if isinstance(value, Traced) else (value.to(scale.dtype) - zero.to(scale.dtype)) * scale
 
 
 def _trilu(node: Node) -> Any:
@@ -693,6 +715,7 @@ ONNX_OPERATORS: Mapping[str, Callable[[Node], Any]] = MappingProxyType(
         "Shape": _shape_of,
         "Size": lambda node: torch.tensor(math.prod(_shape(node.inputs[0]))),
         "Dropout": _dropout,
+        "QuantizeLinear": _quantize,
         "DequantizeLinear": _dequantize,
         "Identity": lambda node: node.inputs[0],
         # Of onnxruntime's optimiser.

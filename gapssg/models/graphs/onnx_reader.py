@@ -213,6 +213,11 @@ def input_of(model: onnx.ModelProto) -> tuple[str, torch.dtype]:
     return images.name, _FLOATING[kind]
 
 
+def is_quantised(model: onnx.ModelProto) -> bool:
+    """Tell whether a file rounds activations to 8 bits."""
+    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+
+
 def is_half(model: onnx.ModelProto) -> bool:
     """Tell whether a file computes in half precision, at least in part."""
     half = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)

@@ -200,14 +200,15 @@ def write_case(case: Case, path: Path) -> None:
     outputs = [f"result{number}" for number in range(case.outputs)]
     nodes.append(helper.make_node(last, given, outputs, **case.attributes))
     nodes.append(helper.make_node("Flatten", [outputs[-1]], ["logits"], axis=1))
-    graph = helper.make_graph(
-        nodes,
-        "case",
-        [helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["batch", 3, 16, 16])],
-        [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", None])],
-        constants,
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", case.opset)], ir_version=9), path)
+    write_nodes(nodes, constants, path, case.opset)
+
+
+def write_nodes(nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto], path: Path, opset: int = 18) -> None:
+    """Write a file of nodes from `images` to `logits`."""
+    inputs = [helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["batch", 3, 16, 16])]
+    outputs = [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", None])]
+    graph = helper.make_graph(nodes, "case", inputs, outputs, constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9), path)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.kinds.replace(" ", "-"))
@@ -224,6 +225,30 @@ def test_an_operator_gives_the_numbers_of_onnxruntime(tmp_path: Path, case):
         assert (found - expected).abs().max() <= ROUNDED * max(1.0, expected.abs().max().item())
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.uint8])
+def test_quantised_activations_have_the_gradient_of_a_clamp(tmp_path: Path, kind: Any):
+    scale, zero = np.float32(0.01), np.array(20, dtype=kind)
+    constants = [numpy_helper.from_array(np.asarray(each), name) for each, name in ((scale, "scale"), (zero, "zero"))]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["images", "scale", "zero"], ["integers"]),
+        helper.make_node("MaxPool", ["integers"], ["pooled"], kernel_shape=[1, 1]),
+        helper.make_node("DequantizeLinear", ["pooled", "scale", "zero"], ["floats"]),
+        helper.make_node("Flatten", ["floats"], ["logits"]),
+    ]
+    path = tmp_path / "a.onnx"
+    write_nodes(nodes, constants, path)
+    pictures = images(4).requires_grad_()
+    (expected,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(
+        None, {"images": pictures.detach().numpy()}
+    )
+    found = built(read(path))(pictures)
+    assert (found - torch.from_numpy(expected)).abs().max() <= ROUNDED
+    (gradient,) = torch.autograd.grad(found.sum(), pictures)
+    limits = np.iinfo(kind)
+    low, high = (float(scale) * (limit - 20) for limit in (limits.min, limits.max))
+    assert torch.equal(gradient, ((pictures > low) & (pictures < high)).float())
+
+
 def test_weights_that_are_stored_in_8_bits_are_read(tmp_path: Path):
     weight = np.random.default_rng(0).integers(-128, 128, (5, 768), dtype=np.int8)
     constants = {"stored": weight, "scale": np.abs(drawn(5)), "zero": np.arange(5, dtype=np.int8)}
@@ -232,11 +257,7 @@ def test_weights_that_are_stored_in_8_bits_are_read(tmp_path: Path):
         helper.make_node("Flatten", ["images"], ["flat"]),
         helper.make_node("Gemm", ["flat", "weight"], ["logits"], transB=1),
     ]
-    inputs = [helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["batch", 3, 16, 16])]
-    outputs = [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 5])]
-    initializers = [numpy_helper.from_array(array, name) for name, array in constants.items()]
-    graph = helper.make_graph(nodes, "case", inputs, outputs, initializers)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "a.onnx")
+    write_nodes(nodes, [numpy_helper.from_array(array, name) for name, array in constants.items()], tmp_path / "a.onnx")
     floats = (weight.astype(np.float32) - constants["zero"][:, None]) * constants["scale"][:, None]
     expected = images(4).flatten(1) @ torch.from_numpy(floats).T
     found = built(read(tmp_path / "a.onnx"))(images(4))
@@ -245,7 +266,7 @@ def test_weights_that_are_stored_in_8_bits_are_read(tmp_path: Path):
 
 def test_every_operator_has_a_case():
     elsewhere = {"Constant", "ConstantOfShape", "Range", "Shape", "Size", "And", "Or", "Xor", "Not", "Mod", "Swish"}
-    elsewhere |= {"DequantizeLinear"}
+    elsewhere |= {"QuantizeLinear", "DequantizeLinear"}
     fused = {kind for kind in ONNX_OPERATORS if "." in kind}
     assert set(ONNX_OPERATORS) - elsewhere - fused <= {
         kind.removesuffix("0") for case in CASES for kind in case.kinds.split()
