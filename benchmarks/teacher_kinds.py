@@ -14,7 +14,7 @@ from benchmarks.strangers_pairs import Training
 from gapssg.data import load_split
 from gapssg.data.image_set import ImageSet
 
-_CONVOLUTIONS, _ATTENTION = Training("adamw", 1e-3, 20), Training("adamw", 1e-3, 80)
+_CONVOLUTIONS, _LONG, _ATTENTION = (Training("adamw", 1e-3, epochs) for epochs in (20, 40, 80))
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ NETWORKS = {
     "own-two-heads": Network("benchmarks.homemade:two_heads"),
     "own-plain": Network("benchmarks.homemade:plain", Training("adamw", 2e-3, 40)),
     "resnet18": Network("torchvision:resnet18"),
-    "shufflenet": Network("torchvision:shufflenet_v2_x1_0"),
-    "regnet": Network("timm:regnetx_002"),
+    "shufflenet": Network("torchvision:shufflenet_v2_x1_0", _LONG),
+    "regnet": Network("timm:regnetx_002", _LONG),
     "resnet10": Network("timm:resnet10t"),
     "group-norm": Network("timm:resnet18", arguments={"norm_layer": "groupnorm"}),
     "resnet10-wide": Network("timm:resnet10t", size=(32, 48)),

@@ -22,6 +22,7 @@ from gapssg.runs.directory import Display
 from gapssg.runs.events import Note
 
 _MOST_COMPARED = 16
+_OTHER_NORMS = ("layer_norm.", "group_norm.", "instance_norm.", "rms_norm.")
 
 
 def read_graph(settings: ImportSettings) -> GraphFile | None:
@@ -68,7 +69,7 @@ def build_imported_graph(graph: GraphFile, card: ModelCard, display: Display) ->
         display.event(Note(message=f"{path} has several outputs; its logits are {graph.part!r} (--output-part)"))
     operators, norms = len(graph.description["nodes"]), len(batch_norm_layers(module))
     message = f"{path} ({graph.kind}) has a graph of {operators:,} operators with {norms} batch norms"
-    if not norms:
+    if not norms and not any(node[0].startswith(_OTHER_NORMS) for node in graph.description["nodes"]):
         message += "; a student learns more if it is exported with its batch norms (docs/importing.md)"
     display.event(Note(message=message))
     return module
