@@ -99,6 +99,7 @@ KINDS = {
     "onnx-transformers": Kind("ONNX", "transformers-resnet", "resnet.onnx", files.onnx_hugging_face),
     "onnx-folded": Kind("ONNX, batch norms folded away", "resnet18", "folded.onnx", files.onnx_folded),
     "onnx-channels-last": Kind("ONNX, (N, H, W, C), transposes", "own", "transposed.onnx", files.onnx_channels_last),
+    "onnx-quantised": Kind("ONNX, 8 bits (QDQ)", "own", "quantised.onnx", files.onnx_quantised),
     "onnx-sigmoid": Kind("ONNX, two classes, one sigmoid", "own-two", "sigmoid.onnx", files.onnx_sigmoid),
     "torchscript": Kind("TorchScript", "shufflenet", "model.pt", files.torchscript),
     "torchscript-softmax": Kind("TorchScript, softmax", "own", "softmax.pt", files.torchscript_softmax),

@@ -186,7 +186,7 @@ def run_cell(directory: Path, teacher: dict[str, Any], epochs: int | None, jobs:
     if file.exists():
         return
     budget = f" --epochs {epochs}" if epochs else ""
-    trusted = f" --model-factory {network.name}" if network.name.startswith("benchmarks.") else ""
+    trusted = f" --model-factory {network.name}" if "--model benchmarks." in teacher["command"] else ""
     data = data_options(network, "--eval-data")
     command = f"distill --teacher teacher.safetensors --student {STUDENT} {data} --seed {seed}{trusted}{budget}"
     started = time.perf_counter()
