@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-distributed test-fast coverage lint types install bench results bench-gpu bench-strangers estimator bench-tenth soak soak-ray crash-points fuzz docs clean
+.PHONY: quickstart test test-distributed test-fast coverage lint types install bench results bench-gpu bench-strangers estimator bench-teachers bench-tenth soak soak-ray crash-points fuzz docs clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/gapssg quickstart --overwrite
@@ -55,6 +55,10 @@ bench-strangers: $(INSTALLED)
 # The predictor of `gapssg estimate`, from the students that bench-strangers made.
 estimator: $(INSTALLED)
 	$(BIN)/python -m benchmarks.estimator $(if $(CIFAR10),--cifar10 $(CIFAR10))
+
+# Kinds of teachers, imported and distilled; needs transformers, too.
+bench-teachers: $(INSTALLED)
+	$(BIN)/python -m benchmarks.teachers $(if $(JOBS),--jobs $(JOBS))
 
 bench-tenth: $(INSTALLED)
 	$(BIN)/python -m benchmarks.tenth --data $(if $(DATA),$(DATA),cifar10)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,10 +48,8 @@ def onnx(network: nn.Module, images: ImageSet, path: Path, channels_last: bool =
     """Write an ONNX file with PyTorch's exporter, for any number of images."""
     example = images.images[:2].float()
     example = example.permute(0, 2, 3, 1) if channels_last else example
-    sizes = ({0: torch.export.Dim("batch")},)
-    torch.onnx.export(
-        network.eval(), (example,), path, dynamo=True, dynamic_shapes=sizes, external_data=False, verbose=False
-    )
+    options: dict[str, Any] = {"dynamic_shapes": ({0: torch.export.Dim("batch")},), "input_names": ["images"]}
+    torch.onnx.export(network.eval(), (example,), path, dynamo=True, external_data=False, verbose=False, **options)
 
 
 def onnx_folded(network: nn.Module, images: ImageSet, path: Path) -> None:
@@ -62,6 +62,17 @@ def onnx_channels_last(network: nn.Module, images: ImageSet, path: Path) -> None
     spatial = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.Flatten)
     layers = [_Transposed(layer) if isinstance(layer, spatial) else layer for layer in network.children()]
     onnx(nn.Sequential(*layers), images, path, channels_last=True)
+
+
+def onnx_quantised(network: nn.Module, images: ImageSet, path: Path) -> None:
+    """Write an ONNX file in 8 bits, with QuantizeLinear and DequantizeLinear around each operator."""
+    quantization = importlib.import_module("onnxruntime.quantization")
+    mean, deviation = (torch.tensor(each).view(1, -1, 1, 1) for each in statistics_of(images))
+    inputs = iter([{"images": ((images.images[:256].float() / 255 - mean) / deviation).numpy()}])
+    reader = type("Reader", (quantization.CalibrationDataReader,), {"get_next": lambda _: next(inputs, None)})()
+    onnx(network, images, path)
+    form = quantization.QuantFormat.QDQ
+    quantization.quantize_static(path, path, reader, quant_format=form, per_channel=True)
 
 
 def onnx_sigmoid(network: nn.Module, images: ImageSet, path: Path) -> None:
@@ -78,7 +89,8 @@ def onnx_hugging_face(network: nn.Module, images: ImageSet, path: Path) -> None:
 
 def torchscript(network: nn.Module, images: ImageSet, path: Path) -> None:
     """Write a TorchScript file."""
-    torch.jit.save(torch.jit.trace(network.eval(), images.images[:2].float()), path)
+    traced = torch.jit.trace(network.eval(), images.images[:2].float())  # type: ignore[no-untyped-call]
+    torch.jit.save(traced, path)
 
 
 def torchscript_softmax(network: nn.Module, images: ImageSet, path: Path) -> None:
@@ -116,6 +128,9 @@ class _Sigmoid(nn.Module):
 
 
 class _Normalised(nn.Module):
+    offset: Tensor
+    scale: Tensor
+
     def __init__(self, network: nn.Module, mean: Tensor, deviation: Tensor) -> None:
         super().__init__()
         self.network = network

@@ -14,7 +14,7 @@ from benchmarks.strangers_pairs import Training
 from gapssg.data import load_split
 from gapssg.data.image_set import ImageSet
 
-_CONVOLUTIONS, _ATTENTION = Training("adamw", 1e-3, 20), Training("adamw", 1e-3, 80)
+_CONVOLUTIONS, _LONG, _ATTENTION = (Training("adamw", 1e-3, epochs) for epochs in (20, 40, 80))
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ NETWORKS = {
     "own-two-heads": Network("benchmarks.homemade:two_heads"),
     "own-plain": Network("benchmarks.homemade:plain", Training("adamw", 2e-3, 40)),
     "resnet18": Network("torchvision:resnet18"),
-    "shufflenet": Network("torchvision:shufflenet_v2_x1_0"),
-    "regnet": Network("timm:regnetx_002"),
+    "shufflenet": Network("torchvision:shufflenet_v2_x1_0", _LONG),
+    "regnet": Network("timm:regnetx_002", _LONG),
     "resnet10": Network("timm:resnet10t"),
-    "resnet10-group-norm": Network("timm:resnet10t", arguments={"norm_layer": "groupnorm"}),
+    "group-norm": Network("timm:resnet18", arguments={"norm_layer": "groupnorm"}),
     "resnet10-wide": Network("timm:resnet10t", size=(32, 48)),
     "resnet10-five": Network("timm:resnet10t", change=files.five_channels),
     "convnext": Network("timm:convnext_atto", Training("adamw", 2e-3, 30), {"patch_size": 2}),
@@ -86,9 +86,9 @@ KINDS = {
     "training-state": Kind("state dict beside an optimizer", "convnext", "checkpoint.pth", files.training_state),
     "lightning": Kind("Lightning checkpoint, prefix `model.`", "own", "last.ckpt", files.lightning),
     "compiled": Kind("float16, prefix `module._orig_mod.`", "resnet18", "compiled.pth", files.compiled_half),
-    "safetensors": Kind("safetensors", "resnet10", "model.safetensors", files.safetensors_file),
+    "safetensors": Kind("safetensors", "resnet10", "resnet10t.safetensors", files.safetensors_file),
     "plain": Kind("no normalisation", "own-plain", "plain.bin", files.pth),
-    "group-norm": Kind("group norm", "resnet10-group-norm", "group_norm.pth", files.pth),
+    "group-norm": Kind("group norm", "group-norm", "group_norm.pth", files.pth),
     "vit": Kind("vision transformer", "vit", "vit.safetensors", files.safetensors_file),
     "swin": Kind("Swin transformer", "swin", "swin.safetensors", files.safetensors_file),
     "transformers": Kind("returns an output object", "transformers-vit", "model.safetensors", files.safetensors_file),
@@ -99,6 +99,7 @@ KINDS = {
     "onnx-transformers": Kind("ONNX", "transformers-resnet", "resnet.onnx", files.onnx_hugging_face),
     "onnx-folded": Kind("ONNX, batch norms folded away", "resnet18", "folded.onnx", files.onnx_folded),
     "onnx-channels-last": Kind("ONNX, (N, H, W, C), transposes", "own", "transposed.onnx", files.onnx_channels_last),
+    "onnx-quantised": Kind("ONNX, 8 bits (QDQ)", "own", "quantised.onnx", files.onnx_quantised),
     "onnx-sigmoid": Kind("ONNX, two classes, one sigmoid", "own-two", "sigmoid.onnx", files.onnx_sigmoid),
     "torchscript": Kind("TorchScript", "shufflenet", "model.pt", files.torchscript),
     "torchscript-softmax": Kind("TorchScript, softmax", "own", "softmax.pt", files.torchscript_softmax),

@@ -10,6 +10,7 @@ distill` (a WRN-16-1, default settings) are run as commands; `command` is the im
 the test images of the network in PyTorch, `imported` that of the imported file, `top1` the student's after the last
 epoch. `seconds` are of the distillation, beside `jobs` - 1 others. Existing cells are reused, so an interruption costs
 at most one of each job; all cells are merged into the output. Needs timm, transformers, onnx, onnxscript, onnxruntime.
+What gapssg itself needs must be installed for this Python: files are read by processes that ignore PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import shlex
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -61,17 +62,18 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.jobs)))
     arguments.directory.mkdir(parents=True, exist_ok=True)
     run = partial(run_kind, arguments.directory.absolute(), arguments.seeds, arguments.epochs, arguments.jobs)
+    cells, failed = [], []
     with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
-        refused = [said for said in pool.map(run, arguments.kinds) if said]
-    cells = merged(arguments.directory, arguments.output)
-    if cells:
-        with arguments.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(cells[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(cells)
-        print_summary(cells)
-    if refused:
-        raise SystemExit("\n".join(refused))
+        for done in as_completed([pool.submit(run, name) for name in arguments.kinds]):
+            failed += [said] if (said := done.result()) else []
+            if cells := merged(arguments.directory, arguments.output):
+                with arguments.output.open("w", newline="") as file:
+                    writer = csv.DictWriter(file, list(cells[0]), lineterminator="\n")
+                    writer.writeheader()
+                    writer.writerows(cells)
+    print_summary(cells)
+    if failed:
+        raise SystemExit("\n".join(failed))
 
 
 def run_kind(directory: Path, seeds: int, epochs: int | None, jobs: int, name: str) -> str:
@@ -82,6 +84,8 @@ def run_kind(directory: Path, seeds: int, epochs: int | None, jobs: int, name: s
             run_cell(directory, teacher, epochs, jobs, seed)
     except subprocess.CalledProcessError as error:
         return f"{name}: {shlex.join(error.cmd[2:])}: {error.stderr.strip()}"
+    except Exception as error:  # of any library; the other kinds go on
+        return f"{name}: {type(error).__name__}: {error}"
     return ""
 
 
@@ -182,7 +186,7 @@ def run_cell(directory: Path, teacher: dict[str, Any], epochs: int | None, jobs:
     if file.exists():
         return
     budget = f" --epochs {epochs}" if epochs else ""
-    trusted = f" --model-factory {network.name}" if network.name.startswith("benchmarks.") else ""
+    trusted = f" --model-factory {network.name}" if "--model benchmarks." in teacher["command"] else ""
     data = data_options(network, "--eval-data")
     command = f"distill --teacher teacher.safetensors --student {STUDENT} {data} --seed {seed}{trusted}{budget}"
     started = time.perf_counter()

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
@@ -176,7 +177,10 @@ class Runtime:
         """
         if self.device.type == "cpu":
             avoid_unsound_kernels(module)
-        return module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        # torch refuses this layout for tensors of five dimensions, such as the attention masks of an exported Swin.
+        has_five = any(tensor.ndim == 5 for tensor in chain(module.parameters(), module.buffers()))
+        layout = torch.preserve_format if has_five else torch.channels_last
+        return module.to(device=self.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
     def synchronize(self) -> None:
         """Wait for the device, for example before reading a clock."""

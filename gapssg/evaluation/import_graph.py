@@ -22,6 +22,7 @@ from gapssg.runs.directory import Display
 from gapssg.runs.events import Note
 
 _MOST_COMPARED = 16
+_OTHER_NORMS = ("layer_norm.", "group_norm.", "instance_norm.", "rms_norm.")
 
 
 def read_graph(settings: ImportSettings) -> GraphFile | None:
@@ -46,14 +47,14 @@ def read_graph(settings: ImportSettings) -> GraphFile | None:
         raise InputError(f"{path} has the graph of a model ({kind}); leave --model {settings.model.name} out")
     if settings.weights_key is not None:
         raise InputError(f"--weights-key: {path} is not a PyTorch checkpoint; leave --weights-key out")
-    return read_graph_file(path, kind, settings.input_shape)
+    return read_graph_file(path, kind, settings.input_shape, settings.output_part)
 
 
 def build_imported_graph(graph: GraphFile, card: ModelCard, display: Display) -> nn.Module:
     """Return the module of a graph with its weights, on the CPU, after comparing it with the file's own library.
 
-    The display gets a note of how many batch norms it has. Raises `InputError` if it cannot be built, its weights are
-    not finite, or it has other logits.
+    The display gets a note of how many batch norms it has, and of which output was taken. Raises `InputError` if it
+    cannot be built, its weights are not finite, or it has other logits.
     """
     path: Path = graph.path
     try:
@@ -64,9 +65,11 @@ def build_imported_graph(graph: GraphFile, card: ModelCard, display: Display) ->
     load_weights(module, graph.tensors, path)
     module.eval()
     check_same_logits(graph, module, graph.images, graph.logits, "random images")
+    if graph.part is not None:
+        display.event(Note(message=f"{path} has several outputs; its logits are {graph.part!r} (--output-part)"))
     operators, norms = len(graph.description["nodes"]), len(batch_norm_layers(module))
     message = f"{path} ({graph.kind}) has a graph of {operators:,} operators with {norms} batch norms"
-    if not norms:
+    if not norms and not any(node[0].startswith(_OTHER_NORMS) for node in graph.description["nodes"]):
         message += "; a student learns more if it is exported with its batch norms (docs/importing.md)"
     display.event(Note(message=message))
     return module

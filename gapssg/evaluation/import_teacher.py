@@ -82,7 +82,8 @@ def import_teacher(
     images = read_test_images(settings.data, LoadedModel(module, card, "", output), display) if settings.data else None
     if graph is not None and images is not None:
         compare_on_images(graph, module, card, images)
-    card = adapt_described(module, card, settings, display)
+    described = settings if graph is None else settings.model_copy(update={"output_part": None})  # the graph has it
+    card = adapt_described(module, card, described, display)
     make_folder(output.parent)
     # Logits must be equal to the bit: both models run the same kernels, and `check_classifier` has refused others.
     with staged_model(output, module, card) as written:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from gapssg.models.description import InputLayout, Outputs, Signature
 
-_LOGITS = "logits"
+LOGITS = "logits"
+"""The usual name of the outputs of a classifier that returns several."""
 _SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
 _ROUNDING_OF_PROBABILITIES = torch.finfo(torch.float32).eps
 _PASSES_ON = ("Squeeze", "View", "Reshape", "Select", "Unsqueeze", "ToCopy", "Clone", "Alias", "Permute", "Slice")
@@ -102,13 +103,13 @@ def parts_of(output: object) -> dict[str, object]:
         return {str(name): value for name, value in zip(names, output, strict=True)}
     if is_dataclass(output):
         return {field.name: getattr(output, field.name) for field in fields(output)}
-    return {_LOGITS: getattr(output, _LOGITS)} if hasattr(output, _LOGITS) else {}
+    return {LOGITS: getattr(output, LOGITS)} if hasattr(output, LOGITS) else {}
 
 
 def candidates_in(parts: Mapping[str, object], count: int, num_classes: int) -> list[str]:
     """Return the names of the parts that may be the outputs for `count` images; only `logits` if it is among them."""
     found = [name for name, value in parts.items() if is_for_classes(value, count, num_classes)]
-    return [_LOGITS] if _LOGITS in found else found
+    return [LOGITS] if LOGITS in found else found
 
 
 def is_for_classes(value: object, count: int, num_classes: int) -> bool:

@@ -51,6 +51,13 @@ def test_networks_are_computed_in_the_precision_of_the_run():
             assert layer(torch.ones(1, 2)).dtype == dtype
 
 
+def test_networks_are_placed_in_channels_last_layout_unless_a_tensor_has_five_dimensions(runtime):
+    network = nn.Conv2d(3, 4, 3)
+    assert runtime.place(network).weight.is_contiguous(memory_format=torch.channels_last)
+    network.register_buffer("mask", torch.zeros(1, 2, 1, 3, 3))
+    assert runtime.place(network).mask.shape == (1, 2, 1, 3, 3)
+
+
 def test_long_runs_are_compiled_and_short_ones_are_not_with_a_reason(runtime, monkeypatch):
     monkeypatch.setattr("gapssg.core.runtime.obstacle_to_compiling", lambda _: None)
     long, sentence = runtime.decide_compilation("auto", 1e18)

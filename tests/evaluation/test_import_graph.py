@@ -67,9 +67,9 @@ def settings(weights: Path, **changes: Any) -> ImportSettings:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read files in this process, which saves starting another."""
 
-    def answer(path: Path, kind: Any, folder: Path, input_shape: Any) -> dict[str, Any]:
+    def answer(path: Path, kind: Any, folder: Path, input_shape: Any, part: Any) -> dict[str, Any]:
         with quiet():
-            return child.answer(kind, path, folder, input_shape)
+            return child.answer(kind, path, folder, input_shape, part)
 
     monkeypatch.setattr(graph_file, "_answer", answer)
 
@@ -336,3 +336,77 @@ def test_a_graph_with_one_output_is_of_two_classes(tmp_path: Path, outputs: str)
     with torch.no_grad():
         logits, expected = loaded.module(images), body(images)
     torch.testing.assert_close(logits, torch.cat([-expected / 2, expected / 2], dim=1))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_small_probabilities_may_be_rounded_to_0(tmp_path: Path):
+    last = nn.Linear(768, 1)
+    nn.init.zeros_(last.weight)
+    nn.init.constant_(last.bias, -19.0)
+    with quiet():
+        example = torch.randn(1, 3, 16, 16)
+        torch.onnx.export(
+            nn.Sequential(nn.Flatten(), last, nn.Sigmoid()), (example,), tmp_path / "a.onnx", dynamo=False
+        )
+    graph = graph_file.read_graph_file(tmp_path / "a.onnx", "onnx", None)
+    assert (graph.logits == 0).all()  # of onnxruntime, where 1 / (1 + exp(19)) is 5.6e-9
+    import_teacher(settings(tmp_path / "a.onnx"), tmp_path / "teacher.safetensors")
+
+
+class _TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(768, CLASSES), nn.Linear(768, CLASSES)
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        return {"first": self.first(pictures.flatten(1)), "second": self.second(pictures.flatten(1))}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("suffix", [".onnx", ".pt"])
+def test_one_of_several_outputs_is_chosen_by_its_name(tmp_path: Path, suffix):
+    original, path = _TwoHeads().eval().requires_grad_(False), tmp_path / f"heads{suffix}"
+    with quiet():
+        if suffix == ".pt":
+            torch.jit.trace(original, images(2), strict=False).save(str(path))
+        else:
+            torch.onnx.export(original, (images(2),), path, dynamo=False, output_names=["first", "second"])
+    sentence = refusal(tmp_path, settings(path))
+    assert sentence.endswith(
+        "2 of its 2 outputs (first, second) may be the logits; choose one with --output-part first"
+    )
+    sentence = refusal(tmp_path, settings(path, output_part="third"))
+    assert sentence.endswith("no output third among several (first, second); correct or omit --output-part")
+    import_teacher(settings(path, output_part="second"), tmp_path / "teacher.safetensors")
+    loaded = load_model(tmp_path / "teacher.safetensors")
+    assert torch.allclose(loaded.module(images(4)), original(images(4))["second"], atol=ABSOLUTE)
+    assert loaded.card.output_part is None
+
+
+class _Calibration:
+    def __init__(self) -> None:
+        self.batches = [{"images": images(8).numpy()}]
+
+    def get_next(self) -> dict[str, Any] | None:
+        return self.batches.pop() if self.batches else None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+def test_a_file_with_quantised_activations_is_imported_with_gradients(tmp_path: Path):
+    from onnxruntime.quantization import QuantFormat, quantize_static
+
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten()]
+    original = nn.Sequential(*layers, nn.Linear(576, CLASSES)).eval().requires_grad_(False)
+    folded, path = write("onnx-folded", original, tmp_path), tmp_path / "quantised.onnx"
+    with quiet():
+        quantize_static(folded, path, _Calibration(), quant_format=QuantFormat.QDQ, per_channel=True)
+    import_teacher(settings(path), tmp_path / "teacher.safetensors")
+    module, pictures = load_model(tmp_path / "teacher.safetensors").module, images(8).requires_grad_()
+    ours, theirs = (torch.autograd.grad(each(pictures).logsumexp(1).sum(), pictures)[0] for each in (module, original))
+    # 8 bits of three layers: each rounds by at most 1/512 of the range of its numbers, some ten standard deviations.
+    found, expected = module(pictures), original(pictures)
+    assert (found - expected).norm() / expected.norm() < 3 * 10 / 512
+    assert torch.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.9  # ReLUs near 0 change sides

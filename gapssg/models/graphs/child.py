@@ -1,11 +1,12 @@
 """A program of its own: reads an ONNX, TorchScript or torch.export file and writes its graph and weights.
 
     python -I -c "import sys; sys.path.insert(0, ROOT); from gapssg.models.graphs.child import main; main()" \
-        KIND FILE FOLDER SHAPE
+        KIND FILE FOLDER SHAPE PART
 
 It runs in a child process with bounds on memory and time. With `images.safetensors` in the folder it writes the logits
 that the file's own library computes for them; else the graph, and such logits for random images. SHAPE is `C,H,W`, or
-empty if the file must declare it. It prints one JSON object: `shape`, or `refused` and why.
+empty if the file must declare it; PART is the name or index of the logits among several outputs, or empty if they are
+to be recognised. It prints one JSON object: `shape` and others, or `refused` and why.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from gapssg.errors import InputError, first_line
 from gapssg.models.checkpoint_child import bound
 from gapssg.models.graphs.record import Executor, Recorder
 from gapssg.models.graphs.trace import graph_of
+from gapssg.models.signature import part_of
 
 CPU_SECONDS = 600
 MEMORY_PER_BYTE = 8  # the file, its tensors, copies of them for two recordings, and the output
 MEMORY_BESIDE = 3 * 2**30
 _CHECKED = 3  # images
-_HALF = 2.0**-11  # unit roundoff of half precision
+_HALF, _EIGHT_BITS = 2.0**-11, 2.0**-9  # unit roundoffs of half precision and of integers of 8 bits
 
 
 class Opened(NamedTuple):
@@ -37,9 +39,9 @@ class Opened(NamedTuple):
 
     read: Callable[[Recorder], Any]
     """Applies it to the images of a recorder."""
-    original: Callable[[Tensor], Tensor]
-    """Computes logits (N, K) of images (N, C, H, W) with the file's own library; for torch.export, whose reader can run
-    code of the file, with its operators as they are."""
+    original: Callable[[Tensor, str | None], Tensor]
+    """Computes logits (N, K), those of a name or index among several outputs, of images (N, C, H, W) with the file's
+    own library; for torch.export, whose reader can run code of the file, with its operators as they are."""
     input_shape: tuple[int, ...] | None
     """Channels, height and width that it declares; None if it does not."""
     batch: int | None
@@ -52,24 +54,28 @@ def main() -> None:
     """Read, write, and print what was done."""
     kind, path, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     given = tuple(int(size) for size in sys.argv[4].split(",")) if sys.argv[4] else None
+    part = sys.argv[5] or None
     torch.set_num_threads(1)
     _prepare(kind)
     _bound(path)
-    sys.stdout.write("\n" + json.dumps(answer(kind, path, folder, given)) + "\n")
+    sys.stdout.write("\n" + json.dumps(answer(kind, path, folder, given, part)) + "\n")
 
 
-def answer(kind: str, path: Path, folder: Path, given: tuple[int, ...] | None) -> dict[str, Any]:
+def answer(
+    kind: str, path: Path, folder: Path, given: tuple[int, ...] | None, part: str | None = None
+) -> dict[str, Any]:
     """Read a file, write the graph or logits to a folder, and return what was done, or why not.
 
-    Given are channels, height and width of an image; None if the file declares them.
+    Given are channels, height and width of an image, None if the file declares them, and the part of its outputs that
+    is its logits, None to recognise it.
     """
     try:
         opened = _OPENS[kind](path)
         if (folder / "images.safetensors").exists():
             images = load_file(folder / "images.safetensors")["images"]
-            save_file({"logits": _logits(opened.original, images)}, folder / "logits.safetensors")
+            save_file({"logits": _logits(opened.original, images, part)}, folder / "logits.safetensors")
             return {"shape": list(images.shape[1:])}
-        return write_graph(opened, folder, given)
+        return write_graph(opened, folder, given, part)
     except InputError as error:
         return {"refused": str(error)}
     except MemoryError:
@@ -78,31 +84,32 @@ def answer(kind: str, path: Path, folder: Path, given: tuple[int, ...] | None) -
         return {"refused": f"it cannot be read ({first_line(error, 200)})"}
 
 
-def write_graph(opened: Opened, folder: Path, given: tuple[int, ...] | None) -> dict[str, Any]:
+def write_graph(opened: Opened, folder: Path, given: tuple[int, ...] | None, part: str | None = None) -> dict[str, Any]:
     """Write the graph of a file, its tensors, and the logits of random images by its library.
 
     Raises `InputError` if the size of its images is unknown, or it has no graph.
     """
     shape = _input_shape(opened.input_shape, given)
-    graph = graph_of(opened.read, shape, opened.batch)
+    graph = graph_of(opened.read, shape, opened.batch, part)
     save_file(
         {name: tensor.clone().contiguous() for name, tensor in graph.tensors.items()}, folder / "tensors.safetensors"
     )
     (folder / "graph.json").write_text(json.dumps(graph.description))
     images = torch.randn(_CHECKED, *shape, generator=torch.Generator().manual_seed(1))
-    save_file({"images": images, "logits": _logits(opened.original, images)}, folder / "checked.safetensors")
-    return {"shape": list(shape), "classes": graph.num_classes, "roundoff": opened.roundoff}
+    logits = _logits(opened.original, images, graph.part)
+    save_file({"images": images, "logits": logits}, folder / "checked.safetensors")
+    return {"shape": list(shape), "classes": graph.num_classes, "roundoff": opened.roundoff, "part": graph.part}
 
 
-def _logits(original: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+def _logits(original: Callable[[Tensor, str | None], Tensor], images: Tensor, part: str | None) -> Tensor:
     """Return logits (N, K) float32, image by image if the file fixes the batch size without declaring it."""
     try:
-        logits = original(images)
+        logits = original(images, part)
         if len(logits) != len(images):
             raise ValueError("another batch size")
     except Exception:  # of any library
-        logits = torch.cat([original(image[None]) for image in images])
-    return logits.float().contiguous()
+        logits = torch.cat([original(image[None], part) for image in images])
+    return logits.reshape(len(images), -1).float().contiguous()
 
 
 def _in_batches(run: Callable[[Tensor], Tensor], images: Tensor, size: int | None) -> Tensor:
@@ -143,21 +150,23 @@ def _onnx(path: Path) -> Opened:
     file = onnx_reader.load(path)
     name, kind = onnx_reader.input_of(file.model)
 
-    def original(images: Tensor) -> Tensor:
+    def original(images: Tensor, part: str | None) -> Tensor:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = 1
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # as the file says
         session = onnxruntime.InferenceSession(
             file.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         values = (images.permute(0, 2, 3, 1) if file.channels_last else images).to(kind).contiguous()
 
         def run(batch: Tensor) -> Tensor:
-            return torch.from_numpy(session.run(None, {name: batch.numpy()})[0])
+            return torch.from_numpy(session.run([part or session.get_outputs()[0].name], {name: batch.numpy()})[0])
 
         return _in_batches(run, values, file.batch)
 
     roundoff = _HALF if onnx_reader.is_half(file.model) else Opened._field_defaults["roundoff"]
+    roundoff = _EIGHT_BITS if onnx_reader.is_quantised(file.model) else roundoff
     return Opened(file.read, original, file.input_shape, file.batch, roundoff)
 
 
@@ -166,9 +175,9 @@ def _torchscript(path: Path) -> Opened:
 
     module = torchscript_reader.load(path)
 
-    def original(images: Tensor) -> Tensor:
+    def original(images: Tensor, part: str | None) -> Tensor:
         with torch.no_grad():
-            return module(images)  # type: ignore[no-any-return]
+            return part_of(module(images), part)
 
     return Opened(torchscript_reader.reader_of(module), original, None, None)
 
@@ -178,8 +187,8 @@ def _exported(path: Path) -> Opened:
 
     file = exported_reader.load(path)
 
-    def original(images: Tensor) -> Tensor:
-        return _in_batches(lambda batch: file.read(Executor(batch)), images, file.batch)
+    def original(images: Tensor, part: str | None) -> Tensor:
+        return _in_batches(lambda batch: part_of(file.read(Executor(batch)), part), images, file.batch)
 
     return Opened(file.read, original, file.input_shape, file.batch)
 

@@ -40,6 +40,7 @@ _ON_NUMBERS: dict[str, Callable[..., Any]] = {
     for name in ("add", "sub", "mul", "floordiv", "mod", "neg", "eq", "ne", "lt", "le", "gt", "ge")
 }
 _CHECKS = ("_assert", "sym_constrain_range", "_assert_tensor_metadata", "_assert_scalar")
+_BLOCKS = ("torch.ops.higher_order.wrap_with_autocast", "torch.ops.higher_order.wrap_with_set_grad_enabled")
 # Arguments that a graph on a processor does without.
 _IGNORED = {"as_memory_format", "as_layout", "as_device"}
 
@@ -178,6 +179,9 @@ def _apply(graph: Mapping[str, Any], values: dict[str, Any], outputs: list[Any],
         base, _, overload = target.removeprefix(_ATEN).partition(".")
         if base in _CHECKS:
             continue
+        if target in _BLOCKS:
+            _bind(node["outputs"], _apply_block(node, values, recorder), values)
+            continue
         arguments, named = _arguments(node, values)
         if target in _ON_NUMBERS:
             result = _ON_NUMBERS[target](*arguments, *named.values())
@@ -188,6 +192,17 @@ def _apply(graph: Mapping[str, Any], values: dict[str, Any], outputs: list[Any],
         _bind(node["outputs"], result, values)
     found = [_value(output, values) for output in outputs]
     return found[0] if len(found) == 1 else found
+
+
+def _apply_block(node: Mapping[str, Any], values: Mapping[str, Any], recorder: Recorder | Executor) -> Any:
+    """Apply the nodes inside `torch.autocast` or `torch.no_grad` like all others: in float32, with gradients."""
+    arguments = [each["arg"] for each in node["inputs"]]
+    place = next(place for place, argument in enumerate(arguments) if "as_graph" in argument)
+    graph = arguments[place]["as_graph"]["graph"]
+    given = [_value(argument, values) for argument in arguments[place + 1 :]]
+    inner: dict[str, Any] = {}
+    _bind(graph["inputs"], given, inner)
+    return _apply(graph, inner, graph["outputs"], recorder)
 
 
 def _arguments(node: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:

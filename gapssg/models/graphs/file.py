@@ -53,6 +53,8 @@ class GraphFile(NamedTuple):
     """(N, C, H, W) float32, on which the file's own library was run."""
     logits: Tensor
     """Its logits (N, K) float32 for them."""
+    part: str | None
+    """Name or index of the logits, if it has several outputs."""
 
 
 def kind_of_graph(path: Path) -> Kind | None:
@@ -76,16 +78,19 @@ def kind_of_graph(path: Path) -> Kind | None:
     return "onnx" if is_onnx and start[8:] != b"{" else None
 
 
-def read_graph_file(path: Path, kind: Kind, input_shape: tuple[int, int, int] | None) -> GraphFile:
+def read_graph_file(
+    path: Path, kind: Kind, input_shape: tuple[int, int, int] | None, part: str | None = None
+) -> GraphFile:
     """Read an ONNX, TorchScript or torch.export file in a child process with bounds on memory and time.
 
-    The input shape is channels, height and width of an image, or None if the file declares them. Raises `InputError` if
+    The input shape is channels, height and width of an image, or None if the file declares them. If it has several
+    outputs, `part` is the name or index of its logits, or None to recognise them. Raises `InputError` if
     a package is missing, or the file is damaged or too large, declares no or other images, or holds something other
     than a classifier of images as a graph of known operators.
     """
     with tempfile.TemporaryDirectory(prefix="gapssg-import-") as name:
         folder = Path(name)
-        said = _run_child(path, kind, folder, input_shape)
+        said = _run_child(path, kind, folder, input_shape, part)
         try:
             description = check_graph(parse_json(read_bounded(folder / "graph.json", _LARGEST_GRAPH)))
             channels, height, width = said["shape"]
@@ -102,6 +107,7 @@ def read_graph_file(path: Path, kind: Kind, input_shape: tuple[int, int, int] | 
             said["roundoff"],
             pair["images"],
             pair["logits"],
+            said["part"],
         )
 
 
@@ -110,7 +116,7 @@ def original_logits(graph: GraphFile, images: Tensor) -> Tensor:
     with tempfile.TemporaryDirectory(prefix="gapssg-import-") as name:
         folder = Path(name)
         save_file({"images": images.contiguous()}, folder / "images.safetensors")
-        _run_child(graph.path, graph.kind, folder, graph.input_shape)
+        _run_child(graph.path, graph.kind, folder, graph.input_shape, graph.part)
         return read_safetensors(folder / "logits.safetensors").tensors["logits"]
 
 
@@ -144,7 +150,9 @@ def check_same_logits(graph: GraphFile, module: nn.Module, images: Tensor, logit
 _LIBRARIES: dict[Kind, str] = {"onnx": "onnxruntime", "torchscript": "TorchScript", "torch.export": "its own operators"}
 
 
-def _run_child(path: Path, kind: Kind, folder: Path, input_shape: tuple[int, int, int] | None) -> dict[str, Any]:
+def _run_child(
+    path: Path, kind: Kind, folder: Path, input_shape: tuple[int, int, int] | None, part: str | None
+) -> dict[str, Any]:
     """Run the child process and return what it says."""
     if kind == "onnx":
         missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -153,13 +161,15 @@ def _run_child(path: Path, kind: Kind, folder: Path, input_shape: tuple[int, int
                 f"{path} is an ONNX file, whose import needs {' and '.join(missing)}, which is not installed: "
                 "pip install 'gapssg[export]'"
             )
-    said = _answer(path, kind, folder, input_shape)
+    said = _answer(path, kind, folder, input_shape, part)
     if "shape" not in said:
         reason = said.get("refused") or "it is damaged, or needs more memory than a model of its size should"
         raise InputError(f"{path} cannot be imported as a graph: {shortened(reason, 600)}")
     return said
 
 
-def _answer(path: Path, kind: Kind, folder: Path, input_shape: tuple[int, int, int] | None) -> dict[str, Any]:
-    arguments = [kind, str(path.absolute()), str(folder), ",".join(map(str, input_shape or ()))]
+def _answer(
+    path: Path, kind: Kind, folder: Path, input_shape: tuple[int, int, int] | None, part: str | None
+) -> dict[str, Any]:
+    arguments = [kind, str(path.absolute()), str(folder), ",".join(map(str, input_shape or ())), part or ""]
     return said_by_child(["-c", _CHILD.format(str(_ROOT)), *arguments], path, _SECONDS)

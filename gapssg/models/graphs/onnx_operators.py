@@ -181,6 +181,12 @@ def _layer_norm(node: Node) -> Any:
     return node.call("layer_norm.default", inputs, shape, weight, bias, node.attributes.get("epsilon", 1e-5), False)
 
 
+def _rms_norm(node: Node) -> Any:
+    inputs, weight = node.inputs
+    shape = _shape(inputs)[node.attributes.get("axis", -1) :]
+    return node.call("rms_norm.default", inputs, shape, weight, node.attributes.get("epsilon", 1e-5))
+
+
 def _instance_norm(node: Node) -> Any:
     eps = node.attributes.get("epsilon", 1e-5)
     inputs, weight, bias = node.inputs
@@ -439,6 +445,94 @@ def _space_to_depth(node: Node) -> Any:
     return node.call("reshape.default", moved, [count, channels * block**2, height // block, width // block])
 
 
+_CUBIC = -0.75  # the usual coefficient
+
+
+def _resize(node: Node) -> Any:
+    """Interpolate along one dimension after another, as weighted sums of selected places."""
+    value, attributes = node.inputs[0], node.attributes
+    is_old = node.version < 11  # Upsample, and Resize of version 10
+    scales = node.constant(1 if is_old else 2, "scales")
+    sizes = None if is_old else node.constant(3, "sizes")
+    axes = attributes.get("axes") or list(range(_rank(value)))
+    before = _shape(value)
+    sizes = sizes or [int(before[axis] * scale) for axis, scale in zip(axes, scales, strict=True)]
+    scales = scales or [size / before[axis] for axis, size in zip(axes, sizes, strict=True)]
+    method = attributes.get("coordinate_transformation_mode", "asymmetric" if is_old else "half_pixel")
+    rounding = attributes.get("nearest_mode", "floor" if is_old else "round_prefer_floor")
+    if (
+        method not in _COORDINATES
+        or any(attributes.get(each) for each in ("antialias", "exclude_outside"))
+        or attributes.get("keep_aspect_ratio_policy", "stretch") != "stretch"
+        or attributes.get("cubic_coeff_a", _CUBIC) != _CUBIC
+    ):
+        raise InputError("its Resize crops, smooths or keeps an aspect ratio; resize before the model instead")
+    for axis, size, scale in zip(axes, sizes, scales, strict=True):
+        length = before[axis]
+        if size != length:
+            places = _COORDINATES[method](torch.arange(size, dtype=torch.float32), scale, length, size)
+            value = _interpolated(node, value, axis, places, attributes.get("mode", "nearest"), rounding)
+    return value
+
+
+_COORDINATES: dict[str, Callable[[Tensor, float, int, int], Tensor]] = {
+    "half_pixel": lambda places, scale, _, __: (places + 0.5) / scale - 0.5,
+    "pytorch_half_pixel": lambda places, scale, _, size: (places + 0.5) / scale - 0.5 if size > 1 else 0 * places,
+    "asymmetric": lambda places, scale, _, __: places / scale,
+    "align_corners": lambda places, _, length, size: places * (length - 1) / max(1, size - 1),
+}
+_ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "round_prefer_floor": lambda places: (places - 0.5).ceil(),
+    "round_prefer_ceil": lambda places: (places + 0.5).floor(),
+    "floor": torch.floor,
+    "ceil": torch.ceil,
+}
+
+
+def _interpolated(node: Node, value: Any, axis: int, places: Tensor, mode: str, rounding: str) -> Any:
+    """Return the values at fractional places along an axis."""
+    last = _shape(value)[axis] - 1
+    if mode == "nearest":
+        nearest = _ROUNDINGS[rounding](places).clamp(0, last)
+        return node.call("index_select.default", value, axis, nearest.long())
+    low = places.floor()
+    share = places - low
+    if mode == "cubic":
+        near, far = ((_CUBIC + 2, -_CUBIC - 3, 0, 1), (_CUBIC, -5 * _CUBIC, 8 * _CUBIC, -4 * _CUBIC))
+        distances = ((share + 1, far), (share, near), (1 - share, near), (2 - share, far))
+        weights = [((a * x + b) * x + c) * x + d for x, (a, b, c, d) in distances]
+    else:
+        weights = [1 - share, share]
+    total = None
+    for offset, weight in enumerate(weights, start=-1 if mode == "cubic" else 0):
+        chosen = node.call("index_select.default", value, axis, (low + offset).clamp(0, last).long())
+        shape = [len(places) if place == axis else 1 for place in range(_rank(value))]
+        part = node.call("mul.Tensor", chosen, weight.reshape(shape))
+        total = part if total is None else node.call("add.Tensor", total, part)
+    return total
+
+
+def _attention(node: Node) -> Any:
+    """Attend with queries, keys and values (N, H, L, D), or (N, L, H D) whose numbers of heads are attributes."""
+    if any(node.input(place) is not None for place in (4, 5)) or node.outputs > 1 or node.attributes.get("softcap"):
+        raise InputError("its Attention keeps keys or caps its logits, as in models of language")
+    queries, keys, values = node.inputs[:3]
+    is_flat = _rank(queries) == 3
+    if is_flat:
+        heads = [node.attributes[name] for name in ("q_num_heads", *["kv_num_heads"] * 2)]
+        queries, keys, values = (
+            node.call("transpose.int", node.call("reshape.default", each, [*_shape(each)[:2], count, -1]), 1, 2)
+            for each, count in zip((queries, keys, values), heads, strict=True)
+        )
+    causal, scale = bool(node.attributes.get("is_causal", 0)), node.attributes.get("scale")
+    name = "scaled_dot_product_attention.default"
+    result = node.call(name, queries, keys, values, node.input(3), 0.0, causal, scale=scale)
+    if not is_flat:
+        return result
+    result = node.call("transpose.int", result, 1, 2)
+    return node.call("reshape.default", result, [*_shape(result)[:2], -1])
+
+
 def _gelu(node: Node) -> Any:
     return node.call("gelu.default", node.inputs[0], approximate=node.attributes.get("approximate", "none"))
 
@@ -448,6 +542,39 @@ def _dropout(node: Node) -> Any:
     if mode is not None and (isinstance(mode, Traced) or bool(mode)):
         raise InputError("it was saved in training mode; export it in evaluation mode")
     return node.inputs[0]
+
+
+def _scale_and_zero(node: Node) -> tuple[Tensor, Tensor]:
+    """Return scale and zero point of a quantisation in the shape of the values, the latter in its own dtype."""
+    value, scale, zero = node.inputs[0], node.inputs[1], node.input(2)
+    if isinstance(scale, Traced) or node.attributes.get("block_size", 0):
+        raise InputError("its numbers are quantised in blocks, or by scales that depend on the images")
+    rank = _rank(value)
+    axis = node.attributes.get("axis", 1) % max(1, rank)
+    shape = [-1 if place == axis else 1 for place in range(rank)] if scale.numel() > 1 else []
+    zero = torch.zeros(scale.shape, dtype=torch.uint8) if zero is None else zero
+    return scale.reshape(shape), zero.reshape(shape)
+
+
+def _quantize(node: Node) -> Any:
+    """Round constants to integers, and activations to what these stand for, with the gradient of a clamp."""
+    value = node.inputs[0]
+    scale, zero = _scale_and_zero(node)
+    limits = torch.iinfo(zero.dtype)
+    if not isinstance(value, Traced):
+        return ((value / scale).round() + zero).clamp(limits.min, limits.max).to(zero.dtype)
+    low, high = ((limit - zero.to(scale.dtype)) * scale for limit in (limits.min, limits.max))
+    clamped = node.call("clamp.Tensor", value, low, high)
+    rounded = node.call("mul.Tensor", node.call("round.default", node.call("div.Tensor", clamped, scale)), scale)
+    change = node.call("constant_gradient.default", node.call("sub.Tensor", rounded, clamped))
+    return node.call("add.Tensor", clamped, change)
+
+
+def _dequantize(node: Node) -> Any:
+    """Return the numbers that integers stand for; `_quantize` has done so for activations."""
+    value = node.inputs[0]
+    scale, zero = _scale_and_zero(node)
+    return value if isinstance(value, Traced) else (value.to(scale.dtype) - zero.to(scale.dtype)) * scale
 
 
 def _trilu(node: Node) -> Any:
@@ -540,6 +667,7 @@ ONNX_OPERATORS: Mapping[str, Callable[[Node], Any]] = MappingProxyType(
         "GlobalMaxPool": _global_max_pool,
         "BatchNormalization": _batch_norm,
         "LayerNormalization": _layer_norm,
+        "RMSNormalization": _rms_norm,
         "InstanceNormalization": _instance_norm,
         "GroupNormalization": _group_norm,
         "LRN": _local_response_norm,
@@ -574,6 +702,9 @@ ONNX_OPERATORS: Mapping[str, Callable[[Node], Any]] = MappingProxyType(
         "Tile": lambda node: node.call("repeat.default", node.inputs[0], node.constant(1, "repeats")),
         "Pad": _pad,
         "Trilu": _trilu,
+        "Resize": _resize,
+        "Upsample": _resize,
+        "Attention": _attention,
         "DepthToSpace": _depth_to_space,
         "SpaceToDepth": _space_to_depth,
         "Cast": lambda node: node.call("to.dtype", node.inputs[0], _DTYPES[node.attributes["to"]]),
@@ -584,6 +715,8 @@ ONNX_OPERATORS: Mapping[str, Callable[[Node], Any]] = MappingProxyType(
         "Shape": _shape_of,
         "Size": lambda node: torch.tensor(math.prod(_shape(node.inputs[0]))),
         "Dropout": _dropout,
+        "QuantizeLinear": _quantize,
+        "DequantizeLinear": _dequantize,
         "Identity": lambda node: node.inputs[0],
         # Of onnxruntime's optimiser.
         "com.microsoft.FusedConv": _fused(_conv, others=3),

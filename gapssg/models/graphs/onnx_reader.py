@@ -47,7 +47,7 @@ class OnnxFile(NamedTuple):
 def load(path: Path) -> OnnxFile:
     """Read an ONNX file and the files of weights beside it that it names.
 
-    Raises `InputError` if it is damaged, has several inputs or outputs, or operators that are not known here.
+    Raises `InputError` if it is damaged, has several inputs, or operators that are not known here.
     """
     try:
         model = onnx.load_model(str(path), load_external_data=False)
@@ -100,9 +100,6 @@ def _opened(model: onnx.ModelProto) -> OnnxFile:
     inputs = [each for each in graph.input if each.name not in stored]
     if len(inputs) != 1:
         raise InputError(f"it has {len(inputs)} inputs; save a model whose only input is the images")
-    if len(graph.output) != 1:
-        names = shortened(", ".join(each.name for each in graph.output))
-        raise InputError(f"it has {len(graph.output)} outputs ({names}); save a model that returns only its logits")
     sizes = [size.dim_value or None for size in inputs[0].type.tensor_type.shape.dim]
     if len(sizes) != 4:
         raise InputError(f"its input has {len(sizes)} dimensions instead of the 4 of images")
@@ -116,7 +113,8 @@ def _opened(model: onnx.ModelProto) -> OnnxFile:
         if channels_last:
             images = recorder.call("permute.default", images, [0, 2, 3, 1])
         reader = _Reader(recorder, version, unknown)
-        return reader.run(graph, {**constants, "": None, inputs[0].name: images})[0]
+        results = reader.run(graph, {**constants, "": None, inputs[0].name: images})
+        return results[0] if len(results) == 1 else {each.name: results[i] for i, each in enumerate(graph.output)}
 
     known = tuple(size for size in shape if size)
     return OnnxFile(read, known if len(known) == 3 else None, sizes[0], channels_last, model)
@@ -213,6 +211,11 @@ def input_of(model: onnx.ModelProto) -> tuple[str, torch.dtype]:
     if kind not in _FLOATING:
         raise InputError("its images are integers; save a model of floating images")
     return images.name, _FLOATING[kind]
+
+
+def is_quantised(model: onnx.ModelProto) -> bool:
+    """Tell whether a file rounds activations to 8 bits."""
+    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
 
 
 def is_half(model: onnx.ModelProto) -> bool:

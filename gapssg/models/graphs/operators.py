@@ -30,15 +30,15 @@ _FUNCTIONS = """
     ge.Scalar logical_not.default logical_and.default logical_or.default logical_xor.default bitwise_not.default
     bitwise_and.Tensor bitwise_or.Tensor where.self where.ScalarOther where.ScalarSelf masked_fill.Scalar
     masked_fill.Tensor
-    mean.default mean.dim sum.default sum.dim_IntList amax.default amin.default prod.dim_int var.correction
-    var_mean.correction std.correction max.dim min.dim argmax.default norm.ScalarOpt_dim linalg_vector_norm.default
-    cumsum.default topk.default
+    mean.default mean.dim sum.default sum.dim_IntList amax.default amin.default prod.dim_int var.correction var.dim
+    var_mean.correction std.correction std.dim max.dim min.dim argmax.default norm.ScalarOpt_dim
+    linalg_vector_norm.default cumsum.default topk.default
     reshape.default permute.default transpose.int t.default unsqueeze.default squeeze.default squeeze.dim squeeze.dims
     expand.default repeat.default cat.default stack.default split.Tensor split_with_sizes.default split.sizes
     chunk.default unbind.int narrow.default slice.Tensor select.int flip.default roll.default movedim.intlist
     index_select.default gather.default index.Tensor constant_pad_nd.default pad.default reflection_pad2d.default
     replication_pad2d.default pixel_shuffle.default pixel_unshuffle.default channel_shuffle.default
-    _to_copy.default tril.default triu.default
+    _to_copy.default tril.default triu.default detach.default
 """
 _CONSTANTS = """
     arange.default arange.start arange.start_step zeros.default ones.default full.default empty.memory_format

@@ -322,6 +322,7 @@ def _addmm(recorder: Recorder, bias: Any, inputs: Any, matrix: Any, *, beta: flo
 
 
 _REWRITTEN: dict[str, Callable[..., Any]] = {
+    "constant_gradient": lambda recorder, value: recorder.record("detach.default", [value], {}),
     "convolution": _convolution,
     "_convolution": _convolution,
     "addmm": _addmm,

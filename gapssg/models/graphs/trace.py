@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gapssg.errors import InputError
+from gapssg.errors import InputError, shortened
 from gapssg.models.graphs.description import BATCH, DTYPE, FLOAT, ITEM, TENSOR, VALUE
 from gapssg.models.graphs.record import Recorder, Reference, Step, Traced, UnknownOperator
+from gapssg.models.signature import LOGITS, parts_of
 
 Reader = Callable[[Recorder], Any]
-"""Applies the operators of a file to `recorder.images` and returns the traced logits."""
+"""Applies the operators of a file to `recorder.images` and returns the traced logits, or a container that has them."""
 
 _BATCHES = (2, 3)
 _STATE = ("weight", "bias", "running_mean", "running_var")
@@ -30,51 +31,83 @@ class Graph(NamedTuple):
     """The tensors that it names."""
     num_classes: int
     """Number of logits."""
+    part: str | None = None
+    """Name or index of the logits among several outputs."""
 
 
 class _Recording(NamedTuple):
     steps: list[Step]
     output: Reference
     shape: tuple[int, ...]
+    part: str | None
 
 
-def graph_of(read: Reader, input_shape: tuple[int, int, int], fixed_batch: int | None = None) -> Graph:
+def graph_of(
+    read: Reader, input_shape: tuple[int, int, int], fixed_batch: int | None = None, part: str | None = None
+) -> Graph:
     """Return the graph of a file, which `read` applies to images of this shape (C, H, W), for any number of images.
 
-    Raises `InputError` if the file cannot be applied to such images, has unknown operators, does not return logits
-    (N, K), or works with one batch size only; `fixed_batch` is the one that it declares, if it declares one.
+    If it has several outputs, the logits are that of the name or index `part`, or None recognises them by their name
+    and shape. Raises `InputError` if the file cannot be applied to such images, has unknown operators, does not return
+    logits (N, K), or several that may be, or works with one batch size only; `fixed_batch` is the one that it declares,
+    if it declares one.
     """
     try:
-        return _unified(*(_record(read, count, input_shape) for count in _BATCHES))
+        return _unified(*(_record(read, count, input_shape, part) for count in _BATCHES))
     except UnknownOperator:
         raise
     except InputError as error:
         count = fixed_batch or 1
         try:
-            recording = _record(read, count, input_shape)
+            recording = _record(read, count, input_shape, part)
         except InputError as other:
             raise (error if fixed_batch is None else other) from error
         try:
-            return _unified(*(_record(_replay(recording, count), each, input_shape) for each in _BATCHES))
+            graph = _unified(*(_record(_replay(recording, count), each, input_shape) for each in _BATCHES))
+            return graph._replace(part=recording.part)
         except InputError:
             raise InputError(
                 f"it works only with batches of {count} ({error}); save it again with a dynamic batch size"
             ) from error
 
 
-def _record(read: Reader, count: int, input_shape: tuple[int, int, int]) -> _Recording:
+def _record(read: Reader, count: int, input_shape: tuple[int, int, int], known: str | None = None) -> _Recording:
     generator = torch.Generator().manual_seed(0)
     recorder = Recorder(torch.randn(count, *input_shape, generator=generator))
-    output = read(recorder)
-    if isinstance(output, list | tuple | dict):
-        raise InputError(f"it has {len(output)} outputs; save a model that returns only its logits")
+    part, output = _logits_in(read(recorder), count, known)
     if not isinstance(output, Traced):
         raise InputError("its output does not depend on the images")
     output.check()
     shape = tuple(output.tensor.shape)
-    if len(shape) != 2 or shape[0] != count or not output.tensor.is_floating_point():
+    if not _are_logits(output, count):
         raise InputError(f"it returns {'x'.join(map(str, shape))} for {count} images instead of logits of {count} x K")
-    return _Recording(recorder.steps, output.source, shape)
+    if len(shape) == 1:
+        output, shape = recorder.call("unsqueeze.default", output, 1), (count, 1)
+    return _Recording(recorder.steps, output.source, shape, part)
+
+
+def _logits_in(output: Any, count: int, known: str | None) -> tuple[str | None, Any]:
+    """Return the name or index of the logits for so many images in what a file returns, and the logits."""
+    parts = parts_of(output) if isinstance(output, list | tuple | dict) else {}
+    listed = shortened(", ".join(parts), 200)
+    if known is not None and known not in parts:
+        raise InputError(f"it has no output {known} among several ({listed}); correct or omit --output-part")
+    if not parts:
+        return None, output
+    found = [known] if known else [name for name, value in parts.items() if _are_logits(value, count)]
+    found = [LOGITS] if LOGITS in found else found
+    if len(found) != 1:
+        raise InputError(
+            f"{len(found) or 'none'} of its {len(parts)} outputs ({listed}) may be the logits; "
+            + (f"choose one with --output-part {found[0]}" if found else "save a model that returns logits (N, K)")
+        )
+    return found[0], parts[found[0]]
+
+
+def _are_logits(value: Any, count: int) -> bool:
+    """Tell whether this is (N, K), or (N,) of a single logit."""
+    shape = tuple(value.tensor.shape) if isinstance(value, Traced) else ()
+    return shape[:1] == (count,) and len(shape) <= 2 and value.tensor.is_floating_point()
 
 
 def _replay(recording: _Recording, count: int) -> Reader:
@@ -142,7 +175,7 @@ def _unified(two: _Recording, three: _Recording) -> Graph:
     if two.shape[1] != three.shape[1]:
         raise InputError("its number of logits depends on the number of images")
     maker = _Maker(two, three)
-    return Graph({"nodes": maker.nodes, "output": maker.number(two.output)}, maker.tensors, two.shape[1])
+    return Graph({"nodes": maker.nodes, "output": maker.number(two.output)}, maker.tensors, two.shape[1], two.part)
 
 
 class _Maker:

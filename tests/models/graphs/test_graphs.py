@@ -218,6 +218,11 @@ class TwoOutputs(nn.Module):
         return logits, logits
 
 
+class TwoFeatures(nn.Module):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return images, images * 2
+
+
 class Sorting(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return images.mean(1).flatten(1).sort(1)[0][:, :5].cummax(1)[0]
@@ -238,7 +243,8 @@ class Features(nn.Module):
     [
         (Deciding(), "its control flow depends on the values of the images"),
         (TwoInputs(), "it has 2 inputs; save a model whose only input is the images"),
-        (TwoOutputs(), "it has 2 outputs; save a model that returns only its logits"),
+        (TwoOutputs(), r"2 of its 2 outputs \(0, 1\) may be the logits; choose one with --output-part 0"),
+        (TwoFeatures(), r"none of its 2 outputs \(0, 1\) may be the logits; save a model that returns logits"),
         (Sorting(), "it has the operator sort, which gapssg does not know"),
         (Training(), r"it was saved in training mode; save it in evaluation mode"),
         (Features(), "it returns 2x3x16x16 for 2 images instead of logits of 2 x K"),
@@ -250,6 +256,61 @@ def test_what_no_graph_can_express_is_refused_in_one_sentence(tmp_path: Path, mo
     with pytest.raises(InputError, match=sentence) as caught:
         read(tmp_path / "a.pt")
     assert "\n" not in str(caught.value)
+
+
+class Guarded(nn.Module):
+    """A classifier with blocks under `torch.no_grad` and `torch.autocast`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(768, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = images.flatten(1)
+        with torch.no_grad():
+            means, scales = rows.mean(1, keepdim=True), rows.std(1, keepdim=True)
+        with torch.autocast("cpu", enabled=False):
+            logits: Tensor = self.linear((rows - means).float() / scales)
+        return logits
+
+
+def test_blocks_without_gradients_and_under_autocast_are_read(tmp_path: Path):
+    original = Guarded().eval()
+    found = built(read(write("torch.export", original, tmp_path)))(images(4))
+    assert distance(found.double(), original(images(4)).double()) < ROUNDED
+
+
+class Several(nn.Module):
+    """A classifier that returns features, and the logits of several heads."""
+
+    def __init__(self, inner: nn.Module, heads: int) -> None:
+        super().__init__()
+        self.inner, self.heads = inner, heads
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        logits = self.inner(images)
+        return images * 2, *(logits * (number + 1) for number in range(self.heads))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "form", ["onnx-kept", "onnx-fixed", "torchscript-traced", "torch.export", "torch.export-fixed"]
+)
+def test_logits_are_found_among_several_outputs(tmp_path: Path, form):
+    original = trained(Mobile)
+    graph = read(write(form, Several(original, 1).eval(), tmp_path))
+    assert graph.part is not None
+    check_same(built(graph), original, ROUNDED)
+
+
+@pytest.mark.parametrize("form", ["torchscript-traced", "torch.export"])
+def test_a_single_number_for_each_image_is_one_logit(tmp_path: Path, form):
+    original = nn.Sequential(nn.Flatten(), nn.Linear(768, 1), nn.Flatten(0)).eval()
+    graph = read(write(form, original, tmp_path))
+    assert graph.num_classes == 1
+    module = build_graph(check_graph(graph.description), graph.tensors, 2, INPUT_SHAPE)
+    module.to_empty(device="cpu").load_state_dict(graph.tensors)
+    assert distance(module(images(3)).double(), original(images(3)).double()[:, None]) < ROUNDED
 
 
 def test_a_batch_size_that_cannot_be_freed_is_refused_in_one_sentence(tmp_path: Path):

@@ -48,6 +48,10 @@ def whole(*numbers: int) -> np.ndarray:
     return np.array(numbers, dtype=np.int64)
 
 
+def scales(*numbers: float) -> np.ndarray:
+    return np.array((1, 1, *numbers), dtype=np.float32)
+
+
 CHANNELS = (drawn(3), drawn(3))
 CASES = [
     *(
@@ -145,6 +149,22 @@ CASES = [
     Case("Flatten Gemm", (drawn(5, 768), drawn(5)), {"transB": 1}),
     Case("Flatten Gemm", (drawn(768, 5), drawn(1, 5)), {"alpha": 0.5, "beta": 2.0}),
     Case("Einsum", (drawn(16, 4),), {"equation": "bchw,wd->bhcd"}),
+    Case("RMSNormalization", (drawn(16, 16),), {"axis": 2}, opset=23),
+    Case("Attention", (), {"is_causal": 1}, opset=23),
+    Case("Attention", (drawn(16, 16),), {"scale": 0.5}, opset=23),
+    Case("Reshape Attention", (), {"q_num_heads": 3, "kv_num_heads": 3}, opset=23),
+    *(
+        Case("Resize", (None, scales(1.5, 2.5)), {"nearest_mode": rounding})
+        for rounding in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+    ),
+    *(
+        Case("Resize", (None, scales(1.25, 0.5)), {"coordinate_transformation_mode": method, "mode": mode})
+        for method in ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
+        for mode in ("nearest", "linear", "cubic")
+    ),
+    Case("Resize", (None, None, whole(24, 7)), {"axes": [2, 3], "mode": "linear"}),
+    Case("Resize", (scales(2, 2),), {"mode": "linear"}, opset=10),
+    Case("Upsample", (scales(2, 3),), opset=9),
 ]
 
 
@@ -164,6 +184,8 @@ def write_case(case: Case, path: Path) -> None:
         result = f"{value}_"
         if kind == "Pad":  # to four channels
             nodes.append(helper.make_node("Pad", [value, constant(whole(0, 0, 0, 0, 0, 1, 0, 0))], [result]))
+        elif kind == "Reshape":  # to 16 vectors of 48 numbers
+            nodes.append(helper.make_node("Reshape", [value, constant(whole(0, 16, 48))], [result]))
         elif kind.endswith("0"):
             nodes.append(helper.make_node(kind[:-1], [value, constant(np.float32(0))], [result]))
         else:
@@ -173,17 +195,20 @@ def write_case(case: Case, path: Path) -> None:
     given.insert(case.place, value)
     if last == "Concat":
         given.append(value)
+    if last == "Attention":  # keys and values
+        given[1:1] = [value, value]
     outputs = [f"result{number}" for number in range(case.outputs)]
     nodes.append(helper.make_node(last, given, outputs, **case.attributes))
     nodes.append(helper.make_node("Flatten", [outputs[-1]], ["logits"], axis=1))
-    graph = helper.make_graph(
-        nodes,
-        "case",
-        [helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["batch", 3, 16, 16])],
-        [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", None])],
-        constants,
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", case.opset)], ir_version=9), path)
+    write_nodes(nodes, constants, path, case.opset)
+
+
+def write_nodes(nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto], path: Path, opset: int = 18) -> None:
+    """Write a file of nodes from `images` to `logits`."""
+    inputs = [helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["batch", 3, 16, 16])]
+    outputs = [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", None])]
+    graph = helper.make_graph(nodes, "case", inputs, outputs, constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9), path)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.kinds.replace(" ", "-"))
@@ -200,8 +225,48 @@ def test_an_operator_gives_the_numbers_of_onnxruntime(tmp_path: Path, case):
         assert (found - expected).abs().max() <= ROUNDED * max(1.0, expected.abs().max().item())
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.uint8])
+def test_quantised_activations_have_the_gradient_of_a_clamp(tmp_path: Path, kind: Any):
+    scale, zero = np.float32(0.01), np.array(20, dtype=kind)
+    constants = [numpy_helper.from_array(np.asarray(each), name) for each, name in ((scale, "scale"), (zero, "zero"))]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["images", "scale", "zero"], ["integers"]),
+        helper.make_node("MaxPool", ["integers"], ["pooled"], kernel_shape=[1, 1]),
+        helper.make_node("DequantizeLinear", ["pooled", "scale", "zero"], ["floats"]),
+        helper.make_node("Flatten", ["floats"], ["logits"]),
+    ]
+    path = tmp_path / "a.onnx"
+    write_nodes(nodes, constants, path)
+    pictures = images(4).requires_grad_()
+    (expected,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(
+        None, {"images": pictures.detach().numpy()}
+    )
+    found = built(read(path))(pictures)
+    assert (found - torch.from_numpy(expected)).abs().max() <= ROUNDED
+    (gradient,) = torch.autograd.grad(found.sum(), pictures)
+    limits = np.iinfo(kind)
+    low, high = (float(scale) * (limit - 20) for limit in (limits.min, limits.max))
+    assert torch.equal(gradient, ((pictures > low) & (pictures < high)).float())
+
+
+def test_weights_that_are_stored_in_8_bits_are_read(tmp_path: Path):
+    weight = np.random.default_rng(0).integers(-128, 128, (5, 768), dtype=np.int8)
+    constants = {"stored": weight, "scale": np.abs(drawn(5)), "zero": np.arange(5, dtype=np.int8)}
+    nodes = [
+        helper.make_node("DequantizeLinear", list(constants), ["weight"], axis=0),
+        helper.make_node("Flatten", ["images"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "weight"], ["logits"], transB=1),
+    ]
+    write_nodes(nodes, [numpy_helper.from_array(array, name) for name, array in constants.items()], tmp_path / "a.onnx")
+    floats = (weight.astype(np.float32) - constants["zero"][:, None]) * constants["scale"][:, None]
+    expected = images(4).flatten(1) @ torch.from_numpy(floats).T
+    found = built(read(tmp_path / "a.onnx"))(images(4))
+    assert (found - expected).abs().max() <= ROUNDED * 4 * expected.abs().max().item()  # sums of 768 numbers
+
+
 def test_every_operator_has_a_case():
     elsewhere = {"Constant", "ConstantOfShape", "Range", "Shape", "Size", "And", "Or", "Xor", "Not", "Mod", "Swish"}
+    elsewhere |= {"QuantizeLinear", "DequantizeLinear"}
     fused = {kind for kind in ONNX_OPERATORS if "." in kind}
     assert set(ONNX_OPERATORS) - elsewhere - fused <= {
         kind.removesuffix("0") for case in CASES for kind in case.kinds.split()
