@@ -69,8 +69,8 @@ def quickstart() -> str:
 
 def front_table() -> str:
     """Return the table of the default on teachers like those that users train."""
-    headings = ("images", "classes", "teacher", "student, real images", "student, no data")
-    headings += ("recovered", "of the teacher", "seeds")
+    headings = ["images", "classes", "teacher", "student, real images", "student, no data"]
+    headings += ["recovered", "of the teacher", "seeds"]
     lines = [f"| {' | '.join(headings)} |", "| --- |" + " ---: |" * (len(headings) - 1)]
     for pair in sorted({str(row["pair"]) for name in STRANGERS for row in results(name, method="default")}):
         # A pair of the GPU has a teacher of its own.

@@ -4,6 +4,8 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
 _LONGEST_NAME = 100  # characters; a longer text is not a misspelt name, and comparing it takes time
 # The messages of PyTorch on a processor and on a GPU, of CUDA's libraries, C++ and the system.
@@ -78,6 +80,14 @@ def reporting_out_of_memory(advise: Callable[[], str] | None = None) -> Iterator
 
 class Diverged(RunError):
     """A loss was not finite; a lower learning rate may help."""
+
+
+def import_extra(package: str, extra: str, what: str) -> Any:
+    """Import a package of an extra of this program, which `what` needs; raise `InputError` if it is not installed."""
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{what} needs {package}, which is not installed: pip install 'gapssg[{extra}]'") from error
 
 
 def did_you_mean(given: str, valid: Iterable[str]) -> str:

@@ -6,14 +6,16 @@ Line colours are the palette of Okabe and Ito, which is safe for colour-blind re
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from gapssg.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Value = TypeVar("Value")
 
 COLUMN = 3.35  # inches: 8.5 cm
 PAGE = 6.9  # two columns
@@ -105,3 +107,10 @@ def write_animation(folder: Path, name: str, make: Callable[[], tuple[Figure, It
     images[0].save(buffer, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
     write_atomically(file, buffer.getvalue())
     return file
+
+
+def evenly_spaced(values: Sequence[Value], count: int) -> list[Value]:
+    """Return at most `count` evenly spaced values, including the first and the last."""
+    if len(values) <= count:
+        return list(values)
+    return [values[round(index * (len(values) - 1) / (count - 1))] for index in range(count)]

@@ -50,8 +50,7 @@ def parse_json(text: str | bytes) -> Any:
 def user_path(path: str | Path) -> Path:
     """Return a path as the user means it: `~` and `~user` stand for home folders.
 
-    Raises:
-        InputError: No file or folder can have this path, or it is relative and the current folder no longer exists.
+    Raises `InputError` if nothing can have this path, or it is relative and the current folder no longer exists.
     """
     text = os.fspath(path)
     shown = shortened(repr(text))
@@ -457,8 +456,7 @@ def check_output_file(path: Path, overwrite: bool, *, makes_folder: bool = False
 def check_output_folder(path: Path) -> None:
     """Check that `path` can be created as the folder of `--output`, changing nothing.
 
-    Raises:
-        InputError: It exists, or its parent is missing or cannot be written to.
+    Raises `InputError` if it exists, or its parent is missing or cannot be written to.
     """
     if os.path.lexists(path):
         raise InputError(f"--output {path} already exists, and a folder is never replaced; remove it or name another")

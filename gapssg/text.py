@@ -10,6 +10,8 @@ from pathlib import Path
 _CONTROL_CHARACTERS = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\ufffe\uffff]"
 )
+# What a spreadsheet takes for the start of a formula; the last four are full-width.
+_FORMULAS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 _CLASSES_OF_TOP5 = 5
 
 
@@ -23,6 +25,11 @@ def printable_toml(toml: str) -> str:
     return "\n".join(
         _CONTROL_CHARACTERS.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in toml.split("\n")
     )
+
+
+def no_formula(text: str) -> str:
+    """Put an apostrophe before an untrusted text that a spreadsheet would take for a formula."""
+    return f"'{text}" if text.startswith(_FORMULAS) else text
 
 
 def shortest_ends(paths: Sequence[Path]) -> list[str]:

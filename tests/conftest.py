@@ -54,15 +54,15 @@ def teacher_file(tmp_path: Path) -> Path:
     return write_teacher(tmp_path / "teacher.safetensors")
 
 
-def write_teacher(path: Path) -> Path:
+def write_teacher(path: Path, architecture: str = "wrn16_1") -> Path:
     """Write a teacher with random weights whose batch-norm statistics are not those of an untouched layer."""
-    path.write_bytes(_teacher())
+    path.write_bytes(_teacher(architecture))
     return path
 
 
 @cache
-def _teacher() -> bytes:
-    card = make_card()
+def _teacher(architecture: str) -> bytes:
+    card = make_card(architecture=architecture)
     model = create_model(card.architecture, num_classes=10, input_shape=card.input_shape, seed=1)
     generator = torch.Generator().manual_seed(0)
     model.train()

@@ -27,6 +27,9 @@ TINY: dict[str, Any] = {
     "runtime": {"device": "cpu", "precision": "fp32"},
 }
 
+SMALL: dict[str, Any] = {**TINY, "student": {"name": "wrn16_half"}}
+"""The same with a network of a quarter of the operations, for tests of many runs."""
+
 
 def settings(teacher: Path, **changes: Any) -> DistillSettings:
     """Return the settings of a small distillation, with changes."""

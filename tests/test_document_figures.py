@@ -236,7 +236,7 @@ def test_the_methods_in_the_guide_to_choosing_are_those_of_the_results():
 
 def test_the_published_table_in_the_guide_to_choosing_is_that_of_gapssg_table():
     _, (_, _, *rows) = tables_in_percent()
-    with (ROOT / "gapssg" / "table" / "published.csv").open(newline="", encoding="utf-8") as file:
+    with (ROOT / "gapssg" / "recipes" / "published.csv").open(newline="", encoding="utf-8") as file:
         published = {(row["dataset"], row["teacher"], row["student"]): row for row in csv.DictReader(file)}
     columns = ("teacher_top1", "dafl", "zskt", "dfq", "deepinv", "cmi", "fast", "gapssg")
     assert len(rows) == 4

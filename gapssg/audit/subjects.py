@@ -13,8 +13,7 @@ from gapssg.audit.settings import AuditSettings, MembersSettings, NonMembersSett
 from gapssg.data.image_set import ImageSet, sha256_of_images
 from gapssg.errors import InputError
 from gapssg.evaluation.real_images import check_same_images, read_images_of_model
-from gapssg.landscape.subjects import Run, Subject, read_subjects
-from gapssg.models.hub import local_file
+from gapssg.landscape.subjects import Run, Subject, check_teacher, read_subjects, read_teacher
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.runs.directory import Display, pool_shards
 from gapssg.runs.events import Warned
@@ -68,25 +67,19 @@ def read_audited(settings: AuditSettings) -> Audited:
     teacher = _read_teacher(settings, subject)
     if teacher is None:
         return Audited({"student" if model.card.provenance.teacher_sha256 else "model": model}, None)
-    if model.card.provenance.teacher_sha256 not in (None, teacher.sha256):
-        raise InputError(
-            f"{teacher.path} is not the teacher of {model.path} (its SHA-256 differs); name it by --teacher"
-        )
     check_same_images(teacher, model)
     pool = None if run is None or run.distillation is None else _read_pool(run, model, teacher)
     return Audited({"teacher": teacher, "student": model}, pool)
 
 
 def _read_teacher(settings: AuditSettings, subject: Subject) -> LoadedModel | None:
-    run = subject.run
-    if run is None or run.distillation is None:
-        return None if settings.teacher is None else load_model(settings.teacher, settings.model_factories)
-    try:
-        return load_model(
-            settings.teacher or local_file(run.distillation.teacher, fetch=False), settings.model_factories
-        )
-    except InputError as error:
-        raise InputError(f"the audit needs the teacher of {run.path}: {error}; name it with --teacher") from error
+    if subject.run is not None and subject.run.distillation is not None:
+        return read_teacher(subject, settings.teacher, settings.model_factories, "the audit")
+    if settings.teacher is None:
+        return None
+    teacher = load_model(settings.teacher, settings.model_factories)
+    check_teacher(subject.model, teacher)
+    return teacher
 
 
 def _read_pool(run: Run, student: LoadedModel, teacher: LoadedModel) -> Tensor:

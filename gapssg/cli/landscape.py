@@ -85,8 +85,7 @@ def landscape(
 def _with_students(settings: LandscapeSettings, row: str | None) -> LandscapeSettings:
     """Return the settings with the students of a table in place of its directory.
 
-    Raises:
-        InputError: `students_of` fails, or there is no table for --row.
+    Raises `InputError` if `students_of` does, or there is no table for --row.
     """
     from gapssg.table.students import is_table, students_of
 

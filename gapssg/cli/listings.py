@@ -88,11 +88,7 @@ def list_models(
 
 
 def _milliseconds(text: str) -> float:
-    """Parse a duration with its unit.
-
-    Raises:
-        InputError: It is not a number with ms or s.
-    """
+    """Parse a duration with its unit; raise `InputError` if it is not a number with ms or s."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s)", text.strip(), re.ASCII)
     if match is None:
         raise InputError(f"--max-latency {shortened(repr(text))} must be a number with ms or s, such as 5ms")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from gapssg.cli import options
 from gapssg.cli.command import DEVICE, MODEL_FACTORIES, Given, Shown, command, data_fields
 from gapssg.cli.console import Console
@@ -30,7 +28,7 @@ def report(
     output: Annotated[
         Path | None, options.path_option("--output", f"The page; its name ends in .html. {options.REQUIRED}")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a page that is already there.")] = False,
+    overwrite: options.OverwriteFile = False,
 ) -> None:
     """Write one page about finished runs, for a browser.
 

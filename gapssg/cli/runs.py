@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,7 +21,6 @@ from gapssg.settings.base import Settings
 from gapssg.settings.load import AnySettings, read_toml
 
 if TYPE_CHECKING:
-    from gapssg.runs.directory import Display
     from gapssg.runs.events import Epoch
 
 Result = TypeVar("Result")
@@ -142,15 +141,17 @@ def carry_out(
     loggers: Sequence[str],
 ) -> Result:
     """Call the function of a training command, show its run, and return its result."""
-    from gapssg.runs.loggers import also_logging
+    from gapssg.runs.loggers import TENSORBOARD, also_logging
 
     invocation = console.invocation
+    names = [*loggers, *([TENSORBOARD] if tensorboard else [])]
     with (
-        _shown_run(console, directory, epoch, tensorboard=tensorboard, resume=resume) as shown,
-        also_logging(loggers if invocation.writes else (), shown, directory, settings, epoch) as display,
+        console.live() as shown,
+        also_logging(names, shown, directory, settings, epoch) if invocation.writes else nullcontext(shown) as display,
     ):
         named = invocation.again_named
-        invocation.again_named += "".join(f" --logger {name}" for name in loggers)  # for a run that is interrupted
+        again = [name for name in loggers if name != TENSORBOARD]  # for a run that is interrupted
+        invocation.again_named += "".join(f" --logger {name}" for name in again)
         result = run(
             settings,
             directory,
@@ -162,28 +163,6 @@ def carry_out(
         )
         invocation.again_named = named
         return result
-
-
-@contextmanager
-def _shown_run(
-    console: Console, run: Path, kind: type[Epoch], *, tensorboard: bool, resume: Path | None
-) -> Iterator[Display]:
-    """Show a run, and log it to TensorBoard if that is wanted, or was before the run was interrupted."""
-    from gapssg.runs import tensorboard as logs
-
-    with console.live() as display:
-        if not console.invocation.writes:
-            yield display
-            return
-        if not tensorboard and resume is not None and logs.was_written(resume):
-            tensorboard = logs.is_installed()
-            if not tensorboard:
-                logs.warn_that_it_ends(display, run)
-        if not tensorboard:
-            yield display
-            return
-        with logs.also_for_tensorboard(display, run, kind) as both:
-            yield both
 
 
 def _command_of(settings: Mapping[str, Any]) -> str:

@@ -28,8 +28,7 @@ _OTHER_NORMS = ("layer_norm.", "group_norm.", "instance_norm.", "rms_norm.")
 def read_graph(settings: ImportSettings) -> GraphFile | None:
     """Read the graph in the file that `settings.weights` names; None if it is weights for `settings.model`.
 
-    Raises:
-        InputError: The file cannot be read, holds a graph although a model is named, or holds none although none is.
+    Raises `InputError` if the file cannot be read, holds a graph although a model is named, or none although none is.
     """
     if settings.weights in (None, DEFAULT_WEIGHTS):
         return None

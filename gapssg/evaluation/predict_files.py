@@ -26,8 +26,7 @@ from gapssg.runs.directory import Display, SilentDisplay, run_facts
 from gapssg.runs.evaluations import warn_of_failure
 from gapssg.runs.events import Warned
 from gapssg.runs.results import ClassProbability, ModelFile, PredictedImage, PredictResult, PredictTiming
-
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+from gapssg.text import no_formula
 
 
 def predict(
@@ -122,10 +121,5 @@ def _to_csv(images: Sequence[PredictedImage]) -> bytes:
     for image in images:
         for rank, found in enumerate(image.classes, 1):
             probability = Decimal(f"{found.probability:.6f}")
-            writer.writerow((_no_formula(image.file), rank, _no_formula(found.name), probability))
+            writer.writerow((no_formula(image.file), rank, no_formula(found.name), probability))
     return text.getvalue().encode()
-
-
-def _no_formula(text: str) -> str:
-    """Put an apostrophe before an untrusted text that a spreadsheet would take for a formula."""
-    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text

@@ -85,11 +85,7 @@ def top_eigenvectors(loss: CentreLoss, runtime: Runtime, steps: int, count: int)
 def check_second_derivatives(
     module: nn.Module, normalization: Normalization, samples: Samples, runtime: Runtime
 ) -> None:
-    """Check with one sample that a network has a Hessian.
-
-    Raises:
-        InputError: An operator of the network has no second derivative.
-    """
+    """Raise `InputError` if an operator of a network, tried with one sample, has no second derivative."""
     loss = CentreLoss(module, normalization, samples.take(slice(1)), runtime)
     missing: dict[str, str] = {}
     _measured("second derivatives", missing, lambda: loss.hessian_product(torch.zeros_like(loss.weights)))

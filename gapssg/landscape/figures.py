@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gapssg.errors import InputError
-from gapssg.figures import COLUMN, DASHES, LINE_COLOURS, PAGE, new_figure, write_animation, write_figure
+from gapssg.figures import COLUMN, DASHES, LINE_COLOURS, PAGE, evenly_spaced, new_figure, write_animation, write_figure
 from gapssg.files import write_atomically
 from gapssg.landscape.interactive import interactive_html
 from gapssg.landscape.panels import (
@@ -22,7 +22,6 @@ from gapssg.landscape.panels import (
     colour_bar,
     draw_contours,
     draw_surface,
-    evenly_spaced,
     legend,
     mark,
     short,
@@ -72,11 +71,8 @@ def draw(
             )
     files: list[Path] = []
     for name, surface in surfaces.items():
-        curvature = surface.around.curvature if surface.around else None
-        if curvature and curvature.spectral_density:
-            files += write_figure(
-                folder, f"{name}-spectrum", partial(spectrum_figure, surface, curvature.spectral_density)
-            )
+        if (density := surface.spectral_density) is not None:
+            files += write_figure(folder, f"{name}-spectrum", partial(spectrum_figure, surface, density))
     if len(everything[0].axes) == 1:
         return files + write_figure(folder, "curves", partial(curves, everything))
     for name, surface in surfaces.items():

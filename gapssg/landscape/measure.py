@@ -273,10 +273,8 @@ def _empty_surface(
 def _resumed_surface(file: Path, empty: Surface) -> Surface:
     """Return the partial surface of an interrupted run, or the empty one.
 
-    Axes and shares of variance are those of the file, because another machine may round them differently.
-
-    Raises:
-        InputError: The file is damaged, or the models, the data or the settings have changed.
+    Axes and shares of variance are those of the file, because another machine may round them differently. Raises
+    `InputError` if the file is damaged, or the models, the data or the settings have changed.
     """
     if not is_file(file):
         return empty

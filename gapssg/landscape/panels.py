@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gapssg.landscape.scale import Scale, clipping, tick_text
@@ -162,10 +161,3 @@ def short(label: str) -> str:
 def capital(text: str) -> str:
     """Return a text with its first letter in upper case."""
     return text[:1].upper() + text[1:]
-
-
-def evenly_spaced(values: Sequence[Any], count: int) -> list[Any]:
-    """Return at most `count` evenly spaced values, including the first and the last."""
-    if len(values) <= count:
-        return list(values)
-    return [values[round(index * (len(values) - 1) / (count - 1))] for index in range(count)]

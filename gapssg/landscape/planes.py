@@ -51,10 +51,8 @@ def choose_site(
 ) -> Site:
     """Choose the plane and the grid around a subject, or through all subjects.
 
-    Directions along eigenvectors are zero until `along_eigenvectors` computes them, which takes a while.
-
-    Raises:
-        InputError: The run has too few snapshots, the architectures of models differ, or the network has no Hessian.
+    Directions along eigenvectors are zero until `along_eigenvectors` computes them, which takes a while. Raises
+    `InputError` if the run has too few snapshots, architectures differ, or the network has no Hessian.
     """
     if settings.directions == "pca":
         return _along_the_route(settings, subject)
@@ -79,10 +77,7 @@ def along_eigenvectors(settings: LandscapeSettings, subject: Subject, samples: S
     """Choose the plane along the eigenvectors of the largest eigenvalues of the Hessian, in float32.
 
     The directions have length 1, so that along an axis the loss rises by half its eigenvalue times the squared
-    coordinate, to second order.
-
-    Raises:
-        RunError: The Hessian is not finite.
+    coordinate, to second order. Raises `RunError` if the Hessian is not finite.
     """
     model, curvature = subject.model, settings.curvature
     exact = replace(runtime, precision="fp32")
@@ -173,11 +168,7 @@ def _around(coordinates: Tensor, settings: LandscapeSettings) -> Tensor:
 
 
 def check_same_architecture(first: LoadedModel, second: LoadedModel) -> None:
-    """Check that two models have the same architecture, images and classes.
-
-    Raises:
-        InputError: They differ.
-    """
+    """Raise `InputError` unless two models have the same architecture, images and classes."""
     ours, theirs = (_architecture(model.card) for model in (first, second))
     if ours != theirs:
         raise InputError(

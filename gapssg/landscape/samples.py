@@ -14,9 +14,7 @@ from gapssg.errors import InputError
 from gapssg.evaluation.predict import predict
 from gapssg.evaluation.real_images import read_test_images
 from gapssg.landscape.settings import POOL, LandscapeSettings
-from gapssg.landscape.subjects import Subject
-from gapssg.models.hub import local_file
-from gapssg.models.model_file import load_model
+from gapssg.landscape.subjects import Subject, read_teacher
 from gapssg.runs.directory import Display, pool_shards
 from gapssg.synthesis.losses import distillation_divergence
 from gapssg.synthesis.shards import read_shard
@@ -81,10 +79,7 @@ def read_samples(settings: LandscapeSettings, subject: Subject, runtime: Runtime
     """Read the samples for all subjects, on the runtime's device.
 
     The choice of samples does not depend on the device. `subject` is the first subject, whose input shape and pool are
-    used.
-
-    Raises:
-        InputError: The data or the pool cannot be used, or do not fit the model.
+    used. Raises `InputError` if the data or the pool cannot be used, or do not fit the model.
     """
     if settings.data.name == POOL:
         return _read_pool(settings, subject, runtime)
@@ -111,13 +106,7 @@ def _read_pool(settings: LandscapeSettings, subject: Subject, runtime: Runtime) 
     shards = pool_shards(run.distillation.pool or run.path)
     parts = [read_shard(shard, card.input_shape, card.num_classes) for shard in shards]
     images = torch.cat([part[0] for part in parts])
-    file = settings.teacher or run.distillation.teacher
-    try:
-        teacher = load_model(settings.teacher or local_file(file, fetch=False), settings.model_factories)
-    except InputError as error:
-        raise InputError(f"--data pool needs the teacher of {run.path}: {error}; name it with --teacher") from error
-    if subject.model.card.provenance.teacher_sha256 not in (None, teacher.sha256):
-        raise InputError(f"{file} is not the teacher of {subject.model.path}; name its teacher with --teacher")
+    teacher = read_teacher(subject, settings.teacher, settings.model_factories, "--data pool")
     # Always in float32, because the teacher's logits are the reference.
     exact = replace(runtime, precision="fp32")
     drawn = _draw(Samples(images, images.new_zeros(len(images), dtype=torch.int64)), settings, runtime)

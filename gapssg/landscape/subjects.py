@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from gapssg.errors import InputError
 from gapssg.files import entries_in, is_file
+from gapssg.models.hub import local_file
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.runs.events import DistillationEpoch, PretrainingEpoch, read_events
 from gapssg.safe_paths import InsidePath, inside
@@ -97,6 +98,29 @@ def read_subjects(
         else:
             subjects.append(Subject(name, None, load_model(path, factories), run))
     return subjects
+
+
+def read_teacher(subject: Subject, given: Path | None, factories: tuple[str, ...], what: str) -> LoadedModel:
+    """Read the teacher of a `distill` run: the file given or, without one, that which its settings name.
+
+    Raises `InputError` if it cannot be read (`what` needs it), or is not the teacher of the student.
+    """
+    run = subject.run
+    assert run is not None and run.distillation is not None
+    try:
+        teacher = load_model(given or local_file(run.distillation.teacher, fetch=False), factories)
+    except InputError as error:
+        raise InputError(f"{what} needs the teacher of {run.path}: {error}; name it with --teacher") from error
+    check_teacher(subject.model, teacher)
+    return teacher
+
+
+def check_teacher(student: LoadedModel, teacher: LoadedModel) -> None:
+    """Raise `InputError` if a student was distilled from another teacher."""
+    if student.card.provenance.teacher_sha256 not in (None, teacher.sha256):
+        raise InputError(
+            f"{teacher.path} is not the teacher of {student.path} (its SHA-256 differs); name it with --teacher"
+        )
 
 
 def accuracy_by_epoch(run: Run) -> dict[int, float]:

@@ -196,11 +196,7 @@ class _Header(Stored):
 
 
 def save_surface(path: Path, surface: Surface) -> None:
-    """Write a surface atomically, whether or not it is complete.
-
-    Raises:
-        RunError: The file cannot be written.
-    """
+    """Write a surface atomically, whether or not it is complete; raise `RunError` if it cannot be written."""
     tensors = {name: getattr(surface, name).contiguous() for name in _TENSORS}
     header = _Header(card=surface.card, measured=surface.measured, around=surface.around)
     metadata = {_METADATA_KEY: canonical_json(header.model_dump(mode="json", exclude_none=True))}
@@ -210,8 +206,7 @@ def save_surface(path: Path, surface: Surface) -> None:
 def load_surface(path: str | Path) -> Surface:
     """Read a surface; no code in it is run.
 
-    Raises:
-        InputError: The file is missing, truncated, not a surface, or does not match its own description.
+    Raises `InputError` if the file is missing, truncated, not a surface, or does not match its own description.
     """
     path = path if isinstance(path, Path) else Path(path)  # an `InsidePath` must stay one
     file = read_safetensors(path)

@@ -12,14 +12,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gapssg.errors import GapssgError, InputError, RunError, first_line, shortened
+from gapssg.errors import GapssgError, InputError, RunError, first_line, import_extra, shortened
 from gapssg.files import LARGEST_FILE, is_file
 from gapssg.safe_paths import inside
 
 PREFIX = "hf-hub:"
 FINAL_WEIGHTS = ("student.safetensors", "model.safetensors")
 MODEL_FILES = FINAL_WEIGHTS[::-1]
-INSTALL = "pip install 'gapssg[card]'"
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _REPOSITORY = re.compile(rf"{_NAME}/{_NAME}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -32,22 +31,14 @@ def is_hub_reference(path: str | Path) -> bool:
 
 
 def check_repository(name: str) -> str:
-    """Return the name of a repository if it is one.
-
-    Raises:
-        InputError: It has not the form ORG/NAME.
-    """
+    """Return the name of a repository; raise `InputError` if it has not the form ORG/NAME."""
     if not _REPOSITORY.fullmatch(name) or ".." in name or "--" in name:
         raise InputError(f"{shortened(repr(name))} is not a repository of the Hub; write ORG/NAME")
     return name
 
 
 def parse_reference(path: str | Path) -> tuple[str, str | None]:
-    """Return repository and revision of a reference; without a revision, None.
-
-    Raises:
-        InputError: It is malformed.
-    """
+    """Return repository and revision (or None) of a reference; raise `InputError` if it is malformed."""
     name, at, revision = str(path).removeprefix(PREFIX).partition("@")
     if at and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise InputError(f"{shortened(str(path))} does not name a revision; write {PREFIX}ORG/NAME@REVISION")
@@ -139,17 +130,10 @@ def _is_reachable(hub: Any, repository: str, name: str, revision: str | None, pa
 
 
 def huggingface_hub(what: str) -> Any:
-    """Import `huggingface_hub`; `what` needs it.
-
-    Raises:
-        InputError: It is not installed.
-    """
-    try:
-        import huggingface_hub
-        import huggingface_hub.errors
-    except ModuleNotFoundError as error:
-        raise InputError(f"{what} needs huggingface_hub, which is not installed: {INSTALL}") from error
-    return huggingface_hub
+    """Import `huggingface_hub`, which `what` needs; raise `InputError` if it is not installed."""
+    hub = import_extra("huggingface_hub", "card", what)
+    import_extra("huggingface_hub.errors", "card", what)
+    return hub
 
 
 def endpoint() -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gapssg.errors import GapssgError, InputError, RunError, did_you_mean, shortened
+from gapssg.errors import GapssgError, InputError, RunError, did_you_mean, import_extra, shortened
 from gapssg.models.foreign import foreign_code, replace_layer
 from gapssg.models.head import ClassifierHead
 from gapssg.models.reference import TORCHVISION, Argument, Arguments
@@ -95,8 +94,7 @@ def check_library_name(library: str, name: str) -> None:
 def library_names(library: str, wanted: str = "NAME") -> list[str]:
     """Return the names of a library's classifiers; the one that is `wanted` is for the message.
 
-    Raises:
-        InputError: The library is not installed.
+    Raises `InputError` if the library is not installed.
     """
     names: list[str]
     if library == TORCHVISION:
@@ -156,10 +154,7 @@ def _fetching(name: str) -> Iterator[None]:
 
 
 def _timm(name: str) -> Any:
-    try:
-        return importlib.import_module("timm")
-    except ModuleNotFoundError as error:
-        raise InputError(f"timm:{name} needs timm, which is not installed: pip install 'gapssg[timm]'") from error
+    return import_extra("timm", "timm", f"timm:{name}")
 
 
 class _ValuesOnCpu(TorchFunctionMode):

@@ -291,8 +291,7 @@ def architecture_of(path: str | Path) -> str:
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: object) -> None:
     """Copy `tensors`, by the names of the state dict, into `module`; `source` is their origin, for messages.
 
-    Raises:
-        InputError: Names, shapes or dtypes differ (the message names the first differences), or a value is not finite.
+    Raises `InputError` if names, shapes or dtypes differ (it names the first differences), or a value is not finite.
     """
     _check_fit(module, tensors, source)
     for name, tensor in tensors.items():

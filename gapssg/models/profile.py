@@ -6,7 +6,6 @@ import copy
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gapssg.errors import GapssgError
 from gapssg.models.description import LayerProfile, ModelProfile
-from gapssg.models.foreign import foreign_code
+from gapssg.models.foreign import device_of, foreign_code
 from gapssg.models.frozen import frozen
 
 
@@ -164,6 +163,5 @@ def _one_input(input_shape: tuple[int, ...]) -> AbstractContextManager[None]:
 
 
 def _run_once(module: nn.Module, input_shape: tuple[int, ...]) -> None:
-    device = next(chain(module.parameters(), module.buffers())).device
     with frozen(module), torch.no_grad():
-        module(torch.zeros(1, *input_shape, device=device))
+        module(torch.zeros(1, *input_shape, device=device_of(module)))

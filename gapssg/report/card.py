@@ -10,6 +10,7 @@ import jinja2
 
 from gapssg.errors import InputError, shortened
 from gapssg.files import check_exists, is_file, user_path, write_atomically
+from gapssg.models.hub import huggingface_hub
 from gapssg.models.reference import is_factory, is_module
 from gapssg.report.runs import TrainingRun, read_training_run
 from gapssg.report.verdict import weigh
@@ -113,12 +114,7 @@ def _judgement(run: TrainingRun, evaluations: Sequence[Evaluation]) -> dict[str,
 
 def _metadata(run: TrainingRun, licence: str | None, evaluations: Sequence[Evaluation], with_top5: bool) -> str:
     """Return the metadata as YAML."""
-    try:
-        from huggingface_hub import EvalResult, ModelCardData
-    except ModuleNotFoundError as error:
-        raise InputError(
-            "a model card needs huggingface_hub, which is not installed: pip install 'gapssg[card]'"
-        ) from error
+    hub = huggingface_hub("a model card")
     result = run.result
     tags = ["image-classification"]
     if isinstance(result, DistillResult):
@@ -127,7 +123,7 @@ def _metadata(run: TrainingRun, licence: str | None, evaluations: Sequence[Evalu
     if result.data and result.model.top1 is not None:
         scores[result.data] = result.model
     measured = [
-        EvalResult(
+        hub.EvalResult(
             task_type="image-classification",
             dataset_type=printable(_public(data)),
             dataset_name=printable(_public(data)),
@@ -140,7 +136,7 @@ def _metadata(run: TrainingRun, licence: str | None, evaluations: Sequence[Evalu
         for name, value in (("top-1", found.top1), ("top-5", found.top5 if with_top5 else None))
         if value is not None
     ]
-    return ModelCardData(
+    metadata: str = hub.ModelCardData(
         license=licence,
         library_name="gapssg",
         pipeline_tag="image-classification",
@@ -148,6 +144,7 @@ def _metadata(run: TrainingRun, licence: str | None, evaluations: Sequence[Evalu
         model_name=printable(run.name) if measured else None,
         eval_results=measured or None,
     ).to_yaml()
+    return metadata
 
 
 def _public(data: str) -> str:

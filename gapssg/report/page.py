@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from gapssg._version import __version__
 from gapssg.evaluation.judgement import failures_on_real_images, passes_on_real_images
+from gapssg.figures import evenly_spaced
 from gapssg.files import user_path, write_atomically
 from gapssg.report.charts import COLOURS, Chart, Level, Line, draw
 from gapssg.report.evaluation import Evaluation, check_teacher, evaluate_run
@@ -217,9 +218,7 @@ def _comparisons(sections: Sequence[Section]) -> list[Chart | None]:
 
 def _samples(run: Path) -> list[Picture]:
     """Return sample grids from the first to the last, evenly spaced."""
-    grids = list(sample_grids(run).items())
-    if len(grids) > _MOST_GRIDS:
-        grids = [grids[round(index * (len(grids) - 1) / (_MOST_GRIDS - 1))] for index in range(_MOST_GRIDS)]
+    grids = evenly_spaced(list(sample_grids(run).items()), _MOST_GRIDS)
     return [embed(f"epoch {epoch}", read_picture(file), _LARGEST_SIDE) for epoch, file in grids]
 
 

@@ -12,14 +12,12 @@ from typing import Any
 import tomli_w
 
 from gapssg.errors import InputError
-from gapssg.files import canonical_json, is_file, sha256_of_file
+from gapssg.files import LARGEST_FILE, canonical_json, is_file, sha256_of_file
 from gapssg.runs.events import DistillationEpoch, Events, PretrainingEpoch, read_finished
 from gapssg.runs.results import RESULT, DistillResult, PretrainResult, RunResult, load_training_result
 from gapssg.safe_paths import InsidePath, inside
 from gapssg.settings.load import read_toml
 from gapssg.text import printable_toml, shortest_ends
-
-LARGEST_MODEL = 4 * 2**30
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def read_training_run(path: Path, name: str) -> TrainingRun:
         raise InputError(f"{path / 'settings.toml'} is damaged: {error}") from error
     file = path / result.model_file
     return TrainingRun(
-        name, path, result, events, settings, sha256_of_file(file, LARGEST_MODEL) if is_file(file) else None
+        name, path, result, events, settings, sha256_of_file(file, LARGEST_FILE) if is_file(file) else None
     )
 
 

@@ -79,8 +79,7 @@ def warnings_of_run(file: Path) -> Iterator[Warned]:
 def failures_of_run(file: Path) -> tuple[str, ...]:
     """Return the failures that the run of a student found; nothing if the file is not that of a finished run.
 
-    Raises:
-        InputError: The result of the run is damaged, or a link leads to it.
+    Raises `InputError` if the result of the run is damaged, or a link leads to it.
     """
     is_of_run = file.name == DistillResult.model_file and os.path.lexists(file.parent / RESULT)
     return DistillResult.load(file.parent).failures if is_of_run else ()

@@ -1,34 +1,39 @@
-"""The epochs of a run for experiment trackers: a class for each tracker, and its line in `LOGGERS`.
+"""The epochs of a run for TensorBoard and experiment trackers: a class for each, and its line in `LOGGERS`.
 
-Trackers are configured by their own environment variables and write where these say, not into the run directory.
+TensorBoard files are in the run directory. Trackers are configured by their own environment variables, and write where
+these say.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from gapssg.errors import InputError, RunError, did_you_mean, first_line, shortened
-from gapssg.files import is_file, read_bounded, write_json
+from gapssg.errors import InputError, RunError, did_you_mean, first_line, os_errors_as, shortened
+from gapssg.files import entries_in, is_file, make_folder, read_bounded, remove, write_json
 from gapssg.runs.directory import LOGGERS_FILE, Display
 from gapssg.runs.events import Ended, Epoch, Event, Prepared, Started, Warned, read_events
 from gapssg.runs.pictures import read_picture
-from gapssg.runs.tensorboard import scalars
 from gapssg.safe_paths import InsidePath, inside
 from gapssg.settings.base import Settings
 from gapssg.settings.load import flatten
 from gapssg.stored import Stored
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+TENSORBOARD = "tensorboard"
 Picture = NDArray[np.uint8]
 _PROJECT = "gapssg"
 _MOST_BYTES = 10_000
@@ -38,10 +43,10 @@ _MOST_CHARACTERS = 300
 
 
 class Logger(ABC):
-    """Writes the epochs of a run for a tracker; any exception means that it cannot."""
+    """Writes the epochs of a run; any exception but `RunError` means that it cannot, and the run goes on without it."""
 
     @abstractmethod
-    def start(self, name: str, settings: Mapping[str, Any], known_as: str | None) -> str:
+    def start(self, run: InsidePath, settings: Mapping[str, Any], known_as: str | None) -> str:
         """Start a run there, or continue the one with this identifier; return its identifier."""
 
     @abstractmethod
@@ -53,10 +58,65 @@ class Logger(ABC):
         """End the run there."""
 
 
+class TensorBoard(Logger):
+    """TensorBoard, by `tensorboard/` in the directory of the run.
+
+    A resumed run rewrites it, so that it has each epoch once, whatever an earlier process left there.
+    """
+
+    _writer: SummaryWriter | None = None
+
+    def start(self, run: InsidePath, settings: Mapping[str, Any], known_as: str | None) -> str:
+        """Return a constant, by which a resumed run knows that it writes TensorBoard files."""
+        self._folder = run / TENSORBOARD
+        self._opened = ExitStack()
+        self._opened.enter_context(_threads_without_tracebacks())
+        return TENSORBOARD
+
+    def log(self, epoch: int, numbers: Mapping[str, float], picture: Picture | None) -> None:
+        """Write an epoch as a step; raise `RunError` if the disk refuses a write."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        with os_errors_as(RunError, f"cannot write to {self._folder}"):
+            if self._writer is None:
+                make_folder(self._folder)
+                for name in entries_in(self._folder):
+                    if name.startswith("events.out.tfevents."):
+                        remove(self._folder / name)
+                self._writer = SummaryWriter(self._folder)
+            for name, value in numbers.items():
+                self._writer.add_scalar(name, value, epoch)
+            if picture is not None:
+                self._writer.add_image("samples", picture, epoch, dataformats="HW" if picture.ndim == 2 else "HWC")
+            self._writer.flush()
+
+    def end(self, is_finished: bool) -> None:
+        """Close the file and wait for the thread that writes it, even after a failed write."""
+        with self._opened:
+            if self._writer is not None:
+                self._writer.file_writer.close()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _threads_without_tracebacks() -> Iterator[None]:
+    """Suppress tracebacks of the writer's thread: the next call of the writer raises the error."""
+    shown = threading.excepthook
+
+    def show(args: threading.ExceptHookArgs) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            shown(args)
+
+    threading.excepthook = show
+    try:
+        yield
+    finally:
+        threading.excepthook = shown
+
+
 class WeightsAndBiases(Logger):
     """Weights & Biases, which ignores steps that it has already."""
 
-    def start(self, name: str, settings: Mapping[str, Any], known_as: str | None) -> str:
+    def start(self, run: InsidePath, settings: Mapping[str, Any], known_as: str | None) -> str:
         """Start or continue a run; WANDB_MODE=offline writes it to WANDB_DIR alone."""
         import wandb
 
@@ -64,7 +124,7 @@ class WeightsAndBiases(Logger):
         self._image = wandb.Image
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", _PROJECT),
-            name=name,
+            name=run.name,
             id=known_as,
             resume=None if known_as is None else "allow",
             config=dict(settings),
@@ -87,25 +147,25 @@ class MLflow(Logger):
 
     _last = 0
 
-    def start(self, name: str, settings: Mapping[str, Any], known_as: str | None) -> str:
+    def start(self, run: InsidePath, settings: Mapping[str, Any], known_as: str | None) -> str:
         """Start or continue a run in the experiment MLFLOW_EXPERIMENT_NAME at MLFLOW_TRACKING_URI."""
         from mlflow.entities import Metric, Param
         from mlflow.tracking import MlflowClient
 
         self._client, self._metric = MlflowClient(), Metric
         if known_as is not None:
-            run = self._client.get_run(known_as)
-            self._last = int(run.data.metrics.get("epoch", 0))
+            there = self._client.get_run(known_as)
+            self._last = int(there.data.metrics.get("epoch", 0))
             self._client.update_run(known_as, status="RUNNING")
         else:
             experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT)
             found = self._client.get_experiment_by_name(experiment)
             where = self._client.create_experiment(experiment) if found is None else found.experiment_id
-            run = self._client.create_run(where, run_name=name)
+            there = self._client.create_run(where, run_name=run.name)
             values = [Param(key, shortened(value, _LONGEST_PARAMETER)) for key, value in settings.items()]
             for first in range(0, len(values), _MOST_PARAMETERS):
-                self._client.log_batch(run.info.run_id, params=values[first : first + _MOST_PARAMETERS])
-        self._id = str(run.info.run_id)
+                self._client.log_batch(there.info.run_id, params=values[first : first + _MOST_PARAMETERS])
+        self._id = str(there.info.run_id)
         return self._id
 
     def log(self, epoch: int, numbers: Mapping[str, float], picture: Picture | None) -> None:
@@ -126,6 +186,7 @@ class MLflow(Logger):
 
 # By the name of the package, which is also that of the extra in `pyproject.toml`.
 LOGGERS: Mapping[str, Callable[[], Logger]] = {
+    TENSORBOARD: TensorBoard,
     "wandb": WeightsAndBiases,
     "mlflow": MLflow,
 }
@@ -138,11 +199,7 @@ class _Ids(Stored):
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Check that trackers of these names are known and installed.
-
-    Raises:
-        InputError: One is not.
-    """
+    """Raise `InputError` unless trackers of these names are known and installed."""
     for name in names:
         if name not in LOGGERS:
             known = ", ".join(LOGGERS)
@@ -157,8 +214,8 @@ def also_logging(
 ) -> Iterator[Display]:
     """Write the epochs of a run for trackers, besides showing the run, until the block ends.
 
-    A resumed run continues as the same run there, by the identifiers in its directory. A tracker that fails during the
-    run is left out with a warning.
+    A resumed run continues as the same run there, by the identifiers in its directory, and writes TensorBoard files if
+    it did before. A tracker that fails during the run is left out with a warning.
 
     Args:
         names: The trackers, of `LOGGERS`.
@@ -169,12 +226,10 @@ def also_logging(
 
     Raises:
         InputError: `check_loggers` refuses a name, or the identifiers are damaged.
-        RunError: A tracker does not start; nothing has been written to the directory.
+        RunError: A tracker does not start, and nothing has been written to the directory; or the disk refuses to write
+            TensorBoard files.
     """
     check_loggers(names)
-    if not names:
-        yield display
-        return
     both = _LoggingDisplay(names, display, run, settings, kind)
     try:
         yield both
@@ -203,9 +258,9 @@ class _LoggingDisplay:
         self._display.event(event)
         if isinstance(event, Prepared):
             self._start(event.resumes)
-        elif isinstance(event, Started):
+        elif isinstance(event, Started) and self._ids:
             write_json(self._run / LOGGERS_FILE, _Ids(ids=self._ids).model_dump(mode="json"))
-        elif isinstance(event, Epoch | Ended):
+        elif isinstance(event, Epoch | Ended) and self._loggers:
             self._is_finished = isinstance(event, Ended)
             if not self._has_earlier:
                 self._has_earlier = True
@@ -227,10 +282,16 @@ class _LoggingDisplay:
         file = self._run / LOGGERS_FILE
         if resumes and is_file(file):
             self._ids = dict(_Ids.read(read_bounded(file, _MOST_BYTES), str(file)).ids)
+        if TENSORBOARD in self._ids and TENSORBOARD not in self._names:
+            try:
+                check_loggers([TENSORBOARD])
+                self._names.append(TENSORBOARD)
+            except InputError as error:
+                self._display.event(Warned(epoch=0, message=f"{self._run / TENSORBOARD} is not updated: {error}"))
         for name in self._names:
             logger = LOGGERS[name]()
             try:
-                self._ids[name] = logger.start(self._run.name, self._settings, self._ids.get(name))
+                self._ids[name] = logger.start(self._run, self._settings, self._ids.get(name))
             except Exception as error:
                 raise RunError(
                     f"--logger {name} does not start: {first_line(error, _MOST_CHARACTERS)}; mend it or leave it out"
@@ -238,13 +299,15 @@ class _LoggingDisplay:
             self._loggers[name] = logger
 
     def _write(self, epoch: Epoch) -> None:
-        numbers = dict(scalars(epoch.model_dump(exclude={"epoch", "epochs"})))
+        numbers = dict(_scalars(epoch.model_dump(exclude={"epoch", "epochs"})))
         self._tell(lambda logger: logger.log(epoch.epoch, numbers, _samples(self._run, epoch.epoch)))
 
     def _tell(self, call: Callable[[Logger], None]) -> None:
         for name, logger in list(self._loggers.items()):
             try:
                 call(logger)
+            except RunError:
+                raise
             except Exception as error:
                 del self._loggers[name]
                 why = first_line(error, _MOST_CHARACTERS)
@@ -255,3 +318,12 @@ class _LoggingDisplay:
 def _samples(run: InsidePath, epoch: int) -> Picture | None:
     grid = run / "samples" / f"epoch-{epoch:04d}.png"
     return np.asarray(read_picture(grid)) if is_file(grid) else None
+
+
+def _scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the numbers of an epoch, nested ones as `part/name`."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}", value

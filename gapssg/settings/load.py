@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import json
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
+from string import Template
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -48,17 +51,34 @@ class _Level:
     follows: bool = False
 
 
+@cache
+def _recipes() -> Mapping[str, str]:
+    """Return the text of each recipe by its name; the rows of the published table share a template."""
+    folder = resources.files("gapssg") / "recipes"
+    files = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir() if file.is_file()}
+    texts = {name.removesuffix(".toml"): text for name, text in files.items() if name.endswith(".toml")}
+    pair = Template(files["pair.toml.template"])
+    texts |= {row: pair.substitute(figures) for row, figures in published_rows().items()}
+    return dict(sorted(texts.items()))
+
+
+@cache
+def published_rows() -> Mapping[str, Mapping[str, str]]:
+    """Return the rows of the published table, each by the name of its recipe, as texts by column."""
+    text = (resources.files("gapssg") / "recipes" / "published.csv").read_text(encoding="utf-8")
+    return {"{dataset}-{teacher}-{student}".format(**row): row for row in csv.DictReader(text.splitlines())}
+
+
 def recipe_names() -> tuple[str, ...]:
     """Return the names of the recipes that are shipped with the package, sorted."""
-    folder = resources.files("gapssg") / "recipes"
-    return tuple(sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")))
+    return tuple(_recipes())
 
 
 def recipe_text(name: str) -> str:
     """Return a recipe's TOML text; raise `InputError` if there is no such recipe."""
-    if name not in recipe_names():
+    if name not in _recipes():
         raise InputError(f"unknown recipe {name!r}{did_you_mean(name, recipe_names())}; `gapssg recipes` lists all")
-    return (resources.files("gapssg") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+    return _recipes()[name]
 
 
 def load_settings(

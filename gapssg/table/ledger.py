@@ -18,11 +18,11 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from gapssg.errors import InputError, shortened
+from gapssg.errors import InputError
 from gapssg.files import (
     check_writable,
     entries_in,
@@ -30,19 +30,17 @@ from gapssg.files import (
     is_folder,
     lock,
     make_folder,
-    parse_json,
     read_bounded,
     remove,
     write_json,
 )
 from gapssg.runs.results import RESULT, DistillResult, PretrainResult, TableSummary, load_training_result
 from gapssg.safe_paths import InsidePath, inside
-from gapssg.settings.base import Settings
-from gapssg.stored import Text
+from gapssg.stored import PositiveCount, Stored, Text
 
 FORMAT = 1
 
-Model = TypeVar("Model", bound=BaseModel)
+Kept = TypeVar("Kept", bound=Stored)
 
 TABLE = "table.json"
 _LARGEST_FILE = 16 * 2**20
@@ -52,7 +50,11 @@ _RUN = re.compile(r"seed-([0-9]{1,10})-([0-9a-f]+)")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=300)]
 
 
-class CellPlan(Settings):
+class _Format(Stored):
+    format: PositiveCount
+
+
+class CellPlan(Stored):
     """A cell of the table: everything that its runs do not record themselves."""
 
     format: int = FORMAT
@@ -90,10 +92,8 @@ class CellPlan(Settings):
         return self.created if self.asked is None else self.asked
 
 
-class Attempts(BaseModel):
+class Attempts(Stored):
     """Where a cluster has made a run."""
-
-    model_config = ConfigDict(frozen=True)
 
     attempts: int = Field(ge=1, le=10**9)
     """How often it was started or resumed."""
@@ -113,10 +113,8 @@ class Outcome(NamedTuple):
     attempts: Attempts | None = None
 
 
-class Failure(BaseModel):
+class Failure(Stored):
     """Why the last attempt of a run failed."""
-
-    model_config = ConfigDict(frozen=True)
 
     seed: int
     message: str
@@ -163,10 +161,7 @@ class Ledger:
             raise InputError(
                 f"{self.root} holds no table; `gapssg table {shlex.quote(str(self.root))} --rows ...` starts one"
             )
-        content = _read_json(file)
-        version = content.get("format") if isinstance(content, dict) else None
-        if not isinstance(version, int) or version < 1:
-            raise InputError(f"{file} is not the ledger of a table")
+        version = _read(_Format, file).format
         if version > FORMAT:
             raise InputError(
                 f"{self.root} was written by a newer gapssg (format {version}; this one knows {FORMAT}); update gapssg"
@@ -186,7 +181,7 @@ class Ledger:
         if is_file(file):
             plan = plan.model_copy(update={"created": _read(CellPlan, file).created})
         make_folder(file.parent)
-        write_json(file, plan.to_dict())
+        write_json(file, plan.model_dump(mode="json", exclude_none=True))
 
     def plans(self) -> list[CellPlan]:
         """Return the cells, in the order in which they were first asked for; raise `InputError` if one is damaged."""
@@ -300,15 +295,5 @@ def _folders(folder: InsidePath) -> list[InsidePath]:
     return [folder / name for name in entries_in(folder) if is_folder(folder / name)]
 
 
-def _read(model: type[Model], file: Path) -> Model:
-    try:
-        return model.model_validate(_read_json(file))
-    except ValidationError as error:
-        raise InputError(f"{file} is damaged: {shortened(error.errors()[0]['msg'])}") from error
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return parse_json(read_bounded(file, _LARGEST_FILE))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not valid JSON") from error
+def _read(kind: type[Kept], file: Path) -> Kept:
+    return kind.read(read_bounded(file, _LARGEST_FILE), str(file))

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 from gapssg._version import __version__
-from gapssg.errors import GapssgError, InputError, Taken, shortened
+from gapssg.errors import GapssgError, InputError, Taken, import_extra, shortened
 from gapssg.files import holder_of, lock, probe_file, signature, user_path
 from gapssg.runs.directory import Display, SilentDisplay, take_from
 from gapssg.runs.events import Event, Note, ProgressOfRuns, Remaining, RunProgress
@@ -346,11 +346,7 @@ def _obstacle(file: str, content: str, version: str) -> str | None:
 
 
 def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise InputError("--ray needs Ray, which is not installed: pip install 'gapssg[ray]'") from error
-    return ray
+    return import_extra("ray", "ray", "--ray")
 
 
 @contextmanager

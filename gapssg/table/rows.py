@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gapssg.data.settings import DataSettings
 from gapssg.errors import InputError
 from gapssg.files import canonical_json
-from gapssg.settings.load import AnySettings, flatten, load_settings
+from gapssg.settings.load import AnySettings, flatten, load_settings, published_rows
 from gapssg.synthesis import departures_of, is_run_as_published, method_classes, published_settings
 from gapssg.table.settings import NAME, TableSettings, row_recipe
 from gapssg.training.settings import DistillSettings, PretrainSettings
@@ -207,18 +205,14 @@ def distill_departures(row: Row, column: Column, method: str, settings: TableSet
 
 def published_figures_of(recipe: str) -> Figures:
     """Return the published figures of a recipe's row; empty ones if it was not published."""
-    text = (resources.files("gapssg") / "table" / "published.csv").read_text(encoding="utf-8")
-    for line in csv.DictReader(text.splitlines()):
-        if f"{line['dataset']}-{line['teacher']}-{line['student']}" == recipe:
-            names = {"teacher_top1": "teacher", "student_scratch_top1": "scratch", "deepinv": "deepinversion"}
-            numbers = {
-                names.get(key, key): float(value) / 100
-                for key, value in line.items()
-                if value.replace(".", "", 1).isdecimal()
-            }
-            deviations = {"gapssg": numbers.pop("gapssg_std")} if "gapssg_std" in numbers else {}
-            return Figures(numbers, deviations)
-    return Figures({}, {})
+    names = {"teacher_top1": "teacher", "student_scratch_top1": "scratch", "deepinv": "deepinversion"}
+    numbers = {
+        names.get(key, key): float(value) / 100
+        for key, value in published_rows().get(recipe, {}).items()
+        if value.replace(".", "", 1).isdecimal()
+    }
+    deviations = {"gapssg": numbers.pop("gapssg_std")} if "gapssg_std" in numbers else {}
+    return Figures(numbers, deviations)
 
 
 def identity(settings: PretrainSettings | DistillSettings, row: Row, teacher: str | None = None) -> str:

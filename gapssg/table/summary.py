@@ -14,14 +14,13 @@ from gapssg.files import write_atomically
 from gapssg.runs.results import MadeWhere, MethodEntry, TableEntry, TableRow, TableSummary, TrainedEntry
 from gapssg.table.ledger import FORMAT, TABLE, CellPlan, Ledger, Outcome, Runs
 from gapssg.table.rows import Figures, published_figures_of
-from gapssg.text import printable
+from gapssg.text import no_formula, printable
 
 _CSV_COLUMNS = (
     *("row", "budget", "changes", "column", "top1", "deviation", "published_top1", "published_deviation"),
     *("seeds", "seconds", "device", "marks", "notes"),
 )
 _LONGEST_REASON = 300
-_FORMULAS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four are full-width
 # An underscore within a word is not markup.
 _MARKUP = re.compile(r"[\\`*\[\]<>&|~$!]|(?<!\w)_|_(?!\w)")
 
@@ -186,10 +185,7 @@ def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _as_text(value: object) -> object:
     """Escape an untrusted text so that a spreadsheet does not take it for a formula."""
-    if not isinstance(value, str):
-        return value
-    text = printable(value)
-    return f"'{text}" if text.startswith(_FORMULAS) else text
+    return no_formula(printable(value)) if isinstance(value, str) else value
 
 
 def _as_markdown(text: str) -> str:

@@ -19,7 +19,7 @@ RUNTIME = {"device": "cpu", "precision": "fp32"}
 def distilled(teacher: Path, output: Path, method: dict[str, Any]) -> DistillResult:
     settings = {
         "teacher": teacher,
-        "student": {"name": "wrn16_1"},
+        "student": {"name": "wrn16_half"},
         "eval_data": {"name": "digits"},
         "epochs": 6,
         "batch_size": 32,
@@ -35,7 +35,7 @@ def test_gapssg_and_the_default_teach_a_student_far_more_than_noise_does_and_onl
     teacher = PretrainSettings.model_validate(
         {
             "data": {"name": "digits"},
-            "model": {"name": "wrn16_1"},
+            "model": {"name": "wrn16_half"},
             "epochs": 8,
             "batch_size": 64,
             "runtime": RUNTIME,

@@ -282,7 +282,6 @@ def stored_by_torchvision(name: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("densenet121", "default"),
         ("densenet121", "file"),
         ("googlenet", "default"),
         ("googlenet", "file"),

@@ -29,7 +29,7 @@ from tests.conftest import make_card
 from tests.hostile.targets import TARGETS, World, join, png_bomb, run_target, split
 from tests.program import refusal
 
-CASES = {"checkpoint": 30, "shard of a run": 10, "finished run": 25}
+CASES = {"checkpoint": 30, "shard of a run": 10, "finished run": 15}
 
 
 @pytest.fixture(scope="module")

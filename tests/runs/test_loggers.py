@@ -44,11 +44,11 @@ class Memory(Logger):
     ends: ClassVar[list[bool]] = []
     fails_at = 0
 
-    def start(self, name: str, settings: Mapping[str, Any], known_as: str | None) -> str:
+    def start(self, run: Path, settings: Mapping[str, Any], known_as: str | None) -> str:
         assert settings["method.name"] == "noise"
         if self.fails_at < 0:
             raise ConnectionError("no server")
-        self.epochs = self.runs.setdefault(known_as or f"{name}-{len(self.runs)}", {})
+        self.epochs = self.runs.setdefault(known_as or f"{run.name}-{len(self.runs)}", {})
         return known_as or list(self.runs)[-1]
 
     def log(self, epoch: int, numbers: Mapping[str, float], picture: Picture | None) -> None:
@@ -144,7 +144,7 @@ def test_unknown_and_missing_trackers_are_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run = ["pretrain-teacher", "--data", "digits", "--model", "wrn16_1", "--output", tmp_path / "run", "--logger"]
-    assert refusal(*run, "wandbb") == "--logger wandbb is not one of wandb, mlflow (did you mean wandb?)"
+    assert refusal(*run, "wandbb") == "--logger wandbb is not one of tensorboard, wandb, mlflow (did you mean wandb?)"
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     expected = '--logger mlflow needs mlflow, which is not installed: pip install "gapssg[mlflow]"'
     assert refusal(*run, "mlflow") == expected

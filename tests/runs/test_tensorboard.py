@@ -11,8 +11,8 @@ from PIL import Image
 from gapssg import distill
 from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import DistillationEpoch
+from gapssg.runs.loggers import also_logging
 from gapssg.runs.requests import Requests, Stopped
-from gapssg.runs.tensorboard import also_for_tensorboard
 from tests.interruptions import AskingDisplay, InterruptingDisplay, Interruption
 from tests.program import gapssg, refusal
 from tests.run_fixtures import settings
@@ -39,7 +39,7 @@ def epochs_of(run: Path) -> list[dict[str, Any]]:
 def test_tensorboard_has_the_numbers_and_images_of_the_run(teacher_file: Path, tmp_path: Path):
     run = tmp_path / "run"
     values = settings(teacher_file, eval_data={"name": "digits"})
-    with also_for_tensorboard(SilentDisplay(), run, DistillationEpoch) as display:
+    with also_logging(["tensorboard"], SilentDisplay(), run, values, DistillationEpoch) as display:
         distill(values, run, display=display)
     found, epochs = scalars(run), epochs_of(run)
     for tag, path in {
@@ -67,11 +67,11 @@ def test_a_resumed_run_has_each_point_once(teacher_file: Path, tmp_path: Path):
     run, values = tmp_path / "run", settings(teacher_file, epochs=3)
     with (
         pytest.raises(Interruption),
-        also_for_tensorboard(InterruptingDisplay(11), run, DistillationEpoch) as display,
+        also_logging(["tensorboard"], InterruptingDisplay(11), run, values, DistillationEpoch) as display,
     ):
         distill(values, run, display=display)
     assert [step for step, _ in scalars(run)["reality_gap_after"]] == [1]
-    with also_for_tensorboard(SilentDisplay(), run, DistillationEpoch) as display:
+    with also_logging(["tensorboard"], SilentDisplay(), run, values, DistillationEpoch) as display:
         distill(values, run, resume=True, display=display)
     assert [step for step, _ in scalars(run)["reality_gap_after"]] == [1, 2, 3]
 
@@ -89,7 +89,7 @@ def interrupted(teacher_file: Path, run: Path, step: int) -> None:
     values = settings(teacher_file, epochs=3, checkpoint_every=1)
     with (
         pytest.raises(Interruption),
-        also_for_tensorboard(InterruptingDisplay(step), run, DistillationEpoch) as display,
+        also_logging(["tensorboard"], InterruptingDisplay(step), run, values, DistillationEpoch) as display,
     ):
         distill(values, run, display=display)
 
@@ -106,9 +106,9 @@ def test_a_run_interrupted_before_its_first_epoch_resumes_with_tensorboard(teach
     run, requests = tmp_path / "run", Requests()
     values = settings(teacher_file, epochs=2)
     asking = AskingDisplay(2, requests, "stop")
-    with pytest.raises(Stopped), also_for_tensorboard(asking, run, DistillationEpoch) as display:
+    with pytest.raises(Stopped), also_logging(["tensorboard"], asking, run, values, DistillationEpoch) as display:
         distill(values, run, display=display, requests=requests)
-    assert list((run / "tensorboard").iterdir()) == []
+    assert not (run / "tensorboard").exists()
     gapssg("distill", "--resume", run)
     assert [step for step, _ in scalars(run)["reality_gap_after"]] == [1, 2]
 
@@ -129,17 +129,18 @@ def test_a_run_resumes_with_a_warning_if_tensorboard_is_no_longer_installed(
     run = tmp_path / "run"
     interrupted(teacher_file, run, 11)
     before = scalars(run)
-    monkeypatch.setattr("gapssg.runs.tensorboard.find_spec", lambda name: None)
+    monkeypatch.setattr("gapssg.runs.loggers.find_spec", lambda name: None)
     printed = gapssg("distill", "--resume", run).stdout
-    warning = f"warning: {run / 'tensorboard'} is not updated, because TensorBoard is not installed: pip install"
+    warning = f"warning: {run / 'tensorboard'} is not updated: --logger tensorboard needs tensorboard"
     assert sum(line.startswith(warning) for line in printed.splitlines()) == 1
     assert (run / "result.json").exists()
     assert scalars(run) == before
 
 
 def test_without_tensorboard_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("gapssg.runs.tensorboard.find_spec", lambda name: None)
+    monkeypatch.setattr("gapssg.runs.loggers.find_spec", lambda name: None)
     run = tmp_path / "run"
     arguments = ["pretrain-teacher", "--data", "digits", "--model", "wrn16_1", "--output", run, "--tensorboard"]
-    assert refusal(*arguments) == '--tensorboard needs TensorBoard: pip install "gapssg[tensorboard]"'
+    installs = 'pip install "gapssg[tensorboard]"'
+    assert refusal(*arguments) == f"--logger tensorboard needs tensorboard, which is not installed: {installs}"
     assert not run.exists()

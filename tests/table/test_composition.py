@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,18 @@ import pytest
 
 from gapssg.errors import InputError
 from gapssg.models.model_file import architecture_of
-from gapssg.settings.load import recipe_text
+from gapssg.settings.load import published_rows, recipe_text
 from gapssg.settings.parts import OptimizerSettings
 from gapssg.synthesis import method_classes
 from gapssg.synthesis.gapssg import GapSSGSettings
 from gapssg.synthesis.gapssg_fast import GapSSGFastSettings
-from gapssg.table import rows
 from gapssg.table.plan import Task, plan_tasks
 from gapssg.table.rows import make_rows, published_figures_of
 from gapssg.table.settings import TableSettings, method_names, parse_variant, row_names
 from gapssg.training.settings import DistillSettings
 from tests.program import gapssg, refusal
 
-PUBLISHED = list(csv.DictReader((Path(rows.__file__).parent / "published.csv").read_text().splitlines()))
+PUBLISHED = list(published_rows().values())
 RUNS = {"gapssg": (200, 128, 0.2), "fast": (220, 256, 0.2), "mad": (200, 128, 0.2), "noise": (200, 128, 0.2)}
 RUNS |= {"gapssg-fast": (32, 128, 0.1), "nayer": (400, 512, 0.2)}
 ROW = "cifar10-wrn40_2-wrn16_1"

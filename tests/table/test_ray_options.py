@@ -26,7 +26,7 @@ def test_options_of_a_cluster_need_its_address(tmp_path: Path):
 def test_a_missing_ray_is_named_with_the_command_that_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     sentence = refusal("table", tmp_path / "table", *TABLE, "--ray", "auto")
-    assert sentence == "--ray needs Ray, which is not installed: pip install 'gapssg[ray]'"
+    assert sentence == "--ray needs ray, which is not installed: pip install 'gapssg[ray]'"
     assert list(tmp_path.iterdir()) == []
 
 

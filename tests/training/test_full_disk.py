@@ -18,7 +18,7 @@ import pytest
 from gapssg import DistillSettings, RunError, distill
 from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import DistillationEpoch, Epoch, Event
-from gapssg.runs.tensorboard import also_for_tensorboard
+from gapssg.runs.loggers import also_logging
 from tests.run_fixtures import TINY, files_of
 
 
@@ -128,13 +128,13 @@ def test_a_full_disk_for_tensorboard_stops_the_run_with_one_sentence(
     pytest.importorskip("tensorboard")
     threads: list[object] = []
     monkeypatch.setattr(threading, "excepthook", threads.append)
-    run = tmp_path / "run"
+    run, values = tmp_path / "run", settings(teacher_file, checkpoint_every=1)
     with (
         pytest.raises(RunError, match=r"^cannot write to .*/tensorboard: File too large$"),
         restored_limits(),
-        also_for_tensorboard(Limiting(epoch), run, DistillationEpoch) as display,
+        also_logging(["tensorboard"], Limiting(epoch), run, values, DistillationEpoch) as display,
     ):
-        distill(settings(teacher_file, checkpoint_every=1), run, display=display)
+        distill(values, run, display=display)
     assert threads == []
 
 

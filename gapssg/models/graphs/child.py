@@ -14,8 +14,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,31 +24,14 @@ from torch import Tensor
 
 from gapssg.errors import InputError, first_line
 from gapssg.models.checkpoint_child import bound
-from gapssg.models.graphs.record import Executor, Recorder
+from gapssg.models.graphs.record import Opened
 from gapssg.models.graphs.trace import graph_of
-from gapssg.models.signature import part_of
 
 CPU_SECONDS = 600
 MEMORY_PER_BYTE = 8  # the file, its tensors, copies of them for two recordings, and the output
 MEMORY_BESIDE = 3 * 2**30
 _CHECKED = 3  # images
-_HALF, _EIGHT_BITS = 2.0**-11, 2.0**-9  # unit roundoffs of half precision and of integers of 8 bits
-
-
-class Opened(NamedTuple):
-    """A file that has been read."""
-
-    read: Callable[[Recorder], Any]
-    """Applies it to the images of a recorder."""
-    original: Callable[[Tensor, str | None], Tensor]
-    """Computes logits (N, K), those of a name or index among several outputs, of images (N, C, H, W) with the file's
-    own library; for torch.export, whose reader can run code of the file, with its operators as they are."""
-    input_shape: tuple[int, ...] | None
-    """Channels, height and width that it declares; None if it does not."""
-    batch: int | None
-    """The batch size that it declares; None if it does not."""
-    roundoff: float = 2.0**-24
-    """The unit roundoff of its numbers."""
+_READERS = {"onnx": "onnx_reader", "torchscript": "torchscript_reader", "torch.export": "exported_reader"}
 
 
 def main() -> None:
@@ -70,7 +54,7 @@ def answer(
     is its logits, None to recognise it.
     """
     try:
-        opened = _OPENS[kind](path)
+        opened = read_file(kind, path)
         if (folder / "images.safetensors").exists():
             images = load_file(folder / "images.safetensors")["images"]
             save_file({"logits": _logits(opened.original, images, part)}, folder / "logits.safetensors")
@@ -82,6 +66,12 @@ def answer(
         return {"refused": "it needs more memory than a model of its size should"}
     except Exception as error:  # whatever an untrusted file makes a library raise
         return {"refused": f"it cannot be read ({first_line(error, 200)})"}
+
+
+def read_file(kind: str, path: Path) -> Opened:
+    """Read a file of a kind; raise `InputError` if it is damaged or cannot be a graph."""
+    opened: Opened = import_module(f"gapssg.models.graphs.{_READERS[kind]}").load(path)
+    return opened
 
 
 def write_graph(opened: Opened, folder: Path, given: tuple[int, ...] | None, part: str | None = None) -> dict[str, Any]:
@@ -112,13 +102,6 @@ def _logits(original: Callable[[Tensor, str | None], Tensor], images: Tensor, pa
     return logits.reshape(len(images), -1).float().contiguous()
 
 
-def _in_batches(run: Callable[[Tensor], Tensor], images: Tensor, size: int | None) -> Tensor:
-    """Return logits of images in batches of a size, the last of which is filled up; of any size if that is None."""
-    missing = -len(images) % size if size else 0
-    filled = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
-    return torch.cat([run(batch) for batch in torch.split(filled, size or len(images))])[: len(images)]
-
-
 def _input_shape(declared: tuple[int, ...] | None, given: tuple[int, ...] | None) -> tuple[int, int, int]:
     if declared and given and declared != given:
         sizes = ["x".join(map(str, shape)) for shape in (declared, given)]
@@ -140,60 +123,6 @@ def _prepare(kind: str) -> None:
 
         assert onnx
         onnxruntime.set_default_logger_severity(4)
-
-
-def _onnx(path: Path) -> Opened:
-    import onnxruntime
-
-    from gapssg.models.graphs import onnx_reader
-
-    file = onnx_reader.load(path)
-    name, kind = onnx_reader.input_of(file.model)
-
-    def original(images: Tensor, part: str | None) -> Tensor:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = 1
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # as the file says
-        session = onnxruntime.InferenceSession(
-            file.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        values = (images.permute(0, 2, 3, 1) if file.channels_last else images).to(kind).contiguous()
-
-        def run(batch: Tensor) -> Tensor:
-            return torch.from_numpy(session.run([part or session.get_outputs()[0].name], {name: batch.numpy()})[0])
-
-        return _in_batches(run, values, file.batch)
-
-    roundoff = _HALF if onnx_reader.is_half(file.model) else Opened._field_defaults["roundoff"]
-    roundoff = _EIGHT_BITS if onnx_reader.is_quantised(file.model) else roundoff
-    return Opened(file.read, original, file.input_shape, file.batch, roundoff)
-
-
-def _torchscript(path: Path) -> Opened:
-    from gapssg.models.graphs import torchscript_reader
-
-    module = torchscript_reader.load(path)
-
-    def original(images: Tensor, part: str | None) -> Tensor:
-        with torch.no_grad():
-            return part_of(module(images), part)
-
-    return Opened(torchscript_reader.reader_of(module), original, None, None)
-
-
-def _exported(path: Path) -> Opened:
-    from gapssg.models.graphs import exported_reader
-
-    file = exported_reader.load(path)
-
-    def original(images: Tensor, part: str | None) -> Tensor:
-        return _in_batches(lambda batch: part_of(file.read(Executor(batch)), part), images, file.batch)
-
-    return Opened(file.read, original, file.input_shape, file.batch)
-
-
-_OPENS = {"onnx": _onnx, "torchscript": _torchscript, "torch.export": _exported}
 
 
 def _bound(path: Path) -> None:

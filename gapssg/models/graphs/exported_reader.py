@@ -11,14 +11,15 @@ import operator as python
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gapssg.errors import InputError, shortened
 from gapssg.files import parse_json
-from gapssg.models.graphs.record import Executor, Recorder, Traced, UnknownOperator
+from gapssg.models.graphs.record import Executor, Opened, Recorder, Traced, UnknownOperator, in_batches
+from gapssg.models.signature import part_of
 
 _LARGEST_JSON = 2**26
 _ATEN = "torch.ops.aten."
@@ -45,22 +46,10 @@ _BLOCKS = ("torch.ops.higher_order.wrap_with_autocast", "torch.ops.higher_order.
 _IGNORED = {"as_memory_format", "as_layout", "as_device"}
 
 
-class Exported(NamedTuple):
-    """An exported program."""
-
-    read: Callable[[Recorder | Executor], Any]
-    """Applies it to the images of a recorder or an executor."""
-    input_shape: tuple[int, ...] | None
-    """Channels, height and width that it declares; None where they are dynamic."""
-    batch: int | None
-    """The batch size that it declares; None if it is dynamic."""
-
-
-def load(path: Path) -> Exported:
+def load(path: Path) -> Opened:
     """Read an exported program.
 
-    Raises:
-        InputError: The file is damaged or too large, or it has several inputs or outputs, custom objects or training.
+    Raises `InputError` if it is damaged or too large, or has several inputs or outputs, custom objects or training.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -139,7 +128,7 @@ def _tensor(content: bytes, meta: Mapping[str, Any]) -> Tensor:
     return tensor.contiguous()
 
 
-def _exported(program: Mapping[str, Any], state: Mapping[str, Tensor]) -> Exported:
+def _exported(program: Mapping[str, Any], state: Mapping[str, Tensor]) -> Opened:
     graph, signature = program["graph_module"]["graph"], program["graph_module"]["signature"]
     constants: dict[str, Any] = {}
     images: list[str] = []
@@ -164,12 +153,15 @@ def _exported(program: Mapping[str, Any], state: Mapping[str, Tensor]) -> Export
     if len(images) != 1:
         raise InputError(f"it has {len(images)} inputs; save a model whose only input is the images")
     sizes = [each.get("as_int") for each in graph["tensor_values"][images[0]]["sizes"]]
-    shape = tuple(sizes[1:])
-    return Exported(
-        lambda recorder: _apply(graph, {**constants, images[0]: recorder.images}, outputs, recorder),
-        shape if all(isinstance(size, int) for size in shape) else None,
-        sizes[0] if sizes else None,
-    )
+    shape, batch = tuple(sizes[1:]), sizes[0] if sizes else None
+
+    def read(recorder: Recorder | Executor) -> Any:
+        return _apply(graph, {**constants, images[0]: recorder.images}, outputs, recorder)
+
+    def original(values: Tensor, part: str | None) -> Tensor:
+        return in_batches(lambda each: part_of(read(Executor(each)), part), values, batch)
+
+    return Opened(read, original, shape if all(isinstance(size, int) for size in shape) else None, batch)
 
 
 def _apply(graph: Mapping[str, Any], values: dict[str, Any], outputs: list[Any], recorder: Recorder | Executor) -> Any:

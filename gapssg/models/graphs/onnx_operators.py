@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gapssg.errors import InputError
-from gapssg.models.graphs.record import Traced
+from gapssg.models.graphs.record import Traced, tensor_of
 
 _DTYPES = {1: torch.float32, 2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64}
 _DTYPES |= {9: torch.bool, 10: torch.float32, 11: torch.float32, 16: torch.float32}
@@ -44,13 +44,8 @@ class Node(NamedTuple):
         return self.attributes.get(name) if value is None else value.tolist()
 
 
-def _tensor(value: Any) -> Tensor:
-    tensor: Tensor = value.tensor if isinstance(value, Traced) else value
-    return tensor
-
-
 def _shape(value: Any) -> list[int]:
-    return list(_tensor(value).shape)
+    return list(tensor_of(value).shape)
 
 
 def _rank(value: Any) -> int:
@@ -72,7 +67,7 @@ def _variadic(name: str) -> Callable[[Node], Any]:
 
 
 def _div(node: Node) -> Any:
-    if _tensor(node.inputs[0]).is_floating_point():
+    if tensor_of(node.inputs[0]).is_floating_point():
         return node.call("div.Tensor", *node.inputs)
     return node.call("div.Tensor_mode", *node.inputs, rounding_mode="trunc")
 
@@ -708,7 +703,7 @@ ONNX_OPERATORS: Mapping[str, Callable[[Node], Any]] = MappingProxyType(
         "DepthToSpace": _depth_to_space,
         "SpaceToDepth": _space_to_depth,
         "Cast": lambda node: node.call("to.dtype", node.inputs[0], _DTYPES[node.attributes["to"]]),
-        "CastLike": lambda node: node.call("to.dtype", node.inputs[0], _tensor(node.inputs[1]).dtype),
+        "CastLike": lambda node: node.call("to.dtype", node.inputs[0], tensor_of(node.inputs[1]).dtype),
         "Constant": _constant_node,
         "ConstantOfShape": _constant_of_shape,
         "Range": lambda node: node.call("arange.start_step", *(node.constant(place, "range") for place in range(3))),

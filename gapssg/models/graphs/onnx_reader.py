@@ -5,9 +5,8 @@ Only for a child process: a library in C++ parses the file.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,31 +19,18 @@ from torch import Tensor
 from gapssg.errors import InputError, first_line, shortened
 from gapssg.files import LARGEST_FILE, open_regular
 from gapssg.models.graphs.onnx_operators import ONNX_OPERATORS, Node
-from gapssg.models.graphs.record import Recorder, Traced, UnknownOperator
+from gapssg.models.graphs.record import Opened, Recorder, Traced, UnknownOperator, in_batches
 
 _STANDARD = ("", "ai.onnx")
 _CONTROL_FLOW = {"Loop", "Scan", "SequenceMap"}
 _COLOURS = (1, 3, 4)  # channels by which a layout (N, H, W, C) is recognised
 _DEEPEST = 8
 _FLOATING = {1: torch.float32, 10: torch.float16, 11: torch.float64}
+_HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+_ROUNDOFF_OF_HALF, _ROUNDOFF_OF_8_BITS = 2.0**-11, 2.0**-9
 
 
-class OnnxFile(NamedTuple):
-    """An ONNX file."""
-
-    read: Callable[[Recorder], Any]
-    """Applies it to the images of a recorder."""
-    input_shape: tuple[int, ...] | None
-    """Channels, height and width that it declares; None where they are dynamic."""
-    batch: int | None
-    """The batch size that it declares; None if it is dynamic."""
-    channels_last: bool
-    """Whether its images are (N, H, W, C)."""
-    model: onnx.ModelProto
-    """The file's content, with its weights."""
-
-
-def load(path: Path) -> OnnxFile:
+def load(path: Path) -> Opened:
     """Read an ONNX file and the files of weights beside it that it names.
 
     Raises `InputError` if it is damaged, has several inputs, or operators that are not known here.
@@ -86,7 +72,7 @@ def _tensors_of(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
     ]
 
 
-def _opened(model: onnx.ModelProto) -> OnnxFile:
+def _opened(model: onnx.ModelProto) -> Opened:
     graph = model.graph
     if graph.sparse_initializer:
         raise InputError("it has sparse weights; save it with dense weights")
@@ -116,8 +102,36 @@ def _opened(model: onnx.ModelProto) -> OnnxFile:
         results = reader.run(graph, {**constants, "": None, inputs[0].name: images})
         return results[0] if len(results) == 1 else {each.name: results[i] for i, each in enumerate(graph.output)}
 
+    kind = inputs[0].type.tensor_type.elem_type
+    if kind not in _FLOATING:
+        raise InputError("its images are integers; save a model of floating images")
+
+    def original(values: Tensor, part: str | None) -> Tensor:
+        images = (values.permute(0, 2, 3, 1) if channels_last else values).to(_FLOATING[kind]).contiguous()
+        session = _session(model)
+        output = part or session.get_outputs()[0].name
+
+        def run(batch: Tensor) -> Tensor:
+            return torch.from_numpy(session.run([output], {inputs[0].name: batch.numpy()})[0])
+
+        return in_batches(run, images, sizes[0])
+
+    is_half = kind == onnx.TensorProto.FLOAT16 or any(each.data_type in _HALF for each in graph.initializer)
     known = tuple(size for size in shape if size)
-    return OnnxFile(read, known if len(known) == 3 else None, sizes[0], channels_last, model)
+    opened = Opened(read, original, known if len(known) == 3 else None, sizes[0])
+    if any(node.op_type == "QuantizeLinear" for node in graph.node):
+        return opened._replace(roundoff=_ROUNDOFF_OF_8_BITS)
+    return opened._replace(roundoff=_ROUNDOFF_OF_HALF) if is_half else opened
+
+
+def _session(model: onnx.ModelProto) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # as the file says
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _kinds(graph: onnx.GraphProto) -> set[str]:
@@ -201,24 +215,3 @@ def _attribute(attribute: onnx.AttributeProto) -> Any:
     if isinstance(value, bytes):
         return value.decode()
     return list(value) if not isinstance(value, int | float | str | onnx.GraphProto) else value
-
-
-def input_of(model: onnx.ModelProto) -> tuple[str, torch.dtype]:
-    """Return the name and the dtype of the images."""
-    stored = {tensor.name for tensor in model.graph.initializer}
-    images = next(each for each in model.graph.input if each.name not in stored)
-    kind = images.type.tensor_type.elem_type
-    if kind not in _FLOATING:
-        raise InputError("its images are integers; save a model of floating images")
-    return images.name, _FLOATING[kind]
-
-
-def is_quantised(model: onnx.ModelProto) -> bool:
-    """Tell whether a file rounds activations to 8 bits."""
-    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
-
-
-def is_half(model: onnx.ModelProto) -> bool:
-    """Tell whether a file computes in half precision, at least in part."""
-    half = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-    return input_of(model)[1] == torch.float16 or any(each.data_type in half for each in model.graph.initializer)

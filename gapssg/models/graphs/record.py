@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,6 +76,22 @@ class Step:
     """Keyword arguments."""
     shape: tuple[int, ...] | None = None
     """Shape of the result; None if there are several."""
+
+
+class Opened(NamedTuple):
+    """A file that a reader has read."""
+
+    read: Callable[[Any], Any]
+    """Applies it to the images of a `Recorder`."""
+    original: Callable[[Tensor, str | None], Tensor]
+    """Computes logits (N, K), those of a name or index among several outputs, of images (N, C, H, W) with the file's
+    own library; for torch.export, whose reader can run code of the file, with its operators as they are."""
+    input_shape: tuple[int, ...] | None = None
+    """Channels, height and width that it declares; None if it does not, or they are dynamic."""
+    batch: int | None = None
+    """The batch size that it declares; None if it does not, or it is dynamic."""
+    roundoff: float = 2.0**-24
+    """The unit roundoff of its numbers."""
 
 
 class _Memory:
@@ -194,7 +210,7 @@ class Recorder:
         step = Step(name, _map(_reference, arguments), _map(_reference, named))
         with foreign_code(f"its operator {name.partition('.')[0]} fails"), torch.no_grad():
             _check_size(function, arguments, named)
-            result = function(*_map(_tensor, arguments), **_map(_tensor, named))
+            result = function(*_map(tensor_of, arguments), **_map(tensor_of, named))
         self.steps.append(step)
         number = len(self.steps) - 1
         memory = {_address(each.tensor): each.memory for each in _traced((arguments, named))}
@@ -226,9 +242,9 @@ class Recorder:
         if base == "float":
             wanted = torch.float32
         for other in others:
-            other = _tensor(other)
+            other = tensor_of(other)
             wanted = other if isinstance(other, torch.dtype) else other.dtype if isinstance(other, Tensor) else wanted
-        tensor = _tensor(value)
+        tensor = tensor_of(value)
         if wanted is None or (wanted := _narrow(wanted)) == tensor.dtype:
             return value.copy() if base == "_to_copy" and isinstance(value, Traced) else value
         if not isinstance(value, Traced):
@@ -239,14 +255,14 @@ class Recorder:
         """Record every change of shape by the shape of its result."""
         value = arguments[0]
         if not isinstance(value, Traced):  # expanded to the shape of something traced
-            return self._constant(base, overload, _map(_tensor, arguments), named)
+            return self._constant(base, overload, _map(tensor_of, arguments), named)
         safe = "reshape" if base in ("view", "_unsafe_view") else base
         overload = "default" if safe == "reshape" else overload
         named = {key: each for key, each in named.items() if key not in _IGNORED}
         with foreign_code(f"its operator {base} fails"), torch.no_grad():
             function = operator(f"{safe}.{overload}")
             _check_size(function, arguments, named)
-            result = function(*_map(_tensor, arguments), **_map(_tensor, named))
+            result = function(*_map(tensor_of, arguments), **_map(tensor_of, named))
         if result.shape == value.tensor.shape:
             return value
         if base not in _EXPANDED:
@@ -289,6 +305,13 @@ class Executor:
             raise UnknownOperator([base])
         with torch.no_grad():
             return operator(f"{base}.{overload or 'default'}")(*_map(_narrow, arguments), **_map(_narrow, named))
+
+
+def in_batches(run: Callable[[Tensor], Tensor], images: Tensor, size: int | None) -> Tensor:
+    """Return logits of images in batches of a size, the last of which is filled up; of any size if that is None."""
+    missing = -len(images) % size if size else 0
+    filled = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
+    return torch.cat([run(batch) for batch in torch.split(filled, size or len(images))])[: len(images)]
 
 
 def _convolution(
@@ -354,7 +377,7 @@ def _check_size(function: Any, arguments: Any, named: dict[str, Any]) -> None:
 
 
 def _on_meta(value: Any) -> Any:
-    value = _tensor(value)
+    value = tensor_of(value)
     return value.to("meta") if isinstance(value, Tensor) else value
 
 
@@ -428,7 +451,8 @@ def _map(function: Callable[[Any], Any], value: Any) -> Any:
     return function(value)
 
 
-def _tensor(value: Any) -> Any:
+def tensor_of(value: Any) -> Any:
+    """Return the tensor of a traced value, and others unchanged."""
     return value.tensor if isinstance(value, Traced) else value
 
 

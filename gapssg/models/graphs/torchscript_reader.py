@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from gapssg.errors import InputError, first_line, shortened
-from gapssg.models.graphs.record import Recorder, Traced, UnknownOperator
+from gapssg.models.graphs.record import Opened, Recorder, Traced, UnknownOperator, tensor_of
+from gapssg.models.signature import part_of
 
 _MOST_STEPS = 1_000_000
 _LARGEST_TEXT = 2**26
@@ -84,19 +85,17 @@ def check_archive(path: Path) -> None:
         raise InputError(f"it is no complete zip archive ({shortened(error)})") from error
 
 
-def load(path: Path) -> torch.jit.ScriptModule:
-    """Load a TorchScript file on the CPU, in evaluation mode; raise `InputError` if it is damaged or would run code."""
+def load(path: Path) -> Opened:
+    """Load a TorchScript file on the CPU, in evaluation mode.
+
+    Raises `InputError` if it is damaged, would run code, or has other inputs than images.
+    """
     check_archive(path)
     try:
         module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
         module.eval()
     except (RuntimeError, ValueError, OSError, AttributeError) as error:
         raise InputError(f"it is not a readable TorchScript file ({first_line(error)})") from error
-    return module  # type: ignore[no-any-return]
-
-
-def reader_of(module: torch.jit.ScriptModule) -> Callable[[Recorder], Any]:
-    """Return a function that applies the module to a recorder's images; raise `InputError` if it has other inputs."""
     graph = module.inlined_graph
     inputs = list(graph.inputs())
     if len(inputs) != 2:
@@ -109,7 +108,11 @@ def reader_of(module: torch.jit.ScriptModule) -> Callable[[Recorder], Any]:
         outputs = [environment[each.debugName()] for each in graph.outputs()]
         return outputs[0] if len(outputs) == 1 else outputs
 
-    return read
+    def original(images: Tensor, part: str | None) -> Tensor:
+        with torch.no_grad():
+            return part_of(module(images), part)
+
+    return Opened(read, original)
 
 
 class _Interpreter:
@@ -167,12 +170,12 @@ class _Interpreter:
         if name in _ON_LISTS and isinstance(arguments[0], list):
             return _ON_LISTS[name](*arguments)
         if name in ("size", "dim") and isinstance(arguments[0], Tensor | Traced):
-            shape = _shape(arguments[0])
+            shape = tuple(tensor_of(arguments[0]).shape)
             return len(shape) if name == "dim" else shape[arguments[1]] if len(arguments) > 1 else list(shape)
         if name in _STATE:
             return _STATE[name]
         if name == "is_floating_point":
-            return _tensor(arguments[0]).is_floating_point()
+            return tensor_of(arguments[0]).is_floating_point()
         if name in ("format", "warn"):
             return ""
         is_plain = not _has_tensor(arguments)
@@ -234,7 +237,7 @@ _STRUCTURE: dict[str, Callable[[Any, Sequence[Any]], Sequence[Any]]] = {
     "prim::unchecked_cast": lambda _, arguments: arguments,
     "prim::Uninitialized": lambda _, __: [None],
     "prim::RaiseException": _refused,
-    "prim::dtype": lambda _, arguments: [_tensor(arguments[0]).dtype],
+    "prim::dtype": lambda _, arguments: [tensor_of(arguments[0]).dtype],
     "prim::device": lambda _, __: [torch.device("cpu")],
     "prim::type": lambda _, __: ["cpu"],
     "prim::is_cuda": lambda _, __: [False],
@@ -244,15 +247,6 @@ _STRUCTURE: dict[str, Callable[[Any, Sequence[Any]], Sequence[Any]]] = {
     "prim::max": lambda _, arguments: [max(*arguments)],
     "prim::Print": lambda _, __: [],
 }
-
-
-def _tensor(value: Any) -> Tensor:
-    tensor: Tensor = value.tensor if isinstance(value, Traced) else value
-    return tensor
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    return tuple(_tensor(value).shape)
 
 
 def _has_tensor(value: Any) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gapssg.export.formats import quiet
-from gapssg.models.graphs import exported_reader, onnx_reader, torchscript_reader
+from gapssg.models.graphs.child import read_file
 from gapssg.models.graphs.description import check_graph
 from gapssg.models.graphs.module import build_graph
 from gapssg.models.graphs.trace import Graph, graph_of
@@ -64,13 +64,8 @@ def optimised(path: Path, output: Path) -> Path:
 def read(path: Path) -> Graph:
     """Return the graph of a file, in this process."""
     with quiet():
-        if path.suffix == ".onnx":
-            file = onnx_reader.load(path)
-            return graph_of(file.read, INPUT_SHAPE, file.batch)
-        if path.suffix == ".pt2":
-            program = exported_reader.load(path)
-            return graph_of(program.read, INPUT_SHAPE, program.batch)
-        return graph_of(torchscript_reader.reader_of(torchscript_reader.load(path)), INPUT_SHAPE)
+        opened = read_file(next(kind for kind, suffix in SUFFIXES.items() if suffix == path.suffix), path)
+        return graph_of(opened.read, INPUT_SHAPE, opened.batch)
 
 
 def built(graph: Graph) -> nn.Module:
