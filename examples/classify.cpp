@@ -1,19 +1,26 @@
-// Prints the class of an image, by onnxruntime, for a model that was exported with --fold-normalization.
+// Prints the class of an image and its probability, by onnxruntime, for a model that was exported with
+// --fold-normalization.
 //
 // The image is a binary PGM (one channel) or PPM (three channels) of the model's size, as ImageMagick writes it:
 //   convert image.png -resize 32x32! image.ppm
 //
-// DIR is an unpacked archive of https://github.com/microsoft/onnxruntime/releases:
+// With onnxruntime from Debian 13 (apt-get install libonnxruntime-dev):
+//   g++ -std=c++17 classify.cpp $(pkg-config --cflags --libs libonnxruntime) -o classify
+//   ./classify student.onnx image.ppm
+//
+// With an archive of https://github.com/microsoft/onnxruntime/releases, unpacked as DIR:
 //   g++ -std=c++17 classify.cpp -I DIR/include -L DIR/lib -lonnxruntime -o classify
 //   LD_LIBRARY_PATH=DIR/lib ./classify student.onnx image.ppm
 //
-// It prints the index of the class; the names are in the metadata, which it prints after it as JSON.
+// The first line has the index of the class; the names are in the metadata, which the second line has as JSON.
 
 #include <onnxruntime_cxx_api.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <fstream>
+#include <iomanip>
 #include <iostream>
 #include <stdexcept>
 #include <string>
@@ -58,7 +65,10 @@ int main(int count, char** arguments) try {
 
     const float* logits = results[0].GetTensorData<float>();
     const int64_t classes = results[0].GetTensorTypeAndShapeInfo().GetShape()[1];
-    std::cout << std::max_element(logits, logits + classes) - logits << '\n';
+    const float* best = std::max_element(logits, logits + classes);
+    double total = 0;  // of the odds against the best class, whose probability is its inverse
+    for (int64_t index = 0; index < classes; ++index) total += std::exp(logits[index] - *best);
+    std::cout << best - logits << ' ' << std::fixed << std::setprecision(4) << 1 / total << '\n';
 
     Ort::AllocatorWithDefaultOptions allocator;
     std::cout << session.GetModelMetadata().LookupCustomMetadataMapAllocated("gapssg", allocator).get() << '\n';
