@@ -64,7 +64,8 @@ def test_captured_steps_equal_the_eager_ones(teacher_file: Path, on_gpu: Runtime
     assert len(caplog.messages) == 2
     # The same kernels on the same numbers.
     assert torch.equal(images, plain_images)
-    assert all(torch.equal(weights[name], plain[name]) for name in plain)
+    # The images that were not finite left such running statistics in both.
+    torch.testing.assert_close(weights, plain, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize(("precision", "within"), [("fp32", OF_FLOAT32), ("bf16", OF_BF16)])
