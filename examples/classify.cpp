@@ -19,6 +19,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <fstream>
 #include <iomanip>
 #include <iostream>
@@ -55,6 +56,10 @@ int main(int count, char** arguments) try {
 
     Ort::Env environment(ORT_LOGGING_LEVEL_WARNING, "classify");
     Ort::Session session(environment, arguments[1], Ort::SessionOptions{});
+    Ort::AllocatorWithDefaultOptions allocator;
+    const auto about = session.GetModelMetadata().LookupCustomMetadataMapAllocated("gapssg", allocator);
+    if (!about || !std::strstr(about.get(), "\"normalization_folded\":true"))
+        throw std::runtime_error("export the model with --fold-normalization");
     const std::vector<int64_t> shape{1, image.channels, image.height, image.width};
     Ort::Value input = Ort::Value::CreateTensor<float>(
         Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault), image.pixels.data(), image.pixels.size(),
@@ -69,9 +74,7 @@ int main(int count, char** arguments) try {
     double total = 0;  // of the odds against the best class, whose probability is its inverse
     for (int64_t index = 0; index < classes; ++index) total += std::exp(logits[index] - *best);
     std::cout << best - logits << ' ' << std::fixed << std::setprecision(4) << 1 / total << '\n';
-
-    Ort::AllocatorWithDefaultOptions allocator;
-    std::cout << session.GetModelMetadata().LookupCustomMetadataMapAllocated("gapssg", allocator).get() << '\n';
+    std::cout << about.get() << '\n';
 } catch (const std::exception& error) {
     std::cerr << error.what() << '\n';
     return 1;

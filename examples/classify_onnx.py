@@ -10,6 +10,8 @@ from PIL import Image
 model, file = sys.argv[1:]
 session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 about = json.loads(session.get_modelmeta().custom_metadata_map["gapssg"])
+if not about["normalization_folded"]:
+    sys.exit("export the model with --fold-normalization")
 channels, height, width = about["input_shape"]
 
 image = Image.open(file).convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)

@@ -14,6 +14,8 @@ path, file = sys.argv[1:]
 extra = {"gapssg": ""}
 model = torch.export.load(path, extra_files=extra).module()
 about = json.loads(extra["gapssg"])
+if not about["normalization_folded"]:
+    sys.exit("export the model with --fold-normalization")
 channels, height, width = about["input_shape"]
 
 image = Image.open(file).convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)

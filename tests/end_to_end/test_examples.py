@@ -31,6 +31,7 @@ WEB_RUNTIME = EXAMPLES / "node_modules" / "onnxruntime-web"
 # The programs print four decimals, and float32 rounding is far below them. Swapped colours change the probability by
 # 2e-3, a mirrored image by more.
 TOLERANCE = 1e-4
+REFUSAL = "xport the model with --fold-normalization"
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +44,14 @@ class Exported(NamedTuple):
     class_name: str
     class_index: int
     probability: float
+
+    @property
+    def unfolded(self) -> Path:
+        """The ONNX file, but its metadata say that it takes normalised images."""
+        content = (self.folder / "student.onnx").read_bytes()
+        path = self.folder / "unfolded.onnx"
+        path.write_bytes(content.replace(b'"normalization_folded":true', b'"normalization_folded":null'))
+        return path
 
     def check(self, printed: str, class_name: str | None = None) -> None:
         name, probability = printed.rsplit(maxsplit=1)
@@ -97,6 +106,12 @@ def test_the_python_programs_print_the_class_and_its_probability(
     exported.check(capsys.readouterr().out)
 
 
+def test_the_python_program_refuses_a_model_of_normalised_images(exported: Exported, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["classify_onnx.py", str(exported.unfolded), str(exported.image)])
+    with pytest.raises(SystemExit, match=REFUSAL):
+        runpy.run_path(str(EXAMPLES / "classify_onnx.py"))
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The C++ program, with the library of onnxruntime's Python package and the headers of the system."""
@@ -117,7 +132,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "classify"
 
 
-def test_the_cpp_program_prints_the_class_and_its_probability(exported: Exported, compiled: Path):
+def test_the_cpp_program_prints_the_class_and_its_probability_or_refuses_the_model(exported: Exported, compiled: Path):
     image = exported.folder / "image.ppm"
     with Image.open(exported.image) as opened:
         opened.save(image)
@@ -125,6 +140,8 @@ def test_the_cpp_program_prints_the_class_and_its_probability(exported: Exported
     first, metadata = subprocess.run(run, check=True, capture_output=True, text=True).stdout.splitlines()
     exported.check(first, str(exported.class_index))
     assert exported.class_name in metadata
+    refused = subprocess.run([str(compiled), str(exported.unfolded), str(image)], capture_output=True, text=True)
+    assert refused.returncode == 1 and REFUSAL in refused.stderr
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +156,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def address(exported: Exported) -> Iterator[str]:
     """The address of a server of the folder with the model and the page."""
     shutil.copy(EXAMPLES / "classify.html", exported.folder)
-    (exported.folder / "node_modules").symlink_to(WEB_RUNTIME.parent)
+    modules = exported.folder / "node_modules"
+    modules.unlink(missing_ok=True)
+    modules.symlink_to(WEB_RUNTIME.parent)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(exported.folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever).start()
@@ -147,11 +166,24 @@ def address(exported: Exported) -> Iterator[str]:
         server.shutdown()
 
 
-@needs_browser
-def test_the_page_shows_the_class_and_its_probability(browser: Any, exported: Exported, address: str):
+def shown_for(browser: Any, exported: Exported, address: str) -> str:
+    """Open the page, choose the image, and return what the page then shows."""
     from selenium.webdriver.support.wait import WebDriverWait
 
     browser.get(f"{address}/classify.html")
     browser.find_element("id", "file").send_keys(str(exported.image))
-    shown = WebDriverWait(browser, 30).until(lambda _: browser.find_element("id", "class").text)
-    exported.check(shown)
+    return str(WebDriverWait(browser, 30).until(lambda _: browser.find_element("id", "class").text))
+
+
+@needs_browser
+def test_the_page_shows_the_class_and_its_probability(browser: Any, exported: Exported, address: str):
+    exported.check(shown_for(browser, exported, address))
+
+
+@needs_browser
+def test_the_page_refuses_a_model_of_normalised_images(browser: Any, exported: Exported, address: str):
+    described = exported.folder / "student.json"
+    text = described.read_text()
+    described.write_text(text.replace('"normalization_folded": true', '"normalization_folded": false'))
+    assert REFUSAL in shown_for(browser, exported, address)
+    described.write_text(text)
