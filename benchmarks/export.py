@@ -60,7 +60,6 @@ def main() -> None:
             int8 = {"enabled": True, "pool": given.pool, "max_drop_points": most, "min_agreement": 0}
             settings = ExportSettings(model=model, to=to, fold_normalization=True, int8=int8, seed=seed)
             rows += _rows(settings, test, given.bias_correction and to == "onnx" and most is None)
-            print(rows[-1], flush=True)
     print_table("int8 without data", list(rows[0]), [list(row.values()) for row in rows])
     write_results(Path(__file__).parent / "results" / f"export-{given.name}.csv", rows, machine)
 
