@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.core import Size, make_core
@@ -64,7 +65,7 @@ def main() -> None:
 
 
 def profile_step(step: Step, device: torch.device) -> list[dict[str, Any]]:
-    """Return a row for each kind of kernel and each function of the CUDA runtime; milliseconds and calls are per step."""
+    """Return a row for each kind of kernel and each function of the CUDA runtime; all figures are per step."""
     for _ in range(EAGER_CALLS + 2):
         step()
     wall = median(time_in_turn({"step": step}, device, 15)["step"]) * 1e3
@@ -74,7 +75,7 @@ def profile_step(step: Step, device: torch.device) -> list[dict[str, Any]]:
         torch.cuda.synchronize(device)
     spent, kernels, calls, longest = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     for event in found.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type == DeviceType.CUDA:
             kind = kind_of(event.name)
             spent[kind] += event.device_time / 1e3
             kernels[kind] += 1

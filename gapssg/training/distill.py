@@ -26,7 +26,8 @@ from gapssg.models.reference import MODULE
 from gapssg.quality.estimate import judge_quality
 from gapssg.runs.checkpoint import Facts, State
 from gapssg.runs.directory import Display, RunDirectory, SilentDisplay, pool_shards, run_facts
-from gapssg.runs.events import DistillationEnded, DistillationEpoch, Event, Started, Warned
+from gapssg.runs.evaluations import warnings_of_run
+from gapssg.runs.events import DistillationEnded, DistillationEpoch, Event, Note, Started, Warned
 from gapssg.runs.requests import Requests
 from gapssg.runs.results import (
     AugmentationFacts,
@@ -36,6 +37,7 @@ from gapssg.runs.results import (
     Part,
     QualityFacts,
     Scores,
+    SettlingFact,
     StudentFacts,
     TeacherFacts,
 )
@@ -57,7 +59,7 @@ from gapssg.training.estimate import (
     peak_memory,
     time_distillation,
     time_steps,
-    unused_pool_memory,
+    unused_memory,
 )
 from gapssg.training.image_monitor import listed_counts
 from gapssg.training.loop import Job, Launch, Phase
@@ -67,8 +69,8 @@ from gapssg.training.settings import DistillSettings
 if TYPE_CHECKING:
     from gapssg.core.processes import Processes
 
-# The checkpoint compares the SHA-256 of the teacher and of the images.
-_MAY_MOVE = ("teacher", "eval_data.root", "eval_data.name")
+# The checkpoint compares the SHA-256 of the teacher, the pool and the images.
+_MAY_MOVE = ("teacher", "pool", "eval_data.root", "eval_data.name")
 
 
 class EvaluationFacts(Facts):
@@ -98,9 +100,9 @@ def distill(
     """Distil a student without real data and write a run directory with `student.safetensors`.
 
     With `resume` the run in `output` resumes from its last checkpoint and ends with the files of an uninterrupted run;
-    the teacher and the evaluation data may have moved. `requests` may be set from another thread or a signal handler.
-    Evaluation data, if given, is used only for evaluation: the student's weights are the same without it. Each of
-    `processes` calls this with equal arguments; rank 0 writes the directory.
+    the teacher, the pool and the evaluation data may have moved. `requests` may be set from another thread or a signal
+    handler. Evaluation data, if given, is used only for evaluation: the student's weights are the same without it. Each
+    of `processes` calls this with equal arguments; rank 0 writes the directory.
 
     Instead of a teacher's file and a student's name in the settings, a program may pass a `teacher` as
     `model_from_module` returns it and a `student`, whose weights are the initial ones. Both are copied and left
@@ -135,6 +137,8 @@ def _prepare(settings: DistillSettings, launch: Launch, teacher: LoadedModel | N
     method_files = {f"method.{name}": value for name, value in settings.method if isinstance(value, Path)}
     file = None if settings.teacher == Path(MODULE) else settings.teacher
     launch.check([file, settings.pool, settings.student.weights, *method_files.values()], _MAY_MOVE)
+    for option, path in (("--teacher", file), ("--pool", settings.pool)):
+        launch.check_still_there(option, path)
     runtime = Runtime.from_settings(settings.runtime, settings.seed, launch.processes)
     runtime.check_shares({"batch_size": settings.batch_size, **settings.method.shared_batches(settings.batch_size)})
     teacher = read_teacher(settings, teacher)
@@ -161,7 +165,7 @@ def _prepare(settings: DistillSettings, launch: Launch, teacher: LoadedModel | N
         distillation.restore(state.component("distillation"), launch.output)
         evaluator.restore(EvaluationFacts.read(state.facts.get("evaluation")))
     memory = step_memory(settings, runtime, teacher, distillation.student, distillation.synthesizer)
-    check_memory(memory, runtime, unused_pool_memory(distillation))
+    check_memory(memory, runtime, *unused_memory(distillation))
     return _Job(distillation, evaluator, memory)
 
 
@@ -172,11 +176,11 @@ class _Job(Job[DistillResult]):
         self._distillation, self._evaluator = distillation, evaluator
         self._settings = settings = distillation.settings
         self.runtime = distillation.runtime
-        self.epochs = settings.epochs
+        self.epochs = distillation.epochs
         self.checkpoints_every = (settings.checkpoint_every, settings.checkpoint_minutes)
         self.memory = memory
         self.time_left = distillation.time_left
-        self.time_left.plan(EVALUATION, evaluator.count_after(self.epochs_done))
+        self.time_left.plan(EVALUATION, evaluator.count_after(self.epochs_done, self.epochs))
 
     @property
     def epochs_done(self) -> int:
@@ -188,11 +192,15 @@ class _Job(Job[DistillResult]):
         source = f"no data ({settings.method.name})"
         if settings.pool:
             source = f"the pool of {settings.pool}" + (f" and {settings.method.name}" if settings.grow_pool else "")
-        pair = f"{teacher.card.architecture} into {distillation.card.architecture}"
+        own_name, named = teacher.card.architecture, settings.teacher
+        if teacher.path != named:  # a run, of which this is the file
+            own_name += f" ({teacher.path})"
+        pair = f"{own_name} into {distillation.card.architecture}"
         views = distillation.augmentation.describe()
         if not distillation.synthesizer.augments:
             views = "no crops, no flips (method.augment=true turns them on)"
         yield Started(message=f"distilling {pair} with {source}, {views}, {self.runtime.describe()}")
+        yield from warnings_of_run(teacher.path)
         own, of_teacher = (parameters_of(each) for each in (distillation.student, distillation.teacher))
         if own > of_teacher:
             larger = f"the student has {own:,} parameters, more than its teacher with {of_teacher:,}"
@@ -212,10 +220,24 @@ class _Job(Job[DistillResult]):
 
     def end_epoch(self, run: RunDirectory) -> DistillationEpoch:
         done, every = self.epochs_done + 1, self._settings.snapshot_every
-        scores = self._evaluator.after_epoch(done, self._distillation, run)
+        scores = self._evaluator.after_epoch(done, self.epochs, self._distillation, run)
         if every and done % every == 0:
             self._distillation.write_student(run, f"snapshots/epoch-{done:04d}.safetensors")
-        return self._distillation.end_epoch(run, scores)
+        event = self._distillation.end_epoch(run, scores)
+        if self._distillation.epochs < self.epochs:
+            self._end_early(run)
+        return event
+
+    def _end_early(self, run: RunDirectory) -> None:
+        """Plan the epochs that are left once the disagreement has settled."""
+        self.epochs = self._distillation.epochs
+        left = {
+            **self._distillation.steps_left(),
+            EVALUATION: self._evaluator.count_after(self.epochs_done, self.epochs),
+        }
+        for kind, steps in left.items():
+            self._distillation.time_left.shorten(kind, steps)
+        run.show(Note(message=f"the predicted disagreement no longer falls, so the run ends after epoch {self.epochs}"))
 
     def finish(self, run: RunDirectory, seconds: float) -> tuple[DistillResult, DistillationEnded]:
         file = self._distillation.write_student(run, "student.safetensors")
@@ -243,11 +265,11 @@ def estimate_distillation(
     runtime, _ = runtime.decide_compilation(settings.runtime.compile, planned_flops(settings, teacher, student))
     distillation = Distillation(settings, runtime, teacher, student)
     memory = step_memory(settings, runtime, teacher, distillation.student, distillation.synthesizer)
-    check_memory(memory, runtime, unused_pool_memory(distillation))
+    check_memory(memory, runtime, *unused_memory(distillation))
     evaluator = _Evaluator(settings, runtime, teacher, display or SilentDisplay())
     with runtime.configured(), runtime.seeded_globals("estimate"):
         parts = {**time_distillation(distillation), EVALUATION: evaluator.time_evaluations(distillation)}
-    peak = peak_memory(runtime) + unused_pool_memory(distillation)
+    peak = peak_memory(runtime) + sum(unused_memory(distillation))
     return estimated("distill", parts, peak, runtime, distillation.flops)
 
 
@@ -270,11 +292,11 @@ class _Evaluator:
             raise InputError("the evaluation images are not those that the run started with; use the same ones")
         self.facts = facts
 
-    def count_after(self, epochs_done: int) -> int:
-        """Return the number of evaluations that are left after so many epochs."""
-        if self.images is None or epochs_done == self.settings.epochs:
+    def count_after(self, epochs_done: int, epochs: int) -> int:
+        """Return the number of evaluations that are left after so many of the epochs."""
+        if self.images is None or epochs_done == epochs:
             return 0
-        return -(-self.settings.epochs // self.settings.evaluate_every) - epochs_done // self.settings.evaluate_every
+        return -(-epochs // self.settings.evaluate_every) - epochs_done // self.settings.evaluate_every
 
     def time_evaluations(self, distillation: Distillation) -> Part:
         """Time teacher and student on a few images; a run evaluates the teacher once."""
@@ -286,11 +308,13 @@ class _Evaluator:
             time_steps(partial(distillation.predict, module, images), self.runtime, 6, 1).seconds_per_step * times
             for module in (distillation.teacher, distillation.student)
         )
-        return Part(self.count_after(0), student, teacher)
+        return Part(self.count_after(0, self.settings.epochs), student, teacher)
 
-    def after_epoch(self, epochs_done: int, distillation: Distillation, run: RunDirectory) -> Scores | None:
-        """Evaluate if it is due after so many epochs; return the student's scores."""
-        due = epochs_done % self.settings.evaluate_every == 0 or epochs_done == self.settings.epochs
+    def after_epoch(
+        self, epochs_done: int, epochs: int, distillation: Distillation, run: RunDirectory
+    ) -> Scores | None:
+        """Evaluate if it is due after so many of the epochs; return the student's scores."""
+        due = epochs_done % self.settings.evaluate_every == 0 or epochs_done == epochs
         if self.images is None or not due:
             return None
         started = time.perf_counter()
@@ -311,7 +335,7 @@ def _result(
     distillation: Distillation, evaluation: EvaluationFacts, student_file: Path, total_seconds: float
 ) -> DistillResult:
     settings, teacher, progress = distillation.settings, distillation.teacher_file, distillation.progress
-    scores, teacher_scores = evaluation.student, evaluation.teacher
+    scores, teacher_scores, settling = evaluation.student, evaluation.teacher, distillation.settling
     best_top1, best_epoch = evaluation.best or (None, None)
     drawn = distillation.augmentation
     augmentation = AugmentationFacts(crop_padding=drawn.padding, crop_padding_mode=drawn.padding_mode, flip=drawn.flip)
@@ -345,7 +369,10 @@ def _result(
         teacher_counts=listed_counts(counts),
         target_counts=listed_counts(distillation.monitor.target_counts),
         data=settings.eval_data.name if settings.eval_data else None,
-        epochs=settings.epochs,
+        epochs=distillation.epochs,
+        settling=None
+        if settling is None
+        else SettlingFact(most_epochs=settings.epochs, settled_after=settling.settled_after),
         images_synthesized=progress.images_synthesized,
         distillation_steps=progress.step_count,
         flops=distillation.flops,
