@@ -1,19 +1,27 @@
-// Prints the class of an image, by onnxruntime, for a model that was exported with --fold-normalization.
+// Prints the class of an image and its probability, by onnxruntime, for a model that was exported with
+// --fold-normalization.
 //
 // The image is a binary PGM (one channel) or PPM (three channels) of the model's size, as ImageMagick writes it:
 //   convert image.png -resize 32x32! image.ppm
 //
-// DIR is an unpacked archive of https://github.com/microsoft/onnxruntime/releases:
+// With onnxruntime from Debian 13 (apt-get install libonnxruntime-dev):
+//   g++ -std=c++17 classify.cpp $(pkg-config --cflags --libs libonnxruntime) -o classify
+//   ./classify student.onnx image.ppm
+//
+// With an archive of https://github.com/microsoft/onnxruntime/releases, unpacked as DIR:
 //   g++ -std=c++17 classify.cpp -I DIR/include -L DIR/lib -lonnxruntime -o classify
 //   LD_LIBRARY_PATH=DIR/lib ./classify student.onnx image.ppm
 //
-// It prints the index of the class; the names are in the metadata, which it prints after it as JSON.
+// The first line has the index of the class; the names are in the metadata, which the second line has as JSON.
 
 #include <onnxruntime_cxx_api.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <fstream>
+#include <iomanip>
 #include <iostream>
 #include <stdexcept>
 #include <string>
@@ -48,6 +56,10 @@ int main(int count, char** arguments) try {
 
     Ort::Env environment(ORT_LOGGING_LEVEL_WARNING, "classify");
     Ort::Session session(environment, arguments[1], Ort::SessionOptions{});
+    Ort::AllocatorWithDefaultOptions allocator;
+    const auto about = session.GetModelMetadata().LookupCustomMetadataMapAllocated("gapssg", allocator);
+    if (!about || !std::strstr(about.get(), "\"normalization_folded\":true"))
+        throw std::runtime_error("export the model with --fold-normalization");
     const std::vector<int64_t> shape{1, image.channels, image.height, image.width};
     Ort::Value input = Ort::Value::CreateTensor<float>(
         Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault), image.pixels.data(), image.pixels.size(),
@@ -58,10 +70,11 @@ int main(int count, char** arguments) try {
 
     const float* logits = results[0].GetTensorData<float>();
     const int64_t classes = results[0].GetTensorTypeAndShapeInfo().GetShape()[1];
-    std::cout << std::max_element(logits, logits + classes) - logits << '\n';
-
-    Ort::AllocatorWithDefaultOptions allocator;
-    std::cout << session.GetModelMetadata().LookupCustomMetadataMapAllocated("gapssg", allocator).get() << '\n';
+    const float* best = std::max_element(logits, logits + classes);
+    double total = 0;  // of the odds against the best class, whose probability is its inverse
+    for (int64_t index = 0; index < classes; ++index) total += std::exp(logits[index] - *best);
+    std::cout << best - logits << ' ' << std::fixed << std::setprecision(4) << 1 / total << '\n';
+    std::cout << about.get() << '\n';
 } catch (const std::exception& error) {
     std::cerr << error.what() << '\n';
     return 1;

@@ -1,4 +1,4 @@
-"""Print the class of an image, by PyTorch alone: `python classify_pytorch.py student.pt2 image.png`.
+"""Print the class of an image and its probability, by PyTorch: `python classify_pytorch.py student.pt2 image.png`.
 
 Loading a `.pt2` file can run code: load only files that you trust.
 """
@@ -14,10 +14,13 @@ path, file = sys.argv[1:]
 extra = {"gapssg": ""}
 model = torch.export.load(path, extra_files=extra).module()
 about = json.loads(extra["gapssg"])
+if not about["normalization_folded"]:
+    sys.exit("export the model with --fold-normalization")
 channels, height, width = about["input_shape"]
 
 image = Image.open(file).convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
 pixels = torch.from_numpy(np.array(image, np.float32)).reshape(1, height, width, channels).permute(0, 3, 1, 2) / 255
 with torch.inference_mode():
-    logits = model(pixels.contiguous())
-print(about["class_names"][logits[0].argmax()])
+    probabilities = model(pixels.contiguous())[0].softmax(0)
+best = probabilities.argmax()
+print(f"{about['class_names'][best]} {probabilities[best]:.4f}")

@@ -119,6 +119,9 @@ MEASURED: dict[str, dict[str, Measured]] = {
         "99.7 %": Measured("export-teacher-onnx", "agreement_pool", having(max_drop="0.5")),
         "98.8 %": Measured("export-digits", "agreement_pool", having(precision="int8", seed="0")),
         "99.1 %": Measured("export-digits", "agreement_pool", having(precision="int8", seed="1")),
+        "80.9 %": Measured("export-int8-mobilenetv2", "top1_float32", having()),
+        "72.2 to 72.4 %": Measured("export-int8-mobilenetv2", "top1", having(format="onnx", biases="")),
+        "77.6 to 78.4 %": Measured("export-int8-mobilenetv2", "top1", having(format="openvino")),
     },
     "manual.md": {
         "84.5 %": Measured("gpu-cifar10", "top1", ON_A_GPU),

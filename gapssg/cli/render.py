@@ -94,7 +94,8 @@ def _next_commands(result: DistillResult, run: Path, settings: DistillSettings) 
     report = ["gapssg", "report", str(run), "--output", "report.html"]
     if result.failures:
         return [report, evaluate] if settings.eval_data is None else [report]
-    return [evaluate, report, ["gapssg", "export", str(run), "--to", "onnx", "--output", "student.onnx"]]
+    export = ["gapssg", "export", str(run), "--to", "onnx", "--fold-normalization", "--output", "student.onnx"]
+    return [evaluate, report, export]
 
 
 def print_quality(console: Console, result: QualityResult) -> None:

@@ -18,6 +18,7 @@ from gapssg.landscape.panels import (
     EPOCH,
     KEY,
     ROUTE,
+    azimuth_of,
     capital,
     colour_bar,
     draw_contours,
@@ -137,7 +138,7 @@ def surface_3d(surface: Surface, scale: Scale) -> Figure:
     """Draw the surface in perspective with a logarithmic height."""
     figure = new_figure(COLUMN, 2.9)
     axes: Any = figure.add_subplot(projection="3d", computed_zorder=False)
-    draw_surface(axes, surface, scale)
+    draw_surface(axes, surface, scale, azimuth_of([surface], scale))
     ticks = scale.ticks()
     axes.set_zticks([math.log10(tick) for tick in ticks], [tick_text(tick) for tick in ticks])
     axes.set_xlabel(short(surface.card.axis_labels[0]), labelpad=-6)
@@ -251,12 +252,13 @@ def sheet_3d(
         _draw_accuracies(part.add_subplot(), accuracies, epochs)
     panels = below.subplots(len(rows), len(rows[0]), squeeze=False, subplot_kw={"projection": "3d"})
     common = scale_of(surfaces)
+    azimuth = azimuth_of(surfaces, common)
     for panel, (name, epoch) in zip(panels.ravel(), [place for row in rows for place in row], strict=True):
         surface = by_place.get((name, epoch))
         if surface is None:
             panel.set_axis_off()
             continue
-        draw_surface(panel, surface, scale_of([surface]) if own_scale else common)
+        draw_surface(panel, surface, scale_of([surface]) if own_scale else common, azimuth)
         panel.locator_params(nbins=4)
         for axis in (panel.xaxis, panel.yaxis, panel.zaxis):
             axis.set_ticklabels([])
@@ -277,7 +279,7 @@ def _draw_accuracies(axes: Axes, accuracies: Mapping[str, Mapping[int, float]], 
         axes.axvline(epoch, color="0.6", linewidth=0.6, zorder=0)
     axes.set_xlabel("Epoch")
     axes.set_ylabel("Top-1 accuracy, %")
-    axes.legend(loc="best", frameon=False)
+    axes.legend(loc="best", edgecolor="none", framealpha=1)  # hides the lines behind it
 
 
 def _arrange(

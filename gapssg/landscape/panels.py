@@ -11,6 +11,7 @@ from gapssg.landscape.surface import Surface
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 COLOURS = "viridis"
 RED = "#D55E00"
@@ -19,8 +20,8 @@ KEY = "star: centre, circles: local minima of the grid"
 _LABEL_HEIGHT = 0.06  # of the axes
 
 
-def draw_surface(axes: Any, surface: Surface, scale: Scale) -> None:
-    """Draw a surface in axes with perspective, with the logarithm to base 10 of the loss as its height."""
+def draw_surface(axes: Any, surface: Surface, scale: Scale, azimuth: int) -> None:
+    """Draw a surface in axes with perspective, seen from `azimuth` degrees, with log10 of the loss as its height."""
     import numpy as np
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm
@@ -37,17 +38,24 @@ def draw_surface(axes: Any, surface: Surface, scale: Scale) -> None:
     axes.set_zlim(np.log10(scale.low), np.log10(scale.high))
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.set_pane_color("white")
-    axes.view_init(elev=32, azim=_azimuth(loss))
+    axes.view_init(elev=32, azim=azimuth)
     axes.set_box_aspect((1, 1, 0.75), zoom=0.92)
 
 
-def _azimuth(loss: Any) -> int:
-    """Return the viewing direction from which the nearest quarter of the surface is lowest."""
-    import numpy as np
+def azimuth_of(surfaces: Sequence[Surface], scale: Scale) -> int:
+    """Return the viewing direction in degrees from which the nearest quarter of the surfaces is lowest."""
 
-    heights, half = np.log(loss), len(loss) // 2
-    near = {35: (half, half), -55: (half, 0), -125: (0, 0), 125: (0, half)}
-    return min(near, key=lambda side: heights[near[side][0] :][: half + 1, near[side][1] :][:, : half + 1].mean())
+    def nearest(side: int) -> float:
+        return sum(_quarters(scale.clip(surface.loss).log())[side].mean().item() for surface in surfaces)
+
+    return min((35, -55, -125, 125), key=nearest)
+
+
+def _quarters(heights: Tensor) -> dict[int, Tensor]:
+    """Return the quarter that is nearest from each viewing direction in degrees."""
+    half = len(heights) // 2
+    low, high = slice(half + 1), slice(half, None)
+    return {35: heights[high, high], -55: heights[high, low], -125: heights[low, low], 125: heights[low, high]}
 
 
 def draw_contours(axes: Axes, surface: Surface, scale: Scale) -> tuple[Any, Any]:

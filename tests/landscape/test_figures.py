@@ -15,7 +15,7 @@ from gapssg.errors import InputError
 from gapssg.figures import COLUMN, write_animation
 from gapssg.landscape.figures import contour, draw, route_animation, sheet, sheet_3d
 from gapssg.landscape.interactive import heights_at, interactive_html
-from gapssg.landscape.panels import short
+from gapssg.landscape.panels import azimuth_of, short
 from gapssg.landscape.scale import Scale, scale_of, tick_text
 from gapssg.landscape.surface import Surface, load_surface, save_surface
 from tests.landscape.conftest import make_surface
@@ -196,13 +196,16 @@ def test_heights_of_a_route_are_bilinear_between_points_of_the_grid():
 
 @pytest.mark.parametrize("accuracies", [{}, {"a": {1: 0.5, 9: 0.9}, "b": {1: 0.2, 9: 0.4}}])
 def test_surfaces_stand_in_the_grid_of_the_sheet_below_the_accuracies(accuracies):
-    surfaces = [make_surface(BOWL * epoch, name=name, epoch=epoch) for name in "ab" for epoch in (1, 2, 9)]
+    bowls = {"a": BOWL, "b": BOWL.flip(0, 1)}
+    surfaces = [make_surface(bowls[name] * epoch, name=name, epoch=epoch) for name in "ab" for epoch in (1, 2, 9)]
+    assert len({azimuth_of([surface], scale_of(surfaces)) for surface in surfaces}) > 1
     figure = sheet_3d(surfaces[:-1], accuracies)
     panels: list[Any] = [axes for axes in figure.axes if axes.name == "3d"]
     assert [panel.get_title() for panel in panels] == [surface.card.label for surface in surfaces[:-1]] + [""]
     assert [panel._axis3don for panel in panels] == [True] * 5 + [False]
     limits = {panel.get_zlim() for panel in panels[:-1]}
     assert len(limits) == 1  # one scale
+    assert len({panel.azim for panel in panels[:-1]}) == 1  # and one viewing direction
     lines = lines_of(figure.axes[0]) if accuracies else []
     curves = {line.get_label(): list(line.get_ydata()) for line in lines if len(line.get_xdata()) == 2}
     assert {name: curves[name] for name in accuracies} == {

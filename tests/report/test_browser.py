@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,30 +10,16 @@ from typing import Any
 import pytest
 
 from gapssg import ReportSettings, write_report
+from tests.browser import needs_browser, open_browser
 from tests.report.conftest import CLASSES, RUNTIME, Runs
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="chromium and chromedriver are not installed")
-
-ARGUMENTS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"),
-)
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(BROWSER)
-    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
-    yield driver
-    driver.quit()
+    with open_browser(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +72,7 @@ def test_all_sections_are_there(browser: Any, page: Path):
     end = ["Cost", "Provenance", "Reproduce this run"]
     distilled = ["The gaps", "Losses", "Synthesis", "Samples", "On real images"]
     assert sections == [
-        [*distilled, "Landscape", *end],
+        ["Warnings", *distilled, "Landscape", *end],  # its teacher has random weights
         [*distilled, *end],
         ["Accuracy", "Losses", "On real images", *end],
     ]
