@@ -51,7 +51,7 @@ class Distillation:
         progress: The counters of the run.
         monitor: Statistics of the synthetic images.
         labelled: Views of the pool's images that the teacher has labelled; None if each step labels its own.
-        flops: Floating-point operations of the whole run in teacher and student, as `Work.flops` counts them.
+        flops: Floating-point operations of the whole run, as `planned_flops` counts them.
         time_left: Measures the steps; evaluations of the student are planned and measured there by the caller.
     """
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gapssg.core.augment import Augmentation, choose_crop_padding
+from gapssg.core.muon import products_per_step
 from gapssg.core.runtime import Runtime
 from gapssg.errors import InputError
 from gapssg.models import create_model
@@ -172,7 +173,7 @@ def step_memory(
 def planned_flops(
     settings: DistillSettings, teacher: LoadedModel, student: nn.Module, pool_size: int | None = None
 ) -> int:
-    """Return the floating-point operations of a run in teacher and student, as `Work.flops` counts them.
+    """Return the floating-point operations of a run: of teacher and student, as `Work.flops` counts them, and of Muon.
 
     Without `pool_size`, the size of a given pool is estimated from the number of its shards.
     """
@@ -180,7 +181,8 @@ def planned_flops(
         pool_size = len(pool_shards(settings.pool)) * settings.method.synthesis_batch_size
     macs = (profile_model(module, teacher.card.input_shape).macs for module in (teacher.module, student))
     work = settings.method.work(settings.epochs, settings.batch_size, pool_size, settings.grow_pool)
-    return work.flops(*macs)
+    products = products_per_step(student) if settings.optimizer.algorithm == "muon" else 0
+    return work.flops(*macs) + products * -(-work.distillation // settings.batch_size)
 
 
 def student_card(

@@ -13,12 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gapssg import DistillSettings, InputError, RunError, distill, load_model, load_settings
+from gapssg.core.muon import products_per_step
 from gapssg.core.runtime import Runtime
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
 from gapssg.runs.results import AugmentationFacts
 from gapssg.synthesis.shards import PoolOrigin, write_shard
 from gapssg.training.distillation import Distillation
+from gapssg.training.distillation_setup import planned_flops
 from tests.conftest import make_card
 from tests.run_fixtures import events, run_epoch, settings, without_timing
 
@@ -195,6 +197,15 @@ def test_a_pool_is_distilled_from_without_synthesis(finished: Path, teacher_file
     assert result.distillation_steps == 2 * (2 * 32 // 8)
     assert not (tmp_path / "from-pool" / "pool").exists()
     assert all(event["synthesis"] == {} for event in events(tmp_path / "from-pool") if event["event"] == "epoch")
+
+
+def test_the_operations_of_muon_count_in_every_distillation_step(teacher_file: Path):
+    teacher, student = load_model(teacher_file), create_model("wrn16_1", num_classes=10, input_shape=(1, 16, 16))
+    sgd, muon = (
+        planned_flops(settings(teacher_file, optimizer={"algorithm": name}), teacher, student)
+        for name in ("sgd", "muon")
+    )
+    assert muon - sgd == 12 * products_per_step(student) > 0
 
 
 def test_a_pool_grows_by_synthesis(finished: Path, teacher_file: Path, tmp_path: Path):
