@@ -86,10 +86,11 @@ def test_the_operations_of_a_run_match_the_formula(finished: Path, teacher_file:
     teacher, student = result["teacher"]["macs"], result["student"]["macs"]
     # Three steps of each of two syntheses and twelve of distillation; a multiply-add is two operations.
     synthesis = 2 * 3 * 16 * 2 * (2 * teacher + 2 * student)
-    assert result["flops"] == synthesis + 12 * 8 * 2 * (teacher + 3 * student)
+    muon = products_per_step(create_model("wrn16_1", num_classes=10, input_shape=(1, 16, 16)))
+    assert result["flops"] == synthesis + 12 * (8 * 2 * (teacher + 3 * student) + muon)
     assert isinstance(result["flops"], int)
     from_pool = distill(settings(teacher_file, pool=finished, runtime={"compile": False}), tmp_path / "from-pool")
-    assert from_pool.flops == 2 * 8 * 8 * 2 * (teacher + 3 * student)
+    assert from_pool.flops == 2 * 8 * (8 * 2 * (teacher + 3 * student) + muon)
     # By the actual size of the pool, not by the settings of the synthesis.
     method = {"name": "noise", "synthesis_batch_size": 999}
     again = distill(settings(teacher_file, pool=finished, method=method), tmp_path / "again")
@@ -220,7 +221,9 @@ def test_a_pool_grows_by_synthesis(finished: Path, teacher_file: Path, tmp_path:
     assert len(more) == 2
     assert not torch.equal(load_file(earlier[0])["images"], load_file(more[0])["images"])
     teacher, student = result.teacher.macs, result.student.macs
-    assert result.flops == 2 * 3 * 16 * 4 * (teacher + student) + 2 * (48 + 64) * 2 * (teacher + 3 * student)
+    muon = products_per_step(create_model("wrn16_1", num_classes=10, input_shape=(1, 16, 16)))
+    distillation = 2 * (48 + 64) * 2 * (teacher + 3 * student) + 28 * muon
+    assert result.flops == 2 * 3 * 16 * 4 * (teacher + student) + distillation
 
 
 def test_a_pool_to_grow_must_be_given_and_of_the_same_teacher(finished: Path, teacher_file: Path, tmp_path: Path):
