@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,16 +15,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gapssg import DistillSettings, InputError, RunError, distill, load_model, load_settings
+from gapssg.audit.settings import AuditSettings
+from gapssg.audit.subjects import read_audited
 from gapssg.core.muon import products_per_step
 from gapssg.core.runtime import Runtime
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
+from gapssg.quality.estimate import images_of_pool
+from gapssg.runs.directory import pool_shards
 from gapssg.runs.results import AugmentationFacts
 from gapssg.synthesis.shards import PoolOrigin, write_shard
 from gapssg.training.distillation import Distillation
 from gapssg.training.distillation_setup import planned_flops
 from tests.conftest import make_card
 from tests.run_fixtures import events, run_epoch, settings, without_timing
+from tests.tiny import TINY_NOISE, tiny_model, write_tiny_teacher
 
 DIGITS = {"eval_data": {"name": "digits"}}
 
@@ -224,6 +231,42 @@ def test_a_pool_grows_by_synthesis(finished: Path, teacher_file: Path, tmp_path:
     muon = products_per_step(create_model("wrn16_1", num_classes=10, input_shape=(1, 16, 16)))
     distillation = 2 * (48 + 64) * 2 * (teacher + 3 * student) + 28 * muon
     assert result.flops == 2 * 3 * 16 * 4 * (teacher + student) + distillation
+
+
+def test_everything_that_reads_a_pool_that_has_grown_sees_all_of_it(tmp_path: Path):
+    with tiny_model():
+        teacher_file = write_tiny_teacher(tmp_path / "teacher.safetensors")
+        first, grown, third = (tmp_path / name for name in ("first", "grown", "third"))
+        distill(settings(teacher_file, **TINY_NOISE), first)
+        growing = {**TINY_NOISE, "grow_pool": True}
+        distill(settings(teacher_file, **growing, pool=first), grown)
+        expected = [each / "pool" / f"shard-000{n}.safetensors" for each in (first, grown) for n in (1, 2)]
+        assert pool_shards(grown) == expected
+        assert len(images_of_pool(grown, load_model(teacher_file))) == 4 * 16
+        pool = read_audited(
+            AuditSettings(model=grown, members=DIGITS["eval_data"], non_members=DIGITS["eval_data"])
+        ).pool
+        assert pool is not None and len(pool) == 4 * 16
+        distill(settings(teacher_file, **growing, pool=grown), third)
+        assert [event["pool_size"] for event in events(third) if event["event"] == "epoch"] == [4 * 16 + 16, 6 * 16]
+        distill(settings(teacher_file, **TINY_NOISE, pool=third), tmp_path / "fixed")
+        assert pool_shards(tmp_path / "fixed") == pool_shards(third)
+        other = {
+            **growing,
+            "method": {"name": "gapssg-fast", "generator_steps": 1, "generator_width": 8, "latent_size": 8},
+        }
+        distill(settings(teacher_file, **other, epochs=1, pool=first), tmp_path / "other")
+        sentence = (
+            f"{first}/pool and {tmp_path}/other/pool: these shards are of several methods or teachers; name a run"
+        )
+        with pytest.raises(InputError, match=re.escape(sentence)):
+            distill(settings(teacher_file, **TINY_NOISE, pool=tmp_path / "other"), tmp_path / "mixed")
+    shutil.rmtree(first / "pool")
+    with pytest.raises(InputError, match=r"third used the pool of .*first, which holds none; name the directory"):
+        pool_shards(third)
+    (first / "settings.toml").write_text(f'pool = "{third}"\n')
+    with pytest.raises(InputError, match=r"its pool is said to be that of .*third, and the reverse"):
+        pool_shards(third)
 
 
 def test_a_pool_to_grow_must_be_given_and_of_the_same_teacher(finished: Path, teacher_file: Path, tmp_path: Path):
