@@ -167,7 +167,8 @@ class Distillation:
             synthesis -= (self.progress.epoch.round + self.progress.epoch.synthesised) * plans[0].synthesis_steps
             distillation -= self.progress.epoch.round * plans[0].distillation_steps
         left = {"synthesis": synthesis, "distillation": distillation}
-        left["classification"] = len(self._given_images())
+        if given := self._given_images():
+            left["classification"] = len(given)
         if self.labelled is not None:
             left["labelling"] = self.labelled.passes(whole=True) if distillation else 0
         return left
