@@ -3,6 +3,11 @@
     python -m benchmarks.estimator --cifar10 FOLDER     evidence of each student in runs/strangers, then the fit
     python -m benchmarks.estimator --fit                the fit alone, from the table
 
+On a machine with a GPU, several processes share it, and only the table is brought back, to be merged and fitted here:
+
+    python -m benchmarks.estimator --cifar10 FOLDER --table FILE.csv --processes 8 --measure
+    python -m benchmarks.estimator --fit --merge FILE.csv
+
 The students are those that `benchmarks.strangers` made, also at each snapshot of the second half of their training: of
 every method, trained enough or not. The
 evidence and the disagreement on the test images are rows of `benchmarks/results/estimator.csv`; rows that exist are not
@@ -16,25 +21,29 @@ import argparse
 import csv
 import json
 import statistics
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import chain
+from multiprocessing import get_context
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from benchmarks.machine import commit, print_table
+from benchmarks.machine import commit, describe_machine, print_table
 from benchmarks.strangers import Place
 from benchmarks.strangers_pairs import PAIRS
 from gapssg.core.runtime import Runtime
 from gapssg.evaluation.predict import predict
 from gapssg.models.model_file import load_model
-from gapssg.quality.calibration import LeftOut, fit, leave_out
+from gapssg.quality.calibration import LeftOut, Numbers, Width, fit, leave_out
 from gapssg.quality.estimate import images_of_pool
 from gapssg.quality.evidence import collect_evidence
-from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, Predictor, Range, angle_of, share_of, summary
+from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, Error, Predictor, Range, angle_of, share_of, summary
 from gapssg.runs.directory import has_pool
 from gapssg.runs.results import DistillResult, ProbeEvidence
 from gapssg.settings.parts import RuntimeSettings
@@ -42,12 +51,15 @@ from gapssg.settings.parts import RuntimeSettings
 TABLE = Path("benchmarks/results/estimator.csv")
 COVERED = Path("benchmarks/results/estimator-coverage.csv")
 PREDICTOR = Path("gapssg/quality/predictor.json")
+INTERVALS = Path("benchmarks/results/estimator-intervals.csv")
 COVERAGE = 0.9
 KINDS = {WITH_POOL: ("strokes", "mixtures", "overlaid"), WITHOUT_POOL: ("strokes", "mixtures")}
 CIFAR = "cifar"
 SOURCES = {"digits": "digits", "letters": "letters"}
 """Source of the images by the first part of a pair's name; of the others CIFAR-10."""
 KEY = ("pair", "method", "seed", "file")
+GOOD = 0.1
+"""Largest predicted disagreement of a student that is of use."""
 _MOST_TEST_IMAGES = 2000
 
 Row = dict[str, Any]
@@ -60,26 +72,58 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, default=Path("runs/strangers"))
     parser.add_argument("--pairs", nargs="*", default=list(PAIRS), choices=list(PAIRS))
     parser.add_argument("--table", type=Path, default=TABLE)
-    parser.add_argument("--fit", action="store_true", help="measure nothing")
+    parser.add_argument("--processes", type=int, default=1, help="that measure pairs at the same time")
+    parser.add_argument("--merge", nargs="*", type=Path, default=[], help="tables whose rows to add, or to replace by")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--fit", action="store_true", help="measure nothing")
+    only.add_argument("--measure", action="store_true", help="fit nothing")
     arguments = parser.parse_args()
-    rows = read_table(arguments.table)
+    rows = {key_of(row): row for table in (arguments.table, *arguments.merge) for row in read_table(table)}
+    if arguments.merge:
+        write_table(rows.values(), arguments.table)
     if not arguments.fit:
-        for name in arguments.pairs:
-            rows += measure(Place(name, arguments.directory / name, arguments.cifar10), {key_of(row) for row in rows})
-            write_table(rows, arguments.table)
-        rows = read_table(arguments.table)
-    predictors, covered = {}, list[Row]()
+        for found in measure_all(arguments, set(rows)):
+            rows |= {key_of(row): row for row in found}
+            write_table(rows.values(), arguments.table)
+    if not arguments.measure:
+        fit_and_write(read_table(arguments.table))
+
+
+def measure_all(arguments: argparse.Namespace, known: set[tuple[str, ...]]) -> Iterator[list[Row]]:
+    """Yield the rows of each pair that are not known yet; a pair that fails is named, and costs no other."""
+    count = arguments.processes
+    threads = max(1, torch.get_num_threads() // count)
+    context = get_context("spawn")  # a forked process could not use the GPU
+    with ProcessPoolExecutor(count, context, torch.set_num_threads, (threads,)) as processes:
+        pairs = {
+            processes.submit(measure, name, arguments.directory / name, arguments.cifar10, known): name
+            for name in arguments.pairs
+        }
+        for done in as_completed(pairs):
+            if error := done.exception():
+                print(f"{pairs[done]} failed: {error!r}", file=sys.stderr, flush=True)
+            else:
+                yield done.result()
+
+
+def fit_and_write(rows: list[Row]) -> None:
+    """Fit both predictors, write them and how their intervals do on what was left out, and print the latter."""
+    predictors, covered, intervals = {}, list[Row](), list[Row]()
     for name, kinds in KINDS.items():
         predictor, left_out = fitted(rows, name, kinds)
         predictors[name] = predictor.model_dump(mode="json")
         covered += left_out
+        intervals += intervals_of(rows, name, kinds)
     PREDICTOR.write_text(json.dumps({"predictors": predictors}, indent=2) + "\n")
     write_csv(covered, COVERED)
-    print_table("what was left out", list(covered[0]), [[shown(value) for value in row.values()] for row in covered])
+    write_csv(intervals, INTERVALS)
+    for title, found in {"what was left out": covered, "two kinds of intervals": intervals}.items():
+        print_table(title, list(found[0]), [[shown(value) for value in row.values()] for row in found])
 
 
-def measure(place: Place, known: set[tuple[str, ...]]) -> list[Row]:
+def measure(name: str, folder: Path, cifar10: Path | None, known: set[tuple[str, ...]]) -> list[Row]:
     """Return rows of the students of a pair that are not known yet."""
+    place = Place(name, folder, cifar10)
     runs = [result.parent for result in sorted(place.folder.glob("*/*/result.json"))]
     files = [
         (run, file)
@@ -93,6 +137,7 @@ def measure(place: Place, known: set[tuple[str, ...]]) -> list[Row]:
     teacher = load_model(place.teacher(), place.pair.factories)
     module, normalization = runtime.place(teacher.module), teacher.normalization(runtime.device)
     images = place.images("test").subsample(_MOST_TEST_IMAGES)
+    machine = describe_machine(runtime.device)["machine"]
     answers = predict(module, images.images, normalization, runtime).argmax(dim=1)
     rows: list[Row] = []
     for run, file in files:
@@ -103,7 +148,7 @@ def measure(place: Place, known: set[tuple[str, ...]]) -> list[Row]:
         predictions = predict(student, images.images, normalization, runtime).argmax(dim=1)
         row: Row = dict(zip(KEY, (place.name, run.parent.name, run.name, file.name), strict=True))
         row |= {"classes": images.num_classes, "pixels": min(images.input_shape[1:]), "commit": commit()}
-        row |= {"machine": f"{torch.get_num_threads()} threads, torch {torch.__version__}", "images": len(images)}
+        row |= {"machine": f"{machine}, torch {torch.__version__}", "images": len(images)}
         row |= {
             "disagreement": (predictions != answers).double().mean().item(),
             "top1": (predictions == images.labels).double().mean().item(),
@@ -125,12 +170,8 @@ def late_snapshots(run: Path) -> list[Path]:
 
 def fitted(rows: list[Row], name: str, kinds: tuple[str, ...]) -> tuple[Predictor, list[Row]]:
     """Return one of the predictors, and how its intervals do on what was left out."""
-    rows = [row for row in rows if all(row[f"{kind}.images"] for kind in kinds)]
-    features = np.array([[summary(evidence_of(row), kinds)] for row in rows])
-    targets = np.array([angle_of(row["disagreement"]) for row in rows])
-    groups = [row["pair"] for row in rows]
+    rows, features, targets, groups, sources = students_of(rows, kinds)
     found = fit(features, targets, groups, COVERAGE)
-    sources = [SOURCES.get(group.partition("-")[0], CIFAR) for group in groups]
     left_out = leave_out(features, targets, groups, COVERAGE)
     without_source = leave_out(features, targets, groups, COVERAGE, sources)
     covered = [
@@ -142,7 +183,9 @@ def fitted(rows: list[Row], name: str, kinds: tuple[str, ...]) -> tuple[Predicto
         observed=range_of(features.flat),
         coefficient=found.coefficients[0],
         intercept=found.intercept,
-        error=found.error,
+        error=Error(
+            coefficient=found.error_coefficients[0], intercept=found.error_intercept, smallest=found.smallest_error
+        ),
         coverage=statistics.mean(each.coverage for each in left_out),
         classes=range_of(row["classes"] for row in rows),
         pixels=range_of(row["pixels"] for row in rows),
@@ -151,6 +194,35 @@ def fitted(rows: list[Row], name: str, kinds: tuple[str, ...]) -> tuple[Predicto
         sources=len(set(sources)),
     )
     return predictor, covered
+
+
+def students_of(rows: list[Row], kinds: tuple[str, ...]) -> tuple[list[Row], Numbers, Numbers, list[str], list[str]]:
+    """Return the rows with these kinds of probe images; their features, targets, teachers and sources of images."""
+    rows = [row for row in rows if all(row.get(f"{kind}.images") for kind in kinds)]
+    features = np.array([[summary(evidence_of(row), kinds)] for row in rows])
+    targets = np.array([angle_of(row["disagreement"]) for row in rows])
+    groups = [row["pair"] for row in rows]
+    return rows, features, targets, groups, [SOURCES.get(group.partition("-")[0], CIFAR) for group in groups]
+
+
+def intervals_of(rows: list[Row], name: str, kinds: tuple[str, ...]) -> list[Row]:
+    """Return how intervals do whose length is linear in the evidence, and constant ones; widths are shares."""
+    _, features, targets, groups, sources = students_of(rows, kinds)
+    found: list[Row] = []
+    for what, larger in {"a teacher and its images": groups, "all teachers of a source of images": sources}.items():
+        for width in get_args(Width):
+            left_out = leave_out(features, targets, groups, COVERAGE, larger, width)
+            predicted, low, high = (
+                np.array([share_of(angle) for each in left_out for angle in angles(each)])
+                for angles in (attrgetter("predicted"), attrgetter("low"), attrgetter("high"))
+            )
+            is_good = predicted <= GOOD
+            row: Row = {"predictor": name, "what": what, "interval": width, "students": len(predicted)}
+            row |= {"covered": statistics.mean(each.coverage for each in left_out)}
+            row |= {"width": float((high - low).mean()), "predicted_good": int(is_good.sum())}
+            row |= {"width_of_good": float((high - low)[is_good].mean()) if is_good.any() else None}
+            found.append(row)
+    return found
 
 
 def evidence_of(row: Row) -> dict[str, ProbeEvidence]:
@@ -200,7 +272,7 @@ def read_table(table: Path) -> list[Row]:
         ]
 
 
-def write_table(rows: list[Row], table: Path) -> None:
+def write_table(rows: Iterable[Row], table: Path) -> None:
     """Write the rows, sorted by their key."""
     write_csv(sorted(rows, key=key_of), table)
 

@@ -45,8 +45,9 @@ CPU = torch.device("cpu")
 STEPS = 20
 """Steps of synthesis and distillation of each method."""
 TEACHER, IMAGES = "teacher.safetensors", "images"
-RESUMED = ("gapssg-fast", "cmi", "mad")
-"""The methods whose runs are stopped and resumed: between them, they have all kinds of state."""
+SETTLED = "until settled"
+RESUMED = ("gapssg-fast", "cmi", "mad", SETTLED)
+"""The methods whose runs are stopped and resumed, and a run that may end early: they have all kinds of state."""
 _ALONG = {"rounds": 2, "generator_steps": 2, "distillation_steps": 3}
 _SYNTHESIS = {"generator_steps": 5, "pixel_steps": 5}
 
@@ -88,7 +89,10 @@ def make_settings(teacher: Path, name: str, **changes: Any) -> DistillSettings:
     """Return the settings of a run of a method with a tiny student."""
     values = {"student": {"name": "tiny"}, "epochs": 2, "batch_size": 8, "teacher": teacher}
     runtime = {"device": "cpu", "precision": "fp32", "compile": False}
-    method = method_settings(name)
+    method = method_settings("noise" if name == SETTLED else name)
+    if name == SETTLED:  # as many steps, in more epochs
+        values |= {"epochs": 10, "until_settled": True, "optimizer": {"schedule": "cosine"}}
+        method["distillation_steps"] = 2
     return DistillSettings.model_validate({**values, "runtime": runtime, "method": method, **changes})
 
 

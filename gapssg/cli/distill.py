@@ -21,7 +21,7 @@ from gapssg.training.settings import DistillCommandSettings
     "distill",
     DistillCommandSettings,
     {
-        Panel.MAIN: ["teacher", "student.name", "method.name", "eval_data.name", "epochs"],
+        Panel.MAIN: ["teacher", "student.name", "method.name", "eval_data.name", "epochs", "until_settled"],
         Panel.TRAINING: [
             Shown("student.weights", "--student-weights"),
             *("pool", "method.synthesis_scale", "batch_size", "optimizer.learning_rate"),

@@ -67,6 +67,8 @@ def print_distillation(console: Console, result: DistillResult, run: Path, setti
             console.note("the agreement is not above its baseline, so it is no sign that training worked")
     else:
         console.note("agreement: none, because the student has trained on every image of the pool")
+    if result.settling is not None:
+        console.note(result.settling.describe(result.epochs))
     if student.balanced_accuracy is not None:
         lowest = student.lowest_recall
         of_lowest = f", lowest on class '{student.lowest_class}': {percent(lowest)}" if lowest is not None else ""

@@ -2,49 +2,71 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LinearRegression
 
 Numbers = NDArray[np.float64]
+Width = Literal["constant", "linear"]
+"""The length of an interval: the same everywhere, or linear in the features."""
+
+SMALLEST_ERROR = 1 / (2 * math.sqrt(256))
+"""Standard error of the angle of a share of 256 images: no interval is based on a smaller expected error."""
 
 
 class Fitted(NamedTuple):
-    """A linear predictor, and half the length of its interval."""
+    """A linear predictor, and half the length of its interval, which is linear in the features, too."""
 
     coefficients: Numbers
     intercept: float
-    error: float
+    error_coefficients: Numbers
+    error_intercept: float
+    smallest_error: float
 
     def predict(self, features: Numbers) -> Numbers:
         """Return the predictions (N,) for features (N, F)."""
         return features @ self.coefficients + self.intercept
 
+    def errors(self, features: Numbers) -> Numbers:
+        """Return half the lengths of the intervals (N,) for features (N, F)."""
+        return np.maximum(features @ self.error_coefficients + self.error_intercept, self.smallest_error)
 
-def fit(features: Numbers, targets: Numbers, groups: Sequence[str], coverage: float) -> Fitted:
+
+def fit(
+    features: Numbers,
+    targets: Numbers,
+    groups: Sequence[str],
+    coverage: float,
+    width: Width = "linear",
+) -> Fitted:
     """Fit the predictor, each group with the same weight, and its interval on the residuals of left-out groups.
 
     Features are (N, F), targets (N,), and groups the teacher and data set of each row. The interval shall cover the
-    share `coverage`, in (0, 1), of the students of a new group. Half its length is the weighted quantile of the
-    residuals' absolute values, at a level raised for the finite number of groups (Lee, Barber and Willett,
-    "Distribution-free inference with hierarchical data", 2023).
+    share `coverage`, in (0, 1), of the students of a new group. Half its length is a multiple of the expected absolute
+    residual: a linear regression, or with a `constant` width the same everywhere (locally weighted conformal
+    prediction: Lei et al., "Distribution-free predictive inference for regression", JASA 2018). The multiple is the
+    weighted quantile of the ratios of the two, at a level raised for the finite number of groups (Lee, Barber and
+    Willett, "Distribution-free inference with hierarchical data", 2023).
     """
     coefficients, intercept = _regression(features, targets, groups)
-    residuals, weights = [], []
-    for group in sorted(set(groups)):
+    residuals, weights, count = np.empty(len(targets)), np.empty(len(targets)), len(set(groups))
+    for group in set(groups):
         left_out = np.array([each == group for each in groups])
         others = [each for each in groups if each != group]
-        slope, offset = _regression(features[~left_out], targets[~left_out], others)
-        residuals.append(targets[left_out] - features[left_out] @ slope - offset)
-        weights.append(np.full(left_out.sum(), 1 / left_out.sum()))
-    count = len(weights)
+        slopes, offset = _regression(features[~left_out], targets[~left_out], others)
+        residuals[left_out] = np.abs(targets[left_out] - features[left_out] @ slopes - offset)
+        weights[left_out] = 1 / (count * left_out.sum())
+    inputs = features if width == "linear" else np.zeros_like(features)
+    expected = Fitted(coefficients, intercept, *_regression(inputs, residuals, groups), SMALLEST_ERROR)
     share = min(1.0, coverage * (count + 1) / count)
-    errors, shares = np.abs(np.concatenate(residuals)), np.concatenate(weights) / count
-    return Fitted(coefficients, intercept, weighted_quantile(errors, shares, share))
+    times = weighted_quantile(residuals / expected.errors(features), weights, share)
+    slopes, offset, smallest = expected.error_coefficients, expected.error_intercept, expected.smallest_error
+    return Fitted(coefficients, intercept, times * slopes, times * offset, times * smallest)
 
 
 def weighted_quantile(values: Numbers, weights: Numbers, share: float) -> float:
@@ -82,7 +104,12 @@ class LeftOut(NamedTuple):
 
 
 def leave_out(
-    features: Numbers, targets: Numbers, groups: Sequence[str], coverage: float, larger: Sequence[str] | None = None
+    features: Numbers,
+    targets: Numbers,
+    groups: Sequence[str],
+    coverage: float,
+    larger: Sequence[str] | None = None,
+    width: Width = "linear",
 ) -> list[LeftOut]:
     """Return for each group the predictions and intervals that were fitted, as by `fit`, on all the others.
 
@@ -92,7 +119,8 @@ def leave_out(
     for group in sorted(set(larger or groups)):
         chosen = np.array([each == group for each in larger or groups])
         others = [each for each, left_out in zip(groups, chosen, strict=True) if not left_out]
-        fitted = fit(features[~chosen], targets[~chosen], others, coverage)
+        fitted = fit(features[~chosen], targets[~chosen], others, coverage, width)
         predicted = fitted.predict(features[chosen])
-        found.append(LeftOut(group, predicted, predicted - fitted.error, predicted + fitted.error, targets[chosen]))
+        errors = fitted.errors(features[chosen])
+        found.append(LeftOut(group, predicted, predicted - errors, predicted + errors, targets[chosen]))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime, to_unit_range
 from gapssg.evaluation.predict import predict
+from gapssg.quality.predictor import angle_of
 from gapssg.quality.probes import PROBES, ImageShape, dead_leaves
 from gapssg.runs.results import ProbeEvidence
 from gapssg.synthesis.losses import reality_gaps
@@ -62,6 +64,26 @@ def collect_evidence(
         teachers, students = (predict(module, images, normalization, runtime) for module in (teacher, student))
         evidence[name] = evidence_of(teachers, students)
     return evidence
+
+
+class Comparison:
+    """The procedural probe images and what a teacher answers on them, to compare students with it."""
+
+    def __init__(self, teacher: nn.Module, normalization: Normalization, shape: ImageShape, runtime: Runtime) -> None:
+        """Compute the answers of a teacher; the arguments are those of `collect_evidence`."""
+        self._normalization, self._runtime = normalization, runtime
+        self._answered = [
+            (images, predict(teacher, images, normalization, runtime))
+            for _, images in probe_images(shape, None, runtime)
+        ]
+
+    def disagreement(self, student: nn.Module) -> float:
+        """Return the disagreement from which `Predictor` predicts that on real images without a pool, as an angle."""
+        evidence = [
+            evidence_of(answers, predict(student, images, self._normalization, self._runtime))
+            for images, answers in self._answered
+        ]
+        return statistics.mean(angle_of(each.weighted_disagreement) for each in evidence)
 
 
 def evidence_of(teacher_logits: Tensor, student_logits: Tensor) -> ProbeEvidence:

@@ -2,9 +2,9 @@
 
 Shares are compared as angles, asin(sqrt(share)), whose sampling error does not depend on the share. The predicted angle
 is linear in those on probe images, with a coefficient that is not negative, so that more disagreement on probe images
-never predicts less on real ones. The interval has the errors of predictions for left-out
-teachers and data sets (conformal prediction for grouped data: Lee, Barber and Willett, "Distribution-free inference
-with hierarchical data", 2023). `make estimator` fits it.
+never predicts less on real ones. The interval has the errors of predictions for left-out teachers and data sets
+(conformal prediction for grouped data: Lee, Barber and Willett, "Distribution-free inference with hierarchical data",
+2023), which grow with the disagreement. `make estimator` fits it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,18 @@ class Range(Stored):
         return self.low <= value <= self.high
 
 
+class Error(Stored):
+    """Half the length of an interval: linear in what `summary` returns."""
+
+    coefficient: Annotated[float, Field(ge=0)]
+    intercept: float
+    smallest: Annotated[float, Field(ge=0)]
+
+    def at(self, angle: float) -> float:
+        """Return it at an angle that `summary` returned."""
+        return max(self.intercept + self.coefficient * angle, self.smallest)
+
+
 class Predictor(Stored):
     """A fitted predictor and what it was calibrated on."""
 
@@ -45,7 +57,7 @@ class Predictor(Stored):
     """Of what `summary` returns."""
     coefficient: Annotated[float, Field(ge=0)]
     intercept: float
-    error: Annotated[float, Field(ge=0)]
+    error: Error
     """Half the length of the interval of the predicted angle."""
     coverage: Share
     classes: Range
@@ -63,8 +75,9 @@ class Predictor(Stored):
 
     def predict(self, evidence: Mapping[str, ProbeEvidence]) -> Interval:
         """Return the predicted disagreement and its interval, never below those of the best student calibrated on."""
-        angle = self.intercept + self.coefficient * max(summary(evidence, self.kinds), self.observed.low)
-        return Interval(value=share_of(angle), low=share_of(angle - self.error), high=share_of(angle + self.error))
+        observed = max(summary(evidence, self.kinds), self.observed.low)
+        angle, error = self.intercept + self.coefficient * observed, self.error.at(observed)
+        return Interval(value=share_of(angle), low=share_of(angle - error), high=share_of(angle + error))
 
     def obstacles_of_task(self, num_classes: int, shorter_side: int) -> list[str]:
         """Return why the predictor does not apply to such classes or images, one clause each; empty if it does."""

@@ -220,6 +220,8 @@ class DistillationEpoch(Epoch):
     """Agreement with the teacher on the newest images before the student trained on them."""
     agreement_baseline: Share | None = None
     """Agreement of a constant prediction, the teacher's most frequent class, on the same images."""
+    probe_disagreement: Share | None = None
+    """With `until_settled` at the highest learning rate: the disagreement with the teacher on probe images."""
     balanced_accuracy: Share | None = None
     """Mean recall over the classes on real images."""
     lowest_recall: Share | None = None

@@ -247,6 +247,23 @@ class DistillTiming(TrainingTiming):
     distillation: Seconds
 
 
+class SettlingFact(Stored):
+    """Whether a run with `until_settled` ended early."""
+
+    most_epochs: PositiveCount
+    settled_after: PositiveCount | None
+    """Epochs after which the predicted disagreement no longer fell; None if it fell until the end."""
+
+    def describe(self, epochs: int) -> str:
+        """Return what happened in a run of so many epochs, as a clause."""
+        if self.settled_after is None:
+            return f"the predicted disagreement still fell after {epochs} epochs, so more may help"
+        return (
+            f"the predicted disagreement no longer fell after epoch {self.settled_after}, so the run ended after "
+            f"{epochs} of at most {self.most_epochs} epochs"
+        )
+
+
 class DistillResult(TrainingResult):
     """The result of `distill`."""
 
@@ -272,6 +289,8 @@ class DistillResult(TrainingResult):
     """Number of images with each class as the target; None with more than 1,000 classes."""
     quality: QualityFacts | None = None
     """What is expected of the student on real images; None if the run evaluated it on such images."""
+    settling: SettlingFact | None = None
+    """Whether the run ended early; None if it was not to."""
     images_synthesized: Count
     distillation_steps: Count
     flops: Count | None = None

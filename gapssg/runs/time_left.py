@@ -78,6 +78,10 @@ class TimeLeft:
         """Set the number of steps of a kind that are left."""
         self._kinds[kind] = _Kind(steps, _FIRST_EVALUATIONS if kind == EVALUATION else _FIRST_STEPS)
 
+    def shorten(self, kind: str, steps: int) -> None:
+        """Set the number of steps of a kind that are left, if it is other than planned."""
+        self._kinds[kind].left = steps
+
     def recall(self, kind: str, steps: int, seconds: float) -> None:
         """Set how long steps of a kind took before an interruption; used until they are measured again."""
         if seconds < _LONGEST_MEMORY:

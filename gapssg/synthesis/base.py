@@ -192,8 +192,18 @@ class SynthesisSettings(Settings):
         """Return the sizes of further batches that several processes share equally, by what can change them."""
         return {}
 
-    def work(self, epochs: int, batch_size: int, pool_size: int | None = None, grows: bool = False) -> Work:
-        """Return the work of a run; with `pool_size` earlier images there is no synthesis unless the pool grows."""
+    def work(
+        self,
+        epochs: int,
+        batch_size: int,
+        pool_size: int | None = None,
+        grows: bool = False,
+        planned: int | None = None,
+    ) -> Work:
+        """Return the work of a run, of which more epochs may have been `planned`.
+
+        With `pool_size` earlier images there is no synthesis unless the pool grows.
+        """
         raise NotImplementedError
 
 
@@ -230,10 +240,17 @@ class PoolMethodSettings(SynthesisSettings):
         """Return the number of first epochs that only synthesise."""
         return 0
 
-    def work(self, epochs: int, batch_size: int, pool_size: int | None = None, grows: bool = False) -> Work:
+    def work(
+        self,
+        epochs: int,
+        batch_size: int,
+        pool_size: int | None = None,
+        grows: bool = False,
+        planned: int | None = None,
+    ) -> Work:
         """Return the work of a run: one batch per epoch, and passes over all images so far."""
         synthesises, given = pool_size is None or grows, pool_size or 0
-        size, warm_up = (self.synthesis_batch_size, self.warm_up_epochs(epochs)) if synthesises else (0, 0)
+        size, warm_up = (self.synthesis_batch_size, self.warm_up_epochs(planned or epochs)) if synthesises else (0, 0)
         visited = (epochs - warm_up) * given + size * (epochs * (epochs + 1) - warm_up * (warm_up + 1)) // 2
         distillation = (epochs - warm_up) * self.distillation_steps * batch_size or visited * self.passes
         labelled = self.labelled_views * (given + epochs * size) or None
@@ -373,7 +390,14 @@ class GeneratorMethodSettings(SynthesisSettings):
         halves = {} if self.average_momentum is None else {"batch_size (each half)": batch_size // 2}
         return {"method.synthesis_batch_size": self.synthesis_batch_size, **halves}
 
-    def work(self, epochs: int, batch_size: int, pool_size: int | None = None, grows: bool = False) -> Work:
+    def work(
+        self,
+        epochs: int,
+        batch_size: int,
+        pool_size: int | None = None,
+        grows: bool = False,
+        planned: int | None = None,
+    ) -> Work:
         """Return the work of a run: `rounds` per epoch."""
         rounds = epochs * self.rounds
         return Work(

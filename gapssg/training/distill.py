@@ -27,7 +27,7 @@ from gapssg.quality.estimate import judge_quality
 from gapssg.runs.checkpoint import Facts, State
 from gapssg.runs.directory import Display, RunDirectory, SilentDisplay, pool_shards, run_facts
 from gapssg.runs.evaluations import warnings_of_run
-from gapssg.runs.events import DistillationEnded, DistillationEpoch, Event, Started, Warned
+from gapssg.runs.events import DistillationEnded, DistillationEpoch, Event, Note, Started, Warned
 from gapssg.runs.requests import Requests
 from gapssg.runs.results import (
     AugmentationFacts,
@@ -37,6 +37,7 @@ from gapssg.runs.results import (
     Part,
     QualityFacts,
     Scores,
+    SettlingFact,
     StudentFacts,
     TeacherFacts,
 )
@@ -175,11 +176,11 @@ class _Job(Job[DistillResult]):
         self._distillation, self._evaluator = distillation, evaluator
         self._settings = settings = distillation.settings
         self.runtime = distillation.runtime
-        self.epochs = settings.epochs
+        self.epochs = distillation.epochs
         self.checkpoints_every = (settings.checkpoint_every, settings.checkpoint_minutes)
         self.memory = memory
         self.time_left = distillation.time_left
-        self.time_left.plan(EVALUATION, evaluator.count_after(self.epochs_done))
+        self.time_left.plan(EVALUATION, evaluator.count_after(self.epochs_done, self.epochs))
 
     @property
     def epochs_done(self) -> int:
@@ -219,10 +220,24 @@ class _Job(Job[DistillResult]):
 
     def end_epoch(self, run: RunDirectory) -> DistillationEpoch:
         done, every = self.epochs_done + 1, self._settings.snapshot_every
-        scores = self._evaluator.after_epoch(done, self._distillation, run)
+        scores = self._evaluator.after_epoch(done, self.epochs, self._distillation, run)
         if every and done % every == 0:
             self._distillation.write_student(run, f"snapshots/epoch-{done:04d}.safetensors")
-        return self._distillation.end_epoch(run, scores)
+        event = self._distillation.end_epoch(run, scores)
+        if self._distillation.epochs < self.epochs:
+            self._end_early(run)
+        return event
+
+    def _end_early(self, run: RunDirectory) -> None:
+        """Plan the epochs that are left once the disagreement has settled."""
+        self.epochs = self._distillation.epochs
+        left = {
+            **self._distillation.steps_left(),
+            EVALUATION: self._evaluator.count_after(self.epochs_done, self.epochs),
+        }
+        for kind, steps in left.items():
+            self._distillation.time_left.shorten(kind, steps)
+        run.show(Note(message=f"the predicted disagreement no longer falls, so the run ends after epoch {self.epochs}"))
 
     def finish(self, run: RunDirectory, seconds: float) -> tuple[DistillResult, DistillationEnded]:
         file = self._distillation.write_student(run, "student.safetensors")
@@ -277,11 +292,11 @@ class _Evaluator:
             raise InputError("the evaluation images are not those that the run started with; use the same ones")
         self.facts = facts
 
-    def count_after(self, epochs_done: int) -> int:
-        """Return the number of evaluations that are left after so many epochs."""
-        if self.images is None or epochs_done == self.settings.epochs:
+    def count_after(self, epochs_done: int, epochs: int) -> int:
+        """Return the number of evaluations that are left after so many of the epochs."""
+        if self.images is None or epochs_done == epochs:
             return 0
-        return -(-self.settings.epochs // self.settings.evaluate_every) - epochs_done // self.settings.evaluate_every
+        return -(-epochs // self.settings.evaluate_every) - epochs_done // self.settings.evaluate_every
 
     def time_evaluations(self, distillation: Distillation) -> Part:
         """Time teacher and student on a few images; a run evaluates the teacher once."""
@@ -293,11 +308,13 @@ class _Evaluator:
             time_steps(partial(distillation.predict, module, images), self.runtime, 6, 1).seconds_per_step * times
             for module in (distillation.teacher, distillation.student)
         )
-        return Part(self.count_after(0), student, teacher)
+        return Part(self.count_after(0, self.settings.epochs), student, teacher)
 
-    def after_epoch(self, epochs_done: int, distillation: Distillation, run: RunDirectory) -> Scores | None:
-        """Evaluate if it is due after so many epochs; return the student's scores."""
-        due = epochs_done % self.settings.evaluate_every == 0 or epochs_done == self.settings.epochs
+    def after_epoch(
+        self, epochs_done: int, epochs: int, distillation: Distillation, run: RunDirectory
+    ) -> Scores | None:
+        """Evaluate if it is due after so many of the epochs; return the student's scores."""
+        due = epochs_done % self.settings.evaluate_every == 0 or epochs_done == epochs
         if self.images is None or not due:
             return None
         started = time.perf_counter()
@@ -318,7 +335,7 @@ def _result(
     distillation: Distillation, evaluation: EvaluationFacts, student_file: Path, total_seconds: float
 ) -> DistillResult:
     settings, teacher, progress = distillation.settings, distillation.teacher_file, distillation.progress
-    scores, teacher_scores = evaluation.student, evaluation.teacher
+    scores, teacher_scores, settling = evaluation.student, evaluation.teacher, distillation.settling
     best_top1, best_epoch = evaluation.best or (None, None)
     drawn = distillation.augmentation
     augmentation = AugmentationFacts(crop_padding=drawn.padding, crop_padding_mode=drawn.padding_mode, flip=drawn.flip)
@@ -352,7 +369,10 @@ def _result(
         teacher_counts=listed_counts(counts),
         target_counts=listed_counts(distillation.monitor.target_counts),
         data=settings.eval_data.name if settings.eval_data else None,
-        epochs=settings.epochs,
+        epochs=distillation.epochs,
+        settling=None
+        if settling is None
+        else SettlingFact(most_epochs=settings.epochs, settled_after=settling.settled_after),
         images_synthesized=progress.images_synthesized,
         distillation_steps=progress.step_count,
         flops=distillation.flops,

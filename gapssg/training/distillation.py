@@ -6,6 +6,8 @@ import math
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,6 +19,8 @@ from gapssg.errors import Diverged, InputError, RunError
 from gapssg.evaluation.metrics import ClassCounts, agreement, count_by_class, largest_share
 from gapssg.evaluation.predict import batch_size_for, predict
 from gapssg.models.model_file import LoadedModel
+from gapssg.quality.evidence import Comparison
+from gapssg.quality.predictor import share_of
 from gapssg.runs.checkpoint import State
 from gapssg.runs.directory import RunDirectory, first_pool_shards
 from gapssg.runs.events import DistillationEpoch, DistillationTiming, Health, RolledBack, Warned
@@ -38,6 +42,7 @@ from gapssg.training.distillation_setup import (
 from gapssg.training.image_monitor import ImageMonitor
 from gapssg.training.loop import Phase
 from gapssg.training.settings import DistillSettings
+from gapssg.training.settling import Settling, SettlingFacts
 from gapssg.training.trainee import Trainee
 
 _MOST_COMPARED = 10_000  # images, enough to know a share to one percentage point
@@ -51,7 +56,7 @@ class Distillation:
         progress: The counters of the run.
         monitor: Statistics of the synthetic images.
         labelled: Views of the pool's images that the teacher has labelled; None if each step labels its own.
-        flops: Floating-point operations of the whole run, as `planned_flops` counts them.
+        settling: Decides when the run ends; None if after all epochs.
         time_left: Measures the steps; evaluations of the student are planned and measured there by the caller.
     """
 
@@ -86,12 +91,13 @@ class Distillation:
         self.student = runtime.place(student)
         self.synthesizer, self.origin = make_synthesizer(settings, context, teacher)
         given = len(self.synthesizer.pool) if settings.pool and self.synthesizer.pool else None
-        self.flops = planned_flops(settings, teacher, student, given)
+        self._given = given
         self.card = student_card(settings, teacher, student, augmentation, self.origin)
         self.labelled = self.synthesizer.labelled if isinstance(self.synthesizer, PoolSynthesizer) else None
         loss = self._loss_on_labelled if self.labelled else self._loss
         self.trainee = Trainee(self.student, loss, settings.optimizer, runtime, settings.max_rollbacks)
         self.progress = Progress()
+        self.settling = Settling(settings.epochs, settings.optimizer) if settings.until_settled else None
         self.monitor = ImageMonitor(card.class_names, settings.method.makes_class_images)
         plans = (self.synthesizer.plan(epoch) for epoch in range(settings.epochs))
         self._planned_learning_epochs = sum(plan.advances_learning_rate for plan in plans)
@@ -106,6 +112,21 @@ class Distillation:
         return run.write_model(name, self.student, self.card)
 
     @property
+    def epochs(self) -> int:
+        """Epochs of the whole run, as far as is known."""
+        return self.settings.epochs if self.settling is None else self.settling.epochs
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of the whole run, as `planned_flops` counts them."""
+        return planned_flops(self.settings, self.teacher_file, self.student, self._given, self.epochs)
+
+    @cached_property
+    def _probes(self) -> Comparison:
+        runtime = replace(self.runtime, seed=0)  # as for the prediction at the end
+        return Comparison(self.teacher, self.normalization, self.card.input_shape, runtime)
+
+    @property
     def can_resume(self) -> bool:
         """Whether a checkpoint is enough to resume from: the images of a pool must be on the disk."""
         settings, pool = self.settings, self.synthesizer.pool
@@ -118,7 +139,10 @@ class Distillation:
         tensors = trainee.prefixed("trainee.")
         for name, part in parts.items():
             tensors |= State({}, part).prefixed(f"{name}.")
-        return State({**self.progress.model_dump(), "trainee": trainee.facts}, tensors)
+        facts = {**self.progress.model_dump(), "trainee": trainee.facts}
+        if self.settling is not None:
+            facts["settling"] = self.settling.facts.model_dump()
+        return State(facts, tensors)
 
     def restore(self, state: State, run: Path) -> None:
         """Restore the state of a checkpoint.
@@ -126,8 +150,11 @@ class Distillation:
         Raises:
             InputError: The checkpoint or the pool of the run is damaged.
         """
-        progress = Progress.read({name: fact for name, fact in state.facts.items() if name != "trainee"})
-        progress.check(self.settings.epochs, self.synthesizer.plan)
+        parts = ("trainee", "settling")
+        progress = Progress.read({name: fact for name, fact in state.facts.items() if name not in parts})
+        if self.settling is not None:
+            self.settling.restore(SettlingFacts.read(state.facts.get("settling")))
+        progress.check(self.epochs, self.synthesizer.plan)
         planned = self.steps_left()
         self.trainee.restore(state.component("trainee"))
         self.progress = progress
@@ -160,7 +187,7 @@ class Distillation:
 
     def steps_left(self) -> dict[str, int]:
         """Return the numbers of synthesis and distillation steps that are left before the current phase."""
-        plans = [self.synthesizer.plan(epoch) for epoch in range(self.progress.epochs_done, self.settings.epochs)]
+        plans = [self.synthesizer.plan(epoch) for epoch in range(self.progress.epochs_done, self.epochs)]
         synthesis = sum(plan.rounds * plan.synthesis_steps for plan in plans)
         distillation = sum(plan.rounds * plan.distillation_steps for plan in plans)
         if plans:
@@ -170,7 +197,9 @@ class Distillation:
         if given := self._given_images():
             left["classification"] = len(given)
         if self.labelled is not None:
-            left["labelling"] = self.labelled.passes(whole=True) if distillation else 0
+            grows, size = self.synthesizer.plan(0).synthesis_steps > 0, self.settings.method.synthesis_batch_size
+            images = (self._given or 0) + (self.epochs * size if grows else 0)
+            left["labelling"] = self.labelled.passes(images) if distillation else 0
         return left
 
     def phases(self, run: RunDirectory) -> Iterator[Phase]:
@@ -180,7 +209,10 @@ class Distillation:
             run: Where samples, images and rollbacks are written.
         """
         plan = self.synthesizer.plan(self.progress.epochs_done)
-        self.trainee.set_learning_rate(self.progress.learning_epochs / self._planned_learning_epochs)
+        done = self._schedule_done
+        if self.settling is not None:
+            done = self.settling.progress(self.progress.epochs_done, done)
+        self.trainee.set_learning_rate(done)
         epoch = f"epoch {self.progress.epochs_done + 1}"
         if given := self._given_images():
             yield Phase("classification", len(given), self._classify(given), f"{epoch}: classifying the pool")
@@ -214,12 +246,13 @@ class Distillation:
         loss = self.trainee.loss_sum.item() / steps if steps else None
         self.trainee.loss_sum.zero_()
         progress.step_count += steps
+        disagreement = self._settle() if steps else None
         progress.learning_epochs += plan.advances_learning_rate
         progress.epochs_done += 1
         progress.epoch = EpochFacts()
         return DistillationEpoch(
             epoch=progress.epochs_done,
-            epochs=self.settings.epochs,
+            epochs=self.epochs,
             learning_rate=self.trainee.learning_rate,
             synthesis=done.terms,
             health=health,
@@ -231,6 +264,7 @@ class Distillation:
             derived_gap_bound=self._gap_bounds[1],
             agreement_before=progress.agreement,
             agreement_baseline=progress.agreement_baseline,
+            probe_disagreement=disagreement,
             **(dict(scores) if scores else dict.fromkeys(Scores.model_fields)),
             timing=DistillationTiming(
                 synthesis=done.synthesis_seconds,
@@ -239,6 +273,19 @@ class Distillation:
                 remaining=self.time_left.seconds,
             ),
         )
+
+    @property
+    def _schedule_done(self) -> float:
+        return self.progress.learning_epochs / self._planned_learning_epochs
+
+    def _settle(self) -> float | None:
+        """Measure the disagreement on probe images after an epoch, if it counts, and decide whether it has settled."""
+        settling, epochs_done = self.settling, self.progress.epochs_done + 1
+        if settling is None or not settling.measures(epochs_done, self._schedule_done):
+            return None
+        angle = self._probes.disagreement(self.student)
+        settling.record(epochs_done, angle)
+        return share_of(angle)
 
     def _check_images(self, plan: EpochPlan, run: RunDirectory) -> Health:
         """Check the newest images or, in the first epoch, the given pool; record warnings."""

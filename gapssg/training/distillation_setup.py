@@ -171,16 +171,23 @@ def step_memory(
 
 
 def planned_flops(
-    settings: DistillSettings, teacher: LoadedModel, student: nn.Module, pool_size: int | None = None
+    settings: DistillSettings,
+    teacher: LoadedModel,
+    student: nn.Module,
+    pool_size: int | None = None,
+    epochs: int | None = None,
 ) -> int:
     """Return the floating-point operations of a run: of teacher and student, as `Work.flops` counts them, and of Muon.
 
-    Without `pool_size`, the size of a given pool is estimated from the number of its shards.
+    Without `pool_size`, the size of a given pool is estimated from the number of its shards. The run may end after
+    fewer `epochs` than planned.
     """
     if pool_size is None and settings.pool is not None:
         pool_size = len(pool_shards(settings.pool)) * settings.method.synthesis_batch_size
     macs = (profile_model(module, teacher.card.input_shape).macs for module in (teacher.module, student))
-    work = settings.method.work(settings.epochs, settings.batch_size, pool_size, settings.grow_pool)
+    work = settings.method.work(
+        epochs or settings.epochs, settings.batch_size, pool_size, settings.grow_pool, settings.epochs
+    )
     products = products_per_step(student) if settings.optimizer.algorithm == "muon" else 0
     return work.flops(*macs) + products * -(-work.distillation // settings.batch_size)
 

@@ -29,6 +29,11 @@ def learning_rate(settings: OptimizerSettings, progress: float) -> float:
     return highest
 
 
+def progress_at_highest_rate(settings: OptimizerSettings) -> float:
+    """Return the progress, in [0, 1), at which a schedule first has its highest learning rate."""
+    return settings.warm_up if settings.schedule == "one-cycle" else 0.0
+
+
 def _between(start: float, end: float, share: float) -> float:
     """Interpolate from `start` to `end` along half a cosine."""
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2

@@ -77,6 +77,8 @@ class DistillSettings(WithFactories):
     """Whether synthesis adds images to those of `pool`, with which the run starts."""
     epochs: int = Field(default=32, ge=1, le=100_000)
     """Epochs, each of a synthesis and a distillation."""
+    until_settled: bool = False
+    """End earlier, once the student's predicted disagreement with its teacher no longer falls."""
     batch_size: int = Field(default=128, ge=2, le=65_536)
     """Samples in a distillation step."""
     optimizer: OptimizerSettings = OptimizerSettings(

@@ -38,7 +38,7 @@ def test_a_group_counts_once_however_many_rows_it_has():
     targets = np.array([1.0] * 98 + [3.0, 3.0])
     fitted = fit(np.zeros((100, 1)), targets, ["large"] * 98 + ["small"] * 2, 0.9)
     assert fitted.intercept == pytest.approx(2.0)
-    assert fitted.error == pytest.approx(2.0)  # of each group from the other
+    assert fitted.errors(np.zeros((1, 1))) == pytest.approx(2.0)  # of each group from the other
 
 
 def test_intervals_cover_new_groups_as_often_as_they_promise():
@@ -48,9 +48,30 @@ def test_intervals_cover_new_groups_as_often_as_they_promise():
         fitted = fit(features, targets, groups, 0.9)
         new_features, new_targets, _ = drawn(10, 6, seed + 1000)
         predicted = fitted.predict(new_features)
-        covered.append(np.mean(np.abs(new_targets - predicted) <= fitted.error))
+        covered.append(np.mean(np.abs(new_targets - predicted) <= fitted.errors(new_features)))
     # 400 new groups: the standard error of a coverage of 0.9 is 0.015.
     assert 0.86 <= np.mean(covered) <= 0.97
+
+
+def test_the_length_of_the_interval_follows_the_errors_unless_it_is_constant():
+    rng = np.random.default_rng(1)
+    features = rng.uniform(0, 1, (600, 1))
+    shift = np.repeat(rng.choice([-1.0, 1.0], 100), 6)  # of each group
+    targets = features[:, 0] * (1 + 0.5 * shift)
+    groups = [f"group {number}" for number in range(100) for _ in range(6)]
+    low, high = fit(features, targets, groups, 0.9).errors(np.array([[0.2], [0.8]]))
+    # The error of every row is half of its feature, up to what 100 groups leave of the mean shift.
+    assert (low, high) == (pytest.approx(0.1, abs=0.06), pytest.approx(0.4, abs=0.12))
+    low, high = fit(features, targets, groups, 0.9, "constant").errors(np.array([[0.2], [0.8]]))
+    assert low == high
+
+
+def test_no_interval_is_shorter_than_the_sampling_error_allows():
+    features = np.linspace(0, 1, 40)[:, None]
+    groups = [f"group {number // 4}" for number in range(40)]
+    fitted = fit(features, features[:, 0] + 0.3 * (np.arange(40) % 4 == 0) * features[:, 0], groups, 0.9)
+    assert fitted.smallest_error > 0
+    assert np.all(fitted.errors(np.array([[-5.0]])) == fitted.smallest_error)
 
 
 def test_what_is_left_out_has_no_part_in_its_own_prediction():

@@ -14,7 +14,7 @@ SMALL = {
     "observed": {"low": 0.2, "high": 1.2},
     "coefficient": 0.5,
     "intercept": 0.1,
-    "error": 0.3,
+    "error": {"coefficient": 0.2, "intercept": 0.1, "smallest": 0.15},
     "coverage": 0.9,
     "classes": {"low": 2, "high": 26},
     "pixels": {"low": 16, "high": 96},
@@ -53,8 +53,13 @@ def test_a_prediction_is_linear_in_angles(predictor):
     angle = angle_of(0.3)
     found = predictor.predict(evidence(0.3))
     assert angle_of(found.value) == pytest.approx(0.1 + 0.5 * angle)
-    assert angle_of(found.high) == pytest.approx(0.4 + 0.5 * angle)
-    assert angle_of(found.low) == pytest.approx(-0.2 + 0.5 * angle)
+    assert angle_of(found.high) == pytest.approx(0.2 + 0.7 * angle)
+    assert angle_of(found.low) == pytest.approx(0.3 * angle)
+
+
+def test_the_interval_is_never_shorter_than_the_smallest(predictor):
+    best = predictor.predict(evidence(0.0))  # of an angle of 0.2
+    assert angle_of(best.high) == pytest.approx(0.1 + 0.5 * 0.2 + 0.15)
 
 
 def test_more_disagreement_on_probe_images_never_predicts_less(predictor):

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from gapssg import distill, evaluate, pretrain_teacher
 from gapssg.core.runtime import Runtime
-from gapssg.runs.results import EvaluateResult
+from gapssg.runs.results import DistillResult, EvaluateResult
 from tests.methods import METHODS
 from tests.run_fixtures import events, files_of, without_timing
 from tests.several import (
     CPU,
     RESUMED,
+    SETTLED,
     STEPS,
     TEACHER,
     evaluation,
@@ -171,6 +172,13 @@ def test_one_process_continues_the_run_of_two(group: Group, name: str):
     with tiny_model(), in_float64():
         distill(make_settings(group.several / TEACHER, name), group.several / f"{name}-of-several", resume=True)
     assert_same_run(group.several / f"{name}-of-several", group.one / f"{name}-whole", "student.safetensors")
+
+
+@of_two
+def test_processes_agree_on_when_a_run_has_settled(group: Group):
+    result = DistillResult.load(group.several / f"{SETTLED}-whole")
+    assert result.settling is not None and result.settling.settled_after is not None
+    assert result.epochs < result.settling.most_epochs == 10
 
 
 @of_two
