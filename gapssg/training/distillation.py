@@ -194,8 +194,7 @@ class Distillation:
             synthesis -= (self.progress.epoch.round + self.progress.epoch.synthesised) * plans[0].synthesis_steps
             distillation -= self.progress.epoch.round * plans[0].distillation_steps
         left = {"synthesis": synthesis, "distillation": distillation}
-        if given := self._given_images():
-            left["classification"] = len(given)
+        left["classification"] = len(self._given_images())
         if self.labelled is not None:
             grows, size = self.synthesizer.plan(0).synthesis_steps > 0, self.settings.method.synthesis_batch_size
             images = (self._given or 0) + (self.epochs * size if grows else 0)
