@@ -206,7 +206,7 @@ def run_all(folder: Path, processes: Processes) -> None:
         settings = make_settings(folder / TEACHER, name)
         distill(settings, folder / f"{name}-whole", processes=processes)
         stops = 0
-        while run_until(1 + (2 * stops) % 3, settings, folder / f"{name}-stopped", stops > 0, processes):
+        while run_until(1 + (2 * stops) % 7, settings, folder / f"{name}-stopped", stops > 0, processes):
             stops += 1
         assert stops >= 3
         assert run_until(7, settings, folder / f"{name}-of-several", False, processes)

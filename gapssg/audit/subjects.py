@@ -85,7 +85,7 @@ def _read_teacher(settings: AuditSettings, subject: Subject) -> LoadedModel | No
 def _read_pool(run: Run, student: LoadedModel, teacher: LoadedModel) -> Tensor:
     assert run.distillation is not None
     try:
-        shards = pool_shards(run.distillation.pool or run.path)
+        shards = pool_shards(run.path)
     except InputError as error:
         raise InputError(
             f"{run.path} has no sample pool to audit: {error}; to audit only its models, name {student.path} "

@@ -11,7 +11,7 @@ from gapssg.audit.findings import area, with_interval
 from gapssg.cli.console import Console
 from gapssg.errors import shortened
 from gapssg.runs.results import DistillResult
-from gapssg.text import has_top5, percent
+from gapssg.text import has_top5, listed, percent
 
 if TYPE_CHECKING:
     from gapssg.models.description import ModelProfile
@@ -211,8 +211,9 @@ def print_proposals(console: Console, result: ProposeResult) -> None:
         ],
     )
     console.note(_how_measured(result, result.timing.threads))
-    if not result.timing.is_complete:
-        console.note("there was no time for all candidates; --set seconds=300 measures for five minutes")
+    if missing := result.timing.unmeasured:
+        what = f"{len(missing)} candidate{'s' if len(missing) > 1 else ''} ({listed(missing)})"
+        console.note(f"there was no time to measure {what}; --set seconds=300 measures for five minutes")
     if result.students:
         words = ["gapssg", "distill", "--teacher", result.teacher.file, "--student", "NAME", "--output", "runs/student"]
         console.say(f"next: {shlex.join(words)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -15,13 +16,19 @@ from gapssg.runs.results import Latency
 
 BATCH_SIZES = (1, 64)
 SECONDS = 3.0
+FEWEST_PASSES = 10
+"""Timed passes of a measurement that no deadline ends."""
 _WARM_UP = 3
 _MOST_PASSES = 200
-_FEWEST_PASSES = 10
 
 
 def measure_latency(
-    module: nn.Module, input_shape: tuple[int, int, int], runtime: Runtime, batch_size: int, seconds: float
+    module: nn.Module,
+    input_shape: tuple[int, int, int],
+    runtime: Runtime,
+    batch_size: int,
+    seconds: float,
+    deadline: float = math.inf,
 ) -> Latency:
     """Time forward passes of one batch after a warm-up, each on its own, leaving the classifier unchanged.
 
@@ -32,7 +39,9 @@ def measure_latency(
         input_shape: Channels, height and width.
         runtime: Device and precision.
         batch_size: N.
-        seconds: After these there are no further passes than the ten fewest.
+        seconds: After these there are no further passes than the `FEWEST_PASSES`.
+        deadline: When `time.perf_counter()` has reached it, there are no further passes at all; the last one counts
+            even if it was one of the warm-up.
 
     Raises:
         RunError: Memory ran out.
@@ -48,9 +57,10 @@ def measure_latency(
             with runtime.autocast():
                 module(images)
             runtime.synchronize()
-            if number >= _WARM_UP:
-                taken.append(1000 * (time.perf_counter() - started))
-            if len(taken) >= _FEWEST_PASSES and sum(taken) >= 1000 * seconds:
+            ended = time.perf_counter()
+            if number >= _WARM_UP or ended >= deadline:
+                taken.append(1000 * (ended - started))
+            if ended >= deadline or (len(taken) >= FEWEST_PASSES and sum(taken) >= 1000 * seconds):
                 break
     median, p95 = map(float, np.percentile(taken, (50, 95)))
     return Latency(batch_size=batch_size, passes=len(taken), median_ms=median, p95_ms=p95)

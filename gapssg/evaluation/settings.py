@@ -72,7 +72,7 @@ class ProposeSettings(WithFactories):
     max_latency_ms: float | None = Field(default=None, gt=0, le=1e6)
     """Leave students out of which the median forward pass of one image takes more milliseconds."""
     seconds: float = Field(default=120.0, gt=0, le=3600)
-    """After these no further candidate is built or measured."""
+    """After these no further candidate is built, and no forward pass is started."""
     runtime: RuntimeSettings = RuntimeSettings()
     """Device, precision and compilation."""
 

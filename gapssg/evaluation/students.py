@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
+from torch import nn
 
 from gapssg.core.runtime import Runtime
 from gapssg.errors import InputError
-from gapssg.evaluation.latency import measure_latency
+from gapssg.evaluation.latency import FEWEST_PASSES, measure_latency
 from gapssg.evaluation.settings import ProposeSettings
 from gapssg.models import MODELS, create_model
 from gapssg.models.create import empty_model
@@ -62,30 +63,32 @@ def propose_students(settings: ProposeSettings, *, display: Display | None = Non
         RunError: Memory ran out.
     """
     display = display or SilentDisplay()
+    deadline = time.perf_counter() + settings.seconds
     runtime = Runtime.from_settings(settings.runtime, seed=0)
     teacher = load_model(settings.teacher, settings.model_factories)
     warn_of_failure(teacher.path, display)
     card, size = teacher.card, profile_model(teacher.module, teacher.card.input_shape)
-    of_teacher = measure_latency(runtime.place(teacher.module), card.input_shape, runtime, 1, _SECONDS_A_MODEL)
+    of_teacher = _latency(teacher.module, card, runtime, deadline)
     names = _candidates(card.architecture)
-    started = time.perf_counter()
     smaller: list[_Sized] = []
-    is_complete = True
+    unmeasured: list[str] = []
     for number, name in enumerate(names):
         display.progress("building candidates", number, len(names))
-        if time.perf_counter() - started > settings.seconds / 2:
-            is_complete = False
+        if time.perf_counter() > deadline - settings.seconds / 2:
+            unmeasured += names[number:]
             break
         smaller += [found for found in _sized(name, card) if found.profile.parameters < size.parameters]
     smaller.sort(key=lambda each: each.profile.macs)  # the slowest are left out if time runs out
     students = []
     for number, candidate in enumerate(smaller):
         display.progress("measuring latency", number, len(smaller))
-        if time.perf_counter() - started > settings.seconds:
-            is_complete = False
-            break
-        latency = _latency(candidate.name, card, runtime)
-        if settings.max_latency_ms is None or latency.median_ms <= settings.max_latency_ms:
+        latency = None
+        if time.perf_counter() < deadline:
+            module = create_model(candidate.name, num_classes=card.num_classes, input_shape=card.input_shape)
+            latency = _latency(module.eval(), card, runtime, deadline)
+        if latency is None or latency.passes < FEWEST_PASSES:
+            unmeasured.append(candidate.name)
+        elif settings.max_latency_ms is None or latency.median_ms <= settings.max_latency_ms:
             students.append(Proposal(architecture=candidate.name, **dict(candidate.profile), latency=latency))
     return ProposeResult(
         teacher=ModelFile(file=str(teacher.path), sha256=teacher.sha256, architecture=card.architecture),
@@ -97,7 +100,8 @@ def propose_students(settings: ProposeSettings, *, display: Display | None = Non
         timing=ProposeTiming(
             teacher=of_teacher,
             threads=torch.get_num_threads(),
-            is_complete=is_complete,
+            is_complete=not unmeasured,
+            unmeasured=tuple(unmeasured),
         ),
         **dict(run_facts(runtime, settings)),
     )
@@ -125,6 +129,5 @@ def _sized(name: str, card: ModelCard) -> Iterator[_Sized]:
         return
 
 
-def _latency(name: str, card: ModelCard, runtime: Runtime) -> Latency:
-    module = create_model(name, num_classes=card.num_classes, input_shape=card.input_shape)
-    return measure_latency(runtime.place(module.eval()), card.input_shape, runtime, 1, _SECONDS_A_MODEL)
+def _latency(module: nn.Module, card: ModelCard, runtime: Runtime, deadline: float) -> Latency:
+    return measure_latency(runtime.place(module), card.input_shape, runtime, 1, _SECONDS_A_MODEL, deadline)

@@ -132,7 +132,7 @@ def _calibration_shards(settings: ExportSettings, target: Format) -> list[Path]:
 
 def _package_versions(target: Format) -> dict[str, str]:
     try:
-        with quiet():
+        with quiet(), target.importing():
             for name in target.packages:
                 importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -103,7 +103,7 @@ def _read_pool(settings: LandscapeSettings, subject: Subject, runtime: Runtime) 
         raise InputError(f"--data pool: {subject.model.path} is not a run; name the run's directory, not its file")
     if run.distillation is None:
         raise InputError(f"--data pool: {run.path} is not a `distill` run, so it has no pool; use real images")
-    shards = pool_shards(run.distillation.pool or run.path)
+    shards = pool_shards(run.path)
     parts = [read_shard(shard, card.input_shape, card.num_classes) for shard in shards]
     images = torch.cat([part[0] for part in parts])
     teacher = read_teacher(subject, settings.teacher, settings.model_factories, "--data pool")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gapssg.errors import GapssgError, InputError, RunError, first_line, import_extra, shortened
-from gapssg.files import LARGEST_FILE, is_file
+from gapssg.files import LARGEST_FILE, is_file, is_folder
 from gapssg.safe_paths import inside
 
 PREFIX = "hf-hub:"
@@ -50,7 +50,7 @@ def model_file(path: Path, *, fetch: bool = True) -> Path:
 
     Raises as `local_file`, and `InputError` if a directory has no model file.
     """
-    return final_weights(path) if path.is_dir() else local_file(path, fetch=fetch)
+    return final_weights(path) if is_folder(path) else local_file(path, fetch=fetch)
 
 
 def final_weights(path: Path) -> Path:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from gapssg.core.augment import Normalization
 from gapssg.errors import InputError, RunError, shortened
-from gapssg.files import canonical_json, parse_json, staged, user_path, write_atomically
+from gapssg.files import canonical_json, is_folder, parse_json, staged, user_path, write_atomically
 from gapssg.models.create import create_model, empty_model
 from gapssg.models.description import PLAIN, ModelCard
 from gapssg.models.foreign import (
@@ -193,7 +193,7 @@ def load_model(path: str | Path, factories: Iterable[str] = (), module: nn.Modul
 def _named_file(path: str | Path) -> Path:
     """Return the path of the model file that the user means; a reference to the Hub stays one."""
     path = user_path(path)
-    return final_weights(path) if path.is_dir() else path
+    return final_weights(path) if is_folder(path) else path
 
 
 def _read(path: Path) -> SafetensorsFile:

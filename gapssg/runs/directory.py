@@ -33,6 +33,7 @@ from gapssg.files import (
     remove,
     sha256_of_file,
     sync_folder,
+    user_path,
     write_atomically,
     write_json,
 )
@@ -375,12 +376,35 @@ def has_pool(path: Path) -> bool:
 
 
 def pool_shards(path: Path) -> list[Path]:
-    """Return the shard files, oldest first, of a run's sample pool or of that `pool` folder, or raise `InputError`."""
-    root = inside(path)
+    """Return the shard files, oldest first, of the pool from which a run learned, or of that `pool` folder.
+
+    It is its own or that of an earlier run; if it has grown that one, both. Raises `InputError` if there is none.
+    """
+    root, runs = inside(path), list[InsidePath]()
+    while root not in runs:
+        runs.append(root)
+        earlier = _earlier_pool(root)
+        if earlier is None:
+            break
+        root = inside(earlier)
+    else:
+        raise InputError(f"{path} holds no sample pool: its pool is said to be that of {root}, and the reverse")
+    *grown, first = [_own_shards(each) for each in runs]
+    if not first:
+        whose = f"{path} holds no sample pool" if root == path else f"{path} used the pool of {root}, which holds none"
+        raise InputError(f"{whose}; name the directory of a `distill` run that kept its own")
+    return [shard for shards in (first, *reversed(grown)) for shard in shards]
+
+
+def _earlier_pool(root: InsidePath) -> Path | None:
+    """Return the pool that a possibly untrusted run started with, besides or instead of its own."""
+    pool = read_toml(root / SETTINGS).get("pool") if is_file(root / SETTINGS) else None
+    return user_path(pool) if isinstance(pool, str) else None
+
+
+def _own_shards(root: InsidePath) -> list[InsidePath]:
     folder = root / _POOL if is_folder(root / _POOL) else root
     shards = {int(match[1]): folder / name for name in entries_in(folder) if (match := _SHARD.fullmatch(name))}
-    if not shards:
-        raise InputError(f"{path} holds no sample pool; name the directory of a `distill` run that kept its own")
     return [shards[number] for number in sorted(shards)]
 
 

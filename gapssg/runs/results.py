@@ -429,6 +429,8 @@ class ProposeTiming(Stored):
     """Number of processor threads that PyTorch used."""
     is_complete: bool
     """Whether there was time for all candidates."""
+    unmeasured: tuple[Text, ...] = ()
+    """The candidates for which there was none."""
 
 
 class ProposeResult(ModelProfile, RunFacts):

@@ -165,7 +165,8 @@ def read_pool(shards: list[Path], context: SynthesisContext, more: int = 0) -> t
     stored = [read_shard(shard, context.image_shape, context.num_classes) for shard in shards]
     origins = {origin for _, _, origin in stored}
     if len(origins) > 1:
-        raise InputError(f"{shards[0].parent} holds shards of several methods or teachers; separate them")
+        folders = " and ".join(dict.fromkeys(str(shard.parent) for shard in shards))
+        raise InputError(f"{folders}: these shards are of several methods or teachers; name a run with one of each")
     pool = SamplePool(sum(len(targets) for _, targets, _ in stored) + more, context.image_shape, context.runtime.device)
     for images, targets, _ in stored:
         pool.append(images, targets)

@@ -118,7 +118,7 @@ class Distillation:
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of the whole run in teacher and student, as `Work.flops` counts them."""
+        """Floating-point operations of the whole run, as `planned_flops` counts them."""
         return planned_flops(self.settings, self.teacher_file, self.student, self._given, self.epochs)
 
     @cached_property
@@ -196,7 +196,9 @@ class Distillation:
         left = {"synthesis": synthesis, "distillation": distillation}
         left["classification"] = len(self._given_images())
         if self.labelled is not None:
-            left["labelling"] = self.labelled.passes(whole=True) if distillation else 0
+            grows, size = self.synthesizer.plan(0).synthesis_steps > 0, self.settings.method.synthesis_batch_size
+            images = (self._given or 0) + (self.epochs * size if grows else 0)
+            left["labelling"] = self.labelled.passes(images) if distillation else 0
         return left
 
     def phases(self, run: RunDirectory) -> Iterator[Phase]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gapssg.core.augment import Augmentation, choose_crop_padding
+from gapssg.core.muon import products_per_step
 from gapssg.core.runtime import Runtime
 from gapssg.errors import InputError
 from gapssg.models import create_model
@@ -176,7 +177,7 @@ def planned_flops(
     pool_size: int | None = None,
     epochs: int | None = None,
 ) -> int:
-    """Return the floating-point operations of a run in teacher and student, as `Work.flops` counts them.
+    """Return the floating-point operations of a run: of teacher and student, as `Work.flops` counts them, and of Muon.
 
     Without `pool_size`, the size of a given pool is estimated from the number of its shards. The run may end after
     fewer `epochs` than planned.
@@ -187,7 +188,8 @@ def planned_flops(
     work = settings.method.work(
         epochs or settings.epochs, settings.batch_size, pool_size, settings.grow_pool, settings.epochs
     )
-    return work.flops(*macs)
+    products = products_per_step(student) if settings.optimizer.algorithm == "muon" else 0
+    return work.flops(*macs) + products * -(-work.distillation // settings.batch_size)
 
 
 def student_card(

@@ -5,6 +5,7 @@ Used by `distill`, `pretrain-teacher` and `landscape`, whose epochs are surfaces
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Container, Generator, Iterable, Iterator, Mapping
@@ -160,7 +161,7 @@ class Launch:
 
     def check_still_there(self, option: str, path: Path | None) -> None:
         """Raise `InputError` if a run cannot resume because an input, which an option names, does not exist."""
-        if self.resume and path is not None and not is_hub_reference(path) and not path.exists():
+        if self.resume and path is not None and not is_hub_reference(path) and not os.path.exists(path):
             raise InputError(
                 f"{self.output} cannot resume without {path}, which does not exist; put it back, or name its new place "
                 f"with {option}"

@@ -7,8 +7,9 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from gapssg.core.muon import Muon, orthogonalise
+from gapssg.core.muon import Muon, orthogonalise, products_per_step
 
 RATE, MOMENTUM, DECAY, KERNEL_RATE = 0.05, 0.9, 0.01, 0.3
 
@@ -48,6 +49,15 @@ def expected_step(weight: Tensor, gradient: Tensor, momentum: Tensor, nesterov: 
         matrix = 3.4445 * matrix - 4.7750 * square @ matrix + 2.0315 * square @ square @ matrix
     size = KERNEL_RATE * 0.2 * 27**0.5
     return (1 - RATE * DECAY) * weight - RATE * size * matrix.reshape(weight.shape), momentum
+
+
+def test_the_products_of_a_step_are_those_that_torch_counts():
+    module = network()
+    optimizer = Muon(module, torch.tensor(RATE), MOMENTUM, True, DECAY, KERNEL_RATE)
+    module(torch.randn(2, 3, 8, 8)).sum().backward()
+    with FlopCounterMode(display=False) as counter:
+        optimizer.step()
+    assert products_per_step(module) == counter.get_total_flops() == 10 * (2 * 8 * 8 * 27 + 8**3)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

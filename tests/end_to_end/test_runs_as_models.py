@@ -81,3 +81,5 @@ def test_a_directory_without_final_weights_is_refused_alike_everywhere(run: Path
     (run / "student.safetensors").symlink_to(shutil.copy(write_teacher(tmp_path / "t.safetensors"), tmp_path / "x"))
     with pytest.raises(InputError, match="is a symbolic link"):
         model_file(run)
+    too_long = Path("x" * 300)  # as an untrusted result may name a teacher
+    assert model_file(too_long) == too_long

@@ -202,6 +202,11 @@ def test_latency_leaves_out_the_warm_up_and_ends_in_time(runtime: Runtime, monke
     assert found.p95_ms == pytest.approx(30)
     assert found.batch_size == 2
     assert found.passes == 84  # 76 of 10 ms and 8 of 30 ms
+    for deadline, passes in ((0.5, 1), (2.5, 1), (3.055, 6)):  # after 1, 3 and 9 passes, 3 of which warm up
+        clock.now = 0.0
+        measured = measure_latency(Sleeping(clock), (3, 8, 8), runtime, 2, 0.995, deadline)
+        assert measured.passes == passes
+        assert clock.now < deadline + 1.0 + 1e-6  # the duration of one pass
 
 
 def test_the_command_measures_latency(teacher_file: Path, monkeypatch: pytest.MonkeyPatch):

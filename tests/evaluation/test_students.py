@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from gapssg.evaluation.students import propose_students
 from gapssg.models import MODELS, create_model
 from gapssg.models.model_file import save_model
 from gapssg.runs.results import Latency
+from gapssg.text import listed
 from tests.conftest import make_card
 from tests.program import gapssg, refusal
 
@@ -60,6 +62,30 @@ def test_time_is_bounded(teacher: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(students, "measure_latency", fake_latency)
     result = propose(teacher, seconds=1e-6)
     assert (result.students, result.timing.is_complete) == ((), False)
+    assert {"wrn10_half", "wrn16_1", "torchvision:shufflenet_v2_x0_5"} <= set(result.timing.unmeasured)
+
+
+def test_the_bound_is_of_the_whole_command_and_what_was_not_measured_is_named(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(students, "measure_latency", fake_latency)
+    smaller = {each.architecture for each in propose(teacher).students}
+    now = [0.0]
+
+    def slow_latency(module: nn.Module, *others: Any) -> Latency:
+        now[0] = min(now[0] + 40, others[-1])  # the deadline
+        return Latency(batch_size=1, passes=10 if now[0] < others[-1] else 9, median_ms=1.0, p95_ms=1.0)
+
+    monkeypatch.setattr(students, "measure_latency", slow_latency)
+    monkeypatch.setattr(students, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    result = propose(teacher, seconds=100)
+    (measured,) = result.students  # after the teacher; the next one takes too long
+    assert now == [100.0]
+    assert {measured.architecture, *result.timing.unmeasured} == smaller
+    missing = f"no time to measure {len(smaller) - 1} candidates ({listed(result.timing.unmeasured)})"
+    now[0] = 0.0
+    shown = gapssg("models", "--for", teacher, "--set", "seconds=100").stdout
+    assert missing in " ".join(shown.split())
 
 
 def test_models_with_names_like_the_teachers_are_candidates():

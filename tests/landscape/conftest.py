@@ -14,8 +14,10 @@ from gapssg.landscape.settings import LandscapeSettings
 from gapssg.landscape.surface import Surface, SurfaceCard
 from gapssg.models.description import Provenance
 from gapssg.models.model_file import load_model, save_model
+from gapssg.runs.results import RESULT
 from gapssg.synthesis.shards import PoolOrigin, write_shard
 from tests.conftest import make_card
+from tests.results import make_distill_result
 
 
 @pytest.fixture
@@ -29,6 +31,7 @@ def run_folder(tmp_path: Path, teacher_file: Path) -> Path:
     values = {"teacher": teacher_file, "student": {"name": "wrn16_1"}, "epochs": 3, "method": {"name": "gapssg"}}
     settings = DistillSettings.model_validate(values)
     (folder / "settings.toml").write_text(settings.to_toml())
+    (folder / RESULT).write_text(make_distill_result().model_copy(update={"failures": ()}).model_dump_json())
     generator = torch.Generator().manual_seed(3)
     steps = [
         {name: torch.randn(value.shape, generator=generator) for name, value in teacher.module.named_parameters()}

@@ -61,7 +61,7 @@ def test_a_pool_that_is_labelled_at_once_has_the_views_and_logits_of_one_that_gr
 def test_labelling_that_was_interrupted_is_repeated_in_the_same_memory(runtime):
     whole, synthesizer = grown(runtime, 3, label_each=True), grown(runtime, 2, label_each=True)
     labelled = synthesizer.labelled
-    assert labelled is not None and labelled.passes() == 0 and labelled.passes(whole=True) == 3
+    assert labelled is not None and labelled.passes() == 0 and labelled.passes(3 * 8) == 3
     places, unused = [each.data_ptr() for each in labelled._views], labelled.unused_bytes
     # 8 images with 3 views of 3 int64, a bool, a float32, and the float32 logits of 5 classes.
     assert unused == 8 * 3 * (3 * 8 + 1 + 4 + 4 * 5)

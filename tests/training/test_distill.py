@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,14 +15,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gapssg import DistillSettings, InputError, RunError, distill, load_model, load_settings
+from gapssg.audit.settings import AuditSettings
+from gapssg.audit.subjects import read_audited
+from gapssg.core.muon import products_per_step
 from gapssg.core.runtime import Runtime
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
+from gapssg.quality.estimate import images_of_pool
+from gapssg.runs.directory import pool_shards
 from gapssg.runs.results import AugmentationFacts
 from gapssg.synthesis.shards import PoolOrigin, write_shard
 from gapssg.training.distillation import Distillation
+from gapssg.training.distillation_setup import planned_flops
 from tests.conftest import make_card
 from tests.run_fixtures import events, run_epoch, settings, without_timing
+from tests.tiny import TINY_NOISE, tiny_model, write_tiny_teacher
 
 DIGITS = {"eval_data": {"name": "digits"}}
 
@@ -84,10 +93,11 @@ def test_the_operations_of_a_run_match_the_formula(finished: Path, teacher_file:
     teacher, student = result["teacher"]["macs"], result["student"]["macs"]
     # Three steps of each of two syntheses and twelve of distillation; a multiply-add is two operations.
     synthesis = 2 * 3 * 16 * 2 * (2 * teacher + 2 * student)
-    assert result["flops"] == synthesis + 12 * 8 * 2 * (teacher + 3 * student)
+    muon = products_per_step(create_model("wrn16_1", num_classes=10, input_shape=(1, 16, 16)))
+    assert result["flops"] == synthesis + 12 * (8 * 2 * (teacher + 3 * student) + muon)
     assert isinstance(result["flops"], int)
     from_pool = distill(settings(teacher_file, pool=finished, runtime={"compile": False}), tmp_path / "from-pool")
-    assert from_pool.flops == 2 * 8 * 8 * 2 * (teacher + 3 * student)
+    assert from_pool.flops == 2 * 8 * (8 * 2 * (teacher + 3 * student) + muon)
     # By the actual size of the pool, not by the settings of the synthesis.
     method = {"name": "noise", "synthesis_batch_size": 999}
     again = distill(settings(teacher_file, pool=finished, method=method), tmp_path / "again")
@@ -197,6 +207,15 @@ def test_a_pool_is_distilled_from_without_synthesis(finished: Path, teacher_file
     assert all(event["synthesis"] == {} for event in events(tmp_path / "from-pool") if event["event"] == "epoch")
 
 
+def test_the_operations_of_muon_count_in_every_distillation_step(teacher_file: Path):
+    teacher, student = load_model(teacher_file), create_model("wrn16_1", num_classes=10, input_shape=(1, 16, 16))
+    sgd, muon = (
+        planned_flops(settings(teacher_file, optimizer={"algorithm": name}), teacher, student)
+        for name in ("sgd", "muon")
+    )
+    assert muon - sgd == 12 * products_per_step(student) > 0
+
+
 def test_a_pool_grows_by_synthesis(finished: Path, teacher_file: Path, tmp_path: Path):
     run = tmp_path / "grown"
     result = distill(settings(teacher_file, pool=finished, grow_pool=True), run)
@@ -209,7 +228,45 @@ def test_a_pool_grows_by_synthesis(finished: Path, teacher_file: Path, tmp_path:
     assert len(more) == 2
     assert not torch.equal(load_file(earlier[0])["images"], load_file(more[0])["images"])
     teacher, student = result.teacher.macs, result.student.macs
-    assert result.flops == 2 * 3 * 16 * 4 * (teacher + student) + 2 * (48 + 64) * 2 * (teacher + 3 * student)
+    muon = products_per_step(create_model("wrn16_1", num_classes=10, input_shape=(1, 16, 16)))
+    distillation = 2 * (48 + 64) * 2 * (teacher + 3 * student) + 28 * muon
+    assert result.flops == 2 * 3 * 16 * 4 * (teacher + student) + distillation
+
+
+def test_everything_that_reads_a_pool_that_has_grown_sees_all_of_it(tmp_path: Path):
+    with tiny_model():
+        teacher_file = write_tiny_teacher(tmp_path / "teacher.safetensors")
+        first, grown, third = (tmp_path / name for name in ("first", "grown", "third"))
+        distill(settings(teacher_file, **TINY_NOISE), first)
+        growing = {**TINY_NOISE, "grow_pool": True}
+        distill(settings(teacher_file, **growing, pool=first), grown)
+        expected = [each / "pool" / f"shard-000{n}.safetensors" for each in (first, grown) for n in (1, 2)]
+        assert pool_shards(grown) == expected
+        assert len(images_of_pool(grown, load_model(teacher_file))) == 4 * 16
+        pool = read_audited(
+            AuditSettings(model=grown, members=DIGITS["eval_data"], non_members=DIGITS["eval_data"])
+        ).pool
+        assert pool is not None and len(pool) == 4 * 16
+        distill(settings(teacher_file, **growing, pool=grown), third)
+        assert [event["pool_size"] for event in events(third) if event["event"] == "epoch"] == [4 * 16 + 16, 6 * 16]
+        distill(settings(teacher_file, **TINY_NOISE, pool=third), tmp_path / "fixed")
+        assert pool_shards(tmp_path / "fixed") == pool_shards(third)
+        other = {
+            **growing,
+            "method": {"name": "gapssg-fast", "generator_steps": 1, "generator_width": 8, "latent_size": 8},
+        }
+        distill(settings(teacher_file, **other, epochs=1, pool=first), tmp_path / "other")
+        sentence = (
+            f"{first}/pool and {tmp_path}/other/pool: these shards are of several methods or teachers; name a run"
+        )
+        with pytest.raises(InputError, match=re.escape(sentence)):
+            distill(settings(teacher_file, **TINY_NOISE, pool=tmp_path / "other"), tmp_path / "mixed")
+    shutil.rmtree(first / "pool")
+    with pytest.raises(InputError, match=r"third used the pool of .*first, which holds none; name the directory"):
+        pool_shards(third)
+    (first / "settings.toml").write_text(f'pool = "{third}"\n')
+    with pytest.raises(InputError, match=r"its pool is said to be that of .*third, and the reverse"):
+        pool_shards(third)
 
 
 def test_a_pool_to_grow_must_be_given_and_of_the_same_teacher(finished: Path, teacher_file: Path, tmp_path: Path):

@@ -96,7 +96,7 @@ def test_a_run_stopped_between_any_two_steps_equals_the_uninterrupted_one(teache
     run, stops = tmp_path / "run", 0
     while True:
         requests = Requests()
-        display = AskingDisplay(1 + (2 * stops) % 3, requests, "stop")
+        display = AskingDisplay(1 + (2 * stops) % 7, requests, "stop")
         try:
             distill(settings, run, resume=stops > 0, display=display, requests=requests)
         except Stopped:

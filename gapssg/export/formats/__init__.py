@@ -11,7 +11,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -102,6 +102,7 @@ class Format(NamedTuple):
         needs_pool: Whether `Subject.calibration` is needed.
         quantizer: Returns the quantiser of exported files, calibrated on inputs (N, C, H, W) float32; None if int8 is
             not available.
+        importing: Returns the context in which the packages are imported.
     """
 
     write: Callable[[Subject], Files]
@@ -111,6 +112,7 @@ class Format(NamedTuple):
     is_folder: bool = False
     needs_pool: bool = False
     quantizer: Callable[[Files, Tensor], Quantizer] | None = None
+    importing: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def load_format(name: str) -> Format:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +28,31 @@ from gapssg.export.formats import (
 from gapssg.export.formats.onnx import write_onnx
 from gapssg.runs.results import ExportMetadata
 
-# OpenVINO and NNCF send usage statistics when they are imported, unless this package is missing.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-
+_TELEMETRY = "openvino_telemetry"
 _XML, _BIN = "model.xml", "model.bin"
 _LAYERS = {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul", "ReduceMean"}
 
 
+@contextmanager
+def without_telemetry() -> Iterator[None]:
+    """Let OpenVINO and NNCF, imported in the block, lack the package by which they would send usage statistics."""
+    before = {name: module for name, module in sys.modules.items() if name == _TELEMETRY}
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[_TELEMETRY]
+        sys.modules.update(before)
+
+
+def _import(name: str) -> Any:
+    with without_telemetry():
+        return importlib.import_module(name)
+
+
 def write_openvino(subject: Subject) -> Files:
     """Return the IR, `model.xml` and `model.bin`, with float32 weights."""
-    import openvino
-
+    openvino = _import("openvino")
     content = write_onnx(subject)[ITSELF]
     with quiet():
         return _serialized(openvino.Core().read_model(content), subject.metadata)
@@ -44,9 +60,7 @@ def write_openvino(subject: Subject) -> Files:
 
 def load_openvino(files: Files) -> Classifier:
     """Return a classifier that runs the IR on the CPU, in float32 also where the CPU has bfloat16."""
-    import openvino
-
-    core = openvino.Core()
+    core = _import("openvino").Core()
     compiled = core.compile_model(_read(files), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def classify(images: Tensor) -> Tensor:
@@ -70,8 +84,7 @@ class OpenVinoQuantizer:
 
     def quantize(self, float_layers: Collection[str], metadata: ExportMetadata) -> Files:
         """Return the int8 IR in which these layers compute in float32."""
-        import nncf
-
+        nncf = _import("nncf")
         with quiet():
             ignored = nncf.IgnoredScope(names=sorted(float_layers), validate=False) if float_layers else None
             dataset = nncf.Dataset(self._batches)
@@ -87,17 +100,13 @@ def _is_layer(operator: Any) -> bool:
 
 
 def _read(files: Files) -> Any:
-    import openvino
-
-    return openvino.Core().read_model(files[_XML], files[_BIN])
+    return _import("openvino").Core().read_model(files[_XML], files[_BIN])
 
 
 def _serialized(model: Any, metadata: ExportMetadata) -> Files:
-    import openvino
-
     model.set_rt_info(metadata_text(metadata), [METADATA_KEY])
     with tempfile.TemporaryDirectory(prefix="gapssg-export-") as folder:
-        openvino.save_model(model, Path(folder) / _XML, compress_to_fp16=False)
+        _import("openvino").save_model(model, Path(folder) / _XML, compress_to_fp16=False)
         return {name: (Path(folder) / name).read_bytes() for name in (_XML, _BIN)}
 
 
@@ -108,4 +117,5 @@ FORMAT = Format(
     extra="openvino",
     is_folder=True,
     quantizer=OpenVinoQuantizer,
+    importing=without_telemetry,
 )
