@@ -56,6 +56,7 @@ def make_core(
                 "teacher": file,
                 "student": {"name": size.student},
                 "batch_size": size.batch,
+                "optimizer": {"algorithm": "sgd"},  # as published
                 # More steps than are ever timed, so that the synthesis never ends.
                 "method": {
                     "name": "gapssg",

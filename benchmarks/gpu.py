@@ -1,10 +1,11 @@
-"""All benchmarks for a GPU, most important first; finished stages are skipped.
+"""All benchmarks for a GPU in resumable stages, most important first; finished stages are skipped.
 
-    python -m benchmarks.gpu --data cifar10-jpeg --directory runs/gpu
+    python -m benchmarks.gpu --data cifar10-jpeg --directory runs/gpu                        everything
+    python -m benchmarks.gpu --data cifar10-jpeg --stages teacher published --resnet34       the published procedure
+    python -m benchmarks.gpu --data cifar10-jpeg --stages strangers tenth --jobs 12          tables, runs side by side
 
-The stages are a smoke test, numerics, step times and growth. With a folder of CIFAR-10 images (`train/` and `test/`)
-follow a WRN-40-2 teacher and its WRN-16-1 student with the published settings; --more adds ResNet-34 to MobileNetV2.
-Each stage writes a log to the directory. Interrupted runs are resumed by the next call.
+Stages that are timed run alone; the later ones share the GPU (`--jobs` at once), so their seconds
+say little. Each stage writes a log to the directory. Interrupted runs are resumed by the next call.
 """
 
 from __future__ import annotations
@@ -13,21 +14,32 @@ import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from benchmarks.machine import describe_machine, print_machine, print_table, write_results
+from benchmarks.no_batch_norm import TEACHERS
+from benchmarks.strangers_pairs import PAIRS as STRANGERS
+from benchmarks.tenth import ABLATION, METHODS
 from gapssg.runs.results import load_training_result
 
 PAIRS = {"wrn40_2": "wrn16_1", "resnet34": "mobilenetv2"}
+TEACHER_EPOCHS = 30
+"""A published teacher takes 200 epochs; one cycle reaches nearly the same accuracy in fewer."""
+ALONE = ("numerics", "smoke", "steps", "profile", "growth", "teacher", "published", "fast")
+SHARED = ("strangers", "tenth", "curve", "more", "ablation", "priors")
+Command = list[str]
 
 
 class Reached(NamedTuple):
     """Accuracy and duration of a run."""
 
     run: str
+    pflop: float
     seconds: float
     top1: float | None
 
@@ -37,8 +49,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with train/ and test/ of CIFAR-10 images")
     parser.add_argument("--directory", type=Path, default=Path("runs/gpu"))
+    parser.add_argument("--stages", nargs="*", choices=(*ALONE, *SHARED), default=(*ALONE, *SHARED))
+    parser.add_argument("--jobs", type=int, default=8, help="runs at once of the stages that share the GPU")
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--more", action="store_true", help="also distil ResNet-34 into MobileNetV2")
+    parser.add_argument("--resnet34", action="store_true", help="also ResNet-34 to MobileNetV2")
     arguments = parser.parse_args()
     if arguments.device != "cpu" and not torch.cuda.is_available():
         sys.exit("no GPU is available; use --device cpu to try the script")
@@ -46,51 +61,104 @@ def main() -> None:
     directory.mkdir(parents=True, exist_ok=True)
     machine = describe_machine(torch.device(arguments.device))
     print_machine(machine)
-    device = ["--device", arguments.device]
-    module = [sys.executable, "-m"]
-    stages = {
-        "smoke": [*module, "gapssg", "quickstart", "--output", str(directory / "quickstart"), "--overwrite", *device],
-        "numerics": [*module, "pytest", "tests/test_cuda.py", "tests/core", "tests/training/test_numerics.py"],
-        "steps": [*module, "benchmarks.steps", *device, "--rounds", "9", "--output", str(directory / "steps.csv")],
-        "growth": [*module, "benchmarks.growth", *device, "--output", str(directory)],
+    teachers = list(PAIRS)[: 2 if arguments.resnet34 else 1]
+    failed = []
+    for name, command in commands_alone(directory, arguments.data, teachers, arguments.device):
+        if name.split("-")[0] in arguments.stages and not run_stage(name, command, directory):
+            failed.append(name)
+    together = {
+        name: command
+        for name, command in commands_together(directory, arguments.data, arguments.seeds)
+        if name.split("-")[0] in arguments.stages
     }
-    failed = [name for name, command in stages.items() if not run_stage(name, command, directory)]
-    rows: list[Reached] = []
-    if arguments.data:
-        for teacher, student in list(PAIRS.items())[: 2 if arguments.more else 1]:
-            reached, unfinished = distil_pair(teacher, student, arguments.data, directory, device)
-            rows += reached
-            failed += unfinished
-        print_table("CIFAR-10 (JPEG), published settings", Reached._fields, rows)
-        if rows:
-            write_results(directory / "cifar10.csv", [row._asdict() for row in rows], machine)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        done = list(pool.map(lambda name: run_stage(name, together[name], directory), together))
+    failed += [name for name, succeeded in zip(together, done, strict=True) if not succeeded]
+    rows = [reached(run) for run in sorted(directory.glob("*-wrn*")) if (run / "result.json").exists()]
+    print_table("CIFAR-10 (JPEG)", Reached._fields, rows)
+    if rows:
+        write_results(directory / "gpu-cifar10.csv", [row._asdict() for row in rows], machine)
     sys.exit(f"failed: {', '.join(failed)}; see the logs in {directory}" if failed else 0)
 
 
-def distil_pair(
-    teacher: str, student: str, data: Path, directory: Path, device: list[str]
-) -> tuple[list[Reached], list[str]]:
-    """Train a teacher and distil its student, or resume them; return their results and the failed runs."""
+def commands_alone(
+    directory: Path, data: Path | None, teachers: list[str], device: str
+) -> Iterator[tuple[str, Command]]:
+    """Yield name and command of each stage that has the GPU to itself."""
+    python, on = [sys.executable, "-m"], ["--device", device]
+    yield "numerics", [*python, "pytest", "-q", "tests/test_cuda.py", "tests/core", "tests/training/test_numerics.py"]
+    yield "smoke", [*python, "gapssg", "quickstart", "--output", str(directory / "quickstart"), "--overwrite", *on]
+    yield "steps", [*python, "benchmarks.steps", *on, "--rounds", "9", "--output", str(directory / "gpu-steps.csv")]
+    yield "profile", [*python, "benchmarks.gpu_profile", "--compile", "--output", str(directory / "gpu-profile.csv")]
+    yield "growth", [*python, "benchmarks.growth", *on, "--output", str(directory)]
+    if data is None:
+        return
     images = f"folder:{data}"
-    teacher_run, student_run = directory / teacher, directory / f"{teacher}-{student}"
-    file = teacher_run / "model.safetensors"
-    commands = {
-        teacher_run: ["pretrain-teacher", "--model", teacher, "--data", images],
-        student_run: ["distill", "--teacher", str(file), "--student", student, "--eval-data", images],
-    }
-    rows: list[Reached] = []
-    for run, (command, *options) in commands.items():
-        restart = [*options, "--recipe", "published", "--output", str(run), "--overwrite", *device]
-        can_resume = (run / "checkpoint" / "latest.safetensors").exists()
-        gapssg = [sys.executable, "-m", "gapssg", command]
-        if not run_stage(run.name, [*gapssg, "--resume", str(run)] if can_resume else [*gapssg, *restart], directory):
-            return rows, [run.name]
-        result = load_training_result(run)
-        rows.append(Reached(run.name, round(result.timing.total), result.model.top1))
-    return rows, []
+    for teacher in teachers:
+        student, file = PAIRS[teacher], directory / f"teacher-{teacher}" / "model.safetensors"
+        training = ["pretrain-teacher", "--model", teacher, "--data", images, "--epochs", str(TEACHER_EPOCHS)]
+        distillation = ["distill", "--teacher", str(file), "--student", student, "--eval-data", images]
+        distillation += ["--set", "evaluate_every=20", "--no-samples"]
+        for name, command in {
+            f"teacher-{teacher}": training,
+            f"published-{teacher}-{student}": [*distillation, "--recipe", "published", "--compile"],
+            # About a tenth of the work of the published run.
+            f"fast-{teacher}-{student}": [*distillation, "--epochs", "480", "--compile"],
+        }.items():
+            yield name, resumable(directory / name, [*command, *on])
+    yield "tenth-teacher", [*python, "benchmarks.tenth", *tenth_options(directory, data), "--methods"]
 
 
-def run_stage(name: str, command: list[str], directory: Path) -> bool:
+def tenth_options(directory: Path, data: Path) -> list[str]:
+    """Return the options of the benchmark `tenth` for its data and directory."""
+    return ["--data", f"folder:{data}", "--directory", str(directory / "tenth")]
+
+
+def resumable(run: Path, command: Command) -> Command:
+    """Return the command of a run, or that which resumes it."""
+    gapssg = [sys.executable, "-m", "gapssg"]
+    if (run / "checkpoint" / "latest.safetensors").exists():
+        return [*gapssg, command[0], "--resume", str(run)]
+    return [*gapssg, *command, "--output", str(run), "--overwrite"]
+
+
+def commands_together(directory: Path, data: Path | None, seeds: int) -> Iterator[tuple[str, Command]]:
+    """Yield name and command of each stage that may share the GPU."""
+    python = [sys.executable, "-m"]
+    for pair in STRANGERS:
+        given = ["--cifar10", str(data)] if data else []
+        where = ["--directory", str(directory / "strangers"), "--output", str(directory / f"strangers-{pair}.csv")]
+        yield (
+            f"strangers-{pair}",
+            [*python, "benchmarks.strangers", *given, *where, "--pairs", pair, "--seeds", str(seeds)],
+        )
+    if data is None:
+        return
+    tenth = [*python, "benchmarks.tenth", *tenth_options(directory, data)]
+    for stage, methods, budgets in (
+        ("tenth", METHODS, ["100"]),
+        ("curve", ["gapssg-fast", "gapssg"], ["100", "1000"]),
+        ("more", METHODS, ["100", "300"]),
+        ("ablation", ABLATION, ["100"]),
+    ):
+        for method in methods:
+            name = f"{stage}-{method}"
+            where = ["--output", str(directory / f"{name}.csv"), "--methods", method, "--seeds", str(seeds)]
+            yield name, [*tenth, *where, "--budgets", *budgets]
+    for teacher in TEACHERS:
+        where = ["--directory", str(directory / "priors"), "--output", str(directory / f"priors-{teacher}.csv")]
+        options = ["--cifar10", str(data), "--teachers", teacher, "--seeds", str(seeds)]
+        yield f"priors-{teacher}", [*python, "benchmarks.no_batch_norm", *options, *where]
+
+
+def reached(run: Path) -> Reached:
+    """Return accuracy and duration of a finished run."""
+    result = load_training_result(run)
+    pflop = getattr(result, "flops", None) or 0
+    return Reached(run.name, round(pflop / 1e15, 2), round(result.timing.total), result.model.top1)
+
+
+def run_stage(name: str, command: Command, directory: Path) -> bool:
     """Run a command unless it succeeded before; return whether it succeeded."""
     done, log = directory / f"{name}.done", directory / f"{name}.log"
     if done.exists():

@@ -226,12 +226,21 @@ def batch_size(device: str, quick: bool, rounds: int) -> Report:
 
 
 def large_images(device: str, quick: bool, rounds: int) -> Report:
-    """Time both steps for torchvision's ResNet-18 to MobileNetV3-small on images of 224 pixels, in batches of 8."""
-    where, batch = _runtime(device).device, 2 if quick else 8
+    """Time both steps for torchvision's ResNet-18 to MobileNetV3-small on images of 224 pixels; on a GPU by batch."""
+    if _runtime(device).device.type == "cpu":
+        return dict(alone(_large_batch, device, quick, rounds, 2 if quick else 8))
+    found: Report = {"batch": [32, 128, 512]}
+    for batch in found["batch"]:
+        for name, value in alone(_large_batch, device, quick, rounds, batch).items():
+            found.setdefault(name, []).append(value)
+    return _with_exponents(found, "batch", ("peak memory, MB",))
+
+
+def _large_batch(device: str, quick: bool, rounds: int, batch: int) -> Report:
+    where = _runtime(device).device
     size = Size("torchvision:resnet18", "torchvision:mobilenet_v3_small", 32 if quick else 224, batch, batch)
     core = make_core(size, where)
-    steps = {"synthesis": core.synthesis, "distillation": core.distillation}
-    times = time_in_turn(steps, where, max(rounds, 3))
+    times = time_in_turn({"synthesis": core.synthesis, "distillation": core.distillation}, where, max(rounds, 3))
     rates = {f"{name}, images/s of a step": batch / median(seconds) for name, seconds in times.items()}
     return {
         "networks": f"{size.teacher} to {size.student}, {size.side} pixels, batch {batch}",

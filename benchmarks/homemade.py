@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+import importlib
+
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from gapssg.models import create_model
@@ -27,6 +29,81 @@ def network(num_classes: int, input_shape: tuple[int, int, int], width: int = 32
     features = channels * (height // 4) * (width_of_image // 4)
     head = [nn.Flatten(), nn.Linear(features, 128), nn.ReLU(), nn.Dropout(0.3), nn.Linear(128, num_classes)]
     return nn.Sequential(*layers, *head)
+
+
+class _TwoHeads(nn.Module):
+    def __init__(self, features: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.features = features
+        self.classifier, self.auxiliary = (nn.Linear(128, num_classes) for _ in range(2))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.features(images)
+        return {"auxiliary": self.auxiliary(features), "logits": self.classifier(features)}
+
+
+def two_heads(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
+    """Build `network` with an auxiliary head beside its last layer; it returns a dictionary.
+
+    Args:
+        num_classes: Number of logits.
+        input_shape: Channels, height and width of an image.
+    """
+    return _TwoHeads(nn.Sequential(*list(network(num_classes, input_shape).children())[:-1]), num_classes)
+
+
+class ChannelsLast(nn.Module):
+    """A classifier of images (N, H, W, C) from one of images (N, C, H, W)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return what the network returns for the images."""
+        logits: Tensor = self.network(images.permute(0, 3, 1, 2))
+        return logits
+
+
+def channels_last(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
+    """Build `network` for images (N, H, W, C).
+
+    Args:
+        num_classes: Number of logits.
+        input_shape: Channels, height and width of an image.
+    """
+    return ChannelsLast(network(num_classes, input_shape))
+
+
+def hugging_face_vit(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
+    """Build a small vision transformer of Hugging Face's transformers.
+
+    Args:
+        num_classes: Number of logits.
+        input_shape: Channels, height and width of an image.
+    """
+    transformers = importlib.import_module("transformers")
+    channels, height, _ = input_shape
+    sizes = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 384}
+    config = transformers.ViTConfig(
+        image_size=height, patch_size=4, num_channels=channels, num_labels=num_classes, **sizes
+    )
+    model: nn.Module = transformers.ViTForImageClassification(config)
+    return model
+
+
+def hugging_face_resnet(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
+    """Build a ResNet-10 of Hugging Face's transformers.
+
+    Args:
+        num_classes: Number of logits.
+        input_shape: Channels, height and width of an image.
+    """
+    transformers = importlib.import_module("transformers")
+    sizes = {"hidden_sizes": [64, 128, 256, 512], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+    config = transformers.ResNetConfig(num_channels=input_shape[0], num_labels=num_classes, **sizes)
+    model: nn.Module = transformers.ResNetForImageClassification(config)
+    return model
 
 
 def plain(num_classes: int, input_shape: tuple[int, int, int], width: int = 32) -> nn.Module:

@@ -1,13 +1,13 @@
 """Teachers without batch norm on the digits at 32 pixels: the default method against those that never needed one.
 
-    python -m benchmarks.no_batch_norm                                   every teacher and method, 3 seeds
+    python -m benchmarks.no_batch_norm --cifar10 FOLDER                  every teacher and method, 3 seeds
     python -m benchmarks.no_batch_norm --teachers plain --methods zskt --seeds 1
 
 Teachers: a small vision transformer, a ConvNeXt, a plain convolutional network, and a ResNet-18 whose batch norms are
-folded into its convolutions. The student is a WRN-16-1. A method runs for as many epochs as the budget of TFLOP allows,
-by the FLOPs that gapssg computes before a run; `cpu_seconds` are of all threads and depend little on the load of the
-machine. The reported result is the top-1 on the test images after the last epoch. Existing cells are reused, so an
-interruption costs at most one cell; all cells are merged into the output.
+folded into its convolutions; and a ConvNeXt of CIFAR-10 (JPEG). The student is a WRN-16-1. A method runs for as many
+epochs as the budget of TFLOP allows, by the FLOPs that gapssg computes before a run; `cpu_seconds` are of all threads
+and depend little on the load of the machine. The reported result is the top-1 on the test images after the last epoch.
+Existing cells are reused, so an interruption costs at most one cell; all cells are merged into the output.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.homemade import fold
 from benchmarks.machine import describe_machine, print_table
 from benchmarks.results_page import RESULTS
@@ -30,17 +28,19 @@ from benchmarks.strangers_pairs import Training, train
 from gapssg import DistillSettings, distill
 from gapssg.core.augment import Augmentation, Normalization
 from gapssg.core.runtime import Runtime
-from gapssg.data import load_split
+from gapssg.data.settings import DataSettings
 from gapssg.evaluation.predict import score_on
+from gapssg.evaluation.real_images import read_images
 from gapssg.files import write_json
 from gapssg.models import create_model
 from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.model_file import load_model, save_model
 from gapssg.models.profile import profile_model
+from gapssg.runs.directory import SilentDisplay
 from gapssg.settings.load import load_settings
 from gapssg.settings.parts import RuntimeSettings
 
-STUDENT, SIZE, SHAPE = "wrn16_1", 32, (1, 32, 32)
+STUDENT, SIZE = "wrn16_1", 32
 FACTORIES = ["benchmarks.homemade:plain", "benchmarks.homemade:folded_resnet18"]
 
 
@@ -54,6 +54,8 @@ class Teacher:
         tflop: Budget of a student, about two to three minutes on two idle cores.
         arguments: Of the architecture.
         folded: The architecture of its file, if its batch norms are folded into the convolutions.
+        cifar10: Whether it is trained on CIFAR-10 (RGB) rather than on the digits (grey).
+        fewest: The top-1 that it must reach.
     """
 
     architecture: str
@@ -61,6 +63,13 @@ class Teacher:
     tflop: float
     arguments: dict[str, Any] = field(default_factory=dict)
     folded: str | None = None
+    cifar10: bool = False
+    fewest: float = 0.98
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        return (3 if self.cifar10 else 1), SIZE, SIZE
 
 
 VISION_TRANSFORMER = {"img_size": SIZE, "patch_size": 4, "depth": 4, "embed_dim": 96, "num_heads": 3}
@@ -69,6 +78,14 @@ TEACHERS = {
     "folded-resnet18": Teacher("torchvision:resnet18", Training("adamw", 1e-3, 20), 30, folded=FACTORIES[1]),
     "convnext": Teacher("timm:convnext_atto", Training("adamw", 2e-3, 30), 30, {"patch_size": 2}),
     "vit": Teacher("timm:vit_tiny_patch16_224", Training("adamw", 1e-3, 80), 30, VISION_TRANSFORMER),
+    "cifar10-convnext": Teacher(
+        "timm:convnext_atto",
+        Training("adamw", 2e-3, 24, batch_size=256),
+        250,
+        {"patch_size": 2},
+        cifar10=True,
+        fewest=0.75,
+    ),
 }
 _ALTERNATING = {"batch_size": 64, "method.synthesis_batch_size": 64, "method.rounds": 20}
 METHODS: dict[str, dict[str, Any]] = {
@@ -83,6 +100,7 @@ METHODS: dict[str, dict[str, Any]] = {
 def main() -> None:
     """Run the missing cells, then write and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar10", type=Path, help="folder with train/ and test/ of CIFAR-10 images")
     parser.add_argument("--teachers", nargs="*", default=list(TEACHERS), choices=list(TEACHERS))
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
@@ -92,9 +110,14 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.directory.mkdir(parents=True, exist_ok=True)
     for name in arguments.teachers:
+        data = {"name": "digits", "image_size": SIZE}
+        if TEACHERS[name].cifar10:
+            if arguments.cifar10 is None:
+                continue
+            data = {"name": f"folder:{arguments.cifar10}"}
         for method in arguments.methods:
             for seed in range(arguments.seeds):
-                run_cell(arguments.directory, name, method, arguments.tflop or TEACHERS[name].tflop, seed)
+                run_cell(arguments.directory, name, data, method, arguments.tflop or TEACHERS[name].tflop, seed)
     cells = merged(arguments.directory, arguments.output)
     with arguments.output.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(cells[0]), lineterminator="\n")
@@ -103,14 +126,14 @@ def main() -> None:
     print_summary(cells)
 
 
-def run_cell(directory: Path, name: str, method: str, tflop: float, seed: int) -> None:
+def run_cell(directory: Path, name: str, data: dict[str, Any], method: str, tflop: float, seed: int) -> None:
     """Distil a student, unless that is done."""
     label = f"{name}-{method}-{tflop:g}-{seed}"
     file = directory / f"{label}.json"
     if file.exists():
         return
-    teacher = train_teacher(directory, name)
-    settings = settings_within(teacher, method, tflop, seed)
+    teacher = train_teacher(directory, name, DataSettings.model_validate(data))
+    settings = settings_within(teacher, data, method, tflop, seed)
     started, cpu = time.perf_counter(), time.process_time()
     result = distill(settings, directory / label, overwrite=True)
     cell = {
@@ -127,41 +150,43 @@ def run_cell(directory: Path, name: str, method: str, tflop: float, seed: int) -
         "failures": "; ".join(result.failures),
         "seconds": round(time.perf_counter() - started),
         "cpu_seconds": round(time.process_time() - cpu),
-        **describe_machine(torch.device("cpu")),
+        **describe_machine(Runtime.from_settings(RuntimeSettings(), 0).device),
     }
     write_json(file, cell)
     print(f"{label}: {cell['top1']:.2%} in {cell['cpu_seconds']} CPU seconds, {cell['tflop']} TFLOP", flush=True)
 
 
-def train_teacher(directory: Path, name: str) -> Path:
+def train_teacher(directory: Path, name: str, data: DataSettings) -> Path:
     """Return a teacher's file, after training it if necessary.
 
     Raises:
-        SystemExit: It is right on less than 98 % of the test images.
+        SystemExit: It is right on too few of the test images.
     """
     path, teacher = directory / f"{name}.safetensors", TEACHERS[name]
     if path.exists():
         return path
-    images = load_split("digits", "train", image_size=SIZE)
+    runtime = Runtime.from_settings(RuntimeSettings(), 0)
+    images, test = (read_images(data, split, SilentDisplay()).to(runtime.device) for split in ("train", "test"))
     mean, deviation = images.channel_statistics()
-    module = create_model(
-        teacher.architecture, num_classes=10, input_shape=SHAPE, seed=1, arguments=teacher.arguments
-    ).to(memory_format=torch.channels_last)
-    normalization = Normalization.from_statistics(mean, deviation, torch.device("cpu"))
-    train(module, images, teacher.training, normalization, Augmentation(SIZE // 8, False), seed=1)
-    runtime = Runtime.from_settings(RuntimeSettings(device="cpu"), 0)
-    top1 = score_on(load_split("digits", "test", image_size=SIZE), module, normalization, runtime).top1
-    if top1 < 0.98:
+    module = runtime.place(
+        create_model(
+            teacher.architecture, num_classes=10, input_shape=teacher.shape, seed=1, arguments=teacher.arguments
+        )
+    )
+    normalization = Normalization.from_statistics(mean, deviation, runtime.device)
+    train(module, images, teacher.training, normalization, Augmentation(SIZE // 8, teacher.cifar10), seed=1)
+    top1 = score_on(test, module, normalization, runtime).top1
+    if top1 < teacher.fewest:
         raise SystemExit(f"the teacher {name} reaches only {top1:.2%}")
     card = ModelCard(
         architecture=teacher.folded or teacher.architecture,
         arguments=teacher.arguments,
         num_classes=10,
-        input_shape=SHAPE,
+        input_shape=teacher.shape,
         mean=mean,
         deviation=deviation,
         crop_padding=SIZE // 8,
-        flip=False,
+        flip=teacher.cifar10,
         class_names=images.class_names,
         provenance=Provenance(command="benchmark", seed=1),
     )
@@ -169,13 +194,15 @@ def train_teacher(directory: Path, name: str) -> Path:
     return path
 
 
-def settings_within(teacher: Path, method: str, tflop: float, seed: int) -> DistillSettings:
+def settings_within(teacher: Path, data: dict[str, Any], method: str, tflop: float, seed: int) -> DistillSettings:
     """Return the settings with as many epochs as the budget allows."""
     loaded = load_model(teacher, FACTORIES)
-    student = create_model(STUDENT, num_classes=10, input_shape=SHAPE)
-    macs = [profile_model(network, SHAPE).macs for network in (loaded.module, student)]
+    shape = loaded.card.input_shape
+    student = create_model(STUDENT, num_classes=10, input_shape=shape)
+    macs = [profile_model(network, shape).macs for network in (loaded.module, student)]
     given = {"teacher": str(teacher), "student.name": STUDENT, "method.name": method, "seed": seed}
-    given |= {"eval_data.name": "digits", "eval_data.image_size": SIZE, "evaluate_every": 1000, "samples": False}
+    given |= {f"eval_data.{name}": value for name, value in data.items()}
+    given |= {"evaluate_every": 1000, "samples": False}
     given |= {"model_factories": FACTORIES, **METHODS[method]}
 
     def with_epochs(epochs: int) -> DistillSettings:

@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ class Place:
         self.name, self.pair, self.folder, self.cifar10 = name, PAIRS[name], folder, cifar10
         self.folder.mkdir(parents=True, exist_ok=True)
 
+    @cache  # noqa: B019 - a place lives as long as the program
     def images(self, split: Split) -> ImageSet:
         """Return a split, on the GPU if there is one."""
         device = Runtime.from_settings(RuntimeSettings(), 0).device
@@ -179,12 +181,17 @@ class Place:
             "tflop": result.get("flops", 0) / 1e12 or None,
             "seconds": seconds,
             "settings": " ".join(settings or []),
-            "machine": f"{torch.get_num_threads()} threads, torch {torch.__version__}",
+            "machine": f"{where()}, torch {torch.__version__}",
             "commit": commit(),
         }
         (self.folder / f"{method}-{seed}.json").write_text(json.dumps(cell, indent=2) + "\n")
         print({key: round(cell[key], 4) for key in ("top1", "balanced", "lowest", "seconds")}, self.name, method, seed)
         sys.stdout.flush()
+
+
+def where() -> str:
+    """Return the GPU or the number of threads."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
 
 
 def logits_of(path: Path, images: ImageSet, pair: Pair) -> Tensor:

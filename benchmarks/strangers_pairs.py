@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from benchmarks.strangers_data import ANIMALS, CIFAR10, VEHICLES, Source, cifar, digits, letters, single
 from gapssg.core.augment import Augmentation, Normalization, crop_and_flip
-from gapssg.core.runtime import computes_bf16_natively, to_unit_range
+from gapssg.core.runtime import Runtime, computes_bf16_natively, to_unit_range
 from gapssg.data.image_set import ImageSet
 from gapssg.models import create_model
 from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.model_file import save_model
+from gapssg.settings.parts import RuntimeSettings
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -209,16 +210,14 @@ def train_model_file(
         class_names=images.class_names,
         provenance=Provenance(command="import-teacher", seed=seed, versions={}),
     )
-    module = (
-        create_model(
-            architecture,
-            num_classes=images.num_classes,
-            input_shape=images.input_shape,
-            seed=seed,
-        )
-        .to(images.images.device)
-        .to(memory_format=torch.channels_last)
+    module = create_model(
+        architecture,
+        num_classes=images.num_classes,
+        input_shape=images.input_shape,
+        seed=seed,
     )
-    normalization = Normalization.from_statistics(mean, deviation, images.images.device)
+    runtime = Runtime.from_settings(RuntimeSettings(), seed)
+    images, module = images.to(runtime.device), runtime.place(module)
+    normalization = Normalization.from_statistics(mean, deviation, runtime.device)
     train(module, images, training, normalization, Augmentation(card.crop_padding, card.flip), seed)
     save_model(path, module, card)

@@ -2,11 +2,13 @@
 
     python -m benchmarks.tenth --data folder:cifar10-jpeg
     python -m benchmarks.tenth --data folder:cifar10-jpeg --methods gapssg-fast nayer --budgets 100 --seeds 1
+    python -m benchmarks.tenth --data folder:cifar10-jpeg --methods gapssg-fast+sgd --budgets 100     an ablation
 
-The teacher is that of the recipe `cifar-reduced`. A method has the settings in `METHODS` and as many epochs as the
-budget allows, by the FLOPs that gapssg computes before a run. Its learning rate is selected from `RATES` by accuracy on
-5,000 training images (never on test images) with seed 0, for the first budget. The reported result is the top-1 on
-the test images after the last epoch. Existing cells are reused, so an interruption costs at most one cell.
+The teacher is that of the recipe `cifar-reduced`. A method has the settings in `METHODS`, the student's optimizer of
+the default method, and as many epochs as the budget allows, by the FLOPs that gapssg computes before a run. Its
+learning rate is selected from `RATES` by accuracy on 5,000 training images (never on test images) with seed 0, for the
+first budget. The reported result is the top-1 on the test images after the last epoch. Existing cells are reused, so an
+interruption costs at most one cell; without any methods, only the teacher is trained.
 """
 
 from __future__ import annotations
@@ -56,6 +58,24 @@ METHODS: dict[str, dict[str, Any]] = {
     "mad": _ALTERNATING,
 }
 """Changes of the method's defaults for complete runs at a hundredth of the published compute."""
+_PUBLISHED_OPTIMIZER = {
+    "optimizer.algorithm": "sgd",
+    "optimizer.schedule": "cosine",
+    "optimizer.nesterov": False,
+    "optimizer.weight_decay": 1e-4,
+}
+ABLATION: dict[str, dict[str, Any]] = {
+    "gapssg-fast+sgd": {"optimizer.algorithm": "sgd"},
+    "gapssg-fast+new-views": {"method.labelled_views": 0},
+    "gapssg-fast+no-mixup": {"method.mixup": 0},
+    "gapssg-fast+no-gap-terms": {"method.disagreement_weight": 0, "method.agreement_weight": 0},
+    "gapssg-fast+no-statistics": {"method.statistics_weight": 0},
+    "gapssg-fast+zero-padding": {"crop_padding_mode": "zeros"},
+    "gapssg+published-optimizer": METHODS["gapssg"] | _PUBLISHED_OPTIMIZER,
+    "nayer+published-optimizer": METHODS["nayer"] | _PUBLISHED_OPTIMIZER,
+    "fast+published-optimizer": METHODS["fast"] | _PUBLISHED_OPTIMIZER,
+}
+"""A method, after the plus with one part taken away or changed."""
 
 
 def main() -> None:
@@ -63,12 +83,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="`cifar10`, or `folder:PATH` with train/ and test/")
     parser.add_argument("--budgets", type=int, nargs="*", default=[100, 300], help="TFLOP")
-    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=[*METHODS, *ABLATION])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--directory", type=Path, default=Path("runs/tenth"))
     parser.add_argument("--output", type=Path, default=RESULTS / "tenth.csv")
     arguments = parser.parse_args()
     bench = Bench(arguments.data, arguments.directory)
+    if not arguments.methods:
+        return
     cells = []
     for method in arguments.methods:
         tried = [bench.cell(method, arguments.budgets[0], rate, 0) for rate in RATES]
@@ -102,7 +124,7 @@ class Bench:
     def cell(self, method: str, budget: int, rate: float, seed: int) -> dict[str, Any]:
         """Return the results of a student, after distilling it if necessary."""
         run = self.directory / f"{method}-{budget}-{rate}-{seed}"
-        file = run.with_suffix(".json")
+        file = self.directory / f"{run.name}.json"
         if not file.exists():
             settings = self.settings(method, budget, rate, seed)
             started = time.perf_counter()
@@ -131,8 +153,9 @@ class Bench:
         macs = [profile_model(network, shape).macs for network in networks]
 
         def with_epochs(epochs: int) -> DistillSettings:
-            given = {"teacher": str(self.teacher), "student.name": STUDENT, "method.name": method, "seed": seed}
-            given |= {"epochs": epochs, "optimizer.learning_rate": rate, "samples": False, **METHODS[method]}
+            given = {"teacher": str(self.teacher), "student.name": STUDENT, "seed": seed, "epochs": epochs}
+            given |= {"method.name": method.split("+")[0], "optimizer.learning_rate": rate, "samples": False}
+            given |= (METHODS | ABLATION)[method]
             options = {key: ("this benchmark", value) for key, value in given.items()}
             return load_settings(DistillSettings, section="distill", options=options)
 

@@ -121,12 +121,17 @@ def is_file(path: str | Path) -> bool:
         return False
 
 
-def is_folder(path: InsidePath) -> bool:
-    """Tell whether a folder of this name exists.
+def is_folder(path: str | Path) -> bool:
+    """Tell whether a folder of this name exists; False for what cannot be a name.
 
-    Raises `InputError` if it is a link or a device, or cannot be read.
+    Raises `InputError` if it is a link or a device, or cannot be read, below the directory of an `InsidePath`.
     """
-    return stat.S_ISDIR(_mode(path))
+    if isinstance(path, InsidePath):
+        return stat.S_ISDIR(_mode(path))
+    try:
+        return user_path(path).is_dir()
+    except (InputError, OSError):
+        return False
 
 
 def _mode(path: InsidePath) -> int:

@@ -88,7 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
         if files is None:
             self._answer(404, X_Error_Code="RepoNotFound")
         elif name not in files:
-            self._answer(404, X_Error_Code="EntryNotFound")
+            commit = self.server.identifier_of(repository, revision)
+            self._answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
         else:
             content = files[name]
             tag = f'"{hashlib.sha256(content).hexdigest()}"'

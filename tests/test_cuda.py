@@ -40,12 +40,13 @@ def train(teacher_file: Path, runtime: Runtime) -> tuple[dict[str, Tensor], Tens
     list(distillation.synthesizer.synthesis_steps(distillation.student, 0, 0))
     inputs = distillation.batches(0, 0, 0)
     distillation.student.train()
-    for step in range(STEPS):
-        distillation.trainee.set_learning_rate(step / STEPS)  # a replay must read the new rate
-        images, *shifts = next(inputs)
-        if step == STEPS - 2:
-            images = images * torch.nan  # a replay must not change the weights
-        distillation.trainee.step(images, *shifts)
+    with runtime.seeded_globals("dropout"):
+        for step in range(STEPS):
+            distillation.trainee.set_learning_rate(step / STEPS)  # a replay must read the new rate
+            images, *shifts = next(inputs)
+            if step == STEPS - 2:
+                images = images * torch.nan  # a replay must not change the weights
+            distillation.trainee.step(images, *shifts)
     assert distillation.synthesizer.pool is not None
     assert all(bool(tensor.isfinite().all()) for tensor in distillation.student.parameters())
     weights = {name: tensor.cpu() for name, tensor in distillation.student.state_dict().items()}
@@ -64,7 +65,8 @@ def test_captured_steps_equal_the_eager_ones(teacher_file: Path, on_gpu: Runtime
     assert len(caplog.messages) == 2
     # The same kernels on the same numbers.
     assert torch.equal(images, plain_images)
-    assert all(torch.equal(weights[name], plain[name]) for name in plain)
+    # The images that were not finite left such running statistics in both.
+    torch.testing.assert_close(weights, plain, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize(("precision", "within"), [("fp32", OF_FLOAT32), ("bf16", OF_BF16)])

@@ -26,6 +26,7 @@ from gapssg.data.image_set import ImageSet
 from gapssg.errors import InputError
 from gapssg.files import user_path, write_atomically
 from gapssg.runs.directory import Display, SilentDisplay, encode_png, run_facts
+from gapssg.runs.evaluations import warn_of_failure
 from gapssg.runs.results import (
     Attack,
     AttackResult,
@@ -96,6 +97,8 @@ def _measure(settings: AuditSettings, output: Path | None, sheet: Path | None, d
     started = time.perf_counter()
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     audited = read_audited(settings)
+    for model in audited.models.values():
+        warn_of_failure(model.path, display)
     if sheet is not None and audited.pool is None:
         raise InputError("--sheet shows images of a pool; name the directory of a `distill` run, or leave it out")
     known = read_known_images(settings, audited.first, display)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -45,8 +46,8 @@ def evaluate(
 
     with console.live() as display:
         result = evaluate(settings, display=display, processes=console.invocation.processes)
-        for file in settings.models if console.invocation.writes else ():
-            warn_of_failure(file, display)
+        for model in result.models if console.invocation.writes else ():
+            warn_of_failure(Path(model.file), display)
         for message in keep_evaluations(result) if console.invocation.writes else ():
             display.event(Note(message=message))
     render.print_evaluation(console, result)

@@ -12,8 +12,10 @@ from gapssg.cli.command import MODEL_FACTORIES, Given, Shown, command
 from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.evaluation.settings import InspectSettings
-from gapssg.files import is_file
+from gapssg.files import is_file, is_folder
 from gapssg.models.hub import is_hub_reference
+from gapssg.models.names import MODELS
+from gapssg.runs.evaluations import warn_of_failure
 
 
 @command(
@@ -34,8 +36,9 @@ def inspect(
         gapssg inspect teacher.safetensors
         gapssg inspect torchvision:resnet18 --input-shape 3,224,224 --num-classes 100
     """
+    is_run = model is not None and model not in MODELS and is_folder(model)
     names_file = model is not None and (
-        is_file(model) or Path(model).suffix == ".safetensors" or is_hub_reference(model)
+        is_run or is_file(model) or Path(model).suffix == ".safetensors" or is_hub_reference(model)
     )
     named = {
         "file": ("FILE", model if names_file else None),
@@ -46,6 +49,9 @@ def inspect(
 
     from gapssg.evaluation.inspect_model import inspect
 
-    result = inspect(settings)
+    with console.live() as display:
+        result = inspect(settings)
+        if result.file is not None:
+            warn_of_failure(Path(result.file), display)
     render.print_inspection(console, result)
     console.result(result)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -52,40 +53,65 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient, without synchronising."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                # Kernels of equal shapes are neighbours, and are orthogonalised together.
+                self._update(sorted(parameters, key=self._shape_of_kernel), group)
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        lr, decay, is_kernel = group["lr"], group["weight_decay"], id(parameter) in self._kernels
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Update parameters, of which the kernels come last, in few operations: a GPU is limited by their number."""
+        lr, decay, momentum_factor = group["lr"], group["weight_decay"], group["momentum"]
+        momenta = [self._momentum(parameter) for parameter in parameters]
+        gradients = [each.grad for each in parameters if each.grad is not None]
+        weights, gradient, before = _flat(parameters), _flat(gradients), _flat(momenta)
+        first_kernel = sum(each.numel() for each in parameters if id(each) not in self._kernels)
+        gradient[:first_kernel] += decay * weights[:first_kernel]
+        momentum = momentum_factor * before + gradient
+        update = gradient + momentum_factor * momentum if group["nesterov"] else momentum.clone()
+        start = first_kernel
+        for (rows, columns), kernels in groupby(parameters, self._shape_of_kernel):
+            if rows:
+                end = start + rows * columns * sum(1 for _ in kernels)
+                size = group["kernel_rate"] * _UPDATE_SIZE * math.sqrt(max(rows, columns))
+                matrices = update[start:end].view(-1, rows, columns)
+                matrices.copy_(size * orthogonalise(matrices))
+                start = end
+        update[first_kernel:] += decay * weights[first_kernel:]
+        after = weights - lr * update
+        if self.found_inf is not None:
+            is_finite = self.found_inf == 0
+            momentum, after = torch.where(is_finite, momentum, before), torch.where(is_finite, after, weights)
+        for places, values in ((momenta, momentum), (parameters, after)):
+            parts = values.split([place.numel() for place in places])
+            torch._foreach_copy_(places, [part.view(place.shape) for part, place in zip(parts, places, strict=True)])
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        before = state["momentum_buffer"]
-        gradient = gradient if is_kernel else gradient + decay * parameter
-        momentum = group["momentum"] * before + gradient
-        update = gradient + group["momentum"] * momentum if group["nesterov"] else momentum
-        if is_kernel:
-            matrix = update.flatten(1)
-            size = group["kernel_rate"] * _UPDATE_SIZE * math.sqrt(max(matrix.shape))
-            update = size * orthogonalise(matrix).reshape(parameter.shape) + decay * parameter
-        after = parameter - lr * update
-        if self.found_inf is not None:
-            is_finite = self.found_inf == 0
-            momentum, after = torch.where(is_finite, momentum, before), torch.where(is_finite, after, parameter)
-        before.copy_(momentum)
-        parameter.copy_(after)
+        momentum: Tensor = state["momentum_buffer"]
+        return momentum
+
+    def _shape_of_kernel(self, parameter: Tensor) -> tuple[int, int]:
+        """Return the shape of a kernel as a matrix, and (0, 0) for any other parameter."""
+        if id(parameter) not in self._kernels:
+            return 0, 0
+        return len(parameter), parameter.numel() // len(parameter)
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """Return about U V^T of the singular value decomposition U S V^T of a matrix (R, C), float32 or float64.
+    """Return about U V^T of the singular value decomposition U S V^T of matrices (..., R, C), float32 or float64.
 
     Five Newton-Schulz iterations: singular values of at least 0.003 of the Frobenius norm become 0.68 to 1.21.
     """
     first, third, fifth = _COEFFICIENTS
-    is_tall = matrix.shape[0] > matrix.shape[1]
+    is_tall = matrix.shape[-2] > matrix.shape[-1]
     estimate = matrix.mT if is_tall else matrix
-    estimate = estimate / (estimate.norm() + _EPSILON)
+    estimate = estimate / (estimate.norm(dim=(-2, -1), keepdim=True) + _EPSILON)
     for _ in range(_ITERATIONS):
         gram = estimate @ estimate.mT
         estimate = first * estimate + (third * gram + fifth * gram @ gram) @ estimate

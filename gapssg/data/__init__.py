@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from gapssg.data.source import LoadOptions, Source
 from gapssg.errors import InputError, did_you_mean, shortened
-from gapssg.files import user_path
+from gapssg.files import is_folder, user_path
 
 if TYPE_CHECKING:
     from gapssg.data.image_set import ImageSet
@@ -49,15 +49,8 @@ def check_data_name(name: str) -> str:
         return name
     if name in _SOURCES:
         return name
-    hint = f" (did you mean folder:{name}?)" if _is_folder(name) else did_you_mean(kind, _SOURCES)
+    hint = f" (did you mean folder:{name}?)" if is_folder(name) else did_you_mean(kind, _SOURCES)
     raise InputError(f"unknown data {shortened(repr(name))}{hint}; valid are {', '.join(_SOURCES)}")
-
-
-def _is_folder(name: str) -> bool:
-    try:
-        return user_path(name).is_dir()
-    except (InputError, OSError):
-        return False
 
 
 def load_split(

@@ -22,6 +22,7 @@ from gapssg.models.model_file import load_model
 from gapssg.models.profile import profile_model
 from gapssg.models.reference import TIMM, TORCHVISION, library_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts
+from gapssg.runs.evaluations import warn_of_failure
 from gapssg.runs.results import Latency, ModelFile, Proposal, ProposeResult, ProposeTiming
 
 # Small classifiers of several families; those that an installed version does not have are left out.
@@ -63,6 +64,7 @@ def propose_students(settings: ProposeSettings, *, display: Display | None = Non
     display = display or SilentDisplay()
     runtime = Runtime.from_settings(settings.runtime, seed=0)
     teacher = load_model(settings.teacher, settings.model_factories)
+    warn_of_failure(teacher.path, display)
     card, size = teacher.card, profile_model(teacher.module, teacher.card.input_shape)
     of_teacher = measure_latency(runtime.place(teacher.module), card.input_shape, runtime, 1, _SECONDS_A_MODEL)
     names = _candidates(card.architecture)

@@ -34,9 +34,10 @@ from gapssg.files import (
 from gapssg.models.description import Interface
 from gapssg.models.foreign import foreign_code
 from gapssg.models.frozen import frozen
+from gapssg.models.hub import model_file
 from gapssg.models.model_file import load_model
-from gapssg.runs.directory import Display, SilentDisplay, final_weights, pool_shards, run_facts, versions
-from gapssg.runs.evaluations import failures_of_run
+from gapssg.runs.directory import Display, SilentDisplay, pool_shards, run_facts, versions
+from gapssg.runs.evaluations import warn_of_failure
 from gapssg.runs.events import Note, Warned
 from gapssg.runs.results import (
     BothPrecisions,
@@ -76,7 +77,7 @@ def export_model(
     output = user_path(output)
     target = load_format(settings.to)
     _check_format(settings, target)
-    file = final_weights(settings.model) if settings.model.is_dir() else settings.model
+    file = model_file(settings.model)
     shards = _calibration_shards(settings, target)
     if target.is_folder:
         check_output_folder(output)
@@ -90,8 +91,7 @@ def export_model(
     test = None if settings.data is None else read_test_images(settings.data, model, display)
 
     display.event(Note(message=f"exporting {model.card.architecture} from {model.path}"))
-    if failures := failures_of_run(model.path):
-        display.event(Warned(epoch=0, message=f"its run ended with FAILED, not usable: {'; '.join(failures)}"))
+    warn_of_failure(model.path, display)
     provenance = ExportProvenance(model_sha256=model.sha256, model=model.card.provenance, versions=all_versions)
     interface = {name: getattr(model.card, name) for name in Interface.model_fields}
     metadata = ExportMetadata(**interface, normalization_folded=settings.fold_normalization, provenance=provenance)

@@ -27,6 +27,7 @@ from gapssg.landscape.subjects import Subject, accuracy_by_epoch, read_subjects
 from gapssg.landscape.surface import Surface, SurfaceCard, load_surface, save_surface
 from gapssg.models.model_file import LoadedModel
 from gapssg.runs.directory import Display, RunDirectory, SilentDisplay, run_facts, sha256_of_fixed_settings
+from gapssg.runs.evaluations import warnings_of_run
 from gapssg.runs.events import CheckpointWritten, Event, LandscapeEnded, Started, SurfaceMeasured, SurfaceTiming, Warned
 from gapssg.runs.requests import Requests
 from gapssg.runs.results import Bf16Error, CentreFacts, LandscapeResult, LandscapeTiming
@@ -133,6 +134,8 @@ class _Job(Job[LandscapeResult]):
         shape = "x".join(map(str, self._tasks[0].surface.loss.shape))
         surfaces = f"{self.epochs} landscape{'s' if self.epochs > 1 else ''} of {shape} points"
         yield Started(message=f"measuring {surfaces} on {what} of {data}, {self.runtime.describe()}")
+        for file in dict.fromkeys(task.subject.model.path for task in self._tasks):
+            yield from warnings_of_run(file)
         for task in self._tasks:
             if task.surface.around is not None:  # measured by the interrupted run
                 yield self._measured(task)

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from gapssg.errors import InputError
 from gapssg.files import entries_in, is_file
 from gapssg.models.model_file import LoadedModel, load_model
-from gapssg.runs.directory import final_weights
 from gapssg.runs.events import DistillationEpoch, PretrainingEpoch, read_events
 from gapssg.safe_paths import InsidePath, inside
 from gapssg.settings.load import read_toml
@@ -96,7 +95,7 @@ def read_subjects(
                 Subject(name, epoch, load_model(run.snapshots[epoch], factories), run) for epoch in sorted(set(wanted))
             ]
         else:
-            subjects.append(Subject(name, None, load_model(final_weights(path), factories), run))
+            subjects.append(Subject(name, None, load_model(path, factories), run))
     return subjects
 
 

@@ -61,7 +61,7 @@ class Generator(nn.Module):
                 factor //= 2
                 out_channels = 2 * width if factor > 1 else width
                 upsampling += [
-                    nn.Upsample(scale_factor=2, mode="nearest"),
+                    NearestUpsampling(scale_factor=2, mode="nearest"),
                     nn.Conv2d(2 * width, out_channels, 3, padding=1, bias=False),
                     nn.BatchNorm2d(out_channels),
                     nn.LeakyReLU(0.2, inplace=True),
@@ -84,6 +84,18 @@ class Generator(nn.Module):
     def reset_parameters(self, rng: torch.Generator) -> None:
         """Reinitialise all weights in place and reset the running statistics; `rng` is on the parameters' device."""
         reset_layers(self, rng)
+
+
+class NearestUpsampling(nn.Upsample):
+    """Upsampling to the double height and width; its gradient is a sum where the compiler would scatter."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C, 2H, 2W)."""
+        if not (maps.is_cuda and torch.compiler.is_compiling()):
+            return super().forward(maps)
+        count, channels, height, width = maps.shape
+        repeated = maps[:, :, :, None, :, None].expand(count, channels, height, 2, width, 2)
+        return repeated.reshape(count, channels, 2 * height, 2 * width)
 
 
 def _count_upsamplings(shorter_side: int) -> int:

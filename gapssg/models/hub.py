@@ -1,7 +1,8 @@
-"""Model files of the Hugging Face Hub by reference: `hf-hub:ORG/NAME` or `hf-hub:ORG/NAME@REVISION`.
+"""The model files that a run directory or a reference to the Hugging Face Hub stands for.
 
-A reference stands wherever the path of a model file does. Its file is downloaded to the cache of `huggingface_hub`, and
-is as untrusted as any other. Importing this module imports neither torch nor `huggingface_hub`.
+Both stand wherever the path of a model file does; a reference is `hf-hub:ORG/NAME` or `hf-hub:ORG/NAME@REVISION`. Its
+file is downloaded to the cache of `huggingface_hub`, and is as untrusted as any other. Importing this module imports
+neither torch nor `huggingface_hub`.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from gapssg.errors import GapssgError, InputError, RunError, first_line, shortened
-from gapssg.files import LARGEST_FILE
+from gapssg.files import LARGEST_FILE, is_file
+from gapssg.safe_paths import inside
 
 PREFIX = "hf-hub:"
-MODEL_FILES = ("model.safetensors", "student.safetensors")
+FINAL_WEIGHTS = ("student.safetensors", "model.safetensors")
+MODEL_FILES = FINAL_WEIGHTS[::-1]
 INSTALL = "pip install 'gapssg[card]'"
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _REPOSITORY = re.compile(rf"{_NAME}/{_NAME}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
 
@@ -50,10 +54,27 @@ def parse_reference(path: str | Path) -> tuple[str, str | None]:
     return check_repository(name), revision or None
 
 
+def model_file(path: Path, *, fetch: bool = True) -> Path:
+    """Return the model file that a path stands for: of a run directory its final weights, else that of `local_file`.
+
+    Raises as `local_file`, and `InputError` if a directory has no model file.
+    """
+    return final_weights(path) if path.is_dir() else local_file(path, fetch=fetch)
+
+
+def final_weights(path: Path) -> Path:
+    """Return the model file of a run's final weights; raise `InputError` if there is none."""
+    for name in FINAL_WEIGHTS:
+        if is_file(inside(path) / name):
+            return inside(path) / name
+    raise InputError(f"{path} holds neither {' nor '.join(FINAL_WEIGHTS)}; name a finished run, or a model file")
+
+
 def local_file(path: Path, *, fetch: bool = True) -> Path:
     """Return the file that a reference stands for, after downloading what the cache lacks; of a path, the path itself.
 
-    Without `fetch` only the cache is looked up: what an untrusted directory names must not be downloaded.
+    Without `fetch` only the cache is looked up: what an untrusted directory names must not be downloaded. A commit that
+    is in the cache needs no connection, and without one the cache is looked up for every revision.
 
     Raises:
         InputError: The reference is malformed, there is no such model on the Hub, it is too large, or
@@ -64,47 +85,57 @@ def local_file(path: Path, *, fetch: bool = True) -> Path:
         return path
     repository, revision = parse_reference(path)
     hub = huggingface_hub(str(path))
-    errors = hub.errors
-    unreachable: Exception | None = None
+    is_pinned = revision is not None and _COMMIT.fullmatch(revision) is not None
     for name in MODEL_FILES:
+        known = hub.try_to_load_from_cache(repository, name, revision=revision)
+        if not fetch or (is_pinned and known is not None) or not _is_reachable(hub, repository, name, revision, path):
+            if isinstance(known, str):
+                return Path(known).resolve()
+            if known is None:  # not another file, because this one may exist
+                raise _not_in_cache(path, fetch)
+            continue  # the cache has recorded that there is no such file
         try:
-            if fetch:
-                _check_size(hub, repository, name, revision, path)
-            file = hub.hf_hub_download(
-                repository, name, revision=revision, endpoint=endpoint(), local_files_only=not fetch
-            )
-            return Path(file).resolve()
-        except GapssgError:
-            raise
-        except errors.LocalEntryNotFoundError as error:
-            unreachable = error
-        except errors.EntryNotFoundError:
+            return Path(hub.hf_hub_download(repository, name, revision=revision, endpoint=endpoint())).resolve()
+        except hub.errors.LocalEntryNotFoundError as error:  # the connection was lost
+            raise _not_in_cache(path, fetch) from error
+        except hub.errors.EntryNotFoundError:
             continue
-        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-            raise InputError(f"{path} does not exist on the Hub, or needs a login (hf auth login)") from error
         except Exception as error:
             raise RunError(f"{path} cannot be downloaded: {first_line(error, 300)}") from error
-    if not fetch:
-        raise InputError(
-            f"{path} is not in the cache, and what a run directory names is not downloaded; name it by --teacher"
-        )
-    if unreachable is not None:
-        raise RunError(f"{path} cannot be downloaded and is not in the cache; check the network connection")
     raise InputError(f"{path} has neither {' nor '.join(MODEL_FILES)}; name a repository that has one")
 
 
-def _check_size(hub: Any, repository: str, name: str, revision: str | None, path: Path) -> None:
+def _not_in_cache(path: Path, fetch: bool) -> GapssgError:
+    if fetch:
+        return RunError(f"{path} cannot be downloaded and is not in the cache; check the network connection")
+    return InputError(
+        f"{path} is not in the cache, and what a run directory names is not downloaded; name it by --teacher"
+    )
+
+
+def _is_reachable(hub: Any, repository: str, name: str, revision: str | None, path: Path) -> bool:
+    """Tell whether the Hub answers, by one attempt: a download would try again and again, and print that.
+
+    Raises `InputError` if it has no such repository or revision, or the file is too large, and `RunError` if it refuses
+    to answer. A file that does not exist is left to the download, which records that in the cache.
+    """
+    errors = hub.errors
     try:
         url = hub.hf_hub_url(repository, name, revision=revision, endpoint=endpoint())
         size = hub.get_hf_file_metadata(url, endpoint=endpoint()).size
-    except (hub.errors.HfHubHTTPError, hub.errors.EntryNotFoundError):
-        raise
+    except errors.EntryNotFoundError:
+        return True
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise InputError(f"{path} does not exist on the Hub, or needs a login (hf auth login)") from error
+    except errors.HfHubHTTPError as error:
+        raise RunError(f"{path} cannot be downloaded: {first_line(error, 300)}") from error
     except Exception:  # without a connection, the cache may have it
-        return
+        return False
     if size is None:
         raise InputError(f"the Hub does not say how large {path} is; download it and name the file")
     if size > LARGEST_FILE:
         raise InputError(f"{path} has {size} bytes, more than {LARGEST_FILE:,}")
+    return True
 
 
 def huggingface_hub(what: str) -> Any:

@@ -39,7 +39,7 @@ from gapssg.models.foreign import (
 )
 from gapssg.models.graphs.file import kind_of_graph
 from gapssg.models.graphs.module import build_graph
-from gapssg.models.hub import is_hub_reference, local_file
+from gapssg.models.hub import final_weights, is_hub_reference, local_file
 from gapssg.models.names import MOST_CLASSES, check_model_name
 from gapssg.models.reference import MODULE, check_trusted, is_factory, is_module
 from gapssg.models.safetensors_file import SafetensorsFile, read_safetensors
@@ -152,7 +152,8 @@ def load_model(path: str | Path, factories: Iterable[str] = (), module: nn.Modul
     A `package.module:factory` that the file names is imported and called only if it is among `factories`.
 
     Args:
-        path: The file, or a reference to the Hugging Face Hub: `hf-hub:ORG/NAME`, also with `@REVISION`.
+        path: The file, the directory of a run for its final weights, or a reference to the Hugging Face Hub:
+            `hf-hub:ORG/NAME`, also with `@REVISION`.
         factories: Factories that the file may name.
         module: Load the weights into a copy of this module instead of building the model that the file names.
 
@@ -161,7 +162,7 @@ def load_model(path: str | Path, factories: Iterable[str] = (), module: nn.Modul
             factory that is not among `factories` or a module that is not given, or the model is not a classifier with
             these weights.
     """
-    path = user_path(path)
+    path = _named_file(path)
     _refuse_architecture(path)
     try:
         file = _read(path)
@@ -187,6 +188,12 @@ def load_model(path: str | Path, factories: Iterable[str] = (), module: nn.Modul
             raise InputError(f"{path}: {error}") from error
     built.eval()
     return LoadedModel(built, card, file.sha256, path)
+
+
+def _named_file(path: str | Path) -> Path:
+    """Return the path of the model file that the user means; a reference to the Hub stays one."""
+    path = user_path(path)
+    return final_weights(path) if path.is_dir() else path
 
 
 def _read(path: Path) -> SafetensorsFile:
@@ -253,7 +260,7 @@ def read_card(path: str | Path) -> tuple[ModelCard, str]:
 
     Raises `InputError` if the file is missing, damaged or not a gapssg model file, or its description is not valid.
     """
-    path = user_path(path)
+    path = _named_file(path)
     file = _read(path)
     description = _read_description(path, file.metadata)
     description.pop("content_sha256", None)
@@ -277,7 +284,7 @@ def model_of(module: nn.Module, card: ModelCard) -> LoadedModel:
 
 def architecture_of(path: str | Path) -> str:
     """Return the architecture that a model file names; raises as `read_card`."""
-    path = user_path(path)
+    path = _named_file(path)
     return str(_read_description(path, _read(path).metadata).get("architecture"))
 
 

@@ -16,7 +16,7 @@ from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.quality.evidence import collect_evidence
 from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, load_predictors
 from gapssg.quality.settings import QualitySettings
-from gapssg.runs.directory import final_weights, has_pool, pool_shards, run_facts
+from gapssg.runs.directory import has_pool, pool_shards, run_facts
 from gapssg.runs.results import DistillResult, Interval, ModelFile, ProbeEvidence, QualityFacts, QualityResult
 from gapssg.synthesis.shards import read_images
 
@@ -40,7 +40,7 @@ def estimate_quality(settings: QualitySettings) -> QualityResult:
     if teacher_file is None:
         raise InputError(f"{settings.student} does not name its teacher's file; add --teacher FILE")
     teacher = load_model(teacher_file, settings.model_factories)
-    student = load_model(settings.student if run is None else final_weights(run), settings.model_factories)
+    student = load_model(settings.student, settings.model_factories)
     check_same_images(teacher, student)
     if student.card.provenance.teacher_sha256 not in (None, teacher.sha256):
         raise InputError(f"{teacher.path} is not the teacher of {student.path} (its SHA-256 differs); name that one")

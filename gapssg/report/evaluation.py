@@ -13,7 +13,7 @@ from gapssg.errors import InputError
 from gapssg.evaluation.evaluate import evaluate
 from gapssg.evaluation.settings import EvaluateSettings
 from gapssg.files import is_file, sha256_of_file
-from gapssg.models.hub import local_file
+from gapssg.models.hub import model_file
 from gapssg.models.reference import MODULE
 from gapssg.report.charts import Chart, Line, draw
 from gapssg.report.runs import LARGEST_MODEL, TrainingRun
@@ -203,7 +203,7 @@ def _cells(label: int, counts: Sequence[int]) -> list[Cell]:
 
 def check_teacher(runs: Sequence[TrainingRun], teacher: Path) -> None:
     """Raise `InputError` unless the file can be read and is the teacher of one of the runs."""
-    sha256 = sha256_of_file(local_file(teacher), LARGEST_MODEL)
+    sha256 = sha256_of_file(model_file(teacher), LARGEST_MODEL)
     results = [run.result for run in runs]
     if not any(isinstance(result, DistillResult) and result.teacher.sha256 == sha256 for result in results):
         raise InputError(f"--teacher {teacher} is not the teacher of any of these runs (its SHA-256 differs)")
@@ -218,7 +218,7 @@ def _find_teacher(run: TrainingRun, given: Path | None) -> tuple[Path | None, st
         return None, "the teacher was a module of a Python program, without a file"
     for file in (given, recorded):
         with suppress(InputError):  # the result may be untrusted, and name anything
-            found = None if file is None else local_file(file, fetch=file is given)
+            found = None if file is None else model_file(file, fetch=file is given)
             if found is not None and sha256_of_file(found, LARGEST_MODEL) == run.result.teacher.sha256:
                 return found, ""
     seen_from = "" if recorded.is_absolute() else f" (seen from {Path.cwd()})"

@@ -9,8 +9,8 @@ from pathlib import Path
 from gapssg._version import __version__
 from gapssg.errors import GapssgError, InputError, RunError, first_line
 from gapssg.files import LARGEST_FILE, is_file, read_bounded, user_path
-from gapssg.models.hub import MODEL_FILES, PREFIX, check_repository, endpoint, huggingface_hub
-from gapssg.runs.directory import CARD, Display, SilentDisplay, final_weights
+from gapssg.models.hub import MODEL_FILES, PREFIX, check_repository, endpoint, final_weights, huggingface_hub
+from gapssg.runs.directory import CARD, Display, SilentDisplay
 from gapssg.runs.evaluations import warn_of_failure
 from gapssg.runs.events import Warned
 from gapssg.runs.results import PushResult

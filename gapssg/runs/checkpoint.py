@@ -266,7 +266,7 @@ def read_checkpoint(
         if header.identity.get(name) != value
     ]
     if differing:
-        raise InputError(f"{path} cannot resume: {'; '.join(differing)}; restart with --overwrite")
+        raise InputError(f"{path} cannot resume: {'; '.join(differing)}; restore it, or restart with --overwrite")
     check_may_resume(path, header.settings, settings, may_move)
     return written, State(header.facts, content.tensors)
 

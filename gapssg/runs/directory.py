@@ -36,6 +36,7 @@ from gapssg.files import (
     write_atomically,
     write_json,
 )
+from gapssg.models.hub import FINAL_WEIGHTS
 from gapssg.runs.events import EVENTS, LARGEST_EVENTS, Event, Note, Remaining
 from gapssg.runs.results import RESULT, RunFacts, RunResult
 from gapssg.runs.time_left import TimeLeft
@@ -52,9 +53,8 @@ if TYPE_CHECKING:
     from gapssg.models.description import ModelCard
     from gapssg.synthesis.shards import PoolOrigin
 
-_SETTINGS = "settings.toml"
+SETTINGS = "settings.toml"
 _POOL = "pool"
-_FINAL_WEIGHTS = ("student.safetensors", "model.safetensors")
 _BEST = "best.safetensors"
 _CHECKPOINT = "checkpoint/latest.safetensors"
 _LOCK = ".lock"
@@ -73,7 +73,7 @@ _OWN_FILE = re.compile(
 # A model card in the directory belongs to the user, who may have edited it: it is never removed.
 CARD = "README.md"
 # The temporary file of the first write of all: if nothing else is there, no run has started.
-_NOT_STARTED = re.compile(rf"\.{re.escape(_SETTINGS)}\.[0-9a-f]{{12}}\.tmp")
+_NOT_STARTED = re.compile(rf"\.{re.escape(SETTINGS)}\.[0-9a-f]{{12}}\.tmp")
 _TEMPORARY = ".tmp"
 _MAY_CHANGE = {
     *("checkpoint_every", "checkpoint_minutes", "max_rollbacks", "own_scale"),
@@ -158,11 +158,11 @@ class RunDirectory(AbstractContextManager["RunDirectory"]):
         try:
             if resume_from is not None:
                 self._roll_back_to(resume_from)
-            elif not overwrite and is_file(self.path / _SETTINGS):
+            elif not overwrite and is_file(self.path / SETTINGS):
                 raise InputError(f"--output {path}: another run has just started there; add --overwrite to replace it")
             else:
                 _remove_run(self.path)
-            write_atomically(self.path / _SETTINGS, settings.to_toml().encode())
+            write_atomically(self.path / SETTINGS, settings.to_toml().encode())
         except BaseException:
             self.close()
             raise
@@ -307,7 +307,7 @@ def check_output(path: Path, overwrite: bool, inputs: Iterable[Path | None] = ()
     if contained:
         raise InputError(f"--output {path} holds {contained[0]}, which the run reads; name another directory")
     strange = sorted(entry for entry in entries - {CARD} if not _OWN_FILE.fullmatch(entry))
-    if not strange and entries and _SETTINGS not in entries:
+    if not strange and entries and SETTINGS not in entries:
         strange = sorted(entries)
     if strange:
         names = ", ".join(shortened(name) for name in strange[:3])
@@ -325,7 +325,7 @@ def check_same_settings(path: Path, settings: Settings, may_move: Container[str]
     """
     try:
         check_own(path)
-        earlier = flatten(read_toml(inside(path) / _SETTINGS))
+        earlier = flatten(read_toml(inside(path) / SETTINGS))
     except InputError as error:
         raise InputError(f"{path} holds no run to resume: {error}") from error
     check_may_resume(path, earlier, settings, may_move)
@@ -348,7 +348,7 @@ def check_may_resume(path: Path, earlier: Mapping[str, Any], settings: Settings,
 def _may_differ(key: str, earlier: Any, now: Any, may_move: Container[str]) -> bool:
     if key == "epochs":
         return isinstance(earlier, int) and isinstance(now, int) and now >= earlier
-    if key in may_move:
+    if key in may_move and None not in (earlier, now):
         return not key.endswith(".name") or all(str(name).startswith("folder:") for name in (earlier, now))
     return key in _MAY_CHANGE | _ASKED_EACH_TIME
 
@@ -367,14 +367,6 @@ def take_from(path: Path, process: str) -> None:
     """
     if holder_of(inside(path) / _LOCK) == process:
         remove(inside(path) / _LOCK)
-
-
-def final_weights(path: Path) -> Path:
-    """Return the model file of a run's final weights; raise `InputError` if there is none."""
-    for name in _FINAL_WEIGHTS:
-        if is_file(inside(path) / name):
-            return inside(path) / name
-    raise InputError(f"{path} holds neither {' nor '.join(_FINAL_WEIGHTS)}; name a finished run")
 
 
 def has_pool(path: Path) -> bool:
@@ -435,7 +427,7 @@ def run_facts(runtime: Runtime, settings: Settings) -> RunFacts:
 def check_own(path: Path) -> None:
     """Raise `InputError` if a possibly untrusted run has a link, a device, or a folder for a file or the reverse."""
     root = inside(path)
-    for name in (_LOCK, _SETTINGS, EVENTS, RESULT, _BEST, *_FINAL_WEIGHTS):
+    for name in (_LOCK, SETTINGS, EVENTS, RESULT, _BEST, *FINAL_WEIGHTS):
         if is_folder(root / name):
             raise InputError(f"{root / name} is a folder where a file of the run is expected; remove it")
     for name in _FOLDERS:
@@ -480,7 +472,7 @@ def _remove_run(path: InsidePath) -> None:
     for name in (RESULT, _CHECKPOINT):
         remove(path / name)
         sync_folder((path / name).parent)
-    for entry in sorted(_entries(path), key=lambda entry: entry == _SETTINGS):
+    for entry in sorted(_entries(path), key=lambda entry: entry == SETTINGS):
         if _OWN_FILE.fullmatch(entry) and entry != _LOCK:
             remove(path / entry)
     for name in _FOLDERS:

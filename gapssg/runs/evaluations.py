@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,8 @@ from pydantic import Field
 
 from gapssg.errors import InputError, RunError
 from gapssg.files import is_file, read_bounded, write_json
-from gapssg.runs.directory import CARD, Display
+from gapssg.models.hub import FINAL_WEIGHTS
+from gapssg.runs.directory import CARD, SETTINGS, Display
 from gapssg.runs.events import Warned
 from gapssg.runs.results import RESULT, DistillResult, EvaluatedModel, EvaluateResult, PretrainResult, Scores
 from gapssg.safe_paths import inside
@@ -57,13 +59,21 @@ def read_evaluations(run: Path, sha256: str) -> list[Evaluation]:
 
 
 def warn_of_failure(file: Path, display: Display) -> None:
-    """Warn if the run of a student's file found that it is not usable, or if that cannot be read."""
+    """Show the warnings of `warnings_of_run`."""
+    for warning in warnings_of_run(file):
+        display.event(warning)
+
+
+def warnings_of_run(file: Path) -> Iterator[Warned]:
+    """Yield a warning if the run of a model file is not finished, found a student not usable, or cannot be read."""
     try:
+        if _is_unfinished(file):
+            sentence = f"{file.parent} is not finished, and {file.name} is of an earlier end; finish it with --resume"
+            yield Warned(epoch=0, message=sentence)
         if failures := failures_of_run(file):
-            sentence = f"FAILED: {file} is not usable: {'; '.join(failures)}"
-            display.event(Warned(epoch=0, message=sentence))
+            yield Warned(epoch=0, message=f"FAILED: {file} is not usable: {'; '.join(failures)}")
     except InputError as error:
-        display.event(Warned(epoch=0, message=f"what its run found of {file} is not known: {error}"))
+        yield Warned(epoch=0, message=f"what its run found of {file} is not known: {error}")
 
 
 def failures_of_run(file: Path) -> tuple[str, ...]:
@@ -74,6 +84,12 @@ def failures_of_run(file: Path) -> tuple[str, ...]:
     """
     is_of_run = file.name == DistillResult.model_file and os.path.lexists(file.parent / RESULT)
     return DistillResult.load(file.parent).failures if is_of_run else ()
+
+
+def _is_unfinished(file: Path) -> bool:
+    """Tell whether a file has the final weights of a run that was resumed and did not end."""
+    run = inside(file.parent)
+    return file.name in FINAL_WEIGHTS and is_file(run / SETTINGS) and not is_file(run / RESULT)
 
 
 def keep_evaluations(result: EvaluateResult) -> list[str]:

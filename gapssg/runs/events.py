@@ -38,6 +38,14 @@ class Started(Event):
     message: Text
 
 
+class Prepared(Event):
+    """All inputs of a run are checked, and its directory is unchanged; not recorded."""
+
+    kind = "prepared"
+
+    resumes: bool
+
+
 class Note(Event):
     """Something to show, but not to record."""
 

@@ -21,7 +21,7 @@ from pydantic import Field
 from gapssg.errors import InputError, RunError, did_you_mean, first_line, shortened
 from gapssg.files import is_file, read_bounded, write_json
 from gapssg.runs.directory import LOGGERS_FILE, Display
-from gapssg.runs.events import Ended, Epoch, Event, Started, Warned, read_events
+from gapssg.runs.events import Ended, Epoch, Event, Prepared, Started, Warned, read_events
 from gapssg.runs.pictures import read_picture
 from gapssg.runs.tensorboard import scalars
 from gapssg.safe_paths import InsidePath, inside
@@ -169,7 +169,7 @@ def also_logging(
 
     Raises:
         InputError: `check_loggers` refuses a name, or the identifiers are damaged.
-        RunError: A tracker does not start.
+        RunError: A tracker does not start; nothing has been written to the directory.
     """
     check_loggers(names)
     if not names:
@@ -188,7 +188,8 @@ class _LoggingDisplay:
     def __init__(
         self, names: Sequence[str], display: Display, run: Path, settings: Settings, kind: type[Epoch]
     ) -> None:
-        self._waiting = list(dict.fromkeys(names))
+        self._names = list(dict.fromkeys(names))
+        self._ids: dict[str, str] = {}
         self._display = display
         self._run = inside(run)
         self._settings = flatten(settings.to_dict())
@@ -200,8 +201,10 @@ class _LoggingDisplay:
     def event(self, event: Event) -> None:
         """Show an event, and write it if it is an epoch."""
         self._display.event(event)
-        if isinstance(event, Started):
-            self._start()
+        if isinstance(event, Prepared):
+            self._start(event.resumes)
+        elif isinstance(event, Started):
+            write_json(self._run / LOGGERS_FILE, _Ids(ids=self._ids).model_dump(mode="json"))
         elif isinstance(event, Epoch | Ended):
             self._is_finished = isinstance(event, Ended)
             if not self._has_earlier:
@@ -219,21 +222,20 @@ class _LoggingDisplay:
         """End the runs of the trackers."""
         self._tell(lambda logger: logger.end(self._is_finished))
 
-    def _start(self) -> None:
+    def _start(self, resumes: bool) -> None:
+        """Start the trackers before anything is written, so that one that does not start leaves nothing."""
         file = self._run / LOGGERS_FILE
-        ids = _Ids.read(read_bounded(file, _MOST_BYTES), str(file)).ids if is_file(file) else {}
-        for name in self._waiting:
+        if resumes and is_file(file):
+            self._ids = dict(_Ids.read(read_bounded(file, _MOST_BYTES), str(file)).ids)
+        for name in self._names:
             logger = LOGGERS[name]()
             try:
-                ids[name] = logger.start(self._run.name, self._settings, ids.get(name))
+                self._ids[name] = logger.start(self._run.name, self._settings, self._ids.get(name))
             except Exception as error:
                 raise RunError(
-                    f"--logger {name} does not start: {first_line(error, _MOST_CHARACTERS)}; "
-                    "mend it or leave it out, and add --overwrite"
+                    f"--logger {name} does not start: {first_line(error, _MOST_CHARACTERS)}; mend it or leave it out"
                 ) from error
             self._loggers[name] = logger
-            write_json(file, _Ids(ids=ids).model_dump(mode="json"))
-        self._waiting = []
 
     def _write(self, epoch: Epoch) -> None:
         numbers = dict(scalars(epoch.model_dump(exclude={"epoch", "epochs"})))

@@ -260,6 +260,8 @@ def _describe(
     if kind == "coercion":
         location = (*location, context["field"])
     key = _without_union_tags(location, valid, sources)
+    if key[:-1] in valid and key[-1].isdigit():  # an item of a list
+        key = key[:-1]
     name = shortened(".".join(key))
     source = next((f" (from {sources[k]})" for k in sources if k[: len(key)] == key), "")
     if kind == "extra_forbidden":

@@ -44,6 +44,7 @@ def method_classes() -> tuple[type[SynthesisSettings], ...]:
 
 
 _PUBLISHED_OPTIMIZER: Mapping[str, float | str] = {
+    "optimizer.algorithm": "sgd",
     "optimizer.nesterov": False,
     "optimizer.schedule": "cosine",
     "optimizer.weight_decay": 1e-4,

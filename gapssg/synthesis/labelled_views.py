@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,11 @@ from torch import Tensor
 from gapssg.core.augment import Shifts
 from gapssg.core.runtime import to_unit_range
 from gapssg.synthesis.base import PoolMethodSettings, SynthesisContext
-from gapssg.synthesis.pool import SamplePool
+from gapssg.synthesis.pool import SamplePool, refusing_too_large
+
+SMALLER_VIEWS = "lower method.labelled_views, epochs or method.synthesis_batch_size"
+"""What makes the labelled views smaller."""
+_BYTES_OF_A_VIEW = 3 * 8 + 1 + 4  # three int64, one bool, one float32
 
 
 class Views(NamedTuple):
@@ -40,6 +44,7 @@ class LabelledViews:
 
     Attributes:
         batch_size: Images that are labelled together, those of a synthesis.
+        count: Views of each image.
     """
 
     def __init__(
@@ -49,73 +54,98 @@ class LabelledViews:
         pool: SamplePool,
         sample_indices: Callable[[int], Tensor],
     ) -> None:
-        """Label no view yet of the pool as it is.
+        """Reserve memory for the views of all images that the pool has room for; none is labelled yet.
 
-        `sample_indices` returns the indices of the images of the next distillation batch.
+        `sample_indices` returns the indices of the images of the next distillation batch. Raises `InputError` if memory
+        is short.
         """
         self.batch_size, self._given = settings.synthesis_batch_size, len(pool)
-        self._count, self._mixup = settings.labelled_views, settings.mixup
+        self.count, self._mixup = settings.labelled_views, settings.mixup
         self._context, self._pool, self._sample_indices = context, pool, sample_indices
-        self._views: Views | None = None
+        self._labelled = 0
+        shape, device = (pool.capacity, self.count), context.runtime.device
+        size = pool.capacity * self.count * (_BYTES_OF_A_VIEW + 4 * context.num_classes)
+        name = f"labelling {self.count} views of each of {pool.capacity:,} images"
+        with refusing_too_large(name, size, device, SMALLER_VIEWS):
+            rows, columns, partners = (torch.empty(shape, dtype=torch.int64, device=device) for _ in range(3))
+            flips, shares = torch.empty(shape, dtype=torch.bool, device=device), torch.empty(shape, device=device)
+            logits = torch.empty(*shape, context.num_classes, device=device)
+        self._views = Views(rows, columns, flips, partners, shares, logits)
 
-    def extend(self, most: int | None = None, pretend: bool = False) -> None:
+    def passes(self, whole: bool = False) -> int:
+        """Return how many passes of `extend` are left for the pool as it is, or for the whole that it has room for."""
+        start, end = self._labelled, self._pool.capacity if whole else len(self._pool)
+        given = min(max(start, self._given), end)
+        return self.count * sum(-(-images // self.batch_size) for images in (given - start, end - given))
+
+    @property
+    def unused_bytes(self) -> int:
+        """The reserved memory that is not written to yet."""
+        return sum(each[self._labelled :].nbytes for each in self._views)
+
+    def extend(self, pretend: bool = False) -> Generator[int, None, None]:
         """Label the views of the images that were added to the pool, a synthesis at a time.
 
+        Yields after each pass through the teacher, which labels one view of each image of a synthesis, how many are
+        done. If it is closed before its end, the next call repeats the passes of the unfinished synthesis.
+
         Args:
-            most: Stop at so many images in all.
-            pretend: Leave the logits at 0, as an estimate of the cost does.
+            pretend: Set the logits to 0, as an estimate of the cost does.
         """
-        end = len(self._pool) if most is None else most
-        while (start := 0 if self._views is None else len(self._views.logits)) < end:
-            new = self._draw(start)
-            self._views = new if self._views is None else Views(*map(torch.cat, zip(self._views, new, strict=True)))
-            if not pretend:
-                self._label(self._views, start)
+        done = 0
+        while (start := self._labelled) < len(self._pool):
+            end = self._draw(start)
+            for number in range(self.count):
+                if not pretend:
+                    self._label(start, end, number)
+                done += 1
+                yield done
+            self._labelled = end
 
     def draw(self, count: int, stream: torch.Generator) -> Tensor:
         """Draw the numbers (count,) of the views of a batch."""
-        return torch.randint(self._count, (count,), generator=stream, device=stream.device)
+        return torch.randint(self.count, (count,), generator=stream, device=stream.device)
 
     def batch(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Return the views of these numbers of the next images, (B, C, H, W) in [0, 1], and their logits (B, K)."""
-        assert self._views is not None
         indices = self._sample_indices(len(numbers))
-        return self._make(self._views, indices, numbers), self._views.logits[indices, numbers]
+        return self._make(indices, numbers), self._views.logits[indices, numbers]
 
-    def _draw(self, start: int) -> Views:
-        """Draw the views of the images from `start` on, without logits."""
+    def _draw(self, start: int) -> int:
+        """Draw the views of a synthesis from image `start` on, with logits of 0; return the end of its images."""
         # The batches of a pool that grew must be those of one that is read at once.
         end = min(start + self.batch_size, self._given if start < self._given else len(self._pool))
-        shape = end - start, self._count
+        shape = end - start, self.count
         device = self._context.runtime.device
         stream = self._context.runtime.random_stream("views", start)
         shifts = self._context.augmentation.draw(shape[0] * shape[1], stream)
         partners = torch.randint(end, shape, generator=stream, device=device)
         shares, chosen = torch.rand(2, *shape, generator=stream, device=device)
         shares = torch.where(chosen < self._mixup, shares, 0)
-        logits = torch.zeros(*shape, self._context.num_classes, device=device)
-        rows, columns, flips = (each.reshape(shape) for each in shifts)
-        return Views(rows, columns, flips, partners, shares, logits)
+        drawn = *(each.reshape(shape) for each in shifts), partners, shares, torch.zeros((), device=device)
+        for place, new in zip(self._views, drawn, strict=True):
+            place[start:end] = new
+        return end
 
-    def _label(self, views: Views, start: int) -> None:
-        """Fill in the logits of the images from `start` on."""
+    def _label(self, start: int, end: int, number: int) -> None:
+        """Fill in the logits of view `number` of the images from `start` to `end`."""
         context = self._context
-        indices = torch.arange(start, len(views.logits), device=views.logits.device)
+        indices = torch.arange(start, end, device=context.runtime.device)
         with torch.no_grad(), context.runtime.configured():
-            for number in range(self._count):
-                images = self._make(views, indices, torch.full_like(indices, number))
-                own = context.normalization(context.runtime.own_rows(images))
-                with context.runtime.autocast():
-                    logits = context.teacher(own).float()
-                views.logits[start:, number] = context.runtime.all_rows(logits, len(images))
+            images = self._make(indices, torch.full_like(indices, number))
+            own = context.normalization(context.runtime.own_rows(images))
+            with context.runtime.autocast():
+                logits = context.teacher(own).float()
+            self._views.logits[start:end, number] = context.runtime.all_rows(logits, len(images))
 
-    def _make(self, views: Views, indices: Tensor, numbers: Tensor) -> Tensor:
-        shares = views.shares[indices, numbers].reshape(-1, 1, 1, 1)
-        images = self._crop(views, indices, numbers)
+    def _make(self, indices: Tensor, numbers: Tensor) -> Tensor:
+        views = self._views
+        images = self._crop(indices, numbers)
         if not self._mixup:
             return images
-        return images.lerp(self._crop(views, views.partners[indices, numbers], numbers), shares)
+        partners = self._crop(views.partners[indices, numbers], numbers)
+        return images.lerp(partners, views.shares[indices, numbers].reshape(-1, 1, 1, 1))
 
-    def _crop(self, views: Views, indices: Tensor, numbers: Tensor) -> Tensor:
-        shifts = Shifts(*(each[indices, numbers] for each in views[:3]))
+    def _crop(self, indices: Tensor, numbers: Tensor) -> Tensor:
+        shifts = Shifts(*(each[indices, numbers] for each in self._views[:3]))
         return self._context.augmentation(to_unit_range(self._pool.images[indices]), shifts)

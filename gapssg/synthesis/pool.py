@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from gapssg.errors import InputError
+
+SMALLER_POOL = "lower epochs or method.synthesis_batch_size"
+"""What makes a pool smaller."""
+
+
+@contextmanager
+def refusing_too_large(name: str, size: int, device: torch.device, advice: str) -> Iterator[None]:
+    """Raise `InputError` with this advice if `size` bytes, for what has this name, cannot be allocated on a device."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise InputError(
+            f"{name} needs {size / 2**30:.1f} GiB on {device}, more than is available; {advice}"
+        ) from error
 
 
 class SamplePool:
@@ -20,14 +36,9 @@ class SamplePool:
     def __init__(self, capacity: int, image_shape: tuple[int, int, int], device: torch.device) -> None:
         """Allocate room for `capacity` uint8 images of shape (C, H, W); raise `InputError` if memory is short."""
         self.capacity = capacity
-        try:
+        size = capacity * math.prod(image_shape)
+        with refusing_too_large(f"a pool of {capacity:,} images", size, device, SMALLER_POOL):
             self._images = torch.empty((capacity, *image_shape), dtype=torch.uint8, device=device)
-        except RuntimeError as error:
-            gibibytes = capacity * math.prod(image_shape) / 2**30
-            raise InputError(
-                f"a pool of {capacity:,} images needs {gibibytes:.1f} GiB on {device}, more than is available; "
-                "lower epochs or method.synthesis_batch_size"
-            ) from error
         self._targets = torch.empty(capacity, dtype=torch.int64, device=device)
         self._count = 0
 

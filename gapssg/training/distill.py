@@ -26,6 +26,7 @@ from gapssg.models.reference import MODULE
 from gapssg.quality.estimate import judge_quality
 from gapssg.runs.checkpoint import Facts, State
 from gapssg.runs.directory import Display, RunDirectory, SilentDisplay, pool_shards, run_facts
+from gapssg.runs.evaluations import warnings_of_run
 from gapssg.runs.events import DistillationEnded, DistillationEpoch, Event, Note, Started, Warned
 from gapssg.runs.requests import Requests
 from gapssg.runs.results import (
@@ -58,7 +59,7 @@ from gapssg.training.estimate import (
     peak_memory,
     time_distillation,
     time_steps,
-    unused_pool_memory,
+    unused_memory,
 )
 from gapssg.training.image_monitor import listed_counts
 from gapssg.training.loop import Job, Launch, Phase
@@ -68,8 +69,8 @@ from gapssg.training.settings import DistillSettings
 if TYPE_CHECKING:
     from gapssg.core.processes import Processes
 
-# The checkpoint compares the SHA-256 of the teacher and of the images.
-_MAY_MOVE = ("teacher", "eval_data.root", "eval_data.name")
+# The checkpoint compares the SHA-256 of the teacher, the pool and the images.
+_MAY_MOVE = ("teacher", "pool", "eval_data.root", "eval_data.name")
 
 
 class EvaluationFacts(Facts):
@@ -99,9 +100,9 @@ def distill(
     """Distil a student without real data and write a run directory with `student.safetensors`.
 
     With `resume` the run in `output` resumes from its last checkpoint and ends with the files of an uninterrupted run;
-    the teacher and the evaluation data may have moved. `requests` may be set from another thread or a signal handler.
-    Evaluation data, if given, is used only for evaluation: the student's weights are the same without it. Each of
-    `processes` calls this with equal arguments; rank 0 writes the directory.
+    the teacher, the pool and the evaluation data may have moved. `requests` may be set from another thread or a signal
+    handler. Evaluation data, if given, is used only for evaluation: the student's weights are the same without it. Each
+    of `processes` calls this with equal arguments; rank 0 writes the directory.
 
     Instead of a teacher's file and a student's name in the settings, a program may pass a `teacher` as
     `model_from_module` returns it and a `student`, whose weights are the initial ones. Both are copied and left
@@ -136,6 +137,8 @@ def _prepare(settings: DistillSettings, launch: Launch, teacher: LoadedModel | N
     method_files = {f"method.{name}": value for name, value in settings.method if isinstance(value, Path)}
     file = None if settings.teacher == Path(MODULE) else settings.teacher
     launch.check([file, settings.pool, settings.student.weights, *method_files.values()], _MAY_MOVE)
+    for option, path in (("--teacher", file), ("--pool", settings.pool)):
+        launch.check_still_there(option, path)
     runtime = Runtime.from_settings(settings.runtime, settings.seed, launch.processes)
     runtime.check_shares({"batch_size": settings.batch_size, **settings.method.shared_batches(settings.batch_size)})
     teacher = read_teacher(settings, teacher)
@@ -162,7 +165,7 @@ def _prepare(settings: DistillSettings, launch: Launch, teacher: LoadedModel | N
         distillation.restore(state.component("distillation"), launch.output)
         evaluator.restore(EvaluationFacts.read(state.facts.get("evaluation")))
     memory = step_memory(settings, runtime, teacher, distillation.student, distillation.synthesizer)
-    check_memory(memory, runtime, unused_pool_memory(distillation))
+    check_memory(memory, runtime, *unused_memory(distillation))
     return _Job(distillation, evaluator, memory)
 
 
@@ -189,11 +192,15 @@ class _Job(Job[DistillResult]):
         source = f"no data ({settings.method.name})"
         if settings.pool:
             source = f"the pool of {settings.pool}" + (f" and {settings.method.name}" if settings.grow_pool else "")
-        pair = f"{teacher.card.architecture} into {distillation.card.architecture}"
+        own_name, named = teacher.card.architecture, settings.teacher
+        if teacher.path != named:  # a run, of which this is the file
+            own_name += f" ({teacher.path})"
+        pair = f"{own_name} into {distillation.card.architecture}"
         views = distillation.augmentation.describe()
         if not distillation.synthesizer.augments:
             views = "no crops, no flips (method.augment=true turns them on)"
         yield Started(message=f"distilling {pair} with {source}, {views}, {self.runtime.describe()}")
+        yield from warnings_of_run(teacher.path)
         own, of_teacher = (parameters_of(each) for each in (distillation.student, distillation.teacher))
         if own > of_teacher:
             larger = f"the student has {own:,} parameters, more than its teacher with {of_teacher:,}"
@@ -258,11 +265,11 @@ def estimate_distillation(
     runtime, _ = runtime.decide_compilation(settings.runtime.compile, planned_flops(settings, teacher, student))
     distillation = Distillation(settings, runtime, teacher, student)
     memory = step_memory(settings, runtime, teacher, distillation.student, distillation.synthesizer)
-    check_memory(memory, runtime, unused_pool_memory(distillation))
+    check_memory(memory, runtime, *unused_memory(distillation))
     evaluator = _Evaluator(settings, runtime, teacher, display or SilentDisplay())
     with runtime.configured(), runtime.seeded_globals("estimate"):
         parts = {**time_distillation(distillation), EVALUATION: evaluator.time_evaluations(distillation)}
-    peak = peak_memory(runtime) + unused_pool_memory(distillation)
+    peak = peak_memory(runtime) + sum(unused_memory(distillation))
     return estimated("distill", parts, peak, runtime, distillation.flops)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -16,7 +17,7 @@ from gapssg.core.augment import Mixture, Normalization, Shifts, draw_mixture, mi
 from gapssg.core.runtime import Runtime, to_uint8
 from gapssg.errors import Diverged, InputError, RunError
 from gapssg.evaluation.metrics import ClassCounts, agreement, count_by_class, largest_share
-from gapssg.evaluation.predict import predict
+from gapssg.evaluation.predict import batch_size_for, predict
 from gapssg.models.model_file import LoadedModel
 from gapssg.quality.evidence import Comparison
 from gapssg.quality.predictor import share_of
@@ -26,6 +27,7 @@ from gapssg.runs.events import DistillationEpoch, DistillationTiming, Health, Ro
 from gapssg.runs.results import Scores
 from gapssg.runs.time_left import TimeLeft
 from gapssg.synthesis.base import EpochPlan, SynthesisContext
+from gapssg.synthesis.labelled_views import LabelledViews
 from gapssg.synthesis.losses import gap_bounds, reality_gap
 from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
 from gapssg.synthesis.shards import read_shard
@@ -101,6 +103,7 @@ class Distillation:
         self._planned_learning_epochs = sum(plan.advances_learning_rate for plan in plans)
         self._reality_gap_after = 0.0
         self._gap_bounds: list[float | None] = [None, None]
+        self._given_classes: list[Tensor] = []
         self._terms: dict[str, Tensor] = {}  # of the last step of the current synthesis
         self.time_left = TimeLeft(self.steps_left())
 
@@ -190,7 +193,11 @@ class Distillation:
         if plans:
             synthesis -= (self.progress.epoch.round + self.progress.epoch.synthesised) * plans[0].synthesis_steps
             distillation -= self.progress.epoch.round * plans[0].distillation_steps
-        return {"synthesis": synthesis, "distillation": distillation}
+        left = {"synthesis": synthesis, "distillation": distillation}
+        left["classification"] = len(self._given_images())
+        if self.labelled is not None:
+            left["labelling"] = self.labelled.passes(whole=True) if distillation else 0
+        return left
 
     def phases(self, run: RunDirectory) -> Iterator[Phase]:
         """Yield the phases of the epoch that are left, synthesis and distillation alternately.
@@ -204,11 +211,16 @@ class Distillation:
             done = self.settling.progress(self.progress.epochs_done, done)
         self.trainee.set_learning_rate(done)
         epoch = f"epoch {self.progress.epochs_done + 1}"
+        if given := self._given_images():
+            yield Phase("classification", len(given), self._classify(given), f"{epoch}: classifying the pool")
         while self.progress.epoch.round < plan.rounds:
             place = self.progress.epoch.round, plan.rounds
             if not self.progress.epoch.synthesised:
                 work = self._synthesise(plan, run)
                 yield Phase("synthesis", plan.synthesis_steps, work, f"{epoch}: synthesis", *place)
+            labelled = self.labelled
+            if labelled is not None and plan.distillation_steps and (passes := labelled.passes()):
+                yield Phase("labelling", passes, self._label_views(labelled), f"{epoch}: labelling views")
             work = self._distil(plan, run)
             yield Phase("distillation", plan.distillation_steps, work, f"{epoch}: distillation", *place)
             self.progress.epoch.round += 1
@@ -279,11 +291,32 @@ class Distillation:
             fresh, targets = self.synthesizer.fresh, self.synthesizer.fresh_targets
             health, warnings = self.monitor.check_images(fresh, targets, self.predict(self.teacher, fresh))
         elif pool is not None and self.progress.epochs_done == 0:
-            warnings = self.monitor.check_pool(pool.targets, self.predict(self.teacher, pool.images).argmax(dim=1))
+            warnings = self.monitor.check_pool(pool.targets, torch.cat(self._given_classes))
         for message in warnings:
             run.record(Warned(epoch=self.progress.epochs_done + 1, message=message))
         self.progress.lacks_classes = self.monitor.lacks_classes
         return health
+
+    def _given_images(self) -> tuple[Tensor, ...]:
+        """Return, in batches, the images of a given pool; none after the first epoch, or if the run synthesises."""
+        pool = self.synthesizer.pool
+        if pool is None or self.progress.epochs_done or self.synthesizer.plan(0).synthesis_steps:
+            return ()
+        return torch.split(pool.images, batch_size_for(self.card.input_shape))
+
+    def _classify(self, given: tuple[Tensor, ...]) -> Generator[int, None, None]:
+        """Let the teacher predict the classes of a given pool, which `_check_images` counts."""
+        self._given_classes = []
+        for done, images in enumerate(given, 1):
+            self._given_classes.append(self.predict(self.teacher, images).argmax(dim=1))
+            yield done
+        self.runtime.synchronize()
+
+    def _label_views(self, labelled: LabelledViews) -> Generator[int, None, None]:
+        """Let the teacher label the views of the new images, or of all images of the pool of a run that resumes."""
+        started = self._clock()
+        yield from labelled.extend()
+        self.progress.epoch.distillation_seconds += self._clock() - started
 
     def _synthesise(self, plan: EpochPlan, run: RunDirectory) -> Generator[int, None, None]:
         """Synthesise images or resume it, at half the learning rate after each divergence."""
@@ -359,7 +392,7 @@ class Distillation:
         batch_size, labelled = self.settings.batch_size, self.labelled
         stream = self.runtime.random_stream("augmentation", epoch, index)
         if labelled is not None:
-            labelled.extend()
+            deque(labelled.extend(), maxlen=0)  # what no phase has labelled
         for _ in range(start):
             self._draw_views(batch_size, stream)
         self.synthesizer.start_sampling(epoch, index, start)

@@ -16,6 +16,7 @@ from gapssg.models import create_model
 from gapssg.models.checkpoint_file import read_checkpoint_weights
 from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.foreign import check_is_module, copy_module, name_of_module, tensors_of
+from gapssg.models.hub import model_file
 from gapssg.models.model_file import LoadedModel, load_foreign_weights, load_model
 from gapssg.models.profile import profile_model
 from gapssg.models.recognition import adapt_trainable
@@ -94,7 +95,7 @@ def make_student(
             weights_follow=settings.student.weights is not None,
         )
     if settings.student.weights is not None:
-        weights = read_checkpoint_weights(settings.student.weights)
+        weights = read_checkpoint_weights(model_file(settings.student.weights))
         load_foreign_weights(student, weights.tensors, settings.student.weights)
     if given is not None or settings.student.weights is not None:
         adapt_trainable(student, name, teacher.card.num_classes, teacher.card.input_shape)

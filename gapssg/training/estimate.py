@@ -6,7 +6,9 @@ import math
 import resource
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING
@@ -69,12 +71,13 @@ def time_distillation(distillation: Distillation) -> dict[str, Part]:
     parts = {"synthesis": time_steps(lambda: next(synthesis), runtime, steps["synthesis"], _TIMED_SYNTHESIS)}
     synthesis.close()
     batches = _batches(distillation)
-    labelled, pool = distillation.labelled, distillation.synthesizer.pool
-    if labelled is not None and pool is not None:
-        first = min(len(pool), labelled.batch_size)
-        seconds = _time(partial(labelled.extend, most=first), runtime, 1)
-        parts["labelling"] = Part(-(-pool.capacity // labelled.batch_size), seconds)
-        labelled.extend(pretend=True)
+    labelled = distillation.labelled
+    if labelled is not None:
+        passes = labelled.extend()
+        timed = time_steps(partial(next, passes), runtime, labelled.count, _TIMED_DISTILLATION)
+        passes.close()
+        parts["labelling"] = replace(timed, steps=steps["labelling"])
+        deque(labelled.extend(pretend=True), maxlen=0)
     distillation.student.train()
     parts["distillation"] = time_steps(
         lambda: distillation.trainee.step(*next(batches)), runtime, steps["distillation"], _TIMED_DISTILLATION
@@ -110,12 +113,13 @@ def peak_memory(runtime: Runtime) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def unused_pool_memory(distillation: Distillation) -> int:
-    """Return the reserved bytes of the pool that a processor allocates only when they are written to."""
-    pool = distillation.synthesizer.pool
+def unused_memory(distillation: Distillation) -> tuple[int, int]:
+    """Return the reserved bytes of pool and labelled views that a processor allocates only when they are written to."""
+    pool, labelled = distillation.synthesizer.pool, distillation.labelled
     if pool is None or distillation.runtime.device.type != "cpu":
-        return 0
-    return (pool.capacity - len(pool)) * math.prod(distillation.card.input_shape)
+        return 0, 0
+    unused = (pool.capacity - len(pool)) * math.prod(distillation.card.input_shape)
+    return unused, 0 if labelled is None else labelled.unused_bytes
 
 
 def _time(step: Callable[[], object], runtime: Runtime, count: int) -> float:

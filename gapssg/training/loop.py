@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 from pydantic import NonNegativeFloat
 
 from gapssg.core.runtime import Runtime
-from gapssg.errors import reporting_out_of_memory
+from gapssg.errors import InputError, reporting_out_of_memory
+from gapssg.models.hub import is_hub_reference
 from gapssg.runs.checkpoint import Checkpoints, Facts, State, read_checkpoint
 from gapssg.runs.directory import (
     Display,
@@ -28,7 +29,7 @@ from gapssg.runs.directory import (
     check_same_settings,
     versions,
 )
-from gapssg.runs.events import CheckpointWritten, Event, Note, Started
+from gapssg.runs.events import CheckpointWritten, Event, Note, Prepared, Started
 from gapssg.runs.requests import Requests, Stopped
 from gapssg.runs.results import RunResult
 from gapssg.runs.time_left import TimeLeft
@@ -157,6 +158,14 @@ class Launch:
         else:
             check_output(self.output, self.overwrite, inputs)
 
+    def check_still_there(self, option: str, path: Path | None) -> None:
+        """Raise `InputError` if a run cannot resume because an input, which an option names, does not exist."""
+        if self.resume and path is not None and not is_hub_reference(path) and not path.exists():
+            raise InputError(
+                f"{self.output} cannot resume without {path}, which does not exist; put it back, or name its new place "
+                f"with {option}"
+            )
+
     def read_checkpoint(self, identity: dict[str, str]) -> State | None:
         """Return the state to resume from; None for a new run.
 
@@ -227,6 +236,7 @@ class Launch:
         return UnwrittenRun(self.output, self.settings)
 
     def _open_first(self, job: Job[Result]) -> RunDirectory:
+        self.display.event(Prepared(resumes=self.resume))
         if self.resume:
             run = RunDirectory(self.output, self.settings, self.display, resume_from=self._written)
             run.show(CheckpointWritten(directory=self.output))

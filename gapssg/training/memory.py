@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from gapssg.core.runtime import Runtime
 from gapssg.errors import InputError
+from gapssg.synthesis.labelled_views import SMALLER_VIEWS
+from gapssg.synthesis.pool import SMALLER_POOL
 
 Precision = Literal["fp32", "bf16"]
 
@@ -33,21 +35,25 @@ class StepMemory(NamedTuple):
     """A lower bound of what it needs; 0 if unknown."""
 
 
-def check_memory(steps: Mapping[str, StepMemory], runtime: Runtime, pool: int = 0) -> None:
-    """Check that every kind of step, and the pool's bytes, fit in the memory of a processor; a GPU reports it itself.
+def check_memory(steps: Mapping[str, StepMemory], runtime: Runtime, pool: int = 0, views: int = 0) -> None:
+    """Check that every kind of step fits in the memory of a processor, with the bytes of a pool and its labelled views.
 
-    Raises `InputError`, with a batch size that fits, if one does not.
+    A GPU reports it itself. Raises `InputError`, with a batch size that fits, if something does not.
     """
     available = available_memory() if runtime.device.type == "cpu" else None
     if available is None:
         return
     available //= _processes_here(runtime)
-    if pool > available:
-        raise InputError(
-            f"the sample pool needs {_gibibytes(pool)} of memory, more than the {_gibibytes(available)} that are "
-            "available; lower epochs or method.synthesis_batch_size"
-        )
-    available -= pool
+    for held, needed, advice in (
+        ("sample pool needs", pool, SMALLER_POOL),
+        ("labelled views need", views, SMALLER_VIEWS),
+    ):
+        if needed > available:
+            raise InputError(
+                f"the {held} {_gibibytes(needed)} of memory, more than the {_gibibytes(available)} that are "
+                f"available; {advice}"
+            )
+        available -= needed
     for name, step in steps.items():
         needed = -(-step.batch_size // runtime.world) * step.bytes_per_image
         if needed > available and not runtime.compiled:  # which may compute again what it does not keep

@@ -63,6 +63,7 @@ def test_bad_input_is_one_sentence_with_status_2(gapssg, run_folder: Path, tmp_p
         "grid = 1 (from --grid)": [*landscape, "--grid", 1],
         "range = 0.0 (from --range)": [*landscape, "--range", 0],
         "range = -1.0 (from --range)": [*landscape, "--range", -1],
+        "epochs = 0 (from --epoch): must be greater than or equal to 1": [*landscape, "--snapshots", "--epoch", 0],
         "dimensions = 3": [*landscape, "--dimensions", 3],
         "did you mean pca": [*landscape, "--directions", "pcs"],
         "a plane takes three models, not 1": [*landscape, "--directions", "models"],

@@ -123,6 +123,37 @@ def test_without_the_network_the_cache_serves(hub: Hub, folder: Path, monkeypatc
         load_model("hf-hub:org/other")
 
 
+def test_a_commit_in_the_cache_is_taken_without_a_request(hub: Hub, folder: Path):
+    student = (folder / "student.safetensors").read_bytes()
+    for name in ("model.safetensors", "student.safetensors"):
+        commit = hub.commit(f"org/{name[0]}", {name: student})
+        reference = f"hf-hub:org/{name[0]}@{commit}"
+        expected = load_model(reference).sha256
+        hub.requests.clear()
+        assert load_model(reference).sha256 == expected
+        assert hub.requests == []
+
+
+def test_without_a_connection_no_other_file_is_taken_and_nothing_is_tried_twice(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    from huggingface_hub import hf_hub_download
+
+    content = (folder / "student.safetensors").read_bytes()
+    hub.commit("org/student", {"student.safetensors": content})
+    hub.commit("org/both", {"model.safetensors": content, "student.safetensors": content})
+    local_file(Path("hf-hub:org/student"))
+    hf_hub_download("org/both", "student.safetensors", endpoint=hub.address)  # by another program
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nothing answers
+    assert local_file(Path("hf-hub:org/student")).read_bytes() == content
+    assert local_file(Path("hf-hub:org/student"), fetch=False).read_bytes() == content
+    with pytest.raises(RunError, match="hf-hub:org/both cannot be downloaded and is not in the cache"):
+        local_file(Path("hf-hub:org/both"))
+    with pytest.raises(InputError, match="hf-hub:org/both is not in the cache, and what a run directory names"):
+        local_file(Path("hf-hub:org/both"), fetch=False)
+    assert not [record for record in caplog.records if "etry" in record.getMessage()]
+
+
 @pytest.mark.parametrize("text", ["hf-hub:name", "hf-hub:a/b/c", "hf-hub:../x", "hf-hub:a/b@", "hf-hub:a/b@../c"])
 def test_malformed_references_are_refused_before_anything_is_asked(hub: Hub, text: str):
     said = refusal("inspect", text)

@@ -18,7 +18,7 @@ from gapssg.runs.events import DistillationEpoch, Event, Warned
 from gapssg.runs.loggers import Logger, Picture, also_logging
 from tests.interruptions import InterruptingDisplay, Interruption
 from tests.program import refusal
-from tests.run_fixtures import events, settings
+from tests.run_fixtures import events, files_of, settings
 from tests.tiny import TINY_NOISE, tiny_model, write_tiny_teacher
 
 
@@ -30,10 +30,10 @@ def teacher(tmp_path: Path):
 
 def run_of(teacher: Path, run: Path, names: list[str], display: Any = None, **changes: Any) -> None:
     """Make, or resume, a run that is written for these trackers."""
-    resume = changes.pop("resume", False)
+    options = {name: changes.pop(name, False) for name in ("resume", "overwrite")}
     values = settings(teacher, **{**TINY_NOISE, "epochs": 3, **changes})
     with also_logging(names, display or SilentDisplay(), run, values, DistillationEpoch) as both:
-        distill(values, run, display=both, resume=resume)
+        distill(values, run, display=both, **options)
 
 
 class Memory(Logger):
@@ -118,8 +118,26 @@ def test_a_tracker_that_does_not_start_ends_the_run_in_one_sentence(
     memory: type[Memory], teacher: Path, tmp_path: Path
 ):
     memory.fails_at = -1
-    with pytest.raises(RunError, match="--logger json does not start: no server"):
+    with pytest.raises(RunError, match=r"--logger json does not start: no server; mend it or leave it out$"):
         run_of(teacher, tmp_path / "run", ["json"])
+    assert not (tmp_path / "run").exists()
+    memory.fails_at = 0
+    run_of(teacher, tmp_path / "run", ["json"])
+    before = files_of(tmp_path / "run")
+    memory.fails_at = -1
+    for options in ({"overwrite": True, "seed": 1}, {"resume": True, "epochs": 4}):
+        with pytest.raises(RunError, match="no server"):
+            run_of(teacher, tmp_path / "run", ["json"], **options)
+        assert files_of(tmp_path / "run") == before
+    memory.fails_at = 0
+    run_of(teacher, tmp_path / "run", ["json"], overwrite=True)  # is another run there, not the one it replaces
+    assert len(memory.runs) == 2
+
+
+def test_a_tracker_hears_nothing_of_a_run_that_is_refused(memory: type[Memory], teacher: Path, tmp_path: Path):
+    with pytest.raises(InputError, match=r"none\.safetensors"):
+        run_of(tmp_path / "none.safetensors", tmp_path / "run", ["json"])
+    assert not memory.runs
 
 
 def test_unknown_and_missing_trackers_are_refused_before_anything_is_written(

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from gapssg.core.runtime import Runtime, to_unit_range
+from gapssg.errors import InputError
+from gapssg.synthesis.labelled_views import LabelledViews
 from gapssg.synthesis.noise import NoiseSettings
+from gapssg.synthesis.pool import SamplePool
 from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
 from tests.synthesis.context import make_context, make_student
 
@@ -22,8 +25,8 @@ def grown(runtime: Runtime, batches: int, label_each: bool, **settings: Any) -> 
     for epoch in range(batches):
         list(synthesizer.synthesis_steps(make_student(runtime), epoch, 0))
         if label_each:
-            synthesizer.labelled.extend()
-    synthesizer.labelled.extend()
+            list(synthesizer.labelled.extend())
+    list(synthesizer.labelled.extend())
     return synthesizer
 
 
@@ -53,6 +56,31 @@ def test_a_pool_that_is_labelled_at_once_has_the_views_and_logits_of_one_that_gr
     assert all(
         torch.equal(a, b) for one, other in zip(grew, at_once, strict=True) for a, b in zip(one, other, strict=True)
     )
+
+
+def test_labelling_that_was_interrupted_is_repeated_in_the_same_memory(runtime):
+    whole, synthesizer = grown(runtime, 3, label_each=True), grown(runtime, 2, label_each=True)
+    labelled = synthesizer.labelled
+    assert labelled is not None and labelled.passes() == 0 and labelled.passes(whole=True) == 3
+    places, unused = [each.data_ptr() for each in labelled._views], labelled.unused_bytes
+    # 8 images with 3 views of 3 int64, a bool, a float32, and the float32 logits of 5 classes.
+    assert unused == 8 * 3 * (3 * 8 + 1 + 4 + 4 * 5)
+    list(synthesizer.synthesis_steps(make_student(runtime), 2, 0))
+    unfinished = labelled.extend()
+    assert [next(unfinished), next(unfinished)] == [1, 2]
+    unfinished.close()
+    assert labelled.passes() == 3 and list(labelled.extend()) == [1, 2, 3]
+    assert [each.data_ptr() for each in labelled._views] == places
+    for found, expected in zip(drawn(synthesizer, 6), drawn(whole, 6), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_views_that_cannot_be_allocated_are_refused(runtime):
+    pool = SamplePool(8, (1, 16, 16), runtime.device)
+    pool.capacity = 2**50
+    message = r"^labelling 3 views of each of 1,\S+ images needs 1\S+ GiB on cpu, more than is available; lower method"
+    with pytest.raises(InputError, match=message):
+        LabelledViews(NoiseSettings(labelled_views=3), make_context(runtime), pool, lambda count: torch.arange(count))
 
 
 def test_an_image_has_as_many_views_as_the_setting_says(runtime):

@@ -93,7 +93,7 @@ def test_the_command_prints_time_steps_and_memory_and_writes_nothing(teacher_fil
     assert first.startswith("estimated time: ")
     assert [line.split(" of ")[0] for line in others] == [
         "synthesis: 12 steps",
-        "labelling: 3 steps",
+        "labelling: 48 steps",
         "distillation: 24 steps",
         "evaluation: 3 steps",
     ]
@@ -106,7 +106,7 @@ def test_json_is_one_object(teacher_file: Path, image_folder: Path):
     run = ("distill", "--teacher", teacher_file, *SHORT, *SYNTHESIS, "--estimate", "--json")
     found = json.loads(gapssg(*run).stdout)
     assert found["command"] == "distill"
-    assert found["steps"] == {"synthesis": 12, "labelling": 3, "distillation": 24, "evaluation": 0}
+    assert found["steps"] == {"synthesis": 12, "labelling": 48, "distillation": 24, "evaluation": 0}
     assert found["timing"]["total"] > 0
     assert found["memory_bytes"] > 0
     assert found["flops"] > 0

@@ -83,6 +83,10 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(runtime: Runtim
         check_memory({"training": StepMemory("--batch-size ", 64, 2**24)}, runtime, pool=2**29)
     with pytest.raises(InputError, match=r"the sample pool needs 2\.0 GiB of memory, more than the 1\.0 GiB"):
         check_memory({}, runtime, pool=2**31)
+    with pytest.raises(
+        InputError, match=r"the labelled views need 0\.6 GiB .* the 0\.5 GiB .*; lower method\.labelled_"
+    ):
+        check_memory({}, runtime, pool=2**29, views=2**29 + 2**27)
     monkeypatch.setattr(memory, "available_memory", lambda: None)
     check_memory({"training": StepMemory("--batch-size ", 64, 2**40)}, runtime)
 
@@ -133,6 +137,9 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_written(
             distill(settings(teacher, **{**TINY_NOISE, "method": generator}), run)
         with pytest.raises(InputError, match=r"^the sample pool needs"):
             distill(settings(teacher, **{**TINY_NOISE, "epochs": 1000}), run)
+        views = {**TINY_NOISE["method"], "labelled_views": 1000}
+        with pytest.raises(InputError, match=r"^the labelled views need"):
+            distill(settings(teacher, **{**TINY_NOISE, "method": views}), run)
     assert not run.exists()
 
 

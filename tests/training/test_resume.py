@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import tomllib
 from collections.abc import Callable
@@ -16,10 +17,14 @@ from safetensors.torch import load_file, save_file
 from gapssg import DistillSettings, InputError, PretrainSettings, distill, pretrain_teacher
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
+from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.requests import Requests, Stopped
 from tests.conftest import make_card, write_images, write_teacher
 from tests.interruptions import AskingDisplay, Both, InterruptingDisplay, Interruption
+from tests.program import gapssg, refusal
 from tests.run_fixtures import TINY, events, files_of
+from tests.run_fixtures import settings as run_settings
+from tests.tiny import TINY_NOISE, tiny_model, write_tiny_teacher
 
 Start = Callable[..., object]
 WITH_DROPOUT = "tests.models.factories:small"  # the random state of dropout must be restored, too
@@ -53,6 +58,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if request.param == "gapssg-fast":
         small = {"synthesis_batch_size": 16, "generator_width": 8, "latent_size": 16}
         changes["method"] = {"name": "gapssg-fast", **small, "generator_steps": 3, "distillation_steps": 4}
+        changes["method"]["labelled_views"] = 1  # a resumed run labels all of them again, and must get past that
         # The 20 images of the pool are not whole batches of the labelled views.
         earlier = {"teacher": changes["teacher"], "epochs": 1, "method": {"name": "noise", "synthesis_batch_size": 20}}
         distill(DistillSettings.model_validate({**TINY, **earlier}), folder / "earlier")
@@ -94,7 +100,7 @@ def test_a_run_resumes_after_a_stop_between_any_two_steps(case: Case, tmp_path: 
     run, stops = tmp_path / "run", 0
     while True:
         requests = Requests()
-        step = 1 + (5 * stops) % 7  # in every phase of an epoch
+        step = 1 + (5 * stops) % 11  # in every phase of an epoch
         try:
             case.start(run, resume=stops > 0, display=AskingDisplay(step, requests, "stop"), requests=requests)
         except Stopped as stopped:
@@ -115,6 +121,68 @@ def test_a_run_resumes_from_a_requested_checkpoint(case: Case, tmp_path: Path):
     # In the first epoch: without the request there would be no checkpoint.
     case.start(tmp_path / "run", resume=True)
     assert files_of(tmp_path / "run") == case.expected
+
+
+class Stopping(SilentDisplay):
+    """Asks the run to stop when it shows a number of steps of a task."""
+
+    def __init__(self, requests: Requests, task: str, at: int) -> None:
+        self.requests, self.task, self.at = requests, task, at
+        self.shown: list[tuple[int, int]] = []
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        if task == self.task:
+            self.shown.append((done, total))
+            if done == self.at:
+                self.requests.stop = 15
+
+
+def test_a_run_stops_and_resumes_while_a_given_pool_is_labelled(tmp_path: Path):
+    with tiny_model():
+        teacher = write_tiny_teacher(tmp_path / "teacher.safetensors")
+        method = {**TINY_NOISE["method"], "labelled_views": 3}
+        distill(run_settings(teacher, **TINY_NOISE, epochs=3), tmp_path / "earlier")
+        values = {**TINY_NOISE, "method": method, "pool": tmp_path / "earlier"}
+        distill(run_settings(teacher, **values), tmp_path / "whole")
+        run = tmp_path / "run"
+        for resume, task, at, steps in (
+            (False, "epoch 1: classifying the pool", 1, 1),
+            (True, "epoch 1: labelling views", 4, 9),
+            (True, "epoch 2: distillation", 2, 12),
+        ):
+            requests = Requests()
+            display = Stopping(requests, task, at)
+            with pytest.raises(Stopped):
+                distill(run_settings(teacher, **values), run, resume=resume, display=display, requests=requests)
+            assert display.shown == [(done, steps) for done in range(1, at + 1)]
+        distill(run_settings(teacher, **values), run, resume=True)
+    assert files_of(run) == files_of(tmp_path / "whole")
+
+
+def test_a_run_resumes_with_a_moved_pool_and_says_what_is_missing_or_has_changed(tmp_path: Path):
+    with tiny_model():
+        teacher = write_tiny_teacher(tmp_path / "teacher.safetensors")
+        distill(run_settings(teacher, **TINY_NOISE), tmp_path / "earlier")
+        values = {**TINY_NOISE, "pool": tmp_path / "earlier"}
+        run = tmp_path / "run"
+        distill(run_settings(teacher, **values), run)
+        moved = (tmp_path / "earlier").rename(tmp_path / "moved")
+        sentence = refusal("distill", "--resume", run)
+        assert sentence == (
+            f"{run} cannot resume without {tmp_path / 'earlier'}, which does not exist; put it back, or name its new "
+            "place with --pool"
+        )
+        gapssg("distill", "--resume", run, "--pool", moved, "--epochs", 3)
+        assert [event["epoch"] for event in events(run) if event["event"] == "epoch"] == [1, 2, 3]
+        (moved / "pool" / "shard-0002.safetensors").unlink()
+        sentence = refusal("distill", "--resume", run)
+        assert re.fullmatch(
+            r".*run cannot resume: the pool's SHA-256 was \S+ and is \S+; restore it, or restart with --o.*", sentence
+        )
+        with pytest.raises(InputError, match=r"cannot resume with other settings: pool was '.*moved' and is None"):
+            distill(run_settings(teacher, **TINY_NOISE, epochs=3), run, resume=True)
+        teacher.rename(tmp_path / "elsewhere.safetensors")
+        assert refusal("distill", "--resume", run).endswith("put it back, or name its new place with --teacher")
 
 
 def test_a_checkpoint_is_written_after_the_given_minutes(teacher_file: Path, tmp_path: Path):
