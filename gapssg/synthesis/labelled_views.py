@@ -72,9 +72,12 @@ class LabelledViews:
             logits = torch.empty(*shape, context.num_classes, device=device)
         self._views = Views(rows, columns, flips, partners, shares, logits)
 
-    def passes(self, whole: bool = False) -> int:
-        """Return how many passes of `extend` are left for the pool as it is, or for the whole that it has room for."""
-        start, end = self._labelled, self._pool.capacity if whole else len(self._pool)
+    def passes(self, whole: bool = False, missing: int = 0) -> int:
+        """Return how many passes of `extend` are left for the pool as it is, or for the whole that it has room for.
+
+        Of the latter, `missing` images will not be made.
+        """
+        start, end = self._labelled, self._pool.capacity - missing if whole else len(self._pool)
         given = min(max(start, self._given), end)
         return self.count * sum(-(-images // self.batch_size) for images in (given - start, end - given))
 

@@ -196,7 +196,9 @@ class Distillation:
         left = {"synthesis": synthesis, "distillation": distillation}
         left["classification"] = len(self._given_images())
         if self.labelled is not None:
-            left["labelling"] = self.labelled.passes(whole=True) if distillation else 0
+            grows = self.settings.pool is None or self.settings.grow_pool
+            missing = grows * (self.settings.epochs - self.epochs) * self.settings.method.synthesis_batch_size
+            left["labelling"] = self.labelled.passes(whole=True, missing=missing) if distillation else 0
         return left
 
     def phases(self, run: RunDirectory) -> Iterator[Phase]:

@@ -122,3 +122,10 @@ def test_a_run_says_that_it_settled_and_resumes_exactly(settings: DistillSetting
             break
     assert stops >= 3
     assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
+
+
+def test_no_step_is_left_after_an_early_end(settings: DistillSettings, tmp_path: Path):
+    labelled = settings.method.model_copy(update={"labelled_views": 2})
+    distill(settings.model_copy(update={"method": labelled}), tmp_path / "run")
+    epochs = read_finished(tmp_path / "run", DistillationEpoch).epochs
+    assert (len(epochs), epochs[-1].timing.remaining) == (5, 0)
