@@ -32,9 +32,8 @@ def main() -> None:
         loader=jinja2.FileSystemLoader(_FOLDER), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True,
     )  # fmt: skip
-    environment.globals.update(
-        results=results, mean=mean, spread=spread, exponent=exponent, share_of_teacher=share_of_teacher
-    )
+    environment.globals.update(results=results, names_of=names_of, mean=mean, spread=spread, exponent=exponent)
+    environment.globals.update(share_of_teacher=share_of_teacher)
     environment.filters |= {"number": number, "percent": percent}
     (_FOLDER / "RESULTS.md").write_text(environment.get_template("RESULTS.md.jinja").render())
     readme = _FOLDER.parent / "README.md"
@@ -98,6 +97,11 @@ def results(name: str, **values: Value) -> list[Row]:
     with (RESULTS / f"{name}.csv").open(newline="") as file:
         rows = [{key: _parsed(text) for key, text in row.items()} for row in csv.DictReader(file)]
     return [row for row in rows if all(row[key] == value for key, value in values.items())]
+
+
+def names_of(pattern: str) -> list[str]:
+    """Return the names of the results that match a pattern, sorted."""
+    return sorted(path.stem for path in RESULTS.glob(f"{pattern}.csv"))
 
 
 def _parsed(text: str) -> Value:

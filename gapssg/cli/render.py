@@ -67,14 +67,14 @@ def print_distillation(console: Console, result: DistillResult, run: Path, setti
             console.note("the agreement is not above its baseline, so it is no sign that training worked")
     else:
         console.note("agreement: none, because the student has trained on every image of the pool")
-    if result.settling is not None:
-        console.note(result.settling.describe(result.epochs))
     if student.balanced_accuracy is not None:
         lowest = student.lowest_recall
         of_lowest = f", lowest on class '{student.lowest_class}': {percent(lowest)}" if lowest is not None else ""
         console.note(f"balanced accuracy of the student: {percent(student.balanced_accuracy)}{of_lowest}")
     for line in [] if result.quality is None or result.failures else result.quality.described:
         console.say(line)
+    if result.settling is not None:
+        console.say(result.settling.describe(result.epochs))
     console.say("next:")
     for words in _next_commands(result, run, settings):
         console.say(f"  {shlex.join(words)}{console.invocation.again_named}")

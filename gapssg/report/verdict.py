@@ -58,7 +58,7 @@ def judge(run: TrainingRun, evaluated: Accuracies | None) -> Verdict:
         result, () if evaluated is None else evaluated.failures, evaluated is not None and evaluated.is_usable
     )
     doubts = [f"It is usable on real images, in spite of what synthetic images showed: {each}." for each in warnings]
-    sentences = [*doubts, *verdict.sentences, *_size(result), *_incidents(run)]
+    sentences = [*doubts, *verdict.sentences, *_size(result), *_settling(result), *_incidents(run)]
     if not failures:
         return Verdict(verdict.headline, verdict.evidence, sentences)
     headline = f"FAILED: the {result.noun} is not usable: {failures[0]}."
@@ -178,6 +178,13 @@ def _of_agreement(result: DistillResult) -> Verdict:
 def _baseline(result: DistillResult) -> str:
     baseline = result.student.agreement_baseline
     return "" if baseline is None else f"; always giving the commonest answer would reach {percent(baseline)}"
+
+
+def _settling(result: DistillResult | PretrainResult) -> list[str]:
+    if not isinstance(result, DistillResult) or result.settling is None:
+        return []
+    clause = result.settling.describe(result.epochs)
+    return [f"{clause[0].upper()}{clause[1:]}."]
 
 
 def _incidents(run: TrainingRun) -> list[str]:

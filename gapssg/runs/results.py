@@ -247,7 +247,7 @@ class DistillTiming(TrainingTiming):
     distillation: Seconds
 
 
-class SettlingFact(Stored):
+class SettlingResult(Stored):
     """Whether a run with `until_settled` ended early."""
 
     most_epochs: PositiveCount
@@ -289,7 +289,7 @@ class DistillResult(TrainingResult):
     """Number of images with each class as the target; None with more than 1,000 classes."""
     quality: QualityFacts | None = None
     """What is expected of the student on real images; None if the run evaluated it on such images."""
-    settling: SettlingFact | None = None
+    settling: SettlingResult | None = None
     """Whether the run ended early; None if it was not to."""
     images_synthesized: Count
     distillation_steps: Count

@@ -37,7 +37,7 @@ from gapssg.runs.results import (
     Part,
     QualityFacts,
     Scores,
-    SettlingFact,
+    SettlingResult,
     StudentFacts,
     TeacherFacts,
 )
@@ -372,7 +372,7 @@ def _result(
         epochs=distillation.epochs,
         settling=None
         if settling is None
-        else SettlingFact(most_epochs=settings.epochs, settled_after=settling.settled_after),
+        else SettlingResult(most_epochs=settings.epochs, settled_after=settling.settled_after),
         images_synthesized=progress.images_synthesized,
         distillation_steps=progress.step_count,
         flops=distillation.flops,

@@ -11,6 +11,7 @@ import pytest
 from gapssg.cli.app import build_command
 from gapssg.cli.console import Console, Invocation
 from gapssg.cli.render import print_distillation
+from gapssg.runs.results import SettlingResult
 from tests.results import make_distill_result
 from tests.run_fixtures import settings
 
@@ -26,6 +27,19 @@ def test_an_agreement_that_is_not_above_its_baseline_is_called_no_sign(
     result = result.model_copy(update={"student": student})
     print_distillation(Console(Invocation()), result, RUN, settings(Path("teacher.safetensors")))
     assert ("not above its baseline" in capsys.readouterr().out) == is_no_sign
+
+
+@pytest.mark.parametrize(
+    ("settled_after", "clause"),
+    [(None, "still fell after 2 epochs, so more may help"), (1, "so the run ended after 2 of at most 9 epochs")],
+)
+def test_a_run_that_was_to_end_early_says_whether_it_did(
+    settled_after: int | None, clause: str, capsys: pytest.CaptureFixture[str]
+):
+    settling = SettlingResult(most_epochs=9, settled_after=settled_after)
+    result = make_distill_result().model_copy(update={"settling": settling})
+    print_distillation(Console(Invocation()), result, RUN, settings(Path("teacher.safetensors")))
+    assert clause in capsys.readouterr().out.replace("\n", " ")
 
 
 def next_commands(capsys: pytest.CaptureFixture[str], *, failures: tuple[str, ...] = (), **changes: Any) -> list[str]:

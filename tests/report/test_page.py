@@ -202,12 +202,15 @@ def test_samples_are_few_and_small_however_many_and_large_they_are(runs: Runs, t
     assert [image.getpixel((0, 0))[0] for image in decoded] == [1, 9, 16, 24, 31, 39]
 
 
-def test_the_last_warnings_and_the_rollbacks_are_shown(runs: Runs, tmp_path: Path):
+def test_the_last_warnings_the_rollbacks_and_an_early_end_are_shown(runs: Runs, tmp_path: Path):
     with (runs.blind / "events.jsonl").open("a") as events:
         for number in range(15):
             events.write(json.dumps({"event": "warning", "epoch": 2, "message": f"collapse {number}"}) + "\n")
         events.write(json.dumps({"event": "rollback", "epoch": 1, "part": "training", "learning_rate": 0.1}) + "\n")
+    settling = {"most_epochs": 9, "settled_after": 1}
+    change(runs.blind / "result.json", lambda result: result.update(settling=settling))
     page = report(tmp_path, runs.blind)
+    assert "no longer fell after epoch 1, so the run ended after 2 of at most 9 epochs." in page.text
     assert "There are 15 warnings, the last in epoch 2: see below." in page.text
     assert "diverged and was rolled back once" in page.text
     assert "collapse 4" not in page.text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from gapssg.training.schedules import learning_rate
 from gapssg.training.settling import Settling, SettlingFacts
 from tests.interruptions import AskingDisplay
 from tests.run_fixtures import TINY, files_of
+from tests.tiny import TINY_NOISE, tiny_model, write_tiny_teacher
 
 ONE_CYCLE = OptimizerSettings(schedule="one-cycle", warm_up=0.1)
 COSINE = OptimizerSettings(schedule="cosine")
@@ -82,13 +83,14 @@ def test_a_state_that_no_such_run_has_is_refused(facts):
 
 
 @pytest.fixture
-def settings(teacher_file: Path, monkeypatch: pytest.MonkeyPatch) -> DistillSettings:
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DistillSettings]:
     """Settings of a run that settles after four of ten epochs."""
     measure = Comparison.disagreement
     monkeypatch.setattr(Comparison, "disagreement", lambda self, student: 0.5 + 0 * measure(self, student))
-    values = {**TINY, "teacher": teacher_file, "epochs": 10, "until_settled": True}
-    values |= {"method": {"name": "noise", "synthesis_batch_size": 16}, "evaluate_every": 2}
-    return DistillSettings.model_validate({**values, "eval_data": {"name": "digits", "images": 32}})
+    with tiny_model():
+        teacher = write_tiny_teacher(tmp_path / "teacher.safetensors")
+        values = {**TINY, **TINY_NOISE, "teacher": teacher, "epochs": 10, "until_settled": True, "evaluate_every": 2}
+        yield DistillSettings.model_validate({**values, "eval_data": {"name": "digits", "images": 32}})
 
 
 @pytest.mark.slow
@@ -120,4 +122,10 @@ def test_a_run_says_that_it_settled_and_resumes_exactly(settings: DistillSetting
             break
     assert stops >= 3
     assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
-    shutil.rmtree(tmp_path / "run")
+
+
+def test_no_step_is_left_after_an_early_end(settings: DistillSettings, tmp_path: Path):
+    labelled = settings.method.model_copy(update={"labelled_views": 2})
+    distill(settings.model_copy(update={"method": labelled}), tmp_path / "run")
+    epochs = read_finished(tmp_path / "run", DistillationEpoch).epochs
+    assert (len(epochs), epochs[-1].timing.remaining) == (5, 0)
