@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmarks import teacher_files as files
@@ -45,6 +46,7 @@ from gapssg.files import write_json
 from gapssg.models import create_model
 from gapssg.settings.parts import RuntimeSettings
 
+_TOP1 = "benchmark.top1"
 STUDENT, ROOT = "wrn16_1", Path(__file__).parents[1]
 WEIGHTS = {".pth", ".ckpt", ".bin", ".safetensors"}
 
@@ -123,23 +125,24 @@ def imported(directory: Path, name: str) -> dict[str, Any]:
 
 def trained(directory: Path, name: str) -> tuple[nn.Module, float]:
     """Return a network on the CPU, in evaluation mode, and its top-1, after training it if necessary."""
-    network, path = NETWORKS[name], directory / f"{name}.pth"
+    network, path = NETWORKS[name], directory / f"{name}.safetensors"
     images, runtime = network.images("train"), Runtime.from_settings(RuntimeSettings(), 0)
     shape = images.input_shape
     module = create_model(
         network.name, num_classes=images.num_classes, input_shape=shape, seed=1, arguments=network.arguments
     )
     if path.exists():
-        stored = torch.load(path, weights_only=True)
-        module.load_state_dict(stored["state"])
-        return module.eval(), stored["top1"]
+        stored = load_file(path)
+        top1 = stored.pop(_TOP1).item()
+        module.load_state_dict(stored)
+        return module.eval(), top1
     module.to(runtime.device).to(memory_format=torch.channels_last)
     normalization = Normalization.from_statistics(*files.statistics_of(images), runtime.device)
     train(module, images.to(runtime.device), network.training, normalization, Augmentation(4, False), seed=1)
     top1 = score_on(network.images("test").to(runtime.device), module, normalization, runtime).top1
     module.to("cpu").to(memory_format=torch.contiguous_format)
     unfinished = path.with_suffix(f".{os.getpid()}")
-    torch.save({"state": module.state_dict(), "top1": top1}, unfinished)
+    save_file({**module.state_dict(), _TOP1: torch.tensor(top1, dtype=torch.float64)}, unfinished)
     unfinished.replace(path)
     print(f"trained {name}: {top1:.2%}", flush=True)
     return module.eval(), top1

@@ -97,11 +97,11 @@ def _measure(settings: AuditSettings, output: Path | None, sheet: Path | None, d
     started = time.perf_counter()
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     audited = read_audited(settings)
-    for model in audited.models.values():
-        warn_of_failure(model.path, display)
     if sheet is not None and audited.pool is None:
         raise InputError("--sheet shows images of a pool; name the directory of a `distill` run, or leave it out")
     known = read_known_images(settings, audited.first, display)
+    for model in audited.models.values():
+        warn_of_failure(model.path, display)
     images = known.both.to(runtime.device)
     training = time.perf_counter()
     is_shadowed = settings.shadow.models > 0

@@ -478,7 +478,9 @@ def use_graph_file(world: World, case: tuple[str, bytes]) -> None:
     build_graph(graph.description, graph.tensors, graph.num_classes, graph.input_shape)
 
 
-def answer_of_a_fork(path: Path, kind: str, folder: Path, shape: tuple[int, ...] | None) -> dict[str, Any]:
+def answer_of_a_fork(
+    path: Path, kind: str, folder: Path, shape: tuple[int, ...] | None, part: str | None
+) -> dict[str, Any]:
     """Read a file in a fork of this process, which starts sooner than a new one."""
     said = folder / "said.json"
     process = os.fork()
@@ -488,7 +490,7 @@ def answer_of_a_fork(path: Path, kind: str, folder: Path, shape: tuple[int, ...]
             signal.alarm(60)
             with open(os.devnull, "w") as nowhere:
                 os.dup2(nowhere.fileno(), 2)
-            said.write_text(json.dumps(child.answer(kind, path, folder, shape)))
+            said.write_text(json.dumps(child.answer(kind, path, folder, shape, part)))
         finally:
             os._exit(0)
     _, status = os.waitpid(process, 0)

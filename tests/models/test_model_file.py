@@ -59,7 +59,7 @@ def test_the_header_holds_one_canonical_json_object(teacher_file: Path):
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path):
     assert "does not exist" in refusal(tmp_path / "absent.safetensors")
-    assert "is not a file" in refusal(tmp_path)
+    assert "holds neither student.safetensors nor model.safetensors" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1])

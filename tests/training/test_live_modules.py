@@ -152,7 +152,7 @@ def test_an_interrupted_run_resumes_with_the_same_teacher_and_a_new_student(run:
             output,
             teacher=model(classifier(1)),
             student=classifier(2, width=3),
-            display=InterruptingDisplay(6),
+            display=InterruptingDisplay(6 + 16),  # of which 16 label the views of the first epoch
         )
     assert (output / "checkpoint" / "latest.safetensors").exists()
     given: dict[str, Any] = {"teacher": model(classifier(1)), "student": classifier(5, width=3)}

@@ -84,7 +84,7 @@ def test_the_loop_counts_the_steps_of_all_phases_and_records_each_epoch(tmp_path
     job = Counting(requests)
     assert Launch(SETTINGS, tmp_path / "run", False, False, display, requests).carry_out(job) == RESULT
     assert display.steps == 2 * [(done, 6) for done in (1, 2, 3, 4, 5, 6)]
-    assert [event.kind for event in display.events] == ["start", "start", "start", "end"]
+    assert [event.kind for event in display.events] == ["prepared", "start", "start", "start", "end"]
     assert len((tmp_path / "run" / "events.jsonl").read_text().splitlines()) == 4
     assert job.attended == 2 * (3 * [("attended", True)] + 3 * [("alone", False)])
     assert not requests.attended
@@ -107,8 +107,8 @@ def test_the_decision_to_compile_is_shown_at_the_start_and_kept_on_resume(tmp_pa
     launch = Launch(SETTINGS, tmp_path / "run", False, False, display, requests)
     job.runtime = launch.decide_compilation(job.runtime, "auto", 1e9)
     launch.carry_out(job)
-    assert isinstance(display.events[1], Note)
-    assert display.events[1].message.startswith("not compiled, because the run is short")
+    assert isinstance(display.events[2], Note)
+    assert display.events[2].message.startswith("not compiled, because the run is short")
     assert job.runtime.decide_compilation("auto", 1e9, earlier=True) == (replace(job.runtime, compiled=True), None)
     assert job.runtime.decide_compilation(False, 1e18) == (job.runtime, None)
 

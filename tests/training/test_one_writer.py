@@ -14,6 +14,7 @@ from gapssg import DistillSettings, RunError, distill
 from gapssg.errors import InputError, Taken
 from gapssg.files import lock, write_json
 from gapssg.runs.directory import SilentDisplay
+from gapssg.runs.events import Prepared
 from tests.run_fixtures import TINY
 from tests.tiny import TINY_NOISE, tiny_model, write_tiny_teacher
 
@@ -38,7 +39,8 @@ class Meddling(SilentDisplay):
         self.meddle = meddle
 
     def event(self, event: Any) -> None:
-        self.progress("", 0, 0)
+        if not isinstance(event, Prepared):  # before which there is no run
+            self.progress("", 0, 0)
 
     def progress(self, task: str, done: int, total: int) -> None:
         self.left -= 1
