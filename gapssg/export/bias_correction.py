@@ -68,20 +68,20 @@ def channel_means(model: ModelProto, layers: Sequence[str], images: Tensor) -> d
     part = onnx.ModelProto()
     part.CopyFrom(model)
     graph = part.graph
-    nodes = {node.name: node for node in graph.node}
-    del graph.node[list(nodes).index(layers[-1]) + 1 :]
+    places = {node.name: place for place, node in enumerate(graph.node)}
+    del graph.node[places[layers[-1]] + 1 :]
     del graph.output[:]
-    graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, 3]), "height and width"))
     for layer in layers:
-        output = nodes[layer].output[0]
-        if nodes[layer].op_type == "Conv":  # all outputs of all layers would not fit into memory
-            means = f"{output} by image"
-            graph.node.append(onnx.helper.make_node("ReduceMean", [output, "height and width"], [means], keepdims=0))
-            output = means
+        node = graph.node[places[layer]]
+        output = node.output[0]
+        if node.op_type == "Conv":  # all outputs of all layers would not fit into memory
+            output = f"{output} by image"
+            graph.node.append(onnx.helper.make_node("GlobalAveragePool", node.output, [output]))
         graph.output.append(onnx.ValueInfoProto(name=output))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     session = onnxruntime.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
     batches: list[Any] = [session.run(None, {INPUT_NAME: batch}) for batch in calibration_batches(images)]
     by_image = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
-    return {layer: values.mean(0, dtype=np.float64) for layer, values in zip(layers, by_image, strict=True)}
+    means = [values.reshape(len(values), -1).mean(0, dtype=np.float64) for values in by_image]
+    return dict(zip(layers, means, strict=True))
