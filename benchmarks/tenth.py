@@ -14,15 +14,14 @@ interruption costs at most one cell; without any methods, only the teacher is tr
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import statistics
 import time
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from benchmarks.machine import describe_machine, print_machine, print_table, write_results
+from benchmarks.machine import describe_machine, print_table
 from benchmarks.results_page import RESULTS
 from gapssg import DistillSettings, PretrainSettings, distill, pretrain_teacher
 from gapssg.core.augment import Normalization
@@ -91,19 +90,36 @@ def main() -> None:
     bench = Bench(arguments.data, arguments.directory)
     if not arguments.methods:
         return
-    cells = []
     for method in arguments.methods:
         tried = [bench.cell(method, arguments.budgets[0], rate, 0) for rate in RATES]
         best = max(tried, key=lambda cell: cell["selection"])["rate"]
-        chosen = [
-            bench.cell(method, budget, best, seed) for budget in arguments.budgets for seed in range(arguments.seeds)
-        ]
-        cells += [cell | {"reported": False} for cell in tried if cell["rate"] != best]
-        cells += [cell | {"reported": True} for cell in chosen]
-    machine = describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    print_machine(machine)
-    write_results(arguments.output, cells, machine)
+        for budget in arguments.budgets:
+            for seed in range(arguments.seeds):
+                bench.cell(method, budget, best, seed)
+    cells = read_cells(arguments.directory, arguments.output)
+    with arguments.output.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(cells[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(cells)
     print_summary([cell for cell in cells if cell["reported"]])
+
+
+def read_cells(directory: Path, output: Path) -> list[dict[str, Any]]:
+    """Return the cells of a directory and of an earlier table, which may be of other machines.
+
+    A cell is reported if its learning rate is the best of all `RATES` for its method.
+    """
+    rows = list(csv.DictReader(output.open(newline=""))) if output.exists() else []
+    numbers = ("budget", "rate", "seed", "selection", "top1", "seconds")
+    found = [row | {name: float(row[name]) for name in numbers} for row in rows]
+    found += [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
+    cells = {tuple(cell[name] for name in ("method", "budget", "rate", "seed")): cell for cell in found}
+    for (method, _, rate, _), cell in cells.items():
+        tried = [cells.get((method, min(key[1] for key in cells if key[0] == method), each, 0)) for each in RATES]
+        known = [each for each in tried if each is not None]
+        best = max(known, key=lambda each: each["selection"])["rate"] if len(known) == len(RATES) else None
+        cell["reported"] = rate == best
+    return [cells[key] for key in sorted(cells)]
 
 
 class Bench:
@@ -141,6 +157,7 @@ class Bench:
                 "agreement": result.student.agreement,
                 "failures": "; ".join(result.failures),
                 "seconds": round(time.perf_counter() - started),
+                **describe_machine(Runtime.from_settings(RuntimeSettings(), 0).device),
             }
             write_json(file, cell)
         found: dict[str, Any] = json.loads(file.read_text())

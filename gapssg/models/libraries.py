@@ -66,17 +66,19 @@ def build_library_model(
         raise InputError(f"{library}:{name} is built without auxiliary heads; leave {', '.join(fixed)} out")
     check_library_name(library, name)
     given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    values = _ValuesOnCpu() if name.startswith("regnet") else nullcontext()
     with foreign_code(f"{library}:{name} cannot be built{f' with {given}' if given else ''}"):
         if library == TORCHVISION:
-            with _ValuesOnCpu() if name.startswith("regnet") else nullcontext():
+            with values:
                 module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **fixed, **arguments)
             if input_shape[0] != 3:
                 _adapt_channels(module, input_shape[0])
         else:
             timm = _timm(name)
-            module = timm.create_model(
-                name, pretrained=False, num_classes=num_classes, in_chans=input_shape[0], **arguments
-            )
+            with values:  # timm before 1.0.31
+                module = timm.create_model(
+                    name, pretrained=False, num_classes=num_classes, in_chans=input_shape[0], **arguments
+                )
         module.register_load_state_dict_pre_hook(_accept_stored_names)
         _exclude_logits_from_autocast(module, num_classes)
     built: nn.Module = module

@@ -44,8 +44,9 @@ class _Kind:
 
     left: int
     first_steps: int
+    first_steps_done: int = 0
+    shortest_first_step: float | None = None
     earlier: _Measured = field(default_factory=_Measured)
-    first: _Measured = field(default_factory=_Measured)
     phases: _Measured = field(default_factory=_Measured)
     current: _Measured = field(default_factory=_Measured)
 
@@ -56,7 +57,8 @@ class _Kind:
 
     @property
     def rate(self) -> float | None:
-        rates = (self.settled_rate, self.earlier.rate, self.first.rate)
+        # One of the first steps may compile for a minute.
+        rates = (self.settled_rate, self.earlier.rate, self.shortest_first_step)
         return next((rate for rate in rates if rate is not None), None)
 
 
@@ -139,12 +141,13 @@ class TimedPhase:
         now = self._clock()
         kind = self._kind
         kind.left = self._left_before - done
-        if kind.first.steps < kind.first_steps:
-            kind.first.add(now - self._last, 1)
+        if kind.first_steps_done < kind.first_steps:
+            kind.first_steps_done += 1
+            kind.shortest_first_step = min(now - self._last, kind.shortest_first_step or now - self._last)
             self._last = now
         else:
             self._steps += 1
-        if kind.first.steps < kind.first_steps:
+        if kind.first_steps_done < kind.first_steps:
             return
         if self._settled is None:
             if now - self._started >= _SECONDS_TO_SETTLE:

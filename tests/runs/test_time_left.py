@@ -81,7 +81,7 @@ def test_the_first_steps_are_ignored_once_others_were_measured(clock: Clock):
             clock.now += 61.0 if done == 1 else 1.0
             phase.step(done)
             if done == 4:
-                assert time_left.seconds == pytest.approx(96 * 16.0)
+                assert time_left.seconds == pytest.approx(96 * 1.0)  # not the mean, which compiling distorts
                 assert not time_left.is_settled
             if done == 10:
                 assert time_left.is_settled
@@ -227,7 +227,7 @@ def test_each_epoch_of_a_training_records_the_remaining_time(image_folder: Path,
     display = Listening()
     pretrain_teacher(PretrainSettings.model_validate(values), tmp_path / "run", display=display)
     remaining = [event["timing"]["remaining"] for event in epochs_of(tmp_path / "run")]
-    assert remaining[0] > remaining[1] > remaining[2] == 0
+    assert min(remaining[:2]) > remaining[2] == 0
     assert len([note for note in display.notes() if note.startswith("estimated time: ")]) == 1
 
 
@@ -243,7 +243,7 @@ def test_a_growing_pool_makes_later_epochs_count_more(teacher_file: Path, tmp_pa
         patch.setattr("gapssg.training.distillation.TimeLeft", Spy)
         distill(distill_settings(teacher_file), tmp_path / "run")
     # Two passes over 16, 32 and 48 samples in batches of 8.
-    assert seen == [{"synthesis": 9, "distillation": 4 + 8 + 12}]
+    assert seen == [{"synthesis": 9, "distillation": 4 + 8 + 12, "classification": 0}]
 
 
 @pytest.mark.slow
@@ -270,7 +270,7 @@ def test_a_resumed_run_has_the_steps_left_that_it_has_not_made(tmp_path: Path, s
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gapssg.training.distillation.TimeLeft", Spy)
         distill(settings, tmp_path / "run", resume=True)
-    assert seen[-1] == left
+    assert seen[-1] == {**left, "classification": 0}
     remaining = [event["timing"]["remaining"] for event in epochs_of(tmp_path / "run")]
     assert remaining[0] > 0
     assert remaining[1] > 0
