@@ -462,7 +462,7 @@ def test_a_large_loss_of_accuracy_on_real_images_gives_a_warning(
     monkeypatch.setattr("gapssg.export.export.top_k_accuracy", lambda *_: next(shares))
     arguments = ["--to", "onnx", "--int8", "--data", "digits", "--output", tmp_path / "int8.onnx"]
     printed = gapssg("export", run_folder, *arguments).stdout
-    assert "the biases of 1 layers are corrected" in printed
+    assert "layers with corrected biases: 1\n" in printed
     warning = "warning: int8 lowers top-1 from 50.0 % to 47.9 %, by more than 2 points; "
     assert (warning in printed) == is_warned_of
     assert (tmp_path / "int8.onnx").exists()
