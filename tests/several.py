@@ -105,6 +105,8 @@ def trace(teacher: Path, name: str, runtime: Runtime) -> dict[str, Tensor]:
     for _ in range(settings.epochs):
         for phase in distillation.phases(run):
             for _ in phase.work:
+                if phase.kind not in ("synthesis", "distillation"):
+                    continue
                 synthesis = distillation._terms.get("synthesis_loss")
                 losses.append((distillation.trainee.loss_sum if synthesis is None else synthesis).clone())
         distillation.end_epoch(run, None)

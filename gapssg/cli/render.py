@@ -280,6 +280,8 @@ def _print_int8(console: Console, data: str | None, int8: Int8Verification, timi
     console.table(title, _COMPARISON, _comparisons(compared))
     if int8.float_layers:
         console.note(f"{len(int8.float_layers)} layers compute in float32: {', '.join(int8.float_layers)}")
+    if int8.corrected_biases is not None:
+        console.note(f"layers with corrected biases: {int8.corrected_biases:,}")
     rates = timing.images_per_second
     rows = [["bytes", f"{int8.bytes.float32:,}", f"{int8.bytes.int8:,}"]]
     if int8.top1 is not None:

@@ -143,6 +143,12 @@ def _package_versions(target: Format) -> dict[str, str]:
     return {name: getattr(sys.modules[name], "__version__", None) or version(name) for name in target.packages}
 
 
+class _Quantized(NamedTuple):
+    files: Files
+    float_layers: tuple[str, ...]
+    corrected_biases: int | None
+
+
 class _Exported(NamedTuple):
     files: Files
     metadata: ExportMetadata
@@ -177,17 +183,17 @@ class _Exporter:
         self.display.event(Note(message=f"calibrating on {len(pool.calibration):,} images of the pool"))
         int8_metadata = Int8Metadata(calibration_images=len(pool.calibration))
         metadata = metadata.model_copy(update={"int8": int8_metadata})
-        files, float_layers = self._quantize(plain_files, plain, metadata, pool)
-        int8_metadata = int8_metadata.model_copy(update={"float_layers": float_layers})
+        made = self._quantize(plain_files, plain, metadata, pool)
+        int8_metadata = int8_metadata.model_copy(update={"float_layers": made.float_layers})
         metadata = metadata.model_copy(update={"int8": int8_metadata})
-        with self._staged(files) as written:
+        with self._staged(made.files) as written:
             quantized = self._load(written)
-            int8 = self._verify_int8(quantized, plain, pool, float_layers, _both(_bytes(plain_files), _bytes(files)))
+            int8 = self._verify_int8(quantized, plain, pool, made, _both(_bytes(plain_files), _bytes(made.files)))
             timed = self.examiner.inputs(pool.held_out[:_TIMED_BATCH])
             rates = images_per_second((plain, quantized), timed)
         self._warn_of_loss(int8)
         timing = ExportTiming(images_per_second=_both(*rates), batch_size=len(timed))
-        return _Exported(files, metadata, verification, int8, timing)
+        return _Exported(made.files, metadata, verification, int8, timing)
 
     def _write(self, metadata: ExportMetadata) -> Files:
         examiner, to = self.examiner, self.examiner.settings.to
@@ -222,7 +228,7 @@ class _Exporter:
 
     def _quantize(
         self, plain_files: Files, plain: Classifier, metadata: ExportMetadata, pool: PoolImages
-    ) -> tuple[Files, tuple[str, ...]]:
+    ) -> _Quantized:
         assert self.target.quantizer is not None  # checked before
         architecture = self.examiner.model.card.architecture
         limit = self.examiner.settings.int8.max_drop_points
@@ -242,7 +248,9 @@ class _Exporter:
         with foreign_code(f"{architecture} cannot be quantised; leave --int8 out, or --debug for details"):
             quantizer = self.target.quantizer(plain_files, self.examiner.inputs(pool.calibration))
             most = None if limit is None else limit / 100
-            return quantize_within(quantizer, metadata, most, drop, error)
+            files, float_layers = quantize_within(quantizer, metadata, most, drop, error)
+        biased = quantizer.biased_layers
+        return _Quantized(files, float_layers, None if biased is None else len({*biased} - {*float_layers}))
 
     def _logits(self, classifier: Classifier, images: Tensor) -> Tensor:
         return self.examiner.logits(classifier, images)
@@ -269,7 +277,7 @@ class _Exporter:
         quantized: Classifier,
         plain: Classifier,
         pool: PoolImages,
-        float_layers: tuple[str, ...],
+        made: _Quantized,
         sizes: BothPrecisions[int],
     ) -> Int8Verification:
         """Compare an int8 model with the float32 export; raise InputError if they disagree on images of the pool."""
@@ -283,7 +291,8 @@ class _Exporter:
         return Int8Verification(
             calibration_images=len(pool.calibration),
             min_agreement=min_agreement,
-            float_layers=float_layers,
+            float_layers=made.float_layers,
+            corrected_biases=made.corrected_biases,
             pool=on_pool,
             test=on_test,
             top1=top1,

@@ -535,6 +535,8 @@ class Int8Verification(Stored):
     min_agreement: float
     float_layers: tuple[Text, ...]
     """Operators that compute in float32, so that the drop is at most `max_drop_points`; those that lose most first."""
+    corrected_biases: int | None = None
+    """Number of layers whose biases were corrected; None if the quantiser does not say."""
     pool: Comparison
     """On images of the pool that were not used for calibration."""
     test: Comparison | None

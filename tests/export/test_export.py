@@ -402,6 +402,8 @@ def test_int8_is_calibrated_on_the_pool_and_compared_on_the_rest_of_it(run_folde
     assert (int8["calibration_images"], int8["pool"]["images"]) == (25, 35)
     assert int8["bytes"]["int8"] == result["bytes"] == out.stat().st_size < int8["bytes"]["float32"] / 2
     assert int8["pool"]["agreement"] >= 0.5
+    # Of the first convolutions of six blocks, whose batch norm is folded into them; the exporter drops biases of zeros.
+    assert int8["corrected_biases"] == 6
     assert int8["test"]["images"] == 450
     assert int8["top1"].keys() == result["timing"]["images_per_second"].keys() == {"float32", "int8"}
     assert result["metadata"]["int8"] == {"calibration_images": 25, "float_layers": []}
@@ -461,6 +463,7 @@ def test_a_large_loss_of_accuracy_on_real_images_gives_a_warning(
     monkeypatch.setattr("gapssg.export.export.top_k_accuracy", lambda *_: next(shares))
     arguments = ["--to", "onnx", "--int8", "--data", "digits", "--output", tmp_path / "int8.onnx"]
     printed = gapssg("export", run_folder, *arguments).stdout
+    assert "layers with corrected biases: 1\n" in printed
     warning = "warning: int8 lowers top-1 from 50.0 % to 47.9 %, by more than 2 points; "
     assert (warning in printed) == is_warned_of
     assert (tmp_path / "int8.onnx").exists()
@@ -470,6 +473,7 @@ class Unchanged:
     """Quantises nothing."""
 
     layers: Sequence[str] = ("a", "b")
+    biased_layers: Sequence[str] = ("b",)
 
     def __init__(self, files: Files) -> None:
         self.files = files

@@ -84,6 +84,11 @@ class Quantizer(Protocol):
         """The names of the operators that compute in 8 bits."""
         ...
 
+    @property
+    def biased_layers(self) -> Sequence[str] | None:
+        """Those of `layers` whose biases are corrected; None if only the quantiser knows."""
+        ...
+
     def quantize(self, float_layers: Collection[str], metadata: ExportMetadata) -> Files:
         """Return the int8 model in which these layers compute in float32."""
         ...

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gapssg.export.bias_correction import biased_layers, channel_means, correct_biases
 from gapssg.export.formats import (
     INPUT_NAME,
     ITSELF,
@@ -93,10 +94,12 @@ class OnnxQuantizer:
 
     QuantizeLinear and DequantizeLinear surround each operator; runtimes fuse them into integer kernels. Weights have a
     scale per output channel and 7 bits, because CPUs without VNNI instructions add pairs of products in 16 bits, which
-    overflow with 8-bit weights. Activations are unsigned, with the range that calibration measured.
+    overflow with 8-bit weights. Activations are unsigned, with the range that calibration measured. Biases are
+    corrected.
 
     Attributes:
         layers: Convolutions, matrix products, sums, products and average pools.
+        biased_layers: Those with a bias, which is corrected.
     """
 
     def __init__(self, files: Files, calibration: Tensor) -> None:
@@ -106,8 +109,10 @@ class OnnxQuantizer:
         self._content = files[ITSELF]
         self._calibration = calibration
         self._ranges: bytes | None = None  # of activations, as onnxruntime stores them
-        nodes = onnx.load_from_string(self._content).graph.node
-        self.layers = [node.name for node in nodes if node.op_type in _QUANTIZED]
+        model = onnx.load_from_string(self._content)
+        self.layers = [node.name for node in model.graph.node if node.op_type in _QUANTIZED]
+        self.biased_layers = biased_layers(model)
+        self._means = channel_means(model, self.biased_layers, calibration)
 
     def quantize(self, float_layers: Collection[str], metadata: ExportMetadata) -> Files:
         """Return the int8 file in which these layers compute in float32."""
@@ -132,6 +137,8 @@ class OnnxQuantizer:
             )
             self._ranges = ranges.read_bytes()
             model = onnx.load(file)
+        means = {layer: mean for layer, mean in self._means.items() if layer not in float_layers}
+        correct_biases(model, means, self._calibration)
         onnx.helper.set_model_props(model, {METADATA_KEY: metadata_text(metadata)})
         return {ITSELF: bytes(model.SerializeToString(deterministic=True))}
 

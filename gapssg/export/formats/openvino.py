@@ -74,7 +74,10 @@ class OpenVinoQuantizer:
 
     Attributes:
         layers: Convolutions, matrix products, sums and means.
+        biased_layers: None; NNCF chooses the biases that it corrects.
     """
+
+    biased_layers = None
 
     def __init__(self, files: Files, calibration: Tensor) -> None:
         """Prepare to quantise an IR, calibrated on inputs (N, C, H, W) float32."""
