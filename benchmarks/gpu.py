@@ -25,7 +25,7 @@ from benchmarks.machine import describe_machine, print_machine, print_table, wri
 from benchmarks.no_batch_norm import TEACHERS
 from benchmarks.strangers_pairs import PAIRS as STRANGERS
 from benchmarks.tenth import ABLATION, METHODS
-from gapssg.runs.results import load_training_result
+from gapssg.runs.results import DistillResult, load_training_result
 
 PAIRS = {"wrn40_2": "wrn16_1", "resnet34": "mobilenetv2"}
 TEACHER_EPOCHS = 30
@@ -39,8 +39,10 @@ class Reached(NamedTuple):
     """Accuracy and duration of a run."""
 
     run: str
-    pflop: float
-    seconds: float
+    pflop: float | None
+    seconds: int
+    synthesis_seconds: int | None
+    distillation_seconds: int | None
     top1: float | None
 
 
@@ -74,7 +76,7 @@ def main() -> None:
     with ThreadPoolExecutor(arguments.jobs) as pool:
         done = list(pool.map(lambda name: run_stage(name, together[name], directory), together))
     failed += [name for name, succeeded in zip(together, done, strict=True) if not succeeded]
-    rows = [reached(run) for run in sorted(directory.glob("*-wrn*")) if (run / "result.json").exists()]
+    rows = [reached(file.parent) for file in sorted(directory.glob("*/result.json"))]
     print_table("CIFAR-10 (JPEG)", Reached._fields, rows)
     if rows:
         write_results(directory / "gpu-cifar10.csv", [row._asdict() for row in rows], machine)
@@ -154,8 +156,11 @@ def commands_together(directory: Path, data: Path | None, seeds: int) -> Iterato
 def reached(run: Path) -> Reached:
     """Return accuracy and duration of a finished run."""
     result = load_training_result(run)
-    pflop = getattr(result, "flops", None) or 0
-    return Reached(run.name, round(pflop / 1e15, 2), round(result.timing.total), result.model.top1)
+    seconds, top1 = round(result.timing.total), result.model.top1
+    if not isinstance(result, DistillResult):
+        return Reached(run.name, None, seconds, None, None, top1)
+    synthesis, distillation = round(result.timing.synthesis), round(result.timing.distillation)
+    return Reached(run.name, round((result.flops or 0) / 1e15, 2), seconds, synthesis, distillation, top1)
 
 
 def run_stage(name: str, command: Command, directory: Path) -> bool:

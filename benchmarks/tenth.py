@@ -114,11 +114,14 @@ def read_cells(directory: Path, output: Path) -> list[dict[str, Any]]:
     found = [row | {name: float(row[name]) for name in numbers} for row in rows]
     found += [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
     cells = {tuple(cell[name] for name in ("method", "budget", "rate", "seed")): cell for cell in found}
-    for (method, _, rate, _), cell in cells.items():
-        tried = [cells.get((method, min(key[1] for key in cells if key[0] == method), each, 0)) for each in RATES]
-        known = [each for each in tried if each is not None]
-        best = max(known, key=lambda each: each["selection"])["rate"] if len(known) == len(RATES) else None
-        cell["reported"] = rate == best
+    for method in {key[0] for key in cells}:
+        own = [cell for key, cell in cells.items() if key[0] == method]
+        lowest = min(cell["budget"] for cell in own)
+        tried = [cell for cell in own if (cell["budget"], cell["seed"]) == (lowest, 0)]
+        is_complete = {cell["rate"] for cell in tried} >= set(RATES)
+        best = max(tried, key=lambda cell: cell["selection"])["rate"] if is_complete else None
+        for cell in own:
+            cell["reported"] = cell["rate"] == best
     return [cells[key] for key in sorted(cells)]
 
 

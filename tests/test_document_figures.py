@@ -187,8 +187,6 @@ EXPLAINED: dict[str, dict[str, str]] = {
     "scaling.md": {
         "90 %": "5.559 s by one process, over twice 3.082 s, in scaling.csv",
         "83 %": "1.819 s by one process, over twice 1.092 s, in scaling.csv",
-        "131 %": "an earlier run, which is not kept",
-        "107 %": "an earlier run, which is not kept",
     },
     "report.md": {
         "95 %": "the level of the intervals",

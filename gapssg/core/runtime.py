@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 Step = TypeVar("Step", bound=Callable[..., Any])
 
 # The basis of `compile = "auto"`. Compiling the steps of a run takes about a minute on a processor and more on a GPU.
-# The rates are of eager steps: of one thread with bfloat16 instructions (narrow students) and without, and of a large
-# GPU.
-_EAGER_FLOPS = {"bf16": 5e10, "fp32": 5e10}
+# The rates are of eager steps of one thread and of a large GPU.
+_EAGER_FLOPS_OF_A_THREAD = 5e10
 _EAGER_FLOPS_OF_A_GPU = 5e13
 _SECONDS_WORTH_COMPILING = 300.0
 _SEVERAL = "several processes run in eager mode"
@@ -90,7 +89,7 @@ class Runtime:
             return replace(self, compiled=earlier), None
         rate = _EAGER_FLOPS_OF_A_GPU
         if self.device.type != "cuda":
-            rate = torch.get_num_threads() * _EAGER_FLOPS[self.precision]
+            rate = torch.get_num_threads() * _EAGER_FLOPS_OF_A_THREAD
         length = f"about {flops / 1e12:,.0f} TFLOP, estimated {duration(flops / rate)} in eager mode"
         obstacle = obstacle_to_compiling(self.device)
         if flops / rate < _SECONDS_WORTH_COMPILING:
