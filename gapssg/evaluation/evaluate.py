@@ -29,7 +29,6 @@ from gapssg.evaluation.predict import batch_size_for, naming_a_smaller_batch, pr
 from gapssg.evaluation.real_images import check_same_images, read_test_images
 from gapssg.evaluation.settings import EvaluateSettings
 from gapssg.models.model_file import LoadedModel, load_model
-from gapssg.models.profile import profile_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts, versions
 from gapssg.runs.results import EvaluatedModel, EvaluateResult, EvaluateTiming, FileFacts, Latency
 from gapssg.settings.load import texts_by_key
@@ -148,7 +147,7 @@ class _Evaluation:
             matrix = tuple(map(tuple, rows))
         return EvaluatedModel(
             **model.facts,
-            **dict(profile_model(model.module, model.card.input_shape)),
+            **dict(model.profile),
             **dict(score_answers(answers, class_names)),
             expected_calibration_error=expected_calibration_error(diagram),
             reliability=tuple(diagram),

@@ -33,7 +33,6 @@ from gapssg.models.graphs.file import GraphFile
 from gapssg.models.libraries import Pretrained, pretrained_weights
 from gapssg.models.model_file import LoadedModel, load_foreign_weights, staged_model
 from gapssg.models.names import MOST_CLASSES
-from gapssg.models.profile import profile_model
 from gapssg.models.recognition import Known, recognise
 from gapssg.models.reference import Arguments, is_factory, library_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts, versions
@@ -94,7 +93,7 @@ def import_teacher(
         architecture=card.architecture,
         num_classes=card.num_classes,
         input_shape=card.input_shape,
-        **dict(profile_model(module, card.input_shape)),
+        **dict(written.profile),
         **(dict(scores) if scores else dict.fromkeys(Scores.model_fields)),
         data=settings.data.name if settings.data else None,
         **dict(run_facts(runtime, settings)),

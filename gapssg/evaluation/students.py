@@ -67,7 +67,7 @@ def propose_students(settings: ProposeSettings, *, display: Display | None = Non
     runtime = Runtime.from_settings(settings.runtime, seed=0)
     teacher = load_model(settings.teacher, settings.model_factories)
     warn_of_failure(teacher.path, display)
-    card, size = teacher.card, profile_model(teacher.module, teacher.card.input_shape)
+    card, size = teacher.card, teacher.profile
     of_teacher = _latency(teacher.module, card, runtime, deadline)
     names = _candidates(card.architecture)
     smaller: list[_Sized] = []

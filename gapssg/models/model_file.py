@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, islice, zip_longest
 from operator import methodcaller
 from pathlib import Path
@@ -26,7 +26,7 @@ from gapssg.core.augment import Normalization
 from gapssg.errors import InputError, RunError, shortened
 from gapssg.files import canonical_json, is_folder, parse_json, staged, user_path, write_atomically
 from gapssg.models.create import create_model, empty_model
-from gapssg.models.description import PLAIN, ModelCard
+from gapssg.models.description import PLAIN, ModelCard, ModelProfile
 from gapssg.models.foreign import (
     check_classifier,
     copy_module,
@@ -41,6 +41,7 @@ from gapssg.models.graphs.file import kind_of_graph
 from gapssg.models.graphs.module import build_graph
 from gapssg.models.hub import final_weights, is_hub_reference, local_file
 from gapssg.models.names import MOST_CLASSES, check_model_name
+from gapssg.models.profile import profile_model
 from gapssg.models.reference import MODULE, check_trusted, is_factory, is_module
 from gapssg.models.safetensors_file import SafetensorsFile, read_safetensors
 
@@ -66,6 +67,11 @@ class LoadedModel:
     """SHA-256 of the file, or of that which the module would have."""
     path: Path
     """The file; `<module>` of a module."""
+
+    @cached_property
+    def profile(self) -> ModelProfile:
+        """The size of the model."""
+        return profile_model(self.module, self.card.input_shape)
 
     @property
     def facts(self) -> dict[str, Any]:

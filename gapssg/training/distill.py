@@ -153,7 +153,7 @@ def _prepare(settings: DistillSettings, launch: Launch, teacher: LoadedModel | N
         identity[f"the SHA-256 of {name}"] = sha256_of_file(file, LARGEST_FILE)
     state = launch.read_checkpoint(identity)
     student = make_student(settings, runtime, teacher, student)
-    flops = planned_flops(settings, teacher, student)
+    flops = planned_flops(settings, teacher, student, profile_model(student, teacher.card.input_shape).macs)
     runtime = launch.decide_compilation(runtime, settings.runtime.compile, flops)
     if launch.processes is not None and state is None:  # those of a resumed run are in its checkpoint
         launch.shared["the initial weights of the student"] = sha256_of_tensors(student)
@@ -262,7 +262,8 @@ def estimate_distillation(
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     teacher = read_teacher(settings, teacher)
     student = make_student(settings, runtime, teacher, student)
-    runtime, _ = runtime.decide_compilation(settings.runtime.compile, planned_flops(settings, teacher, student))
+    flops = planned_flops(settings, teacher, student, profile_model(student, teacher.card.input_shape).macs)
+    runtime, _ = runtime.decide_compilation(settings.runtime.compile, flops)
     distillation = Distillation(settings, runtime, teacher, student)
     memory = step_memory(settings, runtime, teacher, distillation.student, distillation.synthesizer)
     check_memory(memory, runtime, *unused_memory(distillation))
@@ -349,13 +350,13 @@ def _result(
         pool=str(settings.pool) if settings.pool else None,
         teacher=TeacherFacts(
             **teacher.facts,
-            **dict(profile_model(distillation.teacher, teacher.card.input_shape)),
+            **dict(teacher.profile),
             top1=teacher_scores.top1 if teacher_scores else None,
         ),
         student=StudentFacts(
             file=str(student_file),
             architecture=distillation.card.architecture,
-            **dict(profile_model(distillation.student, teacher.card.input_shape)),
+            **dict(distillation.student_profile),
             **(dict(scores) if scores else dict.fromkeys(Scores.model_fields)),
             best_top1=best_top1,
             best_epoch=best_epoch,

@@ -18,7 +18,9 @@ from gapssg.core.runtime import Runtime, to_uint8
 from gapssg.errors import Diverged, InputError, RunError
 from gapssg.evaluation.metrics import ClassCounts, agreement, count_by_class, largest_share
 from gapssg.evaluation.predict import batch_size_for, predict
+from gapssg.models.description import ModelProfile
 from gapssg.models.model_file import LoadedModel
+from gapssg.models.profile import profile_model
 from gapssg.quality.evidence import Comparison
 from gapssg.quality.predictor import share_of
 from gapssg.runs.checkpoint import State
@@ -119,7 +121,13 @@ class Distillation:
     @property
     def flops(self) -> int:
         """Floating-point operations of the whole run, as `planned_flops` counts them."""
-        return planned_flops(self.settings, self.teacher_file, self.student, self._given, self.epochs)
+        macs = self.student_profile.macs
+        return planned_flops(self.settings, self.teacher_file, self.student, macs, self._given, self.epochs)
+
+    @cached_property
+    def student_profile(self) -> ModelProfile:
+        """The size of the student."""
+        return profile_model(self.student, self.card.input_shape)
 
     @cached_property
     def _probes(self) -> Comparison:

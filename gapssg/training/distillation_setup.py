@@ -19,7 +19,6 @@ from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.foreign import check_is_module, copy_module, name_of_module, tensors_of
 from gapssg.models.hub import model_file
 from gapssg.models.model_file import LoadedModel, load_foreign_weights, load_model
-from gapssg.models.profile import profile_model
 from gapssg.models.recognition import adapt_trainable
 from gapssg.models.reference import MODULE
 from gapssg.models.signature import signature_of
@@ -174,22 +173,22 @@ def planned_flops(
     settings: DistillSettings,
     teacher: LoadedModel,
     student: nn.Module,
+    student_macs: int,
     pool_size: int | None = None,
     epochs: int | None = None,
 ) -> int:
     """Return the floating-point operations of a run: of teacher and student, as `Work.flops` counts them, and of Muon.
 
-    Without `pool_size`, the size of a given pool is estimated from the number of its shards. The run may end after
-    fewer `epochs` than planned.
+    `student_macs` are the student's multiply-adds for one image. Without `pool_size`, the size of a given pool is
+    estimated from the number of its shards. The run may end after fewer `epochs` than planned.
     """
     if pool_size is None and settings.pool is not None:
         pool_size = len(pool_shards(settings.pool)) * settings.method.synthesis_batch_size
-    macs = (profile_model(module, teacher.card.input_shape).macs for module in (teacher.module, student))
     work = settings.method.work(
         epochs or settings.epochs, settings.batch_size, pool_size, settings.grow_pool, settings.epochs
     )
     products = products_per_step(student) if settings.optimizer.algorithm == "muon" else 0
-    return work.flops(*macs) + products * -(-work.distillation // settings.batch_size)
+    return work.flops(teacher.profile.macs, student_macs) + products * -(-work.distillation // settings.batch_size)
 
 
 def student_card(
