@@ -39,6 +39,7 @@ from gapssg.models.profile import profile_model
 from gapssg.runs.directory import SilentDisplay
 from gapssg.settings.load import load_settings
 from gapssg.settings.parts import RuntimeSettings
+from gapssg.synthesis.base import RunSize
 
 STUDENT, SIZE = "wrn16_1", 32
 FACTORIES = ["benchmarks.homemade:plain", "benchmarks.homemade:folded_resnet18"]
@@ -211,7 +212,7 @@ def settings_within(teacher: Path, data: dict[str, Any], method: str, tflop: flo
 
     def cost(epochs: int) -> float:
         settings = with_epochs(epochs)
-        return settings.method.work(epochs, settings.batch_size).flops(*macs) / 1e12
+        return settings.method.work(RunSize(epochs, settings.batch_size)).flops(*macs) / 1e12
 
     return with_epochs(max(1, int(tflop / cost(1))))
 

@@ -24,7 +24,7 @@ from gapssg.models.reference import MODULE
 from gapssg.models.signature import signature_of
 from gapssg.runs.directory import pool_shards, versions
 from gapssg.synthesis import method_classes
-from gapssg.synthesis.base import BATCH_NORM, PoolMethodSettings, SynthesisContext, Synthesizer
+from gapssg.synthesis.base import BATCH_NORM, PoolMethodSettings, RunSize, SynthesisContext, Synthesizer
 from gapssg.synthesis.generator_training import GeneratorTraining
 from gapssg.synthesis.inversion import GeneratorInversion, Inversion
 from gapssg.synthesis.pool_synthesizer import PoolSynthesizer, read_pool
@@ -184,9 +184,8 @@ def planned_flops(
     """
     if pool_size is None and settings.pool is not None:
         pool_size = len(pool_shards(settings.pool)) * settings.method.synthesis_batch_size
-    work = settings.method.work(
-        epochs or settings.epochs, settings.batch_size, pool_size, settings.grow_pool, settings.epochs
-    )
+    run = RunSize(epochs or settings.epochs, settings.batch_size, pool_size, settings.grow_pool, settings.epochs)
+    work = settings.method.work(run)
     products = products_per_step(student) if settings.optimizer.algorithm == "muon" else 0
     return work.flops(teacher.profile.macs, student_macs) + products * -(-work.distillation // settings.batch_size)
 
