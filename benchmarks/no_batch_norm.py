@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.homemade import fold
-from benchmarks.machine import describe_machine, print_table
+from benchmarks.machine import describe_machine, print_table, write_rows
 from benchmarks.results_page import RESULTS
 from benchmarks.strangers_pairs import Training, train
 from gapssg import DistillSettings, distill
@@ -124,10 +124,7 @@ def main() -> None:
                 given = {**changes, "method.name": method, "seed": seed}
                 run_cell(arguments.directory, name, data, label, arguments.tflop or TEACHERS[name].tflop, given)
     cells = merged(arguments.directory, arguments.output)
-    with arguments.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(cells[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(cells)
+    write_rows(arguments.output, cells)
     print_summary(cells)
 
 
