@@ -44,6 +44,7 @@ from gapssg.runs.time_left import TimeLeft
 from gapssg.safe_paths import InsidePath, inside
 from gapssg.settings.base import Settings
 from gapssg.settings.load import flatten, read_toml
+from gapssg.settings.parts import CHECKPOINTS
 from gapssg.text import duration
 
 if TYPE_CHECKING:
@@ -76,10 +77,7 @@ CARD = "README.md"
 # The temporary file of the first write of all: if nothing else is there, no run has started.
 _NOT_STARTED = re.compile(rf"\.{re.escape(SETTINGS)}\.[0-9a-f]{{12}}\.tmp")
 _TEMPORARY = ".tmp"
-_MAY_CHANGE = {
-    *("checkpoint_every", "checkpoint_minutes", "max_rollbacks", "own_scale"),
-    *("curvature.enabled", "curvature.spectrum"),
-}
+_MAY_CHANGE = {*CHECKPOINTS, "own_scale", "curvature.enabled", "curvature.spectrum"}
 _ASKED_EACH_TIME = {"data.download", "eval_data.download"}
 _MOST_DIFFERENCES = 10
 _MOST_GRIDS = 100
