@@ -22,7 +22,7 @@ from gapssg.evaluation.real_images import read_test_images
 from gapssg.export.formats import ITSELF, Calibration, Classifier, Files, Format, Subject, load_format, quiet
 from gapssg.export.quantize import PoolImages, check_agreement, draw_images, images_per_second, quantize_within
 from gapssg.export.settings import FORMAT_NAMES, ExportSettings
-from gapssg.export.verify import Examiner, check_tolerance, compare, random_batches, rounding_tolerance
+from gapssg.export.verify import Examiner, check_tolerance, compare, random_batches, tolerance_of
 from gapssg.files import (
     check_output_file,
     check_output_folder,
@@ -262,7 +262,7 @@ class _Exporter:
         ours = torch.cat([examiner.model_logits(batch) for batch in batches])
         theirs = torch.cat([self._logits(exported, batch) for batch in batches])
         on_random = compare(ours, theirs)
-        tolerance = examiner.settings.tolerance or rounding_tolerance(ours, examiner.exact_logits(torch.cat(batches)))
+        tolerance = examiner.settings.tolerance or tolerance_of(ours, examiner.exact_logits(torch.cat(batches)))
         check_tolerance(on_random, tolerance, "random images")
         if test is None:
             return Verification(tolerance=tolerance, random=on_random, test=None, top1=None)

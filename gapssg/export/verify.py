@@ -17,11 +17,10 @@ from gapssg.export.settings import ExportSettings
 from gapssg.models.foreign import foreign_code
 from gapssg.models.frozen import frozen
 from gapssg.models.model_file import LoadedModel
+from gapssg.models.rounding import rounding_tolerance
 from gapssg.runs.results import Comparison
 from gapssg.text import percent
 
-_UNIT_ROUNDOFF = 2.0**-24  # of float32
-_ERRORS = 32
 _UNMEASURED_TOLERANCE = 1e-4  # a quarter of the smallest error measured with weights in half precision
 # One image, the two of the trace, and other numbers.
 _RANDOM_BATCHES = (1, 2, 7, 54)
@@ -123,17 +122,14 @@ def check_tolerance(comparison: Comparison, tolerance: float, images: str) -> No
         )
 
 
-def rounding_tolerance(logits: Tensor, exact: Tensor | None) -> float:
-    """Return a tolerance for the relative difference of logits, derived from the model's own rounding error.
+def tolerance_of(logits: Tensor, exact: Tensor | None) -> float:
+    """Return a tolerance for the relative difference of logits (N, K) float32, given the same in float64 if possible.
 
-    A file that computes the same in another order differs by about as much as the model differs from float64. For ten
-    models of 16 to 201 layers, ONNX files differed by up to 2.1 times that, and weights in half precision by at least
-    550 times; the tolerance is about the geometric mean. `logits` are (N, K) float32, `exact` the same in float64.
+    Raises `InputError` if logits are not finite.
     """
     if exact is None:
         return _UNMEASURED_TOLERANCE
-    error = max(_UNIT_ROUNDOFF, compare(exact, logits).relative_difference)
-    return min(1.0, _ERRORS * error)
+    return rounding_tolerance(compare(exact, logits).relative_difference)
 
 
 def random_batches(examiner: Examiner) -> list[Tensor]:

@@ -25,7 +25,7 @@ from gapssg.data import load_split
 from gapssg.export import quantize
 from gapssg.export.formats import Files, Subject, load_format
 from gapssg.export.formats.onnx import OnnxQuantizer
-from gapssg.export.verify import Examiner, compare, rounding_tolerance
+from gapssg.export.verify import Examiner, compare, tolerance_of
 from gapssg.models import create_model
 from gapssg.models.model_file import LoadedModel, save_model
 from gapssg.runs.requests import Stopped
@@ -272,7 +272,7 @@ def test_the_tolerance_of_a_deep_model_is_far_from_rounding_and_from_half_precis
     examiner = Examiner(model, ExportSettings(model="model", to="onnx"), runtime)
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     logits = examiner.model_logits(images)
-    tolerance = rounding_tolerance(logits, examiner.exact_logits(images))
+    tolerance = tolerance_of(logits, examiner.exact_logits(images))
 
     def difference(module: nn.Module) -> float:
         with torch.no_grad():
