@@ -18,7 +18,7 @@ from gapssg.models.hub import local_file
 from gapssg.models.reference import is_factory
 from gapssg.safe_paths import inside
 from gapssg.settings.base import Settings
-from gapssg.settings.load import AnySettings, read_toml
+from gapssg.settings.load import SETTINGS, AnySettings, read_toml
 
 if TYPE_CHECKING:
     from gapssg.runs.events import Epoch
@@ -67,7 +67,7 @@ def run_directory(
     for option, value in (("--output", output), ("--config", config), ("--recipe", recipe)):
         if value is not None:
             raise InputError(f"--resume continues a run in its own directory with its own settings; leave {option} out")
-    file = inside(resume) / "settings.toml"
+    file = inside(resume) / SETTINGS
     try:
         started_as = _command_of(read_toml(file))
     except InputError as error:

@@ -43,7 +43,7 @@ from gapssg.runs.results import RESULT, RunFacts, RunResult
 from gapssg.runs.time_left import TimeLeft
 from gapssg.safe_paths import InsidePath, inside
 from gapssg.settings.base import Settings
-from gapssg.settings.load import flatten, read_toml
+from gapssg.settings.load import SETTINGS, flatten, read_toml
 from gapssg.settings.parts import CHECKPOINTS
 from gapssg.text import duration
 
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     from gapssg.models.description import ModelCard
     from gapssg.synthesis.shards import PoolOrigin
 
-SETTINGS = "settings.toml"
 _POOL = "pool"
 _BEST = "best.safetensors"
 _CHECKPOINT = "checkpoint/latest.safetensors"

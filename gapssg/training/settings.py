@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationError
 
 from gapssg.data.settings import DataSettings
 from gapssg.errors import InputError
+from gapssg.files import is_file
 from gapssg.models.names import check_model_name
 from gapssg.models.reference import MODULE
 from gapssg.models.settings import ModelSettings, WithFactories
+from gapssg.safe_paths import inside
 from gapssg.settings.base import UserPath, as_validator
+from gapssg.settings.load import SETTINGS, read_toml
 from gapssg.settings.parts import OptimizerSettings, PaddingMode, RunSettings
 from gapssg.synthesis import MethodSettings
 from gapssg.synthesis.gapssg_fast import GapSSGFastSettings
@@ -92,6 +95,15 @@ class DistillSettings(RunSettings, WithFactories):
     """Whether to write a grid of the newest images after each epoch."""
     keep_pool: bool = True
     """Whether to write the sample pool to the disk, for `--pool`."""
+
+
+def distillation_of(run: Path) -> DistillSettings | None:
+    """Return the settings of a `distill` run; None for a folder with only a model and for runs of other commands."""
+    file = inside(run) / SETTINGS
+    try:
+        return DistillSettings.model_validate(read_toml(file)) if is_file(file) else None
+    except (InputError, ValidationError):
+        return None
 
 
 def _refuse_module(value: Any) -> Any:

@@ -425,6 +425,8 @@ def test_a_graph_without_logits_or_with_tensors_of_other_names_is_refused():
 
 
 class Constant(nn.Module):
+    logits: Tensor
+
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
         self.register_buffer("logits", logits)
