@@ -41,7 +41,7 @@ from gapssg.evaluation.predict import predict
 from gapssg.models.model_file import load_model
 from gapssg.quality.calibration import LeftOut, Numbers, Width, fit, leave_out
 from gapssg.quality.estimate import images_of_pool
-from gapssg.quality.evidence import collect_evidence
+from gapssg.quality.evidence import ProbeComparison
 from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, Error, Predictor, Range, angle_of, share_of, summary
 from gapssg.runs.directory import has_pool
 from gapssg.runs.results import DistillResult, ProbeEvidence
@@ -143,7 +143,7 @@ def measure(name: str, folder: Path, cifar10: Path | None, known: set[tuple[str,
         source = run if has_pool(run) else DistillResult.load(run).pool
         pool = None if source is None else images_of_pool(Path(source), teacher)
         student = runtime.place(load_model(file, place.pair.factories).module)
-        evidence = collect_evidence(module, student, normalization, teacher.card.input_shape, pool, runtime)
+        evidence = ProbeComparison(module, normalization, teacher.card.input_shape, pool, runtime).evidence(student)
         predictions = predict(student, images.images, normalization, runtime).argmax(dim=1)
         row: Row = dict(zip(KEY, (place.name, run.parent.name, run.name, file.name), strict=True))
         row |= {"classes": images.num_classes, "pixels": min(images.input_shape[1:]), "commit": commit()}

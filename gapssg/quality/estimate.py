@@ -12,7 +12,7 @@ from gapssg.evaluation.real_images import check_same_images
 from gapssg.evaluation.teachers import read_teacher
 from gapssg.files import user_path
 from gapssg.models.model_file import LoadedModel, load_model
-from gapssg.quality.evidence import collect_evidence
+from gapssg.quality.evidence import ProbeComparison
 from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, load_predictors
 from gapssg.quality.settings import QualitySettings
 from gapssg.runs.directory import has_pool, pool_shards, run_facts
@@ -79,7 +79,7 @@ def judge_quality(
     evidence: dict[str, ProbeEvidence] = {}
     if not obstacles:
         seeded = replace(runtime, seed=0)
-        evidence = collect_evidence(teacher, student, normalization, card.input_shape, pool, seeded)
+        evidence = ProbeComparison(teacher, normalization, card.input_shape, pool, seeded).evidence(student)
         obstacles = predictor.obstacles_of(evidence)
     found = None if obstacles else predictor.predict(evidence)
     return QualityFacts(
