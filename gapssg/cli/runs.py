@@ -141,13 +141,13 @@ def carry_out(
     loggers: Sequence[str],
 ) -> Result:
     """Call the function of a training command, show its run, and return its result."""
-    from gapssg.runs.loggers import TENSORBOARD, also_logging
+    from gapssg.runs.loggers import TENSORBOARD, LoggingDisplay
 
     invocation = console.invocation
     names = [*loggers, *([TENSORBOARD] if tensorboard else [])]
     with (
-        console.live() as shown,
-        also_logging(names, shown, directory, settings, epoch) if invocation.writes else nullcontext(shown) as display,
+        console.live() as live,
+        LoggingDisplay(names, live, directory, settings, epoch) if invocation.writes else nullcontext(live) as display,
     ):
         named = invocation.again_named
         again = [name for name in loggers if name != TENSORBOARD]  # for a run that is interrupted
