@@ -18,7 +18,7 @@ from gapssg.models.foreign import foreign_code
 from gapssg.models.frozen import frozen
 from gapssg.models.model_file import LoadedModel
 from gapssg.models.rounding import rounding_tolerance
-from gapssg.runs.results import Comparison
+from gapssg.runs.results import LogitsComparison
 from gapssg.text import percent
 
 _UNMEASURED_TOLERANCE = 1e-4  # a quarter of the smallest error measured with weights in half precision
@@ -91,7 +91,7 @@ class Examiner:
             )
 
 
-def compare(logits: Tensor, exported: Tensor) -> Comparison:
+def compare(logits: Tensor, exported: Tensor) -> LogitsComparison:
     """Compare the logits (N, K) of a model with those of the exported model for the same images.
 
     Raises:
@@ -104,7 +104,7 @@ def compare(logits: Tensor, exported: Tensor) -> Comparison:
     difference = (logits.double() - exported.double()).abs().max().item()
     scale = logits.double().abs().max().item()
     relative = difference / scale if scale else (math.inf if difference else 0.0)
-    return Comparison(
+    return LogitsComparison(
         images=len(logits),
         largest_difference=difference,
         relative_difference=relative,
@@ -112,7 +112,7 @@ def compare(logits: Tensor, exported: Tensor) -> Comparison:
     )
 
 
-def check_tolerance(comparison: Comparison, tolerance: float, images: str) -> None:
+def check_tolerance(comparison: LogitsComparison, tolerance: float, images: str) -> None:
     """Raise InputError if the relative difference of a comparison exceeds the tolerance."""
     if comparison.relative_difference > tolerance:
         raise InputError(
