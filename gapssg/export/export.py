@@ -34,8 +34,8 @@ from gapssg.files import (
 from gapssg.models.description import Interface
 from gapssg.models.foreign import foreign_code
 from gapssg.models.frozen import frozen
-from gapssg.models.hub import model_file
 from gapssg.models.model_file import load_model
+from gapssg.models.model_path import model_file
 from gapssg.runs.directory import Display, SilentDisplay, pool_shards, run_facts, versions
 from gapssg.runs.evaluations import warn_of_failure
 from gapssg.runs.events import Note, Warned

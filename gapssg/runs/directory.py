@@ -37,7 +37,7 @@ from gapssg.files import (
     write_atomically,
     write_json,
 )
-from gapssg.models.hub import FINAL_WEIGHTS
+from gapssg.models.model_path import FINAL_WEIGHTS
 from gapssg.runs.events import EVENTS, LARGEST_EVENTS, Event, Note, Remaining
 from gapssg.runs.results import RESULT, RunFacts, RunResult
 from gapssg.runs.time_left import TimeLeft
