@@ -76,12 +76,18 @@ def read_teacher(settings: DistillSettings, given: LoadedModel | None) -> Loaded
 
 
 def make_student(
-    settings: DistillSettings, runtime: Runtime, teacher: LoadedModel, given: nn.Module | None = None
+    settings: DistillSettings,
+    runtime: Runtime,
+    teacher: LoadedModel,
+    given: nn.Module | None = None,
+    resumes: bool = False,
 ) -> nn.Module:
     """Create the student with its initial weights, or copy the module that a Python program has given.
 
-    Raises `InputError` if the weights cannot be used, or the student does not fit the teacher's images and classes.
+    For a run that resumes, whose checkpoint has the weights, those of `settings.student.weights` are not read. Raises
+    `InputError` if the weights cannot be used, or the student does not fit the teacher's images and classes.
     """
+    weights = None if resumes else settings.student.weights
     if given is not None:
         student, name = copy_module(given, "the student"), name_of_module(given)
     else:
@@ -92,11 +98,10 @@ def make_student(
             input_shape=teacher.card.input_shape,
             seed=runtime.derive_seed("initial-weights"),
             arguments=settings.student.arguments,
-            weights_follow=settings.student.weights is not None,
+            weights_follow=weights is not None,
         )
-    if settings.student.weights is not None:
-        weights = read_checkpoint_weights(model_file(settings.student.weights))
-        load_foreign_weights(student, weights.tensors, settings.student.weights)
+    if weights is not None:
+        load_foreign_weights(student, read_checkpoint_weights(model_file(weights)).tensors, weights)
     if given is not None or settings.student.weights is not None:
         adapt_trainable(student, name, teacher.card.num_classes, teacher.card.input_shape)
     return student
