@@ -62,7 +62,7 @@ def load(path: Path) -> Opened:
 
 
 def names_below_root(archive: zipfile.ZipFile) -> dict[str, str]:
-    """Return the names in an archive by themselves, without the folder that has all of them: PyTorch names it freely."""
+    """Return the names in an archive without the folder that has all of them, which PyTorch names after the file."""
     names = archive.namelist()
     roots = {name.partition("/")[0] + "/" for name in names}
     root = roots.pop() if len(roots) == 1 else ""
