@@ -166,9 +166,15 @@ def _run_child(
                 f"{path} is an ONNX file, whose import needs {' and '.join(missing)}, which is not installed: "
                 "pip install 'gapssg[export]'"
             )
-    arguments = [kind, str(path.absolute()), str(folder), ",".join(map(str, input_shape or ())), part or ""]
-    said = said_by_child(["-c", _CHILD.format(str(_ROOT)), *arguments], path, _SECONDS)
+    said = _answer(path, kind, folder, input_shape, part)
     if "shape" not in said:
         reason = said.get("refused") or "it is damaged, or needs more memory than a model of its size should"
         raise InputError(f"{path} cannot be imported as a graph: {shortened(reason, 600)}")
     return said
+
+
+def _answer(
+    path: Path, kind: Kind, folder: Path, input_shape: tuple[int, int, int] | None, part: str | None
+) -> dict[str, Any]:
+    arguments = [kind, str(path.absolute()), str(folder), ",".join(map(str, input_shape or ())), part or ""]
+    return said_by_child(["-c", _CHILD.format(str(_ROOT)), *arguments], path, _SECONDS)
