@@ -26,7 +26,7 @@ from gapssg.intervals import Z_95
 from gapssg.models import MODELS, create_model
 from gapssg.models.checkpoint_file import read_checkpoint_weights
 from gapssg.models.create import check_task
-from gapssg.models.description import ModelCard, Provenance
+from gapssg.models.description import ModelCard, Provenance, covers
 from gapssg.models.foreign import check_classifier
 from gapssg.models.graphs.description import graph_name
 from gapssg.models.graphs.file import GraphFile
@@ -127,7 +127,7 @@ def _pretrained(settings: ImportSettings) -> Pretrained:
     library = library_model(settings.model.name)
     if library is None:
         raise InputError(f"only torchvision and timm have default weights, not {settings.model.name}; pass a FILE")
-    return pretrained_weights(*library, settings.input_shape[0], **settings.model.arguments)
+    return pretrained_weights(*library, settings.input_shape, **settings.model.arguments)
 
 
 def _fill(
@@ -180,6 +180,10 @@ def describe(
         raise InputError(f"{graph.path} returns {graph.num_classes} logits, but there are {count} classes")
     check_task(count, input_shape)
     mean, deviation = _normalization(settings, architecture, pretrained, input_shape[0])
+    resize = settings.resize or (pretrained.resize if pretrained else "crop")
+    if not covers(resize, input_shape):
+        size = "x".join(map(str, input_shape[1:]))
+        raise InputError(f"--resize {resize} is smaller than the model's input of {size} pixels; make it larger")
     return ModelCard(
         architecture=architecture,
         arguments={**(pretrained.arguments if pretrained else {}), **arguments},
@@ -192,6 +196,8 @@ def describe(
         crop_padding_mode=settings.crop_padding_mode,
         flip=settings.flip,
         class_names=names or tuple(map(str, range(count))),
+        resize=resize,
+        interpolation=settings.interpolation or (pretrained.interpolation if pretrained else "bilinear"),
         provenance=provenance,
     )
 

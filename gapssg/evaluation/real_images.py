@@ -8,15 +8,23 @@ from gapssg.data import load_split
 from gapssg.data.image_set import ImageSet
 from gapssg.data.settings import DataSettings
 from gapssg.errors import InputError, shortened
+from gapssg.models.description import ModelCard
 from gapssg.models.model_file import LoadedModel
 from gapssg.runs.directory import Display
 from gapssg.runs.events import Warned
 
 
 def read_images(
-    settings: DataSettings, split: Literal["train", "test"], display: Display, channels: int | None = None
+    settings: DataSettings,
+    split: Literal["train", "test"],
+    display: Display,
+    channels: int | None = None,
+    card: ModelCard | None = None,
 ) -> ImageSet:
-    """Read one split of the images that `settings` name, in `channels` if they do not say, or raise `InputError`."""
+    """Read one split of the images that `settings` name, or raise `InputError`.
+
+    They are in `channels` if the settings do not say, and those of a folder resized as a model's card says.
+    """
     images = load_split(
         settings.name,
         split,
@@ -26,6 +34,7 @@ def read_images(
         channels=settings.channels or channels,
         progress=lambda done, total: display.progress(f"reading {split} images", done, total),
         note=lambda sentence: display.event(Warned(epoch=0, message=sentence)),
+        **({} if card is None else card.resize_options),
     )
     return images if settings.images is None else images.subsample(settings.images)
 
@@ -38,7 +47,7 @@ def read_test_images(settings: DataSettings, model: LoadedModel, display: Displa
 def read_images_of_model(
     settings: DataSettings, split: Literal["train", "test"], model: LoadedModel, display: Display
 ) -> ImageSet:
-    """Read one split with the channels of a model and, from folders, its image size.
+    """Read one split with the channels of a model and, from folders, its image size and resizing.
 
     Raises `InputError` if the images or their classes do not fit the model.
     """
@@ -47,7 +56,7 @@ def read_images_of_model(
     is_folder = settings.name.startswith("folder:")
     if settings.image_size is None and is_folder:
         settings = settings.model_copy(update={"image_size": (height, width)})
-    images = read_images(settings, split, display, channels if is_folder or channels in (1, 3) else None)
+    images = read_images(settings, split, display, channels if is_folder or channels in (1, 3) else None, card)
     if images.num_classes != card.num_classes:
         raise InputError(
             f"{settings.name} has {images.num_classes} classes, but {model.path} has {card.num_classes}; "

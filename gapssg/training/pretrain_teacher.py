@@ -304,6 +304,7 @@ class _Pretraining(Job[PretrainResult]):
 
 def _describe(settings: PretrainSettings, train: ImageSet, model: nn.Module) -> ModelCard:
     mean, deviation = train.channel_statistics()
+    _, height, width = train.input_shape
     return ModelCard(
         architecture=settings.model.name,
         arguments=settings.model.arguments,
@@ -315,6 +316,8 @@ def _describe(settings: PretrainSettings, train: ImageSet, model: nn.Module) -> 
         crop_padding_mode="zeros",
         flip=flipping_is_meaningful(settings.data.name) if settings.flip is None else settings.flip,
         class_names=train.class_names,
+        # Images of a folder are cropped; those of the other sources are squares, and stretched.
+        resize="crop" if height == width or settings.data.name.startswith("folder:") else "stretch",
         provenance=Provenance(command="pretrain-teacher", seed=settings.seed, versions=versions()),
         **asdict(signature_of(model)),
     )
