@@ -31,14 +31,14 @@ from gapssg.models.foreign import check_classifier
 from gapssg.models.graphs.description import graph_name
 from gapssg.models.graphs.file import GraphFile
 from gapssg.models.libraries import Pretrained, pretrained_weights
-from gapssg.models.model_file import LoadedModel, load_foreign_weights, staged_model
+from gapssg.models.model_file import LoadedModel, Renaming, load_foreign_weights, staged_model
 from gapssg.models.names import MOST_CLASSES
 from gapssg.models.profile import profile_model
 from gapssg.models.recognition import Known, recognise
 from gapssg.models.reference import Arguments, is_factory, library_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts, versions
 from gapssg.runs.events import Note, Warned
-from gapssg.runs.results import ImportResult, Scores
+from gapssg.runs.results import ImportResult, Scores, WeightNames
 from gapssg.text import percent
 
 # Pixels in [0, 1], in [-1, 1] and in [0, 255].
@@ -77,8 +77,7 @@ def import_teacher(
     graph = read_graph(settings)
     card = _describe(settings, pretrained, graph)
     module = _create(card, runtime) if graph is None else build_imported_graph(graph, card, display)
-    if graph is None:
-        _fill(module, card.architecture, settings, pretrained, display)
+    weights = _fill(module, card.architecture, settings, pretrained, display) if graph is None else None
     images = read_test_images(settings.data, LoadedModel(module, card, "", output), display) if settings.data else None
     if graph is not None and images is not None:
         compare_on_images(graph, module, card, images)
@@ -97,6 +96,7 @@ def import_teacher(
         **dict(profile_model(module, card.input_shape)),
         **(dict(scores) if scores else dict.fromkeys(Scores.model_fields)),
         data=settings.data.name if settings.data else None,
+        weights=weights,
         **dict(run_facts(runtime, settings)),
     )
 
@@ -132,7 +132,8 @@ def _pretrained(settings: ImportSettings) -> Pretrained:
 
 def _fill(
     module: nn.Module, name: str, settings: ImportSettings, pretrained: Pretrained | None, display: Display
-) -> None:
+) -> WeightNames | None:
+    """Load the weights; return which were taken of a file."""
     if pretrained is not None:
         load_foreign_weights(module, pretrained.tensors, f"{name}, default weights")
     elif settings.weights is not None:
@@ -142,7 +143,10 @@ def _fill(
             if weights.taken:
                 others = f", not {', '.join(weights.others)}" if weights.others else ""
                 display.event(Note(message=f"took the weights in {weights.taken!r} of {file}{others} (--weights-key)"))
-            load_foreign_weights(module, weights.tensors, file)
+            renamed = load_foreign_weights(module, weights.tensors, file)
+            if renamed != Renaming():
+                display.event(Note(message=f"the names of the weights in {file} were taken {renamed.words}"))
+            return WeightNames(key=weights.taken or None, removed=renamed.removed, added=renamed.added or None)
         except InputError as error:
             if name in MODELS and name in torchvision.models.list_models():
                 raise InputError(f"{error}; torchvision's model of that name is torchvision:{name}") from error
@@ -152,6 +156,7 @@ def _fill(
             f"{name} would have random weights, from which no student can learn; "
             f"add --weights FILE{' or --weights default' if library_model(name) else ''}"
         )
+    return None
 
 
 def describe(
@@ -271,6 +276,8 @@ def _remarks(module: nn.Module, card: ModelCard, looks_like_sigmoids: bool) -> I
         yield Note(message=f"{name} takes images (N, H, W, C); those of gapssg are permuted (--input-layout)")
     if card.output_part is not None:
         yield Note(message=f"{name} returns several outputs; its logits are {card.output_part!r} (--output-part)")
+    if card.resize_options != {"resize": "crop", "interpolation": "bilinear"}:
+        yield Note(message=f"real images are {card.resizing} (--resize, --interpolation)")
     said = {
         "probabilities": "probabilities; the model file converts them to logits by their logarithm",
         "log-probabilities": "log-probabilities, which are used as logits: their softmax gives the probabilities",

@@ -14,6 +14,11 @@ from gapssg.runs.directory import Display
 from gapssg.runs.events import Warned
 
 
+def is_folder_of_images(settings: DataSettings) -> bool:
+    """Tell whether the images are files, which are resized as a model needs them."""
+    return settings.name.startswith("folder:")
+
+
 def read_images(
     settings: DataSettings,
     split: Literal["train", "test"],
@@ -53,7 +58,7 @@ def read_images_of_model(
     """
     card = model.card
     channels, height, width = card.input_shape
-    is_folder = settings.name.startswith("folder:")
+    is_folder = is_folder_of_images(settings)
     if settings.image_size is None and is_folder:
         settings = settings.model_copy(update={"image_size": (height, width)})
     images = read_images(settings, split, display, channels if is_folder or channels in (1, 3) else None, card)
@@ -86,3 +91,13 @@ def check_same_images(first: LoadedModel, second: LoadedModel) -> None:
                 f"({shortened(ours, 60)} and {shortened(theirs, 60)}); models in one evaluation must have the same "
                 "input shape and classes"
             )
+
+
+def warn_of_resizing(settings: DataSettings, first: LoadedModel, second: LoadedModel, display: Display) -> None:
+    """Warn if images of a folder, which are read for the first model, are resized otherwise for the second."""
+    if is_folder_of_images(settings) and first.card.resize_options != second.card.resize_options:
+        message = (
+            f"the images of {settings.name} are {first.card.resizing}, as for {first.path}, but those of {second.path} "
+            f"were {second.card.resizing}; evaluate it by itself"
+        )
+        display.event(Warned(epoch=0, message=message))

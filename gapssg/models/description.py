@@ -92,11 +92,11 @@ class Interface(WithArguments):
 
     @property
     def resizing(self) -> str:
-        """How images are resized, in words."""
+        """What is done to real images to resize them, in words."""
         if self.resize == "stretch":
             return f"stretched to the input size, {self.interpolation}"
-        scaled = "scaled to cover the input" if self.resize == "crop" else f"shorter side scaled to {self.resize}"
-        return f"{scaled}, {self.interpolation}, centre crop"
+        size = "to cover the input size" if self.resize == "crop" else f"to {self.resize} pixels on the shorter side"
+        return f"scaled {size}, {self.interpolation}, centre crop"
 
 
 def covers(resize: Resize, input_shape: Sequence[int]) -> bool:
