@@ -126,7 +126,8 @@ def test_the_python_programs_resize_as_predict_does(
     save_model(tmp_path / "model.safetensors", loaded.module, loaded.card.model_copy(update=changes))
     image = tmp_path / "image.png"
     write_image(image, (torch.arange(3 * 31 * 43) * 3 % 256).byte().view(3, 31, 43))
-    (predicted,) = predict(PredictSettings(model=tmp_path / "model.safetensors", images=[image])).images
+    given = {"model": tmp_path / "model.safetensors", "images": [image], "runtime": {"precision": "fp32"}}
+    (predicted,) = predict(PredictSettings.model_validate(given)).images
     onnx = pytest.importorskip("onnx")
     model = onnx.load(exported.folder / "student.onnx")
     (entry,) = model.metadata_props
