@@ -123,7 +123,8 @@ class DescriptionSettings(Settings):
     """How images were resized for the training: `stretch` to the input size, or the pixels of the shorter side before a
     crop of the centre; by default that of the library's weights, or `crop`, which scales them to cover the input."""
     interpolation: Interpolation | None = None
-    """Filter with which they were resized; by default that of the library's weights, or `bilinear`."""
+    """Filter with which they were resized, such as `bicubic`; by default that of the library's weights, or
+    `bilinear`."""
     crop_padding: int | None = Field(default=None, ge=0, le=256)
     """Pixels of padding for random crops of synthetic images; by default an eighth of the shorter side."""
     crop_padding_mode: PaddingMode | None = None
