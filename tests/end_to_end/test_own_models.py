@@ -111,7 +111,7 @@ def test_the_dry_run_of_a_model_with_arguments_reads_back(tmp_path: Path):
     printed = gapssg("distill", *arguments, "--dry-run").stdout
     (tmp_path / "settings.toml").write_text(printed)
     assert gapssg("distill", "--config", tmp_path / "settings.toml", "--dry-run").stdout == printed
-    plain = gapssg("distill", "--teacher", "t", "--student", "wrn16_1", "--dry-run").stdout
+    plain = gapssg("distill", "--teacher", "t", "--student", "wrn10_half", "--dry-run").stdout
     assert "arguments" not in plain
     assert "model_factories" not in plain
 
@@ -128,7 +128,7 @@ def test_the_dry_run_of_a_model_with_arguments_reads_back(tmp_path: Path):
             ["--student", FACTORY, "--set", "student.arguments.width=[1]"],
             "it must be a number, a string, true or false",
         ),
-        (["--student", "wrn16_1", "--model-factory", "x"], "'x' is not a factory; write package.module:factory"),
+        (["--student", "wrn10_half", "--model-factory", "x"], "'x' is not a factory; write package.module:factory"),
     ],
 )
 def test_a_student_that_cannot_be_built_is_refused_before_anything_is_written(tmp_path: Path, arguments, sentence):
@@ -214,7 +214,7 @@ def test_inspect_takes_no_classes_and_images_for_a_file_which_has_its_own(teache
     )
 
 
-@pytest.mark.parametrize("model", ["file", "wrn16_1"])
+@pytest.mark.parametrize("model", ["file", "wrn10_half"])
 def test_the_dry_run_of_inspect_reads_back(teacher_file: Path, tmp_path: Path, model):
     printed = gapssg("inspect", teacher_file if model == "file" else model, "--dry-run").stdout
     (tmp_path / "settings.toml").write_text(printed)
@@ -242,10 +242,10 @@ def test_what_a_model_of_ones_own_prints_does_not_mix_with_json(tmp_path: Path):
         assert "running it" in finished.stderr
 
 
-@pytest.mark.parametrize("name", ["torchvision:resnet18", "wrn16_1", FACTORY])
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "wrn10_half", FACTORY])
 def test_an_architecture_for_a_teacher_gives_the_command_that_makes_a_file(tmp_path: Path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    sentence = refusal("distill", "--teacher", name, "--student", "wrn16_1", "--output", tmp_path / "run")
+    sentence = refusal("distill", "--teacher", name, "--student", "wrn10_half", "--output", tmp_path / "run")
     assert f"{name} is the name of an architecture, not an existing model file" in sentence
     assert f"gapssg import-teacher --model {name} --weights FILE" in sentence
     assert "\n" not in sentence
@@ -269,7 +269,7 @@ def test_an_architecture_for_a_teacher_gives_the_command_that_makes_a_file(tmp_p
             ],
             f" --model-factory {FACTORY} --model-factory a:b",
         ),
-        (["distill", "--teacher", __file__, "--student", "wrn16_1"], ""),
+        (["distill", "--teacher", __file__, "--student", "wrn10_half"], ""),
         (["pretrain-teacher", "--data", "digits", "--model", FACTORY], f" --model {FACTORY}"),
         (["landscape", __file__, "--data", "digits", "--model-factory", "a:b"], " --model-factory a:b"),
     ],

@@ -328,7 +328,7 @@ def test_a_model_that_a_format_cannot_export_gives_one_sentence(model_file: Path
 
     poison(monkeypatch, "torch-export", branch_on_the_images)
     sentence = refusal("export", model_file, "--to", "torch-export", "--output", tmp_path / "model.pt2", "--quiet")
-    assert sentence.startswith("wrn16_1 cannot be exported as torch-export; try another format")
+    assert sentence.startswith("wrn10_half cannot be exported as torch-export; try another format")
     assert len(sentence.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -446,7 +446,7 @@ def test_a_model_that_cannot_be_quantised_gives_one_sentence(
     replace(monkeypatch, "onnx", quantizer=refuse)
     sentence = refusal("export", run_folder, "--to", "onnx", "--int8", "--output", tmp_path / "int8.onnx", "--quiet")
     assert sentence == (
-        "wrn16_1 cannot be quantised; leave --int8 out, or --debug for details (ValueError: no such operator)"
+        "wrn10_half cannot be quantised; leave --int8 out, or --debug for details (ValueError: no such operator)"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -570,7 +570,7 @@ def test_calibration_images_are_those_of_the_pool_as_the_model_takes_them(run_fo
 
 def test_calibration_images_of_other_channels_are_arrays_only(tmp_path: Path):
     card = make_card(input_shape=(2, 16, 16), mean=(0.3,) * 2, deviation=(0.4,) * 2)
-    module = create_model("wrn16_1", num_classes=10, input_shape=(2, 16, 16), seed=1)
+    module = create_model("wrn10_half", num_classes=10, input_shape=(2, 16, 16), seed=1)
     save_model(tmp_path / "student.safetensors", module, card)
     (tmp_path / "pool").mkdir()
     write_pool(tmp_path / "pool", (2, 16, 16))

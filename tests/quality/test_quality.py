@@ -105,7 +105,7 @@ def test_an_estimate_outside_of_the_calibration_is_refused_with_the_reason(tmp_p
 def test_student_and_teacher_must_match(teacher_file: Path, tmp_path: Path):
     distill(settings(teacher_file, epochs=1), tmp_path / "run")
     save_model(
-        tmp_path / "other.safetensors", create_model("wrn16_1", num_classes=10, input_shape=(1, 16, 16)), make_card()
+        tmp_path / "other.safetensors", create_model("wrn10_half", num_classes=10, input_shape=(1, 16, 16)), make_card()
     )
     assert "does not name its teacher's file; add --teacher" in refusal("estimate", teacher_file)
     other = refusal("estimate", tmp_path / "run", "--teacher", tmp_path / "other.safetensors")

@@ -94,7 +94,7 @@ def test_with_data_the_models_are_evaluated_by_class_beside_their_teacher(made: 
     for there in ("Confusion of the student", "Confusion of the teacher", "Accuracy by confidence", "By class"):
         assert there in page.text
     assert "Evidence: synthetic" not in page.text
-    assert "It has 174,778 parameters instead of 174,778 (100.0 %)" in page.text
+    assert "It has 20,506 parameters instead of 20,506 (100.0 %)" in page.text
     pairs = zip(*(model.per_class_accuracy for model in evaluated_beside_teacher(made)), strict=True)
     _, lost = max((teacher - student, -number) for number, (student, teacher) in enumerate(pairs))
     assert f"It is furthest below its teacher on class {-lost}: " in page.text

@@ -65,7 +65,7 @@ def test_pretraining_that_diverges_is_rolled_back_to_half_the_learning_rate(
     image_folder: Path, tmp_path: Path, monkeypatch
 ):
     diverge_above(monkeypatch, 0.15, _Pretraining)
-    values = {"data": {"name": f"folder:{image_folder}"}, "model": {"name": "wrn16_1"}, "batch_size": 16}
+    values = {"data": {"name": f"folder:{image_folder}"}, "model": {"name": "wrn10_half"}, "batch_size": 16}
     given = PretrainSettings.model_validate({**values, "epochs": 2, "optimizer": CONSTANT})
     pretrain_teacher(given, tmp_path / "run")
     assert rollbacks(tmp_path / "run") == [(1, "training", 0.1)]

@@ -142,7 +142,7 @@ def test_a_folder_of_five_channels_and_unequal_sides_trains_and_evaluates_a_mode
 
 
 def test_the_side_of_a_square_and_both_sides_are_image_sizes():
-    train = ("pretrain-teacher", "--data", "digits", "--model", "wrn16_1", "--dry-run", "--image-size")
+    train = ("pretrain-teacher", "--data", "digits", "--model", "wrn10_half", "--dry-run", "--image-size")
     assert "\nimage_size = 32\n" in gapssg(*train, 32).stdout
     assert "\nimage_size = [\n    9,\n    13,\n]\n" in gapssg(*train, "9,13").stdout
     for given in ("7", "1025", "9,13,3", "9,7", "1e3", ""):

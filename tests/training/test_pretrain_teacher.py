@@ -17,7 +17,7 @@ from tests.run_fixtures import events
 def settings(folder: Path, **changes: Any) -> PretrainSettings:
     values = {
         "data": {"name": f"folder:{folder}"},
-        "model": {"name": "wrn16_1"},
+        "model": {"name": "wrn10_half"},
         "epochs": 3,
         "batch_size": 16,
         "runtime": {"device": "cpu", "precision": "fp32"},
