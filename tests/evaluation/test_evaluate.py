@@ -58,7 +58,7 @@ def test_scores_are_those_of_the_models_logits(teacher_file: Path):
     assert matrix.sum(dim=1).tolist() == torch.bincount(images.labels).tolist()
     assert report.per_class_accuracy[3] == pytest.approx((matrix[3, 3] / matrix[3].sum()).item())
     assert report.parameters == 20_506
-    assert report.macs > 1_000_000
+    assert report.macs > 900_000
     assert 0 <= report.expected_calibration_error <= 1
 
 

@@ -38,7 +38,7 @@ def epochs_of(run: Path) -> list[dict[str, Any]]:
 
 def test_tensorboard_has_the_numbers_and_images_of_the_run(teacher_file: Path, tmp_path: Path):
     run = tmp_path / "run"
-    values = settings(teacher_file, eval_data={"name": "digits"})
+    values = settings(teacher_file, eval_data={"name": "digits", "images": 32})
     with also_logging(["tensorboard"], SilentDisplay(), run, values, DistillationEpoch) as display:
         distill(values, run, display=display)
     found, epochs = scalars(run), epochs_of(run)

@@ -31,7 +31,7 @@ from tests.conftest import make_card
 from tests.run_fixtures import events, run_epoch, settings, without_timing
 from tests.tiny import TINY_NOISE, tiny_model, write_tiny_teacher
 
-DIGITS = {"eval_data": {"name": "digits"}}
+DIGITS = {"eval_data": {"name": "digits", "images": 32}}
 
 
 @pytest.fixture
