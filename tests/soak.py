@@ -36,7 +36,7 @@ SMALL = {
     "negatives": 16,
 }
 AT_EACH_STEP = ["--checkpoint-minutes", "0.000001"]
-PRETRAIN = ["--data", "digits", "--model", "wrn10_half", "--epochs", "1", "--device", "cpu", "--precision", "fp32"]
+PRETRAIN = ["--data", "digits", "--model", "wrn16_1", "--epochs", "1", "--device", "cpu", "--precision", "fp32"]
 PRELOADED = [
     "gapssg.cli.app",
     "gapssg.cli.distill",
@@ -69,7 +69,7 @@ class Survival(NamedTuple):
 
 def commands(teacher: Path) -> dict[str, list[str]]:
     """Return the command lines of the runs, without `--output`."""
-    with_teacher = ["distill", "--teacher", str(teacher), "--student", "wrn10_half"]
+    with_teacher = ["distill", "--teacher", str(teacher), "--student", "wrn16_1"]
     runs = {
         "pretrain-teacher": ["pretrain-teacher", *PRETRAIN, *AT_EACH_STEP],
         "distill": [*with_teacher, *GAPSSG, "--precision", "fp32"],

@@ -24,18 +24,19 @@ from tests.program import gapssg, refusal
 pytestmark = pytest.mark.slow
 
 FACTORY = "tests.models.factories:small"
+SHUFFLENET = "torchvision:shufflenet_v2_x0_5"
 IN_PAIRS = "tests.models.factories:InPairs"
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A torchvision ResNet-18 for grey images of 64 pixels, imported from a plain safetensors file."""
+    """A ShuffleNet of torchvision for grey images of 64 pixels, imported from a plain safetensors file."""
     folder = tmp_path_factory.mktemp("imported")
-    module = create_model("torchvision:resnet18", num_classes=10, input_shape=(1, 64, 64), seed=1)
+    module = create_model(SHUFFLENET, num_classes=10, input_shape=(1, 64, 64), seed=1)
     save_file(module.state_dict(), folder / "weights.safetensors")
     output = folder / "teacher.safetensors"
     finished = gapssg(
-        *("import-teacher", "--model", "torchvision:resnet18", "--weights", folder / "weights.safetensors"),
+        *("import-teacher", "--model", SHUFFLENET, "--weights", folder / "weights.safetensors"),
         *("--input-shape", "1,64,64", "--num-classes", 10, "--mean", 0.3, "--std", 0.4, "--output", output),
         *("--data", "digits", "--image-size", 64, "--set", "data.images=16", "--json"),
     )
@@ -57,7 +58,8 @@ def test_a_torchvision_teacher_at_64_pixels_is_distilled_into_a_model_of_ones_ow
     assert loaded.card.arguments == {"width": 6}
     assert loaded.card.input_shape == (1, 64, 64)
 
-    arguments = ("eval", student, "--data", "digits", *evaluation, "--set", "data.images=16")
+    few = ("--set", "data.images=16")
+    arguments = ("eval", student, "--data", "digits", *evaluation, *few)
     assert f"if you trust that code, add --model-factory {FACTORY}" in refusal(*arguments)
     evaluated = json.loads(gapssg(*arguments, "--model-factory", FACTORY, "--teacher", teacher, "--json").stdout)
     assert evaluated["models"][0]["top1"] == json.loads((run / "result.json").read_text())["student"]["top1"]
@@ -70,7 +72,7 @@ def test_a_torchvision_teacher_at_64_pixels_is_distilled_into_a_model_of_ones_ow
         (("card", run), run / "README.md"),
         (("export", run, "--to", "torchscript", "--output", tmp_path / "student.pt"), tmp_path / "student.pt"),
         (
-            ("report", run, "--data", "digits", *evaluation, "--output", tmp_path / "report.html"),
+            ("report", run, "--data", "digits", *evaluation, *few, "--output", tmp_path / "report.html"),
             tmp_path / "report.html",
         ),
     ):
@@ -173,7 +175,7 @@ def test_a_pickled_model_is_refused_with_the_lines_that_convert_it(tmp_path: Pat
 
 def test_inspect_says_what_a_file_holds_and_which_methods_can_run(teacher: Path):
     found = json.loads(gapssg("inspect", teacher, "--json").stdout)
-    assert found["architecture"] == "torchvision:resnet18"
+    assert found["architecture"] == SHUFFLENET
     assert found["parameters"] == sum(layer["parameters"] for layer in found["layers"])
     assert len(found["observed_batch_norm_layers"]) == 20
     assert found["card"]["provenance"]["command"] == "import-teacher"

@@ -133,7 +133,7 @@ def test_a_process_writes_a_checkpoint_in_the_middle_of_an_epoch_stops_and_goes_
 
     wait_for(ask_and_look, process)
     assert not (run / "pool").exists()  # the first synthesis is not over
-    process.send_signal(signal.SIGHUP)  # SIGTERM and SIGINT stop a run in tests/end_to_end/test_command_line.py
+    process.send_signal(signal.SIGHUP)  # SIGINT stops a run in tests/end_to_end/test_command_line.py
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGHUP
     said, again = errors.strip().split("; continue with: ")

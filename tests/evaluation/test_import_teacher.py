@@ -291,11 +291,11 @@ def stored_by_torchvision(name: str) -> dict[str, torch.Tensor]:
 def test_weights_that_torchvision_stores_in_an_older_form_are_loaded(tmp_path: Path, monkeypatch, name, source):
     stored = stored_by_torchvision(name)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: copy.copy(stored))
-    image = torch.rand(1, 3, 64, 64)
+    image = torch.rand(1, 3, 32, 32)
     weights = torchvision.models.get_model_weights(name).DEFAULT
     transforms = weights.transforms()
     theirs = torchvision.models.get_model(name, weights=weights).eval()
-    given: dict[str, Any] = {"model": {"name": f"torchvision:{name}"}, "input_shape": (3, 64, 64)}
+    given: dict[str, Any] = {"model": {"name": f"torchvision:{name}"}, "input_shape": (3, 32, 32)}
     if source == "file":
         save_file({key: tensor.clone() for key, tensor in stored.items()}, tmp_path / "w.safetensors")
         given |= {"num_classes": 1000, "mean": transforms.mean, "deviation": transforms.std}

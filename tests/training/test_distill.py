@@ -141,7 +141,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from gapssg import DistillSettings, distill
-settings = DistillSettings.model_validate_json({settings(teacher_file).model_dump_json()!r})
+settings = DistillSettings.model_validate_json({settings(teacher_file, epochs=1).model_dump_json()!r})
 distill(settings, Path({str(tmp_path / "run")!r}))
 sources = [name for name in sys.modules if name.startswith("gapssg.data.")]
 # Only the classes for image sets were imported, no source of images, so that none can have been opened.

@@ -103,7 +103,7 @@ def test_too_many_rollbacks_fail_with_one_sentence(teacher_file: Path, tmp_path:
 def test_a_run_stopped_while_it_diverges_equals_the_uninterrupted_one(teacher_file: Path, tmp_path, monkeypatch):
     diverge_above(monkeypatch, 0.15)
     distill(settings(teacher_file), tmp_path / "whole")
-    for step in range(1, 15, 3):
+    for step in (2, 6, 11):
         requests, run = Requests(), tmp_path / f"stopped-{step}"
         with pytest.raises(Stopped):
             distill(settings(teacher_file), run, display=AskingDisplay(step, requests, "stop"), requests=requests)
