@@ -28,7 +28,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a teacher and a student of it."""
     root = tmp_path_factory.mktemp("runs")
     gapssg(
-        "pretrain-teacher", "--data", "digits", "--model", "wrn10_half", "--epochs", 1, "--output", root / "teacher", *CPU
+        *("pretrain-teacher", "--data", "digits", "--model", "wrn10_half", "--epochs", 1),
+        *("--output", root / "teacher", *CPU),
     )
     teacher = root / "teacher" / "model.safetensors"
     gapssg(
@@ -85,7 +86,7 @@ def test_a_pool_is_distilled_into_another_student(trained: Path, tmp_path: Path)
 
 
 def test_dry_run_prints_toml_that_config_reads_back(tmp_path: Path):
-    arguments = ["--teacher", "t.safetensors", "--student", "wrn10_half", "--recipe", "digits", "--seed", 3, "--dry-run"]
+    arguments = ["--teacher", "t.st", "--student", "wrn10_half", "--recipe", "digits", "--seed", 3, "--dry-run"]
     first = gapssg("distill", *arguments).stdout
     assert tomllib.loads(first)["seed"] == 3
     (tmp_path / "settings.toml").write_text(first)

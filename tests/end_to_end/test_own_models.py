@@ -30,23 +30,23 @@ IN_PAIRS = "tests.models.factories:InPairs"
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ShuffleNet of torchvision for grey images of 64 pixels, imported from a plain safetensors file."""
+    """A ShuffleNet of torchvision for grey images of 32 pixels, imported from a plain safetensors file."""
     folder = tmp_path_factory.mktemp("imported")
-    module = create_model(SHUFFLENET, num_classes=10, input_shape=(1, 64, 64), seed=1)
+    module = create_model(SHUFFLENET, num_classes=10, input_shape=(1, 32, 32), seed=1)
     save_file(module.state_dict(), folder / "weights.safetensors")
     output = folder / "teacher.safetensors"
     finished = gapssg(
         *("import-teacher", "--model", SHUFFLENET, "--weights", folder / "weights.safetensors"),
-        *("--input-shape", "1,64,64", "--num-classes", 10, "--mean", 0.3, "--std", 0.4, "--output", output),
-        *("--data", "digits", "--image-size", 64, "--set", "data.images=16", "--json"),
+        *("--input-shape", "1,32,32", "--num-classes", 10, "--mean", 0.3, "--std", 0.4, "--output", output),
+        *("--data", "digits", "--image-size", 32, "--set", "data.images=16", "--json"),
     )
     assert 0 <= json.loads(finished.stdout)["top1"] <= 1
     return output
 
 
-def test_a_torchvision_teacher_at_64_pixels_is_distilled_into_a_model_of_ones_own(teacher: Path, tmp_path: Path):
+def test_a_torchvision_teacher_at_32_pixels_is_distilled_into_a_model_of_ones_own(teacher: Path, tmp_path: Path):
     run = tmp_path / "run"
-    evaluation = ("--image-size", 64)
+    evaluation = ("--image-size", 32)
     gapssg(
         *("distill", "--teacher", teacher, "--student", FACTORY, "--set", "student.arguments.width=6"),
         *("--epochs", 1, "--batch-size", 8, "--set", "method.synthesis_batch_size=8"),
@@ -56,10 +56,9 @@ def test_a_torchvision_teacher_at_64_pixels_is_distilled_into_a_model_of_ones_ow
     student = run / "student.safetensors"
     loaded = load_model(student, [FACTORY])
     assert loaded.card.arguments == {"width": 6}
-    assert loaded.card.input_shape == (1, 64, 64)
+    assert loaded.card.input_shape == (1, 32, 32)
 
-    few = ("--set", "data.images=16")
-    arguments = ("eval", student, "--data", "digits", *evaluation, *few)
+    arguments = ("eval", student, "--data", "digits", *evaluation, "--set", "data.images=16")
     assert f"if you trust that code, add --model-factory {FACTORY}" in refusal(*arguments)
     evaluated = json.loads(gapssg(*arguments, "--model-factory", FACTORY, "--teacher", teacher, "--json").stdout)
     assert evaluated["models"][0]["top1"] == json.loads((run / "result.json").read_text())["student"]["top1"]
@@ -72,7 +71,7 @@ def test_a_torchvision_teacher_at_64_pixels_is_distilled_into_a_model_of_ones_ow
         (("card", run), run / "README.md"),
         (("export", run, "--to", "torchscript", "--output", tmp_path / "student.pt"), tmp_path / "student.pt"),
         (
-            ("report", run, "--data", "digits", *evaluation, *few, "--output", tmp_path / "report.html"),
+            ("report", run, "--data", "digits", *evaluation, "--output", tmp_path / "report.html"),
             tmp_path / "report.html",
         ),
     ):
@@ -177,12 +176,20 @@ def test_inspect_says_what_a_file_holds_and_which_methods_can_run(teacher: Path)
     found = json.loads(gapssg("inspect", teacher, "--json").stdout)
     assert found["architecture"] == SHUFFLENET
     assert found["parameters"] == sum(layer["parameters"] for layer in found["layers"])
-    assert len(found["observed_batch_norm_layers"]) == 20
+    assert len(found["observed_batch_norm_layers"]) == 56
     assert found["card"]["provenance"]["command"] == "import-teacher"
     assert set(found["methods"].values()) == {None}
     assert found["image_prior"] == "batch-norm statistics"
     printed = gapssg("inspect", teacher).stdout
-    for text in ("layer4.1.bn2", "BatchNorm2d", "512x2x2", "11,175,370", "1x64x64", "import-teacher", found["sha256"]):
+    for text in (
+        "stage4.3.branch2.6",
+        "BatchNorm2d",
+        "1024x1x1",
+        "351,610",
+        "1x32x32",
+        "import-teacher",
+        found["sha256"],
+    ):
         assert text in printed
 
 

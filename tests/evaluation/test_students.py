@@ -22,7 +22,8 @@ from tests.program import gapssg, refusal
 @pytest.fixture
 def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A WRN-16-2 with 691,386 parameters, and few candidates, one larger and one that does not accept 16 pixels."""
-    monkeypatch.setattr(students, "MODELS", {name: MODELS[name] for name in ("wrn10_half", "wrn16_1", "wrn16_2", "vgg11")})
+    built_in = ("wrn10_half", "wrn16_1", "wrn16_2", "vgg11")
+    monkeypatch.setattr(students, "MODELS", {name: MODELS[name] for name in built_in})
     small = {"torchvision": "shufflenet_v2_x0_5 squeezenet1_1", "timm": "not_a_model"}
     monkeypatch.setattr(students, "_SMALL", small)
     path = tmp_path / "big.safetensors"

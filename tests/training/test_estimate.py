@@ -54,7 +54,8 @@ def test_the_steps_of_every_kind_of_method_are_those_of_its_run(teacher_file: Pa
         small["rounds"] = 2
     if method == "cmi":
         small |= {"bank_size": 64, "negatives": 16, "head_size": 16}
-    values = {**TINY, "teacher": teacher_file, "epochs": 3, "method": small, "eval_data": {"name": "digits", "images": 32}}
+    data = {"name": "digits", "images": 32}
+    values = {**TINY, "teacher": teacher_file, "epochs": 3, "method": small, "eval_data": data}
     if method in ("gapssg-fast", "fast", "cmi"):
         small["distillation_steps"] = 0  # grows with the pool, and there is none in the first epochs
     settings = DistillSettings.model_validate({**values, "evaluate_every": 2})
