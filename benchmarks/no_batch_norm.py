@@ -39,6 +39,7 @@ from gapssg.models.profile import profile_model
 from gapssg.runs.directory import SilentDisplay
 from gapssg.settings.load import load_settings
 from gapssg.settings.parts import RuntimeSettings
+from gapssg.synthesis.base import RunSize
 
 STUDENT, SIZE = "wrn16_1", 32
 FACTORIES = ["benchmarks.homemade:plain", "benchmarks.homemade:folded_resnet18"]
@@ -105,6 +106,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tflop", type=float, help="budget of a student instead of the teacher's own")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of distill")
+    parser.add_argument("--label", help="method name in the table for these settings")
     parser.add_argument("--directory", type=Path, default=Path("runs/no-batch-norm"))
     parser.add_argument("--output", type=Path, default=RESULTS / "no-batch-norm.csv")
     arguments = parser.parse_args()
@@ -116,8 +119,10 @@ def main() -> None:
                 continue
             data = {"name": f"folder:{arguments.cifar10}"}
         for method in arguments.methods:
+            changes, label = {**METHODS[method], **parsed(arguments.set)}, arguments.label or method
             for seed in range(arguments.seeds):
-                run_cell(arguments.directory, name, data, method, arguments.tflop or TEACHERS[name].tflop, seed)
+                given = {**changes, "method.name": method, "seed": seed}
+                run_cell(arguments.directory, name, data, label, arguments.tflop or TEACHERS[name].tflop, given)
     cells = merged(arguments.directory, arguments.output)
     with arguments.output.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(cells[0]), lineterminator="\n")
@@ -126,21 +131,28 @@ def main() -> None:
     print_summary(cells)
 
 
-def run_cell(directory: Path, name: str, data: dict[str, Any], method: str, tflop: float, seed: int) -> None:
-    """Distil a student, unless that is done."""
-    label = f"{name}-{method}-{tflop:g}-{seed}"
+def parsed(settings: list[str]) -> dict[str, Any]:
+    """Return the settings that are written as KEY=VALUE."""
+    return {key: json.loads(value) for key, value in (each.split("=", 1) for each in settings)}
+
+
+def run_cell(
+    directory: Path, name: str, data: dict[str, Any], method: str, tflop: float, given: dict[str, Any]
+) -> None:
+    """Distil a student with the given settings, unless that is done."""
+    label = f"{name}-{method}-{tflop:g}-{given['seed']}"
     file = directory / f"{label}.json"
     if file.exists():
         return
     teacher = train_teacher(directory, name, DataSettings.model_validate(data))
-    settings = settings_within(teacher, data, method, tflop, seed)
+    settings = settings_within(teacher, data, tflop, given)
     started, cpu = time.perf_counter(), time.process_time()
     result = distill(settings, directory / label, overwrite=True)
     cell = {
         "teacher": name,
         "teacher_top1": round(result.teacher.top1 or 0.0, 4),
         "method": method,
-        "seed": seed,
+        "seed": settings.seed,
         "budget": tflop,
         "epochs": settings.epochs,
         "steps": result.distillation_steps,
@@ -194,16 +206,15 @@ def train_teacher(directory: Path, name: str, data: DataSettings) -> Path:
     return path
 
 
-def settings_within(teacher: Path, data: dict[str, Any], method: str, tflop: float, seed: int) -> DistillSettings:
+def settings_within(teacher: Path, data: dict[str, Any], tflop: float, given: dict[str, Any]) -> DistillSettings:
     """Return the settings with as many epochs as the budget allows."""
     loaded = load_model(teacher, FACTORIES)
     shape = loaded.card.input_shape
     student = create_model(STUDENT, num_classes=10, input_shape=shape)
     macs = [profile_model(network, shape).macs for network in (loaded.module, student)]
-    given = {"teacher": str(teacher), "student.name": STUDENT, "method.name": method, "seed": seed}
+    given = {**given, "teacher": str(teacher), "student.name": STUDENT, "model_factories": FACTORIES}
     given |= {f"eval_data.{name}": value for name, value in data.items()}
     given |= {"evaluate_every": 1000, "samples": False}
-    given |= {"model_factories": FACTORIES, **METHODS[method]}
 
     def with_epochs(epochs: int) -> DistillSettings:
         options = {key: ("this benchmark", value) for key, value in {**given, "epochs": epochs}.items()}
@@ -211,7 +222,7 @@ def settings_within(teacher: Path, data: dict[str, Any], method: str, tflop: flo
 
     def cost(epochs: int) -> float:
         settings = with_epochs(epochs)
-        return settings.method.work(epochs, settings.batch_size).flops(*macs) / 1e12
+        return settings.method.work(RunSize(epochs, settings.batch_size)).flops(*macs) / 1e12
 
     return with_epochs(max(1, int(tflop / cost(1))))
 

@@ -36,6 +36,7 @@ from gapssg.models.profile import profile_model
 from gapssg.runs.directory import SilentDisplay
 from gapssg.settings.load import load_settings
 from gapssg.settings.parts import RuntimeSettings
+from gapssg.synthesis.base import RunSize
 
 STUDENT = "wrn16_1"
 RATES = (0.05, 0.1, 0.2)
@@ -183,7 +184,7 @@ class Bench:
         while many - few > 1:
             middle = (few + many) // 2
             settings = with_epochs(middle)
-            fits = settings.method.work(middle, settings.batch_size).flops(*macs) <= budget * 1e12
+            fits = settings.method.work(RunSize(middle, settings.batch_size)).flops(*macs) <= budget * 1e12
             few, many = (middle, many) if fits else (few, middle)
         if few == 0:
             raise SystemExit(f"an epoch of {method} takes more than {budget} TFLOP")

@@ -136,11 +136,12 @@ def print_import(console: Console, result: ImportResult, file: Path) -> None:
     """Print the imported teacher."""
     console.table(
         f"Teacher in {file}",
-        ["model", "parameters", "MACs", "classes", "images", "top-1"],
+        ["model", "parameters", "MACs", "classes", "images", "top-1", "balanced"],
         [
             [
                 *(result.architecture, f"{result.parameters:,}", f"{result.macs / 1e6:.1f} M"),
-                *(str(result.num_classes), _shape(result.input_shape), percent(result.top1)),
+                *(str(result.num_classes), _shape(result.input_shape)),
+                *(percent(result.top1), percent(result.balanced_accuracy)),
             ]
         ],
     )

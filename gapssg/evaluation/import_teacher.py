@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -12,17 +11,16 @@ from types import MappingProxyType
 import torchvision
 from torch import nn
 
-from gapssg.core.augment import Normalization, choose_crop_padding
+from gapssg.core.augment import choose_crop_padding
 from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import ImageSet
 from gapssg.errors import InputError, shortened
+from gapssg.evaluation.import_doubts import wrong_answers, wrong_description
 from gapssg.evaluation.import_graph import build_imported_graph, compare_on_images, read_graph
-from gapssg.evaluation.metrics import top_k_accuracy
-from gapssg.evaluation.predict import predict, score_on
+from gapssg.evaluation.predict import score_on
 from gapssg.evaluation.real_images import read_test_images
 from gapssg.evaluation.settings import DEFAULT_WEIGHTS, DescriptionSettings, ImportSettings, check_teacher_file
 from gapssg.files import make_folder, user_path
-from gapssg.intervals import Z_95
 from gapssg.models import MODELS, create_model
 from gapssg.models.checkpoint_file import read_checkpoint_weights
 from gapssg.models.create import check_task
@@ -38,12 +36,6 @@ from gapssg.models.reference import Arguments, is_factory, library_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts, versions
 from gapssg.runs.events import Note, Warned
 from gapssg.runs.results import ImportResult, Scores
-from gapssg.text import percent
-
-# Pixels in [0, 1], in [-1, 1] and in [0, 255].
-_USUAL = ((0.0, 1.0), (0.5, 0.5), (0.0, 1 / 255))
-_MOST_COMPARED = 500
-_CLEARLY_BETTER = 0.05
 
 
 def import_teacher(
@@ -292,24 +284,10 @@ def _remarks(module: nn.Module, card: ModelCard, looks_like_sigmoids: bool) -> I
 def _evaluate(model: LoadedModel, images: ImageSet | None, runtime: Runtime, display: Display) -> Scores | None:
     if images is None:
         return None
-    module, images, card = runtime.place(model.module), images.to(runtime.device), model.card
-
-    def top1(mean: tuple[float, ...], deviation: tuple[float, ...]) -> float:
-        normalization = Normalization.from_statistics(mean, deviation, runtime.device)
-        return top_k_accuracy(predict(module, some.images, normalization, runtime), some.labels, 1)
-
-    scores = score_on(images, module, model.normalization(runtime.device), runtime)
-    some, channels = images.subsample(_MOST_COMPARED), card.input_shape[0]
-    given = top1(card.mean, card.deviation)
-    usual = {top1((mean,) * channels, (deviation,) * channels): (mean, deviation) for mean, deviation in _USUAL}
-    best = max(usual)
-    # More than sampling explains.
-    if best - given > max(_CLEARLY_BETTER, Z_95 * math.sqrt(0.5 / len(some))):
-        mean, deviation = usual[best]
-        scale, large = (255, "--input-range 255 ") if (mean, deviation) == _USUAL[2] else (1, "")
-        message = (
-            f"top-1 is {percent(given)} with the given normalisation, but {percent(best)} with {large}--mean {mean:g} "
-            f"--std {scale * deviation:.4g}: the model may normalise its input itself, or was trained with other values"
-        )
+    runtime.place(model.module)
+    images = images.to(runtime.device)
+    scores = score_on(images, model.module, model.normalization(runtime.device), runtime)
+    message = wrong_description(model, images, runtime) or wrong_answers(scores)
+    if message is not None:
         display.event(Warned(epoch=0, message=message))
     return scores

@@ -38,7 +38,7 @@ def read_test_images(settings: DataSettings, model: LoadedModel, display: Displa
 def read_images_of_model(
     settings: DataSettings, split: Literal["train", "test"], model: LoadedModel, display: Display
 ) -> ImageSet:
-    """Read one split with the channels of a model and, from folders, its image size.
+    """Read one split with the channels of a model and, from folders, its image size; classes are in the model's order.
 
     Raises `InputError` if the images or their classes do not fit the model.
     """
@@ -58,13 +58,16 @@ def read_images_of_model(
         size = str(height) if height == width else f"{height},{width}"
         hint = "" if images.input_shape[1:] == (height, width) else f"; use --image-size {size}"
         raise InputError(f"{settings.name} has images of {given}, but {model.path} takes {expected}{hint}")
-    if images.class_names != card.class_names:
-        differing = next(pair for pair in zip(images.class_names, card.class_names, strict=True) if pair[0] != pair[1])
+    if images.class_names == card.class_names:
+        return images
+    try:
+        return images.in_class_order(card.class_names)
+    except ValueError as error:
+        unknown = next((name for name in images.class_names if name not in card.class_names), images.class_names[0])
         raise InputError(
-            f"the classes of {settings.name} are not those of {model.path}: {differing[0]!r} instead of "
-            f"{differing[1]!r}; name the folders, or --class-names of import-teacher, in the order of the logits"
-        )
-    return images
+            f"the classes of {settings.name} are not those of {model.path}: {shortened(repr(unknown))} is not one of "
+            f"{shortened(', '.join(card.class_names), 200)}; name the folders like the classes, in any order"
+        ) from error
 
 
 def check_same_images(first: LoadedModel, second: LoadedModel) -> None:

@@ -5,6 +5,7 @@ Imports no torch, so that an unusable output is refused at once.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import math
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from gapssg._version import __version__
-from gapssg.errors import InputError, os_errors_as, shortened
+from gapssg.errors import InputError, RunError, os_errors_as, shortened
 from gapssg.files import (
     LARGEST_FILE,
     append,
@@ -38,7 +39,7 @@ from gapssg.files import (
     write_json,
 )
 from gapssg.models.hub import FINAL_WEIGHTS
-from gapssg.runs.events import EVENTS, LARGEST_EVENTS, Event, Note, Remaining
+from gapssg.runs.events import EVENTS, LARGEST_EVENTS, Event, Note, Prepared, Remaining
 from gapssg.runs.results import RESULT, RunFacts, RunResult
 from gapssg.runs.time_left import TimeLeft
 from gapssg.safe_paths import InsidePath, inside
@@ -148,7 +149,8 @@ class RunDirectory(AbstractContextManager["RunDirectory"]):
         Raises `InputError`, before anything is changed, if another process writes to the directory or has started a run
         there, or a file that the checkpoint lists has changed; and `RunError` if the directory cannot be written to.
         """
-        if resume_from is None:
+        is_new = resume_from is None and not path.exists()
+        if is_new:
             make_folder(path)
         check_own(path)
         self._held = lock(inside(path) / _LOCK)
@@ -157,18 +159,27 @@ class RunDirectory(AbstractContextManager["RunDirectory"]):
         self._display = display
         self._events, self._events_length = hashlib.sha256(), 0
         try:
-            if resume_from is not None:
-                self._roll_back_to(resume_from)
-            elif not overwrite and is_file(self.path / SETTINGS):
+            if resume_from is None and not overwrite and is_file(self.path / SETTINGS):
                 raise InputError(f"--output {path}: another run has just started there; add --overwrite to replace it")
-            else:
+            display.event(Prepared(resumes=resume_from is not None))
+            if resume_from is None:
                 _remove_run(self.path)
+            else:
+                self._roll_back_to(resume_from)
             write_atomically(self.path / SETTINGS, settings.to_toml().encode())
         except BaseException:
+            if is_new:
+                self._remove_new(path)
             self.close()
             raise
         if resume_from is None and is_file(self.path / CARD):
             self.show(Note(message=f"{path / CARD} is kept; it may describe the run that was replaced"))
+
+    def _remove_new(self, path: Path) -> None:
+        """Remove the directory that this run has created, unless there is more in it than the lock."""
+        with contextlib.suppress(RunError):
+            remove(self.path / _LOCK)
+            remove(path, empty_folder=True)
 
     def _roll_back_to(self, written: Written) -> None:
         events = _check_written(self.path, written)

@@ -39,7 +39,7 @@ class Started(Event):
 
 
 class Prepared(Event):
-    """All inputs of a run are checked, and its directory is unchanged; not recorded."""
+    """All inputs of a run are checked, its directory is locked and otherwise unchanged; not recorded."""
 
     kind = "prepared"
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from gapssg.core.augment import Augmentation, Normalization
     from gapssg.core.runtime import Runtime
+    from gapssg.models.generator import Generator
     from gapssg.synthesis.pool import SamplePool
 
 
@@ -58,6 +59,21 @@ class Work(NamedTuple):
         labelled = self.distillation if self.labelled is None else self.labelled
         synthesis = 2 * 2 * (teacher_macs + student_macs) * self.synthesis
         return synthesis + 2 * teacher_macs * labelled + 6 * student_macs * self.distillation
+
+
+class RunSize(NamedTuple):
+    """What the work of a run depends on, besides the settings of its method."""
+
+    epochs: int
+    """Epochs that the run has."""
+    batch_size: int
+    """Samples per distillation step."""
+    pool_size: int | None = None
+    """Images of a given pool, with which there is no synthesis unless it grows."""
+    grows: bool = False
+    """Whether a given pool grows."""
+    planned: int | None = None
+    """Epochs that were planned, if the run has fewer."""
 
 
 class Responses(NamedTuple):
@@ -105,6 +121,10 @@ class Synthesizer(Protocol):
     @property
     def pool(self) -> SamplePool | None:
         """The growing pool; None for methods that sample their generator."""
+
+    @property
+    def generator(self) -> Generator | None:
+        """The network that makes the images; None if there is none."""
 
     @property
     def fresh(self) -> Tensor:
@@ -192,18 +212,8 @@ class SynthesisSettings(Settings):
         """Return the sizes of further batches that several processes share equally, by what can change them."""
         return {}
 
-    def work(
-        self,
-        epochs: int,
-        batch_size: int,
-        pool_size: int | None = None,
-        grows: bool = False,
-        planned: int | None = None,
-    ) -> Work:
-        """Return the work of a run, of which more epochs may have been `planned`.
-
-        With `pool_size` earlier images there is no synthesis unless the pool grows.
-        """
+    def work(self, run: RunSize) -> Work:
+        """Return the work of a run."""
         raise NotImplementedError
 
 
@@ -240,19 +250,14 @@ class PoolMethodSettings(SynthesisSettings):
         """Return the number of first epochs that only synthesise."""
         return 0
 
-    def work(
-        self,
-        epochs: int,
-        batch_size: int,
-        pool_size: int | None = None,
-        grows: bool = False,
-        planned: int | None = None,
-    ) -> Work:
+    def work(self, run: RunSize) -> Work:
         """Return the work of a run: one batch per epoch, and passes over all images so far."""
-        synthesises, given = pool_size is None or grows, pool_size or 0
-        size, warm_up = (self.synthesis_batch_size, self.warm_up_epochs(planned or epochs)) if synthesises else (0, 0)
+        epochs, given = run.epochs, run.pool_size or 0
+        size, warm_up = 0, 0
+        if run.pool_size is None or run.grows:
+            size, warm_up = self.synthesis_batch_size, self.warm_up_epochs(run.planned or epochs)
         visited = (epochs - warm_up) * given + size * (epochs * (epochs + 1) - warm_up * (warm_up + 1)) // 2
-        distillation = (epochs - warm_up) * self.distillation_steps * batch_size or visited * self.passes
+        distillation = (epochs - warm_up) * self.distillation_steps * run.batch_size or visited * self.passes
         labelled = self.labelled_views * (given + epochs * size) or None
         return Work(epochs * self.step_count * size, distillation, labelled)
 
@@ -390,18 +395,11 @@ class GeneratorMethodSettings(SynthesisSettings):
         halves = {} if self.average_momentum is None else {"batch_size (each half)": batch_size // 2}
         return {"method.synthesis_batch_size": self.synthesis_batch_size, **halves}
 
-    def work(
-        self,
-        epochs: int,
-        batch_size: int,
-        pool_size: int | None = None,
-        grows: bool = False,
-        planned: int | None = None,
-    ) -> Work:
+    def work(self, run: RunSize) -> Work:
         """Return the work of a run: `rounds` per epoch."""
-        rounds = epochs * self.rounds
+        rounds = run.epochs * self.rounds
         return Work(
-            rounds * self.generator_steps * self.synthesis_batch_size, rounds * self.distillation_steps * batch_size
+            rounds * self.generator_steps * self.synthesis_batch_size, rounds * self.distillation_steps * run.batch_size
         )
 
     def loss(self, responses: Responses) -> tuple[Tensor, dict[str, Tensor]]:

@@ -69,8 +69,8 @@ from gapssg.training.settings import DistillSettings
 if TYPE_CHECKING:
     from gapssg.core.processes import Processes
 
-# The checkpoint compares the SHA-256 of the teacher, the pool and the images.
-_MAY_MOVE = ("teacher", "pool", "eval_data.root", "eval_data.name")
+# The checkpoint compares the SHA-256 of the teacher, the pool and the images, and has the weights of the student.
+_MAY_MOVE = ("teacher", "pool", "eval_data.root", "eval_data.name", "student.weights")
 
 
 class EvaluationFacts(Facts):
@@ -152,7 +152,7 @@ def _prepare(settings: DistillSettings, launch: Launch, teacher: LoadedModel | N
     for name, file in method_files.items():
         identity[f"the SHA-256 of {name}"] = sha256_of_file(file, LARGEST_FILE)
     state = launch.read_checkpoint(identity)
-    student = make_student(settings, runtime, teacher, student)
+    student = make_student(settings, runtime, teacher, student, state is not None)
     flops = planned_flops(settings, teacher, student, profile_model(student, teacher.card.input_shape).macs)
     runtime = launch.decide_compilation(runtime, settings.runtime.compile, flops)
     if launch.processes is not None and state is None:  # those of a resumed run are in its checkpoint

@@ -24,9 +24,7 @@ from gapssg.models.reference import MODULE
 from gapssg.models.signature import signature_of
 from gapssg.runs.directory import pool_shards, versions
 from gapssg.synthesis import method_classes
-from gapssg.synthesis.base import BATCH_NORM, PoolMethodSettings, SynthesisContext, Synthesizer
-from gapssg.synthesis.generator_training import GeneratorTraining
-from gapssg.synthesis.inversion import GeneratorInversion, Inversion
+from gapssg.synthesis.base import BATCH_NORM, PoolMethodSettings, RunSize, SynthesisContext, Synthesizer
 from gapssg.synthesis.pool_synthesizer import PoolSynthesizer, read_pool
 from gapssg.synthesis.requirements import missing_for
 from gapssg.synthesis.shards import PoolOrigin
@@ -76,12 +74,18 @@ def read_teacher(settings: DistillSettings, given: LoadedModel | None) -> Loaded
 
 
 def make_student(
-    settings: DistillSettings, runtime: Runtime, teacher: LoadedModel, given: nn.Module | None = None
+    settings: DistillSettings,
+    runtime: Runtime,
+    teacher: LoadedModel,
+    given: nn.Module | None = None,
+    resumes: bool = False,
 ) -> nn.Module:
     """Create the student with its initial weights, or copy the module that a Python program has given.
 
-    Raises `InputError` if the weights cannot be used, or the student does not fit the teacher's images and classes.
+    For a run that resumes, whose checkpoint has the weights, those of `settings.student.weights` are not read. Raises
+    `InputError` if the weights cannot be used, or the student does not fit the teacher's images and classes.
     """
+    weights = None if resumes else settings.student.weights
     if given is not None:
         student, name = copy_module(given, "the student"), name_of_module(given)
     else:
@@ -92,11 +96,10 @@ def make_student(
             input_shape=teacher.card.input_shape,
             seed=runtime.derive_seed("initial-weights"),
             arguments=settings.student.arguments,
-            weights_follow=settings.student.weights is not None,
+            weights_follow=weights is not None,
         )
-    if settings.student.weights is not None:
-        weights = read_checkpoint_weights(model_file(settings.student.weights))
-        load_foreign_weights(student, weights.tensors, settings.student.weights)
+    if weights is not None:
+        load_foreign_weights(student, read_checkpoint_weights(model_file(weights)).tensors, weights)
     if given is not None or settings.student.weights is not None:
         adapt_trainable(student, name, teacher.card.num_classes, teacher.card.input_shape)
     return student
@@ -159,11 +162,12 @@ def step_memory(
     """Return the memory of the steps of distillation and synthesis, by the kinds of their phases."""
     shape, precision = teacher.card.input_shape, runtime.precision
     steps = {"distillation": training_memory(student, shape, settings.batch_size, precision)}
-    source = synthesizer.synthesis if isinstance(synthesizer, PoolSynthesizer) else synthesizer
-    if isinstance(source, Inversion | GeneratorTraining):
+    run = RunSize(settings.epochs, settings.batch_size, None if settings.pool is None else 0, settings.grow_pool)
+    if settings.method.work(run).synthesis:
         kept = sum(saved_bytes(module, shape, precision, trains=False) for module in (teacher.module, student))
-        if isinstance(source, GeneratorInversion | GeneratorTraining):
-            kept += saved_bytes(source.generator, (source.generator.latent_size,), precision, trains=True)
+        generator = synthesizer.generator
+        if generator is not None:
+            kept += saved_bytes(generator, (generator.latent_size,), precision, trains=True)
         option = "--set method.synthesis_batch_size="
         steps["synthesis"] = StepMemory(option, settings.method.synthesis_batch_size, kept)
     return steps
@@ -184,9 +188,8 @@ def planned_flops(
     """
     if pool_size is None and settings.pool is not None:
         pool_size = len(pool_shards(settings.pool)) * settings.method.synthesis_batch_size
-    work = settings.method.work(
-        epochs or settings.epochs, settings.batch_size, pool_size, settings.grow_pool, settings.epochs
-    )
+    run = RunSize(epochs or settings.epochs, settings.batch_size, pool_size, settings.grow_pool, settings.epochs)
+    work = settings.method.work(run)
     products = products_per_step(student) if settings.optimizer.algorithm == "muon" else 0
     return work.flops(teacher.profile.macs, student_macs) + products * -(-work.distillation // settings.batch_size)
 

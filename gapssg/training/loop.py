@@ -30,7 +30,7 @@ from gapssg.runs.directory import (
     check_same_settings,
     versions,
 )
-from gapssg.runs.events import CheckpointWritten, Event, Note, Prepared, Started
+from gapssg.runs.events import CheckpointWritten, Event, Note, Started
 from gapssg.runs.requests import Requests, Stopped
 from gapssg.runs.results import RunResult
 from gapssg.runs.time_left import TimeLeft
@@ -237,7 +237,6 @@ class Launch:
         return UnwrittenRun(self.output, self.settings)
 
     def _open_first(self, job: Job[Result]) -> RunDirectory:
-        self.display.event(Prepared(resumes=self.resume))
         if self.resume:
             run = RunDirectory(self.output, self.settings, self.display, resume_from=self._written)
             run.show(CheckpointWritten(directory=self.output))

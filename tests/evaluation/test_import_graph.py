@@ -32,7 +32,7 @@ from gapssg.landscape.planes import check_same_architecture
 from gapssg.models.graphs import child
 from gapssg.models.graphs import file as graph_file
 from gapssg.models.graphs.description import graph_name
-from gapssg.models.graphs.file import kind_of_graph
+from gapssg.models.graphs.file import kind_of_graph, read_graph_file
 from gapssg.models.model_file import save_model
 from gapssg.models.profile import last_linear_layer
 from tests.conftest import make_card
@@ -283,8 +283,12 @@ def test_kinds_of_files_are_told_by_their_content(tmp_path: Path):
         assert kind_of_graph(path) == form.partition("-")[0]
         with pytest.raises(InputError, match=r"is a graph \(.*\), not a model file; make one from it: gapssg import-t"):
             load_model(path)
-    torch.save(original.state_dict(), path)
-    assert kind_of_graph(path) is None
+    for name in ("models", "code"):  # PyTorch names the folder of an archive after the file
+        torch.save(original.state_dict(), tmp_path / name)
+        assert kind_of_graph(tmp_path / name) is None
+        exported = torch.export.export(original, (torch.rand(2, 3, 32, 32),))
+        torch.export.save(exported, tmp_path / f"{name}.pt2")
+        read_graph_file(tmp_path / f"{name}.pt2", "torch.export", None)
     path.write_bytes(b"PK\x03\x04 no archive")
     assert kind_of_graph(path) is None
 

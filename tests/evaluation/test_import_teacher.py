@@ -20,6 +20,7 @@ from gapssg.models.libraries import Pretrained
 from gapssg.models.model_file import load_foreign_weights
 from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import Event, Note, Warned
+from gapssg.runs.results import ImportResult
 from gapssg.training.distillation import Distillation
 from tests.conftest import write_images
 
@@ -96,8 +97,9 @@ def test_one_number_applies_to_all_channels(tmp_path: Path):
 
 def test_the_model_is_evaluated_before_it_is_written(tmp_path: Path, image_folder: Path):
     data = {"name": f"folder:{image_folder}"}
-    given = settings(class_names=("dark", "bright"), num_classes=None, data=data)
-    assert "'bright' instead of 'dark'" in refusal(tmp_path / "a.safetensors", given)
+    given = settings(class_names=("dark", "light"), num_classes=None, data=data)
+    sentence = refusal(tmp_path / "a.safetensors", given)
+    assert sentence.endswith("'bright' is not one of dark, light; name the folders like the classes, in any order")
     given = settings(class_names=("bright", "dark"), num_classes=None, data=data)
     top1 = import_teacher(given, tmp_path / "a.safetensors").top1
     assert top1 is not None
@@ -456,6 +458,36 @@ def test_a_model_that_normalises_its_input_itself_gives_a_warning(tmp_path: Path
         given.model_copy(update={"mean": (0.0,), "deviation": (1.0,)}), tmp_path / "b.safetensors", display=said
     )
     assert not any("normalise" in message for message in said.messages)
+
+
+def test_folders_have_any_order_and_names_in_another_order_than_the_logits_give_a_warning(tmp_path: Path):
+    said = Saying()
+    root = write_images(tmp_path / "images", test=40)
+    given = settings(
+        model={"name": ENDING, "arguments": {"kind": "log_softmax", "mean": 0.5}},
+        num_classes=None,
+        data={"name": f"folder:{root}"},
+        mean=(0.0,),
+        deviation=(1.0,),
+        weights=str(tmp_path / "w.safetensors"),
+    )
+
+    def imported(names: tuple[str, str], bright: float, offset: float = 0.0) -> ImportResult:
+        """Import a model whose first logit is that of bright images."""
+        said.messages.clear()
+        weights = {"body.2.weight": torch.tensor([[bright], [-bright]]), "body.2.bias": torch.tensor([offset, 0.0])}
+        save_file(weights, tmp_path / "w.safetensors")
+        named = given.model_copy(update={"class_names": names})
+        return import_teacher(named, tmp_path / "a.safetensors", overwrite=True, display=said)
+
+    for names, bright in ((("bright", "dark"), 60.0), (("dark", "bright"), -60.0)):  # folders are sorted by name
+        assert imported(names, bright).top1 == 1
+        assert not any("top-1" in message or "balanced" in message for message in said.messages)
+    assert imported(("dark", "bright"), 60.0).top1 == 0
+    order = "top-1 is 0.0 % with the given order of the classes, but 100.0 % with --class-names bright,dark: are"
+    assert order in said.messages[-1]
+    assert imported(("bright", "dark"), 0.0, offset=9.0).top1 == 0.5  # every image is of the first class
+    assert said.messages[-1].startswith("its balanced accuracy is 50.0 %, no better than always answering with one")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from gapssg import distill
-from gapssg.errors import InputError, RunError
+from gapssg.errors import InputError, RunError, Taken
+from gapssg.files import lock
 from gapssg.runs import loggers
 from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import DistillationEpoch, Event, Warned
@@ -130,6 +132,9 @@ def test_a_tracker_that_does_not_start_ends_the_run_in_one_sentence(
             run_of(teacher, tmp_path / "run", ["json"], **options)
         assert files_of(tmp_path / "run") == before
     memory.fails_at = 0
+    with closing(lock(tmp_path / "run" / ".lock")), pytest.raises(Taken):  # as of another process that writes there
+        run_of(teacher, tmp_path / "run", ["json"], resume=True, epochs=4)
+    assert memory.ends == [True]  # only that of the finished run
     run_of(teacher, tmp_path / "run", ["json"], overwrite=True)  # is another run there, not the one it replaces
     assert len(memory.runs) == 2
 

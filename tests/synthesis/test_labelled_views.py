@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gapssg.core.runtime import Runtime, to_unit_range
 from gapssg.errors import InputError
+from gapssg.synthesis.base import RunSize
 from gapssg.synthesis.labelled_views import LabelledViews
 from gapssg.synthesis.noise import NoiseSettings
 from gapssg.synthesis.pool import SamplePool
@@ -98,7 +99,7 @@ def test_an_image_has_as_many_views_as_the_setting_says(runtime):
 def test_the_work_counts_the_views_that_the_teacher_labels():
     settings = NoiseSettings(synthesis_batch_size=8, distillation_steps=5, labelled_views=3)
     teacher, student = 100, 10
-    assert settings.work(4, 16).flops(teacher, student) == 2 * teacher * 4 * 8 * 3 + 6 * student * 4 * 5 * 16
-    assert settings.work(4, 16, 50).flops(teacher, student) == 2 * teacher * 50 * 3 + 6 * student * 4 * 5 * 16
+    assert settings.work(RunSize(4, 16)).flops(teacher, student) == 2 * teacher * 4 * 8 * 3 + 6 * student * 4 * 5 * 16
+    assert settings.work(RunSize(4, 16, 50)).flops(teacher, student) == 2 * teacher * 50 * 3 + 6 * student * 4 * 5 * 16
     each_step = settings.model_copy(update={"labelled_views": 0})
-    assert each_step.work(4, 16).flops(teacher, student) == (2 * teacher + 6 * student) * 4 * 5 * 16
+    assert each_step.work(RunSize(4, 16)).flops(teacher, student) == (2 * teacher + 6 * student) * 4 * 5 * 16

@@ -13,6 +13,7 @@ from gapssg.models.model_file import architecture_of
 from gapssg.settings.load import published_rows, recipe_text
 from gapssg.settings.parts import OptimizerSettings
 from gapssg.synthesis import method_classes
+from gapssg.synthesis.base import RunSize
 from gapssg.synthesis.gapssg import GapSSGSettings
 from gapssg.synthesis.gapssg_fast import GapSSGFastSettings
 from gapssg.table.plan import Task, plan_tasks
@@ -79,8 +80,8 @@ def test_every_row_composes_with_every_method(name, budget):
         if budget == "smoke":
             assert (settings.epochs, settings.batch_size, settings.eval_data.images) == (2, 16, 32)
             # A few passes of 16 images for every method.
-            assert settings.method.work(2, 16).synthesis <= 2 * 2 * 16
-            assert settings.method.work(2, 16).distillation <= 2 * 4 * 16
+            assert settings.method.work(RunSize(2, 16)).synthesis <= 2 * 2 * 16
+            assert settings.method.work(RunSize(2, 16)).distillation <= 2 * 4 * 16
 
 
 def test_teachers_are_trained_as_published():

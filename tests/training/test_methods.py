@@ -24,7 +24,7 @@ from gapssg.models.model_file import load_model, save_model
 from gapssg.models.profile import batch_norm_layers
 from gapssg.runs.requests import Requests, Stopped
 from gapssg.synthesis import method_classes
-from gapssg.synthesis.base import Work
+from gapssg.synthesis.base import RunSize, Work
 from gapssg.synthesis.cmi import CMISettings
 from gapssg.synthesis.fast import FastSettings
 from gapssg.synthesis.gapssg_fast import GapSSGFastSettings
@@ -387,7 +387,7 @@ def test_the_planned_work_of_a_run_is_what_it_does(teacher: Path, tmp_path: Path
     settings = make_settings(teacher, name)
     synthesizer = Distillation(settings, CPU, load_model(teacher)).synthesizer
     plans = [synthesizer.plan(epoch) for epoch in range(3)]
-    work = settings.method.work(3, 8)
+    work = settings.method.work(RunSize(3, 8))
     assert work.distillation == sum(plan.rounds * plan.distillation_steps * 8 for plan in plans)
     if name != "noise":  # which passes nothing through the networks
         assert work.synthesis == sum(plan.rounds * plan.synthesis_steps * 8 for plan in plans)
@@ -400,8 +400,8 @@ def test_the_operations_of_a_run_are_counted_by_hand():
     assert Work(0, 11).flops(5, 3) == 308
     assert Work(0, 11, labelled=2).flops(5, 3) == 2 * 2 * 5 + 11 * 2 * 9
     # 128 images in 12 steps of 32 epochs, 16 views of each, and 64 images in 60 steps.
-    assert GapSSGFastSettings().work(32, 64) == Work(128 * 12 * 32, 64 * 60 * 32, 128 * 32 * 16)
-    assert GapSSGFastSettings().work(32, 64).flops(1, 1) == 8 * 49_152 + 6 * 122_880 + 2 * 65_536
+    assert GapSSGFastSettings().work(RunSize(32, 64)) == Work(128 * 12 * 32, 64 * 60 * 32, 128 * 32 * 16)
+    assert GapSSGFastSettings().work(RunSize(32, 64)).flops(1, 1) == 8 * 49_152 + 6 * 122_880 + 2 * 65_536
 
 
 def test_methods_are_listed_with_what_they_need():

@@ -237,7 +237,10 @@ def test_a_run_resumes_with_moved_teacher_and_evaluation_images(teacher_file: Pa
     images = write_images(tmp_path / "images")
     two = create_model("wrn10_half", num_classes=2, input_shape=(1, 16, 16), seed=1)
     save_model(teacher_file, two, make_card(num_classes=2, class_names=("bright", "dark")))
-    values = {**TINY, "epochs": 2}
+    weights = tmp_path / "weights.safetensors"
+    start = create_model("wrn10_half", num_classes=2, input_shape=(1, 16, 16), seed=2)
+    save_model(weights, start, make_card(architecture="wrn10_half", num_classes=2, class_names=("bright", "dark")))
+    values = {**TINY, "epochs": 2, "student": {"name": "wrn10_half", "weights": weights}}
 
     def settings() -> DistillSettings:
         data = {"name": f"folder:{images}"}
@@ -249,6 +252,7 @@ def test_a_run_resumes_with_moved_teacher_and_evaluation_images(teacher_file: Pa
     assert (tmp_path / "run" / "checkpoint").exists()
     images = images.rename(tmp_path / "moved")
     teacher_file = teacher_file.rename(tmp_path / "moved.safetensors")
+    weights.unlink()  # the checkpoint has those of the student
     distill(settings(), tmp_path / "run", resume=True)
     expected, found = (files_of(tmp_path / name) for name in ("whole", "run"))
     for name in ("student.safetensors", "best.safetensors"):

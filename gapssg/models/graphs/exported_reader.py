@@ -61,14 +61,21 @@ def load(path: Path) -> Opened:
         raise InputError(f"it is no complete zip archive ({shortened(error, 150)})") from error
 
 
+def names_below_root(archive: zipfile.ZipFile) -> dict[str, str]:
+    """Return the names in an archive without the folder that has all of them, which PyTorch names after the file."""
+    names = archive.namelist()
+    roots = {name.partition("/")[0] + "/" for name in names}
+    root = roots.pop() if len(roots) == 1 else ""
+    return {name.removeprefix(root): name for name in names}
+
+
 class _Archive:
     """The parts of an archive, in its present layout and in the two before it."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
         self._size = sum(entry.compress_size for entry in archive.infolist())
-        self._names = {name.partition("/")[2] if "/" in name else name: name for name in archive.namelist()}
-        self._names |= {name: name for name in archive.namelist()}
+        self._names = names_below_root(archive)
 
     def content(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return the program's JSON and its weights and constants by name."""

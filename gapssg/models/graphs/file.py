@@ -18,6 +18,7 @@ from gapssg.files import LARGEST_FILE, open_regular, parse_json, read_bounded
 from gapssg.models.checkpoint_file import said_by_child
 from gapssg.models.frozen import frozen
 from gapssg.models.graphs.description import check_graph
+from gapssg.models.graphs.exported_reader import names_below_root
 from gapssg.models.safetensors_file import read_safetensors
 
 Kind = Literal["onnx", "torchscript", "torch.export"]
@@ -67,7 +68,7 @@ def kind_of_graph(path: Path) -> Kind | None:
         if start[:2] == b"PK":
             try:
                 with zipfile.ZipFile(file) as archive:
-                    names = {name.partition("/")[2] for name in archive.namelist()} | set(archive.namelist())
+                    names = names_below_root(archive)
             except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):
                 return None
             if "serialized_exported_program.json" in names or any(name.startswith("models/") for name in names):
