@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
 
 TINY_METHOD = ["--set", "method.generator_steps=3", "--set", "method.synthesis_batch_size=16"]
 TINY_METHOD += ["--set", "method.distillation_steps=4"]
+TINY_NOISE = ["--method", "noise", "--set", "method.synthesis_batch_size=16"]
 CPU = ["--device", "cpu", "--precision", "fp32"]
 
 
@@ -67,8 +68,9 @@ def test_quiet_prints_the_result_alone(trained: Path, tmp_path: Path):
     teacher = trained / "teacher" / "model.safetensors"
     run = gapssg(
         *("distill", "--teacher", teacher, "--student", "wrn10_half", "--epochs", 1, "--output", tmp_path / "run"),
-        *("--method", "noise", "--set", "method.synthesis_batch_size=16", "--quiet"),
+        *TINY_NOISE,
         *CPU,
+        "--quiet",
     )
     assert "epoch " not in run.stdout + run.stderr
     assert "student wrn10_half" in run.stdout
@@ -110,7 +112,7 @@ def test_crops_and_flips_are_options_of_every_command_that_decides_them(command:
 def test_a_closed_pipe_does_not_end_the_run(trained: Path, tmp_path: Path):
     teacher = trained / "teacher" / "model.safetensors"
     command = [sys.executable, "-m", "gapssg", "distill", "--teacher", teacher, "--student", "wrn10_half"]
-    command += ["--output", tmp_path / "run", "--epochs", "3", "--method", "noise", *CPU]
+    command += ["--output", tmp_path / "run", "--epochs", "3", *TINY_NOISE, *CPU]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()
@@ -282,7 +284,7 @@ def test_debug_adds_the_traceback(tmp_path: Path):
 def test_an_interrupt_ends_in_one_sentence(trained: Path, tmp_path: Path):
     teacher = trained / "teacher" / "model.safetensors"
     command = [sys.executable, "-m", "gapssg", "distill", "--teacher", teacher, "--student", "wrn10_half"]
-    command += ["--output", tmp_path / "run", "--epochs", "1000", "--no-compile", "--method", "noise", *CPU]
+    command += ["--output", tmp_path / "run", "--epochs", "1000", "--no-compile", *TINY_NOISE, *CPU]
     process = subprocess.Popen(
         [str(part) for part in command],
         stdout=subprocess.PIPE,
