@@ -332,6 +332,7 @@ def print_inspection(console: Console, result: InspectResult) -> None:
             ["class names", ", ".join(card.class_names)],
             ["mean", ", ".join(f"{each:.4g}" for each in card.mean)],
             ["standard deviation", ", ".join(f"{each:.4g}" for each in card.deviation)],
+            ["real images are", card.resizing],
             *([["architecture takes", "images (N, H, W, C)"]] if card.input_layout == "NHWC" else []),
             ["architecture returns", card.outputs + (f" in {card.output_part}" if card.output_part else "")],
             ["random crops", f"padding {card.crop_padding} ({card.crop_padding_mode or 'mode not known'})"],

@@ -121,6 +121,16 @@ def test_models_of_other_classes_or_images_are_refused(teacher_file: Path, image
         evaluate(settings(teacher_file, teacher=other))
 
 
+def test_a_model_that_needs_images_resized_otherwise_gives_a_warning(image_folder: Path, tmp_path: Path):
+    files = [tmp_path / f"{resize}.safetensors" for resize in ("crop", "stretch")]
+    for file in files:
+        card = make_card(num_classes=2, class_names=("bright", "dark"), resize=file.stem)
+        save_model(file, create_model("wrn10_half", num_classes=2, input_shape=(1, 16, 16)), card)
+    said = " ".join(gapssg("eval", *files, "--data", f"folder:{image_folder}").stdout.split())
+    assert "stretch.safetensors were stretched to the input size, bilinear; evaluate it by itself" in said
+    assert "by itself" not in gapssg("eval", files[1], "--data", f"folder:{image_folder}").stdout
+
+
 def test_labels_follow_the_order_of_the_classes_of_the_model(teacher_file: Path, tmp_path: Path):
     path, names = tmp_path / "model.safetensors", "1023456789"
     model = load_model(teacher_file).module
