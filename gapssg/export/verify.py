@@ -12,7 +12,7 @@ from gapssg.core.runtime import Runtime, to_unit_range
 from gapssg.errors import InputError
 from gapssg.evaluation.metrics import agreement
 from gapssg.evaluation.predict import batch_size_for, predict
-from gapssg.export.formats import Classifier, Normalized
+from gapssg.export.formats import Classifier, Normalized, Wrapped
 from gapssg.export.settings import ExportSettings
 from gapssg.models.foreign import foreign_code
 from gapssg.models.frozen import frozen
@@ -47,7 +47,7 @@ class Examiner:
     def exported_module(self) -> nn.Module:
         """Return the module to export."""
         module = self.model.module
-        return Normalized(module, self._normalization) if self.settings.fold_normalization else module
+        return Normalized(module, self._normalization) if self.settings.fold_normalization else Wrapped(module)
 
     def model_logits(self, images: Tensor) -> Tensor:
         """Return the model's logits (N, K) of images, uint8 or float in [0, 1]."""
@@ -66,6 +66,7 @@ class Examiner:
                     logits = torch.cat([module(batch.double()) for batch in torch.split(images, self._batch_size)])
         except InputError:
             return None
+        self._check_shape(logits, len(images), self.model.card.architecture)
         return logits if logits.dtype == torch.float64 else None
 
     def inputs(self, images: Tensor) -> Tensor:
