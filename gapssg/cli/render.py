@@ -212,13 +212,17 @@ def print_proposals(console: Console, result: ProposeResult) -> None:
         ],
     )
     console.note(_how_measured(result, result.timing.threads))
-    if missing := result.timing.unmeasured:
-        what = f"{len(missing)} candidate{'s' if len(missing) > 1 else ''} ({listed(missing)})"
-        console.note(f"there was no time to measure {what}; --set seconds=300 measures for five minutes")
+    for missing, what in (
+        (result.timing.unmeasured, "to measure {}"),
+        (result.timing.unsized, "to build {}, of unknown size"),
+    ):
+        if missing:
+            candidates = f"{len(missing)} candidate{'s' if len(missing) > 1 else ''} ({listed(missing)})"
+            console.note(f"there was no time {what.format(candidates)}; --set seconds=300 measures for five minutes")
     if result.students:
         words = ["gapssg", "distill", "--teacher", result.teacher.file, "--student", "NAME", "--output", "runs/student"]
         console.say(f"next: {shlex.join(words)}")
-    else:
+    elif result.timing.is_complete:
         console.say("there is none; allow a higher latency, or shorten a model of your own")
 
 

@@ -430,7 +430,9 @@ class ProposeTiming(Stored):
     is_complete: bool
     """Whether there was time for all candidates."""
     unmeasured: tuple[Text, ...] = ()
-    """The candidates for which there was none."""
+    """The smaller candidates for which there was none."""
+    unsized: tuple[Text, ...] = ()
+    """The candidates that were not built, so that their sizes are unknown."""
 
 
 class ProposeResult(ModelProfile, RunFacts):
@@ -515,6 +517,9 @@ class Comparison(Stored):
     """The same, divided by the largest absolute logit of the model."""
     agreement: float
     """Share of the images with the same prediction."""
+    saturated: Count = 0
+    """Of a model that returns sigmoids: images whose probabilities are all below 0.01 or above 0.99. Differences of
+    logits beyond these do not count, because rounding of the probabilities explains them."""
 
 
 class ExportedTop1(Stored):
