@@ -137,11 +137,12 @@ def print_import(console: Console, result: ImportResult, file: Path) -> None:
     """Print the imported teacher."""
     console.table(
         f"Teacher in {file}",
-        ["model", "parameters", "MACs", "classes", "images", "top-1"],
+        ["model", "parameters", "MACs", "classes", "images", "top-1", "balanced"],
         [
             [
                 *(result.architecture, f"{result.parameters:,}", f"{result.macs / 1e6:.1f} M"),
-                *(str(result.num_classes), _shape(result.input_shape), percent(result.top1)),
+                *(str(result.num_classes), _shape(result.input_shape)),
+                *(percent(result.top1), percent(result.balanced_accuracy)),
             ]
         ],
     )
@@ -332,6 +333,7 @@ def print_inspection(console: Console, result: InspectResult) -> None:
             ["class names", ", ".join(card.class_names)],
             ["mean", ", ".join(f"{each:.4g}" for each in card.mean)],
             ["standard deviation", ", ".join(f"{each:.4g}" for each in card.deviation)],
+            ["real images are", card.resizing],
             *([["architecture takes", "images (N, H, W, C)"]] if card.input_layout == "NHWC" else []),
             ["architecture returns", card.outputs + (f" in {card.output_part}" if card.output_part else "")],
             ["random crops", _crops(card.crop_padding, card.crop_padding_mode)],

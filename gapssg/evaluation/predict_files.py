@@ -36,7 +36,7 @@ def predict(
     overwrite: bool = False,
     display: Display | None = None,
 ) -> PredictResult:
-    """Classify image files, which are read as those of `folder:PATH`, in the size and the channels of a model file.
+    """Classify image files, which are read as those of `folder:PATH`: resized as the model file says, in its channels.
 
     Args:
         settings: The model file and the images; only one batch of them is in memory.
@@ -79,7 +79,7 @@ def _classify(
     files: Sequence[Path], model: LoadedModel, settings: PredictSettings, runtime: Runtime, display: Display
 ) -> list[PredictedImage]:
     channels, height, width = model.card.input_shape
-    options = LoadOptions(image_size=(height, width), channels=channels)
+    options = LoadOptions(image_size=(height, width), channels=channels, **model.card.resize_options)
     normalization = model.normalization(runtime.device)
     module = runtime.compile(runtime.place(model.module))
     batch_size = settings.batch_size or batch_size_for(model.card.input_shape)

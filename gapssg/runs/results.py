@@ -460,6 +460,17 @@ class ProposeResult(ModelProfile, RunFacts):
     timing: ProposeTiming
 
 
+class WeightNames(Stored):
+    """Which weights of a file were taken, and how their names became those of the model."""
+
+    key: Text | None
+    """Dotted key of their state dict in the checkpoint; None where it is the whole file."""
+    removed: tuple[Text, ...]
+    """Prefixes, or parts that wrappers add, which were left out."""
+    added: Text | None
+    """The prefix that was added."""
+
+
 class ImportResult(ModelFile, ModelProfile, ScoresOr[None], RunFacts):
     """The result of `import-teacher`."""
 
@@ -467,6 +478,8 @@ class ImportResult(ModelFile, ModelProfile, ScoresOr[None], RunFacts):
     num_classes: int
     input_shape: tuple[int, int, int]
     data: Text | None
+    weights: WeightNames | None
+    """None if no file of weights was read."""
 
 
 class InspectResult(ModelProfile):

@@ -142,9 +142,18 @@ def test_the_ten_minutes_run_as_they_are_written(tmp_path: Path, monkeypatch: py
 def test_the_guide_to_importing_runs_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     write("onnx-kept", trained(Residual), tmp_path).rename("model.onnx")
-    done = [gapssg(*line.split()[1:]) for line in commands("importing.md")]
-    assert len(done) == 2
-    assert "BatchNorm2d" in done[1].stdout
+    weights = create_model("torchvision:resnet18", num_classes=7, input_shape=(3, 32, 32)).state_dict()
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}}, "own.pth")
+    small = [line.replace("3,224,224", "3,32,32").split()[1:] for line in commands("importing.md")]
+    done = [" ".join(gapssg(*arguments).stdout.split()) for arguments in small]
+    assert len(done) == 3
+    for sentence in (
+        "took the weights in 'state_dict' of own.pth",
+        "the names of the weights in own.pth were taken without 'module.'",
+        "real images are scaled to 256 pixels on the shorter side, bicubic, centre crop",
+    ):
+        assert sentence in done[0]
+    assert "BatchNorm2d" in done[2]
 
 
 def test_the_commands_of_the_guide_to_audits_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

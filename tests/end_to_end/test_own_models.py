@@ -182,6 +182,7 @@ def test_inspect_says_what_a_file_holds_and_which_methods_can_run(teacher: Path)
     printed = gapssg("inspect", teacher).stdout
     for text in ("layer4.1.bn2", "BatchNorm2d", "512x2x2", "11,175,370", "1x64x64", "import-teacher", found["sha256"]):
         assert text in printed
+    assert "scaled to cover the input size, bilinear, centre crop" in printed
 
 
 def test_inspect_takes_an_architecture_and_names_what_it_lacks():

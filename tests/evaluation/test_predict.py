@@ -18,10 +18,13 @@ from gapssg import InputError, PredictSettings, RunError, load_model, predict
 from gapssg.core.runtime import Runtime
 from gapssg.data import load_split
 from gapssg.data.decode import decode_images
+from gapssg.data.settings import DataSettings
 from gapssg.evaluation.predict import predict as logits_of
 from gapssg.evaluation.predict_files import _to_csv
+from gapssg.evaluation.real_images import read_test_images
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
+from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.results import RESULT, ClassProbability, PredictedImage
 from tests.conftest import make_card
 from tests.program import gapssg, refusal
@@ -79,6 +82,25 @@ def test_classes_and_probabilities_are_those_of_the_images_that_the_folder_sourc
         assert [found.name for found in image.classes] == [model.card.class_names[index] for index in order]
         assert [found.probability for found in image.classes] == expected[order].tolist()
     assert (result.model.sha256, result.model.architecture) == (model.sha256, "wrn10_half")
+
+
+def test_images_are_resized_as_the_training_did_alike_from_files_and_as_data(
+    photos: Path, tmp_path: Path, runtime: Runtime
+):
+    card = make_card(**HALF, num_classes=2, class_names=("cat", "dog"), resize=20, interpolation="bicubic")
+    file = tmp_path / "model.safetensors"
+    save_model(file, create_model("wrn10_half", num_classes=2, input_shape=(1, 16, 16)), card)
+    model = load_model(file)
+    assert model.card == card
+    folder = f"folder:{photos}"
+    read = load_split(folder, "test", image_size=16, channels=1, resize=20, interpolation="bicubic")
+    assert not torch.equal(read.images, load_split(folder, "test", image_size=16, channels=1).images)
+    as_data = read_test_images(DataSettings(name=folder), model, SilentDisplay())
+    assert torch.equal(as_data.images, read.images)
+    logits = logits_of(runtime.place(model.module), read.images, model.normalization(runtime.device), runtime)
+    found = {image.file: image.classes[0].probability for image in predict(settings(file, photos)).images}
+    highest = logits.double().softmax(dim=1).max(dim=1).values.tolist()
+    assert found == dict(zip(map(str, images_in(photos)), highest, strict=True))
 
 
 def test_files_and_folders_are_read_in_the_order_given_and_only_the_top_classes_are_kept(

@@ -158,6 +158,7 @@ def test_the_metadata_of_an_onnx_file_has_all_that_its_use_needs(exported, model
     assert metadata["class_names"] == list("0123456789")
     assert (metadata["mean"], metadata["deviation"], metadata["input_shape"]) == ([0.3], [0.4], [1, 16, 16])
     assert metadata["normalization_folded"] is False
+    assert (metadata["resize"], metadata["interpolation"]) == ("crop", "bilinear")
     assert metadata["provenance"]["model_sha256"] == load_model(model_file).sha256
     assert {"gapssg", "torch", "onnx", "onnxruntime"} <= metadata["provenance"]["versions"].keys()
     dimensions = model.graph.input[0].type.tensor_type.shape.dim
@@ -554,6 +555,7 @@ def test_calibration_images_are_those_of_the_pool_as_the_model_takes_them(run_fo
     assert len(names) == len(arrays["images"]) == len(arrays["targets"]) == 40
     assert [about["targets"][f"images/{name}"] for name in names] == arrays["targets"].tolist()
     assert (about["layout"], about["normalization_folded"], about["class_names"]) == ("NCHW", fold, list("0123456789"))
+    assert (about["resize"], about["interpolation"]) == ("crop", "bilinear")
 
     pixels = np.stack([np.asarray(Image.open(out / "images" / name)) for name in names])[:, None] / np.float32(255)
     inputs = pixels if fold else (pixels - np.float32(0.3)) / np.float32(0.4)

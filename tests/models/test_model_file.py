@@ -109,6 +109,10 @@ def test_a_description_that_is_not_json_is_refused(teacher_file: Path):
         ("format_version", 2),
         ("surprise", 1),
         ("flip", "\ud800"),
+        ("resize", 15),
+        ("resize", "zoom"),
+        ("resize", True),
+        ("interpolation", "cubic"),
     ],
 )
 def test_a_description_out_of_bounds_is_refused(teacher_file: Path, field, value):

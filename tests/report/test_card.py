@@ -148,6 +148,7 @@ def test_what_was_measured_of_other_weights_or_cannot_be_kept_is_not_on_the_card
 
 def test_a_card_says_how_images_are_normalised(runs: Runs):
     card, model = write_card(runs.blind).read_text(), load_model(runs.blind / "student.safetensors").card
+    assert f"- Images of other sizes are {model.resizing} (with antialiasing, as by Pillow).\n" in card
     assert f"- Mean: {round(model.mean[0], 6)}\n- Standard deviation: {round(model.deviation[0], 6)}\n" in card
 
 

@@ -76,7 +76,19 @@ def test_a_model_that_returns_probabilities_is_refused(image_folder: Path, tmp_p
 
 def test_digits_are_not_flipped_by_default(tmp_path: Path):
     pretrain_teacher(settings(tmp_path, data={"name": "digits"}, epochs=1, batch_size=512), tmp_path / "run")
-    assert load_model(tmp_path / "run" / "model.safetensors").card.flip is False
+    card = load_model(tmp_path / "run" / "model.safetensors").card
+    assert (card.flip, card.resize) == (False, "crop")
+
+
+@pytest.mark.parametrize(("source", "resize"), [("digits", "stretch"), ("folder", "crop")])
+def test_the_file_says_how_images_were_scaled_to_a_size_that_is_no_square(
+    image_folder: Path, tmp_path: Path, source: str, resize: str
+):
+    name = source if source == "digits" else f"folder:{image_folder}"
+    given = settings(image_folder, data={"name": name, "image_size": (8, 16)}, epochs=1, batch_size=512)
+    pretrain_teacher(given, tmp_path / "run")
+    card = load_model(tmp_path / "run" / "model.safetensors").card
+    assert (card.resize, card.interpolation) == (resize, "bilinear")
 
 
 def test_crop_and_flip_can_be_set(image_folder: Path, tmp_path: Path):
