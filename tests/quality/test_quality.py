@@ -14,9 +14,10 @@ from gapssg.models import create_model
 from gapssg.models.model_file import save_model
 from gapssg.quality import evidence
 from gapssg.quality.evidence import evidence_of, probe_images
-from gapssg.runs.results import DistillResult
+from gapssg.runs.results import RESULT, DistillResult
 from tests.conftest import make_card
 from tests.program import gapssg, refusal
+from tests.results import make_pretrain_result
 from tests.run_fixtures import settings
 
 CPU = {"device": "cpu", "precision": "fp32"}
@@ -102,6 +103,11 @@ def test_an_estimate_outside_of_the_calibration_is_refused_with_the_reason(tmp_p
     assert found.described == [f"no prediction for real images: {'; '.join(found.obstacles)}"]
     as_json = gapssg("estimate", files[0], "--teacher", files[1], "--device", "cpu", "--json")
     assert json.loads(as_json.stdout)["disagreement"] is None
+
+
+def test_a_run_of_another_command_is_called_that(tmp_path: Path):
+    (tmp_path / RESULT).write_text(make_pretrain_result().model_dump_json())
+    assert refusal("estimate", tmp_path) == f"{tmp_path} is not a run of distill; name one that is"
 
 
 def test_student_and_teacher_must_match(teacher_file: Path, tmp_path: Path):

@@ -331,7 +331,7 @@ def test_images_are_cropped_and_flipped_as_the_teachers_file_says(teacher_file: 
     save_model(teacher_file, load_model(teacher_file).module, make_card(crop_padding=1, flip=True))
     said, message = augmentation_of(tmp_path / "run", settings(teacher_file, epochs=1))
     assert said == AugmentationFacts(crop_padding=1, flip=True)
-    assert "no data (gapssg), crops with 1 pixel of padding, random horizontal flips, cpu" in message
+    assert "no data (gapssg), crops with 1 pixel of zero padding, random horizontal flips, cpu" in message
 
 
 def test_crops_and_flips_can_be_others_than_the_teachers(teacher_file: Path, tmp_path: Path):
@@ -390,7 +390,7 @@ def test_a_method_that_does_not_augment_says_so(teacher_file: Path, tmp_path: Pa
         tmp_path / "augmented", settings(teacher_file, method={**dafl, "augment": True}, epochs=1)
     )
     assert said == AugmentationFacts(crop_padding=2, flip=False)
-    assert "crops with 2 pixels of padding, no flips, cpu" in message
+    assert "crops with 2 pixels of zero padding, no flips, cpu" in message
 
 
 def test_snapshots_are_kept_where_asked_and_samples_and_pool_are_not(teacher_file: Path, tmp_path: Path):
