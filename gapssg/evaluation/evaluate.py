@@ -17,6 +17,7 @@ from gapssg.evaluation.latency import BATCH_SIZES, SECONDS, measure_latency
 from gapssg.evaluation.metrics import (
     Answers,
     answers_of,
+    check_finite,
     concatenated,
     confusion_matrix,
     count_by_class,
@@ -52,6 +53,7 @@ def evaluate(
 
     Raises:
         InputError: A file or the data cannot be used, or they do not match.
+        RunError: Logits are not finite.
     """
     display = display or SilentDisplay()
     with nullcontext() if processes is None else processes.all_or_none():
@@ -78,9 +80,9 @@ def evaluate(
         display.progress("evaluating", start, len(images))
         batch, labels = (each[start : start + batch_size] for each in (images.images, images.labels))
         with naming_a_smaller_batch(batch_size):
-            teacher_logits = None if reference is None else reference.logits(batch)
+            teacher_logits = None if reference is None else reference.logits(batch, start)
             for evaluation in evaluations:
-                evaluation.add(batch, labels, teacher_logits)
+                evaluation.add(evaluation.logits(batch, start), labels, teacher_logits)
     display.progress("evaluating", len(images), len(images))
     latency = tuple(evaluation.latency(display) for evaluation in evaluations) if settings.latency else None
     return EvaluateResult(
@@ -111,8 +113,11 @@ class _Evaluation:
         self._agrees: list[Tensor] = []
         self._gaps: list[Tensor] = []
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Return the logits (N, K) of a batch of images (N, C, H, W) uint8."""
+    def logits(self, images: Tensor, first: int) -> Tensor:
+        """Return the logits (N, K) of a batch of images (N, C, H, W) uint8, of which this is the number of the first.
+
+        Raises `NotFinite` if they are not finite.
+        """
         if not self.seconds:
             self._predict(images)  # warm-up
         self._runtime.synchronize()
@@ -120,11 +125,11 @@ class _Evaluation:
         logits = self._predict(images)
         self._runtime.synchronize()
         self.seconds += time.perf_counter() - started
+        check_finite(logits, str(self._model.path), first)
         return logits
 
-    def add(self, images: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> None:
-        """Evaluate a batch of images, and compare with the teacher if there is one."""
-        logits = self.logits(images)
+    def add(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> None:
+        """Evaluate the logits of a batch, and compare with those of the teacher if there is one."""
         self._answers.append(answers_of(logits, labels))
         if teacher_logits is not None:
             self._agrees.append(logits.argmax(dim=1) == teacher_logits.argmax(dim=1))

@@ -23,7 +23,7 @@ from gapssg.evaluation.settings import PredictSettings, check_predictions_file
 from gapssg.files import user_path, write_atomically
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts
-from gapssg.runs.evaluations import warn_of_failure
+from gapssg.runs.evaluations import known_failures, warn_of_failure
 from gapssg.runs.events import Warned
 from gapssg.runs.results import ClassProbability, ModelFile, PredictedImage, PredictResult, PredictTiming
 from gapssg.text import no_formula
@@ -68,6 +68,7 @@ def predict(
         write_atomically(output, _to_csv(images))
     return PredictResult(
         model=ModelFile(**model.facts),
+        failures=known_failures(model.path),
         images=tuple(images),
         timing=PredictTiming(images_per_second=len(images) / seconds),
         **dict(run_facts(runtime, settings)),

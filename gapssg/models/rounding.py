@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-_UNIT_ROUNDOFF = 2.0**-24  # of float32
+UNIT_ROUNDOFF = 2.0**-24  # of float32
 
 
-def rounding_tolerance(error: float, unit_roundoff: float = _UNIT_ROUNDOFF) -> float:
+def rounding_tolerance(error: float, unit_roundoff: float = UNIT_ROUNDOFF) -> float:
     """Return the largest difference of logits that rounding explains, relative to the largest logit.
 
     It is 32 times the model's own rounding error, `error`, which is its difference from float64. A file that computes
@@ -13,4 +13,4 @@ def rounding_tolerance(error: float, unit_roundoff: float = _UNIT_ROUNDOFF) -> f
     by up to 2.1 times that, and weights in half precision by at least 550 times; 32 is about the geometric mean.
     `unit_roundoff` is that of the file's numbers.
     """
-    return min(1.0, 32 * max(_UNIT_ROUNDOFF, unit_roundoff, error))
+    return min(1.0, 32 * max(UNIT_ROUNDOFF, unit_roundoff, error))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime, to_unit_range
+from gapssg.errors import NotFinite
 from gapssg.evaluation.predict import predict
 from gapssg.quality.predictor import summary
 from gapssg.quality.probes import PROBES, ImageShape, dead_leaves
@@ -69,13 +70,21 @@ class ProbeComparison:
         }
 
     def disagreement(self, student: nn.Module) -> float:
-        """Return the disagreement from which `Predictor` predicts that on real images, as an angle."""
+        """Return the disagreement from which `Predictor` predicts that on real images, as an angle.
+
+        Raises `NotFinite` if logits are not finite.
+        """
         evidence = self.evidence(student)
         return summary(evidence, evidence)
 
 
 def evidence_of(teacher_logits: Tensor, student_logits: Tensor) -> ProbeEvidence:
-    """Return the evidence of logits (N, K) on the images of one kind."""
+    """Return the evidence of logits (N, K) on the images of one kind; raise `NotFinite` if they are not finite."""
+    for whose, logits in (("teacher", teacher_logits), ("student", student_logits)):
+        if not logits.isfinite().all():
+            raise NotFinite(
+                f"the {whose}'s logits on probe images are not finite; try --precision fp32, or another {whose}"
+            )
     (first, second), answers = teacher_logits.softmax(dim=1).topk(2).values.double().T, teacher_logits.argmax(dim=1)
     differs, margin = (student_logits.argmax(dim=1) != answers).double(), first - second
     return ProbeEvidence(

@@ -225,7 +225,8 @@ class _Pretraining(Job[PretrainResult]):
         progress, trained = self.progress, time.perf_counter()
         seconds = progress.epoch_seconds
         with self.time_left.phase(EVALUATION, 1) as timed_evaluation:
-            scores = score_on(self.test, self.model, self.normalization, self.runtime)
+            advice = "lower optimizer.learning_rate, or try --precision fp32"
+            scores = score_on(self.test, self.model, self.normalization, self.runtime, advice=advice)
             progress.evaluation_seconds += time.perf_counter() - trained
             progress.epochs_done += 1
             progress.scores, progress.epoch_seconds = scores, 0.0

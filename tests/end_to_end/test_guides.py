@@ -71,7 +71,7 @@ def test_what_the_guide_to_python_says_runs_from_start_to_end(
     options = ", ".join(f'"{option}"' for option in SHORT_SYNTHESIS)
     changes = {
         'section="pretrain-teacher", recipe="digits"': 'section="pretrain-teacher", recipe="digits", overrides='
-        '["epochs=1", "model.name=wrn16_1", "data.images=64"]',
+        '["epochs=1", "model.name=wrn10_half", "data.images=64"]',
         '"epochs=10"': f'"epochs=3", {options}',
         "epochs=10,\n": "epochs=3,\n",
         "DistillSettings(epochs=10)": "DistillSettings(epochs=1, **SHORT)",
@@ -119,7 +119,7 @@ def test_the_ten_minutes_run_as_they_are_written(tmp_path: Path, monkeypatch: py
         name = re.match(r'"""(\w+\.py): ', block)
         assert name, "each script of the guide begins with its name"
         (tmp_path / name[1]).write_text(block)
-    few = {"zip(digits.images, digits.target))": "zip(digits.images[1397:], digits.target[1397:]), 1397)"}
+    few = {"zip(digits.images, digits.target))": "zip(digits.images[1557:], digits.target[1557:]), 1557)"}
     for script, changes in {"make_images.py": few, "train.py": {"range(5)": "range(1)"}}.items():
         (tmp_path / script).write_text(shortened((tmp_path / script).read_text(), changes))
     short = [part for option in SHORT_SYNTHESIS for part in ("--set", option)]

@@ -134,7 +134,7 @@ def test_the_model_is_evaluated_before_it_is_written(tmp_path: Path, image_folde
         ({"model": {"name": "tests.models.factories:AlwaysTraining"}}, "has no evaluation mode"),
         ({"model": {"name": WITH_ANOTHER, "arguments": {"kind": "hidden"}}}, "gives different logits after reloading"),
         ({"model": {"name": WITH_ANOTHER, "arguments": {"kind": "complex64"}}}, "has other of dtype complex64"),
-        ({"model": {"name": "wrn16_1"}}, "wrn16_1 would have random weights, from which no student can learn"),
+        ({"model": {"name": "wrn10_half"}}, "wrn10_half would have random weights, from which no student can learn"),
         ({"model": {"name": SHUFFLENET}}, "add --weights FILE or --weights default"),
         ({"weights": "default"}, f"only torchvision and timm have default weights, not {FACTORY}"),
         ({"weights": "absent.safetensors"}, "absent.safetensors does not exist"),
@@ -313,11 +313,11 @@ def stored_by_torchvision(name: str) -> dict[str, torch.Tensor]:
 def test_weights_that_torchvision_stores_in_an_older_form_are_loaded(tmp_path: Path, monkeypatch, name, source):
     stored = stored_by_torchvision(name)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: copy.copy(stored))
-    image = torch.rand(1, 3, 64, 64)
+    image = torch.rand(1, 3, 32, 32)
     weights = torchvision.models.get_model_weights(name).DEFAULT
     transforms = weights.transforms()
     theirs = torchvision.models.get_model(name, weights=weights).eval()
-    given: dict[str, Any] = {"model": {"name": f"torchvision:{name}"}, "input_shape": (3, 64, 64)}
+    given: dict[str, Any] = {"model": {"name": f"torchvision:{name}"}, "input_shape": (3, 32, 32)}
     if source == "file":
         save_file({key: tensor.clone() for key, tensor in stored.items()}, tmp_path / "w.safetensors")
         given |= {"num_classes": 1000, "mean": transforms.mean, "deviation": transforms.std}
@@ -617,7 +617,7 @@ def test_methods_that_cannot_run_with_a_teacher_refuse_it_before_anything_is_wri
     teacher = tmp_path / "teacher.safetensors"
     name = "tests.models.factories:without_linear_layer"
     import_teacher(settings(name), teacher)
-    values = {"teacher": teacher, "student": {"name": "wrn16_1"}, "model_factories": [name]}
+    values = {"teacher": teacher, "student": {"name": "wrn10_half"}, "model_factories": [name]}
     for method, sentence in (("fast", "has no batch-norm layers"), ("dafl", "do not come from a linear layer")):
         with pytest.raises(InputError, match=sentence):
             distill(DistillSettings.model_validate({**values, "method": {"name": method}}), tmp_path / "run")

@@ -17,7 +17,7 @@ from tests.run_fixtures import events
 def settings(folder: Path, **changes: Any) -> PretrainSettings:
     values = {
         "data": {"name": f"folder:{folder}"},
-        "model": {"name": "wrn16_1"},
+        "model": {"name": "wrn10_half"},
         "epochs": 3,
         "batch_size": 16,
         "runtime": {"device": "cpu", "precision": "fp32"},
@@ -101,10 +101,13 @@ def test_crop_and_flip_can_be_set(image_folder: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, "crops with 2 pixels of padding, random horizontal flips (the default for this data; --no-flip turns"),
-        ({"flip": True}, "crops with 2 pixels of padding, random horizontal flips, cpu"),
+        (
+            {},
+            "crops with 2 pixels of zero padding, random horizontal flips (the default for this data; --no-flip turns",
+        ),
+        ({"flip": True}, "crops with 2 pixels of zero padding, random horizontal flips, cpu"),
         ({"flip": False, "crop_padding": 0}, "no crops, no flips, cpu"),
-        ({"data": {"name": "digits"}}, "crops with 2 pixels of padding, no flips, cpu"),
+        ({"data": {"name": "digits"}}, "crops with 2 pixels of zero padding, no flips, cpu"),
     ],
 )
 def test_the_first_line_says_how_images_are_cropped_and_flipped(image_folder: Path, tmp_path: Path, changes, words):
