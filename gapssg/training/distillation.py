@@ -25,12 +25,12 @@ from gapssg.models.profile import profile_model
 from gapssg.quality.evidence import ProbeComparison
 from gapssg.quality.predictor import share_of
 from gapssg.runs.checkpoint import State
-from gapssg.runs.directory import SETTINGS, RunDirectory, first_pool_shards
+from gapssg.runs.directory import RunDirectory, first_pool_shards
 from gapssg.runs.events import DistillationEpoch, DistillationTiming, Health, RolledBack, Warned
 from gapssg.runs.results import Scores
 from gapssg.runs.time_left import TimeLeft
 from gapssg.safe_paths import inside
-from gapssg.settings.load import read_toml
+from gapssg.settings.load import SETTINGS, read_toml
 from gapssg.synthesis.base import EpochPlan, SynthesisContext
 from gapssg.synthesis.labelled_views import LabelledViews
 from gapssg.synthesis.losses import gap_bounds, reality_gap
