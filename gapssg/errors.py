@@ -78,8 +78,20 @@ def reporting_out_of_memory(advise: Callable[[], str] | None = None) -> Iterator
         raise RunError(f"out of memory{f' ({reason})' if reason else ''}; {advice}") from error
 
 
+class NotFinite(RunError):
+    """The logits of a model are not finite."""
+
+
 class Diverged(RunError):
-    """A loss was not finite; a lower learning rate may help."""
+    """A loss was not finite; a lower learning rate may help.
+
+    Attributes:
+        images: The images of the last step, (N, C, H, W) float32.
+    """
+
+    def __init__(self, message: str, images: Any) -> None:
+        super().__init__(message)
+        self.images = images
 
 
 def import_extra(package: str, extra: str, what: str) -> Any:

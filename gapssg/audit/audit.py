@@ -71,7 +71,7 @@ def audit_model(
     Raises:
         InputError: A run has no pool, a file or the data cannot be used, they do not match, or all non-members are
             members; nothing has been written.
-        RunError: A shadow model diverged, or a file cannot be written.
+        RunError: A shadow model diverged, logits are not finite, or a file cannot be written.
     """
     output = user_path(output) if output is not None else None
     sheet = user_path(sheet) if sheet is not None else None
@@ -142,7 +142,8 @@ def _attack_all(
         display.progress("attacking", number, len(audited.models))
         module = runtime.place(model.module)
         normalization = model.normalization(runtime.device)
-        predictions = predictions_of(module, normalization, images, runtime, settings.batch_size)
+        name = str(model.path)
+        predictions = predictions_of(module, normalization, images, runtime, settings.batch_size, name)
         scores = {_LOSS: predictions.margins}
         if shadows is not None:
             scores[_LIRA] = likelihood_ratios(predictions.margins, shadows.margins, shadows.is_inside)

@@ -68,7 +68,8 @@ def train_shadows(
         for done in trainer.train():
             display.progress(task, done, trainer.steps)
         models = models or [trainer.model]
-        found.append(predictions_of(trainer.model, trainer.normalization, images, runtime, settings.batch_size))
+        name = f"shadow model {number + 1}"
+        found.append(predictions_of(trainer.model, trainer.normalization, images, runtime, settings.batch_size, name))
     facts = ShadowFacts(
         models=len(found),
         epochs=settings.shadow.epochs,

@@ -17,6 +17,7 @@ from gapssg.evaluation.latency import BATCH_SIZES, SECONDS, measure_latency
 from gapssg.evaluation.metrics import (
     Answers,
     answers_of,
+    check_finite,
     concatenated,
     confusion_matrix,
     count_by_class,
@@ -26,7 +27,7 @@ from gapssg.evaluation.metrics import (
     score_answers,
 )
 from gapssg.evaluation.predict import batch_size_for, naming_a_smaller_batch, predict
-from gapssg.evaluation.real_images import check_same_images, read_test_images
+from gapssg.evaluation.real_images import check_same_images, read_test_images, warn_of_resizing
 from gapssg.evaluation.settings import EvaluateSettings
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts, versions
@@ -52,6 +53,7 @@ def evaluate(
 
     Raises:
         InputError: A file or the data cannot be used, or they do not match.
+        RunError: Logits are not finite.
     """
     display = display or SilentDisplay()
     with nullcontext() if processes is None else processes.all_or_none():
@@ -63,6 +65,7 @@ def evaluate(
         images = read_test_images(settings.data, models[0], display)
         for other in [*models[1:], *([teacher] if teacher is not None else [])]:
             check_same_images(models[0], other)
+            warn_of_resizing(settings.data, models[0], other, display)
         images = images.to(runtime.device)
         evaluations = [_Evaluation(model, runtime) for model in models]
         reference = None if teacher is None else _Evaluation(teacher, runtime)
@@ -77,9 +80,9 @@ def evaluate(
         display.progress("evaluating", start, len(images))
         batch, labels = (each[start : start + batch_size] for each in (images.images, images.labels))
         with naming_a_smaller_batch(batch_size):
-            teacher_logits = None if reference is None else reference.logits(batch)
+            teacher_logits = None if reference is None else reference.logits(batch, start)
             for evaluation in evaluations:
-                evaluation.add(batch, labels, teacher_logits)
+                evaluation.add(evaluation.logits(batch, start), labels, teacher_logits)
     display.progress("evaluating", len(images), len(images))
     latency = tuple(evaluation.latency(display) for evaluation in evaluations) if settings.latency else None
     return EvaluateResult(
@@ -110,8 +113,11 @@ class _Evaluation:
         self._agrees: list[Tensor] = []
         self._gaps: list[Tensor] = []
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Return the logits (N, K) of a batch of images (N, C, H, W) uint8."""
+    def logits(self, images: Tensor, first: int) -> Tensor:
+        """Return the logits (N, K) of a batch of images (N, C, H, W) uint8, of which this is the number of the first.
+
+        Raises `NotFinite` if they are not finite.
+        """
         if not self.seconds:
             self._predict(images)  # warm-up
         self._runtime.synchronize()
@@ -119,11 +125,11 @@ class _Evaluation:
         logits = self._predict(images)
         self._runtime.synchronize()
         self.seconds += time.perf_counter() - started
+        check_finite(logits, str(self._model.path), first)
         return logits
 
-    def add(self, images: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> None:
-        """Evaluate a batch of images, and compare with the teacher if there is one."""
-        logits = self.logits(images)
+    def add(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> None:
+        """Evaluate the logits of a batch, and compare with those of the teacher if there is one."""
         self._answers.append(answers_of(logits, labels))
         if teacher_logits is not None:
             self._agrees.append(logits.argmax(dim=1) == teacher_logits.argmax(dim=1))

@@ -24,18 +24,18 @@ from gapssg.files import make_folder, user_path
 from gapssg.models import MODELS, create_model
 from gapssg.models.checkpoint_file import read_checkpoint_weights
 from gapssg.models.create import check_task
-from gapssg.models.description import ModelCard, Provenance
+from gapssg.models.description import ModelCard, Provenance, covers
 from gapssg.models.foreign import check_classifier
 from gapssg.models.graphs.description import graph_name
 from gapssg.models.graphs.file import GraphFile
 from gapssg.models.libraries import Pretrained, pretrained_weights
-from gapssg.models.model_file import LoadedModel, load_foreign_weights, staged_model
+from gapssg.models.model_file import LoadedModel, Renaming, load_foreign_weights, staged_model
 from gapssg.models.names import MOST_CLASSES
 from gapssg.models.recognition import Known, recognise
 from gapssg.models.reference import Arguments, is_factory, library_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts, versions
 from gapssg.runs.events import Note, Warned
-from gapssg.runs.results import ImportResult, Scores
+from gapssg.runs.results import ImportResult, Scores, WeightNames
 
 
 def import_teacher(
@@ -68,8 +68,7 @@ def import_teacher(
     graph = read_graph(settings)
     card = _describe(settings, pretrained, graph)
     module = _create(card, runtime) if graph is None else build_imported_graph(graph, card, display)
-    if graph is None:
-        _fill(module, card.architecture, settings, pretrained, display)
+    weights = _fill(module, card.architecture, settings, pretrained, display) if graph is None else None
     images = read_test_images(settings.data, LoadedModel(module, card, "", output), display) if settings.data else None
     if graph is not None and images is not None:
         compare_on_images(graph, module, card, images)
@@ -88,6 +87,7 @@ def import_teacher(
         **dict(written.profile),
         **(dict(scores) if scores else dict.fromkeys(Scores.model_fields)),
         data=settings.data.name if settings.data else None,
+        weights=weights,
         **dict(run_facts(runtime, settings)),
     )
 
@@ -118,12 +118,13 @@ def _pretrained(settings: ImportSettings) -> Pretrained:
     library = library_model(settings.model.name)
     if library is None:
         raise InputError(f"only torchvision and timm have default weights, not {settings.model.name}; pass a FILE")
-    return pretrained_weights(*library, settings.input_shape[0], **settings.model.arguments)
+    return pretrained_weights(*library, settings.input_shape, **settings.model.arguments)
 
 
 def _fill(
     module: nn.Module, name: str, settings: ImportSettings, pretrained: Pretrained | None, display: Display
-) -> None:
+) -> WeightNames | None:
+    """Load the weights; return which were taken of a file."""
     if pretrained is not None:
         load_foreign_weights(module, pretrained.tensors, f"{name}, default weights")
     elif settings.weights is not None:
@@ -133,7 +134,10 @@ def _fill(
             if weights.taken:
                 others = f", not {', '.join(weights.others)}" if weights.others else ""
                 display.event(Note(message=f"took the weights in {weights.taken!r} of {file}{others} (--weights-key)"))
-            load_foreign_weights(module, weights.tensors, file)
+            renamed = load_foreign_weights(module, weights.tensors, file)
+            if renamed != Renaming():
+                display.event(Note(message=f"the names of the weights in {file} were taken {renamed.words}"))
+            return WeightNames(key=weights.taken or None, removed=renamed.removed, added=renamed.added or None)
         except InputError as error:
             if name in MODELS and name in torchvision.models.list_models():
                 raise InputError(f"{error}; torchvision's model of that name is torchvision:{name}") from error
@@ -143,6 +147,7 @@ def _fill(
             f"{name} would have random weights, from which no student can learn; "
             f"add --weights FILE{' or --weights default' if library_model(name) else ''}"
         )
+    return None
 
 
 def describe(
@@ -171,6 +176,10 @@ def describe(
         raise InputError(f"{graph.path} returns {graph.num_classes} logits, but there are {count} classes")
     check_task(count, input_shape)
     mean, deviation = _normalization(settings, architecture, pretrained, input_shape[0])
+    resize = settings.resize or (pretrained.resize if pretrained else "crop")
+    if not covers(resize, input_shape):
+        size = "x".join(map(str, input_shape[1:]))
+        raise InputError(f"--resize {resize} is smaller than the model's input of {size} pixels; make it larger")
     return ModelCard(
         architecture=architecture,
         arguments={**(pretrained.arguments if pretrained else {}), **arguments},
@@ -183,6 +192,8 @@ def describe(
         crop_padding_mode=settings.crop_padding_mode,
         flip=settings.flip,
         class_names=names or tuple(map(str, range(count))),
+        resize=resize,
+        interpolation=settings.interpolation or (pretrained.interpolation if pretrained else "bilinear"),
         provenance=provenance,
     )
 
@@ -256,6 +267,8 @@ def _remarks(module: nn.Module, card: ModelCard, looks_like_sigmoids: bool) -> I
         yield Note(message=f"{name} takes images (N, H, W, C); those of gapssg are permuted (--input-layout)")
     if card.output_part is not None:
         yield Note(message=f"{name} returns several outputs; its logits are {card.output_part!r} (--output-part)")
+    if card.resize_options != {"resize": "crop", "interpolation": "bilinear"}:
+        yield Note(message=f"real images are {card.resizing} (--resize, --interpolation)")
     said = {
         "probabilities": "probabilities; the model file converts them to logits by their logarithm",
         "log-probabilities": "log-probabilities, which are used as logits: their softmax gives the probabilities",

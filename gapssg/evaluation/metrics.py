@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gapssg.errors import RunError
+from gapssg.errors import NotFinite
 from gapssg.intervals import Z_95
 from gapssg.runs.results import ReliabilityBin, Scores
 
@@ -35,10 +35,20 @@ class Answers(NamedTuple):
     """(N,) float64, the highest class probability."""
 
 
+def check_finite(logits: Tensor, name: str, first: int = 0, advice: str = "") -> None:
+    """Raise `NotFinite` if logits (N, K) of the model `name`, for the images from number `first` on, are not finite.
+
+    The message ends in advice, by default for a model that was not trained just now.
+    """
+    is_bad = ~logits.isfinite().all(dim=1)
+    if is_bad.any():
+        number = first + int(is_bad.nonzero()[0]) + 1
+        advice = advice or "try --precision fp32, or another model"
+        raise NotFinite(f"the logits of {name} for image {number:,} of the data are not finite; {advice}")
+
+
 def answers_of(logits: Tensor, labels: Tensor) -> Answers:
-    """Summarise logits (N, K) on labels (N,) int64, on the CPU; raise `RunError` if the logits are not finite."""
-    if not torch.isfinite(logits).all():
-        raise RunError("the model's logits are not finite; if it was being trained, lower the learning rate")
+    """Summarise finite logits (N, K) on labels (N,) int64, on the CPU."""
     kept = (
         labels,
         logits.argmax(dim=1),

@@ -12,7 +12,7 @@ from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime, to_unit_range
 from gapssg.data.image_set import ImageSet
 from gapssg.errors import reporting_out_of_memory
-from gapssg.evaluation.metrics import answers_of, concatenated, score_answers
+from gapssg.evaluation.metrics import answers_of, check_finite, concatenated, score_answers
 from gapssg.models.frozen import frozen
 from gapssg.runs.results import Scores
 
@@ -66,9 +66,18 @@ def predict(
     return runtime.all_rows(torch.cat(batches), count)
 
 
-def score_on(images: ImageSet, module: nn.Module, normalization: Normalization, runtime: Runtime) -> Scores:
-    """Return the scores of a classifier, left unchanged, batch by batch; raise `RunError` if logits are not finite."""
-    size = batch_size_for(images.input_shape)
-    batches = zip(*(torch.split(each, size) for each in (images.images, images.labels)), strict=True)
-    answers = [answers_of(predict(module, batch, normalization, runtime), labels) for batch, labels in batches]
+def score_on(
+    images: ImageSet,
+    module: nn.Module,
+    normalization: Normalization,
+    runtime: Runtime,
+    name: str = "the model",
+    advice: str = "",
+) -> Scores:
+    """Return the scores of a classifier, left unchanged, batch by batch; raises as `check_finite` of this name."""
+    size, answers = batch_size_for(images.input_shape), []
+    for start in range(0, len(images), size):
+        logits = predict(module, images.images[start : start + size], normalization, runtime)
+        check_finite(logits, name, start, advice)
+        answers.append(answers_of(logits, images.labels[start : start + size]))
     return score_answers(concatenated(answers), images.class_names)

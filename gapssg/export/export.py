@@ -333,9 +333,9 @@ class _Exporter:
         pool, test = int8.pool.largest_difference, 0 if int8.test is None else int8.test.largest_difference
         if test > _LARGE_DRIFT * pool:
             self._warn(
-                f"int8 changes logits of the test images by up to {test:.2g}, but of the pool by at most {pool:.2g}; "
-                "the calibration images differ too much from these, so that probabilities may be wrong; calibrate on "
-                "more images of a larger pool (--pool, --calibration-images), or export without --int8"
+                f"int8 changes logits of the test images by up to {test:.2g}, but of the pool by at most {pool:.2g}: "
+                "the calibration images differ too much from the test images, so that probabilities may be wrong; "
+                "calibrate on more images of a larger pool (--pool, --calibration-images), or export without --int8"
             )
 
 

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from gapssg.errors import GapssgError, InputError, shortened
 from gapssg.models.description import PLAIN, Signature
@@ -31,6 +34,12 @@ _ROUNDING = 1e-2
 Float32 rounding is about 1e-7, 1e-5 after a hundred layers, and 1e-3 if the model rounds its activations to 8 bits;
 statistics of another batch change logits by a tenth or more.
 """
+_REMOVALS = {
+    BasePruningMethod: "pruning (torch.nn.utils.prune.remove)",
+    WeightNorm: "weight_norm (torch.nn.utils.remove_weight_norm)",
+    SpectralNorm: "spectral_norm (torch.nn.utils.remove_spectral_norm)",
+}
+"""Hooks that keep a computed weight, which cannot be copied, and how to remove each."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _MOST_PARTS_LISTED = 5
 
@@ -93,13 +102,26 @@ def check_is_module(module: object, name: str) -> nn.Module:
 def copy_module(module: object, name: str) -> nn.Module:
     """Return a copy of a module on the CPU, without gradients; of a compiled one, of the original.
 
-    Raises `InputError` if it is not a module, or cannot be copied.
+    Raises `InputError` if it is not a module, has no values, or cannot be copied.
     """
     original = _original(check_is_module(module, name))
-    with foreign_code(f"{name} cannot be copied; make its tensors parameters or buffers, so that copy.deepcopy works"):
+    for key, tensor in chain(original.named_parameters(), original.named_buffers()):
+        if tensor.is_meta:
+            raise InputError(f"{name} has no values (meta device) in {shortened(key)}; load its weights first")
+    with foreign_code(f"{name} cannot be copied; {_how_to_copy(original)}"):
         copied = copy.deepcopy(original).cpu()
         copied.zero_grad(set_to_none=True)
     return copied
+
+
+def _how_to_copy(module: nn.Module) -> str:
+    """Return what to do about a module that copy.deepcopy refuses."""
+    for part, layer in module.named_modules():
+        for hook in layer._forward_pre_hooks.values():
+            for kind, removal in _REMOVALS.items():
+                if isinstance(hook, kind):
+                    return f"remove the {removal} of {shortened(part) or 'the module'} first"
+    return "make its tensors parameters or buffers, so that copy.deepcopy works"
 
 
 def _original(module: nn.Module) -> nn.Module:
@@ -168,14 +190,16 @@ def _run(module: nn.Module, name: str, num_classes: int, images: Tensor) -> Tens
 
 def answer_of(module: nn.Module, name: str, images: Tensor) -> object:
     """Return what a module returns for images (N, C, H, W) in evaluation mode; raise `InputError` if it raises."""
-    with not_accepting(name, images), frozen(module), torch.no_grad():
+    with not_accepting(module, name, images), frozen(module), torch.no_grad():
         return module(images)
 
 
-def not_accepting(name: str, images: Tensor) -> AbstractContextManager[None]:
-    """Turn any exception of a forward pass in the block into an InputError."""
+def not_accepting(module: nn.Module, name: str, images: Tensor) -> AbstractContextManager[None]:
+    """Turn any exception of a forward pass of `module` in the block into an InputError."""
     number = "a single image" if len(images) == 1 else "images"
-    return foreign_code(f"{name} does not accept {number} of {_size(images)}")
+    others = [each for each in module.parameters() if each.is_floating_point() and each.dtype != images.dtype]
+    advice = f"; its weights are {_dtype(others[0])}, so convert it by .float()" if others else ""
+    return foreign_code(f"{name} does not accept {number} of {_size(images)}{advice}")
 
 
 def no_logits(name: str, images: Tensor, answer: object, num_classes: int) -> InputError:

@@ -95,8 +95,10 @@ def adapt_trainable(module: object, name: str, num_classes: int, input_shape: tu
     """Return `module` if it is a classifier that can be trained, adapted to images (N, C, H, W) and logits (N, K).
 
     Raises `InputError` if `recognise` or `check_classifier` refuses it, it returns probabilities, or it does not return
-    logits in training mode.
+    logits with a gradient in training mode.
     """
+    if isinstance(module, nn.DataParallel):
+        raise InputError(f"{name} is a DataParallel, which cannot be trained; pass its .module")
     signature, _ = recognise(module, name, num_classes, input_shape, Known())
     module = check_module(module, name)
     images = _random_images(module, input_shape)[0]
@@ -111,6 +113,13 @@ def adapt_trainable(module: object, name: str, num_classes: int, input_shape: tu
     answer = _answer_in_training(module, name, images)
     if not isinstance(answer, Tensor) or answer.shape != (_COUNT, num_classes):
         raise no_logits(f"{name}, in training,", images, answer, num_classes)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise InputError(f"{name} has no trainable parameters; call requires_grad_(True) on those to train")
+    if not answer.requires_grad:
+        raise InputError(
+            f"{name} cannot be trained, because its logits do not depend on a trainable parameter; compute them "
+            "without torch.no_grad() and detach()"
+        )
     return module
 
 
@@ -226,7 +235,7 @@ def _trainable_outputs(module: nn.Module, name: str, images: Tensor, signature: 
     """Return what a classifier to be trained returns: logits, or one logit."""
     outputs = signature.outputs
     if outputs == "sigmoid":  # an untrained logit, too, may happen to lie in [0, 1]
-        with not_accepting(name, images), frozen(module), torch.enable_grad():
+        with not_accepting(module, name, images), frozen(module), torch.enable_grad():
             answer = module(permuted(images.clone().requires_grad_(), signature.input_layout))
             outputs = "sigmoid" if ends_in_sigmoid(part_of(answer, signature.output_part)) else "logit"
     if outputs in ("probabilities", "sigmoid"):
@@ -239,11 +248,11 @@ def _trainable_outputs(module: nn.Module, name: str, images: Tensor, signature: 
 
 
 def _answer_in_training(module: nn.Module, name: str, images: Tensor) -> object:
-    """Return what a module returns in training mode; its buffers and torch's random state are left unchanged."""
+    """Return what a module returns in training mode, with gradients; buffers and torch's random state do not change."""
     buffers = {key: buffer.clone() for key, buffer in module.named_buffers()}
     modes = [(part, part.training) for part in module.modules()]
     complaint = f"{name} does not accept images of {'x'.join(map(str, images.shape[1:]))} in training mode"
-    with foreign_code(complaint), torch.random.fork_rng(devices=[]), torch.no_grad():
+    with foreign_code(complaint), torch.random.fork_rng(devices=[]), torch.enable_grad():
         module.train()
         try:
             return functional_call(module, buffers, (images,))

@@ -29,7 +29,8 @@ def estimate_quality(settings: QualitySettings) -> QualityResult:
     The evidence is their disagreement on probe images that the student's method did not optimise. The prediction and
     its interval were calibrated on students whose disagreement on real images is known. The accuracies of student and
     teacher differ by at most their disagreement, which gives an interval of the student's accuracy if the teacher's is
-    known. Raises `InputError` if a file cannot be used, or student and teacher do not match.
+    known. Raises `InputError` if a file cannot be used, or student and teacher do not match, and `RunError` if their
+    logits on probe images are not finite.
     """
     runtime = Runtime.from_settings(settings.runtime, seed=0)
     run = settings.student if settings.student.is_dir() else None
@@ -79,6 +80,9 @@ def judge_quality(
         pool: Images of the pool, (N, C, H, W) uint8; None without a pool.
         runtime: Device and precision.
         teacher_top1: The teacher's accuracy on real images, in [0, 1]; None if it is not known.
+
+    Raises:
+        NotFinite: Logits on probe images are not finite.
     """
     card, normalization = described.card, described.normalization(runtime.device)
     predictor = load_predictors()[WITHOUT_POOL if pool is None else WITH_POOL]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime, to_unit_range
+from gapssg.errors import NotFinite
 from gapssg.evaluation.predict import predict
 from gapssg.quality.predictor import angle_of
 from gapssg.quality.probes import PROBES, ImageShape, dead_leaves
@@ -58,6 +59,9 @@ def collect_evidence(
         shape: Channels, height and width of the images.
         pool: Images of the pool, (N, C, H, W) uint8; None without a pool.
         runtime: Device, precision and random streams.
+
+    Raises:
+        NotFinite: Logits are not finite.
     """
     evidence = {}
     for name, images in probe_images(shape, pool, runtime):
@@ -78,7 +82,10 @@ class Comparison:
         ]
 
     def disagreement(self, student: nn.Module) -> float:
-        """Return the disagreement from which `Predictor` predicts that on real images without a pool, as an angle."""
+        """Return the disagreement from which `Predictor` predicts that on real images without a pool, as an angle.
+
+        Raises `NotFinite` if logits are not finite.
+        """
         evidence = [
             evidence_of(answers, predict(student, images, self._normalization, self._runtime))
             for images, answers in self._answered
@@ -87,7 +94,12 @@ class Comparison:
 
 
 def evidence_of(teacher_logits: Tensor, student_logits: Tensor) -> ProbeEvidence:
-    """Return the evidence of logits (N, K) on the images of one kind."""
+    """Return the evidence of logits (N, K) on the images of one kind; raise `NotFinite` if they are not finite."""
+    for whose, logits in (("teacher", teacher_logits), ("student", student_logits)):
+        if not logits.isfinite().all():
+            raise NotFinite(
+                f"the {whose}'s logits on probe images are not finite; try --precision fp32, or another {whose}"
+            )
     (first, second), answers = teacher_logits.softmax(dim=1).topk(2).values.double().T, teacher_logits.argmax(dim=1)
     differs, margin = (student_logits.argmax(dim=1) != answers).double(), first - second
     return ProbeEvidence(

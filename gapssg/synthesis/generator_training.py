@@ -99,7 +99,7 @@ class GeneratorTraining:
         self._steps_done = 0
         if self._step.skipped.item() > 0:
             self._step.skipped.zero_()
-            raise Diverged(f"the generator diverged in epoch {epoch + 1}; lower its learning rate")
+            raise Diverged(f"the generator diverged in epoch {epoch + 1}; lower its learning rate", self.fresh)
 
     def slow_down(self) -> float:
         """Halve the generator's learning rate permanently, and return it."""

@@ -84,15 +84,18 @@ class Inversion:
         stream = self.context.runtime.random_stream("synthesis-augmentation", epoch)
         for _ in range(self._steps_done):
             self._draw(stream, epoch)
+        images = self._best
         with frozen(student), self._observing():
             while self._steps_done < self.step_count:
                 outputs = self._step(*self._draw(stream, epoch))
+                images = outputs.get("images", self._best)
                 self._steps_done += 1
                 terms = {name: term for name, term in outputs.items() if term.ndim == 0 and name != "loss"}
                 yield self._steps_done, {"synthesis_loss": outputs["loss"], **terms}
         self._steps_done = 0
         if self._step.skipped.item() > 0:
-            raise Diverged(f"the synthesis of epoch {epoch + 1} diverged; lower its learning rate")
+            (images,) = self.context.runtime.whole(images)
+            raise Diverged(f"the synthesis of epoch {epoch + 1} diverged; lower its learning rate", images)
         with torch.no_grad():
             self._finish(epoch)
         (images,) = self.context.runtime.whole(self._best.clone())

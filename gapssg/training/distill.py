@@ -15,7 +15,7 @@ from torch import nn
 
 from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import ImageSet, sha256_of_images
-from gapssg.errors import InputError
+from gapssg.errors import InputError, NotFinite
 from gapssg.evaluation.judgement import failures_on_real_images, judge_on_synthetic_images, passes_on_real_images
 from gapssg.evaluation.predict import score_on
 from gapssg.evaluation.real_images import read_test_images
@@ -321,15 +321,20 @@ class _Evaluator:
         started = time.perf_counter()
         facts = self.facts
         if facts.teacher is None:
-            facts.teacher = score_on(self.images, distillation.teacher, distillation.normalization, self.runtime)
+            facts.teacher = self._score(distillation.teacher, distillation, "the teacher")
         with distillation.time_left.phase(EVALUATION, 1) as timed:
-            facts.student = score_on(self.images, distillation.student, distillation.normalization, self.runtime)
+            advice = "lower optimizer.learning_rate, or try --precision fp32"
+            facts.student = self._score(distillation.student, distillation, "the student", advice)
             facts.seconds += time.perf_counter() - started
             if facts.best is None or facts.student.top1 > facts.best[0]:
                 facts.best = (facts.student.top1, epochs_done)
                 distillation.write_student(run, "best.safetensors")
             timed.step(1)
         return facts.student
+
+    def _score(self, module: nn.Module, distillation: Distillation, name: str, advice: str = "") -> Scores:
+        assert self.images is not None
+        return score_on(self.images, module, distillation.normalization, self.runtime, name, advice)
 
 
 def _result(
@@ -344,8 +349,9 @@ def _result(
     judgement = judge_on_synthetic_images(counts.tolist(), distillation.compare(), teacher.card.class_names)
     on_real_images = failures_on_real_images(scores, teacher_scores) if scores else []
     is_shown_usable = scores is not None and passes_on_real_images(scores)
+    quality, doubts = _expected_quality(distillation) if scores is None else (None, [])
     return DistillResult(
-        quality=_expected_quality(distillation) if scores is None else None,
+        quality=quality,
         method=distillation.origin.method,
         pool=str(settings.pool) if settings.pool else None,
         teacher=TeacherFacts(
@@ -364,7 +370,7 @@ def _result(
             agreement_baseline=progress.agreement_baseline,
             after_training=judgement.comparison,
         ),
-        failures=() if is_shown_usable else (*on_real_images, *judgement.failures),
+        failures=() if is_shown_usable else (*on_real_images, *judgement.failures, *doubts),
         warnings=tuple(judgement.failures) if is_shown_usable else (),
         missing_classes=tuple(judgement.missing_classes[:MOST_COUNTED_CLASSES]),
         teacher_counts=listed_counts(counts),
@@ -373,7 +379,9 @@ def _result(
         epochs=distillation.epochs,
         settling=None
         if settling is None
-        else SettlingResult(most_epochs=settings.epochs, settled_after=settling.settled_after),
+        else SettlingResult(
+            most_epochs=settings.epochs, settled_after=settling.settled_after, could_tell=settling.could_tell
+        ),
         images_synthesized=progress.images_synthesized,
         distillation_steps=progress.step_count,
         flops=distillation.flops,
@@ -388,8 +396,12 @@ def _result(
     )
 
 
-def _expected_quality(distillation: Distillation) -> QualityFacts:
+def _expected_quality(distillation: Distillation) -> tuple[QualityFacts | None, list[str]]:
+    """Return what is expected of the student on real images, or why that cannot be known."""
     pool = distillation.synthesizer.pool
     images = None if pool is None else pool.images
     modules = distillation.teacher, distillation.student
-    return judge_quality(*modules, distillation.teacher_file, images, distillation.runtime)
+    try:
+        return judge_quality(*modules, distillation.teacher_file, images, distillation.runtime), []
+    except NotFinite as error:
+        return None, [str(error)]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from gapssg.core.augment import Mixture, Normalization, Shifts, draw_mixture, mix
 from gapssg.core.runtime import Runtime, to_uint8
-from gapssg.errors import Diverged, InputError, RunError
+from gapssg.errors import Diverged, InputError, NotFinite, RunError
 from gapssg.evaluation.metrics import ClassCounts, agreement, count_by_class, largest_share
 from gapssg.evaluation.predict import batch_size_for, predict
 from gapssg.models.description import ModelProfile
@@ -24,10 +25,12 @@ from gapssg.models.profile import profile_model
 from gapssg.quality.evidence import Comparison
 from gapssg.quality.predictor import share_of
 from gapssg.runs.checkpoint import State
-from gapssg.runs.directory import RunDirectory, first_pool_shards
+from gapssg.runs.directory import SETTINGS, RunDirectory, first_pool_shards
 from gapssg.runs.events import DistillationEpoch, DistillationTiming, Health, RolledBack, Warned
 from gapssg.runs.results import Scores
 from gapssg.runs.time_left import TimeLeft
+from gapssg.safe_paths import inside
+from gapssg.settings.load import read_toml
 from gapssg.synthesis.base import EpochPlan, SynthesisContext
 from gapssg.synthesis.labelled_views import LabelledViews
 from gapssg.synthesis.losses import gap_bounds, reality_gap
@@ -156,12 +159,13 @@ class Distillation:
         """Restore the state of a checkpoint.
 
         Raises:
-            InputError: The checkpoint or the pool of the run is damaged.
+            InputError: The checkpoint or the pool of the run is damaged, or a run that has settled is to be longer.
         """
         parts = ("trainee", "settling")
         progress = Progress.read({name: fact for name, fact in state.facts.items() if name not in parts})
         if self.settling is not None:
             self.settling.restore(SettlingFacts.read(state.facts.get("settling")))
+            self._check_not_extended(self.settling, run)
         progress.check(self.epochs, self.synthesizer.plan)
         planned = self.steps_left()
         self.trainee.restore(state.component("trainee"))
@@ -182,6 +186,14 @@ class Distillation:
         self.time_left.recall(
             "distillation", made["distillation"], progress.distillation_seconds + done.distillation_seconds
         )
+
+    def _check_not_extended(self, settling: Settling, run: Path) -> None:
+        planned = read_toml(inside(run) / SETTINGS).get("epochs")
+        if settling.settled_after is not None and planned != self.settings.epochs:
+            raise InputError(
+                f"{run} had settled after epoch {settling.settled_after}, so it gets no more epochs; resume it with "
+                f"the --epochs {planned} that it had, or start another run"
+            )
 
     def _restore_pool(self, run: Path) -> None:
         settings = self.settings
@@ -341,6 +353,7 @@ class Distillation:
             except Diverged as error:
                 progress.synthesis_rollbacks += 1
                 if progress.synthesis_rollbacks > self.settings.max_rollbacks:
+                    self._check_teacher([error.images])
                     raise RunError(
                         f"the synthesis diverged in epoch {epoch + 1}, {progress.synthesis_rollbacks} times in all; "
                         "lower the learning rate in its settings (method.*) or raise --max-rollbacks"
@@ -371,10 +384,8 @@ class Distillation:
         """Compare teacher and student on the newest images before the student trains on them."""
         gap, agreed, baseline = self._compare_on_fresh()
         if not math.isfinite(gap):
-            raise RunError(
-                f"the teacher's logits on the images of epoch {self.progress.epochs_done + 1} are not finite; "
-                "try --precision fp32"
-            )
+            self._check_teacher([self.synthesizer.fresh])
+            raise self._not_finite("student")
         self.progress.epoch.reality_gap_before = gap
         # Not for the pool of an earlier run: after the first epoch the student has trained on all of it.
         if plan.synthesis_steps:
@@ -392,10 +403,32 @@ class Distillation:
             self.progress.epoch.distillation_seconds = earlier + self._clock() - started
             if index == plan.rounds - 1:  # in each of many short rounds it would cost as much as a step
                 self._reality_gap_after, *_ = self._compare_on_fresh()
-            rollback = self.trainee.settle(epoch, is_sound=math.isfinite(self._reality_gap_after))
+            try:
+                rollback = self.trainee.settle(epoch, is_sound=math.isfinite(self._reality_gap_after))
+            except RunError:
+                self._check_teacher(self._views_of(epoch, index, plan.distillation_steps))
+                raise
             if rollback is None:
                 return
             run.record(rollback)
+
+    def _check_teacher(self, batches: Iterable[Tensor]) -> None:
+        """Raise `NotFinite` if the teacher's logits on finite images, (N, C, H, W) each, are not finite."""
+        for images in batches:
+            if images.isfinite().all() and not self.predict(self.teacher, images).isfinite().all():
+                raise self._not_finite("teacher")
+
+    def _not_finite(self, whose: str) -> NotFinite:
+        return NotFinite(
+            f"the {whose}'s logits on the images of epoch {self.progress.epochs_done + 1} are not finite; "
+            f"try --precision fp32, or another {whose}"
+        )
+
+    def _views_of(self, epoch: int, index: int, steps: int) -> Iterator[Tensor]:
+        """Yield the views, (N, C, H, W) each, of the first steps of a round."""
+        most = min(steps, -(-_MOST_COMPARED // self.settings.batch_size))
+        for images, *drawn in islice(self.batches(epoch, index, 0), most):
+            yield images if self.labelled is not None else self._views(images, *drawn)
 
     def batches(self, epoch: int, index: int, start: int) -> Iterator[tuple[Tensor, ...]]:
         """Yield the inputs of the distillation steps of a round, from step `start` on."""
@@ -418,12 +451,12 @@ class Distillation:
         shifts = self.augmentation.draw(count, stream)
         return (*shifts, *draw_mixture(count, mixup, stream)) if mixup else shifts
 
-    def _loss(
-        self, images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor, *mixture: Tensor
-    ) -> dict[str, Tensor]:
+    def _views(self, images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor, *mixture: Tensor) -> Tensor:
         views = self.augmentation(images, Shifts(rows, columns, flips)) if self.synthesizer.augments else images
-        views = mix(views, Mixture(*mixture)) if mixture else views
-        views = self.normalization(self.runtime.share(views))
+        return mix(views, Mixture(*mixture)) if mixture else views
+
+    def _loss(self, images: Tensor, *drawn: Tensor) -> dict[str, Tensor]:
+        views = self.normalization(self.runtime.share(self._views(images, *drawn)))
         with self.runtime.autocast():
             with torch.no_grad():
                 teacher_logits = self.teacher(views).float()

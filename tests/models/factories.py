@@ -353,3 +353,33 @@ def __getattr__(name: str) -> object:
     if name == "not_to_be_asked_for":
         raise RuntimeError("ask me not")
     raise AttributeError(name)
+
+
+class NotFinite(nn.Module):
+    """Returns NaN for images whose standard deviation, after normalisation and of their first rows, is in a range."""
+
+    def __init__(self, num_classes: int, in_channels: int, low: float, high: float, rows: int = 16) -> None:
+        super().__init__()
+        self.body = small(num_classes, in_channels)
+        self.low, self.high, self.rows = low, high, rows
+
+    def forward(self, images: Tensor) -> Tensor:
+        deviation = images[:, :, : self.rows].flatten(1).std(1)
+        logits = self.body(images)
+        return torch.where(((deviation >= self.low) & (deviation <= self.high))[:, None], torch.nan, logits)
+
+
+def frozen(num_classes: int, in_channels: int) -> nn.Module:
+    return small(num_classes, in_channels).requires_grad_(False)
+
+
+class WithoutGradients(nn.Module):
+    """Computes its logits without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = ten_classes()
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(images)

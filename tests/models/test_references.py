@@ -185,6 +185,8 @@ def test_the_current_folder_is_searched_last_for_a_factory(tmp_path: Path, monke
         (f"{HERE}:features_only", "to a float32 tensor of shape (2, 8, 14, 14) instead of floating logits of"),
         (f"{HERE}:leaving", f"{HERE}:leaving cannot be called with no arguments (SystemExit: 3)"),
         (f"{HERE}:not_finite", "to logits that are not finite"),
+        (f"{HERE}:frozen", "has no trainable parameters; call requires_grad_(True) on those to train"),
+        (f"{HERE}:WithoutGradients", "its logits do not depend on a trainable parameter"),
         (f"{HERE}:AlwaysDropping", "not deterministic in evaluation mode: the same images get different logits"),
         (f"{HERE}:AlwaysTraining", "has no evaluation mode: it stays in training mode; fix its train()"),
         (f"{HERE}:ByItsBatch", "an image different logits in different batches, also in evaluation mode"),

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from gapssg import (
     ClassifierSettings,
@@ -190,7 +191,7 @@ def test_settings_that_name_another_teacher_or_student_are_refused(teacher: nn.M
     given: dict[str, Any] = {"teacher": model(teacher), "student": classifier(2)}
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"teacher": "t.safetensors"}, "the settings name the teacher .*t.safetensors, but another is passed"),
-        ({"student": {"name": "wrn16_1"}}, "the settings name the student wrn16_1, but another is passed"),
+        ({"student": {"name": "wrn10_half"}}, "the settings name the student wrn10_half, but another is passed"),
     ]
     for changes, sentence in wrong:
         with pytest.raises(InputError, match=sentence):
@@ -206,9 +207,20 @@ def test_a_live_student_learns_from_a_loaded_file_and_a_named_one_from_a_module(
     student = factories.small(10, 1)
     result = distill(settings(epochs=1), tmp_path / "a", teacher=loaded, student=student)
     assert result.teacher.file == str(teacher_file)
-    result = distill(settings(epochs=1, student={"name": "wrn16_1"}), tmp_path / "b", teacher=model(teacher))
-    assert (result.teacher.file, result.student.architecture) == ("<module>", "wrn16_1")
+    result = distill(settings(epochs=1, student={"name": "wrn10_half"}), tmp_path / "b", teacher=model(teacher))
+    assert (result.teacher.file, result.student.architecture) == ("<module>", "wrn10_half")
     assert load_model(tmp_path / "b" / "student.safetensors").card.num_classes == 4
+
+
+def pruned(module: nn.Module) -> nn.Module:
+    prune.random_unstructured(module[0], "weight", 0.5)
+    return module
+
+
+def normalised(module: nn.Module, kind: Any) -> nn.Module:
+    kind(module[0])
+    module[0](torch.zeros(1, 1, 16, 16))
+    return module
 
 
 class Uncopyable(nn.Linear):
@@ -226,6 +238,13 @@ class Uncopyable(nn.Linear):
         (factories.features_only(1), "instead of floating logits of shape (2, 10); it must return one logit for each"),
         (factories.without_weights(), "has no parameters to train"),
         (Uncopyable(1, 1), "cannot be copied; make its tensors parameters or buffers"),
+        (pruned(factories.small(10, 1)), "cannot be copied; remove the pruning (torch.nn.utils.prune.remove) of 0"),
+        (normalised(factories.small(10, 1), nn.utils.weight_norm), "remove the weight_norm (torch.nn.utils.remove_we"),
+        (normalised(factories.small(10, 1), nn.utils.spectral_norm), "remove the spectral_norm (torch.nn.utils.remo"),
+        (factories.small(10, 1).to("meta"), "has no values (meta device) in 0.weight; load its weights first"),
+        (factories.small(10, 1).half(), "its weights are float16, so convert it by .float() (RuntimeError: "),
+        (factories.small(10, 1).bfloat16(), "its weights are bfloat16, so convert it by .float() (RuntimeError: "),
+        (factories.small(10, 1).double(), "its weights are float64, so convert it by .float() (RuntimeError: "),
         (torch.zeros(1), "is a Tensor instead of a torch.nn.Module"),
     ],
 )
@@ -239,6 +258,29 @@ def test_a_module_is_refused_as_a_file_or_factory_would_be(tmp_path: Path, modul
         distill(settings(), tmp_path / "run", teacher=teacher, student=module)
     assert sentence in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("student", "sentence"),
+    [
+        (factories.small(4, 3).requires_grad_(False), "has no trainable parameters; call requires_grad_(True) on"),
+        (nn.DataParallel(factories.small(4, 3)), "is a DataParallel, which cannot be trained; pass its .module"),
+    ],
+)
+def test_what_may_be_a_teacher_but_no_student_is_refused(tmp_path: Path, student: nn.Module, sentence: str):
+    with pytest.raises(InputError) as caught:
+        distill(settings(), tmp_path / "run", teacher=model(student), student=student)
+    assert sentence in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_partly_frozen_student_trains_the_rest(tmp_path: Path):
+    student = classifier(2)
+    student.get_submodule("0").requires_grad_(False)
+    distill(settings(epochs=1), tmp_path / "run", teacher=model(classifier(1)), student=student)
+    trained, before = load_file(tmp_path / "run" / "student.safetensors"), student.state_dict()
+    names = {name for name, _ in student.named_parameters()}
+    assert {name for name in names if torch.equal(trained[name], before[name])} == {"0.weight", "0.bias"}
 
 
 def test_the_interface_of_a_module_is_checked(teacher: nn.Module):

@@ -1,0 +1,89 @@
+"""A teacher whose logits are not finite on some images is named, and never ends a run in an unexpected error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gapssg import (
+    DistillResult,
+    DistillSettings,
+    EvaluateSettings,
+    QualitySettings,
+    distill,
+    estimate_quality,
+    evaluate,
+)
+from gapssg.errors import RunError
+from gapssg.models import create_model
+from gapssg.models.model_file import save_model
+from tests.conftest import make_card
+from tests.models.factories import NotFinite
+from tests.run_fixtures import TINY
+
+FACTORY = f"{NotFinite.__module__}:{NotFinite.__name__}"
+METHOD = {"name": "noise", "synthesis_batch_size": 16}
+NOISE = {"method": METHOD, "student": {"name": "wrn10_half"}}
+PADDED = {**NOISE, "crop_padding": 2, "crop_padding_mode": "zeros"}
+# Standard deviations after normalisation: of noise 0.72 to 0.82, of half of the probe images 0.25 to 0.6, of what a
+# generator makes first less than 0.13, of most digits more than 0.7.
+PROBES = {"low": 0.25, "high": 0.6}
+EVERYWHERE = {"low": 0.3, "high": 10.0}
+
+
+def write_teacher(folder: Path, **arguments: float) -> Path:
+    path = folder / "teacher.safetensors"
+    card = make_card(architecture=FACTORY, arguments=arguments)
+    module = create_model(FACTORY, num_classes=10, input_shape=(1, 16, 16), arguments=arguments, weights_follow=True)
+    save_model(path, module, card)
+    return path
+
+
+def settings(teacher: Path, **changes: Any) -> DistillSettings:
+    given = {**TINY, "teacher": teacher, "model_factories": [FACTORY], "max_rollbacks": 0, **changes}
+    return DistillSettings.model_validate(given)
+
+
+def test_on_probe_images_the_run_fails_with_a_result_and_an_estimate_with_one_sentence(tmp_path: Path):
+    teacher = write_teacher(tmp_path, **PROBES)
+    sentence = "the teacher's logits on probe images are not finite"
+    result = distill(settings(teacher, **NOISE), tmp_path / "run")
+    assert result.quality is None
+    assert result.failures[-1].startswith(sentence)
+    assert DistillResult.load(tmp_path / "run").failures == result.failures
+    with pytest.raises(RunError, match=sentence):
+        estimate_quality(QualitySettings(student=tmp_path / "run", model_factories=(FACTORY,)))
+    with pytest.raises(RunError, match=sentence):
+        distill(settings(teacher, **NOISE, until_settled=True, epochs=10), tmp_path / "settled")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes"),
+    [
+        ({"low": 0.6, "high": 0.9}, NOISE),
+        ({"low": 0.0, "high": 0.0, "rows": 1}, PADDED),
+        ({"low": 0.0, "high": 0.0, "rows": 1}, {**PADDED, "method": {**METHOD, "labelled_views": 2}}),
+        ({"low": 0.0, "high": 0.08}, {}),
+        ({"low": 0.0, "high": 0.08}, {"method": {"name": "zskt", "rounds": 1, "generator_width": 8}}),
+    ],
+    ids=["images", "views", "labelled views", "synthesis", "generator"],
+)
+def test_on_images_of_the_run_the_teacher_is_blamed_instead_of_the_learning_rate(
+    tmp_path: Path, arguments: dict[str, float], changes: dict[str, Any]
+):
+    teacher = write_teacher(tmp_path, **arguments)
+    with pytest.raises(RunError, match=r"^the teacher's logits on the images of epoch 1 are not finite; try"):
+        distill(settings(teacher, **changes), tmp_path / "run")
+
+
+@pytest.mark.parametrize("role", ["models", "teacher"])
+def test_on_real_images_the_evaluation_names_the_model_and_the_image(tmp_path: Path, teacher_file: Path, role: str):
+    broken = write_teacher(tmp_path, **EVERYWHERE)
+    files: dict[str, Any] = {"models": [teacher_file], **({"teacher": broken} if role == "teacher" else {})}
+    if role == "models":
+        files["models"].append(broken)
+    given = {**files, "data": {"name": "digits", "images": 20}, "model_factories": [FACTORY]}
+    with pytest.raises(RunError, match=rf"^the logits of {broken} for image 1 of the data are not finite; try"):
+        evaluate(EvaluateSettings.model_validate({**given, "runtime": TINY["runtime"]}))
