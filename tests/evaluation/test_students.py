@@ -63,7 +63,11 @@ def test_time_is_bounded(teacher: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(students, "measure_latency", fake_latency)
     result = propose(teacher, seconds=1e-6)
     assert (result.students, result.timing.is_complete) == ((), False)
-    assert {"wrn10_half", "wrn16_1", "torchvision:shufflenet_v2_x0_5"} <= set(result.timing.unmeasured)
+    assert {"wrn10_half", "wrn16_1", "torchvision:shufflenet_v2_x0_5"} <= set(result.timing.unsized)
+    assert result.timing.unmeasured == ()
+    shown = " ".join(gapssg("models", "--for", teacher, "--set", "seconds=0.000001").stdout.split())
+    assert f"no time to build {len(result.timing.unsized)} candidates" in shown
+    assert "of unknown size; --set" in shown and "there is none" not in shown
 
 
 def test_the_bound_is_of_the_whole_command_and_what_was_not_measured_is_named(

@@ -6,6 +6,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -24,15 +25,29 @@ from gapssg import ExportSettings, InputError, export_model, load_model
 from gapssg.core.runtime import Runtime
 from gapssg.data import load_split
 from gapssg.export import quantize
+from gapssg.export.export import _Exporter
 from gapssg.export.formats import Files, Subject, load_format
 from gapssg.export.formats.onnx import OnnxQuantizer
 from gapssg.export.verify import Examiner, compare, tolerance_of
 from gapssg.models import create_model, mobilenet
+from gapssg.models.description import Signature
 from gapssg.models.model_file import LoadedModel, save_model
+from gapssg.runs.directory import SilentDisplay
+from gapssg.runs.events import Event, Warned
 from gapssg.runs.requests import Stopped
-from gapssg.runs.results import RESULT, ExportMetadata, ExportResult, Int8Metadata
+from gapssg.runs.results import (
+    RESULT,
+    BothPrecisions,
+    Comparison,
+    ExportMetadata,
+    ExportResult,
+    Int8Metadata,
+    Int8Verification,
+    Verification,
+)
 from gapssg.synthesis.shards import PoolOrigin, read_shard, write_shard
 from tests.conftest import make_card, write_teacher
+from tests.models.factories import Answering
 from tests.program import gapssg, refusal
 from tests.results import make_distill_result
 
@@ -234,11 +249,11 @@ def poison(monkeypatch: pytest.MonkeyPatch, to: str, change: Callable[[nn.Module
 
 
 def shift_a_weight(module: nn.Module) -> None:
-    module.get_parameter("stem.weight")[0] += 0.01
+    module.get_parameter("module.stem.weight")[0] += 0.01
 
 
 def make_a_weight_nan(module: nn.Module) -> None:
-    module.get_parameter("classifier.bias")[3] = torch.nan
+    module.get_parameter("module.classifier.bias")[3] = torch.nan
 
 
 def round_to_half_precision(module: nn.Module) -> None:
@@ -305,6 +320,113 @@ def test_a_model_whose_code_needs_float32_has_a_fixed_tolerance(tmp_path: Path):
     verification = export_model(settings, tmp_path / "model.pt").verification
     assert verification.tolerance == 1e-4
     assert verification.random.relative_difference < 1e-6
+
+
+ANSWERING = "tests.models.factories:Answering"
+
+
+def export_answering(
+    folder: Path, kind: str, signature: Signature, to: str, bias: float = 0.0
+) -> tuple[Verification, list[str]]:
+    """Export a classifier that answers in this way; return the verification and the warnings."""
+    two = signature.outputs in ("logit", "sigmoid")
+    classes = {"num_classes": 2, "class_names": ("a", "b")} if two else {}
+    card = make_card(architecture=ANSWERING, arguments={"kind": kind}, **classes, **asdict(signature))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        module = Answering(card.num_classes, 1, kind).eval()
+    module.head.bias.data += bias
+    save_model(folder / "model.safetensors", module, card)
+    settings = ExportSettings(model=folder / "model.safetensors", to=to, model_factories=[ANSWERING])
+    display = RecordingDisplay()
+    verification = export_model(settings, folder / "exported", display=display).verification
+    return verification, display.warnings
+
+
+class RecordingDisplay(SilentDisplay):
+    """Keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def event(self, event: Event) -> None:
+        if isinstance(event, Warned):
+            self.warnings.append(event.message)
+
+
+SIGNATURES = {
+    "logit (N, 1)": Signature("logit"),
+    "sigmoid (N,)": Signature("sigmoid"),
+    "sigmoids": Signature("sigmoids"),
+    "softmax in a tuple": Signature("probabilities", "0"),
+    "log_softmax": Signature("log-probabilities"),
+    "dict": Signature("logits", "logits"),
+    "NHWC": Signature(input_layout="NHWC"),
+    "sigmoid in a dict, NHWC": Signature("sigmoid", "p", "NHWC"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "to"),
+    [
+        *((kind, "torch-export") for kind in SIGNATURES),
+        ("sigmoid in a dict, NHWC", "torchscript"),
+        pytest.param("sigmoid in a dict, NHWC", "onnx", marks=pytest.mark.slow),
+    ],
+)
+def test_models_of_every_signature_are_exported_with_images_and_logits(tmp_path: Path, kind: str, to: str):
+    verification, warnings = export_answering(tmp_path, kind, SIGNATURES[kind], to)
+    assert verification.random.relative_difference <= verification.tolerance < 1e-3
+    assert verification.random.saturated < verification.random.images
+    assert warnings == []
+
+
+@pytest.mark.parametrize("bias", [14.0, 40.0])
+def test_a_model_whose_sigmoids_are_all_saturated_is_exported_with_a_warning(tmp_path: Path, bias: float):
+    signature = Signature("sigmoid")
+    verification, (warning,) = export_answering(tmp_path, "sigmoid (N,)", signature, "torchscript", bias)
+    assert verification.random.saturated == verification.random.images == 64
+    assert verification.tolerance < 1e-4
+    assert warning.startswith("the logits could not be verified: all probabilities of 64 images are below 1 % or above")
+
+
+def test_a_coarse_tolerance_gives_a_warning(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("gapssg.export.export.rounding_tolerance", lambda *_: 0.25)
+    _, (warning,) = export_answering(tmp_path, "logit (N, 1)", Signature("logit"), "torchscript")
+    assert "hardly verified" in warning and "25.0 % of the largest logit" in warning
+
+
+def test_logits_beyond_a_limit_are_equal_only_if_they_are_on_the_same_side():
+    logits = torch.tensor([[-3.0, 3.0], [-0.5, 0.5], [-2.0, 2.0]])
+    rounded = torch.tensor([[-5.0, 5.0], [-0.5, 0.75], [-9.0, 9.0]])
+    found = compare(logits, rounded, 2.0)
+    assert (found.largest_difference, found.relative_difference, found.saturated) == (0.25, 0.125, 2)
+    assert compare(logits, -logits, 2.0).largest_difference == 4.0
+    assert compare(logits, rounded).largest_difference == 7.0
+
+
+@pytest.mark.parametrize(("test", "is_warned_of"), [(4.1, True), (3.9, False), (None, False)])
+def test_int8_that_changes_logits_far_more_on_real_images_than_on_the_pool_gives_a_warning(
+    test: float | None, is_warned_of: bool
+):
+    def changed_by(difference: float) -> Comparison:
+        return Comparison(images=9, largest_difference=difference, relative_difference=0.1, agreement=1.0)
+
+    on_test = None if test is None else changed_by(test)
+    int8 = Int8Verification(
+        calibration_images=9,
+        min_agreement=0.9,
+        float_layers=(),
+        pool=changed_by(1.0),
+        test=on_test,
+        top1=None,
+        bytes=BothPrecisions(float32=2, int8=1),
+    )
+    display = RecordingDisplay()
+    _Exporter(None, load_format("onnx"), Path(), None, None, display)._warn_of_loss(int8)
+    assert [each.split(";")[0] for each in display.warnings] == is_warned_of * [
+        "int8 changes logits of the test images by up to 4.1, but of the pool by at most 1"
+    ]
 
 
 def test_logits_that_are_not_finite_disagree_whatever_the_tolerance(model_file: Path, tmp_path: Path, monkeypatch):

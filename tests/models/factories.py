@@ -272,6 +272,7 @@ class Answering(nn.Module):
             "sigmoid (N, 1)": lambda: logits.sigmoid(),
             "sigmoid (N,)": lambda: logits.sigmoid().squeeze(1),
             "sigmoids": lambda: logits.sigmoid(),
+            "log_softmax": lambda: logits.log_softmax(1),
             "sigmoid in a dict, NHWC": lambda: {"features": images, "p": logits.sigmoid()},
             "softmax in a tuple": lambda: (logits.softmax(1), images),
             "list": lambda: [images, logits],

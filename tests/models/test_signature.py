@@ -7,9 +7,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx, nn
 
 from gapssg.models.description import PLAIN, ModelCard, Outputs, Signature
+from gapssg.models.graphs.module import _Graph
 from gapssg.models.signature import adapt, signature_of, to_logits
 from tests.conftest import make_card
 from tests.models.factories import Answering
@@ -101,6 +102,16 @@ def test_an_adapted_module_keeps_its_state_dict_and_copies_know_their_signature(
     adapt(module, PLAIN)
     assert signature_of(module) == PLAIN
     assert set(module(images.permute(0, 2, 3, 1))) == {"features", "p"}
+
+
+def test_a_copy_of_an_imported_graph_keeps_its_signature():
+    traced = fx.symbolic_trace(nn.Sequential(nn.Flatten(), nn.Linear(48, 1), nn.Sigmoid()))
+    graph = _Graph(traced, traced.graph)
+    adapt(graph, Signature("sigmoid", None, "NHWC"))
+    copied = copy.deepcopy(nn.Sequential(graph))[0]
+    images = torch.rand(2, 3, 4, 4)
+    assert signature_of(copied) == Signature("sigmoid", None, "NHWC")
+    assert torch.equal(copied(images), graph(images))
 
 
 @pytest.mark.slow
