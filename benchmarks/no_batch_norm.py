@@ -3,10 +3,11 @@
     python -m benchmarks.no_batch_norm --cifar10 FOLDER                  every teacher and method, 3 seeds
     python -m benchmarks.no_batch_norm --teachers plain --methods zskt --seeds 1
 
-Teachers: a small vision transformer, a ConvNeXt, a plain convolutional network, and a ResNet-18 whose batch norms are
-folded into its convolutions; and a ConvNeXt of CIFAR-10 (JPEG). The student is a WRN-16-1. A method runs for as many
-epochs as the budget of TFLOP allows, by the FLOPs that gapssg computes before a run; `cpu_seconds` are of all threads
-and depend little on the load of the machine. The reported result is the top-1 on the test images after the last epoch.
+Teachers: a small vision transformer (also of ten letters), a ConvNeXt, a plain convolutional network, and a ResNet-18
+whose batch norms are folded into its convolutions; and a ConvNeXt of CIFAR-10 (JPEG). The student is a WRN-16-1. A
+method runs for as many epochs as the budget of TFLOP allows, by the FLOPs that gapssg computes before a run;
+`cpu_seconds` are of all threads and depend little on the load of the machine. The reported result is the top-1 on the
+test images after the last epoch.
 Existing cells are reused, so an interruption costs at most one cell; all cells are merged into the output.
 """
 
@@ -19,12 +20,15 @@ import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
+
+from PIL import Image
 
 from benchmarks.homemade import fold
 from benchmarks.machine import describe_machine, print_table
 from benchmarks.results_page import RESULTS
-from benchmarks.strangers_pairs import Training, train
+from benchmarks.strangers_data import Split, letters
+from benchmarks.strangers_pairs import ALPHABET, Training, train
 from gapssg import DistillSettings, distill
 from gapssg.core.augment import Augmentation, Normalization
 from gapssg.core.runtime import Runtime
@@ -55,7 +59,7 @@ class Teacher:
         tflop: Budget of a student, about two to three minutes on two idle cores.
         arguments: Of the architecture.
         folded: The architecture of its file, if its batch norms are folded into the convolutions.
-        cifar10: Whether it is trained on CIFAR-10 (RGB) rather than on the digits (grey).
+        data: The images that it is trained on: `digits` and `letters` are grey, `cifar10` is RGB.
         fewest: The top-1 that it must reach.
     """
 
@@ -64,13 +68,13 @@ class Teacher:
     tflop: float
     arguments: dict[str, Any] = field(default_factory=dict)
     folded: str | None = None
-    cifar10: bool = False
+    data: Literal["digits", "letters", "cifar10"] = "digits"
     fewest: float = 0.98
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width."""
-        return (3 if self.cifar10 else 1), SIZE, SIZE
+        return (3 if self.data == "cifar10" else 1), SIZE, SIZE
 
 
 VISION_TRANSFORMER = {"img_size": SIZE, "patch_size": 4, "depth": 4, "embed_dim": 96, "num_heads": 3}
@@ -84,8 +88,16 @@ TEACHERS = {
         Training("adamw", 2e-3, 24, batch_size=256),
         250,
         {"patch_size": 2},
-        cifar10=True,
+        data="cifar10",
         fewest=0.75,
+    ),
+    "letters-vit": Teacher(
+        "timm:vit_tiny_patch16_224",
+        Training("adamw", 1e-3, 40),
+        30,
+        VISION_TRANSFORMER,
+        data="letters",
+        fewest=0.9,
     ),
 }
 _ALTERNATING = {"batch_size": 64, "method.synthesis_batch_size": 64, "method.rounds": 20}
@@ -114,7 +126,9 @@ def main() -> None:
     arguments.directory.mkdir(parents=True, exist_ok=True)
     for name in arguments.teachers:
         data = {"name": "digits", "image_size": SIZE}
-        if TEACHERS[name].cifar10:
+        if TEACHERS[name].data == "letters":
+            data = {"name": f"folder:{write_letters(arguments.directory / 'letters')}"}
+        elif TEACHERS[name].data == "cifar10":
             if arguments.cifar10 is None:
                 continue
             data = {"name": f"folder:{arguments.cifar10}"}
@@ -129,6 +143,19 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(cells)
     print_summary(cells)
+
+
+def write_letters(folder: Path) -> Path:
+    """Write ten letters in many fonts as a folder of images, unless that is done, and return it."""
+    for split in get_args(Split):
+        if not (folder / split).exists():
+            images = letters(SIZE, ALPHABET[:10]).make(split, None)
+            for number, (image, label) in enumerate(zip(images.images, images.labels.tolist(), strict=True)):
+                file = folder / f"{split}-new" / images.class_names[label] / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image[0].numpy()).save(file)
+            (folder / f"{split}-new").rename(folder / split)
+    return folder
 
 
 def parsed(settings: list[str]) -> dict[str, Any]:
@@ -186,7 +213,7 @@ def train_teacher(directory: Path, name: str, data: DataSettings) -> Path:
         )
     )
     normalization = Normalization.from_statistics(mean, deviation, runtime.device)
-    train(module, images, teacher.training, normalization, Augmentation(SIZE // 8, teacher.cifar10), seed=1)
+    train(module, images, teacher.training, normalization, Augmentation(SIZE // 8, teacher.data == "cifar10"), seed=1)
     top1 = score_on(test, module, normalization, runtime).top1
     if top1 < teacher.fewest:
         raise SystemExit(f"the teacher {name} reaches only {top1:.2%}")
@@ -198,7 +225,7 @@ def train_teacher(directory: Path, name: str, data: DataSettings) -> Path:
         mean=mean,
         deviation=deviation,
         crop_padding=SIZE // 8,
-        flip=teacher.cifar10,
+        flip=teacher.data == "cifar10",
         class_names=images.class_names,
         provenance=Provenance(command="benchmark", seed=1),
     )

@@ -1,8 +1,10 @@
 // Prints the class of an image and its probability, by onnxruntime, for a model that was exported with
 // --fold-normalization.
 //
-// The image is a binary PGM (one channel) or PPM (three channels) of the model's size, as ImageMagick writes it:
-//   convert image.png -resize 32x32! image.ppm
+// The image is a binary PGM (one channel) or PPM (three channels) of the model's size, as ImageMagick writes it, which
+// scales the image to cover that size, bilinearly, and crops the centre:
+//   convert image.png -filter triangle -resize 32x32^ -gravity center -extent 32x32 image.ppm
+// This program does not resize; if "resize" and "interpolation" in the metadata say something else, it says so.
 //
 // With onnxruntime from Debian 13 (apt-get install libonnxruntime-dev):
 //   g++ -std=c++17 classify.cpp $(pkg-config --cflags --libs libonnxruntime) -o classify
@@ -60,6 +62,8 @@ int main(int count, char** arguments) try {
     const auto about = session.GetModelMetadata().LookupCustomMetadataMapAllocated("gapssg", allocator);
     if (!about || !std::strstr(about.get(), "\"normalization_folded\":true"))
         throw std::runtime_error("export the model with --fold-normalization");
+    if (!std::strstr(about.get(), "\"resize\":\"crop\"") || !std::strstr(about.get(), "\"interpolation\":\"bilinear\""))
+        std::cerr << "this program does not resize: do it as \"resize\" and \"interpolation\" in the metadata say\n";
     const std::vector<int64_t> shape{1, image.channels, image.height, image.width};
     Ort::Value input = Ort::Value::CreateTensor<float>(
         Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault), image.pixels.data(), image.pixels.size(),

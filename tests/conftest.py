@@ -33,9 +33,9 @@ def runtime() -> Runtime:
 
 
 def make_card(**changes: Any) -> ModelCard:
-    """Describe a wrn16_1 for 1x16x16 images of 10 classes, with changes."""
+    """Describe a wrn10_half for 1x16x16 images of 10 classes, with changes."""
     values: dict[str, Any] = {
-        "architecture": "wrn16_1",
+        "architecture": "wrn10_half",
         "num_classes": 10,
         "input_shape": (1, 16, 16),
         "mean": (0.3,),
@@ -54,7 +54,7 @@ def teacher_file(tmp_path: Path) -> Path:
     return write_teacher(tmp_path / "teacher.safetensors")
 
 
-def write_teacher(path: Path, architecture: str = "wrn16_1") -> Path:
+def write_teacher(path: Path, architecture: str = "wrn10_half") -> Path:
     """Write a teacher with random weights whose batch-norm statistics are not those of an untouched layer."""
     path.write_bytes(_teacher(architecture))
     return path

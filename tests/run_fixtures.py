@@ -15,7 +15,7 @@ from gapssg.training.distillation import Distillation
 TINY: dict[str, Any] = {
     "epochs": 2,
     "batch_size": 8,
-    "student": {"name": "wrn16_1"},
+    "student": {"name": "wrn10_half"},
     "method": {
         "name": "gapssg",
         "synthesis_batch_size": 16,
@@ -26,9 +26,6 @@ TINY: dict[str, Any] = {
     "optimizer": {"learning_rate": 0.2, "weight_decay": 1e-4, "nesterov": False, "schedule": "cosine"},
     "runtime": {"device": "cpu", "precision": "fp32"},
 }
-
-SMALL: dict[str, Any] = {**TINY, "student": {"name": "wrn16_half"}}
-"""The same with a network of a quarter of the operations, for tests of many runs."""
 
 
 def settings(teacher: Path, **changes: Any) -> DistillSettings:

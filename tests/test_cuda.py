@@ -73,8 +73,8 @@ def test_captured_steps_equal_the_eager_ones(teacher_file: Path, on_gpu: Runtime
 def test_a_distillation_step_equals_that_of_the_processor(teacher_file: Path, precision, within):
     runtime = Runtime(torch.device("cuda"), precision, compiled=False, seed=0)
     processor = Runtime(torch.device("cpu"), "fp32", compiled=False, seed=0)
-    reference = make_distillation(teacher_file, "wrn16_1", processor)
-    distillation = make_distillation(teacher_file, "wrn16_1", runtime)
+    reference = make_distillation(teacher_file, "wrn10_half", processor)
+    distillation = make_distillation(teacher_file, "wrn10_half", runtime)
     distillation.student.load_state_dict(copy.deepcopy(reference.student.state_dict()))
     _, expected, images, shifts = distil_once(reference)
     distillation.student.train()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import csv
+import importlib
 import re
 import statistics
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -62,6 +66,27 @@ def test_the_quickstart_of_the_front_page_is_that_of_the_results():
     clock, processor = float(rows[0]["total_seconds"]), float(rows[0]["cpu_seconds"] or "inf")
     after = f"{clock:.0f} s" if clock <= processor else f"{processor:.0f} s of processor time"
     assert f"after {after} with {rows[0]['threads']} threads" in shown
+
+
+def test_the_python_of_the_front_page_defines_all_of_its_names():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^    from (?:.|\n    |\n\n    )*", readme, re.MULTILINE)
+    defined = set(dir(builtins))
+    for statement in ast.parse(textwrap.dedent(block)).body:
+        names = [node for node in ast.walk(statement) if isinstance(node, ast.Name)]
+        assert {each.id for each in names if isinstance(each.ctx, ast.Load)} <= defined
+        defined |= {each.id for each in names}
+        if isinstance(statement, ast.ImportFrom):
+            defined |= {each.name for each in statement.names}
+            assert all(hasattr(importlib.import_module(statement.module or ""), each.name) for each in statement.names)
+
+
+def test_the_manual_does_not_deny_the_gpu_of_the_front_page():
+    readme, manual = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/manual.md"))
+    assert "H100" in readme
+    limits = manual.partition("\n## Limits\n")[2]
+    assert "an NVIDIA H100" in limits
+    assert "every figure here is from processors" not in limits
 
 
 def test_the_front_page_is_short():

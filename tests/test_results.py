@@ -41,8 +41,11 @@ def test_a_result_is_read_back_as_written(tmp_path: Path, result: RunResult):
 
 
 def test_a_result_of_another_command_is_refused(tmp_path: Path):
-    with pytest.raises(InputError, match="command: Input should be 'distill'"):
-        DistillResult.load(written(make_pretrain_result(), tmp_path))
+    for result, other in ((make_pretrain_result(), DistillResult), (make_distill_result(), LandscapeResult)):
+        with pytest.raises(InputError) as refused:
+            other.load(written(result, tmp_path))
+        command = other.model_fields["command"].default
+        assert str(refused.value) == f"{tmp_path} is not a run of {command}; name one that is"
 
 
 def test_keys_of_newer_versions_are_ignored(tmp_path: Path):

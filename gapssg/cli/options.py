@@ -210,6 +210,11 @@ def image_size(option: str, text: str) -> int | list[int]:
     return sides[0] if len(sides) == 1 else sides
 
 
+def number_or_word(option: str, text: str) -> int | str:
+    """Return a text of digits as a number, and another text as it is."""
+    return int(text) if text.isdecimal() else text
+
+
 def _numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
     try:
         return [kind(part) for part in text.split(",")]

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _MOST_CLASSES_IN_A_TABLE = 20
 _MOST_MODELS_IN_COLUMNS = 4  # as many as fit beside each other in 80 columns
 _LONGEST_CLASS_NAME = 20
+_PADDING_OF_METHODS = "mirrored padding by gapssg-fast, zero padding by other methods (the file does not name one)"
 _COMPARISON = ["", "images", "largest difference", "of the largest", "same prediction"]
 
 
@@ -136,11 +137,12 @@ def print_import(console: Console, result: ImportResult, file: Path) -> None:
     """Print the imported teacher."""
     console.table(
         f"Teacher in {file}",
-        ["model", "parameters", "MACs", "classes", "images", "top-1"],
+        ["model", "parameters", "MACs", "classes", "images", "top-1", "balanced"],
         [
             [
                 *(result.architecture, f"{result.parameters:,}", f"{result.macs / 1e6:.1f} M"),
-                *(str(result.num_classes), _shape(result.input_shape), percent(result.top1)),
+                *(str(result.num_classes), _shape(result.input_shape)),
+                *(percent(result.top1), percent(result.balanced_accuracy)),
             ]
         ],
     )
@@ -211,13 +213,17 @@ def print_proposals(console: Console, result: ProposeResult) -> None:
         ],
     )
     console.note(_how_measured(result, result.timing.threads))
-    if missing := result.timing.unmeasured:
-        what = f"{len(missing)} candidate{'s' if len(missing) > 1 else ''} ({listed(missing)})"
-        console.note(f"there was no time to measure {what}; --set seconds=300 measures for five minutes")
+    for missing, what in (
+        (result.timing.unmeasured, "to measure {}"),
+        (result.timing.unsized, "to build {}, of unknown size"),
+    ):
+        if missing:
+            candidates = f"{len(missing)} candidate{'s' if len(missing) > 1 else ''} ({listed(missing)})"
+            console.note(f"there was no time {what.format(candidates)}; --set seconds=300 measures for five minutes")
     if result.students:
         words = ["gapssg", "distill", "--teacher", result.teacher.file, "--student", "NAME", "--output", "runs/student"]
         console.say(f"next: {shlex.join(words)}")
-    else:
+    elif result.timing.is_complete:
         console.say("there is none; allow a higher latency, or shorten a model of your own")
 
 
@@ -331,9 +337,10 @@ def print_inspection(console: Console, result: InspectResult) -> None:
             ["class names", ", ".join(card.class_names)],
             ["mean", ", ".join(f"{each:.4g}" for each in card.mean)],
             ["standard deviation", ", ".join(f"{each:.4g}" for each in card.deviation)],
+            ["real images are", card.resizing],
             *([["architecture takes", "images (N, H, W, C)"]] if card.input_layout == "NHWC" else []),
             ["architecture returns", card.outputs + (f" in {card.output_part}" if card.output_part else "")],
-            ["random crops", f"padding {card.crop_padding} ({card.crop_padding_mode or 'mode not known'})"],
+            ["random crops", _crops(card.crop_padding, card.crop_padding_mode)],
             ["random flips", "yes" if card.flip else "no"],
             *([f"made by: {key}", value] for key, value in made_by.items()),
             *([f"version of {key}", str(value)] for key, value in card.provenance.versions.items()),
@@ -345,6 +352,14 @@ def print_inspection(console: Console, result: InspectResult) -> None:
         ["method", "runs"],
         [[name, "yes" if lacks is None else f"no: it needs {lacks}"] for name, lacks in result.methods.items()],
     )
+
+
+def _crops(padding: int, mode: str | None) -> str:
+    """Return how `distill` pads the images of a teacher with this padding, for random crops."""
+    if not padding:
+        return "none"
+    kind = {"zeros": "zero padding", "reflect": "mirrored padding"}.get(mode or "", _PADDING_OF_METHODS)
+    return f"{padding} px of {kind}"
 
 
 def print_landscape(console: Console, result: LandscapeResult) -> None:

@@ -47,6 +47,6 @@ def report(
         result = write_report(settings, page, overwrite=overwrite, display=display)
     for run in result.runs:
         say = console.alarm if run.failures else console.note
-        say(f"{run.run}: {run.verdict}")
+        say("; ".join([f"{run.run}: {run.verdict.removesuffix('.')}", *run.failures[1:]]) + ".")
     console.say(f"written: {page}")
     console.result(result)

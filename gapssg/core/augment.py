@@ -37,8 +37,8 @@ class Augmentation:
     def describe(self) -> str:
         """Describe the augmentation in words."""
         unit = "pixel" if self.padding == 1 else "pixels"
-        kind = "mirrored padding" if self.padding_mode == "reflect" else "padding"
-        crops = f"crops with {self.padding} {unit} of {kind}" if self.padding else "no crops"
+        kind = "mirrored" if self.padding_mode == "reflect" else "zero"
+        crops = f"crops with {self.padding} {unit} of {kind} padding" if self.padding else "no crops"
         return f"{crops}, {'random horizontal flips' if self.flip else 'no flips'}"
 
     def __call__(self, images: Tensor, shifts: Shifts) -> Tensor:

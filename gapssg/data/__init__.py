@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from gapssg.data.source import LoadOptions, Source
 from gapssg.errors import InputError, did_you_mean, shortened
 from gapssg.files import is_folder, user_path
+from gapssg.settings.parts import Interpolation, Resize
 
 if TYPE_CHECKING:
     from gapssg.data.image_set import ImageSet
@@ -63,6 +64,8 @@ def load_split(
     channels: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     note: Callable[[str], None] | None = None,
+    resize: Resize = "crop",
+    interpolation: Interpolation = "bilinear",
 ) -> ImageSet:
     """Read one split of a data source into memory.
 
@@ -76,13 +79,16 @@ def load_split(
             files are.
         progress: Called with (done, total) images while a folder is decoded.
         note: Called with a sentence that names the files of a folder that are not read, if there are any.
+        resize: How images of a folder are brought to the image size: `crop` scales until both sides are covered and
+            crops the centre, a number scales the shorter side to so many pixels first, `stretch` scales both sides.
+        interpolation: The filter with which they are resized.
 
     Raises:
         InputError: The name is unknown, or the images cannot be read.
     """
     check_data_name(name)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    options = LoadOptions(root, download, size, channels, progress, note)
+    options = LoadOptions(root, download, size, channels, progress, note, resize, interpolation)
     return _source(name).load(name, split, options)
 
 

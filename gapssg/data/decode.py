@@ -37,6 +37,7 @@ _MOST_PIXELS_OF_JPEG = 2**28  # decoded at an eighth of its sides
 _MANY_PIXELS_OF_JPEG = 2**25
 _SHARPNESS = 2  # a reduced JPEG is decoded at least this much larger than needed
 _MANY_PIXELS = 2**21
+_MOST_PIXELS_SCALED = 2**25  # before a crop, in each thread
 _LARGEST_FILE = 2**28  # bytes; some decoders read the whole file
 _LARGEST_RESULT = 2**34  # bytes; ImageNet at 64x64 pixels
 _ONE_AT_A_TIME = Lock()
@@ -56,9 +57,8 @@ def decode_images(files: Sequence[Path], options: LoadOptions) -> Pixels:
 
     Unless the options say, images are grey if all of them are, else RGB, or have the channels of their arrays (.npy,
     with the channels last) or grey TIFF pages. Alpha is dropped, 16-bit grey is scaled to 8 bits, floating-point grey
-    must lie in [0, 1], and EXIF orientation is applied. With an image size, images are scaled to cover it and
-    centre-cropped; without one, all must have the same size. Raises `InputError` if an image cannot be used; the
-    message names it.
+    must lie in [0, 1], and EXIF orientation is applied. With an image size, images are resized as the options say;
+    without one, all must have the same size. Raises `InputError` if an image cannot be used; the message names it.
     """
     with closing(_decode_all(files, options)) as decoded:
         return _collect(decoded, files, options)
@@ -170,7 +170,8 @@ def _decode(file: Path, formats: tuple[str, ...], options: LoadOptions) -> Pixel
             is_large = opened.width * opened.height > _MANY_PIXELS
             if options.image_size is not None and opened.width * opened.height > _MANY_PIXELS_OF_JPEG:
                 height, width = options.image_size
-                opened.draft(None, (_SHARPNESS * width, _SHARPNESS * height))
+                least = (options.resize,) * 2 if isinstance(options.resize, int) else (width, height)
+                opened.draft(None, (_SHARPNESS * least[0], _SHARPNESS * least[1]))
             if opened.width * opened.height > _MOST_PIXELS:
                 raise Image.DecompressionBombError
             with _ONE_AT_A_TIME if is_large else nullcontext():
@@ -178,7 +179,10 @@ def _decode(file: Path, formats: tuple[str, ...], options: LoadOptions) -> Pixel
     except GapssgError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        bounds = f"{_MOST_PIXELS:,}, or {_MOST_PIXELS_OF_JPEG:,} in a baseline JPEG with --image-size"
+        bounds = (
+            f"{_MOST_PIXELS:,}, or {_MOST_PIXELS_OF_JPEG:,} in a baseline JPEG with --image-size; "
+            f"{_MOST_PIXELS_SCALED:,} once its shorter side is resized"
+        )
         raise InputError(f"{file} has more pixels than are read ({bounds}): scale it down or remove it") from error
     except UnidentifiedImageError as error:
         raise InputError(f"{file} is not a readable image: remove or replace it") from error
@@ -208,6 +212,22 @@ def _resized(images: list[Image.Image], options: LoadOptions) -> Pixels:
         images = [image.convert("L") for image in images]
     if options.image_size is not None:
         height, width = options.image_size
-        images = [ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR) for image in images]
+        images = [_resize(image, (width, height), options) for image in images]
     arrays = [numpy.asarray(image) for image in images]
     return arrays[0] if len(arrays) == 1 else numpy.stack(arrays, axis=-1)
+
+
+def _resize(image: Image.Image, size: tuple[int, int], options: LoadOptions) -> Image.Image:
+    """Bring an image to a width and a height."""
+    interpolation = Image.Resampling[options.interpolation.upper()]
+    if options.resize == "crop":
+        return ImageOps.fit(image, size, interpolation)
+    if options.resize == "stretch":
+        return image.resize(size, interpolation)
+    # As torchvision's Resize and CenterCrop, to the last bit.
+    shorter = min(image.size)
+    width, height = (int(options.resize * side / shorter) for side in image.size)
+    if width * height > _MOST_PIXELS_SCALED:
+        raise Image.DecompressionBombError
+    left, top = round((width - size[0]) / 2), round((height - size[1]) / 2)
+    return image.resize((width, height), interpolation).crop((left, top, left + size[0], top + size[1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +62,14 @@ class ImageSet:
     def to(self, device: torch.device | str) -> ImageSet:
         """Return the images and labels on a device."""
         return ImageSet(self.images.to(device), self.labels.to(device), self.class_names)
+
+    def in_class_order(self, class_names: Sequence[str]) -> ImageSet:
+        """Return the images with the same classes in another order; raise `ValueError` if the classes differ."""
+        places = {name: number for number, name in enumerate(class_names)}
+        if len(class_names) != self.num_classes or places.keys() != set(self.class_names):
+            raise ValueError("the classes differ, or two have the same name")
+        order = torch.tensor([places[name] for name in self.class_names], device=self.labels.device)
+        return ImageSet(self.images, order[self.labels], tuple(class_names))
 
     def subsample(self, count: int) -> ImageSet:
         """Return at most `count` images at equal distances, so that sorted classes are all represented."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from gapssg.settings.parts import Interpolation, Resize
+
 if TYPE_CHECKING:
     from gapssg.data.image_set import ImageSet
 
@@ -21,6 +23,8 @@ class LoadOptions:
     channels: int | None = None
     progress: Callable[[int, int], None] | None = None
     note: Callable[[str], None] | None = None
+    resize: Resize = "crop"
+    interpolation: Interpolation = "bilinear"
 
 
 class Source(Protocol):

@@ -27,7 +27,7 @@ from gapssg.evaluation.metrics import (
     score_answers,
 )
 from gapssg.evaluation.predict import batch_size_for, naming_a_smaller_batch, predict
-from gapssg.evaluation.real_images import check_same_images, read_test_images
+from gapssg.evaluation.real_images import check_same_images, read_test_images, warn_of_resizing
 from gapssg.evaluation.settings import EvaluateSettings
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts, versions
@@ -65,6 +65,7 @@ def evaluate(
         images = read_test_images(settings.data, models[0], display)
         for other in [*models[1:], *([teacher] if teacher is not None else [])]:
             check_same_images(models[0], other)
+            warn_of_resizing(settings.data, models[0], other, display)
         images = images.to(runtime.device)
         evaluations = [_Evaluation(model, runtime) for model in models]
         reference = None if teacher is None else _Evaluation(teacher, runtime)

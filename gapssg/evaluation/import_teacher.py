@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -12,38 +11,31 @@ from types import MappingProxyType
 import torchvision
 from torch import nn
 
-from gapssg.core.augment import Normalization, choose_crop_padding
+from gapssg.core.augment import choose_crop_padding
 from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import ImageSet
 from gapssg.errors import InputError, shortened
+from gapssg.evaluation.import_doubts import wrong_answers, wrong_description
 from gapssg.evaluation.import_graph import build_imported_graph, compare_on_images, read_graph
-from gapssg.evaluation.metrics import top_k_accuracy
-from gapssg.evaluation.predict import predict, score_on
+from gapssg.evaluation.predict import score_on
 from gapssg.evaluation.real_images import read_test_images
 from gapssg.evaluation.settings import DEFAULT_WEIGHTS, DescriptionSettings, ImportSettings, check_teacher_file
 from gapssg.files import make_folder, user_path
-from gapssg.intervals import Z_95
 from gapssg.models import MODELS, create_model
 from gapssg.models.checkpoint_file import read_checkpoint_weights
 from gapssg.models.create import check_task
-from gapssg.models.description import ModelCard, Provenance
+from gapssg.models.description import ModelCard, Provenance, covers
 from gapssg.models.foreign import check_classifier
 from gapssg.models.graphs.description import graph_name
 from gapssg.models.graphs.file import GraphFile
 from gapssg.models.libraries import Pretrained, pretrained_weights
-from gapssg.models.model_file import LoadedModel, load_foreign_weights, staged_model
+from gapssg.models.model_file import LoadedModel, Renaming, load_foreign_weights, staged_model
 from gapssg.models.names import MOST_CLASSES
 from gapssg.models.recognition import Known, recognise
 from gapssg.models.reference import Arguments, is_factory, library_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts, versions
 from gapssg.runs.events import Note, Warned
-from gapssg.runs.results import ImportResult, Scores
-from gapssg.text import percent
-
-# Pixels in [0, 1], in [-1, 1] and in [0, 255].
-_USUAL = ((0.0, 1.0), (0.5, 0.5), (0.0, 1 / 255))
-_MOST_COMPARED = 500
-_CLEARLY_BETTER = 0.05
+from gapssg.runs.results import ImportResult, Scores, WeightNames
 
 
 def import_teacher(
@@ -76,8 +68,7 @@ def import_teacher(
     graph = read_graph(settings)
     card = _describe(settings, pretrained, graph)
     module = _create(card, runtime) if graph is None else build_imported_graph(graph, card, display)
-    if graph is None:
-        _fill(module, card.architecture, settings, pretrained, display)
+    weights = _fill(module, card.architecture, settings, pretrained, display) if graph is None else None
     images = read_test_images(settings.data, LoadedModel(module, card, "", output), display) if settings.data else None
     if graph is not None and images is not None:
         compare_on_images(graph, module, card, images)
@@ -96,6 +87,7 @@ def import_teacher(
         **dict(written.profile),
         **(dict(scores) if scores else dict.fromkeys(Scores.model_fields)),
         data=settings.data.name if settings.data else None,
+        weights=weights,
         **dict(run_facts(runtime, settings)),
     )
 
@@ -126,12 +118,13 @@ def _pretrained(settings: ImportSettings) -> Pretrained:
     library = library_model(settings.model.name)
     if library is None:
         raise InputError(f"only torchvision and timm have default weights, not {settings.model.name}; pass a FILE")
-    return pretrained_weights(*library, settings.input_shape[0], **settings.model.arguments)
+    return pretrained_weights(*library, settings.input_shape, **settings.model.arguments)
 
 
 def _fill(
     module: nn.Module, name: str, settings: ImportSettings, pretrained: Pretrained | None, display: Display
-) -> None:
+) -> WeightNames | None:
+    """Load the weights; return which were taken of a file."""
     if pretrained is not None:
         load_foreign_weights(module, pretrained.tensors, f"{name}, default weights")
     elif settings.weights is not None:
@@ -141,7 +134,10 @@ def _fill(
             if weights.taken:
                 others = f", not {', '.join(weights.others)}" if weights.others else ""
                 display.event(Note(message=f"took the weights in {weights.taken!r} of {file}{others} (--weights-key)"))
-            load_foreign_weights(module, weights.tensors, file)
+            renamed = load_foreign_weights(module, weights.tensors, file)
+            if renamed != Renaming():
+                display.event(Note(message=f"the names of the weights in {file} were taken {renamed.words}"))
+            return WeightNames(key=weights.taken or None, removed=renamed.removed, added=renamed.added or None)
         except InputError as error:
             if name in MODELS and name in torchvision.models.list_models():
                 raise InputError(f"{error}; torchvision's model of that name is torchvision:{name}") from error
@@ -151,6 +147,7 @@ def _fill(
             f"{name} would have random weights, from which no student can learn; "
             f"add --weights FILE{' or --weights default' if library_model(name) else ''}"
         )
+    return None
 
 
 def describe(
@@ -179,6 +176,10 @@ def describe(
         raise InputError(f"{graph.path} returns {graph.num_classes} logits, but there are {count} classes")
     check_task(count, input_shape)
     mean, deviation = _normalization(settings, architecture, pretrained, input_shape[0])
+    resize = settings.resize or (pretrained.resize if pretrained else "crop")
+    if not covers(resize, input_shape):
+        size = "x".join(map(str, input_shape[1:]))
+        raise InputError(f"--resize {resize} is smaller than the model's input of {size} pixels; make it larger")
     return ModelCard(
         architecture=architecture,
         arguments={**(pretrained.arguments if pretrained else {}), **arguments},
@@ -191,6 +192,8 @@ def describe(
         crop_padding_mode=settings.crop_padding_mode,
         flip=settings.flip,
         class_names=names or tuple(map(str, range(count))),
+        resize=resize,
+        interpolation=settings.interpolation or (pretrained.interpolation if pretrained else "bilinear"),
         provenance=provenance,
     )
 
@@ -264,6 +267,8 @@ def _remarks(module: nn.Module, card: ModelCard, looks_like_sigmoids: bool) -> I
         yield Note(message=f"{name} takes images (N, H, W, C); those of gapssg are permuted (--input-layout)")
     if card.output_part is not None:
         yield Note(message=f"{name} returns several outputs; its logits are {card.output_part!r} (--output-part)")
+    if card.resize_options != {"resize": "crop", "interpolation": "bilinear"}:
+        yield Note(message=f"real images are {card.resizing} (--resize, --interpolation)")
     said = {
         "probabilities": "probabilities; the model file converts them to logits by their logarithm",
         "log-probabilities": "log-probabilities, which are used as logits: their softmax gives the probabilities",
@@ -292,24 +297,10 @@ def _remarks(module: nn.Module, card: ModelCard, looks_like_sigmoids: bool) -> I
 def _evaluate(model: LoadedModel, images: ImageSet | None, runtime: Runtime, display: Display) -> Scores | None:
     if images is None:
         return None
-    module, images, card = runtime.place(model.module), images.to(runtime.device), model.card
-
-    def top1(mean: tuple[float, ...], deviation: tuple[float, ...]) -> float:
-        normalization = Normalization.from_statistics(mean, deviation, runtime.device)
-        return top_k_accuracy(predict(module, some.images, normalization, runtime), some.labels, 1)
-
-    scores = score_on(images, module, model.normalization(runtime.device), runtime)
-    some, channels = images.subsample(_MOST_COMPARED), card.input_shape[0]
-    given = top1(card.mean, card.deviation)
-    usual = {top1((mean,) * channels, (deviation,) * channels): (mean, deviation) for mean, deviation in _USUAL}
-    best = max(usual)
-    # More than sampling explains.
-    if best - given > max(_CLEARLY_BETTER, Z_95 * math.sqrt(0.5 / len(some))):
-        mean, deviation = usual[best]
-        scale, large = (255, "--input-range 255 ") if (mean, deviation) == _USUAL[2] else (1, "")
-        message = (
-            f"top-1 is {percent(given)} with the given normalisation, but {percent(best)} with {large}--mean {mean:g} "
-            f"--std {scale * deviation:.4g}: the model may normalise its input itself, or was trained with other values"
-        )
+    runtime.place(model.module)
+    images = images.to(runtime.device)
+    scores = score_on(images, model.module, model.normalization(runtime.device), runtime)
+    message = wrong_description(model, images, runtime) or wrong_answers(scores)
+    if message is not None:
         display.event(Warned(epoch=0, message=message))
     return scores

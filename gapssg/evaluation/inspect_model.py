@@ -6,6 +6,7 @@ from gapssg.evaluation.settings import InspectSettings
 from gapssg.models import create_model
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import executed_batch_norm_layers, profile_layers, profile_model
+from gapssg.runs.evaluations import known_failures
 from gapssg.runs.results import InspectResult
 from gapssg.synthesis import method_classes
 from gapssg.synthesis.requirements import image_prior, missing_for
@@ -38,6 +39,7 @@ def inspect(settings: InspectSettings) -> InspectResult:
     return InspectResult(
         file=str(loaded.path) if loaded else None,
         sha256=loaded.sha256 if loaded else None,
+        failures=known_failures(loaded.path) if loaded else (),
         architecture=name,
         arguments=arguments,
         num_classes=num_classes,

@@ -57,14 +57,14 @@ def judge_on_synthetic_images(
         failures.append(missing)
     if wilson_interval(agreement, images)[0] <= baseline:
         failures.append(
-            f"it agrees with the teacher on {percent(agreement)} of {images:,} synthetic images after training, "
-            f"no better than always giving the commonest answer ({percent(baseline)})"
+            f"the student agrees with the teacher on {percent(agreement)} of {images:,} synthetic images after "
+            f"training, no better than always giving the commonest answer ({percent(baseline)})"
         )
     if lowest is not None and lowest[1] < LEAST_SHARE:
         number, share = lowest
         failures.append(
-            f"it agrees with the teacher on only {percent(share)} of the {compared.totals[number]:,} synthetic images "
-            f"that the teacher assigns to class '{shortened(class_names[number])}'"
+            f"the student agrees with the teacher on only {percent(share)} of the {compared.totals[number]:,} "
+            f"synthetic images that the teacher assigns to class '{shortened(class_names[number])}'"
         )
     comparison = AfterTraining(
         images=images,
@@ -86,14 +86,14 @@ def failures_on_real_images(student: Scores, teacher: Scores | None) -> list[str
     failures = []
     if not student.better_than_chance:
         failures.append(
-            f"its balanced accuracy on real images is {percent(student.balanced_accuracy)}, "
+            f"the balanced accuracy on real images is {percent(student.balanced_accuracy)}, "
             "no better than always answering with one class"
         )
     lowest, teachers = student.lowest_recall, None if teacher is None else teacher.lowest_recall
     if lowest is not None and lowest < LEAST_SHARE and teachers is not None and teachers >= LEAST_SHARE:
         name = shortened(student.lowest_class)
         failures.append(
-            f"it is right on only {percent(lowest)} of the real images of class '{name}', "
+            f"the student is right on only {percent(lowest)} of the real images of class '{name}', "
             f"its teacher on at least {percent(teachers)} of every class"
         )
     return failures

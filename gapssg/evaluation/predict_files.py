@@ -23,7 +23,7 @@ from gapssg.evaluation.settings import PredictSettings, check_predictions_file
 from gapssg.files import user_path, write_atomically
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts
-from gapssg.runs.evaluations import warn_of_failure
+from gapssg.runs.evaluations import known_failures, warn_of_failure
 from gapssg.runs.events import Warned
 from gapssg.runs.results import ClassProbability, ModelFile, PredictedImage, PredictResult, PredictTiming
 from gapssg.text import no_formula
@@ -36,7 +36,7 @@ def predict(
     overwrite: bool = False,
     display: Display | None = None,
 ) -> PredictResult:
-    """Classify image files, which are read as those of `folder:PATH`, in the size and the channels of a model file.
+    """Classify image files, which are read as those of `folder:PATH`: resized as the model file says, in its channels.
 
     Args:
         settings: The model file and the images; only one batch of them is in memory.
@@ -68,6 +68,7 @@ def predict(
         write_atomically(output, _to_csv(images))
     return PredictResult(
         model=ModelFile(**model.facts),
+        failures=known_failures(model.path),
         images=tuple(images),
         timing=PredictTiming(images_per_second=len(images) / seconds),
         **dict(run_facts(runtime, settings)),
@@ -78,7 +79,7 @@ def _classify(
     files: Sequence[Path], model: LoadedModel, settings: PredictSettings, runtime: Runtime, display: Display
 ) -> list[PredictedImage]:
     channels, height, width = model.card.input_shape
-    options = LoadOptions(image_size=(height, width), channels=channels)
+    options = LoadOptions(image_size=(height, width), channels=channels, **model.card.resize_options)
     normalization = model.normalization(runtime.device)
     module = runtime.compile(runtime.place(model.module))
     batch_size = settings.batch_size or batch_size_for(model.card.input_shape)

@@ -8,15 +8,28 @@ from gapssg.data import load_split
 from gapssg.data.image_set import ImageSet
 from gapssg.data.settings import DataSettings
 from gapssg.errors import InputError, shortened
+from gapssg.models.description import ModelCard
 from gapssg.models.model_file import LoadedModel
 from gapssg.runs.directory import Display
 from gapssg.runs.events import Warned
 
 
+def is_folder_of_images(settings: DataSettings) -> bool:
+    """Tell whether the images are files, which are resized as a model needs them."""
+    return settings.name.startswith("folder:")
+
+
 def read_images(
-    settings: DataSettings, split: Literal["train", "test"], display: Display, channels: int | None = None
+    settings: DataSettings,
+    split: Literal["train", "test"],
+    display: Display,
+    channels: int | None = None,
+    card: ModelCard | None = None,
 ) -> ImageSet:
-    """Read one split of the images that `settings` name, in `channels` if they do not say, or raise `InputError`."""
+    """Read one split of the images that `settings` name, or raise `InputError`.
+
+    They are in `channels` if the settings do not say, and those of a folder resized as a model's card says.
+    """
     images = load_split(
         settings.name,
         split,
@@ -26,6 +39,7 @@ def read_images(
         channels=settings.channels or channels,
         progress=lambda done, total: display.progress(f"reading {split} images", done, total),
         note=lambda sentence: display.event(Warned(epoch=0, message=sentence)),
+        **({} if card is None else card.resize_options),
     )
     return images if settings.images is None else images.subsample(settings.images)
 
@@ -38,16 +52,16 @@ def read_test_images(settings: DataSettings, model: LoadedModel, display: Displa
 def read_images_of_model(
     settings: DataSettings, split: Literal["train", "test"], model: LoadedModel, display: Display
 ) -> ImageSet:
-    """Read one split with the channels of a model and, from folders, its image size.
+    """Read one split as a model takes it: its channels, the order of its classes and, from folders, size and resizing.
 
     Raises `InputError` if the images or their classes do not fit the model.
     """
     card = model.card
     channels, height, width = card.input_shape
-    is_folder = settings.name.startswith("folder:")
+    is_folder = is_folder_of_images(settings)
     if settings.image_size is None and is_folder:
         settings = settings.model_copy(update={"image_size": (height, width)})
-    images = read_images(settings, split, display, channels if is_folder or channels in (1, 3) else None)
+    images = read_images(settings, split, display, channels if is_folder or channels in (1, 3) else None, card)
     if images.num_classes != card.num_classes:
         raise InputError(
             f"{settings.name} has {images.num_classes} classes, but {model.path} has {card.num_classes}; "
@@ -58,13 +72,16 @@ def read_images_of_model(
         size = str(height) if height == width else f"{height},{width}"
         hint = "" if images.input_shape[1:] == (height, width) else f"; use --image-size {size}"
         raise InputError(f"{settings.name} has images of {given}, but {model.path} takes {expected}{hint}")
-    if images.class_names != card.class_names:
-        differing = next(pair for pair in zip(images.class_names, card.class_names, strict=True) if pair[0] != pair[1])
+    if images.class_names == card.class_names:
+        return images
+    try:
+        return images.in_class_order(card.class_names)
+    except ValueError as error:
+        unknown = next((name for name in images.class_names if name not in card.class_names), images.class_names[0])
         raise InputError(
-            f"the classes of {settings.name} are not those of {model.path}: {differing[0]!r} instead of "
-            f"{differing[1]!r}; name the folders, or --class-names of import-teacher, in the order of the logits"
-        )
-    return images
+            f"the classes of {settings.name} are not those of {model.path}: {shortened(repr(unknown))} is not one of "
+            f"{shortened(', '.join(card.class_names), 200)}; name the folders like the classes, in any order"
+        ) from error
 
 
 def check_same_images(first: LoadedModel, second: LoadedModel) -> None:
@@ -77,3 +94,13 @@ def check_same_images(first: LoadedModel, second: LoadedModel) -> None:
                 f"({shortened(ours, 60)} and {shortened(theirs, 60)}); models in one evaluation must have the same "
                 "input shape and classes"
             )
+
+
+def warn_of_resizing(settings: DataSettings, first: LoadedModel, second: LoadedModel, display: Display) -> None:
+    """Warn if images of a folder, which are read for the first model, are resized otherwise for the second."""
+    if is_folder_of_images(settings) and first.card.resize_options != second.card.resize_options:
+        message = (
+            f"the images of {settings.name} are {first.card.resizing}, as for {first.path}, but those of {second.path} "
+            f"were {second.card.resizing}; evaluate it by itself"
+        )
+        display.event(Warned(epoch=0, message=message))

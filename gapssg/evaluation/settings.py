@@ -17,7 +17,7 @@ from gapssg.models.description import InputLayout, OutputPart, Outputs
 from gapssg.models.names import LARGEST_IMAGE_SIDE, MOST_CHANNELS, MOST_CLASSES, SMALLEST_IMAGE_SIDE
 from gapssg.models.settings import ModelSettings, WithFactories
 from gapssg.settings.base import Settings, UserPath, as_validator
-from gapssg.settings.parts import PaddingMode, RuntimeSettings
+from gapssg.settings.parts import Interpolation, PaddingMode, Resize, RuntimeSettings
 
 InputShape = tuple[
     Annotated[int, Field(ge=1, le=MOST_CHANNELS)],
@@ -119,6 +119,12 @@ class DescriptionSettings(Settings):
     recognised."""
     output_part: OutputPart | None = None
     """Key, field or index of the outputs, if the model returns several; by default recognised."""
+    resize: Resize | None = None
+    """How images were resized for the training: `stretch` to the input size, or the pixels of the shorter side before a
+    crop of the centre; by default that of the library's weights, or `crop`, which scales them to cover the input."""
+    interpolation: Interpolation | None = None
+    """Filter with which they were resized, such as `bicubic`; by default that of the library's weights, or
+    `bilinear`."""
     crop_padding: int | None = Field(default=None, ge=0, le=256)
     """Pixels of padding for random crops of synthetic images; by default an eighth of the shorter side."""
     crop_padding_mode: PaddingMode | None = None

@@ -20,7 +20,7 @@ from gapssg.models.create import empty_model
 from gapssg.models.description import ModelCard, ModelProfile
 from gapssg.models.libraries import library_names
 from gapssg.models.model_file import load_model
-from gapssg.models.profile import profile_model
+from gapssg.models.profile import parameters_of, profile_model
 from gapssg.models.reference import TIMM, TORCHVISION, library_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts
 from gapssg.runs.evaluations import warn_of_failure
@@ -72,12 +72,13 @@ def propose_students(settings: ProposeSettings, *, display: Display | None = Non
     names = _candidates(card.architecture)
     smaller: list[_Sized] = []
     unmeasured: list[str] = []
+    unsized: list[str] = []
     for number, name in enumerate(names):
         display.progress("building candidates", number, len(names))
         if time.perf_counter() > deadline - settings.seconds / 2:
-            unmeasured += names[number:]
+            unsized = names[number:]
             break
-        smaller += [found for found in _sized(name, card) if found.profile.parameters < size.parameters]
+        smaller += _smaller(name, card, size.parameters)
     smaller.sort(key=lambda each: each.profile.macs)  # the slowest are left out if time runs out
     students = []
     for number, candidate in enumerate(smaller):
@@ -100,8 +101,9 @@ def propose_students(settings: ProposeSettings, *, display: Display | None = Non
         timing=ProposeTiming(
             teacher=of_teacher,
             threads=torch.get_num_threads(),
-            is_complete=not unmeasured,
+            is_complete=not unmeasured and not unsized,
             unmeasured=tuple(unmeasured),
+            unsized=tuple(unsized),
         ),
         **dict(run_facts(runtime, settings)),
     )
@@ -120,11 +122,12 @@ def _candidates(architecture: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _sized(name: str, card: ModelCard) -> Iterator[_Sized]:
-    """Yield the candidate with its size, if it can be built for the teacher's images and classes."""
+def _smaller(name: str, card: ModelCard, parameters: int) -> Iterator[_Sized]:
+    """Yield the candidate with its size, if it is smaller and can be built for the teacher's images and classes."""
     try:
         module = empty_model(name, num_classes=card.num_classes, input_shape=card.input_shape)
-        yield _Sized(name, profile_model(module, card.input_shape))
+        if parameters_of(module) < parameters:
+            yield _Sized(name, profile_model(module, card.input_shape))
     except InputError:
         return
 

@@ -56,6 +56,9 @@ from gapssg.text import percent
 
 _TIMED_BATCH = 64
 _RANKING_IMAGES = 256  # once for every layer
+_WEAK_TOLERANCE = 2.0**-8  # a model with weights rounded to 8 bits would pass
+# Of errors with the same distribution, the largest of a hundred times as many images is less than twice as large.
+_LARGE_DRIFT = 4
 _LARGE_ACCURACY_LOSS = 0.02  # on 450 images, chance moves it by less than a point
 
 
@@ -257,20 +260,40 @@ class _Exporter:
 
     def _verify(self, exported: Classifier) -> Verification:
         """Compare a float32 export with the model on random and on real images; raise InputError if they disagree."""
-        examiner, test = self.examiner, self.test
+        examiner, test, limit = self.examiner, self.test, self.examiner.limit
         batches = random_batches(examiner)
         ours = torch.cat([examiner.model_logits(batch) for batch in batches])
         theirs = torch.cat([self._logits(exported, batch) for batch in batches])
-        on_random = compare(ours, theirs)
-        tolerance = examiner.settings.tolerance or rounding_tolerance(ours, examiner.exact_logits(torch.cat(batches)))
+        on_random, on_test, top1 = compare(ours, theirs, limit), None, None
+        exact = examiner.exact_logits(torch.cat(batches))
+        tolerance = examiner.settings.tolerance or rounding_tolerance(ours, exact, limit)
         check_tolerance(on_random, tolerance, "random images")
-        if test is None:
-            return Verification(tolerance=tolerance, random=on_random, test=None, top1=None)
-        ours, theirs = examiner.model_logits(test.images), self._logits(exported, test.images)
-        on_test = compare(ours, theirs)
-        check_tolerance(on_test, tolerance, "test images")
-        top1 = ExportedTop1(model=_top1(ours, test), exported=_top1(theirs, test))
-        return Verification(tolerance=tolerance, random=on_random, test=on_test, top1=top1)
+        if test is not None:
+            ours, theirs = examiner.model_logits(test.images), self._logits(exported, test.images)
+            on_test = compare(ours, theirs, limit)
+            check_tolerance(on_test, tolerance, "test images")
+            top1 = ExportedTop1(model=_top1(ours, test), exported=_top1(theirs, test))
+        verification = Verification(tolerance=tolerance, random=on_random, test=on_test, top1=top1)
+        self._warn_of_weakness(verification)
+        return verification
+
+    def _warn_of_weakness(self, verification: Verification) -> None:
+        """Warn if the comparison of the logits shows little."""
+        compared = [each for each in (verification.random, verification.test) if each is not None]
+        if all(each.saturated == each.images for each in compared):
+            advice = "add real images with --data" if self.test is None else "compare the predictions"
+            self._warn(
+                f"the logits could not be verified: all probabilities of {sum(each.images for each in compared):,} "
+                f"images are below 1 % or above 99 %, where rounding hides differences of logits; {advice}"
+            )
+        elif self.examiner.settings.tolerance is None and verification.tolerance > _WEAK_TOLERANCE:
+            self._warn(
+                f"the logits were hardly verified: the model rounds so coarsely that the tolerance is "
+                f"{percent(verification.tolerance)} of the largest logit; compare the predictions, or set --tolerance"
+            )
+
+    def _warn(self, message: str) -> None:
+        self.display.event(Warned(epoch=0, message=message))
 
     def _verify_int8(
         self,
@@ -281,13 +304,13 @@ class _Exporter:
         sizes: BothPrecisions[int],
     ) -> Int8Verification:
         """Compare an int8 model with the float32 export; raise InputError if they disagree on images of the pool."""
-        min_agreement = self.examiner.settings.int8.min_agreement
-        on_pool = compare(self._logits(plain, pool.held_out), self._logits(quantized, pool.held_out))
+        min_agreement, limit = self.examiner.settings.int8.min_agreement, self.examiner.limit
+        on_pool = compare(self._logits(plain, pool.held_out), self._logits(quantized, pool.held_out), limit)
         check_agreement(on_pool, min_agreement)
         on_test, top1 = None, None
         if self.test is not None:
             before, after = (self._logits(classifier, self.test.images) for classifier in (plain, quantized))
-            on_test, top1 = compare(before, after), _both(_top1(before, self.test), _top1(after, self.test))
+            on_test, top1 = compare(before, after, limit), _both(_top1(before, self.test), _top1(after, self.test))
         return Int8Verification(
             calibration_images=len(pool.calibration),
             min_agreement=min_agreement,
@@ -300,14 +323,20 @@ class _Exporter:
         )
 
     def _warn_of_loss(self, int8: Int8Verification) -> None:
-        if int8.top1 is None or int8.top1.float32 - int8.top1.int8 <= _LARGE_ACCURACY_LOSS:
+        if int8.top1 is not None and int8.top1.float32 - int8.top1.int8 > _LARGE_ACCURACY_LOSS:
+            self._warn(
+                f"int8 lowers top-1 from {percent(int8.top1.float32)} to {percent(int8.top1.int8)}, by more than "
+                f"{100 * _LARGE_ACCURACY_LOSS:.0f} points; the calibration images of the pool may differ too much from "
+                "the test images; --max-drop keeps the layers that lose most in float32"
+            )
             return
-        message = (
-            f"int8 lowers top-1 from {percent(int8.top1.float32)} to {percent(int8.top1.int8)}, by more than "
-            f"{100 * _LARGE_ACCURACY_LOSS:.0f} points; the calibration images of the pool may differ too much from the "
-            "test images; --max-drop keeps the layers that lose most in float32"
-        )
-        self.display.event(Warned(epoch=0, message=message))
+        pool, test = int8.pool.largest_difference, 0 if int8.test is None else int8.test.largest_difference
+        if test > _LARGE_DRIFT * pool:
+            self._warn(
+                f"int8 changes logits of the test images by up to {test:.2g}, but of the pool by at most {pool:.2g}: "
+                "the calibration images differ too much from the test images, so that probabilities may be wrong; "
+                "calibrate on more images of a larger pool (--pool, --calibration-images), or export without --int8"
+            )
 
 
 def _bytes(files: Files) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -11,7 +12,7 @@ from gapssg.models.graphs.description import check_graph, graph_name, is_graph
 from gapssg.models.names import LONGEST_NAME, MOST_CHANNELS, MOST_CLASSES
 from gapssg.models.settings import WithArguments
 from gapssg.settings.base import Settings, as_validator
-from gapssg.settings.parts import PaddingMode
+from gapssg.settings.parts import Interpolation, PaddingMode, Resize
 from gapssg.stored import Count, Stored
 
 Outputs = Literal["logits", "probabilities", "log-probabilities", "sigmoids", "logit", "sigmoid"]
@@ -69,6 +70,10 @@ class Interface(WithArguments):
     """Per-channel standard deviation that they are divided by."""
     class_names: tuple[Annotated[str, Field(max_length=255)], ...]
     """Names of the classes in the order of the logits."""
+    resize: Resize = "crop"
+    """How images are brought to the input size: as `crop`, by a shorter side of so many pixels, or as `stretch`."""
+    interpolation: Interpolation = "bilinear"
+    """Filter of the resizing, as Pillow and torchvision name it, with antialiasing."""
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Interface:
@@ -76,7 +81,27 @@ class Interface(WithArguments):
             raise ValueError("class_names and num_classes differ")
         if not len(self.mean) == len(self.deviation) == self.input_shape[0]:
             raise ValueError("mean, deviation and input_shape differ in their channels")
+        if not covers(self.resize, self.input_shape):
+            raise ValueError("resize is smaller than input_shape")
         return self
+
+    @property
+    def resize_options(self) -> dict[str, Any]:
+        """How images are resized, as `load_split` takes it."""
+        return {"resize": self.resize, "interpolation": self.interpolation}
+
+    @property
+    def resizing(self) -> str:
+        """What is done to real images to resize them, in words."""
+        if self.resize == "stretch":
+            return f"stretched to the input size, {self.interpolation}"
+        size = "to cover the input size" if self.resize == "crop" else f"to {self.resize} pixels on the shorter side"
+        return f"scaled {size}, {self.interpolation}, centre crop"
+
+
+def covers(resize: Resize, input_shape: Sequence[int]) -> bool:
+    """Tell whether resized images are at least as large as inputs (C, H, W)."""
+    return not isinstance(resize, int) or resize >= max(input_shape[1:])
 
 
 class ModelCard(Interface):
@@ -84,6 +109,7 @@ class ModelCard(Interface):
 
     omitted_defaults: ClassVar[tuple[str, ...]] = (
         *("arguments", "outputs", "output_part", "input_layout", "crop_padding_mode", "graph"),
+        *("resize", "interpolation"),
     )
 
     format_version: Literal[1] = 1

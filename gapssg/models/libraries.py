@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 import torchvision
@@ -18,6 +19,7 @@ from gapssg.errors import GapssgError, InputError, RunError, did_you_mean, impor
 from gapssg.models.foreign import foreign_code, replace_layer
 from gapssg.models.head import ClassifierHead
 from gapssg.models.reference import TORCHVISION, Argument, Arguments
+from gapssg.settings.parts import Interpolation, Resize
 
 # Arguments that follow from the task, and those that would fetch, read or trace something.
 _NOT_ARGUMENTS = {
@@ -47,6 +49,10 @@ class Pretrained(NamedTuple):
     """Number of logits."""
     arguments: Arguments = MappingProxyType({})
     """Model arguments that the library sets for these weights."""
+    resize: Resize = "crop"
+    """How the library resizes images for them, in proportion to the input size."""
+    interpolation: Interpolation = "bilinear"
+    """The filter."""
 
 
 def build_library_model(
@@ -104,7 +110,9 @@ def library_names(library: str, wanted: str = "NAME") -> list[str]:
     return names
 
 
-def pretrained_weights(library: str, name: str, channels: int, /, **arguments: Argument) -> Pretrained:
+def pretrained_weights(
+    library: str, name: str, input_shape: tuple[int, int, int], /, **arguments: Argument
+) -> Pretrained:
     """Fetch the default weights of a library for a model with these arguments; timm adapts them to the channels.
 
     The library loads them into its own model first, because some are stored under outdated names. Raises `InputError`
@@ -113,23 +121,43 @@ def pretrained_weights(library: str, name: str, channels: int, /, **arguments: A
     check_library_name(library, name)
     if arguments:  # before the weights are fetched
         with torch.device("meta"):
-            build_library_model(library, name, arguments, 2, (channels, 0, 0))
+            build_library_model(library, name, arguments, 2, (input_shape[0], 0, 0))
     if library == TORCHVISION:
         weights = torchvision.models.get_model_weights(name).DEFAULT
         with _fetching(f"{library}:{name}"):
             module = torchvision.models.get_model(name, weights=weights, progress=False, **arguments)
         preparation, class_names = weights.transforms(), tuple(weights.meta["categories"])
         mean, deviation, num_classes = preparation.mean, preparation.std, len(class_names)
+        scaled = input_shape[1] * preparation.resize_size[0] // preparation.crop_size[0]
+        is_stretched, interpolation = False, preparation.interpolation.value
     else:
         timm = _timm(name)
         if not timm.models.is_model_pretrained(name):
             raise InputError(f"timm has no weights for {name}; pass --weights FILE")
         with _fetching(f"{library}:{name}"):
-            module = timm.create_model(name, pretrained=True, in_chans=channels, **arguments)
-        mean, deviation = module.pretrained_cfg["mean"], module.pretrained_cfg["std"]
+            module = timm.create_model(name, pretrained=True, in_chans=input_shape[0], **arguments)
+        preparation = timm.data.resolve_data_config(pretrained_cfg=module.pretrained_cfg)
+        mean, deviation = preparation["mean"], preparation["std"]
+        scaled = math.floor(input_shape[1] / preparation["crop_pct"])
+        is_stretched, interpolation = preparation["crop_mode"] == "squash", preparation["interpolation"]
         class_names, num_classes = None, module.num_classes
     implied = {"transform_input": True} if getattr(module, "transform_input", False) else {}
-    return Pretrained(module.state_dict(), tuple(mean), tuple(deviation), class_names, num_classes, implied)
+    return Pretrained(
+        module.state_dict(),
+        tuple(mean),
+        tuple(deviation),
+        class_names,
+        num_classes,
+        implied,
+        "stretch" if is_stretched else _shorter_side(scaled, input_shape),
+        interpolation if interpolation in get_args(Interpolation) else "bilinear",
+    )
+
+
+def _shorter_side(scaled: int, input_shape: tuple[int, int, int]) -> Resize:
+    """Return the length of the shorter side before the crop; `crop` if the input is no square, or larger than it."""
+    _, height, width = input_shape
+    return scaled if scaled >= height == width else "crop"
 
 
 @contextmanager

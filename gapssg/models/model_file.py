@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from itertools import chain, islice, zip_longest
 from operator import methodcaller
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import ValidationError
@@ -325,14 +325,29 @@ def _check_fit(module: nn.Module, tensors: dict[str, Tensor], source: object) ->
         raise InputError(f"{source}: the weights do not fit the model: {'; '.join(differences[:3])}{more}")
 
 
-def load_foreign_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
+class Renaming(NamedTuple):
+    """How names of weights that another program wrote became those of a model."""
+
+    removed: tuple[str, ...] = ()
+    """A prefix, or parts that wrappers add."""
+    added: str = ""
+    """A prefix."""
+
+    @property
+    def words(self) -> str:
+        """What was changed, for messages."""
+        return f"with {self.added!r} before them" if self.added else f"without {' and '.join(map(repr, self.removed))}"
+
+
+def load_foreign_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> Renaming:
     """Copy weights that another program wrote into `module`, if PyTorch can load them.
 
     Name parts of wrappers and counters are ignored, dtypes are converted to those of the model, a shared tensor needs
-    only one of its names, and sub-modules may rename outdated names of theirs. Raises `InputError` as `load_weights`.
+    only one of its names, and sub-modules may rename outdated names of theirs. Returns which parts of the names were
+    ignored. Raises `InputError` as `load_weights`.
     """
     expected = tensors_of(module, "the model")
-    named = _under_names_of(expected, tensors)
+    renaming, named = _under_names_of(expected, tensors)
     shared = {id(tensor): named[name] for name, tensor in expected.items() if name in named}
     for name, tensor in expected.items():
         given = named.get(name, shared.get(id(tensor)))
@@ -347,6 +362,7 @@ def load_foreign_weights(module: nn.Module, tensors: Mapping[str, Tensor], sourc
         if named.keys() == expected.keys() or not _loads_older_names(module, named):
             raise
         load_weights(module, module.state_dict(), source)
+    return renaming
 
 
 def _loads_older_names(module: nn.Module, tensors: dict[str, Tensor]) -> bool:
@@ -359,17 +375,24 @@ def _loads_older_names(module: nn.Module, tensors: dict[str, Tensor]) -> bool:
         return False
 
 
-def _under_names_of(expected: Collection[str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors under the renaming that matches most of the expected names."""
-    ways: list[Callable[[str], str]] = [
-        lambda name: name,
-        lambda name: ".".join(part for part in name.split(".") if part not in _WRAPPERS),
-        *(methodcaller("removeprefix", prefix) for prefix in _prefixes(tensors)),
-        *(partial(str.__add__, prefix) for prefix in _prefixes(expected)),
+def _under_names_of(expected: Collection[str], tensors: Mapping[str, Tensor]) -> tuple[Renaming, dict[str, Tensor]]:
+    """Return the renaming that matches most of the expected names, and the tensors under the new names."""
+    wrappers = sorted(_WRAPPERS & {part for name in tensors for part in name.split(".")})
+    ways: list[tuple[Renaming, Callable[[str], str]]] = [
+        (Renaming(), lambda name: name),
+        (
+            Renaming(tuple(f"{part}." for part in wrappers)),
+            lambda name: ".".join(part for part in name.split(".") if part not in wrappers),
+        ),
+        *((Renaming((prefix,)), methodcaller("removeprefix", prefix)) for prefix in _prefixes(tensors)),
+        *((Renaming(added=prefix), partial(str.__add__, prefix)) for prefix in _prefixes(expected)),
     ]
-    candidates = [{way(name): tensor for name, tensor in tensors.items()} for way in ways]
-    named = max(candidates, key=lambda each: (len(each) == len(tensors), len(each.keys() & set(expected))))
-    return {name: tensor for name, tensor in named.items() if name in expected or not name.endswith(_COUNTERS)}
+    candidates = [(renaming, {way(name): tensor for name, tensor in tensors.items()}) for renaming, way in ways]
+    renaming, named = max(
+        candidates, key=lambda each: (len(each[1]) == len(tensors), len(each[1].keys() & set(expected)))
+    )
+    kept = {name: tensor for name, tensor in named.items() if name in expected or not name.endswith(_COUNTERS)}
+    return renaming, kept
 
 
 def _prefixes(names: Collection[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -18,6 +17,7 @@ from gapssg.errors import GapssgError
 from gapssg.models.description import LayerProfile, ModelProfile
 from gapssg.models.foreign import device_of, foreign_code
 from gapssg.models.frozen import frozen
+from gapssg.models.hollow import hollow_copy
 
 
 def profile_model(module: nn.Module, input_shape: tuple[int, ...]) -> ModelProfile:
@@ -119,8 +119,7 @@ class _Trace(NamedTuple):
 
 def _trace(module: nn.Module, input_shape: tuple[int, ...]) -> _Trace:
     try:
-        hollow = copy.deepcopy(module).to(device="meta", dtype=torch.float32).eval()
-        return _traced(hollow, input_shape)
+        return _traced(hollow_copy(module).eval(), input_shape)
     except GapssgError:  # such as a request to stop
         raise
     except Exception:  # a forward pass may depend on values, which the meta device does not have

@@ -6,6 +6,7 @@ import hashlib
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,14 @@ class TrainingRun:
         return hashlib.sha256(canonical_json(self.settings).encode()).hexdigest() == self.result.settings_sha256
 
     @property
+    def extended_after(self) -> list[int]:
+        """Epochs after which the run got more epochs than it had planned, as `--resume --epochs` gives it."""
+        epochs = self.events.epochs
+        return [before.epoch for before, after in pairwise(epochs) if after.epochs > before.epochs]
+
+    @property
     def command_line(self) -> str:
-        """The command that reproduces the run."""
+        """The command that repeats the run; its weights differ if the run was extended."""
         again = self.path.with_name(f"{self.path.name}-again")
         words = ["gapssg", self.result.command, "--config", str(self.path / "settings.toml"), "--output", str(again)]
         return shlex.join(words)

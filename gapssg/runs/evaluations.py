@@ -85,6 +85,14 @@ def failures_of_run(file: Path) -> tuple[str, ...]:
     return DistillResult.load(file.parent).failures if is_of_run else ()
 
 
+def known_failures(file: Path) -> tuple[str, ...] | None:
+    """Return the failures that the run of a student found, as `failures_of_run`; None if its result is damaged."""
+    try:
+        return failures_of_run(file)
+    except InputError:
+        return None
+
+
 def _is_unfinished(file: Path) -> bool:
     """Tell whether a file has the final weights of a run that was resumed and did not end."""
     run = inside(file.parent)

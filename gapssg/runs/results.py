@@ -26,6 +26,8 @@ RESULT = "result.json"
 _MOST_BYTES = 16 * 2**20
 
 Sentences = Annotated[tuple[Text, ...], Field(max_length=20, fail_fast=True)]
+Failures = Sentences | None
+"""Why the run of a model file found it not usable; empty if it did not or there is no run, None if it is damaged."""
 Coordinates = Annotated[tuple[float, ...], Field(max_length=2, fail_fast=True)]  # one number per axis
 _Weight = Annotated[float, Field(ge=0, le=1.001)]  # with a margin for rounding
 _Quadrature = Annotated[tuple[tuple[float, _Weight], ...], Field(min_length=1, max_length=200, fail_fast=True)]
@@ -93,9 +95,16 @@ class RunResult(RunFacts):
 
     @classmethod
     def load(cls, run: Path) -> Self:
-        """Read an untrusted run's `result.json`; raise `InputError` if it is damaged or, as if unfinished, missing."""
+        """Read an untrusted run's `result.json`.
+
+        Raises `InputError` if it is damaged, of another command or, as if the run is unfinished, missing.
+        """
         file = inside(run) / RESULT
-        return cls.read(read_bounded(file, _MOST_BYTES), str(file))
+        content = read_bounded(file, _MOST_BYTES)
+        own = cls.model_fields["command"].default
+        if isinstance(own, str) and RunResult.read(content, str(file)).command != own:
+            raise InputError(f"{run} is not a run of {own}; name one that is")
+        return cls.read(content, str(file))
 
 
 class AugmentationFacts(Stored):
@@ -253,9 +262,13 @@ class SettlingResult(Stored):
     most_epochs: PositiveCount
     settled_after: PositiveCount | None
     """Epochs after which the predicted disagreement no longer fell; None if it fell until the end."""
+    could_tell: bool = True
+    """Whether it was measured after enough epochs to tell."""
 
     def describe(self, epochs: int) -> str:
         """Return what happened in a run of so many epochs, as a clause."""
+        if self.settled_after is None and not self.could_tell:
+            return "too few epochs had the highest learning rate to tell whether the predicted disagreement still fell"
         if self.settled_after is None:
             return f"the predicted disagreement still fell after {epochs} epochs, so more may help"
         return (
@@ -395,6 +408,7 @@ class PredictResult(RunFacts):
 
     command: Literal["predict"] = "predict"
     model: ModelFile
+    failures: Failures = ()
     images: Many[PredictedImage]
     timing: PredictTiming
 
@@ -430,7 +444,9 @@ class ProposeTiming(Stored):
     is_complete: bool
     """Whether there was time for all candidates."""
     unmeasured: tuple[Text, ...] = ()
-    """The candidates for which there was none."""
+    """The smaller candidates for which there was none."""
+    unsized: tuple[Text, ...] = ()
+    """The candidates that were not built, so that their sizes are unknown."""
 
 
 class ProposeResult(ModelProfile, RunFacts):
@@ -446,6 +462,17 @@ class ProposeResult(ModelProfile, RunFacts):
     timing: ProposeTiming
 
 
+class WeightNames(Stored):
+    """Which weights of a file were taken, and how their names became those of the model."""
+
+    key: Text | None
+    """Dotted key of their state dict in the checkpoint; None where it is the whole file."""
+    removed: tuple[Text, ...]
+    """Prefixes, or parts that wrappers add, which were left out."""
+    added: Text | None
+    """The prefix that was added."""
+
+
 class ImportResult(ModelFile, ModelProfile, ScoresOr[None], RunFacts):
     """The result of `import-teacher`."""
 
@@ -453,6 +480,8 @@ class ImportResult(ModelFile, ModelProfile, ScoresOr[None], RunFacts):
     num_classes: int
     input_shape: tuple[int, int, int]
     data: Text | None
+    weights: WeightNames | None
+    """None if no file of weights was read."""
 
 
 class InspectResult(ModelProfile):
@@ -461,6 +490,7 @@ class InspectResult(ModelProfile):
     command: Literal["inspect"] = "inspect"
     file: Text | None
     sha256: Text | None
+    failures: Failures = ()
     architecture: Text
     arguments: dict[str, Any]
     num_classes: int
@@ -502,6 +532,9 @@ class Comparison(Stored):
     """The same, divided by the largest absolute logit of the model."""
     agreement: float
     """Share of the images with the same prediction."""
+    saturated: Count = 0
+    """Of a model that returns sigmoids: images whose probabilities are all below 0.01 or above 0.99. Differences of
+    logits beyond these do not count, because rounding of the probabilities explains them."""
 
 
 class ExportedTop1(Stored):

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from gapssg.settings.base import Settings
 
 PaddingMode = Literal["zeros", "reflect"]
 """With what random crops are padded: 0, or the mirrored image."""
+
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+"""Pillow's and torchvision's names of the filters with which an image is resized, with antialiasing."""
+
+ResizeMode = Literal["crop", "stretch"]
+
+
+def _check_resize(value: Any) -> Any:
+    if value not in (None, *get_args(ResizeMode)) and not (type(value) is int and 1 <= value <= 2048):
+        raise ValueError("must be crop, stretch, or the pixels of the shorter side, from 1 to 2048")
+    return value
+
+
+Resize = Annotated[int | ResizeMode, BeforeValidator(_check_resize)]
+"""How an image is brought to the input size: `crop` scales it until it covers that size and crops the centre, a number
+scales its shorter side to so many pixels first, `stretch` scales height and width separately."""
 
 
 class OptimizerSettings(Settings):

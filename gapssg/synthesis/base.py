@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from gapssg.core.augment import Augmentation, Normalization
     from gapssg.core.runtime import Runtime
+    from gapssg.models.generator import Generator
     from gapssg.synthesis.pool import SamplePool
 
 
@@ -120,6 +121,10 @@ class Synthesizer(Protocol):
     @property
     def pool(self) -> SamplePool | None:
         """The growing pool; None for methods that sample their generator."""
+
+    @property
+    def generator(self) -> Generator | None:
+        """The network that makes the images; None if there is none."""
 
     @property
     def fresh(self) -> Tensor:

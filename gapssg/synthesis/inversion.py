@@ -41,6 +41,8 @@ class Inversion:
     step keeps using the same memory.
     """
 
+    generator: Generator | None = None
+
     def __init__(
         self,
         settings: PoolMethodSettings,
@@ -193,7 +195,7 @@ class GeneratorInversion(Inversion):
         self.settings = settings
         self.context = context
         self._prior = image_prior(context.teacher, context.image_shape)
-        self.generator = self._make_generator()
+        self.generator: Generator = self._make_generator()
         context.runtime.place(self.generator)
         self.latent = torch.zeros(self._latent_shape(), device=context.runtime.device, requires_grad=True)
         rate = settings.generator_learning_rate

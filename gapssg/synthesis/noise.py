@@ -28,6 +28,7 @@ class NoiseSynthesis:
     """Gaussian noise with the mean and standard deviation of the teacher's input, clipped to [0, 1]."""
 
     step_count = 1
+    generator = None
 
     def __init__(self, settings: NoiseSettings, context: SynthesisContext) -> None:
         self.context = context

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator as Steps
+from collections.abc import Iterator
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Protocol
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from gapssg.core.batches import shuffled_batches, steps_for_passes
 from gapssg.core.runtime import to_uint8, to_unit_range
 from gapssg.errors import InputError
+from gapssg.models.generator import Generator
 from gapssg.synthesis.base import EpochPlan, PoolMethodSettings, SynthesisContext
 from gapssg.synthesis.labelled_views import LabelledViews
 from gapssg.synthesis.losses import distillation_divergence
@@ -24,12 +26,16 @@ class BatchSynthesis(Protocol):
     """Synthesises one batch of images."""
 
     @property
+    def generator(self) -> Generator | None:
+        """The network that makes the images; None if there is none."""
+
+    @property
     def step_count(self) -> int:
         """Steps per synthesis."""
 
     def synthesise(
         self, student: nn.Module, targets: Tensor, epoch: int
-    ) -> Generator[tuple[int, dict[str, Tensor]], None, Tensor]:
+    ) -> Steps[tuple[int, dict[str, Tensor]], None, Tensor]:
         """Yield steps done and loss terms after each step; return images (N, C, H, W) in [0, 1] for targets (N,).
 
         Raises `Diverged` if a loss was not finite.
@@ -78,6 +84,11 @@ class PoolSynthesizer:
         self._given = len(pool)
         self.labelled = LabelledViews(settings, context, pool, self.sample_indices) if settings.labelled_views else None
         self._batches: Iterator[Tensor] = iter(())
+
+    @property
+    def generator(self) -> Generator | None:
+        """The network that makes the images; None if there is none."""
+        return None if self.synthesis is None else self.synthesis.generator
 
     @property
     def fresh(self) -> Tensor:

@@ -379,7 +379,9 @@ def _result(
         epochs=distillation.epochs,
         settling=None
         if settling is None
-        else SettlingResult(most_epochs=settings.epochs, settled_after=settling.settled_after),
+        else SettlingResult(
+            most_epochs=settings.epochs, settled_after=settling.settled_after, could_tell=settling.could_tell
+        ),
         images_synthesized=progress.images_synthesized,
         distillation_steps=progress.step_count,
         flops=distillation.flops,

@@ -25,10 +25,12 @@ from gapssg.models.profile import profile_model
 from gapssg.quality.evidence import Comparison
 from gapssg.quality.predictor import share_of
 from gapssg.runs.checkpoint import State
-from gapssg.runs.directory import RunDirectory, first_pool_shards
+from gapssg.runs.directory import SETTINGS, RunDirectory, first_pool_shards
 from gapssg.runs.events import DistillationEpoch, DistillationTiming, Health, RolledBack, Warned
 from gapssg.runs.results import Scores
 from gapssg.runs.time_left import TimeLeft
+from gapssg.safe_paths import inside
+from gapssg.settings.load import read_toml
 from gapssg.synthesis.base import EpochPlan, SynthesisContext
 from gapssg.synthesis.labelled_views import LabelledViews
 from gapssg.synthesis.losses import gap_bounds, reality_gap
@@ -157,12 +159,13 @@ class Distillation:
         """Restore the state of a checkpoint.
 
         Raises:
-            InputError: The checkpoint or the pool of the run is damaged.
+            InputError: The checkpoint or the pool of the run is damaged, or a run that has settled is to be longer.
         """
         parts = ("trainee", "settling")
         progress = Progress.read({name: fact for name, fact in state.facts.items() if name not in parts})
         if self.settling is not None:
             self.settling.restore(SettlingFacts.read(state.facts.get("settling")))
+            self._check_not_extended(self.settling, run)
         progress.check(self.epochs, self.synthesizer.plan)
         planned = self.steps_left()
         self.trainee.restore(state.component("trainee"))
@@ -183,6 +186,14 @@ class Distillation:
         self.time_left.recall(
             "distillation", made["distillation"], progress.distillation_seconds + done.distillation_seconds
         )
+
+    def _check_not_extended(self, settling: Settling, run: Path) -> None:
+        planned = read_toml(inside(run) / SETTINGS).get("epochs")
+        if settling.settled_after is not None and planned != self.settings.epochs:
+            raise InputError(
+                f"{run} had settled after epoch {settling.settled_after}, so it gets no more epochs; resume it with "
+                f"the --epochs {planned} that it had, or start another run"
+            )
 
     def _restore_pool(self, run: Path) -> None:
         settings = self.settings

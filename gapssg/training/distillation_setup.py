@@ -25,8 +25,6 @@ from gapssg.models.signature import signature_of
 from gapssg.runs.directory import pool_shards, versions
 from gapssg.synthesis import method_classes
 from gapssg.synthesis.base import BATCH_NORM, PoolMethodSettings, RunSize, SynthesisContext, Synthesizer
-from gapssg.synthesis.generator_training import GeneratorTraining
-from gapssg.synthesis.inversion import GeneratorInversion, Inversion
 from gapssg.synthesis.pool_synthesizer import PoolSynthesizer, read_pool
 from gapssg.synthesis.requirements import missing_for
 from gapssg.synthesis.shards import PoolOrigin
@@ -164,11 +162,12 @@ def step_memory(
     """Return the memory of the steps of distillation and synthesis, by the kinds of their phases."""
     shape, precision = teacher.card.input_shape, runtime.precision
     steps = {"distillation": training_memory(student, shape, settings.batch_size, precision)}
-    source = synthesizer.synthesis if isinstance(synthesizer, PoolSynthesizer) else synthesizer
-    if isinstance(source, Inversion | GeneratorTraining):
+    run = RunSize(settings.epochs, settings.batch_size, None if settings.pool is None else 0, settings.grow_pool)
+    if settings.method.work(run).synthesis:
         kept = sum(saved_bytes(module, shape, precision, trains=False) for module in (teacher.module, student))
-        if isinstance(source, GeneratorInversion | GeneratorTraining):
-            kept += saved_bytes(source.generator, (source.generator.latent_size,), precision, trains=True)
+        generator = synthesizer.generator
+        if generator is not None:
+            kept += saved_bytes(generator, (generator.latent_size,), precision, trains=True)
         option = "--set method.synthesis_batch_size="
         steps["synthesis"] = StepMemory(option, settings.method.synthesis_batch_size, kept)
     return steps

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from gapssg.core.runtime import Runtime
 from gapssg.errors import InputError
+from gapssg.models.hollow import hollow_copy
 from gapssg.synthesis.labelled_views import SMALLER_VIEWS
 from gapssg.synthesis.pool import SMALLER_POOL
 
@@ -104,7 +104,7 @@ def saved_bytes(module: nn.Module, input_shape: Sequence[int], precision: Precis
     unchanged; 0 if that is impossible.
     """
     try:
-        hollow = copy.deepcopy(module).to("meta").train(trains).requires_grad_(trains)
+        hollow = hollow_copy(module).train(trains).requires_grad_(trains)
         weights = {_storage(each) for each in (*hollow.parameters(), *hollow.buffers())}
         kept: dict[int, Tensor] = {}
 

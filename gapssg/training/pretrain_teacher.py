@@ -21,7 +21,7 @@ from gapssg.data import flipping_is_meaningful
 from gapssg.data.image_set import ImageSet, check_same_classes, sha256_of_images
 from gapssg.errors import InputError
 from gapssg.evaluation.predict import predict, score_on
-from gapssg.evaluation.real_images import read_images
+from gapssg.evaluation.real_images import is_folder_of_images, read_images
 from gapssg.files import user_path
 from gapssg.models import create_model
 from gapssg.models.description import ModelCard, Provenance
@@ -305,6 +305,7 @@ class _Pretraining(Job[PretrainResult]):
 
 def _describe(settings: PretrainSettings, train: ImageSet, model: nn.Module) -> ModelCard:
     mean, deviation = train.channel_statistics()
+    _, height, width = train.input_shape
     return ModelCard(
         architecture=settings.model.name,
         arguments=settings.model.arguments,
@@ -316,6 +317,8 @@ def _describe(settings: PretrainSettings, train: ImageSet, model: nn.Module) -> 
         crop_padding_mode="zeros",
         flip=flipping_is_meaningful(settings.data.name) if settings.flip is None else settings.flip,
         class_names=train.class_names,
+        # Images of a folder are cropped; those of the other sources are squares, and stretched.
+        resize="crop" if height == width or is_folder_of_images(settings.data) else "stretch",
         provenance=Provenance(command="pretrain-teacher", seed=settings.seed, versions=versions()),
         **asdict(signature_of(model)),
     )

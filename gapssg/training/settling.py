@@ -52,6 +52,11 @@ class Settling:
         self._facts = facts
 
     @property
+    def could_tell(self) -> bool:
+        """Whether the disagreement was measured after enough epochs to decide."""
+        return len(self._facts.recent) == 2 * self._window
+
+    @property
     def settled_after(self) -> int | None:
         """Epochs after which the disagreement had settled; None if it has not."""
         return self._facts.settled_after or None
@@ -80,7 +85,7 @@ class Settling:
     def record(self, epochs_done: int, disagreement: float) -> None:
         """Take the disagreement after so many epochs, on any scale, and decide whether it has settled."""
         recent = self._facts.recent = [*self._facts.recent, disagreement][-2 * self._window :]
-        if len(recent) == 2 * self._window and median(recent[self._window :]) >= median(recent[: self._window]):
+        if self.could_tell and median(recent[self._window :]) >= median(recent[: self._window]):
             self._facts.settled_after = epochs_done
 
     @property

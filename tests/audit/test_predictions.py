@@ -24,7 +24,7 @@ def test_predictions_are_in_float32_whatever_the_precision_of_the_run(runtime: R
     card, images = make_card(), random_images(25)
     module = mlp(10, card.input_shape).eval()
     normalization = Normalization.from_statistics(card.mean, card.deviation, runtime.device)
-    found = predictions_of(module, normalization, images, replace(runtime, precision="bf16"), 10)
+    found = predictions_of(module, normalization, images, replace(runtime, precision="bf16"), 10, "a model")
     with torch.no_grad():
         logits = module((images.images / 255 - 0.3) / 0.4)
     # Batches change the order of float32 sums of 256 terms; bfloat16 would be off by 1e-2.

@@ -10,8 +10,9 @@ import pytest
 
 from gapssg.cli.app import build_command
 from gapssg.cli.console import Console, Invocation
-from gapssg.cli.render import print_distillation
+from gapssg.cli.render import _crops, print_distillation
 from gapssg.runs.results import SettlingResult
+from gapssg.synthesis import method_classes
 from tests.results import make_distill_result
 from tests.run_fixtures import settings
 
@@ -40,6 +41,22 @@ def test_a_run_that_was_to_end_early_says_whether_it_did(
     result = make_distill_result().model_copy(update={"settling": settling})
     print_distillation(Console(Invocation()), result, RUN, settings(Path("teacher.safetensors")))
     assert clause in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.mark.parametrize("method", [method.model_fields["name"].default for method in method_classes()])
+def test_inspect_says_how_distill_pads_where_the_file_does_not(method: str):
+    (modes,) = (each.crop_padding_mode for each in method_classes() if each.model_fields["name"].default == method)
+    kind = {"zeros": "zero padding", "reflect": "mirrored padding"}[modes]
+    whose = method if method == "gapssg-fast" else "other methods"
+    assert f"{kind} by {whose}" in _crops(5, None)
+
+
+def test_inspect_names_the_padding_of_the_file():
+    assert [_crops(5, "zeros"), _crops(5, "reflect"), _crops(0, None)] == [
+        "5 px of zero padding",
+        "5 px of mirrored padding",
+        "none",
+    ]
 
 
 def next_commands(capsys: pytest.CaptureFixture[str], *, failures: tuple[str, ...] = (), **changes: Any) -> list[str]:

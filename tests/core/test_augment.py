@@ -88,8 +88,9 @@ def test_half_of_the_images_are_flipped_if_asked_for_and_none_otherwise():
 @pytest.mark.parametrize(
     ("augmentation", "words"),
     [
-        (Augmentation(4, True), "crops with 4 pixels of padding, random horizontal flips"),
-        (Augmentation(1, False), "crops with 1 pixel of padding, no flips"),
+        (Augmentation(4, True), "crops with 4 pixels of zero padding, random horizontal flips"),
+        (Augmentation(1, False), "crops with 1 pixel of zero padding, no flips"),
+        (Augmentation(5, False, "reflect"), "crops with 5 pixels of mirrored padding, no flips"),
         (Augmentation(0, False), "no crops, no flips"),
     ],
 )

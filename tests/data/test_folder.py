@@ -1,18 +1,20 @@
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy
 import pytest
 import torch
 from PIL import Image, features
 from torchvision.datasets import ImageFolder
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from gapssg.data import decode, load_split
 from gapssg.data.image_set import ImageSet
 from gapssg.errors import InputError
 from gapssg.runs.requests import Stopped
+from gapssg.settings.parts import Interpolation
 
 
 def grey_pixels(seed: int = 0, width: int = 6, height: int = 4) -> numpy.ndarray:
@@ -228,6 +230,26 @@ def test_an_image_size_scales_and_crops_about_the_centre(root: Path) -> None:
     images = load(root, image_size=2).images
     assert images.shape == (3, 1, 2, 2)
     assert images[1].min() > 150
+
+
+@pytest.mark.parametrize("interpolation", get_args(Interpolation))
+def test_images_are_resized_as_by_torchvision_to_the_last_bit(root: Path, interpolation: Interpolation) -> None:
+    sizes = [(61, 40), (40, 61), (33, 33), (24, 90), (20, 18)]
+    for number, (width, height) in enumerate(sizes):
+        save(root / f"train/dog/{number}.png", colour_pixels(number, width, height))
+    mode = InterpolationMode(interpolation)
+    scaled_and_cropped = Compose([Resize(24, mode), CenterCrop((16, 20))])
+    for resize, theirs in ((24, scaled_and_cropped), ("stretch", Resize((16, 20), mode))):
+        images = load(root, image_size=(16, 20), resize=resize, interpolation=interpolation).images[1:-1]
+        for number, image in enumerate(images):
+            with Image.open(root / f"train/dog/{number}.png") as opened:
+                assert image.permute(1, 2, 0).tolist() == numpy.asarray(theirs(opened)).tolist()
+
+
+def test_an_image_whose_other_side_would_become_huge_is_refused_by_name(root: Path) -> None:
+    save(root / "train/cat/b.png", grey_pixels(width=10_000, height=1))
+    with pytest.raises(InputError, match=r"cat/b\.png has more pixels .* once its shorter side is resized"):
+        load(root, image_size=32, resize=64)
 
 
 def test_images_of_different_sizes_are_refused_with_both_names_and_sizes(root: Path) -> None:

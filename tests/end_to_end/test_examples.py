@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import importlib.util
+import json
 import runpy
 import shutil
 import subprocess
@@ -18,8 +19,9 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import center_crop
 
-from gapssg import load_model
+from gapssg import PredictSettings, load_model, predict
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
 from tests.browser import needs_browser, open_browser
@@ -59,22 +61,31 @@ class Exported(NamedTuple):
         assert float(probability) == pytest.approx(self.probability, abs=TOLERANCE)
 
 
-@pytest.fixture(scope="module", params=[(1, 16, 16), (3, 16, 24)], ids=["grey", "colour"])
+# The shorter side of the colour image is as long as its model wants it: no interpolation, which browsers do their own
+# way, changes it before its centre is cropped.
+GREY: dict[str, Any] = {"input_shape": (1, 16, 16)}
+COLOUR: dict[str, Any] = {"input_shape": (3, 16, 24), "resize": 26, "interpolation": "bicubic"}
+
+
+@pytest.fixture(scope="module", params=[GREY, COLOUR], ids=["grey", "colour"])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     if importlib.util.find_spec("onnxruntime") is None:
         pytest.skip("the extra export is not installed")
-    shape = request.param
+    shape = request.param["input_shape"]
     folder = tmp_path_factory.mktemp("exported")
     names = tuple(f"class {letter}" for letter in "abcdefghij")
-    card = make_card(input_shape=shape, mean=(0.3,) * shape[0], deviation=(0.4,) * shape[0], class_names=names)
+    card = make_card(**request.param, mean=(0.3,) * shape[0], deviation=(0.4,) * shape[0], class_names=names)
     module = create_model(card.architecture, num_classes=10, input_shape=shape, seed=1)
     save_model(folder / "model.safetensors", module, card)
     export = ("export", folder / "model.safetensors", "--fold-normalization", "--json")
     described = gapssg(*export, "--to", "onnx", "--output", folder / "student.onnx").stdout
     (folder / "student.json").write_text(described)
     gapssg(*export, "--to", "torch-export", "--output", folder / "student.pt2")
-    pixels = torch.randint(256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    whole = (3, 26, 40) if shape[0] == 3 else shape
+    pixels = torch.randint(256, whole, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     write_image(folder / "image.png", pixels)
+    pixels = center_crop(pixels, shape[1:])
+    write_image(folder / "cropped.ppm", pixels)
     with torch.no_grad():
         logits = load_model(folder / "model.safetensors").module((pixels[None] / 255 - 0.3) / 0.4)
     probabilities = logits[0].double().softmax(0)
@@ -106,6 +117,32 @@ def test_the_python_programs_print_the_class_and_its_probability(
     exported.check(capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("resize", ["crop", "stretch", 30])
+def test_the_python_programs_resize_as_predict_does(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], resize: Any
+):
+    changes = {"resize": resize, "interpolation": "lanczos"}
+    loaded = load_model(exported.folder / "model.safetensors")
+    save_model(tmp_path / "model.safetensors", loaded.module, loaded.card.model_copy(update=changes))
+    image = tmp_path / "image.png"
+    write_image(image, (torch.arange(3 * 31 * 43) * 3 % 256).byte().view(3, 31, 43))
+    given = {"model": tmp_path / "model.safetensors", "images": [image], "runtime": {"precision": "fp32"}}
+    (predicted,) = predict(PredictSettings.model_validate(given)).images
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(exported.folder / "student.onnx")
+    (entry,) = model.metadata_props
+    entry.value = json.dumps({**json.loads(entry.value), **changes})
+    onnx.save(model, tmp_path / "student.onnx")
+    monkeypatch.setattr(sys, "argv", ["classify_onnx.py", str(tmp_path / "student.onnx"), str(image)])
+    runpy.run_path(str(EXAMPLES / "classify_onnx.py"))
+    name, probability = capsys.readouterr().out.rsplit(maxsplit=1)
+    assert name == predicted.classes[0].name
+    assert float(probability) == pytest.approx(predicted.classes[0].probability, abs=TOLERANCE)
+    sources = ((EXAMPLES / f"classify_{name}.py").read_text() for name in ("onnx", "pytorch"))
+    ours, theirs = (source[source.index("channels, height") : source.index("pixels = ")] for source in sources)
+    assert ours == theirs
+
+
 def test_the_python_program_refuses_a_model_of_normalised_images(exported: Exported, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["classify_onnx.py", str(exported.unfolded), str(exported.image)])
     with pytest.raises(SystemExit, match=REFUSAL):
@@ -133,13 +170,13 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_cpp_program_prints_the_class_and_its_probability_or_refuses_the_model(exported: Exported, compiled: Path):
-    image = exported.folder / "image.ppm"
-    with Image.open(exported.image) as opened:
-        opened.save(image)
+    image = exported.folder / "cropped.ppm"
     run = [str(compiled), str(exported.folder / "student.onnx"), str(image)]
-    first, metadata = subprocess.run(run, check=True, capture_output=True, text=True).stdout.splitlines()
+    done = subprocess.run(run, check=True, capture_output=True, text=True)
+    first, metadata = done.stdout.splitlines()
     exported.check(first, str(exported.class_index))
     assert exported.class_name in metadata
+    assert ("this program does not resize" in done.stderr) == ('"resize":26' in metadata)
     refused = subprocess.run([str(compiled), str(exported.unfolded), str(image)], capture_output=True, text=True)
     assert refused.returncode == 1 and REFUSAL in refused.stderr
 

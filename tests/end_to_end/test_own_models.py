@@ -24,28 +24,29 @@ from tests.program import gapssg, refusal
 pytestmark = pytest.mark.slow
 
 FACTORY = "tests.models.factories:small"
+SHUFFLENET = "torchvision:shufflenet_v2_x0_5"
 IN_PAIRS = "tests.models.factories:InPairs"
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A torchvision ResNet-18 for grey images of 64 pixels, imported from a plain safetensors file."""
+    """A ShuffleNet of torchvision for grey images of 32 pixels, imported from a plain safetensors file."""
     folder = tmp_path_factory.mktemp("imported")
-    module = create_model("torchvision:resnet18", num_classes=10, input_shape=(1, 64, 64), seed=1)
+    module = create_model(SHUFFLENET, num_classes=10, input_shape=(1, 32, 32), seed=1)
     save_file(module.state_dict(), folder / "weights.safetensors")
     output = folder / "teacher.safetensors"
     finished = gapssg(
-        *("import-teacher", "--model", "torchvision:resnet18", "--weights", folder / "weights.safetensors"),
-        *("--input-shape", "1,64,64", "--num-classes", 10, "--mean", 0.3, "--std", 0.4, "--output", output),
-        *("--data", "digits", "--image-size", 64, "--set", "data.images=16", "--json"),
+        *("import-teacher", "--model", SHUFFLENET, "--weights", folder / "weights.safetensors"),
+        *("--input-shape", "1,32,32", "--num-classes", 10, "--mean", 0.3, "--std", 0.4, "--output", output),
+        *("--data", "digits", "--image-size", 32, "--set", "data.images=16", "--json"),
     )
     assert 0 <= json.loads(finished.stdout)["top1"] <= 1
     return output
 
 
-def test_a_torchvision_teacher_at_64_pixels_is_distilled_into_a_model_of_ones_own(teacher: Path, tmp_path: Path):
+def test_a_torchvision_teacher_at_32_pixels_is_distilled_into_a_model_of_ones_own(teacher: Path, tmp_path: Path):
     run = tmp_path / "run"
-    evaluation = ("--image-size", 64)
+    evaluation = ("--image-size", 32)
     gapssg(
         *("distill", "--teacher", teacher, "--student", FACTORY, "--set", "student.arguments.width=6"),
         *("--epochs", 1, "--batch-size", 8, "--set", "method.synthesis_batch_size=8"),
@@ -55,7 +56,7 @@ def test_a_torchvision_teacher_at_64_pixels_is_distilled_into_a_model_of_ones_ow
     student = run / "student.safetensors"
     loaded = load_model(student, [FACTORY])
     assert loaded.card.arguments == {"width": 6}
-    assert loaded.card.input_shape == (1, 64, 64)
+    assert loaded.card.input_shape == (1, 32, 32)
 
     arguments = ("eval", student, "--data", "digits", *evaluation, "--set", "data.images=16")
     assert f"if you trust that code, add --model-factory {FACTORY}" in refusal(*arguments)
@@ -111,7 +112,7 @@ def test_the_dry_run_of_a_model_with_arguments_reads_back(tmp_path: Path):
     printed = gapssg("distill", *arguments, "--dry-run").stdout
     (tmp_path / "settings.toml").write_text(printed)
     assert gapssg("distill", "--config", tmp_path / "settings.toml", "--dry-run").stdout == printed
-    plain = gapssg("distill", "--teacher", "t", "--student", "wrn16_1", "--dry-run").stdout
+    plain = gapssg("distill", "--teacher", "t", "--student", "wrn10_half", "--dry-run").stdout
     assert "arguments" not in plain
     assert "model_factories" not in plain
 
@@ -128,7 +129,7 @@ def test_the_dry_run_of_a_model_with_arguments_reads_back(tmp_path: Path):
             ["--student", FACTORY, "--set", "student.arguments.width=[1]"],
             "it must be a number, a string, true or false",
         ),
-        (["--student", "wrn16_1", "--model-factory", "x"], "'x' is not a factory; write package.module:factory"),
+        (["--student", "wrn10_half", "--model-factory", "x"], "'x' is not a factory; write package.module:factory"),
     ],
 )
 def test_a_student_that_cannot_be_built_is_refused_before_anything_is_written(tmp_path: Path, arguments, sentence):
@@ -173,15 +174,24 @@ def test_a_pickled_model_is_refused_with_the_lines_that_convert_it(tmp_path: Pat
 
 def test_inspect_says_what_a_file_holds_and_which_methods_can_run(teacher: Path):
     found = json.loads(gapssg("inspect", teacher, "--json").stdout)
-    assert found["architecture"] == "torchvision:resnet18"
+    assert found["architecture"] == SHUFFLENET
     assert found["parameters"] == sum(layer["parameters"] for layer in found["layers"])
-    assert len(found["observed_batch_norm_layers"]) == 20
+    assert len(found["observed_batch_norm_layers"]) == 56
     assert found["card"]["provenance"]["command"] == "import-teacher"
     assert set(found["methods"].values()) == {None}
     assert found["image_prior"] == "batch-norm statistics"
     printed = gapssg("inspect", teacher).stdout
-    for text in ("layer4.1.bn2", "BatchNorm2d", "512x2x2", "11,175,370", "1x64x64", "import-teacher", found["sha256"]):
+    for text in (
+        "stage4.3.branch2.6",
+        "BatchNorm2d",
+        "1024x1x1",
+        "351,610",
+        "1x32x32",
+        "import-teacher",
+        found["sha256"],
+    ):
         assert text in printed
+    assert "scaled to cover the input size, bilinear, centre crop" in printed
 
 
 def test_inspect_takes_an_architecture_and_names_what_it_lacks():
@@ -214,7 +224,7 @@ def test_inspect_takes_no_classes_and_images_for_a_file_which_has_its_own(teache
     )
 
 
-@pytest.mark.parametrize("model", ["file", "wrn16_1"])
+@pytest.mark.parametrize("model", ["file", "wrn10_half"])
 def test_the_dry_run_of_inspect_reads_back(teacher_file: Path, tmp_path: Path, model):
     printed = gapssg("inspect", teacher_file if model == "file" else model, "--dry-run").stdout
     (tmp_path / "settings.toml").write_text(printed)
@@ -242,10 +252,10 @@ def test_what_a_model_of_ones_own_prints_does_not_mix_with_json(tmp_path: Path):
         assert "running it" in finished.stderr
 
 
-@pytest.mark.parametrize("name", ["torchvision:resnet18", "wrn16_1", FACTORY])
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "wrn10_half", FACTORY])
 def test_an_architecture_for_a_teacher_gives_the_command_that_makes_a_file(tmp_path: Path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    sentence = refusal("distill", "--teacher", name, "--student", "wrn16_1", "--output", tmp_path / "run")
+    sentence = refusal("distill", "--teacher", name, "--student", "wrn10_half", "--output", tmp_path / "run")
     assert f"{name} is the name of an architecture, not an existing model file" in sentence
     assert f"gapssg import-teacher --model {name} --weights FILE" in sentence
     assert "\n" not in sentence
@@ -269,7 +279,7 @@ def test_an_architecture_for_a_teacher_gives_the_command_that_makes_a_file(tmp_p
             ],
             f" --model-factory {FACTORY} --model-factory a:b",
         ),
-        (["distill", "--teacher", __file__, "--student", "wrn16_1"], ""),
+        (["distill", "--teacher", __file__, "--student", "wrn10_half"], ""),
         (["pretrain-teacher", "--data", "digits", "--model", FACTORY], f" --model {FACTORY}"),
         (["landscape", __file__, "--data", "digits", "--model-factory", "a:b"], " --model-factory a:b"),
     ],

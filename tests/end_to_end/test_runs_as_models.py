@@ -57,14 +57,14 @@ def test_each_command_takes_the_final_weights_of_a_run_and_says_how_it_ended(
 
 def test_a_run_can_be_the_teacher_and_the_initial_weights_of_another(run: Path, tmp_path: Path):
     values = {**TINY, "epochs": 1, "method": {"name": "noise", "synthesis_batch_size": 8}}
-    student = {"name": "wrn16_1", "weights": run}
+    student = {"name": "wrn10_half", "weights": run}
     distill(DistillSettings.model_validate({**values, "teacher": run, "student": student}), tmp_path / "other")
     started, *others = events(tmp_path / "other")
-    assert started["message"].startswith(f"distilling wrn16_1 ({run / 'student.safetensors'}) into wrn16_1 with")
+    assert started["message"].startswith(f"distilling wrn10_half ({run / 'student.safetensors'}) into wrn10_half with")
     assert FAILED in others[0]["message"]
     resumed = gapssg("distill", "--resume", tmp_path / "other", *CPU)
     assert "after epoch 1 of 1" in resumed.stdout
-    assert "holds" in refusal("distill", "--teacher", run, "--student", "wrn16_1", "--output", run, "--overwrite")
+    assert "holds" in refusal("distill", "--teacher", run, "--student", "wrn10_half", "--output", run, "--overwrite")
 
 
 def test_a_directory_without_final_weights_is_refused_alike_everywhere(run: Path, image_folder: Path, tmp_path: Path):
@@ -75,7 +75,7 @@ def test_a_directory_without_final_weights_is_refused_alike_everywhere(run: Path
         ("eval", run, "--data", "digits"),
         ("export", run, "--to", "torchscript", "--output", tmp_path / "model.pt"),
         ("models", "--for", run),
-        ("distill", "--teacher", run, "--student", "wrn16_1", "--output", tmp_path / "other"),
+        ("distill", "--teacher", run, "--student", "wrn10_half", "--output", tmp_path / "other"),
     ):
         assert "run holds neither student.safetensors nor model.safetensors; name a finished run" in refusal(*command)
     (run / "student.safetensors").symlink_to(shutil.copy(write_teacher(tmp_path / "t.safetensors"), tmp_path / "x"))

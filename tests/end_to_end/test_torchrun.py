@@ -30,7 +30,7 @@ CONTINUE = "--resume continues a run from its last checkpoint"
 def command(teacher: Path, run: Path) -> list[object]:
     """Return a run whose synthesis takes long enough to be interrupted."""
     where = ["--output", run, "--device", "cpu", "--precision", "fp32"]
-    return ["distill", "--teacher", teacher, "--student", "wrn16_1", *METHOD, *where]
+    return ["distill", "--teacher", teacher, "--student", "wrn10_half", *METHOD, *where]
 
 
 def wait_for(condition: Callable[[], bool], processes: list[subprocess.Popen[str]]) -> None:
@@ -114,7 +114,7 @@ def test_torchrun_runs_a_command_once(teacher_file: Path, tmp_path: Path):
         [*torchrun, *map(str, options)], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert found.returncode == 0, found.stderr
-    assert found.stdout.count("distilling wrn16_1 into wrn16_1") == 1
+    assert found.stdout.count("distilling wrn10_half into wrn10_half") == 1
     assert (tmp_path / "run" / "result.json").exists()
 
 

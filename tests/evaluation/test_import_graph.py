@@ -109,7 +109,7 @@ def write_pictures(root: Path, original: nn.Module) -> tuple[Tensor, Tensor]:
 def test_an_imported_graph_is_inspected_evaluated_distilled_and_exported_without_its_file(
     tmp_path: Path, request: pytest.FixtureRequest, kind, form, method
 ):
-    if kind in (Mobile, Convnext):
+    if kind is not Residual:
         request.getfixturevalue("in_process")
     original = trained(kind)
     pictures, logits = write_pictures(tmp_path / "data", original)

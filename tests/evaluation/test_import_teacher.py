@@ -20,6 +20,7 @@ from gapssg.models.libraries import Pretrained
 from gapssg.models.model_file import load_foreign_weights
 from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import Event, Note, Warned
+from gapssg.runs.results import ImportResult, WeightNames
 from gapssg.training.distillation import Distillation
 from tests.conftest import write_images
 
@@ -83,6 +84,20 @@ def test_a_factory_without_weights_keeps_its_own_and_equal_imports_are_equal_fil
     assert (card.class_names, card.crop_padding, card.flip) == (tuple("0123456789"), 2, False)
 
 
+def test_the_file_says_how_images_are_resized_and_a_student_inherits_it(tmp_path: Path, runtime: Runtime):
+    teacher, display = tmp_path / "a.safetensors", Saying()
+    import_teacher(settings(resize=20, interpolation="bicubic"), teacher, display=display)
+    said = "scaled to 20 pixels on the shorter side, bicubic, centre crop"
+    assert f"real images are {said} (--resize, --interpolation)" in display.messages
+    loaded = load_model(teacher, [FACTORY])
+    values = {"teacher": teacher, "student": {"name": FACTORY}, "method": {"name": "noise", "synthesis_batch_size": 4}}
+    distillation = Distillation(DistillSettings.model_validate(values), runtime, loaded)
+    for card in (loaded.card, distillation.card):
+        assert (card.resize, card.interpolation, card.resizing) == (20, "bicubic", said)
+    with pytest.raises(ValueError, match="must be crop, stretch, or the pixels of the shorter side, from 1 to 2048"):
+        settings(resize="zoom")
+
+
 def test_crop_padding_as_large_as_the_images_is_refused(tmp_path: Path):
     sentence = refusal(tmp_path / "a.safetensors", settings(crop_padding=16))
     assert sentence.startswith("--crop-padding 16 is too large: a crop could miss all of an image of 16x16 pixels")
@@ -96,8 +111,9 @@ def test_one_number_applies_to_all_channels(tmp_path: Path):
 
 def test_the_model_is_evaluated_before_it_is_written(tmp_path: Path, image_folder: Path):
     data = {"name": f"folder:{image_folder}"}
-    given = settings(class_names=("dark", "bright"), num_classes=None, data=data)
-    assert "'bright' instead of 'dark'" in refusal(tmp_path / "a.safetensors", given)
+    given = settings(class_names=("dark", "light"), num_classes=None, data=data)
+    sentence = refusal(tmp_path / "a.safetensors", given)
+    assert sentence.endswith("'bright' is not one of dark, light; name the folders like the classes, in any order")
     given = settings(class_names=("bright", "dark"), num_classes=None, data=data)
     top1 = import_teacher(given, tmp_path / "a.safetensors").top1
     assert top1 is not None
@@ -110,6 +126,7 @@ def test_the_model_is_evaluated_before_it_is_written(tmp_path: Path, image_folde
         ({"num_classes": None}, "the number of classes is not known; add --num-classes or --class-names"),
         ({"class_names": ("a", "b")}, "there are 2 class names for 10 classes"),
         ({"mean": None}, "the normalisation of the model's input is not known; add the --mean and --std"),
+        ({"resize": 15}, "--resize 15 is smaller than the model's input of 16x16 pixels; make it larger"),
         ({"mean": (0.1, 0.2)}, "--mean has 2 numbers for 1 channels"),
         ({"mean": (123.7,)}, "--mean 123.7 is outside [0, 1], the range of pixels; divide --mean and --std by 255"),
         ({"class_names": ("a",), "num_classes": None}, "has 2 to 100,000 classes; --class-names has 1"),
@@ -117,7 +134,7 @@ def test_the_model_is_evaluated_before_it_is_written(tmp_path: Path, image_folde
         ({"model": {"name": "tests.models.factories:AlwaysTraining"}}, "has no evaluation mode"),
         ({"model": {"name": WITH_ANOTHER, "arguments": {"kind": "hidden"}}}, "gives different logits after reloading"),
         ({"model": {"name": WITH_ANOTHER, "arguments": {"kind": "complex64"}}}, "has other of dtype complex64"),
-        ({"model": {"name": "wrn16_1"}}, "wrn16_1 would have random weights, from which no student can learn"),
+        ({"model": {"name": "wrn10_half"}}, "wrn10_half would have random weights, from which no student can learn"),
         ({"model": {"name": SHUFFLENET}}, "add --weights FILE or --weights default"),
         ({"weights": "default"}, f"only torchvision and timm have default weights, not {FACTORY}"),
         ({"weights": "absent.safetensors"}, "absent.safetensors does not exist"),
@@ -220,9 +237,10 @@ def test_an_import_never_replaces_the_weights_that_it_reads(tmp_path: Path):
 def test_default_weights_set_classes_and_normalisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tensors = create_model(SHUFFLENET, num_classes=10, input_shape=(3, 32, 32), seed=3).state_dict()
 
-    def fetched(library: str, name: str, channels: int) -> Pretrained:
-        assert (library, name, channels) == ("torchvision", "shufflenet_v2_x0_5", 3)
-        return Pretrained(dict(tensors), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), tuple("abcdefghij"))
+    def fetched(library: str, name: str, input_shape: tuple[int, int, int]) -> Pretrained:
+        assert (library, name, input_shape) == ("torchvision", "shufflenet_v2_x0_5", (3, 32, 32))
+        names = tuple("abcdefghij")
+        return Pretrained(dict(tensors), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), names, resize=36, interpolation="bicubic")
 
     monkeypatch.setattr("gapssg.evaluation.import_teacher.pretrained_weights", fetched)
     given = settings(
@@ -232,6 +250,10 @@ def test_default_weights_set_classes_and_normalisation(tmp_path: Path, monkeypat
     loaded = load_model(tmp_path / "a.safetensors")
     assert (loaded.card.mean, loaded.card.deviation) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert loaded.card.class_names == tuple("abcdefghij")
+    assert (loaded.card.resize, loaded.card.interpolation) == (36, "bicubic")
+    import_teacher(given.model_copy(update={"resize": "crop"}), tmp_path / "b.safetensors")
+    card = load_model(tmp_path / "b.safetensors").card
+    assert (card.resize, card.interpolation) == ("crop", "bicubic")
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in loaded.module.state_dict().items())
 
 
@@ -291,11 +313,11 @@ def stored_by_torchvision(name: str) -> dict[str, torch.Tensor]:
 def test_weights_that_torchvision_stores_in_an_older_form_are_loaded(tmp_path: Path, monkeypatch, name, source):
     stored = stored_by_torchvision(name)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: copy.copy(stored))
-    image = torch.rand(1, 3, 64, 64)
+    image = torch.rand(1, 3, 32, 32)
     weights = torchvision.models.get_model_weights(name).DEFAULT
     transforms = weights.transforms()
     theirs = torchvision.models.get_model(name, weights=weights).eval()
-    given: dict[str, Any] = {"model": {"name": f"torchvision:{name}"}, "input_shape": (3, 64, 64)}
+    given: dict[str, Any] = {"model": {"name": f"torchvision:{name}"}, "input_shape": (3, 32, 32)}
     if source == "file":
         save_file({key: tensor.clone() for key, tensor in stored.items()}, tmp_path / "w.safetensors")
         given |= {"num_classes": 1000, "mean": transforms.mean, "deviation": transforms.std}
@@ -303,7 +325,11 @@ def test_weights_that_torchvision_stores_in_an_older_form_are_loaded(tmp_path: P
             given["model"]["arguments"] = {"transform_input": True}
     values = {"weights": "default" if source == "default" else str(tmp_path / "w.safetensors"), **given}
     import_teacher(ImportSettings.model_validate(values), tmp_path / "a.safetensors")
-    ours = load_model(tmp_path / "a.safetensors").module
+    loaded = load_model(tmp_path / "a.safetensors")
+    # Their 256 or 232 pixels for crops of 224, in proportion.
+    scaled = 64 * transforms.resize_size[0] // transforms.crop_size[0]
+    assert loaded.card.resize == (scaled if source == "default" else "crop")
+    ours = loaded.module
     with torch.no_grad():
         torch.testing.assert_close(ours(image), theirs(image))
 
@@ -333,6 +359,8 @@ def test_default_weights_follow_the_arguments_and_cannot_run_code(tmp_path: Path
     given = {"model": model, "weights": "default", "input_shape": (3, 32, 32)}
     result = import_teacher(ImportSettings.model_validate(given), tmp_path / "a.safetensors")
     assert (result.num_classes, seen) == (1000, ["1"])
+    card = load_model(tmp_path / "a.safetensors").card
+    assert (card.resize, card.interpolation) == (35, "bicubic")  # timm's share of the crop is 0.9
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
     for argument in ("checkpoint_path", "no_such_argument"):
         model["arguments"] = {argument: "x"}
@@ -364,7 +392,20 @@ def variants(weights: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tens
 def test_weights_that_pytorch_accepts_are_loaded(tmp_path: Path, form: str):
     expected = create_model(FACTORY, num_classes=10, input_shape=GREY, seed=3).state_dict()
     save_file(variants(expected)[form], tmp_path / "w.safetensors")
-    import_teacher(settings(weights=str(tmp_path / "w.safetensors")), tmp_path / "a.safetensors")
+    given = settings(weights=str(tmp_path / "w.safetensors"))
+    display = Saying()
+    result = import_teacher(given, tmp_path / "a.safetensors", display=display)
+    removed = {
+        "parallel": ("module.",),
+        "compiled and parallel": ("_orig_mod.", "module."),
+        "parallel but one": ("module.",),
+        "averaged": ("module.",),
+        "a parallel part": ("module.",),
+        "of Lightning": ("model.",),
+    }.get(form, ())
+    assert result.weights == WeightNames(key=None, removed=removed, added=None)
+    words = f"were taken without {' and '.join(map(repr, removed))}"
+    assert [words in message for message in display.messages] == ([True] if removed else [])
     loaded = load_model(tmp_path / "a.safetensors", [FACTORY]).module.state_dict()
     for name, tensor in loaded.items():
         if name.endswith("num_batches_tracked"):
@@ -458,6 +499,36 @@ def test_a_model_that_normalises_its_input_itself_gives_a_warning(tmp_path: Path
     assert not any("normalise" in message for message in said.messages)
 
 
+def test_folders_have_any_order_and_names_in_another_order_than_the_logits_give_a_warning(tmp_path: Path):
+    said = Saying()
+    root = write_images(tmp_path / "images", test=40)
+    given = settings(
+        model={"name": ENDING, "arguments": {"kind": "log_softmax", "mean": 0.5}},
+        num_classes=None,
+        data={"name": f"folder:{root}"},
+        mean=(0.0,),
+        deviation=(1.0,),
+        weights=str(tmp_path / "w.safetensors"),
+    )
+
+    def imported(names: tuple[str, str], bright: float, offset: float = 0.0) -> ImportResult:
+        """Import a model whose first logit is that of bright images."""
+        said.messages.clear()
+        weights = {"body.2.weight": torch.tensor([[bright], [-bright]]), "body.2.bias": torch.tensor([offset, 0.0])}
+        save_file(weights, tmp_path / "w.safetensors")
+        named = given.model_copy(update={"class_names": names})
+        return import_teacher(named, tmp_path / "a.safetensors", overwrite=True, display=said)
+
+    for names, bright in ((("bright", "dark"), 60.0), (("dark", "bright"), -60.0)):  # folders are sorted by name
+        assert imported(names, bright).top1 == 1
+        assert not any("top-1" in message or "balanced" in message for message in said.messages)
+    assert imported(("dark", "bright"), 60.0).top1 == 0
+    order = "top-1 is 0.0 % with the given order of the classes, but 100.0 % with --class-names bright,dark: are"
+    assert order in said.messages[-1]
+    assert imported(("bright", "dark"), 0.0, offset=9.0).top1 == 0.5  # every image is of the first class
+    assert said.messages[-1].startswith("its balanced accuracy is 50.0 %, no better than always answering with one")
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -479,8 +550,9 @@ def test_a_checkpoint_is_read_whatever_the_layout_and_the_sharing_of_its_tensors
     torch.save({"epoch": 3, "model": wrapped, "ema": weights}, tmp_path / "w.pth")
     given = settings("torchvision:squeezenet1_1", weights=str(tmp_path / "w.pth"), input_shape=(3, 32, 32))
     display = Saying()
-    import_teacher(given, tmp_path / "a.safetensors", display=display)
+    result = import_teacher(given, tmp_path / "a.safetensors", display=display)
     assert display.messages[0] == f"took the weights in 'model' of {tmp_path / 'w.pth'}, not ema (--weights-key)"
+    assert result.weights == WeightNames(key="model", removed=("module.",), added=None)
     module.load_state_dict(weights)
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
@@ -545,7 +617,7 @@ def test_methods_that_cannot_run_with_a_teacher_refuse_it_before_anything_is_wri
     teacher = tmp_path / "teacher.safetensors"
     name = "tests.models.factories:without_linear_layer"
     import_teacher(settings(name), teacher)
-    values = {"teacher": teacher, "student": {"name": "wrn16_1"}, "model_factories": [name]}
+    values = {"teacher": teacher, "student": {"name": "wrn10_half"}, "model_factories": [name]}
     for method, sentence in (("fast", "has no batch-norm layers"), ("dafl", "do not come from a linear layer")):
         with pytest.raises(InputError, match=sentence):
             distill(DistillSettings.model_validate({**values, "method": {"name": method}}), tmp_path / "run")

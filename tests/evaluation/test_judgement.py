@@ -36,7 +36,7 @@ def test_a_class_that_only_the_newest_images_lack_is_a_failure():
 def test_an_agreement_no_better_than_the_commonest_answer_is_a_failure():
     judged = judge_on_synthetic_images([940, 60], ClassCounts([925, 20], [940, 60]), NAMES)
     assert judged.failures == [
-        "it agrees with the teacher on 94.5 % of 1,000 synthetic images after training, "
+        "the student agrees with the teacher on 94.5 % of 1,000 synthetic images after training, "
         "no better than always giving the commonest answer (94.0 %)"
     ]
     assert judge_on_synthetic_images([940, 60], ClassCounts([930, 50], [940, 60]), NAMES).failures == []
@@ -46,7 +46,8 @@ def test_a_class_that_the_student_has_not_learned_is_a_failure():
     counts = [450, 450, 100]
     judged = judge_on_synthetic_images(counts, ClassCounts([440, 440, 9], counts), ("cat", "dog", "cow"))
     assert judged.failures == [
-        "it agrees with the teacher on only 9.0 % of the 100 synthetic images that the teacher assigns to class 'cow'"
+        "the student agrees with the teacher on only 9.0 % of the 100 synthetic images "
+        "that the teacher assigns to class 'cow'"
     ]
     assert judge_on_synthetic_images(counts, ClassCounts([440, 440, 10], counts), ("a", "b", "c")).failures == []
 
@@ -66,14 +67,15 @@ def test_real_images_that_speak_for_a_student_are_no_failure():
 def test_a_balanced_accuracy_at_chance_is_a_failure():
     at_chance = make_scores(balanced_accuracy=0.51, better_than_chance=False)
     assert failures_on_real_images(at_chance, None) == [
-        "its balanced accuracy on real images is 51.0 %, no better than always answering with one class"
+        "the balanced accuracy on real images is 51.0 %, no better than always answering with one class"
     ]
 
 
 def test_a_lost_class_is_a_failure_unless_the_teacher_does_not_know_it_either():
     lost = make_scores(lowest_recall=0.05)
     assert failures_on_real_images(lost, make_scores()) == [
-        "it is right on only 5.0 % of the real images of class 'dog', its teacher on at least 80.0 % of every class"
+        "the student is right on only 5.0 % of the real images of class 'dog', "
+        "its teacher on at least 80.0 % of every class"
     ]
     assert failures_on_real_images(lost, make_scores(lowest_recall=0.02)) == []
     assert failures_on_real_images(lost, None) == []

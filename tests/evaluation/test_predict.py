@@ -18,10 +18,13 @@ from gapssg import InputError, PredictSettings, RunError, load_model, predict
 from gapssg.core.runtime import Runtime
 from gapssg.data import load_split
 from gapssg.data.decode import decode_images
+from gapssg.data.settings import DataSettings
 from gapssg.evaluation.predict import predict as logits_of
 from gapssg.evaluation.predict_files import _to_csv
+from gapssg.evaluation.real_images import read_test_images
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
+from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.results import RESULT, ClassProbability, PredictedImage
 from tests.conftest import make_card
 from tests.program import gapssg, refusal
@@ -79,6 +82,25 @@ def test_classes_and_probabilities_are_those_of_the_images_that_the_folder_sourc
         assert [found.name for found in image.classes] == [model.card.class_names[index] for index in order]
         assert [found.probability for found in image.classes] == expected[order].tolist()
     assert (result.model.sha256, result.model.architecture) == (model.sha256, "wrn10_half")
+
+
+def test_images_are_resized_as_the_training_did_alike_from_files_and_as_data(
+    photos: Path, tmp_path: Path, runtime: Runtime
+):
+    card = make_card(**HALF, num_classes=2, class_names=("cat", "dog"), resize=20, interpolation="bicubic")
+    file = tmp_path / "model.safetensors"
+    save_model(file, create_model("wrn10_half", num_classes=2, input_shape=(1, 16, 16)), card)
+    model = load_model(file)
+    assert model.card == card
+    folder = f"folder:{photos}"
+    read = load_split(folder, "test", image_size=16, channels=1, resize=20, interpolation="bicubic")
+    assert not torch.equal(read.images, load_split(folder, "test", image_size=16, channels=1).images)
+    as_data = read_test_images(DataSettings(name=folder), model, SilentDisplay())
+    assert torch.equal(as_data.images, read.images)
+    logits = logits_of(runtime.place(model.module), read.images, model.normalization(runtime.device), runtime)
+    found = {image.file: image.classes[0].probability for image in predict(settings(file, photos)).images}
+    highest = logits.double().softmax(dim=1).max(dim=1).values.tolist()
+    assert found == dict(zip(map(str, images_in(photos)), highest, strict=True))
 
 
 def test_files_and_folders_are_read_in_the_order_given_and_only_the_top_classes_are_kept(
@@ -160,7 +182,7 @@ def test_names_in_the_csv_are_quoted_and_are_no_formulas(model_file: Path, monke
 
 
 @pytest.mark.parametrize("failures", [(), ("it is right on none",)])
-@pytest.mark.parametrize("command", ["predict", "eval"])
+@pytest.mark.parametrize("command", ["predict", "eval", "inspect"])
 def test_a_student_that_failed_is_called_that(
     command: str, failures: tuple[str, ...], model_file: Path, photos: Path, tmp_path: Path
 ):
@@ -168,8 +190,10 @@ def test_a_student_that_failed_is_called_that(
     (tmp_path / RESULT).write_text(result.model_dump_json())
     file = tmp_path / "student.safetensors"
     file.write_bytes(model_file.read_bytes())
-    shown = gapssg(command, file, *([photos] if command == "predict" else ["--data", "digits"]))
-    lines = [line for line in (shown.stdout + shown.stderr).splitlines() if "FAILED" in line]
+    arguments: dict[str, list[object]] = {"predict": [photos], "eval": ["--data", "digits"], "inspect": []}
+    shown = gapssg(command, file, *arguments[command], "--json")
+    assert command == "eval" or json.loads(shown.stdout)["failures"] == list(failures)
+    lines = [line for line in shown.stderr.splitlines() if "FAILED" in line]
     assert len(lines) == len(failures)
     assert all(f"{file} is not usable: it is right on none" in line for line in lines)
 
@@ -178,8 +202,9 @@ def test_a_damaged_result_of_a_run_is_a_warning(model_file: Path, photos: Path, 
     (tmp_path / RESULT).write_text("{")
     file = tmp_path / "student.safetensors"
     file.write_bytes(model_file.read_bytes())
-    shown = gapssg("predict", file, photos)
-    assert f"what its run found of {file} is not known: " in shown.stdout + shown.stderr
+    shown = gapssg("predict", file, photos, "--json")
+    assert f"what its run found of {file} is not known: " in shown.stderr
+    assert json.loads(shown.stdout)["failures"] is None
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,10 @@ from tests.program import gapssg, refusal
 
 @pytest.fixture
 def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A WRN-16-2 with 691,386 parameters, and few candidates, one of which does not accept images of 16 pixels."""
-    monkeypatch.setattr(students, "MODELS", {name: MODELS[name] for name in ("wrn10_half", "wrn16_1", "wrn16_2")})
-    small = {"torchvision": "shufflenet_v2_x0_5 mobilenet_v3_large alexnet", "timm": "lcnet_035 not_a_model"}
+    """A WRN-16-2 with 691,386 parameters, and few candidates, one larger and one that does not accept 16 pixels."""
+    built_in = ("wrn10_half", "wrn16_1", "wrn16_2", "vgg11")
+    monkeypatch.setattr(students, "MODELS", {name: MODELS[name] for name in built_in})
+    small = {"torchvision": "shufflenet_v2_x0_5 squeezenet1_1", "timm": "not_a_model"}
     monkeypatch.setattr(students, "_SMALL", small)
     path = tmp_path / "big.safetensors"
     model = create_model("wrn16_2", num_classes=10, input_shape=(1, 16, 16))
@@ -49,7 +50,7 @@ def test_students_are_smaller_than_the_teacher_and_the_fastest_comes_first(
     names = [each.architecture for each in result.students]
     assert names[:2] == ["wrn10_half", "wrn16_1"]
     assert "torchvision:shufflenet_v2_x0_5" in names
-    assert not {"wrn16_2", "torchvision:mobilenet_v3_large", "torchvision:alexnet", "timm:not_a_model"} & set(names)
+    assert not {"wrn16_2", "vgg11", "torchvision:squeezenet1_1", "timm:not_a_model"} & set(names)
     times = [each.latency.median_ms for each in result.students]
     assert times == sorted(times)
     assert all(0 < each.parameters < result.parameters and each.macs > 0 for each in result.students)

@@ -6,6 +6,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.models import get_model
+from torchvision.models import MobileNetV2, get_model
 
 from gapssg import ExportSettings, InputError, export_model, load_model
 from gapssg.core.runtime import Runtime
@@ -26,7 +27,7 @@ from gapssg.export import quantize
 from gapssg.export.formats import Files, Subject, load_format
 from gapssg.export.formats.onnx import OnnxQuantizer
 from gapssg.export.verify import Examiner, compare, rounding_tolerance
-from gapssg.models import create_model
+from gapssg.models import create_model, mobilenet
 from gapssg.models.model_file import LoadedModel, save_model
 from gapssg.runs.requests import Stopped
 from gapssg.runs.results import RESULT, ExportMetadata, ExportResult, Int8Metadata
@@ -100,7 +101,11 @@ def test_an_onnx_file_gives_the_logits_of_the_model_for_batches_of_any_size(expo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["vgg11", "mobilenetv2"])
-def test_other_architectures_export_to_onnx_and_agree(tmp_path: Path, architecture: str):
+def test_other_architectures_export_to_onnx_and_agree(
+    tmp_path: Path, architecture: str, monkeypatch: pytest.MonkeyPatch
+):
+    blocks = [[1, 16, 1, 1], [6, 24, 1, 2], [6, 32, 2, 2]]  # of the 17, each kind once
+    monkeypatch.setattr(mobilenet, "MobileNetV2", partial(MobileNetV2, inverted_residual_setting=blocks))
     module = create_model(architecture, num_classes=10, input_shape=(1, 16, 16), seed=1).eval()
     save_model(tmp_path / "model.safetensors", module, make_card(architecture=architecture))
     settings = ExportSettings(model=tmp_path / "model.safetensors", to="onnx")
@@ -158,6 +163,7 @@ def test_the_metadata_of_an_onnx_file_has_all_that_its_use_needs(exported, model
     assert metadata["class_names"] == list("0123456789")
     assert (metadata["mean"], metadata["deviation"], metadata["input_shape"]) == ([0.3], [0.4], [1, 16, 16])
     assert metadata["normalization_folded"] is False
+    assert (metadata["resize"], metadata["interpolation"]) == ("crop", "bilinear")
     assert metadata["provenance"]["model_sha256"] == load_model(model_file).sha256
     assert {"gapssg", "torch", "onnx", "onnxruntime"} <= metadata["provenance"]["versions"].keys()
     dimensions = model.graph.input[0].type.tensor_type.shape.dim
@@ -328,7 +334,7 @@ def test_a_model_that_a_format_cannot_export_gives_one_sentence(model_file: Path
 
     poison(monkeypatch, "torch-export", branch_on_the_images)
     sentence = refusal("export", model_file, "--to", "torch-export", "--output", tmp_path / "model.pt2", "--quiet")
-    assert sentence.startswith("wrn16_1 cannot be exported as torch-export; try another format")
+    assert sentence.startswith("wrn10_half cannot be exported as torch-export; try another format")
     assert len(sentence.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -402,8 +408,9 @@ def test_int8_is_calibrated_on_the_pool_and_compared_on_the_rest_of_it(run_folde
     assert (int8["calibration_images"], int8["pool"]["images"]) == (25, 35)
     assert int8["bytes"]["int8"] == result["bytes"] == out.stat().st_size < int8["bytes"]["float32"] / 2
     assert int8["pool"]["agreement"] >= 0.5
-    # Of the first convolutions of six blocks, whose batch norm is folded into them; the exporter drops biases of zeros.
-    assert int8["corrected_biases"] == 6
+    # Of the first convolution of all and of each of three blocks, whose batch norm is folded into them; the exporter
+    # drops biases of zeros.
+    assert int8["corrected_biases"] == 4
     assert int8["test"]["images"] == 450
     assert int8["top1"].keys() == result["timing"]["images_per_second"].keys() == {"float32", "int8"}
     assert result["metadata"]["int8"] == {"calibration_images": 25, "float_layers": []}
@@ -412,7 +419,7 @@ def test_int8_is_calibrated_on_the_pool_and_compared_on_the_rest_of_it(run_folde
     assert json.loads(model.metadata_props[0].value) == result["metadata"]
     weights = {each.name: onnx.numpy_helper.to_array(each) for each in model.graph.initializer}
     convolutions = [value for value in weights.values() if value.dtype == np.int8 and value.ndim == 4]
-    assert len(convolutions) == 15
+    assert len(convolutions) == 10
     assert max(np.abs(value).max() for value in convolutions) <= 64  # 7 bits
     images = images_in_unit_range(5)
     ours, theirs = logits_of(run_folder / "student.safetensors", images), run_onnx(out, normalised(images))
@@ -446,7 +453,7 @@ def test_a_model_that_cannot_be_quantised_gives_one_sentence(
     replace(monkeypatch, "onnx", quantizer=refuse)
     sentence = refusal("export", run_folder, "--to", "onnx", "--int8", "--output", tmp_path / "int8.onnx", "--quiet")
     assert sentence == (
-        "wrn16_1 cannot be quantised; leave --int8 out, or --debug for details (ValueError: no such operator)"
+        "wrn10_half cannot be quantised; leave --int8 out, or --debug for details (ValueError: no such operator)"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -554,6 +561,7 @@ def test_calibration_images_are_those_of_the_pool_as_the_model_takes_them(run_fo
     assert len(names) == len(arrays["images"]) == len(arrays["targets"]) == 40
     assert [about["targets"][f"images/{name}"] for name in names] == arrays["targets"].tolist()
     assert (about["layout"], about["normalization_folded"], about["class_names"]) == ("NCHW", fold, list("0123456789"))
+    assert (about["resize"], about["interpolation"]) == ("crop", "bilinear")
 
     pixels = np.stack([np.asarray(Image.open(out / "images" / name)) for name in names])[:, None] / np.float32(255)
     inputs = pixels if fold else (pixels - np.float32(0.3)) / np.float32(0.4)
@@ -570,7 +578,7 @@ def test_calibration_images_are_those_of_the_pool_as_the_model_takes_them(run_fo
 
 def test_calibration_images_of_other_channels_are_arrays_only(tmp_path: Path):
     card = make_card(input_shape=(2, 16, 16), mean=(0.3,) * 2, deviation=(0.4,) * 2)
-    module = create_model("wrn16_1", num_classes=10, input_shape=(2, 16, 16), seed=1)
+    module = create_model("wrn10_half", num_classes=10, input_shape=(2, 16, 16), seed=1)
     save_model(tmp_path / "student.safetensors", module, card)
     (tmp_path / "pool").mkdir()
     write_pool(tmp_path / "pool", (2, 16, 16))

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a model and a pool of 60 images of noise."""
     folder = tmp_path_factory.mktemp("run")
-    write_teacher(folder / "student.safetensors")
+    write_teacher(folder / "student.safetensors", "wrn16_1")
     (folder / "pool").mkdir()
     images = torch.randint(0, 256, (60, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     write_shard(folder / "pool" / "shard-0001.safetensors", images, torch.arange(60) % 10, PoolOrigin("gapssg", "0"))

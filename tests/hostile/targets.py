@@ -86,14 +86,16 @@ class World:
         (self.outside / "folder" / "file").write_text("not yours")
         self.outside_before = self.state_of_outside()
         self.teacher = root / "teacher.safetensors"
-        save_model(self.teacher, create_model("wrn16_1", num_classes=10, input_shape=(1, 16, 16)).eval(), make_card())
+        card = make_card()
+        model = create_model(card.architecture, num_classes=10, input_shape=card.input_shape)
+        save_model(self.teacher, model.eval(), card)
         generator = torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (8, 1, 16, 16), generator=generator, dtype=torch.uint8)
         write_shard(root / "shard.safetensors", images, torch.arange(8), PoolOrigin("gapssg", "0" * 64))
         self.settings = DistillSettings.model_validate(
             {
                 "teacher": self.teacher,
-                "student": {"name": "wrn16_1"},
+                "student": {"name": "wrn10_half"},
                 "method": {
                     "synthesis_batch_size": 8,
                     "generator_steps": 2,

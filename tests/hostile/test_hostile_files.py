@@ -384,7 +384,7 @@ def test_control_characters_in_names_do_not_reach_the_terminal(
             (image_folder / split_name / old).rename(image_folder / split_name / new)
     card = make_card(num_classes=2, class_names=names)
     model = tmp_path / "\x1b[2J[bold]model.safetensors"
-    save_model(model, create_model("wrn16_1", num_classes=2, input_shape=(1, 16, 16)).eval(), card)
+    save_model(model, create_model("wrn10_half", num_classes=2, input_shape=(1, 16, 16)).eval(), card)
     arguments = [
         "eval",
         model,

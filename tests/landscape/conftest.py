@@ -28,7 +28,7 @@ def run_folder(tmp_path: Path, teacher_file: Path) -> Path:
     (folder / "pool").mkdir()
     teacher = load_model(teacher_file)
     provenance = Provenance(command="distill", teacher_sha256=teacher.sha256)
-    values = {"teacher": teacher_file, "student": {"name": "wrn16_1"}, "epochs": 3, "method": {"name": "gapssg"}}
+    values = {"teacher": teacher_file, "student": {"name": "wrn10_half"}, "epochs": 3, "method": {"name": "gapssg"}}
     settings = DistillSettings.model_validate(values)
     (folder / "settings.toml").write_text(settings.to_toml())
     (folder / RESULT).write_text(make_distill_result().model_copy(update={"failures": ()}).model_dump_json())
@@ -80,7 +80,7 @@ def make_surface(loss: torch.Tensor, **changes: Any) -> Surface:
         "name": "student",
         "model_file": "student.safetensors",
         "model_sha256": "0" * 64,
-        "architecture": "wrn16_1",
+        "architecture": "wrn10_half",
         "directions": "random",
         "axis_labels": labels,
         "biases_and_norms": False,

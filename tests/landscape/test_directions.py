@@ -7,7 +7,7 @@ from gapssg.landscape.directions import directions_through, principal_directions
 from gapssg.landscape.layout import Layout
 from gapssg.models import create_model
 
-MODULE = create_model("wrn16_1", num_classes=10, input_shape=(1, 16, 16), seed=1)
+MODULE = create_model("wrn10_half", num_classes=10, input_shape=(1, 16, 16), seed=1)
 LAYOUT = Layout.of(MODULE)
 WEIGHTS = LAYOUT.flatten(MODULE.state_dict())
 

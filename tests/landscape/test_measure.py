@@ -106,7 +106,7 @@ def test_a_changed_model_or_a_truncated_surface_is_refused(run_folder: Path, tmp
     with pytest.raises(InputError, match="not a readable safetensors file"):
         measure_landscape(settings(run_folder), tmp_path / "out", resume=True)
     file.write_bytes(whole)
-    save_model(run_folder / "student.safetensors", create_model("wrn16_1", num_classes=10, input_shape=(1, 16, 16)),
+    save_model(run_folder / "student.safetensors", create_model("wrn10_half", num_classes=10, input_shape=(1, 16, 16)),
                make_card())  # fmt: skip
     with pytest.raises(InputError, match="the SHA-256 of the model was"):
         measure_landscape(settings(run_folder), tmp_path / "out", resume=True)
@@ -237,7 +237,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     snapshots = sorted((run_folder / "snapshots").glob("*"))
     cases = {
         "holds neither student.safetensors nor": settings(empty),
-        r"\(wrn16_1\) and .* \(wrn16_2\) differ in architecture": settings(
+        r"\(wrn10_half\) and .* \(wrn16_2\) differ in architecture": settings(
             teacher_file, other, directions="models", dimensions=1
         ),
         "the first two have the same weights": settings(snapshots[2], run_folder, directions="models", dimensions=1),
@@ -257,7 +257,7 @@ def test_bad_input_is_refused_before_anything_is_written(
 
 def test_data_of_another_shape_than_the_model_takes_is_refused(tmp_path: Path):
     file = tmp_path / "colour.safetensors"
-    save_model(file, create_model("wrn16_1", num_classes=10, input_shape=(3, 32, 32)),
+    save_model(file, create_model("wrn10_half", num_classes=10, input_shape=(3, 32, 32)),
                make_card(input_shape=(3, 32, 32), mean=(0.5,) * 3, deviation=(0.5,) * 3))  # fmt: skip
     with pytest.raises(InputError, match=r"but .* takes 3x32x32"):
         measure_landscape(settings(file), tmp_path / "out")

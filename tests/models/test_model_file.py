@@ -54,7 +54,7 @@ def test_the_header_holds_one_canonical_json_object(teacher_file: Path):
     (size,) = struct.unpack("<Q", content[:8])
     text = json.loads(content[8 : 8 + size])["__metadata__"]["gapssg"]
     assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
-    assert json.loads(text)["architecture"] == "wrn16_1"
+    assert json.loads(text)["architecture"] == "wrn10_half"
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path):
@@ -109,6 +109,10 @@ def test_a_description_that_is_not_json_is_refused(teacher_file: Path):
         ("format_version", 2),
         ("surprise", 1),
         ("flip", "\ud800"),
+        ("resize", 15),
+        ("resize", "zoom"),
+        ("resize", True),
+        ("interpolation", "cubic"),
     ],
 )
 def test_a_description_out_of_bounds_is_refused(teacher_file: Path, field, value):
@@ -143,7 +147,7 @@ def test_the_first_missing_and_the_first_unknown_weight_are_named_in_their_order
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path):
-    model = create_model("wrn16_1", num_classes=10, input_shape=(1, 16, 16))
+    model = create_model("wrn10_half", num_classes=10, input_shape=(1, 16, 16))
     with torch.no_grad():
         next(model.parameters())[0] = float("nan")
     path = tmp_path / "model.safetensors"

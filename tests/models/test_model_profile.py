@@ -190,3 +190,9 @@ def test_a_model_that_refuses_a_single_image_is_refused_in_one_sentence(look):
     ) as caught:
         look(InPairs(), (1, 16, 16))
     assert "\n" not in str(caught.value)
+
+
+def test_a_batch_norm_of_other_channels_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(5))
+    with pytest.raises(InputError, match="does not accept a single image of 3x8x8"):
+        profile_model(model, (3, 8, 8))

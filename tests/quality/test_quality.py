@@ -12,10 +12,12 @@ from gapssg import QualitySettings, distill, estimate_quality, load_model
 from gapssg.core.runtime import Runtime
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
+from gapssg.quality import evidence
 from gapssg.quality.evidence import evidence_of, probe_images
-from gapssg.runs.results import DistillResult
+from gapssg.runs.results import RESULT, DistillResult
 from tests.conftest import make_card
 from tests.program import gapssg, refusal
+from tests.results import make_pretrain_result
 from tests.run_fixtures import settings
 
 CPU = {"device": "cpu", "precision": "fp32"}
@@ -47,7 +49,8 @@ def test_probe_images_depend_only_on_the_seed_and_the_pool(runtime: Runtime):
     assert first["overlaid"].shape == (40, 1, 20, 17)
 
 
-def test_there_are_fewer_probes_of_large_images(runtime: Runtime):
+def test_there_are_fewer_probes_of_large_images(runtime: Runtime, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(evidence, "PROBES", {"blank": lambda count, shape, _: torch.zeros(count, *shape)})
     counts = {side: len(next(probe_images((1, side, side), None, runtime))[1]) for side in (16, 160, 400)}
     assert counts == {16: 256, 160: 163, 400: 32}
 
@@ -102,10 +105,15 @@ def test_an_estimate_outside_of_the_calibration_is_refused_with_the_reason(tmp_p
     assert json.loads(as_json.stdout)["disagreement"] is None
 
 
+def test_a_run_of_another_command_is_called_that(tmp_path: Path):
+    (tmp_path / RESULT).write_text(make_pretrain_result().model_dump_json())
+    assert refusal("estimate", tmp_path) == f"{tmp_path} is not a run of distill; name one that is"
+
+
 def test_student_and_teacher_must_match(teacher_file: Path, tmp_path: Path):
     distill(settings(teacher_file, epochs=1), tmp_path / "run")
     save_model(
-        tmp_path / "other.safetensors", create_model("wrn16_1", num_classes=10, input_shape=(1, 16, 16)), make_card()
+        tmp_path / "other.safetensors", create_model("wrn10_half", num_classes=10, input_shape=(1, 16, 16)), make_card()
     )
     assert "does not name its teacher's file; add --teacher" in refusal("estimate", teacher_file)
     other = refusal("estimate", tmp_path / "run", "--teacher", tmp_path / "other.safetensors")

@@ -148,6 +148,7 @@ def test_what_was_measured_of_other_weights_or_cannot_be_kept_is_not_on_the_card
 
 def test_a_card_says_how_images_are_normalised(runs: Runs):
     card, model = write_card(runs.blind).read_text(), load_model(runs.blind / "student.safetensors").card
+    assert f"- Images of other sizes are {model.resizing} (with antialiasing, as by Pillow).\n" in card
     assert f"- Mean: {round(model.mean[0], 6)}\n- Standard deviation: {round(model.deviation[0], 6)}\n" in card
 
 
@@ -296,7 +297,7 @@ def test_a_card_has_the_baseline_beside_the_agreement_and_the_lowest_class_besid
 
 
 FAILURES = ["the teacher answers all images with class `cat`", "it is right on none"]
-NO_BETTER = "its balanced accuracy on real images is 10.0 %, no better than always answering with one class"
+NO_BETTER = "the balanced accuracy on real images is 10.0 %, no better than always answering with one class"
 
 
 def record(run: Path, *evaluations: tuple[str, Scores], teacher: Scores | None = None) -> str:
@@ -336,7 +337,10 @@ def test_real_images_that_fail_a_model_are_a_failure_on_the_card_whatever_else_w
     assert "The images of `digits` show nothing against it" in card
     lost = make_scores(lowest_recall=0.05, lowest_class="dog")
     card = record(runs.blind, ("digits", lost), teacher=make_scores(lowest_recall=0.7))
-    assert "- `it is right on only 5.0 % of the real images of class 'dog', its teacher on at least 70.0 %" in card
+    assert (
+        "- `the student is right on only 5.0 % of the real images of class 'dog', its teacher on at least 70.0 %"
+        in card
+    )
 
 
 def test_real_images_that_failed_a_model_in_its_run_are_not_outweighed_on_the_card(runs: Runs):

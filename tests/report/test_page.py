@@ -94,7 +94,7 @@ def test_with_data_the_models_are_evaluated_by_class_beside_their_teacher(made: 
     for there in ("Confusion of the student", "Confusion of the teacher", "Accuracy by confidence", "By class"):
         assert there in page.text
     assert "Evidence: synthetic" not in page.text
-    assert "It has 174,778 parameters instead of 174,778 (100.0 %)" in page.text
+    assert "It has 20,506 parameters instead of 20,506 (100.0 %)" in page.text
     pairs = zip(*(model.per_class_accuracy for model in evaluated_beside_teacher(made)), strict=True)
     _, lost = max((teacher - student, -number) for number, (student, teacher) in enumerate(pairs))
     assert f"It is furthest below its teacher on class {-lost}: " in page.text
@@ -188,6 +188,30 @@ def test_the_command_reproduces_the_run(made: Runs, tmp_path: Path):
     assert shown
     settings = tomllib.loads(shown[1].replace("&#34;", '"'))
     assert settings == tomllib.loads((made.evaluated / "settings.toml").read_text())
+
+
+EXTENDED = "The run was extended after epoch"
+
+
+@pytest.mark.parametrize(
+    ("planned", "sentence"),
+    [
+        ([1, 2], "extended after epoch 1 (--resume with more --epochs). The command plans all 2 epochs from the start"),
+        ([9, 2], None),  # ended early by --until-settled
+        ([2, 2], None),
+    ],
+)
+def test_an_extended_run_says_that_the_command_gives_another_student(
+    runs: Runs, tmp_path: Path, planned: list[int], sentence: str | None
+):
+    recorded = [json.loads(line) for line in (runs.blind / "events.jsonl").read_text().splitlines()]
+    epochs = [event for event in recorded if event["event"] == "epoch"]
+    for event, number in zip(epochs, planned, strict=True):
+        event["epochs"] = number
+    (runs.blind / "events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in recorded))
+    text = report(tmp_path, runs.blind).text
+    assert (EXTENDED in text) == (sentence is not None)
+    assert sentence is None or (sentence in text and "gives another student" in text)
 
 
 def test_samples_are_few_and_small_however_many_and_large_they_are(runs: Runs, tmp_path: Path):
@@ -300,7 +324,13 @@ def test_the_command_prints_the_verdicts(made: Runs, tmp_path: Path):
     assert result["output"] == str(page)
     assert [run["evidence"] for run in result["runs"]] == ["real images", "synthetic images only"]
     shown = gapssg("report", made.blind, "--output", page, "--overwrite").stdout
-    assert f"{made.blind}: FAILED: the student is not usable: it agrees with the teacher on" in shown
+    assert f"{made.blind}: FAILED: the student is not usable: the student agrees with the teacher on" in shown
+
+
+def test_the_command_prints_all_failures(runs: Runs, tmp_path: Path):
+    change(runs.blind / "result.json", lambda result: result.update(failures=FAILURES))
+    shown = gapssg("report", runs.blind, "--output", tmp_path / "page.html").stdout
+    assert f"{runs.blind}: FAILED: the student is not usable: {FAILURES[0]}; {FAILURES[1]}.\n" in shown
 
 
 FAILURES = ["the teacher answers all 640 synthetic images with class '<b>cat</b>'", "it is right on none"]
@@ -340,7 +370,7 @@ def test_a_student_at_chance_on_the_images_of_the_report_fails(runs: Runs, tmp_p
         loaded.module.classifier.bias[3] += 1000
     save_model(student, loaded.module, loaded.card)
     page = report(tmp_path, runs.blind, data="digits")
-    assert "FAILED: the student is not usable: its balanced accuracy on real images is 10.0" in page.text
+    assert "FAILED: the student is not usable: the balanced accuracy on real images is 10.0" in page.text
 
 
 @pytest.fixture

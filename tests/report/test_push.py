@@ -61,7 +61,7 @@ def test_what_is_pushed_is_model_card_and_description_and_comes_back(hub: Hub, f
     assert set(files) == {"student.safetensors", "README.md", "config.json"} == set(result["files"])
     assert files["student.safetensors"] == (folder / "student.safetensors").read_bytes()
     config = json.loads(files["config.json"])
-    assert (config["architecture"], config["num_classes"]) == ("wrn16_1", 10)
+    assert (config["architecture"], config["num_classes"]) == ("wrn10_half", 10)
     assert str(folder.parent).encode() not in b"".join(files.values())
     back = load_model(result["reference"])
     assert back.sha256 == result["sha256"] == load_model(folder / "student.safetensors").sha256

@@ -148,7 +148,7 @@ def test_a_tracker_hears_nothing_of_a_run_that_is_refused(memory: type[Memory], 
 def test_unknown_and_missing_trackers_are_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    run = ["pretrain-teacher", "--data", "digits", "--model", "wrn16_1", "--output", tmp_path / "run", "--logger"]
+    run = ["pretrain-teacher", "--data", "digits", "--model", "wrn10_half", "--output", tmp_path / "run", "--logger"]
     assert refusal(*run, "wandbb") == "--logger wandbb is not one of tensorboard, wandb, mlflow (did you mean wandb?)"
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     expected = '--logger mlflow needs mlflow, which is not installed: pip install "gapssg[mlflow]"'

@@ -38,7 +38,7 @@ def epochs_of(run: Path) -> list[dict[str, Any]]:
 
 def test_tensorboard_has_the_numbers_and_images_of_the_run(teacher_file: Path, tmp_path: Path):
     run = tmp_path / "run"
-    values = settings(teacher_file, eval_data={"name": "digits"})
+    values = settings(teacher_file, eval_data={"name": "digits", "images": 32})
     with also_logging(["tensorboard"], SilentDisplay(), run, values, DistillationEpoch) as display:
         distill(values, run, display=display)
     found, epochs = scalars(run), epochs_of(run)
@@ -78,7 +78,7 @@ def test_a_resumed_run_has_each_point_once(teacher_file: Path, tmp_path: Path):
 
 def test_the_commands_write_it_and_a_new_run_replaces_it(teacher_file: Path, image_folder: Path, tmp_path: Path):
     run = tmp_path / "run"
-    training = ["pretrain-teacher", "--data", f"folder:{image_folder}", "--model", "wrn16_1", "--epochs", 1]
+    training = ["pretrain-teacher", "--data", f"folder:{image_folder}", "--model", "wrn10_half", "--epochs", 1]
     gapssg(*training, "--output", run, "--tensorboard")
     assert scalars(run)["train_loss"][0][0] == 1
     gapssg(*training, "--output", run, "--overwrite")
@@ -140,7 +140,7 @@ def test_a_run_resumes_with_a_warning_if_tensorboard_is_no_longer_installed(
 def test_without_tensorboard_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("gapssg.runs.loggers.find_spec", lambda name: None)
     run = tmp_path / "run"
-    arguments = ["pretrain-teacher", "--data", "digits", "--model", "wrn16_1", "--output", run, "--tensorboard"]
+    arguments = ["pretrain-teacher", "--data", "digits", "--model", "wrn10_half", "--output", run, "--tensorboard"]
     installs = 'pip install "gapssg[tensorboard]"'
     assert refusal(*arguments) == f"--logger tensorboard needs tensorboard, which is not installed: {installs}"
     assert not run.exists()

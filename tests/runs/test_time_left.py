@@ -208,7 +208,7 @@ def epochs_of(run: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("method", ["gapssg-fast", "gapssg", "zskt"])
 def test_each_epoch_of_a_distillation_records_the_remaining_time(teacher_file: Path, tmp_path: Path, method: str):
     rounds = {"zskt": {"rounds": 3}, "gapssg-fast": {"distillation_steps": 6}}.get(method, {})
-    changes = {"method": {**TINY["method"], **rounds, "name": method}, "eval_data": {"name": "digits"}}
+    changes = {"method": {**TINY["method"], **rounds, "name": method}, "eval_data": {"name": "digits", "images": 32}}
     display = Listening()
     distill(distill_settings(teacher_file, **changes, evaluate_every=2), tmp_path / "run", display=display)
     remaining = [event["timing"]["remaining"] for event in epochs_of(tmp_path / "run")]
@@ -223,7 +223,7 @@ def test_each_epoch_of_a_distillation_records_the_remaining_time(teacher_file: P
 
 
 def test_each_epoch_of_a_training_records_the_remaining_time(image_folder: Path, tmp_path: Path):
-    values = {"data": {"name": f"folder:{image_folder}"}, "model": {"name": "wrn16_1"}, "epochs": 3, "batch_size": 8}
+    values = {"data": {"name": f"folder:{image_folder}"}, "model": {"name": "wrn10_half"}, "epochs": 3, "batch_size": 8}
     display = Listening()
     pretrain_teacher(PretrainSettings.model_validate(values), tmp_path / "run", display=display)
     remaining = [event["timing"]["remaining"] for event in epochs_of(tmp_path / "run")]

@@ -15,7 +15,7 @@ from gapssg.synthesis.base import SynthesisContext
 SHAPE = (1, 16, 16)
 
 
-def make_context(runtime: Runtime, teacher_name: str = "wrn16_1") -> SynthesisContext:
+def make_context(runtime: Runtime, teacher_name: str = "wrn10_half") -> SynthesisContext:
     teacher = create_model(teacher_name, num_classes=5, input_shape=SHAPE, seed=1)
     with torch.no_grad():
         teacher.train()(torch.randn(64, *SHAPE, generator=torch.Generator().manual_seed(0)))
@@ -31,7 +31,7 @@ def make_context(runtime: Runtime, teacher_name: str = "wrn16_1") -> SynthesisCo
     )
 
 
-def make_student(runtime: Runtime, name: str = "wrn16_1") -> nn.Module:
+def make_student(runtime: Runtime, name: str = "wrn10_half") -> nn.Module:
     return runtime.place(create_model(name, num_classes=5, input_shape=SHAPE, seed=2))
 
 

@@ -20,7 +20,7 @@ SETTINGS = GapSSGSettings(synthesis_batch_size=16, generator_steps=4, generator_
 
 
 def synthesise(
-    runtime: Runtime, settings: GapSSGSettings = SETTINGS, networks: str = "wrn16_1"
+    runtime: Runtime, settings: GapSSGSettings = SETTINGS, networks: str = "wrn10_half"
 ) -> tuple[Synthesizer, list[dict[str, float]]]:
     synthesizer = settings.build(make_context(runtime, networks))
     steps = synthesizer.synthesis_steps(make_student(runtime, networks), 0, 0)

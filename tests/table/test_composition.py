@@ -330,7 +330,7 @@ def test_distill_uses_the_published_settings_of_the_method_for_its_teacher(
     plain = tomllib.loads(gapssg(*arguments, "/absent").stdout)
     assert (plain["epochs"], plain["batch_size"], plain["optimizer"]["learning_rate"]) == (220, 256, 0.2)
     assert plain["method"]["adversarial_weight"] == 1.1
-    assert architecture_of(teacher_file) == "wrn16_1"
+    assert architecture_of(teacher_file) == "wrn10_half"
     monkeypatch.setattr("gapssg.models.model_file.architecture_of", lambda _: "resnet34")
     settings = tomllib.loads(gapssg(*arguments, teacher_file, "--epochs", 7).stdout)
     assert (settings["epochs"], settings["batch_size"], settings["method"]["adversarial_weight"]) == (7, 256, 1.33)

@@ -31,7 +31,7 @@ from tests.conftest import make_card
 from tests.run_fixtures import events, run_epoch, settings, without_timing
 from tests.tiny import TINY_NOISE, tiny_model, write_tiny_teacher
 
-DIGITS = {"eval_data": {"name": "digits"}}
+DIGITS = {"eval_data": {"name": "digits", "images": 32}}
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_result_without_evaluation_data_has_agreement_and_no_accuracy(finished: 
     assert result["images_synthesized"] == 32
     # Two passes over 16 samples, then over 32, in batches of 8.
     assert result["distillation_steps"] == 4 + 8
-    assert result["teacher"]["parameters"] == result["student"]["parameters"] == 174_778
+    assert result["teacher"]["parameters"] == result["student"]["parameters"] == 20_506
     assert result.keys() >= {
         "command",
         "method",
@@ -93,7 +93,7 @@ def test_the_operations_of_a_run_match_the_formula(finished: Path, teacher_file:
     teacher, student = result["teacher"]["macs"], result["student"]["macs"]
     # Three steps of each of two syntheses and twelve of distillation; a multiply-add is two operations.
     synthesis = 2 * 3 * 16 * 2 * (2 * teacher + 2 * student)
-    muon = products_per_step(create_model("wrn16_1", num_classes=10, input_shape=(1, 16, 16)))
+    muon = products_per_step(create_model("wrn10_half", num_classes=10, input_shape=(1, 16, 16)))
     assert result["flops"] == synthesis + 12 * (8 * 2 * (teacher + 3 * student) + muon)
     assert isinstance(result["flops"], int)
     from_pool = distill(settings(teacher_file, pool=finished, runtime={"compile": False}), tmp_path / "from-pool")
@@ -141,7 +141,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from gapssg import DistillSettings, distill
-settings = DistillSettings.model_validate_json({settings(teacher_file).model_dump_json()!r})
+settings = DistillSettings.model_validate_json({settings(teacher_file, epochs=1).model_dump_json()!r})
 distill(settings, Path({str(tmp_path / "run")!r}))
 sources = [name for name in sys.modules if name.startswith("gapssg.data.")]
 # Only the classes for image sets were imported, no source of images, so that none can have been opened.
@@ -208,7 +208,7 @@ def test_a_pool_is_distilled_from_without_synthesis(finished: Path, teacher_file
 
 
 def test_the_operations_of_muon_count_in_every_distillation_step(teacher_file: Path):
-    teacher, student = load_model(teacher_file), create_model("wrn16_1", num_classes=10, input_shape=(1, 16, 16))
+    teacher, student = load_model(teacher_file), create_model("wrn10_half", num_classes=10, input_shape=(1, 16, 16))
     sgd, muon = (
         planned_flops(settings(teacher_file, optimizer={"algorithm": name}), teacher, student, teacher.profile.macs)
         for name in ("sgd", "muon")
@@ -228,7 +228,7 @@ def test_a_pool_grows_by_synthesis(finished: Path, teacher_file: Path, tmp_path:
     assert len(more) == 2
     assert not torch.equal(load_file(earlier[0])["images"], load_file(more[0])["images"])
     teacher, student = result.teacher.macs, result.student.macs
-    muon = products_per_step(create_model("wrn16_1", num_classes=10, input_shape=(1, 16, 16)))
+    muon = products_per_step(create_model("wrn10_half", num_classes=10, input_shape=(1, 16, 16)))
     distillation = 2 * (48 + 64) * 2 * (teacher + 3 * student) + 28 * muon
     assert result.flops == 2 * 3 * 16 * 4 * (teacher + student) + distillation
 
@@ -295,27 +295,27 @@ def test_the_pool_of_another_teacher_is_a_warning(finished: Path, teacher_file: 
     assert any("made for another teacher" in message for message in warnings)
 
 
-@pytest.mark.parametrize(("student", "is_larger"), [("wrn16_2", True), ("wrn16_1", False)])
+@pytest.mark.parametrize(("student", "is_larger"), [("wrn16_half", True), ("wrn10_half", False)])
 def test_a_student_that_is_larger_than_its_teacher_is_a_warning(
     student: str, is_larger: bool, teacher_file: Path, tmp_path: Path
 ):
     noise = {"name": "noise", "synthesis_batch_size": 16}
     distill(settings(teacher_file, student={"name": student}, method=noise, epochs=1), tmp_path / "run")
     warnings = [event["message"] for event in events(tmp_path / "run") if event["event"] == "warning"]
-    sentence = "the student has 691,386 parameters, more than its teacher with 174,778; "
+    sentence = "the student has 44,922 parameters, more than its teacher with 20,506; "
     assert any(message.startswith(sentence) for message in warnings) == is_larger
 
 
 def test_a_student_starts_from_given_weights(finished: Path, teacher_file: Path, tmp_path: Path):
     weights = finished / "student.safetensors"
     runtime = Runtime(torch.device("cpu"), "fp32", False, 0)
-    given = settings(teacher_file, student={"name": "wrn16_1", "weights": weights})
+    given = settings(teacher_file, student={"name": "wrn10_half", "weights": weights})
     student = Distillation(given, runtime, load_model(teacher_file)).student
     for name, value in load_file(weights).items():
         assert torch.equal(student.state_dict()[name], value)
     # Plain safetensors without a model card are accepted.
     save_file(load_file(weights), tmp_path / "plain.safetensors")
-    given = settings(teacher_file, student={"name": "wrn16_1", "weights": tmp_path / "plain.safetensors"})
+    given = settings(teacher_file, student={"name": "wrn10_half", "weights": tmp_path / "plain.safetensors"})
     Distillation(given, runtime, load_model(teacher_file))
 
 
@@ -331,7 +331,7 @@ def test_images_are_cropped_and_flipped_as_the_teachers_file_says(teacher_file: 
     save_model(teacher_file, load_model(teacher_file).module, make_card(crop_padding=1, flip=True))
     said, message = augmentation_of(tmp_path / "run", settings(teacher_file, epochs=1))
     assert said == AugmentationFacts(crop_padding=1, flip=True)
-    assert "no data (gapssg), crops with 1 pixel of padding, random horizontal flips, cpu" in message
+    assert "no data (gapssg), crops with 1 pixel of zero padding, random horizontal flips, cpu" in message
 
 
 def test_crops_and_flips_can_be_others_than_the_teachers(teacher_file: Path, tmp_path: Path):
@@ -390,7 +390,7 @@ def test_a_method_that_does_not_augment_says_so(teacher_file: Path, tmp_path: Pa
         tmp_path / "augmented", settings(teacher_file, method={**dafl, "augment": True}, epochs=1)
     )
     assert said == AugmentationFacts(crop_padding=2, flip=False)
-    assert "crops with 2 pixels of padding, no flips, cpu" in message
+    assert "crops with 2 pixels of zero padding, no flips, cpu" in message
 
 
 def test_snapshots_are_kept_where_asked_and_samples_and_pool_are_not(teacher_file: Path, tmp_path: Path):
@@ -448,7 +448,7 @@ def test_a_student_that_diverges_fails_with_one_sentence(teacher_file: Path, tmp
     [
         ({"teacher": "absent.safetensors"}, "does not exist"),
         ({"pool": "absent"}, "holds no sample pool"),
-        ({"student": {"name": "wrn16_1", "weights": "absent.safetensors"}}, "does not exist"),
+        ({"student": {"name": "wrn10_half", "weights": "absent.safetensors"}}, "does not exist"),
         ({"student": {"name": "wrn40_1", "weights": "TEACHER"}}, "do not fit the model"),
         ({"eval_data": {"name": "folder:absent"}}, "absent"),
         ({"eval_data": {"name": "digits", "image_size": 32}}, "takes 1x16x16; use --image-size 16"),

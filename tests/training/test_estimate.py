@@ -16,7 +16,7 @@ from gapssg.training.estimate import time_steps
 from tests.program import gapssg, refusal
 from tests.run_fixtures import TINY
 
-SHORT = ("--student", "wrn16_1", "--epochs", 3, "--batch-size", 8, "--device", "cpu")
+SHORT = ("--student", "wrn10_half", "--epochs", 3, "--batch-size", 8, "--device", "cpu")
 STEPS = ("--set", "method.generator_steps=4", "--set", "method.distillation_steps=8")
 SYNTHESIS = ("--set", "method.synthesis_batch_size=16", *STEPS)
 
@@ -54,7 +54,8 @@ def test_the_steps_of_every_kind_of_method_are_those_of_its_run(teacher_file: Pa
         small["rounds"] = 2
     if method == "cmi":
         small |= {"bank_size": 64, "negatives": 16, "head_size": 16}
-    values = {**TINY, "teacher": teacher_file, "epochs": 3, "method": small, "eval_data": {"name": "digits"}}
+    data = {"name": "digits", "images": 32}
+    values = {**TINY, "teacher": teacher_file, "epochs": 3, "method": small, "eval_data": data}
     if method in ("gapssg-fast", "fast", "cmi"):
         small["distillation_steps"] = 0  # grows with the pool, and there is none in the first epochs
     settings = DistillSettings.model_validate({**values, "evaluate_every": 2})
@@ -113,13 +114,13 @@ def test_json_is_one_object(teacher_file: Path, image_folder: Path):
     both = json.loads(gapssg(*run, "--dry-run").stdout)
     assert both["settings"]["epochs"] == 3
     assert both["estimate"]["steps"] == found["steps"]
-    data = ("--data", f"folder:{image_folder}", "--model", "wrn16_1", "--epochs", 3, "--batch-size", 8)
+    data = ("--data", f"folder:{image_folder}", "--model", "wrn10_half", "--epochs", 3, "--batch-size", 8)
     found = json.loads(gapssg("pretrain-teacher", *data, "--device", "cpu", "--estimate", "--json").stdout)
     assert found["steps"] == {"training": 18, "evaluation": 3}
 
 
 def test_a_dry_run_prints_the_estimate_as_a_comment(teacher_file: Path, image_folder: Path, tmp_path: Path):
-    data = ("--data", f"folder:{image_folder}", "--model", "wrn16_1", "--batch-size", 8)
+    data = ("--data", f"folder:{image_folder}", "--model", "wrn10_half", "--batch-size", 8)
     for command in (("distill", "--teacher", teacher_file, *SHORT, *SYNTHESIS), ("pretrain-teacher", *data)):
         plain = gapssg(*command, "--dry-run").stdout
         printed = gapssg(*command, "--dry-run", "--estimate").stdout
@@ -131,7 +132,7 @@ def test_a_dry_run_prints_the_estimate_as_a_comment(teacher_file: Path, image_fo
 
 
 def test_bad_input_is_one_sentence_with_a_hint(teacher_file: Path, tmp_path: Path):
-    run = ("distill", "--teacher", tmp_path / "none.safetensors", "--student", "wrn16_1", "--dry-run", "--estimate")
+    run = ("distill", "--teacher", tmp_path / "none.safetensors", "--student", "wrn10_half", "--dry-run", "--estimate")
     assert "none.safetensors" in refusal(*run)
     distill(DistillSettings.model_validate({**TINY, "teacher": teacher_file}), tmp_path / "run")
     sentence = refusal("distill", "--resume", tmp_path / "run", "--estimate")

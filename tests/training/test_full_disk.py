@@ -20,11 +20,17 @@ from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import DistillationEpoch, Epoch, Event
 from gapssg.runs.loggers import also_logging
 from tests.run_fixtures import TINY, files_of
+from tests.tiny import TINY_NOISE, tiny_model, write_tiny_teacher
+
+
+@pytest.fixture
+def teacher_file(tmp_path: Path) -> Iterator[Path]:
+    with tiny_model():
+        yield write_tiny_teacher(tmp_path / "teacher.safetensors")
 
 
 def settings(teacher_file: Path, **changes: Any) -> DistillSettings:
-    method = {"name": "noise", "synthesis_batch_size": 16}
-    return DistillSettings.model_validate({**TINY, "teacher": teacher_file, "method": method, "epochs": 3, **changes})
+    return DistillSettings.model_validate({**TINY, **TINY_NOISE, "teacher": teacher_file, "epochs": 3, **changes})
 
 
 def failing(call: Callable[..., Any], count: int, number: int) -> Callable[..., Any]:
@@ -140,10 +146,10 @@ def test_a_full_disk_for_tensorboard_stops_the_run_with_one_sentence(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with room for six megabytes."""
+    """A file system of its own with room for a megabyte."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("file systems cannot be mounted here")
     try:
@@ -154,7 +160,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(teacher_file: Path, small_disk: Path):
-    many = settings(teacher_file, epochs=10, snapshot_every=1)  # 1.4 MB each checkpoint, 0.7 MB each snapshot
+    # 0.2 MB each checkpoint, 0.1 MB each snapshot
+    many = settings(teacher_file, student={"name": "wrn10_half"}, epochs=10, snapshot_every=1)
     with pytest.raises(RunError, match="No space left on device"):
         distill(many, small_disk / "run")
     assert not list((small_disk / "run").rglob("*.tmp"))

@@ -191,7 +191,7 @@ def test_settings_that_name_another_teacher_or_student_are_refused(teacher: nn.M
     given: dict[str, Any] = {"teacher": model(teacher), "student": classifier(2)}
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"teacher": "t.safetensors"}, "the settings name the teacher .*t.safetensors, but another is passed"),
-        ({"student": {"name": "wrn16_1"}}, "the settings name the student wrn16_1, but another is passed"),
+        ({"student": {"name": "wrn10_half"}}, "the settings name the student wrn10_half, but another is passed"),
     ]
     for changes, sentence in wrong:
         with pytest.raises(InputError, match=sentence):
@@ -207,8 +207,8 @@ def test_a_live_student_learns_from_a_loaded_file_and_a_named_one_from_a_module(
     student = factories.small(10, 1)
     result = distill(settings(epochs=1), tmp_path / "a", teacher=loaded, student=student)
     assert result.teacher.file == str(teacher_file)
-    result = distill(settings(epochs=1, student={"name": "wrn16_1"}), tmp_path / "b", teacher=model(teacher))
-    assert (result.teacher.file, result.student.architecture) == ("<module>", "wrn16_1")
+    result = distill(settings(epochs=1, student={"name": "wrn10_half"}), tmp_path / "b", teacher=model(teacher))
+    assert (result.teacher.file, result.student.architecture) == ("<module>", "wrn10_half")
     assert load_model(tmp_path / "b" / "student.safetensors").card.num_classes == 4
 
 

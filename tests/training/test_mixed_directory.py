@@ -133,7 +133,7 @@ def test_a_run_resumes_without_removed_sample_grids(world: Path, tmp_path: Path)
 def test_the_best_weights_are_those_of_the_epoch_that_the_result_names(teacher_file: Path, tmp_path: Path, left: str):
     run, best = tmp_path / "run", tmp_path / "run" / "best.safetensors"
     values = {**TINY, "teacher": teacher_file, "method": TINY_NOISE["method"], "snapshot_every": 1}
-    settings = DistillSettings.model_validate({**values, "eval_data": {"name": "digits"}})
+    settings = DistillSettings.model_validate({**values, "eval_data": {"name": "digits", "images": 32}})
     result = distill(settings, run)
     expected, epoch = best.read_bytes(), result.student.best_epoch
     # The state after a kill between an evaluation and its checkpoint.

@@ -18,7 +18,7 @@ from tests.no_waiting import NoWaiting, Waiting
 
 def make_distillation(teacher_file: Path, changes: Mapping[str, Any]) -> Distillation:
     method = {"synthesis_batch_size": 8, "generator_steps": 3, "generator_width": 8}
-    values = {"teacher": teacher_file, "student": {"name": "wrn16_1"}, "batch_size": 8, "method": method}
+    values = {"teacher": teacher_file, "student": {"name": "wrn10_half"}, "batch_size": 8, "method": method}
     settings = DistillSettings.model_validate({**values, **changes})
     return Distillation(settings, Runtime(torch.device("cpu"), "fp32", False, 0), load_model(teacher_file))
 

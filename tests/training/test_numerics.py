@@ -53,7 +53,7 @@ def pretrain_once(model: str, runtime: Runtime) -> tuple[float, dict[str, Tensor
 
 
 def test_a_distillation_step_is_the_formula_in_float64(teacher_file: Path):
-    distillation = make_distillation(teacher_file, "wrn16_1", PLAIN)
+    distillation = make_distillation(teacher_file, "wrn10_half", PLAIN)
     student = copy.deepcopy(distillation.student).double().train()
     loss, gradients, images, shifts = distil_once(distillation)
     mean, deviation = distillation.card.mean[0], distillation.card.deviation[0]
@@ -67,7 +67,7 @@ def test_a_distillation_step_is_the_formula_in_float64(teacher_file: Path):
 
 
 def test_a_distillation_step_on_blended_images_is_the_formula_in_float64(teacher_file: Path):
-    distillation = make_distillation(teacher_file, "wrn16_1", PLAIN, mixup=0.5)
+    distillation = make_distillation(teacher_file, "wrn10_half", PLAIN, mixup=0.5)
     student = copy.deepcopy(distillation.student).double().train()
     draw = torch.Generator().manual_seed(0)
     images = torch.rand(32, *distillation.card.input_shape, generator=draw)
@@ -87,7 +87,7 @@ def test_a_distillation_step_on_blended_images_is_the_formula_in_float64(teacher
 
 
 def test_without_mixup_nothing_is_drawn_but_crops_and_flips(teacher_file: Path):
-    distillation = make_distillation(teacher_file, "wrn16_1", PLAIN, mixup=0.0)
+    distillation = make_distillation(teacher_file, "wrn10_half", PLAIN, mixup=0.0)
     ours, theirs = (torch.Generator().manual_seed(0) for _ in range(2))
     for _ in range(2):
         found = distillation._draw_views(32, ours)
@@ -99,7 +99,7 @@ def test_without_mixup_nothing_is_drawn_but_crops_and_flips(teacher_file: Path):
 
 @pytest.mark.parametrize("mixup", [0.0, 0.5])
 def test_batches_from_a_later_step_on_are_those_of_the_whole_epoch(teacher_file: Path, mixup: float):
-    distillation = make_distillation(teacher_file, "wrn16_1", PLAIN, mixup=mixup, passes=40)
+    distillation = make_distillation(teacher_file, "wrn10_half", PLAIN, mixup=mixup, passes=40)
     pool = distillation.synthesizer.pool
     assert pool is not None
     pixels = torch.randint(0, 256, (64, 1, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -112,8 +112,8 @@ def test_batches_from_a_later_step_on_are_those_of_the_whole_epoch(teacher_file:
 
 
 def test_a_distillation_step_in_bf16_equals_the_plain_one(teacher_file: Path):
-    loss, gradients, *_ = distil_once(make_distillation(teacher_file, "wrn16_1", BF16))
-    plain_loss, plain, *_ = distil_once(make_distillation(teacher_file, "wrn16_1", PLAIN))
+    loss, gradients, *_ = distil_once(make_distillation(teacher_file, "wrn10_half", BF16))
+    plain_loss, plain, *_ = distil_once(make_distillation(teacher_file, "wrn10_half", PLAIN))
     assert loss == pytest.approx(plain_loss, rel=40**0.5 * 2**-8)
     assert distance(gradients, plain) < OF_BF16
 
@@ -128,7 +128,7 @@ def test_a_compiled_distillation_step_equals_the_plain_one(tiny_teacher: Path):
 
 @pytest.mark.slow
 def test_a_training_step_in_bf16_equals_the_plain_one():
-    (loss, gradients), (plain_loss, plain) = (pretrain_once("wrn16_1", each) for each in (BF16, PLAIN))
+    (loss, gradients), (plain_loss, plain) = (pretrain_once("wrn10_half", each) for each in (BF16, PLAIN))
     assert loss == pytest.approx(plain_loss, rel=40**0.5 * 2**-8)
     assert distance(gradients, plain) < OF_BF16
 

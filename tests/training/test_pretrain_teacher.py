@@ -17,7 +17,7 @@ from tests.run_fixtures import events
 def settings(folder: Path, **changes: Any) -> PretrainSettings:
     values = {
         "data": {"name": f"folder:{folder}"},
-        "model": {"name": "wrn16_1"},
+        "model": {"name": "wrn10_half"},
         "epochs": 3,
         "batch_size": 16,
         "runtime": {"device": "cpu", "precision": "fp32"},
@@ -76,7 +76,19 @@ def test_a_model_that_returns_probabilities_is_refused(image_folder: Path, tmp_p
 
 def test_digits_are_not_flipped_by_default(tmp_path: Path):
     pretrain_teacher(settings(tmp_path, data={"name": "digits"}, epochs=1, batch_size=512), tmp_path / "run")
-    assert load_model(tmp_path / "run" / "model.safetensors").card.flip is False
+    card = load_model(tmp_path / "run" / "model.safetensors").card
+    assert (card.flip, card.resize) == (False, "crop")
+
+
+@pytest.mark.parametrize(("source", "resize"), [("digits", "stretch"), ("folder", "crop")])
+def test_the_file_says_how_images_were_scaled_to_a_size_that_is_no_square(
+    image_folder: Path, tmp_path: Path, source: str, resize: str
+):
+    name = source if source == "digits" else f"folder:{image_folder}"
+    given = settings(image_folder, data={"name": name, "image_size": (8, 16)}, epochs=1, batch_size=512)
+    pretrain_teacher(given, tmp_path / "run")
+    card = load_model(tmp_path / "run" / "model.safetensors").card
+    assert (card.resize, card.interpolation) == (resize, "bilinear")
 
 
 def test_crop_and_flip_can_be_set(image_folder: Path, tmp_path: Path):
@@ -89,10 +101,13 @@ def test_crop_and_flip_can_be_set(image_folder: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, "crops with 2 pixels of padding, random horizontal flips (the default for this data; --no-flip turns"),
-        ({"flip": True}, "crops with 2 pixels of padding, random horizontal flips, cpu"),
+        (
+            {},
+            "crops with 2 pixels of zero padding, random horizontal flips (the default for this data; --no-flip turns",
+        ),
+        ({"flip": True}, "crops with 2 pixels of zero padding, random horizontal flips, cpu"),
         ({"flip": False, "crop_padding": 0}, "no crops, no flips, cpu"),
-        ({"data": {"name": "digits"}}, "crops with 2 pixels of padding, no flips, cpu"),
+        ({"data": {"name": "digits"}}, "crops with 2 pixels of zero padding, no flips, cpu"),
     ],
 )
 def test_the_first_line_says_how_images_are_cropped_and_flipped(image_folder: Path, tmp_path: Path, changes, words):

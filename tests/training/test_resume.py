@@ -22,7 +22,7 @@ from gapssg.runs.requests import Requests, Stopped
 from tests.conftest import make_card, write_images, write_teacher
 from tests.interruptions import AskingDisplay, Both, InterruptingDisplay, Interruption
 from tests.program import gapssg, refusal
-from tests.run_fixtures import SMALL, events, files_of
+from tests.run_fixtures import TINY, events, files_of
 from tests.run_fixtures import settings as run_settings
 from tests.tiny import TINY_NOISE, tiny_model, write_tiny_teacher
 
@@ -46,7 +46,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         values = {"data": {"name": f"folder:{images}"}, "model": {"name": WITH_DROPOUT}, "batch_size": 16}
         teacher = PretrainSettings.model_validate({**values, "epochs": 3, "runtime": runtime})
         return finish(folder, lambda output, **options: pretrain_teacher(teacher, output, **options))
-    changes: dict[str, Any] = {"teacher": write_teacher(folder / "teacher.safetensors", "wrn16_half"), "epochs": 3}
+    changes: dict[str, Any] = {"teacher": write_teacher(folder / "teacher.safetensors", "wrn10_half"), "epochs": 3}
     changes |= {
         "runtime": runtime,
         "snapshot_every": 2,
@@ -61,21 +61,21 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         changes["method"]["labelled_views"] = 1  # a resumed run labels all of them again, and must get past that
         # The 20 images of the pool are not whole batches of the labelled views.
         earlier = {"teacher": changes["teacher"], "epochs": 1, "method": {"name": "noise", "synthesis_batch_size": 20}}
-        distill(DistillSettings.model_validate({**SMALL, **earlier}), folder / "earlier")
+        distill(DistillSettings.model_validate({**TINY, **earlier}), folder / "earlier")
         changes |= {"pool": folder / "earlier", "grow_pool": True}
     if request.param == "noise":
         changes["method"] = {"name": "noise", "synthesis_batch_size": 16}
         changes |= {"crop_padding": 1, "flip": True}  # other than the teacher's
     if request.param == "pool":
-        distill(DistillSettings.model_validate({**SMALL, "teacher": changes["teacher"]}), folder / "earlier")
+        distill(DistillSettings.model_validate({**TINY, "teacher": changes["teacher"]}), folder / "earlier")
         changes["pool"] = folder / "earlier"
-    settings = DistillSettings.model_validate({**SMALL, **changes})
+    settings = DistillSettings.model_validate({**TINY, **changes})
     return finish(folder, lambda output, **options: distill(settings, output, **options))
 
 
 @pytest.fixture
 def teacher_file(tmp_path: Path) -> Path:
-    return write_teacher(tmp_path / "teacher.safetensors", "wrn16_half")
+    return write_teacher(tmp_path / "teacher.safetensors", "wrn10_half")
 
 
 def finish(folder: Path, start: Start) -> Case:
@@ -191,7 +191,7 @@ def test_a_run_resumes_with_a_moved_pool_and_says_what_is_missing_or_has_changed
 
 
 def test_a_checkpoint_is_written_after_the_given_minutes(teacher_file: Path, tmp_path: Path):
-    values = {**SMALL, "teacher": teacher_file, "epochs": 2, "checkpoint_every": 100}
+    values = {**TINY, "teacher": teacher_file, "epochs": 2, "checkpoint_every": 100}
     settings = DistillSettings.model_validate({**values, "checkpoint_minutes": 1e-9})
     with pytest.raises(Interruption):
         distill(settings, tmp_path / "run", display=InterruptingDisplay(2))
@@ -202,7 +202,7 @@ def test_a_checkpoint_is_written_after_the_given_minutes(teacher_file: Path, tmp
 
 
 def test_a_run_may_resume_with_more_epochs_but_not_with_fewer(teacher_file: Path, tmp_path: Path):
-    values = {**SMALL, "teacher": teacher_file, "epochs": 2}
+    values = {**TINY, "teacher": teacher_file, "epochs": 2}
     distill(DistillSettings.model_validate(values), tmp_path / "run")
     more = DistillSettings.model_validate({**values, "epochs": 3, "checkpoint_every": 2, "max_rollbacks": 1})
     result = distill(more, tmp_path / "run", resume=True)
@@ -215,9 +215,9 @@ def test_a_run_may_resume_with_more_epochs_but_not_with_fewer(teacher_file: Path
 
 
 def test_resuming_with_other_settings_names_each_difference(teacher_file: Path, tmp_path: Path):
-    values = {**SMALL, "teacher": teacher_file}
+    values = {**TINY, "teacher": teacher_file}
     distill(DistillSettings.model_validate(values), tmp_path / "run")
-    other = {"seed": 4, "optimizer": {**SMALL["optimizer"], "learning_rate": 0.3}, "flip": True}
+    other = {"seed": 4, "optimizer": {**TINY["optimizer"], "learning_rate": 0.3}, "flip": True}
     changed = DistillSettings.model_validate({**values, **other})
     differences = r"flip was None and is True; optimizer.learning_rate was 0.2 and is 0.3; seed was 0 and is 4"
     with pytest.raises(InputError, match=differences):
@@ -225,7 +225,7 @@ def test_resuming_with_other_settings_names_each_difference(teacher_file: Path, 
 
 
 def test_another_teacher_of_the_same_name_is_refused(teacher_file: Path, tmp_path: Path):
-    settings = DistillSettings.model_validate({**SMALL, "teacher": teacher_file})
+    settings = DistillSettings.model_validate({**TINY, "teacher": teacher_file})
     distill(settings, tmp_path / "run")
     shutil.copy(tmp_path / "run" / "student.safetensors", teacher_file)
     with pytest.raises(InputError, match="cannot resume: the teacher's SHA-256 was"):
@@ -235,12 +235,12 @@ def test_another_teacher_of_the_same_name_is_refused(teacher_file: Path, tmp_pat
 @pytest.mark.slow
 def test_a_run_resumes_with_moved_teacher_and_evaluation_images(teacher_file: Path, tmp_path: Path):
     images = write_images(tmp_path / "images")
-    two = create_model("wrn16_1", num_classes=2, input_shape=(1, 16, 16), seed=1)
+    two = create_model("wrn10_half", num_classes=2, input_shape=(1, 16, 16), seed=1)
     save_model(teacher_file, two, make_card(num_classes=2, class_names=("bright", "dark")))
     weights = tmp_path / "weights.safetensors"
-    start = create_model("wrn16_half", num_classes=2, input_shape=(1, 16, 16), seed=2)
-    save_model(weights, start, make_card(architecture="wrn16_half", num_classes=2, class_names=("bright", "dark")))
-    values = {**SMALL, "epochs": 2, "student": {"name": "wrn16_half", "weights": weights}}
+    start = create_model("wrn10_half", num_classes=2, input_shape=(1, 16, 16), seed=2)
+    save_model(weights, start, make_card(architecture="wrn10_half", num_classes=2, class_names=("bright", "dark")))
+    values = {**TINY, "epochs": 2, "student": {"name": "wrn10_half", "weights": weights}}
 
     def settings() -> DistillSettings:
         data = {"name": f"folder:{images}"}
@@ -266,7 +266,7 @@ def test_a_run_resumes_with_moved_teacher_and_evaluation_images(teacher_file: Pa
 
 
 def test_a_run_without_a_checkpoint_says_how_to_restart(teacher_file: Path, tmp_path: Path):
-    settings = DistillSettings.model_validate({**SMALL, "teacher": teacher_file, "keep_pool": False})
+    settings = DistillSettings.model_validate({**TINY, "teacher": teacher_file, "keep_pool": False})
     distill(settings, tmp_path / "run")
     with pytest.raises(InputError, match=r"holds no checkpoint to resume from .* restart with"):
         distill(settings, tmp_path / "run", resume=True)
@@ -277,7 +277,7 @@ def test_a_run_without_a_checkpoint_says_how_to_restart(teacher_file: Path, tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncate", "metadata", "tensors"])
 def test_a_damaged_checkpoint_is_one_sentence(teacher_file: Path, tmp_path: Path, damage):
-    settings = DistillSettings.model_validate({**SMALL, "teacher": teacher_file})
+    settings = DistillSettings.model_validate({**TINY, "teacher": teacher_file})
     distill(settings, tmp_path / "run")
     file = tmp_path / "run" / "checkpoint" / "latest.safetensors"
     if damage == "truncate":

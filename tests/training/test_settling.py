@@ -11,6 +11,7 @@ from gapssg import DistillResult, DistillSettings, InputError, distill
 from gapssg.quality.evidence import Comparison
 from gapssg.runs.events import DistillationEpoch, read_finished
 from gapssg.runs.requests import Requests, Stopped
+from gapssg.runs.results import SettlingResult
 from gapssg.settings.parts import OptimizerSettings
 from gapssg.training.schedules import learning_rate
 from gapssg.training.settling import Settling, SettlingFacts
@@ -33,10 +34,18 @@ def run_of(settling: Settling, disagreements: list[float], planned: int) -> list
     return progress
 
 
+@pytest.mark.parametrize("epochs", [1, 4])
+def test_a_run_too_short_to_tell_does_not_say_that_more_may_help(epochs: int):
+    settling = Settling(epochs, ONE_CYCLE)
+    run_of(settling, [1 / (1 + epoch) for epoch in range(epochs)], epochs)
+    said = SettlingResult(most_epochs=epochs, settled_after=None, could_tell=settling.could_tell).describe(epochs)
+    assert said == "too few epochs had the highest learning rate to tell whether the predicted disagreement still fell"
+
+
 def test_a_disagreement_that_falls_never_settles_and_the_rate_falls_in_time_for_the_last_epoch():
     settling = Settling(32, ONE_CYCLE)
     progress = run_of(settling, [1 / (1 + epoch) for epoch in range(32)], 32)
-    assert (settling.settled_after, settling.epochs) == (None, 32)
+    assert (settling.settled_after, settling.epochs, settling.could_tell) == (None, 32, True)
     assert progress[:4] == [0, 1 / 32, 2 / 32, 3 / 32]  # as planned, up to the highest rate
     assert progress[4:25] == [0.1] * 21
     assert progress[25:] == pytest.approx([0.1 + 0.9 * (epoch + 0.5) / 7 for epoch in range(7)])
@@ -122,6 +131,20 @@ def test_a_run_says_that_it_settled_and_resumes_exactly(settings: DistillSetting
             break
     assert stops >= 3
     assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
+
+
+def test_a_run_that_has_settled_is_refused_more_epochs(settings: DistillSettings, tmp_path: Path):
+    run = tmp_path / "run"
+    result = distill(settings, run)
+    before = files_of(run)
+    with pytest.raises(InputError) as refused:
+        distill(settings.model_copy(update={"epochs": 60}), run, resume=True)
+    assert str(refused.value) == (
+        f"{run} had settled after epoch 4, so it gets no more epochs; resume it with the --epochs 10 that it had, "
+        "or start another run"
+    )
+    assert files_of(run) == before
+    assert distill(settings, run, resume=True).settling == result.settling
 
 
 def test_no_step_is_left_after_an_early_end(settings: DistillSettings, tmp_path: Path):

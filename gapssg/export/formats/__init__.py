@@ -127,7 +127,21 @@ def load_format(name: str) -> Format:
     return found
 
 
-class Normalized(nn.Module):
+class Wrapped(nn.Module):
+    """A classifier inside a module, because some exporters ignore hooks of the outermost one, as `adapt` adds them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """Wrap `module`."""
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (N, K) of normalised images (N, C, H, W)."""
+        logits: Tensor = self.module(images)
+        return logits
+
+
+class Normalized(Wrapped):
     """A classifier whose input is pixels in [0, 1]."""
 
     mean: Tensor
@@ -135,15 +149,13 @@ class Normalized(nn.Module):
 
     def __init__(self, module: nn.Module, normalization: Normalization) -> None:
         """Put the normalisation before `module`."""
-        super().__init__()
-        self.module = module
+        super().__init__(module)
         self.register_buffer("mean", normalization.mean)
         self.register_buffer("deviation", normalization.deviation)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (N, K) of images (N, C, H, W) in [0, 1]."""
-        logits: Tensor = self.module((images - self.mean) / self.deviation)
-        return logits
+        return super().forward((images - self.mean) / self.deviation)
 
 
 def metadata_text(metadata: ExportMetadata) -> str:

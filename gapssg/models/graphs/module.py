@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator as arithmetic
 from collections.abc import Mapping
 from typing import Any, cast
@@ -58,6 +59,16 @@ def build_graph(
     return builder.module(description["output"])
 
 
+class _Graph(fx.GraphModule):
+    """A graph whose copies keep its forward hooks, by which `adapt` converts images and outputs; fx drops them."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
+        copied = super().__deepcopy__(memo)
+        copied._forward_pre_hooks = copy.deepcopy(self._forward_pre_hooks, memo)
+        copied._forward_hooks = copy.deepcopy(self._forward_hooks, memo)
+        return copied
+
+
 class _Builder:
     """Adds nodes one by one, with the shapes of their results."""
 
@@ -96,7 +107,7 @@ class _Builder:
 
     def module(self, output: int) -> nn.Module:
         self._graph.output(self._nodes[output])
-        return fx.GraphModule(self._root, self._graph)
+        return _Graph(self._root, self._graph)
 
     def _bound(self, result: Any) -> None:
         for tensor in result if isinstance(result, list | tuple) else [result]:
