@@ -372,7 +372,7 @@ def _result(
             agreement_baseline=progress.agreement_baseline,
             after_training=judgement.comparison,
         ),
-        failures=() if is_shown_usable else (*on_real_images, *judgement.failures, *doubts),
+        failures=() if is_shown_usable else (*doubts, *on_real_images, *judgement.failures),
         warnings=tuple(judgement.failures) if is_shown_usable else (),
         missing_classes=tuple(judgement.missing_classes[:MOST_COUNTED_CLASSES]),
         teacher_counts=listed_counts(counts),
