@@ -194,7 +194,8 @@ class _Exporter:
             int8 = self._verify_int8(quantized, plain, pool, made, _both(_bytes(plain_files), _bytes(made.files)))
             timed = self.examiner.inputs(pool.held_out[:_TIMED_BATCH])
             rates = images_per_second((plain, quantized), timed)
-        self._warn_of_loss(int8)
+        if loss := loss_of_int8(int8):
+            self._warn(loss)
         timing = ExportTiming(images_per_second=_both(*rates), batch_size=len(timed))
         return _Exported(made.files, metadata, verification, int8, timing)
 
@@ -322,21 +323,23 @@ class _Exporter:
             bytes=sizes,
         )
 
-    def _warn_of_loss(self, int8: Int8Verification) -> None:
-        if int8.top1 is not None and int8.top1.float32 - int8.top1.int8 > _LARGE_ACCURACY_LOSS:
-            self._warn(
-                f"int8 lowers top-1 from {percent(int8.top1.float32)} to {percent(int8.top1.int8)}, by more than "
-                f"{100 * _LARGE_ACCURACY_LOSS:.0f} points; the calibration images of the pool may differ too much from "
-                "the test images; --max-drop keeps the layers that lose most in float32"
-            )
-            return
-        pool, test = int8.pool.largest_difference, 0 if int8.test is None else int8.test.largest_difference
-        if test > _LARGE_DRIFT * pool:
-            self._warn(
-                f"int8 changes logits of the test images by up to {test:.2g}, but of the pool by at most {pool:.2g}: "
-                "the calibration images differ too much from the test images, so that probabilities may be wrong; "
-                "calibrate on more images of a larger pool (--pool, --calibration-images), or export without --int8"
-            )
+
+def loss_of_int8(int8: Int8Verification) -> str | None:
+    """Say what an int8 model loses on the test images, if that is much; None if not."""
+    if int8.top1 is not None and int8.top1.float32 - int8.top1.int8 > _LARGE_ACCURACY_LOSS:
+        return (
+            f"int8 lowers top-1 from {percent(int8.top1.float32)} to {percent(int8.top1.int8)}, by more than "
+            f"{100 * _LARGE_ACCURACY_LOSS:.0f} points; the calibration images of the pool may differ too much from "
+            "the test images; --max-drop keeps the layers that lose most in float32"
+        )
+    pool, test = int8.pool.largest_difference, 0 if int8.test is None else int8.test.largest_difference
+    if test > _LARGE_DRIFT * pool:
+        return (
+            f"int8 changes logits of the test images by up to {test:.2g}, but of the pool by at most {pool:.2g}: the "
+            "calibration images differ too much from the test images, so that probabilities may be wrong; calibrate on "
+            "more images of a larger pool (--pool, --calibration-images), or export without --int8"
+        )
+    return None
 
 
 def _bytes(files: Files) -> int:
