@@ -420,7 +420,7 @@ def test_int8_that_changes_logits_far_more_on_real_images_than_on_the_pool_gives
     )
     display = RecordingDisplay()
     _Exporter(None, load_format("onnx"), Path(), None, None, display)._warn_of_loss(int8)
-    assert [each.split(";")[0] for each in display.warnings] == is_warned_of * [
+    assert [each.split(":")[0] for each in display.warnings] == is_warned_of * [
         "int8 changes logits of the test images by up to 4.1, but of the pool by at most 1"
     ]
 
