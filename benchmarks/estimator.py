@@ -22,9 +22,8 @@ import csv
 import json
 import statistics
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from itertools import chain
 from multiprocessing import get_context
 from operator import attrgetter
 from pathlib import Path
@@ -34,7 +33,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from benchmarks.machine import commit, describe_machine, print_table
+from benchmarks.machine import commit, describe_machine, print_table, write_rows
 from benchmarks.strangers import Place
 from benchmarks.strangers_pairs import PAIRS
 from gapssg.core.runtime import Runtime
@@ -42,7 +41,7 @@ from gapssg.evaluation.predict import predict
 from gapssg.models.model_file import load_model
 from gapssg.quality.calibration import LeftOut, Numbers, Width, fit, leave_out
 from gapssg.quality.estimate import images_of_pool
-from gapssg.quality.evidence import collect_evidence
+from gapssg.quality.evidence import ProbeComparison
 from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, Error, Predictor, Range, angle_of, share_of, summary
 from gapssg.runs.directory import has_pool
 from gapssg.runs.results import DistillResult, ProbeEvidence
@@ -80,11 +79,11 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = {key_of(row): row for table in (arguments.table, *arguments.merge) for row in read_table(table)}
     if arguments.merge:
-        write_table(rows.values(), arguments.table)
+        write_rows(arguments.table, sorted(rows.values(), key=key_of))
     if not arguments.fit:
         for found in measure_all(arguments, set(rows)):
             rows |= {key_of(row): row for row in found}
-            write_table(rows.values(), arguments.table)
+            write_rows(arguments.table, sorted(rows.values(), key=key_of))
     if not arguments.measure:
         fit_and_write(read_table(arguments.table))
 
@@ -115,8 +114,8 @@ def fit_and_write(rows: list[Row]) -> None:
         covered += left_out
         intervals += intervals_of(rows, name, kinds)
     PREDICTOR.write_text(json.dumps({"predictors": predictors}, indent=2) + "\n")
-    write_csv(covered, COVERED)
-    write_csv(intervals, INTERVALS)
+    write_rows(COVERED, covered)
+    write_rows(INTERVALS, intervals)
     for title, found in {"what was left out": covered, "two kinds of intervals": intervals}.items():
         print_table(title, list(found[0]), [[shown(value) for value in row.values()] for row in found])
 
@@ -144,7 +143,7 @@ def measure(name: str, folder: Path, cifar10: Path | None, known: set[tuple[str,
         source = run if has_pool(run) else DistillResult.load(run).pool
         pool = None if source is None else images_of_pool(Path(source), teacher)
         student = runtime.place(load_model(file, place.pair.factories).module)
-        evidence = collect_evidence(module, student, normalization, teacher.card.input_shape, pool, runtime)
+        evidence = ProbeComparison(module, normalization, teacher.card.input_shape, pool, runtime).evidence(student)
         predictions = predict(student, images.images, normalization, runtime).argmax(dim=1)
         row: Row = dict(zip(KEY, (place.name, run.parent.name, run.name, file.name), strict=True))
         row |= {"classes": images.num_classes, "pixels": min(images.input_shape[1:]), "commit": commit()}
@@ -272,27 +271,12 @@ def read_table(table: Path) -> list[Row]:
         ]
 
 
-def write_table(rows: Iterable[Row], table: Path) -> None:
-    """Write the rows, sorted by their key."""
-    write_csv(sorted(rows, key=key_of), table)
-
-
-def write_csv(rows: list[Row], path: Path) -> None:
-    """Write rows, whose columns may differ."""
-    columns = list(dict.fromkeys(chain.from_iterable(rows)))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
-
-
 def shown(value: object) -> str:
     """Return a value for the printed table."""
     return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def key_of(row: Row) -> tuple[str, ...]:
+def key_of(row: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the key of a row."""
     return tuple(str(row[name]) for name in KEY)
 

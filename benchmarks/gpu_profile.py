@@ -12,6 +12,7 @@ import argparse
 import re
 from collections import Counter
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.core import Size, make_core
-from benchmarks.machine import Step, describe_machine, median, print_machine, print_table, time_in_turn, write_results
+from benchmarks.machine import Step, describe_machine, print_machine, print_table, time_in_turn, write_results
 from benchmarks.results_page import RESULTS
 from benchmarks.steps import PAIRS
 from gapssg.core.training_step import EAGER_CALLS

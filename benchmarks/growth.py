@@ -17,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -25,9 +26,6 @@ from torch import Tensor
 from benchmarks.core import Size, make_core
 from benchmarks.machine import (
     describe_machine,
-    fit_exponent,
-    median,
-    peak_megabytes,
     print_machine,
     print_table,
     time_calls,
@@ -35,7 +33,7 @@ from benchmarks.machine import (
     write_results,
     write_teacher,
 )
-from benchmarks.results_page import RESULTS
+from benchmarks.results_page import RESULTS, fit_exponent
 from gapssg import DistillSettings, PretrainSettings, distill, pretrain_teacher
 from gapssg.core.runtime import Runtime, to_unit_range
 from gapssg.models.model_file import load_model
@@ -46,6 +44,7 @@ from gapssg.runs.requests import Requests
 from gapssg.settings.parts import RuntimeSettings
 from gapssg.synthesis.pool import SamplePool
 from gapssg.training.distillation import Distillation
+from gapssg.training.estimate import peak_memory
 
 Report = dict[str, Any]
 
@@ -107,7 +106,7 @@ def run(device: str, quick: bool, rounds: int) -> Report:
         "precision": result.precision,
         "synthesis, images/s of a step": size.synthesis_batch * 10 / seconds["synthesis"],
         "distillation, images/s": seconds["images_per_second"],
-        "peak memory, MB": peak_megabytes(_runtime(device).device),
+        "peak memory, MB": peak_memory(_runtime(device)) / 1e6,
     }
 
 
@@ -237,16 +236,18 @@ def large_images(device: str, quick: bool, rounds: int) -> Report:
 
 
 def _large_batch(device: str, quick: bool, rounds: int, batch: int) -> Report:
-    where = _runtime(device).device
+    runtime = _runtime(device)
     size = Size("torchvision:resnet18", "torchvision:mobilenet_v3_small", 32 if quick else 224, batch, batch)
-    core = make_core(size, where)
-    times = time_in_turn({"synthesis": core.synthesis, "distillation": core.distillation}, where, max(rounds, 3))
+    core = make_core(size, runtime.device)
+    times = time_in_turn(
+        {"synthesis": core.synthesis, "distillation": core.distillation}, runtime.device, max(rounds, 3)
+    )
     rates = {f"{name}, images/s of a step": batch / median(seconds) for name, seconds in times.items()}
     return {
         "networks": f"{size.teacher} to {size.student}, {size.side} pixels, batch {batch}",
         "precision": core.precision,
         **rates,
-        "peak memory, MB": peak_megabytes(where),
+        "peak memory, MB": peak_memory(runtime) / 1e6,
     }
 
 
@@ -261,11 +262,11 @@ def _over_sizes(device: str, rounds: int, what: str, sizes: list[int]) -> Report
 
 
 def _one_size(device: str, rounds: int, side: int, batch: int) -> Report:
-    where = _runtime(device).device
-    core = make_core(Size("wrn16_2", "wrn16_1", side, batch, batch), where)
+    runtime = _runtime(device)
+    core = make_core(Size("wrn16_2", "wrn16_1", side, batch, batch), runtime.device)
     steps = {"synthesis_seconds": core.synthesis, "distillation_seconds": core.distillation}
-    medians = {name: median(times) for name, times in time_in_turn(steps, where, max(rounds, 3)).items()}
-    return {**medians, "peak_megabytes": peak_megabytes(where)}
+    medians = {name: median(times) for name, times in time_in_turn(steps, runtime.device, max(rounds, 3)).items()}
+    return {**medians, "peak_megabytes": peak_memory(runtime) / 1e6}
 
 
 def _sample(pool: SamplePool, indices: Tensor) -> Tensor:

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from benchmarks.machine import describe_machine, print_machine, print_table, synchronize, write_results
+from benchmarks.machine import describe_machine, print_machine, print_table, write_results
 from benchmarks.results_page import RESULTS
 from gapssg.core.augment import Normalization
-from gapssg.core.runtime import Runtime, computes_bf16_natively
+from gapssg.core.runtime import Runtime, computes_bf16_natively, synchronize
 from gapssg.data import load_split
 from gapssg.landscape.directions import random_directions
 from gapssg.landscape.layout import Layout
@@ -74,7 +74,7 @@ def main() -> None:
         chosen = grid(arguments.grid)
         started = time.perf_counter()
         ways["gapssg, fp32"](chosen)
-        synchronize(runtime.device)
+        runtime.synchronize()
         seconds = time.perf_counter() - started
         print(f"\n{len(chosen)} points in fp32: {seconds:.1f} s, {len(chosen) / seconds:.1f} points/s")
 

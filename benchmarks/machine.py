@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import csv
-import math
 import platform
-import resource
-import statistics
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from gapssg.core.runtime import computes_bf16_natively
+from gapssg.core.runtime import computes_bf16_natively, synchronize
 from gapssg.models import create_model
 from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.model_file import save_model
@@ -99,30 +96,6 @@ def time_calls(step: Step, device: torch.device, calls: int = 1) -> float:
     return (time.perf_counter() - started) / calls
 
 
-def median(seconds: Sequence[float]) -> float:
-    """Return the median."""
-    return statistics.median(seconds)
-
-
-def fit_exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """Return b of the least-squares fit of log cost = a + b log size: 0 is constant, 1 linear, 2 quadratic."""
-    return statistics.linear_regression([math.log(size) for size in sizes], [math.log(cost) for cost in costs]).slope
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def peak_megabytes(device: torch.device) -> float:
-    """Return the peak memory of this process, on the GPU or in RAM."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device) / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
 def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a Markdown table; the first column is text, the others are numbers."""
     print(f"\n{title}\n")
@@ -133,14 +106,20 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[obj
 
 
 def write_results(path: Path, rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> None:
-    """Write results as CSV, with the machine in each row; `benchmarks.results_page` makes tables of these files."""
+    """Write results as CSV, to 6 digits; `benchmarks.results_page` makes tables of these files."""
+    write_rows(path, [{**row, **machine} for row in rows], lambda figure: float(f"{figure:.6g}"))
+
+
+def write_rows(
+    path: Path, rows: Iterable[Mapping[str, Any]], rounded: Callable[[float], float] = lambda figure: round(figure, 4)
+) -> None:
+    """Write rows, whose columns may differ, as CSV."""
+    rows = [{key: rounded(value) if isinstance(value, float) else value for key, value in row.items()} for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *machine], lineterminator="\n")
+        writer = csv.DictWriter(file, list(dict.fromkeys(chain.from_iterable(rows))), lineterminator="\n")
         writer.writeheader()
-        for row in rows:
-            figures = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
-            writer.writerow(figures | dict(machine))
+        writer.writerows(rows)
 
 
 def write_teacher(path: Path, architecture: str, side: int = 32) -> None:

@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 from PIL import Image
 
 from benchmarks.homemade import fold
-from benchmarks.machine import describe_machine, print_table
+from benchmarks.machine import describe_machine, print_table, write_rows
 from benchmarks.results_page import RESULTS
 from benchmarks.strangers_data import Split, letters
 from benchmarks.strangers_pairs import ALPHABET, Training, train
@@ -138,10 +138,7 @@ def main() -> None:
                 given = {**changes, "method.name": method, "seed": seed}
                 run_cell(arguments.directory, name, data, label, arguments.tflop or TEACHERS[name].tflop, given)
     cells = merged(arguments.directory, arguments.output)
-    with arguments.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(cells[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(cells)
+    write_rows(arguments.output, cells)
     print_summary(cells)
 
 

@@ -127,9 +127,13 @@ def spread(rows: list[Row], key: str) -> float:
 
 
 def exponent(rows: list[Row], size: str, cost: str) -> float:
-    """Return b of the least-squares fit of log cost = a + b log size."""
-    sizes, costs = ([math.log(figure) for figure in _figures(rows, key)] for key in (size, cost))
-    return statistics.linear_regression(sizes, costs).slope
+    """Return the exponent of a column of costs in a column of sizes."""
+    return fit_exponent(_figures(rows, size), _figures(rows, cost))
+
+
+def fit_exponent(sizes: list[float], costs: list[float]) -> float:
+    """Return b of the least-squares fit of log cost = a + b log size: 0 is constant, 1 linear, 2 quadratic."""
+    return statistics.linear_regression(list(map(math.log, sizes)), list(map(math.log, costs))).slope
 
 
 def number(value: float | None, form: str = ",.0f") -> str:

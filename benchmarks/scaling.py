@@ -21,12 +21,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks.core import Size, make_core
-from benchmarks.machine import describe_machine, median, print_machine, print_table, time_in_turn, write_results
+from benchmarks.machine import describe_machine, print_machine, print_table, time_in_turn, write_results
 from benchmarks.results_page import RESULTS
 from gapssg.core.runtime import Runtime
 from gapssg.settings.parts import RuntimeSettings

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -22,7 +23,6 @@ from benchmarks.machine import (
     Step,
     describe_machine,
     measure_peaks,
-    median,
     print_machine,
     print_table,
     time_in_turn,

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.machine import commit, print_table
+from benchmarks.machine import commit, print_table, write_rows
 from benchmarks.strangers_data import Split
 from benchmarks.strangers_pairs import PAIRS, Pair, Training, train_model_file
 from gapssg.core.augment import Normalization
@@ -40,24 +40,6 @@ from gapssg.settings.parts import RuntimeSettings
 CEILING = "real images"
 """The method name of the student that is trained on the real images."""
 
-COLUMNS = (
-    "pair",
-    "method",
-    "seed",
-    "top1",
-    "balanced",
-    "lowest",
-    "classes",
-    "way",
-    "agreement_printed",
-    "agreement",
-    "failures",
-    "tflop",
-    "seconds",
-    "settings",
-    "machine",
-    "commit",
-)
 CEILING_RATES = (0.1, 0.05, 0.025)
 CEILING_STEPS = 1920
 """As many as the student of the default method has; whole epochs."""
@@ -88,7 +70,7 @@ def main() -> None:
             for seed in range(arguments.seeds):
                 place.student(method, seed, arguments.set, arguments.label or method)
     cells = read_cells(arguments.directory, arguments.output)
-    write_csv(cells, arguments.output)
+    write_rows(arguments.output, cells)
     print_summary(cells)
 
 
@@ -175,6 +157,7 @@ class Place:
             "balanced": sum(recalls) / len(recalls),
             "lowest": min(recalls),
             "classes": images.num_classes,
+            "way": None,
             "agreement_printed": result.get("student", {}).get("agreement"),
             "agreement": (logits.argmax(1) == teacher.argmax(1)).double().mean().item(),
             "failures": "; ".join(result.get("failures", [])),
@@ -233,18 +216,6 @@ def parsed(row: dict[str, str]) -> dict[str, Any]:
     texts = {"pair", "method", "failures", "settings", "machine", "commit"}
     numbers = {name: json.loads(text or "null") for name, text in row.items() if name not in texts}
     return row | numbers
-
-
-def write_csv(cells: list[dict[str, Any]], output: Path) -> None:
-    """Write one row per cell."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        for cell in cells:
-            writer.writerow(
-                {key: round(value, 4) if isinstance(value, float) else value for key, value in cell.items()}
-            )
 
 
 def print_summary(cells: list[dict[str, Any]]) -> None:

@@ -34,7 +34,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmarks import teacher_files as files
-from benchmarks.machine import describe_machine, print_table
+from benchmarks.machine import describe_machine, print_table, write_rows
 from benchmarks.results_page import RESULTS
 from benchmarks.strangers_pairs import train
 from benchmarks.teacher_kinds import KINDS, NETWORKS, Kind, Network
@@ -69,10 +69,7 @@ def main() -> None:
         for done in as_completed([pool.submit(run, name) for name in arguments.kinds]):
             failed += [said] if (said := done.result()) else []
             if cells := merged(arguments.directory, arguments.output):
-                with arguments.output.open("w", newline="") as file:
-                    writer = csv.DictWriter(file, list(cells[0]), lineterminator="\n")
-                    writer.writeheader()
-                    writer.writerows(cells)
+                write_rows(arguments.output, cells)
     print_summary(cells)
     if failed:
         raise SystemExit("\n".join(failed))

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.machine import describe_machine, print_table
+from benchmarks.machine import describe_machine, print_table, write_rows
 from benchmarks.results_page import RESULTS
 from gapssg import DistillSettings, PretrainSettings, distill, pretrain_teacher
 from gapssg.core.augment import Normalization
@@ -98,10 +98,7 @@ def main() -> None:
             for seed in range(arguments.seeds):
                 bench.cell(method, budget, best, seed)
     cells = read_cells(arguments.directory, arguments.output)
-    with arguments.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(cells[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(cells)
+    write_rows(arguments.output, cells)
     print_summary([cell for cell in cells if cell["reported"]])
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gapssg.audit.attacks import ONE_IN, area_under_roc, likelihood_ratios, rate_at, roc_curve
 from gapssg.audit.findings import find_signs
-from gapssg.audit.neighbours import Comparison, closest_pairs, compare
+from gapssg.audit.neighbours import NeighbourComparison, closest_pairs, compare
 from gapssg.audit.page import Curve, render_page
 from gapssg.audit.predictions import features_of, predictions_of
 from gapssg.audit.settings import AuditSettings, check_outputs
@@ -213,7 +213,7 @@ def _compare_pool(
 
 def _neighbours(
     space: Space,
-    comparison: Comparison,
+    comparison: NeighbourComparison,
     scale: float,
     numbers: tuple[Tensor, ...],
     images: list[Tensor],
@@ -265,5 +265,5 @@ def _notes(audited: Audited, known: KnownImages, shadows: Shadows | None, spaces
         yield "no synthetic images were compared: they need the directory of a `distill` run with its pool"
     elif spaces < 2:
         yield "no distances in features: the teacher's logits do not come from a linear layer"
-    if facts := known.facts[1].left_out:
-        yield f"{facts:,} of the non-members are also members, by SHA-256, and were left out"
+    if left_out := known.facts[1].left_out:
+        yield f"{left_out:,} of the non-members are also members, by SHA-256, and were left out"

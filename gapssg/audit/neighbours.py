@@ -31,7 +31,7 @@ class Nearest(NamedTuple):
         )
 
 
-class Comparison(NamedTuple):
+class NeighbourComparison(NamedTuple):
     """The distances of N queries to as many members as non-members, and to all."""
 
     references: int
@@ -76,7 +76,7 @@ def _nearest(queries: Tensor, references: Tensor) -> Tensor:
     return indices
 
 
-def compare(queries: Tensor, members: Tensor, non_members: Tensor) -> Comparison:
+def compare(queries: Tensor, members: Tensor, non_members: Tensor) -> NeighbourComparison:
     """Compare the distances of queries (N, D) to members (M, D) with those to non-members (L, D), both in random order.
 
     All are uint8 or float32, on one device. Of the larger set, the first ones are compared, as many as the smaller set
@@ -93,7 +93,7 @@ def compare(queries: Tensor, members: Tensor, non_members: Tensor) -> Comparison
     neighbour = near.of_both(far, count).indices
     hits = torch.bincount(neighbour).double()
     effective = (hits.sum().square() / hits.square().sum()).item()
-    return Comparison(
+    return NeighbourComparison(
         references=count,
         nearest_is_member=share_estimate(is_member.mean().item(), effective),
         effective_queries=effective,
@@ -116,7 +116,7 @@ def _first_and_all(queries: Tensor, references: Tensor, count: int) -> tuple[Nea
     return first, first.of_both(nearest(queries, references[count:]), count)
 
 
-def closest_pairs(comparison: Comparison, most: int) -> list[int]:
+def closest_pairs(comparison: NeighbourComparison, most: int) -> list[int]:
     """Return the queries that are nearest to a member, relative to their nearest non-member, one for each member."""
     order = ratios(comparison.members, comparison.non_members).argsort(stable=True).tolist()
     by_member: dict[int, int] = {}

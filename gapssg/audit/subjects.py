@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,12 +14,13 @@ from gapssg.audit.settings import AuditSettings, MembersSettings, NonMembersSett
 from gapssg.data.image_set import ImageSet, sha256_of_images
 from gapssg.errors import InputError
 from gapssg.evaluation.real_images import check_same_images, read_images_of_model
-from gapssg.landscape.subjects import Run, Subject, check_teacher, read_subjects, read_teacher
+from gapssg.evaluation.teachers import read_teacher
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.runs.directory import Display, pool_shards
 from gapssg.runs.events import Warned
 from gapssg.runs.results import AuditedImages, Role
 from gapssg.synthesis.shards import read_shard
+from gapssg.training.settings import distillation_of
 
 
 @dataclass(frozen=True)
@@ -62,33 +64,25 @@ def read_audited(settings: AuditSettings) -> Audited:
 
     Raises `InputError` if a file is missing or damaged, the models do not fit each other, or a run has no pool.
     """
-    (subject,) = read_subjects((settings.model,), False, None, settings.model_factories)
-    model, run = subject.model, subject.run
-    teacher = _read_teacher(settings, subject)
+    model = load_model(settings.model, settings.model_factories)
+    distillation = distillation_of(settings.model) if settings.model.is_dir() else None
+    teacher = None
+    if distillation or settings.teacher:
+        recorded = None if distillation is None else distillation.teacher
+        teacher = read_teacher(model, settings.teacher, recorded, settings.model_factories, "the audit")
     if teacher is None:
         return Audited({"student" if model.card.provenance.teacher_sha256 else "model": model}, None)
     check_same_images(teacher, model)
-    pool = None if run is None or run.distillation is None else _read_pool(run, model, teacher)
+    pool = None if distillation is None else _read_pool(settings.model, model, teacher)
     return Audited({"teacher": teacher, "student": model}, pool)
 
 
-def _read_teacher(settings: AuditSettings, subject: Subject) -> LoadedModel | None:
-    if subject.run is not None and subject.run.distillation is not None:
-        return read_teacher(subject, settings.teacher, settings.model_factories, "the audit")
-    if settings.teacher is None:
-        return None
-    teacher = load_model(settings.teacher, settings.model_factories)
-    check_teacher(subject.model, teacher)
-    return teacher
-
-
-def _read_pool(run: Run, student: LoadedModel, teacher: LoadedModel) -> Tensor:
-    assert run.distillation is not None
+def _read_pool(run: Path, student: LoadedModel, teacher: LoadedModel) -> Tensor:
     try:
-        shards = pool_shards(run.path)
+        shards = pool_shards(run)
     except InputError as error:
         raise InputError(
-            f"{run.path} has no sample pool to audit: {error}; to audit only its models, name {student.path} "
+            f"{run} has no sample pool to audit: {error}; to audit only its models, name {student.path} "
             f"and --teacher {teacher.path}"
         ) from error
     parts = []

@@ -57,7 +57,6 @@ Fields = Mapping[Panel, Sequence[str | Shown]]
 """The fields that a command shows, by the panel of its help text; a key alone is `Shown(key)`."""
 
 DEVICE = ("runtime.device", "runtime.precision", "runtime.compile", "runtime.deterministic")
-CHECKPOINTS = ("checkpoint_every", "checkpoint_minutes", "max_rollbacks")
 MODEL_FACTORIES = Shown("model_factories", "--model-factory", "MODULE:FACTORY")
 
 _FILE_OPTIONS = {"config": options.Config, "overrides": options.Set, "dry_run": options.DryRun}

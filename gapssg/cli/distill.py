@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from gapssg.cli import options, render
-from gapssg.cli.command import CHECKPOINTS, DEVICE, MODEL_FACTORIES, Given, Shown, command, data_fields
+from gapssg.cli.command import DEVICE, MODEL_FACTORIES, Given, Shown, command, data_fields
 from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.cli.runs import carry_out, check_estimate, check_factories, check_run, load_run
 from gapssg.errors import InputError
 from gapssg.runs.events import DistillationEpoch
+from gapssg.settings.parts import CHECKPOINTS
 from gapssg.training.settings import DistillCommandSettings
 
 

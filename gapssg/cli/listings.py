@@ -60,17 +60,19 @@ def list_models(
         return
     if max_latency is not None or factories or overrides:
         raise InputError("--max-latency, --model-factory and --set are for students of a teacher; add --for FILE")
-    classes, channels, image_size = classes or 10, channels or 3, 32 if image_size is None else image_size
+    side = 32 if image_size is None else image_size
+    _list_built_in(options.console_of(context), classes or 10, (channels or 3, side, side))
+
+
+def _list_built_in(console: Console, classes: int, shape: tuple[int, int, int]) -> None:
     from gapssg.models import MODELS, create_model
     from gapssg.models.profile import profile_model
 
-    console = options.console_of(context)
-    shape = (channels, image_size, image_size)
     profiles = {
         name: profile_model(create_model(name, num_classes=classes, input_shape=shape), shape) for name in MODELS
     }
     console.table(
-        f"Models with {classes} classes on {channels}x{image_size}x{image_size} images",
+        f"Models with {classes} classes on {'x'.join(map(str, shape))} images",
         ["model", "parameters", "MACs", "batch-norm layers", "description"],
         [
             [

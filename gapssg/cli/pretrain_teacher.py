@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from gapssg.cli import options, render
-from gapssg.cli.command import CHECKPOINTS, DEVICE, Given, command, data_fields
+from gapssg.cli.command import DEVICE, Given, command, data_fields
 from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.cli.runs import carry_out, check_estimate, check_factories, check_run, load_run
 from gapssg.runs.events import PretrainingEpoch
+from gapssg.settings.parts import CHECKPOINTS
 from gapssg.training.settings import PretrainSettings
 
 

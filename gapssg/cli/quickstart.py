@@ -21,7 +21,7 @@ from gapssg.landscape.settings import LandscapeSettings
 from gapssg.runs.results import RunResult
 from gapssg.safe_paths import inside
 from gapssg.settings.base import Settings
-from gapssg.settings.load import load_settings
+from gapssg.settings.load import SETTINGS, load_settings
 from gapssg.synthesis.noise import NoiseSettings
 from gapssg.training.settings import DistillSettings, PretrainSettings
 
@@ -67,7 +67,7 @@ def quickstart(
     ]
     steps = _settings(given, files)
     _check_output(output, folders, overwrite or resume)
-    if resume and not is_file(teacher_run / "settings.toml"):
+    if resume and not is_file(teacher_run / SETTINGS):
         raise InputError(f"{output} holds no quickstart to continue; leave --resume out to start one")
     console.invocation.again = "; the same command with --resume continues"
 
@@ -179,5 +179,5 @@ def _check_output(output: Path, folders: Mapping[str, Path], overwrite: bool) ->
         raise InputError(f"--output {output} holds other files ({', '.join(others[:3])}); name another directory")
     for folder in folders.values():
         check_output(folder, overwrite=True)
-        if not overwrite and is_file(folder / "settings.toml"):
+        if not overwrite and is_file(folder / SETTINGS):
             raise InputError(f"{output} already holds a quickstart; add --resume to continue it, or --overwrite")

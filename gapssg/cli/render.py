@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from gapssg.models.description import ModelProfile
     from gapssg.runs.results import (
         AuditResult,
-        Comparison,
         EvaluatedModel,
         EvaluateResult,
         ExportResult,
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
         Int8Verification,
         LandscapeResult,
         Latency,
+        LogitsComparison,
         Measurement,
         PredictResult,
         PretrainResult,
@@ -296,7 +296,7 @@ def _print_int8(console: Console, data: str | None, int8: Int8Verification, timi
     console.table(f"{timing.batch_size} images at a time", ["", "float32", "int8"], rows)
 
 
-def _comparisons(compared: Mapping[str, Comparison | None]) -> list[list[str]]:
+def _comparisons(compared: Mapping[str, LogitsComparison | None]) -> list[list[str]]:
     return [
         [
             *(images, f"{found.images:,}", f"{found.largest_difference:.1e}"),

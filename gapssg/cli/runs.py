@@ -18,7 +18,7 @@ from gapssg.models.hub import local_file
 from gapssg.models.reference import is_factory
 from gapssg.safe_paths import inside
 from gapssg.settings.base import Settings
-from gapssg.settings.load import AnySettings, read_toml
+from gapssg.settings.load import SETTINGS, AnySettings, read_toml
 
 if TYPE_CHECKING:
     from gapssg.runs.events import Epoch
@@ -67,7 +67,7 @@ def run_directory(
     for option, value in (("--output", output), ("--config", config), ("--recipe", recipe)):
         if value is not None:
             raise InputError(f"--resume continues a run in its own directory with its own settings; leave {option} out")
-    file = inside(resume) / "settings.toml"
+    file = inside(resume) / SETTINGS
     try:
         started_as = _command_of(read_toml(file))
     except InputError as error:
@@ -141,13 +141,13 @@ def carry_out(
     loggers: Sequence[str],
 ) -> Result:
     """Call the function of a training command, show its run, and return its result."""
-    from gapssg.runs.loggers import TENSORBOARD, also_logging
+    from gapssg.runs.loggers import TENSORBOARD, LoggingDisplay
 
     invocation = console.invocation
     names = [*loggers, *([TENSORBOARD] if tensorboard else [])]
     with (
-        console.live() as shown,
-        also_logging(names, shown, directory, settings, epoch) if invocation.writes else nullcontext(shown) as display,
+        console.live() as live,
+        LoggingDisplay(names, live, directory, settings, epoch) if invocation.writes else nullcontext(live) as display,
     ):
         named = invocation.again_named
         again = [name for name in loggers if name != TENSORBOARD]  # for a run that is interrupted

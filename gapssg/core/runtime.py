@@ -183,8 +183,7 @@ class Runtime:
 
     def synchronize(self) -> None:
         """Wait for the device, for example before reading a clock."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)
 
     @property
     def rank(self) -> int:
@@ -249,6 +248,12 @@ class Runtime:
         from gapssg.core.whole_batch import WholeBatchLayers
 
         return WholeBatchLayers(self.processes)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def computes_bf16_natively(device: torch.device) -> bool:

@@ -22,7 +22,7 @@ from gapssg.evaluation.real_images import read_test_images
 from gapssg.export.formats import ITSELF, Calibration, Classifier, Files, Format, Subject, load_format, quiet
 from gapssg.export.quantize import PoolImages, check_agreement, draw_images, images_per_second, quantize_within
 from gapssg.export.settings import FORMAT_NAMES, ExportSettings
-from gapssg.export.verify import Examiner, check_tolerance, compare, random_batches, rounding_tolerance
+from gapssg.export.verify import Examiner, check_tolerance, compare, random_batches, tolerance_of
 from gapssg.files import (
     check_output_file,
     check_output_folder,
@@ -34,8 +34,8 @@ from gapssg.files import (
 from gapssg.models.description import Interface
 from gapssg.models.foreign import foreign_code
 from gapssg.models.frozen import frozen
-from gapssg.models.hub import model_file
 from gapssg.models.model_file import load_model
+from gapssg.models.model_path import model_file
 from gapssg.runs.directory import Display, SilentDisplay, pool_shards, run_facts, versions
 from gapssg.runs.evaluations import warn_of_failure
 from gapssg.runs.events import Note, Warned
@@ -266,7 +266,7 @@ class _Exporter:
         theirs = torch.cat([self._logits(exported, batch) for batch in batches])
         on_random, on_test, top1 = compare(ours, theirs, limit), None, None
         exact = examiner.exact_logits(torch.cat(batches))
-        tolerance = examiner.settings.tolerance or rounding_tolerance(ours, exact, limit)
+        tolerance = examiner.settings.tolerance or tolerance_of(ours, exact, limit)
         check_tolerance(on_random, tolerance, "random images")
         if test is not None:
             ours, theirs = examiner.model_logits(test.images), self._logits(exported, test.images)

@@ -14,7 +14,7 @@ from gapssg.core.runtime import Runtime
 from gapssg.errors import InputError
 from gapssg.export.formats import Classifier, Files, Quantizer
 from gapssg.models.description import ModelCard
-from gapssg.runs.results import Comparison, ExportMetadata
+from gapssg.runs.results import ExportMetadata, LogitsComparison
 from gapssg.synthesis.shards import read_shard
 from gapssg.text import percent
 
@@ -107,7 +107,7 @@ def quantize_within(
     )
 
 
-def check_agreement(comparison: Comparison, least: float) -> None:
+def check_agreement(comparison: LogitsComparison, least: float) -> None:
     """Raise InputError unless an int8 model agrees with the float32 model on at least the share `least` of images."""
     if comparison.agreement < least:
         raise InputError(

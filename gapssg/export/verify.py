@@ -17,13 +17,12 @@ from gapssg.export.settings import ExportSettings
 from gapssg.models.foreign import foreign_code
 from gapssg.models.frozen import frozen
 from gapssg.models.model_file import LoadedModel
-from gapssg.runs.results import Comparison
+from gapssg.models.rounding import UNIT_ROUNDOFF, rounding_tolerance
+from gapssg.runs.results import LogitsComparison
 from gapssg.text import percent
 
-_UNIT_ROUNDOFF = 2.0**-24  # of float32
 # Rounding p to float32 moves the logit of p by 2**-24 / (p (1 - p)): by 1e-6 of the logit at 0.99, by 3 % at 1 - 1e-7.
 _SURE = 0.99
-_ERRORS = 32
 _UNMEASURED_TOLERANCE = 1e-4  # a quarter of the smallest error measured with weights in half precision
 # One image, the two of the trace, and other numbers.
 _RANDOM_BATCHES = (1, 2, 7, 54)
@@ -101,7 +100,7 @@ class Examiner:
             )
 
 
-def compare(logits: Tensor, exported: Tensor, limit: float = math.inf) -> Comparison:
+def compare(logits: Tensor, exported: Tensor, limit: float = math.inf) -> LogitsComparison:
     """Compare the logits (N, K) of a model with those of the exported model for the same images.
 
     Differences are those of logits clipped to [-limit, limit].
@@ -117,7 +116,7 @@ def compare(logits: Tensor, exported: Tensor, limit: float = math.inf) -> Compar
     difference = (clipped - other).abs().max().item()
     scale = clipped.abs().max().item()
     relative = difference / scale if scale else (math.inf if difference else 0.0)
-    return Comparison(
+    return LogitsComparison(
         images=len(logits),
         largest_difference=difference,
         relative_difference=relative,
@@ -126,7 +125,7 @@ def compare(logits: Tensor, exported: Tensor, limit: float = math.inf) -> Compar
     )
 
 
-def check_tolerance(comparison: Comparison, tolerance: float, images: str) -> None:
+def check_tolerance(comparison: LogitsComparison, tolerance: float, images: str) -> None:
     """Raise InputError if the relative difference of a comparison exceeds the tolerance."""
     if comparison.relative_difference > tolerance:
         raise InputError(
@@ -136,19 +135,16 @@ def check_tolerance(comparison: Comparison, tolerance: float, images: str) -> No
         )
 
 
-def rounding_tolerance(logits: Tensor, exact: Tensor | None, limit: float = math.inf) -> float:
-    """Return a tolerance for the relative difference of logits, derived from the model's own rounding error.
+def tolerance_of(logits: Tensor, exact: Tensor | None, limit: float = math.inf) -> float:
+    """Return a tolerance for the relative difference of logits (N, K) float32, given the same in float64 if possible.
 
-    A file that computes the same in another order differs by about as much as the model differs from float64. For ten
-    models of 16 to 201 layers, ONNX files differed by up to 2.1 times that, and weights in half precision by at least
-    550 times; the tolerance is about the geometric mean. `logits` are (N, K) float32, `exact` the same in float64.
-    With a `limit`, as in `compare`, the error is at least that of rounding a probability of 0.99.
+    With a `limit`, as in `compare`, the error is at least that of rounding a probability of 0.99. Raises `InputError`
+    if logits are not finite.
     """
     if exact is None:
         return _UNMEASURED_TOLERANCE
-    least = _UNIT_ROUNDOFF if math.isinf(limit) else _UNIT_ROUNDOFF / (1 - _SURE) / limit
-    error = max(least, compare(exact, logits, limit).relative_difference)
-    return min(1.0, _ERRORS * error)
+    least = 0.0 if math.isinf(limit) else UNIT_ROUNDOFF / (1 - _SURE) / limit
+    return rounding_tolerance(max(least, compare(exact, logits, limit).relative_difference))
 
 
 def random_batches(examiner: Examiner) -> list[Tensor]:

@@ -13,8 +13,9 @@ from gapssg.core.runtime import Runtime
 from gapssg.errors import InputError
 from gapssg.evaluation.predict import predict
 from gapssg.evaluation.real_images import read_test_images
+from gapssg.evaluation.teachers import read_teacher
 from gapssg.landscape.settings import POOL, LandscapeSettings
-from gapssg.landscape.subjects import Subject, read_teacher
+from gapssg.landscape.subjects import Subject
 from gapssg.runs.directory import Display, pool_shards
 from gapssg.synthesis.losses import distillation_divergence
 from gapssg.synthesis.shards import read_shard
@@ -106,7 +107,9 @@ def _read_pool(settings: LandscapeSettings, subject: Subject, runtime: Runtime) 
     shards = pool_shards(run.path)
     parts = [read_shard(shard, card.input_shape, card.num_classes) for shard in shards]
     images = torch.cat([part[0] for part in parts])
-    teacher = read_teacher(subject, settings.teacher, settings.model_factories, "--data pool")
+    teacher = read_teacher(
+        subject.model, settings.teacher, run.distillation.teacher, settings.model_factories, "--data pool"
+    )
     # Always in float32, because the teacher's logits are the reference.
     exact = replace(runtime, precision="fp32")
     drawn = _draw(Samples(images, images.new_zeros(len(images), dtype=torch.int64)), settings, runtime)

@@ -6,17 +6,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from gapssg.errors import InputError
-from gapssg.files import entries_in, is_file
-from gapssg.models.hub import local_file
+from gapssg.files import entries_in
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.runs.events import DistillationEpoch, PretrainingEpoch, read_events
 from gapssg.safe_paths import InsidePath, inside
-from gapssg.settings.load import read_toml
 from gapssg.text import shortest_ends
-from gapssg.training.settings import DistillSettings
+from gapssg.training.settings import DistillSettings, distillation_of
 
 _ONLY_ONE_IN_A_RUN = ("student", "model")
 _RUN_OF_A_TABLE = re.compile(r"seed-[0-9]+-[0-9a-f]+")
@@ -100,29 +96,6 @@ def read_subjects(
     return subjects
 
 
-def read_teacher(subject: Subject, given: Path | None, factories: tuple[str, ...], what: str) -> LoadedModel:
-    """Read the teacher of a `distill` run: the file given or, without one, that which its settings name.
-
-    Raises `InputError` if it cannot be read (`what` needs it), or is not the teacher of the student.
-    """
-    run = subject.run
-    assert run is not None and run.distillation is not None
-    try:
-        teacher = load_model(given or local_file(run.distillation.teacher, fetch=False), factories)
-    except InputError as error:
-        raise InputError(f"{what} needs the teacher of {run.path}: {error}; name it with --teacher") from error
-    check_teacher(subject.model, teacher)
-    return teacher
-
-
-def check_teacher(student: LoadedModel, teacher: LoadedModel) -> None:
-    """Raise `InputError` if a student was distilled from another teacher."""
-    if student.card.provenance.teacher_sha256 not in (None, teacher.sha256):
-        raise InputError(
-            f"{teacher.path} is not the teacher of {student.path} (its SHA-256 differs); name it with --teacher"
-        )
-
-
 def accuracy_by_epoch(run: Run) -> dict[int, float]:
     """Return the student's or model's accuracy in [0, 1] by epoch, empty if the run did not record it."""
     kind = PretrainingEpoch if run.distillation is None else DistillationEpoch
@@ -135,16 +108,7 @@ def accuracy_by_epoch(run: Run) -> dict[int, float]:
 def _read_run(path: Path) -> Run:
     folder = inside(path) / "snapshots"
     found = {int(match[1]): folder / name for name in entries_in(folder) if (match := _SNAPSHOT.fullmatch(name))}
-    return Run(path, _distillation(inside(path) / "settings.toml"), dict(sorted(found.items())))
-
-
-def _distillation(file: InsidePath) -> DistillSettings | None:
-    if not is_file(file):
-        return None  # a folder with only a model
-    try:
-        return DistillSettings.model_validate(read_toml(file))
-    except (InputError, ValidationError):
-        return None  # a run of another command
+    return Run(path, distillation_of(path), dict(sorted(found.items())))
 
 
 def _names(paths: tuple[Path, ...]) -> list[str]:

@@ -1,8 +1,8 @@
-"""The model files that a run directory or a reference to the Hugging Face Hub stands for.
+"""The model files that references to the Hugging Face Hub stand for.
 
-Both stand wherever the path of a model file does; a reference is `hf-hub:ORG/NAME` or `hf-hub:ORG/NAME@REVISION`. Its
-file is downloaded to the cache of `huggingface_hub`, and is as untrusted as any other. Importing this module imports
-neither torch nor `huggingface_hub`.
+A reference, `hf-hub:ORG/NAME` or `hf-hub:ORG/NAME@REVISION`, stands wherever the path of a model file does. Its file is
+downloaded to the cache of `huggingface_hub`, and is as untrusted as any other. Importing this module imports neither
+torch nor `huggingface_hub`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from gapssg.errors import GapssgError, InputError, RunError, first_line, import_extra, shortened
-from gapssg.files import LARGEST_FILE, is_file, is_folder
-from gapssg.safe_paths import inside
+from gapssg.files import LARGEST_FILE
 
 PREFIX = "hf-hub:"
-FINAL_WEIGHTS = ("student.safetensors", "model.safetensors")
-MODEL_FILES = FINAL_WEIGHTS[::-1]
+MODEL_FILES = ("model.safetensors", "student.safetensors")
+"""The model files of a repository, of which the first that exists is taken."""
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _REPOSITORY = re.compile(rf"{_NAME}/{_NAME}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -43,22 +42,6 @@ def parse_reference(path: str | Path) -> tuple[str, str | None]:
     if at and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise InputError(f"{shortened(str(path))} does not name a revision; write {PREFIX}ORG/NAME@REVISION")
     return check_repository(name), revision or None
-
-
-def model_file(path: Path, *, fetch: bool = True) -> Path:
-    """Return the model file that a path stands for: of a run directory its final weights, else that of `local_file`.
-
-    Raises as `local_file`, and `InputError` if a directory has no model file.
-    """
-    return final_weights(path) if is_folder(path) else local_file(path, fetch=fetch)
-
-
-def final_weights(path: Path) -> Path:
-    """Return the model file of a run's final weights; raise `InputError` if there is none."""
-    for name in FINAL_WEIGHTS:
-        if is_file(inside(path) / name):
-            return inside(path) / name
-    raise InputError(f"{path} holds neither {' nor '.join(FINAL_WEIGHTS)}; name a finished run, or a model file")
 
 
 def local_file(path: Path, *, fetch: bool = True) -> Path:
@@ -91,7 +74,7 @@ def local_file(path: Path, *, fetch: bool = True) -> Path:
             raise _not_in_cache(path, fetch) from error
         except hub.errors.EntryNotFoundError:
             continue
-        except Exception as error:
+        except Exception as error:  # also of requests or httpx, by the version of the library
             raise RunError(f"{path} cannot be downloaded: {first_line(error, 300)}") from error
     raise InputError(f"{path} has neither {' nor '.join(MODEL_FILES)}; name a repository that has one")
 

@@ -39,7 +39,8 @@ from gapssg.models.foreign import (
 )
 from gapssg.models.graphs.file import kind_of_graph
 from gapssg.models.graphs.module import build_graph
-from gapssg.models.hub import final_weights, is_hub_reference, local_file
+from gapssg.models.hub import is_hub_reference, local_file
+from gapssg.models.model_path import final_weights
 from gapssg.models.names import MOST_CLASSES, check_model_name
 from gapssg.models.profile import profile_model
 from gapssg.models.reference import MODULE, check_trusted, is_factory, is_module

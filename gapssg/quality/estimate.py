@@ -8,12 +8,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from gapssg.core.runtime import Runtime
-from gapssg.errors import InputError
 from gapssg.evaluation.real_images import check_same_images
+from gapssg.evaluation.teachers import read_teacher
 from gapssg.files import user_path
-from gapssg.models.hub import local_file
 from gapssg.models.model_file import LoadedModel, load_model
-from gapssg.quality.evidence import collect_evidence
+from gapssg.quality.evidence import ProbeComparison
 from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, load_predictors
 from gapssg.quality.settings import QualitySettings
 from gapssg.runs.directory import has_pool, pool_shards, run_facts
@@ -35,16 +34,10 @@ def estimate_quality(settings: QualitySettings) -> QualityResult:
     runtime = Runtime.from_settings(settings.runtime, seed=0)
     run = settings.student if settings.student.is_dir() else None
     result = None if run is None else DistillResult.load(run)
-    teacher_file = settings.teacher or (
-        None if result is None else local_file(user_path(result.teacher.file), fetch=False)
-    )
-    if teacher_file is None:
-        raise InputError(f"{settings.student} does not name its teacher's file; add --teacher FILE")
-    teacher = load_model(teacher_file, settings.model_factories)
+    recorded = None if result is None else user_path(result.teacher.file)
     student = load_model(settings.student, settings.model_factories)
+    teacher = read_teacher(student, settings.teacher, recorded, settings.model_factories, "the estimate")
     check_same_images(teacher, student)
-    if student.card.provenance.teacher_sha256 not in (None, teacher.sha256):
-        raise InputError(f"{teacher.path} is not the teacher of {student.path} (its SHA-256 differs); name that one")
     source = settings.pool or (None if result is None or run is None else _pool_of(run, result))
     pool = None if source is None else images_of_pool(source, teacher)
     modules = runtime.place(teacher.module), runtime.place(student.module)
@@ -90,7 +83,7 @@ def judge_quality(
     evidence: dict[str, ProbeEvidence] = {}
     if not obstacles:
         seeded = replace(runtime, seed=0)
-        evidence = collect_evidence(teacher, student, normalization, card.input_shape, pool, seeded)
+        evidence = ProbeComparison(teacher, normalization, card.input_shape, pool, seeded).evidence(student)
         obstacles = predictor.obstacles_of(evidence)
     found = None if obstacles else predictor.predict(evidence)
     return QualityFacts(

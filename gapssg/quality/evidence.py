@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 
 import torch
@@ -12,7 +11,7 @@ from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime, to_unit_range
 from gapssg.errors import NotFinite
 from gapssg.evaluation.predict import predict
-from gapssg.quality.predictor import angle_of
+from gapssg.quality.predictor import summary
 from gapssg.quality.probes import PROBES, ImageShape, dead_leaves
 from gapssg.runs.results import ProbeEvidence
 from gapssg.synthesis.losses import reality_gaps
@@ -42,55 +41,41 @@ def probe_images(shape: ImageShape, pool: Tensor | None, runtime: Runtime) -> It
     yield "overlaid", (1 - _SHARE_OF_LEAVES) * chosen + _SHARE_OF_LEAVES * leaves
 
 
-def collect_evidence(
-    teacher: nn.Module,
-    student: nn.Module,
-    normalization: Normalization,
-    shape: ImageShape,
-    pool: Tensor | None,
-    runtime: Runtime,
-) -> dict[str, ProbeEvidence]:
-    """Compare a student with its teacher on each kind of probe images.
+class ProbeComparison:
+    """Compares students with a teacher on each kind of probe images."""
 
-    Args:
-        teacher: Maps normalised images to logits, on the device.
-        student: Likewise.
-        normalization: The normalisation that both share.
-        shape: Channels, height and width of the images.
-        pool: Images of the pool, (N, C, H, W) uint8; None without a pool.
-        runtime: Device, precision and random streams.
+    def __init__(
+        self, teacher: nn.Module, normalization: Normalization, shape: ImageShape, pool: Tensor | None, runtime: Runtime
+    ) -> None:
+        """Compute the answers of a teacher.
 
-    Raises:
-        NotFinite: Logits are not finite.
-    """
-    evidence = {}
-    for name, images in probe_images(shape, pool, runtime):
-        teachers, students = (predict(module, images, normalization, runtime) for module in (teacher, student))
-        evidence[name] = evidence_of(teachers, students)
-    return evidence
-
-
-class Comparison:
-    """The procedural probe images and what a teacher answers on them, to compare students with it."""
-
-    def __init__(self, teacher: nn.Module, normalization: Normalization, shape: ImageShape, runtime: Runtime) -> None:
-        """Compute the answers of a teacher; the arguments are those of `collect_evidence`."""
+        Args:
+            teacher: Maps normalised images to logits, on the device.
+            normalization: The normalisation that it shares with the students.
+            shape: Channels, height and width of the images.
+            pool: Images of the pool, (N, C, H, W) uint8; None without a pool.
+            runtime: Device, precision and random streams.
+        """
         self._normalization, self._runtime = normalization, runtime
         self._answered = [
-            (images, predict(teacher, images, normalization, runtime))
-            for _, images in probe_images(shape, None, runtime)
+            (name, images, predict(teacher, images, normalization, runtime))
+            for name, images in probe_images(shape, pool, runtime)
         ]
 
+    def evidence(self, student: nn.Module) -> dict[str, ProbeEvidence]:
+        """Return the evidence of a student, which maps normalised images to logits, by kind of probe images."""
+        return {
+            name: evidence_of(answers, predict(student, images, self._normalization, self._runtime))
+            for name, images, answers in self._answered
+        }
+
     def disagreement(self, student: nn.Module) -> float:
-        """Return the disagreement from which `Predictor` predicts that on real images without a pool, as an angle.
+        """Return the disagreement from which `Predictor` predicts that on real images, as an angle.
 
         Raises `NotFinite` if logits are not finite.
         """
-        evidence = [
-            evidence_of(answers, predict(student, images, self._normalization, self._runtime))
-            for images, answers in self._answered
-        ]
-        return statistics.mean(angle_of(each.weighted_disagreement) for each in evidence)
+        evidence = self.evidence(student)
+        return summary(evidence, evidence)
 
 
 def evidence_of(teacher_logits: Tensor, student_logits: Tensor) -> ProbeEvidence:

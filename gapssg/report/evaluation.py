@@ -13,7 +13,7 @@ from gapssg.errors import InputError
 from gapssg.evaluation.evaluate import evaluate
 from gapssg.evaluation.settings import EvaluateSettings
 from gapssg.files import LARGEST_FILE, is_file, sha256_of_file
-from gapssg.models.hub import model_file
+from gapssg.models.model_path import model_file
 from gapssg.models.reference import MODULE
 from gapssg.report.charts import Chart, Line, draw
 from gapssg.report.runs import TrainingRun

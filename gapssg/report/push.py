@@ -9,7 +9,8 @@ from pathlib import Path
 from gapssg._version import __version__
 from gapssg.errors import GapssgError, InputError, RunError, first_line
 from gapssg.files import LARGEST_FILE, is_file, read_bounded, user_path
-from gapssg.models.hub import MODEL_FILES, PREFIX, check_repository, endpoint, final_weights, huggingface_hub
+from gapssg.models.hub import MODEL_FILES, PREFIX, check_repository, endpoint, huggingface_hub
+from gapssg.models.model_path import final_weights
 from gapssg.runs.directory import CARD, Display, SilentDisplay
 from gapssg.runs.evaluations import warn_of_failure
 from gapssg.runs.events import Warned
@@ -68,7 +69,7 @@ def push_model(folder: Path, repository: str, *, public: bool = False, display: 
         )
     except GapssgError:
         raise
-    except Exception as error:
+    except Exception as error:  # also of requests or httpx, by the version of the library
         raise RunError(
             f"cannot push to {repository}: {first_line(error, 300)}; "
             "log in with a token that may write there (hf auth login)"

@@ -17,7 +17,7 @@ from gapssg.files import LARGEST_FILE, canonical_json, is_file, sha256_of_file
 from gapssg.runs.events import DistillationEpoch, Events, PretrainingEpoch, read_finished
 from gapssg.runs.results import RESULT, DistillResult, PretrainResult, RunResult, load_training_result
 from gapssg.safe_paths import InsidePath, inside
-from gapssg.settings.load import read_toml
+from gapssg.settings.load import SETTINGS, read_toml
 from gapssg.text import printable_toml, shortest_ends
 
 
@@ -68,7 +68,7 @@ class TrainingRun:
     def command_line(self) -> str:
         """The command that repeats the run; its weights differ if the run was extended."""
         again = self.path.with_name(f"{self.path.name}-again")
-        words = ["gapssg", self.result.command, "--config", str(self.path / "settings.toml"), "--output", str(again)]
+        words = ["gapssg", self.result.command, "--config", str(self.path / SETTINGS), "--output", str(again)]
         return shlex.join(words)
 
 
@@ -89,7 +89,7 @@ def read_training_run(path: Path, name: str) -> TrainingRun:
     else:
         events = read_finished(path, PretrainingEpoch)
     path = inside(path)
-    settings = read_toml(path / "settings.toml")
+    settings = read_toml(path / SETTINGS)
     try:
         canonical_json(settings)
     except (TypeError, ValueError) as error:

@@ -38,13 +38,14 @@ from gapssg.files import (
     write_atomically,
     write_json,
 )
-from gapssg.models.hub import FINAL_WEIGHTS
+from gapssg.models.model_path import FINAL_WEIGHTS
 from gapssg.runs.events import EVENTS, LARGEST_EVENTS, Event, Note, Prepared, Remaining
 from gapssg.runs.results import RESULT, RunFacts, RunResult
 from gapssg.runs.time_left import TimeLeft
 from gapssg.safe_paths import InsidePath, inside
 from gapssg.settings.base import Settings
-from gapssg.settings.load import flatten, read_toml
+from gapssg.settings.load import SETTINGS, flatten, read_toml
+from gapssg.settings.parts import CHECKPOINTS
 from gapssg.text import duration
 
 if TYPE_CHECKING:
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     from gapssg.models.description import ModelCard
     from gapssg.synthesis.shards import PoolOrigin
 
-SETTINGS = "settings.toml"
 _POOL = "pool"
 _BEST = "best.safetensors"
 _CHECKPOINT = "checkpoint/latest.safetensors"
@@ -77,10 +77,7 @@ CARD = "README.md"
 # The temporary file of the first write of all: if nothing else is there, no run has started.
 _NOT_STARTED = re.compile(rf"\.{re.escape(SETTINGS)}\.[0-9a-f]{{12}}\.tmp")
 _TEMPORARY = ".tmp"
-_MAY_CHANGE = {
-    *("checkpoint_every", "checkpoint_minutes", "max_rollbacks", "own_scale"),
-    *("curvature.enabled", "curvature.spectrum"),
-}
+_MAY_CHANGE = {*CHECKPOINTS, "own_scale", "curvature.enabled", "curvature.spectrum"}
 _ASKED_EACH_TIME = {"data.download", "eval_data.download"}
 _MOST_DIFFERENCES = 10
 _MOST_GRIDS = 100

@@ -15,11 +15,12 @@ from pydantic import Field
 
 from gapssg.errors import InputError, RunError
 from gapssg.files import is_file, read_bounded, write_json
-from gapssg.models.hub import FINAL_WEIGHTS
-from gapssg.runs.directory import CARD, SETTINGS, Display
+from gapssg.models.model_path import FINAL_WEIGHTS
+from gapssg.runs.directory import CARD, Display
 from gapssg.runs.events import Warned
 from gapssg.runs.results import RESULT, DistillResult, EvaluatedModel, EvaluateResult, PretrainResult, Scores
 from gapssg.safe_paths import inside
+from gapssg.settings.load import SETTINGS
 from gapssg.stored import Count, Stored, Text
 
 _FILE = "evaluations.json"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -208,41 +208,31 @@ def check_loggers(names: Sequence[str]) -> None:
             raise InputError(f'--logger {name} needs {name}, which is not installed: pip install "gapssg[{name}]"')
 
 
-@contextmanager
-def also_logging(
-    names: Sequence[str], display: Display, run: Path, settings: Settings, kind: type[Epoch]
-) -> Iterator[Display]:
-    """Write the epochs of a run for trackers, besides showing the run, until the block ends.
+class LoggingDisplay:
+    """Writes each epoch of a run for trackers, and passes events on to another display, until its block ends.
 
     A resumed run continues as the same run there, by the identifiers in its directory, and writes TensorBoard files if
-    it did before. A tracker that fails during the run is left out with a warning.
-
-    Args:
-        names: The trackers, of `LOGGERS`.
-        display: Shows the run.
-        run: Directory of the run.
-        settings: Its settings.
-        kind: Class of its epochs.
-
-    Raises:
-        InputError: `check_loggers` refuses a name, or the identifiers are damaged.
-        RunError: A tracker does not start, and nothing has been written to the directory; or the disk refuses to write
-            TensorBoard files.
+    it did before. A tracker that fails during the run is left out with a warning. The block raises `InputError` if the
+    identifiers are damaged, and `RunError` if a tracker does not start, when nothing has been written to the directory,
+    or the disk refuses to write TensorBoard files.
     """
-    check_loggers(names)
-    both = _LoggingDisplay(names, display, run, settings, kind)
-    try:
-        yield both
-    finally:
-        both.close()
-
-
-class _LoggingDisplay:
-    """Writes each epoch for trackers, and passes events on to another display."""
 
     def __init__(
         self, names: Sequence[str], display: Display, run: Path, settings: Settings, kind: type[Epoch]
     ) -> None:
+        """Prepare for a run.
+
+        Args:
+            names: The trackers, of `LOGGERS`.
+            display: Shows the run.
+            run: Directory of the run.
+            settings: Its settings.
+            kind: Class of its epochs.
+
+        Raises:
+            InputError: `check_loggers` refuses a name.
+        """
+        check_loggers(names)
         self._names = list(dict.fromkeys(names))
         self._ids: dict[str, str] = {}
         self._display = display
@@ -252,6 +242,12 @@ class _LoggingDisplay:
         self._loggers: dict[str, Logger] = {}
         self._has_earlier = False
         self._is_finished = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tell(lambda logger: logger.end(self._is_finished))
 
     def event(self, event: Event) -> None:
         """Show an event, and write it if it is an epoch."""
@@ -273,10 +269,6 @@ class _LoggingDisplay:
         """Show the progress of the current task."""
         self._display.progress(task, done, total)
 
-    def close(self) -> None:
-        """End the runs of the trackers."""
-        self._tell(lambda logger: logger.end(self._is_finished))
-
     def _start(self, resumes: bool) -> None:
         """Start the trackers before anything is written, so that one that does not start leaves nothing."""
         file = self._run / LOGGERS_FILE
@@ -294,7 +286,7 @@ class _LoggingDisplay:
                 self._ids[name] = logger.start(self._run, self._settings, self._ids.get(name))
             except Exception as error:
                 raise RunError(
-                    f"--logger {name} does not start: {first_line(error, _MOST_CHARACTERS)}; mend it or leave it out"
+                    f"--logger {name} does not start: {first_line(error, _MOST_CHARACTERS)}; fix it or leave it out"
                 ) from error
             self._loggers[name] = logger
 

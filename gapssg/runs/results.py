@@ -522,7 +522,7 @@ class QualityResult(QualityFacts, RunFacts):
     """Why the student is not usable by the run's own checks; empty if none failed or the student is a file."""
 
 
-class Comparison(Stored):
+class LogitsComparison(Stored):
     """Comparison of logits with those of the model."""
 
     images: int
@@ -548,8 +548,8 @@ class Verification(Stored):
     """Comparison of an exported model with the original."""
 
     tolerance: float
-    random: Comparison
-    test: Comparison | None
+    random: LogitsComparison
+    test: LogitsComparison | None
     """On test images, if they were given."""
     top1: ExportedTop1 | None
 
@@ -570,9 +570,9 @@ class Int8Verification(Stored):
     """Operators that compute in float32, so that the drop is at most `max_drop_points`; those that lose most first."""
     corrected_biases: int | None = None
     """Number of layers whose biases were corrected; None if the quantiser does not say."""
-    pool: Comparison
+    pool: LogitsComparison
     """On images of the pool that were not used for calibration."""
-    test: Comparison | None
+    test: LogitsComparison | None
     top1: BothPrecisions[float] | None
     bytes: BothPrecisions[int]
 

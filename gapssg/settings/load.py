@@ -26,6 +26,9 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 
 Key = tuple[str, ...]
 
+SETTINGS = "settings.toml"
+"""The settings of a run, in its directory."""
+
 _LARGEST_FILE = 128 * 1024  # bytes; settings take a twentieth of it
 # The parser's memory grows with the square of the parts of a dotted key.
 _MOST_DOTS_IN_A_LINE = 100

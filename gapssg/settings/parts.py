@@ -64,3 +64,25 @@ class RuntimeSettings(Settings):
     """Compile the steps with torch.compile; `auto` compiles if the run is long enough to profit."""
     deterministic: bool = False
     """On CUDA, use only deterministic algorithms; on a CPU all are."""
+
+
+MOST_ROLLBACKS = 1000
+
+
+class RunSettings(Settings):
+    """Checkpoints, random numbers and device of a run."""
+
+    checkpoint_every: int = Field(default=1, ge=1)
+    """Epochs between checkpoints, from which `--resume` resumes; the last epoch always writes one."""
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
+    """Minutes after which another checkpoint is written between two steps."""
+    max_rollbacks: int = Field(default=3, ge=0, le=MOST_ROLLBACKS)
+    """Most rollbacks of synthesis or training that diverges, each to half the learning rate."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """The seed of every random stream of the run."""
+    runtime: RuntimeSettings = RuntimeSettings()
+    """Device, precision and compilation."""
+
+
+CHECKPOINTS = ("checkpoint_every", "checkpoint_minutes", "max_rollbacks")
+"""The settings of a run that do not change its result, so that they may change when it is resumed."""

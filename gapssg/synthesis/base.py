@@ -217,6 +217,22 @@ class SynthesisSettings(Settings):
         raise NotImplementedError
 
 
+class GeneratorSettings(Settings):
+    """The generator and its training."""
+
+    generator_steps: int = Field(default=200, ge=1, le=100_000)
+    """Generator steps per synthesis."""
+    generator_learning_rate: float = Field(default=2e-3, gt=0, le=10)
+    """Adam's learning rate for the generator and the latent."""
+    generator_width: int = Field(default=64, ge=4, le=1024)
+    """Channels of the generator's last hidden layer."""
+    latent_size: int = Field(default=256, ge=1, le=16_384)
+    """Dimensions of the latent z."""
+    synthesis_scale: int = Field(default=1, ge=1, le=64)
+    """Factor by which synthetic images are upsampled bilinearly from what the generator makes; over 1 it saves time and
+    memory for large images, which then lack fine detail."""
+
+
 class PoolMethodSettings(SynthesisSettings):
     """Settings of methods that add one batch per epoch to a pool."""
 
@@ -262,7 +278,7 @@ class PoolMethodSettings(SynthesisSettings):
         return Work(epochs * self.step_count * size, distillation, labelled)
 
 
-class InversionSettings(PoolMethodSettings):
+class InversionSettings(GeneratorSettings, PoolMethodSettings):
     """Settings of methods that optimise a generator for each batch and differ in their loss."""
 
     batch_synthesis: ClassVar[str] = "gapssg.synthesis.inversion:GeneratorInversion"
@@ -270,18 +286,6 @@ class InversionSettings(PoolMethodSettings):
     """Whether the generator keeps its weights between batches instead of being re-initialised."""
     relative_statistics: ClassVar[bool] = False
     """Whether the batch-norm statistics loss is relative to the layers' standard deviations."""
-
-    generator_steps: int = Field(default=200, ge=1, le=100_000)
-    """Generator steps per synthesis."""
-    generator_learning_rate: float = Field(default=2e-3, gt=0, le=10)
-    """Adam's learning rate for the generator and the latent."""
-    generator_width: int = Field(default=64, ge=4, le=1024)
-    """Channels of the generator's last hidden layer."""
-    latent_size: int = Field(default=256, ge=1, le=16_384)
-    """Dimensions of the latent z."""
-    synthesis_scale: int = Field(default=1, ge=1, le=64)
-    """Factor by which synthetic images are upsampled bilinearly from what the generator makes; over 1 it saves time and
-    memory for large images, which then lack fine detail."""
 
     @property
     def step_count(self) -> int:
@@ -346,7 +350,7 @@ class AveragedInversionSettings(TargetInversionSettings):
         return self.warm_up_epochs(epochs)
 
 
-class GeneratorMethodSettings(SynthesisSettings):
+class GeneratorMethodSettings(GeneratorSettings, SynthesisSettings):
     """Settings of methods that train one generator alongside the student and differ in their losses."""
 
     synthesizer: ClassVar[str] = "gapssg.synthesis.generator_training:GeneratorTraining"
@@ -372,13 +376,6 @@ class GeneratorMethodSettings(SynthesisSettings):
     """Images per generator step, N."""
     generator_learning_rate: float = Field(default=1e-3, gt=0, le=10)
     """Adam's learning rate for the generator."""
-    generator_width: int = Field(default=64, ge=4, le=1024)
-    """Channels of the generator's last hidden layer."""
-    latent_size: int = Field(default=256, ge=1, le=16_384)
-    """Dimensions of the latent z."""
-    synthesis_scale: int = Field(default=1, ge=1, le=64)
-    """Factor by which synthetic images are upsampled bilinearly from what the generator makes; over 1 it saves time and
-    memory for large images, which then lack fine detail."""
 
     @classmethod
     def needs(cls) -> tuple[str, ...]:

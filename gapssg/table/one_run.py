@@ -17,7 +17,7 @@ from gapssg.runs.checkpoint import has_checkpoint
 from gapssg.runs.requests import Requests
 from gapssg.runs.results import DistillResult, PretrainResult
 from gapssg.safe_paths import inside
-from gapssg.settings.load import load_settings
+from gapssg.settings.load import SETTINGS, load_settings
 from gapssg.table.ledger import Failure
 from gapssg.table.place import CellDisplay, Ending
 from gapssg.table.plan import Task
@@ -53,13 +53,13 @@ def _failure(task: Task, error: Exception) -> Failure:
 def _start_or_resume(task: Task, display: CellDisplay, requests: Requests) -> DistillResult | PretrainResult:
     """Make a run; one that has a checkpoint is never restarted."""
     run = partial(_run, task, display, requests)
-    if not is_file(inside(task.run) / "settings.toml"):
+    if not is_file(inside(task.run) / SETTINGS):
         return run(task.settings)
     if not has_checkpoint(task.run):
         display.say("restarting: no checkpoint found")
         return run(task.settings, overwrite=True)
     try:
-        started_with = load_settings(type(task.settings), section="-", config=task.run / "settings.toml")
+        started_with = load_settings(type(task.settings), section="-", config=task.run / SETTINGS)
         return run(settings_to_resume(task.settings, started_with), resume=True)
     except Taken:
         raise

@@ -13,6 +13,7 @@ from gapssg.data.settings import DataSettings
 from gapssg.errors import InputError
 from gapssg.files import canonical_json
 from gapssg.settings.load import AnySettings, flatten, load_settings, published_rows
+from gapssg.settings.parts import CHECKPOINTS
 from gapssg.synthesis import departures_of, is_run_as_published, method_classes, published_settings
 from gapssg.table.settings import NAME, TableSettings, row_recipe
 from gapssg.training.settings import DistillSettings, PretrainSettings
@@ -33,7 +34,7 @@ _SMOKE_METHOD = {
 # These change how, where and when a run computes and writes, but not its result (but for rounding, which depends on
 # device and precision). The first are fixed when a run starts; the others may change when it is resumed.
 _FIXED_AT_THE_START = ("runtime", "evaluate_every", "snapshot_every", "samples", "keep_pool")
-_NOT_IDENTIFYING = (*_FIXED_AT_THE_START, "checkpoint_every", "checkpoint_minutes", "max_rollbacks")
+_NOT_IDENTIFYING = (*_FIXED_AT_THE_START, *CHECKPOINTS)
 _SHORT_HASH = 12
 
 

@@ -54,11 +54,10 @@ from gapssg.training.distillation_setup import (
     with_modules,
 )
 from gapssg.training.estimate import (
-    EVALUATED_IMAGES,
     estimated,
     peak_memory,
     time_distillation,
-    time_steps,
+    time_evaluation,
     unused_memory,
 )
 from gapssg.training.image_monitor import listed_counts
@@ -164,9 +163,15 @@ def _prepare(settings: DistillSettings, launch: Launch, teacher: LoadedModel | N
     if state is not None:
         distillation.restore(state.component("distillation"), launch.output)
         evaluator.restore(EvaluationFacts.read(state.facts.get("evaluation")))
+    return _Job(distillation, evaluator, _checked_memory(distillation))
+
+
+def _checked_memory(distillation: Distillation) -> dict[str, StepMemory]:
+    """Return the memory of each kind of step; raise `InputError` if one does not fit."""
+    settings, runtime, teacher = distillation.settings, distillation.runtime, distillation.teacher_file
     memory = step_memory(settings, runtime, teacher, distillation.student, distillation.synthesizer)
     check_memory(memory, runtime, *unused_memory(distillation))
-    return _Job(distillation, evaluator, memory)
+    return memory
 
 
 class _Job(Job[DistillResult]):
@@ -265,8 +270,7 @@ def estimate_distillation(
     flops = planned_flops(settings, teacher, student, profile_model(student, teacher.card.input_shape).macs)
     runtime, _ = runtime.decide_compilation(settings.runtime.compile, flops)
     distillation = Distillation(settings, runtime, teacher, student)
-    memory = step_memory(settings, runtime, teacher, distillation.student, distillation.synthesizer)
-    check_memory(memory, runtime, *unused_memory(distillation))
+    _checked_memory(distillation)
     evaluator = _Evaluator(settings, runtime, teacher, display or SilentDisplay())
     with runtime.configured(), runtime.seeded_globals("estimate"):
         parts = {**time_distillation(distillation), EVALUATION: evaluator.time_evaluations(distillation)}
@@ -303,10 +307,8 @@ class _Evaluator:
         """Time teacher and student on a few images; a run evaluates the teacher once."""
         if self.images is None:
             return Part(0, 0.0)
-        images = self.images.images[:EVALUATED_IMAGES]
-        times = len(self.images) / len(images)
         teacher, student = (
-            time_steps(partial(distillation.predict, module, images), self.runtime, 6, 1).seconds_per_step * times
+            time_evaluation(partial(distillation.predict, module), self.images.images, self.runtime)
             for module in (distillation.teacher, distillation.student)
         )
         return Part(self.count_after(0, self.settings.epochs), student, teacher)
@@ -370,7 +372,7 @@ def _result(
             agreement_baseline=progress.agreement_baseline,
             after_training=judgement.comparison,
         ),
-        failures=() if is_shown_usable else (*on_real_images, *judgement.failures, *doubts),
+        failures=() if is_shown_usable else (*doubts, *on_real_images, *judgement.failures),
         warnings=tuple(judgement.failures) if is_shown_usable else (),
         missing_classes=tuple(judgement.missing_classes[:MOST_COUNTED_CLASSES]),
         teacher_counts=listed_counts(counts),

@@ -22,15 +22,15 @@ from gapssg.evaluation.predict import batch_size_for, predict
 from gapssg.models.description import ModelProfile
 from gapssg.models.model_file import LoadedModel
 from gapssg.models.profile import profile_model
-from gapssg.quality.evidence import Comparison
+from gapssg.quality.evidence import ProbeComparison
 from gapssg.quality.predictor import share_of
 from gapssg.runs.checkpoint import State
-from gapssg.runs.directory import SETTINGS, RunDirectory, first_pool_shards
+from gapssg.runs.directory import RunDirectory, first_pool_shards
 from gapssg.runs.events import DistillationEpoch, DistillationTiming, Health, RolledBack, Warned
 from gapssg.runs.results import Scores
 from gapssg.runs.time_left import TimeLeft
 from gapssg.safe_paths import inside
-from gapssg.settings.load import read_toml
+from gapssg.settings.load import SETTINGS, read_toml
 from gapssg.synthesis.base import EpochPlan, SynthesisContext
 from gapssg.synthesis.labelled_views import LabelledViews
 from gapssg.synthesis.losses import gap_bounds, reality_gap
@@ -133,9 +133,9 @@ class Distillation:
         return profile_model(self.student, self.card.input_shape)
 
     @cached_property
-    def _probes(self) -> Comparison:
+    def _probes(self) -> ProbeComparison:
         runtime = replace(self.runtime, seed=0)  # as for the prediction at the end
-        return Comparison(self.teacher, self.normalization, self.card.input_shape, runtime)
+        return ProbeComparison(self.teacher, self.normalization, self.card.input_shape, None, runtime)
 
     @property
     def can_resume(self) -> bool:

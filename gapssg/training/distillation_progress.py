@@ -8,9 +8,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from gapssg.errors import InputError
 from gapssg.runs.checkpoint import NOT_OF_THIS_RUN, Facts
+from gapssg.settings.parts import MOST_ROLLBACKS
 from gapssg.synthesis.base import EpochPlan
-
-_MOST_ROLLBACKS = 1000  # the highest value that the settings allow
 
 
 class EpochFacts(Facts):
@@ -52,7 +51,7 @@ class Progress(Facts):
         if not (
             self.epochs_done <= epochs
             and self.learning_epochs <= self.epochs_done
-            and self.synthesis_rollbacks <= _MOST_ROLLBACKS
+            and self.synthesis_rollbacks <= MOST_ROLLBACKS
             and self.epoch.round < (plan(self.epochs_done).rounds if unfinished else 1)
             and (unfinished or not self.epoch.synthesised)
         ):

@@ -17,8 +17,8 @@ from gapssg.models import create_model
 from gapssg.models.checkpoint_file import read_checkpoint_weights
 from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.foreign import check_is_module, copy_module, name_of_module, tensors_of
-from gapssg.models.hub import model_file
 from gapssg.models.model_file import LoadedModel, load_foreign_weights, load_model
+from gapssg.models.model_path import model_file
 from gapssg.models.recognition import adapt_trainable
 from gapssg.models.reference import MODULE
 from gapssg.models.signature import signature_of

@@ -24,8 +24,7 @@ from gapssg.synthesis.base import EpochPlan
 if TYPE_CHECKING:
     from gapssg.training.distillation import Distillation
 
-EVALUATED_IMAGES = 256
-"""Most images of the evaluation data that are timed."""
+_EVALUATED_IMAGES = 256
 _TIMED_SYNTHESIS, _TIMED_DISTILLATION = 3, 5
 
 
@@ -59,6 +58,13 @@ def time_steps(step: Callable[[], object], runtime: Runtime, steps: int, timed: 
         return Part(steps, first_seconds / first)
     rate = _time(step, runtime, timed) / timed
     return Part(steps, rate, max(0.0, first_seconds - first * rate))
+
+
+def time_evaluation(predict: Callable[[Tensor], Tensor], images: Tensor, runtime: Runtime) -> float:
+    """Return the seconds of a prediction of all images (N, C, H, W), by timing a few of them."""
+    some = images[:_EVALUATED_IMAGES]
+    steps = EAGER_CALLS + 2  # the first ones of `time_steps`, and one that is timed
+    return time_steps(lambda: predict(some), runtime, steps, 1).seconds_per_step * len(images) / len(some)
 
 
 def time_distillation(distillation: Distillation) -> dict[str, Part]:

@@ -33,7 +33,7 @@ from gapssg.runs.events import Event, PretrainingEnded, PretrainingEpoch, Pretra
 from gapssg.runs.requests import Requests
 from gapssg.runs.results import AugmentationFacts, EstimateResult, Part, PretrainResult, Scores, Trained, TrainingTiming
 from gapssg.runs.time_left import EVALUATION, TimeLeft
-from gapssg.training.estimate import EVALUATED_IMAGES, estimated, peak_memory, time_steps
+from gapssg.training.estimate import estimated, peak_memory, time_evaluation, time_steps
 from gapssg.training.loop import Job, Launch, Phase
 from gapssg.training.memory import check_memory, training_memory
 from gapssg.training.settings import PretrainSettings
@@ -275,10 +275,8 @@ class _Pretraining(Job[PretrainResult]):
         inputs = chain.from_iterable(self._inputs(self._batches(0), 0) for _ in repeat(None))
         self.model.train()
         training = time_steps(lambda: self.trainee.step(*next(inputs)), self.runtime, steps["training"], _TIMED_STEPS)
-        images = self.test.images[:EVALUATED_IMAGES]
-        evaluate = partial(predict, self.model, images, self.normalization, self.runtime)
-        evaluation = time_steps(evaluate, self.runtime, 6, 1)
-        seconds = evaluation.seconds_per_step * len(self.test) / len(images)
+        evaluate = partial(predict, self.model, normalization=self.normalization, runtime=self.runtime)
+        seconds = time_evaluation(evaluate, self.test.images, self.runtime)
         return {"training": training, EVALUATION: Part(steps[EVALUATION], seconds)}
 
     def _batches(self, epoch: int) -> Tensor:

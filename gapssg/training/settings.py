@@ -5,20 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationError
 
 from gapssg.data.settings import DataSettings
 from gapssg.errors import InputError
+from gapssg.files import is_file
 from gapssg.models.names import check_model_name
 from gapssg.models.reference import MODULE
 from gapssg.models.settings import ModelSettings, WithFactories
-from gapssg.settings.base import Settings, UserPath, as_validator
-from gapssg.settings.parts import OptimizerSettings, PaddingMode, RuntimeSettings
+from gapssg.safe_paths import inside
+from gapssg.settings.base import UserPath, as_validator
+from gapssg.settings.load import SETTINGS, read_toml
+from gapssg.settings.parts import OptimizerSettings, PaddingMode, RunSettings
 from gapssg.synthesis import MethodSettings
 from gapssg.synthesis.gapssg_fast import GapSSGFastSettings
 
 
-class PretrainSettings(Settings):
+class PretrainSettings(RunSettings):
     """Training of a teacher on real data."""
 
     data: DataSettings
@@ -33,20 +36,10 @@ class PretrainSettings(Settings):
     """The optimizer; the schedule advances each step."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target probability that is distributed over all classes."""
-    checkpoint_every: int = Field(default=1, ge=1)
-    """Epochs between checkpoints, from which `--resume` resumes; the last epoch always writes one."""
-    checkpoint_minutes: float = Field(default=10.0, gt=0)
-    """Minutes after which another checkpoint is written between two steps."""
-    max_rollbacks: int = Field(default=3, ge=0, le=1000)
-    """Most rollbacks of training that diverges, each to half the learning rate."""
     crop_padding: int | None = Field(default=None, ge=0, le=256)
     """Pixels of zero padding for random crops; by default an eighth of the shorter side."""
     flip: bool | None = None
     """Random horizontal flips; by default on, except for `digits`."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    """The seed of every random stream of the run."""
-    runtime: RuntimeSettings = RuntimeSettings()
-    """Device, precision and compilation."""
 
 
 def _check_student_name(name: str) -> str:
@@ -62,7 +55,7 @@ class StudentSettings(ModelSettings):
     """Initial weights, a model file or safetensors file; by default random."""
 
 
-class DistillSettings(WithFactories):
+class DistillSettings(RunSettings, WithFactories):
     """Distillation of a student from a teacher without its data."""
 
     teacher: UserPath = Path(MODULE)
@@ -96,22 +89,21 @@ class DistillSettings(WithFactories):
     """Real images for evaluation only; by default no real images are read."""
     evaluate_every: int = Field(default=1, ge=1)
     """Epochs between evaluations; the last epoch is always evaluated."""
-    checkpoint_every: int = Field(default=1, ge=1)
-    """Epochs between checkpoints, from which `--resume` resumes; the last epoch always writes one."""
-    checkpoint_minutes: float = Field(default=10.0, gt=0)
-    """Minutes after which another checkpoint is written between two steps."""
-    max_rollbacks: int = Field(default=3, ge=0, le=1000)
-    """Most rollbacks of synthesis or training that diverges, each to half the learning rate."""
     snapshot_every: int | None = Field(default=None, ge=1)
     """Epochs between weight snapshots (for loss landscapes); by default none are kept."""
     samples: bool = True
     """Whether to write a grid of the newest images after each epoch."""
     keep_pool: bool = True
     """Whether to write the sample pool to the disk, for `--pool`."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    """The seed of every random stream of the run."""
-    runtime: RuntimeSettings = RuntimeSettings()
-    """Device, precision and compilation."""
+
+
+def distillation_of(run: Path) -> DistillSettings | None:
+    """Return the settings of a `distill` run; None for a folder with only a model and for runs of other commands."""
+    file = inside(run) / SETTINGS
+    try:
+        return DistillSettings.model_validate(read_toml(file)) if is_file(file) else None
+    except (InputError, ValidationError):
+        return None
 
 
 def _refuse_module(value: Any) -> Any:

@@ -31,6 +31,9 @@ class Settling:
     images has settled: until its median over the last eighth of the most epochs is not below that over the eighth
     before. Then, or in time for the last epoch, the learning rate falls as in the schedule, within a quarter of the
     epochs so far: a student that is taken at a high rate is less accurate.
+
+    Attributes:
+        facts: The state for a checkpoint.
     """
 
     def __init__(self, most_epochs: int, optimizer: OptimizerSettings) -> None:
@@ -38,38 +41,33 @@ class Settling:
         self._most = most_epochs
         self._highest = progress_at_highest_rate(optimizer)
         self._window = min(max(_SMALLEST_WINDOW, -(-most_epochs // _WINDOWS)), _LARGEST_WINDOW)
-        self._facts = SettlingFacts(recent=[], settled_after=0)
-
-    @property
-    def facts(self) -> SettlingFacts:
-        """The state for a checkpoint."""
-        return self._facts
+        self.facts = SettlingFacts(recent=[], settled_after=0)
 
     def restore(self, facts: SettlingFacts) -> None:
         """Restore the state of a checkpoint; raise `InputError` if no such run can have it."""
         if facts.settled_after > self._latest_fall or len(facts.recent) > 2 * self._window:
             raise InputError(NOT_OF_THIS_RUN)
-        self._facts = facts
+        self.facts = facts
 
     @property
     def could_tell(self) -> bool:
         """Whether the disagreement was measured after enough epochs to decide."""
-        return len(self._facts.recent) == 2 * self._window
+        return len(self.facts.recent) == 2 * self._window
 
     @property
     def settled_after(self) -> int | None:
         """Epochs after which the disagreement had settled; None if it has not."""
-        return self._facts.settled_after or None
+        return self.facts.settled_after or None
 
     @property
     def epochs(self) -> int:
         """Epochs of the whole run, as far as is known."""
-        settled = self._facts.settled_after
+        settled = self.facts.settled_after
         return settled + -(-settled // _EPOCHS_AN_EPOCH_OF_TAIL) if settled else self._most
 
     def progress(self, epochs_done: int, planned: float) -> float:
         """Return the progress in the schedule of the next epoch, in [0, 1), where `planned` is that of a whole run."""
-        fall = self._facts.settled_after or self._latest_fall
+        fall = self.facts.settled_after or self._latest_fall
         if epochs_done < fall:
             return min(planned, self._highest)
         middle = (epochs_done - fall + 0.5) / (self.epochs - fall)
@@ -80,13 +78,13 @@ class Settling:
 
         It does at the highest learning rate: before, it falls, and afterwards all is decided.
         """
-        return self._highest <= planned and epochs_done <= self._latest_fall and not self._facts.settled_after
+        return self._highest <= planned and epochs_done <= self._latest_fall and not self.facts.settled_after
 
     def record(self, epochs_done: int, disagreement: float) -> None:
         """Take the disagreement after so many epochs, on any scale, and decide whether it has settled."""
-        recent = self._facts.recent = [*self._facts.recent, disagreement][-2 * self._window :]
+        recent = self.facts.recent = [*self.facts.recent, disagreement][-2 * self._window :]
         if self.could_tell and median(recent[self._window :]) >= median(recent[: self._window]):
-            self._facts.settled_after = epochs_done
+            self.facts.settled_after = epochs_done
 
     @property
     def _latest_fall(self) -> int:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from gapssg import DistillSettings, InputError, distill, load_model
-from gapssg.models.hub import model_file
+from gapssg.models.model_path import model_file
 from tests.conftest import write_teacher
 from tests.program import gapssg, refusal
 from tests.results import make_distill_result

@@ -47,7 +47,7 @@ from gapssg.cli.render import print_evaluation
 from gapssg.cli.runs import run_directory
 from gapssg.core.augment import Normalization
 from gapssg.data import load_split
-from gapssg.evaluation.metrics import answers_of, score_answers
+from gapssg.evaluation.metrics import answers_of, check_finite, score_answers
 from gapssg.models import create_model
 from gapssg.models.graphs import child
 from gapssg.models.graphs import file as graph_file
@@ -406,6 +406,7 @@ def use_model(world: World, content: bytes) -> None:
     normalization = Normalization.from_statistics(model.card.mean, model.card.deviation, torch.device("cpu"))
     with torch.no_grad():
         logits = model.module(normalization(torch.full((2, *shape), 0.5)))
+        check_finite(logits, "the model")
         score_answers(answers_of(logits, torch.zeros(2, dtype=torch.int64)), model.card.class_names)
 
 

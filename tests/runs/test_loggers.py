@@ -17,7 +17,7 @@ from gapssg.files import lock
 from gapssg.runs import loggers
 from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import DistillationEpoch, Event, Warned
-from gapssg.runs.loggers import Logger, Picture, also_logging
+from gapssg.runs.loggers import Logger, LoggingDisplay, Picture
 from tests.interruptions import InterruptingDisplay, Interruption
 from tests.program import refusal
 from tests.run_fixtures import events, files_of, settings
@@ -34,7 +34,7 @@ def run_of(teacher: Path, run: Path, names: list[str], display: Any = None, **ch
     """Make, or resume, a run that is written for these trackers."""
     options = {name: changes.pop(name, False) for name in ("resume", "overwrite")}
     values = settings(teacher, **{**TINY_NOISE, "epochs": 3, **changes})
-    with also_logging(names, display or SilentDisplay(), run, values, DistillationEpoch) as both:
+    with LoggingDisplay(names, display or SilentDisplay(), run, values, DistillationEpoch) as both:
         distill(values, run, display=both, **options)
 
 
@@ -120,7 +120,7 @@ def test_a_tracker_that_does_not_start_ends_the_run_in_one_sentence(
     memory: type[Memory], teacher: Path, tmp_path: Path
 ):
     memory.fails_at = -1
-    with pytest.raises(RunError, match=r"--logger json does not start: no server; mend it or leave it out$"):
+    with pytest.raises(RunError, match=r"--logger json does not start: no server; fix it or leave it out$"):
         run_of(teacher, tmp_path / "run", ["json"])
     assert not (tmp_path / "run").exists()
     memory.fails_at = 0

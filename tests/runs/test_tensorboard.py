@@ -11,7 +11,7 @@ from PIL import Image
 from gapssg import distill
 from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import DistillationEpoch
-from gapssg.runs.loggers import also_logging
+from gapssg.runs.loggers import LoggingDisplay
 from gapssg.runs.requests import Requests, Stopped
 from tests.interruptions import AskingDisplay, InterruptingDisplay, Interruption
 from tests.program import gapssg, refusal
@@ -39,7 +39,7 @@ def epochs_of(run: Path) -> list[dict[str, Any]]:
 def test_tensorboard_has_the_numbers_and_images_of_the_run(teacher_file: Path, tmp_path: Path):
     run = tmp_path / "run"
     values = settings(teacher_file, eval_data={"name": "digits", "images": 32})
-    with also_logging(["tensorboard"], SilentDisplay(), run, values, DistillationEpoch) as display:
+    with LoggingDisplay(["tensorboard"], SilentDisplay(), run, values, DistillationEpoch) as display:
         distill(values, run, display=display)
     found, epochs = scalars(run), epochs_of(run)
     for tag, path in {
@@ -67,11 +67,11 @@ def test_a_resumed_run_has_each_point_once(teacher_file: Path, tmp_path: Path):
     run, values = tmp_path / "run", settings(teacher_file, epochs=3)
     with (
         pytest.raises(Interruption),
-        also_logging(["tensorboard"], InterruptingDisplay(11), run, values, DistillationEpoch) as display,
+        LoggingDisplay(["tensorboard"], InterruptingDisplay(11), run, values, DistillationEpoch) as display,
     ):
         distill(values, run, display=display)
     assert [step for step, _ in scalars(run)["reality_gap_after"]] == [1]
-    with also_logging(["tensorboard"], SilentDisplay(), run, values, DistillationEpoch) as display:
+    with LoggingDisplay(["tensorboard"], SilentDisplay(), run, values, DistillationEpoch) as display:
         distill(values, run, resume=True, display=display)
     assert [step for step, _ in scalars(run)["reality_gap_after"]] == [1, 2, 3]
 
@@ -89,7 +89,7 @@ def interrupted(teacher_file: Path, run: Path, step: int) -> None:
     values = settings(teacher_file, epochs=3, checkpoint_every=1)
     with (
         pytest.raises(Interruption),
-        also_logging(["tensorboard"], InterruptingDisplay(step), run, values, DistillationEpoch) as display,
+        LoggingDisplay(["tensorboard"], InterruptingDisplay(step), run, values, DistillationEpoch) as display,
     ):
         distill(values, run, display=display)
 
@@ -106,7 +106,7 @@ def test_a_run_interrupted_before_its_first_epoch_resumes_with_tensorboard(teach
     run, requests = tmp_path / "run", Requests()
     values = settings(teacher_file, epochs=2)
     asking = AskingDisplay(2, requests, "stop")
-    with pytest.raises(Stopped), also_logging(["tensorboard"], asking, run, values, DistillationEpoch) as display:
+    with pytest.raises(Stopped), LoggingDisplay(["tensorboard"], asking, run, values, DistillationEpoch) as display:
         distill(values, run, display=display, requests=requests)
     assert not (run / "tensorboard").exists()
     gapssg("distill", "--resume", run)

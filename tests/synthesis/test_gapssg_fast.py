@@ -93,16 +93,17 @@ def test_the_generators_gradient_equals_the_plain_formula_in_float64(runtime):
     expected = torch.stack(distances).sum() + target_loss + disagreement + 0.2 * agreement
     expected.backward()
 
-    # float32 has 24 bits; two networks of 20 layers lose about 8 of them.
-    assert terms["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
-    assert terms["relative_statistics_loss"].item() == pytest.approx(sum(each.item() for each in distances), rel=1e-5)
+    # float32 has 24 bits; two networks of 20 layers lose about 8 of them, and the way back through them 2 more.
+    loss, statistics = expected.item(), sum(each.item() for each in distances)
+    assert terms["loss"].item() == pytest.approx(loss, rel=2**-16)
+    assert terms["relative_statistics_loss"].item() == pytest.approx(statistics, rel=2**-16)
     for ours, theirs in zip(
         [inversion.latent, *inversion.generator.parameters()], [latent, *generator.parameters()], strict=True
     ):
         assert ours.grad is not None
         assert theirs.grad is not None
         scale = theirs.grad.abs().max().item()
-        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=0, atol=5e-5 * scale)
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=0, atol=2**-14 * scale)
 
 
 def test_each_synthesis_keeps_the_generator_and_redraws_the_latent(runtime):
@@ -112,10 +113,14 @@ def test_each_synthesis_keeps_the_generator_and_redraws_the_latent(runtime):
     synthesise(synthesizer, 0)
     learned, latent = snapshot(inversion.generator), inversion.latent.detach().clone()
     assert not torch.equal(learned["linear.weight"], first["linear.weight"])
-    inversion._begin(1)
-    assert_same(snapshot(inversion.generator), learned)
-    assert not torch.equal(inversion.latent, latent)
-    assert all(not tensor.any() for name, tensor in inversion._tensors().items() if name.startswith("moments"))
+    for _ in range(200):  # the learning rates become 0 in float32, so that a step changes no weight
+        synthesizer.slow_down()
+    next(synthesizer.synthesis_steps(make_student(runtime), 1, 0))
+    assert all(torch.equal(weight, learned[name]) for name, weight in inversion.generator.named_parameters())
+    state = inversion.state_dict()
+    assert not torch.equal(state["latent"], latent)
+    counts = [tensor for name, tensor in state.items() if name.startswith("moments") and name.endswith("step")]
+    assert counts and all(count == 1 for count in counts)  # the optimizer begins anew
 
 
 def test_a_diverged_synthesis_restarts_from_the_generator_it_started_with(runtime, monkeypatch):

@@ -18,7 +18,7 @@ import pytest
 from gapssg import DistillSettings, RunError, distill
 from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import DistillationEpoch, Epoch, Event
-from gapssg.runs.loggers import also_logging
+from gapssg.runs.loggers import LoggingDisplay
 from tests.run_fixtures import TINY, files_of
 from tests.tiny import TINY_NOISE, tiny_model, write_tiny_teacher
 
@@ -138,7 +138,7 @@ def test_a_full_disk_for_tensorboard_stops_the_run_with_one_sentence(
     with (
         pytest.raises(RunError, match=r"^cannot write to .*/tensorboard: File too large$"),
         restored_limits(),
-        also_logging(["tensorboard"], Limiting(epoch), run, values, DistillationEpoch) as display,
+        LoggingDisplay(["tensorboard"], Limiting(epoch), run, values, DistillationEpoch) as display,
     ):
         distill(values, run, display=display)
     assert threads == []

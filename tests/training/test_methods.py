@@ -264,11 +264,12 @@ def test_fast_switches_where_the_published_code_does():
 def test_fast_learns_its_start_by_the_gradients_of_all_steps(teacher: Path):
     distillation = make_distillation(teacher, "fast")
     inversion: Any = distillation.synthesizer.synthesis  # type: ignore[attr-defined]
-    before, gradients = snapshot(inversion.meta), []
+    before, gradients, moments = snapshot(inversion.meta), [], list[Tensor]()
     plain = inversion._after_step
 
     def spy(outputs: dict[str, Tensor]) -> None:
         gradients.append([parameter.grad.clone() for parameter in inversion.generator.parameters()])
+        moments.append(outputs["moments"].clone())
         plain(outputs)
 
     inversion._step._after = spy
@@ -280,8 +281,9 @@ def test_fast_learns_its_start_by_the_gradients_of_all_steps(teacher: Path):
         expected = -2 * 2e-3 * total / (total.abs() + 1e-8)
         torch.testing.assert_close(weight.detach() - before[key], expected, rtol=1e-3, atol=1e-6)
     # The running statistics are those of the last step, and count for nine tenths from now on.
-    assert torch.equal(inversion._earlier, inversion._latest)
-    assert inversion._share_of_earlier.item() == pytest.approx(0.9)
+    state = inversion.state_dict()
+    assert torch.equal(state["earlier"], moments[-1])
+    assert state["share_of_earlier"].item() == pytest.approx(0.9)
 
 
 def test_cmi_keeps_the_newest_features_in_its_bank(teacher: Path):
@@ -289,8 +291,9 @@ def test_cmi_keeps_the_newest_features_in_its_bank(teacher: Path):
     inversion: Any = distillation.synthesizer.synthesis  # type: ignore[attr-defined]
     kept = []
     for epoch in range(3):
-        synthesise(distillation, epoch)
-        kept.append(inversion._best_features.clone())
+        for _ in distillation.synthesizer.synthesis_steps(distillation.student, epoch, 0):
+            state = inversion.state_dict()
+        kept.append(state["best_features"].clone())
     # 20 places: 8, 8, and of the third eight the last four in the places of the first.
     assert torch.equal(inversion.bank[4:8], kept[0][4:])
     assert torch.equal(inversion.bank[8:16], kept[1])

@@ -51,7 +51,7 @@ def test_on_probe_images_the_run_fails_with_a_result_and_an_estimate_with_one_se
     sentence = "the teacher's logits on probe images are not finite"
     result = distill(settings(teacher, **NOISE), tmp_path / "run")
     assert result.quality is None
-    assert result.failures[-1].startswith(sentence)
+    assert result.failures[0].startswith(sentence)
     assert DistillResult.load(tmp_path / "run").failures == result.failures
     with pytest.raises(RunError, match=sentence):
         estimate_quality(QualitySettings(student=tmp_path / "run", model_factories=(FACTORY,)))

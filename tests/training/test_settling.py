@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gapssg import DistillResult, DistillSettings, InputError, distill
-from gapssg.quality.evidence import Comparison
+from gapssg.quality.evidence import ProbeComparison
 from gapssg.runs.events import DistillationEpoch, read_finished
 from gapssg.runs.requests import Requests, Stopped
 from gapssg.runs.results import SettlingResult
@@ -94,8 +94,8 @@ def test_a_state_that_no_such_run_has_is_refused(facts):
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DistillSettings]:
     """Settings of a run that settles after four of ten epochs."""
-    measure = Comparison.disagreement
-    monkeypatch.setattr(Comparison, "disagreement", lambda self, student: 0.5 + 0 * measure(self, student))
+    measure = ProbeComparison.disagreement
+    monkeypatch.setattr(ProbeComparison, "disagreement", lambda self, student: 0.5 + 0 * measure(self, student))
     with tiny_model():
         teacher = write_tiny_teacher(tmp_path / "teacher.safetensors")
         values = {**TINY, **TINY_NOISE, "teacher": teacher, "epochs": 10, "until_settled": True, "evaluate_every": 2}

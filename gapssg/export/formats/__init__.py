@@ -1,7 +1,7 @@
 """The export formats: functions from a module to files, and back to a function from images to logits.
 
 A new format is a new file here with a `FORMAT`, named as `--to` names it (with `_` for `-`), and its name in
-`ExportSettings.to`. All are traced with two images; height, width and channels are fixed.
+`FormatName`. All are traced with two images; height, width and channels are fixed.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gapssg.errors import InputError, shortened
 from gapssg.files import parse_json
+from gapssg.models.graphs.operators import operator
 from gapssg.models.graphs.record import Executor, Opened, Recorder, Traced, UnknownOperator, in_batches
 from gapssg.models.signature import part_of
 
@@ -207,9 +208,8 @@ def _apply_block(node: Mapping[str, Any], values: Mapping[str, Any], recorder: R
 def _arguments(node: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     """Return arguments by position, up to the first that is not given, and the others by name."""
     given = {each["name"]: each["arg"] for each in node["inputs"] if not each["arg"].keys() & _IGNORED}
-    base, _, overload = str(node["target"]).removeprefix(_ATEN).partition(".")
     try:
-        declared = getattr(getattr(torch.ops.aten, base), overload)._schema.arguments
+        declared = operator(str(node["target"]).removeprefix(_ATEN))._schema.arguments
     except AttributeError:
         return [_value(argument, values) for argument in given.values()], {}
     arguments: list[Any] = []

@@ -19,6 +19,7 @@ from gapssg.models.checkpoint_file import said_by_child
 from gapssg.models.frozen import frozen
 from gapssg.models.graphs.description import check_graph
 from gapssg.models.graphs.exported_reader import names_below_root
+from gapssg.models.rounding import rounding_tolerance
 from gapssg.models.safetensors_file import read_safetensors
 
 Kind = Literal["onnx", "torchscript", "torch.export"]
@@ -29,8 +30,6 @@ _SECONDS = 900
 _LARGEST_GRAPH = 4 * 2**20  # bytes; as the header of a model file
 _ONNX_VERSIONS = range(3, 32)
 _ONNX_FIELDS = b"\x12\x1a\x22\x28\x32\x3a\x42"  # the tags of the fields after the version
-_UNIT_ROUNDOFF = 2.0**-24
-_ERRORS = 32
 
 
 class GraphFile(NamedTuple):
@@ -124,28 +123,33 @@ def original_logits(graph: GraphFile, images: Tensor) -> Tensor:
 def check_same_logits(graph: GraphFile, module: nn.Module, images: Tensor, logits: Tensor, source: str) -> None:
     """Check that the module of a graph has the logits (N, K) that the file's own library computes.
 
-    They may differ by 32 times the module's own rounding error, which is its difference from float64: for ten models of
-    16 to 201 layers, ONNX files differed by up to 2.1 times that, and weights in half precision by at least 550 times.
-    Images (N, C, H, W) float32 are normalised; `source` says what they are. Raises `InputError` if logits differ by
-    more, or are not finite.
+    Images (N, C, H, W) float32 are normalised; `source` says what they are. Raises `InputError` if logits have another
+    shape, are not finite, or differ by more than `rounding_tolerance`.
     """
+    library = _LIBRARIES[graph.kind]
+    if not logits.isfinite().all():
+        raise InputError(f"{graph.path} has logits that are not finite for {source} by {library}; check its weights")
     with frozen(module), torch.inference_mode():
         ours = module(images).double()
         exact = copy.deepcopy(module).double()(images.double())
-    if logits.shape != ours.shape or not (logits.isfinite().all() and ours.isfinite().all()):
-        raise InputError(f"{graph.path} has logits that are not finite for {source}; check its weights")
-    scale = max(exact.abs().max().item(), torch.finfo(torch.float32).tiny)
-    if exact.min() >= 0 and exact.max() <= 1:  # probabilities, of which onnxruntime rounds small ones to 0
-        scale = 1.0
-    error = (ours - exact).abs().max().item() / scale
-    tolerance = min(1.0, _ERRORS * max(_UNIT_ROUNDOFF, graph.roundoff, error))
-    difference = (ours - logits.double()).abs().max().item() / scale
-    if not difference <= tolerance:
-        raise InputError(
-            f"{graph.path} was not imported, because its graph gives other logits than {_LIBRARIES[graph.kind]}: "
-            f"for {source} they differ by up to {difference:.2g} of the largest, more than rounding explains "
-            f"({tolerance:.2g}); import its weights into the model's own code instead (--model package.module:factory)"
-        )
+    if logits.shape != ours.shape:
+        given, right = ("x".join(map(str, each.shape)) for each in (ours, logits))
+        found = f"they have the shape {given} instead of {right}"
+    elif not ours.isfinite().all():
+        found = "they are not finite"
+    else:
+        scale = max(exact.abs().max().item(), torch.finfo(torch.float32).tiny)
+        if exact.min() >= 0 and exact.max() <= 1:  # probabilities, of which onnxruntime rounds small ones to 0
+            scale = 1.0
+        tolerance = rounding_tolerance((ours - exact).abs().max().item() / scale, graph.roundoff)
+        difference = (ours - logits.double()).abs().max().item() / scale
+        if difference <= tolerance:
+            return
+        found = f"they differ by up to {difference:.2g} of the largest, more than rounding explains ({tolerance:.2g})"
+    raise InputError(
+        f"{graph.path} was not imported, because its graph gives other logits than {library}: for {source} {found}; "
+        "import its weights into the model's own code instead (--model package.module:factory)"
+    )
 
 
 _LIBRARIES: dict[Kind, str] = {"onnx": "onnxruntime", "torchscript": "TorchScript", "torch.export": "its own operators"}

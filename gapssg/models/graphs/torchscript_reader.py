@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gapssg.errors import InputError, first_line, shortened
+from gapssg.models.graphs.operators import operator
 from gapssg.models.graphs.record import Opened, Recorder, Traced, UnknownOperator, tensor_of
 from gapssg.models.signature import part_of
 
@@ -192,11 +193,10 @@ class _Interpreter:
 
 def _with_dtypes(name: str, arguments: list[Any]) -> tuple[list[Any], dict[str, Any]]:
     """Return positional and keyword arguments, with dtypes for the numbers that stand for them in TorchScript."""
-    base, _, overload = name.partition(".")
     try:
-        declared = getattr(getattr(torch.ops.aten, base), overload)._schema.arguments
+        declared = operator(name)._schema.arguments
     except AttributeError:
-        raise UnknownOperator([base]) from None
+        raise UnknownOperator([name.partition(".")[0]]) from None
     given = [
         _DTYPES.get(each) if "ScalarType" in str(argument.real_type) and isinstance(each, int) else each
         for each, argument in zip(arguments, declared, strict=True)

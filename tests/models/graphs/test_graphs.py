@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from gapssg.errors import InputError
 from gapssg.models.graphs import exported_reader, torchscript_reader
 from gapssg.models.graphs.description import check_graph, graph_name, is_graph
+from gapssg.models.graphs.file import GraphFile, check_same_logits
 from gapssg.models.graphs.module import build_graph
 from gapssg.models.profile import executed_batch_norm_layers
 from tests.models.graphs.small_models import (
@@ -421,3 +422,30 @@ def test_a_graph_without_logits_or_with_tensors_of_other_names_is_refused():
     nodes = [LINEAR["nodes"][0], ["linear.default", [*LINEAR["nodes"][1][1], {"tensor": "tensor_3"}], {}]]
     with pytest.raises(InputError, match="the tensors of linear_2 have other names"):
         build_graph({"nodes": nodes, "output": 2}, {**WEIGHT, "tensor_3": torch.zeros(5)}, 5, INPUT_SHAPE)
+
+
+class Constant(nn.Module):
+    logits: Tensor
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("logits", logits)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "sentence"),
+    [
+        ([[1.0, 2.0]], [[1.0, float("nan")]], "has logits that are not finite for the images by onnxruntime; check"),
+        ([[1.0, float("nan")]], [[1.0, 2.0]], "its graph gives other logits than onnxruntime: .* they are not finite;"),
+        ([[1.0, 2.0]], [[1.0], [2.0]], "other logits than onnxruntime: .* they have the shape 1x2 instead of 2x1;"),
+        ([[1.0, 2.0]], [[1.5, 2.0]], "other logits than onnxruntime: .* they differ by up to 0.25 of the largest"),
+    ],
+)
+def test_the_sentence_says_which_logits_are_wrong_and_how(ours, theirs, sentence):
+    graph = GraphFile("onnx", Path("model.onnx"), {}, {}, INPUT_SHAPE, 2, 0.0, images(1), torch.tensor(theirs), None)
+    with pytest.raises(InputError, match=f"^model.onnx .*{sentence}"):
+        check_same_logits(graph, Constant(torch.tensor(ours)), graph.images, graph.logits, "the images")
+    check_same_logits(graph, Constant(torch.ones(1, 2)), graph.images, torch.ones(1, 2), "the images")
