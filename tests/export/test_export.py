@@ -38,11 +38,11 @@ from gapssg.runs.requests import Stopped
 from gapssg.runs.results import (
     RESULT,
     BothPrecisions,
-    Comparison,
     ExportMetadata,
     ExportResult,
     Int8Metadata,
     Int8Verification,
+    LogitsComparison,
     Verification,
 )
 from gapssg.synthesis.shards import PoolOrigin, read_shard, write_shard
@@ -340,6 +340,7 @@ def export_answering(
     settings = ExportSettings(model=folder / "model.safetensors", to=to, model_factories=[ANSWERING])
     display = RecordingDisplay()
     verification = export_model(settings, folder / "exported", display=display).verification
+    assert verification is not None
     return verification, display.warnings
 
 
@@ -409,8 +410,8 @@ def test_logits_beyond_a_limit_are_equal_only_if_they_are_on_the_same_side():
 def test_int8_that_changes_logits_far_more_on_real_images_than_on_the_pool_gives_a_warning(
     test: float | None, is_warned_of: bool
 ):
-    def changed_by(difference: float) -> Comparison:
-        return Comparison(images=9, largest_difference=difference, relative_difference=0.1, agreement=1.0)
+    def changed_by(difference: float) -> LogitsComparison:
+        return LogitsComparison(images=9, largest_difference=difference, relative_difference=0.1, agreement=1.0)
 
     on_test = None if test is None else changed_by(test)
     int8 = Int8Verification(
@@ -423,7 +424,8 @@ def test_int8_that_changes_logits_far_more_on_real_images_than_on_the_pool_gives
         bytes=BothPrecisions(float32=2, int8=1),
     )
     display = RecordingDisplay()
-    _Exporter(None, load_format("onnx"), Path(), None, None, display)._warn_of_loss(int8)
+    examiner: Any = None  # is not used
+    _Exporter(examiner, load_format("onnx"), Path(), None, None, display)._warn_of_loss(int8)
     assert [each.split(":")[0] for each in display.warnings] == is_warned_of * [
         "int8 changes logits of the test images by up to 4.1, but of the pool by at most 1"
     ]
