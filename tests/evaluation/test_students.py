@@ -98,7 +98,7 @@ def test_models_with_names_like_the_teachers_are_candidates(tmp_path: Path, monk
     name, shape, colours = "torchvision:shufflenet_v2_x0_5", (3, 32, 32), (0.5, 0.5, 0.5)
     card = make_card(architecture=name, input_shape=shape, mean=colours, deviation=colours)
     save_model(tmp_path / "teacher.safetensors", create_model(name, num_classes=10, input_shape=shape), card)
-    names = propose(tmp_path / "teacher.safetensors", seconds=1e-6).timing.unmeasured  # there is no time for any
+    names = propose(tmp_path / "teacher.safetensors", seconds=1e-6).timing.unsized  # there is no time for any
     assert names[: len(MODELS)] == tuple(MODELS)
     assert {"torchvision:shufflenet_v2_x2_0", "torchvision:resnet18", "timm:lcnet_050"} <= set(names)
     assert len(names) == len(set(names)) < 70

@@ -392,7 +392,7 @@ def test_a_model_whose_sigmoids_are_all_saturated_is_exported_with_a_warning(tmp
 
 
 def test_a_coarse_tolerance_gives_a_warning(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("gapssg.export.export.rounding_tolerance", lambda *_: 0.25)
+    monkeypatch.setattr("gapssg.export.verify.rounding_tolerance", lambda *_: 0.25)
     _, (warning,) = export_answering(tmp_path, "logit (N, 1)", Signature("logit"), "torchscript")
     assert "hardly verified" in warning and "25.0 % of the largest logit" in warning
 
@@ -531,7 +531,8 @@ def test_int8_is_calibrated_on_the_pool_and_compared_on_the_rest_of_it(run_folde
     result = json.loads(finished.stdout)
     int8 = result["int8"]
     assert (int8["calibration_images"], int8["pool"]["images"]) == (25, 35)
-    assert int8["bytes"]["int8"] == result["bytes"] == out.stat().st_size < int8["bytes"]["float32"] / 2
+    # The weights have a quarter of the size; the graph, which is half of so small a file, has the same.
+    assert int8["bytes"]["int8"] == result["bytes"] == out.stat().st_size < 0.6 * int8["bytes"]["float32"]
     assert int8["pool"]["agreement"] >= 0.5
     # Of the first convolution of all and of each of three blocks, whose batch norm is folded into them; the exporter
     # drops biases of zeros.
