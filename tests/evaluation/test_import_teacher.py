@@ -327,7 +327,7 @@ def test_weights_that_torchvision_stores_in_an_older_form_are_loaded(tmp_path: P
     import_teacher(ImportSettings.model_validate(values), tmp_path / "a.safetensors")
     loaded = load_model(tmp_path / "a.safetensors")
     # Their 256 or 232 pixels for crops of 224, in proportion.
-    scaled = 64 * transforms.resize_size[0] // transforms.crop_size[0]
+    scaled = 32 * transforms.resize_size[0] // transforms.crop_size[0]
     assert loaded.card.resize == (scaled if source == "default" else "crop")
     ours = loaded.module
     with torch.no_grad():
