@@ -15,7 +15,7 @@ from gapssg.core.augment import choose_crop_padding
 from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import ImageSet
 from gapssg.errors import InputError, shortened
-from gapssg.evaluation.import_doubts import wrong_answers, wrong_description
+from gapssg.evaluation.import_checks import wrong_answers, wrong_description
 from gapssg.evaluation.import_graph import build_imported_graph, compare_on_images, read_graph
 from gapssg.evaluation.predict import score_on
 from gapssg.evaluation.real_images import read_test_images

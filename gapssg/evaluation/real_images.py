@@ -12,6 +12,7 @@ from gapssg.models.description import ModelCard
 from gapssg.models.model_file import LoadedModel
 from gapssg.runs.directory import Display
 from gapssg.runs.events import Warned
+from gapssg.settings.parts import ResizeOptions
 
 
 def is_folder_of_images(settings: DataSettings) -> bool:
@@ -39,7 +40,7 @@ def read_images(
         channels=settings.channels or channels,
         progress=lambda done, total: display.progress(f"reading {split} images", done, total),
         note=lambda sentence: display.event(Warned(epoch=0, message=sentence)),
-        **({} if card is None else card.resize_options),
+        **(ResizeOptions() if card is None else card.resize_options),
     )
     return images if settings.images is None else images.subsample(settings.images)
 

@@ -12,7 +12,7 @@ from gapssg.models.graphs.description import check_graph, graph_name, is_graph
 from gapssg.models.names import LONGEST_NAME, MOST_CHANNELS, MOST_CLASSES
 from gapssg.models.settings import WithArguments
 from gapssg.settings.base import Settings, as_validator
-from gapssg.settings.parts import Interpolation, PaddingMode, Resize
+from gapssg.settings.parts import Interpolation, PaddingMode, Resize, ResizeOptions
 from gapssg.stored import Count, Stored
 
 Outputs = Literal["logits", "probabilities", "log-probabilities", "sigmoids", "logit", "sigmoid"]
@@ -86,7 +86,7 @@ class Interface(WithArguments):
         return self
 
     @property
-    def resize_options(self) -> dict[str, Any]:
+    def resize_options(self) -> ResizeOptions:
         """How images are resized, as `load_split` takes it."""
         return {"resize": self.resize, "interpolation": self.interpolation}
 

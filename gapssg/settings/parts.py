@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypedDict, get_args
 
 from pydantic import BeforeValidator, Field
 
@@ -26,6 +26,13 @@ def _check_resize(value: Any) -> Any:
 Resize = Annotated[int | ResizeMode, BeforeValidator(_check_resize)]
 """How an image is brought to the input size: `crop` scales it until it covers that size and crops the centre, a number
 scales its shorter side to so many pixels first, `stretch` scales height and width separately."""
+
+
+class ResizeOptions(TypedDict, total=False):
+    """How images are resized, as keyword arguments."""
+
+    resize: Resize
+    interpolation: Interpolation
 
 
 class OptimizerSettings(Settings):

@@ -120,7 +120,7 @@ def test_each_synthesis_keeps_the_generator_and_redraws_the_latent(runtime):
     state = inversion.state_dict()
     assert not torch.equal(state["latent"], latent)
     counts = [tensor for name, tensor in state.items() if name.startswith("moments") and name.endswith("step")]
-    assert counts and all(count == 1 for count in counts)  # the optimizer begins anew
+    assert counts and all(count == 1 for count in counts)  # the optimizer is reset
 
 
 def test_a_diverged_synthesis_restarts_from_the_generator_it_started_with(runtime, monkeypatch):

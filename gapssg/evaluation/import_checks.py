@@ -13,7 +13,7 @@ from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import ImageSet
 from gapssg.errors import shortened
 from gapssg.evaluation.judgement import LEAST_SHARE
-from gapssg.evaluation.metrics import confusion_matrix
+from gapssg.evaluation.metrics import FEWEST_IMAGES_OF_A_CLASS, confusion_matrix
 from gapssg.evaluation.predict import predict
 from gapssg.intervals import Z_95
 from gapssg.models.model_file import LoadedModel
@@ -40,10 +40,14 @@ def wrong_description(model: LoadedModel, images: ImageSet, runtime: Runtime) ->
         return predict(model.module, images.images, normalization, runtime).argmax(dim=1)
 
     own = predictions(card.mean, card.deviation)
-    matrix = confusion_matrix(own, images.labels, card.num_classes).cpu().numpy()
-    given = matrix.trace() / count
-    labels, logits = linear_sum_assignment(matrix, maximize=True)
-    reordered = matrix[labels, logits].sum() / count
+    given = (own == images.labels).double().mean().item()
+    # With fewer images of a class, some order of the classes fits any answers.
+    if count >= FEWEST_IMAGES_OF_A_CLASS * card.num_classes:
+        matrix = confusion_matrix(own, images.labels, card.num_classes).cpu().numpy()
+        labels, logits = linear_sum_assignment(matrix, maximize=True)
+        reordered = matrix[labels, logits].sum() / count
+    else:
+        reordered, logits = given, None
     usual = {
         (predictions(*each) == images.labels).double().mean().item(): each
         for each in _usual_normalizations(card.input_shape[0])
@@ -51,7 +55,7 @@ def wrong_description(model: LoadedModel, images: ImageSet, runtime: Runtime) ->
     best = max(usual)
     gain = max(_CLEARLY_BETTER, Z_95 * math.sqrt(0.5 / count))  # more than sampling explains
     # An order found among all of them fits a little by chance, so it must explain half of the errors.
-    if reordered >= best and reordered - given > gain and reordered > (1 + given) / 2:
+    if logits is not None and reordered >= best and reordered - given > gain and reordered > (1 + given) / 2:
         names = [card.class_names[label] for label in logits.argsort()]
         return (
             f"top-1 is {percent(given)} with the given order of the classes, but {percent(reordered)} with "
