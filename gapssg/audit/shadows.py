@@ -19,7 +19,7 @@ from gapssg.models import create_model
 from gapssg.models.description import ModelCard
 from gapssg.models.signature import adapt
 from gapssg.runs.directory import Display
-from gapssg.runs.results import ShadowFacts
+from gapssg.runs.results.audit import ShadowFacts
 from gapssg.training.trainee import Trainee
 
 _MOST_ROLLBACKS = 3

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gapssg.runs.results import Measurement
+from gapssg.runs.results.landscape import Measurement
 
 Product = Callable[[Tensor], Tensor]
 """A symmetric matrix, given by its product with a vector (P,)."""

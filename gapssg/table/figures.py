@@ -18,7 +18,8 @@ from gapssg.errors import GapssgError, InputError, shortened
 from gapssg.figures import COLUMN, DASHES, LINE_COLOURS, new_figure, write_figure
 from gapssg.files import make_folder
 from gapssg.runs.events import DistillationEpoch, read_finished
-from gapssg.runs.results import DistillResult, TableRow, TableSummary
+from gapssg.runs.results.distillation import DistillResult
+from gapssg.runs.results.table import TableRow, TableSummary
 from gapssg.safe_paths import inside
 from gapssg.synthesis import method_classes
 

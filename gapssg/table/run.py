@@ -14,7 +14,7 @@ from gapssg.files import user_path
 from gapssg.runs.directory import Display, SilentDisplay, check_own
 from gapssg.runs.events import Note
 from gapssg.runs.requests import Requests, Stopped
-from gapssg.runs.results import TableResult
+from gapssg.runs.results.table import TableResult
 from gapssg.table.ledger import Failure, Ledger, clear_attempts, clear_failure, is_done, record_failure
 from gapssg.table.place import CellDisplay, Ending, Place
 from gapssg.table.plan import Task

@@ -27,7 +27,7 @@ from gapssg.quality.predictor import share_of
 from gapssg.runs.checkpoint import State
 from gapssg.runs.directory import RunDirectory, first_pool_shards
 from gapssg.runs.events import DistillationEpoch, DistillationTiming, Health, RolledBack, Warned
-from gapssg.runs.results import Scores
+from gapssg.runs.results.common import Scores
 from gapssg.runs.time_left import TimeLeft
 from gapssg.safe_paths import inside
 from gapssg.settings.load import SETTINGS, read_toml

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gapssg.core.runtime import Runtime, to_uint8
 from gapssg.core.training_step import EAGER_CALLS
-from gapssg.runs.results import EstimateResult, Part
+from gapssg.runs.results.cost import EstimateResult, Part
 from gapssg.synthesis.base import EpochPlan
 
 if TYPE_CHECKING:

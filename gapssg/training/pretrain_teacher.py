@@ -31,7 +31,9 @@ from gapssg.runs.checkpoint import NOT_OF_THIS_RUN, Facts, State
 from gapssg.runs.directory import Display, RunDirectory, SilentDisplay, run_facts, versions
 from gapssg.runs.events import Event, PretrainingEnded, PretrainingEpoch, PretrainingTiming, Started
 from gapssg.runs.requests import Requests
-from gapssg.runs.results import AugmentationFacts, EstimateResult, Part, PretrainResult, Scores, Trained, TrainingTiming
+from gapssg.runs.results.common import Scores
+from gapssg.runs.results.cost import EstimateResult, Part
+from gapssg.runs.results.training import AugmentationFacts, PretrainResult, Trained, TrainingTiming
 from gapssg.runs.time_left import EVALUATION, TimeLeft
 from gapssg.training.estimate import estimated, peak_memory, time_evaluation, time_steps
 from gapssg.training.loop import Job, Launch, Phase

@@ -23,7 +23,7 @@ from gapssg.models import create_model
 from gapssg.models.model_file import save_model
 from gapssg.quality.estimate import images_of_pool
 from gapssg.runs.directory import pool_shards
-from gapssg.runs.results import AugmentationFacts
+from gapssg.runs.results.training import AugmentationFacts
 from gapssg.synthesis.shards import PoolOrigin, write_shard
 from gapssg.training.distillation import Distillation
 from gapssg.training.distillation_setup import planned_flops
