@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from gapssg.core.augment import Shifts
 from gapssg.models.profile import executed_batch_norm_layers
-from gapssg.synthesis.base import AveragedInversionSettings, SynthesisContext
+from gapssg.synthesis.base import AveragedInversionSettings
 from gapssg.synthesis.batch_norm import observed_inputs
+from gapssg.synthesis.context import SynthesisContext
 from gapssg.synthesis.inversion import GeneratorInversion
 from gapssg.synthesis.state import take_all
 

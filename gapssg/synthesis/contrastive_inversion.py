@@ -14,8 +14,8 @@ from gapssg.core.augment import Shifts
 from gapssg.errors import InputError
 from gapssg.models.generator import reset_layers_to_torch_default
 from gapssg.models.profile import executed_batch_norm_layers
-from gapssg.synthesis.base import SynthesisContext
 from gapssg.synthesis.batch_norm import instance_means, observed_inputs, statistics_distance
+from gapssg.synthesis.context import SynthesisContext
 from gapssg.synthesis.inversion import GeneratorInversion
 from gapssg.synthesis.state import put_back, take_all
 

@@ -16,8 +16,9 @@ from gapssg.core.training_step import TrainingStep, forget_steps
 from gapssg.errors import Diverged, InputError
 from gapssg.models.frozen import frozen
 from gapssg.models.generator import Generator
-from gapssg.synthesis.base import InversionSettings, PoolMethodSettings, SynthesisContext
+from gapssg.synthesis.base import InversionSettings, PoolMethodSettings
 from gapssg.synthesis.batch_norm import observed_statistics, whole_batch_moments
+from gapssg.synthesis.context import SynthesisContext
 from gapssg.synthesis.input_statistics import observed_input_statistics
 from gapssg.synthesis.requirements import image_prior
 from gapssg.synthesis.state import (

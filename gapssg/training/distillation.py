@@ -31,11 +31,11 @@ from gapssg.runs.results.common import Scores
 from gapssg.runs.time_left import TimeLeft
 from gapssg.safe_paths import inside
 from gapssg.settings.load import SETTINGS, read_toml
-from gapssg.synthesis.base import EpochPlan, SynthesisContext
+from gapssg.synthesis.context import SynthesisContext
 from gapssg.synthesis.labelled_views import LabelledViews
 from gapssg.synthesis.losses import gap_bounds, reality_gap
-from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
 from gapssg.synthesis.shards import read_shard
+from gapssg.synthesis.synthesizer import EpochPlan
 from gapssg.training.distillation_progress import EpochFacts, Progress
 from gapssg.training.distillation_setup import (
     choose_augmentation,
@@ -98,7 +98,7 @@ class Distillation:
         given = len(self.synthesizer.pool) if settings.pool and self.synthesizer.pool else None
         self._given = given
         self.card = student_card(settings, teacher, student, augmentation, self.origin)
-        self.labelled = self.synthesizer.labelled if isinstance(self.synthesizer, PoolSynthesizer) else None
+        self.labelled = self.synthesizer.labelled
         loss = self._loss_on_labelled if self.labelled else self._loss
         self.trainee = Trainee(self.student, loss, settings.optimizer, runtime, settings.max_rollbacks)
         self.progress = Progress()

@@ -19,7 +19,7 @@ from torch import Tensor
 from gapssg.core.runtime import Runtime, to_uint8
 from gapssg.core.training_step import EAGER_CALLS
 from gapssg.runs.results.cost import EstimateResult, Part
-from gapssg.synthesis.base import EpochPlan
+from gapssg.synthesis.synthesizer import EpochPlan
 
 if TYPE_CHECKING:
     from gapssg.training.distillation import Distillation
