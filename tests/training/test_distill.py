@@ -341,7 +341,7 @@ def test_crops_and_flips_can_be_others_than_the_teachers(teacher_file: Path, tmp
     assert "no crops, random horizontal flips, cpu" in message
     distillation = Distillation(given, Runtime(torch.device("cpu"), "fp32", False, 0), load_model(teacher_file))
     list(distillation.synthesizer.synthesis_steps(distillation.student, 0, 0))
-    _, rows, columns, flips = next(distillation.batches(0, 0, 0))
+    _, rows, columns, flips = next(distillation.student_steps.batches(0, 0, 0))
     assert not rows.any()
     assert not columns.any()
     assert flips.any()
