@@ -1,7 +1,8 @@
-"""The default and the other methods on fifteen teachers like those that users train.
+"""The default and the other methods on sixteen teachers like those that users train.
 
     python -m benchmarks.strangers --cifar10 FOLDER                      every pair, the default method, 3 seeds
     python -m benchmarks.strangers --pairs digits-grey28 --methods dafl --seeds 1
+    python -m benchmarks.strangers --pairs letters-grey16 --student wrn16_1 --label larger-student
 
 Each pair has a teacher from a plain training loop, the same student trained on the real images (the ceiling), and
 students distilled by `gapssg distill --teacher T --student S` without further settings. The metric is the share of the
@@ -58,7 +59,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=["default"], help="method names; `default` passes no --method")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of distill")
-    parser.add_argument("--label", help="method name in the table for these settings")
+    parser.add_argument("--student", help="architecture of the student instead of the pair's own")
+    parser.add_argument("--label", help="method name in the table for these settings or this student")
     parser.add_argument("--directory", type=Path, default=Path("runs/strangers"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/strangers.csv"))
     arguments = parser.parse_args()
@@ -68,7 +70,7 @@ def main() -> None:
         place.ceiling()
         for method in arguments.methods:
             for seed in range(arguments.seeds):
-                place.student(method, seed, arguments.set, arguments.label or method)
+                place.student(method, seed, arguments.set, arguments.label or method, arguments.student)
     cells = read_cells(arguments.directory, arguments.output)
     write_rows(arguments.output, cells)
     print_summary(cells)
@@ -117,13 +119,13 @@ class Place:
             train_model_file(self.pair, architecture, training, self.images("train"), path, seed)
             self._record(method, seed, path, time.perf_counter() - started, {})
 
-    def student(self, method: str, seed: int, settings: list[str], label: str) -> None:
-        """Distil a student as a user would, unless that is done."""
+    def student(self, method: str, seed: int, settings: list[str], label: str, architecture: str | None) -> None:
+        """Distil a student, the pair's own if no architecture is given, as a user would, unless that is done."""
         run = self.folder / label / str(seed)
         if (self.folder / f"{label}-{seed}.json").exists():
             return
-        command = [sys.executable, "-m", "gapssg", "distill", "--teacher", str(self.teacher())]
-        command += ["--student", self.pair.student, "--output", str(run), "--seed", str(seed), "--json", "--overwrite"]
+        command = [sys.executable, "-m", "gapssg", "distill", "--teacher", str(self.teacher()), "--output", str(run)]
+        command += ["--student", architecture or self.pair.student, "--seed", str(seed), "--json", "--overwrite"]
         command += ["--set", f"snapshot_every={SNAPSHOT_EVERY}"]  # for `benchmarks.estimator`
         command += [] if method == "default" else ["--method", method]
         for value in settings:
@@ -134,6 +136,7 @@ class Place:
         ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         seconds = time.perf_counter() - started
         shown = [value.replace(str(self.folder.parent), "runs/strangers") for value in settings]
+        shown += [f"student={architecture}"] if architecture else []
         self._record(label, seed, run / "student.safetensors", seconds, json.loads(ended.stdout), shown)
 
     def _record(

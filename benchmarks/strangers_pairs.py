@@ -135,6 +135,12 @@ PAIRS: dict[str, Pair] = {
         "wrn16_1",
     ),
     "digits-grey16": Pair(digits(16, 1), "wrn16_2", Training("sgd", 0.1, 20), "wrn16_1"),
+    "characters-grey32": Pair(
+        letters(32, ALPHABET + ALPHABET.lower() + "0123456789", train_per_class=250, test_per_class=40),
+        "wrn16_2",
+        Training("adamw", 2e-3, 10),
+        "wrn16_1",
+    ),
     "letters-grey16": Pair(letters(16, ALPHABET[:10]), "resnet18", Training("adamw", 1e-3, 6), "wrn10_half"),
 }
 

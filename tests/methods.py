@@ -7,7 +7,6 @@ from typing import Any
 GENERATOR = {"generator_width": 4, "latent_size": 8, "synthesis_batch_size": 8}
 ALONG = {**GENERATOR, "rounds": 2, "generator_steps": 2, "distillation_steps": 2}
 METHODS: dict[str, dict[str, Any]] = {
-    # One view, because a resumed run labels all of them again before its first step.
     "gapssg-fast": {**GENERATOR, "generator_steps": 2, "distillation_steps": 3, "labelled_views": 1},
     "gapssg": {**GENERATOR, "generator_steps": 2},
     "fast": {**GENERATOR, "generator_steps": 2, "distillation_steps": 3, "warm_up": 0.3, "restart": 0.7},

@@ -12,7 +12,7 @@ import math
 import platform
 import re
 import time
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -57,20 +57,21 @@ if TYPE_CHECKING:
     from gapssg.synthesis.shards import PoolOrigin
 
 _POOL = "pool"
+_LOGITS = "logits"
 _BEST = "best.safetensors"
 _CHECKPOINT = "checkpoint/latest.safetensors"
 _LOCK = ".lock"
 LOGGERS_FILE = "loggers.json"
-_FOLDERS = ("samples", "snapshots", _POOL, "checkpoint", "surfaces", "figures", "tensorboard")
+_FOLDERS = ("samples", "snapshots", _POOL, _LOGITS, "checkpoint", "surfaces", "figures", "tensorboard")
 
 # All that a run writes, relative to its directory, and the temporary files of killed writes.
 _OWN_FILE = re.compile(
     r"\.lock|settings\.toml|events\.jsonl|(result|evaluations|loggers)\.json|(student|model|best)\.safetensors"
-    r"|samples/epoch-\d+\.png|snapshots/epoch-\d+\.safetensors|pool/shard-\d+\.safetensors"
+    r"|samples/epoch-\d+\.png|snapshots/epoch-\d+\.safetensors|(pool/shard|logits/views)-\d+\.safetensors"
     r"|checkpoint/latest\.safetensors"
     r"|surfaces/[\w.-]+\.safetensors|figures/[\w.-]+\.(png|svg|html)"
     r"|tensorboard/events\.out\.tfevents\.[\w.-]+"
-    r"|((samples|snapshots|pool|checkpoint|surfaces|figures)/)?\.[\w.-]+\.tmp"
+    r"|((samples|snapshots|pool|logits|checkpoint|surfaces|figures)/)?\.[\w.-]+\.tmp"
 )
 # A model card in the directory belongs to the user, who may have edited it: it is never removed.
 CARD = "README.md"
@@ -83,7 +84,7 @@ _MOST_DIFFERENCES = 10
 _MOST_GRIDS = 100
 _SHARD = re.compile(r"shard-([0-9]+)\.safetensors")
 # What a run writes once and never changes: a checkpoint records its SHA-256.
-_KEPT = re.compile(r"(samples|snapshots|pool)/[\w.-]+")
+_KEPT = re.compile(r"(samples|snapshots|pool|logits)/[\w.-]+")
 _SECONDS_BETWEEN_ESTIMATES = 1.0
 
 
@@ -266,6 +267,12 @@ class RunDirectory(AbstractContextManager["RunDirectory"]):
 
         write_shard(self.folder(_POOL) / shard_name(epoch), images, targets, origin)
 
+    def write_logits(self, number: int, logits: Tensor) -> None:
+        """Write the teacher's logits (N, V, K) of the labelled views of one synthesis, the first of which is 1."""
+        from safetensors.torch import save
+
+        write_atomically(self.folder(_LOGITS) / _logits_name(number), save({_LOGITS: logits.cpu().contiguous()}))
+
     def write_model(self, name: str, module: nn.Module, card: ModelCard) -> Path:
         """Write a network as a model file of this name, or of this name in a subfolder; return its path."""
         from gapssg.models.model_file import save_verified_model
@@ -299,7 +306,7 @@ class UnwrittenRun(RunDirectory):
         pass
 
     close = show = show_time_left = record = progress = _do_nothing
-    write_samples = write_pool_shard = write_result = _do_nothing
+    write_samples = write_pool_shard = write_logits = write_result = _do_nothing
 
 
 def check_output(path: Path, overwrite: bool, inputs: Iterable[Path | None] = ()) -> None:
@@ -418,11 +425,31 @@ def _own_shards(root: InsidePath) -> list[InsidePath]:
 
 def first_pool_shards(path: Path, count: int) -> list[Path]:
     """Return the shards of the first `count` syntheses of a run, oldest first; raise `InputError` if one is missing."""
-    shards: list[Path] = [inside(path) / _POOL / shard_name(epoch) for epoch in range(1, count + 1)]
-    missing = [shard.name for shard in shards if not is_file(shard)]
-    if missing:
-        raise InputError(f"{path} has lost {missing[0]} of its pool since the checkpoint; restart with --overwrite")
-    return shards
+    return _first_files(path, _POOL, map(shard_name, range(1, count + 1)))
+
+
+def _first_files(path: Path, folder: str, names: Iterable[str]) -> list[Path]:
+    files = list[Path]()
+    for name in names:
+        files.append(inside(path) / folder / name)
+        if not is_file(files[-1]):
+            raise InputError(f"{path} has lost {folder}/{name} since the checkpoint; restart with --overwrite")
+    return files
+
+
+def read_logits(path: Path, count: int) -> Iterator[Tensor]:
+    """Yield the logits of the first `count` syntheses of a run; raise `InputError` if one is missing or damaged."""
+    from gapssg.models.safetensors_file import read_safetensors
+
+    for file in _first_files(path, _LOGITS, map(_logits_name, range(1, count + 1))):
+        logits = read_safetensors(file).tensors.get(_LOGITS)
+        if logits is None:
+            raise InputError(f"{file} does not hold logits; restart with --overwrite")
+        yield logits
+
+
+def _logits_name(number: int) -> str:
+    return f"views-{number:04d}.safetensors"
 
 
 def shard_name(epoch: int) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gapssg.core.augment import Shifts
 from gapssg.core.runtime import to_unit_range
+from gapssg.errors import InputError
 from gapssg.synthesis.context import SynthesisContext
 from gapssg.synthesis.pool import SamplePool, refusing_too_large
 
@@ -39,8 +40,8 @@ class LabelledViews:
     """Gives each image of a pool a fixed number of views, whose teacher logits are computed once.
 
     View v of an image is a random crop and flip, mixed with view v of a random image of the same or an earlier batch.
-    A student step on such views needs no teacher. A checkpoint holds nothing of them: they are made and labelled again
-    from the pool, with the same random numbers and in the same batches.
+    A student step on such views needs no teacher. A run that resumes draws them again, with the same random numbers and
+    in the same batches, and reads their logits from its directory.
 
     Attributes:
         batch_size: Images that are labelled together, those of a synthesis.
@@ -74,6 +75,11 @@ class LabelledViews:
             logits = torch.empty(*shape, context.num_classes, device=device)
         self._views = Views(rows, columns, flips, partners, shares, logits)
 
+    @property
+    def finished(self) -> int:
+        """The images, from the first of the pool on, whose views are all labelled."""
+        return self._labelled
+
     def passes(self, end: int | None = None) -> int:
         """Return how many passes of `extend` are left for the pool as it is, or when it will have `end` images."""
         start, end = self._labelled, len(self._pool) if end is None else end
@@ -100,9 +106,27 @@ class LabelledViews:
             for number in range(self.count):
                 if not pretend:
                     self._label(start, end, number)
+                if number == self.count - 1:
+                    self._labelled = end
                 done += 1
                 yield done
-            self._labelled = end
+
+    def logits(self, start: int, end: int) -> Tensor:
+        """Return the logits (N, V, K) float32 of the views of the images from `start` to `end`."""
+        return self._views.logits[start:end]
+
+    def restore(self, logits: Tensor) -> None:
+        """Take the logits (N, V, K) float32 of the next synthesis, as `logits` returned them.
+
+        Raises `InputError` if they do not match the images.
+        """
+        start = self._labelled
+        end = self._draw(start) if start < len(self._pool) else start
+        place = self._views.logits[start:end]
+        if logits.shape != place.shape or logits.dtype != place.dtype or start == end:
+            raise InputError("the logits of the labelled views do not match the pool; restart with --overwrite")
+        place.copy_(logits)
+        self._labelled = end
 
     def draw(self, count: int, stream: torch.Generator) -> Tensor:
         """Draw the numbers (count,) of the views of a batch."""

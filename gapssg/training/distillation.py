@@ -24,7 +24,7 @@ from gapssg.models.profile import profile_model
 from gapssg.quality.evidence import ProbeComparison
 from gapssg.quality.predictor import share_of
 from gapssg.runs.checkpoint import State
-from gapssg.runs.directory import RunDirectory, first_pool_shards
+from gapssg.runs.directory import RunDirectory, first_pool_shards, read_logits
 from gapssg.runs.events import DistillationEpoch, DistillationTiming, Health, RolledBack, Warned
 from gapssg.runs.results.common import Scores
 from gapssg.runs.time_left import TimeLeft
@@ -177,6 +177,9 @@ class Distillation:
         if not all(term.numel() == 1 and bool(term.isfinite()) for term in self._terms.values()):
             raise InputError("the losses in the checkpoint are not finite numbers; restart with --overwrite")
         self._restore_pool(run)
+        if self.labelled is not None:
+            for logits in read_logits(run, progress.labelled):
+                self.labelled.restore(logits)
         self.time_left = TimeLeft(self.steps_left())
         made = {kind: planned[kind] - left for kind, left in self.steps_left().items()}
         made["distillation"] += self.trainee.steps_done
@@ -241,7 +244,7 @@ class Distillation:
                 yield Phase("synthesis", plan.synthesis_steps, work, f"{epoch}: synthesis", *place)
             labelled = self.labelled
             if labelled is not None and plan.distillation_steps and (passes := labelled.passes()):
-                yield Phase("labelling", passes, self._label_views(labelled), f"{epoch}: labelling views")
+                yield Phase("labelling", passes, self._label_views(labelled, run), f"{epoch}: labelling views")
             work = self._distil(plan, run)
             yield Phase("distillation", plan.distillation_steps, work, f"{epoch}: distillation", *place)
             self.progress.epoch.round += 1
@@ -334,10 +337,15 @@ class Distillation:
             yield done
         self.runtime.synchronize()
 
-    def _label_views(self, labelled: LabelledViews) -> Generator[int, None, None]:
-        """Let the teacher label the views of the new images, or of all images of the pool of a run that resumes."""
-        started = self._clock()
-        yield from labelled.extend()
+    def _label_views(self, labelled: LabelledViews, run: RunDirectory) -> Generator[int, None, None]:
+        """Let the teacher label the views of the images that have none; a run that can resume keeps their logits."""
+        started, start = self._clock(), labelled.finished
+        for done in labelled.extend():
+            if labelled.finished > start and self.can_resume:
+                self.progress.labelled += 1
+                run.write_logits(self.progress.labelled, labelled.logits(start, labelled.finished))
+            start = labelled.finished
+            yield done
         self.progress.epoch.distillation_seconds += self._clock() - started
 
     def _synthesise(self, plan: EpochPlan, run: RunDirectory) -> Generator[int, None, None]:

@@ -40,6 +40,8 @@ class Progress(Facts):
     images_synthesized: NonNegativeInt = 0
     step_count: NonNegativeInt = 0
     """Distillation steps."""
+    labelled: NonNegativeInt = 0
+    """Syntheses whose labelled views the run has written."""
     synthesis_seconds: NonNegativeFloat = 0.0
     distillation_seconds: NonNegativeFloat = 0.0
     synthesis_rollbacks: NonNegativeInt = 0

@@ -75,6 +75,33 @@ def test_labelling_that_was_interrupted_is_repeated_in_the_reserved_memory(runti
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+def test_logits_that_were_kept_replace_those_of_the_teacher(runtime):
+    whole, synthesizer = grown(runtime, 3, label_each=True), grown(runtime, 1, label_each=True)
+    kept, labelled = whole.labelled, synthesizer.labelled
+    assert kept is not None and labelled is not None and labelled.finished == 8
+    for epoch in (1, 2):
+        list(synthesizer.synthesis_steps(make_student(runtime), epoch, 0))
+        labelled.restore(kept.logits(8 * epoch, 8 * epoch + 8))
+    assert labelled.passes() == 0
+    for found, expected in zip(drawn(synthesizer, 6), drawn(whole, 6), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(8, 2, 5), (7, 3, 5), (8, 3, 4), (8, 3)])
+def test_logits_of_other_views_are_refused(runtime, shape):
+    synthesizer = grown(runtime, 1, label_each=True)
+    labelled = synthesizer.labelled
+    assert labelled is not None
+    message = "^the logits of the labelled views do not match the pool"
+    with pytest.raises(InputError, match=message):  # the pool has no images without logits
+        labelled.restore(torch.zeros(8, 3, 5))
+    list(synthesizer.synthesis_steps(make_student(runtime), 1, 0))
+    for logits in (torch.zeros(shape), torch.zeros(8, 3, 5, dtype=torch.float64)):
+        with pytest.raises(InputError, match=message):
+            labelled.restore(logits)
+    assert labelled.finished == 8
+
+
 def test_views_that_cannot_be_allocated_are_refused(runtime):
     pool = SamplePool(8, (1, 16, 16), runtime.device)
     pool.capacity = 2**50

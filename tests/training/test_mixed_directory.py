@@ -32,7 +32,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("mixed")
     with tiny_model():
         teacher = write_tiny_teacher(folder / "tiny.safetensors")
-        values = {**TINY, **TINY_NOISE, "teacher": teacher, "epochs": 3, "snapshot_every": 1}
+        method = {**TINY_NOISE["method"], "labelled_views": 2}
+        values = {**TINY, **TINY_NOISE, "method": method, "teacher": teacher, "epochs": 3, "snapshot_every": 1}
         settings = DistillSettings.model_validate(values)
         distill(settings, folder / "whole")
         for name, seed in (("run", 0), ("other", 7)):
@@ -82,7 +83,13 @@ def other_events(run: Path, _: Path) -> None:
 MIXTURES = {
     "a shard of another seed": (take("pool/shard-0002.safetensors"), r"pool/shard-0002.safetensors is not the file"),
     "two shards exchanged": (exchange, r"pool/shard-0001.safetensors is not the file"),
-    "a shard gone": (lose("pool/shard-0001.safetensors"), "shard-0001.safetensors"),
+    "a shard gone": (lose("pool/shard-0001.safetensors"), "lost pool/shard-0001.safetensors since"),
+    "logits of another seed": (take("logits/views-0002.safetensors"), r"logits/views-0002.safetensors is not the file"),
+    "logits gone": (lose("logits/views-0001.safetensors"), "lost logits/views-0001.safetensors since"),
+    "a shard for logits": (
+        lambda run, _: shutil.copy(run / "pool" / "shard-0001.safetensors", run / "logits" / "views-0002.safetensors"),
+        r"logits/views-0002.safetensors does not hold logits",
+    ),
     "another seed": (edit("seed = 0", "seed = 1"), "seed was 0 and is 1"),
     "another rate": (edit("learning_rate = 0.2", "learning_rate = 0.3"), "learning_rate was 0.2 and is 0.3"),
     "fewer epochs": (edit("epochs = 3", "epochs = 2"), "epochs was 3 and is 2"),
@@ -112,7 +119,8 @@ def test_a_mixed_directory_is_refused_and_unchanged(world: Path, tmp_path: Path,
 @pytest.mark.slow
 def test_files_written_after_a_checkpoint_are_removed_on_resume(world: Path, tmp_path: Path):
     run = Path(shutil.copytree(world / "run", tmp_path / "run"))
-    for name in ("pool/shard-0009.safetensors", "snapshots/epoch-0009.safetensors", "samples/epoch-0009.png"):
+    for folder, file in (("pool", "shard"), ("logits", "views"), ("snapshots", "epoch"), ("samples", "epoch")):
+        name = f"{folder}/{file}-0009.{'png' if folder == 'samples' else 'safetensors'}"
         shutil.copy(world / "other" / name.replace("9", "1"), run / name)
     shutil.copy(world / "tiny.safetensors", run / "best.safetensors")
     resume(run)
