@@ -67,7 +67,7 @@ def train_shadows(
         trainee = ClassifierTrainee(model, card, half, runtime, *schedule, streams=streams)
         with runtime.configured():
             for epoch in range(shadow.epochs):
-                for done in trainee.learn(epoch, number):
+                for done in trainee.train_epoch(epoch, number):
                     task, steps = f"training {name} of {len(is_inside)}", trainee.epoch_steps
                     display.progress(task, epoch * steps + done, shadow.epochs * steps)
         models = models or [model]

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gapssg.core.augment import Shifts
 from gapssg.models.profile import executed_batch_norm_layers
 from gapssg.synthesis.base import AveragedInversionSettings
 from gapssg.synthesis.batch_norm import observed_inputs
@@ -57,11 +56,7 @@ class AveragedInversion(GeneratorInversion):
         return observed_inputs(self.context.teacher, observe)
 
     def _loss(self, *draws: Tensor) -> dict[str, Tensor]:
-        context = self.context
-        with context.runtime.autocast():
-            images = self.generator(self._latents())
-        shifts = Shifts(*map(context.runtime.share, draws))
-        views = context.normalization(context.augmentation(images, shifts))
+        images, views = self._make_views(draws)
         self._moments.clear()
         teacher_logits, student_logits = self._responses(views)
         moments = torch.cat(take_all(self._moments))

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime, to_uint8
 from gapssg.errors import Diverged, InputError, NotFinite, RunError
 from gapssg.evaluation.metrics import ClassCounts, count_by_class
@@ -77,7 +76,7 @@ class Distillation:
         student = student or make_student(settings, runtime, teacher)
         context = SynthesisContext(
             teacher=runtime.place(teacher.module).eval().requires_grad_(False),
-            normalization=Normalization.from_statistics(card.mean, card.deviation, runtime.device),
+            normalization=teacher.normalization(runtime.device),
             augmentation=augmentation,
             image_shape=card.input_shape,
             num_classes=card.num_classes,
@@ -93,8 +92,7 @@ class Distillation:
         self.augmentation = augmentation
         self.student = runtime.place(student)
         self.synthesizer, self.origin = make_synthesizer(settings, context, teacher)
-        given = len(self.synthesizer.pool) if settings.pool and self.synthesizer.pool else None
-        self._given = given
+        self._given = len(self.synthesizer.pool) if settings.pool and self.synthesizer.pool else None
         self.card = student_card(settings, teacher, student, augmentation, self.origin)
         self.labelled = self.synthesizer.labelled
         common, views = (context, self.synthesizer, self.student), self.labelled

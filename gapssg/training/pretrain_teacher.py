@@ -181,7 +181,7 @@ class ClassifierTrainee(Trainee):
         self._images, self._epochs, self._batch_size = images, epochs, batch_size
         self._label_smoothing, self._streams = label_smoothing, streams
 
-    def learn(
+    def train_epoch(
         self, epoch: int, number: int = 0, record: Callable[[RolledBack], object] = lambda _: None
     ) -> Generator[int, None, None]:
         """Make the remaining steps of an epoch, as `train`, and repeat it after a rollback, which is recorded."""
@@ -266,7 +266,7 @@ class _Pretraining(Job[PretrainResult]):
 
     def _train(self, run: RunDirectory) -> Generator[int, None, None]:
         earlier, started = self.progress.epoch_seconds, time.perf_counter()
-        for done in self.trainee.learn(self.epochs_done, record=run.record):
+        for done in self.trainee.train_epoch(self.epochs_done, record=run.record):
             self.progress.epoch_seconds = earlier + time.perf_counter() - started
             yield done
         self.progress.epoch_seconds = earlier + time.perf_counter() - started
