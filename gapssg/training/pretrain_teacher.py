@@ -171,7 +171,7 @@ class ClassifierTrainee(Trainee):
         batch_size: int,
         max_rollbacks: int = 3,
         label_smoothing: float = 0.0,
-        streams: Iterable[tuple[str | int, ...]] = (("image-order",), ("augmentation",)),
+        streams: Iterable[tuple[str, *tuple[int, ...]]] = (("image-order",), ("augmentation",)),
     ) -> None:
         """Train `model` on `images`, both on the device, in the order and with the crops and flips of `streams`."""
         super().__init__(model, self._loss, optimizer, runtime, max_rollbacks)

@@ -46,7 +46,7 @@ def pretrain_once(model: str, runtime: Runtime) -> tuple[float, dict[str, Tensor
     values = {"data": {"name": "digits"}, "model": {"name": model}, "batch_size": 32, "label_smoothing": 0.1}
     settings = PretrainSettings.model_validate({**values, "runtime": {"compile": runtime.compiled}})
     pretraining = _Pretraining(settings, runtime, images, images, make_model(settings, runtime, images))
-    shifts = pretraining.augmentation.draw(32, draw)
+    shifts = pretraining.trainee.augmentation.draw(32, draw)
     pretraining.model.train()
     loss = pretraining.trainee.step(images.images, images.labels, *shifts)["loss"].item()
     return loss, gradients_of(pretraining.model)
