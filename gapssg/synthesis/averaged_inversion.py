@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -25,11 +24,7 @@ class AveragedInversion(GeneratorInversion):
     """
 
     def __init__(
-        self,
-        settings: AveragedInversionSettings,
-        context: SynthesisContext,
-        latent_learning_rate: float | None = None,
-        more_groups: Sequence[Mapping[str, Any]] = (),
+        self, settings: AveragedInversionSettings, context: SynthesisContext, latent_learning_rate: float | None = None
     ) -> None:
         self.averaged = settings
         device = context.runtime.device
@@ -43,7 +38,7 @@ class AveragedInversion(GeneratorInversion):
         self._latest = torch.zeros_like(self._expected)
         self._adversarial = torch.zeros((), device=device)
         self._moments: list[Tensor] = []
-        super().__init__(settings, context, latent_learning_rate, more_groups)
+        super().__init__(settings, context, latent_learning_rate)
 
     def _begin(self, epoch: int) -> None:
         super()._begin(epoch)
