@@ -6,10 +6,11 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from gapssg.synthesis.base import PoolMethodSettings
-from gapssg.synthesis.context import SynthesisContext
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from gapssg.synthesis.context import SynthesisContext
 
 
 class NoiseSettings(PoolMethodSettings):
