@@ -14,7 +14,8 @@ from gapssg.errors import GapssgError, InputError, Taken
 from gapssg.files import is_file
 from gapssg.runs.checkpoint import has_checkpoint
 from gapssg.runs.requests import Requests
-from gapssg.runs.results import DistillResult, PretrainResult
+from gapssg.runs.results.distillation import DistillResult
+from gapssg.runs.results.training import PretrainResult
 from gapssg.safe_paths import inside
 from gapssg.settings.load import SETTINGS, load_settings
 from gapssg.table.ledger import Failure

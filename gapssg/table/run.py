@@ -14,7 +14,7 @@ from gapssg.files import is_file, user_path
 from gapssg.runs.directory import Display, SilentDisplay, check_own
 from gapssg.runs.events import Note
 from gapssg.runs.requests import Requests, Stopped
-from gapssg.runs.results import TableResult
+from gapssg.runs.results.table import TableResult
 from gapssg.safe_paths import inside
 from gapssg.settings.load import SETTINGS, load_settings
 from gapssg.table.ledger import Failure, Ledger, clear_attempts, clear_failure, is_done, record_failure

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from gapssg.errors import shortened
 from gapssg.files import write_atomically
-from gapssg.runs.results import MadeWhere, MethodEntry, TableEntry, TableRow, TableSummary, TrainedEntry
+from gapssg.runs.results.table import MadeWhere, MethodEntry, TableEntry, TableRow, TableSummary, TrainedEntry
 from gapssg.table.ledger import FORMAT, TABLE, CellPlan, Ledger, Outcome, Runs
 from gapssg.table.rows import Figures, published_figures_of
 from gapssg.text import no_formula, printable

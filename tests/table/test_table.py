@@ -20,7 +20,9 @@ from gapssg.models import MODELS, ModelEntry
 from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import Event, Note
 from gapssg.runs.requests import Requests, Stopped
-from gapssg.runs.results import DistillResult, MethodEntry, PretrainResult, TableResult, TableSummary
+from gapssg.runs.results.distillation import DistillResult
+from gapssg.runs.results.table import MethodEntry, TableResult, TableSummary
+from gapssg.runs.results.training import PretrainResult
 from gapssg.table import figures, one_run
 from gapssg.table import run as runs
 from gapssg.table.ledger import Ledger

@@ -145,7 +145,7 @@ def test_no_step_waits_for_the_device(teacher: Path, name):
         list(steps)
     else:
         synthesise(distillation)
-    inputs = distillation.batches(0, 0, 0)
+    inputs = distillation.student_steps.batches(0, 0, 0)
     next(inputs)
     with NoWaiting():
         distillation.trainee.step(*next(inputs))
