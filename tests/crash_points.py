@@ -300,7 +300,8 @@ def _continue(scenario: Scenario, run: Path, expected: dict[str, Any], earlier: 
 def scenarios(folder: Path) -> dict[str, Scenario]:
     """Return the commands in small; what they read is made in the folder."""
     teacher, images = write_tiny_teacher(folder / "tiny.safetensors"), write_images(folder / "images")
-    values = {**TINY, **TINY_NOISE, "teacher": teacher, "snapshot_every": 1, "epochs": 2}
+    method = {**TINY_NOISE["method"], "labelled_views": 1}
+    values = {**TINY, **TINY_NOISE, "method": method, "teacher": teacher, "snapshot_every": 1, "epochs": 2}
     student = DistillSettings.model_validate(values)
     training = {"data": {"name": f"folder:{images}"}, "model": {"name": "tiny"}, "epochs": 2, "batch_size": 16}
     pretraining = PretrainSettings.model_validate({**training, "runtime": TINY_NOISE["runtime"]})

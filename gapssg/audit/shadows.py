@@ -16,7 +16,7 @@ from gapssg.models.description import ModelCard
 from gapssg.models.signature import adapt
 from gapssg.runs.directory import Display
 from gapssg.runs.results.audit import ShadowFacts
-from gapssg.training.pretrain_teacher import ClassifierTrainee
+from gapssg.training.classifier_trainee import ClassifierTrainee
 
 
 class Shadows(NamedTuple):
@@ -62,9 +62,16 @@ def train_shadows(
         inside = chosen.nonzero().squeeze(1).to(runtime.device)
         half = ImageSet(images.images[inside], images.labels[inside], images.class_names)
         model = runtime.place(_make_model(card, runtime, number))
-        schedule = shadow.optimizer, shadow.epochs, shadow.batch_size
-        streams = ("shadow-order", number), ("shadow-augmentation", number)
-        trainee = ClassifierTrainee(model, card, half, runtime, *schedule, streams=streams)
+        trainee = ClassifierTrainee(
+            model,
+            card,
+            half,
+            runtime,
+            optimizer=shadow.optimizer,
+            epochs=shadow.epochs,
+            batch_size=shadow.batch_size,
+            streams=(("shadow-order", number), ("shadow-augmentation", number)),
+        )
         with runtime.configured():
             for epoch in range(shadow.epochs):
                 for done in trainee.train_epoch(epoch, number):

@@ -440,7 +440,7 @@ def print_table(console: Console, summary: TableSummary) -> None:
     for mark, note in summary.notes.items():
         console.note(f"{mark}: {note}")
     if summary.rows:
-        console.note("top-1: after the last epoch, mean and standard deviation over seeds")
+        console.note("top-1: after the last epoch, mean and sample standard deviation over seeds")
 
 
 def print_quickstart(

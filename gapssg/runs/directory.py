@@ -12,7 +12,7 @@ import math
 import platform
 import re
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -116,7 +116,7 @@ class Written(NamedTuple):
     events_sha256: str = hashlib.sha256().hexdigest()
     """Its SHA-256."""
     files: Mapping[str, str] = {}
-    """SHA-256 of each shard, snapshot and sample grid, by name."""
+    """SHA-256 of each shard, snapshot, sample grid and file of logits, by name."""
     best: bytes | None = None
     """Content of `best.safetensors`, which a later epoch may replace; None if the file does not exist."""
 
@@ -267,11 +267,11 @@ class RunDirectory(AbstractContextManager["RunDirectory"]):
 
         write_shard(self.folder(_POOL) / shard_name(epoch), images, targets, origin)
 
-    def write_logits(self, number: int, logits: Tensor) -> None:
-        """Write the teacher's logits (N, V, K) of the labelled views of one synthesis, the first of which is 1."""
+    def write_logits(self, start: int, logits: Tensor) -> None:
+        """Write the teacher's logits (N, V, K) of the labelled views of the images from `start` on."""
         from safetensors.torch import save
 
-        write_atomically(self.folder(_LOGITS) / _logits_name(number), save({_LOGITS: logits.cpu().contiguous()}))
+        write_atomically(self.folder(_LOGITS) / _logits_name(start), save({_LOGITS: logits.cpu().contiguous()}))
 
     def write_model(self, name: str, module: nn.Module, card: ModelCard) -> Path:
         """Write a network as a model file of this name, or of this name in a subfolder; return its path."""
@@ -425,31 +425,29 @@ def _own_shards(root: InsidePath) -> list[InsidePath]:
 
 def first_pool_shards(path: Path, count: int) -> list[Path]:
     """Return the shards of the first `count` syntheses of a run, oldest first; raise `InputError` if one is missing."""
-    return _first_files(path, _POOL, map(shard_name, range(1, count + 1)))
+    return [_own_file(path, f"{_POOL}/{shard_name(epoch)}") for epoch in range(1, count + 1)]
 
 
-def _first_files(path: Path, folder: str, names: Iterable[str]) -> list[Path]:
-    files = list[Path]()
-    for name in names:
-        files.append(inside(path) / folder / name)
-        if not is_file(files[-1]):
-            raise InputError(f"{path} has lost {folder}/{name} since the checkpoint; restart with --overwrite")
-    return files
-
-
-def read_logits(path: Path, count: int) -> Iterator[Tensor]:
-    """Yield the logits of the first `count` syntheses of a run; raise `InputError` if one is missing or damaged."""
+def read_logits(path: Path, start: int) -> Tensor:
+    """Return what `write_logits` wrote for the images from `start` on; raise `InputError` if it is lost or damaged."""
     from gapssg.models.safetensors_file import read_safetensors
 
-    for file in _first_files(path, _LOGITS, map(_logits_name, range(1, count + 1))):
-        logits = read_safetensors(file).tensors.get(_LOGITS)
-        if logits is None:
-            raise InputError(f"{file} does not hold logits; restart with --overwrite")
-        yield logits
+    file = _own_file(path, f"{_LOGITS}/{_logits_name(start)}")
+    logits = read_safetensors(file).tensors.get(_LOGITS)
+    if logits is None:
+        raise InputError(f"{file} does not hold logits; restart with --overwrite")
+    return logits
 
 
-def _logits_name(number: int) -> str:
-    return f"views-{number:04d}.safetensors"
+def _own_file(path: Path, name: str) -> Path:
+    file = inside(path) / name
+    if not is_file(file):
+        raise InputError(f"{path} has lost {name} since the checkpoint; restart with --overwrite")
+    return file
+
+
+def _logits_name(start: int) -> str:
+    return f"views-{start:07d}.safetensors"
 
 
 def shard_name(epoch: int) -> str:

@@ -72,9 +72,10 @@ class Settings(BaseModel):
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy with other values of some fields, which are validated; raise `ValidationError` as the class."""
+        copied = super().model_copy(deep=deep)
         if not update:
-            return super().model_copy(deep=deep)
-        given = {name: getattr(self, name) for name in self.model_fields_set}
+            return copied
+        given = {name: getattr(copied, name) for name in self.model_fields_set}
         return type(self).model_validate({**given, **update})
 
     def to_dict(self) -> dict[str, Any]:

@@ -286,16 +286,19 @@ def _make_on_a_node(order: _Order, board: Any) -> Ending:
 
 def _make_on_this_node(task: Task, display: CellDisplay, requests: Requests) -> Ending:
     if is_done(task.run):  # the previous attempt ended before Ray knew
-        return Ending(top1=load_training_result(task.run).model.top1)
+        result = load_training_result(task.run)
+        return Ending(top1=result.model.top1, seconds=result.timing.total)
     device = _given_device()
     before = read_attempts(task.run)
     if before is not None:  # before this attempt is recorded, so that the next one finds the lock if this node dies
         take_from(task.run, before.process)
     record_attempt(task.run, platform.node(), device, signature())
     again = "" if before is None else f", attempt {before.attempts + 1}"
-    display.say(f"starting on {platform.node()} ({device}{again})")
+    from gapssg.runs.checkpoint import has_checkpoint
     from gapssg.table.one_run import make_run
 
+    begins = "resuming" if has_checkpoint(task.run) else "starting"
+    display.say(f"{begins} on {platform.node()} ({device}{again})")
     return make_run(task, display, requests)
 
 

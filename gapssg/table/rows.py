@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -184,13 +185,14 @@ def identifying(changes: Iterable[str]) -> tuple[str, ...]:
     return tuple(change for change in changes if re.split(r"[.=]", change)[0].strip() not in _NOT_IDENTIFYING)
 
 
-def kept_settings(settings: AnySettings, started_with: AnySettings) -> dict[str, Any]:
-    """Return what a finished run has written otherwise than `settings` ask, such as its snapshots, by key."""
-    return {
-        key: getattr(started_with, key)
+def kept_settings(settings: AnySettings, started_with: AnySettings) -> list[str]:
+    """Return what a finished run was to write otherwise, such as its snapshots: `snapshot_every=2 (it had none)`."""
+    given = settings.model_dump(mode="json"), started_with.model_dump(mode="json")
+    return [
+        f"{key}={texts[0]} (it had {texts[1]})"
         for key in _WRITES
-        if key in type(settings).model_fields and getattr(settings, key) != getattr(started_with, key)
-    }
+        if key in given[0] and len(set(texts := [json.dumps(each[key]).replace("null", "none") for each in given])) > 1
+    ]
 
 
 def pretrain_departures(row: Row, settings: TableSettings) -> list[str]:
@@ -213,8 +215,8 @@ def distill_departures(row: Row, column: Column, method: str, settings: TableSet
     found = [*departures_of(method, row.teacher)]
     if changes := identifying(settings.changes):
         found.append(f"with {', '.join(changes)}")
-    if changes := identifying(column.changes):
-        found.append(f"{column.name} is with {', '.join(changes)}")
+    if column.changes:
+        found.append(f"{column.name} is with {', '.join(column.changes)}")
     if settings.budget == "full" and not is_run_as_published(method):
         found.append(f"published epochs, batch size and learning rate of {method} not known: those of gapssg")
     return found

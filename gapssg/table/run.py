@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from gapssg.errors import Taken
+from gapssg.errors import InputError, Taken
 from gapssg.files import is_file, user_path
 from gapssg.runs.directory import Display, SilentDisplay, check_own
 from gapssg.runs.events import Note
@@ -209,9 +209,12 @@ def _kept(task: Task, run: Path) -> str:
     """Return what a finished run was told to write, if its task asks for something else."""
     if not is_file(inside(run) / SETTINGS):
         return ""
-    started_with = load_settings(type(task.settings), section="-", config=run / SETTINGS)
+    try:
+        started_with = load_settings(type(task.settings), section="-", config=run / SETTINGS)
+    except InputError as error:
+        return f"; its settings cannot be compared ({error.lines[0]})"
     kept = kept_settings(task.settings, started_with)
-    return "".join(f", with {key} {'unset' if value is None else value}" for key, value in kept.items())
+    return "; not made again for " + ", ".join(kept) if kept else ""
 
 
 class Here:

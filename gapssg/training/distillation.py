@@ -95,10 +95,14 @@ class Distillation:
         self._given = len(self.synthesizer.pool) if settings.pool and self.synthesizer.pool else None
         self.card = student_card(settings, teacher, student, augmentation, self.origin)
         self.labelled = self.synthesizer.labelled
-        common, views = (context, self.synthesizer, self.student), self.labelled
-        steps = LabelledSteps(*common, views) if views else StudentSteps(*common, settings.method.mixup)
-        self.student_steps = steps
-        self.trainee = Trainee(self.student, steps.loss, settings.optimizer, runtime, settings.max_rollbacks)
+        self.student_steps = (
+            StudentSteps(context, self.synthesizer, self.student, settings.method.mixup)
+            if self.labelled is None
+            else LabelledSteps(context, self.synthesizer, self.student, self.labelled)
+        )
+        self.trainee = Trainee(
+            self.student, self.student_steps.loss, settings.optimizer, runtime, settings.max_rollbacks
+        )
         self.progress = Progress()
         self.settling = Settling(settings.epochs, settings.optimizer) if settings.until_settled else None
         self.monitor = ImageMonitor(card.class_names, settings.method.makes_class_images)
@@ -159,7 +163,8 @@ class Distillation:
             InputError: The checkpoint or the pool of the run is damaged, or a run that has settled is to be longer.
         """
         parts = ("trainee", "settling")
-        progress = Progress.read({name: fact for name, fact in state.facts.items() if name not in parts})
+        own = {name: fact for name, fact in state.facts.items() if name not in parts}
+        progress = Progress.read({"labelled": 0, **own})  # earlier checkpoints do not have it
         if self.settling is not None:
             self.settling.restore(SettlingFacts.read(state.facts.get("settling")))
             self._check_not_extended(self.settling, run)
@@ -176,8 +181,8 @@ class Distillation:
             raise InputError("the losses in the checkpoint are not finite numbers; restart with --overwrite")
         self._restore_pool(run)
         if self.labelled is not None:
-            for logits in read_logits(run, progress.labelled):
-                self.labelled.restore(logits)
+            while self.labelled.finished < progress.labelled:
+                self.labelled.restore(read_logits(run, self.labelled.finished))
         self.time_left = TimeLeft(self.steps_left())
         made = {kind: planned[kind] - left for kind, left in self.steps_left().items()}
         made["distillation"] += self.trainee.steps_done
@@ -337,14 +342,15 @@ class Distillation:
 
     def _label_views(self, labelled: LabelledViews, run: RunDirectory) -> Generator[int, None, None]:
         """Let the teacher label the views of the images that have none; a run that can resume keeps their logits."""
-        started, start = self._clock(), labelled.finished
+        earlier, started, start = self.progress.epoch.distillation_seconds, self._clock(), labelled.finished
         for done in labelled.extend():
             if labelled.finished > start and self.can_resume:
-                self.progress.labelled += 1
-                run.write_logits(self.progress.labelled, labelled.logits(start, labelled.finished))
+                run.write_logits(start, labelled.logits(start, labelled.finished))
+                self.progress.labelled = labelled.finished
             start = labelled.finished
+            self.progress.epoch.distillation_seconds = earlier + time.perf_counter() - started
             yield done
-        self.progress.epoch.distillation_seconds += self._clock() - started
+        self.progress.epoch.distillation_seconds = earlier + self._clock() - started
 
     def _synthesise(self, plan: EpochPlan, run: RunDirectory) -> Generator[int, None, None]:
         """Synthesise images or resume it, at half the learning rate after each divergence."""

@@ -41,7 +41,7 @@ class Progress(Facts):
     step_count: NonNegativeInt = 0
     """Distillation steps."""
     labelled: NonNegativeInt = 0
-    """Syntheses whose labelled views the run has written."""
+    """Images, from the first of the pool on, of whose labelled views the run has written the logits."""
     synthesis_seconds: NonNegativeFloat = 0.0
     distillation_seconds: NonNegativeFloat = 0.0
     synthesis_rollbacks: NonNegativeInt = 0

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
 from pydantic import NonNegativeFloat, NonNegativeInt
-from torch import Tensor, nn
+from torch import nn
 
-from gapssg.core.augment import Augmentation, Normalization, Shifts, choose_crop_padding
-from gapssg.core.batches import shuffled_batches, steps_for_passes
-from gapssg.core.runtime import Runtime, to_unit_range
+from gapssg.core.augment import choose_crop_padding
+from gapssg.core.runtime import Runtime
 from gapssg.data import flipping_is_meaningful
 from gapssg.data.image_set import ImageSet, check_same_classes, sha256_of_images
 from gapssg.errors import InputError
@@ -29,18 +27,17 @@ from gapssg.models.profile import profile_model
 from gapssg.models.signature import signature_of
 from gapssg.runs.checkpoint import NOT_OF_THIS_RUN, Facts, State
 from gapssg.runs.directory import Display, RunDirectory, SilentDisplay, run_facts, versions
-from gapssg.runs.events import Event, PretrainingEnded, PretrainingEpoch, PretrainingTiming, RolledBack, Started
+from gapssg.runs.events import Event, PretrainingEnded, PretrainingEpoch, PretrainingTiming, Started
 from gapssg.runs.requests import Requests
 from gapssg.runs.results.common import Scores
 from gapssg.runs.results.cost import EstimateResult, Part
 from gapssg.runs.results.training import AugmentationFacts, PretrainResult, Trained, TrainingTiming
 from gapssg.runs.time_left import EVALUATION, TimeLeft
-from gapssg.settings.parts import OptimizerSettings
+from gapssg.training.classifier_trainee import ClassifierTrainee
 from gapssg.training.estimate import estimated, peak_memory, time_evaluation, time_steps
 from gapssg.training.loop import Job, Launch, Phase
 from gapssg.training.memory import check_memory, training_memory
 from gapssg.training.settings import PretrainSettings
-from gapssg.training.trainee import Trainee
 
 if TYPE_CHECKING:
     from gapssg.core.processes import Processes
@@ -153,63 +150,6 @@ def planned_flops(settings: PretrainSettings, model: nn.Module, train: ImageSet)
     return 2 * 3 * profile_model(model, train.input_shape).macs * len(train) * settings.epochs
 
 
-class ClassifierTrainee(Trainee):
-    """A classifier that is trained on labelled images, with the crops and flips of its card.
-
-    Attributes:
-        epoch_steps: Steps of an epoch.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        card: ModelCard,
-        images: ImageSet,
-        runtime: Runtime,
-        optimizer: OptimizerSettings,
-        epochs: int,
-        batch_size: int,
-        max_rollbacks: int = 3,
-        label_smoothing: float = 0.0,
-        streams: Iterable[tuple[str, *tuple[int, ...]]] = (("image-order",), ("augmentation",)),
-    ) -> None:
-        """Train `model` on `images`, both on the device, in the order and with the crops and flips of `streams`."""
-        super().__init__(model, self._loss, optimizer, runtime, max_rollbacks)
-        self.normalization = Normalization.from_statistics(card.mean, card.deviation, runtime.device)
-        self.augmentation = Augmentation(card.crop_padding, card.flip, card.crop_padding_mode or "zeros")
-        self.epoch_steps = steps_for_passes(len(images), 1, batch_size)
-        self._images, self._epochs, self._batch_size = images, epochs, batch_size
-        self._label_smoothing, self._streams = label_smoothing, streams
-
-    def train_epoch(
-        self, epoch: int, number: int = 0, record: Callable[[RolledBack], object] = lambda _: None
-    ) -> Generator[int, None, None]:
-        """Make the remaining steps of an epoch, as `train`, and repeat it after a rollback, which is recorded."""
-        while True:
-            yield from self.train(epoch, number, self.epoch_steps, self.inputs(epoch))
-            rollback = self.settle(epoch)
-            if rollback is None:
-                return
-            record(rollback)
-
-    def inputs(self, epoch: int) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the inputs of the remaining steps of an epoch, setting the learning rate of each."""
-        order, stream = (self._runtime.random_stream(*names, epoch) for names in self._streams)
-        start, share = self.steps_done, self._runtime.share
-        for index, batch in enumerate(shuffled_batches(len(self._images), 1, self._batch_size, order)):
-            shifts = self.augmentation.draw(len(batch), stream)
-            if index >= start:
-                self.set_learning_rate((epoch + index / self.epoch_steps) / self._epochs)
-                yield self._images.images[share(batch)], self._images.labels[batch], *map(share, shifts)
-
-    def _loss(self, images: Tensor, labels: Tensor, *shifts: Tensor) -> dict[str, Tensor]:
-        views = self.normalization(self.augmentation(to_unit_range(images), Shifts(*shifts)))
-        with self._runtime.autocast():
-            logits = self.model(views).float()
-        (logits,) = self._runtime.whole(logits)
-        return {"loss": F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)}
-
-
 class _Pretraining(Job[PretrainResult]):
     time_left: TimeLeft
 
@@ -224,9 +164,17 @@ class _Pretraining(Job[PretrainResult]):
         self.card = _describe(settings, train, model)
         self.train = train.to(runtime.device)
         self.test = test.to(runtime.device)
-        schedule = settings.optimizer, settings.epochs, settings.batch_size
-        others = settings.max_rollbacks, settings.label_smoothing
-        self.trainee = ClassifierTrainee(self.model, self.card, self.train, runtime, *schedule, *others)
+        self.trainee = ClassifierTrainee(
+            self.model,
+            self.card,
+            self.train,
+            runtime,
+            optimizer=settings.optimizer,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            max_rollbacks=settings.max_rollbacks,
+            label_smoothing=settings.label_smoothing,
+        )
         self.progress = Progress()
         self.time_left = TimeLeft(self.steps_left())
         step = training_memory(self.model, self.card.input_shape, settings.batch_size, runtime.precision)

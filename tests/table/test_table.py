@@ -634,7 +634,7 @@ def test_the_program_makes_a_table_and_a_failure_is_exit_status_1(tmp_path: Path
     assert again.stderr.count("done before\n") == 9
     # Settings that change no result are no departure; what is missing for them is said.
     assert json.loads(again.stdout) == json.loads(kept.stdout) == summary
-    assert kept.stderr.count("done before, with snapshot_every unset\n") == 6
+    assert kept.stderr.count("done before; not made again for snapshot_every=7 (it had none)\n") == 6
     assert "/absent" in next(iter(json.loads(failing.stdout)["failed"].values()))
     assert json.loads(mixed.stdout)["rows"][0]["columns"]
     assert f"no figures of {line}: " in mixed.stderr

@@ -84,11 +84,16 @@ MIXTURES = {
     "a shard of another seed": (take("pool/shard-0002.safetensors"), r"pool/shard-0002.safetensors is not the file"),
     "two shards exchanged": (exchange, r"pool/shard-0001.safetensors is not the file"),
     "a shard gone": (lose("pool/shard-0001.safetensors"), "lost pool/shard-0001.safetensors since"),
-    "logits of another seed": (take("logits/views-0002.safetensors"), r"logits/views-0002.safetensors is not the file"),
-    "logits gone": (lose("logits/views-0001.safetensors"), "lost logits/views-0001.safetensors since"),
+    "logits of another seed": (
+        take("logits/views-0000016.safetensors"),
+        r"logits/views-0000016.safetensors is not the file",
+    ),
+    "logits gone": (lose("logits/views-0000000.safetensors"), "lost logits/views-0000000.safetensors since"),
     "a shard for logits": (
-        lambda run, _: shutil.copy(run / "pool" / "shard-0001.safetensors", run / "logits" / "views-0002.safetensors"),
-        r"logits/views-0002.safetensors does not hold logits",
+        lambda run, _: shutil.copy(
+            run / "pool" / "shard-0001.safetensors", run / "logits" / "views-0000016.safetensors"
+        ),
+        r"logits/views-0000016.safetensors does not hold logits",
     ),
     "another seed": (edit("seed = 0", "seed = 1"), "seed was 0 and is 1"),
     "another rate": (edit("learning_rate = 0.2", "learning_rate = 0.3"), "learning_rate was 0.2 and is 0.3"),
@@ -119,9 +124,10 @@ def test_a_mixed_directory_is_refused_and_unchanged(world: Path, tmp_path: Path,
 @pytest.mark.slow
 def test_files_written_after_a_checkpoint_are_removed_on_resume(world: Path, tmp_path: Path):
     run = Path(shutil.copytree(world / "run", tmp_path / "run"))
-    for folder, file in (("pool", "shard"), ("logits", "views"), ("snapshots", "epoch"), ("samples", "epoch")):
-        name = f"{folder}/{file}-0009.{'png' if folder == 'samples' else 'safetensors'}"
-        shutil.copy(world / "other" / name.replace("9", "1"), run / name)
+    for name in ("pool/shard-0001.safetensors", "snapshots/epoch-0001.safetensors", "samples/epoch-0001.png"):
+        shutil.copy(world / "other" / name, run / name.replace("0001", "0009"))
+    logits = world / "other" / "logits" / "views-0000016.safetensors"
+    shutil.copy(logits, run / "logits" / "views-0000999.safetensors")
     shutil.copy(world / "tiny.safetensors", run / "best.safetensors")
     resume(run)
     assert files_of(run) == files_of(world / "whole")

@@ -142,12 +142,13 @@ class Stopping(SilentDisplay):
                 self.requests.stop = 15
 
 
-def test_a_run_stops_and_resumes_while_a_given_pool_is_labelled(tmp_path: Path):
+@pytest.mark.parametrize("keep_pool", [True, False])
+def test_a_run_stops_and_resumes_while_a_given_pool_is_labelled(tmp_path: Path, keep_pool: bool):
     with tiny_model():
         teacher = write_tiny_teacher(tmp_path / "teacher.safetensors")
         method = {**TINY_NOISE["method"], "labelled_views": 3}
         distill(run_settings(teacher, **TINY_NOISE, epochs=3), tmp_path / "earlier")
-        values = {**TINY_NOISE, "method": method, "pool": tmp_path / "earlier"}
+        values = {**TINY_NOISE, "method": method, "pool": tmp_path / "earlier", "keep_pool": keep_pool}
         distill(run_settings(teacher, **values), tmp_path / "whole")
         run = tmp_path / "run"
         for resume, task, at, steps in (
