@@ -52,8 +52,8 @@ def read_graph(settings: ImportSettings) -> GraphFile | None:
 def build_imported_graph(graph: GraphFile, card: ModelCard, display: Display) -> nn.Module:
     """Return the module of a graph with its weights, on the CPU, after comparing it with the file's own library.
 
-    The display gets a note of how many batch norms it has, of its layout, and of which output was taken. Raises `InputError` if it
-    cannot be built, its weights are not finite, or it has other logits.
+    The display gets a note of how many batch norms it has, of its layout, and of which output was taken. Raises
+    `InputError` if it cannot be built, its weights are not finite, or it has other logits.
     """
     path: Path = graph.path
     try:

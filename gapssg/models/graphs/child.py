@@ -5,8 +5,8 @@
 
 It runs in a child process with bounds on memory and time. With `images.safetensors` in the folder it writes the logits
 that the file's own library computes for them; else the graph, and such logits for random images. SHAPE is `C,H,W`, or
-empty if the file must declare it; PART is the name or index of the logits among several outputs, and LAYOUT the order of
-the dimensions of its images, each empty if it is to be recognised. It prints one JSON object: `shape` and others, or
+empty if the file must declare it; PART is the name or index of the logits among several outputs, and LAYOUT the order
+of the dimensions of its images, each empty if it is to be recognised. It prints one JSON object: `shape` and others, or
 `refused` and why.
 """
 
@@ -40,7 +40,8 @@ def main() -> None:
     """Read, write, and print what was done."""
     kind, path, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     given = tuple(int(size) for size in sys.argv[4].split(",")) if sys.argv[4] else None
-    part, layout = (each or None for each in sys.argv[5:7])
+    part = sys.argv[5] or None
+    layout: Any = sys.argv[6] or None
     torch.set_num_threads(1)
     _prepare(kind)
     _bound(path)
@@ -110,7 +111,13 @@ def write_graph(opened: Opened, folder: Path, given: tuple[int, ...] | None, par
     images = torch.randn(_CHECKED, *shape, generator=torch.Generator().manual_seed(1))
     logits = _logits(opened.original, images, graph.part)
     save_file({"images": images, "logits": logits}, folder / "checked.safetensors")
-    return {"shape": list(shape), "classes": graph.num_classes, "roundoff": opened.roundoff, "part": graph.part, "layout": opened.layout}
+    return {
+        "shape": list(shape),
+        "classes": graph.num_classes,
+        "roundoff": opened.roundoff,
+        "part": graph.part,
+        "layout": opened.layout,
+    }
 
 
 def _logits(original: Callable[[Tensor, str | None], Tensor], images: Tensor, part: str | None) -> Tensor:
@@ -131,9 +138,10 @@ def _input_shape(declared: tuple[int | None, ...] | None, given: tuple[int, ...]
     shape = declared or given
     if shape is None:
         raise InputError("it does not say how large its images are; add --input-shape C,H,W")
-    if len(shape) != 3 or min(shape) < 1:
+    known = [size for size in shape if size and size > 0]
+    if not len(known) == len(shape) == 3:
         raise InputError(f"its input is {'x'.join(map(str, shape))}, not images of C x H x W")
-    channels, height, width = shape
+    channels, height, width = known
     return channels, height, width
 
 

@@ -89,7 +89,8 @@ def check_archive(path: Path) -> None:
 def load(path: Path) -> Opened:
     """Load a TorchScript file on the CPU, in float32 and evaluation mode.
 
-    Its arguments besides the images take their defaults. Raises `InputError` if it is damaged, would run code, or has other inputs than images.
+    Its arguments besides the images take their defaults. Raises `InputError` if it is damaged, would run code, or has
+    other inputs without a default.
     """
     check_archive(path)
     try:
