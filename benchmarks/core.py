@@ -80,7 +80,7 @@ def make_core(
     images = torch.randint(0, 256, (2 * size.batch, 3, size.side, size.side), dtype=torch.uint8, device=device)
     pool.append(images, torch.zeros(len(images), dtype=torch.int64, device=device))
     # From the pool, as in a run; a thousand passes over two batches are more than are ever timed.
-    batches = distilling.batches(0, 0, 0)
+    batches = distilling.student_steps.batches(0, 0, 0)
     distilling.student.train()
 
     def synthesise() -> None:

@@ -44,7 +44,8 @@ from gapssg.quality.estimate import images_of_pool
 from gapssg.quality.evidence import ProbeComparison
 from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, Error, Predictor, Range, angle_of, share_of, summary
 from gapssg.runs.directory import has_pool
-from gapssg.runs.results import DistillResult, ProbeEvidence
+from gapssg.runs.results.distillation import DistillResult
+from gapssg.runs.results.quality import ProbeEvidence
 from gapssg.settings.parts import RuntimeSettings
 
 TABLE = Path("benchmarks/results/estimator.csv")

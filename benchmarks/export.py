@@ -32,7 +32,7 @@ from gapssg.export.quantize import draw_images
 from gapssg.export.settings import FORMAT_NAMES
 from gapssg.export.verify import Examiner
 from gapssg.runs.directory import SilentDisplay, pool_shards
-from gapssg.runs.results import ExportResult
+from gapssg.runs.results.export import ExportResult
 
 _BATCH = 250
 

@@ -25,7 +25,7 @@ from benchmarks.machine import describe_machine, print_machine, print_table, wri
 from benchmarks.no_batch_norm import TEACHERS
 from benchmarks.strangers_pairs import PAIRS as STRANGERS
 from benchmarks.tenth import ABLATION, METHODS
-from gapssg.runs.results import DistillResult, load_training_result
+from gapssg.runs.results.distillation import DistillResult, load_training_result
 
 PAIRS = {"wrn40_2": "wrn16_1", "resnet34": "mobilenetv2"}
 TEACHER_EPOCHS = 30

@@ -166,7 +166,8 @@ def checkpoint(device: str, quick: bool, rounds: int) -> Report:
                 pool.append(images, torch.zeros(size.synthesis_batch, dtype=torch.int64))
             if stage == "1 epoch":
                 distillation.student.train()
-                distillation.trainee.step(*next(distillation.batches(0, 0, 0)))  # creates the momentum buffers
+                inputs = next(distillation.student_steps.batches(0, 0, 0))
+                distillation.trainee.step(*inputs)  # creates the momentum buffers
             if stage == "in a synthesis":
                 synthesis = distillation.synthesizer.synthesis_steps(distillation.student, 0, 0)
                 next(synthesis)

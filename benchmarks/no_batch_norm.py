@@ -40,12 +40,15 @@ from gapssg.models import create_model
 from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.model_file import load_model, save_model
 from gapssg.models.profile import profile_model
+from gapssg.quality.estimate import estimate_quality
+from gapssg.quality.settings import QualitySettings
 from gapssg.runs.directory import SilentDisplay
 from gapssg.settings.load import load_settings
 from gapssg.settings.parts import RuntimeSettings
 from gapssg.synthesis.base import RunSize
 
 STUDENT, SIZE = "wrn16_1", 32
+PREDICTED = "predicted_disagreement"
 FACTORIES = ["benchmarks.homemade:plain", "benchmarks.homemade:folded_resnet18"]
 
 
@@ -91,6 +94,14 @@ TEACHERS = {
         data="cifar10",
         fewest=0.75,
     ),
+    "letters-vit": Teacher(
+        "timm:vit_tiny_patch16_224",
+        Training("adamw", 1e-3, 120),
+        30,
+        VISION_TRANSFORMER,
+        data="letters",
+        fewest=0.9,
+    ),
     "letters-plain": Teacher(FACTORIES[0], Training("adamw", 1e-3, 20), 26, data="letters", fewest=0.9),
 }
 _ALTERNATING = {"batch_size": 64, "method.synthesis_batch_size": 64, "method.rounds": 20}
@@ -130,6 +141,7 @@ def main() -> None:
             for seed in range(arguments.seeds):
                 given = {**changes, "method.name": method, "seed": seed}
                 run_cell(arguments.directory, name, data, label, arguments.tflop or TEACHERS[name].tflop, given)
+    predict_disagreements(arguments.directory)
     cells = merged(arguments.directory, arguments.output)
     write_rows(arguments.output, cells)
     print_summary(cells)
@@ -183,6 +195,17 @@ def run_cell(
     }
     write_json(file, cell)
     print(f"{label}: {cell['top1']:.2%} in {cell['cpu_seconds']} CPU seconds, {cell['tflop']} TFLOP", flush=True)
+
+
+def predict_disagreements(directory: Path) -> None:
+    """Add to each cell of the directory what `gapssg estimate` predicts of the student, unless that is done."""
+    for file in sorted(directory.glob("*.json")):
+        cell = json.loads(file.read_text())
+        if PREDICTED not in cell:
+            teacher = directory / f"{cell['teacher']}.safetensors"
+            given = {"student": file.with_suffix(""), "teacher": teacher, "model_factories": FACTORIES}
+            found = estimate_quality(QualitySettings.model_validate(given)).disagreement
+            write_json(file, {**cell, PREDICTED: None if found is None else round(found.value, 4)})
 
 
 def train_teacher(directory: Path, name: str, data: DataSettings) -> Path:

@@ -21,7 +21,7 @@ import torch
 from benchmarks.machine import describe_machine, print_machine, print_table, write_results
 from benchmarks.results_page import RESULTS
 from gapssg import DistillSettings, PretrainSettings, distill, pretrain_teacher
-from gapssg.runs.results import DistillResult
+from gapssg.runs.results.distillation import DistillResult
 from gapssg.settings.load import load_settings
 
 PLAIN = {"precision": "fp32", "compile": False}

@@ -25,7 +25,7 @@ from gapssg.landscape.lanczos import quadrature
 from gapssg.landscape.layout import Layout
 from gapssg.landscape.sharpness import random_signs
 from gapssg.landscape.spectrum import nodes_of
-from gapssg.runs.results import SpectralDensity
+from gapssg.runs.results.landscape import SpectralDensity
 
 _IMAGES = 150
 _SEEDS = 5

@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from gapssg.report.settings import ReportSettings as ReportSettings
     from gapssg.runs.requests import Requests as Requests
     from gapssg.runs.requests import Stopped as Stopped
-    from gapssg.runs.results import AuditResult as AuditResult
-    from gapssg.runs.results import DistillResult as DistillResult
-    from gapssg.runs.results import LandscapeResult as LandscapeResult
-    from gapssg.runs.results import PredictResult as PredictResult
-    from gapssg.runs.results import PretrainResult as PretrainResult
+    from gapssg.runs.results.audit import AuditResult as AuditResult
+    from gapssg.runs.results.distillation import DistillResult as DistillResult
+    from gapssg.runs.results.evaluation import PredictResult as PredictResult
+    from gapssg.runs.results.landscape import LandscapeResult as LandscapeResult
+    from gapssg.runs.results.training import PretrainResult as PretrainResult
     from gapssg.settings.load import load_settings as load_settings
     from gapssg.training.distill import distill as distill
     from gapssg.training.distill import estimate_distillation as estimate_distillation
@@ -78,7 +78,11 @@ _NAMES = {
     "gapssg.report.push": "push_model",
     "gapssg.report.settings": "ReportSettings",
     "gapssg.runs.requests": "Requests Stopped",
-    "gapssg.runs.results": "AuditResult DistillResult LandscapeResult PredictResult PretrainResult",
+    "gapssg.runs.results.audit": "AuditResult",
+    "gapssg.runs.results.distillation": "DistillResult",
+    "gapssg.runs.results.evaluation": "PredictResult",
+    "gapssg.runs.results.landscape": "LandscapeResult",
+    "gapssg.runs.results.training": "PretrainResult",
     "gapssg.settings.load": "load_settings",
     "gapssg.training.distill": "distill estimate_distillation",
     "gapssg.training.pretrain_teacher": "estimate_pretraining pretrain_teacher",

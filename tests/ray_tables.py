@@ -26,7 +26,7 @@ from gapssg.models import MODELS, ModelEntry
 from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import Event, Note, ProgressOfRuns
 from gapssg.runs.requests import Requests
-from gapssg.runs.results import TableResult
+from gapssg.runs.results.table import TableResult
 from gapssg.table import ray_cluster
 from gapssg.table.ledger import is_done, read_attempts
 from gapssg.table.place import Ending

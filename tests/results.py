@@ -5,21 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from gapssg.models.description import ModelProfile
-from gapssg.runs.results import (
-    DistillResult,
-    DistillTiming,
-    EvaluatedModel,
-    EvaluateResult,
-    EvaluateTiming,
-    FileFacts,
-    PretrainResult,
-    RunFacts,
-    Scores,
-    StudentFacts,
-    TeacherFacts,
-    Trained,
-    TrainingTiming,
-)
+from gapssg.runs.results.common import FileFacts, RunFacts, Scores
+from gapssg.runs.results.distillation import DistillResult, DistillTiming, StudentFacts, TeacherFacts
+from gapssg.runs.results.evaluation import EvaluatedModel, EvaluateResult, EvaluateTiming
+from gapssg.runs.results.training import PretrainResult, Trained, TrainingTiming
 
 SCORES: dict[str, Any] = {
     "top1": 0.9,

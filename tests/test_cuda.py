@@ -38,7 +38,7 @@ def train(teacher_file: Path, runtime: Runtime) -> tuple[dict[str, Tensor], Tens
     values["student"] = {"name": "mobilenetv2"}  # has dropout
     distillation = Distillation(DistillSettings.model_validate(values), runtime, load_model(teacher_file))
     list(distillation.synthesizer.synthesis_steps(distillation.student, 0, 0))
-    inputs = distillation.batches(0, 0, 0)
+    inputs = distillation.student_steps.batches(0, 0, 0)
     distillation.student.train()
     with runtime.seeded_globals("dropout"):
         for step in range(STEPS):
@@ -100,7 +100,7 @@ def test_no_step_waits_for_the_gpu(teacher_file: Path, precision, caplog):
         finally:
             torch.cuda.set_sync_debug_mode("default")
         list(steps)
-        inputs = distillation.batches(0, 0, 0)
+        inputs = distillation.student_steps.batches(0, 0, 0)
         distillation.student.train()
         for _ in range(EAGER_CALLS + 2):
             distillation.trainee.step(*next(inputs))

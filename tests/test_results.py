@@ -12,19 +12,17 @@ from pydantic import ValidationError
 
 from gapssg.errors import InputError
 from gapssg.files import write_json
-from gapssg.runs.results import (
+from gapssg.runs.results.common import ModelFile, RunResult
+from gapssg.runs.results.distillation import DistillResult, load_training_result
+from gapssg.runs.results.landscape import (
     Bf16Error,
     CentreScores,
     Curvature,
-    DistillResult,
     LandscapeResult,
     LandscapeTiming,
-    ModelFile,
-    PretrainResult,
-    RunResult,
     SurfaceFacts,
-    load_training_result,
 )
+from gapssg.runs.results.training import PretrainResult
 from tests.results import make_distill_result, make_evaluation, make_pretrain_result, make_run_facts, make_scores
 from tests.run_fixtures import change
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gapssg.intervals import Z_95, wilson_interval
-from gapssg.runs.results import Interval, LowFalsePositives
+from gapssg.runs.results.audit import LowFalsePositives
+from gapssg.runs.results.common import Interval
 
 ONE_IN = (100, 1000)
 """The true-positive rate is given for one false positive in so many non-members."""

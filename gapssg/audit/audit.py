@@ -27,7 +27,7 @@ from gapssg.errors import InputError
 from gapssg.files import user_path, write_atomically
 from gapssg.runs.directory import Display, SilentDisplay, encode_png, run_facts
 from gapssg.runs.evaluations import warn_of_failure
-from gapssg.runs.results import (
+from gapssg.runs.results.audit import (
     Attack,
     AttackResult,
     AuditedModel,

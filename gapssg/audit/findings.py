@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from gapssg.runs.results import AuditedModel, Interval, NeighbourResult, Space
+from gapssg.runs.results.audit import AuditedModel, NeighbourResult, Space
+from gapssg.runs.results.common import Interval
 from gapssg.text import percent
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gapssg.audit.attacks import share_estimate
-from gapssg.runs.results import Interval
+from gapssg.runs.results.common import Interval
 
 _REFERENCES_AT_A_TIME = 4096
 _QUERIES_AT_A_TIME = 4096

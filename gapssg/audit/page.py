@@ -12,7 +12,7 @@ from gapssg.audit.findings import area, with_interval
 from gapssg.report.charts import Chart, Line, draw
 from gapssg.report.page import page_environment
 from gapssg.report.pictures import embed
-from gapssg.runs.results import AuditResult, Role
+from gapssg.runs.results.audit import AuditResult, Role
 
 _LARGEST_SIDE = 4096  # pixels of the sheet
 

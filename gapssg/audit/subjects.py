@@ -18,7 +18,7 @@ from gapssg.evaluation.teachers import read_teacher
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.runs.directory import Display, pool_shards
 from gapssg.runs.events import Warned
-from gapssg.runs.results import AuditedImages, Role
+from gapssg.runs.results.audit import AuditedImages, Role
 from gapssg.synthesis.shards import read_shard
 from gapssg.training.settings import distillation_of
 

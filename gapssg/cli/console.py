@@ -40,7 +40,7 @@ from gapssg.text import duration, percent, printable, printable_toml
 
 if TYPE_CHECKING:
     from gapssg.core.processes import Processes
-    from gapssg.runs.results import EstimateResult
+    from gapssg.runs.results.cost import EstimateResult
     from gapssg.settings.base import Settings
 
 _WIDTH_OF_AN_EPOCH = 190

@@ -18,7 +18,7 @@ from gapssg.errors import InputError
 from gapssg.evaluation.settings import EvaluateSettings
 from gapssg.files import is_file
 from gapssg.landscape.settings import LandscapeSettings
-from gapssg.runs.results import RunResult
+from gapssg.runs.results.common import RunResult
 from gapssg.safe_paths import inside
 from gapssg.settings.base import Settings
 from gapssg.settings.load import SETTINGS, load_settings

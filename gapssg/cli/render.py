@@ -10,31 +10,20 @@ from typing import TYPE_CHECKING
 from gapssg.audit.findings import area, with_interval
 from gapssg.cli.console import Console
 from gapssg.errors import shortened
-from gapssg.runs.results import DistillResult
+from gapssg.runs.results.distillation import DistillResult
 from gapssg.text import has_top5, listed, percent
 
 if TYPE_CHECKING:
     from gapssg.models.description import ModelProfile
-    from gapssg.runs.results import (
-        AuditResult,
-        EvaluatedModel,
-        EvaluateResult,
-        ExportResult,
-        ExportTiming,
-        ImportResult,
-        InspectResult,
-        Int8Verification,
-        LandscapeResult,
-        Latency,
-        LogitsComparison,
-        Measurement,
-        PredictResult,
-        PretrainResult,
-        ProposeResult,
-        QualityResult,
-        RunFacts,
-        TableSummary,
-    )
+    from gapssg.runs.results.audit import AuditResult
+    from gapssg.runs.results.common import RunFacts
+    from gapssg.runs.results.evaluation import EvaluatedModel, EvaluateResult, Latency, PredictResult
+    from gapssg.runs.results.export import ExportResult, ExportTiming, Int8Verification, LogitsComparison
+    from gapssg.runs.results.landscape import LandscapeResult, Measurement
+    from gapssg.runs.results.models import ImportResult, InspectResult, ProposeResult
+    from gapssg.runs.results.quality import QualityResult
+    from gapssg.runs.results.table import TableSummary
+    from gapssg.runs.results.training import PretrainResult
     from gapssg.training.settings import DistillSettings
 
 _MOST_CLASSES_IN_A_TABLE = 20

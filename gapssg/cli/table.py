@@ -17,7 +17,7 @@ from gapssg.errors import InputError
 from gapssg.table.settings import TableSettings, parse_variant
 
 if TYPE_CHECKING:
-    from gapssg.runs.results import TableResult
+    from gapssg.runs.results.table import TableResult
 
 
 _Ray = Annotated[

@@ -31,7 +31,8 @@ from gapssg.evaluation.real_images import check_same_images, read_test_images, w
 from gapssg.evaluation.settings import EvaluateSettings
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts, versions
-from gapssg.runs.results import EvaluatedModel, EvaluateResult, EvaluateTiming, FileFacts, Latency
+from gapssg.runs.results.common import FileFacts
+from gapssg.runs.results.evaluation import EvaluatedModel, EvaluateResult, EvaluateTiming, Latency
 from gapssg.settings.load import texts_by_key
 from gapssg.synthesis.losses import reality_gaps
 

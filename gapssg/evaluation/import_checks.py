@@ -17,7 +17,7 @@ from gapssg.evaluation.metrics import FEWEST_IMAGES_OF_A_CLASS, confusion_matrix
 from gapssg.evaluation.predict import predict
 from gapssg.intervals import Z_95
 from gapssg.models.model_file import LoadedModel
-from gapssg.runs.results import Scores
+from gapssg.runs.results.common import Scores
 from gapssg.text import percent
 
 _LARGE_PIXELS = (0.0, 1 / 255)

@@ -35,7 +35,8 @@ from gapssg.models.recognition import Known, recognise
 from gapssg.models.reference import Arguments, is_factory, library_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts, versions
 from gapssg.runs.events import Note, Warned
-from gapssg.runs.results import ImportResult, Scores, WeightNames
+from gapssg.runs.results.common import Scores
+from gapssg.runs.results.models import ImportResult, WeightNames
 
 
 def import_teacher(

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from gapssg.errors import shortened
 from gapssg.evaluation.metrics import FEWEST_IMAGES_OF_A_CLASS, ClassCounts, lowest_share
 from gapssg.intervals import wilson_interval
-from gapssg.runs.results import AfterTraining, Scores
+from gapssg.runs.results.common import Scores
+from gapssg.runs.results.distillation import AfterTraining
 from gapssg.synthesis.classes import describe_missing, missing_classes
 from gapssg.text import percent
 

@@ -12,7 +12,7 @@ from torch import nn
 from gapssg.core.runtime import Runtime
 from gapssg.errors import reporting_out_of_memory
 from gapssg.models.frozen import frozen
-from gapssg.runs.results import Latency
+from gapssg.runs.results.evaluation import Latency
 
 BATCH_SIZES = (1, 64)
 SECONDS = 3.0

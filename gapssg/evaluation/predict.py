@@ -14,7 +14,7 @@ from gapssg.data.image_set import ImageSet
 from gapssg.errors import reporting_out_of_memory
 from gapssg.evaluation.metrics import answers_of, check_finite, concatenated, score_answers
 from gapssg.models.frozen import frozen
-from gapssg.runs.results import Scores
+from gapssg.runs.results.common import Scores
 
 _BATCH_SIZE = 500
 _PIXELS_OF_A_BATCH = _BATCH_SIZE * 64 * 64

@@ -25,7 +25,8 @@ from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts
 from gapssg.runs.evaluations import known_failures, warn_of_failure
 from gapssg.runs.events import Warned
-from gapssg.runs.results import ClassProbability, ModelFile, PredictedImage, PredictResult, PredictTiming
+from gapssg.runs.results.common import ModelFile
+from gapssg.runs.results.evaluation import ClassProbability, PredictedImage, PredictResult, PredictTiming
 from gapssg.text import no_formula
 
 

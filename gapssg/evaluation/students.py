@@ -24,7 +24,9 @@ from gapssg.models.profile import parameters_of, profile_model
 from gapssg.models.reference import TIMM, TORCHVISION, library_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts
 from gapssg.runs.evaluations import warn_of_failure
-from gapssg.runs.results import Latency, ModelFile, Proposal, ProposeResult, ProposeTiming
+from gapssg.runs.results.common import ModelFile
+from gapssg.runs.results.evaluation import Latency
+from gapssg.runs.results.models import Proposal, ProposeResult, ProposeTiming
 
 # Small classifiers of several families; those that an installed version does not have are left out.
 _SMALL = {

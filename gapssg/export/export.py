@@ -39,7 +39,8 @@ from gapssg.models.model_path import model_file
 from gapssg.runs.directory import Display, SilentDisplay, pool_shards, run_facts, versions
 from gapssg.runs.evaluations import warn_of_failure
 from gapssg.runs.events import Note, Warned
-from gapssg.runs.results import (
+from gapssg.runs.results.common import ModelFile
+from gapssg.runs.results.export import (
     BothPrecisions,
     ExportedTop1,
     ExportMetadata,
@@ -48,7 +49,6 @@ from gapssg.runs.results import (
     ExportTiming,
     Int8Metadata,
     Int8Verification,
-    ModelFile,
     Value,
     Verification,
 )

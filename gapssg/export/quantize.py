@@ -14,7 +14,7 @@ from gapssg.core.runtime import Runtime
 from gapssg.errors import InputError
 from gapssg.export.formats import Classifier, Files, Quantizer
 from gapssg.models.description import ModelCard
-from gapssg.runs.results import ExportMetadata, LogitsComparison
+from gapssg.runs.results.export import ExportMetadata, LogitsComparison
 from gapssg.synthesis.shards import read_shard
 from gapssg.text import percent
 

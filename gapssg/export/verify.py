@@ -18,7 +18,7 @@ from gapssg.models.foreign import foreign_code
 from gapssg.models.frozen import frozen
 from gapssg.models.model_file import LoadedModel
 from gapssg.models.rounding import UNIT_ROUNDOFF, rounding_tolerance
-from gapssg.runs.results import LogitsComparison
+from gapssg.runs.results.export import LogitsComparison
 from gapssg.text import percent
 
 # Rounding p to float32 moves the logit of p by 2**-24 / (p (1 - p)): by 1e-6 of the logit at 0.99, by 3 % at 1 - 1e-7.

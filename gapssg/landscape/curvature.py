@@ -20,7 +20,7 @@ from gapssg.landscape.layout import Layout
 from gapssg.landscape.samples import Samples
 from gapssg.landscape.settings import CurvatureSettings
 from gapssg.landscape.sharpness import epsilon_sharpness, finite, random_signs, trace
-from gapssg.runs.results import Curvature, Measurement, SpectralDensity
+from gapssg.runs.results.landscape import Curvature, Measurement, SpectralDensity
 from gapssg.text import listed
 
 _BATCH_SIZE = 256

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gapssg.landscape.sharpness import Product, measurement
-from gapssg.runs.results import Measurement
+from gapssg.runs.results.landscape import Measurement
 
 
 class Krylov(NamedTuple):

@@ -30,7 +30,7 @@ from gapssg.runs.directory import Display, RunDirectory, SilentDisplay, run_fact
 from gapssg.runs.evaluations import warnings_of_run
 from gapssg.runs.events import CheckpointWritten, Event, LandscapeEnded, Started, SurfaceMeasured, SurfaceTiming, Warned
 from gapssg.runs.requests import Requests
-from gapssg.runs.results import Bf16Error, CentreFacts, LandscapeResult, LandscapeTiming
+from gapssg.runs.results.landscape import Bf16Error, CentreFacts, LandscapeResult, LandscapeTiming
 from gapssg.safe_paths import inside
 from gapssg.training.loop import Job, Launch, Phase
 

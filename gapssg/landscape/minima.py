@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from gapssg.runs.results import LocalMinimum
+from gapssg.runs.results.landscape import LocalMinimum
 
 
 def local_minima(loss: Tensor, axes: Tensor) -> tuple[LocalMinimum, ...]:

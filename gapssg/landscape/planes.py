@@ -21,7 +21,7 @@ from gapssg.landscape.settings import LandscapeSettings
 from gapssg.landscape.subjects import Subject
 from gapssg.models.description import ModelCard
 from gapssg.models.model_file import LoadedModel, load_model
-from gapssg.runs.results import Measurement
+from gapssg.runs.results.landscape import Measurement
 
 
 class Site(NamedTuple):

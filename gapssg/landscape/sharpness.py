@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gapssg.runs.results import Measurement
+from gapssg.runs.results.landscape import Measurement
 
+_RINGS, _HALVINGS = 10, 5
 Product = Callable[[Tensor], Tensor]
 """A symmetric matrix, given by its product with a vector (P,)."""
 
@@ -78,22 +79,17 @@ def radius_of_doubling(
     rays: Sequence[tuple[float, ...]],
     reaches: Sequence[float],
     centre_loss: float,
-    *,
-    rings: int = 10,
-    halvings: int = 5,
 ) -> float | None:
     """Return the smallest distance at which the loss on one of several rays reaches twice its centre value.
 
-    Each ray is measured at equal distances; the first interval that crosses is bisected, so that the result is too
-    large by at most the ray's reach / rings / 2**halvings (spikes within an interval are not seen).
+    Each ray is measured at 10 equal distances; the first interval that crosses is bisected 5 times, so that the result
+    is too large by at most the ray's reach / 320 (spikes within an interval are not seen).
 
     Args:
         measure: Returns the loss at a point.
         rays: Points at distance 1 from the centre, relative to it.
         reaches: Largest distance on each ray.
         centre_loss: The loss at the centre.
-        rings: Number of distances at which each ray is measured.
-        halvings: Number of bisections.
 
     Returns:
         The distance, or None if no ray crosses within its reach.
@@ -106,11 +102,11 @@ def radius_of_doubling(
         def is_doubled(distance: float, ray: tuple[float, ...] = ray) -> bool:
             return not measure(tuple(distance * part for part in ray)) < 2 * centre_loss  # True for NaN
 
-        for low, high in itertools.pairwise([reach * ring / rings for ring in range(rings + 1)]):
+        for low, high in itertools.pairwise([reach * ring / _RINGS for ring in range(_RINGS + 1)]):
             if nearest is not None and low >= nearest:
                 break
             if is_doubled(high):
-                for _ in range(halvings):
+                for _ in range(_HALVINGS):
                     middle = (low + high) / 2
                     low, high = (low, middle) if is_doubled(middle) else (middle, high)
                 nearest = high if nearest is None else min(nearest, high)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gapssg.figures import COLUMN, LINE_COLOURS, new_figure
 from gapssg.landscape.surface import Surface
-from gapssg.runs.results import SpectralDensity
+from gapssg.runs.results.landscape import SpectralDensity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

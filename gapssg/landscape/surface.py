@@ -17,7 +17,8 @@ from gapssg.files import canonical_json, write_atomically
 from gapssg.landscape.minima import local_minima
 from gapssg.landscape.sharpness import finite
 from gapssg.models.safetensors_file import read_safetensors
-from gapssg.runs.results import CentreFacts, CentreScores, LocalMinimum, Mark, ModelFile, SpectralDensity, SurfaceFacts
+from gapssg.runs.results.common import ModelFile
+from gapssg.runs.results.landscape import CentreFacts, CentreScores, LocalMinimum, Mark, SpectralDensity, SurfaceFacts
 from gapssg.settings.base import Settings
 from gapssg.stored import Stored
 

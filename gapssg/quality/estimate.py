@@ -16,7 +16,9 @@ from gapssg.quality.evidence import ProbeComparison
 from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, load_predictors
 from gapssg.quality.settings import QualitySettings
 from gapssg.runs.directory import has_pool, pool_shards, run_facts
-from gapssg.runs.results import DistillResult, Interval, ModelFile, ProbeEvidence, QualityFacts, QualityResult
+from gapssg.runs.results.common import Interval, ModelFile
+from gapssg.runs.results.distillation import DistillResult
+from gapssg.runs.results.quality import ProbeEvidence, QualityFacts, QualityResult
 from gapssg.synthesis.shards import read_images
 
 _MOST_POOL_IMAGES = 4096

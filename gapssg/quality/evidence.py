@@ -13,7 +13,7 @@ from gapssg.errors import NotFinite
 from gapssg.evaluation.predict import predict
 from gapssg.quality.predictor import summary
 from gapssg.quality.probes import PROBES, ImageShape, dead_leaves
-from gapssg.runs.results import ProbeEvidence
+from gapssg.runs.results.quality import ProbeEvidence
 from gapssg.synthesis.losses import reality_gaps
 
 PROBE_COUNT = 256

@@ -17,7 +17,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from gapssg.runs.results import Interval, ProbeEvidence
+from gapssg.runs.results.common import Interval
+from gapssg.runs.results.quality import ProbeEvidence
 from gapssg.stored import PositiveCount, Share, Stored, Text
 from gapssg.text import percent
 

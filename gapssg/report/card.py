@@ -16,7 +16,9 @@ from gapssg.report.runs import TrainingRun, read_training_run
 from gapssg.report.verdict import weigh
 from gapssg.runs.directory import CARD
 from gapssg.runs.evaluations import Evaluation, read_evaluations
-from gapssg.runs.results import DistillResult, Scores, Trained
+from gapssg.runs.results.common import Scores
+from gapssg.runs.results.distillation import DistillResult
+from gapssg.runs.results.training import Trained
 from gapssg.safe_paths import inside
 from gapssg.text import has_top5, percent, printable
 

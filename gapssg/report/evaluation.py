@@ -21,7 +21,8 @@ from gapssg.report.settings import ReportSettings
 from gapssg.runs.directory import Display
 from gapssg.runs.evaluations import keep_evaluations
 from gapssg.runs.events import Note
-from gapssg.runs.results import DistillResult, EvaluatedModel
+from gapssg.runs.results.distillation import DistillResult
+from gapssg.runs.results.evaluation import EvaluatedModel
 from gapssg.text import has_top5
 
 _MOST_CLASSES = 100

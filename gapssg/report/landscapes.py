@@ -8,7 +8,7 @@ from pathlib import Path
 from gapssg.files import entries_in
 from gapssg.report.pictures import Picture, embed
 from gapssg.runs.pictures import read_picture
-from gapssg.runs.results import LandscapeResult
+from gapssg.runs.results.landscape import LandscapeResult
 from gapssg.safe_paths import inside
 
 _MOST_FIGURES = 4

@@ -25,7 +25,9 @@ from gapssg.runs.directory import Display, SilentDisplay
 from gapssg.runs.evaluations import read_evaluations
 from gapssg.runs.events import AnyEpoch, DistillationEpoch, PretrainingEpoch, Warned
 from gapssg.runs.pictures import read_picture, sample_grids
-from gapssg.runs.results import DistillResult, ReportedRun, ReportResult, Scores
+from gapssg.runs.results.common import Scores
+from gapssg.runs.results.distillation import DistillResult
+from gapssg.runs.results.report import ReportedRun, ReportResult
 from gapssg.text import percent, printable
 
 _MOST_GRIDS = 6

@@ -14,7 +14,7 @@ from gapssg.models.model_path import final_weights
 from gapssg.runs.directory import CARD, Display, SilentDisplay
 from gapssg.runs.evaluations import warn_of_failure
 from gapssg.runs.events import Warned
-from gapssg.runs.results import PushResult
+from gapssg.runs.results.report import PushResult
 from gapssg.safe_paths import inside
 
 CONFIG = "config.json"

@@ -15,7 +15,9 @@ import tomli_w
 from gapssg.errors import InputError
 from gapssg.files import LARGEST_FILE, canonical_json, is_file, sha256_of_file
 from gapssg.runs.events import DistillationEpoch, Events, PretrainingEpoch, read_finished
-from gapssg.runs.results import RESULT, DistillResult, PretrainResult, RunResult, load_training_result
+from gapssg.runs.results.common import RESULT, RunResult
+from gapssg.runs.results.distillation import DistillResult, load_training_result
+from gapssg.runs.results.training import PretrainResult
 from gapssg.safe_paths import InsidePath, inside
 from gapssg.settings.load import SETTINGS, read_toml
 from gapssg.text import printable_toml, shortest_ends

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from gapssg.intervals import wilson_interval
 from gapssg.report.runs import TrainingRun
-from gapssg.runs.results import DistillResult, PretrainResult, ScoresOr
+from gapssg.runs.results.common import ScoresOr
+from gapssg.runs.results.distillation import DistillResult
+from gapssg.runs.results.training import PretrainResult
 from gapssg.text import percent
 
 if TYPE_CHECKING:

@@ -40,7 +40,7 @@ from gapssg.files import (
 )
 from gapssg.models.model_path import FINAL_WEIGHTS
 from gapssg.runs.events import EVENTS, LARGEST_EVENTS, Event, Note, Prepared, Remaining
-from gapssg.runs.results import RESULT, RunFacts, RunResult
+from gapssg.runs.results.common import RESULT, RunFacts, RunResult
 from gapssg.runs.time_left import TimeLeft
 from gapssg.safe_paths import InsidePath, inside
 from gapssg.settings.base import Settings

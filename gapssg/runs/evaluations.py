@@ -18,7 +18,10 @@ from gapssg.files import is_file, read_bounded, write_json
 from gapssg.models.model_path import FINAL_WEIGHTS
 from gapssg.runs.directory import CARD, Display
 from gapssg.runs.events import Warned
-from gapssg.runs.results import RESULT, DistillResult, EvaluatedModel, EvaluateResult, PretrainResult, Scores
+from gapssg.runs.results.common import RESULT, Scores
+from gapssg.runs.results.distillation import DistillResult
+from gapssg.runs.results.evaluation import EvaluatedModel, EvaluateResult
+from gapssg.runs.results.training import PretrainResult
 from gapssg.safe_paths import inside
 from gapssg.settings.load import SETTINGS
 from gapssg.stored import Count, Stored, Text

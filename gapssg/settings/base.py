@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Self, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
@@ -69,6 +69,13 @@ class Settings(BaseModel):
             if isinstance(given, dict) and isinstance(default, Settings):
                 completed[field_name] = _complete(given, default.to_dict())
         return completed
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with other values of some fields, which are validated; raise `ValidationError` as the class."""
+        if not update:
+            return super().model_copy(deep=deep)
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self).model_validate({**given, **update})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON types, without the values that are None."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gapssg.core.augment import Shifts
 from gapssg.models.profile import executed_batch_norm_layers
-from gapssg.synthesis.base import AveragedInversionSettings, SynthesisContext
+from gapssg.synthesis.base import AveragedInversionSettings
 from gapssg.synthesis.batch_norm import observed_inputs
+from gapssg.synthesis.context import SynthesisContext
 from gapssg.synthesis.inversion import GeneratorInversion
 from gapssg.synthesis.state import take_all
 
@@ -25,11 +24,7 @@ class AveragedInversion(GeneratorInversion):
     """
 
     def __init__(
-        self,
-        settings: AveragedInversionSettings,
-        context: SynthesisContext,
-        latent_learning_rate: float | None = None,
-        more_groups: Sequence[Mapping[str, Any]] = (),
+        self, settings: AveragedInversionSettings, context: SynthesisContext, latent_learning_rate: float | None = None
     ) -> None:
         self.averaged = settings
         device = context.runtime.device
@@ -43,7 +38,7 @@ class AveragedInversion(GeneratorInversion):
         self._latest = torch.zeros_like(self._expected)
         self._adversarial = torch.zeros((), device=device)
         self._moments: list[Tensor] = []
-        super().__init__(settings, context, latent_learning_rate, more_groups)
+        super().__init__(settings, context, latent_learning_rate)
 
     def _begin(self, epoch: int) -> None:
         super()._begin(epoch)
@@ -56,11 +51,7 @@ class AveragedInversion(GeneratorInversion):
         return observed_inputs(self.context.teacher, observe)
 
     def _loss(self, *draws: Tensor) -> dict[str, Tensor]:
-        context = self.context
-        with context.runtime.autocast():
-            images = self.generator(self._latents())
-        shifts = Shifts(*map(context.runtime.share, draws))
-        views = context.normalization(context.augmentation(images, shifts))
+        images, views = self._make_views(draws)
         self._moments.clear()
         teacher_logits, student_logits = self._responses(views)
         moments = torch.cat(take_all(self._moments))

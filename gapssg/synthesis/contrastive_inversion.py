@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gapssg.core.augment import Shifts
 from gapssg.errors import InputError
 from gapssg.models.generator import reset_layers_to_torch_default
 from gapssg.models.profile import executed_batch_norm_layers
-from gapssg.synthesis.base import SynthesisContext
 from gapssg.synthesis.batch_norm import instance_means, observed_inputs, statistics_distance
+from gapssg.synthesis.context import SynthesisContext
 from gapssg.synthesis.inversion import GeneratorInversion
 from gapssg.synthesis.state import put_back, take_all
 
@@ -125,11 +124,8 @@ class ContrastiveInversion(GeneratorInversion):
     def _loss(self, *draws: Tensor) -> dict[str, Tensor]:
         context, settings = self.context, self.contrast
         *of_each_image, rows, valid = draws
-        shares = [context.runtime.share(each) for each in of_each_image]
-        shifts, box = shares[:3], shares[3:]
-        with context.runtime.autocast():
-            images = self.generator(self._latents())
-        views = context.normalization(context.augmentation(images, Shifts(*shifts)))
+        images, views = self._make_views(of_each_image[:3])
+        box = map(context.runtime.share, of_each_image[3:])
         self._means.clear()
         teacher_logits, student_logits = self._responses(views)
         own_whole = torch.cat(take_all(self._means), dim=1)

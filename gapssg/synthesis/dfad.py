@@ -26,6 +26,7 @@ class DFADSettings(GeneratorMethodSettings):
     departs: ClassVar[tuple[str, ...]] = (
         *GeneratorMethodSettings.departs,
         "epochs and schedule of the other methods; the published code has 500 epochs of 50 rounds, with step decay",
+        "weight decay 1e-4, not 5e-4, and each round starts with the generator, not with the student",
     )
     makes_class_images: ClassVar[bool] = False
 

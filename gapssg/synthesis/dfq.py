@@ -25,6 +25,7 @@ class DFQSettings(GeneratorMethodSettings):
     year: ClassVar[int | None] = 2020
     needs_batch_norm: ClassVar[bool] = True
     published: ClassVar[Mapping[str, float]] = {"epochs": 200, "batch_size": 256, "optimizer.learning_rate": 0.1}
+    published_for_teacher: ClassVar[Mapping[str, Mapping[str, float]]] = {"resnet34": {"optimizer.learning_rate": 0.05}}
 
     name: Literal["dfq"] = "dfq"
     """The method."""

@@ -14,8 +14,10 @@ from gapssg.errors import Diverged, InputError
 from gapssg.models.frozen import frozen
 from gapssg.models.generator import Generator
 from gapssg.models.profile import last_linear_layer
-from gapssg.synthesis.base import EpochPlan, GeneratorMethodSettings, Responses, SynthesisContext
+from gapssg.synthesis.base import GeneratorMethodSettings, Responses
 from gapssg.synthesis.batch_norm import observed_statistics, whole_batch_moments
+from gapssg.synthesis.context import SynthesisContext
+from gapssg.synthesis.labelled_views import LabelledViews
 from gapssg.synthesis.pool import SamplePool
 from gapssg.synthesis.state import (
     STATE_MISMATCH,
@@ -26,6 +28,7 @@ from gapssg.synthesis.state import (
     put_back,
     take_all,
 )
+from gapssg.synthesis.synthesizer import EpochPlan
 
 
 class GeneratorTraining:
@@ -36,6 +39,7 @@ class GeneratorTraining:
     """
 
     pool: SamplePool | None = None
+    labelled: LabelledViews | None = None
 
     def __init__(self, settings: GeneratorMethodSettings, context: SynthesisContext) -> None:
         """Create the generator and its optimizer.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Generator as Steps
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,8 +16,9 @@ from gapssg.core.training_step import TrainingStep, forget_steps
 from gapssg.errors import Diverged, InputError
 from gapssg.models.frozen import frozen
 from gapssg.models.generator import Generator
-from gapssg.synthesis.base import InversionSettings, PoolMethodSettings, SynthesisContext
+from gapssg.synthesis.base import InversionSettings, PoolMethodSettings
 from gapssg.synthesis.batch_norm import observed_statistics, whole_batch_moments
+from gapssg.synthesis.context import SynthesisContext
 from gapssg.synthesis.input_statistics import observed_input_statistics
 from gapssg.synthesis.requirements import image_prior
 from gapssg.synthesis.state import (
@@ -256,12 +257,16 @@ class GeneratorInversion(Inversion):
         tensors = {f"generator.{name}": tensor for name, tensor in self.generator.state_dict().items()}
         return {"latent": self.latent.detach(), **tensors, **super()._tensors()}
 
-    def _loss(self, *draws: Tensor) -> dict[str, Tensor]:
+    def _make_views(self, shifts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the images of this process's share, and normalised views of them."""
         context = self.context
         with context.runtime.autocast():
             images = self.generator(self._latents())
-        shifts = Shifts(*map(context.runtime.share, draws))
-        views = context.normalization(context.augmentation(images, shifts))
+        own_shifts = Shifts(*map(context.runtime.share, shifts))
+        return images, context.normalization(context.augmentation(images, own_shifts))
+
+    def _loss(self, *draws: Tensor) -> dict[str, Tensor]:
+        images, views = self._make_views(draws)
         teacher_logits, student_logits = self._responses(views)
         loss, terms = self.settings.loss(self._statistics_loss(), teacher_logits, student_logits, self._targets)
         return {"loss": loss, **terms, "images": images}

@@ -11,7 +11,7 @@ from torch import Tensor
 from gapssg.core.augment import Shifts
 from gapssg.core.runtime import to_unit_range
 from gapssg.errors import InputError
-from gapssg.synthesis.base import PoolMethodSettings, SynthesisContext
+from gapssg.synthesis.context import SynthesisContext
 from gapssg.synthesis.pool import SamplePool, refusing_too_large
 
 SMALLER_VIEWS = "lower method.labelled_views, epochs or method.synthesis_batch_size"
@@ -50,18 +50,20 @@ class LabelledViews:
 
     def __init__(
         self,
-        settings: PoolMethodSettings,
+        count: int,
+        mixup: float,
+        batch_size: int,
         context: SynthesisContext,
         pool: SamplePool,
         sample_indices: Callable[[int], Tensor],
     ) -> None:
-        """Reserve memory for the views of all images that the pool has room for; none is labelled yet.
+        """Reserve memory for `count` views of each image that the pool has room for; none is labelled yet.
 
-        `sample_indices` returns the indices of the images of the next distillation batch. Raises `InputError` if memory
-        is short.
+        A view is mixed with probability `mixup`. `sample_indices` returns the indices of the images of the next
+        distillation batch. Raises `InputError` if memory is short.
         """
-        self.batch_size, self._given = settings.synthesis_batch_size, len(pool)
-        self.count, self._mixup = settings.labelled_views, settings.mixup
+        self.batch_size, self._given = batch_size, len(pool)
+        self.count, self._mixup = count, mixup
         self._context, self._pool, self._sample_indices = context, pool, sample_indices
         self._labelled = 0
         shape, device = (pool.capacity, self.count), context.runtime.device

@@ -10,7 +10,7 @@ from torch import Tensor
 from gapssg.core.training_step import forget_steps
 from gapssg.models.generator import INITIAL_DEVIATION, Generator, reset_layers, reset_layers_to_torch_default
 from gapssg.synthesis.averaged_inversion import AveragedInversion
-from gapssg.synthesis.base import SynthesisContext
+from gapssg.synthesis.context import SynthesisContext
 from gapssg.synthesis.state import halve_learning_rates, make_adam, moments_of
 
 if TYPE_CHECKING:

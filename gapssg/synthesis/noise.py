@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from gapssg.synthesis.base import PoolMethodSettings, SynthesisContext
+from gapssg.synthesis.base import PoolMethodSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from gapssg.synthesis.context import SynthesisContext
 
 
 class NoiseSettings(PoolMethodSettings):

@@ -12,7 +12,7 @@ from gapssg.models.generator import Generator, reset_layers_to_torch_default
 from gapssg.models.profile import last_linear_layer
 from gapssg.models.safetensors_file import read_safetensors
 from gapssg.synthesis.averaged_inversion import AveragedInversion
-from gapssg.synthesis.base import SynthesisContext
+from gapssg.synthesis.context import SynthesisContext
 
 if TYPE_CHECKING:
     from gapssg.synthesis.nayer import NAYERSettings

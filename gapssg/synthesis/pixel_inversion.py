@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gapssg.synthesis.base import SynthesisContext
+from gapssg.synthesis.context import SynthesisContext
 from gapssg.synthesis.inversion import Inversion
 
 if TYPE_CHECKING:

@@ -15,11 +15,13 @@ from gapssg.core.batches import shuffled_batches, steps_for_passes
 from gapssg.core.runtime import to_uint8, to_unit_range
 from gapssg.errors import InputError
 from gapssg.models.generator import Generator
-from gapssg.synthesis.base import EpochPlan, PoolMethodSettings, SynthesisContext
+from gapssg.synthesis.base import PoolMethodSettings
+from gapssg.synthesis.context import SynthesisContext
 from gapssg.synthesis.labelled_views import LabelledViews
 from gapssg.synthesis.losses import distillation_divergence
 from gapssg.synthesis.pool import SamplePool
 from gapssg.synthesis.shards import PoolOrigin, read_shard
+from gapssg.synthesis.synthesizer import EpochPlan
 
 
 class BatchSynthesis(Protocol):
@@ -82,7 +84,10 @@ class PoolSynthesizer:
             pool = SamplePool(capacity, context.image_shape, context.runtime.device)
         self.pool = pool
         self._given = len(pool)
-        self.labelled = LabelledViews(settings, context, pool, self.sample_indices) if settings.labelled_views else None
+        self.labelled: LabelledViews | None = None
+        if views := settings.labelled_views:
+            size = settings.synthesis_batch_size
+            self.labelled = LabelledViews(views, settings.mixup, size, context, pool, self.sample_indices)
         self._batches: Iterator[Tensor] = iter(())
 
     @property

@@ -25,6 +25,10 @@ class ZSKTSettings(GeneratorMethodSettings):
     year: ClassVar[int | None] = 2019
     needs_batch_norm: ClassVar[bool] = False
     published: ClassVar[Mapping[str, float]] = {"epochs": 200, "batch_size": 256, "optimizer.learning_rate": 0.1}
+    departs: ClassVar[tuple[str, ...]] = (
+        *GeneratorMethodSettings.departs,
+        "as in CMI's code: the student without attention transfer, Adam and clipped gradients",
+    )
     makes_class_images: ClassVar[bool] = False
 
     name: Literal["zskt"] = "zskt"

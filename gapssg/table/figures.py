@@ -18,7 +18,8 @@ from gapssg.errors import GapssgError, InputError, shortened
 from gapssg.figures import COLUMN, DASHES, LINE_COLOURS, new_figure, write_figure
 from gapssg.files import make_folder
 from gapssg.runs.events import DistillationEpoch, read_finished
-from gapssg.runs.results import DistillResult, TableRow, TableSummary
+from gapssg.runs.results.distillation import DistillResult
+from gapssg.runs.results.table import TableRow, TableSummary
 from gapssg.safe_paths import inside
 from gapssg.synthesis import method_classes
 
@@ -85,9 +86,7 @@ class MeanCurve(NamedTuple):
     deviation: list[float]
 
 
-def write_row_figures(
-    row: str, cells: Sequence[RowCell], folder: Path, *, other_runs: Iterable[RowCell] = ()
-) -> list[Path]:
+def write_row_figures(row: str, cells: Sequence[RowCell], folder: Path) -> list[Path]:
     """Write `ROW-accuracy` and `ROW-gap` as PNG and SVG.
 
     `ROW-accuracy` has a line for each method, its student's top-1 accuracy (mean over the seeds, with a band of one
@@ -109,7 +108,6 @@ def write_row_figures(
         row: The name of the files.
         cells: The runs that are drawn; those without any accuracy are left out.
         folder: An existing folder for the files.
-        other_runs: More runs of the same student, such as longer ones, which count for T* but are not drawn.
 
     Returns:
         The files.
@@ -121,7 +119,7 @@ def write_row_figures(
     """
     if Path(row).name != row:
         raise InputError(f"{shortened(repr(row))} cannot name the files of a figure; leave out slashes")
-    curves = read_row(cells, other_runs)
+    curves = read_row(cells)
     files = write_figure(folder, f"{row}-accuracy", lambda: accuracy_figure(curves))
     return files + write_figure(folder, f"{row}-gap", lambda: gap_figure(curves))
 
@@ -159,17 +157,16 @@ def line_name(row: TableRow) -> str:
     return f"{row.row}-{particulars[:_LONGEST_PARTICULARS]}" if particulars else row.row
 
 
-def read_row(cells: Sequence[RowCell], other_runs: Iterable[RowCell] = ()) -> RowCurves:
+def read_row(cells: Sequence[RowCell]) -> RowCurves:
     """Read the curves that `write_row_figures` draws; raises as it does."""
     for (method, seed), runs in Counter((cell.method, cell.seed) for cell in cells).items():
         if runs > 1:
             raise InputError(f"seed {seed} of {shortened(method)} is given twice; give one run of each")
-    read = [(cell, read_curves(cell.run)) for cell in (*cells, *other_runs)]
-    evaluated = [(cell, curves) for cell, curves in read if curves.top1 and curves.teacher_top1 is not None]
-    drawn = [(cell, curves) for cell, curves in evaluated if cell in cells]
+    read = [(cell, read_curves(cell.run)) for cell in cells]
+    drawn = [(cell, curves) for cell, curves in read if curves.top1 and curves.teacher_top1 is not None]
     if not drawn:
         raise InputError("no run of the row has an accuracy to draw; distil with --eval-data")
-    for cell, curves in evaluated:
+    for cell, curves in drawn:
         if curves.pair != drawn[0][1].pair:
             raise InputError(
                 f"{cell.run} has another teacher or student than {drawn[0][0].run}; a figure compares runs of one pair"
@@ -181,7 +178,7 @@ def read_row(cells: Sequence[RowCell], other_runs: Iterable[RowCell] = ()) -> Ro
         methods,
         # The same file, but possibly evaluated on different devices.
         fmean(curves.teacher_top1 for _, curves in drawn if curves.teacher_top1 is not None),
-        max(top1 for _, curves in evaluated for top1 in curves.top1.values()),
+        max(top1 for _, curves in drawn for top1 in curves.top1.values()),
     )
 
 

@@ -34,7 +34,10 @@ from gapssg.files import (
     remove,
     write_json,
 )
-from gapssg.runs.results import RESULT, DistillResult, PretrainResult, TableSummary, load_training_result
+from gapssg.runs.results.common import RESULT
+from gapssg.runs.results.distillation import DistillResult, load_training_result
+from gapssg.runs.results.table import TableSummary
+from gapssg.runs.results.training import PretrainResult
 from gapssg.safe_paths import InsidePath, inside
 from gapssg.stored import PositiveCount, Stored, Text
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import sys
-import time
 import traceback
 from functools import partial
 from typing import Any
@@ -15,7 +14,8 @@ from gapssg.errors import GapssgError, InputError, Taken
 from gapssg.files import is_file
 from gapssg.runs.checkpoint import has_checkpoint
 from gapssg.runs.requests import Requests
-from gapssg.runs.results import DistillResult, PretrainResult
+from gapssg.runs.results.distillation import DistillResult
+from gapssg.runs.results.training import PretrainResult
 from gapssg.safe_paths import inside
 from gapssg.settings.load import SETTINGS, load_settings
 from gapssg.table.ledger import Failure
@@ -29,7 +29,6 @@ from gapssg.training.settings import DistillSettings, PretrainSettings
 
 def make_run(task: Task, display: CellDisplay, requests: Requests) -> Ending:
     """Start or resume a run here; only a request ends it early, by `Stopped`, and the run can be resumed."""
-    started = time.perf_counter()
     try:
         result = _start_or_resume(task, display, requests)
     except Taken as error:
@@ -39,7 +38,7 @@ def make_run(task: Task, display: CellDisplay, requests: Requests) -> Ending:
     finally:
         _release()
     assert result.model.top1 is not None  # a table has evaluation data
-    return Ending(top1=result.model.top1, seconds=time.perf_counter() - started)
+    return Ending(top1=result.model.top1, seconds=result.timing.total)
 
 
 def _failure(task: Task, error: Exception) -> Failure:

@@ -13,6 +13,7 @@ from gapssg.table.rows import (
     Row,
     distill_departures,
     distill_settings,
+    identifying,
     identity,
     make_columns,
     make_rows,
@@ -79,7 +80,7 @@ def _plan_cell(
     now: float,
 ) -> CellPlan:
     size = () if settings.image_size is None else (f"image_size={settings.image_size}",)
-    pretrained = tuple(pretrain_departures(row, settings))
+    pretrained, pretrain_changes = tuple(pretrain_departures(row, settings)), identifying(settings.pretrain_changes)
     return CellPlan(
         row=row.name,
         recipe=row.recipe,
@@ -87,7 +88,7 @@ def _plan_cell(
         teacher=row.teacher,
         student=row.student,
         budget=settings.budget,
-        changes=(*settings.changes, *size, *(f"pretrain {change}" for change in settings.pretrain_changes)),
+        changes=(*identifying(settings.changes), *size, *(f"pretrain {change}" for change in pretrain_changes)),
         column=column.name,
         method=cell.method.name,
         settings=identity(cell, row, teacher_hash),

@@ -28,7 +28,7 @@ from gapssg.files import holder_of, lock, probe_file, signature, user_path
 from gapssg.runs.directory import Display, SilentDisplay, take_from
 from gapssg.runs.events import Event, Note, ProgressOfRuns, Remaining, RunProgress
 from gapssg.runs.requests import Requests, Stopped
-from gapssg.runs.results import load_training_result
+from gapssg.runs.results.distillation import load_training_result
 from gapssg.safe_paths import inside
 from gapssg.table.ledger import Failure, Ledger, is_done, read_attempts, record_attempt
 from gapssg.table.place import CellDisplay, Ending

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,8 @@ _SMOKE_METHOD = {
 
 # These change how, where and when a run computes and writes, but not its result (but for rounding, which depends on
 # device and precision). The first are fixed when a run starts; the others may change when it is resumed.
-_FIXED_AT_THE_START = ("runtime", "evaluate_every", "snapshot_every", "samples", "keep_pool")
+_WRITES = ("evaluate_every", "snapshot_every", "samples", "keep_pool")
+_FIXED_AT_THE_START = ("runtime", *_WRITES)
 _NOT_IDENTIFYING = (*_FIXED_AT_THE_START, *CHECKPOINTS)
 _SHORT_HASH = 12
 
@@ -177,6 +179,20 @@ def settings_to_resume(settings: AnySettings, started_with: AnySettings) -> AnyS
     return settings.model_copy(update=kept)
 
 
+def identifying(changes: Iterable[str]) -> tuple[str, ...]:
+    """Return the changes, texts `key.path=value`, that change the result of a run."""
+    return tuple(change for change in changes if re.split(r"[.=]", change)[0].strip() not in _NOT_IDENTIFYING)
+
+
+def kept_settings(settings: AnySettings, started_with: AnySettings) -> dict[str, Any]:
+    """Return what a finished run has written otherwise than `settings` ask, such as its snapshots, by key."""
+    return {
+        key: getattr(started_with, key)
+        for key in _WRITES
+        if key in type(settings).model_fields and getattr(settings, key) != getattr(started_with, key)
+    }
+
+
 def pretrain_departures(row: Row, settings: TableSettings) -> list[str]:
     """Return how the training of teacher and scratch student departs from the published, one phrase each."""
     found = []
@@ -187,18 +203,18 @@ def pretrain_departures(row: Row, settings: TableSettings) -> list[str]:
         found.append(f"the images are {row.data_name}, not {row.published_data}")
     if settings.image_size is not None:
         found.append(f"the images are scaled to {settings.image_size}x{settings.image_size} pixels")
-    if settings.pretrain_changes:
-        found.append(f"teacher and scratch student trained with {', '.join(settings.pretrain_changes)}")
+    if changes := identifying(settings.pretrain_changes):
+        found.append(f"teacher and scratch student trained with {', '.join(changes)}")
     return found
 
 
 def distill_departures(row: Row, column: Column, method: str, settings: TableSettings) -> list[str]:
     """Return how else a cell of `method` departs from the published, one phrase each."""
     found = [*departures_of(method, row.teacher)]
-    if settings.changes:
-        found.append(f"with {', '.join(settings.changes)}")
-    if column.changes:
-        found.append(f"{column.name} is with {', '.join(column.changes)}")
+    if changes := identifying(settings.changes):
+        found.append(f"with {', '.join(changes)}")
+    if changes := identifying(column.changes):
+        found.append(f"{column.name} is with {', '.join(changes)}")
     if settings.budget == "full" and not is_run_as_published(method):
         found.append(f"published epochs, batch size and learning rate of {method} not known: those of gapssg")
     return found

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gapssg.errors import Taken
-from gapssg.files import user_path
+from gapssg.files import is_file, user_path
 from gapssg.runs.directory import Display, SilentDisplay, check_own
 from gapssg.runs.events import Note
 from gapssg.runs.requests import Requests, Stopped
-from gapssg.runs.results import TableResult
+from gapssg.runs.results.table import TableResult
+from gapssg.safe_paths import inside
+from gapssg.settings.load import SETTINGS, load_settings
 from gapssg.table.ledger import Failure, Ledger, clear_attempts, clear_failure, is_done, record_failure
 from gapssg.table.place import CellDisplay, Ending, Place
 from gapssg.table.plan import Task
+from gapssg.table.rows import kept_settings
 from gapssg.table.summary import write_summary
 
 _SECONDS_BETWEEN_LOOKS = 2.0
@@ -141,7 +144,7 @@ class _Work(AbstractContextManager["_Work"]):
             if is_done(run):
                 clear_failure(run)
                 self.elsewhere.pop(task.label, None)
-                self._say(f"{task.label}: done before")
+                self._say(f"{task.label}: done before{_kept(task, run)}")
                 self._has_settled_any = True
                 return True
             started = _Started(task, run, opened.pop_all())
@@ -202,6 +205,15 @@ class _Work(AbstractContextManager["_Work"]):
         self.display.event(Note(message=sentence))
 
 
+def _kept(task: Task, run: Path) -> str:
+    """Return what a finished run was told to write, if its task asks for something else."""
+    if not is_file(inside(run) / SETTINGS):
+        return ""
+    started_with = load_settings(type(task.settings), section="-", config=run / SETTINGS)
+    kept = kept_settings(task.settings, started_with)
+    return "".join(f", with {key} {'unset' if value is None else value}" for key, value in kept.items())
+
+
 class Here:
     """Carries out runs in this process, one at a time."""
 
@@ -216,10 +228,11 @@ class Here:
 
     def start(self, task: Task) -> None:
         """Make a run."""
+        from gapssg.runs.checkpoint import has_checkpoint
         from gapssg.table.one_run import make_run
 
         display = CellDisplay(self._display, task.label)
-        display.say("starting")
+        display.say("resuming" if has_checkpoint(task.run) else "starting")
         clear_attempts(task.run)
         self._ended.append((task.run, make_run(task, display, self._requests)))
 

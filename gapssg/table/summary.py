@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from gapssg.errors import shortened
 from gapssg.files import write_atomically
-from gapssg.runs.results import MadeWhere, MethodEntry, TableEntry, TableRow, TableSummary, TrainedEntry
+from gapssg.runs.results.table import MadeWhere, MethodEntry, TableEntry, TableRow, TableSummary, TrainedEntry
 from gapssg.table.ledger import FORMAT, TABLE, CellPlan, Ledger, Outcome, Runs
 from gapssg.table.rows import Figures, published_figures_of
 from gapssg.text import no_formula, printable
@@ -78,8 +78,8 @@ def to_markdown(summary: TableSummary) -> str:
         times = [by_name[name].seconds if name in by_name else None for name in names]
         seconds.append([label, *("" if time is None else f"{time:.0f}" for time in times)])
     parts = [
-        "Top-1 accuracy in % after the last epoch, mean and standard deviation over seeds; in brackets the published "
-        "figure, which is of the best epoch on the test images.",
+        "Top-1 accuracy in % after the last epoch: mean and sample standard deviation over the seeds, whose number is "
+        "n; in brackets the published figure, which is of the best epoch on the test images.",
         _markdown_table(["row", *names], accuracies),
         "Seconds of a run, mean over seeds.",
         _markdown_table(["row", *names], seconds),
@@ -89,8 +89,8 @@ def to_markdown(summary: TableSummary) -> str:
 
 
 def accuracy(entry: TableEntry) -> str:
-    """Return accuracy, published accuracy and marks: `93.13 ± 0.08 (93.95 ± 0.10) a b`, in percent."""
-    parts = [with_deviation(entry.top1, entry.deviation)]
+    """Return accuracy, number of seeds, published accuracy and marks: `93.13 ± 0.08, n=3 (93.95 ± 0.10) a b`."""
+    parts = [with_deviation(entry.top1, entry.deviation) + (f", n={len(entry.seeds)}" if entry.seeds else "")]
     if entry.published_top1 is not None:
         parts.append(f"({with_deviation(entry.published_top1, entry.published_deviation)})")
     return " ".join([*parts, *entry.marks])

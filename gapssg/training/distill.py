@@ -29,18 +29,11 @@ from gapssg.runs.directory import Display, RunDirectory, SilentDisplay, pool_sha
 from gapssg.runs.evaluations import warnings_of_run
 from gapssg.runs.events import DistillationEnded, DistillationEpoch, Event, Note, Started, Warned
 from gapssg.runs.requests import Requests
-from gapssg.runs.results import (
-    AugmentationFacts,
-    DistillResult,
-    DistillTiming,
-    EstimateResult,
-    Part,
-    QualityFacts,
-    Scores,
-    SettlingResult,
-    StudentFacts,
-    TeacherFacts,
-)
+from gapssg.runs.results.common import Scores
+from gapssg.runs.results.cost import EstimateResult, Part
+from gapssg.runs.results.distillation import DistillResult, DistillTiming, SettlingResult, StudentFacts, TeacherFacts
+from gapssg.runs.results.quality import QualityFacts
+from gapssg.runs.results.training import AugmentationFacts
 from gapssg.runs.time_left import EVALUATION
 from gapssg.stored import MOST_COUNTED_CLASSES
 from gapssg.training.distillation import Distillation

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -14,10 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gapssg.core.augment import Mixture, Normalization, Shifts, draw_mixture, mix
 from gapssg.core.runtime import Runtime, to_uint8
 from gapssg.errors import Diverged, InputError, NotFinite, RunError
-from gapssg.evaluation.metrics import ClassCounts, agreement, count_by_class, largest_share
+from gapssg.evaluation.metrics import ClassCounts, count_by_class
 from gapssg.evaluation.predict import batch_size_for, predict
 from gapssg.models.description import ModelProfile
 from gapssg.models.model_file import LoadedModel
@@ -27,15 +25,15 @@ from gapssg.quality.predictor import share_of
 from gapssg.runs.checkpoint import State
 from gapssg.runs.directory import RunDirectory, first_pool_shards, read_logits
 from gapssg.runs.events import DistillationEpoch, DistillationTiming, Health, RolledBack, Warned
-from gapssg.runs.results import Scores
+from gapssg.runs.results.common import Scores
 from gapssg.runs.time_left import TimeLeft
 from gapssg.safe_paths import inside
 from gapssg.settings.load import SETTINGS, read_toml
-from gapssg.synthesis.base import EpochPlan, SynthesisContext
+from gapssg.synthesis.context import SynthesisContext
 from gapssg.synthesis.labelled_views import LabelledViews
-from gapssg.synthesis.losses import gap_bounds, reality_gap
-from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
 from gapssg.synthesis.shards import read_shard
+from gapssg.synthesis.synthesizer import EpochPlan
+from gapssg.training.comparison import MOST_COMPARED, Differences, differences, images_to_compare
 from gapssg.training.distillation_progress import EpochFacts, Progress
 from gapssg.training.distillation_setup import (
     choose_augmentation,
@@ -48,10 +46,8 @@ from gapssg.training.image_monitor import ImageMonitor
 from gapssg.training.loop import Phase
 from gapssg.training.settings import DistillSettings
 from gapssg.training.settling import Settling, SettlingFacts
+from gapssg.training.student_steps import LabelledSteps, StudentSteps
 from gapssg.training.trainee import Trainee
-
-_MOST_COMPARED = 10_000  # images, enough to know a share to one percentage point
-_FEWEST_SAMPLES, _SAMPLES_OF_A_CLASS = 1000, 20  # of a generator
 
 
 class Distillation:
@@ -59,6 +55,7 @@ class Distillation:
 
     Attributes:
         progress: The counters of the run.
+        student_steps: The inputs and the loss of the student's steps.
         monitor: Statistics of the synthetic images.
         labelled: Views of the pool's images that the teacher has labelled; None if each step labels its own.
         settling: Decides when the run ends; None if after all epochs.
@@ -79,7 +76,7 @@ class Distillation:
         student = student or make_student(settings, runtime, teacher)
         context = SynthesisContext(
             teacher=runtime.place(teacher.module).eval().requires_grad_(False),
-            normalization=Normalization.from_statistics(card.mean, card.deviation, runtime.device),
+            normalization=teacher.normalization(runtime.device),
             augmentation=augmentation,
             image_shape=card.input_shape,
             num_classes=card.num_classes,
@@ -95,19 +92,19 @@ class Distillation:
         self.augmentation = augmentation
         self.student = runtime.place(student)
         self.synthesizer, self.origin = make_synthesizer(settings, context, teacher)
-        given = len(self.synthesizer.pool) if settings.pool and self.synthesizer.pool else None
-        self._given = given
+        self._given = len(self.synthesizer.pool) if settings.pool and self.synthesizer.pool else None
         self.card = student_card(settings, teacher, student, augmentation, self.origin)
-        self.labelled = self.synthesizer.labelled if isinstance(self.synthesizer, PoolSynthesizer) else None
-        loss = self._loss_on_labelled if self.labelled else self._loss
-        self.trainee = Trainee(self.student, loss, settings.optimizer, runtime, settings.max_rollbacks)
+        self.labelled = self.synthesizer.labelled
+        common, views = (context, self.synthesizer, self.student), self.labelled
+        steps = LabelledSteps(*common, views) if views else StudentSteps(*common, settings.method.mixup)
+        self.student_steps = steps
+        self.trainee = Trainee(self.student, steps.loss, settings.optimizer, runtime, settings.max_rollbacks)
         self.progress = Progress()
         self.settling = Settling(settings.epochs, settings.optimizer) if settings.until_settled else None
         self.monitor = ImageMonitor(card.class_names, settings.method.makes_class_images)
         plans = (self.synthesizer.plan(epoch) for epoch in range(settings.epochs))
         self._planned_learning_epochs = sum(plan.advances_learning_rate for plan in plans)
-        self._reality_gap_after = 0.0
-        self._gap_bounds: list[float | None] = [None, None]
+        self._after: Differences | None = None  # after the last round of an epoch
         self._given_classes: list[Tensor] = []
         self._terms: dict[str, Tensor] = {}  # of the last step of the current synthesis
         self.time_left = TimeLeft(self.steps_left())
@@ -258,7 +255,8 @@ class Distillation:
             run: Where warnings are recorded.
             scores: Scores of the student on real images, if it was evaluated.
         """
-        progress = self.progress
+        progress, after = self.progress, self._after
+        assert after is not None  # there is at least one round
         plan, done = self.synthesizer.plan(progress.epochs_done), progress.epoch
         health = self._check_images(plan, run)
         steps = plan.rounds * plan.distillation_steps
@@ -281,9 +279,9 @@ class Distillation:
             pool_size=None if self.synthesizer.pool is None else len(self.synthesizer.pool),
             distillation_loss=loss,
             reality_gap_before=done.reality_gap_before,
-            reality_gap_after=self._reality_gap_after,
-            inherent_gap_bound=self._gap_bounds[0],
-            derived_gap_bound=self._gap_bounds[1],
+            reality_gap_after=after.reality_gap,
+            inherent_gap_bound=after.inherent_gap_bound,
+            derived_gap_bound=after.derived_gap_bound,
             agreement_before=progress.agreement,
             agreement_baseline=progress.agreement_baseline,
             probe_disagreement=disagreement,
@@ -390,31 +388,35 @@ class Distillation:
 
     def _compare_before(self, plan: EpochPlan) -> None:
         """Compare teacher and student on the newest images before the student trains on them."""
-        gap, agreed, baseline = self._compare_on_fresh()
-        if not math.isfinite(gap):
+        before = self._compare_on_fresh()
+        if not math.isfinite(before.reality_gap):
             self._check_teacher([self.synthesizer.fresh])
             raise self._not_finite("student")
-        self.progress.epoch.reality_gap_before = gap
+        done = self.progress.epoch
+        done.reality_gap_before = before.reality_gap
         # Not for the pool of an earlier run: after the first epoch the student has trained on all of it.
         if plan.synthesis_steps:
-            self.progress.epoch.agreement_before, self.progress.epoch.agreement_baseline = agreed, baseline
+            done.agreement_before, done.agreement_baseline = before.agreement, before.agreement_baseline
 
     def _distil(self, plan: EpochPlan, run: RunDirectory) -> Generator[int, None, None]:
         """Train the student or resume it; after the last round, measure the reality gap on the newest images."""
         epoch, index = self.progress.epochs_done, self.progress.epoch.round
         earlier, started = self.progress.epoch.distillation_seconds, self._clock()
         while True:
-            inputs = self.batches(epoch, index, self.trainee.steps_done)
+            inputs = self.student_steps.batches(epoch, index, self.trainee.steps_done)
             for done in self.trainee.train(epoch, index, plan.distillation_steps, inputs):
                 self.progress.epoch.distillation_seconds = earlier + time.perf_counter() - started
                 yield done
             self.progress.epoch.distillation_seconds = earlier + self._clock() - started
-            if index == plan.rounds - 1:  # in each of many short rounds it would cost as much as a step
-                self._reality_gap_after, *_ = self._compare_on_fresh()
+            # In each of many short rounds it would cost as much as a step.
+            self._after = self._compare_on_fresh() if index == plan.rounds - 1 else None
+            is_sound = self._after is None or math.isfinite(self._after.reality_gap)
             try:
-                rollback = self.trainee.settle(epoch, is_sound=math.isfinite(self._reality_gap_after))
+                rollback = self.trainee.settle(epoch, is_sound)
             except RunError:
-                self._check_teacher(self._views_of(epoch, index, plan.distillation_steps))
+                steps = min(plan.distillation_steps, -(-MOST_COMPARED // self.settings.batch_size))
+                inputs = islice(self.student_steps.batches(epoch, index, 0), steps)
+                self._check_teacher(self.student_steps.views(*each) for each in inputs)
                 raise
             if rollback is None:
                 return
@@ -432,60 +434,9 @@ class Distillation:
             f"try --precision fp32, or another {whose}"
         )
 
-    def _views_of(self, epoch: int, index: int, steps: int) -> Iterator[Tensor]:
-        """Yield the views, (N, C, H, W) each, of the first steps of a round."""
-        most = min(steps, -(-_MOST_COMPARED // self.settings.batch_size))
-        for images, *drawn in islice(self.batches(epoch, index, 0), most):
-            yield images if self.labelled is not None else self._views(images, *drawn)
-
-    def batches(self, epoch: int, index: int, start: int) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the inputs of the distillation steps of a round, from step `start` on."""
-        batch_size, labelled = self.settings.batch_size, self.labelled
-        stream = self.runtime.random_stream("augmentation", epoch, index)
-        if labelled is not None:
-            deque(labelled.extend(), maxlen=0)  # what no phase has labelled
-        for _ in range(start):
-            self._draw_views(batch_size, stream)
-        self.synthesizer.start_sampling(epoch, index, start)
-        while True:
-            drawn = self._draw_views(batch_size, stream)
-            yield (self.synthesizer.sample(batch_size), *drawn) if labelled is None else labelled.batch(*drawn)
-
-    def _draw_views(self, count: int, stream: torch.Generator) -> tuple[Tensor, ...]:
-        """Draw the crops and flips of a batch and, with mixup, the partners and shares; or the labelled views."""
-        if self.labelled is not None:
-            return (self.labelled.draw(count, stream),)
-        mixup = self.settings.method.mixup
-        shifts = self.augmentation.draw(count, stream)
-        return (*shifts, *draw_mixture(count, mixup, stream)) if mixup else shifts
-
-    def _views(self, images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor, *mixture: Tensor) -> Tensor:
-        views = self.augmentation(images, Shifts(rows, columns, flips)) if self.synthesizer.augments else images
-        return mix(views, Mixture(*mixture)) if mixture else views
-
-    def _loss(self, images: Tensor, *drawn: Tensor) -> dict[str, Tensor]:
-        views = self.normalization(self.runtime.share(self._views(images, *drawn)))
-        with self.runtime.autocast():
-            with torch.no_grad():
-                teacher_logits = self.teacher(views).float()
-            student_logits = self.student(views).float()
-        student_logits, teacher_logits = self.runtime.whole(student_logits, teacher_logits)
-        return {"loss": self.synthesizer.distillation_loss(student_logits, teacher_logits)}
-
-    def _loss_on_labelled(self, views: Tensor, teacher_logits: Tensor) -> dict[str, Tensor]:
-        with self.runtime.autocast():
-            own_logits = self.student(self.normalization(self.runtime.share(views))).float()
-        (student_logits,) = self.runtime.whole(own_logits)
-        return {"loss": self.synthesizer.distillation_loss(student_logits, teacher_logits)}
-
-    def _compare_on_fresh(self) -> tuple[float, float, float]:
-        """Return reality gap, agreement and its baseline on the newest images; with infinite logits the gap is NaN."""
-        teacher_logits = self.predict(self.teacher, self.synthesizer.fresh)
-        student_logits = self.predict(self.student, self.synthesizer.fresh)
-        gap = reality_gap(teacher_logits, student_logits).item()
-        bounds = gap_bounds(teacher_logits, student_logits, student_logits, self.synthesizer.fresh_targets)
-        self._gap_bounds = [bound.item() if bound.isfinite() else None for bound in bounds]
-        return gap, agreement(teacher_logits, student_logits), largest_share(teacher_logits.argmax(dim=1))
+    def _compare_on_fresh(self) -> Differences:
+        fresh, targets = self.synthesizer.fresh, self.synthesizer.fresh_targets
+        return differences(self.predict(self.teacher, fresh), self.predict(self.student, fresh), targets)
 
     def predict(self, module: nn.Module, images: Tensor) -> Tensor:
         """Return the logits (N, K) of images (N, C, H, W), normalising them first."""
@@ -494,27 +445,14 @@ class Distillation:
     def compare(self) -> ClassCounts:
         """Count, for each class that the teacher predicts, the images on which the student agrees, at the end of a run.
 
-        The images are those of the pool, on which the student has trained, or 10,000 spread evenly over a larger one.
-        Without a pool they are new samples of the generator: at least 1,000 and 20 per class, at most 10,000.
+        The images are those of `images_to_compare`.
         """
         teacher, student = [], []
-        for images in self._final_images():
+        size, epoch = self.settings.batch_size, self.progress.epochs_done
+        for images in images_to_compare(self.synthesizer, self.card.num_classes, size, epoch):
             teacher.append(self.predict(self.teacher, images).argmax(dim=1))
             student.append(self.predict(self.student, images).argmax(dim=1))
         return count_by_class(torch.cat(student), torch.cat(teacher), self.card.num_classes)
-
-    def _final_images(self) -> Iterator[Tensor]:
-        pool, size = self.synthesizer.pool, self.settings.batch_size
-        if pool is not None:
-            count = min(len(pool), _MOST_COMPARED)
-            chosen = (torch.arange(count) * len(pool) // count).to(pool.images.device)
-            for start in range(0, count, size):
-                yield pool.images[chosen[start : start + size]]
-            return
-        samples = min(max(_FEWEST_SAMPLES, _SAMPLES_OF_A_CLASS * self.card.num_classes), _MOST_COMPARED)
-        self.synthesizer.start_sampling(self.progress.epochs_done, 0, 0)
-        for _ in range(-(-samples // size)):
-            yield self.synthesizer.sample(size)
 
     def _clock(self) -> float:
         self.runtime.synchronize()

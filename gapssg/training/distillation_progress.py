@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from gapssg.errors import InputError
 from gapssg.runs.checkpoint import NOT_OF_THIS_RUN, Facts
 from gapssg.settings.parts import MOST_ROLLBACKS
-from gapssg.synthesis.base import EpochPlan
+from gapssg.synthesis.synthesizer import EpochPlan
 
 
 class EpochFacts(Facts):

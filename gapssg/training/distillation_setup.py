@@ -24,10 +24,12 @@ from gapssg.models.reference import MODULE
 from gapssg.models.signature import signature_of
 from gapssg.runs.directory import pool_shards, versions
 from gapssg.synthesis import method_classes
-from gapssg.synthesis.base import BATCH_NORM, PoolMethodSettings, RunSize, SynthesisContext, Synthesizer
+from gapssg.synthesis.base import BATCH_NORM, PoolMethodSettings, RunSize
+from gapssg.synthesis.context import SynthesisContext
 from gapssg.synthesis.pool_synthesizer import PoolSynthesizer, read_pool
 from gapssg.synthesis.requirements import missing_for
 from gapssg.synthesis.shards import PoolOrigin
+from gapssg.synthesis.synthesizer import Synthesizer
 from gapssg.training.memory import StepMemory, saved_bytes, training_memory
 from gapssg.training.settings import DistillSettings
 

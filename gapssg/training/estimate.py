@@ -18,8 +18,8 @@ from torch import Tensor
 
 from gapssg.core.runtime import Runtime, to_uint8
 from gapssg.core.training_step import EAGER_CALLS
-from gapssg.runs.results import EstimateResult, Part
-from gapssg.synthesis.base import EpochPlan
+from gapssg.runs.results.cost import EstimateResult, Part
+from gapssg.synthesis.synthesizer import EpochPlan
 
 if TYPE_CHECKING:
     from gapssg.training.distillation import Distillation
@@ -109,7 +109,8 @@ def _batches(distillation: Distillation) -> Iterator[tuple[Tensor, ...]]:
         while len(pool) < given + (epoch + 1) * size:
             noise = torch.rand((size, *distillation.card.input_shape), generator=stream, device=device)
             pool.append(to_uint8(noise), torch.zeros(size, dtype=torch.int64, device=device))
-    return chain.from_iterable(islice(distillation.batches(epoch, 0, 0), plan.distillation_steps) for _ in repeat(None))
+    whole = (distillation.student_steps.batches(epoch, 0, 0) for _ in repeat(None))
+    return chain.from_iterable(islice(batches, plan.distillation_steps) for batches in whole)
 
 
 def peak_memory(runtime: Runtime) -> int:

@@ -32,7 +32,7 @@ from gapssg.runs.directory import (
 )
 from gapssg.runs.events import CheckpointWritten, Event, Note, Started
 from gapssg.runs.requests import Requests, Stopped
-from gapssg.runs.results import RunResult
+from gapssg.runs.results.common import RunResult
 from gapssg.runs.time_left import TimeLeft
 from gapssg.settings.base import Settings
 from gapssg.settings.load import texts_by_key

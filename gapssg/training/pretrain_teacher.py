@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from itertools import chain, repeat
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
-from gapssg.core.augment import Augmentation, Normalization, Shifts, choose_crop_padding, crop_and_flip
+from gapssg.core.augment import Augmentation, Normalization, Shifts, choose_crop_padding
 from gapssg.core.batches import shuffled_batches, steps_for_passes
 from gapssg.core.runtime import Runtime, to_unit_range
 from gapssg.data import flipping_is_meaningful
@@ -29,10 +29,13 @@ from gapssg.models.profile import profile_model
 from gapssg.models.signature import signature_of
 from gapssg.runs.checkpoint import NOT_OF_THIS_RUN, Facts, State
 from gapssg.runs.directory import Display, RunDirectory, SilentDisplay, run_facts, versions
-from gapssg.runs.events import Event, PretrainingEnded, PretrainingEpoch, PretrainingTiming, Started
+from gapssg.runs.events import Event, PretrainingEnded, PretrainingEpoch, PretrainingTiming, RolledBack, Started
 from gapssg.runs.requests import Requests
-from gapssg.runs.results import AugmentationFacts, EstimateResult, Part, PretrainResult, Scores, Trained, TrainingTiming
+from gapssg.runs.results.common import Scores
+from gapssg.runs.results.cost import EstimateResult, Part
+from gapssg.runs.results.training import AugmentationFacts, PretrainResult, Trained, TrainingTiming
 from gapssg.runs.time_left import EVALUATION, TimeLeft
+from gapssg.settings.parts import OptimizerSettings
 from gapssg.training.estimate import estimated, peak_memory, time_evaluation, time_steps
 from gapssg.training.loop import Job, Launch, Phase
 from gapssg.training.memory import check_memory, training_memory
@@ -150,6 +153,63 @@ def planned_flops(settings: PretrainSettings, model: nn.Module, train: ImageSet)
     return 2 * 3 * profile_model(model, train.input_shape).macs * len(train) * settings.epochs
 
 
+class ClassifierTrainee(Trainee):
+    """A classifier that is trained on labelled images, with the crops and flips of its card.
+
+    Attributes:
+        epoch_steps: Steps of an epoch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        card: ModelCard,
+        images: ImageSet,
+        runtime: Runtime,
+        optimizer: OptimizerSettings,
+        epochs: int,
+        batch_size: int,
+        max_rollbacks: int = 3,
+        label_smoothing: float = 0.0,
+        streams: Iterable[tuple[str, *tuple[int, ...]]] = (("image-order",), ("augmentation",)),
+    ) -> None:
+        """Train `model` on `images`, both on the device, in the order and with the crops and flips of `streams`."""
+        super().__init__(model, self._loss, optimizer, runtime, max_rollbacks)
+        self.normalization = Normalization.from_statistics(card.mean, card.deviation, runtime.device)
+        self.augmentation = Augmentation(card.crop_padding, card.flip, card.crop_padding_mode or "zeros")
+        self.epoch_steps = steps_for_passes(len(images), 1, batch_size)
+        self._images, self._epochs, self._batch_size = images, epochs, batch_size
+        self._label_smoothing, self._streams = label_smoothing, streams
+
+    def train_epoch(
+        self, epoch: int, number: int = 0, record: Callable[[RolledBack], object] = lambda _: None
+    ) -> Generator[int, None, None]:
+        """Make the remaining steps of an epoch, as `train`, and repeat it after a rollback, which is recorded."""
+        while True:
+            yield from self.train(epoch, number, self.epoch_steps, self.inputs(epoch))
+            rollback = self.settle(epoch)
+            if rollback is None:
+                return
+            record(rollback)
+
+    def inputs(self, epoch: int) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the inputs of the remaining steps of an epoch, setting the learning rate of each."""
+        order, stream = (self._runtime.random_stream(*names, epoch) for names in self._streams)
+        start, share = self.steps_done, self._runtime.share
+        for index, batch in enumerate(shuffled_batches(len(self._images), 1, self._batch_size, order)):
+            shifts = self.augmentation.draw(len(batch), stream)
+            if index >= start:
+                self.set_learning_rate((epoch + index / self.epoch_steps) / self._epochs)
+                yield self._images.images[share(batch)], self._images.labels[batch], *map(share, shifts)
+
+    def _loss(self, images: Tensor, labels: Tensor, *shifts: Tensor) -> dict[str, Tensor]:
+        views = self.normalization(self.augmentation(to_unit_range(images), Shifts(*shifts)))
+        with self._runtime.autocast():
+            logits = self.model(views).float()
+        (logits,) = self._runtime.whole(logits)
+        return {"loss": F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)}
+
+
 class _Pretraining(Job[PretrainResult]):
     time_left: TimeLeft
 
@@ -164,9 +224,9 @@ class _Pretraining(Job[PretrainResult]):
         self.card = _describe(settings, train, model)
         self.train = train.to(runtime.device)
         self.test = test.to(runtime.device)
-        self.normalization = Normalization.from_statistics(self.card.mean, self.card.deviation, runtime.device)
-        self.augmentation = Augmentation(self.card.crop_padding, self.card.flip)
-        self.trainee = Trainee(self.model, self._loss, settings.optimizer, runtime, settings.max_rollbacks)
+        schedule = settings.optimizer, settings.epochs, settings.batch_size
+        others = settings.max_rollbacks, settings.label_smoothing
+        self.trainee = ClassifierTrainee(self.model, self.card, self.train, runtime, *schedule, *others)
         self.progress = Progress()
         self.time_left = TimeLeft(self.steps_left())
         step = training_memory(self.model, self.card.input_shape, settings.batch_size, runtime.precision)
@@ -191,42 +251,35 @@ class _Pretraining(Job[PretrainResult]):
     def steps_left(self) -> dict[str, int]:
         """Return the numbers of training steps and evaluations that are left before the current epoch."""
         epochs = self.settings.epochs - self.epochs_done
-        return {"training": epochs * steps_for_passes(len(self.train), 1, self.settings.batch_size), EVALUATION: epochs}
+        return {"training": epochs * self.trainee.epoch_steps, EVALUATION: epochs}
 
     def begin(self) -> Iterator[Event]:
-        settings, views = self.settings, self.augmentation.describe()
+        settings, views = self.settings, self.trainee.augmentation.describe()
         images = f"{len(self.train):,} images of {settings.data.name}"
-        if settings.flip is None and self.augmentation.flip:
+        if settings.flip is None and self.trainee.augmentation.flip:
             views += " (the default for this data; --no-flip turns them off)"
         yield Started(message=f"training {settings.model.name} on {images}, {views}, {self.runtime.describe()}")
 
     def phases(self, run: RunDirectory) -> Iterator[Phase]:
-        batches = self._batches(self.epochs_done)
         task = f"epoch {self.epochs_done + 1} of {self.epochs}"
-        yield Phase("training", len(batches), self._train(batches, run), task)
+        yield Phase("training", self.trainee.epoch_steps, self._train(run), task)
 
-    def _train(self, batches: Tensor, run: RunDirectory) -> Generator[int, None, None]:
+    def _train(self, run: RunDirectory) -> Generator[int, None, None]:
         earlier, started = self.progress.epoch_seconds, time.perf_counter()
-        while True:
-            inputs = self._inputs(batches, self.trainee.steps_done)
-            for done in self.trainee.train(self.epochs_done, 0, len(batches), inputs):
-                self.progress.epoch_seconds = earlier + time.perf_counter() - started
-                yield done
-            rollback = self.trainee.settle(self.epochs_done)
+        for done in self.trainee.train_epoch(self.epochs_done, record=run.record):
             self.progress.epoch_seconds = earlier + time.perf_counter() - started
-            if rollback is None:
-                return
-            run.record(rollback)
+            yield done
+        self.progress.epoch_seconds = earlier + time.perf_counter() - started
 
     def end_epoch(self, run: RunDirectory) -> PretrainingEpoch:
-        steps = steps_for_passes(len(self.train), 1, self.settings.batch_size)
+        steps = self.trainee.epoch_steps
         loss = self.trainee.loss_sum.item() / steps
         self.trainee.loss_sum.zero_()
         progress, trained = self.progress, time.perf_counter()
         seconds = progress.epoch_seconds
         with self.time_left.phase(EVALUATION, 1) as timed_evaluation:
             advice = "lower optimizer.learning_rate, or try --precision fp32"
-            scores = score_on(self.test, self.model, self.normalization, self.runtime, advice=advice)
+            scores = score_on(self.test, self.model, self.trainee.normalization, self.runtime, advice=advice)
             progress.evaluation_seconds += time.perf_counter() - trained
             progress.epochs_done += 1
             progress.scores, progress.epoch_seconds = scores, 0.0
@@ -263,7 +316,7 @@ class _Pretraining(Job[PretrainResult]):
             ),
             data=self.settings.data.name,
             epochs=self.epochs,
-            augmentation=AugmentationFacts(crop_padding=self.augmentation.padding, flip=self.augmentation.flip),
+            augmentation=AugmentationFacts(crop_padding=self.card.crop_padding, flip=self.card.flip),
             timing=TrainingTiming(total=seconds, evaluation=self.progress.evaluation_seconds),
             **dict(run_facts(self.runtime, self.settings)),
         )
@@ -272,33 +325,12 @@ class _Pretraining(Job[PretrainResult]):
     def time_steps(self) -> dict[str, Part]:
         """Time a few training steps and an evaluation; the model cannot be used afterwards."""
         steps = self.steps_left()
-        inputs = chain.from_iterable(self._inputs(self._batches(0), 0) for _ in repeat(None))
+        inputs = chain.from_iterable(self.trainee.inputs(0) for _ in repeat(None))
         self.model.train()
         training = time_steps(lambda: self.trainee.step(*next(inputs)), self.runtime, steps["training"], _TIMED_STEPS)
-        evaluate = partial(predict, self.model, normalization=self.normalization, runtime=self.runtime)
+        evaluate = partial(predict, self.model, normalization=self.trainee.normalization, runtime=self.runtime)
         seconds = time_evaluation(evaluate, self.test.images, self.runtime)
         return {"training": training, EVALUATION: Part(steps[EVALUATION], seconds)}
-
-    def _batches(self, epoch: int) -> Tensor:
-        order = self.runtime.random_stream("image-order", epoch)
-        return shuffled_batches(len(self.train), 1, self.settings.batch_size, order)
-
-    def _inputs(self, batches: Tensor, start: int) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the inputs of the steps from `start` on, setting the learning rate of each."""
-        stream = self.runtime.random_stream("augmentation", self.epochs_done)
-        for index, batch in enumerate(batches):
-            shifts = self.augmentation.draw(len(batch), stream)
-            if index >= start:
-                self.trainee.set_learning_rate((self.epochs_done + index / len(batches)) / self.settings.epochs)
-                own, labels = self.runtime.share(batch), self.train.labels[batch]
-                yield self.train.images[own], labels, *map(self.runtime.share, shifts)
-
-    def _loss(self, images: Tensor, labels: Tensor, *shifts: Tensor) -> dict[str, Tensor]:
-        views = self.normalization(crop_and_flip(to_unit_range(images), Shifts(*shifts)))
-        with self.runtime.autocast():
-            logits = self.model(views).float()
-        (logits,) = self.runtime.whole(logits)
-        return {"loss": F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)}
 
 
 def _describe(settings: PretrainSettings, train: ImageSet, model: nn.Module) -> ModelCard:

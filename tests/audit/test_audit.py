@@ -17,7 +17,7 @@ from PIL import Image
 from gapssg import AuditSettings, InputError, RunError, audit_model
 from gapssg.data import load_split
 from gapssg.files import write_atomically
-from gapssg.runs.results import AttackResult, AuditResult
+from gapssg.runs.results.audit import AttackResult, AuditResult
 from tests.audit.conftest import MEMBERS, MLP, Made, fill_pool_with_members, pretrain
 from tests.conftest import write_images, write_teacher
 from tests.program import gapssg, refusal

@@ -11,7 +11,7 @@ import pytest
 from gapssg.cli.app import build_command
 from gapssg.cli.console import Console, Invocation
 from gapssg.cli.render import _crops, print_distillation
-from gapssg.runs.results import SettlingResult
+from gapssg.runs.results.distillation import SettlingResult
 from gapssg.synthesis import method_classes
 from tests.results import make_distill_result
 from tests.run_fixtures import settings

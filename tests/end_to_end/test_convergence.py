@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gapssg import DistillSettings, PretrainSettings, distill, pretrain_teacher
-from gapssg.runs.results import DistillResult
+from gapssg.runs.results.distillation import DistillResult
 from tests.run_fixtures import events
 
 pytestmark = pytest.mark.slow

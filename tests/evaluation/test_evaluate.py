@@ -21,7 +21,7 @@ from gapssg.data.image_set import ImageSet
 from gapssg.evaluation.latency import measure_latency
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
-from gapssg.runs.results import Latency
+from gapssg.runs.results.evaluation import Latency
 from tests.conftest import make_card
 from tests.program import gapssg
 

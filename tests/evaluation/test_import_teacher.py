@@ -21,7 +21,7 @@ from gapssg.models.libraries import Pretrained
 from gapssg.models.model_file import load_foreign_weights
 from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import Event, Note, Warned
-from gapssg.runs.results import ImportResult, WeightNames
+from gapssg.runs.results.models import ImportResult, WeightNames
 from gapssg.training.distillation import Distillation
 from tests.conftest import write_images
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from gapssg.evaluation.judgement import failures_on_real_images, judge_on_synthetic_images, passes_on_real_images
 from gapssg.evaluation.metrics import ClassCounts
-from gapssg.runs.results import AfterTraining
+from gapssg.runs.results.distillation import AfterTraining
 from tests.results import make_scores
 
 NAMES = ("cat", "dog")

@@ -25,7 +25,8 @@ from gapssg.evaluation.real_images import read_test_images
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
 from gapssg.runs.directory import SilentDisplay
-from gapssg.runs.results import RESULT, ClassProbability, PredictedImage
+from gapssg.runs.results.common import RESULT
+from gapssg.runs.results.evaluation import ClassProbability, PredictedImage
 from tests.conftest import make_card
 from tests.program import gapssg, refusal
 from tests.results import make_distill_result

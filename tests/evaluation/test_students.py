@@ -13,7 +13,7 @@ from gapssg.evaluation.settings import ProposeSettings
 from gapssg.evaluation.students import propose_students
 from gapssg.models import MODELS, create_model
 from gapssg.models.model_file import save_model
-from gapssg.runs.results import Latency
+from gapssg.runs.results.evaluation import Latency
 from gapssg.text import listed
 from tests.conftest import make_card
 from tests.program import gapssg, refusal

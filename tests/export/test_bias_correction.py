@@ -18,7 +18,7 @@ from gapssg.export.bias_correction import channel_means, correct_biases
 from gapssg.export.formats import Subject
 from gapssg.export.formats.onnx import OnnxQuantizer, load_onnx, write_onnx
 from gapssg.export.quantize import quantize_within
-from gapssg.runs.results import ExportMetadata, ExportProvenance, Int8Metadata
+from gapssg.runs.results.export import ExportMetadata, ExportProvenance, Int8Metadata
 from tests.conftest import make_card
 
 _CHANNELS, _IMAGES = 8, 40

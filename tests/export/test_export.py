@@ -35,8 +35,8 @@ from gapssg.models.model_file import LoadedModel, save_model
 from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import Event, Warned
 from gapssg.runs.requests import Stopped
-from gapssg.runs.results import (
-    RESULT,
+from gapssg.runs.results.common import RESULT
+from gapssg.runs.results.export import (
     BothPrecisions,
     ExportMetadata,
     ExportResult,

@@ -14,7 +14,7 @@ from gapssg.landscape.settings import LandscapeSettings
 from gapssg.landscape.surface import Surface, SurfaceCard
 from gapssg.models.description import Provenance
 from gapssg.models.model_file import load_model, save_model
-from gapssg.runs.results import RESULT
+from gapssg.runs.results.common import RESULT
 from gapssg.synthesis.shards import PoolOrigin, write_shard
 from tests.conftest import make_card
 from tests.results import make_distill_result

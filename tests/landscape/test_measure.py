@@ -22,7 +22,7 @@ from gapssg.models.model_file import load_model, save_model
 from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import Event, Warned
 from gapssg.runs.requests import Requests, Stopped
-from gapssg.runs.results import LandscapeResult, Measurement
+from gapssg.runs.results.landscape import LandscapeResult, Measurement
 from tests.conftest import make_card
 from tests.landscape.conftest import make_surface, settings
 from tests.run_fixtures import events, without_timing

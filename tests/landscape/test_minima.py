@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from gapssg.landscape.minima import local_minima
-from gapssg.runs.results import LocalMinimum
+from gapssg.runs.results.landscape import LocalMinimum
 
 
 def minima(loss: torch.Tensor) -> tuple[LocalMinimum, ...]:

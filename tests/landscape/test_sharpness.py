@@ -15,7 +15,7 @@ from gapssg.landscape.lanczos import largest_eigenvalue
 from gapssg.landscape.samples import Samples
 from gapssg.landscape.settings import CurvatureSettings
 from gapssg.landscape.sharpness import epsilon_sharpness, radius_of_doubling, trace
-from gapssg.runs.results import Curvature, Measurement
+from gapssg.runs.results.landscape import Curvature, Measurement
 
 
 def symmetric(eigenvalues: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from gapssg.landscape.lanczos import largest_eigenpairs, quadrature
 from gapssg.landscape.layout import Layout
 from gapssg.landscape.sharpness import random_signs
 from gapssg.landscape.spectrum import nodes_of, smoothed, spectrum_figure
-from gapssg.runs.results import SpectralDensity
+from gapssg.runs.results.landscape import SpectralDensity
 from tests.landscape.conftest import make_surface
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, Predictor, angle_of, load_predictors, share_of
-from gapssg.runs.results import ProbeEvidence
+from gapssg.runs.results.quality import ProbeEvidence
 
 SMALL = {
     "kinds": ("strokes", "mixtures"),

@@ -14,7 +14,8 @@ from gapssg.models import create_model
 from gapssg.models.model_file import save_model
 from gapssg.quality import evidence
 from gapssg.quality.evidence import evidence_of, probe_images
-from gapssg.runs.results import RESULT, DistillResult
+from gapssg.runs.results.common import RESULT
+from gapssg.runs.results.distillation import DistillResult
 from tests.conftest import make_card
 from tests.program import gapssg, refusal
 from tests.results import make_pretrain_result

@@ -25,7 +25,7 @@ from gapssg import (
 from gapssg.runs import evaluations
 from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import Event, Note
-from gapssg.runs.results import Scores
+from gapssg.runs.results.common import Scores
 from gapssg.text import percent
 from tests.program import gapssg, refusal
 from tests.report.conftest import CLASSES, RUNTIME, Runs

@@ -18,7 +18,7 @@ from PIL import Image
 
 from gapssg import EvaluateSettings, InputError, ReportSettings, evaluate, load_model, write_report
 from gapssg.models.model_file import save_model
-from gapssg.runs.results import EvaluatedModel
+from gapssg.runs.results.evaluation import EvaluatedModel
 from tests.program import gapssg, refusal
 from tests.report.conftest import CLASSES, RUNTIME, Runs
 from tests.run_fixtures import change

@@ -10,7 +10,7 @@ from gapssg import distill, load_model
 from gapssg.core.runtime import Runtime
 from gapssg.data import load_split
 from gapssg.report.predictions import draw_predictions
-from gapssg.runs.results import DistillResult
+from gapssg.runs.results.distillation import DistillResult
 from tests.run_fixtures import settings
 
 

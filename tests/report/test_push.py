@@ -13,7 +13,7 @@ import pytest
 from gapssg import DistillSettings, distill, load_model
 from gapssg.errors import InputError, RunError
 from gapssg.models.hub import local_file, parse_reference
-from gapssg.runs.results import RESULT
+from gapssg.runs.results.common import RESULT
 from tests.conftest import write_teacher
 from tests.hub import Hub, serving
 from tests.program import gapssg, refusal

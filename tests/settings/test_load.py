@@ -238,3 +238,13 @@ def test_equal_settings_have_equal_hashes():
 def test_settings_import_no_torch():
     code = "import sys, gapssg.training.settings, gapssg.settings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_copies_are_validated_as_new_settings_are():
+    settings = DistillSettings(epochs=3)
+    changed = settings.model_copy(update={"epochs": 4, "student": {"name": "wrn16_2"}})
+    assert (changed.epochs, changed.student.name) == (4, "wrn16_2")
+    assert changed.model_fields_set == {"epochs", "student"}
+    for wrong in ({"epochs": "many"}, {"epochs": -20}, {"epoch": 20}, {"student": "wrn16_2"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            settings.model_copy(update=wrong)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gapssg.core.augment import Augmentation, Normalization
 from gapssg.core.runtime import Runtime
 from gapssg.models import create_model
-from gapssg.synthesis.base import SynthesisContext
+from gapssg.synthesis.context import SynthesisContext
 
 SHAPE = (1, 16, 16)
 

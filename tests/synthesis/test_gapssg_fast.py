@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from gapssg.core.augment import Augmentation, Normalization
 from gapssg.core.runtime import Runtime
 from gapssg.errors import Diverged
-from gapssg.synthesis.base import InversionSettings, SynthesisContext
+from gapssg.synthesis.base import InversionSettings
 from gapssg.synthesis.batch_norm import observed_statistics
+from gapssg.synthesis.context import SynthesisContext
 from gapssg.synthesis.gapssg import GapSSGSettings
 from gapssg.synthesis.gapssg_fast import GapSSGFastSettings
 from gapssg.synthesis.inversion import GeneratorInversion

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from gapssg.core.runtime import Runtime
 from gapssg.errors import RunError
-from gapssg.synthesis.base import Synthesizer
 from gapssg.synthesis.batch_norm import observed_statistics
 from gapssg.synthesis.gapssg import GapSSGSettings
 from gapssg.synthesis.inversion import GeneratorInversion
+from gapssg.synthesis.synthesizer import Synthesizer
 from tests.synthesis.context import make_context, make_student, snapshot
 from tests.tiny import tiny_model
 

@@ -107,7 +107,7 @@ def test_views_that_cannot_be_allocated_are_refused(runtime):
     pool.capacity = 2**50
     message = r"^labelling 3 views of each of 1,\S+ images needs 1\S+ GiB on cpu, more than is available; lower method"
     with pytest.raises(InputError, match=message):
-        LabelledViews(NoiseSettings(labelled_views=3), make_context(runtime), pool, lambda count: torch.arange(count))
+        LabelledViews(3, 0.0, 8, make_context(runtime), pool, lambda count: torch.arange(count))
 
 
 def test_an_image_has_as_many_views_as_the_setting_says(runtime):

@@ -176,9 +176,8 @@ def test_the_gap_figure_splits_the_accuracy_gap_at_the_best_student(cells: list[
     assert gaps["after distillation"] == ([1, 2], pytest.approx([0.25, 0.125]))
 
 
-def test_any_run_of_the_student_may_raise_the_estimate_and_only_cells_are_drawn(cells: list[RowCell], tmp_path: Path):
-    longer = RowCell("gapssg", 0, make_run(tmp_path / "longer", [0.6, 0.95, 0.7]))
-    row = read_row(cells, [longer])
+def test_any_epoch_of_any_method_may_raise_the_estimate(cells: list[RowCell], tmp_path: Path):
+    row = read_row([*cells, RowCell("dafl", 0, make_run(tmp_path / "longer", [0.6, 0.95, 0.7]))])
     assert row.best_top1 == 0.95
     assert lines_of(gap_figure(row).axes[0])["student of gapssg"] == ([1, 2], pytest.approx([60, 85]))
 
@@ -292,9 +291,8 @@ def test_nothing_is_written_without_an_accuracy(tmp_path: Path):
 @pytest.mark.parametrize("other", [{"sha256": "u"}, {"architecture": "wrn16_2"}])
 def test_runs_of_different_pairs_are_not_compared(cells: list[RowCell], tmp_path: Path, other: dict[str, str]):
     stranger = RowCell("dafl", 0, make_run(tmp_path / "dafl", [0.5], **other))
-    for drawn, rest in (([*cells, stranger], []), (cells, [stranger])):
-        with pytest.raises(InputError, match=r"dafl has another teacher or student than .*noise-0"):
-            read_row(drawn, rest)
+    with pytest.raises(InputError, match=r"dafl has another teacher or student than .*noise-0"):
+        read_row([*cells, stranger])
 
 
 def test_a_seed_counts_once(cells: list[RowCell], tmp_path: Path):

@@ -20,7 +20,9 @@ from gapssg.models import MODELS, ModelEntry
 from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import Event, Note
 from gapssg.runs.requests import Requests, Stopped
-from gapssg.runs.results import DistillResult, MethodEntry, PretrainResult, TableResult, TableSummary
+from gapssg.runs.results.distillation import DistillResult
+from gapssg.runs.results.table import MethodEntry, TableResult, TableSummary
+from gapssg.runs.results.training import PretrainResult
 from gapssg.table import figures, one_run
 from gapssg.table import run as runs
 from gapssg.table.ledger import Ledger
@@ -463,7 +465,7 @@ def test_figures_are_means_and_sample_deviations_of_the_last_epochs(finished: Pa
 def test_the_markdown_has_rows_and_columns_as_published(finished: Path):
     lines = (finished / "table.md").read_text().splitlines()
     assert "| row | teacher | scratch | gapssg | fast |" in lines
-    figures = "94.90 (94.87) | 94.00 ± 1.41 (91.12) | 91.00 ± 1.00 (90.45 ± 0.20) | 80.00 (89.29) a"
+    figures = "94.90, n=1 (94.87) | 94.00 ± 1.41, n=2 (91.12) | 91.00 ± 1.00, n=3 (90.45 ± 0.20) | 80.00, n=1 (89.29) a"
     assert f"| {ROW} | {figures} |" in lines
     assert f"| {ROW} | 0 | 5 | 10 | 0 |" in lines
 
@@ -482,7 +484,7 @@ def test_students_that_are_not_usable_are_marked(finished: Path):
     assert summary.notes[mark] == note
     assert mark not in fast.marks
     assert (ours.not_usable, fast.not_usable) == ((1, 2), ())
-    assert f"91.00 ± 1.00 (90.45 ± 0.20) {mark} |" in (finished / "table.md").read_text()
+    assert f"91.00 ± 1.00, n=3 (90.45 ± 0.20) {mark} |" in (finished / "table.md").read_text()
     assert f"{mark}: {note}." in (finished / "table.md").read_text()
 
 
@@ -609,6 +611,7 @@ def test_the_program_makes_a_table_and_a_failure_is_exit_status_1(tmp_path: Path
         arguments[arguments.index("noise-like:method.name=noise")] = "alone:method.gap_weight=0"
         first = gapssg("table", *arguments, "--json")
         again = gapssg("table", *arguments, "--json")
+        kept = gapssg("table", *arguments, "--set", "snapshot_every=7", "--json")
         failing = gapssg("table", *arguments, "--set", "pool=/absent", "--json", status=1)
         shutil.copytree(tmp_path / "table", tmp_path / "other")
         for file in (tmp_path / "other" / "cells").rglob("gapssg/seed-0-*/result.json"):
@@ -628,8 +631,10 @@ def test_the_program_makes_a_table_and_a_failure_is_exit_status_1(tmp_path: Path
     drawn = sorted(file.name for file in (tmp_path / "table" / "figures").iterdir())
     assert drawn == [f"{line}-{name}" for name in ("accuracy.png", "accuracy.svg", "gap.png", "gap.svg")]
     assert "faces-wrn16_2-wrn16_1, gapssg, seed 1: top-1" in first.stderr
-    assert again.stderr.count("done before") == 9
-    assert json.loads(again.stdout) == summary
+    assert again.stderr.count("done before\n") == 9
+    # Settings that change no result are no departure; what is missing for them is said.
+    assert json.loads(again.stdout) == json.loads(kept.stdout) == summary
+    assert kept.stderr.count("done before, with snapshot_every unset\n") == 6
     assert "/absent" in next(iter(json.loads(failing.stdout)["failed"].values()))
     assert json.loads(mixed.stdout)["rows"][0]["columns"]
     assert f"no figures of {line}: " in mixed.stderr

@@ -23,7 +23,7 @@ from gapssg.models import create_model
 from gapssg.models.model_file import save_model
 from gapssg.quality.estimate import images_of_pool
 from gapssg.runs.directory import pool_shards
-from gapssg.runs.results import AugmentationFacts
+from gapssg.runs.results.training import AugmentationFacts
 from gapssg.synthesis.shards import PoolOrigin, write_shard
 from gapssg.training.distillation import Distillation
 from gapssg.training.distillation_setup import planned_flops
@@ -341,7 +341,7 @@ def test_crops_and_flips_can_be_others_than_the_teachers(teacher_file: Path, tmp
     assert "no crops, random horizontal flips, cpu" in message
     distillation = Distillation(given, Runtime(torch.device("cpu"), "fp32", False, 0), load_model(teacher_file))
     list(distillation.synthesizer.synthesis_steps(distillation.student, 0, 0))
-    _, rows, columns, flips = next(distillation.batches(0, 0, 0))
+    _, rows, columns, flips = next(distillation.student_steps.batches(0, 0, 0))
     assert not rows.any()
     assert not columns.any()
     assert flips.any()

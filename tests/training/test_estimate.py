@@ -11,7 +11,7 @@ import torch
 
 from gapssg import DistillSettings, InputError, distill, estimate_distillation
 from gapssg.core.runtime import Runtime
-from gapssg.runs.results import Part
+from gapssg.runs.results.cost import Part
 from gapssg.training.estimate import time_steps
 from tests.program import gapssg, refusal
 from tests.run_fixtures import TINY

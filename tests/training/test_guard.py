@@ -13,8 +13,7 @@ from gapssg import DistillSettings, PretrainSettings, distill, pretrain_teacher
 from gapssg.errors import RunError
 from gapssg.runs.requests import Requests, Stopped
 from gapssg.synthesis.inversion import GeneratorInversion
-from gapssg.training.distillation import Distillation
-from gapssg.training.pretrain_teacher import _Pretraining
+from gapssg.training.trainee import Trainee
 from tests.interruptions import AskingDisplay
 from tests.run_fixtures import TINY, events, files_of
 
@@ -26,16 +25,18 @@ def settings(teacher_file: Path, **changes: Any) -> DistillSettings:
     return DistillSettings.model_validate({**values, **changes})
 
 
-def diverge_above(monkeypatch: pytest.MonkeyPatch, rate: float, kind: Any = Distillation) -> None:
+def diverge_above(monkeypatch: pytest.MonkeyPatch, rate: float) -> None:
     """Make every training loss that comes after a step at a higher learning rate not a number."""
-    plain = kind._loss
+    plain = Trainee.__init__
 
-    def loss(self, *tensors):
-        outputs = plain(self, *tensors)
-        too_fast = self.trainee._optimizer.param_groups[0]["lr"] > rate
-        return {"loss": torch.where(too_fast, torch.nan, outputs["loss"])}
+    def make(self, model, loss, *others):
+        def diverging(*tensors):
+            too_fast = self._optimizer.param_groups[0]["lr"] > rate
+            return {"loss": torch.where(too_fast, torch.nan, loss(*tensors)["loss"])}
 
-    monkeypatch.setattr(kind, "_loss", loss)
+        plain(self, model, diverging, *others)
+
+    monkeypatch.setattr(Trainee, "__init__", make)
 
 
 def rollbacks(run: Path) -> list[tuple[int, str, Any]]:
@@ -64,7 +65,7 @@ def test_training_that_diverges_is_rolled_back_to_half_the_learning_rate(
 def test_pretraining_that_diverges_is_rolled_back_to_half_the_learning_rate(
     image_folder: Path, tmp_path: Path, monkeypatch
 ):
-    diverge_above(monkeypatch, 0.15, _Pretraining)
+    diverge_above(monkeypatch, 0.15)
     values = {"data": {"name": f"folder:{image_folder}"}, "model": {"name": "wrn10_half"}, "batch_size": 16}
     given = PretrainSettings.model_validate({**values, "epochs": 2, "optimizer": CONSTANT})
     pretrain_teacher(given, tmp_path / "run")

@@ -13,7 +13,7 @@ from gapssg.core.runtime import Runtime
 from gapssg.runs.directory import RunDirectory, SilentDisplay
 from gapssg.runs.events import Ended, Event, Note, Started
 from gapssg.runs.requests import Requests, Stopped
-from gapssg.runs.results import RunResult
+from gapssg.runs.results.common import RunResult
 from gapssg.training.loop import Job, Launch, Phase
 from tests.interruptions import AskingDisplay
 

@@ -45,7 +45,7 @@ def test_a_synthesis_step_waits_for_nothing(teacher_file: Path):
 def test_a_distillation_step_waits_for_nothing_from_the_pool_to_the_weights(teacher_file: Path):
     distillation = make_distillation(teacher_file, {})
     list(distillation.synthesizer.synthesis_steps(distillation.student, 0, 0))
-    inputs = distillation.batches(0, 0, 0)
+    inputs = distillation.student_steps.batches(0, 0, 0)
     next(inputs)
     with NoWaiting():
         distillation.trainee.step(*next(inputs))

@@ -46,7 +46,7 @@ def pretrain_once(model: str, runtime: Runtime) -> tuple[float, dict[str, Tensor
     values = {"data": {"name": "digits"}, "model": {"name": model}, "batch_size": 32, "label_smoothing": 0.1}
     settings = PretrainSettings.model_validate({**values, "runtime": {"compile": runtime.compiled}})
     pretraining = _Pretraining(settings, runtime, images, images, make_model(settings, runtime, images))
-    shifts = pretraining.augmentation.draw(32, draw)
+    shifts = pretraining.trainee.augmentation.draw(32, draw)
     pretraining.model.train()
     loss = pretraining.trainee.step(images.images, images.labels, *shifts)["loss"].item()
     return loss, gradients_of(pretraining.model)
@@ -71,7 +71,7 @@ def test_a_distillation_step_on_blended_images_is_the_formula_in_float64(teacher
     student = copy.deepcopy(distillation.student).double().train()
     draw = torch.Generator().manual_seed(0)
     images = torch.rand(32, *distillation.card.input_shape, generator=draw)
-    *shifts, partners, shares = distillation._draw_views(32, draw)
+    *shifts, partners, shares = distillation.student_steps.draw(draw)
     distillation.student.train()
     loss = distillation.trainee.step(images, *shifts, partners, shares)["loss"].item()
     crops, mixture = crop_and_flip(images, Shifts(*shifts)).double(), shares.double()
@@ -90,7 +90,7 @@ def test_without_mixup_nothing_is_drawn_but_crops_and_flips(teacher_file: Path):
     distillation = make_distillation(teacher_file, "wrn10_half", PLAIN, mixup=0.0)
     ours, theirs = (torch.Generator().manual_seed(0) for _ in range(2))
     for _ in range(2):
-        found = distillation._draw_views(32, ours)
+        found = distillation.student_steps.draw(ours)
         expected = distillation.augmentation.draw(32, theirs)
         assert len(found) == len(expected) == 3
         assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
@@ -104,10 +104,10 @@ def test_batches_from_a_later_step_on_are_those_of_the_whole_epoch(teacher_file:
     assert pool is not None
     pixels = torch.randint(0, 256, (64, 1, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     pool.append(pixels, torch.zeros(64, dtype=torch.int64))
-    whole = list(islice(distillation.batches(0, 0, 0), 5))
+    whole = list(islice(distillation.student_steps.batches(0, 0, 0), 5))
     assert len(whole[0]) == (6 if mixup else 4)
     for start in range(1, 5):
-        for found, expected in zip(distillation.batches(0, 0, start), whole[start:], strict=False):
+        for found, expected in zip(distillation.student_steps.batches(0, 0, start), whole[start:], strict=False):
             assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 

@@ -9,7 +9,7 @@ import torch
 
 from gapssg import InputError, PretrainSettings, RunError, load_model, pretrain_teacher
 from gapssg.runs.requests import Requests, Stopped
-from gapssg.runs.results import AugmentationFacts, PretrainResult
+from gapssg.runs.results.training import AugmentationFacts, PretrainResult
 from tests.interruptions import AskingDisplay
 from tests.run_fixtures import events
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from gapssg import distill, evaluate, pretrain_teacher
 from gapssg.core.runtime import Runtime
-from gapssg.runs.results import DistillResult, EvaluateResult
+from gapssg.runs.results.distillation import DistillResult
+from gapssg.runs.results.evaluation import EvaluateResult
 from tests.methods import METHODS
 from tests.run_fixtures import events, files_of, without_timing
 from tests.several import (

@@ -11,7 +11,7 @@ from gapssg import DistillResult, DistillSettings, InputError, distill
 from gapssg.quality.evidence import ProbeComparison
 from gapssg.runs.events import DistillationEpoch, read_finished
 from gapssg.runs.requests import Requests, Stopped
-from gapssg.runs.results import SettlingResult
+from gapssg.runs.results.distillation import SettlingResult
 from gapssg.settings.parts import OptimizerSettings
 from gapssg.training.schedules import learning_rate
 from gapssg.training.settling import Settling, SettlingFacts

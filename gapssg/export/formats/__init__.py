@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from gapssg.core.augment import Normalization
 from gapssg.files import canonical_json
-from gapssg.runs.results import ExportMetadata
+from gapssg.runs.results.export import ExportMetadata
 
 METADATA_KEY = "gapssg"
 INPUT_NAME = "images"

@@ -26,7 +26,7 @@ from gapssg.export.formats import (
     metadata_text,
     quiet,
 )
-from gapssg.runs.results import ExportMetadata
+from gapssg.runs.results.export import ExportMetadata
 
 # The oldest that the exporter writes without conversion, so that old runtimes can read the file.
 OPSET = 18

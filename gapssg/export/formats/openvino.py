@@ -26,7 +26,7 @@ from gapssg.export.formats import (
     quiet,
 )
 from gapssg.export.formats.onnx import write_onnx
-from gapssg.runs.results import ExportMetadata
+from gapssg.runs.results.export import ExportMetadata
 
 _TELEMETRY = "openvino_telemetry"
 _XML, _BIN = "model.xml", "model.bin"
