@@ -1,10 +1,10 @@
 // Prints the class of an image and its probability, by onnxruntime, for a model that was exported with
 // --fold-normalization.
 //
-// The image is a binary PGM (one channel) or PPM (three channels) of the model's size, as ImageMagick writes it, which
-// scales the image to cover that size, bilinearly, and crops the centre:
-//   convert image.png -filter triangle -resize 32x32^ -gravity center -extent 32x32 image.ppm
-// This program does not resize; if "resize" and "interpolation" in the metadata say something else, it says so.
+// The image is a binary PGM (one channel) or PPM (three channels) of the model's size with 8 bits, as ImageMagick writes
+// it, which rotates the image by its EXIF, scales it to cover that size, bilinearly, and crops the centre:
+//   convert image.png -auto-orient -filter triangle -resize 32x32^ -gravity center -extent 32x32 -depth 8 image.ppm
+// This program does none of this itself; if "resize" and "interpolation" in the metadata say something else, it says so.
 //
 // With onnxruntime from Debian 13 (apt-get install libonnxruntime-dev):
 //   g++ -std=c++17 classify.cpp $(pkg-config --cflags --libs libonnxruntime) -o classify

@@ -125,9 +125,13 @@ def shortened(text: object, most: int = 100) -> str:
 
 
 def first_line(error: BaseException, most: int = 150) -> str:
-    """Return the first line of an error that says something, or else its type, of at most so many characters."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return shortened(next(filter(None, lines), type(error).__name__), most)
+    """Return the first line of an error that says something, or else its type, of at most so many characters.
+
+    After a traceback, such as in the errors of TorchScript, it is the last line.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    has_traceback = any(line.startswith("Traceback") for line in lines)
+    return shortened(lines[-1 if has_traceback else 0] if lines else type(error).__name__, most)
 
 
 def _letters_and_digits(name: str) -> str:

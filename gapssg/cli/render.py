@@ -172,6 +172,16 @@ def _milliseconds(latency: Latency) -> str:
     return f"{latency.median_ms:.2f} (p95 {latency.p95_ms:.2f})"
 
 
+def _how_many_measured(result: ProposeResult) -> str:
+    timing = result.timing
+    said = f"measured: {timing.measured} smaller candidate{'' if timing.measured == 1 else 's'}"
+    if timing.fastest is not None:
+        said += f", the fastest {timing.fastest.architecture} with {timing.fastest.latency.median_ms:.2f} ms"
+    if result.max_latency_ms is not None and timing.measured:
+        said += f", {len(result.students) or 'none'} of them within {result.max_latency_ms:g} ms"
+    return f"{said}; not tried: {len(timing.unmeasured) + len(timing.unsized) or 'none'}"
+
+
 def _how_measured(facts: RunFacts, threads: int) -> str:
     how = f"{facts.precision}, {'compiled' if facts.compiled else 'eager'}"
     where = f"{facts.device}, {how}, {threads} thread{'' if threads == 1 else 's'}"
@@ -202,6 +212,7 @@ def print_proposals(console: Console, result: ProposeResult) -> None:
         ],
     )
     console.note(_how_measured(result, result.timing.threads))
+    console.note(_how_many_measured(result))
     for missing, what in (
         (result.timing.unmeasured, "to measure {}"),
         (result.timing.unsized, "to build {}, of unknown size"),

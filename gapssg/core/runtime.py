@@ -21,7 +21,6 @@ from gapssg.core.convolutions import avoid_unsound_kernels
 from gapssg.core.moments import combined_moments
 from gapssg.errors import InputError
 from gapssg.settings.parts import RuntimeSettings
-from gapssg.text import duration
 
 if TYPE_CHECKING:
     from gapssg.core.processes import Processes
@@ -90,7 +89,7 @@ class Runtime:
         rate = _EAGER_FLOPS_OF_A_GPU
         if self.device.type != "cuda":
             rate = torch.get_num_threads() * _EAGER_FLOPS_OF_A_THREAD
-        length = f"about {flops / 1e12:,.0f} TFLOP, estimated {duration(flops / rate)} in eager mode"
+        length = f"about {flops / 1e12:,.0f} TFLOP" if flops >= 1e12 else "below 1 TFLOP"
         obstacle = obstacle_to_compiling(self.device)
         if flops / rate < _SECONDS_WORTH_COMPILING:
             return self, f"not compiled, because the run is short: {length}"

@@ -229,5 +229,10 @@ def _resize(image: Image.Image, size: tuple[int, int], options: LoadOptions) -> 
     width, height = (int(options.resize * side / shorter) for side in image.size)
     if width * height > _MOST_PIXELS_SCALED:
         raise Image.DecompressionBombError
-    left, top = round((width - size[0]) / 2), round((height - size[1]) / 2)
+    left, top = _crop_start(width, size[0]), _crop_start(height, size[1])
     return image.resize((width, height), interpolation).crop((left, top, left + size[0], top + size[1]))
+
+
+def _crop_start(length: int, size: int) -> int:
+    """Return where a crop of the centre starts; below 0, Pillow pads the image with zeros."""
+    return round((length - size) / 2) if length >= size else -((size - length) // 2)

@@ -46,14 +46,14 @@ def read_graph(settings: ImportSettings) -> GraphFile | None:
         raise InputError(f"{path} has the graph of a model ({kind}); leave --model {settings.model.name} out")
     if settings.weights_key is not None:
         raise InputError(f"--weights-key: {path} is not a PyTorch checkpoint; leave --weights-key out")
-    return read_graph_file(path, kind, settings.input_shape, settings.output_part)
+    return read_graph_file(path, kind, settings.input_shape, settings.output_part, settings.input_layout)
 
 
 def build_imported_graph(graph: GraphFile, card: ModelCard, display: Display) -> nn.Module:
     """Return the module of a graph with its weights, on the CPU, after comparing it with the file's own library.
 
-    The display gets a note of how many batch norms it has, and of which output was taken. Raises `InputError` if it
-    cannot be built, its weights are not finite, or it has other logits.
+    The display gets a note of how many batch norms it has, of its layout, and of which output was taken. Raises
+    `InputError` if it cannot be built, its weights are not finite, or it has other logits.
     """
     path: Path = graph.path
     try:
@@ -64,6 +64,8 @@ def build_imported_graph(graph: GraphFile, card: ModelCard, display: Display) ->
     load_weights(module, graph.tensors, path)
     module.eval()
     check_same_logits(graph, module, graph.images, graph.logits, "random images")
+    if graph.layout == "NHWC":
+        display.event(Note(message=f"{path} takes images (N, H, W, C); those of gapssg are permuted (--input-layout)"))
     if graph.part is not None:
         display.event(Note(message=f"{path} has several outputs; its logits are {graph.part!r} (--output-part)"))
     operators, norms = len(graph.description["nodes"]), len(batch_norm_layers(module))

@@ -73,7 +73,8 @@ def import_teacher(
     images = read_test_images(settings.data, LoadedModel(module, card, "", output), display) if settings.data else None
     if graph is not None and images is not None:
         compare_on_images(graph, module, card, images)
-    described = settings if graph is None else settings.model_copy(update={"output_part": None})  # the graph has it
+    done = {"output_part": None, "input_layout": None}  # by the graph
+    described = settings if graph is None else settings.model_copy(update=done)
     card = adapt_described(module, card, described, display)
     make_folder(output.parent)
     # Logits must be equal to the bit: both models run the same kernels, and `check_classifier` has refused others.
@@ -180,7 +181,10 @@ def describe(
     resize = settings.resize or (pretrained.resize if pretrained else "crop")
     if not covers(resize, input_shape):
         size = "x".join(map(str, input_shape[1:]))
-        raise InputError(f"--resize {resize} is smaller than the model's input of {size} pixels; make it larger")
+        raise InputError(
+            f"--resize {resize} is smaller than both sides of the model's input of {size} pixels; pass the number of "
+            "torchvision's Resize, or stretch if that has two"
+        )
     return ModelCard(
         architecture=architecture,
         arguments={**(pretrained.arguments if pretrained else {}), **arguments},

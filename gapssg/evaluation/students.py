@@ -82,7 +82,7 @@ def propose_students(settings: ProposeSettings, *, display: Display | None = Non
             break
         smaller += _smaller(name, card, size.parameters)
     smaller.sort(key=lambda each: each.profile.macs)  # the slowest are left out if time runs out
-    students = []
+    measured: list[Proposal] = []
     for number, candidate in enumerate(smaller):
         display.progress("measuring latency", number, len(smaller))
         latency = None
@@ -91,19 +91,23 @@ def propose_students(settings: ProposeSettings, *, display: Display | None = Non
             latency = _latency(module.eval(), card, runtime, deadline)
         if latency is None or latency.passes < FEWEST_PASSES:
             unmeasured.append(candidate.name)
-        elif settings.max_latency_ms is None or latency.median_ms <= settings.max_latency_ms:
-            students.append(Proposal(architecture=candidate.name, **dict(candidate.profile), latency=latency))
+        else:
+            measured.append(Proposal(architecture=candidate.name, **dict(candidate.profile), latency=latency))
+    measured.sort(key=lambda each: each.latency.median_ms)
+    most = float("inf") if settings.max_latency_ms is None else settings.max_latency_ms
     return ProposeResult(
         teacher=ModelFile(file=str(teacher.path), sha256=teacher.sha256, architecture=card.architecture),
         num_classes=card.num_classes,
         input_shape=card.input_shape,
         **dict(size),
         max_latency_ms=settings.max_latency_ms,
-        students=tuple(sorted(students, key=lambda each: each.latency.median_ms)),
+        students=tuple(each for each in measured if each.latency.median_ms <= most),
         timing=ProposeTiming(
             teacher=of_teacher,
             threads=torch.get_num_threads(),
             is_complete=not unmeasured and not unsized,
+            measured=len(measured),
+            fastest=measured[0] if measured else None,
             unmeasured=tuple(unmeasured),
             unsized=tuple(unsized),
         ),

@@ -82,7 +82,7 @@ class Interface(WithArguments):
         if not len(self.mean) == len(self.deviation) == self.input_shape[0]:
             raise ValueError("mean, deviation and input_shape differ in their channels")
         if not covers(self.resize, self.input_shape):
-            raise ValueError("resize is smaller than input_shape")
+            raise ValueError("resize is smaller than both sides of input_shape")
         return self
 
     @property
@@ -100,8 +100,8 @@ class Interface(WithArguments):
 
 
 def covers(resize: Resize, input_shape: Sequence[int]) -> bool:
-    """Tell whether resized images are at least as large as inputs (C, H, W)."""
-    return not isinstance(resize, int) or resize >= max(input_shape[1:])
+    """Tell whether resized images are at least as large as inputs (C, H, W) on one side."""
+    return not isinstance(resize, int) or resize >= min(input_shape[1:])
 
 
 class ModelCard(Interface):

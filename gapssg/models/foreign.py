@@ -20,7 +20,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from gapssg.errors import GapssgError, InputError, shortened
+from gapssg.errors import GapssgError, InputError, first_line, shortened
 from gapssg.models.description import PLAIN, Signature
 from gapssg.models.frozen import frozen
 from gapssg.models.names import LONGEST_NAME
@@ -52,8 +52,8 @@ def foreign_code(complaint: str) -> Iterator[None]:
     except GapssgError:
         raise
     except (Exception, SystemExit) as error:  # a script that parses arguments may exit
-        lines = _COLOURS.sub("", str(error)).strip().splitlines()
-        reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        kind, line = type(error).__name__, _COLOURS.sub("", first_line(error, 300))
+        reason = line if line.startswith(kind) else f"{kind}: {line}"
         raise InputError(f"{complaint} ({shortened(reason, 300)})") from error
 
 

@@ -238,8 +238,8 @@ def test_images_are_resized_as_by_torchvision_to_the_last_bit(root: Path, interp
     for number, (width, height) in enumerate(sizes):
         save(root / f"train/dog/{number}.png", colour_pixels(number, width, height))
     mode = InterpolationMode(interpolation)
-    scaled_and_cropped = Compose([Resize(24, mode), CenterCrop((16, 20))])
-    for resize, theirs in ((24, scaled_and_cropped), ("stretch", Resize((16, 20), mode))):
+    chains: list[tuple[Any, Any]] = [(side, Compose([Resize(side, mode), CenterCrop((16, 20))])) for side in (24, 17)]
+    for resize, theirs in (*chains, ("stretch", Resize((16, 20), mode))):  # 17 pads images of 17x17 to 20
         images = load(root, image_size=(16, 20), resize=resize, interpolation=interpolation).images[1:-1]
         for number, image in enumerate(images):
             with Image.open(root / f"train/dog/{number}.png") as opened:

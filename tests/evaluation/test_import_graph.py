@@ -67,9 +67,9 @@ def settings(weights: Path, **changes: Any) -> ImportSettings:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read files in this process, which saves starting another."""
 
-    def answer(path: Path, kind: Any, folder: Path, input_shape: Any, part: Any) -> dict[str, Any]:
+    def answer(path: Path, kind: Any, *others: Any) -> dict[str, Any]:
         with quiet():
-            return child.answer(kind, path, folder, input_shape, part)
+            return child.answer(kind, path, *others)
 
     monkeypatch.setattr(graph_file, "_answer", answer)
 
@@ -209,6 +209,115 @@ def test_a_model_in_half_precision_is_computed_in_float32(tmp_path: Path):
     import_teacher(settings(path), tmp_path / "teacher.safetensors")
     found = load_model(tmp_path / "teacher.safetensors").module(images(4))
     assert torch.allclose(found, original.float()(images(4)), atol=ABSOLUTE)
+
+
+PRECISIONS = [("half.pt", torch.bfloat16), ("half.pt", torch.float16), ("double.pt", torch.float64)]
+PRECISIONS += [("half.onnx", torch.bfloat16), ("double.onnx", torch.float64)]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(("name", "precision"), PRECISIONS)
+def test_a_file_in_a_precision_that_its_library_does_not_run_is_computed_in_float32(
+    tmp_path: Path, name: str, precision: torch.dtype
+):
+    original = nn.Sequential(nn.Conv2d(3, 4, 5, stride=3), nn.ReLU(), nn.Flatten(), nn.Linear(64, CLASSES))
+    original.eval().requires_grad_(False).to(precision)
+    path, example = tmp_path / name, images(1).to(precision)
+    with quiet():
+        if path.suffix == ".pt":
+            torch.jit.trace(original, example).save(str(path))
+        else:
+            torch.onnx.export(original, (example,), path, dynamo=False)
+    import_teacher(settings(path), tmp_path / "teacher.safetensors")
+    found = load_model(tmp_path / "teacher.safetensors").module(images(4))
+    assert torch.allclose(found, original.float()(images(4)), rtol=RELATIVE, atol=ABSOLUTE)
+
+
+class Casting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(768, CLASSES)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        logits: Tensor = self.linear(pictures.flatten(1).half())
+        return logits
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_file_that_casts_to_half_precision_is_refused_with_the_telling_line_of_torch(tmp_path: Path):
+    torch.jit.save(torch.jit.script(Casting().half().eval()), tmp_path / "a.pt")
+    sentence = refusal(tmp_path, settings(tmp_path / "a.pt"))
+    assert "it has weights in float16 and does not run in float32" in sentence and "same dtype" in sentence
+
+
+class Permuting(nn.Module):
+    """A classifier of images (N, H, W, C)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 5, stride=3), nn.ReLU(), nn.Flatten(), nn.Linear(64, CLASSES))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        logits: Tensor = self.body(pictures.permute(0, 3, 1, 2))
+        return logits
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("form", ["onnx-kept", "torchscript-traced", "torch.export", "torch.export-fixed"])
+def test_images_with_channels_last_are_permuted_whether_or_not_the_layout_is_given(tmp_path: Path, form: str):
+    original: Any = Permuting().eval().requires_grad_(False)
+    write_pictures(tmp_path / "data", original.body)
+    source, data = write(form, original, tmp_path, channels_last=True), {"name": f"folder:{tmp_path / 'data'}"}
+    for layout in (None, "NHWC"):
+        import_teacher(settings(source, input_layout=layout, data=data), tmp_path / f"{layout}.safetensors")
+        loaded = load_model(tmp_path / f"{layout}.safetensors")
+        assert loaded.card.input_shape == (3, 16, 16)
+        assert torch.allclose(loaded.module(images(4)), original.body(images(4)), rtol=RELATIVE, atol=ABSOLUTE)
+    sentence = refusal(tmp_path, settings(source, input_layout="NCHW"))
+    assert "its operator conv2d fails" in sentence or "images of 16x3 pixels do not fit" in sentence
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_layout_that_does_not_show_is_the_one_that_is_given(tmp_path: Path):
+    original = nn.Sequential(nn.Flatten(), nn.Linear(768, CLASSES)).eval().requires_grad_(False)
+    torch.jit.script(original).save(str(tmp_path / "flat.pt"))
+    for layout, given in ((None, images(4)), ("NHWC", images(4).permute(0, 2, 3, 1))):
+        import_teacher(settings(tmp_path / "flat.pt", input_layout=layout), tmp_path / f"{layout}.safetensors")
+        found = load_model(tmp_path / f"{layout}.safetensors").module(images(4))
+        assert torch.allclose(found, original(given), rtol=RELATIVE, atol=ABSOLUTE)
+
+
+class WithArguments(nn.Module):
+    """A classifier with arguments besides the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(768, CLASSES)
+
+    def forward(self, pictures: Tensor, mask: Tensor | None = None, scale: float = 2.0, flip: bool = False) -> Tensor:
+        if mask is not None:
+            pictures = pictures * mask
+        if flip:
+            pictures = pictures.flip(3)
+        logits: Tensor = self.linear(pictures.flatten(1)) * scale
+        return logits
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+def test_arguments_have_their_defaults_or_those_of_the_export(tmp_path: Path):
+    original = WithArguments().eval().requires_grad_(False)
+    torch.jit.script(original).save(str(tmp_path / "defaults.pt"))
+    torch.export.save(torch.export.export(original, (images(1), None, 3.0, True)), tmp_path / "exported.pt2")
+    for name, others in (("defaults.pt", ()), ("exported.pt2", (None, 3.0, True))):
+        import_teacher(settings(tmp_path / name), tmp_path / f"{name}.safetensors")
+        found = load_model(tmp_path / f"{name}.safetensors").module(images(4))
+        assert torch.allclose(found, original(images(4), *others), rtol=RELATIVE, atol=ABSOLUTE)
+    torch.export.save(torch.export.export(original, (images(1), images(1))), tmp_path / "mask.pt2")
+    sentence = refusal(tmp_path, settings(tmp_path / "mask.pt2"))
+    assert "it has 2 inputs (pictures, mask); wrap the model in one whose only input is the images" in sentence
 
 
 class FixedBatch(nn.Module):

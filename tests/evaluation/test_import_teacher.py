@@ -127,7 +127,7 @@ def test_the_model_is_evaluated_before_it_is_written(tmp_path: Path, image_folde
         ({"num_classes": None}, "the number of classes is not known; add --num-classes or --class-names"),
         ({"class_names": ("a", "b")}, "there are 2 class names for 10 classes"),
         ({"mean": None}, "the normalisation of the model's input is not known; add the --mean and --std"),
-        ({"resize": 15}, "--resize 15 is smaller than the model's input of 16x16 pixels; make it larger"),
+        ({"resize": 15}, "--resize 15 is smaller than both sides of the model's input of 16x16 pixels; pass"),
         ({"mean": (0.1, 0.2)}, "--mean has 2 numbers for 1 channels"),
         ({"mean": (123.7,)}, "--mean 123.7 is outside [0, 1], the range of pixels; divide --mean and --std by 255"),
         ({"class_names": ("a",), "num_classes": None}, "has 2 to 100,000 classes; --class-names has 1"),

@@ -55,8 +55,11 @@ def test_students_are_smaller_than_the_teacher_and_the_fastest_comes_first(
     assert times == sorted(times)
     assert all(0 < each.parameters < result.parameters and each.macs > 0 for each in result.students)
     assert result.timing.is_complete
+    assert (result.timing.measured, result.timing.fastest) == (len(names), result.students[0])
     fast = propose(teacher, max_latency_ms=1.0)
     assert [each.architecture for each in fast.students] == ["wrn10_half"]
+    none = propose(teacher, max_latency_ms=1e-3)
+    assert (none.students, none.timing.measured, none.timing.fastest) == ((), len(names), result.students[0])
 
 
 def test_time_is_bounded(teacher: Path, monkeypatch: pytest.MonkeyPatch):
@@ -68,6 +71,7 @@ def test_time_is_bounded(teacher: Path, monkeypatch: pytest.MonkeyPatch):
     shown = " ".join(gapssg("models", "--for", teacher, "--set", "seconds=0.000001").stdout.split())
     assert f"no time to build {len(result.timing.unsized)} candidates" in shown
     assert "of unknown size; --set" in shown and "there is none" not in shown
+    assert f"measured: 0 smaller candidates; not tried: {len(result.timing.unsized)}" in shown
 
 
 def test_the_bound_is_of_the_whole_command_and_what_was_not_measured_is_named(
@@ -89,8 +93,10 @@ def test_the_bound_is_of_the_whole_command_and_what_was_not_measured_is_named(
     assert {measured.architecture, *result.timing.unmeasured} == smaller
     missing = f"no time to measure {len(smaller) - 1} candidates ({listed(result.timing.unmeasured)})"
     now[0] = 0.0
-    shown = gapssg("models", "--for", teacher, "--set", "seconds=100").stdout
-    assert missing in " ".join(shown.split())
+    shown = gapssg("models", "--for", teacher, "--max-latency", "0.5ms", "--set", "seconds=100").stdout
+    assert missing in (shown := " ".join(shown.split()))
+    counts = f"measured: 1 smaller candidate, the fastest {measured.architecture} with 1.00 ms, none of them within"
+    assert f"{counts} 0.5 ms; not tried: {len(smaller) - 1}" in shown
 
 
 def test_models_with_names_like_the_teachers_are_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

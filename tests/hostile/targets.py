@@ -482,7 +482,7 @@ def use_graph_file(world: World, case: tuple[str, bytes]) -> None:
 
 
 def answer_of_a_fork(
-    path: Path, kind: str, folder: Path, shape: tuple[int, ...] | None, part: str | None
+    path: Path, kind: str, folder: Path, shape: tuple[int, ...] | None, part: str | None, layout: Any
 ) -> dict[str, Any]:
     """Read a file in a fork of this process, which starts sooner than a new one."""
     said = folder / "said.json"
@@ -493,7 +493,7 @@ def answer_of_a_fork(
             signal.alarm(60)
             with open(os.devnull, "w") as nowhere:
                 os.dup2(nowhere.fileno(), 2)
-            said.write_text(json.dumps(child.answer(kind, path, folder, shape, part)))
+            said.write_text(json.dumps(child.answer(kind, path, folder, shape, part, layout)))
         finally:
             os._exit(0)
     _, status = os.waitpid(process, 0)

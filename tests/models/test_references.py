@@ -231,6 +231,12 @@ def test_reasons_contain_no_terminal_colours():
         raise RuntimeError("\x1b[31mred\x1b[0m\nNext steps: none")
 
 
+def test_the_reason_of_a_scripted_model_is_the_line_after_the_traceback():
+    module = torch.jit.script(torch.nn.Linear(2, 2))
+    with pytest.raises(InputError, match=r"^it failed \(RuntimeError: mat1 and mat2 "), foreign_code("it failed"):
+        module(torch.zeros(1, 3))
+
+
 def test_a_model_that_changes_its_buffers_in_evaluation_mode_is_refused():
     assert "changes its buffer mean in evaluation mode" in refusal(f"{HERE}:ByItsBatch", keeps=True)
 

@@ -1,12 +1,13 @@
 """A program of its own: reads an ONNX, TorchScript or torch.export file and writes its graph and weights.
 
     python -I -c "import sys; sys.path.insert(0, ROOT); from gapssg.models.graphs.child import main; main()" \
-        KIND FILE FOLDER SHAPE PART
+        KIND FILE FOLDER SHAPE PART LAYOUT
 
 It runs in a child process with bounds on memory and time. With `images.safetensors` in the folder it writes the logits
 that the file's own library computes for them; else the graph, and such logits for random images. SHAPE is `C,H,W`, or
-empty if the file must declare it; PART is the name or index of the logits among several outputs, or empty if they are
-to be recognised. It prints one JSON object: `shape` and others, or `refused` and why.
+empty if the file must declare it; PART is the name or index of the logits among several outputs, and LAYOUT the order
+of the dimensions of its images, each empty if it is to be recognised. It prints one JSON object: `shape` and others, or
+`refused` and why.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from torch import Tensor
 
 from gapssg.errors import InputError, first_line
 from gapssg.models.checkpoint_child import bound
-from gapssg.models.graphs.record import Opened
+from gapssg.models.description import InputLayout
+from gapssg.models.graphs.record import Opened, laid_out
 from gapssg.models.graphs.trace import graph_of
 
 CPU_SECONDS = 600
@@ -39,27 +41,38 @@ def main() -> None:
     kind, path, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     given = tuple(int(size) for size in sys.argv[4].split(",")) if sys.argv[4] else None
     part = sys.argv[5] or None
+    layout: Any = sys.argv[6] or None
     torch.set_num_threads(1)
     _prepare(kind)
     _bound(path)
-    sys.stdout.write("\n" + json.dumps(answer(kind, path, folder, given, part)) + "\n")
+    sys.stdout.write("\n" + json.dumps(answer(kind, path, folder, given, part, layout)) + "\n")
 
 
 def answer(
-    kind: str, path: Path, folder: Path, given: tuple[int, ...] | None, part: str | None = None
+    kind: str,
+    path: Path,
+    folder: Path,
+    given: tuple[int, ...] | None,
+    part: str | None = None,
+    layout: InputLayout | None = None,
 ) -> dict[str, Any]:
     """Read a file, write the graph or logits to a folder, and return what was done, or why not.
 
     Given are channels, height and width of an image, None if the file declares them, and the part of its outputs that
-    is its logits, None to recognise it.
+    is its logits and the layout of its images, None to recognise them.
     """
     try:
-        opened = read_file(kind, path)
+        opened = read_file(kind, path, layout)
         if (folder / "images.safetensors").exists():
             images = load_file(folder / "images.safetensors")["images"]
             save_file({"logits": _logits(opened.original, images, part)}, folder / "logits.safetensors")
             return {"shape": list(images.shape[1:])}
-        return write_graph(opened, folder, given, part)
+        try:
+            return write_graph(opened, folder, given, part)
+        except InputError as error:
+            if layout is not None or opened.input_shape is not None:
+                raise
+            return _with_channels_last(opened, folder, given, part, error)
     except InputError as error:
         return {"refused": str(error)}
     except MemoryError:
@@ -68,10 +81,20 @@ def answer(
         return {"refused": f"it cannot be read ({first_line(error, 200)})"}
 
 
-def read_file(kind: str, path: Path) -> Opened:
+def read_file(kind: str, path: Path, layout: InputLayout | None = None) -> Opened:
     """Read a file of a kind; raise `InputError` if it is damaged or cannot be a graph."""
     opened: Opened = import_module(f"gapssg.models.graphs.{_READERS[kind]}").load(path)
-    return opened
+    return laid_out(opened, layout)
+
+
+def _with_channels_last(
+    opened: Opened, folder: Path, given: tuple[int, ...] | None, part: str | None, error: InputError
+) -> dict[str, Any]:
+    """Write the graph of a file that declares no layout and refuses (N, C, H, W), or raise the error of that."""
+    try:
+        return write_graph(laid_out(opened, "NHWC"), folder, given, part)
+    except InputError:
+        raise error from None
 
 
 def write_graph(opened: Opened, folder: Path, given: tuple[int, ...] | None, part: str | None = None) -> dict[str, Any]:
@@ -88,7 +111,13 @@ def write_graph(opened: Opened, folder: Path, given: tuple[int, ...] | None, par
     images = torch.randn(_CHECKED, *shape, generator=torch.Generator().manual_seed(1))
     logits = _logits(opened.original, images, graph.part)
     save_file({"images": images, "logits": logits}, folder / "checked.safetensors")
-    return {"shape": list(shape), "classes": graph.num_classes, "roundoff": opened.roundoff, "part": graph.part}
+    return {
+        "shape": list(shape),
+        "classes": graph.num_classes,
+        "roundoff": opened.roundoff,
+        "part": graph.part,
+        "layout": opened.layout,
+    }
 
 
 def _logits(original: Callable[[Tensor, str | None], Tensor], images: Tensor, part: str | None) -> Tensor:
@@ -102,16 +131,17 @@ def _logits(original: Callable[[Tensor, str | None], Tensor], images: Tensor, pa
     return logits.reshape(len(images), -1).float().contiguous()
 
 
-def _input_shape(declared: tuple[int, ...] | None, given: tuple[int, ...] | None) -> tuple[int, int, int]:
+def _input_shape(declared: tuple[int | None, ...] | None, given: tuple[int, ...] | None) -> tuple[int, int, int]:
     if declared and given and declared != given:
         sizes = ["x".join(map(str, shape)) for shape in (declared, given)]
         raise InputError(f"its images are {sizes[0]}, not {sizes[1]}; leave --input-shape out")
     shape = declared or given
     if shape is None:
         raise InputError("it does not say how large its images are; add --input-shape C,H,W")
-    if len(shape) != 3 or min(shape) < 1:
+    known = [size for size in shape if size and size > 0]
+    if not len(known) == len(shape) == 3:
         raise InputError(f"its input is {'x'.join(map(str, shape))}, not images of C x H x W")
-    channels, height, width = shape
+    channels, height, width = known
     return channels, height, width
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from gapssg.errors import InputError, shortened
 from gapssg.files import parse_json
 from gapssg.models.graphs.operators import operator
-from gapssg.models.graphs.record import Executor, Opened, Recorder, Traced, UnknownOperator, in_batches
+from gapssg.models.graphs.record import Executor, Opened, Recorder, Traced, UnknownOperator, in_batches, several_inputs
 from gapssg.models.signature import part_of
 
 _LARGEST_JSON = 2**26
@@ -140,11 +140,17 @@ def _exported(program: Mapping[str, Any], state: Mapping[str, Tensor]) -> Opened
     graph, signature = program["graph_module"]["graph"], program["graph_module"]["signature"]
     constants: dict[str, Any] = {}
     images: list[str] = []
+    others: list[str] = []
     for spec in signature["input_specs"]:
         ((kind, content),) = spec.items()
         if kind == "user_input":
-            if "as_tensor" in content["arg"]:
-                images.append(content["arg"]["as_tensor"]["name"])
+            ((form, value),) = content["arg"].items()
+            if form == "as_tensor":
+                images.append(value["name"])
+            elif form.startswith("as_sym"):
+                others.append(str(value.get("as_name")))
+        elif kind == "constant_input":  # None, a number or a text, for which the graph was exported
+            continue
         elif kind in ("parameter", "buffer", "tensor_constant"):
             name = next(
                 content[key] for key in ("parameter_name", "buffer_name", "tensor_constant_name") if key in content
@@ -158,10 +164,10 @@ def _exported(program: Mapping[str, Any], state: Mapping[str, Tensor]) -> Opened
         if kind != "user_output":
             raise InputError("it changes its buffers; export it in evaluation mode")
         outputs.append(content["arg"])
-    if len(images) != 1:
-        raise InputError(f"it has {len(images)} inputs; save a model whose only input is the images")
+    if len(images) != 1 or others:
+        raise several_inputs([*images, *others])
     sizes = [each.get("as_int") for each in graph["tensor_values"][images[0]]["sizes"]]
-    shape, batch = tuple(sizes[1:]), sizes[0] if sizes else None
+    batch = sizes[0] if sizes else None
 
     def read(recorder: Recorder | Executor) -> Any:
         return _apply(graph, {**constants, images[0]: recorder.images}, outputs, recorder)
@@ -169,7 +175,7 @@ def _exported(program: Mapping[str, Any], state: Mapping[str, Tensor]) -> Opened
     def original(values: Tensor, part: str | None) -> Tensor:
         return in_batches(lambda each: part_of(read(Executor(each)), part), values, batch)
 
-    return Opened(read, original, shape if all(isinstance(size, int) for size in shape) else None, batch)
+    return Opened(read, original, tuple(sizes[1:]), batch)
 
 
 def _apply(graph: Mapping[str, Any], values: dict[str, Any], outputs: list[Any], recorder: Recorder | Executor) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gapssg.errors import InputError, os_errors_as, shortened
 from gapssg.files import LARGEST_FILE, open_regular, parse_json, read_bounded
 from gapssg.models.checkpoint_file import said_by_child
+from gapssg.models.description import InputLayout
 from gapssg.models.frozen import frozen
 from gapssg.models.graphs.description import check_graph
 from gapssg.models.graphs.exported_reader import names_below_root
@@ -55,6 +56,8 @@ class GraphFile(NamedTuple):
     """Its logits (N, K) float32 for them."""
     part: str | None
     """Name or index of the logits, if it has several outputs."""
+    layout: InputLayout = "NCHW"
+    """Order of the dimensions of the images that the file takes; its graph takes (N, C, H, W)."""
 
 
 def kind_of_graph(path: Path) -> Kind | None:
@@ -79,18 +82,23 @@ def kind_of_graph(path: Path) -> Kind | None:
 
 
 def read_graph_file(
-    path: Path, kind: Kind, input_shape: tuple[int, int, int] | None, part: str | None = None
+    path: Path,
+    kind: Kind,
+    input_shape: tuple[int, int, int] | None,
+    part: str | None = None,
+    layout: InputLayout | None = None,
 ) -> GraphFile:
     """Read an ONNX, TorchScript or torch.export file in a child process with bounds on memory and time.
 
     The input shape is channels, height and width of an image, or None if the file declares them. If it has several
-    outputs, `part` is the name or index of its logits, or None to recognise them. Raises `InputError` if
-    a package is missing, or the file is damaged or too large, declares no or other images, or holds something other
-    than a classifier of images as a graph of known operators.
+    outputs, `part` is the name or index of its logits; `layout` is the order of the dimensions of the images that it
+    takes; both are recognised if they are None. Raises `InputError` if a package is missing, or the file is damaged or
+    too large, declares no or other images, or holds something other than a classifier of images as a graph of known
+    operators.
     """
     with tempfile.TemporaryDirectory(prefix="gapssg-import-") as name:
         folder = Path(name)
-        said = _run_child(path, kind, folder, input_shape, part)
+        said = _run_child(path, kind, folder, input_shape, part, layout)
         try:
             description = check_graph(parse_json(read_bounded(folder / "graph.json", _LARGEST_GRAPH)))
             channels, height, width = said["shape"]
@@ -108,6 +116,7 @@ def read_graph_file(
             pair["images"],
             pair["logits"],
             said["part"],
+            said["layout"],
         )
 
 
@@ -116,7 +125,7 @@ def original_logits(graph: GraphFile, images: Tensor) -> Tensor:
     with tempfile.TemporaryDirectory(prefix="gapssg-import-") as name:
         folder = Path(name)
         save_file({"images": images.contiguous()}, folder / "images.safetensors")
-        _run_child(graph.path, graph.kind, folder, graph.input_shape, graph.part)
+        _run_child(graph.path, graph.kind, folder, graph.input_shape, graph.part, graph.layout)
         return read_safetensors(folder / "logits.safetensors").tensors["logits"]
 
 
@@ -156,7 +165,12 @@ _LIBRARIES: dict[Kind, str] = {"onnx": "onnxruntime", "torchscript": "TorchScrip
 
 
 def _run_child(
-    path: Path, kind: Kind, folder: Path, input_shape: tuple[int, int, int] | None, part: str | None
+    path: Path,
+    kind: Kind,
+    folder: Path,
+    input_shape: tuple[int, int, int] | None,
+    part: str | None,
+    layout: InputLayout | None,
 ) -> dict[str, Any]:
     """Run the child process and return what it says."""
     if kind == "onnx":
@@ -166,7 +180,7 @@ def _run_child(
                 f"{path} is an ONNX file, whose import needs {' and '.join(missing)}, which is not installed: "
                 "pip install 'gapssg[export]'"
             )
-    said = _answer(path, kind, folder, input_shape, part)
+    said = _answer(path, kind, folder, input_shape, part, layout)
     if "shape" not in said:
         reason = said.get("refused") or "it is damaged, or needs more memory than a model of its size should"
         raise InputError(f"{path} cannot be imported as a graph: {shortened(reason, 600)}")
@@ -174,7 +188,13 @@ def _run_child(
 
 
 def _answer(
-    path: Path, kind: Kind, folder: Path, input_shape: tuple[int, int, int] | None, part: str | None
+    path: Path,
+    kind: Kind,
+    folder: Path,
+    input_shape: tuple[int, int, int] | None,
+    part: str | None,
+    layout: InputLayout | None,
 ) -> dict[str, Any]:
-    arguments = [kind, str(path.absolute()), str(folder), ",".join(map(str, input_shape or ())), part or ""]
+    shape = ",".join(map(str, input_shape or ()))
+    arguments = [kind, str(path.absolute()), str(folder), shape, part or "", layout or ""]
     return said_by_child(["-c", _CHILD.format(str(_ROOT)), *arguments], path, _SECONDS)

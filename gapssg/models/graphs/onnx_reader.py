@@ -19,14 +19,12 @@ from torch import Tensor
 from gapssg.errors import InputError, first_line, shortened
 from gapssg.files import LARGEST_FILE, open_regular
 from gapssg.models.graphs.onnx_operators import ONNX_OPERATORS, Node
-from gapssg.models.graphs.record import Opened, Recorder, Traced, UnknownOperator, in_batches
+from gapssg.models.graphs.record import Opened, Recorder, Traced, UnknownOperator, in_batches, several_inputs
 
 _STANDARD = ("", "ai.onnx")
 _CONTROL_FLOW = {"Loop", "Scan", "SequenceMap"}
-_COLOURS = (1, 3, 4)  # channels by which a layout (N, H, W, C) is recognised
 _DEEPEST = 8
-_FLOATING = {1: torch.float32, 10: torch.float16, 11: torch.float64}
-_HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+_FLOATING = {onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.FLOAT16: torch.float16}
 _ROUNDOFF_OF_HALF, _ROUNDOFF_OF_8_BITS = 2.0**-11, 2.0**-9
 
 
@@ -40,11 +38,36 @@ def load(path: Path) -> Opened:
         _read_external_data(model, path.parent)
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
+        _to_float32(model)
         return _opened(model)
     except InputError:
         raise
     except Exception as error:  # of the library's many parts, each has its own
         raise InputError(f"it is not a readable ONNX file ({first_line(error)})") from error
+
+
+def _to_float32(model: onnx.ModelProto) -> None:
+    """Replace bfloat16, and float64 of the images, by float32: onnxruntime has few operators for them."""
+    graphs = _graphs_of(model.graph)
+    replaced = {onnx.TensorProto.BFLOAT16, *(each.type.tensor_type.elem_type for each in model.graph.input)}
+    replaced &= {onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
+    for tensor in _tensors_of(model.graph):
+        if tensor.data_type in replaced:
+            values = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    for graph in graphs:
+        for each in (*graph.input, *graph.output, *graph.value_info):
+            if each.type.tensor_type.elem_type in replaced:
+                each.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        for attribute in (attribute for node in graph.node for attribute in node.attribute):
+            if attribute.name in ("to", "dtype") and attribute.i in replaced:
+                attribute.i = onnx.TensorProto.FLOAT
+
+
+def _graphs_of(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+    """Return a graph and those of its branches."""
+    inner = [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
+    return [graph, *(each for branch in inner for each in _graphs_of(branch))]
 
 
 def _read_external_data(model: onnx.ModelProto, folder: Path) -> None:
@@ -85,40 +108,34 @@ def _opened(model: onnx.ModelProto) -> Opened:
     stored = {tensor.name for tensor in graph.initializer}
     inputs = [each for each in graph.input if each.name not in stored]
     if len(inputs) != 1:
-        raise InputError(f"it has {len(inputs)} inputs; save a model whose only input is the images")
+        raise several_inputs([each.name for each in inputs])
     sizes = [size.dim_value or None for size in inputs[0].type.tensor_type.shape.dim]
     if len(sizes) != 4:
         raise InputError(f"its input has {len(sizes)} dimensions instead of the 4 of images")
-    channels_last = sizes[3] in _COLOURS and sizes[1] not in _COLOURS
-    shape = (sizes[3], sizes[1], sizes[2]) if channels_last else tuple(sizes[1:])
     constants = {tensor.name: _constant(tensor) for tensor in graph.initializer}
     version = max(versions.get(domain, 0) for domain in _STANDARD)
 
     def read(recorder: Recorder) -> Any:
-        images = recorder.images
-        if channels_last:
-            images = recorder.call("permute.default", images, [0, 2, 3, 1])
         reader = _Reader(recorder, version, unknown)
-        results = reader.run(graph, {**constants, "": None, inputs[0].name: images})
+        results = reader.run(graph, {**constants, "": None, inputs[0].name: recorder.images})
         return results[0] if len(results) == 1 else {each.name: results[i] for i, each in enumerate(graph.output)}
 
     kind = inputs[0].type.tensor_type.elem_type
     if kind not in _FLOATING:
-        raise InputError("its images are integers; save a model of floating images")
+        name = onnx.TensorProto.DataType.Name(kind).lower()
+        raise InputError(f"its images are {name}; save a model of floating images")
 
     def original(values: Tensor, part: str | None) -> Tensor:
-        images = (values.permute(0, 2, 3, 1) if channels_last else values).to(_FLOATING[kind]).contiguous()
         session = _session(model)
         output = part or session.get_outputs()[0].name
 
         def run(batch: Tensor) -> Tensor:
             return torch.from_numpy(session.run([output], {inputs[0].name: batch.numpy()})[0])
 
-        return in_batches(run, images, sizes[0])
+        return in_batches(run, values.to(_FLOATING[kind]).contiguous(), sizes[0])
 
-    is_half = kind == onnx.TensorProto.FLOAT16 or any(each.data_type in _HALF for each in graph.initializer)
-    known = tuple(size for size in shape if size)
-    opened = Opened(read, original, known if len(known) == 3 else None, sizes[0])
+    is_half = onnx.TensorProto.FLOAT16 in (kind, *(each.data_type for each in graph.initializer))
+    opened = Opened(read, original, tuple(sizes[1:]), sizes[0])
     if any(node.op_type == "QuantizeLinear" for node in graph.node):
         return opened._replace(roundoff=_ROUNDOFF_OF_8_BITS)
     return opened._replace(roundoff=_ROUNDOFF_OF_HALF) if is_half else opened
@@ -164,7 +181,6 @@ def _constants_of(node: onnx.NodeProto, inputs: list[Any], version: int) -> list
 
 def _constant(tensor: onnx.TensorProto) -> Tensor:
     array = numpy_helper.to_array(tensor)
-    array = array.astype(np.float32) if tensor.data_type == onnx.TensorProto.BFLOAT16 else array
     values = torch.from_numpy(np.ascontiguousarray(array).copy())
     return values.reshape(tuple(tensor.dims)).to(torch.float32 if values.is_floating_point() else values.dtype)
 

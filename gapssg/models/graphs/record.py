@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 
 from gapssg.errors import InputError, shortened
+from gapssg.models.description import InputLayout
 from gapssg.models.foreign import foreign_code
 from gapssg.models.graphs.operators import CREATION, OPERATORS, operator
+from gapssg.models.signature import permuted
 
 _MOST_STEPS = 100_000
 _MOST_NUMBERS = 3 * 2**24  # of three images
+_COLOURS = (1, 3, 4)  # channels by which a layout (N, H, W, C) is recognised
 _IGNORED = {"device", "layout", "pin_memory", "memory_format", "non_blocking", "copy", "implicit"}
 _WIDE = (torch.float16, torch.bfloat16, torch.float64)
 # Of one argument, whose result has its values.
@@ -86,12 +89,48 @@ class Opened(NamedTuple):
     original: Callable[[Tensor, str | None], Tensor]
     """Computes logits (N, K), those of a name or index among several outputs, of images (N, C, H, W) with the file's
     own library; for torch.export, whose reader can run code of the file, with its operators as they are."""
-    input_shape: tuple[int, ...] | None = None
-    """Channels, height and width that it declares; None if it does not, or they are dynamic."""
+    input_shape: tuple[int | None, ...] | None = None
+    """The dimensions of an image that it declares, in the order of the layout; None if it does not, or one is dynamic.
+    """
     batch: int | None = None
     """The batch size that it declares; None if it does not, or it is dynamic."""
     roundoff: float = 2.0**-24
     """The unit roundoff of its numbers."""
+    layout: InputLayout = "NCHW"
+    """Order of the dimensions of its images; `read` and `original` take images (N, C, H, W) in any case."""
+
+
+def laid_out(opened: Opened, layout: InputLayout | None) -> Opened:
+    """Return a file whose images have this layout, as one that takes images (N, C, H, W).
+
+    None recognises the layout by the dimensions that the file declares.
+    """
+    shape = opened.input_shape or ()
+    if layout is None and len(shape) == 3 and shape[2] in _COLOURS and shape[0] not in _COLOURS:
+        layout = "NHWC"
+    known = tuple(size for size in shape if size)
+    declared = known if shape and len(known) == len(shape) else None
+    if layout != "NHWC":
+        return opened._replace(input_shape=declared)
+
+    def read(recorder: Any) -> Any:
+        recorder.images = recorder.call("permute.default", recorder.images, [0, 2, 3, 1])
+        return opened.read(recorder)
+
+    return opened._replace(
+        read=read,
+        original=lambda images, part: opened.original(permuted(images, "NHWC"), part),
+        input_shape=declared and (*declared[-1:], *declared[:-1]),
+        layout="NHWC",
+    )
+
+
+def several_inputs(names: Sequence[str]) -> InputError:
+    """Return the refusal of a file that has inputs of these names, not only images."""
+    listed = f" ({shortened(', '.join(names), 200)})" if names else ""
+    return InputError(
+        f"it has {len(names)} inputs{listed}; wrap the model in one whose only input is the images, and save that"
+    )
 
 
 class _Memory:

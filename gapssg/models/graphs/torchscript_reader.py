@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gapssg.errors import InputError, first_line, shortened
 from gapssg.models.graphs.operators import operator
-from gapssg.models.graphs.record import Opened, Recorder, Traced, UnknownOperator, tensor_of
+from gapssg.models.graphs.record import Opened, Recorder, Traced, UnknownOperator, several_inputs, tensor_of
 from gapssg.models.signature import part_of
 
 _MOST_STEPS = 1_000_000
@@ -87,31 +87,44 @@ def check_archive(path: Path) -> None:
 
 
 def load(path: Path) -> Opened:
-    """Load a TorchScript file on the CPU, in evaluation mode.
+    """Load a TorchScript file on the CPU, in float32 and evaluation mode.
 
-    Raises `InputError` if it is damaged, would run code, or has other inputs than images.
+    Its arguments besides the images take their defaults. Raises `InputError` if it is damaged, would run code, or has
+    other inputs without a default.
     """
     check_archive(path)
     try:
         module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
-        module.eval()
+        saved = next((each.dtype for each in module.parameters() if each.is_floating_point()), torch.float32)
+        module.float().eval()
     except (RuntimeError, ValueError, OSError, AttributeError) as error:
         raise InputError(f"it is not a readable TorchScript file ({first_line(error)})") from error
     graph = module.inlined_graph
-    inputs = list(graph.inputs())
-    if len(inputs) != 2:
-        raise InputError(f"it has {len(inputs) - 1} inputs; save a model whose only input is the images")
+    inputs = [each.debugName() for each in graph.inputs()]
+    declared = module.forward.schema.arguments[1:]
+    if not declared or not all(each.has_default_value() for each in declared[1:]):
+        raise several_inputs([each.name for each in declared])
+    defaults = [each.default_value for each in declared[1:]]
 
     def read(recorder: Recorder) -> Any:
         interpreter = _Interpreter(recorder)
-        environment = {inputs[0].debugName(): module, inputs[1].debugName(): recorder.images}
+        environment = dict(zip(inputs, [module, recorder.images, *defaults], strict=True))
         interpreter.run(graph, environment)
         outputs = [environment[each.debugName()] for each in graph.outputs()]
         return outputs[0] if len(outputs) == 1 else outputs
 
     def original(images: Tensor, part: str | None) -> Tensor:
-        with torch.no_grad():
-            return part_of(module(images), part)
+        try:
+            with torch.no_grad():
+                return part_of(module(images), part)
+        except RuntimeError as error:
+            if saved == torch.float32:
+                raise
+            precision = str(saved).removeprefix("torch.")
+            raise InputError(
+                f"it has weights in {precision} and does not run in float32, perhaps because its code casts "
+                f"({first_line(error)}); save it in float32"
+            ) from error
 
     return Opened(read, original)
 

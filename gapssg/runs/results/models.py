@@ -29,6 +29,10 @@ class ProposeTiming(Stored):
     """Number of processor threads that PyTorch used."""
     is_complete: bool
     """Whether there was time for all candidates."""
+    measured: Count = 0
+    """The number of smaller candidates that were measured."""
+    fastest: Proposal | None = None
+    """The fastest of these, whether or not it is proposed."""
     unmeasured: tuple[Text, ...] = ()
     """The smaller candidates for which there was none."""
     unsized: tuple[Text, ...] = ()

@@ -243,7 +243,7 @@ class Features(nn.Module):
     ("module", "sentence"),
     [
         (Deciding(), "its control flow depends on the values of the images"),
-        (TwoInputs(), "it has 2 inputs; save a model whose only input is the images"),
+        (TwoInputs(), r"it has 2 inputs \(images, others\); wrap the model in one whose only input is the images"),
         (TwoOutputs(), r"2 of its 2 outputs \(0, 1\) may be the logits; choose one with --output-part 0"),
         (TwoFeatures(), r"none of its 2 outputs \(0, 1\) may be the logits; save a model that returns logits"),
         (Sorting(), "it has the operator sort, which gapssg does not know"),
