@@ -181,6 +181,7 @@ def fitted(rows: list[Row], name: str, kinds: tuple[str, ...]) -> tuple[Predicto
     predictor = Predictor(
         kinds=kinds,
         observed=range_of(features.flat),
+        largest_class=range_of(largest_class_of(evidence_of(row), kinds) for row in rows),
         coefficient=found.coefficients[0],
         intercept=found.intercept,
         error=Error(
@@ -233,6 +234,11 @@ def evidence_of(row: Row) -> dict[str, ProbeEvidence]:
         if dot and value is not None:
             found.setdefault(kind, {})[name] = value
     return {kind: ProbeEvidence(**{**values, "images": int(values["images"])}) for kind, values in found.items()}
+
+
+def largest_class_of(evidence: Mapping[str, ProbeEvidence], kinds: tuple[str, ...]) -> float:
+    """Return the mean over the kinds of the share of the teacher's most frequent prediction."""
+    return statistics.mean(evidence[kind].largest_class for kind in kinds)
 
 
 def range_of(values: Iterable[float]) -> Range:

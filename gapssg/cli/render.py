@@ -92,11 +92,11 @@ def print_quality(console: Console, result: QualityResult) -> None:
     """Print the evidence of an estimate, then its prediction."""
     console.table(
         f"{result.student.file} beside its teacher, on probe images",
-        ["probe images", "number", "disagreement", "gap", "teacher's confidence"],
+        ["probe images", "number", "disagreement", "gap", "teacher's confidence", "its commonest class"],
         [
             [
                 *(kind, f"{found.images:,}", percent(found.disagreement)),
-                *(f"{found.reality_gap:.3f}", percent(found.teacher_confidence)),
+                *(f"{found.reality_gap:.3f}", percent(found.teacher_confidence), percent(found.largest_class)),
             ]
             for kind, found in result.evidence.items()
         ],

@@ -24,6 +24,8 @@ from gapssg.text import percent
 
 PREDICTOR = "predictor.json"
 WITH_POOL, WITHOUT_POOL = "with a pool", "without a pool"
+_NO_BETTER = 0.95
+"""Share of a constant answer's disagreement from which a student's is no better: a few images decide the rest."""
 
 
 class Range(Stored):
@@ -56,6 +58,8 @@ class Predictor(Stored):
     """Kinds of probe images that it takes."""
     observed: Range
     """Of what `summary` returns."""
+    largest_class: Range
+    """Of the share of the teacher's most frequent prediction, mean over the kinds."""
     coefficient: Annotated[float, Field(ge=0)]
     intercept: float
     error: Error
@@ -93,11 +97,20 @@ class Predictor(Stored):
 
     def obstacles_of(self, evidence: Mapping[str, ProbeEvidence]) -> list[str]:
         """Return why the predictor does not apply to this evidence; empty if it does."""
-        angle = summary(evidence, self.kinds)
-        if angle <= self.observed.high:
-            return []
-        most, share = percent(share_of(self.observed.high)), percent(share_of(angle))
-        return [f"it was calibrated for a disagreement on probe images of at most {most}, not {share}"]
+        angle, found = summary(evidence, self.kinds), [evidence[kind] for kind in self.kinds]
+        largest = statistics.mean(each.largest_class for each in found)
+        obstacles = []
+        if angle > self.observed.high:
+            most, share = percent(share_of(self.observed.high)), percent(share_of(angle))
+            obstacles.append(f"it was calibrated for a disagreement on probe images of at most {most}, not {share}")
+        if largest > self.largest_class.high:
+            obstacles.append(
+                f"the teacher gives one class to {percent(largest)} of the probe images; it was calibrated for at most "
+                f"{percent(self.largest_class.high)}"
+            )
+        if statistics.mean(each.disagreement for each in found) >= _NO_BETTER * (1 - largest):
+            obstacles.append("on probe images the student agrees no better than a constant answer would")
+        return obstacles
 
 
 def summary(evidence: Mapping[str, ProbeEvidence], kinds: Iterable[str]) -> float:

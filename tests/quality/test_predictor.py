@@ -12,6 +12,7 @@ from gapssg.runs.results.quality import ProbeEvidence
 SMALL = {
     "kinds": ("strokes", "mixtures"),
     "observed": {"low": 0.2, "high": 1.2},
+    "largest_class": {"low": 0.1, "high": 0.7},
     "coefficient": 0.5,
     "intercept": 0.1,
     "error": {"coefficient": 0.2, "intercept": 0.1, "smallest": 0.15},
@@ -24,14 +25,17 @@ SMALL = {
 }
 
 
-def evidence(share: float) -> dict[str, ProbeEvidence]:
+CONSTANT = "on probe images the student agrees no better than a constant answer would"
+
+
+def evidence(share: float, largest_class: float = 0.2) -> dict[str, ProbeEvidence]:
     one = ProbeEvidence(
         images=256,
         disagreement=share,
         weighted_disagreement=share,
         reality_gap=0.1,
         teacher_confidence=0.8,
-        largest_class=0.2,
+        largest_class=largest_class,
     )
     return {"strokes": one, "mixtures": one}
 
@@ -72,6 +76,15 @@ def test_a_better_student_than_all_of_the_calibration_is_predicted_like_the_best
     assert predictor.obstacles_of(evidence(0.0)) == []
 
 
+def test_a_student_with_one_answer_is_refused_however_often_its_teacher_gives_that(predictor):
+    # A constant student differs wherever the teacher does not give its commonest class.
+    assert predictor.obstacles_of(evidence(0.4, largest_class=0.6)) == [CONSTANT]
+    assert predictor.obstacles_of(evidence(0.2, largest_class=0.6)) == []
+    assert predictor.obstacles_of(evidence(0.02, largest_class=0.86)) == [
+        "the teacher gives one class to 86.0 % of the probe images; it was calibrated for at most 70.0 %"
+    ]
+
+
 def test_it_names_each_reason_not_to_apply(predictor):
     assert predictor.obstacles_of_task(10, 32) == predictor.obstacles_of(evidence(0.3)) == []
     assert predictor.obstacles_of_task(100, 224) == [
@@ -79,7 +92,8 @@ def test_it_names_each_reason_not_to_apply(predictor):
         "it was calibrated for 16 to 96 pixels (shorter side), not 224",
     ]
     assert predictor.obstacles_of(evidence(0.99)) == [
-        "it was calibrated for a disagreement on probe images of at most 86.9 %, not 99.0 %"
+        "it was calibrated for a disagreement on probe images of at most 86.9 %, not 99.0 %",
+        CONSTANT,
     ]
 
 
