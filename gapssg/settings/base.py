@@ -129,9 +129,9 @@ def _refuse_coercion(field_name: str, value: Any, annotation: Any) -> None:
         return
     context = {"field": field_name, "given": value}
     if kinds <= {int, float} and isinstance(value, bool | str):
-        raise PydanticCustomError("coercion", "must be a number", context)
+        raise PydanticCustomError("coercion", "{field} must be a number", context)
     if kinds == {bool} and not isinstance(value, bool):
-        raise PydanticCustomError("coercion", "must be true or false", context)
+        raise PydanticCustomError("coercion", "{field} must be true or false", context)
 
 
 def _complete(given: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:

@@ -306,6 +306,8 @@ def _describe(
         reason = str(detail["msg"]).removeprefix("Value error, ")
         return f"{given}: {reason}" if name else reason  # without a name, the combination of settings is wrong
     message = str(detail["msg"]).replace("Input should be", "must be")
+    if kind == "coercion":
+        message = message.removeprefix(f"{context['field']} ")
     if kind == "literal_error" and isinstance(detail["input"], str):
         allowed = [part.strip(" '") for part in str(context["expected"]).replace(" or ", ",").split(",")]
         message += did_you_mean(detail["input"], allowed)
