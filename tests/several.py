@@ -61,7 +61,7 @@ def in_float64() -> Iterator[None]:
         "synthesis.labelled_views",
         "synthesis.pool_synthesizer",
         "evaluation.predict",
-        "training.pretrain_teacher",
+        "training.classifier_trainee",
     )
     patches = [mock.patch(f"gapssg.{place}.to_unit_range", lambda images: images.double() / 255) for place in places]
     patches.append(mock.patch.object(torch.Tensor, "float", torch.Tensor.double))
