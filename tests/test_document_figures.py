@@ -91,7 +91,7 @@ MEASURED: dict[str, dict[str, Measured]] = {
         "88.2 %": Measured("strangers", "top1", having(pair="letters-grey16", method="larger-student", seed="0")),
         "88.7 %": Measured("strangers", "top1", having(pair="letters-grey16", method="larger-student", seed="1")),
         "90.8 %": Measured("strangers", "top1", having(pair="letters-grey16", method="teacher")),
-        "3 to 42 minutes": Measured(
+        "3 to 44 minutes": Measured(
             "strangers",
             "seconds",
             lambda row: row["method"] == "default" and row["machine"].startswith("1 thr"),
