@@ -187,11 +187,11 @@ def identifying(changes: Iterable[str]) -> tuple[str, ...]:
 
 def kept_settings(settings: AnySettings, started_with: AnySettings) -> list[str]:
     """Return what a finished run was to write otherwise, such as its snapshots: `snapshot_every=2 (it had none)`."""
-    given = settings.model_dump(mode="json"), started_with.model_dump(mode="json")
+    asked, kept = settings.to_dict(), started_with.to_dict()
     return [
-        f"{key}={texts[0]} (it had {texts[1]})"
+        f"{key}={json.dumps(asked.get(key))} (it had {json.dumps(kept.get(key))})".replace("null", "none")
         for key in _WRITES
-        if key in given[0] and len(set(texts := [json.dumps(each[key]).replace("null", "none") for each in given])) > 1
+        if asked.get(key) != kept.get(key)
     ]
 
 

@@ -67,9 +67,9 @@ def settings(weights: Path, **changes: Any) -> ImportSettings:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read files in this process, which saves starting another."""
 
-    def answer(path: Path, kind: Any, *others: Any) -> dict[str, Any]:
+    def answer(_: Path, arguments: list[str]) -> dict[str, Any]:
         with quiet():
-            return child.answer(kind, path, *others)
+            return child.answer_to(arguments)
 
     monkeypatch.setattr(graph_file, "_answer", answer)
 

@@ -481,11 +481,9 @@ def use_graph_file(world: World, case: tuple[str, bytes]) -> None:
     build_graph(graph.description, graph.tensors, graph.num_classes, graph.input_shape)
 
 
-def answer_of_a_fork(
-    path: Path, kind: str, folder: Path, shape: tuple[int, ...] | None, part: str | None, layout: Any
-) -> dict[str, Any]:
-    """Read a file in a fork of this process, which starts sooner than a new one."""
-    said = folder / "said.json"
+def answer_of_a_fork(path: Path, arguments: list[str]) -> dict[str, Any]:
+    """Read the file `path` in a fork of this process, which starts sooner than a new one."""
+    said = Path(arguments[2]) / "said.json"
     process = os.fork()
     if process == 0:
         try:
@@ -493,7 +491,7 @@ def answer_of_a_fork(
             signal.alarm(60)
             with open(os.devnull, "w") as nowhere:
                 os.dup2(nowhere.fileno(), 2)
-            said.write_text(json.dumps(child.answer(kind, path, folder, shape, part, layout)))
+            said.write_text(json.dumps(child.answer_to(arguments)))
         finally:
             os._exit(0)
     _, status = os.waitpid(process, 0)

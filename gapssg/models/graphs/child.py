@@ -38,14 +38,19 @@ _READERS = {"onnx": "onnx_reader", "torchscript": "torchscript_reader", "torch.e
 
 def main() -> None:
     """Read, write, and print what was done."""
-    kind, path, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    given = tuple(int(size) for size in sys.argv[4].split(",")) if sys.argv[4] else None
-    part = sys.argv[5] or None
-    layout: Any = sys.argv[6] or None
+    arguments = sys.argv[1:]
     torch.set_num_threads(1)
-    _prepare(kind)
-    _bound(path)
-    sys.stdout.write("\n" + json.dumps(answer(kind, path, folder, given, part, layout)) + "\n")
+    _prepare(arguments[0])
+    _bound(Path(arguments[1]))
+    sys.stdout.write("\n" + json.dumps(answer_to(arguments)) + "\n")
+
+
+def answer_to(arguments: list[str]) -> dict[str, Any]:
+    """Return the `answer` for the arguments of the child process."""
+    kind, path, folder, shape, part, layout = arguments
+    given = tuple(int(size) for size in shape.split(",")) if shape else None
+    chosen: Any = layout or None
+    return answer(kind, Path(path), Path(folder), given, part or None, chosen)
 
 
 def answer(

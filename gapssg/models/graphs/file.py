@@ -180,21 +180,13 @@ def _run_child(
                 f"{path} is an ONNX file, whose import needs {' and '.join(missing)}, which is not installed: "
                 "pip install 'gapssg[export]'"
             )
-    said = _answer(path, kind, folder, input_shape, part, layout)
+    shape = ",".join(map(str, input_shape or ()))
+    said = _answer(path, [kind, str(path.absolute()), str(folder), shape, part or "", layout or ""])
     if "shape" not in said:
         reason = said.get("refused") or "it is damaged, or needs more memory than a model of its size should"
         raise InputError(f"{path} cannot be imported as a graph: {shortened(reason, 600)}")
     return said
 
 
-def _answer(
-    path: Path,
-    kind: Kind,
-    folder: Path,
-    input_shape: tuple[int, int, int] | None,
-    part: str | None,
-    layout: InputLayout | None,
-) -> dict[str, Any]:
-    shape = ",".join(map(str, input_shape or ()))
-    arguments = [kind, str(path.absolute()), str(folder), shape, part or "", layout or ""]
+def _answer(path: Path, arguments: list[str]) -> dict[str, Any]:
     return said_by_child(["-c", _CHILD.format(str(_ROOT)), *arguments], path, _SECONDS)
