@@ -16,6 +16,7 @@ from gapssg.core.training_step import EAGER_CALLS
 from gapssg.models.model_file import load_model
 from gapssg.runs.requests import Requests, Stopped
 from gapssg.training.distillation import Distillation
+from tests.conftest import write_teacher
 from tests.interruptions import AskingDisplay
 from tests.numerics import OF_BF16, OF_FLOAT32, distance, distil_once, make_distillation
 from tests.run_fixtures import TINY, files_of
@@ -67,6 +68,26 @@ def test_captured_steps_equal_the_eager_ones(teacher_file: Path, on_gpu: Runtime
     assert torch.equal(images, plain_images)
     # The images that were not finite left such running statistics in both.
     torch.testing.assert_close(weights, plain, rtol=0, atol=0, equal_nan=True)
+
+
+def test_captured_steps_without_batch_norm_equal_the_eager_ones(tmp_path: Path, on_gpu: Runtime, monkeypatch, caplog):
+    factory = "tests.models.factories:without_linear_layer"
+    teacher = write_teacher(tmp_path / "teacher.safetensors", factory)
+    method = {"name": "gapssg-fast", "synthesis_batch_size": 64, "generator_steps": STEPS, "distillation_steps": STEPS}
+    values = {**TINY, "teacher": teacher, "model_factories": [factory], "epochs": 4, "method": method}
+
+    def pool() -> Tensor:
+        distillation = Distillation(DistillSettings.model_validate(values), on_gpu, load_model(teacher, [factory]))
+        for epoch in range(4):
+            list(distillation.synthesizer.synthesis_steps(distillation.student, epoch, 0))
+            torch.randn(1 << 20, device="cuda")  # takes memory that the synthesis has freed
+        assert distillation.synthesizer.pool is not None
+        return distillation.synthesizer.pool.images.cpu()
+
+    captured = pool()
+    assert caplog.messages == []
+    monkeypatch.setattr("gapssg.core.training_step.EAGER_CALLS", 1_000_000)
+    assert torch.equal(captured, pool())
 
 
 @pytest.mark.parametrize(("precision", "within"), [("fp32", OF_FLOAT32), ("bf16", OF_BF16)])

@@ -41,15 +41,16 @@ def expected_input_statistics(normalization: Normalization) -> tuple[Tensor, Ten
 def observed_input_statistics(
     teacher: nn.Module,
     distances: list[Tensor],
-    normalization: Normalization,
+    expected: tuple[Tensor, Tensor],
     relative: bool = False,
     moments: Moments = batch_moments,
 ) -> Iterator[None]:
     """Collect the statistics distance of the teacher's input, as `batch_norm.observed_statistics` those of its layers.
 
-    Each forward pass appends one 0-dimensional tensor.
+    Each forward pass appends one 0-dimensional tensor, the distance from the `expected` mean and variance (C,). A
+    captured step reads those from the memory where they were when it was recorded, so they must live as long as it.
     """
-    mean, variance = expected_input_statistics(normalization)
+    mean, variance = expected
 
     def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         if relative:

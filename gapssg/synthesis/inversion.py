@@ -19,7 +19,7 @@ from gapssg.models.generator import Generator
 from gapssg.synthesis.base import InversionSettings, PoolMethodSettings
 from gapssg.synthesis.batch_norm import observed_statistics, whole_batch_moments
 from gapssg.synthesis.context import SynthesisContext
-from gapssg.synthesis.input_statistics import observed_input_statistics
+from gapssg.synthesis.input_statistics import expected_input_statistics, observed_input_statistics
 from gapssg.synthesis.requirements import image_prior
 from gapssg.synthesis.state import (
     STATE_MISMATCH,
@@ -196,6 +196,7 @@ class GeneratorInversion(Inversion):
         self.settings = settings
         self.context = context
         self._prior = image_prior(context.teacher, context.image_shape)
+        self._expected_input = expected_input_statistics(context.normalization)
         self.generator: Generator = self._make_generator()
         context.runtime.place(self.generator)
         self.latent = torch.zeros(self._latent_shape(), device=context.runtime.device, requires_grad=True)
@@ -242,8 +243,7 @@ class GeneratorInversion(Inversion):
     def _observing(self) -> AbstractContextManager[Any]:
         context, relative, moments = self.context, self.settings.relative_statistics, self._moments_of
         if self._prior == "input statistics":
-            normalization = context.normalization
-            return observed_input_statistics(context.teacher, self._distances, normalization, relative, moments)
+            return observed_input_statistics(context.teacher, self._distances, self._expected_input, relative, moments)
         return observed_statistics(context.teacher, self._distances, relative, moments)
 
     def _finish(self, epoch: int) -> None:

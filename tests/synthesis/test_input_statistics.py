@@ -70,7 +70,8 @@ def test_images_with_the_statistics_of_the_normalisation_have_distance_0(relativ
     images = torch.randn(64, 2, 8, 8, generator=stream(0))
     images = (images - images.mean((0, 2, 3), keepdim=True)) / images.std((0, 2, 3), keepdim=True, correction=0)
     teacher, distances = nn.Flatten(), list[Tensor]()
-    with observed_input_statistics(teacher, distances, make_normalization((0.3, 0.4), (0.2, 0.3)), relative):
+    expected = expected_input_statistics(make_normalization((0.3, 0.4), (0.2, 0.3)))
+    with observed_input_statistics(teacher, distances, expected, relative):
         teacher(images)
         teacher(images + 1)
     teacher(images)  # not observed
@@ -147,10 +148,10 @@ def test_the_layout_that_a_teacher_takes_changes_nothing():
 
     teacher = ChannelsLast()
     adapt(teacher, Signature(input_layout="NHWC"))
-    normalization = make_normalization((0.3, 0.4, 0.5), (0.2, 0.2, 0.2))
+    expected = expected_input_statistics(make_normalization((0.3, 0.4, 0.5), (0.2, 0.2, 0.2)))
     images = torch.randn(4, 3, 5, 7, generator=stream(0))
     found: list[Tensor] = []
     for module in (teacher, nn.Flatten()):
-        with observed_input_statistics(module, found, normalization, relative=True):
+        with observed_input_statistics(module, found, expected, relative=True):
             module(images)
     assert torch.equal(found[0], found[1])
