@@ -118,3 +118,4 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", _read_google_style)
     app.connect("source-read", _insert_reference)
     app.connect("autodoc-process-signature", _without_signature)
+    app.connect("viewcode-follow-imported", lambda app, module, name: gapssg._HOMES.get(name))

@@ -6,6 +6,9 @@ The functions are imported when they are first used, so that `import gapssg` is 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
+from functools import cache, wraps
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from gapssg._version import __version__ as __version__
@@ -95,4 +98,22 @@ __all__ = ["__version__", *_HOMES]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'gapssg' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    found = getattr(importlib.import_module(_HOMES[name]), name)
+    return _checked(found) if isinstance(found, FunctionType) and "settings" in found.__annotations__ else found
+
+
+@cache
+def _checked(function: FunctionType) -> Callable[..., Any]:
+    """Return a function that raises `TypeError` if its `settings` are not of the class that its signature names."""
+    wanted = function.__globals__[function.__annotations__["settings"]]
+
+    @wraps(function)
+    def checked(*arguments: Any, **named: Any) -> Any:
+        given = {**dict(zip(function.__annotations__, arguments, strict=False)), **named}
+        if "settings" in given and not isinstance(given["settings"], wanted):
+            kinds = f"{wanted.__name__}, not {type(given['settings']).__name__}"
+            raise TypeError(f"{function.__name__} takes {kinds}; construct them with gapssg.{wanted.__name__}(...)")
+        return function(*arguments, **named)
+
+    checked.__module__ = __name__  # where pickle finds it
+    return checked

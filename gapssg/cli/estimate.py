@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from gapssg.cli import options, render
 from gapssg.cli.command import DEVICE, MODEL_FACTORIES, Given, Shown, command
 from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.quality.settings import QualitySettings
+from gapssg.runs.evaluations import warn_of_failure
 
 
 @command(
@@ -30,6 +33,9 @@ def estimate(console: Console, given: Given[QualitySettings]) -> None:
 
     from gapssg.quality.estimate import estimate_quality
 
-    result = estimate_quality(settings)
+    with console.live() as display:
+        result = estimate_quality(settings)
+        if not result.failures:  # they are printed last
+            warn_of_failure(Path(result.student.file), display)
     render.print_quality(console, result)
     console.result(result)

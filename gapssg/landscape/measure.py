@@ -134,7 +134,8 @@ class _Job(Job[LandscapeResult]):
         shape = "x".join(map(str, self._tasks[0].surface.loss.shape))
         surfaces = f"{self.epochs} landscape{'s' if self.epochs > 1 else ''} of {shape} points"
         yield Started(message=f"measuring {surfaces} on {what} of {data}, {self.runtime.describe()}")
-        for file in dict.fromkeys(task.subject.model.path for task in self._tasks):
+        models = (model for task in self._tasks for model in (task.subject.model, *task.site.marks.values()))
+        for file in dict.fromkeys(model.path for model in models):
             yield from warnings_of_run(file)
         for task in self._tasks:
             if task.surface.around is not None:  # measured by the interrupted run

@@ -16,6 +16,7 @@ from gapssg.quality.evidence import ProbeComparison
 from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, load_predictors
 from gapssg.quality.settings import QualitySettings
 from gapssg.runs.directory import has_pool, pool_shards, run_facts
+from gapssg.runs.evaluations import run_of_student
 from gapssg.runs.results.common import Interval, ModelFile
 from gapssg.runs.results.distillation import DistillResult
 from gapssg.runs.results.quality import ProbeEvidence, QualityFacts, QualityResult
@@ -34,7 +35,7 @@ def estimate_quality(settings: QualitySettings) -> QualityResult:
     logits on probe images are not finite.
     """
     runtime = Runtime.from_settings(settings.runtime, seed=0)
-    run = settings.student if settings.student.is_dir() else None
+    run = settings.student if settings.student.is_dir() else run_of_student(settings.student)
     result = None if run is None else DistillResult.load(run)
     recorded = None if result is None else user_path(result.teacher.file)
     student = load_model(settings.student, settings.model_factories)

@@ -13,7 +13,7 @@ class QualitySettings(WithFactories):
     """The prediction of how a student does on real images, without any."""
 
     student: UserPath
-    """A finished run of distill, or a model file."""
+    """A finished run of distill, or a model file; the file of the student in a run stands for the run."""
     teacher: UserPath | None = None
     """The model file of its teacher; by default the one that the run names."""
     pool: UserPath | None = None

@@ -428,15 +428,16 @@ def first_pool_shards(path: Path, count: int) -> list[Path]:
     return [_own_file(path, f"{_POOL}/{shard_name(epoch)}") for epoch in range(1, count + 1)]
 
 
-def read_logits(path: Path, start: int) -> Tensor:
-    """Return what `write_logits` wrote for the images from `start` on; raise `InputError` if it is lost or damaged."""
+def read_logits(path: Path, start: int, written: Written) -> Tensor | None:
+    """Return what `write_logits` wrote for the images from `start` on; None if it is lost or has changed since."""
     from gapssg.models.safetensors_file import read_safetensors
 
-    file = _own_file(path, f"{_LOGITS}/{_logits_name(start)}")
-    logits = read_safetensors(file).tensors.get(_LOGITS)
-    if logits is None:
-        raise InputError(f"{file} does not hold logits; restart with --overwrite")
-    return logits
+    name = f"{_LOGITS}/{_logits_name(start)}"
+    try:
+        file = read_safetensors(inside(path) / name)
+    except InputError:
+        return None
+    return file.tensors.get(_LOGITS) if file.sha256 == written.files.get(name) else None
 
 
 def _own_file(path: Path, name: str) -> Path:
@@ -500,7 +501,10 @@ def _check_written(path: InsidePath, written: Written) -> bytes:
         raise InputError(f"{path / EVENTS} does not start with the events that the checkpoint lists; {restart}")
     for name, sha256 in written.files.items():
         file = path / name
-        if not is_file(file):
+        exists = is_file(file)  # a link is refused
+        if file.parent.name == _LOGITS:
+            continue  # `read_logits` checks them: the teacher computes them again
+        if not exists:
             if file.parent.name == "samples":
                 continue  # they are only for users, who may remove them
             raise InputError(f"{file} has been removed since the checkpoint; {restart}")

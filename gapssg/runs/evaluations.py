@@ -85,8 +85,14 @@ def failures_of_run(file: Path) -> tuple[str, ...]:
 
     Raises `InputError` if the result of the run is damaged, or a link leads to it.
     """
+    run = run_of_student(file)
+    return () if run is None else DistillResult.load(run).failures
+
+
+def run_of_student(file: Path) -> Path | None:
+    """Return the directory of the finished run whose student a file is; None if it is not in one."""
     is_of_run = file.name == DistillResult.model_file and os.path.lexists(file.parent / RESULT)
-    return DistillResult.load(file.parent).failures if is_of_run else ()
+    return file.parent if is_of_run else None
 
 
 def known_failures(file: Path) -> tuple[str, ...] | None:

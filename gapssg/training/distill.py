@@ -154,7 +154,7 @@ def _prepare(settings: DistillSettings, launch: Launch, teacher: LoadedModel | N
     if evaluator.facts.images is not None:
         launch.shared["the evaluation images"] = evaluator.facts.images
     if state is not None:
-        distillation.restore(state.component("distillation"), launch.output)
+        distillation.restore(state.component("distillation"), launch.output, launch.written)
         evaluator.restore(EvaluationFacts.read(state.facts.get("evaluation")))
     return _Job(distillation, evaluator, _checked_memory(distillation))
 

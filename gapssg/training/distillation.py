@@ -23,8 +23,8 @@ from gapssg.models.profile import profile_model
 from gapssg.quality.evidence import ProbeComparison
 from gapssg.quality.predictor import share_of
 from gapssg.runs.checkpoint import State
-from gapssg.runs.directory import RunDirectory, first_pool_shards, read_logits
-from gapssg.runs.events import DistillationEpoch, DistillationTiming, Health, RolledBack, Warned
+from gapssg.runs.directory import RunDirectory, Written, first_pool_shards, read_logits
+from gapssg.runs.events import DistillationEpoch, DistillationTiming, Health, Note, RolledBack, Warned
 from gapssg.runs.results.common import Scores
 from gapssg.runs.time_left import TimeLeft
 from gapssg.safe_paths import inside
@@ -156,8 +156,10 @@ class Distillation:
             facts["settling"] = self.settling.facts.model_dump()
         return State(facts, tensors)
 
-    def restore(self, state: State, run: Path) -> None:
-        """Restore the state of a checkpoint.
+    def restore(self, state: State, run: Path, written: Written) -> None:
+        """Restore the state of a checkpoint, which lists what the run had written.
+
+        Logits of labelled views that are lost or have changed are computed again, with all that follow them.
 
         Raises:
             InputError: The checkpoint or the pool of the run is damaged, or a run that has settled is to be longer.
@@ -182,7 +184,10 @@ class Distillation:
         self._restore_pool(run)
         if self.labelled is not None:
             while self.labelled.finished < progress.labelled:
-                self.labelled.restore(read_logits(run, self.labelled.finished))
+                logits = read_logits(run, self.labelled.finished, written)
+                if logits is None:
+                    break
+                self.labelled.restore(logits)
         self.time_left = TimeLeft(self.steps_left())
         made = {kind: planned[kind] - left for kind, left in self.steps_left().items()}
         made["distillation"] += self.trainee.steps_done
@@ -343,6 +348,9 @@ class Distillation:
     def _label_views(self, labelled: LabelledViews, run: RunDirectory) -> Generator[int, None, None]:
         """Let the teacher label the views of the images that have none; a run that can resume keeps their logits."""
         earlier, started, start = self.progress.epoch.distillation_seconds, self._clock(), labelled.finished
+        if (lost := self.progress.labelled - start) > 0:
+            views = f"{lost * labelled.count:,} views are labelled again"
+            run.show(Note(message=f"{views}, because files of the run's logits are lost or have changed"))
         for done in labelled.extend():
             if labelled.finished > start and self.can_resume:
                 run.write_logits(start, labelled.logits(start, labelled.finished))

@@ -137,7 +137,8 @@ class Launch:
     """The processes that share the work, each with a launch of its own; None if there is one."""
     shared: dict[str, str] = field(default_factory=dict, init=False)
     """What several processes must have alike, besides their settings and what a resumed run must have alike."""
-    _written: Written = field(default_factory=Written, init=False)
+    written: Written = field(default_factory=Written, init=False)
+    """What the run had written at the checkpoint from which it resumes."""
     _started: float = field(default_factory=time.perf_counter, init=False)
     _may_move: Container[str] = field(default=(), init=False)
     _identity: dict[str, str] = field(default_factory=dict, init=False)
@@ -176,7 +177,7 @@ class Launch:
         self._identity = identity
         if not self.resume:
             return None
-        self._written, state = read_checkpoint(self.output, identity, self.settings, self._may_move)
+        self.written, state = read_checkpoint(self.output, identity, self.settings, self._may_move)
         facts = dict(state.facts)
         own = _LoopFacts.read(facts.pop(_RUN, None))
         self._compiled = own.compiled
@@ -238,13 +239,13 @@ class Launch:
 
     def _open_first(self, job: Job[Result]) -> RunDirectory:
         if self.resume:
-            run = RunDirectory(self.output, self.settings, self.display, resume_from=self._written)
+            run = RunDirectory(self.output, self.settings, self.display, resume_from=self.written)
             run.show(CheckpointWritten(directory=self.output))
             after = f"after {job.unit} {job.epochs_done} of {job.epochs}"
             run.show(Started(message=f"resuming {self.output} {after}, {job.runtime.describe()}"))
         else:
             run = RunDirectory(self.output, self.settings, self.display, self.overwrite)
-        if not self._written.events_length:
+        if not self.written.events_length:
             for event in job.begin():
                 run.record(event)
         if self._note is not None:

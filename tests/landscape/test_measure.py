@@ -25,7 +25,7 @@ from gapssg.runs.requests import Requests, Stopped
 from gapssg.runs.results.landscape import LandscapeResult, Measurement
 from tests.conftest import make_card
 from tests.landscape.conftest import make_surface, settings
-from tests.run_fixtures import events, without_timing
+from tests.run_fixtures import change, events, without_timing
 
 
 @pytest.fixture
@@ -320,6 +320,15 @@ def test_a_changed_second_model_is_refused(run_folder: Path, tmp_path: Path, wit
     scale_variances(second, 2)
     with pytest.raises(InputError, match="the SHA-256 of the marked models was"):
         measure_landscape(chosen, tmp_path / "out", resume=True)
+
+
+def test_every_model_whose_run_failed_is_named(run_folder: Path, second_run: Path, tmp_path: Path, without_figures):
+    student = second_run / "student.safetensors"
+    shutil.copy(second_run / "snapshots" / "epoch-0001.safetensors", student)
+    change(second_run / "result.json", lambda result: result.update(failures=["it is poor"]))
+    measure_landscape(settings(run_folder, second_run, directions="models", dimensions=1), tmp_path / "out")
+    messages = [event["message"] for event in events(tmp_path / "out") if event["event"] == "warning"]
+    assert messages == [f"FAILED: {student} is not usable: it is poor"]
 
 
 def test_another_pool_or_teacher_is_refused(run_folder: Path, teacher_file: Path, tmp_path: Path, without_figures):

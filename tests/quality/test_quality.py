@@ -84,6 +84,22 @@ def test_the_end_of_a_run_and_the_command_say_the_same_of_its_student(teacher_fi
         assert line in " ".join(shown.stdout.split("\n"))
 
 
+def test_the_file_of_the_student_in_a_run_stands_for_the_run(teacher_file: Path, tmp_path: Path):
+    run, file = tmp_path / "run", tmp_path / "run" / "student.safetensors"
+    distill(settings(teacher_file, epochs=1), run)
+    result = DistillResult.load(run).model_copy(update={"failures": ("it is poor",)})
+    (run / RESULT).write_text(result.model_dump_json())
+    assert estimated(file, teacher=None) == estimated(run, teacher=None).model_copy(
+        update={"settings_sha256": QualitySettings.model_validate({"student": file, "runtime": CPU}).sha256()}
+    )
+    of_run, of_file = (gapssg("estimate", each, "--device", "cpu").stdout for each in (run, file))
+    assert of_run == of_file
+    assert of_run.count("FAILED: the student is not usable: it is poor") == 1
+    (run / RESULT).unlink()
+    shown = gapssg("estimate", file, "--teacher", teacher_file, "--device", "cpu").stdout
+    assert "run is not finished, and student.safetensors is of an earlier end" in shown
+
+
 def test_a_run_with_real_images_needs_no_estimate(teacher_file: Path, tmp_path: Path):
     result = distill(settings(teacher_file, eval_data={"name": "digits"}), tmp_path / "run")
     assert result.quality is None

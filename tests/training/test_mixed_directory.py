@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from gapssg import DistillSettings, InputError, distill
 from gapssg.runs.directory import SilentDisplay
+from gapssg.runs.events import Event, Note
 from gapssg.settings.load import read_toml
 from tests.interruptions import Interruption
 from tests.methods import METHODS
@@ -24,6 +25,15 @@ class InterruptingInEpochThree(SilentDisplay):
     def progress(self, task: str, done: int, total: int) -> None:
         if task.startswith("epoch 3"):
             raise Interruption
+
+
+class Listening(SilentDisplay):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def event(self, event: Event) -> None:
+        if isinstance(event, Note):
+            self.notes.append(event.message)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +78,11 @@ def lose(name: str) -> Callable[[Path, Path], None]:
     return lambda run, _: (run / name).unlink()
 
 
+def link(run: Path, other: Path) -> None:
+    (run / "logits" / "views-0000016.safetensors").unlink()
+    (run / "logits" / "views-0000016.safetensors").symlink_to(other / "logits" / "views-0000016.safetensors")
+
+
 def exchange(run: Path, _: Path) -> None:
     first, second = run / "pool" / "shard-0001.safetensors", run / "pool" / "shard-0002.safetensors"
     first.rename(run / "aside")
@@ -84,17 +99,7 @@ MIXTURES = {
     "a shard of another seed": (take("pool/shard-0002.safetensors"), r"pool/shard-0002.safetensors is not the file"),
     "two shards exchanged": (exchange, r"pool/shard-0001.safetensors is not the file"),
     "a shard gone": (lose("pool/shard-0001.safetensors"), "lost pool/shard-0001.safetensors since"),
-    "logits of another seed": (
-        take("logits/views-0000016.safetensors"),
-        r"logits/views-0000016.safetensors is not the file",
-    ),
-    "logits gone": (lose("logits/views-0000000.safetensors"), "lost logits/views-0000000.safetensors since"),
-    "a shard for logits": (
-        lambda run, _: shutil.copy(
-            run / "pool" / "shard-0001.safetensors", run / "logits" / "views-0000016.safetensors"
-        ),
-        r"logits/views-0000016.safetensors does not hold logits",
-    ),
+    "a link for logits": (link, r"logits/views-0000016.safetensors is a symbolic link"),
     "another seed": (edit("seed = 0", "seed = 1"), "seed was 0 and is 1"),
     "another rate": (edit("learning_rate = 0.2", "learning_rate = 0.3"), "learning_rate was 0.2 and is 0.3"),
     "fewer epochs": (edit("epochs = 3", "epochs = 2"), "epochs was 3 and is 2"),
@@ -140,6 +145,36 @@ def test_a_run_resumes_without_removed_sample_grids(world: Path, tmp_path: Path)
     found, expected = files_of(run), files_of(world / "whole")
     assert found == {name: expected[name] for name in found}
     assert {name for name in expected if name not in found} <= {f"samples/epoch-000{epoch}.png" for epoch in (1, 2)}
+
+
+def cut(run: Path, _: Path) -> None:
+    os.truncate(run / "logits" / "views-0000016.safetensors", 200)
+
+
+OTHER_LOGITS = {
+    "all gone": (lambda run, _: shutil.rmtree(run / "logits"), 64),
+    "the first gone": (lose("logits/views-0000000.safetensors"), 64),
+    "of another seed": (take("logits/views-0000016.safetensors"), 32),
+    "cut off": (cut, 32),
+    "a shard": (
+        lambda run, _: shutil.copy(
+            run / "pool" / "shard-0001.safetensors", run / "logits" / "views-0000016.safetensors"
+        ),
+        32,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHER_LOGITS)
+def test_logits_that_are_lost_or_have_changed_are_computed_again(world: Path, tmp_path: Path, name: str):
+    change, views = OTHER_LOGITS[name]
+    run, display = Path(shutil.copytree(world / "run", tmp_path / "run")), Listening()
+    change(run, world / "other")
+    distill(DistillSettings.model_validate(read_toml(run / "settings.toml")), run, resume=True, display=display)
+    sentence = f"{views} views are labelled again, because files of the run's logits are lost or have changed"
+    assert sentence in display.notes
+    assert files_of(run) == files_of(world / "whole")
 
 
 @pytest.mark.slow
