@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=100, help="rounded up to a multiple of the methods")
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--minutes-between-nodes", type=float, default=1.0)
     parser.add_argument("--output", type=Path, default=RESULTS / "soak-ray.csv")
     given = parser.parse_args()

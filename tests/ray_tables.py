@@ -61,7 +61,10 @@ def cluster_of_two() -> Iterator[Cluster]:
     """Connect this process to a cluster of two nodes with a processor each until the block ends."""
     # By default Ray lowers the priority of its processes, which would starve beside other tests.
     with mock.patch.dict(os.environ, {"RAY_worker_niceness": "0", "RAY_AUTH_MODE": "disabled"}):
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        # Without handlers of exits, which only the main thread may register: the block shuts the nodes down.
+        nodes = Cluster(
+            initialize_head=True, shutdown_at_exit=False, head_node_args={"num_cpus": 1, "include_dashboard": False}
+        )
         try:
             nodes.add_node(num_cpus=1)
             ray.init(address=nodes.address, log_to_driver=False, logging_level=logging.ERROR)
