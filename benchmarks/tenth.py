@@ -39,7 +39,7 @@ from gapssg.settings.parts import RuntimeSettings
 from gapssg.synthesis.base import RunSize
 
 STUDENT = "wrn16_1"
-RATES = (0.05, 0.1, 0.2, 0.4)
+RATES = (0.05, 0.1, 0.2)
 DEFAULT_RATE = 0.2
 """The best of `RATES` for the default method."""
 SELECTION_IMAGES = 5000
