@@ -66,6 +66,7 @@ def import_teacher(
     check_teacher_file(output, settings, overwrite)
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     pretrained = _pretrained(settings) if settings.weights == DEFAULT_WEIGHTS else None
+    display.progress("reading the weights", 0, 1)
     graph = read_graph(settings)
     card = _describe(settings, pretrained, graph)
     module = _create(card, runtime) if graph is None else build_imported_graph(graph, card, display)

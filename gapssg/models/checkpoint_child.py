@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-LEAST_SECONDS, MOST_SECONDS = 120, 600  # of processor time, and one more for each MiB
+LEAST_SECONDS, MOST_SECONDS = 60, 600  # of processor time, and one more for each MiB
 MEMORY_PER_BYTE = 6  # the file, its tensors, copies of them, and the output
 MEMORY_BESIDE = 2 * 2**30
 _SECONDS_TO_SIGNAL = 5  # the signal SIGXCPU tells that the time is over, SIGKILL does not

@@ -174,7 +174,7 @@ def test_a_checkpoint_that_is_not_read_in_time_says_so(tmp_path: Path, monkeypat
     )
     loop += f"\nc.LEAST_SECONDS = 1; c.bound(c.Path({str(path)!r}))\nwhile True: pass"
     sentence = (
-        rf"^reading {path} reached the time limit of 120 s for a file of its size, perhaps in an endless loop; exp"
+        rf"^reading {path} reached the time limit of 60 s for a file of its size, perhaps in an endless loop; exp"
     )
     with pytest.raises(InputError, match=sentence):
         said_by_child(["-c", loop], path)
