@@ -115,9 +115,9 @@ def test_a_command_that_is_given_the_model_refuses_it_as_bad_input(
 
 
 def test_an_import_that_is_given_real_images_refuses_the_model_as_bad_input(tmp_path: Path):
-    # The images of the check have a smaller standard deviation after normalisation than digits.
-    given = {"name": FACTORY, "arguments": {"low": 0.9, "high": 1.6}}
-    values = {"model": given, "input_shape": (1, 16, 16), "num_classes": 10, "mean": (0.3,), "deviation": (0.3,)}
+    # After this normalisation, digits have standard deviations between those of the images of the checks, 1 and 10.
+    given = {"name": FACTORY, "arguments": {"low": 1.5, "high": 7.0}}
+    values = {"model": given, "input_shape": (1, 16, 16), "num_classes": 10, "mean": (0.3,), "deviation": (0.1,)}
     output = tmp_path / "teacher.safetensors"
     with pytest.raises(InputError, match=r"^the logits of .* for image \d+ of the data are not finite; try"):
         import_teacher(ImportSettings.model_validate({**values, "data": {"name": "digits"}}), output)
