@@ -118,4 +118,4 @@ def test_files_of_other_programs_and_damaged_ones_say_what_to_do(torchscript: by
         "predict", tmp_path / "cut.onnx", photo
     )
     (tmp_path / "cut.pt").write_bytes(torchscript[:-100])
-    assert "cut.pt is not a safetensors file" in refusal("predict", tmp_path / "cut.pt", photo)
+    assert "cut.pt is a PyTorch checkpoint, not a model file" in refusal("predict", tmp_path / "cut.pt", photo)
