@@ -97,6 +97,7 @@ _TRIALS: dict[str, dict[str, Any]] = {
     "synthesis-batch-256": {"method.synthesis_batch_size": 256, "method.distillation_steps": 120},
     "statistics-0.3": {"method.statistics_weight": 0.3},
     "statistics-3": {"method.statistics_weight": 3.0},
+    "statistics-10": {"method.statistics_weight": 10.0},
     "target-0.3": {"method.target_weight": 0.3},
     "disagreement-3": {"method.disagreement_weight": 3.0},
     "generator-rate-0.01": {"method.generator_learning_rate": 0.01},
