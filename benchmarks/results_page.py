@@ -19,6 +19,7 @@ STRANGERS = ("strangers-gpu", "strangers")
 Value = str | float | None
 Row = dict[str, Value]
 _FOLDER = Path(__file__).parent
+_TEXTS = {"commit", "python", "torch"}  # columns without numbers, although 3706620 and 2.10 look like some
 _QUICKSTART, _TABLE, _END = (
     "<!-- quickstart, written by make results -->\n",
     "<!-- written by make results -->\n",
@@ -46,7 +47,7 @@ def main() -> None:
 
 def quickstart() -> str:
     """Return the last table of the quickstart as the program prints it, and on what it was measured."""
-    rows = results("quickstart", seed=0.0)
+    rows = results("quickstart", seed=0)
     cells = [["model", "architecture", "parameters", "top-1", "loss", "agreement", "gap"]]
     for row in rows:
         top1, agreement = percent(mean([row], "top1")), percent(mean([row], "agreement"))
@@ -95,7 +96,7 @@ def share_of_teacher(teacher: list[Row], students: list[Row]) -> float | None:
 def results(name: str, **values: Value) -> list[Row]:
     """Return the rows of `results/NAME.csv` that have these values; missing values are None."""
     with (RESULTS / f"{name}.csv").open(newline="") as file:
-        rows = [{key: _parsed(text) for key, text in row.items()} for row in csv.DictReader(file)]
+        rows = [{key: _parsed(key, text) for key, text in row.items()} for row in csv.DictReader(file)]
     return [row for row in rows if all(row[key] == value for key, value in values.items())]
 
 
@@ -104,15 +105,18 @@ def names_of(pattern: str) -> list[str]:
     return sorted(path.stem for path in RESULTS.glob(f"{pattern}.csv"))
 
 
-def _parsed(text: str) -> Value:
-    try:
-        return float(text)
-    except ValueError:
-        return text or None
+def _parsed(key: str, text: str) -> Value:
+    if key not in _TEXTS:
+        for number_of in (int, float):
+            try:
+                return number_of(text)
+            except ValueError:
+                continue
+    return text or None
 
 
 def _figures(rows: list[Row], key: str) -> list[float]:
-    return [value for row in rows if isinstance(value := row[key], float)]
+    return [value for row in rows if isinstance(value := row[key], int | float)]
 
 
 def mean(rows: list[Row], key: str) -> float | None:

@@ -306,3 +306,16 @@ def test_the_published_table_in_the_guide_to_choosing_is_that_of_gapssg_table():
         dataset, teacher, student = re.split(",|to", re.sub("[- ]", "", pair))
         row = published[dataset, teacher, student]
         assert shown == [row[column] or "-" for column in columns]
+
+
+@pytest.mark.parametrize("column", ["seed", "commit", "epochs"])
+def test_whole_numbers_and_commits_of_the_results_page_are_written_as_in_the_files(column: str):
+    page = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
+    tables = [
+        [[cell.strip() for cell in line.strip(" |").split("|")] for line in table.splitlines()]
+        for table in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE)
+    ]
+    shown = {row[names.index(column)] for names, _, *rows in tables if column in names for row in rows}
+    files = (ROOT / "benchmarks" / "results").glob("*.csv")
+    assert shown
+    assert shown <= {row[column] for file in files for row in results(file.stem) if column in row}

@@ -45,7 +45,7 @@ COMMANDS = {
     ),
     "predict": (
         "gapssg.cli.predict:predict",
-        "Classify images by a model file: classes and probabilities as a table, CSV or JSON.",
+        "Classify images by a model: classes and probabilities as a table, CSV or JSON.",
     ),
     "export": (
         "gapssg.cli.export:export",

@@ -51,6 +51,8 @@ class Shown:
     """Whether `parse` is given the texts of all occurrences."""
     parse: Callable[[str, Any], Any] | None = None
     """Returns the field's value from the option's name and text."""
+    default: str | None = None
+    """The default of the command, in words, if the field has none."""
 
 
 Fields = Mapping[Panel, Sequence[str | Shown]]
@@ -185,12 +187,12 @@ def help_text(settings_class: type[Settings], shown: Shown) -> str:
     text = re.sub(r"`([^`]*)`", r"[bold]\1[/bold]", escape(" ".join(" ".join(sentences).split())))
     if _is_repeatable(shown, path[-1][2]) and not shown.is_argument:
         text += " Repeatable."
-    default = _default(path)
+    default = _default(path) if shown.default is None else shown.default
     if isinstance(default, bool):
         default = "on" if default else None
     if isinstance(default, int | float | str):
         text += f" [dim]{escape(f'[default: {default}]')}[/dim]"
-    if all(field.is_required() for _, _, field in path):
+    if shown.default is None and all(field.is_required() for _, _, field in path):
         text += f" [red]{escape('[required]')}[/red]"
     return text
 

@@ -6,7 +6,7 @@ from gapssg.cli import options, render
 from gapssg.cli.command import MODEL_FACTORIES, Given, Shown, command, data_fields
 from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
-from gapssg.export.settings import ExportSettings
+from gapssg.export.settings import FORMAT_OF_SUFFIX, ExportSettings
 from gapssg.files import check_output_file
 
 
@@ -16,7 +16,7 @@ from gapssg.files import check_output_file
     {
         Panel.MAIN: [
             Shown("model", "FILE|DIR", is_argument=True),
-            "to",
+            Shown("to", default="by the suffix of --output"),
             Shown("fold_normalization", "--fold-normalization"),
             *("data.name", "tolerance"),
         ],
@@ -38,12 +38,14 @@ def export(
     """Write a model in a format of other programs, after verifying the exported outputs.
 
     Examples:
-        gapssg export run --to onnx --fold-normalization --output student.onnx
-        gapssg export run --to onnx --int8 --data digits --output student-int8.onnx
-        gapssg export teacher.safetensors --to onnx --int8 --pool run --max-drop 1 --output teacher-int8.onnx
+        gapssg export run --fold-normalization --output student.onnx
+        gapssg export run --int8 --data digits --output student-int8.onnx
+        gapssg export teacher.safetensors --int8 --pool run --max-drop 1 --output teacher-int8.onnx
+        gapssg export run --to openvino --output student
         gapssg export run --to calibration --output calibration
     """
-    settings = given.load()
+    default = None if output is None else FORMAT_OF_SUFFIX.get(output.suffix)
+    settings = given.load(beneath=lambda _: {} if default is None else {"to": default})
     file = options.required(output, "--output")
     options.check_inputs(settings)
     if not file.is_dir():  # some formats are folders

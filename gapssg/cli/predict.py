@@ -31,11 +31,12 @@ def predict(
     output: _Output = None,
     overwrite: options.OverwriteFile = False,
 ) -> None:
-    """Classify images by a model file: classes and probabilities as a table, CSV or JSON.
+    """Classify images by a model: classes and probabilities as a table, CSV or JSON.
 
     Examples:
         gapssg predict student.safetensors photo.jpg photos/new --top 5
         gapssg predict student.safetensors photos/new --output predictions.csv
+        gapssg predict student.onnx photos/new
     """
     settings = given.load()
     options.check_inputs(settings)

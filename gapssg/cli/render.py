@@ -276,8 +276,13 @@ def print_export(console: Console, result: ExportResult) -> None:
     if verification.top1 is not None:
         top1 = verification.top1
         console.note(f"top-1 of the model {percent(top1.model)}, of the exported model {percent(top1.exported)}")
-    if result.int8 and result.timing:
+    if result.timing is None:
+        return
+    if result.int8:
         _print_int8(console, result.data, result.int8, result.timing)
+    else:
+        rate, batch = result.timing.images_per_second.float32, result.timing.batch_size
+        console.note(f"{rate:,.0f} images/s on the CPU, {batch} images at a time")
 
 
 def _print_int8(console: Console, data: str | None, int8: Int8Verification, timing: ExportTiming) -> None:
@@ -292,7 +297,7 @@ def _print_int8(console: Console, data: str | None, int8: Int8Verification, timi
     rows = [["bytes", f"{int8.bytes.float32:,}", f"{int8.bytes.int8:,}"]]
     if int8.top1 is not None:
         rows.append(["top-1", percent(int8.top1.float32), percent(int8.top1.int8)])
-    rows.append(["images/s", f"{rates.float32:.0f}", f"{rates.int8:.0f}"])
+    rows.append(["images/s", f"{rates.float32:.0f}", f"{rates.int8 or 0:.0f}"])
     console.table(f"{timing.batch_size} images at a time", ["", "float32", "int8"], rows)
 
 

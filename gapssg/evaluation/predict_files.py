@@ -1,4 +1,4 @@
-"""`predict`: classifies image files by a model file."""
+"""`predict`: classifies image files by a model file or an exported file."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from gapssg.data.decode import decode_images
 from gapssg.data.folder import find_images
 from gapssg.data.source import LoadOptions
 from gapssg.errors import InputError
+from gapssg.evaluation.exported_file import load_any_model
 from gapssg.evaluation.predict import batch_size_for, naming_a_smaller_batch
 from gapssg.evaluation.predict import predict as logits_of
 from gapssg.evaluation.settings import PredictSettings, check_predictions_file
 from gapssg.files import user_path, write_atomically
-from gapssg.models.model_file import LoadedModel, load_model
+from gapssg.models.model_file import LoadedModel
 from gapssg.runs.directory import Display, SilentDisplay, run_facts
 from gapssg.runs.evaluations import known_failures, warn_of_failure
 from gapssg.runs.events import Warned
@@ -40,7 +41,7 @@ def predict(
     """Classify image files, which are read as those of `folder:PATH`: resized as the model file says, in its channels.
 
     Args:
-        settings: The model file and the images; only one batch of them is in memory.
+        settings: The model and the images; only one batch of them is in memory.
         output: A CSV file to write, with a line for each image and rank: file, rank, class, probability. Names that
             start with = + - @ or white space have an apostrophe before them, so that no spreadsheet runs them.
         overwrite: Whether an existing file may be replaced.
@@ -51,8 +52,8 @@ def predict(
         logits, in [0, 1]), the most probable first.
 
     Raises:
-        InputError: The model file or an image cannot be used, the logits are not finite, or the output cannot be
-            written there.
+        InputError: The model or an image cannot be used, the logits are not finite, or the output cannot be written
+            there.
         RunError: The disk refused the write.
     """
     display = display or SilentDisplay()
@@ -60,7 +61,7 @@ def predict(
         output = user_path(output)
         check_predictions_file(output, settings, overwrite)
     runtime = Runtime.from_settings(settings.runtime, seed=0)  # nothing is drawn
-    model = load_model(settings.model, settings.model_factories)
+    model = load_any_model(settings.model, settings.model_factories)
     warn_of_failure(model.path, display)
     files = find_images(settings.images, lambda sentence: display.event(Warned(epoch=0, message=sentence)))
     started = time.perf_counter()

@@ -50,10 +50,10 @@ class EvaluateSettings(WithFactories):
 
 
 class PredictSettings(WithFactories):
-    """The classification of images by a model file."""
+    """The classification of images by a model."""
 
     model: UserPath
-    """A model file."""
+    """A model file, or an ONNX, TorchScript or torch.export file of `gapssg export`."""
     images: tuple[UserPath, ...] = Field(min_length=1)
     """Images, or folders of images at any depth, which are read as a folder of images for `eval` is."""
     top: int = Field(default=1, ge=1, le=1000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -47,6 +47,7 @@ from gapssg.runs.results.export import (
     ExportProvenance,
     ExportResult,
     ExportTiming,
+    ImagesPerSecond,
     Int8Metadata,
     Int8Verification,
     Value,
@@ -173,9 +174,13 @@ class _Exporter:
 
     def export_float32(self, metadata: ExportMetadata) -> _Exported:
         files = self._write(metadata)
+        verification, timing = None, None
         with self._staged(files) as written:
-            verification = None if self.target.load is None else self._verify(self._load(written))
-        return _Exported(files, metadata, verification)
+            if self.target.load is not None:
+                exported = self._load(written)
+                verification = self._verify(exported)
+                timing = self._timing((exported,), torch.cat(random_batches(self.examiner)))
+        return _Exported(files, metadata, verification, timing=timing)
 
     def export_int8(self, metadata: ExportMetadata) -> _Exported:
         pool = self.pool
@@ -192,11 +197,9 @@ class _Exporter:
         with self._staged(made.files) as written:
             quantized = self._load(written)
             int8 = self._verify_int8(quantized, plain, pool, made, _both(_bytes(plain_files), _bytes(made.files)))
-            timed = self.examiner.inputs(pool.held_out[:_TIMED_BATCH])
-            rates = images_per_second((plain, quantized), timed)
+            timing = self._timing((plain, quantized), pool.held_out)
         if loss := loss_of_int8(int8):
             self._warn(loss)
-        timing = ExportTiming(images_per_second=_both(*rates), batch_size=len(timed))
         return _Exported(made.files, metadata, verification, int8, timing)
 
     def _write(self, metadata: ExportMetadata) -> Files:
@@ -255,6 +258,12 @@ class _Exporter:
             files, float_layers = quantize_within(quantizer, metadata, most, drop, error)
         biased = quantizer.biased_layers
         return _Quantized(files, float_layers, None if biased is None else len({*biased} - {*float_layers}))
+
+    def _timing(self, classifiers: Sequence[Classifier], images: Tensor) -> ExportTiming:
+        """Time float32, and int8 if given, on one batch of images, uint8 or float in [0, 1]."""
+        timed = self.examiner.inputs(images[: min(_TIMED_BATCH, self.examiner.batch_size)])
+        rates = dict(zip(("float32", "int8"), images_per_second(classifiers, timed), strict=False))
+        return ExportTiming(images_per_second=ImagesPerSecond(**rates), batch_size=len(timed))
 
     def _logits(self, classifier: Classifier, images: Tensor) -> Tensor:
         return self.examiner.logits(classifier, images)

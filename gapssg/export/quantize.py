@@ -19,7 +19,7 @@ from gapssg.synthesis.shards import read_shard
 from gapssg.text import percent
 
 _MOST_HELD_OUT = 1000  # an agreement of 98 % has a standard error of half a point
-_SECONDS_OF_TIMING = 1.0
+_SECONDS_OF_TIMING = 0.5
 
 
 class PoolImages(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 from pydantic import Field, model_validator
@@ -13,6 +14,16 @@ from gapssg.settings.base import Settings, UserPath
 FormatName = Literal["onnx", "torch-export", "torchscript", "openvino", "executorch", "litert", "coreml", "calibration"]
 FORMAT_NAMES: tuple[str, ...] = get_args(FormatName)
 """Each is a module of `gapssg.export.formats`."""
+FORMAT_OF_SUFFIX: Mapping[str, FormatName] = {
+    ".onnx": "onnx",
+    ".pt2": "torch-export",
+    ".pt": "torchscript",
+    ".ts": "torchscript",
+    ".pte": "executorch",
+    ".tflite": "litert",
+    ".mlpackage": "coreml",
+}
+"""What `--to` is by default, by the suffix of the output. Folders of OpenVINO and of images have none."""
 
 
 class QuantizationSettings(Settings):

@@ -35,6 +35,7 @@ class Examiner:
         model: The model.
         settings: Whether normalisation is part of the exports, and the batch size.
         runtime: Device and precision.
+        batch_size: The largest number of images at once.
     """
 
     def __init__(self, model: LoadedModel, settings: ExportSettings, runtime: Runtime) -> None:
@@ -43,7 +44,7 @@ class Examiner:
         self.settings = settings
         self.runtime = runtime
         self._normalization = model.normalization(runtime.device)
-        self._batch_size = settings.batch_size or batch_size_for(model.card.input_shape)
+        self.batch_size = settings.batch_size or batch_size_for(model.card.input_shape)
 
     @property
     def limit(self) -> float:
@@ -59,8 +60,8 @@ class Examiner:
     def model_logits(self, images: Tensor) -> Tensor:
         """Return the model's logits (N, K) of images, uint8 or float in [0, 1]."""
         architecture = self.model.card.architecture
-        with foreign_code(f"{architecture} cannot be run on a batch of {min(len(images), self._batch_size):,}"):
-            logits = predict(self.model.module, images, self._normalization, self.runtime, self._batch_size)
+        with foreign_code(f"{architecture} cannot be run on a batch of {min(len(images), self.batch_size):,}"):
+            logits = predict(self.model.module, images, self._normalization, self.runtime, self.batch_size)
         self._check_shape(logits, len(images), architecture)
         return logits
 
@@ -70,7 +71,7 @@ class Examiner:
             with foreign_code("no float64"):
                 module = copy.deepcopy(Normalized(self.model.module, self._normalization)).double()
                 with frozen(module), torch.inference_mode():
-                    logits = torch.cat([module(batch.double()) for batch in torch.split(images, self._batch_size)])
+                    logits = torch.cat([module(batch.double()) for batch in torch.split(images, self.batch_size)])
         except InputError:
             return None
         self._check_shape(logits, len(images), self.model.card.architecture)
@@ -84,7 +85,7 @@ class Examiner:
     def logits(self, classifier: Classifier, images: Tensor) -> Tensor:
         """Return the logits (N, K) of an exported model for images, uint8 or float in [0, 1]."""
         batches = []
-        for batch in torch.split(images, self._batch_size):
+        for batch in torch.split(images, self.batch_size):
             logits = classifier(self.inputs(batch))
             self._check_shape(logits, len(batch), "the exported model")
             batches.append(logits)

@@ -15,6 +15,8 @@ from gapssg.settings.base import Settings, as_validator
 from gapssg.settings.parts import Interpolation, PaddingMode, Resize, ResizeOptions
 from gapssg.stored import Count, Stored
 
+METADATA_KEY = "gapssg"
+"""Under which model files and exported files hold their description."""
 Outputs = Literal["logits", "probabilities", "log-probabilities", "sigmoids", "logit", "sigmoid"]
 InputLayout = Literal["NCHW", "NHWC"]
 OutputPart = Annotated[str, Field(min_length=1, max_length=100)]

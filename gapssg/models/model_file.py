@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from itertools import chain, islice, zip_longest
 from operator import methodcaller
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -26,7 +26,7 @@ from gapssg.core.augment import Normalization
 from gapssg.errors import InputError, RunError, shortened
 from gapssg.files import canonical_json, is_folder, parse_json, staged, user_path, write_atomically
 from gapssg.models.create import create_model, empty_model
-from gapssg.models.description import PLAIN, ModelCard, ModelProfile
+from gapssg.models.description import METADATA_KEY, PLAIN, Interface, ModelCard, ModelProfile
 from gapssg.models.foreign import (
     check_classifier,
     copy_module,
@@ -46,7 +46,6 @@ from gapssg.models.profile import profile_model
 from gapssg.models.reference import MODULE, check_trusted, is_factory, is_module
 from gapssg.models.safetensors_file import SafetensorsFile, read_safetensors
 
-_METADATA_KEY = "gapssg"
 _MOST_OTHER_VALUES = 1000
 _MOST_PREFIX_PARTS = 5
 _COUNTER = "num_batches_tracked"  # a batch norm reads it only if it has no momentum
@@ -54,6 +53,8 @@ _COUNTERS = (_COUNTER, "n_averaged")
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _PARAMETERS_A_TENSOR = 4  # some models replace layers that they have built
 _MOST_HIDDEN_NUMBERS = 2**24  # positions and masks, which some models compute when they are built
+
+Description = TypeVar("Description", bound=Interface)
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def model_content(module: nn.Module, card: ModelCard) -> bytes:
     }
     description = card.model_dump(mode="json")
     description["content_sha256"] = _sha256_of_content(tensors, description)
-    return save(tensors, metadata={_METADATA_KEY: canonical_json(description)})
+    return save(tensors, metadata={METADATA_KEY: canonical_json(description)})
 
 
 def load_model(path: str | Path, factories: Iterable[str] = (), module: nn.Module | None = None) -> LoadedModel:
@@ -177,9 +178,9 @@ def load_model(path: str | Path, factories: Iterable[str] = (), module: nn.Modul
         if not is_hub_reference(path):
             _refuse_graph(path)
         raise
-    description = _read_description(path, file.metadata)
+    description = read_description(path, file.metadata)
     sha256 = description.pop("content_sha256", None)
-    card = _validated(description, path)
+    card = validated(ModelCard, description, path)
     if module is None:
         check_trusted(card.architecture, factories, path)
         built = _build(card, file.tensors, path)
@@ -269,14 +270,15 @@ def read_card(path: str | Path) -> tuple[ModelCard, str]:
     """
     path = _named_file(path)
     file = _read(path)
-    description = _read_description(path, file.metadata)
+    description = read_description(path, file.metadata)
     description.pop("content_sha256", None)
-    return _validated(description, path), file.sha256
+    return validated(ModelCard, description, path), file.sha256
 
 
-def _validated(description: dict[str, Any], path: Path) -> ModelCard:
+def validated(kind: type[Description], description: dict[str, Any], path: Path) -> Description:
+    """Return a description of the file `path` as this class of settings; raise `InputError` if it is not valid."""
     try:
-        return ModelCard.model_validate(description)
+        return kind.model_validate(description)
     except ValidationError as error:
         first = error.errors()[0]
         reason = first["msg"].removeprefix("Value error, ")
@@ -292,7 +294,7 @@ def model_of(module: nn.Module, card: ModelCard) -> LoadedModel:
 def architecture_of(path: str | Path) -> str:
     """Return the architecture that a model file names; raises as `read_card`."""
     path = _named_file(path)
-    return str(_read_description(path, _read(path).metadata).get("architecture"))
+    return str(read_description(path, _read(path).metadata).get("architecture"))
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: object) -> None:
@@ -412,8 +414,9 @@ def _converted(dtype: torch.dtype, tensor: Tensor) -> Tensor:
     return cast if torch.equal(cast.to(tensor.dtype), tensor) else tensor
 
 
-def _read_description(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    text = metadata.get(_METADATA_KEY)
+def read_description(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """Return the JSON object in the metadata of the file `path`; raise `InputError` if there is none."""
+    text = metadata.get(METADATA_KEY)
     if text is None:
         raise InputError(
             f"{path} has no gapssg description, so its architecture is unknown; "

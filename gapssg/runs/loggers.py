@@ -39,7 +39,7 @@ _PROJECT = "gapssg"
 _MOST_BYTES = 10_000
 _MOST_PARAMETERS = 100  # that MLflow takes at once
 _LONGEST_PARAMETER = 500
-_MOST_CHARACTERS = 300
+_MOST_CHARACTERS = 600  # MLflow says at the end of 500 what to set
 
 
 class Logger(ABC):
@@ -148,7 +148,10 @@ class MLflow(Logger):
     _last = 0
 
     def start(self, run: InsidePath, settings: Mapping[str, Any], known_as: str | None) -> str:
-        """Start or continue a run in the experiment MLFLOW_EXPERIMENT_NAME at MLFLOW_TRACKING_URI."""
+        """Start or continue a run in the experiment MLFLOW_EXPERIMENT_NAME at MLFLOW_TRACKING_URI.
+
+        Without a URI it is a SQLite file, or a folder of files, in the current folder: MLflow decides.
+        """
         from mlflow.entities import Metric, Param
         from mlflow.tracking import MlflowClient
 
@@ -205,7 +208,11 @@ def check_loggers(names: Sequence[str]) -> None:
             known = ", ".join(LOGGERS)
             raise InputError(f"--logger {shortened(name)} is not one of {known}{did_you_mean(name, LOGGERS)}")
         if find_spec(name) is None:
-            raise InputError(f'--logger {name} needs {name}, which is not installed: pip install "gapssg[{name}]"')
+            raise InputError(_missing(name, name))
+
+
+def _missing(name: str, package: str | None) -> str:
+    return f'--logger {name} needs {package}, which is not installed: pip install "gapssg[{name}]"'
 
 
 class LoggingDisplay:
@@ -284,6 +291,8 @@ class LoggingDisplay:
             logger = LOGGERS[name]()
             try:
                 self._ids[name] = logger.start(self._run, self._settings, self._ids.get(name))
+            except ModuleNotFoundError as error:
+                raise RunError(_missing(name, error.name)) from error
             except Exception as error:
                 raise RunError(
                     f"--logger {name} does not start: {first_line(error, _MOST_CHARACTERS)}; fix it or leave it out"

@@ -30,7 +30,6 @@ from gapssg import (
 from gapssg.evaluation import import_graph
 from gapssg.export.formats import quiet
 from gapssg.landscape.planes import check_same_architecture
-from gapssg.models.graphs import child
 from gapssg.models.graphs import file as graph_file
 from gapssg.models.graphs.description import graph_name
 from gapssg.models.graphs.file import kind_of_graph, read_graph_file
@@ -62,17 +61,6 @@ def settings(weights: Path, **changes: Any) -> ImportSettings:
     return ImportSettings.model_validate(
         {key: value for key, value in {**values, **changes}.items() if value is not None}
     )
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read files in this process, which saves starting another."""
-
-    def answer(_: Path, arguments: list[str]) -> dict[str, Any]:
-        with quiet():
-            return child.answer_to(arguments)
-
-    monkeypatch.setattr(graph_file, "_answer", answer)
 
 
 def refusal(folder: Path, given: ImportSettings) -> str:

@@ -28,6 +28,7 @@ from gapssg.export import quantize
 from gapssg.export.export import loss_of_int8
 from gapssg.export.formats import Files, Subject, load_format
 from gapssg.export.formats.onnx import OnnxQuantizer
+from gapssg.export.settings import FORMAT_NAMES, FORMAT_OF_SUFFIX
 from gapssg.export.verify import Examiner, compare, tolerance_of
 from gapssg.models import create_model, mobilenet
 from gapssg.models.description import Signature
@@ -158,6 +159,27 @@ def test_the_formats_of_torch_give_the_logits_of_the_model_and_hold_the_metadata
         images = images_in_unit_range(count)
         with torch.no_grad():
             torch.testing.assert_close(module(normalised(images)), logits_of(model_file, images), rtol=0, atol=ROUNDED)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_the_format_is_that_of_the_suffix_unless_it_is_named(model_file: Path, tmp_path: Path):
+    for suffix, to in FORMAT_OF_SUFFIX.items():
+        shown = gapssg("export", model_file, "--output", tmp_path / f"model{suffix}", "--dry-run").stdout
+        assert tomllib.loads(shown)["to"] == to
+    named = gapssg("export", model_file, "--to", "torchscript", "--output", tmp_path / "model.onnx", "--json")
+    assert json.loads(named.stdout)["format"] == "torchscript"
+    assert {*FORMAT_OF_SUFFIX.values()} == {*FORMAT_NAMES} - {"openvino", "calibration"}  # both are folders
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_a_float_file_is_timed(model_file: Path, tmp_path: Path):
+    out = tmp_path / "model.pt"
+    shown = gapssg("export", model_file, "--output", out, "--batch-size", 8).stdout
+    assert re.search(r"^[\d,]+ images/s on the CPU, 8 images at a time$", shown, re.MULTILINE)
+    result = gapssg("export", model_file, "--output", out, "--overwrite", "--json").stdout
+    timing = json.loads(result)["timing"]
+    assert timing["images_per_second"]["float32"] > 0
+    assert (timing["images_per_second"]["int8"], timing["batch_size"]) == (None, 64)
 
 
 @pytest.mark.slow
@@ -517,13 +539,7 @@ def test_errors_of_onnxruntime_are_printed_once(
 # Int8
 
 
-@pytest.fixture
-def short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantize, "_SECONDS_OF_TIMING", 0.01)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("short_timing")
 def test_int8_is_calibrated_on_the_pool_and_compared_on_the_rest_of_it(run_folder: Path, tmp_path: Path):
     out = tmp_path / "int8.onnx"
     arguments = ["--calibration-images", 25, "--min-agreement", 0.5, "--data", "digits", "--json"]
@@ -585,7 +601,6 @@ def test_a_model_that_cannot_be_quantised_gives_one_sentence(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("short_timing")
 @pytest.mark.parametrize(("points", "is_warned_of"), [(0.021, True), (0.019, False)])
 def test_a_large_loss_of_accuracy_on_real_images_gives_a_warning(
     exported, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, points: float, is_warned_of: bool
@@ -756,7 +771,7 @@ def test_bad_input_is_one_sentence_with_status_2_and_leaves_nothing(model_file: 
     cases = {
         "to = 'onxx' (from --to)": ["export", model_file, "--to", "onxx", *export[4:]],
         "did you mean onnx": ["export", model_file, "--to", "onxx", *export[4:]],
-        "to is missing: add --to": ["export", model_file, *export[4:]],
+        "to is missing: add --to": ["export", model_file, "--output", out / "model"],
         "model is missing: add FILE|DIR": ["export", *export[2:]],
         "--output is missing": export[:4],
         "does not exist": ["export", tmp_path / "absent.safetensors", *export[2:]],

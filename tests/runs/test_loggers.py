@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import json
+import re
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -139,6 +143,19 @@ def test_a_tracker_that_does_not_start_ends_the_run_in_one_sentence(
     assert len(memory.runs) == 2
 
 
+def test_a_tracker_that_lacks_a_package_says_how_to_install_it(
+    memory: type[Memory], teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def start(*_: object) -> str:
+        raise ModuleNotFoundError("No module named 'alembic'", name="alembic")
+
+    monkeypatch.setattr(memory, "start", start)
+    expected = '--logger json needs alembic, which is not installed: pip install "gapssg[json]"'
+    with pytest.raises(RunError, match=f"^{re.escape(expected)}$"):
+        run_of(teacher, tmp_path / "run", ["json"])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_tracker_hears_nothing_of_a_run_that_is_refused(memory: type[Memory], teacher: Path, tmp_path: Path):
     with pytest.raises(InputError, match=r"none\.safetensors"):
         run_of(tmp_path / "none.safetensors", tmp_path / "run", ["json"])
@@ -200,14 +217,42 @@ def test_wandb_offline_has_the_epochs_of_a_run_and_of_its_continuation(
 
 
 @pytest.mark.slow
-def test_mlflow_in_a_folder_has_each_epoch_once_after_a_continuation(
-    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_mlflow_says_of_a_folder_of_files_what_to_set(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("mlflow", minversion="3.7")
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+    with pytest.raises(RunError, match="MLFLOW_ALLOW_FILE_STORE=true"):
+        run_of(teacher, tmp_path / "run", ["mlflow"], epochs=1)
+
+
+@pytest.mark.slow
+def test_the_extra_of_mlflow_has_what_its_default_store_imports():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extra = " ".join(project["optional-dependencies"]["mlflow"])
+    pytest.importorskip("mlflow")
+    store = importlib.util.find_spec("mlflow.store.db.utils")
+    assert store is not None and store.origin is not None
+    tree = ast.parse(Path(store.origin).read_text(encoding="utf-8"))
+    imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    needed = {name.partition(".")[0] for name in imported} & {"alembic", "sqlalchemy"}
+    assert needed and all(name in extra for name in needed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("store", ["default", "folder"])
+def test_mlflow_has_each_epoch_once_after_a_continuation(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
 ):
     pytest.importorskip("mlflow")
     from mlflow.tracking import MlflowClient
 
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+    if store == "folder":
+        monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+    else:
+        pytest.importorskip("alembic")
+        monkeypatch.chdir(tmp_path)
     run = tmp_path / "run"
     run_of(teacher, run, ["mlflow"], epochs=1)
     run_of(teacher, run, ["mlflow"], epochs=2, resume=True)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from gapssg.core.augment import Normalization
 from gapssg.files import canonical_json
+from gapssg.models.description import METADATA_KEY as METADATA_KEY
 from gapssg.runs.results.export import ExportMetadata
 
-METADATA_KEY = "gapssg"
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 _CALIBRATION_BATCH = 64

@@ -32,6 +32,7 @@ from gapssg.models.graphs.trace import graph_of
 MEMORY_PER_BYTE = 8  # the file, its tensors, copies of them for two recordings, and the output
 MEMORY_BESIDE = 3 * 2**30
 _CHECKED = 3  # images
+_LARGEST_METADATA = 4 * 2**20  # characters; as the header of a model file
 _READERS = {"onnx": "onnx_reader", "torchscript": "torchscript_reader", "torch.export": "exported_reader"}
 
 
@@ -88,6 +89,8 @@ def answer(
 def read_file(kind: str, path: Path, layout: InputLayout | None = None) -> Opened:
     """Read a file of a kind; raise `InputError` if it is damaged or cannot be a graph."""
     opened: Opened = import_module(f"gapssg.models.graphs.{_READERS[kind]}").load(path)
+    if len(opened.metadata or "") > _LARGEST_METADATA:
+        raise InputError("its description is larger than that of any model")
     return laid_out(opened, layout)
 
 
@@ -121,6 +124,7 @@ def write_graph(opened: Opened, folder: Path, given: tuple[int, ...] | None, par
         "roundoff": opened.roundoff,
         "part": graph.part,
         "layout": opened.layout,
+        "metadata": opened.metadata,
     }
 
 

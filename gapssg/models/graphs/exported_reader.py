@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gapssg.errors import InputError, shortened
 from gapssg.files import parse_json
+from gapssg.models.description import METADATA_KEY
 from gapssg.models.graphs.operators import operator
 from gapssg.models.graphs.record import Executor, Opened, Recorder, Traced, UnknownOperator, in_batches, several_inputs
 from gapssg.models.signature import part_of
@@ -54,8 +55,8 @@ def load(path: Path) -> Opened:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            program, state = _Archive(archive).content()
-        return _exported(program, state)
+            parts = _Archive(archive)
+            return _exported(*parts.content())._replace(metadata=parts.metadata())
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, RuntimeError) as error:
         raise InputError(f"it is damaged or of an unknown version ({shortened(error, 150)})") from error
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
@@ -88,6 +89,11 @@ class _Archive:
             raise InputError(f"it holds {len(models)} models; save one model a file")
         model = models[0].removeprefix("models/").removesuffix(".json")
         return self._json(models[0]), self._tensors("weights", model) | self._tensors("constants", model)
+
+    def metadata(self) -> str | None:
+        """Return what `gapssg export` wrote; PyTorch up to 2.7 names the folder otherwise."""
+        found = [name for name in (f"extra/{METADATA_KEY}", f"extra_files/{METADATA_KEY}") if name in self._names]
+        return self._read(found[0], _LARGEST_JSON).decode() if found else None
 
     def _read(self, name: str, most: int) -> bytes:
         entry = self._archive.getinfo(self._names[name])

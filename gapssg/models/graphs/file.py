@@ -57,6 +57,8 @@ class GraphFile(NamedTuple):
     """Name or index of the logits, if it has several outputs."""
     layout: InputLayout = "NCHW"
     """Order of the dimensions of the images that the file takes; its graph takes (N, C, H, W)."""
+    metadata: str | None = None
+    """What `gapssg export` wrote about the model; None in a file of another program."""
 
 
 def kind_of_graph(path: Path) -> Kind | None:
@@ -116,6 +118,7 @@ def read_graph_file(
             pair["logits"],
             said["part"],
             said["layout"],
+            said["metadata"],
         )
 
 

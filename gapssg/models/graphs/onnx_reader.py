@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gapssg.errors import InputError, first_line, shortened
 from gapssg.files import LARGEST_FILE, open_regular
+from gapssg.models.description import METADATA_KEY
 from gapssg.models.graphs.onnx_operators import ONNX_OPERATORS, Node
 from gapssg.models.graphs.record import Opened, Recorder, Traced, UnknownOperator, in_batches, several_inputs
 
@@ -39,7 +40,8 @@ def load(path: Path) -> Opened:
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
         _to_float32(model)
-        return _opened(model)
+        metadata = {entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY)
+        return _opened(model)._replace(metadata=metadata)
     except InputError:
         raise
     except Exception as error:  # of the library's many parts, each has its own

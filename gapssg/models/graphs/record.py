@@ -98,6 +98,8 @@ class Opened(NamedTuple):
     """The unit roundoff of its numbers."""
     layout: InputLayout = "NCHW"
     """Order of the dimensions of its images; `read` and `original` take images (N, C, H, W) in any case."""
+    metadata: str | None = None
+    """What `gapssg export` wrote under `METADATA_KEY`; None in a file of another program."""
 
 
 def laid_out(opened: Opened, layout: InputLayout | None) -> Opened:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from gapssg.errors import InputError, first_line, shortened
+from gapssg.files import parse_json
+from gapssg.models.description import METADATA_KEY
 from gapssg.models.graphs.operators import operator
 from gapssg.models.graphs.record import Opened, Recorder, Traced, UnknownOperator, several_inputs, tensor_of
 from gapssg.models.signature import part_of
@@ -93,8 +95,9 @@ def load(path: Path) -> Opened:
     other inputs without a default.
     """
     check_archive(path)
+    extra: dict[str, str | bytes] = {METADATA_KEY: ""}
     try:
-        module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+        module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)  # type: ignore[no-untyped-call]
         saved = next((each.dtype for each in module.parameters() if each.is_floating_point()), torch.float32)
         module.float().eval()
     except (RuntimeError, ValueError, OSError, AttributeError) as error:
@@ -126,7 +129,10 @@ def load(path: Path) -> Opened:
                 f"({first_line(error)}); save it in float32"
             ) from error
 
-    return Opened(read, original)
+    written = extra[METADATA_KEY]
+    metadata = written.decode() if isinstance(written, bytes) else written
+    shape = tuple(parse_json(metadata)["input_shape"]) if metadata else None  # other files do not declare it
+    return Opened(read, original, shape, metadata=metadata or None)
 
 
 class _Interpreter:

@@ -91,10 +91,18 @@ class ExportMetadata(Interface):
     provenance: ExportProvenance
 
 
-class ExportTiming(Stored):
-    """Speed of the float32 and the int8 model."""
+class ImagesPerSecond(Stored):
+    """Throughput on the CPU."""
 
-    images_per_second: BothPrecisions[float]
+    float32: float
+    int8: float | None = None
+    """None without `--int8`."""
+
+
+class ExportTiming(Stored):
+    """Speed of the exported models."""
+
+    images_per_second: ImagesPerSecond
     batch_size: int
 
 
@@ -111,4 +119,4 @@ class ExportResult(FileFacts, RunFacts):
     """None if the output is no model, or nothing here can run it."""
     int8: Int8Verification | None
     timing: ExportTiming | None
-    """None without an int8 model."""
+    """None if the output is no model, or nothing here can run it."""

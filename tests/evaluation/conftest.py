@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gapssg.export.formats import quiet
+from gapssg.models.graphs import child
+from gapssg.models.graphs import file as graph_file
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read files in this process, which saves starting another."""
+
+    def answer(_: Path, arguments: list[str]) -> dict[str, Any]:
+        with quiet():
+            return child.answer_to(arguments)
+
+    monkeypatch.setattr(graph_file, "_answer", answer)
