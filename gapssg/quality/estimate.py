@@ -92,7 +92,7 @@ def judge_quality(
         evidence = probes.evidence(student)
         predicted = predictor.predict(evidence)
         obstacles = predictor.obstacles_of(evidence) or obstacles_of_classes(
-            probes.class_counts(student), card.class_names, predicted.high, pool is not None
+            *probes.by_class(student), card.class_names, predicted.high, pool is not None
         )
         found = None if obstacles else predicted
     if found is not None and predictor.have_batch_norm and not batch_norm_layers(teacher):

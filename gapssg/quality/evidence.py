@@ -82,16 +82,17 @@ class ProbeComparison:
             for name, images, answers in self._answered
         }
 
-    def class_counts(self, student: nn.Module) -> ClassCounts:
-        """Count images of each class, by the teacher's prediction, and those on which the student agrees.
+    def by_class(self, student: nn.Module) -> tuple[ClassCounts, ProbeEvidence]:
+        """Return, by the teacher's prediction, the number of images and of agreements, and the evidence of all.
 
-        They are images of the pool, unchanged; without a pool, all probe images.
+        The images are those of the pool, unchanged; without a pool, all probe images.
         """
         answers = torch.cat([logits for _, logits in self._by_class])
         predictions = torch.cat(
             [predict(student, images, self._normalization, self._runtime) for images, _ in self._by_class]
         )
-        return count_by_class(predictions.argmax(dim=1), answers.argmax(dim=1), answers.shape[1])
+        found = evidence_of(answers, predictions)
+        return count_by_class(predictions.argmax(dim=1), answers.argmax(dim=1), answers.shape[1]), found
 
     def disagreement(self, student: nn.Module) -> float:
         """Return the disagreement from which `Predictor` predicts that on real images, as an angle.
