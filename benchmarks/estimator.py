@@ -13,8 +13,9 @@ every method, trained enough or not. The
 evidence and the disagreement on the test images are rows of `benchmarks/results/estimator.csv`; rows that exist are not
 measured again. Students that agree with their teacher hardly more often than a constant answer, which `gapssg estimate`
 refuses, have no part in the fit, the calibration and the coverage. It also refuses students that have lost classes, and
-pools or probe images of few classes; the table has no agreement by class, so such students do have a part. The fit writes `gapssg/quality/predictor.json` and prints the coverage and width of the intervals for
-each left-out teacher and data set: predictor and interval are then fitted on all the others.
+pools or probe images of few classes; the table has no agreement by class, so such students do have a part. The fit
+writes `gapssg/quality/predictor.json` and prints the coverage and width of the intervals for each left-out teacher and
+data set: predictor and interval are then fitted on all the others.
 """
 
 from __future__ import annotations

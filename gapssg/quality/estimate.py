@@ -96,7 +96,8 @@ def judge_quality(
         )
         found = None if obstacles else predicted
     if found is not None and predictor.have_batch_norm and not batch_norm_layers(teacher):
-        obstacles, found = ["it was calibrated only for teachers with batch norm"], Interval(value=found.value, low=0.0, high=1.0)
+        obstacles = ["it was calibrated only for teachers with batch norm"]
+        found = Interval(value=found.value, low=0.0, high=1.0)
     return QualityFacts(
         disagreement=found,
         top1=None if found is None or obstacles or teacher_top1 is None else _accuracy(teacher_top1, found),

@@ -38,8 +38,8 @@ SMALL = {
 
 
 CONSTANT = (
-    "on probe images the student agrees hardly more often than a constant answer would, so they do not show how good it "
-    "is"
+    "on probe images the student agrees hardly more often than a constant answer would, "
+    "so they do not show how good it is"
 )
 
 
