@@ -50,6 +50,7 @@ def judged(
     return judge_quality(teacher, student, described, pool, runtime, teacher_top1=0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_pool", [True, False])
 @pytest.mark.parametrize(
     ("classes", "bias", "lost", "disagreement"),
