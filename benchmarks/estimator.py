@@ -11,8 +11,11 @@ On a machine with a GPU, several processes share it, and only the table is broug
 The students are those that `benchmarks.strangers` made, also at each snapshot of the second half of their training: of
 every method, trained enough or not. The
 evidence and the disagreement on the test images are rows of `benchmarks/results/estimator.csv`; rows that exist are not
-measured again. The fit writes `gapssg/quality/predictor.json` and prints the coverage and width of the intervals for
-each left-out teacher and data set: predictor and interval are then fitted on all the others.
+measured again. Students that agree with their teacher hardly more often than a constant answer, which `gapssg estimate`
+refuses, have no part in the fit, the calibration and the coverage. It also refuses students that have lost classes, and
+pools or probe images of few classes; the table has no agreement by class, so such students do have a part. The fit
+writes `gapssg/quality/predictor.json` and prints the coverage and width of the intervals for each left-out teacher and
+data set: predictor and interval are then fitted on all the others.
 """
 
 from __future__ import annotations
@@ -39,10 +42,21 @@ from benchmarks.strangers_pairs import PAIRS
 from gapssg.core.runtime import Runtime
 from gapssg.evaluation.predict import predict
 from gapssg.models.model_file import load_model
+from gapssg.models.profile import batch_norm_layers
 from gapssg.quality.calibration import LeftOut, Numbers, Width, fit, leave_out
 from gapssg.quality.estimate import images_of_pool
 from gapssg.quality.evidence import ProbeComparison
-from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, Error, Predictor, Range, angle_of, share_of, summary
+from gapssg.quality.predictor import (
+    WITH_POOL,
+    WITHOUT_POOL,
+    Error,
+    Predictor,
+    Range,
+    angle_of,
+    is_like_a_constant,
+    share_of,
+    summary,
+)
 from gapssg.runs.directory import has_pool
 from gapssg.runs.results.distillation import DistillResult
 from gapssg.runs.results.quality import ProbeEvidence
@@ -111,6 +125,8 @@ def fit_and_write(rows: list[Row]) -> None:
     predictors, covered, intervals = {}, list[Row](), list[Row]()
     for name, kinds in KINDS.items():
         predictor, left_out = fitted(rows, name, kinds)
+        count = len(with_kinds(rows, kinds))
+        print(f"{name}: {count - predictor.cells} of {count} students are refused, and have no part in what follows")
         predictors[name] = predictor.model_dump(mode="json")
         covered += left_out
         intervals += intervals_of(rows, name, kinds)
@@ -147,7 +163,9 @@ def measure(name: str, folder: Path, cifar10: Path | None, known: set[tuple[str,
         evidence = ProbeComparison(module, normalization, teacher.card.input_shape, pool, runtime).evidence(student)
         predictions = predict(student, images.images, normalization, runtime).argmax(dim=1)
         row: Row = dict(zip(KEY, (place.name, run.parent.name, run.name, file.name), strict=True))
-        row |= {"classes": images.num_classes, "pixels": min(images.input_shape[1:]), "commit": commit()}
+        row |= {"classes": images.num_classes, "pixels": min(images.input_shape[1:])}
+        row |= {"channels": images.input_shape[0], "batch_norm_layers": len(batch_norm_layers(module))}
+        row |= {"commit": commit()}
         row |= {"machine": f"{machine}, torch {torch.__version__}", "images": len(images)}
         row |= {
             "disagreement": (predictions != answers).double().mean().item(),
@@ -190,6 +208,8 @@ def fitted(rows: list[Row], name: str, kinds: tuple[str, ...]) -> tuple[Predicto
         coverage=statistics.mean(each.coverage for each in left_out),
         classes=range_of(row["classes"] for row in rows),
         pixels=range_of(row["pixels"] for row in rows),
+        channels=range_of(row["channels"] for row in rows),
+        have_batch_norm=all(row["batch_norm_layers"] for row in rows),
         cells=len(rows),
         teachers=len(set(groups)),
         sources=len(set(sources)),
@@ -198,12 +218,20 @@ def fitted(rows: list[Row], name: str, kinds: tuple[str, ...]) -> tuple[Predicto
 
 
 def students_of(rows: list[Row], kinds: tuple[str, ...]) -> tuple[list[Row], Numbers, Numbers, list[str], list[str]]:
-    """Return the rows with these kinds of probe images; their features, targets, teachers and sources of images."""
-    rows = [row for row in rows if all(row.get(f"{kind}.images") for kind in kinds)]
+    """Return the rows with these kinds of probe images; their features, targets, teachers and sources of images.
+
+    Rows that the program refuses are left out.
+    """
+    rows = [row for row in with_kinds(rows, kinds) if not is_like_a_constant(evidence_of(row), kinds)]
     features = np.array([[summary(evidence_of(row), kinds)] for row in rows])
     targets = np.array([angle_of(row["disagreement"]) for row in rows])
     groups = [row["pair"] for row in rows]
     return rows, features, targets, groups, [SOURCES.get(group.partition("-")[0], CIFAR) for group in groups]
+
+
+def with_kinds(rows: list[Row], kinds: tuple[str, ...]) -> list[Row]:
+    """Return the rows with these kinds of probe images."""
+    return [row for row in rows if all(row.get(f"{kind}.images") for kind in kinds)]
 
 
 def intervals_of(rows: list[Row], name: str, kinds: tuple[str, ...]) -> list[Row]:

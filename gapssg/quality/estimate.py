@@ -13,7 +13,9 @@ from gapssg.evaluation.real_images import check_same_images
 from gapssg.evaluation.teachers import read_teacher
 from gapssg.files import user_path
 from gapssg.models.model_file import LoadedModel, load_model
+from gapssg.models.profile import batch_norm_layers
 from gapssg.quality.evidence import ProbeComparison
+from gapssg.quality.lost_classes import obstacles_of_classes
 from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, load_predictors
 from gapssg.quality.settings import QualitySettings
 from gapssg.runs.directory import has_pool, pool_shards, run_facts
@@ -69,7 +71,7 @@ def judge_quality(
     """Compare a student with its teacher on probe images; return what the fitted predictor says of them.
 
     The probe images are drawn with seed 0, whatever that of the run. There are none if the predictor does not apply to
-    the classes or images of the teacher.
+    the classes or images of the teacher. For a teacher without batch norm there is a prediction without an interval.
 
     Args:
         teacher: Maps normalised images to logits, on the device.
@@ -84,16 +86,23 @@ def judge_quality(
     """
     card, normalization = described.card, described.normalization(runtime.device)
     predictor = load_predictors()[WITHOUT_POOL if pool is None else WITH_POOL]
-    obstacles = predictor.obstacles_of_task(card.num_classes, min(card.input_shape[1:]))
+    obstacles = predictor.obstacles_of_task(card.num_classes, card.input_shape)
     evidence: dict[str, ProbeEvidence] = {}
+    found = None
     if not obstacles:
-        seeded = replace(runtime, seed=0)
-        evidence = ProbeComparison(teacher, normalization, card.input_shape, pool, seeded).evidence(student)
-        obstacles = predictor.obstacles_of(evidence)
-    found = None if obstacles else predictor.predict(evidence)
+        probes = ProbeComparison(teacher, normalization, card.input_shape, pool, replace(runtime, seed=0))
+        evidence = probes.evidence(student)
+        predicted = predictor.predict(evidence)
+        obstacles = predictor.obstacles_of(evidence) or obstacles_of_classes(
+            *probes.by_class(student), card.class_names, predicted.high, pool is not None
+        )
+        found = None if obstacles else predicted
+    if found is not None and predictor.have_batch_norm and not batch_norm_layers(teacher):
+        obstacles = ["it was calibrated only for teachers with batch norm"]
+        found = Interval(value=found.value, low=0.0, high=1.0)
     return QualityFacts(
         disagreement=found,
-        top1=None if found is None or teacher_top1 is None else _accuracy(teacher_top1, found),
+        top1=None if found is None or obstacles or teacher_top1 is None else _accuracy(teacher_top1, found),
         coverage=predictor.coverage,
         calibrated_on=predictor.calibrated_on,
         obstacles=tuple(obstacles),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime, to_unit_range
 from gapssg.errors import NotFinite
+from gapssg.evaluation.metrics import ClassCounts, count_by_class
 from gapssg.evaluation.predict import predict
 from gapssg.quality.predictor import summary
 from gapssg.quality.probes import PROBES, ImageShape, dead_leaves
@@ -21,6 +22,13 @@ PROBE_COUNT = 256
 _FEWEST = 32
 _PIXELS = 128 * 128
 _SHARE_OF_LEAVES = 0.3
+_TIMES_OF_CLASSES = 4
+"""So many times the probe images of a kind are the images of the pool on which classes are compared."""
+
+
+def probe_count(shape: ImageShape) -> int:
+    """Return how many probe images of this shape there are of each kind."""
+    return min(PROBE_COUNT, max(_FEWEST, PROBE_COUNT * _PIXELS // (shape[1] * shape[2])))
 
 
 def probe_images(shape: ImageShape, pool: Tensor | None, runtime: Runtime) -> Iterator[tuple[str, Tensor]]:
@@ -30,7 +38,7 @@ def probe_images(shape: ImageShape, pool: Tensor | None, runtime: Runtime) -> It
     with dead leaves over them. Further kinds were measured and predict no better: procedural noise and dead leaves
     alone, images of the pool unchanged, with noise, other contrast, blurred, and mixed in pairs.
     """
-    count = min(PROBE_COUNT, max(_FEWEST, PROBE_COUNT * _PIXELS // (shape[1] * shape[2])))
+    count = probe_count(shape)
     for name, make in PROBES.items():
         yield name, make(count, shape, runtime.random_stream(f"probes, {name}"))
     if pool is None:
@@ -61,6 +69,11 @@ class ProbeComparison:
             (name, images, predict(teacher, images, normalization, runtime))
             for name, images in probe_images(shape, pool, runtime)
         ]
+        self._by_class = [(images, logits) for _, images, logits in self._answered]
+        if pool is not None:
+            order = torch.randperm(len(pool), generator=runtime.random_stream("probes, classes"), device=runtime.device)
+            chosen = pool[order[: _TIMES_OF_CLASSES * probe_count(shape)].to(pool.device)]
+            self._by_class = [(chosen, predict(teacher, chosen, normalization, runtime))]
 
     def evidence(self, student: nn.Module) -> dict[str, ProbeEvidence]:
         """Return the evidence of a student, which maps normalised images to logits, by kind of probe images."""
@@ -68,6 +81,18 @@ class ProbeComparison:
             name: evidence_of(answers, predict(student, images, self._normalization, self._runtime))
             for name, images, answers in self._answered
         }
+
+    def by_class(self, student: nn.Module) -> tuple[ClassCounts, ProbeEvidence]:
+        """Return, by the teacher's prediction, the number of images and of agreements, and the evidence of all.
+
+        The images are those of the pool, unchanged; without a pool, all probe images.
+        """
+        answers = torch.cat([logits for _, logits in self._by_class])
+        predictions = torch.cat(
+            [predict(student, images, self._normalization, self._runtime) for images, _ in self._by_class]
+        )
+        found = evidence_of(answers, predictions)
+        return count_by_class(predictions.argmax(dim=1), answers.argmax(dim=1), answers.shape[1]), found
 
     def disagreement(self, student: nn.Module) -> float:
         """Return the disagreement from which `Predictor` predicts that on real images, as an angle.

@@ -68,6 +68,9 @@ class Predictor(Stored):
     classes: Range
     pixels: Range
     """Of an image's shorter side."""
+    channels: Range
+    have_batch_norm: bool
+    """Whether all of its teachers have batch norm."""
     cells: PositiveCount
     teachers: PositiveCount
     sources: PositiveCount
@@ -84,13 +87,18 @@ class Predictor(Stored):
         angle, error = self.intercept + self.coefficient * observed, self.error.at(observed)
         return Interval(value=share_of(angle), low=share_of(angle - error), high=share_of(angle + error))
 
-    def obstacles_of_task(self, num_classes: int, shorter_side: int) -> list[str]:
-        """Return why the predictor does not apply to such classes or images, one clause each; empty if it does."""
+    def obstacles_of_task(self, num_classes: int, image_shape: tuple[int, int, int]) -> list[str]:
+        """Return why the predictor does not apply to such classes or images, one clause each; empty if it does.
+
+        The images have the shape (C, H, W).
+        """
+        channels, *sides = image_shape
         return [
             f"it was calibrated for {observed.low:.0f} to {observed.high:.0f} {name}, not {value}"
             for name, value, observed in (
                 ("classes", num_classes, self.classes),
-                ("pixels (shorter side)", shorter_side, self.pixels),
+                ("pixels (shorter side)", min(sides), self.pixels),
+                ("channels", channels, self.channels),
             )
             if not observed.holds(value)
         ]
@@ -103,14 +111,24 @@ class Predictor(Stored):
         if angle > self.observed.high:
             most, share = percent(share_of(self.observed.high)), percent(share_of(angle))
             obstacles.append(f"it was calibrated for a disagreement on probe images of at most {most}, not {share}")
-        if largest > self.largest_class.high:
+        if not self.largest_class.holds(largest):
             obstacles.append(
-                f"the teacher gives one class to {percent(largest)} of the probe images; it was calibrated for at most "
-                f"{percent(self.largest_class.high)}"
+                f"the teacher gives one class to {percent(largest)} of the probe images; it was calibrated for "
+                f"{percent(self.largest_class.low)} to {percent(self.largest_class.high)}"
             )
-        if statistics.mean(each.disagreement for each in found) >= _NO_BETTER * (1 - largest):
-            obstacles.append("on probe images the student agrees no better than a constant answer would")
+        if is_like_a_constant(evidence, self.kinds):
+            obstacles.append(
+                "on probe images the student agrees hardly more often than a constant answer would, so they do not "
+                "show how good it is"
+            )
         return obstacles
+
+
+def is_like_a_constant(evidence: Mapping[str, ProbeEvidence], kinds: Iterable[str]) -> bool:
+    """Tell whether a student agrees with its teacher hardly more often than a constant answer, or less often."""
+    found = [evidence[kind] for kind in kinds]
+    largest = statistics.mean(each.largest_class for each in found)
+    return statistics.mean(each.disagreement for each in found) >= _NO_BETTER * (1 - largest)
 
 
 def summary(evidence: Mapping[str, ProbeEvidence], kinds: Iterable[str]) -> float:

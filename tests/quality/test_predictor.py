@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import math
+from pathlib import Path
 
 import pytest
 
-from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, Predictor, angle_of, load_predictors, share_of
+from gapssg.quality.predictor import (
+    WITH_POOL,
+    WITHOUT_POOL,
+    Predictor,
+    angle_of,
+    is_like_a_constant,
+    load_predictors,
+    share_of,
+)
 from gapssg.runs.results.quality import ProbeEvidence
 
 SMALL = {
@@ -19,13 +29,18 @@ SMALL = {
     "coverage": 0.9,
     "classes": {"low": 2, "high": 26},
     "pixels": {"low": 16, "high": 96},
+    "channels": {"low": 1, "high": 3},
+    "have_batch_norm": True,
     "cells": 10,
     "teachers": 4,
     "sources": 2,
 }
 
 
-CONSTANT = "on probe images the student agrees no better than a constant answer would"
+CONSTANT = (
+    "on probe images the student agrees hardly more often than a constant answer would, "
+    "so they do not show how good it is"
+)
 
 
 def evidence(share: float, largest_class: float = 0.2) -> dict[str, ProbeEvidence]:
@@ -81,15 +96,19 @@ def test_a_student_with_one_answer_is_refused_however_often_its_teacher_gives_th
     assert predictor.obstacles_of(evidence(0.4, largest_class=0.6)) == [CONSTANT]
     assert predictor.obstacles_of(evidence(0.2, largest_class=0.6)) == []
     assert predictor.obstacles_of(evidence(0.02, largest_class=0.86)) == [
-        "the teacher gives one class to 86.0 % of the probe images; it was calibrated for at most 70.0 %"
+        "the teacher gives one class to 86.0 % of the probe images; it was calibrated for 10.0 % to 70.0 %"
+    ]
+    assert predictor.obstacles_of(evidence(0.02, largest_class=0.05)) == [
+        "the teacher gives one class to 5.0 % of the probe images; it was calibrated for 10.0 % to 70.0 %"
     ]
 
 
 def test_it_names_each_reason_not_to_apply(predictor):
-    assert predictor.obstacles_of_task(10, 32) == predictor.obstacles_of(evidence(0.3)) == []
-    assert predictor.obstacles_of_task(100, 224) == [
+    assert predictor.obstacles_of_task(10, (1, 32, 40)) == predictor.obstacles_of(evidence(0.3)) == []
+    assert predictor.obstacles_of_task(100, (4, 230, 224)) == [
         "it was calibrated for 2 to 26 classes, not 100",
         "it was calibrated for 16 to 96 pixels (shorter side), not 224",
+        "it was calibrated for 1 to 3 channels, not 4",
     ]
     assert predictor.obstacles_of(evidence(0.99)) == [
         "it was calibrated for a disagreement on probe images of at most 86.9 %, not 99.0 %",
@@ -103,3 +122,25 @@ def test_the_package_holds_both_predictors():
     assert "overlaid" in predictors[WITH_POOL].kinds
     assert "overlaid" not in predictors[WITHOUT_POOL].kinds
     assert all(each.coefficient > 0 for each in predictors.values())
+
+
+def test_no_student_of_the_calibration_would_be_refused():
+    table = Path(__file__).parents[2] / "benchmarks" / "results" / "estimator.csv"
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for predictor in load_predictors().values():
+        measured = [evidence_in(row, predictor.kinds) for row in rows if row[f"{predictor.kinds[-1]}.images"]]
+        kept = [each for each in measured if not is_like_a_constant(each, predictor.kinds)]
+        assert len(kept) == predictor.cells < len(measured)
+        assert all(predictor.obstacles_of(each) == [] for each in kept)
+
+
+def evidence_in(row: dict[str, str], kinds: tuple[str, ...]) -> dict[str, ProbeEvidence]:
+    """Return the evidence of a row of the table."""
+    shares = [name for name in ProbeEvidence.model_fields if name != "images"]
+    return {
+        kind: ProbeEvidence(
+            images=int(float(row[f"{kind}.images"])), **{name: float(row[f"{kind}.{name}"]) for name in shares}
+        )
+        for kind in kinds
+    }

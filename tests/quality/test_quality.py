@@ -57,14 +57,10 @@ def test_there_are_fewer_probes_of_large_images(runtime: Runtime, monkeypatch: p
 
 
 def test_a_teacher_agrees_with_itself(teacher_file: Path):
-    found = estimated(teacher_file, teacher_file, teacher_top1=0.9)
+    found = estimated(teacher_file, teacher_file)
     assert all(each.disagreement == 0 for each in found.evidence.values())
     assert found.pool is None
-    assert found.obstacles == ()
-    assert found.disagreement is not None and found.top1 is not None
-    assert found.disagreement.low <= found.disagreement.value < found.disagreement.high
-    assert found.top1.low == pytest.approx(0.9 - found.disagreement.high)
-    assert found.top1.high == pytest.approx(min(1.0, 0.9 + found.disagreement.high))
+    assert len(found.obstacles) == 1 and "--pool RUN" in found.obstacles[0]  # it gives some classes to no probe image
 
 
 @pytest.mark.parametrize("pool", [None, "pool"])

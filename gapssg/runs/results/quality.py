@@ -31,27 +31,28 @@ class QualityFacts(Stored):
     """What is expected of a student on real images, of which none was read."""
 
     disagreement: Interval | None
-    """Predicted share of real images on which student and teacher differ; None if the predictor does not apply."""
+    """Predicted share of real images on which student and teacher differ; None if the predictor does not apply.
+    Its interval is from 0 to 1 if there are obstacles to an interval alone."""
     top1: Interval | None
-    """Bounds of the top-1 accuracy that follow; None without the teacher's."""
+    """Bounds of the top-1 accuracy that follow; None without the teacher's, or if there are obstacles."""
     coverage: Share
     """Share of the students of left-out teachers and data sets whose disagreement the intervals covered."""
     calibrated_on: Text
     """The students, teachers and sources of images that the predictor was calibrated on."""
     obstacles: Sentences
-    """Why the predictor does not apply; empty if it does."""
+    """Why the predictor, or its interval, does not apply; empty if it does."""
     evidence: Annotated[dict[Text, ProbeEvidence], Field(max_length=50)]
 
     @property
     def described(self) -> list[str]:
         """The prediction with its interval and its calibration, or why there is none."""
-        share = self.disagreement
+        share, why_not = self.disagreement, "; ".join(self.obstacles)
         if share is None:
-            return [f"no prediction for real images: {'; '.join(self.obstacles)}"]
-        lines = [
-            f"predicted disagreement with the teacher on real images: {percent(share.value)} "
-            f"(interval {percent(share.low)} to {percent(share.high)})"
-        ]
+            return [f"no prediction for real images: {why_not}"]
+        predicted = f"predicted disagreement with the teacher on real images: {percent(share.value)}"
+        if why_not:
+            return [f"{predicted}, without an interval: {why_not}"]
+        lines = [f"{predicted} (interval {percent(share.low)} to {percent(share.high)})"]
         if self.top1 is not None:
             lines.append(f"so its top-1 accuracy is from {percent(self.top1.low)} to {percent(self.top1.high)}")
         lines.append(

@@ -1,0 +1,121 @@
+"""An estimate of a student that has lost classes of which the probe images show too little."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gapssg.core.runtime import Runtime
+from gapssg.evaluation.metrics import ClassCounts
+from gapssg.models.model_file import LoadedModel
+from gapssg.quality.estimate import judge_quality
+from gapssg.quality.lost_classes import obstacles_of_classes
+from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, load_predictors
+from gapssg.runs.results.quality import ProbeEvidence, QualityFacts
+from tests.conftest import make_card
+
+LEVELS = torch.tensor([0.18, *(0.02 * step for step in range(7)), 0.3, 0.74])
+"""Brightness of the images of each class: the probe images are nearly all of classes 0, 8 and 9."""
+
+
+def brightness_teacher(norm: nn.Module) -> nn.Module:
+    """Give an image to the class whose level is the nearest to its mean brightness."""
+    linear = nn.Linear(1, 10)
+    with torch.no_grad():
+        linear.weight.copy_(1600 * LEVELS[:, None])
+        linear.bias.copy_(-800 * LEVELS**2)
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), norm, linear).eval()
+
+
+@pytest.fixture
+def pool() -> Tensor:
+    """40 images of each class."""
+    levels = LEVELS.repeat(40)[:, None, None, None].expand(-1, 1, 16, 16)
+    noise = 0.02 * torch.randn(levels.shape, generator=torch.Generator().manual_seed(0))
+    return (255 * (levels + noise)).round().clamp(0, 255).to(torch.uint8)
+
+
+def judged(
+    teacher: nn.Module, pool: Tensor | None, runtime: Runtime, classes: tuple[int, ...] = (), bias: float = 0.0
+) -> QualityFacts:
+    """Judge the teacher with a bias of some classes as its own student."""
+    student = deepcopy(teacher)
+    with torch.no_grad():
+        student[-1].bias[list(classes)] += bias
+    described = LoadedModel(teacher, make_card(mean=(0.0,), deviation=(1.0,)), "0" * 64, Path("teacher.safetensors"))
+    return judge_quality(teacher, student, described, pool, runtime, teacher_top1=0.9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_pool", [True, False])
+@pytest.mark.parametrize(
+    ("classes", "bias", "lost", "disagreement"),
+    [
+        ((1, 2, 3, 4, 5), -1000.0, "'1', '2', '3', '4' and '5'", 0.5),
+        ((0, 8, 9), 1000.0, "'1', '2', '3', '4', '5' and 2 more", 0.7),
+        ((0, 8, 9), 6.0, "'6' and '7'", 0.2),
+    ],
+)
+def test_a_narrow_interval_of_a_student_without_some_classes_is_refused(
+    pool: Tensor, runtime: Runtime, has_pool: bool, classes, bias: float, lost: str, disagreement: float
+):
+    found = judged(brightness_teacher(nn.BatchNorm1d(1)), pool if has_pool else None, runtime, classes, bias)
+    predictor = load_predictors()[WITH_POOL if has_pool else WITHOUT_POOL]
+    assert predictor.obstacles_of(found.evidence) == []
+    assert predictor.predict(found.evidence).high < disagreement
+    assert found.disagreement is None and found.top1 is None
+    (obstacle,) = found.obstacles
+    if has_pool:
+        assert obstacle.startswith(f"the student has lost classes {lost}: it agrees")
+    else:
+        assert "for only 3 of the 10 classes that the student has not lost them" in obstacle
+        assert "--pool RUN" in obstacle
+
+
+def test_a_student_with_all_classes_has_an_interval(pool: Tensor, runtime: Runtime):
+    found = judged(brightness_teacher(nn.BatchNorm1d(1)), pool, runtime)
+    assert found.obstacles == ()
+    assert found.disagreement is not None and found.top1 is not None
+    assert found.disagreement.low <= found.disagreement.value < found.disagreement.high < 0.1
+    assert found.top1.low == pytest.approx(0.9 - found.disagreement.high)
+    assert found.top1.high == pytest.approx(0.9 + found.disagreement.high)
+
+
+def test_a_pool_of_few_classes_does_not_show_the_others(pool: Tensor, runtime: Runtime):
+    few = pool.view(40, 10, 1, 16, 16)[:, [0, 8, 9]].flatten(0, 1)
+    (obstacle,) = judged(brightness_teacher(nn.BatchNorm1d(1)), few, runtime).obstacles
+    assert "images of the pool show for only 3 of the 10 classes" in obstacle
+
+
+def test_a_teacher_without_batch_norm_has_a_prediction_without_an_interval(pool: Tensor, runtime: Runtime):
+    found = judged(brightness_teacher(nn.Identity()), pool, runtime)
+    with_norm = judged(brightness_teacher(nn.BatchNorm1d(1)), pool, runtime)
+    assert found.disagreement is not None and with_norm.disagreement is not None
+    assert (found.disagreement.low, found.disagreement.high, found.top1) == (0.0, 1.0, None)
+    assert found.disagreement.value == pytest.approx(with_norm.disagreement.value, abs=1e-3)
+    assert found.described == [
+        "predicted disagreement with the teacher on real images: "
+        f"{100 * found.disagreement.value:.1f} %, without an interval: "
+        "it was calibrated only for teachers with batch norm"
+    ]
+
+
+def all_alike(hits: int, weighted: float) -> tuple[ClassCounts, ProbeEvidence]:
+    """Ten classes with 100 images and as many hits each."""
+    shares = {"disagreement": 1 - hits / 100, "weighted_disagreement": weighted, "reality_gap": 0.1}
+    found = ProbeEvidence(images=1000, **shares, teacher_confidence=0.9, largest_class=0.1)
+    return ClassCounts([hits] * 10, [100] * 10), found
+
+
+def test_more_disagreement_on_the_pool_than_predicted_contradicts_the_interval():
+    names = tuple("0123456789")
+    (obstacle,) = obstacles_of_classes(*all_alike(70, 0.28), names, 0.17, from_pool=True)
+    assert "disagrees with the teacher on 28.0 % of the images of the pool" in obstacle
+    # The 95 % interval of 18 % of 1,000 images reaches down to 15.7 %.
+    assert obstacles_of_classes(*all_alike(70, 0.18), names, 0.17, from_pool=True) == []
+    assert obstacles_of_classes(*all_alike(70, 0.28), names, 0.3, from_pool=True) == []
+    assert obstacles_of_classes(*all_alike(70, 0.28), names, 0.17, from_pool=False) == []
