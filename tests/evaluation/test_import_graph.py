@@ -30,6 +30,7 @@ from gapssg import (
 from gapssg.evaluation import import_graph
 from gapssg.export.formats import quiet
 from gapssg.landscape.planes import check_same_architecture
+from gapssg.models.graphs import child
 from gapssg.models.graphs import file as graph_file
 from gapssg.models.graphs.description import graph_name
 from gapssg.models.graphs.file import kind_of_graph, read_graph_file
