@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gapssg import PretrainSettings, pretrain_teacher
 from gapssg.core.runtime import Runtime
 from gapssg.core.training_step import EAGER_CALLS, Outputs, TrainingStep
 from gapssg.models.model_file import load_model
 from gapssg.training.distillation import Distillation
 from tests.conftest import write_teacher
 from tests.methods import METHODS
-from tests.run_fixtures import run_epoch, settings
+from tests.run_fixtures import TINY, run_epoch, settings
 
 NEED_NO_BATCH_NORM = ("gapssg-fast", "gapssg", "zskt", "dfad")
 WITHOUT_BATCH_NORM = "tests.models.factories:without_linear_layer"
@@ -72,6 +73,16 @@ def test_every_call_of_a_step_reads_the_same_memory(reads, runtime: Runtime, tmp
     distillation = Distillation(given, runtime, load_model(teacher, [WITHOUT_BATCH_NORM]))
     for epoch in range(4):
         run_epoch(distillation, tmp_path / f"run-{epoch}")
+    check(reads)
+
+
+def test_nor_does_what_a_teacher_reads_in_its_training_move(reads, image_folder: Path, tmp_path: Path):
+    given = {"data": {"name": f"folder:{image_folder}"}, "model": {"name": "wrn10_half"}, "epochs": 4, "batch_size": 16}
+    pretrain_teacher(PretrainSettings.model_validate({**given, "runtime": TINY["runtime"]}), tmp_path / "run")
+    check(reads)
+
+
+def check(reads: dict[TrainingStep, list[Reads]]) -> None:
     assert reads
     for calls in reads.values():
         recorded = calls[EAGER_CALLS].read
