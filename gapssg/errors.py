@@ -10,7 +10,8 @@ from typing import Any
 _LONGEST_NAME = 100  # characters; a longer text is not a misspelt name, and comparing it takes time
 # The messages of PyTorch on a processor and on a GPU, of CUDA's libraries, C++ and the system.
 _OUT_OF_MEMORY = re.compile(
-    r"(out of|not enough) memory|DefaultCPUAllocator|STATUS_ALLOC_FAILED|bad_?alloc|(can't|cannot|failed to) allocate",
+    r"MemoryError|(out of|not enough) memory|DefaultCPUAllocator|STATUS_ALLOC_FAILED|bad_?alloc|"
+    r"(can't|cannot|failed to) allocate",
     re.I,
 )
 
@@ -70,16 +71,30 @@ def reporting_out_of_memory(advise: Callable[[], str] | None = None) -> Iterator
     try:
         yield
     except Exception as error:
-        is_named = {"MemoryError", "OutOfMemoryError"} & {kind.__name__ for kind in type(error).__mro__}
-        if isinstance(error, GapssgError) or not (is_named or _OUT_OF_MEMORY.search(str(error))):
+        if isinstance(error, GapssgError) or not says_out_of_memory(error):
             raise
         reason = shortened(str(error).split("\n")[0], 200)
         advice = advise() if advise else "use smaller batches, smaller images or another --device"
         raise RunError(f"out of memory{f' ({reason})' if reason else ''}; {advice}") from error
 
 
+def says_out_of_memory(error: object) -> bool:
+    """Tell whether an error of any library, or a text with its type and message, says that memory ran out."""
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    return bool(_OUT_OF_MEMORY.search(f"{' '.join(kinds)} {error}"))
+
+
 class NotFinite(RunError):
     """The logits of a model are not finite."""
+
+
+@contextmanager
+def blaming_given_files() -> Iterator[None]:
+    """Turn `NotFinite` in the block, which writes nothing, into an `InputError`: a file that was given is the cause."""
+    try:
+        yield
+    except NotFinite as error:
+        raise InputError(*error.args) from error
 
 
 class Diverged(RunError):

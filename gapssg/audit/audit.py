@@ -23,7 +23,7 @@ from gapssg.audit.sheet import Row, draw_sheet
 from gapssg.audit.subjects import Audited, KnownImages, read_audited, read_known_images
 from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import ImageSet
-from gapssg.errors import InputError
+from gapssg.errors import InputError, blaming_given_files
 from gapssg.files import user_path, write_atomically
 from gapssg.runs.directory import Display, SilentDisplay, encode_png, run_facts
 from gapssg.runs.evaluations import warn_of_failure
@@ -69,9 +69,9 @@ def audit_model(
         findings are no proof of privacy.
 
     Raises:
-        InputError: A run has no pool, a file or the data cannot be used, they do not match, or all non-members are
-            members; nothing has been written.
-        RunError: A shadow model diverged, logits are not finite, or a file cannot be written.
+        InputError: A run has no pool, a file or the data cannot be used, they do not match, logits are not finite, or
+            all non-members are members; nothing has been written.
+        RunError: A shadow model diverged, or a file cannot be written.
     """
     output = user_path(output) if output is not None else None
     sheet = user_path(sheet) if sheet is not None else None
@@ -107,8 +107,9 @@ def _measure(settings: AuditSettings, output: Path | None, sheet: Path | None, d
     is_shadowed = settings.shadow.models > 0
     shadows = train_shadows(settings, audited.first.card, images, runtime, display) if is_shadowed else None
     trained = time.perf_counter()
-    models, curves = _attack_all(settings, audited, known, images, shadows, runtime, display)
-    neighbours = list(_compare_pool(settings, audited, known, shadows, runtime, display))
+    with blaming_given_files():
+        models, curves = _attack_all(settings, audited, known, images, shadows, runtime, display)
+        neighbours = list(_compare_pool(settings, audited, known, shadows, runtime, display))
     result = AuditResult(
         audited=str(settings.model),
         output=None if output is None else str(output),

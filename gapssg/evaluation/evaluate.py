@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import sha256_of_images
-from gapssg.errors import InputError
+from gapssg.errors import InputError, blaming_given_files
 from gapssg.evaluation.latency import BATCH_SIZES, SECONDS, measure_latency
 from gapssg.evaluation.metrics import (
     Answers,
@@ -53,8 +53,7 @@ def evaluate(
         The scores of each file in `models`, and under `timing` their throughput, and their latency if it is wanted.
 
     Raises:
-        InputError: A file or the data cannot be used, or they do not match.
-        RunError: Logits are not finite.
+        InputError: A file or the data cannot be used, they do not match, or logits are not finite.
     """
     display = display or SilentDisplay()
     with nullcontext() if processes is None else processes.all_or_none():
@@ -80,7 +79,7 @@ def evaluate(
     for start in range(0, len(images), batch_size):
         display.progress("evaluating", start, len(images))
         batch, labels = (each[start : start + batch_size] for each in (images.images, images.labels))
-        with naming_a_smaller_batch(batch_size):
+        with naming_a_smaller_batch(batch_size), blaming_given_files():
             teacher_logits = None if reference is None else reference.logits(batch, start)
             for evaluation in evaluations:
                 evaluation.add(evaluation.logits(batch, start), labels, teacher_logits)

@@ -14,7 +14,7 @@ from torch import nn
 from gapssg.core.augment import choose_crop_padding
 from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import ImageSet
-from gapssg.errors import InputError, shortened
+from gapssg.errors import InputError, blaming_given_files, shortened
 from gapssg.evaluation.import_checks import wrong_answers, wrong_description
 from gapssg.evaluation.import_graph import build_imported_graph, compare_on_images, read_graph
 from gapssg.evaluation.predict import score_on
@@ -66,6 +66,7 @@ def import_teacher(
     check_teacher_file(output, settings, overwrite)
     runtime = Runtime.from_settings(settings.runtime, settings.seed)
     pretrained = _pretrained(settings) if settings.weights == DEFAULT_WEIGHTS else None
+    display.progress("reading the weights", 0, 1)
     graph = read_graph(settings)
     card = _describe(settings, pretrained, graph)
     module = _create(card, runtime) if graph is None else build_imported_graph(graph, card, display)
@@ -304,7 +305,8 @@ def _evaluate(model: LoadedModel, images: ImageSet | None, runtime: Runtime, dis
         return None
     runtime.place(model.module)
     images = images.to(runtime.device)
-    scores = score_on(images, model.module, model.normalization(runtime.device), runtime)
+    with blaming_given_files():
+        scores = score_on(images, model.module, model.normalization(runtime.device), runtime)
     message = wrong_description(model, images, runtime) or wrong_answers(scores)
     if message is not None:
         display.event(Warned(epoch=0, message=message))

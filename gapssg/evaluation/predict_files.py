@@ -16,7 +16,7 @@ from gapssg.core.runtime import Runtime
 from gapssg.data.decode import decode_images
 from gapssg.data.folder import find_images
 from gapssg.data.source import LoadOptions
-from gapssg.errors import RunError
+from gapssg.errors import InputError
 from gapssg.evaluation.predict import batch_size_for, naming_a_smaller_batch
 from gapssg.evaluation.predict import predict as logits_of
 from gapssg.evaluation.settings import PredictSettings, check_predictions_file
@@ -51,8 +51,9 @@ def predict(
         logits, in [0, 1]), the most probable first.
 
     Raises:
-        InputError: The model file or an image cannot be used, or the output cannot be written there.
-        RunError: The logits are not finite, or the disk refused the write.
+        InputError: The model file or an image cannot be used, the logits are not finite, or the output cannot be
+            written there.
+        RunError: The disk refused the write.
     """
     display = display or SilentDisplay()
     if output is not None:
@@ -101,7 +102,7 @@ def _most_probable(
 ) -> list[PredictedImage]:
     if not logits.isfinite().all():
         file = files[int((~logits.isfinite()).any(dim=1).nonzero()[0])]
-        raise RunError(f"the model's logits of {file} are not finite; try --precision fp32, or another model")
+        raise InputError(f"the model's logits of {file} are not finite; try --precision fp32, or another model")
     highest = logits.double().softmax(dim=1).topk(min(count, len(class_names)))
     return [
         PredictedImage(

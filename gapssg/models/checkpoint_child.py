@@ -3,7 +3,8 @@
     python -I checkpoint_child.py CHECKPOINT OUTPUT KEY
 
 It runs in a child process with bounds on memory and time, and imports nothing of this package. It prints one JSON
-object: `taken` and `others` (dotted keys of state dicts in the checkpoint), or `refused` and why.
+object: `taken` and `others` (dotted keys of state dicts in the checkpoint), `refused` and why, or the `error` of a
+library and its `kind`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-CPU_SECONDS = 300
+LEAST_SECONDS, MOST_SECONDS = 60, 600  # of processor time, and one more for each MiB
 MEMORY_PER_BYTE = 6  # the file, its tensors, copies of them, and the output
 MEMORY_BESIDE = 2 * 2**30
+_SECONDS_TO_SIGNAL = 5  # the signal SIGXCPU tells that the time is over, SIGKILL does not
 MOST_DEPTH = 4
 # Names of state dicts in checkpoints, the preferred first; averages of weights come after the weights themselves.
 PREFERRED = (
@@ -27,13 +29,25 @@ PREFERRED = (
 )
 
 
+class Refusal(ValueError):
+    """A checkpoint can be read, but has no weights to take."""
+
+
 def main() -> None:
     """Read, choose, write, and print what was done."""
-    checkpoint, output, key = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    checkpoint, output, key = sys.argv[1:]
+    import safetensors.torch
+
+    assert safetensors.torch  # imported before memory is limited
+    bound(Path(checkpoint))
+    sys.stdout.write(json.dumps(answer(checkpoint, output, key)) + "\n")
+
+
+def answer(checkpoint: str, output: str, key: str) -> dict[str, Any]:
+    """Read a checkpoint, write the weights of the state dict with a key, or '', and return what is printed."""
     import torch
     from safetensors.torch import save_file
 
-    bound(checkpoint.stat().st_size)
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
         found = dict(state_dicts(content))
@@ -41,14 +55,13 @@ def main() -> None:
         tensors = {name: tensor for name, tensor in found[taken].items() if isinstance(tensor, torch.Tensor)}
         odd = [name for name, tensor in tensors.items() if tensor.layout != torch.strided or tensor.is_quantized]
         if odd:
-            raise ValueError(f"the tensor {odd[0]!r} is sparse or quantised")
+            raise Refusal(f"the tensor {odd[0]!r} is sparse or quantised")
         save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, output)
-        said: dict[str, Any] = {"taken": taken, "others": [name for name in found if name != taken]}
-    except MemoryError:
-        said = {"refused": "it needs more memory than a checkpoint of its size should"}
+        return {"taken": taken, "others": [name for name in found if name != taken]}
+    except Refusal as error:
+        return {"refused": str(error)}
     except Exception as error:  # whatever an untrusted file makes the library raise
-        said = {"refused": str(error) or type(error).__name__, "kind": type(error).__name__}
-    sys.stdout.write(json.dumps(said) + "\n")
+        return {"error": str(error), "kind": type(error).__name__}
 
 
 def state_dicts(content: object, key: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -66,12 +79,12 @@ def state_dicts(content: object, key: str = "", depth: int = 0) -> Iterator[tupl
 def choose(found: Mapping[str, Mapping[str, Any]], key: str) -> str:
     """Return the key of the state dict to take: `key` if given, else a preferred name, else the one with most tensors.
 
-    Raises `ValueError` if there is none, or none with this key.
+    Raises `Refusal` if there is none, or none with this key.
     """
     if not found:
-        raise ValueError("it holds no tensors with names")
+        raise Refusal("it holds no tensors with names")
     if key and key not in found:
-        raise ValueError(f"it has no state dict {key!r}, but: {', '.join(sorted(found))}")
+        raise Refusal(f"it has no state dict {key!r}, but: {', '.join(sorted(found))}")
     if key:
         return key
 
@@ -83,13 +96,25 @@ def choose(found: Mapping[str, Mapping[str, Any]], key: str) -> str:
     return min(found, key=rank)
 
 
-def bound(size: int, seconds: int = CPU_SECONDS, per_byte: int = MEMORY_PER_BYTE, beside: int = MEMORY_BESIDE) -> None:
-    """Limit this process, which reads a file of `size` bytes, in processor time (seconds) and memory (bytes)."""
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+def bytes_of(path: Path) -> int:
+    """Return the bytes of a file and of the weights beside it, as ONNX may keep them."""
+    beside = path.with_name(f"{path.name}.data")
+    return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
+
+
+def seconds_for(path: Path) -> int:
+    """Return the processor time in seconds that reading a file may take."""
+    return min(LEAST_SECONDS + bytes_of(path) // 2**20, MOST_SECONDS)
+
+
+def bound(path: Path, per_byte: int = MEMORY_PER_BYTE, beside: int = MEMORY_BESIDE) -> None:
+    """Limit this process, which reads a file, in processor time and memory (bytes for each of the file, and beside)."""
+    seconds = seconds_for(path)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + _SECONDS_TO_SIGNAL))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":  # elsewhere the limit is not enforced, or refused
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.setrlimit(resource.RLIMIT_AS, (mapped + per_byte * size + beside, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + per_byte * bytes_of(path) + beside, resource.RLIM_INFINITY))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,12 +14,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from gapssg.errors import InputError, os_errors_as, shortened
+from gapssg.errors import InputError, os_errors_as, says_out_of_memory, shortened
 from gapssg.files import LARGEST_FILE, open_regular
 from gapssg.models import checkpoint_child
+from gapssg.models.checkpoint_child import seconds_for
 from gapssg.models.safetensors_file import PYTORCH_FILES, read_safetensors
 
-_SECONDS = 600
+_BUSY = 3  # seconds for each of processor time, on a busy machine
 
 
 class CheckpointWeights(NamedTuple):
@@ -47,39 +49,47 @@ def read_checkpoint_weights(path: Path, key: str | None = None) -> CheckpointWei
         return CheckpointWeights(read_safetensors(path).tensors)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "weights.safetensors"
-        said = said_by_child([checkpoint_child.__file__, str(path.absolute()), str(output), key or ""], path, _SECONDS)
+        said = said_by_child([checkpoint_child.__file__, str(path.absolute()), str(output), key or ""], path)
         if "taken" not in said:
-            raise InputError(*_refusal(path, said.get("refused", ""), said.get("kind", "")))
+            raise InputError(*_refusal(path, **said))
         return CheckpointWeights(read_safetensors(output).tensors, said["taken"], tuple(said["others"]))
 
 
-def said_by_child(arguments: Sequence[str], path: Path, seconds: int) -> dict[str, Any]:
+def said_by_child(arguments: Sequence[str], path: Path) -> dict[str, Any]:
     """Return the JSON that an isolated Python process prints last about a file that it reads; nothing if it crashes.
 
-    Raises `InputError` if it takes longer than so many seconds.
+    Raises `InputError` if it reaches its time limit.
     """
+    seconds = seconds_for(path)
     command = [sys.executable, "-I", *arguments]
     try:
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_BUSY * seconds)
+        is_late = done.returncode == -signal.SIGXCPU
     except subprocess.TimeoutExpired:
-        raise InputError(f"{path} could not be read within {seconds} s") from None
+        is_late = True
+    if is_late:
+        raise InputError(
+            f"reading {path} reached the time limit of {seconds} s for a file of its size, perhaps in an endless loop; "
+            "export the model to ONNX, or import its weights as safetensors into its own code (--model)"
+        )
     return dict(json.loads(done.stdout.splitlines()[-1])) if done.returncode == 0 and done.stdout else {}
 
 
-def _refusal(path: Path, reason: str, kind: str) -> tuple[str, ...]:
-    if "TorchScript" in reason:
+def _refusal(path: Path, refused: str = "", error: str = "", kind: str = "") -> tuple[str, ...]:
+    if "TorchScript" in error:
         return (f"{path} is a TorchScript file, not a checkpoint of weights; save the original model's state dict",)
     if kind == "UnpicklingError":
-        named = re.search(r"GLOBAL ([\w.]+)", reason)
+        named = re.search(r"GLOBAL ([\w.]+)", error)
         what = f"refers to code ({named[1]})" if named else "is damaged or holds more than weights"
         return (
             f"{path} {what}, and reading it fully could run code; if you trust it, convert its weights:",
-            "    import torch; from safetensors.torch import save_file",
-            f"    loaded = torch.load({str(path)!r}, map_location='cpu', weights_only=False)",
-            "    weights = loaded.state_dict()  # or, where it is a dict, its state dict, such as loaded['model']",
-            "    save_file({name: tensor.clone().contiguous() for name, tensor in weights.items()}, "
-            f"{str(path.with_suffix('.safetensors'))!r})",
+            f"    import torch; loaded = torch.load({str(path)!r}, map_location='cpu', weights_only=False)",
+            f"    torch.save(loaded.state_dict(), {str(path.with_name(f'{path.stem}-weights.pth'))!r})"
+            "  # of a dict: loaded['model'].state_dict() or loaded['model']",
         )
-    if "zip archive" in reason:
-        reason = "it is no complete zip archive"
-    return (f"{path} is not a readable PyTorch checkpoint: {shortened(reason or 'its reader crashed', 200)}",)
+    if says_out_of_memory(f"{kind} {error}"):
+        refused = "it needs more memory than a checkpoint of its size should"
+    reason = shortened(refused, 200) or (
+        "it is damaged, incomplete or of another framework; download or save it again, or convert its model to ONNX"
+    )
+    return (f"{path} is not a readable PyTorch checkpoint: {reason}",)

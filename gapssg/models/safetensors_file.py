@@ -57,8 +57,10 @@ def read_safetensors(path: Path) -> SafetensorsFile:
     try:
         content = read_bounded(path, LARGEST_FILE)
         length = int.from_bytes(content[:_LENGTH_BYTES], "little")
-        if length > LARGEST_HEADER:
+        if content[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{":
             _refuse_pickle(path, content)
+            raise ValueError("it does not start like one; convert a model of another framework, such as Keras, to ONNX")
+        if length > LARGEST_HEADER:
             raise ValueError(f"its header has {length:,} bytes, more than {LARGEST_HEADER:,}")
         tensors = {name: _tensor(name, **view) for name, view in deserialize(content)}  # type: ignore[no-untyped-call]
         header = json.loads(content[_LENGTH_BYTES : _LENGTH_BYTES + length], object_pairs_hook=_without_duplicates)

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from gapssg.core.runtime import Runtime
+from gapssg.errors import blaming_given_files
 from gapssg.evaluation.real_images import check_same_images
 from gapssg.evaluation.teachers import read_teacher
 from gapssg.files import user_path
@@ -31,8 +32,8 @@ def estimate_quality(settings: QualitySettings) -> QualityResult:
     The evidence is their disagreement on probe images that the student's method did not optimise. The prediction and
     its interval were calibrated on students whose disagreement on real images is known. The accuracies of student and
     teacher differ by at most their disagreement, which gives an interval of the student's accuracy if the teacher's is
-    known. Raises `InputError` if a file cannot be used, or student and teacher do not match, and `RunError` if their
-    logits on probe images are not finite.
+    known. Raises `InputError` if a file cannot be used, student and teacher do not match, or their logits on probe
+    images are not finite.
     """
     runtime = Runtime.from_settings(settings.runtime, seed=0)
     run = settings.student if settings.student.is_dir() else run_of_student(settings.student)
@@ -44,7 +45,8 @@ def estimate_quality(settings: QualitySettings) -> QualityResult:
     source = settings.pool or (None if result is None or run is None else _pool_of(run, result))
     pool = None if source is None else images_of_pool(source, teacher)
     modules = runtime.place(teacher.module), runtime.place(student.module)
-    facts = judge_quality(*modules, teacher, pool, runtime, settings.teacher_top1)
+    with blaming_given_files():
+        facts = judge_quality(*modules, teacher, pool, runtime, settings.teacher_top1)
     return QualityResult(
         teacher=ModelFile(**teacher.facts),
         student=ModelFile(**student.facts),

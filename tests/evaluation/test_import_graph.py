@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -383,6 +384,14 @@ def test_a_crash_of_the_child_process_gives_one_sentence(tmp_path: Path, monkeyp
     monkeypatch.setattr(graph_file, "_CHILD", program)
     sentence = refusal(tmp_path, settings(kept))
     assert sentence.endswith("it is damaged, or needs more memory than a model of its size should")
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate")])
+def test_a_file_that_needs_too_much_memory_is_called_that(tmp_path: Path, monkeypatch, error):
+    kept = write("onnx-kept", trained(Mobile), tmp_path)
+    monkeypatch.setattr(child, "read_file", Mock(side_effect=error))
+    assert refusal(tmp_path, settings(kept)).endswith("it needs more memory than a model of its size should")
 
 
 def test_kinds_of_files_are_told_by_their_content(tmp_path: Path):

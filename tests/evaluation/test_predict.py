@@ -278,7 +278,7 @@ def test_logits_that_are_not_finite_are_an_error_that_names_the_image(tmp_path: 
         for parameter in module.parameters():
             parameter.mul_(1e30)
     save_model(tmp_path / "model.safetensors", module, make_card(**HALF))
-    with pytest.raises(RunError, match=r"logits of .*a\.jpg are not finite"):
+    with pytest.raises(InputError, match=r"logits of .*a\.jpg are not finite"):
         predict(settings(tmp_path / "model.safetensors", photos))
 
 

@@ -19,7 +19,7 @@ import signal
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -48,7 +48,8 @@ from gapssg.cli.runs import run_directory
 from gapssg.core.augment import Normalization
 from gapssg.data import load_split
 from gapssg.evaluation.metrics import answers_of, check_finite, score_answers
-from gapssg.models import create_model
+from gapssg.models import checkpoint_child, checkpoint_file, create_model
+from gapssg.models.checkpoint_file import read_checkpoint_weights
 from gapssg.models.graphs import child
 from gapssg.models.graphs import file as graph_file
 from gapssg.models.graphs.description import graph_name
@@ -117,6 +118,7 @@ class World:
         samples = self.settings.model_copy(update={"samples": True})
         distill(samples, self.finished)
         self.images = _sound_images()
+        self.checkpoints = _sound_checkpoints()
         self.graph_files, self.graph_teacher = _sound_graphs(root / "graphs")
 
     def _interrupted_run(self, path: Path, step: int) -> Path:
@@ -454,19 +456,27 @@ def graph_files(draw: st.DrawFn, files: dict[str, bytes]) -> tuple[str, bytes]:
     """Draw changes of an ONNX, TorchScript or torch.export file, in archives also of a part with a sound checksum."""
     kind = draw(st.sampled_from(sorted(files)))
     content = files[kind]
-    if kind == "onnx" or draw(st.integers(0, 3)) == 0:
-        return kind, draw(changed_bytes(content))
+    return kind, draw(changed_bytes(content) if kind == "onnx" else changed_archives(content))
+
+
+@st.composite
+def changed_archives(draw: st.DrawFn, content: bytes) -> bytes:
+    """Draw changes of an archive, or of one of its parts with a sound checksum."""
+    if draw(st.integers(0, 3)) == 0:
+        return draw(changed_bytes(content))
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w") as new:
         parts = {name: old.read(name) for name in old.namelist()}
         name = draw(st.sampled_from([name for name in parts if name.endswith((".py", ".json", ".pkl"))]))
         if name.endswith(".json"):
             parts[name] = to_json(draw(changed_values(json.loads(parts[name])))).encode()
+        elif name.endswith("data.pkl") and draw(st.integers(0, 7)) == 0:
+            parts[name] = draw(st.sampled_from(PICKLES))
         else:
             parts[name] = draw(changed_bytes(parts[name]))
         for each, part in parts.items():
             new.writestr(each, part)
-    return kind, buffer.getvalue()
+    return buffer.getvalue()
 
 
 def use_graph_file(world: World, case: tuple[str, bytes]) -> None:
@@ -483,7 +493,10 @@ def use_graph_file(world: World, case: tuple[str, bytes]) -> None:
 
 def answer_of_a_fork(path: Path, arguments: list[str]) -> dict[str, Any]:
     """Read the file `path` in a fork of this process, which starts sooner than a new one."""
-    said = Path(arguments[2]) / "said.json"
+    return said_in_a_fork(Path(arguments[2]) / "said.json", lambda: child.answer_to(arguments))
+
+
+def said_in_a_fork(said: Path, answer: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     process = os.fork()
     if process == 0:
         try:
@@ -491,12 +504,49 @@ def answer_of_a_fork(path: Path, arguments: list[str]) -> dict[str, Any]:
             signal.alarm(60)
             with open(os.devnull, "w") as nowhere:
                 os.dup2(nowhere.fileno(), 2)
-            said.write_text(json.dumps(child.answer_to(arguments)))
+            said.write_text(json.dumps(answer()))
         finally:
             os._exit(0)
     _, status = os.waitpid(process, 0)
     assert not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM), "it took too long"
     return dict(json.loads(said.read_text())) if said.exists() and said.stat().st_size else {}
+
+
+# PyTorch checkpoints
+
+PICKLES = (
+    b"\x80\x02cposix\nsystem\nX\n\0\0\0touch evil\x85R.",
+    b"\x80\x02" + b"(" * 100_000 + b".",
+    b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
+    b"\x80\x02]" + b"q\0]" + b"(h\0h\0h\0h\0eq\0]" * 60 + b".",  # lists of lists
+    b"\x80\x02B\xff\xff\xff\x7f.",
+    b"",
+)
+
+
+def _sound_checkpoints() -> list[bytes]:
+    found = []
+    for is_archive in (True, False):
+        buffer = io.BytesIO()
+        content = {"model": trained(Mobile).state_dict(), "epoch": 3}
+        torch.save(content, buffer, _use_new_zipfile_serialization=is_archive)
+        found.append(buffer.getvalue())
+    return found
+
+
+def use_pytorch_checkpoint(world: World, content: bytes) -> None:
+    def said(arguments: Sequence[str], path: Path) -> dict[str, Any]:
+        def answer() -> dict[str, Any]:
+            checkpoint_child.bound(path)
+            return checkpoint_child.answer(*arguments[1:])
+
+        return said_in_a_fork(Path(arguments[2]).with_name("said.json"), answer)
+
+    path = world.work / "model.pth"
+    path.write_bytes(content)
+    with mock.patch.object(checkpoint_file, "said_by_child", said):
+        read_checkpoint_weights(path)
+    assert not Path("evil").exists()
 
 
 def use_shard(world: World, content: bytes) -> None:
@@ -851,6 +901,10 @@ TARGETS: dict[str, Target] = {
         lambda world: graph_models(world.graph_teacher.read_bytes(), world.root / "scratch"), use_model
     ),
     "graph file": Target(lambda world: graph_files(world.graph_files), use_graph_file),
+    "PyTorch checkpoint": Target(
+        lambda world: st.one_of(changed_archives(world.checkpoints[0]), changed_bytes(world.checkpoints[1])),
+        use_pytorch_checkpoint,
+    ),
     "pool shard": Target(
         lambda world: safetensors_files(
             (world.root / "shard.safetensors").read_bytes(), "gapssg", world.root / "scratch"

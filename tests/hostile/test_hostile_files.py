@@ -53,7 +53,8 @@ def test_untrusted_input_is_used_or_refused_with_a_sentence(world: World, target
 # What a message suggests to users who trust a file, the restricted unpickler, which runs in child processes, and arrays
 # of numbers.
 SAFE_LINES = {
-    "f\"    loaded = torch.load({str(path)!r}, map_location='cpu', weights_only=False)\",",
+    "f\"    import torch; loaded = torch.load({str(path)!r}, map_location='cpu', weights_only=False)\",",
+    "f\"    torch.save(loaded.state_dict(), {str(path.with_name(f'{path.stem}-weights.pth'))!r})\"",
     'content = torch.load(checkpoint, map_location="cpu", weights_only=True)',
     "array: NDArray[Any] = npy.read_array(opened, allow_pickle=False)",
     'state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)',

@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gapssg.errors import InputError
-from gapssg.models import checkpoint_child
+from gapssg.models import checkpoint_child, checkpoint_file
 from gapssg.models.checkpoint_child import choose, state_dicts
-from gapssg.models.checkpoint_file import read_checkpoint_weights
+from gapssg.models.checkpoint_file import read_checkpoint_weights, said_by_child
+from gapssg.models.model_file import load_model
 
 WEIGHTS = {"0.weight": torch.arange(6.0).view(2, 3), "0.bias": torch.ones(2)}
 AVERAGE = {name: tensor / 2 for name, tensor in WEIGHTS.items()}
@@ -116,20 +117,76 @@ def test_content_other_than_weights_is_refused(tmp_path: Path, content: object, 
 def test_damaged_and_other_files_are_refused_in_one_sentence(tmp_path: Path):
     whole = written(tmp_path / "a.pt", WEIGHTS).read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"cut.pt is not a readable PyTorch checkpoint: it is no complete zip archive"):
-        read_checkpoint_weights(tmp_path / "cut.pt")
+    old = written(tmp_path / "old.pt", WEIGHTS, _use_new_zipfile_serialization=False).read_bytes()
+    (tmp_path / "old-cut.pt").write_bytes(old[: len(old) // 2])
+    (tmp_path / "garbage.pt").write_bytes(old[:4] + b"aaa.")
+    for name in ("cut", "old-cut", "garbage"):
+        with pytest.raises(InputError) as caught:
+            read_checkpoint_weights(tmp_path / f"{name}.pt")
+        assert str(caught.value) == (
+            f"{tmp_path / name}.pt is not a readable PyTorch checkpoint: it is damaged, incomplete or of another "
+            "framework; download or save it again, or convert its model to ONNX"
+        )
     torch.jit.trace(nn.Linear(1, 1), torch.ones(1, 1)).save(tmp_path / "script.pt")
     with pytest.raises(InputError, match="is a TorchScript file, not a checkpoint of weights"):
         read_checkpoint_weights(tmp_path / "script.pt")
-    (tmp_path / "text.pt").write_text("weights")
-    with pytest.raises(InputError, match="is not a readable safetensors file"):
-        read_checkpoint_weights(tmp_path / "text.pt")
+    for content in (b"weights", b"", b"\x89HDF\r\n\x1a\n" + bytes(100)):  # the last is Keras
+        (tmp_path / "other.h5").write_bytes(content)
+        for read in (read_checkpoint_weights, load_model):
+            with pytest.raises(
+                InputError, match=r"not a readable safetensors file: it does not start like one; conv.*"
+            ):
+                read(tmp_path / "other.h5")
+
+
+class Outer(nn.Linear):
+    """A model of one's own."""
+
+
+@pytest.mark.usefixtures("without_child")
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda model: model, lambda model: {"model": model}, lambda model: {"model": model.state_dict(), "a": Path}],
+)
+def test_the_conversion_that_a_refusal_shows_makes_a_file_that_is_read(
+    tmp_path: Path, wrap: Callable[[nn.Module], Any]
+):
+    model = Outer(2, 3)
+    path = written(tmp_path / "a.pt", content := wrap(model))
+    with pytest.raises(InputError) as caught:
+        read_checkpoint_weights(path)
+    _, first, second = caught.value.lines
+    line, _, of_a_dict = second.partition("  # of a dict: ")
+    if isinstance(content, dict):
+        chosen = of_a_dict.split(" or ")[0 if content["model"] is model else 1]
+        line = line.replace("loaded.state_dict()", chosen)
+    exec(f"{first.strip()}\n{line.strip()}", {})
+    weights = read_checkpoint_weights(tmp_path / "a-weights.pth").tensors
+    assert torch.equal(weights["weight"], model.weight)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_is_not_read_in_time_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The limit is that of a processor, which a loop in TorchScript reaches."""
+    path = written(tmp_path / "a.pt", WEIGHTS)
+    loop = (
+        f"import sys; sys.path.insert(0, {str(Path(checkpoint_child.__file__).parent)!r}); import checkpoint_child as c"
+    )
+    loop += f"\nc.LEAST_SECONDS = 1; c.bound(c.Path({str(path)!r}))\nwhile True: pass"
+    sentence = (
+        rf"^reading {path} reached the time limit of 60 s for a file of its size, perhaps in an endless loop; exp"
+    )
+    with pytest.raises(InputError, match=sentence):
+        said_by_child(["-c", loop], path)
+    monkeypatch.setattr(checkpoint_file, "seconds_for", lambda _: 0.01)
+    with pytest.raises(InputError, match="reached the time limit"):
+        said_by_child(["-c", "import time; time.sleep(9)"], path)
 
 
 def test_a_tensor_larger_than_the_file_is_refused(tmp_path: Path):
     """A view of few bytes may stand for a huge tensor."""
     huge: Tensor = torch.zeros(1).expand(2**40)
-    with pytest.raises(InputError, match=r"not a readable PyTorch checkpoint: .*memory"):
+    with pytest.raises(InputError, match=r"not a readable PyTorch checkpoint: it needs more memory than a checkpoint"):
         read_checkpoint_weights(written(tmp_path / "a.pt", {"a": huge}))
 
 

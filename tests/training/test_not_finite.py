@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from gapssg import (
     DistillResult,
     DistillSettings,
     EvaluateSettings,
+    ImportSettings,
     QualitySettings,
     distill,
     estimate_quality,
     evaluate,
+    import_teacher,
 )
-from gapssg.errors import RunError
+from gapssg.errors import InputError, RunError
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
 from tests.conftest import make_card
 from tests.models.factories import NotFinite
+from tests.program import refusal
 from tests.run_fixtures import TINY
 
 FACTORY = f"{NotFinite.__module__}:{NotFinite.__name__}"
@@ -53,7 +59,7 @@ def test_on_probe_images_the_run_fails_with_a_result_and_an_estimate_with_one_se
     assert result.quality is None
     assert result.failures[0].startswith(sentence)
     assert DistillResult.load(tmp_path / "run").failures == result.failures
-    with pytest.raises(RunError, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         estimate_quality(QualitySettings(student=tmp_path / "run", model_factories=(FACTORY,)))
     with pytest.raises(RunError, match=sentence):
         distill(settings(teacher, **NOISE, until_settled=True, epochs=10), tmp_path / "settled")
@@ -85,5 +91,34 @@ def test_on_real_images_the_evaluation_names_the_model_and_the_image(tmp_path: P
     if role == "models":
         files["models"].append(broken)
     given = {**files, "data": {"name": "digits", "images": 20}, "model_factories": [FACTORY]}
-    with pytest.raises(RunError, match=rf"^the logits of {broken} for image 1 of the data are not finite; try"):
+    with pytest.raises(InputError, match=rf"^the logits of {broken} for image 1 of the data are not finite; try"):
         evaluate(EvaluateSettings.model_validate({**given, "runtime": TINY["runtime"]}))
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (("eval", "FILE", "--data", "digits"), "the logits of .* for image 1 of the data are not finite; try"),
+        (("predict", "FILE", "PICTURE"), "the model's logits of .*picture.png are not finite; try"),
+        (("audit", "FILE", "--members", "digits", "--non-members", "digits"), "its privacy cannot be measured"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_command_that_is_given_the_model_refuses_it_as_bad_input(
+    tmp_path: Path, command: tuple[str, ...], sentence: str
+):
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)).save(picture)
+    given = {"FILE": write_teacher(tmp_path, **EVERYWHERE), "PICTURE": picture}
+    options = ("--model-factory", FACTORY, "--device", "cpu")
+    assert re.search(sentence, refusal(*(given.get(word, word) for word in command), *options))
+
+
+def test_an_import_that_is_given_real_images_refuses_the_model_as_bad_input(tmp_path: Path):
+    # After this normalisation, digits have standard deviations between those of the images of the checks, 1 and 10.
+    given = {"name": FACTORY, "arguments": {"low": 1.5, "high": 7.0}}
+    values = {"model": given, "input_shape": (1, 16, 16), "num_classes": 10, "mean": (0.3,), "deviation": (0.1,)}
+    output = tmp_path / "teacher.safetensors"
+    with pytest.raises(InputError, match=r"^the logits of .* for image \d+ of the data are not finite; try"):
+        import_teacher(ImportSettings.model_validate({**values, "data": {"name": "digits"}}), output)
+    assert not output.exists()

@@ -23,13 +23,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gapssg.errors import InputError, first_line
+from gapssg.errors import InputError, first_line, says_out_of_memory
 from gapssg.models.checkpoint_child import bound
 from gapssg.models.description import InputLayout
 from gapssg.models.graphs.record import Opened, laid_out
 from gapssg.models.graphs.trace import graph_of
 
-CPU_SECONDS = 600
 MEMORY_PER_BYTE = 8  # the file, its tensors, copies of them for two recordings, and the output
 MEMORY_BESIDE = 3 * 2**30
 _CHECKED = 3  # images
@@ -41,7 +40,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     torch.set_num_threads(1)
     _prepare(arguments[0])
-    _bound(Path(arguments[1]))
+    bound(Path(arguments[1]), MEMORY_PER_BYTE, MEMORY_BESIDE)
     sys.stdout.write("\n" + json.dumps(answer_to(arguments)) + "\n")
 
 
@@ -80,9 +79,9 @@ def answer(
             return _with_channels_last(opened, folder, given, part, error)
     except InputError as error:
         return {"refused": str(error)}
-    except MemoryError:
-        return {"refused": "it needs more memory than a model of its size should"}
     except Exception as error:  # whatever an untrusted file makes a library raise
+        if says_out_of_memory(error):
+            return {"refused": "it needs more memory than a model of its size should"}
         return {"refused": f"it cannot be read ({first_line(error, 200)})"}
 
 
@@ -158,10 +157,3 @@ def _prepare(kind: str) -> None:
 
         assert onnx
         onnxruntime.set_default_logger_severity(4)
-
-
-def _bound(path: Path) -> None:
-    """Limit what this process may use from now on, by the size of a file and of the weights beside it."""
-    beside = path.with_name(f"{path.name}.data")
-    size = path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
-    bound(size, CPU_SECONDS, MEMORY_PER_BYTE, MEMORY_BESIDE)

@@ -27,7 +27,6 @@ Kind = Literal["onnx", "torchscript", "torch.export"]
 
 _CHILD = "import sys; sys.path.insert(0, {!r}); from gapssg.models.graphs.child import main; main()"
 _ROOT = Path(__file__).parents[3]
-_SECONDS = 900
 _LARGEST_GRAPH = 4 * 2**20  # bytes; as the header of a model file
 _ONNX_VERSIONS = range(3, 32)
 _ONNX_FIELDS = b"\x12\x1a\x22\x28\x32\x3a\x42"  # the tags of the fields after the version
@@ -189,4 +188,4 @@ def _run_child(
 
 
 def _answer(path: Path, arguments: list[str]) -> dict[str, Any]:
-    return said_by_child(["-c", _CHILD.format(str(_ROOT)), *arguments], path, _SECONDS)
+    return said_by_child(["-c", _CHILD.format(str(_ROOT)), *arguments], path)
