@@ -2,14 +2,15 @@
 
     python -m benchmarks.scaling                      processes 1 and 2 of one thread each, then the model
     python -m benchmarks.scaling --quick              small networks and batches, as a smoke test: a minute
-    python -m benchmarks.scaling --device cuda        the same processes, and the model from the steps of one GPU
+    python -m benchmarks.scaling --device cuda        up to 8 processes with a GPU each (NCCL), as many as there are
 
-The processes share batches of the same size (strong scaling). The model of W devices adds two things. The step of one
-device is measured with the share of a batch, 1/W of it, so that it includes everything that does not become shorter
-with the share. Each collective operation costs a latency, and its bytes at the stated bandwidth of the slowest link, in
-a ring: 2 (W - 1) / W of summed and (W - 1) / W of gathered bytes. Nothing overlaps, and all devices are equally fast.
-The bytes are those of two processes; gathered statistics, a small part, grow with W. The model has not been compared
-with many GPUs.
+The processes share batches of the same size (strong scaling): the published ones and, with few rounds, those of which
+each process has `--images`, which tell from how many on it is worth starting another process. The model of W devices
+adds two things. The step of one device is measured with the share of a batch, 1/W of it, so that it includes everything
+that does not become shorter with the share. Each collective operation costs a latency, and its bytes at the stated
+bandwidth of the slowest link, in a ring: 2 (W - 1) / W of summed and (W - 1) / W of gathered bytes. Nothing overlaps,
+and all devices are equally fast. The bytes are those of two processes; gathered statistics, a small part, grow with W.
+The model has not been compared with many GPUs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -32,7 +33,11 @@ from benchmarks.results_page import RESULTS
 from gapssg.core.runtime import Runtime
 from gapssg.settings.parts import RuntimeSettings
 
+if TYPE_CHECKING:
+    from gapssg.core.processes import Processes
+
 STEPS = ("synthesis", "distillation")
+_ROUNDS_OF_OTHER_BATCHES = 3
 
 
 class Links(NamedTuple):
@@ -63,44 +68,52 @@ MODELLED = (
 def main() -> None:
     """Measure, print tables, write CSV; results of --quick are not written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--processes", type=int, nargs="+", help="1 2, or on GPUs 1 2 4 8 as far as there are so many")
+    parser.add_argument("--images", type=int, nargs="*", default=[16, 32, 64, 128, 256], help="of each process")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", type=Path, default=RESULTS / "scaling.csv")
+    parser.add_argument("--output", type=Path, help="scaling.csv, on GPUs scaling-gpu.csv")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--batches", type=int, nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     size = Size("wrn16_1", "wrn16_1", 16, 64, 64) if arguments.quick else Size(batch=256)
     if arguments.worker is not None:
-        measure(arguments.worker, size, arguments.rounds)
+        measure(arguments, size)
         return
     device = Runtime.from_settings(RuntimeSettings(device=arguments.device), 0).device
     machine = {**describe_machine(device), "threads": 1} if device.type == "cpu" else describe_machine(device)
     print_machine(machine)
-    rows = scaling(arguments.processes, arguments)
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 2
+    worlds = arguments.processes or [each for each in (1, 2, 4, 8) if each <= gpus]
+    rows = scaling(worlds, arguments, size)
     print_scaling(rows)
     shares = measure_shares(size, device, arguments.rounds)
     rows += model(shares, rows, size)
     if not arguments.quick:
-        write_results(arguments.output, rows, machine)
+        name = "scaling.csv" if device.type == "cpu" else "scaling-gpu.csv"
+        write_results(arguments.output or RESULTS / name, rows, machine)
 
 
-def scaling(worlds: list[int], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure the steps of groups of processes."""
+def scaling(worlds: list[int], arguments: argparse.Namespace, size: Size) -> list[dict[str, Any]]:
+    """Measure the steps of groups of processes; one process makes those of all groups."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for world in worlds:
             file = Path(folder) / f"{world}.json"
             launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)] * (world > 1)
-            quick = ["--quick"] * arguments.quick
-            own = ["-m", "benchmarks.scaling", "--worker", str(file), "--rounds", str(arguments.rounds), *quick]
+            several = [each for each in worlds if each > 1] if world == 1 else [world]
+            others = {images * each for images in arguments.images for each in several} - {size.batch}
+            own = ["-m", "benchmarks.scaling", "--worker", str(file), "--rounds", str(arguments.rounds)]
+            own += ["--device", arguments.device, *["--quick"] * arguments.quick]
+            own += ["--batches", *map(str, [size.batch, *sorted(others)])]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             subprocess.run([sys.executable, *launcher, *own], check=True, env=environment)
             rows += json.loads(file.read_text())
     return rows
 
 
-def measure(file: Path, size: Size, rounds: int) -> None:
+def measure(arguments: argparse.Namespace, size: Size) -> None:
     """Measure the steps of this process, which torchrun may have started as one of several; rank 0 writes them."""
     torch.set_num_threads(1)
     processes = None
@@ -108,10 +121,23 @@ def measure(file: Path, size: Size, rounds: int) -> None:
         from gapssg.core.processes import Processes
 
         processes = Processes.join(os.environ)
-    device = torch.device("cpu")
-    core = make_core(size, device, precision="fp32", processes=processes)
+    device = Runtime.from_settings(RuntimeSettings(device=arguments.device), 0, processes).device
     found = []
-    for name, batch in zip(STEPS, (size.synthesis_batch, size.batch), strict=True):
+    for batch in arguments.batches:
+        rounds = arguments.rounds if batch == size.batch else min(arguments.rounds, _ROUNDS_OF_OTHER_BATCHES)
+        found += measure_batch(size._replace(synthesis_batch=batch, batch=batch), device, rounds, processes)
+    if processes is None or processes.rank == 0:
+        arguments.worker.write_text(json.dumps(found))
+    if processes is not None:
+        processes.leave()
+
+
+def measure_batch(size: Size, device: torch.device, rounds: int, processes: Processes | None) -> list[dict[str, Any]]:
+    """Measure the steps of this process."""
+    precision = "fp32" if device.type == "cpu" else "auto"
+    core = make_core(size, device, precision=precision, processes=processes)
+    found = []
+    for name in STEPS:
         step = getattr(core, name)
         traffic = {"operations": 0, "gathered": 0, "summed": 0}
         if processes is not None:
@@ -121,11 +147,8 @@ def measure(file: Path, size: Size, rounds: int) -> None:
             traffic = {key: value - before[key] for key, value in vars(processes.traffic).items()}
         seconds = median(time_in_turn({name: step}, device, rounds)[name])
         world = 1 if processes is None else processes.world
-        found.append(row_of("measured", f"{world} processes", world, name, batch, seconds, **traffic))
-    if processes is None or processes.rank == 0:
-        file.write_text(json.dumps(found))
-    if processes is not None:
-        processes.leave()
+        found.append(row_of("measured", f"{world} processes", world, name, size.batch, seconds, **traffic))
+    return found
 
 
 def row_of(
@@ -157,13 +180,17 @@ def print_scaling(rows: list[dict[str, Any]]) -> None:
     """Print the measured steps; efficiency is the speedup over one process divided by the number of processes."""
     shown = []
     for row in rows:
-        alone = next((each["seconds"] for each in rows if each["step"] == row["step"] and each["processes"] == 1), None)
+        same = (each for each in rows if (each["step"], each["batch"]) == (row["step"], row["batch"]))
+        alone = next((each["seconds"] for each in same if each["processes"] == 1), None)
         efficiency = "-" if alone is None else f"{alone / row['seconds'] / row['processes']:.0%}"
         traffic = f"{row['summed_bytes'] / 1e6:.2f}", f"{row['gathered_bytes'] / 1e6:.2f}", row["operations"]
         images = f"{row['batch'] / row['seconds']:,.0f}"
-        shown.append((row["step"], row["processes"], f"{row['seconds']:.4f}", images, efficiency, *traffic))
-    headings = ("step", "processes", "s/step", "images/s", "efficiency", "MB summed", "MB gathered", "operations")
-    print_table("Processes of one thread each that share a batch", headings, shown)
+        shown.append(
+            (row["step"], row["batch"], row["processes"], f"{row['seconds']:.4f}", images, efficiency, *traffic)
+        )
+    traffic_headings = ("MB summed", "MB gathered", "operations")
+    headings = ("step", "batch", "processes", "s/step", "images/s", "efficiency", *traffic_headings)
+    print_table("Processes that share a batch, on processors with one thread each", headings, shown)
 
 
 def measure_shares(size: Size, device: torch.device, rounds: int) -> dict[int, dict[str, float]]:
@@ -185,7 +212,8 @@ def model(shares: dict[int, dict[str, float]], rows: list[dict[str, Any]], size:
     for links in MODELLED:
         world = links.devices
         for name, batch in zip(STEPS, (size.synthesis_batch, size.batch), strict=True):
-            measured = next((row for row in rows if row["step"] == name and row["operations"]), None)
+            own = (row for row in rows if (row["step"], row["batch"]) == (name, batch))
+            measured = next((row for row in own if row["operations"]), None)
             if measured is None:
                 continue
             traffic = {key: measured[f"{key}_bytes"] for key in ("gathered", "summed")}

@@ -25,7 +25,18 @@ from ray.cluster_utils import Cluster
 from benchmarks.machine import describe_machine, print_machine, print_table, write_results
 from benchmarks.results_page import RESULTS
 from tests.conftest import write_images
-from tests.ray_tables import METHODS, arguments, cluster_of_two, figures, here, killing, on_the_cluster, plan, weights
+from tests.ray_tables import (
+    METHODS,
+    arguments,
+    beside,
+    cluster_of_two,
+    figures,
+    here,
+    killing,
+    on_the_cluster,
+    plan,
+    weights,
+)
 
 
 def main() -> None:
@@ -81,21 +92,15 @@ def soak(folder: Path, cells: int, kills: int, epochs: int, seconds_between_node
 def replacing_nodes(nodes: Cluster, seconds_between: float) -> Iterator[list[float]]:
     """Remove the second node again and again, and add another, until the block ends; yield the times of it."""
     removed: list[float] = []
-    ended = threading.Event()
 
-    def replace() -> None:
+    def replace(ended: threading.Event) -> None:
         while not ended.wait(seconds_between):
             nodes.remove_node(nodes.list_all_nodes()[-1])
             removed.append(time.monotonic())
             nodes.add_node(num_cpus=1)
 
-    thread = threading.Thread(target=replace)
-    thread.start()
-    try:
+    with beside(replace):
         yield removed
-    finally:
-        ended.set()
-        thread.join()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,9 +143,8 @@ def killing(tasks: Sequence[Task], kills: int, seconds_between: float) -> Iterat
     Each third signal is SIGTERM, by which a machine announces its end; the others are SIGKILL.
     """
     done: list[Kill] = []
-    ended = threading.Event()
 
-    def kill_all() -> None:
+    def kill_all(ended: threading.Event) -> None:
         while len(done) < kills and not ended.wait(0.01):
             counts = Counter(kill.run for kill in done)
             runs = sorted((task.run for task in tasks if counts[task.run] < 2), key=counts.__getitem__)
@@ -153,13 +153,21 @@ def killing(tasks: Sequence[Task], kills: int, seconds_between: float) -> Iterat
                 done.append(found)
                 ended.wait(seconds_between)
 
-    thread = threading.Thread(target=kill_all)
-    thread.start()
-    try:
+    with beside(kill_all):
         yield done
-    finally:
-        ended.set()
-        thread.join()
+
+
+@contextmanager
+def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Work in another thread until the block ends, which sets the event; raise what the work raised."""
+    ended = threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        working = threads.submit(work, ended)
+        try:
+            yield
+        finally:
+            ended.set()
+    working.result()
 
 
 def _kill(run: Path, count: int) -> Kill | None:

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -258,6 +259,7 @@ def refuse_all(folder: Path, processes: Processes) -> None:
         "settings": lambda: distill(settings.model_copy(update={"epochs": 2 + own}), other, processes=processes),
         "directory": lambda: distill(settings, other if own else whole, resume=True, processes=processes),
         "taken": lambda: distill(settings, whole, processes=processes),
+        "output": lambda: distill(settings, folder / f"no such run {own}", processes=processes),
         "compiled": lambda: distill(
             make_settings(folder / TEACHER, "gapssg-fast", runtime={"compile": True}), other, processes=processes
         ),
@@ -271,6 +273,22 @@ def refuse_all(folder: Path, processes: Processes) -> None:
     (folder / f"refusals-{own}.json").write_text(json.dumps(said))
 
 
+def prepare_all(folder: Path, processes: Processes) -> None:
+    """Prepare a run; the last process does not finish that."""
+    with processes.sharing_failures(), processes.all_or_none():
+        (folder / f"prepares-{processes.rank}").touch()
+        if processes.rank == processes.world - 1:
+            time.sleep(600)
+
+
+_PARTS: dict[str, Callable[[Path, Processes], None]] = {
+    "trace": trace_all,
+    "run": run_all,
+    "refuse": refuse_all,
+    "prepare": prepare_all,
+}
+
+
 def main(folder: Path, *parts: str) -> None:
     """Run some parts in one of several processes."""
     from gapssg.core.processes import Processes
@@ -280,7 +298,7 @@ def main(folder: Path, *parts: str) -> None:
     answering = mock.patch("gapssg.runs.checkpoint._SECONDS_BETWEEN_AGREEMENTS", 0.0)  # after every step
     with tiny_model(), answering, in_float64():
         for part in parts:
-            {"trace": trace_all, "run": run_all, "refuse": refuse_all}[part](folder, processes)
+            _PARTS[part](folder, processes)
     processes.leave()
 
 

@@ -244,6 +244,7 @@ def _neighbours(
         nearest_is_member=comparison.nearest_is_member,
         effective_images=comparison.effective_queries,
         median_ratio=comparison.median_ratio,
+        median_ratio_interval=comparison.median_ratio_interval,
         closest=tuple(closest),
     )
     return _Neighbours(result, rows)

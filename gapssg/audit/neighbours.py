@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gapssg.audit.attacks import share_estimate
+from gapssg.intervals import wilson_interval
 from gapssg.runs.results.common import Interval
 
 _REFERENCES_AT_A_TIME = 4096
@@ -46,6 +48,8 @@ class NeighbourComparison(NamedTuple):
     """Nearest neighbours among all non-members."""
     median_ratio: float
     """Median ratio of the distance to the nearest of as many members, to that of non-members."""
+    median_ratio_interval: tuple[float, float]
+    """Its 95 % interval."""
 
 
 def nearest(queries: Tensor, references: Tensor) -> Nearest:
@@ -100,7 +104,18 @@ def compare(queries: Tensor, members: Tensor, non_members: Tensor) -> NeighbourC
         members=all_members,
         non_members=all_non_members,
         median_ratio=ratios(near, far).median().item(),
+        median_ratio_interval=_interval_of_median(ratios(near, far), effective),
     )
+
+
+def _interval_of_median(values: Tensor, count: float) -> tuple[float, float]:
+    """Return the order statistics that are a 95 % interval of the median of `count` independent ones among the values.
+
+    A quantile within the Wilson interval of 1/2 is not told from the median.
+    """
+    ordered, last = values.sort().values, len(values) - 1
+    low, high = wilson_interval(0.5, count)
+    return ordered[math.floor(low * last)].item(), ordered[math.ceil(high * last)].item()
 
 
 def ratios(members: Nearest, non_members: Nearest) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from gapssg.core.liveness import Liveness
 from gapssg.errors import GapssgError, InputError, RunError, first_line, shortened
 
 _SECONDS_OF_SILENCE = 120.0  # in a collective operation, for example while rank 0 writes to a slow disk
 _SECONDS_TO_PREPARE = 1800.0  # in which a rank reads its inputs
+_SECONDS_BETWEEN_LOOKS = 5.0  # for machines that are gone, in a collective operation
 _SECONDS_TO_EXPLAIN = 5.0
 _SECONDS_TO_DISCONNECT = 5.0
 _LONGEST_WAIT = 0.1
@@ -56,8 +58,11 @@ class Processes:
         traffic: What has been exchanged so far.
     """
 
-    def __init__(self, store: Store, rank: int, world: int, local_rank: int, local_world: int) -> None:
-        """Connect to the other processes by a store that they share; raise `RunError` if that fails."""
+    def __init__(self, store: Store, rank: int, world: int, local_rank: int, local_world: int, host: str) -> None:
+        """Connect to the other processes by a store that they share, and to rank 0 on `host`.
+
+        Raises `RunError` if that fails.
+        """
         self.rank, self.world, self.local_rank, self.local_world = rank, world, local_rank, local_world
         self.traffic = Traffic()
         self._store = store
@@ -73,16 +78,17 @@ class Processes:
                 world_size=world,
                 timeout=timedelta(seconds=_SECONDS_OF_SILENCE),
             )
+            self._liveness = Liveness(store, rank, world, host)
 
     @classmethod
     def join(cls, environment: Mapping[str, str]) -> Self:
         """Join the processes that the variables of torchrun describe; raise `RunError` if they cannot be reached."""
         try:
             store, rank, world = next(rendezvous("env://"))
-        except (RuntimeError, ValueError) as error:
+            local_rank, local_world = (int(environment.get(name, default)) for name, default in _LOCAL.items())
+            return cls(store, rank, world, local_rank, local_world, environment["MASTER_ADDR"])
+        except (RuntimeError, ValueError, OSError) as error:
             raise RunError(f"the processes of torchrun cannot be reached: {first_line(error, 300)}") from error
-        local = (int(environment.get(name, default)) for name, default in _LOCAL.items())
-        return cls(store, rank, world, *local)
 
     def __deepcopy__(self, _: object) -> Self:
         """Return this: there is one of it in a process."""
@@ -116,7 +122,7 @@ class Processes:
         share = share.detach().contiguous()
         whole = share.new_empty((self.world * len(share), *share.shape[1:]))
         with self._contact():
-            dist.all_gather(list(whole.chunk(self.world)), share)
+            self._wait_for(dist.all_gather(list(whole.chunk(self.world)), share, async_op=True), share)
         self.traffic.operations += 1
         self.traffic.gathered += whole.nbytes
         return whole
@@ -125,7 +131,7 @@ class Processes:
         """Return the sum of the tensors of all processes, without gradients."""
         total = tensor.detach().clone(memory_format=torch.contiguous_format)
         with self._contact():
-            dist.all_reduce(total)
+            self._wait_for(dist.all_reduce(total, async_op=True), total)
         self.traffic.operations += 1
         self.traffic.summed += total.nbytes
         return total
@@ -146,7 +152,7 @@ class Processes:
         """Return the highest of each of these numbers over all processes."""
         found = torch.tensor(numbers)
         with self._contact():
-            dist.all_reduce(found, op=dist.ReduceOp.MAX)
+            self._wait_for(dist.all_reduce(found, op=dist.ReduceOp.MAX, async_op=True), found)
         return found.tolist()
 
     @contextmanager
@@ -187,7 +193,8 @@ class Processes:
             yield
         except BaseException as error:
             with suppress(RuntimeError):
-                if not self._store.check([f"lost/{self.rank}"]) and self._is_connected:
+                is_mute = self._liveness.has_lost_store or not self._is_connected
+                if not is_mute and not self._store.check([f"lost/{self.rank}"]):
                     self._store.set(f"failed/{self.rank}", json.dumps(_describe(error)))
             self._disconnect()
             raise
@@ -209,6 +216,34 @@ class Processes:
         except RuntimeError as error:  # torch has no specific error for this
             raise self._explain(error) from error
 
+    def _wait_for(self, operation: dist.Work, tensor: Tensor) -> None:
+        """Wait until a collective operation on a tensor has ended, or, on a GPU, let the stream wait for it."""
+        while not tensor.is_cuda:
+            try:
+                operation.wait(timedelta(seconds=_SECONDS_BETWEEN_LOOKS))
+                return
+            except RuntimeError:
+                if operation.is_completed():
+                    raise
+                self._check_liveness()
+        operation.wait()
+
+    def _check_liveness(self, awaited: Sequence[str] = ()) -> None:
+        """Raise `GapssgError` if another process has ended before the store has the awaited keys."""
+        ended = self._liveness.ended()
+        if not ended:
+            return
+        if not self._liveness.has_lost_store:
+            self._raise_failure()
+            if awaited and self._store.check(list(awaited)):
+                return
+        self._missing = ended
+        raise self._ended()
+
+    def _ended(self) -> RunError:
+        ended = ", ".join(f"rank {rank}" for rank in sorted(self._missing))
+        return RunError(f"{ended} of {self.world} has ended or does not answer; {_HOW_TO_CONTINUE}")
+
     def _explain(self, error: RuntimeError) -> GapssgError:
         """Return an error that names the processes that have ended, or raise that of one that has told why."""
         others = set(range(self.world)) - {self.rank}
@@ -224,8 +259,7 @@ class Processes:
         except RuntimeError:  # the store is gone, and with it rank 0, unless torchrun keeps it
             self._missing = {0} - {self.rank}
         if self._missing:
-            ended = ", ".join(f"rank {rank}" for rank in sorted(self._missing))
-            return RunError(f"{ended} of {self.world} has ended or does not answer; {_HOW_TO_CONTINUE}")
+            return self._ended()
         return RunError(f"the {self.world} processes lost contact ({first_line(error, 300)}); {_HOW_TO_CONTINUE}")
 
     def _exchange(self, mine: Any) -> list[Any]:
@@ -249,6 +283,7 @@ class Processes:
         deadline, pause = time.monotonic() + seconds, 0.001
         while not self._store.check(keys):
             self._raise_failure()
+            self._check_liveness(keys)
             if time.monotonic() > deadline:
                 return False
             time.sleep(pause)

@@ -349,6 +349,8 @@ def _obstacle(file: str, content: str, version: str) -> str | None:
 
 
 def _import_ray() -> Any:
+    # Ray reads it when it is imported. `log_to_driver` does not concern what Ray itself says of processes that died.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     return import_extra("ray", "ray", "--ray")
 
 

@@ -164,9 +164,9 @@ class Distillation:
         Raises:
             InputError: The checkpoint or the pool of the run is damaged, or a run that has settled is to be longer.
         """
-        parts = ("trainee", "settling")
+        parts = ("trainee", "settling", "labelled")  # earlier versions counted labelled syntheses
         own = {name: fact for name, fact in state.facts.items() if name not in parts}
-        progress = Progress.read({"labelled": 0, **own})  # earlier checkpoints do not have it
+        progress = Progress.read({"labelled_images": 0, **own})  # earlier checkpoints do not have it
         if self.settling is not None:
             self.settling.restore(SettlingFacts.read(state.facts.get("settling")))
             self._check_not_extended(self.settling, run)
@@ -183,7 +183,7 @@ class Distillation:
             raise InputError("the losses in the checkpoint are not finite numbers; restart with --overwrite")
         self._restore_pool(run)
         if self.labelled is not None:
-            while self.labelled.finished < progress.labelled:
+            while self.labelled.finished < progress.labelled_images:
                 logits = read_logits(run, self.labelled.finished, written)
                 if logits is None:
                     break
@@ -348,13 +348,13 @@ class Distillation:
     def _label_views(self, labelled: LabelledViews, run: RunDirectory) -> Generator[int, None, None]:
         """Let the teacher label the views of the images that have none; a run that can resume keeps their logits."""
         earlier, started, start = self.progress.epoch.distillation_seconds, self._clock(), labelled.finished
-        if (lost := self.progress.labelled - start) > 0:
+        if (lost := self.progress.labelled_images - start) > 0:
             views = f"{lost * labelled.count:,} views are labelled again"
             run.show(Note(message=f"{views}, because files of the run's logits are lost or have changed"))
         for done in labelled.extend():
             if labelled.finished > start and self.can_resume:
                 run.write_logits(start, labelled.logits(start, labelled.finished))
-                self.progress.labelled = labelled.finished
+                self.progress.labelled_images = labelled.finished
             start = labelled.finished
             self.progress.epoch.distillation_seconds = earlier + time.perf_counter() - started
             yield done

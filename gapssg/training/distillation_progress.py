@@ -40,7 +40,7 @@ class Progress(Facts):
     images_synthesized: NonNegativeInt = 0
     step_count: NonNegativeInt = 0
     """Distillation steps."""
-    labelled: NonNegativeInt = 0
+    labelled_images: NonNegativeInt = 0
     """Images, from the first of the pool on, of whose labelled views the run has written the logits."""
     synthesis_seconds: NonNegativeFloat = 0.0
     distillation_seconds: NonNegativeFloat = 0.0

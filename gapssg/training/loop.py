@@ -220,7 +220,8 @@ class Launch:
         if self.processes is None:
             yield
             return
-        self.processes.check_same({**self._identity, **self.shared, **versions(), **texts_by_key(self.settings)})
+        own = {"output": os.path.abspath(self.output), **versions(), **texts_by_key(self.settings)}
+        self.processes.check_same({**self._identity, **self.shared, **own})
         stopped = None
         with self.processes.sharing_failures():
             try:

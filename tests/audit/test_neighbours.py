@@ -38,6 +38,7 @@ def test_copies_of_members_are_found_and_independent_images_are_not():
     assert copies.references == 200
     assert copies.nearest_is_member.low > 0.9
     assert copies.median_ratio < 0.2
+    assert copies.median_ratio_interval[1] < 0.5
     others = compare(points(100, 4), members, non_members)
     assert others.nearest_is_member.low < 0.5 < others.nearest_is_member.high
 
@@ -69,15 +70,19 @@ def test_effective_images_are_kishs():
     assert comparison.effective_queries == pytest.approx(5**2 / (3**2 + 1 + 1))
 
 
-def test_the_interval_covers_one_half_if_membership_is_drawn_at_random():
+def test_the_intervals_cover_one_half_and_one_if_membership_is_drawn_at_random():
     # Low-dimensional queries of another spread than the references, so that many share a neighbour.
     queries, references, repetitions = 0.3 * points(400, 1, 2), points(400, 2, 2), 200
-    covered = 0
+    covered = covered_ratio = 0
     for seed in range(repetitions):
         order = torch.randperm(400, generator=torch.Generator().manual_seed(seed))
-        share = compare(queries, references[order[:200]], references[order[200:]]).nearest_is_member
+        comparison = compare(queries, references[order[:200]], references[order[200:]])
+        share, (low, high) = comparison.nearest_is_member, comparison.median_ratio_interval
+        assert low <= comparison.median_ratio <= high
         covered += share.low <= 0.5 <= share.high
+        covered_ratio += low <= 1 <= high  # members and non-members are exchangeable
     assert abs(covered / repetitions - 0.95) < 4 * math.sqrt(0.95 * 0.05 / repetitions)
+    assert abs(covered_ratio / repetitions - 0.95) < 4 * math.sqrt(0.95 * 0.05 / repetitions)
 
 
 def test_a_ratio_is_one_where_both_distances_are_zero():

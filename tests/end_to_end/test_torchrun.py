@@ -60,6 +60,10 @@ def test_a_signal_to_one_process_stops_all_after_a_checkpoint_that_one_process_c
     run = tmp_path / "run"
     processes = in_the_middle_of_a_run(teacher_file, run)
     before = (run / "checkpoint" / "latest.safetensors").read_bytes()
+    processes[1].send_signal(signal.SIGSTOP)
+    with pytest.raises(subprocess.TimeoutExpired):  # longer than between two looks whether it is there
+        processes[0].wait(timeout=6)
+    processes[1].send_signal(signal.SIGCONT)
     processes[1].send_signal(signal.SIGTERM)
     (shown, said), silent = (each.communicate(timeout=120) for each in processes)
     assert [each.returncode for each in processes] == [143, 143]
@@ -81,6 +85,20 @@ def test_the_death_of_a_process_ends_the_other_and_the_checkpoint_is_intact(teac
     processes[1].communicate()
     gapssg("distill", "--resume", run)
     assert (run / "student.safetensors").exists()
+
+
+def test_the_death_of_a_process_that_prepares_ends_the_others(tmp_path: Path):
+    processes = start(3, tmp_path, "prepare")
+    wait_for(lambda: len(list(tmp_path.glob("prepares-*"))) == 3, processes)
+    processes[2].send_signal(signal.SIGSTOP)
+    with pytest.raises(subprocess.TimeoutExpired):  # one that is stopped is not dead
+        processes[0].wait(timeout=2)
+    processes[2].kill()
+    first, second = (each.communicate(timeout=SECONDS_TO_END)[1].splitlines()[-1] for each in processes[:2])
+    sentence = f"rank 2 of 3 has ended or does not answer; {CONTINUE}"
+    assert first.endswith(f"RunError: {sentence}")
+    assert second.endswith(f"RunError: rank 0: {sentence}")
+    processes[2].communicate()
 
 
 def test_the_death_of_the_first_process_is_told_by_the_second(teacher_file: Path, tmp_path: Path):

@@ -28,6 +28,7 @@ from tests.ray_tables import (  # noqa: E402  # it needs Ray
     METHODS,
     Watching,
     arguments,
+    beside,
     cluster_of_two,
     figures,
     here,
@@ -147,6 +148,35 @@ def test_a_stopped_or_killed_driver_leaves_checkpoints_and_can_be_started_again(
     here(tmp_path / "whole", values)
     assert weights(root) == weights(tmp_path / "whole")
     assert figures(root) == figures(tmp_path / "whole")
+
+
+SEEING_A_PROCESS_DIE = """
+import os, sys, time
+from gapssg.table.ray_cluster import _connected, _import_ray
+
+with _connected(sys.argv[1]):
+    ray = _import_ray()
+    dying = ray.remote(lambda: os.kill(os.getpid(), 9)).options(max_retries=0)
+    try:
+        ray.get(dying.remote())
+    except ray.exceptions.WorkerCrashedError:
+        time.sleep(2.0)  # Ray reports it in another thread
+        print("seen")
+"""
+
+
+def test_what_ray_says_of_processes_that_died_is_not_shown(cluster: Any):
+    command = [sys.executable, "-c", SEEING_A_PROCESS_DIE, cluster.address]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (found.stdout, found.stderr) == ("seen\n", "")
+
+
+def test_an_error_in_a_thread_beside_the_runs_is_raised():
+    def fail(_: Any) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), beside(fail):
+        pass
 
 
 def test_bad_input_is_one_sentence_and_writes_nothing(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

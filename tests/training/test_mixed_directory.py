@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from gapssg import DistillSettings, InputError, distill
+from gapssg.models.safetensors_file import read_safetensors
 from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import Event, Note
 from gapssg.settings.load import read_toml
@@ -174,6 +176,27 @@ def test_logits_that_are_lost_or_have_changed_are_computed_again(world: Path, tm
     distill(DistillSettings.model_validate(read_toml(run / "settings.toml")), run, resume=True, display=display)
     sentence = f"{views} views are labelled again, because files of the run's logits are lost or have changed"
     assert sentence in display.notes
+    assert files_of(run) == files_of(world / "whole")
+
+
+@pytest.mark.slow
+def test_logits_that_an_earlier_version_counted_by_synthesis_are_computed_again(world: Path, tmp_path: Path):
+    run, display = Path(shutil.copytree(world / "run", tmp_path / "run")), Listening()
+    now = sorted(os.listdir(run / "logits"))
+    names = {f"logits/{name}": f"logits/views-{number:04d}.safetensors" for number, name in enumerate(now, 1)}
+    for name, earlier in names.items():
+        (run / name).rename(run / earlier)
+    content = read_safetensors(run / "checkpoint" / "latest.safetensors")
+    header = json.loads(content.metadata["facts"])
+    facts = header["facts"]["distillation"]
+    facts["labelled"] = len(names)
+    assert facts.pop("labelled_images") == 32
+    files = json.loads(bytes(content.tensors["written.files"].numpy()))
+    files = json.dumps({names.get(name, name): sha256 for name, sha256 in files.items()}).encode()
+    tensors = content.tensors | {"written.files": torch.frombuffer(bytearray(files), dtype=torch.uint8)}
+    save_file(tensors, run / "checkpoint" / "latest.safetensors", {"facts": json.dumps(header)})
+    distill(DistillSettings.model_validate(read_toml(run / "settings.toml")), run, resume=True, display=display)
+    assert not any("labelled again" in note for note in display.notes)
     assert files_of(run) == files_of(world / "whole")
 
 

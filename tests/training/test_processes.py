@@ -199,14 +199,15 @@ def test_what_several_processes_cannot_do_is_one_sentence_before_anything_is_wri
     first, second = (json.loads((group.several / f"refusals-{rank}.json").read_text()) for rank in range(2))
     whole, other = group.several / "gapssg-fast-whole", group.several / "no such run"
     change = "or start another number of processes"
+    same = "start every process with the same command and versions"
     assert first == {
         "size": f"2 processes cannot share a batch of 9 images equally; change batch_size, {change}",
         "half": f"2 processes cannot share a batch of 3 images equally; change batch_size (each half), {change}",
-        "settings": "rank 1 was started differently: epochs is 3 there and 2 at rank 0; start every process with the "
-        "same command and versions",
+        "settings": f"rank 1 was started differently: epochs is 3 there and 2 at rank 0; {same}",
         "directory": f"rank 1: {other} holds no run to resume: {other / 'settings.toml'} does not exist",
         "taken": f"--output {whole} already holds a run; add --overwrite to replace it",
+        "output": f"rank 1 was started differently: output is {other} 1 there and {other} 0 at rank 0; {same}",
         "compiled": "--compile: several processes run in eager mode; use --no-compile",
     }
     assert second == {**first, "directory": first["directory"].removeprefix("rank 1: ")}
-    assert not other.exists()
+    assert not any(each.exists() for each in (other, Path(f"{other} 0"), Path(f"{other} 1")))

@@ -83,6 +83,8 @@ class NeighbourResult(Stored):
     """Number of independent images to which the interval corresponds; images with a common neighbour are not."""
     median_ratio: float
     """Median of the distance to the nearest member divided by that to the nearest non-member."""
+    median_ratio_interval: tuple[float, float]
+    """Its 95 % interval, of as many independent images as that of the share."""
     closest: tuple[ClosestPair, ...]
     """Of all members: the pairs that are closest relative to the nearest non-member."""
 
