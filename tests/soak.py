@@ -97,7 +97,8 @@ def survive_kills(command: Sequence[str], folder: Path, kills: int, seed: int) -
     complete(start([*command, "--output", str(whole)]))
     seconds = time.monotonic() - began
     expected = files_of(whole)
-    at_a_write = AT_EACH_STEP[0] in command  # every other kill of such a run hits a half-written file
+    # Every other kill hits a half-written file, or comes after the first checkpoint.
+    awaited = "*.tmp" if AT_EACH_STEP[0] in command else "checkpoint/latest.safetensors"
     draw = random.Random(seed)
     killed = resumed = unfinished = differing = 0
     while True:
@@ -107,8 +108,8 @@ def survive_kills(command: Sequence[str], folder: Path, kills: int, seed: int) -
         restart = [*command, "--output", str(run), "--overwrite"]
         process = start([command[0], "--resume", str(run)] if can_resume else restart)
         process.join(draw.uniform(0, seconds) if killed < kills else None)
-        if at_a_write and killed % 2 and process.exitcode is None:
-            wait_for_write(run, process)
+        while killed % 2 and process.exitcode is None and not any(run.rglob(awaited)):
+            pass
         if process.exitcode is None:
             os.kill(process.pid or 0, signal.SIGKILL)
             process.join()
@@ -121,12 +122,6 @@ def survive_kills(command: Sequence[str], folder: Path, kills: int, seed: int) -
         if killed == kills:
             return Survival(killed, resumed, unfinished, differing)
         shutil.rmtree(run)
-
-
-def wait_for_write(run: Path, process: multiprocessing.process.BaseProcess) -> None:
-    """Wait until the process has a file half-written, or ends."""
-    while process.exitcode is None and not any(run.rglob("*.tmp")):
-        pass
 
 
 def complete(process: multiprocessing.process.BaseProcess) -> None:
