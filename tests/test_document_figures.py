@@ -91,6 +91,10 @@ MEASURED: dict[str, dict[str, Measured]] = {
         "88.2 %": Measured("strangers", "top1", having(pair="letters-grey16", method="larger-student", seed="0")),
         "88.7 %": Measured("strangers", "top1", having(pair="letters-grey16", method="larger-student", seed="1")),
         "90.8 %": Measured("strangers", "top1", having(pair="letters-grey16", method="teacher")),
+        "77.2 %": Measured("strangers", "balanced", having(pair="birds-grey64", method="statistics-3")),
+        "75.2 %": Measured("strangers-gpu", "balanced", having(pair="birds-grey64", method="default")),
+        "75.3 %": Measured("strangers", "balanced", having(pair="skewed-grey64", method="statistics-3")),
+        "73.1 %": Measured("strangers", "balanced", having(pair="skewed-grey64", method="default")),
         "3 to 44 minutes": Measured(
             "strangers",
             "seconds",
