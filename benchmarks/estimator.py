@@ -66,6 +66,8 @@ TABLE = Path("benchmarks/results/estimator.csv")
 COVERED = Path("benchmarks/results/estimator-coverage.csv")
 PREDICTOR = Path("gapssg/quality/predictor.json")
 INTERVALS = Path("benchmarks/results/estimator-intervals.csv")
+ROUNDING = 5e-5
+"""By how much a share in the table may differ from the measured one."""
 COVERAGE = 0.9
 KINDS = {WITH_POOL: ("strokes", "mixtures", "overlaid"), WITHOUT_POOL: ("strokes", "mixtures")}
 CIFAR = "cifar"
@@ -199,7 +201,7 @@ def fitted(rows: list[Row], name: str, kinds: tuple[str, ...]) -> tuple[Predicto
     predictor = Predictor(
         kinds=kinds,
         observed=range_of(features.flat),
-        largest_class=range_of(largest_class_of(evidence_of(row), kinds) for row in rows),
+        largest_class=range_of((largest_class_of(evidence_of(row), kinds) for row in rows), ROUNDING),
         coefficient=found.coefficients[0],
         intercept=found.intercept,
         error=Error(
@@ -269,10 +271,10 @@ def largest_class_of(evidence: Mapping[str, ProbeEvidence], kinds: tuple[str, ..
     return statistics.mean(evidence[kind].largest_class for kind in kinds)
 
 
-def range_of(values: Iterable[float]) -> Range:
-    """Return the range of values."""
+def range_of(values: Iterable[float], margin: float = 0.0) -> Range:
+    """Return the range of values, with a margin at both ends."""
     numbers = list(values)
-    return Range(low=min(numbers), high=max(numbers))
+    return Range(low=min(numbers) - margin, high=max(numbers) + margin)
 
 
 def left_out_rows(name: str, what: str, found: list[LeftOut]) -> list[Row]:

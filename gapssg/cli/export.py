@@ -44,7 +44,7 @@ def export(
         gapssg export run --to openvino --output student
         gapssg export run --to calibration --output calibration
     """
-    default = None if output is None else FORMAT_OF_SUFFIX.get(output.suffix)
+    default = None if output is None else FORMAT_OF_SUFFIX.get(output.suffix.lower())
     settings = given.load(beneath=lambda _: {} if default is None else {"to": default})
     file = options.required(output, "--output")
     options.check_inputs(settings)

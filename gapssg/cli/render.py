@@ -62,7 +62,7 @@ def print_distillation(console: Console, result: DistillResult, run: Path, setti
         of_lowest = f", lowest on class '{student.lowest_class}': {percent(lowest)}" if lowest is not None else ""
         console.note(f"balanced accuracy of the student: {percent(student.balanced_accuracy)}{of_lowest}")
     for line in [] if result.quality is None or result.failures else result.quality.described:
-        console.say(line)
+        console.note(line)
     if result.settling is not None:
         console.say(result.settling.describe(result.epochs))
     console.say("next:")
@@ -102,7 +102,7 @@ def print_quality(console: Console, result: QualityResult) -> None:
         ],
     )
     for line in result.described:
-        console.say(line)
+        console.note(line)
     console.failures("the student", result.failures)
 
 

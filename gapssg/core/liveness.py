@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 
 from torch.distributed.distributed_c10d import Store
 
 _PORT = "liveness"
-_SECONDS_TO_CONNECT = 120.0
+_SECONDS_TO_CONNECT, _SECONDS_TO_SPEAK = 120.0, 5.0
 # A machine that is silent for 5 + 3 * 5 seconds is gone. Linux and macOS name the first option differently.
 _OF_TCP = {"TCP_KEEPIDLE": 5, "TCP_KEEPALIVE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 
@@ -48,10 +49,11 @@ class Liveness:
             store.set(_PORT, str(server.getsockname()[1]))
             while len(self._connections) < world - 1:
                 connection, _ = server.accept()
-                connection.settimeout(_SECONDS_TO_CONNECT)
-                rank = int.from_bytes(connection.recv(4, socket.MSG_WAITALL), "big")
-                if rank in range(1, world):
-                    self._connections[rank] = connection
+                connection.settimeout(_SECONDS_TO_SPEAK)
+                with suppress(OSError):  # of another program that tries the port
+                    rank = int.from_bytes(connection.recv(4, socket.MSG_WAITALL), "big")
+                    if rank in range(1, world):
+                        self._connections.setdefault(rank, connection)
 
     def ended(self) -> set[int]:
         """Return the ranks that have ended: rank 0 sees all, the others only rank 0."""

@@ -122,7 +122,7 @@ class Processes:
         share = share.detach().contiguous()
         whole = share.new_empty((self.world * len(share), *share.shape[1:]))
         with self._contact():
-            self._wait_for(dist.all_gather(list(whole.chunk(self.world)), share, async_op=True), share)
+            self._wait_for(dist.all_gather(list(whole.chunk(self.world)), share, async_op=not share.is_cuda))
         self.traffic.operations += 1
         self.traffic.gathered += whole.nbytes
         return whole
@@ -131,7 +131,7 @@ class Processes:
         """Return the sum of the tensors of all processes, without gradients."""
         total = tensor.detach().clone(memory_format=torch.contiguous_format)
         with self._contact():
-            self._wait_for(dist.all_reduce(total, async_op=True), total)
+            self._wait_for(dist.all_reduce(total, async_op=not total.is_cuda))
         self.traffic.operations += 1
         self.traffic.summed += total.nbytes
         return total
@@ -152,7 +152,7 @@ class Processes:
         """Return the highest of each of these numbers over all processes."""
         found = torch.tensor(numbers)
         with self._contact():
-            self._wait_for(dist.all_reduce(found, op=dist.ReduceOp.MAX, async_op=True), found)
+            self._wait_for(dist.all_reduce(found, op=dist.ReduceOp.MAX, async_op=True))
         return found.tolist()
 
     @contextmanager
@@ -206,6 +206,7 @@ class Processes:
                 self._store.set("left", "")
             deadline = time.monotonic() + _SECONDS_TO_PREPARE
             while not self._missing and not self._store.check(["left"]) and time.monotonic() < deadline:
+                self._missing = self._liveness.ended()
                 time.sleep(_LONGEST_WAIT)
 
     @contextmanager
@@ -213,20 +214,20 @@ class Processes:
         """Explain why a collective operation failed."""
         try:
             yield
-        except RuntimeError as error:  # torch has no specific error for this
+        except (RuntimeError, OSError) as error:  # torch has no specific error for this
             raise self._explain(error) from error
 
-    def _wait_for(self, operation: dist.Work, tensor: Tensor) -> None:
-        """Wait until a collective operation on a tensor has ended, or, on a GPU, let the stream wait for it."""
-        while not tensor.is_cuda:
+    def _wait_for(self, operation: dist.Work | None) -> None:
+        """Wait until a collective operation has ended; None is one for which the stream of a GPU waits."""
+        while operation is not None:
             try:
                 operation.wait(timedelta(seconds=_SECONDS_BETWEEN_LOOKS))
                 return
             except RuntimeError:
-                if operation.is_completed():
-                    raise
+                if operation.is_completed():  # it has failed, or ended since, which `wait` tells
+                    operation.wait()
+                    return
                 self._check_liveness()
-        operation.wait()
 
     def _check_liveness(self, awaited: Sequence[str] = ()) -> None:
         """Raise `GapssgError` if another process has ended before the store has the awaited keys."""
@@ -244,7 +245,7 @@ class Processes:
         ended = ", ".join(f"rank {rank}" for rank in sorted(self._missing))
         return RunError(f"{ended} of {self.world} has ended or does not answer; {_HOW_TO_CONTINUE}")
 
-    def _explain(self, error: RuntimeError) -> GapssgError:
+    def _explain(self, error: Exception) -> GapssgError:
         """Return an error that names the processes that have ended, or raise that of one that has told why."""
         others = set(range(self.world)) - {self.rank}
         told: set[int] = set()

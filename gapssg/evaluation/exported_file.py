@@ -12,7 +12,7 @@ from gapssg.files import LARGEST_FILE, is_file, sha256_of_file, user_path
 from gapssg.models.description import METADATA_KEY, Interface, ModelCard
 from gapssg.models.graphs.description import graph_name
 from gapssg.models.graphs.file import Kind, kind_of_graph, read_graph_file
-from gapssg.models.model_file import LoadedModel, load_model, read_description, validated
+from gapssg.models.model_file import LoadedModel, load_model, read_description, refused_graph, validated
 from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.results.export import ExportMetadata
 
@@ -21,8 +21,8 @@ def load_any_model(path: Path, factories: Iterable[str] = ()) -> LoadedModel:
     """Return the model of a model file, or of an ONNX, TorchScript or torch.export file of `gapssg export`.
 
     The graph of an exported file is run by PyTorch, after its logits of random images were compared with those of
-    the file's own library in a child process; no code of the file is run. Raises `InputError` as `load_model`, and if
-    an exported file is damaged, has other logits, or was written by another program.
+    the file's own library in a child process; no Python code of the file is run. Raises `InputError` as `load_model`,
+    and if an exported file is damaged, has other logits, or was written by another program.
     """
     path = user_path(path)
     kind = kind_of_graph(path) if is_file(path) else None
@@ -36,7 +36,7 @@ def _load_exported(path: Path, kind: Kind) -> LoadedModel:
         advice = f"gapssg import-teacher --weights {shlex.quote(str(path))}"
         raise InputError(f"{error}; if another program wrote it, make a model file of it: {advice} ...") from error
     if graph.metadata is None:
-        return load_model(path)  # which says how to import it
+        raise refused_graph(path, kind)
     about = validated(ExportMetadata, read_description(path, {METADATA_KEY: graph.metadata}), path)
     if (graph.input_shape, graph.num_classes) != (about.input_shape, about.num_classes):
         raise InputError(f"{path} is damaged: its description is of another model; export the model again")

@@ -31,5 +31,6 @@ def check_teacher(student: LoadedModel, teacher: LoadedModel) -> None:
     """Raise `InputError` if a student was distilled from another teacher."""
     if student.card.provenance.teacher_sha256 not in (None, teacher.sha256):
         raise InputError(
-            f"{teacher.path} is not the teacher of {student.path} (its SHA-256 differs); name it with --teacher"
+            f"{teacher.path} is not the teacher of {student.path} (its SHA-256 differs); "
+            "give that teacher with --teacher"
         )

@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import sys
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 LEAST_SECONDS, MOST_SECONDS = 60, 600  # of processor time, and one more for each MiB
 MEMORY_PER_BYTE = 6  # the file, its tensors, copies of them, and the output
 MEMORY_BESIDE = 2 * 2**30
+_MOST_BESIDE = 4 * 2**30  # bytes of weights beside an ONNX file that raise the bounds
 _SECONDS_TO_SIGNAL = 5  # the signal SIGXCPU tells that the time is over, SIGKILL does not
 MOST_DEPTH = 4
 # Names of state dicts in checkpoints, the preferred first; averages of weights come after the weights themselves.
@@ -49,6 +51,9 @@ def answer(checkpoint: str, output: str, key: str) -> dict[str, Any]:
     from safetensors.torch import save_file
 
     try:
+        # PyTorch does not look at the checksums of tensors.
+        if zipfile.is_zipfile(checkpoint) and (damaged := zipfile.ZipFile(checkpoint).testzip()) is not None:
+            raise Refusal(f"it is damaged ({damaged} does not match its checksum); download or save it again")
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
         found = dict(state_dicts(content))
         taken = choose(found, key)
@@ -97,9 +102,10 @@ def choose(found: Mapping[str, Mapping[str, Any]], key: str) -> str:
 
 
 def bytes_of(path: Path) -> int:
-    """Return the bytes of a file and of the weights beside it, as ONNX may keep them."""
+    """Return the bytes of a file and of the weights beside an ONNX file, at most `_MOST_BESIDE`."""
     beside = path.with_name(f"{path.name}.data")
-    return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
+    counts = path.suffix.lower() == ".onnx" and beside.exists()
+    return path.stat().st_size + (min(beside.stat().st_size, _MOST_BESIDE) if counts else 0)
 
 
 def seconds_for(path: Path) -> int:

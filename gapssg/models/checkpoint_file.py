@@ -64,13 +64,13 @@ def said_by_child(arguments: Sequence[str], path: Path) -> dict[str, Any]:
     command = [sys.executable, "-I", *arguments]
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_BUSY * seconds)
-        is_late = done.returncode == -signal.SIGXCPU
+        late = f"{seconds} s of processor time" if done.returncode == -signal.SIGXCPU else ""
     except subprocess.TimeoutExpired:
-        is_late = True
-    if is_late:
+        late = f"{_BUSY * seconds} s"
+    if late:
         raise InputError(
-            f"reading {path} reached the time limit of {seconds} s for a file of its size, perhaps in an endless loop; "
-            "export the model to ONNX, or import its weights as safetensors into its own code (--model)"
+            f"reading {path} reached the time limit of {late} for a file of its size, perhaps in an endless loop; "
+            "export the model to ONNX without loops, or import its weights as safetensors into its own code (--model)"
         )
     return dict(json.loads(done.stdout.splitlines()[-1])) if done.returncode == 0 and done.stdout else {}
 
@@ -89,7 +89,10 @@ def _refusal(path: Path, refused: str = "", error: str = "", kind: str = "") -> 
         )
     if says_out_of_memory(f"{kind} {error}"):
         refused = "it needs more memory than a checkpoint of its size should"
+    if "No space left" in error:
+        refused = "the disk with the temporary folder is full; free some space, or set TMPDIR"
     reason = shortened(refused, 200) or (
         "it is damaged, incomplete or of another framework; download or save it again, or convert its model to ONNX"
+        f" ({shortened(error, 100) or 'its reader crashed'})"
     )
     return (f"{path} is not a readable PyTorch checkpoint: {reason}",)

@@ -37,7 +37,7 @@ from gapssg.models.foreign import (
     logits_of,
     tensors_of,
 )
-from gapssg.models.graphs.file import kind_of_graph
+from gapssg.models.graphs.file import Kind, kind_of_graph
 from gapssg.models.graphs.module import build_graph
 from gapssg.models.hub import is_hub_reference, local_file
 from gapssg.models.model_path import final_weights
@@ -175,8 +175,8 @@ def load_model(path: str | Path, factories: Iterable[str] = (), module: nn.Modul
     try:
         file = _read(path)
     except InputError:
-        if not is_hub_reference(path):
-            _refuse_graph(path)
+        if not is_hub_reference(path) and (kind := kind_of_graph(path)) is not None:
+            raise refused_graph(path, kind) from None
         raise
     description = read_description(path, file.metadata)
     sha256 = description.pop("content_sha256", None)
@@ -227,13 +227,12 @@ def _refuse_architecture(path: Path) -> None:
         )
 
 
-def _refuse_graph(path: Path) -> None:
-    """Explain how to make a model file if the graph of another program was given instead of one."""
-    if (kind := kind_of_graph(path)) is not None:
-        raise InputError(
-            f"{path} is a graph ({kind}), not a model file; make one from it: "
-            f"gapssg import-teacher --weights {shlex.quote(str(path))} --mean M --std S --output teacher.safetensors"
-        )
+def refused_graph(path: Path, kind: Kind) -> InputError:
+    """Return an error that explains how to make a model file of the graph of another program."""
+    return InputError(
+        f"{path} is a graph ({kind}), not a model file; make one from it: "
+        f"gapssg import-teacher --weights {shlex.quote(str(path))} --mean M --std S --output teacher.safetensors"
+    )
 
 
 def _build(card: ModelCard, tensors: dict[str, Tensor], path: Path) -> nn.Module:

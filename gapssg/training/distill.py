@@ -155,6 +155,8 @@ def _prepare(settings: DistillSettings, launch: Launch, teacher: LoadedModel | N
         launch.shared["the evaluation images"] = evaluator.facts.images
     if state is not None:
         distillation.restore(state.component("distillation"), launch.output, launch.written)
+        if distillation.labelled is not None:
+            launch.shared["the labelled images"] = str(distillation.labelled.finished)
         evaluator.restore(EvaluationFacts.read(state.facts.get("evaluation")))
     return _Job(distillation, evaluator, _checked_memory(distillation))
 

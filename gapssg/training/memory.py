@@ -58,9 +58,9 @@ def check_memory(steps: Mapping[str, StepMemory], runtime: Runtime, pool: int = 
             )
         available -= needed
     for name, step in steps.items():
-        needed = -(-step.batch_size // runtime.world) * step.bytes_per_image
         if runtime.compiled:
-            needed = int(_COMPILED_SHARE * needed)
+            step = step._replace(bytes_per_image=int(_COMPILED_SHARE * step.bytes_per_image))
+        needed = -(-step.batch_size // runtime.world) * step.bytes_per_image
         if needed > available:
             raise InputError(
                 f"a step of {name} with {step.batch_size:,} images needs at least {_gibibytes(needed)} of memory, "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,4 +120,11 @@ def test_files_of_other_programs_and_damaged_ones_say_what_to_do(torchscript: by
         "predict", tmp_path / "cut.onnx", photo
     )
     (tmp_path / "cut.pt").write_bytes(torchscript[:-100])
-    assert "cut.pt is a PyTorch checkpoint, not a model file" in refusal("predict", tmp_path / "cut.pt", photo)
+    assert "cut.pt is incomplete or damaged" in refusal("predict", tmp_path / "cut.pt", photo)
+    with zipfile.ZipFile(io.BytesIO(torchscript)) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+        weights = archive.read(largest)
+    changed = bytearray(torchscript)
+    changed[torchscript.index(weights) + len(weights) // 2] ^= 0x80  # PyTorch reads it without a word
+    (tmp_path / "changed.pt").write_bytes(changed)
+    assert "does not match its checksum" in refusal("predict", tmp_path / "changed.pt", photo)

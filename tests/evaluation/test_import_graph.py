@@ -396,7 +396,8 @@ def test_kinds_of_files_are_told_by_their_content(tmp_path: Path):
     torch.export.save(torch.export.export(original, (torch.rand(2, 3, 32, 32),)), tmp_path / "models.pt2")
     read_graph_file(tmp_path / "models.pt2", "torch.export", None)
     path.write_bytes(b"PK\x03\x04 no archive")
-    assert kind_of_graph(path) is None
+    with pytest.raises(InputError, match="incomplete or damaged"):
+        kind_of_graph(path)
 
 
 def test_a_graph_needs_no_model_and_weights_need_one(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import statistics
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,10 @@ def test_no_student_of_the_calibration_would_be_refused():
         kept = [each for each in measured if not is_like_a_constant(each, predictor.kinds)]
         assert len(kept) == predictor.cells < len(measured)
         assert all(predictor.obstacles_of(each) == [] for each in kept)
+        # The table is rounded to four digits, what the program measures is not.
+        for rounding in (-4.9e-5, 4.9e-5):
+            shares = [statistics.mean(each[kind].largest_class + rounding for kind in predictor.kinds) for each in kept]
+            assert all(map(predictor.largest_class.holds, shares))
 
 
 def evidence_in(row: dict[str, str], kinds: tuple[str, ...]) -> dict[str, ProbeEvidence]:

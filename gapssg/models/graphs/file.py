@@ -72,8 +72,10 @@ def kind_of_graph(path: Path) -> Kind | None:
             try:
                 with zipfile.ZipFile(file) as archive:
                     names = names_below_root(archive)
-            except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):
-                return None
+            except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
+                raise InputError(
+                    f"{path} is incomplete or damaged: it starts like a zip archive but is none; copy or save it again"
+                ) from error
             if "serialized_exported_program.json" in names or any(name.startswith("models/") for name in names):
                 return "torch.export"
             return "torchscript" if any(name.startswith("code/") for name in names) else None

@@ -84,6 +84,8 @@ def check_archive(path: Path) -> None:
                         "it has quantised layers or objects of its own, which would run code when they are loaded; "
                         "save the float model without them"
                     )
+            if (damaged := archive.testzip()) is not None:  # PyTorch does not look at the checksums of tensors
+                raise InputError(f"it is damaged ({damaged} does not match its checksum)")
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
         raise InputError(f"it is no complete zip archive ({shortened(error)})") from error
 
