@@ -205,8 +205,9 @@ class Processes:
             if self.rank == 0:
                 self._store.set("left", "")
             deadline = time.monotonic() + _SECONDS_TO_PREPARE
-            while not self._missing and not self._store.check(["left"]) and time.monotonic() < deadline:
-                self._missing = self._liveness.ended()
+            gone = self._missing
+            while not gone and not self._store.check(["left"]) and time.monotonic() < deadline:
+                gone = self._liveness.ended()
                 time.sleep(_LONGEST_WAIT)
 
     @contextmanager
