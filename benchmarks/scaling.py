@@ -11,6 +11,9 @@ that does not become shorter with the share. Each collective operation costs a l
 bandwidth of the slowest link, in a ring: 2 (W - 1) / W of summed and (W - 1) / W of gathered bytes. Nothing overlaps,
 and all devices are equally fast. The bytes are those of two processes; gathered statistics, a small part, grow with W.
 The model has not been compared with many GPUs.
+
+It also compares a pool that every process holds whole, as in the program, with one of which each holds a share: the
+seconds to get a process's share of a batch drawn from 51,200 images.
 """
 
 from __future__ import annotations
@@ -34,9 +37,13 @@ from gapssg.core.runtime import Runtime
 from gapssg.settings.parts import RuntimeSettings
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from gapssg.core.processes import Processes
 
 STEPS = ("synthesis", "distillation")
+POOL = 51_200
+"""Images in the pool of a published run at its end."""
 _ROUNDS_OF_OTHER_BATCHES = 3
 
 
@@ -126,6 +133,8 @@ def measure(arguments: argparse.Namespace, size: Size) -> None:
     for batch in arguments.batches:
         rounds = arguments.rounds if batch == size.batch else min(arguments.rounds, _ROUNDS_OF_OTHER_BATCHES)
         found += measure_batch(size._replace(synthesis_batch=batch, batch=batch), device, rounds, processes)
+    if processes is not None:
+        found += measure_pools(size, device, arguments.rounds, processes)
     if processes is None or processes.rank == 0:
         arguments.worker.write_text(json.dumps(found))
     if processes is not None:
@@ -149,6 +158,51 @@ def measure_batch(size: Size, device: torch.device, rounds: int, processes: Proc
         world = 1 if processes is None else processes.world
         found.append(row_of("measured", f"{world} processes", world, name, size.batch, seconds, **traffic))
     return found
+
+
+def measure_pools(size: Size, device: torch.device, rounds: int, processes: Processes) -> list[dict[str, Any]]:
+    """Measure how long a process needs for its share of a batch if it holds the whole pool, and if it holds a share.
+
+    All processes draw the same indices for the whole batch, so that their number changes no random number. Of a shared
+    pool, image i is in process i mod W, and each process sends the others what they need of its own.
+    """
+    world, rank = processes.world, processes.rank
+    generator = torch.Generator().manual_seed(0)
+    pool = torch.randint(256, (POOL, 3, size.side, size.side), dtype=torch.uint8, generator=generator).to(device)
+    own = pool[rank::world].clone()
+    found: dict[str, Tensor] = {}
+
+    def whole() -> None:
+        indices = torch.randint(POOL, (size.batch,), generator=generator).to(device)
+        found["images"] = pool[processes.share(indices)]
+
+    def shared() -> None:
+        needed = torch.randint(POOL, (size.batch,), generator=generator).view(world, -1)  # by process
+        sent = [row[row % world == rank] // world for row in needed]
+        origins = needed[rank] % world
+        counts = torch.bincount(origins, minlength=world).tolist()
+        received = pool.new_empty((size.batch // world, *pool.shape[1:]))
+        torch.distributed.all_to_all_single(
+            received, own[torch.cat(sent).to(device)], counts, [len(each) for each in sent]
+        )
+        found["images"] = received[origins.argsort(stable=True).argsort().to(device)]
+
+    for variant in (whole, shared):  # the same images, or the comparison says nothing
+        generator.manual_seed(1)
+        variant()
+        generator.manual_seed(1)
+        expected = pool[processes.share(torch.randint(POOL, (size.batch,), generator=generator).to(device))]
+        if not torch.equal(found["images"], expected):
+            raise SystemExit(f"{variant.__name__} pools return other images")
+    seconds = {
+        name: median(times)
+        for name, times in time_in_turn({"whole": whole, "shared": shared}, device, 20 * rounds).items()
+    }
+    received = pool[0].nbytes * size.batch // world
+    return [
+        row_of("pool", f"{world} processes", world, "whole", size.batch, seconds["whole"]),
+        row_of("pool", f"{world} processes", world, "shared", size.batch, seconds["shared"], 1, received),
+    ]
 
 
 def row_of(
@@ -179,7 +233,7 @@ def row_of(
 def print_scaling(rows: list[dict[str, Any]]) -> None:
     """Print the measured steps; efficiency is the speedup over one process divided by the number of processes."""
     shown = []
-    for row in rows:
+    for row in (each for each in rows if each["kind"] == "measured"):
         same = (each for each in rows if (each["step"], each["batch"]) == (row["step"], row["batch"]))
         alone = next((each["seconds"] for each in same if each["processes"] == 1), None)
         efficiency = "-" if alone is None else f"{alone / row['seconds'] / row['processes']:.0%}"
@@ -191,6 +245,8 @@ def print_scaling(rows: list[dict[str, Any]]) -> None:
     traffic_headings = ("MB summed", "MB gathered", "operations")
     headings = ("step", "batch", "processes", "s/step", "images/s", "efficiency", *traffic_headings)
     print_table("Processes that share a batch, on processors with one thread each", headings, shown)
+    pools = [(row["step"], f"{1000 * row['seconds']:.2f}") for row in rows if row["kind"] == "pool"]
+    print_table(f"A process's share of a batch from a pool of {POOL:,} images", ("pool", "ms"), pools)
 
 
 def measure_shares(size: Size, device: torch.device, rounds: int) -> dict[int, dict[str, float]]:
