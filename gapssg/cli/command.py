@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from dataclasses import fields as fields_of
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Concatenate, Generic, Literal, ParamSpec, Union, get_args, get_origin
+from typing import Annotated, Any, Concatenate, Generic, Literal, ParamSpec, Union, get_args, get_origin, get_type_hints
 
 import typer
 from pydantic.fields import FieldInfo
@@ -128,8 +129,8 @@ def command(
     """Make a function a command with an option for each of these fields.
 
     The function is given the console, what was given for the fields, and its other parameters, which Typer reads as
-    usual; they follow the fields in the help text. Every command also takes --json, --quiet and --debug, and, if it
-    `reads_files`, --config, --set and --dry-run.
+    usual; they follow the fields in the help text. A parameter that is a dataclass stands for its fields. Every command
+    also takes --json, --quiet and --debug, and, if it `reads_files`, --config, --set and --dry-run.
     """
     shown = [
         (each if isinstance(each, Shown) else Shown(each), panel) for panel, keys in fields.items() for each in keys
@@ -145,16 +146,20 @@ def command(
             from_files = {name: values.pop(name) or getattr(Given, name) for name in files}
             for name in _DISPLAY_OPTIONS:  # their callbacks have told the console
                 del values[name]
+            for name, group in groups.items():
+                values[name] = group(**{each.name: values.pop(each.name) for each in fields_of(group)})
             console = options.console_of(context)
             function(console, Given(section, settings_class, given, **from_files, console=console), **values)  # type: ignore[call-arg]
 
         _, _, *others = inspect.signature(function, eval_str=True).parameters.values()
+        groups: dict[str, Any] = {each.name: each.annotation for each in others if is_dataclass(each.annotation)}
+        grouped = [each for group in groups.values() for each in get_type_hints(group, include_extras=True).items()]
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [
                 inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
                 *(_parameter(settings_class, each, panel) for each, panel in shown),
-                *(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in others),
-                *(_declared(name, annotation) for name, annotation in {**files, **_DISPLAY_OPTIONS}.items()),
+                *(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in others if each.name not in groups),
+                *(_declared(*each) for each in (*grouped, *files.items(), *_DISPLAY_OPTIONS.items())),
             ]
         )
         run.__name__, run.__doc__ = function.__name__, function.__doc__

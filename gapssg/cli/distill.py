@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gapssg.cli import options, render
+from gapssg.cli import render
 from gapssg.cli.command import DEVICE, MODEL_FACTORIES, Given, Shown, command, data_fields
 from gapssg.cli.console import Console
-from gapssg.cli.options import Panel
+from gapssg.cli.options import Panel, RunOptions
 from gapssg.cli.runs import carry_out, check_estimate, check_factories, check_run, load_run
 from gapssg.errors import InputError
 from gapssg.runs.events import DistillationEpoch
@@ -33,53 +33,32 @@ from gapssg.training.settings import DistillCommandSettings
         Panel.RUNNING: [*CHECKPOINTS, "seed", *DEVICE],
     },
 )
-def distill(
-    console: Console,
-    given: Given[DistillCommandSettings],
-    output: options.Output = None,
-    recipe: options.Recipe = None,
-    resume: options.Resume = None,
-    overwrite: options.Overwrite = False,
-    tensorboard: options.TensorBoard = False,
-    logger: options.Loggers = None,
-    estimate: options.Estimate = False,
-) -> None:
+def distill(console: Console, given: Given[DistillCommandSettings], options: RunOptions) -> None:
     """Distil a student from a teacher, without any training data.
 
     Examples:
         gapssg distill --teacher teacher.safetensors --student wrn16_1 --output run
         gapssg distill --teacher teacher.safetensors --student resnet18 --eval-data folder:photos --output run
     """
-    check_estimate(console, estimate, resume)
-    directory, settings = load_run(console, given, output, resume, recipe=recipe, beneath=_published)
-    check_factories(console, given, resume, [settings.student.name, *settings.model_factories], "--model-factory")
-    if estimate:
+    check_estimate(console, options)
+    settings = load_run(console, given, options, beneath=_published)
+    check_factories(console, given, options, [settings.student.name, *settings.model_factories], "--model-factory")
+    if options.estimate:
         from gapssg.training.distill import estimate_distillation
 
         with console.live() as display:
             found = estimate_distillation(settings, display)
         console.estimate(found, settings if given.dry_run else None)
-        return
-    if given.dry_run:
+    elif given.dry_run:
         console.settings(settings)
-        return
-    directory = check_run(settings, directory, overwrite, resume)
+    else:
+        directory = check_run(settings, options)
 
-    from gapssg.training.distill import distill
+        from gapssg.training.distill import distill
 
-    result = carry_out(
-        console,
-        distill,
-        settings,
-        directory,
-        DistillationEpoch,
-        overwrite=overwrite,
-        resume=resume,
-        tensorboard=tensorboard,
-        loggers=logger or (),
-    )
-    render.print_distillation(console, result, directory, settings)
-    console.result(result)
+        result = carry_out(console, options, distill, settings, directory, DistillationEpoch)
+        render.print_distillation(console, result, directory, settings)
+        console.result(result)
 
 
 def _published(values: Mapping[str, Any]) -> Mapping[str, Any]:

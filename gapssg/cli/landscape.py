@@ -62,14 +62,15 @@ def landscape(
         gapssg landscape student.safetensors teacher.safetensors --data digits --dimensions 1 --output landscape
         gapssg landscape table --data cifar10 --snapshots --epoch 20 --epoch 40 --epoch 140 --output landscapes
     """
-    directory, settings = load_run(console, given, output, resume)
+    run = options.RunOptions(output=output, resume=resume, overwrite=overwrite)
+    settings = load_run(console, given, run)
     if resume is None:
         settings = _with_students(settings, row)
-    check_factories(console, given, resume, settings.model_factories, "--model-factory")
+    check_factories(console, given, run, settings.model_factories, "--model-factory")
     if given.dry_run:
         console.settings(settings)
         return
-    directory = check_run(settings, directory, overwrite, resume)
+    directory = check_run(settings, run)
 
     from gapssg.landscape.measure import measure_landscape
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -132,6 +133,21 @@ Loggers = Annotated[
         rich_help_panel=Panel.FILES,
     ),
 ]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of a command that writes a run directory; a training command has all of them."""
+
+    output: Output = None
+    recipe: Recipe = None
+    resume: Resume = None
+    overwrite: Overwrite = False
+    tensorboard: TensorBoard = False
+    logger: Loggers = None
+    estimate: Estimate = False
+
+
 Json = Annotated[bool, _display_option("json", "Print one JSON object on stdout and all else on stderr.")]
 Quiet = Annotated[bool, _display_option("quiet", "Print only the result.")]
 Debug = Annotated[bool, _display_option("debug", "Show the traceback of an error.")]

@@ -1,4 +1,4 @@
-"""What the commands that write a run directory share: --output, --resume, --estimate, --tensorboard and --logger."""
+"""What the commands that write a run directory share, by their `RunOptions`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gapssg.cli.command import MODEL_FACTORIES, Given
 from gapssg.cli.console import Console
-from gapssg.cli.options import check_inputs, paths_in, required
+from gapssg.cli.options import RunOptions, check_inputs, paths_in, required
 from gapssg.data.settings import DataSettings
 from gapssg.errors import InputError, shortened
 from gapssg.models.hub import local_file
@@ -29,44 +29,36 @@ Result = TypeVar("Result")
 def load_run(
     console: Console,
     given: Given[AnySettings],
-    output: Path | None,
-    resume: Path | None,
+    options: RunOptions,
     *,
-    recipe: str | None = None,
     beneath: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
-) -> tuple[Path | None, AnySettings]:
-    """Return the directory of a run, None if none is named, and its settings, as `Given.load` resolves them.
+) -> AnySettings:
+    """Return the settings of a run, as `Given.load` resolves them.
 
     A resumed run has its own settings: `--model-factory` only confirms its factories, and it downloads only if
     `--download` is given again, and a model of the Hub only if it is named again, because an untrusted run directory
-    must not choose what is fetched. Raises `InputError` as `run_directory` and `Given.load`.
+    must not choose what is fetched. Raises `InputError` if --resume is combined with an option that contradicts it, or
+    as `settings_of_run` and `Given.load`.
     """
     console.invocation.command = given.section
     given = replace(given, console=None)  # its command prints the settings, after further checks
-    directory, config = run_directory(given.section, output, resume, given.config, recipe)
-    if resume is None:
-        return directory, given.load(recipe=recipe, beneath=beneath)
-    options = {key: option for key, option in given.options.items() if key != MODEL_FACTORIES.key}
-    settings = replace(given, options=options, config=config).load()
+    if options.resume is None:
+        return given.load(recipe=options.recipe, beneath=beneath)
+    for option, value in (("--output", options.output), ("--config", given.config), ("--recipe", options.recipe)):
+        if value is not None:
+            raise InputError(f"--resume continues a run in its own directory with its own settings; leave {option} out")
+    config = settings_of_run(given.section, options.resume)
+    kept = {key: option for key, option in given.options.items() if key != MODEL_FACTORIES.key}
+    settings = replace(given, options=kept, config=config).load()
     for path in paths_in(settings):
         if str(path) not in given.texts():
             local_file(path, fetch=False)
-    downloads = any(option == "--download" and value for option, value in options.values())
-    return directory, settings if downloads else _without_download(settings)
+    downloads = any(option == "--download" and value for option, value in kept.values())
+    return settings if downloads else _without_download(settings)
 
 
-def run_directory(
-    command: str, output: Path | None, resume: Path | None, config: Path | None, recipe: str | None
-) -> tuple[Path | None, Path | None]:
-    """Return the directory of the run and the file of its settings, which a resumed run already has.
-
-    Raises `InputError` if --resume is combined with an option that contradicts it, or names no run of this command.
-    """
-    if resume is None:
-        return output, config
-    for option, value in (("--output", output), ("--config", config), ("--recipe", recipe)):
-        if value is not None:
-            raise InputError(f"--resume continues a run in its own directory with its own settings; leave {option} out")
+def settings_of_run(command: str, resume: Path) -> Path:
+    """Return the file of the settings of a run; raise `InputError` if the directory holds no run of this command."""
     file = inside(resume) / SETTINGS
     try:
         started_as = _command_of(read_toml(file))
@@ -76,18 +68,18 @@ def run_directory(
         raise InputError(
             f"{resume} is a run of {started_as}; use gapssg {started_as} --resume {shlex.quote(str(resume))}"
         )
-    return resume, file
+    return file
 
 
 def check_factories(
-    console: Console, given: Given[AnySettings], resume: Path | None, names: Sequence[str], option: str
+    console: Console, given: Given[AnySettings], options: RunOptions, names: Sequence[str], option: str
 ) -> None:
     """Check that the code a resumed run imports is named again: an untrusted run must not choose what code is run.
 
     Args:
         console: Told which options a later --resume needs.
         given: What the command line names.
-        resume: The directory of a run that is resumed.
+        options: Whether, and which, run is resumed.
         names: The models and factories in the settings.
         option: The option that can name them.
 
@@ -96,67 +88,64 @@ def check_factories(
     """
     factories = [name for name in dict.fromkeys(names) if is_factory(name)]
     for name in factories:
-        if resume is not None and name not in given.texts():
+        if options.resume is not None and name not in given.texts():
             raise InputError(
-                f"the run in {resume} imports and runs the code of {shortened(name)}; "
+                f"the run in {options.resume} imports and runs the code of {shortened(name)}; "
                 f"if you trust it, add {option} {shortened(name)}"
             )
     console.invocation.again_named = "".join(f" {option} {name}" for name in factories)
 
 
-def check_estimate(console: Console, estimate: bool, resume: Path | None) -> None:
+def check_estimate(console: Console, options: RunOptions) -> None:
     """Raise `InputError` if --estimate is combined with --resume or several processes."""
-    if estimate and console.invocation.processes is not None:
+    if options.estimate and console.invocation.processes is not None:
         raise InputError("--estimate times the steps of one process; start it without torchrun")
-    if estimate and resume is not None:
+    if options.estimate and options.resume is not None:
         raise InputError(
             "--estimate times a new run; leave --resume out, or --estimate: a resumed run shows its time left"
         )
 
 
-def check_run(settings: Settings, output: Path | None, overwrite: bool, resume: Path | None) -> Path:
+def check_run(settings: Settings, options: RunOptions) -> Path:
     """Return the directory of a run; check before torch is imported that it may be written and its inputs exist.
 
     Raises `InputError` if there is no --output, it may not be written, or an input is missing.
     """
     from gapssg.runs.directory import check_output
 
-    directory = required(output, "--output")
-    if resume is None:
-        check_inputs(settings)
-        check_output(directory, overwrite)
+    if options.resume is not None:
+        return options.resume
+    directory = required(options.output, "--output")
+    check_inputs(settings)
+    check_output(directory, options.overwrite)
     return directory
 
 
 def carry_out(
     console: Console,
+    options: RunOptions,
     run: Callable[..., Result],
     settings: Settings,
     directory: Path,
     epoch: type[Epoch],
-    *,
-    overwrite: bool,
-    resume: Path | None,
-    tensorboard: bool,
-    loggers: Sequence[str],
 ) -> Result:
     """Call the function of a training command, show its run, and return its result."""
     from gapssg.runs.loggers import TENSORBOARD, LoggingDisplay
 
     invocation = console.invocation
-    names = [*loggers, *([TENSORBOARD] if tensorboard else [])]
+    names = [*(options.logger or ()), *([TENSORBOARD] if options.tensorboard else [])]
     with (
         console.live() as live,
         LoggingDisplay(names, live, directory, settings, epoch) if invocation.writes else nullcontext(live) as display,
     ):
         named = invocation.again_named
-        again = [name for name in loggers if name != TENSORBOARD]  # for a run that is interrupted
+        again = [name for name in options.logger or () if name != TENSORBOARD]  # for a run that is interrupted
         invocation.again_named += "".join(f" --logger {name}" for name in again)
         result = run(
             settings,
             directory,
-            overwrite=overwrite,
-            resume=resume is not None,
+            overwrite=options.overwrite,
+            resume=options.resume is not None,
             display=display,
             requests=invocation.requests,
             processes=invocation.processes,

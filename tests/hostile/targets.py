@@ -44,7 +44,7 @@ from gapssg import (
 from gapssg.cli.app import _report_error
 from gapssg.cli.console import Console, Invocation
 from gapssg.cli.render import print_evaluation
-from gapssg.cli.runs import run_directory
+from gapssg.cli.runs import settings_of_run
 from gapssg.core.augment import Normalization
 from gapssg.data import load_split
 from gapssg.evaluation.metrics import answers_of, check_finite, score_answers
@@ -655,8 +655,7 @@ def settings_files(draw: st.DrawFn, original: str) -> bytes:
 def use_settings(world: World, content: bytes) -> None:
     run = world.work
     (run / "settings.toml").write_bytes(content)
-    _, config = run_directory("distill", None, run, None, None)
-    loaded = load_settings(DistillSettings, section="distill", config=config)
+    loaded = load_settings(DistillSettings, section="distill", config=settings_of_run("distill", run))
     assert "\x1b" not in printable_toml(loaded.to_toml())
     check_same_settings(run, world.settings)
 
