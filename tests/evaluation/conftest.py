@@ -14,8 +14,8 @@ from gapssg.models.graphs import file as graph_file
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read files in this process, which saves starting another."""
 
-    def answer(_: Path, arguments: list[str]) -> dict[str, Any]:
+    def answer(_: Path, request: child.Request) -> dict[str, Any]:
         with quiet():
-            return child.answer_to(arguments)
+            return child.answer(request)
 
     monkeypatch.setattr(graph_file, "_answer", answer)

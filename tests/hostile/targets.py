@@ -491,9 +491,9 @@ def use_graph_file(world: World, case: tuple[str, bytes]) -> None:
     build_graph(graph.description, graph.tensors, graph.num_classes, graph.input_shape)
 
 
-def answer_of_a_fork(path: Path, arguments: list[str]) -> dict[str, Any]:
+def answer_of_a_fork(path: Path, request: child.Request) -> dict[str, Any]:
     """Read the file `path` in a fork of this process, which starts sooner than a new one."""
-    return said_in_a_fork(Path(arguments[2]) / "said.json", lambda: child.answer_to(arguments))
+    return said_in_a_fork(Path(request.folder) / "said.json", lambda: child.answer(request))
 
 
 def said_in_a_fork(said: Path, answer: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -1,23 +1,21 @@
 """A program of its own: reads an ONNX, TorchScript or torch.export file and writes its graph and weights.
 
-    python -I -c "import sys; sys.path.insert(0, ROOT); from gapssg.models.graphs.child import main; main()" \
-        KIND FILE FOLDER SHAPE PART LAYOUT
+    python -I -c "import sys; sys.path.insert(0, ROOT); from gapssg.models.graphs.child import main; main()" REQUEST
 
-It runs in a child process with bounds on memory and time. With `images.safetensors` in the folder it writes the logits
-that the file's own library computes for them; else the graph, and such logits for random images. SHAPE is `C,H,W`, or
-empty if the file must declare it; PART is the name or index of the logits among several outputs, and LAYOUT the order
-of the dimensions of its images, each empty if it is to be recognised. It prints one JSON object: `shape` and others, or
-`refused` and why.
+It runs in a child process with bounds on memory and time. REQUEST is a `Request` as a JSON list. With
+`images.safetensors` in the folder it writes the logits that the file's own library computes for them; else the graph,
+and such logits for random images. It prints one JSON object: `shape` and others, or `refused` and why.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -36,48 +34,50 @@ _LARGEST_METADATA = 4 * 2**20  # characters; as the header of a model file
 _READERS = {"onnx": "onnx_reader", "torchscript": "torchscript_reader", "torch.export": "exported_reader"}
 
 
+class Request(NamedTuple):
+    """What is to be read, and where to."""
+
+    kind: str
+    """The program that wrote the file, of `_READERS`."""
+    path: str
+    """The file."""
+    folder: str
+    """The folder for what is written."""
+    input_shape: Sequence[int] | None
+    """Channels, height and width of an image; None if the file declares them."""
+    part: str | None
+    """Name or index of the logits among several outputs; None to recognise it."""
+    layout: InputLayout | None
+    """Order of the dimensions of its images; None to recognise it."""
+
+
 def main() -> None:
     """Read, write, and print what was done."""
-    arguments = sys.argv[1:]
+    request = Request(*json.loads(sys.argv[1]))
     torch.set_num_threads(1)
-    _prepare(arguments[0])
-    bound(Path(arguments[1]), MEMORY_PER_BYTE, MEMORY_BESIDE)
-    sys.stdout.write("\n" + json.dumps(answer_to(arguments)) + "\n")
+    _prepare(request.kind)
+    bound(Path(request.path), MEMORY_PER_BYTE, MEMORY_BESIDE)
+    sys.stdout.write("\n" + json.dumps(answer(request)) + "\n")
 
 
-def answer_to(arguments: list[str]) -> dict[str, Any]:
-    """Return the `answer` for the arguments of the child process."""
-    kind, path, folder, shape, part, layout = arguments
-    given = tuple(int(size) for size in shape.split(",")) if shape else None
-    chosen: Any = layout or None
-    return answer(kind, Path(path), Path(folder), given, part or None, chosen)
-
-
-def answer(
-    kind: str,
-    path: Path,
-    folder: Path,
-    given: tuple[int, ...] | None,
-    part: str | None = None,
-    layout: InputLayout | None = None,
-) -> dict[str, Any]:
-    """Read a file, write the graph or logits to a folder, and return what was done, or why not.
-
-    Given are channels, height and width of an image, None if the file declares them, and the part of its outputs that
-    is its logits and the layout of its images, None to recognise them.
-    """
+def answer(request: Request) -> dict[str, Any]:
+    """Read a file, write the graph or logits to a folder, and return what was done, or why not."""
+    folder = Path(request.folder)
     try:
-        opened = read_file(kind, path, layout)
+        opened = read_file(request.kind, Path(request.path), request.layout)
         if (folder / "images.safetensors").exists():
             images = load_file(folder / "images.safetensors")["images"]
-            save_file({"logits": _logits(opened.original, images, part)}, folder / "logits.safetensors")
+            save_file({"logits": _logits(opened.original, images, request.part)}, folder / "logits.safetensors")
             return {"shape": list(images.shape[1:])}
         try:
-            return write_graph(opened, folder, given, part)
-        except InputError as error:
-            if layout is not None or opened.input_shape is not None:
+            return write_graph(opened, request)
+        except InputError:
+            if request.layout is not None or opened.input_shape is not None:
                 raise
-            return _with_channels_last(opened, folder, given, part, error)
+            # A file that declares no layout, and refuses (N, C, H, W), may take (N, H, W, C).
+            with suppress(InputError):
+                return write_graph(laid_out(opened, "NHWC"), request)
+            raise
     except InputError as error:
         return {"refused": str(error)}
     except Exception as error:  # whatever an untrusted file makes a library raise
@@ -94,23 +94,13 @@ def read_file(kind: str, path: Path, layout: InputLayout | None = None) -> Opene
     return laid_out(opened, layout)
 
 
-def _with_channels_last(
-    opened: Opened, folder: Path, given: tuple[int, ...] | None, part: str | None, error: InputError
-) -> dict[str, Any]:
-    """Write the graph of a file that declares no layout and refuses (N, C, H, W), or raise the error of that."""
-    try:
-        return write_graph(laid_out(opened, "NHWC"), folder, given, part)
-    except InputError:
-        raise error from None
-
-
-def write_graph(opened: Opened, folder: Path, given: tuple[int, ...] | None, part: str | None = None) -> dict[str, Any]:
+def write_graph(opened: Opened, request: Request) -> dict[str, Any]:
     """Write the graph of a file, its tensors, and the logits of random images by its library.
 
     Raises `InputError` if the size of its images is unknown, or it has no graph.
     """
-    shape = _input_shape(opened.input_shape, given)
-    graph = graph_of(opened.read, shape, opened.batch, part)
+    folder, shape = Path(request.folder), _input_shape(opened.input_shape, request.input_shape)
+    graph = graph_of(opened.read, shape, opened.batch, request.part)
     save_file(
         {name: tensor.clone().contiguous() for name, tensor in graph.tensors.items()}, folder / "tensors.safetensors"
     )
@@ -139,8 +129,8 @@ def _logits(original: Callable[[Tensor, str | None], Tensor], images: Tensor, pa
     return logits.reshape(len(images), -1).float().contiguous()
 
 
-def _input_shape(declared: tuple[int | None, ...] | None, given: tuple[int, ...] | None) -> tuple[int, int, int]:
-    if declared and given and declared != given:
+def _input_shape(declared: Sequence[int | None] | None, given: Sequence[int] | None) -> tuple[int, int, int]:
+    if declared and given and list(declared) != list(given):
         sizes = ["x".join(map(str, shape)) for shape in (declared, given)]
         raise InputError(f"its images are {sizes[0]}, not {sizes[1]}; leave --input-shape out")
     shape = declared or given

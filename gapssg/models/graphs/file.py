@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 import tempfile
 import zipfile
 from pathlib import Path
@@ -18,6 +19,7 @@ from gapssg.files import LARGEST_FILE, open_regular, parse_json, read_bounded
 from gapssg.models.checkpoint_file import said_by_child
 from gapssg.models.description import InputLayout
 from gapssg.models.frozen import frozen
+from gapssg.models.graphs.child import Request
 from gapssg.models.graphs.description import check_graph
 from gapssg.models.graphs.exported_reader import names_below_root
 from gapssg.models.rounding import rounding_tolerance
@@ -101,7 +103,7 @@ def read_graph_file(
     """
     with tempfile.TemporaryDirectory(prefix="gapssg-import-") as name:
         folder = Path(name)
-        said = _run_child(path, kind, folder, input_shape, part, layout)
+        said = _run_child(path, Request(kind, str(path.absolute()), name, input_shape, part, layout))
         try:
             description = check_graph(parse_json(read_bounded(folder / "graph.json", _LARGEST_GRAPH)))
             channels, height, width = said["shape"]
@@ -127,9 +129,9 @@ def read_graph_file(
 def original_logits(graph: GraphFile, images: Tensor) -> Tensor:
     """Return the logits (N, K) of images (N, C, H, W) float32 by the file's own library, or raise `InputError`."""
     with tempfile.TemporaryDirectory(prefix="gapssg-import-") as name:
-        folder = Path(name)
+        folder, path = Path(name), str(graph.path.absolute())
         save_file({"images": images.contiguous()}, folder / "images.safetensors")
-        _run_child(graph.path, graph.kind, folder, graph.input_shape, graph.part, graph.layout)
+        _run_child(graph.path, Request(graph.kind, path, name, graph.input_shape, graph.part, graph.layout))
         return read_safetensors(folder / "logits.safetensors").tensors["logits"]
 
 
@@ -168,29 +170,21 @@ def check_same_logits(graph: GraphFile, module: nn.Module, images: Tensor, logit
 _LIBRARIES: dict[Kind, str] = {"onnx": "onnxruntime", "torchscript": "TorchScript", "torch.export": "its own operators"}
 
 
-def _run_child(
-    path: Path,
-    kind: Kind,
-    folder: Path,
-    input_shape: tuple[int, int, int] | None,
-    part: str | None,
-    layout: InputLayout | None,
-) -> dict[str, Any]:
+def _run_child(path: Path, request: Request) -> dict[str, Any]:
     """Run the child process and return what it says."""
-    if kind == "onnx":
+    if request.kind == "onnx":
         missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
         if missing:
             raise InputError(
                 f"{path} is an ONNX file, whose import needs {' and '.join(missing)}, which is not installed: "
                 "pip install 'gapssg[export]'"
             )
-    shape = ",".join(map(str, input_shape or ()))
-    said = _answer(path, [kind, str(path.absolute()), str(folder), shape, part or "", layout or ""])
+    said = _answer(path, request)
     if "shape" not in said:
         reason = said.get("refused") or "it is damaged, or needs more memory than a model of its size should"
         raise InputError(f"{path} cannot be imported as a graph: {shortened(reason, 600)}")
     return said
 
 
-def _answer(path: Path, arguments: list[str]) -> dict[str, Any]:
-    return said_by_child(["-c", _CHILD.format(str(_ROOT)), *arguments], path)
+def _answer(path: Path, request: Request) -> dict[str, Any]:
+    return said_by_child(["-c", _CHILD.format(str(_ROOT)), json.dumps(request)], path)
