@@ -13,7 +13,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -112,12 +112,7 @@ def is_file(path: str | Path) -> bool:
 
     Raises `InputError` if it is a link or a device, below the directory of an `InsidePath`.
     """
-    if isinstance(path, InsidePath):
-        return stat.S_ISREG(_mode(path))
-    try:
-        return user_path(path).is_file()
-    except (InputError, OSError):
-        return False
+    return _is(path, stat.S_ISREG)
 
 
 def is_folder(path: str | Path) -> bool:
@@ -125,10 +120,14 @@ def is_folder(path: str | Path) -> bool:
 
     Raises `InputError` if it is a link or a device, or cannot be read, below the directory of an `InsidePath`.
     """
+    return _is(path, stat.S_ISDIR)
+
+
+def _is(path: str | Path, kind: Callable[[int], bool]) -> bool:
     if isinstance(path, InsidePath):
-        return stat.S_ISDIR(_mode(path))
+        return kind(_mode(path))
     try:
-        return user_path(path).is_dir()
+        return kind(os.stat(user_path(path)).st_mode)
     except (InputError, OSError):
         return False
 
@@ -159,6 +158,12 @@ def entries_in(folder: InsidePath) -> dict[str, bool]:
                 return dict(sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries))
         except FileNotFoundError:
             return {}
+
+
+def numbered_files(folder: InsidePath, name: re.Pattern[str]) -> dict[int, InsidePath]:
+    """Return the entries of a folder with such names by the number in the name, in order; raises as `entries_in`."""
+    found = {int(match[1]): folder / each for each in entries_in(folder) if (match := name.fullmatch(each))}
+    return dict(sorted(found.items()))
 
 
 def read_bounded(path: Path, most_bytes: int) -> bytes:

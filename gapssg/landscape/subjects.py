@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gapssg.errors import InputError
-from gapssg.files import entries_in
+from gapssg.files import numbered_files
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.runs.events import DistillationEpoch, PretrainingEpoch, read_events
 from gapssg.safe_paths import InsidePath, inside
@@ -106,9 +106,7 @@ def accuracy_by_epoch(run: Run) -> dict[int, float]:
 
 
 def _read_run(path: Path) -> Run:
-    folder = inside(path) / "snapshots"
-    found = {int(match[1]): folder / name for name in entries_in(folder) if (match := _SNAPSHOT.fullmatch(name))}
-    return Run(path, distillation_of(path), dict(sorted(found.items())))
+    return Run(path, distillation_of(path), numbered_files(inside(path) / "snapshots", _SNAPSHOT))
 
 
 def _names(paths: tuple[Path, ...]) -> list[str]:

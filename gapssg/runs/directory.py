@@ -31,6 +31,7 @@ from gapssg.files import (
     lock,
     make_folder,
     read_bounded,
+    numbered_files,
     remove,
     sha256_of_file,
     sync_folder,
@@ -419,8 +420,7 @@ def _earlier_pool(root: InsidePath) -> Path | None:
 
 def _own_shards(root: InsidePath) -> list[InsidePath]:
     folder = root / _POOL if is_folder(root / _POOL) else root
-    shards = {int(match[1]): folder / name for name in entries_in(folder) if (match := _SHARD.fullmatch(name))}
-    return [shards[number] for number in sorted(shards)]
+    return list(numbered_files(folder, _SHARD).values())
 
 
 def first_pool_shards(path: Path, count: int) -> list[Path]:

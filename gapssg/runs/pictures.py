@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gapssg.errors import GapssgError, InputError, shortened
-from gapssg.files import entries_in, read_bounded
-from gapssg.safe_paths import inside
+from gapssg.files import numbered_files, read_bounded
+from gapssg.safe_paths import InsidePath, inside
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,11 +19,9 @@ _MOST_PIXELS = 18_000_000  # a grid of 64 images of 512 x 512 with labels
 _GRID = re.compile(r"epoch-(\d{1,7})\.png")
 
 
-def sample_grids(run: Path) -> dict[int, Path]:
+def sample_grids(run: Path) -> dict[int, InsidePath]:
     """Return the files of a run's sample grids by epoch, in order; raise `InputError` if the folder cannot be read."""
-    folder = inside(run) / "samples"
-    found = {int(match[1]): folder / name for name in entries_in(folder) if (match := _GRID.fullmatch(name))}
-    return dict(sorted(found.items()))
+    return numbered_files(inside(run) / "samples", _GRID)
 
 
 def read_picture(path: Path) -> Image:
