@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from gapssg.cli.console import Console, Invocation
+from gapssg.data import FOLDER
 from gapssg.data.settings import DataSettings
 from gapssg.errors import InputError
 from gapssg.files import check_exists, read_bounded, user_path
@@ -22,7 +23,6 @@ from gapssg.models.names import SMALLEST_IMAGE_SIDE
 from gapssg.settings.base import Settings
 from gapssg.settings.load import recipe_names
 
-FOLDER = "folder:"
 _LARGEST_LIST_OF_NAMES = 2**20  # bytes
 
 

@@ -18,8 +18,10 @@ from gapssg.settings.parts import Interpolation, Resize
 if TYPE_CHECKING:
     from gapssg.data.image_set import ImageSet
 
-__all__ = ["check_data_name", "data_names", "describe_names", "flipping_is_meaningful", "load_split"]
+__all__ = ["FOLDER", "check_data_name", "data_names", "describe_names", "flipping_is_meaningful", "load_split"]
 
+FOLDER = "folder:"
+"""The start of the name of a folder of images, before its path."""
 # Names that end in ":PATH" take a path. Modules are imported only when used, because checking a name must be instant.
 _SOURCES = {
     "digits": "gapssg.data.digits",

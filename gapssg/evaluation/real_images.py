@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from gapssg.data import load_split
+from gapssg.data import FOLDER, load_split
 from gapssg.data.image_set import ImageSet
 from gapssg.data.settings import DataSettings
 from gapssg.errors import InputError, shortened
@@ -17,7 +17,7 @@ from gapssg.settings.parts import ResizeOptions
 
 def is_folder_of_images(settings: DataSettings) -> bool:
     """Tell whether the images are files, which are resized as a model needs them."""
-    return settings.name.startswith("folder:")
+    return settings.name.startswith(FOLDER)
 
 
 def read_images(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jinja2
 
+from gapssg.data import FOLDER
 from gapssg.errors import InputError, shortened
 from gapssg.files import check_exists, is_file, user_path, write_atomically
 from gapssg.models.hub import huggingface_hub
@@ -23,7 +24,6 @@ from gapssg.safe_paths import inside
 from gapssg.text import has_top5, percent, printable
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
-_FOLDER = "folder:"
 _MOST_CLASSES = 50
 
 
@@ -151,9 +151,9 @@ def _metadata(run: TrainingRun, licence: str | None, evaluations: Sequence[Evalu
 
 def _public(data: str) -> str:
     """Return the name of a data set; of a folder only the last part, because the path is private."""
-    if not data.startswith(_FOLDER):
+    if not data.startswith(FOLDER):
         return data
-    return Path(data.removeprefix(_FOLDER)).name or "folder"
+    return Path(data.removeprefix(FOLDER)).name or "folder"
 
 
 def _code(text: str) -> str:

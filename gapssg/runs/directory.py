@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from gapssg._version import __version__
+from gapssg.data import FOLDER
 from gapssg.errors import InputError, RunError, os_errors_as, shortened
 from gapssg.files import (
     LARGEST_FILE,
@@ -30,8 +31,8 @@ from gapssg.files import (
     is_folder,
     lock,
     make_folder,
-    read_bounded,
     numbered_files,
+    read_bounded,
     remove,
     sha256_of_file,
     sync_folder,
@@ -366,7 +367,7 @@ def _may_differ(key: str, earlier: Any, now: Any, may_move: Container[str]) -> b
     if key == "epochs":
         return isinstance(earlier, int) and isinstance(now, int) and now >= earlier
     if key in may_move and None not in (earlier, now):
-        return not key.endswith(".name") or all(str(name).startswith("folder:") for name in (earlier, now))
+        return not key.endswith(".name") or all(str(name).startswith(FOLDER) for name in (earlier, now))
     return key in _MAY_CHANGE | _ASKED_EACH_TIME
 
 
