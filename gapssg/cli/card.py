@@ -18,14 +18,7 @@ from gapssg.models.settings import WithFactories
 def card(
     console: Console,
     given: Given[WithFactories],
-    run: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR",
-            help="Run directory of distill or pretrain-teacher, finished.",
-            parser=options.path_parser("DIR"),
-        ),
-    ],
+    run: Annotated[Path, options.directory_argument("Run directory of distill or pretrain-teacher, finished.")],
     licence: Annotated[
         str | None, typer.Option("--licence", help="Of the model, as the Hub names it, such as apache-2.0.")
     ] = None,

@@ -46,7 +46,7 @@ def export(
     """
     default = None if output is None else FORMAT_OF_SUFFIX.get(output.suffix.lower())
     settings = given.load(beneath=lambda _: {} if default is None else {"to": default})
-    file = options.required(output, "--output")
+    file = options.required(output)
     options.check_inputs(settings)
     if not file.is_dir():  # some formats are folders
         check_output_file(file, overwrite)

@@ -46,7 +46,7 @@ def import_teacher(
             --class-names cat,dog --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --output t.safetensors
     """
     settings = given.load()
-    file = options.required(output, "--output")
+    file = options.required(output)
     options.check_inputs(settings, None if settings.weights == DEFAULT_WEIGHTS else settings.weights)
     check_teacher_file(file, settings, overwrite)
 

@@ -52,6 +52,11 @@ def path_option(name: str, help_text: str, **details: Any) -> Any:
     return typer.Option(name, help=help_text, metavar="PATH", parser=path_parser(name), **details)
 
 
+def directory_argument(help_text: str) -> Any:
+    """Declare an argument that takes a directory."""
+    return typer.Argument(metavar="DIR", help=help_text, parser=path_parser("DIR"))
+
+
 def path_parser(name: str) -> Callable[[str], Path]:
     """Return the parser of a path for Typer; its errors name the option or argument."""
 
@@ -152,7 +157,6 @@ Json = Annotated[bool, _display_option("json", "Print one JSON object on stdout 
 Quiet = Annotated[bool, _display_option("quiet", "Print only the result.")]
 Debug = Annotated[bool, _display_option("debug", "Show the traceback of an error.")]
 
-Value = TypeVar("Value")
 Number = TypeVar("Number", int, float)
 
 
@@ -169,11 +173,11 @@ def console_of(context: typer.Context) -> Console:
     return console
 
 
-def required(value: Value | None, option: str) -> Value:
-    """Return the value of a required option; raise `InputError` if it is missing."""
-    if value is None:
-        raise InputError(f"{option} is missing; add {option} and where to write")
-    return value
+def required(output: Path | None) -> Path:
+    """Return the path of --output, or raise `InputError` if it is missing."""
+    if output is None:
+        raise InputError("--output is missing; add --output and where to write")
+    return output
 
 
 def check_inputs(settings: Settings, weights: str | None = None) -> None:

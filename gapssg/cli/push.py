@@ -20,10 +20,8 @@ def push(
     given: Given[Settings],
     folder: Annotated[
         Path,
-        typer.Argument(
-            metavar="DIR",
-            help="Directory of a finished run with its model card, or a folder with a model file and README.md.",
-            parser=options.path_parser("DIR"),
+        options.directory_argument(
+            "Directory of a finished run with its model card, or a folder with a model file and README.md."
         ),
     ],
     repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The repository; created if it is missing.")],

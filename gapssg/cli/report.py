@@ -37,7 +37,7 @@ def report(
         gapssg report run landscape --data folder:photos --output report.html
     """
     settings = given.load()
-    page = options.required(output, "--output")
+    page = options.required(output)
     options.check_inputs(settings)
     check_page(page, overwrite)
 

@@ -115,7 +115,7 @@ def check_run(settings: Settings, options: RunOptions) -> Path:
 
     if options.resume is not None:
         return options.resume
-    directory = required(options.output, "--output")
+    directory = required(options.output)
     check_inputs(settings)
     check_output(directory, options.overwrite)
     return directory

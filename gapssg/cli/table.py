@@ -75,12 +75,7 @@ def _variants(_: str, texts: list[str]) -> list[dict[str, Any]]:
 def table(
     console: Console,
     given: Given[TableSettings],
-    directory: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR", help="Directory of the table; a second run continues.", parser=options.path_parser("DIR")
-        ),
-    ],
+    directory: Annotated[Path, options.directory_argument("Directory of the table; a second run continues.")],
     show: Annotated[bool, typer.Option("--show", help="Print what is known so far, and run nothing.")] = False,
     ray: _Ray = None,
     cpus_per_run: _CpusPerRun = None,
