@@ -15,7 +15,7 @@ from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime, to_unit_range
 from gapssg.errors import InputError, reporting_out_of_memory, shortened
 from gapssg.evaluation.predict import batch_size_for
-from gapssg.landscape.lanczos import Eigenpairs, largest_eigenpairs, largest_eigenvalue, quadrature
+from gapssg.landscape.lanczos import largest_eigenvalue, quadrature
 from gapssg.landscape.layout import Layout
 from gapssg.landscape.samples import Samples
 from gapssg.landscape.settings import CurvatureSettings
@@ -77,11 +77,6 @@ def centre_loss(
     return CentreLoss(module, normalization, samples.draw(settings.samples, generator), runtime)
 
 
-def top_eigenvectors(loss: CentreLoss, runtime: Runtime, steps: int, count: int) -> Eigenpairs | None:
-    """Return the largest eigenvalues of the Hessian and their eigenvectors, as `largest_eigenpairs` does."""
-    return largest_eigenpairs(loss.hessian_product, _lanczos_start(loss, runtime), steps, count)
-
-
 def check_second_derivatives(
     module: nn.Module, normalization: Normalization, samples: Samples, runtime: Runtime
 ) -> None:
@@ -102,7 +97,7 @@ def measure_curvature(
     that an operator of the network lacks are left out, and `missing` says why.
     """
     loss = centre_loss(module, normalization, samples, runtime, settings)
-    start = _lanczos_start(loss, runtime)
+    start = lanczos_start(loss, runtime)
     product, signs = loss.hessian_product, runtime.random_stream("hutchinson")
     missing: dict[str, str] = {}
     eigenvalue = _measured("eigenvalue", missing, lambda: largest_eigenvalue(product, start, settings.lanczos_steps))
@@ -126,7 +121,8 @@ def measure_curvature(
     )
 
 
-def _lanczos_start(loss: CentreLoss, runtime: Runtime) -> Tensor:
+def lanczos_start(loss: CentreLoss, runtime: Runtime) -> Tensor:
+    """Return the random vector (P,) from which the Lanczos iterations for the largest eigenvalues start."""
     stream = runtime.random_stream("lanczos")
     return torch.randn(len(loss.weights), generator=stream, device=runtime.device, dtype=torch.float32)
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from gapssg.core.runtime import Runtime
 from gapssg.errors import InputError, RunError, reporting_out_of_memory
 from gapssg.evaluation.real_images import check_same_images
-from gapssg.landscape.curvature import centre_loss, check_second_derivatives, top_eigenvectors
+from gapssg.landscape.curvature import centre_loss, check_second_derivatives, lanczos_start
 from gapssg.landscape.directions import directions_through, principal_directions, random_directions
+from gapssg.landscape.lanczos import largest_eigenpairs
 from gapssg.landscape.layout import Layout
 from gapssg.landscape.points import Plane
 from gapssg.landscape.samples import Samples
@@ -83,7 +84,8 @@ def along_eigenvectors(settings: LandscapeSettings, subject: Subject, samples: S
     exact = replace(runtime, precision="fp32")
     with reporting_out_of_memory(), exact.configured():
         loss = centre_loss(model.module, model.normalization(exact.device), samples, exact, curvature)
-        pairs = top_eigenvectors(loss, exact, curvature.lanczos_steps, settings.dimensions)
+        start = lanczos_start(loss, exact)
+        pairs = largest_eigenpairs(loss.hessian_product, start, curvature.lanczos_steps, settings.dimensions)
     if pairs is None:
         raise RunError(f"the Hessian of {subject.label} is not finite or has fewer axes; use --directions random")
     site = choose_site(settings, subject, [subject], samples, runtime)
