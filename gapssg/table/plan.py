@@ -48,14 +48,14 @@ def plan_tasks(settings: TableSettings, root: Path) -> list[Task]:
     ledger, now = Ledger(user_path(root).absolute()), time.time()
     tasks: dict[Path, Task] = {}
     for row in make_rows(settings):
-        teacher_settings = pretrain_settings(row, row.teacher, 0, settings)
-        scratch_settings = pretrain_settings(row, row.student, 0, settings)
+        teacher_settings = pretrain_settings(row, row.teacher, settings)
+        scratch_settings = pretrain_settings(row, row.student, settings)
         teacher_hash, scratch_hash = identity(teacher_settings, row), identity(scratch_settings, row)
         teacher = ledger.pretrained(row.data_name, row.teacher, 0, teacher_hash)
         tasks.setdefault(teacher, Task(f"{row.data_name}, teacher {row.teacher}", teacher, teacher_settings))
         cells = []
         for column in make_columns(settings):
-            cell = distill_settings(row, column, 0, teacher / "model.safetensors", settings)
+            cell = distill_settings(row, column, teacher / "model.safetensors", settings)
             cells.append((_plan_cell(row, column, cell, teacher_hash, scratch_hash, settings, now), cell))
             now += 1e-3  # columns are sorted by the time at which they were asked for
         for seed in range(settings.seeds):

@@ -128,8 +128,11 @@ def make_columns(settings: TableSettings) -> list[Column]:
     return methods + [Column(variant.name, None, variant.changes) for variant in settings.variants]
 
 
-def pretrain_settings(row: Row, architecture: str, seed: int, settings: TableSettings) -> PretrainSettings:
-    """Return the settings to train a classifier on real images; raise `InputError` if a change is not possible."""
+def pretrain_settings(row: Row, architecture: str, settings: TableSettings) -> PretrainSettings:
+    """Return the settings to train a classifier on real images, with seed 0.
+
+    Raises `InputError` if a change is not possible.
+    """
     smoke = _SMOKE_PRETRAIN if settings.budget == "smoke" else {}
     with _naming(f"{row.name}, training {architecture}"):
         return load_settings(
@@ -140,13 +143,13 @@ def pretrain_settings(row: Row, architecture: str, seed: int, settings: TableSet
             options={
                 **_data_options("data", row),
                 "model.name": (row.name, architecture),
-                **_runtime_options(settings, seed),
+                **_runtime_options(settings),
             },
         )
 
 
-def distill_settings(row: Row, column: Column, seed: int, teacher: Path, settings: TableSettings) -> DistillSettings:
-    """Return the settings of a cell.
+def distill_settings(row: Row, column: Column, teacher: Path, settings: TableSettings) -> DistillSettings:
+    """Return the settings of a cell with seed 0.
 
     The order of precedence is: defaults, the method's published settings, the recipe of the budget, --set, the column's
     changes. Raises `InputError` if a change of the settings or of the column is not possible.
@@ -155,7 +158,7 @@ def distill_settings(row: Row, column: Column, seed: int, teacher: Path, setting
         "teacher": (row.name, str(teacher)),
         "student.name": (row.name, row.student),
         **_data_options("eval_data", row),
-        **_runtime_options(settings, seed),
+        **_runtime_options(settings),
         **({} if column.method is None else {"method.name": ("--methods", column.method)}),
     }
 
@@ -272,6 +275,6 @@ def _data_options(key: str, row: Row) -> dict[str, tuple[str, Any]]:
     return {f"{key}.{name}": ("--data", value) for name, value in values.items() if value is not False}
 
 
-def _runtime_options(settings: TableSettings, seed: int) -> dict[str, tuple[str, Any]]:
+def _runtime_options(settings: TableSettings) -> dict[str, tuple[str, Any]]:
     runtime = {f"runtime.{name}": (f"--{name}", value) for name, value in settings.runtime.to_dict().items()}
-    return {"seed": ("--seeds", seed), **runtime}
+    return {"seed": ("--seeds", 0), **runtime}
