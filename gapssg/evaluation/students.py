@@ -19,7 +19,7 @@ from gapssg.models import MODELS, create_model
 from gapssg.models.create import empty_model
 from gapssg.models.description import ModelCard, ModelProfile
 from gapssg.models.libraries import library_names
-from gapssg.models.model_file import load_model
+from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import parameters_of, profile_model
 from gapssg.models.reference import TIMM, TORCHVISION, library_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts
@@ -69,20 +69,11 @@ def propose_students(settings: ProposeSettings, *, display: Display | None = Non
     runtime = Runtime.from_settings(settings.runtime, seed=0)
     teacher = load_model(settings.teacher, settings.model_factories)
     warn_of_failure(teacher.path, display)
-    card, size = teacher.card, teacher.profile
+    card = teacher.card
     of_teacher = _latency(teacher.module, card, runtime, deadline)
-    names = _candidates(card.architecture)
-    smaller: list[_Sized] = []
-    unmeasured: list[str] = []
-    unsized: list[str] = []
-    for number, name in enumerate(names):
-        display.progress("building candidates", number, len(names))
-        if time.perf_counter() > deadline - settings.seconds / 2:
-            unsized = names[number:]
-            break
-        smaller += _smaller(name, card, size.parameters)
-    smaller.sort(key=lambda each: each.profile.macs)  # the slowest are left out if time runs out
+    smaller, unsized = _smaller_than(teacher, deadline - settings.seconds / 2, display)
     measured: list[Proposal] = []
+    unmeasured: list[str] = []
     for number, candidate in enumerate(smaller):
         display.progress("measuring latency", number, len(smaller))
         latency = None
@@ -96,10 +87,10 @@ def propose_students(settings: ProposeSettings, *, display: Display | None = Non
     measured.sort(key=lambda each: each.latency.median_ms)
     most = float("inf") if settings.max_latency_ms is None else settings.max_latency_ms
     return ProposeResult(
-        teacher=ModelFile(file=str(teacher.path), sha256=teacher.sha256, architecture=card.architecture),
+        teacher=ModelFile(**teacher.facts),
         num_classes=card.num_classes,
         input_shape=card.input_shape,
-        **dict(size),
+        **dict(teacher.profile),
         max_latency_ms=settings.max_latency_ms,
         students=tuple(each for each in measured if each.latency.median_ms <= most),
         timing=ProposeTiming(
@@ -113,6 +104,20 @@ def propose_students(settings: ProposeSettings, *, display: Display | None = Non
         ),
         **dict(run_facts(runtime, settings)),
     )
+
+
+def _smaller_than(teacher: LoadedModel, deadline: float, display: Display) -> tuple[list[_Sized], list[str]]:
+    """Return the candidates that are smaller, the fastest first, and those that were not built until the deadline."""
+    names = _candidates(teacher.card.architecture)
+    smaller: list[_Sized] = []
+    unsized: list[str] = []
+    for number, name in enumerate(names):
+        display.progress("building candidates", number, len(names))
+        if time.perf_counter() > deadline:
+            unsized = names[number:]
+            break
+        smaller += _smaller(name, teacher.card, teacher.profile.parameters)
+    return sorted(smaller, key=lambda each: each.profile.macs), unsized  # the slowest are left out if time runs out
 
 
 def _candidates(architecture: str) -> list[str]:

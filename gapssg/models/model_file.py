@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from itertools import chain, islice, zip_longest
 from operator import methodcaller
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -57,6 +57,14 @@ _MOST_HIDDEN_NUMBERS = 2**24  # positions and masks, which some models compute w
 Description = TypeVar("Description", bound=Interface)
 
 
+class ModelFacts(TypedDict):
+    """What results say of a model file, as keyword arguments."""
+
+    file: str
+    sha256: str
+    architecture: str
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model in memory: of a file, or of a module."""
@@ -76,7 +84,7 @@ class LoadedModel:
         return profile_model(self.module, self.card.input_shape)
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> ModelFacts:
         """File, SHA-256 and architecture, as results have them."""
         return {"file": str(self.path), "sha256": self.sha256, "architecture": self.card.architecture}
 
