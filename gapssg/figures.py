@@ -50,6 +50,11 @@ def new_figure(width: float, height: float, layout: Literal["constrained", "comp
     return Figure(figsize=(width, height), layout=layout)
 
 
+def line_look(number: int) -> dict[str, str]:
+    """Return the colour and the dashes of a line by its number in a figure, for matplotlib."""
+    return {"color": LINE_COLOURS[number % len(LINE_COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
+
+
 def write_figure(folder: Path, name: str, make: Callable[[], Figure]) -> list[Path]:
     """Write a figure, which `make` draws in the common style, as PNG and SVG named `name` into an existing folder.
 

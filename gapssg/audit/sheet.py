@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from gapssg.runs.sample_grid import picture_of
 
 _COLUMNS = ("synthetic", "nearest member", "nearest non-member")
 _SIDE = 96  # pixels that small images are enlarged to
@@ -26,7 +27,7 @@ class Row(NamedTuple):
 
 def draw_sheet(rows: Sequence[Row]) -> Image.Image:
     """Draw at least one row of pairs, with headings; images with two channels or more than three show the first."""
-    channels, height, width = rows[0].images.shape[1:]
+    height, width = rows[0].images.shape[2:]
     factor = max(1, _SIDE // max(height, width))
     column = max(width * factor, 110) + _BETWEEN
     row_height = max(height * factor, _LINE * max(len(row.label) for row in rows)) + _SPACE
@@ -40,12 +41,7 @@ def draw_sheet(rows: Sequence[Row]) -> Image.Image:
         top = _LINE + _SPACE + number * row_height
         for line, text in enumerate(row.label):
             draw.text((2, top + line * _LINE), text, fill="black", font=font)
-        for place, image in enumerate(row.images if channels in (1, 3) else row.images[:, :1]):
-            tile = _picture(image).resize((width * factor, height * factor), Image.Resampling.NEAREST)
+        for place, image in enumerate(row.images):
+            tile = picture_of(image).resize((width * factor, height * factor), Image.Resampling.NEAREST)
             picture.paste(tile, (_LABEL + place * column, top))
     return picture
-
-
-def _picture(image: Tensor) -> Image.Image:
-    pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
-    return Image.fromarray(pixels.contiguous().to(torch.uint8).numpy())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gapssg.errors import InputError
-from gapssg.figures import COLUMN, DASHES, LINE_COLOURS, PAGE, evenly_spaced, new_figure, write_animation, write_figure
+from gapssg.figures import COLUMN, PAGE, evenly_spaced, line_look, new_figure, write_animation, write_figure
 from gapssg.files import write_atomically
 from gapssg.landscape.interactive import interactive_html
 from gapssg.landscape.panels import (
@@ -160,8 +160,7 @@ def curves(surfaces: Sequence[Surface]) -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     scale = scale_of(surfaces)
     for number, surface in enumerate(surfaces):
-        look: dict[str, Any] = {"color": LINE_COLOURS[number % len(LINE_COLOURS)]}
-        look["linestyle"] = DASHES[number % len(DASHES)]
+        look: dict[str, Any] = {**line_look(number)}
         along = surface.axes[0].tolist()
         clipped = clipping(surface, scale)
         label = surface.card.label + (f" ({clipped})" if clipped else "")
@@ -272,8 +271,7 @@ def sheet_3d(
 def _draw_accuracies(axes: Axes, accuracies: Mapping[str, Mapping[int, float]], epochs: Sequence[int]) -> None:
     """Draw the accuracies in [0, 1] of runs by epoch, and mark some epochs."""
     for number, (run, by_epoch) in enumerate(accuracies.items()):
-        look: dict[str, Any] = {"color": LINE_COLOURS[number % len(LINE_COLOURS)]}
-        look["linestyle"] = DASHES[number % len(DASHES)]
+        look: dict[str, Any] = {**line_look(number)}
         axes.plot(list(by_epoch), [100 * share for share in by_epoch.values()], label=run, **look)
     for epoch in epochs:
         axes.axvline(epoch, color="0.6", linewidth=0.6, zorder=0)

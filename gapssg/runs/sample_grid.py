@@ -32,9 +32,6 @@ def sample_grid(images: Tensor, targets: Tensor, class_names: Sequence[str]) -> 
         targets: (N,) int64 on the CPU.
         class_names: Names of all classes.
     """
-    if images.shape[1] not in (1, 3):
-        images = images[:, :1]
-    channels = images.shape[1]
     scale = min(1.0, _LARGEST_SIDE / max(images.shape[2:]))
     height, width = (max(1, round(scale * side)) for side in images.shape[2:])
     present = torch.unique(targets).tolist()
@@ -45,7 +42,7 @@ def sample_grid(images: Tensor, targets: Tensor, class_names: Sequence[str]) -> 
     top = 0 if len(shown) == len(class_names) else _LINE
     row_height = max(height, _LINE) + 1
     size = (_LABEL + max(map(len, rows)) * (width + 1), top + len(rows) * row_height)
-    picture = Image.new("L" if channels == 1 else "RGB", size)
+    picture = Image.new("RGB" if images.shape[1] == 3 else "L", size)
     draw = ImageDraw.Draw(picture)
     if top:
         _write(draw, 0, f"{len(shown)} of {len(class_names):,} classes")
@@ -53,12 +50,17 @@ def sample_grid(images: Tensor, targets: Tensor, class_names: Sequence[str]) -> 
         y = top + number * row_height
         _write(draw, y + (row_height - 1 - _LINE) // 2, shortened(class_names[target], _LONGEST_NAME))
         for column, image in enumerate(row):
-            pixels = image[0] if channels == 1 else image.permute(1, 2, 0)
-            tile = Image.fromarray(pixels.contiguous().numpy())
+            tile = picture_of(image)
             if scale < 1:
                 tile = tile.resize((width, height), Image.Resampling.BOX)
             picture.paste(tile, (_LABEL + column * (width + 1), y))
     return picture
+
+
+def picture_of(image: Tensor) -> Image.Image:
+    """Return an image (C, H, W) uint8 on the CPU as a picture; with two channels or more than three, the first."""
+    pixels = image.permute(1, 2, 0) if len(image) == 3 else image[0]
+    return Image.fromarray(pixels.contiguous().numpy())
 
 
 def _spread(count: int, most: int) -> list[int]:
