@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from gapssg.files import (
     is_folder,
     lock,
     make_folder,
+    numbered_files,
     open_regular,
     parse_json,
     read_bounded,
@@ -35,6 +37,15 @@ def test_equal_values_have_equal_json():
     assert canonical_json({"b": 1, "a": [1.5]}) == canonical_json({"a": [1.5], "b": 1}) == '{"a":[1.5],"b":1}'
     with pytest.raises(ValueError, match="JSON compliant"):
         canonical_json(float("nan"))
+
+
+def test_numbered_files_are_in_the_order_of_their_numbers(tmp_path: Path):
+    for name in ("shard-10", "shard-9", "shard-0002", "shard-", "other-1", "shard-1.tmp"):
+        (tmp_path / name).touch()
+    found = numbered_files(inside(tmp_path), re.compile(r"shard-(\d+)"))
+    names = {2: "shard-0002", 9: "shard-9", 10: "shard-10"}
+    assert [(number, file.name) for number, file in found.items()] == list(names.items())
+    assert numbered_files(inside(tmp_path) / "missing", re.compile(r"(\d+)")) == {}
 
 
 def test_a_write_replaces_the_file_and_leaves_nothing_else(tmp_path: Path):

@@ -185,6 +185,13 @@ def test_tests_import_neither_other_test_modules_nor_benchmarks(path):
                 assert not imports_test, f"{path}:{node.lineno}"
 
 
+def test_no_function_has_more_than_60_lines():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:
+                assert node.end_lineno - node.lineno < 60, f"{path}:{node.lineno} {node.name}"
+
+
 def prose_of(text: str) -> list[tuple[int, str]]:
     """Return the numbered lines of Markdown that can be wrapped: no tables, code blocks, HTML or lone addresses."""
     lines, fenced = [], False

@@ -22,7 +22,7 @@ from rich.text import Text
 from gapssg.cli.app import COMMANDS, app, build_command
 from gapssg.cli.command import Shown, command, help_text, option_name, range_of
 from gapssg.cli.console import Console
-from gapssg.cli.options import Panel
+from gapssg.cli.options import Panel, RunOptions
 from gapssg.settings.base import Settings, descriptions
 from gapssg.synthesis import method_classes
 from tests.program import gapssg
@@ -247,3 +247,19 @@ def test_values_reach_the_function_with_the_names_of_their_options():
     assert seen["settings"] == ExampleSettings(sizes=(3, 5), part=PartSettings(enabled=True))
     assert help_text(ExampleSettings, Shown("part.enabled")) == "The part. Whether it is there."
     assert help_text(ExampleSettings, Shown("sizes")) == "Sizes in [bold]pixels[/bold]. Repeatable."
+
+
+def test_a_parameter_that_is_a_dataclass_stands_for_its_fields():
+    seen: list[RunOptions] = []
+
+    @command("example", ExampleSettings, {}, reads_files=False)
+    def example(_: Console, given: Any, options: RunOptions) -> None:
+        seen.append(options)
+
+    alone = typer.Typer(add_completion=False)
+    alone.command()(example)
+    run = typer.main.get_command(alone)
+    run([], standalone_mode=False)
+    run(["--output", "a", "--overwrite", "--logger", "b", "--logger", "c"], standalone_mode=False)
+    assert (seen[0].output, seen[0].overwrite, seen[0].logger or None) == (None, False, None)
+    assert seen[1] == RunOptions(output=Path("a"), overwrite=True, logger=["b", "c"])
