@@ -18,7 +18,7 @@ from gapssg.landscape.settings import POOL, LandscapeSettings
 from gapssg.landscape.subjects import Subject
 from gapssg.runs.directory import Display, pool_shards
 from gapssg.synthesis.losses import distillation_divergence
-from gapssg.synthesis.shards import read_shard
+from gapssg.synthesis.shards import read_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,9 +104,7 @@ def _read_pool(settings: LandscapeSettings, subject: Subject, runtime: Runtime) 
         raise InputError(f"--data pool: {subject.model.path} is not a run; name the run's directory, not its file")
     if run.distillation is None:
         raise InputError(f"--data pool: {run.path} is not a `distill` run, so it has no pool; use real images")
-    shards = pool_shards(run.path)
-    parts = [read_shard(shard, card.input_shape, card.num_classes) for shard in shards]
-    images = torch.cat([part[0] for part in parts])
+    images = read_images(pool_shards(run.path), card.input_shape, card.num_classes)
     teacher = read_teacher(
         subject.model, settings.teacher, run.distillation.teacher, settings.model_factories, "--data pool"
     )
