@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from gapssg.core.augment import Normalization
 from gapssg.files import canonical_json
-from gapssg.models.description import METADATA_KEY as METADATA_KEY
 from gapssg.runs.results.export import ExportMetadata
 
 INPUT_NAME = "images"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from gapssg.export.formats import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, Files, Format, Subject, quiet
+from gapssg.export.formats import INPUT_NAME, OUTPUT_NAME, Files, Format, Subject, quiet
+from gapssg.models.description import METADATA_KEY
 
 _LARGEST_BATCH = 512
 

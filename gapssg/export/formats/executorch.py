@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gapssg.export.formats import ITSELF, METADATA_KEY, Classifier, Files, Format, Subject, quiet
+from gapssg.export.formats import ITSELF, Classifier, Files, Format, Subject, quiet
+from gapssg.models.description import METADATA_KEY
 
 
 def write_executorch(subject: Subject) -> Files:

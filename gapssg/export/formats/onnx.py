@@ -16,7 +16,6 @@ from gapssg.export.bias_correction import biased_layers, channel_means, correct_
 from gapssg.export.formats import (
     INPUT_NAME,
     ITSELF,
-    METADATA_KEY,
     OUTPUT_NAME,
     Classifier,
     Files,
@@ -26,6 +25,7 @@ from gapssg.export.formats import (
     metadata_text,
     quiet,
 )
+from gapssg.models.description import METADATA_KEY
 from gapssg.runs.results.export import ExportMetadata
 
 # The oldest that the exporter writes without conversion, so that old runtimes can read the file.

@@ -16,7 +16,6 @@ from torch import Tensor
 from gapssg.export.formats import (
     INPUT_NAME,
     ITSELF,
-    METADATA_KEY,
     Classifier,
     Files,
     Format,
@@ -26,6 +25,7 @@ from gapssg.export.formats import (
     quiet,
 )
 from gapssg.export.formats.onnx import write_onnx
+from gapssg.models.description import METADATA_KEY
 from gapssg.runs.results.export import ExportMetadata
 
 _TELEMETRY = "openvino_telemetry"

@@ -6,7 +6,8 @@ import io
 
 import torch
 
-from gapssg.export.formats import ITSELF, METADATA_KEY, Classifier, Files, Format, Subject, quiet, without_gradients
+from gapssg.export.formats import ITSELF, Classifier, Files, Format, Subject, quiet, without_gradients
+from gapssg.models.description import METADATA_KEY
 
 
 def write_torch_export(subject: Subject) -> Files:
