@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
 from gapssg.errors import InputError
 from gapssg.evaluation.import_graph import build_imported_graph
-from gapssg.files import LARGEST_FILE, is_file, sha256_of_file, user_path
+from gapssg.files import LARGEST_FILE, is_file, read_bounded, user_path
+from gapssg.models.checksum import CHECKSUM, has_changed
 from gapssg.models.description import METADATA_KEY, Interface, ModelCard
 from gapssg.models.graphs.description import graph_name
 from gapssg.models.graphs.file import Kind, kind_of_graph, read_graph_file
@@ -30,14 +32,22 @@ def load_any_model(path: Path, factories: Iterable[str] = ()) -> LoadedModel:
 
 
 def _load_exported(path: Path, kind: Kind) -> LoadedModel:
+    content = read_bounded(path, LARGEST_FILE)
+    sha256 = hashlib.sha256(content).hexdigest()
     try:
+        if has_changed(content):
+            raise InputError(f"{path} has changed since it was exported (its checksum does not match)")
         graph = read_graph_file(path, kind, None)
     except InputError as error:
-        advice = f"gapssg import-teacher --weights {shlex.quote(str(path))}"
-        raise InputError(f"{error}; if another program wrote it, make a model file of it: {advice} ...") from error
+        raise InputError(
+            f"{error}; if it is damaged, copy it or export it again; if another program wrote it, make a model file of "
+            f"it: gapssg import-teacher --weights {shlex.quote(str(path))} ..."
+        ) from error
     if graph.metadata is None:
         raise refused_graph(path, kind)
-    about = validated(ExportMetadata, read_description(path, {METADATA_KEY: graph.metadata}), path)
+    description = read_description(path, {METADATA_KEY: graph.metadata})
+    description.pop(CHECKSUM, None)
+    about = validated(ExportMetadata, description, path)
     if (graph.input_shape, graph.num_classes) != (about.input_shape, about.num_classes):
         raise InputError(f"{path} is damaged: its description is of another model; export the model again")
     interface = about.model_dump(include={*Interface.model_fields} - {"architecture", "arguments"})
@@ -53,4 +63,4 @@ def _load_exported(path: Path, kind: Kind) -> LoadedModel:
         provenance=about.provenance.model,
     )
     module = build_imported_graph(graph, card, SilentDisplay())
-    return LoadedModel(module, card, sha256_of_file(path, LARGEST_FILE), path)
+    return LoadedModel(module, card, sha256, path)

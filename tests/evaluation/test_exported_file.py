@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from PIL import Image
 
-from gapssg import ExportSettings, PredictSettings, export_model, predict
+from gapssg import ExportSettings, InputError, PredictSettings, export_model, load_model, predict
 from gapssg.export import quantize
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
@@ -23,7 +23,7 @@ from gapssg.runs.results.evaluation import PredictResult
 from tests.conftest import make_card
 from tests.models.graphs.small_models import Mobile, trained
 from tests.models.graphs.written import write
-from tests.program import refusal
+from tests.program import gapssg, refusal
 
 # The same operations may be summed in another order, and batch norms are folded: some units of float32 rounding.
 SOME_ROUNDING = 1e-5
@@ -57,6 +57,13 @@ def torchscript(model_file: Path) -> bytes:
     return path.read_bytes()
 
 
+@pytest.fixture(scope="module")
+def onnx_file(model_file: Path) -> bytes:
+    path = model_file.parent / "model.onnx"
+    export_model(ExportSettings(model=model_file, to="onnx"), path)
+    return path.read_bytes()
+
+
 def predicted(model: Path, photo: Path) -> PredictResult:
     runtime = {"device": "cpu", "precision": "fp32"}
     settings = {"model": model, "images": [photo], "top": 10, "runtime": runtime}
@@ -65,7 +72,7 @@ def predicted(model: Path, photo: Path) -> PredictResult:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("to", "is_folded"), [("onnx", False), ("torch-export", False), ("torchscript", True)])
-def test_an_exported_file_classifies_as_the_model_does(
+def test_an_exported_file_classifies_as_the_model_does_until_a_byte_of_its_weights_changes(
     model_file: Path, photo: Path, tmp_path: Path, to: str, is_folded: bool, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(quantize, "_SECONDS_OF_TIMING", 0.01)
@@ -78,6 +85,11 @@ def test_an_exported_file_classifies_as_the_model_does(
     for ours, theirs in zip(found.classes, expected.classes, strict=True):
         assert ours.probability == pytest.approx(theirs.probability, rel=SOME_ROUNDING)
     assert result.model.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    damaged = bytearray(file.read_bytes())
+    damaged[damaged.index(load_model(model_file).module.classifier.weight.detach().numpy().tobytes())] ^= 1
+    file.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"checksum does not match|does not match its checksum|Bad CRC-32"):
+        predicted(file, photo)
 
 
 def other_classes(about: dict[str, Any]) -> dict[str, Any]:
@@ -121,10 +133,47 @@ def test_files_of_other_programs_and_damaged_ones_say_what_to_do(torchscript: by
     )
     (tmp_path / "cut.pt").write_bytes(torchscript[:-100])
     assert "cut.pt is incomplete or damaged" in refusal("predict", tmp_path / "cut.pt", photo)
-    with zipfile.ZipFile(io.BytesIO(torchscript)) as archive:
-        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
-        weights = archive.read(largest)
-    changed = bytearray(torchscript)
-    changed[torchscript.index(weights) + len(weights) // 2] ^= 0x80  # PyTorch reads it without a word
-    (tmp_path / "changed.pt").write_bytes(changed)
-    assert "does not match its checksum" in refusal("predict", tmp_path / "changed.pt", photo)
+
+
+@pytest.mark.slow
+def test_an_onnx_file_whose_graph_or_description_has_changed_is_refused(onnx_file: bytes, photo: Path, tmp_path: Path):
+    file = tmp_path / "changed.onnx"
+    for place in (onnx_file.index(b"kernel_shape"), onnx_file.index(b'"deviation":[0.4]') + len('"deviation":[0')):
+        changed = bytearray(onnx_file)
+        changed[place] ^= 1
+        file.write_bytes(changed)
+        assert refusal("predict", file, photo, "--quiet") == (
+            f"{file} has changed since it was exported (its checksum does not match); if it is damaged, copy it or "
+            "export it again; if another program wrote it, make a model file of it: gapssg import-teacher --weights "
+            f"{file} ..."
+        )
+    file.write_bytes(onnx_file.replace(b'"content_sha256"', b'"content_sha257"'))
+    assert "content_sha257: Extra inputs are not permitted" in refusal("predict", file, photo)
+
+
+@pytest.mark.slow
+def test_an_onnx_file_that_another_program_has_changed_can_be_imported(onnx_file: bytes, photo: Path, tmp_path: Path):
+    file, teacher = tmp_path / "other.onnx", tmp_path / "teacher.safetensors"
+    arguments = ["import-teacher", "--weights", file, "--mean", 0.3, "--std", 0.4, "--overwrite", "--output", teacher]
+    model = onnx.load_from_string(onnx_file)
+    onnx.save(model, file)  # which changes nothing
+    predicted(file, photo)
+    assert "has changed" not in gapssg(*arguments).stdout
+    rounded = numpy_helper.to_array(model.graph.initializer[0]).astype(numpy.float16).astype(numpy.float32)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(rounded, model.graph.initializer[0].name))
+    onnx.save(model, file)
+    assert "other.onnx has changed since it was exported (its checksum does" in refusal("predict", file, photo)
+    assert f"warning: {file} has changed since it was exported; if it is damaged," in gapssg(*arguments).stdout
+    predicted(teacher, photo)
+
+
+@pytest.mark.slow
+def test_an_onnx_file_from_before_checksums_is_read(onnx_file: bytes, photo: Path, tmp_path: Path):
+    model = onnx.load_from_string(onnx_file)
+    about = json.loads(model.metadata_props[0].value)
+    del about["content_sha256"]
+    onnx.helper.set_model_props(model, {"gapssg": json.dumps(about)})
+    onnx.save(model, tmp_path / "old.onnx")
+    (tmp_path / "new.onnx").write_bytes(onnx_file)
+    old, new = (predicted(tmp_path / name, photo) for name in ("old.onnx", "new.onnx"))
+    assert old.images == new.images

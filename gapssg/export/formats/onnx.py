@@ -22,9 +22,10 @@ from gapssg.export.formats import (
     Format,
     Subject,
     calibration_batches,
-    metadata_text,
     quiet,
 )
+from gapssg.files import canonical_json
+from gapssg.models.checksum import BLANK, CHECKSUM, with_checksum
 from gapssg.models.description import METADATA_KEY
 from gapssg.runs.results.export import ExportMetadata
 
@@ -54,8 +55,15 @@ def write_onnx(subject: Subject) -> Files:
     # Nodes name their source files, with folders of this machine.
     for part in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info):
         part.ClearField("metadata_props")
-    model.metadata_props.add(key=METADATA_KEY, value=subject.text)
-    return {ITSELF: bytes(model.SerializeToString(deterministic=True))}
+    return _serialized(model, subject.metadata)
+
+
+def _serialized(model: Any, metadata: ExportMetadata) -> Files:
+    import onnx
+
+    description = {**metadata.model_dump(mode="json"), CHECKSUM: BLANK}
+    onnx.helper.set_model_props(model, {METADATA_KEY: canonical_json(description)})
+    return {ITSELF: with_checksum(bytes(model.SerializeToString(deterministic=True)))}
 
 
 @contextmanager
@@ -139,8 +147,7 @@ class OnnxQuantizer:
             model = onnx.load(file)
         means = {layer: mean for layer, mean in self._means.items() if layer not in float_layers}
         correct_biases(model, means, self._calibration)
-        onnx.helper.set_model_props(model, {METADATA_KEY: metadata_text(metadata)})
-        return {ITSELF: bytes(model.SerializeToString(deterministic=True))}
+        return _serialized(model, metadata)
 
 
 def _batches(calibration: Tensor) -> Any:

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import hashlib
+
+from gapssg.models.checksum import BLANK, CHECKSUM, has_changed, with_checksum
+
+START, END = f'weights{{"a":1,"{CHECKSUM}":"'.encode(), b'","b":2}weights'
+
+
+def test_a_checksum_is_that_of_the_file_with_zeros_in_its_place():
+    blank = START + BLANK.encode() + END
+    assert with_checksum(blank) == START + hashlib.sha256(blank).hexdigest().encode() + END
+    assert with_checksum(b"another file") == b"another file"
+
+
+def test_every_changed_bit_and_every_missing_byte_is_noticed_but_in_the_key():
+    content = with_checksum(START + BLANK.encode() + END)
+    assert not has_changed(content)
+    key = range(START.index(b'"content'), len(START))
+    for place in range(len(content)):
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[place] ^= 1 << bit
+            assert has_changed(bytes(changed)) == (place not in key)
+        assert has_changed(content[:place] + content[place + 1 :]) == (place not in key)
