@@ -15,23 +15,30 @@ from gapssg.models.description import METADATA_KEY, Interface, ModelCard
 from gapssg.models.graphs.description import graph_name
 from gapssg.models.graphs.file import Kind, kind_of_graph, read_graph_file
 from gapssg.models.model_file import LoadedModel, load_model, read_description, refused_graph, validated
-from gapssg.runs.directory import SilentDisplay
+from gapssg.runs.directory import Display, SilentDisplay
+from gapssg.runs.evaluations import failed, known_failures, warn_of_failure
+from gapssg.runs.results.common import Failures
 from gapssg.runs.results.export import ExportMetadata
 
 
-def load_any_model(path: Path, factories: Iterable[str] = ()) -> LoadedModel:
+def load_any_model(path: Path, factories: Iterable[str], display: Display) -> tuple[LoadedModel, Failures]:
     """Return the model of a model file, or of an ONNX, TorchScript or torch.export file of `gapssg export`.
 
-    The graph of an exported file is run by PyTorch, after its logits of random images were compared with those of
-    the file's own library in a child process; no Python code of the file is run. Raises `InputError` as `load_model`,
-    and if an exported file is damaged, has other logits, or was written by another program.
+    Returns also why its run found it not usable, which the display shows. The graph of an exported file is run by
+    PyTorch, after its logits of random images were compared with those of the file's own library in a child process; no
+    Python code of the file is run. Raises `InputError` as `load_model`, and if an exported file is damaged, has other
+    logits, or was written by another program.
     """
     path = user_path(path)
     kind = kind_of_graph(path) if is_file(path) else None
-    return load_model(path, factories) if kind is None else _load_exported(path, kind)
+    if kind is not None:
+        return _load_exported(path, kind, display)
+    model = load_model(path, factories)
+    warn_of_failure(model.path, display)
+    return model, known_failures(model.path)
 
 
-def _load_exported(path: Path, kind: Kind) -> LoadedModel:
+def _load_exported(path: Path, kind: Kind, display: Display) -> tuple[LoadedModel, Failures]:
     content = read_bounded(path, LARGEST_FILE)
     sha256 = hashlib.sha256(content).hexdigest()
     try:
@@ -63,4 +70,6 @@ def _load_exported(path: Path, kind: Kind) -> LoadedModel:
         provenance=about.provenance.model,
     )
     module = build_imported_graph(graph, card, SilentDisplay())
-    return LoadedModel(module, card, sha256, path)
+    if about.failures:
+        display.event(failed(path, about.failures))
+    return LoadedModel(module, card, sha256, path), about.failures

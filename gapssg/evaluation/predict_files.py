@@ -24,7 +24,6 @@ from gapssg.evaluation.settings import PredictSettings, check_predictions_file
 from gapssg.files import user_path, write_atomically
 from gapssg.models.model_file import LoadedModel
 from gapssg.runs.directory import Display, SilentDisplay, run_facts
-from gapssg.runs.evaluations import known_failures, warn_of_failure
 from gapssg.runs.events import Warned
 from gapssg.runs.results.common import ModelFile
 from gapssg.runs.results.evaluation import ClassProbability, PredictedImage, PredictResult, PredictTiming
@@ -61,8 +60,7 @@ def predict(
         output = user_path(output)
         check_predictions_file(output, settings, overwrite)
     runtime = Runtime.from_settings(settings.runtime, seed=0)  # nothing is drawn
-    model = load_any_model(settings.model, settings.model_factories)
-    warn_of_failure(model.path, display)
+    model, failures = load_any_model(settings.model, settings.model_factories, display)
     files = find_images(settings.images, lambda sentence: display.event(Warned(epoch=0, message=sentence)))
     started = time.perf_counter()
     images = _classify(files, model, settings, runtime, display)
@@ -71,7 +69,7 @@ def predict(
         write_atomically(output, _to_csv(images))
     return PredictResult(
         model=ModelFile(**model.facts),
-        failures=known_failures(model.path),
+        failures=failures,
         images=tuple(images),
         timing=PredictTiming(images_per_second=len(images) / seconds),
         **dict(run_facts(runtime, settings)),

@@ -37,7 +37,7 @@ from gapssg.models.frozen import frozen
 from gapssg.models.model_file import load_model
 from gapssg.models.model_path import model_file
 from gapssg.runs.directory import Display, SilentDisplay, pool_shards, run_facts, versions
-from gapssg.runs.evaluations import warn_of_failure
+from gapssg.runs.evaluations import known_failures, warn_of_failure
 from gapssg.runs.events import Note, Warned
 from gapssg.runs.results.common import ModelFile
 from gapssg.runs.results.export import (
@@ -98,7 +98,12 @@ def export_model(
     warn_of_failure(model.path, display)
     provenance = ExportProvenance(model_sha256=model.sha256, model=model.card.provenance, versions=all_versions)
     interface = {name: getattr(model.card, name) for name in Interface.model_fields}
-    metadata = ExportMetadata(**interface, normalization_folded=settings.fold_normalization, provenance=provenance)
+    metadata = ExportMetadata(
+        **interface,
+        normalization_folded=settings.fold_normalization,
+        failures=known_failures(model.path),
+        provenance=provenance,
+    )
     exporter = _Exporter(Examiner(model, settings, runtime), target, output, test, pool, display)
     exported = exporter.export_int8(metadata) if settings.int8.enabled else exporter.export_float32(metadata)
     return ExportResult(

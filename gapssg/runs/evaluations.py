@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -75,9 +75,14 @@ def warnings_of_run(file: Path) -> Iterator[Warned]:
             sentence = f"{file.parent} is not finished, and {file.name} is of an earlier end; finish it with --resume"
             yield Warned(epoch=0, message=sentence)
         if failures := failures_of_run(file):
-            yield Warned(epoch=0, message=f"FAILED: {file} is not usable: {'; '.join(failures)}")
+            yield failed(file, failures)
     except InputError as error:
         yield Warned(epoch=0, message=f"what its run found of {file} is not known: {error}")
+
+
+def failed(file: Path, failures: Sequence[str]) -> Warned:
+    """Return the warning that a file has a student that its run found not usable."""
+    return Warned(epoch=0, message=f"FAILED: {file} is not usable: {'; '.join(failures)}")
 
 
 def failures_of_run(file: Path) -> tuple[str, ...]:

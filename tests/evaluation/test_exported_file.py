@@ -19,11 +19,13 @@ from gapssg import ExportSettings, InputError, PredictSettings, export_model, lo
 from gapssg.export import quantize
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
+from gapssg.runs.results.common import RESULT
 from gapssg.runs.results.evaluation import PredictResult
 from tests.conftest import make_card
 from tests.models.graphs.small_models import Mobile, trained
 from tests.models.graphs.written import write
 from tests.program import gapssg, refusal
+from tests.results import make_distill_result
 
 # The same operations may be summed in another order, and batch norms are folded: some units of float32 rounding.
 SOME_ROUNDING = 1e-5
@@ -168,12 +170,29 @@ def test_an_onnx_file_that_another_program_has_changed_can_be_imported(onnx_file
 
 
 @pytest.mark.slow
-def test_an_onnx_file_from_before_checksums_is_read(onnx_file: bytes, photo: Path, tmp_path: Path):
+def test_an_onnx_file_from_before_checksums_and_failures_is_read(onnx_file: bytes, photo: Path, tmp_path: Path):
     model = onnx.load_from_string(onnx_file)
     about = json.loads(model.metadata_props[0].value)
-    del about["content_sha256"]
+    del about["content_sha256"], about["failures"]
     onnx.helper.set_model_props(model, {"gapssg": json.dumps(about)})
     onnx.save(model, tmp_path / "old.onnx")
     (tmp_path / "new.onnx").write_bytes(onnx_file)
     old, new = (predicted(tmp_path / name, photo) for name in ("old.onnx", "new.onnx"))
     assert old.images == new.images
+    assert (old.failures, new.failures) == (None, ())
+
+
+def test_the_failures_of_a_run_are_those_of_its_exported_student(model_file: Path, photo: Path, tmp_path: Path):
+    run, file = tmp_path / "run", tmp_path / "exported.pt"
+    run.mkdir()
+    (run / "student.safetensors").write_bytes(model_file.read_bytes())
+    for failures in (("it is right on none",), ()):
+        result = make_distill_result().model_copy(update={"failures": failures})
+        (run / RESULT).write_text(result.model_dump_json())
+        export_model(ExportSettings(model=run, to="torchscript"), file, overwrite=True)
+        shown = gapssg("predict", file, photo, "--json")
+        assert json.loads(shown.stdout)["failures"] == list(failures)
+        assert shown.stderr.count(f"FAILED: {file} is not usable: it is right on none") == len(failures)
+    (run / RESULT).write_text("{")
+    export_model(ExportSettings(model=run, to="torchscript"), file, overwrite=True)
+    assert predicted(file, photo).failures is None

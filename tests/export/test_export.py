@@ -827,6 +827,7 @@ def test_a_missing_package_gives_one_sentence_with_the_command_that_installs_it(
 
 
 @pytest.mark.parametrize("failures", [(), ("it is right on none",)])
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
 def test_a_student_that_failed_is_called_that_when_it_is_exported(
     failures: tuple[str, ...], model_file: Path, tmp_path: Path
 ):
@@ -835,5 +836,7 @@ def test_a_student_that_failed_is_called_that_when_it_is_exported(
     file = tmp_path / "student.safetensors"
     file.write_bytes(model_file.read_bytes())
     for model in (tmp_path, file):
-        shown = gapssg("export", model, "--to", "torch-export", "--output", tmp_path / "s.pt2", "--overwrite").stdout
-        assert ("FAILED" in shown and "it is right on none" in shown) == bool(failures)
+        arguments = ["export", model, "--output", tmp_path / "s.pt", "--overwrite", "--json"]
+        shown = gapssg(*arguments)
+        assert shown.stderr.count(f"FAILED: {file} is not usable: it is right on none") == len(failures)
+        assert json.loads(shown.stdout)["metadata"]["failures"] == list(failures)

@@ -17,7 +17,7 @@ _MOST_BYTES = 16 * 2**20
 
 Sentences = Annotated[tuple[Text, ...], Field(max_length=20, fail_fast=True)]
 Failures = Sentences | None
-"""Why the run of a model file found it not usable; empty if it did not or there is no run, None if it is damaged."""
+"""Why the run of a model found it not usable; empty if it did not or there is no run, None if that is not known."""
 Nothing = TypeVar("Nothing")
 """The value where a model was not evaluated: None, or Never if it always is."""
 

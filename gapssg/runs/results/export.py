@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Generic, Literal, TypeVar
 
 from gapssg.models.description import Interface, Provenance
-from gapssg.runs.results.common import FileFacts, ModelFile, RunFacts
+from gapssg.runs.results.common import Failures, FileFacts, ModelFile, RunFacts
 from gapssg.settings.base import Settings
 from gapssg.stored import Count, Stored, Text
 
@@ -88,6 +88,7 @@ class ExportMetadata(Interface):
     format_version: Literal[1] = 1
     normalization_folded: bool
     int8: Int8Metadata | None = None
+    failures: Failures = None
     provenance: ExportProvenance
 
 
