@@ -6,7 +6,7 @@ from gapssg.cli import options, render
 from gapssg.cli.command import MODEL_FACTORIES, Given, Shown, command, data_fields
 from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
-from gapssg.export.settings import FORMAT_OF_SUFFIX, ExportSettings
+from gapssg.export.settings import FORMAT_OF_SUFFIX, ExportSettings, check_suffix
 from gapssg.files import check_output_file
 
 
@@ -48,6 +48,7 @@ def export(
     settings = given.load(beneath=lambda _: {} if default is None else {"to": default})
     file = options.required(output)
     options.check_inputs(settings)
+    check_suffix(settings.to, file)
     if not file.is_dir():  # some formats are folders
         check_output_file(file, overwrite)
 

@@ -21,7 +21,7 @@ from gapssg.evaluation.metrics import agreement, top_k_accuracy
 from gapssg.evaluation.real_images import read_test_images
 from gapssg.export.formats import ITSELF, Calibration, Classifier, Files, Format, Subject, load_format, quiet
 from gapssg.export.quantize import PoolImages, check_agreement, draw_images, images_per_second, quantize_within
-from gapssg.export.settings import FORMAT_NAMES, ExportSettings
+from gapssg.export.settings import FORMAT_NAMES, ExportSettings, check_suffix
 from gapssg.export.verify import Examiner, check_tolerance, compare, random_batches, tolerance_of
 from gapssg.files import (
     check_output_file,
@@ -79,6 +79,7 @@ def export_model(
     """
     display = display or SilentDisplay()
     output = user_path(output)
+    check_suffix(settings.to, output)
     target = load_format(settings.to)
     _check_format(settings, target)
     file = model_file(settings.model)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
 from gapssg.data.settings import DataSettings
+from gapssg.errors import InputError
 from gapssg.models.settings import WithFactories
 from gapssg.settings.base import Settings, UserPath
 
@@ -24,6 +26,15 @@ FORMAT_OF_SUFFIX: Mapping[str, FormatName] = {
     ".mlpackage": "coreml",
 }
 """What `--to` is by default, by the suffix of the output. Folders of OpenVINO and of images have none."""
+
+
+def check_suffix(to: FormatName, output: Path) -> None:
+    """Raise `InputError` if the suffix of an output is that of another format."""
+    of_suffix = FORMAT_OF_SUFFIX.get(output.suffix.lower(), to)
+    if of_suffix != to:
+        raise InputError(
+            f"{output} has the suffix of --to {of_suffix}, but --to is {to}; change the suffix, or leave --to out"
+        )
 
 
 class QuantizationSettings(Settings):

@@ -166,7 +166,7 @@ def test_the_format_is_that_of_the_suffix_unless_it_is_named(model_file: Path, t
     for suffix, to in FORMAT_OF_SUFFIX.items():
         shown = gapssg("export", model_file, "--output", tmp_path / f"model{suffix}", "--dry-run").stdout
         assert tomllib.loads(shown)["to"] == to
-    named = gapssg("export", model_file, "--to", "torchscript", "--output", tmp_path / "model.onnx", "--json")
+    named = gapssg("export", model_file, "--to", "torchscript", "--output", tmp_path / "model", "--json")
     assert json.loads(named.stdout)["format"] == "torchscript"
     assert {*FORMAT_OF_SUFFIX.values()} == {*FORMAT_NAMES} - {"openvino", "calibration"}  # both are folders
 
@@ -782,7 +782,8 @@ def test_bad_input_is_one_sentence_with_status_2_and_leaves_nothing(model_file: 
             run_folder,
             "--to",
             "torchscript",
-            *export[4:],
+            "--output",
+            out / "model",
             "--int8",
         ],
         "name the run's directory with --pool": [*export, "--int8"],
@@ -792,6 +793,14 @@ def test_bad_input_is_one_sentence_with_status_2_and_leaves_nothing(model_file: 
             model_file,
             "--to",
             "calibration",
+            "--output",
+            out / "model",
+        ],
+        "model.onnx has the suffix of --to onnx, but --to is torchscript; change the suffix, or leave --to out": [
+            "export",
+            model_file,
+            "--to",
+            "torchscript",
             *export[4:],
         ],
         "holds no sample pool": [*export, "--int8", "--pool", tmp_path],
@@ -809,6 +818,8 @@ def test_bad_input_is_one_sentence_with_status_2_and_leaves_nothing(model_file: 
         sentence = refusal(*arguments)
         assert words in sentence, (words, sentence)
         assert len(sentence.splitlines()) == 1
+    with pytest.raises(InputError, match=r"model\.PT2 has the suffix of --to torch-export, but --to is onnx"):
+        export_model(ExportSettings(model=model_file, to="onnx"), out / "model.PT2")
     assert list(out.iterdir()) == []
     assert model_file.read_bytes() == before
 
