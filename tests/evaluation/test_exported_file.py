@@ -10,17 +10,22 @@ from typing import Any
 
 import numpy
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
 from PIL import Image
+from torch import Tensor
 
 from gapssg import ExportSettings, InputError, PredictSettings, export_model, load_model, predict
+from gapssg.data.decode import decode_images
+from gapssg.data.source import LoadOptions
 from gapssg.export import quantize
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
 from gapssg.runs.results.common import RESULT
 from gapssg.runs.results.evaluation import PredictResult
+from gapssg.synthesis.shards import PoolOrigin, write_shard
 from tests.conftest import make_card
 from tests.models.graphs.small_models import Mobile, trained
 from tests.models.graphs.written import write
@@ -92,6 +97,31 @@ def test_an_exported_file_classifies_as_the_model_does_until_a_byte_of_its_weigh
     file.write_bytes(damaged)
     with pytest.raises(InputError, match=r"checksum does not match|does not match its checksum|Bad CRC-32"):
         predicted(file, photo)
+
+
+@pytest.mark.slow
+def test_an_int8_file_classifies_as_onnxruntime_does(model_file: Path, photo: Path, tmp_path: Path):
+    run, file = tmp_path / "run", tmp_path / "int8.onnx"
+    (run / "pool").mkdir(parents=True)
+    (run / "student.safetensors").write_bytes(model_file.read_bytes())
+    noise = torch.randint(0, 256, (40, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    write_shard(run / "pool" / "shard-0001.safetensors", noise, torch.arange(40) % 10, PoolOrigin("gapssg", "0"))
+    int8 = {"enabled": True, "min_agreement": 0}
+    export_model(ExportSettings.model_validate({"model": run, "to": "onnx", "int8": int8}), file)
+
+    options = LoadOptions(image_size=(16, 16), channels=1, resize=20, interpolation="bicubic")
+    pixels = torch.from_numpy(decode_images([photo], options)) / 255
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"images": ((pixels - 0.3) / 0.4).numpy()})
+    expected = torch.from_numpy(logits[0]).double().log_softmax(0)
+    step = (expected.max() - expected.min()) / 255  # at most that of the logits, which have 8 bits
+
+    def difference(path: Path) -> Tensor:
+        probabilities = {each.name: each.probability for each in predicted(path, photo).images[0].classes}
+        found = torch.tensor([probabilities[name] for name in "abcdefghij"], dtype=torch.float64).log()
+        return (found - expected).abs().max()
+
+    assert difference(file) < step < difference(run)
 
 
 def other_classes(about: dict[str, Any]) -> dict[str, Any]:

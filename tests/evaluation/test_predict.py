@@ -6,15 +6,18 @@ import csv
 import io
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy
 import pytest
 import torch
 from PIL import Image
 
-from gapssg import InputError, PredictSettings, RunError, load_model, predict
+from gapssg import ExportSettings, InputError, PredictSettings, RunError, export_model, load_model, predict
 from gapssg.core.runtime import Runtime
 from gapssg.data import load_split
 from gapssg.data.decode import decode_images
@@ -102,6 +105,30 @@ def test_images_are_resized_as_the_training_did_alike_from_files_and_as_data(
     found = {image.file: image.classes[0].probability for image in predict(settings(file, photos)).images}
     highest = logits.double().softmax(dim=1).max(dim=1).values.tolist()
     assert found == dict(zip(map(str, images_in(photos)), highest, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_an_exported_file_is_read_by_an_isolated_child_process(
+    model_file: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "model.pt"
+    export_model(ExportSettings(model=model_file, to="torchscript"), file)
+    run = Mock(wraps=subprocess.run)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(torch.jit, "load", Mock(side_effect=AssertionError))  # in this process
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "torch.py").write_text("raise SystemExit('the folder of the user is on the path')\n")
+    found, expected = (
+        json.loads(gapssg("predict", path, photos, "--precision", "fp32", "--json").stdout)["images"]
+        for path in (file, model_file)
+    )
+    assert run.call_args.args[0][:2] == [sys.executable, "-I"]
+    for image, right in zip(found, expected, strict=True):
+        assert image["file"] == right["file"]
+        assert [each["name"] for each in image["classes"]] == [each["name"] for each in right["classes"]]
+        for ours, theirs in zip(image["classes"], right["classes"], strict=True):
+            assert ours["probability"] == pytest.approx(theirs["probability"], rel=SOME_ROUNDING)
 
 
 def test_files_and_folders_are_read_in_the_order_given_and_only_the_top_classes_are_kept(
