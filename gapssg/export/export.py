@@ -256,7 +256,8 @@ class _Exporter:
 
         def error(files: Files) -> float:
             images = pool.held_out[:_RANKING_IMAGES]
-            return (before[: len(images)] - self._logits(self._load(files), images)).square().mean().item()
+            difference = before[: len(images)].double() - self._logits(self._load(files), images)  # float32 overflows
+            return difference.square().mean().item()
 
         with foreign_code(f"{architecture} cannot be quantised; leave --int8 out, or --debug for details"):
             quantizer = self.target.quantizer(plain_files, self.examiner.inputs(pool.calibration))
@@ -286,7 +287,7 @@ class _Exporter:
         check_tolerance(on_random, tolerance, "random images")
         if test is not None:
             ours, theirs = examiner.model_logits(test.images), self._logits(exported, test.images)
-            on_test = compare(ours, theirs, limit)
+            on_test = compare(ours, theirs, limit, "test images")
             check_tolerance(on_test, tolerance, "test images")
             top1 = ExportedTop1(model=_top1(ours, test), exported=_top1(theirs, test))
         verification = Verification(tolerance=tolerance, random=on_random, test=on_test, top1=top1)
@@ -321,12 +322,14 @@ class _Exporter:
     ) -> Int8Verification:
         """Compare an int8 model with the float32 export; raise InputError if they disagree on images of the pool."""
         min_agreement, limit = self.examiner.settings.int8.min_agreement, self.examiner.limit
-        on_pool = compare(self._logits(plain, pool.held_out), self._logits(quantized, pool.held_out), limit)
+        before, after = (self._logits(classifier, pool.held_out) for classifier in (plain, quantized))
+        on_pool = compare(before, after, limit, "images of the pool")
         check_agreement(on_pool, min_agreement)
         on_test, top1 = None, None
         if self.test is not None:
             before, after = (self._logits(classifier, self.test.images) for classifier in (plain, quantized))
-            on_test, top1 = compare(before, after, limit), _both(_top1(before, self.test), _top1(after, self.test))
+            on_test = compare(before, after, limit, "test images")
+            top1 = _both(_top1(before, self.test), _top1(after, self.test))
         return Int8Verification(
             calibration_images=len(pool.calibration),
             min_agreement=min_agreement,

@@ -101,26 +101,32 @@ class Examiner:
             )
 
 
-def compare(logits: Tensor, exported: Tensor, limit: float = math.inf) -> LogitsComparison:
+def compare(
+    logits: Tensor, exported: Tensor, limit: float = math.inf, images: str = "random images"
+) -> LogitsComparison:
     """Compare the logits (N, K) of a model with those of the exported model for the same images.
 
-    Differences are those of logits clipped to [-limit, limit].
+    Differences are those of logits clipped to [-limit, limit]; `images` says what they are of.
 
     Raises:
         InputError: Logits are not finite.
     """
     if not torch.isfinite(logits).all():
-        raise InputError("the model's own logits are not finite, so that an export cannot be verified")
+        raise InputError(
+            f"the model's logits of {images} are not finite, so that no export is verified; check its weights"
+        )
     if not torch.isfinite(exported).all():
-        raise InputError("the exported model returns logits that are not finite; nothing was kept")
+        raise InputError(
+            f"the exported model's logits of {images} are not finite, but the model's are; nothing was kept "
+            "(try another format)"
+        )
     clipped, other = (each.double().clamp(-limit, limit) for each in (logits, exported))
     difference = (clipped - other).abs().max().item()
-    scale = clipped.abs().max().item()
-    relative = difference / scale if scale else (math.inf if difference else 0.0)
+    scale = max(clipped.abs().max().item(), torch.finfo(torch.float32).tiny)
     return LogitsComparison(
         images=len(logits),
         largest_difference=difference,
-        relative_difference=relative,
+        relative_difference=difference / scale,
         agreement=agreement(logits, exported),
         saturated=int((logits.abs() >= limit).all(1).sum()),
     )

@@ -274,6 +274,10 @@ def shift_a_weight(module: nn.Module) -> None:
     module.get_parameter("module.stem.weight")[0] += 0.01
 
 
+def shift_a_bias(module: nn.Module) -> None:
+    module.get_parameter("module.classifier.bias")[0] += 0.01
+
+
 def make_a_weight_nan(module: nn.Module) -> None:
     module.get_parameter("module.classifier.bias")[3] = torch.nan
 
@@ -452,9 +456,42 @@ def test_int8_that_changes_logits_far_more_on_real_images_than_on_the_pool_gives
 
 def test_logits_that_are_not_finite_disagree_whatever_the_tolerance(model_file: Path, tmp_path: Path, monkeypatch):
     poison(monkeypatch, "torchscript", make_a_weight_nan)
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(
+        InputError, match="the exported model's logits of random images are not finite, but the model's"
+    ):
         export_model(ExportSettings(model=model_file, to="torchscript", tolerance=1.0), tmp_path / "model.pt")
     assert list(tmp_path.iterdir()) == []
+
+
+def write_scaled(path: Path, factor: float) -> Path:
+    """Write the model of `write_module` with logits that are larger by a factor."""
+    module = create_model("wrn10_half", num_classes=10, input_shape=(1, 16, 16), seed=1).eval()
+    module.classifier.weight.data *= factor
+    save_model(path, module, make_card())
+    return path
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e38])
+def test_logits_near_zero_and_near_the_largest_number_are_exported_and_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+):
+    settings = ExportSettings(model=write_scaled(tmp_path / "model.safetensors", factor), to="torchscript")
+    assert export_model(settings, tmp_path / "model.pt").verification.random.relative_difference == 0
+    poison(monkeypatch, "torchscript", shift_a_bias if factor == 0 else shift_a_weight)
+    with pytest.raises(InputError, match="the exported model disagrees: on 64 random images"):
+        export_model(settings, tmp_path / "other.pt")
+
+
+def test_a_model_with_infinite_logits_is_told_so(tmp_path: Path):
+    file = write_scaled(tmp_path / "model.safetensors", 1e38)
+    model = load_model(file)
+    model.module.classifier.bias.data[:] = 3.4e38
+    save_model(file, model.module, model.card)
+    with pytest.raises(
+        InputError, match="the model's logits of random images are not finite, so that no export is veri"
+    ):
+        export_model(ExportSettings(model=file, to="torchscript"), tmp_path / "model.pt")
+    assert not (tmp_path / "model.pt").exists()
 
 
 def test_a_failed_export_leaves_the_earlier_file(model_file: Path, tmp_path: Path, monkeypatch):
@@ -667,6 +704,23 @@ def test_the_layers_that_lose_most_stay_float_until_the_drop_holds(
     assert (files[""], chosen) == (in_int8, float_layers)
     # Once with all layers, then once for the error of each, then once more for each that stays float.
     assert quantizer.calls == (1 if not chosen else 4 + len(chosen))
+
+
+def test_layers_are_ranked_also_by_errors_beyond_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Squares of logits of 1e30 are."""
+    (tmp_path / "pool").mkdir()
+    write_pool(tmp_path / "pool", (1, 16, 16))
+    module = load_model(write_scaled(tmp_path / "student.safetensors", 1e30)).module
+
+    def load(files: Files) -> Callable[[Tensor], Tensor]:
+        in_int8 = files[""].decode()
+        factor = (-1 if "b" in in_int8 else 1) * (1 + sum(Lossy.loss[layer] for layer in in_int8))
+        return lambda images: factor * module(images).detach()
+
+    replace(monkeypatch, "torchscript", write=lambda _: {"": b""}, load=load, quantizer=lambda *_: Lossy())
+    int8 = {"enabled": True, "max_drop_points": 0}
+    settings = ExportSettings.model_validate({"model": tmp_path, "to": "torchscript", "int8": int8})
+    assert export_model(settings, tmp_path / "model").int8.float_layers == ("b",)
 
 
 def test_a_drop_that_no_choice_of_layers_holds_gives_one_sentence(exported):

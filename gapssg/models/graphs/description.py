@@ -9,7 +9,6 @@ an object with one of the keys of `KEYS`.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from typing import Any
 
@@ -25,7 +24,8 @@ _MOST_ARGUMENTS = 64
 _LONGEST_LIST = 1000
 _LONGEST_STRING = 100
 _DEEPEST = 3
-_LARGEST_NUMBER = 2**63
+_LARGEST_INTEGER = 2**63
+_LARGEST_FLOAT = 2.0**128  # more than any float32
 _TENSOR = re.compile(
     r"tensor_\d{1,6}|(conv|linear|norm)_\d{1,6}\.(weight|bias|running_mean|running_var|num_batches_tracked)", re.ASCII
 )
@@ -69,8 +69,9 @@ def _check_argument(argument: object, node: int, depth: int = 0) -> None:
     match argument:
         case None | bool():
             return
-        # Negated comparisons would accept NaN.
-        case int() | float() if -_LARGEST_NUMBER <= argument < _LARGEST_NUMBER and math.isfinite(argument):
+        case int() if -_LARGEST_INTEGER <= argument < _LARGEST_INTEGER:
+            return
+        case float() if abs(argument) < _LARGEST_FLOAT:  # not NaN
             return
         case str() if len(argument) <= _LONGEST_STRING and argument.isascii() and argument.isprintable():
             return
@@ -83,7 +84,7 @@ def _check_argument(argument: object, node: int, depth: int = 0) -> None:
                 return
         case {"tensor": str(name), **others} if not others and _TENSOR.fullmatch(name):
             return
-        case {"batch": factor, **others} if not others and _is_number(factor, _LARGEST_NUMBER) and factor:
+        case {"batch": factor, **others} if not others and _is_number(factor, _LARGEST_INTEGER) and factor:
             return
         case {"float": "inf" | "-inf", **others} if not others:
             return

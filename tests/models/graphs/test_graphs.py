@@ -374,7 +374,9 @@ WEIGHT = {"linear_2.weight": torch.zeros(5, 768)}
         [["relu.default", [{"value": 0, "surprise": 1}], {}]],
         [["relu.default", [{"dtype": "complex64"}], {}]],
         [["relu.default", [float("nan")], {}]],
-        [["relu.default", [10**30], {}]],
+        [["relu.default", [2**63], {}]],
+        [["relu.default", [10**400], {}]],
+        [["relu.default", [2.0**128], {}]],
         [["relu.default", ["x" * 1000], {}]],
         [["relu.default", [[[[[1]]]]], {}]],
         [["relu.default", [{"value": 0}], {"__class__": 1, "a b": 2}]],
@@ -411,6 +413,12 @@ def test_a_hostile_graph_is_refused_before_memory_is_allocated(node, sentence):
     with pytest.raises(InputError, match=sentence) as caught:
         build_graph(graph, WEIGHT, 5, INPUT_SHAPE)
     assert "\n" not in str(caught.value)
+
+
+def test_a_graph_may_have_every_number_of_float32_and_int64():
+    largest = torch.finfo(torch.float32).max
+    nodes = [["relu.default", [largest, -largest, 2**63 - 1, -(2**63)], {}]]
+    assert check_graph({"nodes": nodes, "output": 1})["nodes"] == nodes
 
 
 def test_a_graph_without_logits_or_with_tensors_of_other_names_is_refused():
