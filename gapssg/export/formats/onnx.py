@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -127,6 +128,7 @@ class OnnxQuantizer:
         import onnx
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
+        batches = ({INPUT_NAME: batch} for batch in calibration_batches(self._calibration))
         with tempfile.TemporaryDirectory(prefix="gapssg-export-") as folder, quiet():
             file, ranges = Path(folder) / "int8.onnx", Path(folder) / "ranges.json"
             if self._ranges is not None:
@@ -134,7 +136,7 @@ class OnnxQuantizer:
             quantize_static(
                 onnx.load_from_string(self._content),
                 file,
-                _batches(self._calibration),
+                SimpleNamespace(get_next=lambda: next(batches, None)),  # all that it calls of a data reader
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 reduce_range=True,
@@ -148,21 +150,6 @@ class OnnxQuantizer:
         means = {layer: mean for layer, mean in self._means.items() if layer not in float_layers}
         correct_biases(model, means, self._calibration)
         return _serialized(model, metadata)
-
-
-def _batches(calibration: Tensor) -> Any:
-    """Return the reader of calibration inputs (N, C, H, W) that onnxruntime takes."""
-    from onnxruntime.quantization import CalibrationDataReader
-
-    class Batches(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._rest = iter(calibration_batches(calibration))
-
-        def get_next(self) -> dict[str, Any] | None:
-            batch = next(self._rest, None)
-            return None if batch is None else {INPUT_NAME: batch}
-
-    return Batches()
 
 
 FORMAT = Format(write_onnx, load_onnx, ("onnx", "onnxscript", "onnxruntime"), quantizer=OnnxQuantizer)
