@@ -45,7 +45,7 @@ from gapssg.models.model_file import load_model
 from gapssg.models.profile import batch_norm_layers
 from gapssg.quality.calibration import LeftOut, Numbers, Width, fit, leave_out
 from gapssg.quality.estimate import images_of_pool
-from gapssg.quality.evidence import ProbeComparison
+from gapssg.quality.evidence import ProbeComparison, evidence_by_kind
 from gapssg.quality.predictor import (
     WITH_POOL,
     WITHOUT_POOL,
@@ -162,7 +162,8 @@ def measure(name: str, folder: Path, cifar10: Path | None, known: set[tuple[str,
         source = run if has_pool(run) else DistillResult.load(run).pool
         pool = None if source is None else images_of_pool(Path(source), teacher)
         student = runtime.place(load_model(file, place.pair.factories).module)
-        evidence = ProbeComparison(module, normalization, teacher.card.input_shape, pool, runtime).evidence(student)
+        probes = ProbeComparison(module, normalization, teacher.card.input_shape, pool, runtime)
+        evidence = evidence_by_kind(probes.answers(student))
         predictions = predict(student, images.images, normalization, runtime).argmax(dim=1)
         row: Row = dict(zip(KEY, (place.name, run.parent.name, run.name, file.name), strict=True))
         row |= {"classes": images.num_classes, "pixels": min(images.input_shape[1:])}

@@ -14,7 +14,7 @@ from gapssg.evaluation.teachers import read_teacher
 from gapssg.files import user_path
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import batch_norm_layers
-from gapssg.quality.evidence import ProbeComparison
+from gapssg.quality.evidence import ProbeComparison, evidence_by_kind
 from gapssg.quality.lost_classes import obstacles_of_classes
 from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, load_predictors
 from gapssg.quality.settings import QualitySettings
@@ -91,10 +91,11 @@ def judge_quality(
     found = None
     if not obstacles:
         probes = ProbeComparison(teacher, normalization, card.input_shape, pool, replace(runtime, seed=0))
-        evidence = probes.evidence(student)
+        answers = probes.answers(student)
+        evidence = evidence_by_kind(answers)
         predicted = predictor.predict(evidence)
         obstacles = predictor.obstacles_of(evidence) or obstacles_of_classes(
-            *probes.by_class(student), card.class_names, predicted.high, pool is not None
+            *probes.by_class(student, answers), card.class_names, predicted.high, pool is not None
         )
         found = None if obstacles else predicted
     if found is not None and predictor.have_batch_norm and not batch_norm_layers(teacher):

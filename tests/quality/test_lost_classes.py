@@ -85,6 +85,16 @@ def test_a_student_with_all_classes_has_an_interval(pool: Tensor, runtime: Runti
     assert found.top1.high == pytest.approx(0.9 + found.disagreement.high)
 
 
+@pytest.mark.parametrize(("has_pool", "images"), [(True, 3 * 256 + 400), (False, 2 * 256)])
+def test_each_model_answers_to_each_image_once(pool: Tensor, runtime: Runtime, has_pool: bool, images: int):
+    counted = list[int]()
+    teacher = brightness_teacher(nn.BatchNorm1d(1))
+    teacher.register_forward_pre_hook(lambda _, given: counted.append(len(given[0])))
+    found = judged(teacher, pool if has_pool else None, runtime)  # the copy has the hook, too
+    assert found.evidence
+    assert sum(counted) == 2 * images
+
+
 def test_a_pool_of_few_classes_does_not_show_the_others(pool: Tensor, runtime: Runtime):
     few = pool.view(40, 10, 1, 16, 16)[:, [0, 8, 9]].flatten(0, 1)
     (obstacle,) = judged(brightness_teacher(nn.BatchNorm1d(1)), few, runtime).obstacles
