@@ -22,7 +22,7 @@ from gapssg.runs.directory import has_pool, pool_shards, run_facts
 from gapssg.runs.evaluations import run_of_student
 from gapssg.runs.results.common import Interval, ModelFile
 from gapssg.runs.results.distillation import DistillResult
-from gapssg.runs.results.quality import ProbeEvidence, QualityFacts, QualityResult
+from gapssg.runs.results.quality import Prediction, ProbeEvidence, QualityFacts, QualityResult
 from gapssg.synthesis.shards import read_images
 
 _MOST_POOL_IMAGES = 4096
@@ -88,7 +88,7 @@ def judge_quality(
     predictor = load_predictors()[WITHOUT_POOL if pool is None else WITH_POOL]
     obstacles = predictor.obstacles_of_task(card.num_classes, card.input_shape)
     evidence: dict[str, ProbeEvidence] = {}
-    found = None
+    disagreement = top1 = None
     if not obstacles:
         probes = ProbeComparison(teacher, normalization, card.input_shape, pool, replace(runtime, seed=0))
         answers = probes.answers(student)
@@ -97,13 +97,15 @@ def judge_quality(
         obstacles = predictor.obstacles_of(evidence) or obstacles_of_classes(
             *probes.by_class(student, answers), card.class_names, predicted.high, pool is not None
         )
-        found = None if obstacles else predicted
-    if found is not None and predictor.have_batch_norm and not batch_norm_layers(teacher):
-        obstacles = ["it was calibrated only for teachers with batch norm"]
-        found = Interval(value=found.value, low=0.0, high=1.0)
+        if not obstacles and predictor.have_batch_norm and not batch_norm_layers(teacher):
+            obstacles = ["it was calibrated only for teachers with batch norm"]
+            disagreement = Prediction(value=predicted.value, low=None, high=None)
+        elif not obstacles:
+            disagreement = Prediction(**dict(predicted))
+            top1 = None if teacher_top1 is None else _accuracy(teacher_top1, predicted)
     return QualityFacts(
-        disagreement=found,
-        top1=None if found is None or obstacles or teacher_top1 is None else _accuracy(teacher_top1, found),
+        disagreement=disagreement,
+        top1=top1,
         coverage=predictor.coverage,
         calibrated_on=predictor.calibrated_on,
         obstacles=tuple(obstacles),
