@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime, to_unit_range
 from gapssg.errors import NotFinite
-from gapssg.evaluation.metrics import ClassCounts, count_by_class
 from gapssg.evaluation.predict import predict
 from gapssg.quality.predictor import summary
 from gapssg.quality.probes import PROBES, ImageShape, dead_leaves
@@ -54,7 +53,7 @@ Answers = tuple[Tensor, Tensor]
 
 
 class ProbeComparison:
-    """Compares students with a teacher on each kind of probe images, and on images of the pool."""
+    """Compares students with a teacher on each kind of probe images, and on images of a pool."""
 
     def __init__(
         self, teacher: nn.Module, normalization: Normalization, shape: ImageShape, pool: Tensor | None, runtime: Runtime
@@ -65,11 +64,11 @@ class ProbeComparison:
             teacher: Maps normalised images to logits, on the device.
             normalization: The normalisation that it shares with the students.
             shape: Channels, height and width of the images.
-            pool: Images of the pool, (N, C, H, W) uint8; None without a pool.
+            pool: Images for `overlaid`, (N, C, H, W) uint8, of the pool that the students learned from, as in the
+                calibration: on those of other pools they differ more often; None without such a pool.
             runtime: Device, precision and random streams.
         """
-        self._teacher, self._normalization, self._runtime = teacher, normalization, runtime
-        self._shape, self._pool = shape, pool
+        self._teacher, self._normalization, self._shape, self._runtime = teacher, normalization, shape, runtime
         self._answered = [
             (name, images, self._predict(teacher, images)) for name, images in probe_images(shape, pool, runtime)
         ]
@@ -78,20 +77,12 @@ class ProbeComparison:
         """Return the answers to each kind of probe images of a student, which maps normalised images to logits, too."""
         return {name: (logits, self._predict(student, images)) for name, images, logits in self._answered}
 
-    def by_class(self, student: nn.Module, answers: Mapping[str, Answers]) -> tuple[ClassCounts, ProbeEvidence]:
-        """Return, by the teacher's prediction, the number of images and of agreements, and the evidence of all.
-
-        The images are those of the pool, unchanged; without a pool, all probe images, to which the `answers` are.
-        """
-        if self._pool is None:
-            teachers, students = map(torch.cat, zip(*answers.values(), strict=True))
-        else:
-            stream, device = self._runtime.random_stream("probes, classes"), self._runtime.device
-            order = torch.randperm(len(self._pool), generator=stream, device=device)
-            chosen = self._pool[order[: _TIMES_OF_CLASSES * probe_count(self._shape)].to(self._pool.device)]
-            teachers, students = self._predict(self._teacher, chosen), self._predict(student, chosen)
-        found = evidence_of(teachers, students)
-        return count_by_class(students.argmax(dim=1), teachers.argmax(dim=1), teachers.shape[1]), found
+    def answers_to_pool(self, student: nn.Module, pool: Tensor) -> Answers:
+        """Return the answers to images of any pool, (N, C, H, W) uint8, on which classes are compared."""
+        stream, device = self._runtime.random_stream("probes, classes"), self._runtime.device
+        order = torch.randperm(len(pool), generator=stream, device=device)
+        chosen = pool[order[: _TIMES_OF_CLASSES * probe_count(self._shape)].to(pool.device)]
+        return self._predict(self._teacher, chosen), self._predict(student, chosen)
 
     def disagreement(self, student: nn.Module) -> float:
         """Return the disagreement from which `Predictor` predicts that on real images, as an angle.
@@ -103,6 +94,12 @@ class ProbeComparison:
 
     def _predict(self, module: nn.Module, images: Tensor) -> Tensor:
         return predict(module, images, self._normalization, self._runtime)
+
+
+def joined(answers: Iterable[Answers]) -> Answers:
+    """Return the answers to all images."""
+    teacher, student = map(torch.cat, zip(*answers, strict=True))
+    return teacher, student
 
 
 def evidence_by_kind(answers: Mapping[str, Answers]) -> dict[str, ProbeEvidence]:
