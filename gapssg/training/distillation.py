@@ -164,9 +164,8 @@ class Distillation:
         Raises:
             InputError: The checkpoint or the pool of the run is damaged, or a run that has settled is to be longer.
         """
-        parts = ("trainee", "settling", "labelled")  # earlier versions counted labelled syntheses
-        own = {name: fact for name, fact in state.facts.items() if name not in parts}
-        progress = Progress.read({"labelled_images": 0, **own})  # earlier checkpoints do not have it
+        parts = ("trainee", "settling")
+        progress = Progress.read({name: fact for name, fact in state.facts.items() if name not in parts})
         if self.settling is not None:
             self.settling.restore(SettlingFacts.read(state.facts.get("settling")))
             self._check_not_extended(self.settling, run)
