@@ -9,13 +9,13 @@ On a machine with a GPU, several processes share it, and only the table is broug
     python -m benchmarks.estimator --fit --merge FILE.csv
 
 The students are those that `benchmarks.strangers` made, also at each snapshot of the second half of their training: of
-every method, trained enough or not. The
-evidence and the disagreement on the test images are rows of `benchmarks/results/estimator.csv`; rows that exist are not
-measured again. Students that agree with their teacher hardly more often than a constant answer, which `gapssg estimate`
-refuses, have no part in the fit, the calibration and the coverage. It also refuses students that have lost classes, and
-pools or probe images of few classes; the table has no agreement by class, so such students do have a part. The fit
-writes `gapssg/quality/predictor.json` and prints the coverage and width of the intervals for each left-out teacher and
-data set: predictor and interval are then fitted on all the others.
+every method, trained enough or not. The evidence and the disagreement on the test images are rows of
+`benchmarks/results/estimator.csv`; rows that exist are not measured again. Students that agree with their teacher
+hardly more often than a constant answer, which `gapssg estimate` refuses, have no part in the fit, the calibration and
+the coverage. It also refuses students that have lost classes, and pools or probe images of few classes. These have no
+part in the coverage, if their rows have the evidence by class (`own pool: *` and `probe images: *`); the older ones do
+not. The fit writes `gapssg/quality/predictor.json` and prints the coverage and width of the intervals for each left-out
+teacher and data set: predictor and interval are then fitted on all the others.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from multiprocessing import get_context
 from operator import attrgetter
 from pathlib import Path
@@ -45,7 +46,8 @@ from gapssg.models.model_file import load_model
 from gapssg.models.profile import batch_norm_layers
 from gapssg.quality.calibration import LeftOut, Numbers, Width, fit, leave_out
 from gapssg.quality.estimate import images_of_pool
-from gapssg.quality.evidence import ProbeComparison
+from gapssg.quality.evidence import Answers, ProbeComparison, evidence_by_kind, joined
+from gapssg.quality.lost_classes import ClassEvidence, Source, class_evidence, obstacles_of_classes
 from gapssg.quality.predictor import (
     WITH_POOL,
     WITHOUT_POOL,
@@ -162,7 +164,11 @@ def measure(name: str, folder: Path, cifar10: Path | None, known: set[tuple[str,
         source = run if has_pool(run) else DistillResult.load(run).pool
         pool = None if source is None else images_of_pool(Path(source), teacher)
         student = runtime.place(load_model(file, place.pair.factories).module)
-        evidence = ProbeComparison(module, normalization, teacher.card.input_shape, pool, runtime).evidence(student)
+        probes = ProbeComparison(module, normalization, teacher.card.input_shape, pool, runtime)
+        by_kind = probes.answers(student)
+        compared: dict[Source, Answers] = {"probe images": joined(by_kind[kind] for kind in KINDS[WITHOUT_POOL])}
+        if pool is not None:
+            compared["own pool"] = probes.answers_to_pool(student, pool)
         predictions = predict(student, images.images, normalization, runtime).argmax(dim=1)
         row: Row = dict(zip(KEY, (place.name, run.parent.name, run.name, file.name), strict=True))
         row |= {"classes": images.num_classes, "pixels": min(images.input_shape[1:])}
@@ -174,8 +180,12 @@ def measure(name: str, folder: Path, cifar10: Path | None, known: set[tuple[str,
             "top1": (predictions == images.labels).double().mean().item(),
             "teacher_top1": (answers == images.labels).double().mean().item(),
         }
-        for kind, found in evidence.items():
+        for kind, found in evidence_by_kind(by_kind).items():
             row |= {f"{kind}.{name}": value for name, value in found.model_dump().items()}
+        for source, logits in compared.items():
+            by_class = class_evidence(*logits)
+            numbers = {**by_class._asdict(), "lost": len(by_class.lost)}
+            row |= {f"{source}: {name}": value for name, value in numbers.items()}
         rows.append(row)
         print(*(row[name] for name in KEY), f"{row['disagreement']:.3f}", flush=True)
     return rows
@@ -192,8 +202,9 @@ def fitted(rows: list[Row], name: str, kinds: tuple[str, ...]) -> tuple[Predicto
     """Return one of the predictors, and how its intervals do on what was left out."""
     rows, features, targets, groups, sources = students_of(rows, kinds)
     found = fit(features, targets, groups, COVERAGE)
-    left_out = leave_out(features, targets, groups, COVERAGE)
-    without_source = leave_out(features, targets, groups, COVERAGE, sources)
+    refused = partial(is_refused, rows, name)
+    left_out = leave_out(features, targets, groups, COVERAGE, is_refused=refused)
+    without_source = leave_out(features, targets, groups, COVERAGE, sources, is_refused=refused)
     covered = [
         *left_out_rows(name, "a teacher and its images", left_out),
         *left_out_rows(name, "all teachers of a source of images", without_source),
@@ -222,7 +233,7 @@ def fitted(rows: list[Row], name: str, kinds: tuple[str, ...]) -> tuple[Predicto
 def students_of(rows: list[Row], kinds: tuple[str, ...]) -> tuple[list[Row], Numbers, Numbers, list[str], list[str]]:
     """Return the rows with these kinds of probe images; their features, targets, teachers and sources of images.
 
-    Rows that the program refuses are left out.
+    Rows that agree hardly more often than a constant answer are left out.
     """
     rows = [row for row in with_kinds(rows, kinds) if not is_like_a_constant(evidence_of(row), kinds)]
     features = np.array([[summary(evidence_of(row), kinds)] for row in rows])
@@ -238,11 +249,12 @@ def with_kinds(rows: list[Row], kinds: tuple[str, ...]) -> list[Row]:
 
 def intervals_of(rows: list[Row], name: str, kinds: tuple[str, ...]) -> list[Row]:
     """Return how intervals do whose length is linear in the evidence, and constant ones; widths are shares."""
-    _, features, targets, groups, sources = students_of(rows, kinds)
+    rows, features, targets, groups, sources = students_of(rows, kinds)
     found: list[Row] = []
     for what, larger in {"a teacher and its images": groups, "all teachers of a source of images": sources}.items():
         for width in get_args(Width):
-            left_out = leave_out(features, targets, groups, COVERAGE, larger, width)
+            refused = partial(is_refused, rows, name)
+            left_out = leave_out(features, targets, groups, COVERAGE, larger, width, refused)
             predicted, low, high = (
                 np.array([share_of(angle) for each in left_out for angle in angles(each)])
                 for angles in (attrgetter("predicted"), attrgetter("low"), attrgetter("high"))
@@ -254,6 +266,20 @@ def intervals_of(rows: list[Row], name: str, kinds: tuple[str, ...]) -> list[Row
             row |= {"width_of_good": float((high - low)[is_good].mean()) if is_good.any() else None}
             found.append(row)
     return found
+
+
+def is_refused(rows: list[Row], name: str, number: int, high: float) -> bool:
+    """Tell whether the program refuses a student for its classes, by one of the predictors.
+
+    The upper end of its interval is an angle. False if the evidence by class was not measured.
+    """
+    row = rows[number]
+    source: Source = "own pool" if name == WITH_POOL else "probe images"
+    if row.get(f"{source}: kept") is None:
+        return False
+    kept, lost, images, disagreement = (row[f"{source}: {field}"] for field in ClassEvidence._fields)
+    found = ClassEvidence(int(kept), range(int(lost)), int(images), disagreement)
+    return bool(obstacles_of_classes(found, [""] * int(row["classes"]), share_of(high), source))
 
 
 def evidence_of(row: Row) -> dict[str, ProbeEvidence]:

@@ -101,7 +101,7 @@ class Diverged(RunError):
     """A loss was not finite; a lower learning rate may help.
 
     Attributes:
-        images: The images of the last step, (N, C, H, W) float32.
+        images: The images of a step whose loss was not finite, (N, C, H, W) float32.
     """
 
     def __init__(self, message: str, images: Any) -> None:

@@ -68,7 +68,8 @@ def print_distillation(console: Console, result: DistillResult, run: Path, setti
     console.say("next:")
     for words in _next_commands(result, run, settings):
         console.say(f"  {shlex.join(words)}{console.invocation.again_named}")
-    if result.failures:
+    # Without a prediction or an evaluation, logits are not finite, and the first failure says what to do.
+    if result.failures and (result.quality is not None or student.top1 is not None):
         console.say("first make sure that the teacher is accurate with the --mean and --std of its file (gapssg eval);")
         console.say("docs/choosing.md says what to change in the next run: crops and flips, student, seed, epochs")
     console.failures("the student", result.failures)

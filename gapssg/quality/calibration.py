@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -110,17 +110,21 @@ def leave_out(
     coverage: float,
     larger: Sequence[str] | None = None,
     width: Width = "linear",
+    is_refused: Callable[[int, float], bool] = lambda row, high: False,
 ) -> list[LeftOut]:
     """Return for each group the predictions and intervals that were fitted, as by `fit`, on all the others.
 
-    What is left out may be `larger` than a group: such as its data set.
+    What is left out may be `larger` than a group: such as its data set. Rows that the program refuses, by their number
+    and the upper end of their interval, have no prediction.
     """
     found = []
     for group in sorted(set(larger or groups)):
         chosen = np.array([each == group for each in larger or groups])
         others = [each for each, left_out in zip(groups, chosen, strict=True) if not left_out]
         fitted = fit(features[~chosen], targets[~chosen], others, coverage, width)
-        predicted = fitted.predict(features[chosen])
-        errors = fitted.errors(features[chosen])
-        found.append(LeftOut(group, predicted, predicted - errors, predicted + errors, targets[chosen]))
+        predicted, errors = fitted.predict(features[chosen]), fitted.errors(features[chosen])
+        low, high = predicted - errors, predicted + errors
+        kept = [not is_refused(row, end) for row, end in zip(np.flatnonzero(chosen).tolist(), high, strict=True)]
+        if any(kept):
+            found.append(LeftOut(group, predicted[kept], low[kept], high[kept], targets[chosen][kept]))
     return found

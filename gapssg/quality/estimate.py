@@ -14,15 +14,15 @@ from gapssg.evaluation.teachers import read_teacher
 from gapssg.files import user_path
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import batch_norm_layers
-from gapssg.quality.evidence import ProbeComparison
-from gapssg.quality.lost_classes import obstacles_of_classes
+from gapssg.quality.evidence import ProbeComparison, evidence_by_kind, joined
+from gapssg.quality.lost_classes import Source, class_evidence, obstacles_of_classes
 from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, load_predictors
 from gapssg.quality.settings import QualitySettings
 from gapssg.runs.directory import has_pool, pool_shards, run_facts
 from gapssg.runs.evaluations import run_of_student
 from gapssg.runs.results.common import Interval, ModelFile
 from gapssg.runs.results.distillation import DistillResult
-from gapssg.runs.results.quality import ProbeEvidence, QualityFacts, QualityResult
+from gapssg.runs.results.quality import Prediction, ProbeEvidence, QualityFacts, QualityResult
 from gapssg.synthesis.shards import read_images
 
 _MOST_POOL_IMAGES = 4096
@@ -46,9 +46,10 @@ def estimate_quality(settings: QualitySettings) -> QualityResult:
     check_same_images(teacher, student)
     source = settings.pool or (None if result is None or run is None else _pool_of(run, result))
     pool = None if source is None else images_of_pool(source, teacher)
+    learned_from_it = source is not None and _learned_from(source, settings.student, result)
     modules = runtime.place(teacher.module), runtime.place(student.module)
     with blaming_given_files():
-        facts = judge_quality(*modules, teacher, pool, runtime, settings.teacher_top1)
+        facts = judge_quality(*modules, teacher, pool, runtime, learned_from_it, settings.teacher_top1)
     return QualityResult(
         teacher=ModelFile(**teacher.facts),
         student=ModelFile(**student.facts),
@@ -66,6 +67,7 @@ def judge_quality(
     described: LoadedModel,
     pool: Tensor | None,
     runtime: Runtime,
+    learned_from_pool: bool = True,
     teacher_top1: float | None = None,
 ) -> QualityFacts:
     """Compare a student with its teacher on probe images; return what the fitted predictor says of them.
@@ -73,36 +75,47 @@ def judge_quality(
     The probe images are drawn with seed 0, whatever that of the run. There are none if the predictor does not apply to
     the classes or images of the teacher. For a teacher without batch norm there is a prediction without an interval.
 
+    The predictor was calibrated with pools that the students had learned from. A student disagrees on images of another
+    pool more often, also if it is good, so such a pool only shows which classes it has; the prediction is that without
+    a pool.
+
     Args:
         teacher: Maps normalised images to logits, on the device.
         student: Likewise.
         described: The teacher's description.
         pool: Images of the pool, (N, C, H, W) uint8; None without a pool.
         runtime: Device and precision.
+        learned_from_pool: Whether the student learned from it.
         teacher_top1: The teacher's accuracy on real images, in [0, 1]; None if it is not known.
 
     Raises:
         NotFinite: Logits on probe images are not finite.
     """
     card, normalization = described.card, described.normalization(runtime.device)
-    predictor = load_predictors()[WITHOUT_POOL if pool is None else WITH_POOL]
+    own_pool = pool if learned_from_pool else None
+    predictor = load_predictors()[WITHOUT_POOL if own_pool is None else WITH_POOL]
     obstacles = predictor.obstacles_of_task(card.num_classes, card.input_shape)
     evidence: dict[str, ProbeEvidence] = {}
-    found = None
+    disagreement = top1 = None
     if not obstacles:
-        probes = ProbeComparison(teacher, normalization, card.input_shape, pool, replace(runtime, seed=0))
-        evidence = probes.evidence(student)
+        probes = ProbeComparison(teacher, normalization, card.input_shape, own_pool, replace(runtime, seed=0))
+        answers = probes.answers(student)
+        evidence = evidence_by_kind(answers)
         predicted = predictor.predict(evidence)
-        obstacles = predictor.obstacles_of(evidence) or obstacles_of_classes(
-            *probes.by_class(student), card.class_names, predicted.high, pool is not None
-        )
-        found = None if obstacles else predicted
-    if found is not None and predictor.have_batch_norm and not batch_norm_layers(teacher):
-        obstacles = ["it was calibrated only for teachers with batch norm"]
-        found = Interval(value=found.value, low=0.0, high=1.0)
+        obstacles = predictor.obstacles_of(evidence)
+        if not obstacles:
+            source: Source = "probe images" if pool is None else "own pool" if learned_from_pool else "other pool"
+            compared = joined(answers.values()) if pool is None else probes.answers_to_pool(student, pool)
+            obstacles = obstacles_of_classes(class_evidence(*compared), card.class_names, predicted.high, source)
+        if not obstacles and predictor.have_batch_norm and not batch_norm_layers(teacher):
+            obstacles = ["it was calibrated only for teachers with batch norm"]
+            disagreement = Prediction(value=predicted.value, low=None, high=None)
+        elif not obstacles:
+            disagreement = Prediction(**dict(predicted))
+            top1 = None if teacher_top1 is None else _accuracy(teacher_top1, predicted)
     return QualityFacts(
-        disagreement=found,
-        top1=None if found is None or obstacles or teacher_top1 is None else _accuracy(teacher_top1, found),
+        disagreement=disagreement,
+        top1=top1,
         coverage=predictor.coverage,
         calibrated_on=predictor.calibrated_on,
         obstacles=tuple(obstacles),
@@ -115,6 +128,13 @@ def _pool_of(run: Path, result: DistillResult) -> Path | None:
     if has_pool(run):
         return run
     return None if result.pool is None else user_path(result.pool)
+
+
+def _learned_from(source: Path, student: Path, result: DistillResult | None) -> bool:
+    """Tell whether a student, or a snapshot of it, is in the run that a pool is of, or its run used that pool."""
+    home = pool_shards(source)[-1].resolve().parent.parent
+    used = [] if result is None or result.pool is None else [user_path(result.pool).resolve()]
+    return home in (student.resolve(), *student.resolve().parents, *used)
 
 
 def _accuracy(teacher: float, disagreement: Interval) -> Interval:

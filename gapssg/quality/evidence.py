@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime, to_unit_range
 from gapssg.errors import NotFinite
-from gapssg.evaluation.metrics import ClassCounts, count_by_class
 from gapssg.evaluation.predict import predict
 from gapssg.quality.predictor import summary
 from gapssg.quality.probes import PROBES, ImageShape, dead_leaves
@@ -49,58 +48,63 @@ def probe_images(shape: ImageShape, pool: Tensor | None, runtime: Runtime) -> It
     yield "overlaid", (1 - _SHARE_OF_LEAVES) * chosen + _SHARE_OF_LEAVES * leaves
 
 
+Answers = tuple[Tensor, Tensor]
+"""The logits (N, K) of teacher and student on the same images."""
+
+
 class ProbeComparison:
-    """Compares students with a teacher on each kind of probe images."""
+    """Compares students with a teacher on each kind of probe images, and on images of a pool."""
 
     def __init__(
         self, teacher: nn.Module, normalization: Normalization, shape: ImageShape, pool: Tensor | None, runtime: Runtime
     ) -> None:
-        """Compute the answers of a teacher.
+        """Compute the answers of a teacher to the probe images.
 
         Args:
             teacher: Maps normalised images to logits, on the device.
             normalization: The normalisation that it shares with the students.
             shape: Channels, height and width of the images.
-            pool: Images of the pool, (N, C, H, W) uint8; None without a pool.
+            pool: Images for `overlaid`, (N, C, H, W) uint8, of the pool that the students learned from, as in the
+                calibration: on those of other pools they differ more often; None without such a pool.
             runtime: Device, precision and random streams.
         """
-        self._normalization, self._runtime = normalization, runtime
+        self._teacher, self._normalization, self._shape, self._runtime = teacher, normalization, shape, runtime
         self._answered = [
-            (name, images, predict(teacher, images, normalization, runtime))
-            for name, images in probe_images(shape, pool, runtime)
+            (name, images, self._predict(teacher, images)) for name, images in probe_images(shape, pool, runtime)
         ]
-        self._by_class = [(images, logits) for _, images, logits in self._answered]
-        if pool is not None:
-            order = torch.randperm(len(pool), generator=runtime.random_stream("probes, classes"), device=runtime.device)
-            chosen = pool[order[: _TIMES_OF_CLASSES * probe_count(shape)].to(pool.device)]
-            self._by_class = [(chosen, predict(teacher, chosen, normalization, runtime))]
 
-    def evidence(self, student: nn.Module) -> dict[str, ProbeEvidence]:
-        """Return the evidence of a student, which maps normalised images to logits, by kind of probe images."""
-        return {
-            name: evidence_of(answers, predict(student, images, self._normalization, self._runtime))
-            for name, images, answers in self._answered
-        }
+    def answers(self, student: nn.Module) -> dict[str, Answers]:
+        """Return the answers to each kind of probe images of a student, which maps normalised images to logits, too."""
+        return {name: (logits, self._predict(student, images)) for name, images, logits in self._answered}
 
-    def by_class(self, student: nn.Module) -> tuple[ClassCounts, ProbeEvidence]:
-        """Return, by the teacher's prediction, the number of images and of agreements, and the evidence of all.
-
-        The images are those of the pool, unchanged; without a pool, all probe images.
-        """
-        answers = torch.cat([logits for _, logits in self._by_class])
-        predictions = torch.cat(
-            [predict(student, images, self._normalization, self._runtime) for images, _ in self._by_class]
-        )
-        found = evidence_of(answers, predictions)
-        return count_by_class(predictions.argmax(dim=1), answers.argmax(dim=1), answers.shape[1]), found
+    def answers_to_pool(self, student: nn.Module, pool: Tensor) -> Answers:
+        """Return the answers to images of any pool, (N, C, H, W) uint8, on which classes are compared."""
+        stream, device = self._runtime.random_stream("probes, classes"), self._runtime.device
+        order = torch.randperm(len(pool), generator=stream, device=device)
+        chosen = pool[order[: _TIMES_OF_CLASSES * probe_count(self._shape)].to(pool.device)]
+        return self._predict(self._teacher, chosen), self._predict(student, chosen)
 
     def disagreement(self, student: nn.Module) -> float:
         """Return the disagreement from which `Predictor` predicts that on real images, as an angle.
 
         Raises `NotFinite` if logits are not finite.
         """
-        evidence = self.evidence(student)
+        evidence = evidence_by_kind(self.answers(student))
         return summary(evidence, evidence)
+
+    def _predict(self, module: nn.Module, images: Tensor) -> Tensor:
+        return predict(module, images, self._normalization, self._runtime)
+
+
+def joined(answers: Iterable[Answers]) -> Answers:
+    """Return the answers to all images."""
+    teacher, student = map(torch.cat, zip(*answers, strict=True))
+    return teacher, student
+
+
+def evidence_by_kind(answers: Mapping[str, Answers]) -> dict[str, ProbeEvidence]:
+    """Return the evidence of answers by kind of probe images; raise `NotFinite` if they are not finite."""
+    return {kind: evidence_of(*each) for kind, each in answers.items()}
 
 
 def evidence_of(teacher_logits: Tensor, student_logits: Tensor) -> ProbeEvidence:

@@ -3,54 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from torch import Tensor
 
 from gapssg.errors import shortened
 from gapssg.evaluation.judgement import LEAST_SHARE
-from gapssg.evaluation.metrics import FEWEST_IMAGES_OF_A_CLASS, ClassCounts
+from gapssg.evaluation.metrics import FEWEST_IMAGES_OF_A_CLASS, count_by_class
 from gapssg.intervals import wilson_interval
-from gapssg.runs.results.quality import ProbeEvidence
+from gapssg.quality.evidence import evidence_of
 from gapssg.text import listed, percent
 
+Source = Literal["own pool", "other pool", "probe images"]
+"""Where images come from: the pool that the student learned from, another, or code."""
 
-def obstacles_of_classes(
-    counts: ClassCounts, found: ProbeEvidence, class_names: Sequence[str], high: float, from_pool: bool
-) -> list[str]:
-    """Return why a predicted interval may miss lost classes, one clause at most; empty if it does not.
 
-    Most probe images may be of few classes, so the prediction alone says nothing of the others. A class is lost if the
-    student agrees on less than a tenth of at least 10 images. A class with fewer images may be lost, too; the interval
-    must have room for all of these, if they are as frequent as the others.
+class ClassEvidence(NamedTuple):
+    """What images show of the classes of a student, by its teacher's predictions."""
 
-    Args:
-        counts: By the teacher's prediction, the number of images and of agreements.
-        found: The evidence of the same images.
-        class_names: Names of the classes.
-        high: Upper end of the interval of the disagreement.
-        from_pool: Whether the images are of the pool, else probe images. The student learned from such a pool, so more
-            disagreement there than on real images contradicts the interval.
-    """
-    images, differs = "images of the pool" if from_pool else "probe images", found.weighted_disagreement
+    kept: int
+    """Number of the classes with at least 10 images, on a tenth of which the student agrees."""
+    lost: Sequence[int]
+    """The others with at least 10 images."""
+    images: int
+    weighted_disagreement: float
+    """On all images."""
+
+
+def class_evidence(teacher_logits: Tensor, student_logits: Tensor) -> ClassEvidence:
+    """Return the evidence of logits (N, K) on the same images; raise `NotFinite` if they are not finite."""
+    found = evidence_of(teacher_logits, student_logits)
+    counts = count_by_class(student_logits.argmax(dim=1), teacher_logits.argmax(dim=1), teacher_logits.shape[1])
     judged = {
         number: hits / count
         for number, (hits, count) in enumerate(zip(*counts, strict=True))
         if count >= FEWEST_IMAGES_OF_A_CLASS
     }
     lost = [number for number, share in judged.items() if share < LEAST_SHARE]
-    known = len(judged) - len(lost)
-    if lost and from_pool:
-        names = listed([f"'{shortened(class_names[number])}'" for number in lost])
+    return ClassEvidence(len(judged) - len(lost), lost, found.images, found.weighted_disagreement)
+
+
+def obstacles_of_classes(found: ClassEvidence, class_names: Sequence[str], high: float, source: Source) -> list[str]:
+    """Return why a predicted interval may miss lost classes, one clause at most; empty if it does not.
+
+    Most probe images may be of few classes, so the prediction alone says nothing of the others. A class is lost if the
+    student agrees on less than a tenth of at least 10 images of a pool. A class with fewer images may be lost, too; the
+    interval must have room for all of these, if they are as frequent as the others.
+
+    Both hold for every pool: a student that never gives a class agrees on none of its images, and one that agrees on
+    some of them has it. The disagreement is another on every pool. On the one that the student learned from, more of it
+    than on real images contradicts the interval; on others, a good student may differ more often than on real images.
+
+    Args:
+        found: What the images show.
+        class_names: Names of the classes.
+        high: Upper end of the interval of the disagreement.
+        source: Where the images come from.
+    """
+    images = source if source == "probe images" else "images of the pool"
+    if found.lost and source != "probe images":
+        names = listed([f"'{shortened(class_names[number])}'" for number in found.lost])
         return [
-            f"the student has lost {'class' if len(lost) == 1 else 'classes'} {names}: it agrees with the teacher on "
-            f"less than {percent(LEAST_SHARE)} of the {images} that the teacher assigns to "
-            f"{'it' if len(lost) == 1 else 'each of them'}"
+            f"the student has lost {'class' if len(found.lost) == 1 else 'classes'} {names}: it agrees with the "
+            f"teacher on less than {percent(LEAST_SHARE)} of the {images} that the teacher assigns to "
+            f"{'it' if len(found.lost) == 1 else 'each of them'}"
         ]
-    if 1 - known / len(class_names) > high:
-        hint = "" if from_pool else "; a run's pool may show more (--pool RUN)"
+    if 1 - found.kept / len(class_names) > high:
+        hint = "; a run's pool may show more (--pool RUN)" if source == "probe images" else ""
         return [
-            f"the {images} show for only {known} of the {len(class_names)} classes that the student has not lost them"
-            f"{hint}"
+            f"the {images} show for only {found.kept} of the {len(class_names)} classes that the student has not lost "
+            f"them{hint}"
         ]
-    if from_pool and wilson_interval(differs, found.images)[0] > high:
+    differs = found.weighted_disagreement
+    if source == "own pool" and wilson_interval(differs, found.images)[0] > high:
         return [
             f"the student disagrees with the teacher on {percent(differs)} of the {images} (weighted by its margin), "
             f"more than the {percent(high)} up to which the interval would reach"

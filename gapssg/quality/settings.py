@@ -17,7 +17,8 @@ class QualitySettings(WithFactories):
     teacher: UserPath | None = None
     """The model file of its teacher; by default the one that the run names."""
     pool: UserPath | None = None
-    """Run whose sample pool is used for probe images; by default the one that the student's run learned from."""
+    """Run whose sample pool shows which classes the student has; by default the one that it learned from, which is used
+    for probe images, too."""
     teacher_top1: float | None = Field(default=None, ge=0, le=1)
     """Top-1 accuracy of the teacher on real images, from 0 to 1, if known: gives an interval of the student's."""
     runtime: RuntimeSettings = RuntimeSettings()

@@ -6,7 +6,6 @@ The sample pool is on disk as shards, so that a checkpoint is as large as the we
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import time
 from collections.abc import Callable, Container, Mapping
@@ -33,10 +32,10 @@ from gapssg.settings.base import Settings
 
 FOLDER, _FILE, _KEY = "checkpoint", "latest.safetensors", "facts"
 _FILES, _BEST = "written.files", "written.best"
-# Numbered by synthesis: they are removed, and computed again.
-_EARLIER_LOGITS = re.compile(r"logits/views-[0-9]{4}\.safetensors")
 _SECONDS_BETWEEN_AGREEMENTS, _MOST_STEPS_BETWEEN_AGREEMENTS = 0.1, 100  # of several processes
-NOT_OF_THIS_RUN = "the checkpoint does not belong to this run; restart with --overwrite"
+NOT_OF_THIS_RUN = (
+    "the checkpoint does not belong to this run, or is of another version of gapssg; restart with --overwrite"
+)
 
 
 class State(NamedTuple):
@@ -277,6 +276,5 @@ def read_checkpoint(
 def _read_written(header: _Header, tensors: dict[str, Tensor]) -> Written:
     """Remove the entries that describe the run's files from the tensors and return them."""
     files = TypeAdapter(dict[str, str]).validate_json(_as_bytes(tensors.pop(_FILES)))
-    files = {name: sha256 for name, sha256 in files.items() if not _EARLIER_LOGITS.fullmatch(name)}
     best = _as_bytes(tensors.pop(_BEST)) if _BEST in tensors else None
     return Written(header.events_length, header.events_sha256, files, best)

@@ -186,7 +186,9 @@ class GeneratorTraining:
         return {"loss": loss, **terms, "images": images, "predictions": teacher_logits.argmax(dim=1)}
 
     def _after_step(self, outputs: dict[str, Tensor]) -> None:
-        self._fresh.copy_(outputs["images"])
+        # The images of a step whose loss was not finite stay.
+        is_new = (self._step.skipped == 0) | ~outputs["loss"].isfinite()
+        self._fresh.copy_(torch.where(is_new, outputs["images"], self._fresh))
         self.fresh_targets.copy_(outputs["predictions"])
         momentum = self.settings.average_momentum
         if self.average is not None and momentum is not None:

@@ -85,17 +85,15 @@ class Inversion:
         stream = self.context.runtime.random_stream("synthesis-augmentation", epoch)
         for _ in range(self._steps_done):
             self._draw(stream, epoch)
-        images = self._best
         with frozen(student), self._observing():
             while self._steps_done < self.step_count:
                 outputs = self._step(*self._draw(stream, epoch))
-                images = outputs.get("images", self._best)
                 self._steps_done += 1
                 terms = {name: term for name, term in outputs.items() if term.ndim == 0 and name != "loss"}
                 yield self._steps_done, {"synthesis_loss": outputs["loss"], **terms}
         self._steps_done = 0
         if self._step.skipped.item() > 0:
-            (images,) = self.context.runtime.whole(images)
+            (images,) = self.context.runtime.whole(self._best)
             raise Diverged(f"the synthesis of epoch {epoch + 1} diverged; lower its learning rate", images)
         with torch.no_grad():
             self._finish(epoch)
@@ -145,8 +143,10 @@ class Inversion:
         raise NotImplementedError
 
     def _after_step(self, outputs: dict[str, Tensor]) -> None:
-        self._best.copy_(torch.where(outputs["loss"] < self._lowest, outputs["images"], self._best))
-        self._lowest.copy_(torch.minimum(outputs["loss"], self._lowest))
+        loss = outputs["loss"]
+        is_kept = (loss < self._lowest) | ~loss.isfinite()  # the latter for `Diverged`
+        self._best.copy_(torch.where(is_kept, outputs["images"], self._best))
+        self._lowest.copy_(torch.minimum(loss, self._lowest))
 
     def _finish(self, epoch: int) -> None:
         """Finish a synthesis after its last step."""

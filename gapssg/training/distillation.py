@@ -33,7 +33,7 @@ from gapssg.synthesis.context import SynthesisContext
 from gapssg.synthesis.labelled_views import LabelledViews
 from gapssg.synthesis.shards import read_shard
 from gapssg.synthesis.synthesizer import EpochPlan
-from gapssg.training.comparison import MOST_COMPARED, Differences, differences, images_to_compare
+from gapssg.training.comparison import Differences, differences, images_to_compare
 from gapssg.training.distillation_progress import EpochFacts, Progress
 from gapssg.training.distillation_setup import (
     choose_augmentation,
@@ -164,9 +164,8 @@ class Distillation:
         Raises:
             InputError: The checkpoint or the pool of the run is damaged, or a run that has settled is to be longer.
         """
-        parts = ("trainee", "settling", "labelled")  # earlier versions counted labelled syntheses
-        own = {name: fact for name, fact in state.facts.items() if name not in parts}
-        progress = Progress.read({"labelled_images": 0, **own})  # earlier checkpoints do not have it
+        parts = ("trainee", "settling")
+        progress = Progress.read({name: fact for name, fact in state.facts.items() if name not in parts})
         if self.settling is not None:
             self.settling.restore(SettlingFacts.read(state.facts.get("settling")))
             self._check_not_extended(self.settling, run)
@@ -373,7 +372,7 @@ class Distillation:
             except Diverged as error:
                 progress.synthesis_rollbacks += 1
                 if progress.synthesis_rollbacks > self.settings.max_rollbacks:
-                    self._check_teacher([error.images])
+                    self._check_teacher(self._views(error.images, plan.synthesis_steps))
                     raise RunError(
                         f"the synthesis diverged in epoch {epoch + 1}, {progress.synthesis_rollbacks} times in all; "
                         "lower the learning rate in its settings (method.*) or raise --max-rollbacks"
@@ -428,8 +427,7 @@ class Distillation:
             try:
                 rollback = self.trainee.settle(epoch, is_sound)
             except RunError:
-                steps = min(plan.distillation_steps, -(-MOST_COMPARED // self.settings.batch_size))
-                inputs = islice(self.student_steps.batches(epoch, index, 0), steps)
+                inputs = islice(self.student_steps.batches(epoch, index, 0), plan.distillation_steps)
                 self._check_teacher(self.student_steps.views(*each) for each in inputs)
                 raise
             if rollback is None:
@@ -441,6 +439,13 @@ class Distillation:
         for images in batches:
             if images.isfinite().all() and not self.predict(self.teacher, images).isfinite().all():
                 raise self._not_finite("teacher")
+
+    def _views(self, images: Tensor, count: int) -> Iterator[Tensor]:
+        """Yield images of a synthesis, then `count` views of them like those of its steps."""
+        yield images
+        stream = self.runtime.random_stream("views of a synthesis that diverged")
+        for _ in range(count if self.synthesizer.augments else 0):
+            yield self.augmentation(images, self.augmentation.draw(len(images), stream))
 
     def _not_finite(self, whose: str) -> NotFinite:
         return NotFinite(

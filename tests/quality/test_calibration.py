@@ -89,3 +89,18 @@ def test_several_groups_are_left_out_together():
     features, targets, groups = drawn(8, 3, seed=3)
     larger = ["first" if index < 12 else "second" for index in range(24)]
     assert [each.group for each in leave_out(features, targets, groups, 0.9, larger)] == ["first", "second"]
+
+
+def test_rows_that_are_refused_have_no_prediction_but_a_part_in_the_fit():
+    features, targets, groups = drawn(8, 3, seed=4)
+    first, second, *others = leave_out(features, targets, groups, 0.9)
+    most = float(np.median(second.high))
+
+    def is_refused(row: int, high: float) -> bool:
+        return row < 3 or (row < 6 and high > most)
+
+    found, *same = leave_out(features, targets, groups, 0.9, is_refused=is_refused)
+    assert (first.group, found.group, len(found.targets)) == ("group 0", "group 1", 2)
+    for values, expected in zip(found[1:], second[1:], strict=True):
+        assert np.array_equal(values, expected[second.high <= most])
+    assert [str(each) for each in same] == [str(each) for each in others]

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from gapssg.core.runtime import Runtime
-from gapssg.evaluation.metrics import ClassCounts
 from gapssg.models.model_file import LoadedModel
 from gapssg.quality.estimate import judge_quality
-from gapssg.quality.lost_classes import obstacles_of_classes
+from gapssg.quality.lost_classes import ClassEvidence, Source, class_evidence, obstacles_of_classes
 from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, load_predictors
-from gapssg.runs.results.quality import ProbeEvidence, QualityFacts
+from gapssg.runs.results.quality import Prediction, QualityFacts
 from tests.conftest import make_card
 
 LEVELS = torch.tensor([0.18, *(0.02 * step for step in range(7)), 0.3, 0.74])
@@ -40,14 +39,19 @@ def pool() -> Tensor:
 
 
 def judged(
-    teacher: nn.Module, pool: Tensor | None, runtime: Runtime, classes: tuple[int, ...] = (), bias: float = 0.0
+    teacher: nn.Module,
+    pool: Tensor | None,
+    runtime: Runtime,
+    classes: tuple[int, ...] = (),
+    bias: float = 0.0,
+    learned_from_pool: bool = True,
 ) -> QualityFacts:
     """Judge the teacher with a bias of some classes as its own student."""
     student = deepcopy(teacher)
     with torch.no_grad():
         student[-1].bias[list(classes)] += bias
     described = LoadedModel(teacher, make_card(mean=(0.0,), deviation=(1.0,)), "0" * 64, Path("teacher.safetensors"))
-    return judge_quality(teacher, student, described, pool, runtime, teacher_top1=0.9)
+    return judge_quality(teacher, student, described, pool, runtime, learned_from_pool, teacher_top1=0.9)
 
 
 @pytest.mark.slow
@@ -80,9 +84,20 @@ def test_a_student_with_all_classes_has_an_interval(pool: Tensor, runtime: Runti
     found = judged(brightness_teacher(nn.BatchNorm1d(1)), pool, runtime)
     assert found.obstacles == ()
     assert found.disagreement is not None and found.top1 is not None
+    assert found.disagreement.low is not None and found.disagreement.high is not None
     assert found.disagreement.low <= found.disagreement.value < found.disagreement.high < 0.1
     assert found.top1.low == pytest.approx(0.9 - found.disagreement.high)
     assert found.top1.high == pytest.approx(0.9 + found.disagreement.high)
+
+
+@pytest.mark.parametrize(("has_pool", "images"), [(True, 3 * 256 + 400), (False, 2 * 256)])
+def test_each_model_answers_to_each_image_once(pool: Tensor, runtime: Runtime, has_pool: bool, images: int):
+    counted = list[int]()
+    teacher = brightness_teacher(nn.BatchNorm1d(1))
+    teacher.register_forward_pre_hook(lambda _, given: counted.append(len(given[0])))
+    found = judged(teacher, pool if has_pool else None, runtime)  # the copy has the hook, too
+    assert found.evidence
+    assert sum(counted) == 2 * images
 
 
 def test_a_pool_of_few_classes_does_not_show_the_others(pool: Tensor, runtime: Runtime):
@@ -91,31 +106,54 @@ def test_a_pool_of_few_classes_does_not_show_the_others(pool: Tensor, runtime: R
     assert "images of the pool show for only 3 of the 10 classes" in obstacle
 
 
+def test_another_pool_shows_the_classes_but_predicts_nothing(pool: Tensor, runtime: Runtime):
+    teacher = brightness_teacher(nn.BatchNorm1d(1))
+    found = judged(teacher, pool, runtime, learned_from_pool=False)
+    assert found.obstacles == () and set(found.evidence) == {"strokes", "mixtures"}
+    predictor = load_predictors()[WITHOUT_POOL]
+    assert found.calibrated_on == predictor.calibrated_on
+    assert found.disagreement == Prediction(**dict(predictor.predict(found.evidence)))
+    (obstacle,) = judged(teacher, pool, runtime, (1, 2), -1000.0, learned_from_pool=False).obstacles
+    assert obstacle.startswith("the student has lost classes '1' and '2'")
+
+
 def test_a_teacher_without_batch_norm_has_a_prediction_without_an_interval(pool: Tensor, runtime: Runtime):
     found = judged(brightness_teacher(nn.Identity()), pool, runtime)
     with_norm = judged(brightness_teacher(nn.BatchNorm1d(1)), pool, runtime)
     assert found.disagreement is not None and with_norm.disagreement is not None
-    assert (found.disagreement.low, found.disagreement.high, found.top1) == (0.0, 1.0, None)
+    assert (found.disagreement.low, found.disagreement.high, found.top1) == (None, None, None)
     assert found.disagreement.value == pytest.approx(with_norm.disagreement.value, abs=1e-3)
     assert found.described == [
         "predicted disagreement with the teacher on real images: "
-        f"{100 * found.disagreement.value:.1f} %, without an interval: "
-        "it was calibrated only for teachers with batch norm"
+        f"{100 * found.disagreement.value:.1f} %; no interval: it was calibrated only for teachers with batch norm"
     ]
+    assert QualityFacts.read(found.model_dump_json().encode(), "result.json") == found
 
 
-def all_alike(hits: int, weighted: float) -> tuple[ClassCounts, ProbeEvidence]:
-    """Ten classes with 100 images and as many hits each."""
-    shares = {"disagreement": 1 - hits / 100, "weighted_disagreement": weighted, "reality_gap": 0.1}
-    found = ProbeEvidence(images=1000, **shares, teacher_confidence=0.9, largest_class=0.1)
-    return ClassCounts([hits] * 10, [100] * 10), found
+ALL_ALIKE = ClassEvidence(kept=10, lost=(), images=1000, weighted_disagreement=0.28)
+NAMES = tuple("0123456789")
 
 
-def test_more_disagreement_on_the_pool_than_predicted_contradicts_the_interval():
-    names = tuple("0123456789")
-    (obstacle,) = obstacles_of_classes(*all_alike(70, 0.28), names, 0.17, from_pool=True)
+def test_more_disagreement_on_the_own_pool_than_predicted_contradicts_the_interval():
+    (obstacle,) = obstacles_of_classes(ALL_ALIKE, NAMES, 0.17, "own pool")
     assert "disagrees with the teacher on 28.0 % of the images of the pool" in obstacle
     # The 95 % interval of 18 % of 1,000 images reaches down to 15.7 %.
-    assert obstacles_of_classes(*all_alike(70, 0.18), names, 0.17, from_pool=True) == []
-    assert obstacles_of_classes(*all_alike(70, 0.28), names, 0.3, from_pool=True) == []
-    assert obstacles_of_classes(*all_alike(70, 0.28), names, 0.17, from_pool=False) == []
+    assert obstacles_of_classes(ALL_ALIKE._replace(weighted_disagreement=0.18), NAMES, 0.17, "own pool") == []
+    assert obstacles_of_classes(ALL_ALIKE, NAMES, 0.3, "own pool") == []
+    assert obstacles_of_classes(ALL_ALIKE, NAMES, 0.17, "other pool") == []
+    assert obstacles_of_classes(ALL_ALIKE, NAMES, 0.17, "probe images") == []
+
+
+@pytest.mark.parametrize("source", ["own pool", "other pool"])
+def test_every_pool_shows_which_classes_a_student_has(source: Source):
+    (obstacle,) = obstacles_of_classes(ALL_ALIKE._replace(kept=9, lost=[3]), NAMES, 0.17, source)
+    assert obstacle.startswith("the student has lost class '3': it agrees with the teacher on less than 10.0 % of the")
+    (obstacle,) = obstacles_of_classes(ALL_ALIKE._replace(kept=8), NAMES, 0.17, source)
+    assert "images of the pool show for only 8 of the 10 classes" in obstacle
+
+
+def test_classes_are_judged_by_the_answers_of_the_teacher():
+    teacher, student = torch.tensor([0] * 10 + [1] * 9 + [2] * 11), torch.tensor([1] * 10 + [1] * 9 + [0] * 9 + [2] * 2)
+    found = class_evidence(5 * torch.eye(4)[teacher], 5 * torch.eye(4)[student])
+    assert (found.kept, found.lost, found.images) == (1, [0], 30)
+    assert found.weighted_disagreement == pytest.approx(19 / 30)

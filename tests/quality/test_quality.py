@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from tests.conftest import make_card
 from tests.program import gapssg, refusal
 from tests.results import make_pretrain_result
 from tests.run_fixtures import settings
+from tests.tiny import TINY_NOISE, tiny_model, write_tiny_teacher
 
 CPU = {"device": "cpu", "precision": "fp32"}
 
@@ -78,6 +80,27 @@ def test_the_end_of_a_run_and_the_command_say_the_same_of_its_student(teacher_fi
     shown = gapssg("estimate", tmp_path / "run", "--teacher", teacher_file, "--device", "cpu", "--precision", "fp32")
     for line in result.quality.described:
         assert line in " ".join(shown.stdout.split("\n"))
+
+
+def test_probe_images_are_made_only_of_the_pool_that_the_student_learned_from(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(evidence, "PROBE_COUNT", 8)
+    made, reused, other, copied = (tmp_path / name for name in ("made", "reused", "other", "copied.safetensors"))
+    with tiny_model():
+        teacher = write_tiny_teacher(tmp_path / "teacher.safetensors")
+        distill(settings(teacher, **TINY_NOISE, snapshot_every=1), made)
+        distill(settings(teacher, **TINY_NOISE, pool=made), reused)
+        distill(settings(teacher, **TINY_NOISE, seed=3), other)
+        shutil.copy(made / "student.safetensors", copied)
+
+        def has_images_of(pool: Path, student: Path) -> bool:
+            found = estimated(student, teacher, pool=pool)
+            assert found.pool == str(pool)
+            return "overlaid" in found.evidence
+
+        for student in (made, made / "student.safetensors", made / "snapshots" / "epoch-0001.safetensors"):
+            assert has_images_of(made, student) and has_images_of(made / "pool", student)
+        assert has_images_of(made, reused) and has_images_of(reused, reused)
+        assert not any(has_images_of(made, student) for student in (other, copied))
 
 
 def test_the_file_of_the_student_in_a_run_stands_for_the_run(teacher_file: Path, tmp_path: Path):

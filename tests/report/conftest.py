@@ -14,6 +14,8 @@ from tests.run_fixtures import TINY
 
 CLASSES = ("<img src=x onerror=alert(1)>", "a`|b ${c} {{ d }}")
 RUNTIME = {"device": "cpu", "precision": "fp32"}
+NO_INTERVAL = {"disagreement": {"value": 0.12, "low": None, "high": None}, "obstacles": ["it is unlike the others"]}
+"""A prediction, as `result.json` has it."""
 
 
 class Runs(NamedTuple):

@@ -28,7 +28,7 @@ from gapssg.runs.events import Event, Note
 from gapssg.runs.results.common import Scores
 from gapssg.text import percent
 from tests.program import gapssg, refusal
-from tests.report.conftest import CLASSES, RUNTIME, Runs
+from tests.report.conftest import CLASSES, NO_INTERVAL, RUNTIME, Runs
 from tests.results import make_scores
 from tests.run_fixtures import change, settings
 
@@ -294,6 +294,12 @@ def test_a_card_has_the_baseline_beside_the_agreement_and_the_lowest_class_besid
     change(runs.evaluated / "result.json", lambda result: result["student"].update(scores))
     card = write_card(runs.evaluated).read_text()
     assert "The mean of the accuracies of the classes is 51.0 %, the lowest 5.0 %, of class `'dog'`." in card
+
+
+def test_a_card_says_why_a_prediction_has_no_interval(runs: Runs):
+    change(runs.blind / "result.json", lambda result: result["quality"].update(NO_INTERVAL))
+    line = "- predicted disagreement with the teacher on real images: 12.0 %; no interval: it is unlike the others\n"
+    assert line in write_card(runs.blind).read_text()
 
 
 FAILURES = ["the teacher answers all images with class `cat`", "it is right on none"]

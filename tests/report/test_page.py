@@ -20,7 +20,7 @@ from gapssg import EvaluateSettings, InputError, ReportSettings, evaluate, load_
 from gapssg.models.model_file import save_model
 from gapssg.runs.results.evaluation import EvaluatedModel
 from tests.program import gapssg, refusal
-from tests.report.conftest import CLASSES, RUNTIME, Runs
+from tests.report.conftest import CLASSES, NO_INTERVAL, RUNTIME, Runs
 from tests.run_fixtures import change
 
 
@@ -73,6 +73,13 @@ def test_a_run_without_real_images_is_judged_by_synthetic_ones(made: Runs, tmp_p
         assert missing not in page.text
     for there in ("Reality gap", "Agreement with the teacher", "Samples", "Batch norm statistics loss", "Cost"):
         assert there in page.text
+
+
+def test_a_page_says_why_a_prediction_has_no_interval(runs: Runs, tmp_path: Path):
+    change(runs.blind / "result.json", lambda result: result["quality"].update(NO_INTERVAL))
+    page = report(tmp_path, runs.blind)
+    assert "Predicted disagreement with the teacher on real images: 12.0 %; no interval: it is unlike" in page.text
+    assert "Evidence: probe images" in page.text
 
 
 def test_without_data_the_figures_are_those_of_the_run(made: Runs, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""A step that fails half-way, as one that cannot be captured as a CUDA graph, leaves nothing for the next."""
+"""A step that fails half-way, as one that cannot be captured, leaves nothing; one that diverges leaves its images."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gapssg.core.runtime import Runtime
+from gapssg.errors import Diverged
 from gapssg.synthesis import method_classes
 from tests.methods import METHODS
 from tests.synthesis.context import make_context, make_student
@@ -31,10 +32,15 @@ class FailingOnce(nn.Module):
         return logits
 
 
-def synthesise(name: str, fails: bool, runtime: Runtime) -> tuple[list[dict[str, float]], Tensor]:
+def make(name: str, runtime: Runtime, **changes: int) -> tuple[Any, Any]:
+    """Return the synthesizer of a method and its step."""
     (settings,) = (each for each in method_classes() if each.model_fields["name"].default == name)
-    synthesizer: Any = settings(**METHODS[name]).build(make_context(runtime, "tiny"))
-    step = (synthesizer.synthesis if synthesizer.pool is not None else synthesizer)._step
+    synthesizer: Any = settings(**{**METHODS[name], **changes}).build(make_context(runtime, "tiny"))
+    return synthesizer, (synthesizer.synthesis if synthesizer.pool is not None else synthesizer)._step
+
+
+def synthesise(name: str, fails: bool, runtime: Runtime) -> tuple[list[dict[str, float]], Tensor]:
+    synthesizer, step = make(name, runtime)
     loss = step._loss
 
     def again(*tensors: Tensor) -> dict[str, Tensor]:
@@ -57,3 +63,21 @@ def test_a_step_that_failed_half_way_changes_nothing(name: str, runtime: Runtime
         (terms, images), (expected_terms, expected) = (synthesise(name, fails, runtime) for fails in (True, False))
     assert terms == expected_terms
     assert torch.equal(images, expected)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"noise", "deepinversion"}))
+def test_a_synthesis_that_diverged_has_the_images_of_the_step_at_fault(name: str, runtime: Runtime):
+    with tiny_model():
+        synthesizer, step = make(name, runtime, generator_steps=4)
+        loss, images = step._loss, list[Tensor]()
+
+        def diverging(*tensors: Tensor) -> dict[str, Tensor]:
+            outputs = loss(*tensors)
+            images.append(outputs["images"].detach().clone())
+            return {**outputs, "loss": outputs["loss"] * (torch.nan if len(images) == 2 else 1)}
+
+        step._loss = diverging
+        with pytest.raises(Diverged) as raised:
+            list(synthesizer.synthesis_steps(make_student(runtime, "tiny"), 0, 0))
+        assert len(images) == 4
+        assert torch.equal(raised.value.images, images[1])

@@ -180,24 +180,19 @@ def test_logits_that_are_lost_or_have_changed_are_computed_again(world: Path, tm
 
 
 @pytest.mark.slow
-def test_logits_that_an_earlier_version_counted_by_synthesis_are_computed_again(world: Path, tmp_path: Path):
-    run, display = Path(shutil.copytree(world / "run", tmp_path / "run")), Listening()
-    now = sorted(os.listdir(run / "logits"))
-    names = {f"logits/{name}": f"logits/views-{number:04d}.safetensors" for number, name in enumerate(now, 1)}
-    for name, earlier in names.items():
-        (run / name).rename(run / earlier)
+def test_a_checkpoint_of_another_version_is_refused_in_one_sentence(world: Path, tmp_path: Path):
+    run = Path(shutil.copytree(world / "run", tmp_path / "run"))
     content = read_safetensors(run / "checkpoint" / "latest.safetensors")
     header = json.loads(content.metadata["facts"])
-    facts = header["facts"]["distillation"]
-    facts["labelled"] = len(names)
-    assert facts.pop("labelled_images") == 32
-    files = json.loads(bytes(content.tensors["written.files"].numpy()))
-    files = json.dumps({names.get(name, name): sha256 for name, sha256 in files.items()}).encode()
-    tensors = content.tensors | {"written.files": torch.frombuffer(bytearray(files), dtype=torch.uint8)}
-    save_file(tensors, run / "checkpoint" / "latest.safetensors", {"facts": json.dumps(header)})
-    distill(DistillSettings.model_validate(read_toml(run / "settings.toml")), run, resume=True, display=display)
-    assert not any("labelled again" in note for note in display.notes)
-    assert files_of(run) == files_of(world / "whole")
+    del header["facts"]["distillation"]["labelled_images"]  # as before logits were kept
+    save_file(content.tensors, run / "checkpoint" / "latest.safetensors", {"facts": json.dumps(header)})
+    before = files_of(run)
+    with pytest.raises(InputError) as refused:
+        distill(DistillSettings.model_validate(read_toml(run / "settings.toml")), run, resume=True)
+    assert str(refused.value) == (
+        "the checkpoint does not belong to this run, or is of another version of gapssg; restart with --overwrite"
+    )
+    assert files_of(run) == before
 
 
 @pytest.mark.slow

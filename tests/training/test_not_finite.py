@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from gapssg import (
     DistillResult,
@@ -24,10 +25,12 @@ from gapssg import (
 from gapssg.errors import InputError, RunError
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
+from gapssg.training.student_steps import StudentSteps
 from tests.conftest import make_card
 from tests.models.factories import NotFinite
-from tests.program import refusal
+from tests.program import gapssg, refusal
 from tests.run_fixtures import TINY
+from tests.tiny import tiny_model
 
 FACTORY = f"{NotFinite.__module__}:{NotFinite.__name__}"
 METHOD = {"name": "noise", "synthesis_batch_size": 16}
@@ -73,8 +76,9 @@ def test_on_probe_images_the_run_fails_with_a_result_and_an_estimate_with_one_se
         ({"low": 0.0, "high": 0.0, "rows": 1}, {**PADDED, "method": {**METHOD, "labelled_views": 2}}),
         ({"low": 0.0, "high": 0.08}, {}),
         ({"low": 0.0, "high": 0.08}, {"method": {"name": "zskt", "rounds": 1, "generator_width": 8}}),
+        ({"low": 0.0, "high": 0.0, "rows": 1}, {"crop_padding": 2, "crop_padding_mode": "zeros"}),
     ],
-    ids=["images", "views", "labelled views", "synthesis", "generator"],
+    ids=["images", "views", "labelled views", "synthesis", "generator", "views of a synthesis"],
 )
 def test_on_images_of_the_run_the_teacher_is_blamed_instead_of_the_learning_rate(
     tmp_path: Path, arguments: dict[str, float], changes: dict[str, Any]
@@ -82,6 +86,31 @@ def test_on_images_of_the_run_the_teacher_is_blamed_instead_of_the_learning_rate
     teacher = write_teacher(tmp_path, **arguments)
     with pytest.raises(RunError, match=r"^the teacher's logits on the images of epoch 1 are not finite; try"):
         distill(settings(teacher, **changes), tmp_path / "run")
+
+
+def test_the_teacher_is_blamed_for_any_view_of_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    steps, count, views = 12, 0, StudentSteps.views
+
+    def blank_at_the_last_step(self: StudentSteps, images: Tensor, *drawn: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        return views(self, images, *drawn) * (count % steps != 0)
+
+    monkeypatch.setattr(StudentSteps, "views", blank_at_the_last_step)
+    method = {**METHOD, "distillation_steps": steps}
+    with tiny_model(), pytest.raises(RunError, match=r"^the teacher's logits on the images of epoch 1"):
+        given = {**NOISE, "student": {"name": "tiny"}, "method": method, "batch_size": 1024}
+        distill(settings(write_teacher(tmp_path, low=0.0, high=1e-6), **given), tmp_path / "run")
+    assert count == 2 * steps
+
+
+def test_a_student_of_a_teacher_without_finite_logits_gets_no_advice_on_its_settings(tmp_path: Path):
+    teacher = write_teacher(tmp_path, **PROBES)
+    method = ("--method", "noise", "--set", "method.synthesis_batch_size=16", "--epochs", "1", "--batch-size", "8")
+    options = ("--student", "wrn10_half", *method, "--device", "cpu", "--model-factory", FACTORY)
+    shown = gapssg("distill", "--teacher", teacher, "--output", tmp_path / "run", *options).stdout
+    assert "FAILED: the student is not usable: the teacher's logits on probe images are not finite; try" in shown
+    assert "docs/choosing.md" not in shown
 
 
 @pytest.mark.parametrize("role", ["models", "teacher"])

@@ -27,12 +27,22 @@ class ProbeEvidence(Stored):
     """Share of the teacher's most frequent prediction."""
 
 
+class Prediction(Stored):
+    """A predicted share and its interval, in [0, 1]."""
+
+    value: Share
+    low: Share | None
+    """None if there is no interval."""
+    high: Share | None
+    """Likewise."""
+
+
 class QualityFacts(Stored):
     """What is expected of a student on real images, of which none was read."""
 
-    disagreement: Interval | None
-    """Predicted share of real images on which student and teacher differ; None if the predictor does not apply.
-    Its interval is from 0 to 1 if there are obstacles to an interval alone."""
+    disagreement: Prediction | None
+    """Predicted share of real images on which student and teacher differ, without an interval if there are obstacles to
+    that alone; None if the predictor does not apply."""
     top1: Interval | None
     """Bounds of the top-1 accuracy that follow; None without the teacher's, or if there are obstacles."""
     coverage: Share
@@ -50,8 +60,8 @@ class QualityFacts(Stored):
         if share is None:
             return [f"no prediction for real images: {why_not}"]
         predicted = f"predicted disagreement with the teacher on real images: {percent(share.value)}"
-        if why_not:
-            return [f"{predicted}, without an interval: {why_not}"]
+        if share.low is None or share.high is None:
+            return [f"{predicted}; no interval: {why_not}"]
         lines = [f"{predicted} (interval {percent(share.low)} to {percent(share.high)})"]
         if self.top1 is not None:
             lines.append(f"so its top-1 accuracy is from {percent(self.top1.low)} to {percent(self.top1.high)}")
