@@ -117,9 +117,9 @@ def leave_out(
     What is left out may be `larger` than a group: such as its data set. Rows that the program refuses, by their number
     and the upper end of their interval, have no prediction.
     """
-    found = []
-    for group in sorted(set(larger or groups)):
-        chosen = np.array([each == group for each in larger or groups])
+    found, wholes = [], larger or groups
+    for group in sorted(set(wholes)):
+        chosen = np.array([each == group for each in wholes])
         others = [each for each, left_out in zip(groups, chosen, strict=True) if not left_out]
         fitted = fit(features[~chosen], targets[~chosen], others, coverage, width)
         predicted, errors = fitted.predict(features[chosen]), fitted.errors(features[chosen])

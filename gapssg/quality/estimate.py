@@ -75,9 +75,8 @@ def judge_quality(
     The probe images are drawn with seed 0, whatever that of the run. There are none if the predictor does not apply to
     the classes or images of the teacher. For a teacher without batch norm there is a prediction without an interval.
 
-    The predictor was calibrated with pools that the students had learned from. A student disagrees on images of another
-    pool more often, also if it is good, so such a pool only shows which classes it has; the prediction is that without
-    a pool.
+    The predictor was calibrated with pools that the students had learned from; on images of others, good students
+    disagree more often. So another pool only shows which classes a student has, and the prediction is that without one.
 
     Args:
         teacher: Maps normalised images to logits, on the device.
@@ -92,7 +91,8 @@ def judge_quality(
         NotFinite: Logits on probe images are not finite.
     """
     card, normalization = described.card, described.normalization(runtime.device)
-    own_pool = pool if learned_from_pool else None
+    source: Source = "probe images" if pool is None else "own pool" if learned_from_pool else "other pool"
+    own_pool = pool if source == "own pool" else None
     predictor = load_predictors()[WITHOUT_POOL if own_pool is None else WITH_POOL]
     obstacles = predictor.obstacles_of_task(card.num_classes, card.input_shape)
     evidence: dict[str, ProbeEvidence] = {}
@@ -104,7 +104,6 @@ def judge_quality(
         predicted = predictor.predict(evidence)
         obstacles = predictor.obstacles_of(evidence)
         if not obstacles:
-            source: Source = "probe images" if pool is None else "own pool" if learned_from_pool else "other pool"
             compared = joined(answers.values()) if pool is None else probes.answers_to_pool(student, pool)
             obstacles = obstacles_of_classes(class_evidence(*compared), card.class_names, predicted.high, source)
         if not obstacles and predictor.have_batch_norm and not batch_norm_layers(teacher):

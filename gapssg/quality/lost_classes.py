@@ -33,13 +33,9 @@ class ClassEvidence(NamedTuple):
 def class_evidence(teacher_logits: Tensor, student_logits: Tensor) -> ClassEvidence:
     """Return the evidence of logits (N, K) on the same images; raise `NotFinite` if they are not finite."""
     found = evidence_of(teacher_logits, student_logits)
-    counts = count_by_class(student_logits.argmax(dim=1), teacher_logits.argmax(dim=1), teacher_logits.shape[1])
-    judged = {
-        number: hits / count
-        for number, (hits, count) in enumerate(zip(*counts, strict=True))
-        if count >= FEWEST_IMAGES_OF_A_CLASS
-    }
-    lost = [number for number, share in judged.items() if share < LEAST_SHARE]
+    hits, totals = count_by_class(student_logits.argmax(dim=1), teacher_logits.argmax(dim=1), teacher_logits.shape[1])
+    judged = [number for number, total in enumerate(totals) if total >= FEWEST_IMAGES_OF_A_CLASS]
+    lost = [number for number in judged if hits[number] / totals[number] < LEAST_SHARE]
     return ClassEvidence(len(judged) - len(lost), lost, found.images, found.weighted_disagreement)
 
 
@@ -51,8 +47,9 @@ def obstacles_of_classes(found: ClassEvidence, class_names: Sequence[str], high:
     interval must have room for all of these, if they are as frequent as the others.
 
     Both hold for every pool: a student that never gives a class agrees on none of its images, and one that agrees on
-    some of them has it. The disagreement is another on every pool. On the one that the student learned from, more of it
-    than on real images contradicts the interval; on others, a good student may differ more often than on real images.
+    some of them has it. The disagreement depends on the pool. The student learned from its own, so more disagreement
+    there than on real images contradicts the interval. Images of another are new to it, and a good student may disagree
+    on more of them than on real images.
 
     Args:
         found: What the images show.
@@ -63,10 +60,10 @@ def obstacles_of_classes(found: ClassEvidence, class_names: Sequence[str], high:
     images = source if source == "probe images" else "images of the pool"
     if found.lost and source != "probe images":
         names = listed([f"'{shortened(class_names[number])}'" for number in found.lost])
+        what, each = ("class", "it") if len(found.lost) == 1 else ("classes", "each of them")
         return [
-            f"the student has lost {'class' if len(found.lost) == 1 else 'classes'} {names}: it agrees with the "
-            f"teacher on less than {percent(LEAST_SHARE)} of the {images} that the teacher assigns to "
-            f"{'it' if len(found.lost) == 1 else 'each of them'}"
+            f"the student has lost {what} {names}: it agrees with the teacher on less than {percent(LEAST_SHARE)} of "
+            f"the {images} that the teacher assigns to {each}"
         ]
     if 1 - found.kept / len(class_names) > high:
         hint = "; a run's pool may show more (--pool RUN)" if source == "probe images" else ""
