@@ -72,20 +72,15 @@ def front_table() -> str:
     headings = ["images", "classes", "teacher", "student, real images", "student, no data"]
     headings += ["recovered", "of the teacher", "seeds"]
     lines = [f"| {' | '.join(headings)} |", "| --- |" + " ---: |" * (len(headings) - 1)]
-    methods = ("default", "statistics-1")  # the default, or the one before where it is not measured
-    known = {
-        pair: (name, method)
-        for method in reversed(methods)
-        for name in reversed(STRANGERS)
-        for pair in {str(row["pair"]) for row in results(name, method=method)}
-    }
-    for pair, (name, method) in sorted(known.items()):
+    for pair in sorted({str(row["pair"]) for name in STRANGERS for row in results(name, method="default")}):
         # A pair of the GPU has a teacher of its own.
-        teacher, real, students = (results(name, pair=pair, method=each) for each in ("teacher", "real images", method))
-        balanced = [percent(mean(rows, "balanced")) for rows in (teacher, real, students)]
-        shares = [percent(mean(students, "way")), percent(share_of_teacher(teacher, students))]
-        marked = pair if method == methods[0] else f"{pair} (*)"
-        cells = [marked, number(mean(students, "classes")), *balanced, *shares, str(len(students))]
+        name = next(name for name in STRANGERS if results(name, pair=pair, method="default"))
+        teacher, real, default = (
+            results(name, pair=pair, method=each) for each in ("teacher", "real images", "default")
+        )
+        balanced = [percent(mean(rows, "balanced")) for rows in (teacher, real, default)]
+        shares = [percent(mean(default, "way")), percent(share_of_teacher(teacher, default))]
+        cells = [pair, number(mean(default, "classes")), *balanced, *shares, str(len(default))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
