@@ -53,7 +53,7 @@ class GapSSGFastSettings(InversionSettings):
     """Adam's learning rate for the generator and the latent."""
     generator_width: int = Field(default=32, ge=4, le=1024)
     """Channels of the generator's last hidden layer."""
-    statistics_weight: float = Field(default=3.0, ge=0, le=1000)
+    statistics_weight: float = Field(default=1.0, ge=0, le=1000)
     """Weight of the relative statistics loss: of the batch norms or, without any, of the teacher's input."""
     target_weight: float = Field(default=1.0, ge=0, le=1000)
     """Weight of the teacher's cross-entropy with the targets."""
@@ -65,7 +65,7 @@ class GapSSGFastSettings(InversionSettings):
     def loss(
         self, statistics_loss: Tensor, teacher_logits: Tensor, student_logits: Tensor, targets: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the generator's loss, by default `3 L_rel + CE(z_t, y) + L_ds + 0.2 L_as`, and its terms.
+        """Return the generator's loss `L_rel + CE(z_t, y) + L_ds + 0.2 L_as` and its terms.
 
         The factor `1 - a` is omitted: it vanishes where teacher and student agree, even on a wrong class, and no
         term would then bring the images back to their targets.
