@@ -198,7 +198,7 @@ def measure_pools(size: Size, device: torch.device, rounds: int, processes: Proc
         name: median(times)
         for name, times in time_in_turn({"whole": whole, "shared": shared}, device, 20 * rounds).items()
     }
-    received = pool[0].nbytes * size.batch // world
+    received = pool[0].nbytes * size.batch // world * (world - 1) // world  # from the others
     return [
         row_of("pool", f"{world} processes", world, "whole", size.batch, seconds["whole"]),
         row_of("pool", f"{world} processes", world, "shared", size.batch, seconds["shared"], 1, received),
@@ -245,8 +245,9 @@ def print_scaling(rows: list[dict[str, Any]]) -> None:
     traffic_headings = ("MB summed", "MB gathered", "operations")
     headings = ("step", "batch", "processes", "s/step", "images/s", "efficiency", *traffic_headings)
     print_table("Processes that share a batch, on processors with one thread each", headings, shown)
-    pools = [(row["step"], f"{1000 * row['seconds']:.2f}") for row in rows if row["kind"] == "pool"]
-    print_table(f"A process's share of a batch from a pool of {POOL:,} images", ("pool", "ms"), pools)
+    pools = [(row["step"], row["processes"], f"{1000 * row['seconds']:.2f}") for row in rows if row["kind"] == "pool"]
+    if pools:
+        print_table(f"A process's share of a batch from a pool of {POOL:,} images", ("pool", "processes", "ms"), pools)
 
 
 def measure_shares(size: Size, device: torch.device, rounds: int) -> dict[int, dict[str, float]]:

@@ -50,7 +50,7 @@ def new_figure(width: float, height: float, layout: Literal["constrained", "comp
     return Figure(figsize=(width, height), layout=layout)
 
 
-def line_look(number: int) -> dict[str, str]:
+def line_look(number: int) -> dict[str, Any]:
     """Return the colour and the dashes of a line by its number in a figure, for matplotlib."""
     return {"color": LINE_COLOURS[number % len(LINE_COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
 

@@ -129,8 +129,9 @@ def command(
     """Make a function a command with an option for each of these fields.
 
     The function is given the console, what was given for the fields, and its other parameters, which Typer reads as
-    usual; they follow the fields in the help text. A parameter that is a dataclass stands for its fields. Every command
-    also takes --json, --quiet and --debug, and, if it `reads_files`, --config, --set and --dry-run.
+    usual; they follow the fields in the help text. A parameter that is a dataclass stands for its fields, which are off
+    or None unless given. Every command also takes --json, --quiet and --debug, and, if it `reads_files`, --config,
+    --set and --dry-run.
     """
     shown = [
         (each if isinstance(each, Shown) else Shown(each), panel) for panel, keys in fields.items() for each in keys

@@ -47,8 +47,8 @@ def _load_exported(path: Path, kind: Kind, display: Display) -> tuple[LoadedMode
         graph = read_graph_file(path, kind, None)
     except InputError as error:
         raise InputError(
-            f"{error}; if it is damaged, copy it or export it again; if another program wrote it, make a model file of "
-            f"it: gapssg import-teacher --weights {shlex.quote(str(path))} ..."
+            f"{error}; if it is damaged, copy it again, or export it again; if another program wrote it, make a model "
+            f"file of it: gapssg import-teacher --weights {shlex.quote(str(path))} ..."
         ) from error
     if graph.metadata is None:
         raise refused_graph(path, kind)

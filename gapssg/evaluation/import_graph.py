@@ -66,7 +66,7 @@ def build_imported_graph(graph: GraphFile, card: ModelCard, display: Display) ->
     module.eval()
     check_same_logits(graph, module, graph.images, graph.logits, "random images")
     if has_changed(read_bounded(path, LARGEST_FILE)):
-        message = f"{path} has changed since it was exported; if it is damaged, copy it or export it again"
+        message = f"{path} has changed since it was exported; if it is damaged, copy it again, or export it again"
         display.event(Warned(epoch=0, message=message))
     if graph.layout == "NHWC":
         display.event(Note(message=f"{path} takes images (N, H, W, C); those of gapssg are permuted (--input-layout)"))

@@ -32,9 +32,7 @@ def check_suffix(to: FormatName, output: Path) -> None:
     """Raise `InputError` if the suffix of an output is that of another format."""
     of_suffix = FORMAT_OF_SUFFIX.get(output.suffix.lower(), to)
     if of_suffix != to:
-        raise InputError(
-            f"{output} has the suffix of --to {of_suffix}, but --to is {to}; change the suffix, or leave --to out"
-        )
+        raise InputError(f"{output} has the suffix of --to {of_suffix}, but --to is {to}; change one of them")
 
 
 class QuantizationSettings(Settings):

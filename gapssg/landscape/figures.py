@@ -160,7 +160,7 @@ def curves(surfaces: Sequence[Surface]) -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     scale = scale_of(surfaces)
     for number, surface in enumerate(surfaces):
-        look: dict[str, Any] = {**line_look(number)}
+        look = line_look(number)
         along = surface.axes[0].tolist()
         clipped = clipping(surface, scale)
         label = surface.card.label + (f" ({clipped})" if clipped else "")
@@ -271,7 +271,7 @@ def sheet_3d(
 def _draw_accuracies(axes: Axes, accuracies: Mapping[str, Mapping[int, float]], epochs: Sequence[int]) -> None:
     """Draw the accuracies in [0, 1] of runs by epoch, and mark some epochs."""
     for number, (run, by_epoch) in enumerate(accuracies.items()):
-        look: dict[str, Any] = {**line_look(number)}
+        look = line_look(number)
         axes.plot(list(by_epoch), [100 * share for share in by_epoch.values()], label=run, **look)
     for epoch in epochs:
         axes.axvline(epoch, color="0.6", linewidth=0.6, zorder=0)
