@@ -23,3 +23,8 @@ def test_every_changed_bit_and_every_missing_byte_is_noticed_but_in_the_key():
             changed[place] ^= 1 << bit
             assert has_changed(bytes(changed)) == (place not in key)
         assert has_changed(content[:place] + content[place + 1 :]) == (place not in key)
+
+
+def test_a_change_is_noticed_where_another_program_wrote_the_description_with_spaces():
+    content = with_checksum(START + BLANK.encode() + END)
+    assert has_changed(content.replace(b":", b": "))
