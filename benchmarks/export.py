@@ -51,7 +51,7 @@ def main() -> None:
     given = parser.parse_args()
     machine = describe_machine(torch.device("cpu"))
     print_machine(machine)
-    formats = [to for to in given.formats if _has_packages(to)]
+    formats = [to for to in given.formats if has_packages(to)]
     rows = []
     for model, to, seed in itertools.product(given.model, formats, range(given.seeds)):
         test = read_test_images(DataSettings(name=given.data), load_model(model), SilentDisplay())
@@ -63,7 +63,8 @@ def main() -> None:
     write_results(Path(__file__).parent / "results" / f"export-{given.name}.csv", rows, machine)
 
 
-def _has_packages(to: str) -> bool:
+def has_packages(to: str) -> bool:
+    """Return whether the packages of a format are installed, and say so if not."""
     missing = [name for name in load_format(to).packages if importlib.util.find_spec(name) is None]
     if missing:
         print(f"{to}: left out, because {missing[0]} is not installed")
@@ -71,7 +72,7 @@ def _has_packages(to: str) -> bool:
 
 
 def _rows(settings: ExportSettings, test: ImageSet, compares_biases: bool) -> list[dict[str, Any]]:
-    files, result = _exported(settings)
+    files, result = exported(settings)
     assert result.int8 and result.timing  # the settings ask for int8
     runtime = Runtime(torch.device("cpu"), "fp32", compiled=False, seed=settings.seed)
     model = load_model(settings.model)
@@ -88,10 +89,11 @@ def _rows(settings: ExportSettings, test: ImageSet, compares_biases: bool) -> li
         "bytes_float32": result.int8.bytes.float32,
         "top1_float32": top_k_accuracy(before_test, test.labels, 1),
     }
-    variants: list[tuple[str, Files, float | None]] = [("corrected", files, result.timing.images_per_second.int8)]
+    biases = "corrected" if result.int8.corrected_biases else ""
+    variants: list[tuple[str, Files, float | None]] = [(biases, files, result.timing.images_per_second.int8)]
     if compares_biases:
         with mock.patch("gapssg.export.formats.onnx.correct_biases"):
-            variants.insert(0, ("", _exported(settings)[0], None))
+            variants.insert(0, ("", exported(settings)[0], None))
     rows = []
     for biases, variant, rate in variants:
         on_pool, on_test = (_logits(settings.to, variant, images) for images in (pool.held_out, test.images))
@@ -111,13 +113,15 @@ def _rows(settings: ExportSettings, test: ImageSet, compares_biases: bool) -> li
     return rows
 
 
-def _exported(settings: ExportSettings) -> tuple[Files, ExportResult]:
+def exported(settings: ExportSettings) -> tuple[Files, ExportResult]:
+    """Return the files of an export and its result."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "model"
         result = export_model(settings, output)
-        is_folder = load_format(settings.to).is_folder
-        paths = sorted(output.iterdir()) if is_folder else [output]
-        return {path.name if is_folder else ITSELF: path.read_bytes() for path in paths}, result
+        if output.is_file():
+            return {ITSELF: output.read_bytes()}, result
+        paths = sorted(path for path in output.rglob("*") if path.is_file())
+        return {path.relative_to(output).as_posix(): path.read_bytes() for path in paths}, result
 
 
 def _logits(to: str, files: Files, images: Tensor) -> Tensor:

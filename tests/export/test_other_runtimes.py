@@ -6,11 +6,12 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
 from gapssg import ExportSettings, export_model, load_model
-from gapssg.export.formats import load_format
+from gapssg.export.formats import ITSELF, load_format
 from gapssg.synthesis.shards import PoolOrigin, write_shard
 from tests.conftest import write_teacher
 
@@ -20,8 +21,11 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a model and a pool of 60 images of noise."""
-    folder = tmp_path_factory.mktemp("run")
-    write_teacher(folder / "student.safetensors", "wrn16_1")
+    return make_run(tmp_path_factory.mktemp("run"), "wrn16_1")
+
+
+def make_run(folder: Path, architecture: str) -> Path:
+    write_teacher(folder / "student.safetensors", architecture)
     (folder / "pool").mkdir()
     images = torch.randint(0, 256, (60, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     write_shard(folder / "pool" / "shard-0001.safetensors", images, torch.arange(60) % 10, PoolOrigin("gapssg", "0"))
@@ -99,3 +103,56 @@ def test_int8_of_openvino_computes_in_8_bits_but_for_the_float_layers(run: Path,
     for name, content in quantizer.quantize(chosen, plain.metadata).items():
         (tmp_path / name).write_bytes(content)
     assert convolutions_in_int8(tmp_path) == 15 - len(chosen)
+
+
+def test_int8_of_litert_computes_in_8_bits_but_for_the_float_layers(run: Path, tmp_path: Path):
+    skip_without("litert")
+    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_quantizer.utils.tfl_flatbuffer_utils import read_model
+
+    from gapssg.export.formats.litert import LiteRtQuantizer
+
+    def convolutions_in_int8(content: bytes) -> int:
+        (graph,) = read_model(content).subgraphs
+        weights = [graph.tensors[each.inputs[1]] for each in graph.operators if len(each.inputs) == 3]
+        return sum(tensor.type == INT8 and len(tensor.shape) == 4 for tensor in weights)
+
+    INT8 = 9  # in the schema of TensorFlow Lite
+    int8 = {"enabled": True, "min_agreement": 0}
+    whole = export_model(ExportSettings(model=run, to="litert", int8=int8), tmp_path / "whole.tflite")
+    content = (tmp_path / "whole.tflite").read_bytes()
+    assert whole.int8.bytes.int8 == len(content) < whole.int8.bytes.float32 / 2
+    assert whole.int8.corrected_biases == 0
+    assert convolutions_in_int8(content) == 15
+    interpreter = Interpreter(model_content=content)
+    for details in (*interpreter.get_input_details(), *interpreter.get_output_details()):
+        assert details["dtype"] is numpy.float32
+    plain = export_model(ExportSettings(model=run, to="litert"), tmp_path / "plain.tflite")
+    quantizer = LiteRtQuantizer({ITSELF: (tmp_path / "plain.tflite").read_bytes()}, torch.rand(20, 1, 16, 16))
+    chosen = [name for name in quantizer.layers if "CONV" in name][:4]
+    files = quantizer.quantize(chosen, plain.metadata)
+    assert convolutions_in_int8(files[ITSELF]) == 15 - len(chosen)
+    without = quantizer.quantize(quantizer.layers, plain.metadata)
+    assert convolutions_in_int8(without[ITSELF]) == 0
+
+
+def test_int8_of_litert_takes_the_range_of_all_calibration_images(run: Path, tmp_path: Path):
+    skip_without("litert")
+    from gapssg.export.formats.litert import LiteRtQuantizer, load_litert
+
+    result = export_model(ExportSettings(model=run, to="litert"), tmp_path / "plain.tflite")
+    plain = {ITSELF: (tmp_path / "plain.tflite").read_bytes()}
+    generator = torch.Generator().manual_seed(0)
+    strong, weak = 10 * torch.rand(1, 1, 16, 16, generator=generator), torch.rand(40, 1, 16, 16, generator=generator)
+    for images in (torch.cat([strong, weak]), torch.cat([weak, strong])):
+        int8 = LiteRtQuantizer(plain, images).quantize((), result.metadata)
+        before, after = (load_litert(files)(strong) for files in (plain, int8))
+        assert (after - before).abs().max() < 0.1 * before.abs().max()
+
+
+def test_int8_of_litert_takes_a_padded_max_pool(tmp_path: Path):
+    skip_without("litert")
+    run = make_run(tmp_path, "torchvision:shufflenet_v2_x0_5")
+    int8 = {"enabled": True, "min_agreement": 0}
+    result = export_model(ExportSettings(model=run, to="litert", int8=int8), tmp_path / "model.tflite")
+    assert result.int8.pool.relative_difference < 0.1
