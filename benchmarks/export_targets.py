@@ -63,7 +63,7 @@ def _rows(examiner: Examiner, test: ImageSet) -> Iterator[dict[str, Any]]:
     """Yield the figures of the model in PyTorch and of every export."""
     path = examiner.settings.model
     with frozen(examiner.exported_module()) as module:
-        facts = {"target": "pytorch", "precision": "float32", "packages": f"torch {torch.__version__}"}
+        facts: dict[str, Any] = {"target": "pytorch", "precision": "float32", "packages": f"torch {torch.__version__}"}
         facts |= {"outcome": "the model itself", "bytes": model_file(path).stat().st_size}
         yield facts | _figures(without_gradients(module), examiner, test)
     for to in FORMAT_NAMES:
