@@ -44,7 +44,9 @@ def load_run(
     given = replace(given, console=None)  # its command prints the settings, after further checks
     if options.resume is None:
         return given.load(recipe=options.recipe, beneath=beneath)
-    for option, value in (("--output", options.output), ("--config", given.config), ("--recipe", options.recipe)):
+    left_out = {"--output": options.output, "--config": given.config, "--recipe": options.recipe}
+    left_out["--overwrite"] = options.overwrite or None
+    for option, value in left_out.items():
         if value is not None:
             raise InputError(f"--resume continues a run in its own directory with its own settings; leave {option} out")
     config = settings_of_run(given.section, options.resume)

@@ -125,6 +125,7 @@ def test_a_run_of_another_command_cannot_be_continued(trained: Path, tmp_path: P
     assert "is a run of pretrain-teacher; use gapssg pretrain-teacher --resume" in sentence
     assert "holds no run to resume" in refusal("distill", "--resume", tmp_path)
     assert "leave --output out" in refusal("distill", "--resume", trained / "student", "--output", tmp_path)
+    assert "leave --overwrite out" in refusal("distill", "--resume", trained / "student", "--overwrite")
 
 
 def test_a_finished_run_continues_to_the_same_end(trained: Path):

@@ -22,6 +22,13 @@ _STATE = ("weight", "bias", "running_mean", "running_var")
 _LAYERS = {"conv2d.default": "conv", "conv2d.padding": "conv", "linear.default": "linear", "batch_norm.default": "norm"}
 
 
+class NotANumber(InputError):
+    """A constant of a file is NaN."""
+
+    def __init__(self) -> None:
+        super().__init__("it computes with a constant that is not a number (NaN); check its weights")
+
+
 class Graph(NamedTuple):
     """A graph as a model file has it."""
 
@@ -54,7 +61,7 @@ def graph_of(
     """
     try:
         return _unified(*(_record(read, count, input_shape, part) for count in _BATCHES))
-    except UnknownOperator:
+    except (UnknownOperator, NotANumber):
         raise
     except InputError as error:
         count = fixed_batch or 1
@@ -219,6 +226,8 @@ class _Maker:
             self.tensors[f"{name}.num_batches_tracked"] = torch.tensor(0)
 
     def _argument(self, two: Any, three: Any) -> Any:
+        if isinstance(two, float) and math.isnan(two):
+            raise NotANumber
         if isinstance(two, Tensor) and isinstance(three, Tensor):
             return self._constant(two, three)
         if isinstance(two, Reference):
@@ -239,6 +248,8 @@ class _Maker:
         raise InputError(f"its constants depend on the number of images ({two!r} for two images, {three!r} for three)")
 
     def _constant(self, two: Tensor, three: Tensor) -> Any:
+        if two.isnan().any():
+            raise NotANumber
         name = self._names.setdefault(id(two), f"tensor_{len(self._names)}")
         if two.shape == three.shape and torch.equal(two, three):
             self.tensors[name] = two.contiguous()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import zipfile
 from pathlib import Path
 from typing import Any, cast
@@ -320,6 +321,25 @@ def test_a_batch_size_that_cannot_be_freed_is_refused_in_one_sentence(tmp_path: 
     ):
         module = nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (1, 768)), nn.Linear(768, 5))
         read(write("torchscript-scripted", nn.Sequential(_Once(), module), tmp_path))
+
+
+class _Scaled(nn.Module):
+    """Logits times a constant: a number or a tensor."""
+
+    def __init__(self, factor: float | Tensor) -> None:
+        super().__init__()
+        self.body, self.factor = nn.Sequential(nn.Flatten(), nn.Linear(768, 5)), factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.body(x) * self.factor
+        return logits
+
+
+@pytest.mark.parametrize("factor", [math.nan, torch.tensor(math.nan)], ids=["number", "tensor"])
+def test_a_constant_that_is_not_a_number_is_blamed_and_not_the_batch_size(tmp_path: Path, factor):
+    path = write("torchscript-traced", _Scaled(factor).eval(), tmp_path)
+    with pytest.raises(InputError, match=r"^it computes with a constant that is not a number \(NaN\)"):
+        read(path)
 
 
 class _Once(nn.Module):
