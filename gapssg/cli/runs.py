@@ -44,10 +44,14 @@ def load_run(
     given = replace(given, console=None)  # its command prints the settings, after further checks
     if options.resume is None:
         return given.load(recipe=options.recipe, beneath=beneath)
-    left_out = {"--output": options.output, "--config": given.config, "--recipe": options.recipe}
-    left_out["--overwrite"] = options.overwrite or None
-    for option, value in left_out.items():
-        if value is not None:
+    given_too = {
+        "--output": options.output is not None,
+        "--overwrite": options.overwrite,
+        "--config": given.config is not None,
+        "--recipe": options.recipe is not None,
+    }
+    for option, is_given in given_too.items():
+        if is_given:
             raise InputError(f"--resume continues a run in its own directory with its own settings; leave {option} out")
     config = settings_of_run(given.section, options.resume)
     kept = {key: option for key, option in given.options.items() if key != MODEL_FACTORIES.key}
