@@ -850,7 +850,7 @@ def test_bad_input_is_one_sentence_with_status_2_and_leaves_nothing(model_file: 
             "--output",
             out / "model",
         ],
-        "model.onnx has the suffix of --to onnx, but --to is torchscript; change the suffix, or leave --to out": [
+        "model.onnx has the suffix of --to onnx, but --to is torchscript; change one of them": [
             "export",
             model_file,
             "--to",
