@@ -97,18 +97,18 @@ def survive_kills(command: Sequence[str], folder: Path, kills: int, seed: int) -
     complete(start([*command, "--output", str(whole)]))
     seconds = time.monotonic() - began
     expected = files_of(whole)
-    # Every other kill hits a half-written file, or comes after the first checkpoint.
-    awaited = "*.tmp" if AT_EACH_STEP[0] in command else "checkpoint/latest.safetensors"
+    # Every other kill comes after the first checkpoint and, if there is one at each step, hits a half-written file.
+    checkpoint, awaited = run / "checkpoint" / "latest.safetensors", "*.tmp" if AT_EACH_STEP[0] in command else "*"
     draw = random.Random(seed)
     killed = resumed = unfinished = differing = 0
     while True:
-        can_resume = (run / "checkpoint" / "latest.safetensors").exists()
+        can_resume = checkpoint.exists()
         resumed += can_resume
         # Before the first checkpoint the run cannot resume and restarts.
         restart = [*command, "--output", str(run), "--overwrite"]
         process = start([command[0], "--resume", str(run)] if can_resume else restart)
         process.join(draw.uniform(0, seconds) if killed < kills else None)
-        while killed % 2 and process.exitcode is None and not any(run.rglob(awaited)):
+        while killed % 2 and process.exitcode is None and not (checkpoint.exists() and any(run.rglob(awaited))):
             pass
         if process.exitcode is None:
             os.kill(process.pid or 0, signal.SIGKILL)

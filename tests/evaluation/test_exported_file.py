@@ -175,9 +175,9 @@ def test_an_onnx_file_whose_graph_or_description_has_changed_is_refused(onnx_fil
         changed[place] ^= 1
         file.write_bytes(changed)
         assert refusal("predict", file, photo, "--quiet") == (
-            f"{file} has changed since it was exported (its checksum does not match); if it is damaged, copy it or "
-            "export it again; if another program wrote it, make a model file of it: gapssg import-teacher --weights "
-            f"{file} ..."
+            f"{file} has changed since it was exported (its checksum does not match); if it is damaged, copy it "
+            "again, or export it again; if another program wrote it, make a model file of it: gapssg import-teacher "
+            f"--weights {file} ..."
         )
     file.write_bytes(onnx_file.replace(b'"content_sha256"', b'"content_sha257"'))
     assert "content_sha257: Extra inputs are not permitted" in refusal("predict", file, photo)
