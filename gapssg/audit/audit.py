@@ -26,7 +26,7 @@ from gapssg.data.image_set import ImageSet
 from gapssg.errors import InputError, blaming_given_files
 from gapssg.files import user_path, write_atomically
 from gapssg.runs.directory import Display, SilentDisplay, encode_png, run_facts
-from gapssg.runs.evaluations import warn_of_failure
+from gapssg.runs.failures import warn_of_failure
 from gapssg.runs.results.audit import (
     Attack,
     AttackResult,

@@ -9,7 +9,7 @@ from gapssg.cli.command import DEVICE, MODEL_FACTORIES, Given, Shown, command
 from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.quality.settings import QualitySettings
-from gapssg.runs.evaluations import warn_of_failure
+from gapssg.runs.failures import warn_of_failure
 
 
 @command(

@@ -12,8 +12,9 @@ from gapssg.cli.command import DEVICE, MODEL_FACTORIES, Given, Shown, command, d
 from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.evaluation.settings import EvaluateSettings
-from gapssg.runs.evaluations import keep_evaluations, warn_of_failure
+from gapssg.runs.evaluations import keep_evaluations
 from gapssg.runs.events import Note
+from gapssg.runs.failures import warn_of_failure
 
 
 @command(

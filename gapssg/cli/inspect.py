@@ -15,7 +15,7 @@ from gapssg.evaluation.settings import InspectSettings
 from gapssg.files import is_file, is_folder
 from gapssg.models.hub import is_hub_reference
 from gapssg.models.names import MODELS
-from gapssg.runs.evaluations import warn_of_failure
+from gapssg.runs.failures import warn_of_failure
 
 
 @command(

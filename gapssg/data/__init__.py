@@ -18,7 +18,15 @@ from gapssg.settings.parts import Interpolation, Resize
 if TYPE_CHECKING:
     from gapssg.data.image_set import ImageSet
 
-__all__ = ["FOLDER", "check_data_name", "data_names", "describe_names", "flipping_is_meaningful", "load_split"]
+__all__ = [
+    "FOLDER",
+    "check_data_name",
+    "data_names",
+    "describe_names",
+    "flipping_is_meaningful",
+    "load_split",
+    "public_name",
+]
 
 FOLDER = "folder:"
 """The start of the name of a folder of images, before its path."""
@@ -29,6 +37,11 @@ _SOURCES = {
     "cifar100": "gapssg.data.cifar",
     "folder:PATH": "gapssg.data.folder",
 }
+
+
+def public_name(name: str) -> str:
+    """Return the name of a data set; of a folder only the last part of its path, because the path is private."""
+    return (Path(name.removeprefix(FOLDER)).name or "folder") if name.startswith(FOLDER) else name
 
 
 def data_names() -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from gapssg.models.graphs.description import graph_name
 from gapssg.models.graphs.file import Kind, kind_of_graph, read_graph_file
 from gapssg.models.model_file import LoadedModel, load_model, read_description, refused_graph, validated
 from gapssg.runs.directory import Display, SilentDisplay
-from gapssg.runs.evaluations import failed, known_failures, warn_of_failure
+from gapssg.runs.failures import failed, known_failures, warn_of_failure
 from gapssg.runs.results.common import Failures
 from gapssg.runs.results.export import ExportMetadata
 

@@ -12,11 +12,11 @@ from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import ImageSet
 from gapssg.errors import shortened
-from gapssg.evaluation.judgement import LEAST_SHARE
-from gapssg.evaluation.metrics import FEWEST_IMAGES_OF_A_CLASS, confusion_matrix
+from gapssg.evaluation.metrics import confusion_matrix
 from gapssg.evaluation.predict import predict
 from gapssg.intervals import Z_95
 from gapssg.models.model_file import LoadedModel
+from gapssg.runs.failures import FEWEST_IMAGES_OF_A_CLASS, LEAST_SHARE
 from gapssg.runs.results.common import Scores
 from gapssg.text import percent
 

@@ -6,7 +6,7 @@ from gapssg.evaluation.settings import InspectSettings
 from gapssg.models import create_model
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import executed_batch_norm_layers, profile_layers, profile_model
-from gapssg.runs.evaluations import known_failures
+from gapssg.runs.failures import known_failures
 from gapssg.runs.results.models import InspectResult
 from gapssg.synthesis import method_classes
 from gapssg.synthesis.requirements import image_prior, missing_for

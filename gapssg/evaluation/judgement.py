@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from gapssg.errors import shortened
-from gapssg.evaluation.metrics import FEWEST_IMAGES_OF_A_CLASS, ClassCounts, lowest_share
+from gapssg.evaluation.metrics import ClassCounts, lowest_share
 from gapssg.intervals import wilson_interval
-from gapssg.runs.results.common import Scores
+from gapssg.runs.failures import LEAST_SHARE
 from gapssg.runs.results.distillation import AfterTraining
 from gapssg.synthesis.classes import describe_missing, missing_classes
 from gapssg.text import percent
-
-LEAST_SHARE = 0.1
-"""A student that is right on less than this share of a class has not learned it."""
 
 
 class Judgement(NamedTuple):
@@ -76,39 +73,3 @@ def judge_on_synthetic_images(
     )
     absent = sorted({*missing_classes(teacher_counts), *missing_classes(compared.totals)})
     return Judgement([class_names[number] for number in absent], failures, comparison)
-
-
-def failures_on_real_images(student: Scores, teacher: Scores | None) -> list[str]:
-    """Return why a student is not usable by its scores on labelled images; empty if no criterion fails.
-
-    It fails if its balanced accuracy is not better than chance, or if its recall of a class is below a tenth although
-    its teacher's recall is at least a tenth for every class: a student cannot learn what its teacher does not know.
-    """
-    failures = []
-    if not student.better_than_chance:
-        failures.append(
-            f"the balanced accuracy on real images is {percent(student.balanced_accuracy)}, "
-            "no better than always answering with one class"
-        )
-    lowest, teachers = student.lowest_recall, None if teacher is None else teacher.lowest_recall
-    if lowest is not None and lowest < LEAST_SHARE and teachers is not None and teachers >= LEAST_SHARE:
-        name = shortened(student.lowest_class)
-        failures.append(
-            f"the student is right on only {percent(lowest)} of the real images of class '{name}', "
-            f"its teacher on at least {percent(teachers)} of every class"
-        )
-    return failures
-
-
-def passes_on_real_images(student: Scores) -> bool:
-    """Tell whether labelled images show that a student is usable, so that synthetic images do not matter.
-
-    They do if its balanced accuracy is better than chance and its recall of every class is at least a tenth, with at
-    least 10 images per class.
-    """
-    return (
-        student.better_than_chance
-        and student.fewest_images >= FEWEST_IMAGES_OF_A_CLASS
-        and student.lowest_recall is not None
-        and student.lowest_recall >= LEAST_SHARE
-    )

@@ -12,11 +12,9 @@ from torch import Tensor
 
 from gapssg.errors import NotFinite
 from gapssg.intervals import Z_95
+from gapssg.runs.failures import FEWEST_IMAGES_OF_A_CLASS
 from gapssg.runs.results.common import Scores
 from gapssg.runs.results.evaluation import ReliabilityBin
-
-FEWEST_IMAGES_OF_A_CLASS = 10
-"""With fewer images a class has no reliable recall: 5 images, each right half the time, are all wrong in 3 %."""
 
 
 class Answers(NamedTuple):

@@ -23,7 +23,7 @@ from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import parameters_of, profile_model
 from gapssg.models.reference import TIMM, TORCHVISION, library_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts
-from gapssg.runs.evaluations import warn_of_failure
+from gapssg.runs.failures import warn_of_failure
 from gapssg.runs.results.common import ModelFile
 from gapssg.runs.results.evaluation import Latency
 from gapssg.runs.results.models import Proposal, ProposeResult, ProposeTiming

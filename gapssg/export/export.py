@@ -37,8 +37,8 @@ from gapssg.models.frozen import frozen
 from gapssg.models.model_file import load_model
 from gapssg.models.model_path import model_file
 from gapssg.runs.directory import Display, SilentDisplay, pool_shards, run_facts, versions
-from gapssg.runs.evaluations import known_failures, warn_of_failure
 from gapssg.runs.events import Note, Warned
+from gapssg.runs.failures import known_failures, warn_of_failure
 from gapssg.runs.results.common import ModelFile
 from gapssg.runs.results.export import (
     BothPrecisions,

@@ -27,8 +27,8 @@ from gapssg.landscape.subjects import Subject, accuracy_by_epoch, read_subjects
 from gapssg.landscape.surface import Surface, SurfaceCard, load_surface, save_surface
 from gapssg.models.model_file import LoadedModel
 from gapssg.runs.directory import Display, RunDirectory, SilentDisplay, run_facts, sha256_of_fixed_settings
-from gapssg.runs.evaluations import warnings_of_run
 from gapssg.runs.events import CheckpointWritten, Event, LandscapeEnded, Started, SurfaceMeasured, SurfaceTiming, Warned
+from gapssg.runs.failures import warnings_of_run
 from gapssg.runs.requests import Requests
 from gapssg.runs.results.landscape import Bf16Error, CentreFacts, LandscapeResult, LandscapeTiming
 from gapssg.safe_paths import inside

@@ -14,16 +14,17 @@ from gapssg.evaluation.teachers import read_teacher
 from gapssg.files import user_path
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import batch_norm_layers
-from gapssg.quality.evidence import ProbeComparison, evidence_by_kind, joined
+from gapssg.quality.evidence import OVERLAID, ProbeComparison, evidence_by_kind, joined
 from gapssg.quality.lost_classes import Source, class_evidence, obstacles_of_classes
-from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, load_predictors
+from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, is_like_a_constant, load_predictors
 from gapssg.quality.settings import QualitySettings
 from gapssg.runs.directory import has_pool, pool_shards, run_facts
-from gapssg.runs.evaluations import run_of_student
+from gapssg.runs.failures import failures_of_run, run_of_student
 from gapssg.runs.results.common import Interval, ModelFile
 from gapssg.runs.results.distillation import DistillResult
 from gapssg.runs.results.quality import Prediction, ProbeEvidence, QualityFacts, QualityResult
 from gapssg.synthesis.shards import read_images
+from gapssg.text import percent
 
 _MOST_POOL_IMAGES = 4096
 
@@ -55,7 +56,7 @@ def estimate_quality(settings: QualitySettings) -> QualityResult:
         student=ModelFile(**student.facts),
         pool=None if source is None else str(source),
         teacher_top1=settings.teacher_top1,
-        failures=() if result is None else result.failures,
+        failures=failures_of_run(student.path),
         **dict(facts),
         **dict(run_facts(runtime, settings)),
     )
@@ -120,6 +121,30 @@ def judge_quality(
         obstacles=tuple(obstacles),
         evidence=evidence,
     )
+
+
+def failures_on_probe_images(facts: QualityFacts, agreement: float | None, baseline: float | None) -> list[str]:
+    """Return why a student is not usable because nothing shows that it has learned; empty if something does.
+
+    It fails if it agrees with its teacher no more often than a constant answer on the last synthetic images, before it
+    trained on them, and hardly more often on probe images with some of its pool. Neither suffices alone: some methods
+    synthesise images on which the two differ, and students with a top-1 of up to 76 % agreed on such probe images as
+    seldom (`benchmarks/results/estimator.csv`).
+
+    Args:
+        facts: What probe images show.
+        agreement: With the teacher, on the last synthetic images, in [0, 1]; None if the student had trained on them.
+        baseline: That of a constant answer.
+    """
+    if OVERLAID not in facts.evidence or agreement is None or baseline is None or agreement > baseline:
+        return []
+    if not is_like_a_constant(facts.evidence, facts.evidence):
+        return []
+    return [
+        f"the student agrees with the teacher on {percent(agreement)} of the last synthetic images, before it trained "
+        f"on them, no better than always giving the commonest answer ({percent(baseline)}), and hardly better than "
+        "that on probe images"
+    ]
 
 
 def _pool_of(run: Path, result: DistillResult) -> Path | None:

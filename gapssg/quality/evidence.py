@@ -16,6 +16,8 @@ from gapssg.quality.probes import PROBES, ImageShape, dead_leaves
 from gapssg.runs.results.quality import ProbeEvidence
 from gapssg.synthesis.losses import reality_gaps
 
+OVERLAID = "overlaid"
+"""Probe images made of images of the pool."""
 PROBE_COUNT = 256
 """Images of each kind, if they have at most 128x128 pixels; of larger ones there are fewer."""
 _FEWEST = 32
@@ -45,7 +47,7 @@ def probe_images(shape: ImageShape, pool: Tensor | None, runtime: Runtime) -> It
     order = torch.randperm(len(pool), generator=runtime.random_stream("probes, pool"), device=runtime.device)
     chosen = to_unit_range(pool[order[:count].to(pool.device)].to(runtime.device))
     leaves = dead_leaves(len(chosen), shape, runtime.random_stream("probes, leaves"))
-    yield "overlaid", (1 - _SHARE_OF_LEAVES) * chosen + _SHARE_OF_LEAVES * leaves
+    yield OVERLAID, (1 - _SHARE_OF_LEAVES) * chosen + _SHARE_OF_LEAVES * leaves
 
 
 Answers = tuple[Tensor, Tensor]

@@ -8,10 +8,10 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from gapssg.errors import shortened
-from gapssg.evaluation.judgement import LEAST_SHARE
-from gapssg.evaluation.metrics import FEWEST_IMAGES_OF_A_CLASS, count_by_class
+from gapssg.evaluation.metrics import count_by_class
 from gapssg.intervals import wilson_interval
 from gapssg.quality.evidence import evidence_of
+from gapssg.runs.failures import FEWEST_IMAGES_OF_A_CLASS, LEAST_SHARE
 from gapssg.text import listed, percent
 
 Source = Literal["own pool", "other pool", "probe images"]

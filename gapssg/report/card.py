@@ -8,15 +8,15 @@ from pathlib import Path
 
 import jinja2
 
-from gapssg.data import FOLDER
+from gapssg.data import public_name
 from gapssg.errors import InputError, shortened
 from gapssg.files import check_exists, is_file, user_path, write_atomically
 from gapssg.models.hub import huggingface_hub
 from gapssg.models.reference import is_factory, is_module
 from gapssg.report.runs import TrainingRun, read_training_run
-from gapssg.report.verdict import weigh
 from gapssg.runs.directory import CARD
-from gapssg.runs.evaluations import Evaluation, read_evaluations
+from gapssg.runs.evaluations import KeptEvaluation, read_evaluations
+from gapssg.runs.failures import weigh
 from gapssg.runs.results.common import Scores
 from gapssg.runs.results.distillation import DistillResult
 from gapssg.runs.results.training import Trained
@@ -69,12 +69,12 @@ def write_card(
         .render(
             metadata=_metadata(read, licence, evaluations, has_top5(card.num_classes)),
             with_top5=has_top5(card.num_classes),
-            evaluations=[(_public(each.data), each) for each in evaluations],
-            **_judgement(read, evaluations),
+            evaluations=[(each.public_data, each) for each in evaluations],
+            **weigh(read.result, evaluations)._asdict(),
             name=read.name,
             result=read.result,
             is_distillation=isinstance(read.result, DistillResult),
-            data=None if read.result.data is None else _public(read.result.data),
+            data=None if read.result.data is None else public_name(read.result.data),
             card=card,
             factory=card.architecture if is_factory(card.architecture) else None,
             is_module=is_module(card.architecture),
@@ -100,21 +100,7 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _judgement(run: TrainingRun, evaluations: Sequence[Evaluation]) -> dict[str, Sequence[str]]:
-    """Return failures and warnings; which failures real images have shown since the run, and which show it usable."""
-    from gapssg.evaluation.judgement import failures_on_real_images, passes_on_real_images
-
-    failed_since = [
-        f"{failure} (images of {_public(each.data)})"
-        for each in evaluations
-        for failure in failures_on_real_images(each.scores, each.teacher)
-    ]
-    usable_on = [_public(each.data) for each in evaluations if passes_on_real_images(each.scores)]
-    failures, warnings = weigh(run.result, failed_since, bool(usable_on))
-    return {"failures": failures, "warnings": warnings, "failed_since": failed_since, "usable_on": usable_on}
-
-
-def _metadata(run: TrainingRun, licence: str | None, evaluations: Sequence[Evaluation], with_top5: bool) -> str:
+def _metadata(run: TrainingRun, licence: str | None, evaluations: Sequence[KeptEvaluation], with_top5: bool) -> str:
     """Return the metadata as YAML."""
     hub = huggingface_hub("a model card")
     result = run.result
@@ -127,8 +113,8 @@ def _metadata(run: TrainingRun, licence: str | None, evaluations: Sequence[Evalu
     measured = [
         hub.EvalResult(
             task_type="image-classification",
-            dataset_type=printable(_public(data)),
-            dataset_name=printable(_public(data)),
+            dataset_type=printable(public_name(data)),
+            dataset_name=printable(public_name(data)),
             dataset_split="test",
             metric_type="accuracy",
             metric_value=value,
@@ -147,13 +133,6 @@ def _metadata(run: TrainingRun, licence: str | None, evaluations: Sequence[Evalu
         eval_results=measured or None,
     ).to_yaml()
     return metadata
-
-
-def _public(data: str) -> str:
-    """Return the name of a data set; of a folder only the last part, because the path is private."""
-    if not data.startswith(FOLDER):
-        return data
-    return Path(data.removeprefix(FOLDER)).name or "folder"
 
 
 def _code(text: str) -> str:

@@ -19,7 +19,7 @@ from gapssg.report.charts import Chart, Line, draw
 from gapssg.report.runs import TrainingRun
 from gapssg.report.settings import ReportSettings
 from gapssg.runs.directory import Display
-from gapssg.runs.evaluations import keep_evaluations
+from gapssg.runs.evaluations import KeptEvaluation, keep_evaluations, scores_of
 from gapssg.runs.events import Note
 from gapssg.runs.results.distillation import DistillResult
 from gapssg.runs.results.evaluation import EvaluatedModel
@@ -84,6 +84,17 @@ class Evaluation:
     """The teacher, if it was found."""
     teacher_missing: str
     """Why a student has no teacher beside it; else empty."""
+
+    @property
+    def kept(self) -> KeptEvaluation:
+        """What is kept of the last weights and the teacher."""
+        return KeptEvaluation(
+            sha256=self.last.sha256,
+            data=self.data,
+            images=self.images,
+            scores=scores_of(self.last),
+            teacher=None if self.teacher is None else scores_of(self.teacher),
+        )
 
     @property
     def pair(self) -> list[tuple[str, EvaluatedModel]]:

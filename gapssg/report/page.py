@@ -11,7 +11,6 @@ import jinja2
 from markupsafe import Markup
 
 from gapssg._version import __version__
-from gapssg.evaluation.judgement import failures_on_real_images, passes_on_real_images
 from gapssg.figures import evenly_spaced
 from gapssg.files import user_path, write_atomically
 from gapssg.report.charts import COLOURS, Chart, Level, Line, draw
@@ -22,10 +21,10 @@ from gapssg.report.runs import TrainingRun, command_of, names_of, read_training_
 from gapssg.report.settings import ReportSettings, check_page
 from gapssg.report.verdict import Accuracies, Verdict, judge
 from gapssg.runs.directory import Display, SilentDisplay
-from gapssg.runs.evaluations import read_evaluations
+from gapssg.runs.evaluations import KeptEvaluation, read_evaluations
 from gapssg.runs.events import AnyEpoch, DistillationEpoch, PretrainingEpoch, Warned
+from gapssg.runs.failures import weigh
 from gapssg.runs.pictures import read_picture, sample_grids
-from gapssg.runs.results.common import Scores
 from gapssg.runs.results.distillation import DistillResult
 from gapssg.runs.results.report import ReportedRun, ReportResult
 from gapssg.text import percent, printable
@@ -122,10 +121,11 @@ def _read(paths: Sequence[Path]) -> tuple[list[TrainingRun], list[Landscape]]:
 
 def _section(run: TrainingRun, landscapes: Sequence[Landscape], settings: ReportSettings, display: Display) -> Section:
     evaluation = None if settings.data is None else evaluate_run(run, settings.data, settings, display)
-    measured = _measured(run, evaluation)
+    evaluations = _evaluations(run, evaluation)
+    measured = _measured(evaluations[-1], evaluation) if evaluations else None
     return Section(
         run=run,
-        verdict=judge(run, measured),
+        verdict=judge(run, measured, weigh(run.result, evaluations)),
         warnings=run.events.warnings[-_MOST_WARNINGS:],
         gaps=_gaps(run),
         training=_training(run),
@@ -137,21 +137,16 @@ def _section(run: TrainingRun, landscapes: Sequence[Landscape], settings: Report
     )
 
 
-def _measured(run: TrainingRun, evaluation: Evaluation | None) -> Accuracies | None:
-    """Return the accuracies of an evaluation or, without one, of the last `gapssg eval` of the model."""
-    scores: Scores
-    teacher: Scores | None
-    if evaluation is not None:
-        data, images, lost = evaluation.data, evaluation.images, evaluation.lost()
-        scores, teacher = evaluation.last, evaluation.teacher
-    else:
-        kept = read_evaluations(run.path, run.model_sha256) if run.model_sha256 else []
-        if not kept:
-            return None
-        data, images, lost = kept[-1].data, kept[-1].images, None
-        scores, teacher = kept[-1].scores, kept[-1].teacher
-    failures, is_usable = failures_on_real_images(scores, teacher), passes_on_real_images(scores)
-    return Accuracies(data, images, scores, None if teacher is None else teacher.top1, failures, is_usable, lost)
+def _evaluations(run: TrainingRun, evaluation: Evaluation | None) -> list[KeptEvaluation]:
+    """Return the last evaluation of a model on each data set; the one for this report, if there is one, is the last."""
+    kept = read_evaluations(run.path, run.model_sha256) if run.model_sha256 else []
+    return kept if evaluation is None else [*(each for each in kept if each.data != evaluation.data), evaluation.kept]
+
+
+def _measured(last: KeptEvaluation, evaluation: Evaluation | None) -> Accuracies:
+    """Return the accuracies of the last evaluation of a model."""
+    teacher = None if last.teacher is None else last.teacher.top1
+    return Accuracies(last.data, last.images, last.scores, teacher, None if evaluation is None else evaluation.lost())
 
 
 def _gaps(run: TrainingRun) -> list[Chart | None]:

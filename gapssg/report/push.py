@@ -12,8 +12,8 @@ from gapssg.files import LARGEST_FILE, is_file, read_bounded, user_path
 from gapssg.models.hub import MODEL_FILES, PREFIX, check_repository, endpoint, huggingface_hub
 from gapssg.models.model_path import final_weights
 from gapssg.runs.directory import CARD, Display, SilentDisplay
-from gapssg.runs.evaluations import warn_of_failure
 from gapssg.runs.events import Warned
+from gapssg.runs.failures import warn_of_failure
 from gapssg.runs.results.report import PushResult
 from gapssg.safe_paths import inside
 

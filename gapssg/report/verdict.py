@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from gapssg.intervals import wilson_interval
 from gapssg.report.runs import TrainingRun
+from gapssg.runs.failures import Known
 from gapssg.runs.results.common import ScoresOr
 from gapssg.runs.results.distillation import DistillResult
 from gapssg.runs.results.training import PretrainResult
@@ -28,10 +28,6 @@ class Accuracies(NamedTuple):
     """The scores of the last weights, evaluated at least for top-1."""
     teacher: float | None
     """Top-1 accuracy of the teacher, in [0, 1]."""
-    failures: Sequence[str] = ()
-    """Why the model is not usable on these images, one sentence each."""
-    is_usable: bool = False
-    """Whether these images show that the model is usable, whatever synthetic images show."""
     lost: ClassRow | None = None
     """The class on which the model is furthest below its teacher."""
 
@@ -46,8 +42,8 @@ class Verdict:
     failures: list[str] = field(default_factory=list)
 
 
-def judge(run: TrainingRun, evaluated: Accuracies | None) -> Verdict:
-    """Judge the model of a run; what was `evaluated` for this report takes precedence over the run's own accuracies."""
+def judge(run: TrainingRun, evaluated: Accuracies | None, known: Known) -> Verdict:
+    """Judge the model of a run by what is known of it; accuracies `evaluated` since replace those of the run."""
     result = run.result
     accuracies = evaluated or _own_accuracies(result)
     if accuracies is not None:
@@ -56,33 +52,16 @@ def judge(run: TrainingRun, evaluated: Accuracies | None) -> Verdict:
         verdict = _of_agreement(result)
     else:
         verdict = Verdict("The model was not evaluated, so nothing is known of its accuracy.", "none", [])
-    failures, warnings = weigh(
-        result, () if evaluated is None else evaluated.failures, evaluated is not None and evaluated.is_usable
-    )
-    doubts = [f"It is usable on real images, in spite of what synthetic images showed: {each}." for each in warnings]
+    failures = known.failures
+    doubts = [
+        f"It is usable on real images, in spite of what synthetic images showed: {each}." for each in known.warnings
+    ]
     sentences = [*doubts, *verdict.sentences, *_size(result), *_settling(result), *_incidents(run)]
     if not failures:
         return Verdict(verdict.headline, verdict.evidence, sentences)
     headline = f"FAILED: the {result.noun} is not usable: {failures[0]}."
     others = [f"{each[0].upper()}{each[1:]}." for each in failures[1:]]
     return Verdict(headline, verdict.evidence, [*others, verdict.headline, *sentences], failures)
-
-
-def weigh(
-    result: DistillResult | PretrainResult, on_real_images: Sequence[str], is_usable: bool
-) -> tuple[list[str], list[str]]:
-    """Return failures and warnings of a run, given the failures that real images have shown since.
-
-    Real images outweigh synthetic ones. If the run itself read none, and its model has since been shown to be usable,
-    its failures are warnings. If real images have since shown failures, its warnings are failures again.
-    """
-    if not isinstance(result, DistillResult):
-        return list(on_real_images), []
-    if on_real_images:
-        return [*on_real_images, *result.failures, *result.warnings], []
-    if is_usable and result.model.top1 is None:
-        return [], [*result.failures, *result.warnings]
-    return list(result.failures), list(result.warnings)
 
 
 def _size(result: DistillResult | PretrainResult) -> list[str]:

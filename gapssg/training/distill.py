@@ -16,18 +16,18 @@ from torch import nn
 from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import ImageSet, sha256_of_images
 from gapssg.errors import InputError, NotFinite
-from gapssg.evaluation.judgement import failures_on_real_images, judge_on_synthetic_images, passes_on_real_images
+from gapssg.evaluation.judgement import judge_on_synthetic_images
 from gapssg.evaluation.predict import score_on
 from gapssg.evaluation.real_images import read_test_images
 from gapssg.files import LARGEST_FILE, sha256_of_file, sha256_of_files, user_path
 from gapssg.models.model_file import LoadedModel
 from gapssg.models.profile import parameters_of, profile_model
 from gapssg.models.reference import MODULE
-from gapssg.quality.estimate import judge_quality
+from gapssg.quality.estimate import failures_on_probe_images, judge_quality
 from gapssg.runs.checkpoint import Facts, State
 from gapssg.runs.directory import Display, RunDirectory, SilentDisplay, pool_shards, run_facts
-from gapssg.runs.evaluations import warnings_of_run
 from gapssg.runs.events import DistillationEnded, DistillationEpoch, Event, Note, Started, Warned
+from gapssg.runs.failures import failures_on_real_images, passes_on_real_images, warnings_of_run
 from gapssg.runs.requests import Requests
 from gapssg.runs.results.common import Scores
 from gapssg.runs.results.cost import EstimateResult, Part
@@ -367,7 +367,7 @@ def _result(
             agreement_baseline=progress.agreement_baseline,
             after_training=judgement.comparison,
         ),
-        failures=() if is_shown_usable else (*doubts, *on_real_images, *judgement.failures),
+        failures=() if is_shown_usable else (*on_real_images, *judgement.failures, *doubts),
         warnings=tuple(judgement.failures) if is_shown_usable else (),
         missing_classes=tuple(judgement.missing_classes[:MOST_COUNTED_CLASSES]),
         teacher_counts=listed_counts(counts),
@@ -394,11 +394,13 @@ def _result(
 
 
 def _expected_quality(distillation: Distillation) -> tuple[QualityFacts | None, list[str]]:
-    """Return what is expected of the student on real images, or why that cannot be known."""
+    """Return what is expected of the student on real images, and why it is not usable by that."""
     pool = distillation.synthesizer.pool
     images = None if pool is None else pool.images
     modules = distillation.teacher, distillation.student
     try:
-        return judge_quality(*modules, distillation.teacher_file, images, distillation.runtime), []
+        facts = judge_quality(*modules, distillation.teacher_file, images, distillation.runtime)
+        progress = distillation.progress
+        return facts, failures_on_probe_images(facts, progress.agreement, progress.agreement_baseline)
     except NotFinite as error:
         return None, [str(error)]

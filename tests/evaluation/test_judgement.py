@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-from gapssg.evaluation.judgement import failures_on_real_images, judge_on_synthetic_images, passes_on_real_images
+from gapssg.evaluation.judgement import judge_on_synthetic_images
 from gapssg.evaluation.metrics import ClassCounts
 from gapssg.runs.results.distillation import AfterTraining
-from tests.results import make_scores
 
 NAMES = ("cat", "dog")
 
@@ -57,33 +56,3 @@ def test_a_class_with_few_images_is_not_judged_by_them():
     judged = judge_on_synthetic_images(counts, ClassCounts([50, 40, 0], counts), ("cat", "dog", "cow"))
     assert judged.failures == []
     assert judged.comparison.lowest_class == "cat"
-
-
-def test_real_images_that_speak_for_a_student_are_no_failure():
-    assert failures_on_real_images(make_scores(), make_scores()) == []
-    assert failures_on_real_images(make_scores(lowest_recall=None, lowest_class=None), None) == []
-
-
-def test_a_balanced_accuracy_at_chance_is_a_failure():
-    at_chance = make_scores(balanced_accuracy=0.51, better_than_chance=False)
-    assert failures_on_real_images(at_chance, None) == [
-        "the balanced accuracy on real images is 51.0 %, no better than always answering with one class"
-    ]
-
-
-def test_a_lost_class_is_a_failure_unless_the_teacher_does_not_know_it_either():
-    lost = make_scores(lowest_recall=0.05)
-    assert failures_on_real_images(lost, make_scores()) == [
-        "the student is right on only 5.0 % of the real images of class 'dog', "
-        "its teacher on at least 80.0 % of every class"
-    ]
-    assert failures_on_real_images(lost, make_scores(lowest_recall=0.02)) == []
-    assert failures_on_real_images(lost, None) == []
-
-
-def test_real_images_speak_for_a_student_only_if_they_cover_every_class_and_none_is_lost():
-    assert passes_on_real_images(make_scores(fewest_images=10))
-    assert not passes_on_real_images(make_scores(fewest_images=9))
-    assert not passes_on_real_images(make_scores(fewest_images=0, lowest_recall=None))
-    assert not passes_on_real_images(make_scores(fewest_images=10, lowest_recall=0.09))
-    assert not passes_on_real_images(make_scores(fewest_images=10, better_than_chance=False))

@@ -8,15 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from gapssg import QualitySettings, distill, estimate_quality, load_model
 from gapssg.core.runtime import Runtime
+from gapssg.files import write_json
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
 from gapssg.quality import evidence
+from gapssg.quality.estimate import failures_on_probe_images
 from gapssg.quality.evidence import evidence_of, probe_images
 from gapssg.runs.results.common import RESULT
 from gapssg.runs.results.distillation import DistillResult
+from gapssg.runs.results.quality import ProbeEvidence, QualityFacts
 from tests.conftest import make_card
 from tests.program import gapssg, refusal
 from tests.results import make_pretrain_result
@@ -158,3 +162,60 @@ def test_student_and_teacher_must_match(teacher_file: Path, tmp_path: Path):
     save_model(tmp_path / "large.safetensors", load_model(teacher_file).module, card)
     assert "32" in refusal("estimate", tmp_path / "large.safetensors", "--teacher", teacher_file)
     assert "--teacher-top1" in refusal("estimate", teacher_file, "--teacher", teacher_file, "--teacher-top1", "95")
+
+
+def facts_of(agreement: float, largest: float, *kinds: str) -> QualityFacts:
+    """Return facts of probe images with an agreement, the teacher's commonest class having the `largest` share."""
+    evidence = ProbeEvidence(
+        images=256,
+        disagreement=1 - agreement,
+        weighted_disagreement=1 - agreement,
+        reality_gap=0.5,
+        teacher_confidence=0.9,
+        largest_class=largest,
+    )
+    return QualityFacts(
+        disagreement=None,
+        top1=None,
+        coverage=0.9,
+        calibrated_on="1 student",
+        obstacles=("none",),
+        evidence=dict.fromkeys(kinds, evidence),
+    )
+
+
+def test_a_student_of_which_nothing_shows_that_it_has_learned_is_a_failure():
+    like_a_constant = facts_of(0.21, 0.2, "strokes", "overlaid")
+    (failure,) = failures_on_probe_images(like_a_constant, 0.094, 0.109)
+    assert failure == (
+        "the student agrees with the teacher on 9.4 % of the last synthetic images, before it trained on them, no "
+        "better than always giving the commonest answer (10.9 %), and hardly better than that on probe images"
+    )
+    assert failures_on_probe_images(like_a_constant, 0.4, 0.109) == []  # new synthetic images show it
+    assert failures_on_probe_images(like_a_constant, None, None) == []  # it had trained on all of them
+    assert failures_on_probe_images(facts_of(0.6, 0.2, "strokes", "overlaid"), 0.094, 0.109) == []  # probe images do
+    assert failures_on_probe_images(facts_of(0.21, 0.2, "strokes"), 0.094, 0.109) == []  # no pool: they say too little
+    assert failures_on_probe_images(facts_of(0.21, 0.2), 0.094, 0.109) == []  # a task without probe images
+
+
+def test_a_run_that_is_too_short_to_teach_anything_is_a_failure(teacher_file: Path, tmp_path: Path):
+    result = distill(settings(teacher_file, epochs=1), tmp_path / "run")
+    assert result.quality is not None
+    expected = failures_on_probe_images(result.quality, result.student.agreement, result.student.agreement_baseline)
+    assert expected and set(expected) <= set(result.failures)
+
+
+def test_what_labelled_images_showed_after_the_run_is_said_of_its_student(teacher_file: Path, tmp_path: Path):
+    run, file = tmp_path / "run", tmp_path / "run" / "student.safetensors"
+    result = distill(settings(teacher_file, epochs=1), run)
+    write_json(run / RESULT, result.model_copy(update={"failures": ()}).model_dump(mode="json"))
+    assert estimated(run, teacher=None).failures == ()
+    gapssg("eval", file, "--data", "digits", "--teacher", teacher_file, "--device", "cpu")
+    (failure,) = estimated(run, teacher=None).failures
+    assert failure.endswith("(images of digits)")
+    assert f"FAILED: the student is not usable: {failure}" in gapssg("estimate", run, "--device", "cpu").stdout
+    exported = gapssg("export", file, "--output", tmp_path / "student.pt2", "--json")
+    assert json.loads(exported.stdout)["metadata"]["failures"] == [failure]
+    Image.new("L", (16, 16)).save(tmp_path / "photo.png")
+    for command in (("inspect", file), ("predict", file, tmp_path / "photo.png")):
+        assert f"FAILED: {file} is not usable: {failure}" in gapssg(*command).stdout

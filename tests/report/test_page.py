@@ -383,8 +383,8 @@ def test_a_student_at_chance_on_the_images_of_the_report_fails(runs: Runs, tmp_p
 @pytest.fixture
 def sound_on_real_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """The images of a report show every student to be usable."""
-    monkeypatch.setattr("gapssg.report.page.failures_on_real_images", lambda *_: [])
-    monkeypatch.setattr("gapssg.report.page.passes_on_real_images", lambda _: True)
+    monkeypatch.setattr("gapssg.runs.failures.failures_on_real_images", lambda *_: [])
+    monkeypatch.setattr("gapssg.runs.failures.passes_on_real_images", lambda _: True)
 
 
 @pytest.mark.usefixtures("sound_on_real_images")
@@ -410,11 +410,11 @@ def test_a_run_that_failed_on_its_real_images_stays_failed(runs: Runs, tmp_path:
 def test_a_warning_is_a_failure_again_if_real_images_fail_the_student(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("gapssg.report.page.failures_on_real_images", lambda *_: ["it has lost a class"])
-    monkeypatch.setattr("gapssg.report.page.passes_on_real_images", lambda _: False)
+    monkeypatch.setattr("gapssg.runs.failures.failures_on_real_images", lambda *_: ["it has lost a class"])
+    monkeypatch.setattr("gapssg.runs.failures.passes_on_real_images", lambda _: False)
     change(runs.evaluated / "result.json", lambda result: result.update(failures=[], warnings=FAILURES[1:]))
     page = report(tmp_path, runs.evaluated, data="digits")
-    assert "FAILED: the student is not usable: it has lost a class." in page.text
+    assert "FAILED: the student is not usable: it has lost a class (images of digits)." in page.text
     assert "It is right on none." in page.text
     assert "It is usable on real images" not in page.text
 

@@ -83,4 +83,4 @@ class QualityResult(QualityFacts, RunFacts):
     teacher_top1: Share | None
     """Top-1 accuracy of the teacher, as given."""
     failures: Sentences
-    """Why the student is not usable by the run's own checks; empty if none failed or it has no run."""
+    """Why the student is not usable, by its run and by labelled images since; empty if no check failed."""

@@ -1,0 +1,153 @@
+"""Why the model of a run is not usable: what the run found, and what labelled images have shown since.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from gapssg.errors import InputError, shortened
+from gapssg.files import LARGEST_FILE, is_file, sha256_of_file
+from gapssg.models.model_path import FINAL_WEIGHTS
+from gapssg.runs.directory import Display
+from gapssg.runs.evaluations import KeptEvaluation, read_evaluations
+from gapssg.runs.events import Warned
+from gapssg.runs.results.common import RESULT, Scores
+from gapssg.runs.results.distillation import DistillResult, load_training_result
+from gapssg.runs.results.training import PretrainResult
+from gapssg.safe_paths import inside
+from gapssg.settings.load import SETTINGS
+from gapssg.text import percent
+
+LEAST_SHARE = 0.1
+"""A student that is right on less than this share of a class has not learned it."""
+FEWEST_IMAGES_OF_A_CLASS = 10
+"""With fewer images a class has no reliable recall: 5 images, each right half the time, are all wrong in 3 %."""
+
+
+def failures_on_real_images(student: Scores, teacher: Scores | None) -> list[str]:
+    """Return why a student is not usable by its scores on labelled images; empty if no criterion fails.
+
+    It fails if its balanced accuracy is not better than chance, or if its recall of a class is below a tenth although
+    its teacher's recall is at least a tenth for every class: a student cannot learn what its teacher does not know.
+    """
+    failures = []
+    if not student.better_than_chance:
+        failures.append(
+            f"the balanced accuracy on real images is {percent(student.balanced_accuracy)}, "
+            "no better than always answering with one class"
+        )
+    lowest, teachers = student.lowest_recall, None if teacher is None else teacher.lowest_recall
+    if lowest is not None and lowest < LEAST_SHARE and teachers is not None and teachers >= LEAST_SHARE:
+        name = shortened(student.lowest_class)
+        failures.append(
+            f"the student is right on only {percent(lowest)} of the real images of class '{name}', "
+            f"its teacher on at least {percent(teachers)} of every class"
+        )
+    return failures
+
+
+def passes_on_real_images(student: Scores) -> bool:
+    """Tell whether labelled images show that a student is usable, so that synthetic images do not matter.
+
+    They do if its balanced accuracy is better than chance and its recall of every class is at least a tenth, with at
+    least 10 images per class.
+    """
+    return (
+        student.better_than_chance
+        and student.fewest_images >= FEWEST_IMAGES_OF_A_CLASS
+        and student.lowest_recall is not None
+        and student.lowest_recall >= LEAST_SHARE
+    )
+
+
+class Known(NamedTuple):
+    """What is known of the model of a run, by the run itself and by labelled images since."""
+
+    failures: list[str]
+    """Why it is not usable, one sentence each; empty if no criterion fails."""
+    warnings: list[str]
+    """Failed checks on synthetic images of a model that is usable by its scores on real images."""
+    failed_since: list[str]
+    """The failures that labelled images have shown since the run."""
+    usable_on: list[str]
+    """The data sets that have shown it usable since."""
+
+
+def weigh(result: DistillResult | PretrainResult, evaluations: Sequence[KeptEvaluation]) -> Known:
+    """Weigh what a run found of its model against its evaluations on labelled images since.
+
+    Real images outweigh synthetic ones. If the run itself read none, and its model has since been shown to be usable,
+    its failures are warnings. If real images have since shown failures, its warnings are failures again.
+    """
+    failed_since = [
+        f"{failure} (images of {each.public_data})"
+        for each in evaluations
+        for failure in failures_on_real_images(each.scores, each.teacher)
+    ]
+    usable_on = [each.public_data for each in evaluations if passes_on_real_images(each.scores)]
+    failures, warnings = (result.failures, result.warnings) if isinstance(result, DistillResult) else ((), ())
+    if failed_since:
+        failures, warnings = (*failed_since, *failures, *warnings), ()
+    elif usable_on and result.model.top1 is None:
+        failures, warnings = (), (*failures, *warnings)
+    return Known(list(failures), list(warnings), failed_since, usable_on)
+
+
+def warn_of_failure(file: Path, display: Display) -> None:
+    """Show the warnings of `warnings_of_run`."""
+    for warning in warnings_of_run(file):
+        display.event(warning)
+
+
+def warnings_of_run(file: Path) -> Iterator[Warned]:
+    """Yield a warning if the run of a model file is not finished, its model is not usable, or it cannot be read."""
+    try:
+        if _is_unfinished(file):
+            sentence = f"{file.parent} is not finished, and {file.name} is of an earlier end; finish it with --resume"
+            yield Warned(epoch=0, message=sentence)
+        if failures := failures_of_run(file):
+            yield failed(file, failures)
+    except InputError as error:
+        yield Warned(epoch=0, message=f"what its run found of {file} is not known: {error}")
+
+
+def failed(file: Path, failures: Sequence[str]) -> Warned:
+    """Return the warning that a file has a model that is not usable."""
+    return Warned(epoch=0, message=f"FAILED: {file} is not usable: {'; '.join(failures)}")
+
+
+def failures_of_run(file: Path) -> tuple[str, ...]:
+    """Return why the model of a run is not usable; nothing if the file is not that of a finished run.
+
+    Raises `InputError` if the result or the evaluations of the run are damaged, or a link leads to them.
+    """
+    if file.name not in FINAL_WEIGHTS or not os.path.lexists(file.parent / RESULT):
+        return ()
+    run = file.parent
+    evaluations = read_evaluations(run, sha256_of_file(file, LARGEST_FILE))
+    return tuple(weigh(load_training_result(run), evaluations).failures)
+
+
+def run_of_student(file: Path) -> Path | None:
+    """Return the directory of the finished run whose student a file is; None if it is not in one."""
+    is_of_run = file.name == DistillResult.model_file and os.path.lexists(file.parent / RESULT)
+    return file.parent if is_of_run else None
+
+
+def known_failures(file: Path) -> tuple[str, ...] | None:
+    """Return why the model of a run is not usable, as `failures_of_run`; None if what is known is damaged."""
+    try:
+        return failures_of_run(file)
+    except InputError:
+        return None
+
+
+def _is_unfinished(file: Path) -> bool:
+    """Tell whether a file has the final weights of a run that was resumed and did not end."""
+    run = inside(file.parent)
+    return file.name in FINAL_WEIGHTS and is_file(run / SETTINGS) and not is_file(run / RESULT)
