@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 from gapssg.files import write_atomically
 
@@ -50,7 +50,14 @@ def new_figure(width: float, height: float, layout: Literal["constrained", "comp
     return Figure(figsize=(width, height), layout=layout)
 
 
-def line_look(number: int) -> dict[str, Any]:
+class LineLook(TypedDict):
+    """How matplotlib draws a line."""
+
+    color: str
+    linestyle: str
+
+
+def line_look(number: int) -> LineLook:
     """Return the colour and the dashes of a line by its number in a figure, for matplotlib."""
     return {"color": LINE_COLOURS[number % len(LINE_COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
 

@@ -28,7 +28,7 @@ _HOLDER = b"process "
 _LARGEST_LOCK = 1000  # bytes
 
 
-def canonical_json(value: Any) -> str:
+def canonical_json(value: object) -> str:
     """Return `value` as JSON with sorted keys and no spaces, so that equal values are equal texts.
 
     Raises `ValueError` if a number is not finite (JSON cannot represent it).
@@ -388,7 +388,7 @@ def sha256_of_file(path: Path, most_bytes: int) -> str:
     return digest.hexdigest()
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON with sorted keys, atomically."""
     text = json.dumps(value, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False)
     write_atomically(path, (text + "\n").encode())

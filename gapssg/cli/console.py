@@ -202,7 +202,7 @@ class Console:
         """Print settings as TOML, or with --json as JSON."""
         self.toml(settings.to_dict(), settings.to_toml())
 
-    def toml(self, values: Mapping[str, Any], toml: str) -> None:
+    def toml(self, values: Mapping[str, object], toml: str) -> None:
         """Print TOML, or with --json its values as JSON."""
         self._stdout.write(json.dumps(values) + "\n" if self.invocation.json else printable_toml(toml))
 

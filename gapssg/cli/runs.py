@@ -160,7 +160,7 @@ def carry_out(
         return result
 
 
-def _command_of(settings: Mapping[str, Any]) -> str:
+def _command_of(settings: Mapping[str, object]) -> str:
     if "grid" in settings:
         return "landscape"
     return "distill" if "student" in settings else "pretrain-teacher"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import JsonValue
 
 from gapssg.cli import options, render
 from gapssg.cli.command import DEVICE, Given, Shown, command
@@ -49,7 +50,7 @@ def _names(_: str, texts: list[str]) -> list[str]:
     return [name.strip() for text in texts for name in text.split(",")]
 
 
-def _variants(_: str, texts: list[str]) -> list[dict[str, Any]]:
+def _variants(_: str, texts: list[str]) -> list[dict[str, JsonValue]]:
     return [parse_variant(text).to_dict() for text in texts]
 
 

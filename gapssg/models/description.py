@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -130,7 +130,7 @@ class ModelCard(Interface):
     """Order of the dimensions of the images that the architecture takes; `load_model` permutes those it is given."""
     provenance: Provenance
     """Where the weights come from."""
-    graph: Annotated[dict[str, Any], AfterValidator(as_validator(check_graph))] | None = None
+    graph: Annotated[dict[str, object], AfterValidator(as_validator(check_graph))] | None = None
     """For a model that was imported as a graph: its operators, see `gapssg/models/graphs/description.py`."""
 
     @model_validator(mode="after")

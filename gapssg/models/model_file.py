@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import torch
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -282,7 +282,7 @@ def read_card(path: str | Path) -> tuple[ModelCard, str]:
     return validated(ModelCard, description, path), file.sha256
 
 
-def validated(kind: type[Description], description: dict[str, Any], path: Path) -> Description:
+def validated(kind: type[Description], description: Mapping[str, object], path: Path) -> Description:
     """Return a description of the file `path` as this class of settings; raise `InputError` if it is not valid."""
     try:
         return kind.model_validate(description)
@@ -421,7 +421,7 @@ def _converted(dtype: torch.dtype, tensor: Tensor) -> Tensor:
     return cast if torch.equal(cast.to(tensor.dtype), tensor) else tensor
 
 
-def read_description(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+def read_description(path: Path, metadata: dict[str, str]) -> dict[str, JsonValue]:
     """Return the JSON object in the metadata of the file `path`; raise `InputError` if there is none."""
     text = metadata.get(METADATA_KEY)
     if text is None:
@@ -440,7 +440,7 @@ def read_description(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     return description
 
 
-def _sha256_of_content(tensors: dict[str, Tensor], description: dict[str, Any]) -> str:
+def _sha256_of_content(tensors: dict[str, Tensor], description: Mapping[str, object]) -> str:
     """Return the SHA-256 of tensors and description, which detects damage; it is not a signature."""
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 
@@ -35,7 +34,7 @@ class TrainingRun:
     """Its result."""
     events: Events[DistillationEpoch] | Events[PretrainingEpoch]
     """Its epochs, warnings and rollbacks."""
-    settings: dict[str, Any]
+    settings: Mapping[str, object]
     """Its settings, nested."""
     model_sha256: str | None
     """SHA-256 of the file of the last weights; None if it is missing."""

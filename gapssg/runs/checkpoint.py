@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
@@ -41,7 +41,7 @@ NOT_OF_THIS_RUN = (
 class State(NamedTuple):
     """The state of a component in a checkpoint."""
 
-    facts: dict[str, Any]
+    facts: Mapping[str, object]
     """Counters, rates and scores; JSON types."""
     tensors: dict[str, Tensor]
     """On any device."""
@@ -51,10 +51,13 @@ class State(NamedTuple):
         return {f"{prefix}{name}": tensor for name, tensor in self.tensors.items()}
 
     def component(self, name: str) -> State:
-        """Return the state of the component whose facts and tensors have this name."""
+        """Return the state of the component whose facts and tensors have this name; raise `InputError` if damaged."""
         prefix = f"{name}."
         tensors = {key.removeprefix(prefix): t for key, t in self.tensors.items() if key.startswith(prefix)}
-        return State(self.facts.get(name, {}), tensors)
+        facts = self.facts.get(name, {})
+        if not isinstance(facts, dict):
+            raise InputError(NOT_OF_THIS_RUN)
+        return State(facts, tensors)
 
 
 class Facts(BaseModel):
@@ -63,7 +66,7 @@ class Facts(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @classmethod
-    def read(cls, facts: Any) -> Self:
+    def read(cls, facts: object) -> Self:
         """Validate facts of a checkpoint; raise `InputError` if they are not those of this component."""
         try:
             found = cls.model_validate_json(canonical_json(facts))
@@ -77,9 +80,9 @@ class Facts(BaseModel):
 class _Header(Facts):
     events_length: NonNegativeInt
     events_sha256: str
-    settings: dict[str, Any]
+    settings: dict[str, object]
     identity: dict[str, str]
-    facts: dict[str, Any]
+    facts: dict[str, object]
 
 
 @dataclass

@@ -15,7 +15,7 @@ import time
 from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from gapssg._version import __version__
 from gapssg.data import FOLDER
@@ -349,7 +349,9 @@ def check_same_settings(path: Path, settings: Settings, may_move: Container[str]
     check_may_resume(path, earlier, settings, may_move)
 
 
-def check_may_resume(path: Path, earlier: Mapping[str, Any], settings: Settings, may_move: Container[str] = ()) -> None:
+def check_may_resume(
+    path: Path, earlier: Mapping[str, object], settings: Settings, may_move: Container[str] = ()
+) -> None:
     """Raise `InputError`, as `check_same_settings`, unless a run with the `earlier` settings may resume."""
     now = flatten(settings.to_dict())
     differences = [
@@ -363,7 +365,7 @@ def check_may_resume(path: Path, earlier: Mapping[str, Any], settings: Settings,
         raise InputError(f"{path} cannot resume with other settings: {shown} ({allowed})")
 
 
-def _may_differ(key: str, earlier: Any, now: Any, may_move: Container[str]) -> bool:
+def _may_differ(key: str, earlier: object, now: object, may_move: Container[str]) -> bool:
     if key == "epochs":
         return isinstance(earlier, int) and isinstance(now, int) and now >= earlier
     if key in may_move and None not in (earlier, now):

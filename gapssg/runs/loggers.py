@@ -46,7 +46,7 @@ class Logger(ABC):
     """Writes the epochs of a run; any exception but `RunError` means that it cannot, and the run goes on without it."""
 
     @abstractmethod
-    def start(self, run: InsidePath, settings: Mapping[str, Any], known_as: str | None) -> str:
+    def start(self, run: InsidePath, settings: Mapping[str, object], known_as: str | None) -> str:
         """Start a run there, or continue the one with this identifier; return its identifier."""
 
     @abstractmethod
@@ -66,7 +66,7 @@ class TensorBoard(Logger):
 
     _writer: SummaryWriter | None = None
 
-    def start(self, run: InsidePath, settings: Mapping[str, Any], known_as: str | None) -> str:
+    def start(self, run: InsidePath, settings: Mapping[str, object], known_as: str | None) -> str:
         """Return a constant, by which a resumed run knows that it writes TensorBoard files."""
         self._folder = run / TENSORBOARD
         self._opened = ExitStack()
@@ -116,7 +116,7 @@ def _threads_without_tracebacks() -> Iterator[None]:
 class WeightsAndBiases(Logger):
     """Weights & Biases, which ignores steps that it has already."""
 
-    def start(self, run: InsidePath, settings: Mapping[str, Any], known_as: str | None) -> str:
+    def start(self, run: InsidePath, settings: Mapping[str, object], known_as: str | None) -> str:
         """Start or continue a run; WANDB_MODE=offline writes it to WANDB_DIR alone."""
         import wandb
 
@@ -147,7 +147,7 @@ class MLflow(Logger):
 
     _last = 0
 
-    def start(self, run: InsidePath, settings: Mapping[str, Any], known_as: str | None) -> str:
+    def start(self, run: InsidePath, settings: Mapping[str, object], known_as: str | None) -> str:
         """Start or continue a run in the experiment MLFLOW_EXPERIMENT_NAME at MLFLOW_TRACKING_URI.
 
         Without a URI it is a SQLite file, or a folder of files, in the current folder: MLflow decides.
@@ -321,7 +321,7 @@ def _samples(run: InsidePath, epoch: int) -> Picture | None:
     return np.asarray(read_picture(grid)) if is_file(grid) else None
 
 
-def _scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+def _scalars(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, float]]:
     """Yield the numbers of an epoch, nested ones as `part/name`."""
     for name, value in values.items():
         if isinstance(value, Mapping):

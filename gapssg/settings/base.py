@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar, get_args
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
 from gapssg.errors import InputError
@@ -78,7 +78,7 @@ class Settings(BaseModel):
         given = {name: getattr(copied, name) for name in self.model_fields_set}
         return type(self).model_validate({**given, **update})
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, JsonValue]:
         """Return the settings as plain JSON types, without the values that are None."""
         return self.model_dump(mode="json", exclude_none=True)
 

@@ -141,7 +141,7 @@ def load_settings(
         raise InputError(*dict.fromkeys(lines)) from error
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, object]:
     """Read an untrusted TOML file; raise `InputError` if it is missing, invalid, or larger than any settings."""
     content = read_bounded(path, _LARGEST_FILE)
     if any(line.count(b".") > _MOST_DOTS_IN_A_LINE for line in content.splitlines()):
@@ -163,7 +163,7 @@ def _parse_override(text: str) -> tuple[Key, Any]:
         return path, value.strip()
 
 
-def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+def flatten(values: Mapping[str, object]) -> dict[str, object]:
     """Return nested tables as one table with dotted keys."""
     return {".".join(key): value for key, value in _flatten(values)}
 
@@ -181,7 +181,7 @@ def _check_text(key: Key, value: Any, source: str) -> None:
         raise InputError(f"{'.'.join(key)} (from {source}) is not in UTF-8; rename it, or write it in UTF-8") from error
 
 
-def _flatten(values: Mapping[str, Any], prefix: Key = ()) -> Iterator[tuple[Key, Any]]:
+def _flatten(values: Mapping[str, object], prefix: Key = ()) -> Iterator[tuple[Key, object]]:
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from _flatten(value, (*prefix, name))

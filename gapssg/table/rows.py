@@ -243,9 +243,10 @@ def identity(settings: PretrainSettings | DistillSettings, row: Row, teacher: st
     Paths and devices have no part in it: the images count by their name, the teacher by its own identity, `teacher`.
     """
     values = {key: value for key, value in settings.to_dict().items() if key not in (*_NOT_IDENTIFYING, "seed")}
-    data = "data" if "data" in values else "eval_data"
-    kept = {key: value for key, value in values[data].items() if key not in ("root", "download")}
-    values[data] = {**kept, "name": row.data_name}
+    for part in ("data", "eval_data"):
+        if isinstance(images := values.get(part), dict):
+            kept = {key: value for key, value in images.items() if key not in ("root", "download")}
+            values[part] = {**kept, "name": row.data_name}
     if teacher is not None:
         values["teacher"] = teacher
     return hashlib.sha256(canonical_json(values).encode()).hexdigest()[:_SHORT_HASH]

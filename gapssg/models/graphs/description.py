@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 from gapssg.errors import InputError, shortened
 from gapssg.files import canonical_json
@@ -33,24 +34,35 @@ _NAME = re.compile(r"[a-z_][a-z0-9_]{0,50}", re.ASCII)
 _ARCHITECTURE = re.compile(rf"{GRAPH}:[0-9a-f]{{12}}", re.ASCII)
 
 
+class GraphJson(TypedDict):
+    """A graph as a model file has it."""
+
+    nodes: list[list[Any]]
+    """For each node its operator, its arguments, and its arguments by name."""
+    output: int
+    """The number of the value that is the logits."""
+
+
 def is_graph(architecture: str) -> bool:
     """Tell whether `architecture` is the name of a graph, which only a model file can hold."""
     return _ARCHITECTURE.fullmatch(architecture) is not None
 
 
-def graph_name(graph: dict[str, Any]) -> str:
+def graph_name(graph: Mapping[str, object]) -> str:
     """Return the architecture's name of a graph, `graph:` and the start of its SHA-256: equal graphs, equal names."""
     return f"{GRAPH}:{hashlib.sha256(canonical_json(graph).encode()).hexdigest()[:12]}"
 
 
-def check_graph(graph: dict[str, Any]) -> dict[str, Any]:
+def check_graph(graph: object) -> GraphJson:
     """Return `graph` if it has the form of a graph; whether its operators are known, `build_graph` tells.
 
     Raises `InputError` if it has not, or exceeds a bound.
     """
-    nodes = graph.get("nodes")
-    if graph.keys() != {"nodes", "output"} or not isinstance(nodes, list) or not 1 <= len(nodes) <= _MOST_NODES:
-        raise InputError(f"the graph is not a list of 1 to {_MOST_NODES:,} nodes and an output")
+    match graph:
+        case {"nodes": list() as nodes, "output": output, **others} if not others and 1 <= len(nodes) <= _MOST_NODES:
+            pass
+        case _:
+            raise InputError(f"the graph is not a list of 1 to {_MOST_NODES:,} nodes and an output")
     for number, node in enumerate(nodes):
         match node:
             case [str(), list() as arguments, dict() as named] if len(arguments) + len(named) <= _MOST_ARGUMENTS:
@@ -60,9 +72,9 @@ def check_graph(graph: dict[str, Any]) -> dict[str, Any]:
                     _check_argument(argument, number)
             case _:
                 raise InputError(f"node {number} of the graph is not an operator with its arguments")
-    if not _is_number(graph["output"], len(nodes)):
+    if not _is_number(output, len(nodes)):
         raise InputError("the output of the graph is not one of its nodes")
-    return graph
+    return {"nodes": nodes, "output": output}
 
 
 def _check_argument(argument: object, node: int, depth: int = 0) -> None:

@@ -20,7 +20,7 @@ from gapssg.models.checkpoint_file import said_by_child
 from gapssg.models.description import InputLayout
 from gapssg.models.frozen import frozen
 from gapssg.models.graphs.child import Request
-from gapssg.models.graphs.description import check_graph
+from gapssg.models.graphs.description import GraphJson, check_graph
 from gapssg.models.graphs.exported_reader import names_below_root
 from gapssg.models.rounding import rounding_tolerance
 from gapssg.models.safetensors_file import read_safetensors
@@ -41,7 +41,7 @@ class GraphFile(NamedTuple):
     """The program."""
     path: Path
     """The file."""
-    description: dict[str, Any]
+    description: GraphJson
     """The graph's JSON, which `check_graph` accepts."""
     tensors: dict[str, Tensor]
     """The tensors that it names, on the CPU."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gapssg.errors import InputError, shortened
-from gapssg.models.graphs.description import BATCH, DTYPE, FLOAT, ITEM, TENSOR, VALUE
+from gapssg.models.graphs.description import BATCH, DTYPE, FLOAT, ITEM, TENSOR, VALUE, GraphJson
 from gapssg.models.graphs.record import Recorder, Reference, Step, Traced, UnknownOperator
 from gapssg.models.signature import LOGITS, parts_of
 
@@ -32,7 +32,7 @@ class NotANumber(InputError):
 class Graph(NamedTuple):
     """A graph as a model file has it."""
 
-    description: dict[str, Any]
+    description: GraphJson
     """Its JSON, see `description.py`."""
     tensors: dict[str, Tensor]
     """The tensors that it names."""

@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from gapssg.errors import InputError
 from gapssg.models.graphs import exported_reader, torchscript_reader
-from gapssg.models.graphs.description import check_graph, graph_name, is_graph
+from gapssg.models.graphs.description import GraphJson, check_graph, graph_name, is_graph
 from gapssg.models.graphs.file import GraphFile, check_same_logits
 from gapssg.models.graphs.module import build_graph
 from gapssg.models.profile import executed_batch_norm_layers
@@ -371,7 +371,7 @@ def test_loading_a_torchscript_file_that_would_run_code_is_refused(tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
-LINEAR: dict[str, Any] = {
+LINEAR: GraphJson = {
     "nodes": [
         ["reshape.default", [{"value": 0}, [-1, 768]], {}],
         ["linear.default", [{"value": 1}, {"tensor": "linear_2.weight"}], {}],
@@ -407,6 +407,12 @@ WEIGHT = {"linear_2.weight": torch.zeros(5, 768)}
 def test_a_description_that_is_no_graph_is_refused(nodes):
     with pytest.raises(InputError, match="the graph"):
         check_graph({"nodes": nodes, "output": max(0, min(1, len(nodes)))})
+
+
+@pytest.mark.parametrize("graph", [None, [], "text", {"nodes": LINEAR["nodes"]}, {**LINEAR, "more": 1}])
+def test_json_that_is_no_object_of_nodes_and_an_output_is_refused(graph: object):
+    with pytest.raises(InputError, match="the graph is not a list of 1 to"):
+        check_graph(graph)
 
 
 @pytest.mark.parametrize(
@@ -473,7 +479,9 @@ class Constant(nn.Module):
     ],
 )
 def test_the_sentence_says_which_logits_are_wrong_and_how(ours, theirs, sentence):
-    graph = GraphFile("onnx", Path("model.onnx"), {}, {}, INPUT_SHAPE, 2, 0.0, images(1), torch.tensor(theirs), None)
+    graph = GraphFile(
+        "onnx", Path("model.onnx"), LINEAR, {}, INPUT_SHAPE, 2, 0.0, images(1), torch.tensor(theirs), None
+    )
     with pytest.raises(InputError, match=f"^model.onnx .*{sentence}"):
         check_same_logits(graph, Constant(torch.tensor(ours)), graph.images, graph.logits, "the images")
     check_same_logits(graph, Constant(torch.ones(1, 2)), graph.images, torch.ones(1, 2), "the images")
