@@ -2,9 +2,8 @@
 
     python -I checkpoint_child.py CHECKPOINT OUTPUT KEY
 
-It runs in a child process with bounds on memory and time, and imports nothing of this package. It prints one JSON
-object: `taken` and `others` (dotted keys of state dicts in the checkpoint), `refused` and why, or the `error` of a
-library and its `kind`.
+It runs in a child process with bounds on memory and time, and imports nothing of this package. It prints its `Answer`
+as a JSON list.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 LEAST_SECONDS, MOST_SECONDS = 60, 600  # of processor time, and one more for each MiB
 MEMORY_PER_BYTE = 6  # the file, its tensors, copies of them, and the output
@@ -29,6 +28,21 @@ PREFERRED = (
     *("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params"),
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema"),
 )
+
+
+class Answer(NamedTuple):
+    """What was done with a checkpoint."""
+
+    taken: str | None = None
+    """Dotted key of the state dict whose weights were written; None if none were."""
+    others: tuple[str, ...] = ()
+    """Keys of the other state dicts in it."""
+    refused: str = ""
+    """Why it has no weights to take."""
+    error: str = ""
+    """The error of a library that cannot read it."""
+    kind: str = ""
+    """The class of this error."""
 
 
 class Refusal(ValueError):
@@ -45,7 +59,7 @@ def main() -> None:
     sys.stdout.write(json.dumps(answer(checkpoint, output, key)) + "\n")
 
 
-def answer(checkpoint: str, output: str, key: str) -> dict[str, Any]:
+def answer(checkpoint: str, output: str, key: str) -> Answer:
     """Read a checkpoint, write the weights of the state dict with a key, or '', and return what is printed."""
     import torch
     from safetensors.torch import save_file
@@ -62,11 +76,11 @@ def answer(checkpoint: str, output: str, key: str) -> dict[str, Any]:
         if odd:
             raise Refusal(f"the tensor {odd[0]!r} is sparse or quantised")
         save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, output)
-        return {"taken": taken, "others": [name for name in found if name != taken]}
+        return Answer(taken, tuple(name for name in found if name != taken))
     except Refusal as error:
-        return {"refused": str(error)}
+        return Answer(refused=str(error))
     except Exception as error:  # whatever an untrusted file makes the library raise
-        return {"error": str(error), "kind": type(error).__name__}
+        return Answer(error=str(error), kind=type(error).__name__)
 
 
 def state_dicts(content: object, key: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:

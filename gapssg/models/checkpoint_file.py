@@ -10,8 +10,9 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from gapssg.errors import InputError, os_errors_as, says_out_of_memory, shortened
@@ -19,6 +20,8 @@ from gapssg.files import LARGEST_FILE, open_regular
 from gapssg.models import checkpoint_child
 from gapssg.models.checkpoint_child import seconds_for
 from gapssg.models.safetensors_file import PYTORCH_FILES, read_safetensors
+
+AnyAnswer = TypeVar("AnyAnswer")
 
 _BUSY = 3  # seconds for each of processor time, on a busy machine
 
@@ -49,16 +52,17 @@ def read_checkpoint_weights(path: Path, key: str | None = None) -> CheckpointWei
         return CheckpointWeights(read_safetensors(path).tensors)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "weights.safetensors"
-        said = said_by_child([checkpoint_child.__file__, str(path.absolute()), str(output), key or ""], path)
-        if "taken" not in said:
-            raise InputError(*_refusal(path, **said))
-        return CheckpointWeights(read_safetensors(output).tensors, said["taken"], tuple(said["others"]))
+        arguments = [checkpoint_child.__file__, str(path.absolute()), str(output), key or ""]
+        answer = answer_of_child(checkpoint_child.Answer, arguments, path)
+        if answer.taken is None:
+            raise InputError(*_refusal(path, answer))
+        return CheckpointWeights(read_safetensors(output).tensors, answer.taken, answer.others)
 
 
-def said_by_child(arguments: Sequence[str], path: Path) -> dict[str, Any]:
-    """Return the JSON that an isolated Python process prints last about a file that it reads; nothing if it crashes.
+def answer_of_child(kind: type[AnyAnswer], arguments: Sequence[str], path: Path) -> AnyAnswer:
+    """Return the answer that an isolated Python process prints last about a file that it reads; `kind()` if it crashes.
 
-    Raises `InputError` if it reaches its time limit.
+    Raises `InputError` if it reaches its time limit, or its answer is damaged.
     """
     seconds = seconds_for(path)
     command = [sys.executable, "-I", *arguments]
@@ -72,10 +76,25 @@ def said_by_child(arguments: Sequence[str], path: Path) -> dict[str, Any]:
             f"reading {path} reached the time limit of {late} for a file of its size, perhaps in an endless loop; "
             "export the model to ONNX without loops, or import its weights as safetensors into its own code (--model)"
         )
-    return dict(json.loads(done.stdout.splitlines()[-1])) if done.returncode == 0 and done.stdout else {}
+    return answer_in(done.stdout, kind, path) if done.returncode == 0 and done.stdout else kind()
 
 
-def _refusal(path: Path, refused: str = "", error: str = "", kind: str = "") -> tuple[str, ...]:
+def answer_in(printed: str, kind: type[AnyAnswer], path: Path) -> AnyAnswer:
+    """Return the answer in the last line that a process has printed about a file; raise `InputError` if it is damaged.
+
+    The lone surrogates by which Python represents undecodable bytes of a path become question marks, as in `Text`.
+    """
+    try:
+        answer = json.dumps(json.loads(printed.splitlines()[-1]), ensure_ascii=False).encode(errors="replace")
+        return TypeAdapter(kind).validate_json(answer)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} cannot be read: the answer of its reader is damaged; copy or save it again"
+        ) from error
+
+
+def _refusal(path: Path, answer: checkpoint_child.Answer) -> tuple[str, ...]:
+    refused, error, kind = answer.refused, answer.error, answer.kind
     if "TorchScript" in error:
         return (f"{path} is a TorchScript file, not a checkpoint of weights; save the original model's state dict",)
     if kind == "UnpicklingError":

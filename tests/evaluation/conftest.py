@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +13,7 @@ from gapssg.models.graphs import file as graph_file
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read files in this process, which saves starting another."""
 
-    def answer(_: Path, request: child.Request) -> dict[str, Any]:
+    def answer(_: Path, request: child.Request) -> child.Answer:
         with quiet():
             return child.answer(request)
 

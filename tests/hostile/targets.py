@@ -49,7 +49,7 @@ from gapssg.core.augment import Normalization
 from gapssg.data import load_split
 from gapssg.evaluation.metrics import answers_of, check_finite, score_answers
 from gapssg.models import checkpoint_child, checkpoint_file, create_model
-from gapssg.models.checkpoint_file import read_checkpoint_weights
+from gapssg.models.checkpoint_file import AnyAnswer, answer_in, read_checkpoint_weights
 from gapssg.models.graphs import child
 from gapssg.models.graphs import file as graph_file
 from gapssg.models.graphs.description import graph_name
@@ -491,12 +491,13 @@ def use_graph_file(world: World, case: tuple[str, bytes]) -> None:
     build_graph(graph.description, graph.tensors, graph.num_classes, graph.input_shape)
 
 
-def answer_of_a_fork(path: Path, request: child.Request) -> dict[str, Any]:
+def answer_of_a_fork(path: Path, request: child.Request) -> child.Answer:
     """Read the file `path` in a fork of this process, which starts sooner than a new one."""
-    return said_in_a_fork(Path(request.folder) / "said.json", lambda: child.answer(request))
+    said = Path(request.folder) / "said.json"
+    return said_in_a_fork(child.Answer, said, path, lambda: child.answer(request))
 
 
-def said_in_a_fork(said: Path, answer: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def said_in_a_fork(kind: type[AnyAnswer], said: Path, path: Path, answer: Callable[[], AnyAnswer]) -> AnyAnswer:
     process = os.fork()
     if process == 0:
         try:
@@ -509,7 +510,7 @@ def said_in_a_fork(said: Path, answer: Callable[[], dict[str, Any]]) -> dict[str
             os._exit(0)
     _, status = os.waitpid(process, 0)
     assert not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM), "it took too long"
-    return dict(json.loads(said.read_text())) if said.exists() and said.stat().st_size else {}
+    return answer_in(said.read_text(), kind, path) if said.exists() and said.stat().st_size else kind()
 
 
 # PyTorch checkpoints
@@ -535,16 +536,16 @@ def _sound_checkpoints() -> list[bytes]:
 
 
 def use_pytorch_checkpoint(world: World, content: bytes) -> None:
-    def said(arguments: Sequence[str], path: Path) -> dict[str, Any]:
-        def answer() -> dict[str, Any]:
+    def said(kind: type[checkpoint_child.Answer], arguments: Sequence[str], path: Path) -> checkpoint_child.Answer:
+        def answer() -> checkpoint_child.Answer:
             checkpoint_child.bound(path)
             return checkpoint_child.answer(*arguments[1:])
 
-        return said_in_a_fork(Path(arguments[2]).with_name("said.json"), answer)
+        return said_in_a_fork(kind, Path(arguments[2]).with_name("said.json"), path, answer)
 
     path = world.work / "model.pth"
     path.write_bytes(content)
-    with mock.patch.object(checkpoint_file, "said_by_child", said):
+    with mock.patch.object(checkpoint_file, "answer_of_child", said):
         read_checkpoint_weights(path)
     assert not Path("evil").exists()
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from gapssg.errors import InputError
 from gapssg.models import checkpoint_child, checkpoint_file
 from gapssg.models.checkpoint_child import choose, state_dicts
-from gapssg.models.checkpoint_file import read_checkpoint_weights, said_by_child
+from gapssg.models.checkpoint_file import answer_in, answer_of_child, read_checkpoint_weights
 from gapssg.models.model_file import load_model
 
 WEIGHTS = {"0.weight": torch.arange(6.0).view(2, 3), "0.bias": torch.ones(2)}
@@ -182,10 +183,21 @@ def test_a_checkpoint_that_is_not_read_in_time_says_so(tmp_path: Path, monkeypat
         "perhaps in an endless loop; exp"
     )
     with pytest.raises(InputError, match=sentence):
-        said_by_child(["-c", loop], path)
+        answer_of_child(checkpoint_child.Answer, ["-c", loop], path)
     monkeypatch.setattr(checkpoint_file, "seconds_for", lambda _: 0.01)
     with pytest.raises(InputError, match="reached the time limit"):
-        said_by_child(["-c", "import time; time.sleep(9)"], path)
+        answer_of_child(checkpoint_child.Answer, ["-c", "import time; time.sleep(9)"], path)
+
+
+@pytest.mark.parametrize("printed", ["", "no JSON", "5", "[1, []]", '{"more": ""}', "[" * 100_000, "[null, [], " * 5])
+def test_a_damaged_answer_of_the_child_process_is_one_sentence(printed: str):
+    with pytest.raises(InputError, match=r"^a\.pt cannot be read: the answer of its reader is damaged; copy or save"):
+        answer_in(f"first\n{printed}\n", checkpoint_child.Answer, Path("a.pt"))
+
+
+def test_an_answer_may_name_a_path_that_is_not_in_unicode():
+    said = checkpoint_child.Answer("a\udc80", ("b", "c"))
+    assert answer_in(json.dumps(said), checkpoint_child.Answer, Path("a.pt")) == ("a?", ("b", "c"), "", "", "")
 
 
 def test_a_tensor_larger_than_the_file_is_refused(tmp_path: Path):

@@ -4,7 +4,7 @@
 
 It runs in a child process with bounds on memory and time. REQUEST is a `Request` as a JSON list. With
 `images.safetensors` in the folder it writes the logits that the file's own library computes for them; else the graph,
-and such logits for random images. It prints one JSON object: `shape` and others, or `refused` and why.
+and such logits for random images. It prints its `Answer` as a JSON list.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -51,6 +51,32 @@ class Request(NamedTuple):
     """Order of the dimensions of its images; None to recognise it."""
 
 
+class GraphFacts(NamedTuple):
+    """What is known of a file besides its graph."""
+
+    input_shape: tuple[int, int, int]
+    """Channels, height and width of an image."""
+    num_classes: int
+    """Number of logits."""
+    roundoff: float
+    """The unit roundoff of the file's numbers."""
+    part: str | None
+    """Name or index of the logits, if it has several outputs."""
+    layout: InputLayout
+    """Order of the dimensions of its images."""
+    metadata: str | None
+    """What `gapssg export` wrote about the model."""
+
+
+class Answer(NamedTuple):
+    """What was done with a file."""
+
+    facts: GraphFacts | None = None
+    """What is known of it, if its graph or logits were written."""
+    refused: str = ""
+    """Why they were not."""
+
+
 def main() -> None:
     """Read, write, and print what was done."""
     request = Request(*json.loads(sys.argv[1]))
@@ -60,30 +86,31 @@ def main() -> None:
     sys.stdout.write("\n" + json.dumps(answer(request)) + "\n")
 
 
-def answer(request: Request) -> dict[str, Any]:
+def answer(request: Request) -> Answer:
     """Read a file, write the graph or logits to a folder, and return what was done, or why not."""
     folder = Path(request.folder)
     try:
         opened = read_file(request.kind, Path(request.path), request.layout)
         if (folder / "images.safetensors").exists():
             images = load_file(folder / "images.safetensors")["images"]
-            save_file({"logits": _logits(opened.original, images, request.part)}, folder / "logits.safetensors")
-            return {"shape": list(images.shape[1:])}
+            logits = _logits(opened.original, images, request.part)
+            save_file({"logits": logits}, folder / "logits.safetensors")
+            return Answer(_facts(opened, images, logits.shape[1], request.part))
         try:
-            return write_graph(opened, request)
+            return Answer(write_graph(opened, request))
         except InputError:
             if request.layout is not None or opened.input_shape is not None:
                 raise
             # A file that declares no layout, and refuses (N, C, H, W), may take (N, H, W, C).
             with suppress(InputError):
-                return write_graph(laid_out(opened, "NHWC"), request)
+                return Answer(write_graph(laid_out(opened, "NHWC"), request))
             raise
     except InputError as error:
-        return {"refused": str(error)}
+        return Answer(refused=str(error))
     except Exception as error:  # whatever an untrusted file makes a library raise
         if says_out_of_memory(error):
-            return {"refused": "it needs more memory than a model of its size should"}
-        return {"refused": f"it cannot be read ({first_line(error, 200)})"}
+            return Answer(refused="it needs more memory than a model of its size should")
+        return Answer(refused=f"it cannot be read ({first_line(error, 200)})")
 
 
 def read_file(kind: str, path: Path, layout: InputLayout | None = None) -> Opened:
@@ -94,7 +121,7 @@ def read_file(kind: str, path: Path, layout: InputLayout | None = None) -> Opene
     return laid_out(opened, layout)
 
 
-def write_graph(opened: Opened, request: Request) -> dict[str, Any]:
+def write_graph(opened: Opened, request: Request) -> GraphFacts:
     """Write the graph of a file, its tensors, and the logits of random images by its library.
 
     Raises `InputError` if the size of its images is unknown, or it has no graph.
@@ -108,14 +135,12 @@ def write_graph(opened: Opened, request: Request) -> dict[str, Any]:
     images = torch.randn(_CHECKED, *shape, generator=torch.Generator().manual_seed(1))
     logits = _logits(opened.original, images, graph.part)
     save_file({"images": images, "logits": logits}, folder / "checked.safetensors")
-    return {
-        "shape": list(shape),
-        "classes": graph.num_classes,
-        "roundoff": opened.roundoff,
-        "part": graph.part,
-        "layout": opened.layout,
-        "metadata": opened.metadata,
-    }
+    return _facts(opened, images, graph.num_classes, graph.part)
+
+
+def _facts(opened: Opened, images: Tensor, num_classes: int, part: str | None) -> GraphFacts:
+    _, channels, height, width = images.shape
+    return GraphFacts((channels, height, width), num_classes, opened.roundoff, part, opened.layout, opened.metadata)
 
 
 def _logits(original: Callable[[Tensor, str | None], Tensor], images: Tensor, part: str | None) -> Tensor:

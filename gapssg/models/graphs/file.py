@@ -8,7 +8,7 @@ import json
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from gapssg.errors import InputError, os_errors_as, shortened
 from gapssg.files import LARGEST_FILE, open_regular, parse_json, read_bounded
-from gapssg.models.checkpoint_file import said_by_child
+from gapssg.models.checkpoint_file import answer_of_child
 from gapssg.models.description import InputLayout
 from gapssg.models.frozen import frozen
-from gapssg.models.graphs.child import Request
+from gapssg.models.graphs.child import Answer, GraphFacts, Request
 from gapssg.models.graphs.description import GraphJson, check_graph
 from gapssg.models.graphs.exported_reader import names_below_root
 from gapssg.models.rounding import rounding_tolerance
@@ -103,10 +103,9 @@ def read_graph_file(
     """
     with tempfile.TemporaryDirectory(prefix="gapssg-import-") as name:
         folder = Path(name)
-        said = _run_child(path, Request(kind, str(path.absolute()), name, input_shape, part, layout))
+        facts = _run_child(path, Request(kind, str(path.absolute()), name, input_shape, part, layout))
         try:
             description = check_graph(parse_json(read_bounded(folder / "graph.json", _LARGEST_GRAPH)))
-            channels, height, width = said["shape"]
         except (ValueError, RecursionError, InputError) as error:
             raise InputError(f"{path} cannot be imported as a graph: {error}") from error
         pair = read_safetensors(folder / "checked.safetensors").tensors
@@ -115,14 +114,14 @@ def read_graph_file(
             path,
             description,
             read_safetensors(folder / "tensors.safetensors").tensors,
-            (channels, height, width),
-            said["classes"],
-            said["roundoff"],
+            facts.input_shape,
+            facts.num_classes,
+            facts.roundoff,
             pair["images"],
             pair["logits"],
-            said["part"],
-            said["layout"],
-            said["metadata"],
+            facts.part,
+            facts.layout,
+            facts.metadata,
         )
 
 
@@ -170,8 +169,8 @@ def check_same_logits(graph: GraphFile, module: nn.Module, images: Tensor, logit
 _LIBRARIES: dict[Kind, str] = {"onnx": "onnxruntime", "torchscript": "TorchScript", "torch.export": "its own operators"}
 
 
-def _run_child(path: Path, request: Request) -> dict[str, Any]:
-    """Run the child process and return what it says."""
+def _run_child(path: Path, request: Request) -> GraphFacts:
+    """Run the child process and return what it says of the file; raise `InputError` if it wrote nothing."""
     if request.kind == "onnx":
         missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
         if missing:
@@ -179,12 +178,12 @@ def _run_child(path: Path, request: Request) -> dict[str, Any]:
                 f"{path} is an ONNX file, whose import needs {' and '.join(missing)}, which is not installed: "
                 "pip install 'gapssg[export]'"
             )
-    said = _answer(path, request)
-    if "shape" not in said:
-        reason = said.get("refused") or "it is damaged, or needs more memory than a model of its size should"
+    answer = _answer(path, request)
+    if answer.facts is None:
+        reason = answer.refused or "it is damaged, or needs more memory than a model of its size should"
         raise InputError(f"{path} cannot be imported as a graph: {shortened(reason, 600)}")
-    return said
+    return answer.facts
 
 
-def _answer(path: Path, request: Request) -> dict[str, Any]:
-    return said_by_child(["-c", _CHILD.format(str(_ROOT)), json.dumps(request)], path)
+def _answer(path: Path, request: Request) -> Answer:
+    return answer_of_child(Answer, ["-c", _CHILD.format(str(_ROOT)), json.dumps(request)], path)
