@@ -80,7 +80,7 @@ class Given(Generic[AnySettings]):
     """The command, and its table in a recipe."""
     settings_class: type[AnySettings]
     """The class of the settings."""
-    options: Mapping[str, tuple[str, Any]]
+    options: Mapping[str, tuple[str, object]]
     """Dotted key to (the option's name, its value); the value is None where it is not given."""
     config: Path | None = None
     """The file that `--config` names."""
@@ -95,7 +95,7 @@ class Given(Generic[AnySettings]):
         self,
         *,
         recipe: str | None = None,
-        also: Mapping[str, tuple[str, Any]] | None = None,
+        also: Mapping[str, tuple[str, object]] | None = None,
         beneath: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     ) -> AnySettings:
         """Return the settings, or with `dry_run` print them and exit.

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from threading import Thread
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 import torch
 import torch.distributed as dist
@@ -322,7 +322,14 @@ class _Gather(torch.autograd.Function):
         return processes.share(gradient) * processes.world, None
 
 
-def _describe(error: BaseException) -> dict[str, Any]:
+class _Failure(TypedDict):
+    """An error of a process, for the others."""
+
+    status: int
+    lines: Sequence[str]
+
+
+def _describe(error: BaseException) -> _Failure:
     status = getattr(error, "exit_status", RunError.exit_status)
     if isinstance(error, GapssgError):
         return {"status": status, "lines": error.lines}
@@ -330,7 +337,7 @@ def _describe(error: BaseException) -> dict[str, Any]:
     return {"status": status, "lines": [f"{name}{first_line(error, 300)}"]}
 
 
-def _recreate(rank: int, failure: Mapping[str, Any]) -> GapssgError:
+def _recreate(rank: int, failure: _Failure) -> GapssgError:
     kind = InputError if failure["status"] == InputError.exit_status else RunError
     first, *others = failure["lines"] or ["failed"]
     return kind(f"rank {rank}: {first}", *others)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from gapssg.errors import InputError, shortened
 from gapssg.models.graphs.description import is_graph
@@ -50,7 +49,7 @@ def check_factory_name(name: str) -> str:
     raise InputError(f"{shortened(repr(name))} is not a factory; write package.module:factory")
 
 
-def check_arguments(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+def check_arguments(arguments: Mapping[str, object]) -> Mapping[str, object]:
     """Return the keyword arguments of a model if a settings or model file may hold them.
 
     Raises `InputError` if there are too many, a name is not an identifier, or a value is not a bounded scalar.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, SkipValidation, model_serializer
 
 from gapssg.models.names import check_model_name
-from gapssg.models.reference import check_arguments, check_factory_name
+from gapssg.models.reference import Argument, check_arguments, check_factory_name
 from gapssg.settings.base import Settings, as_validator
 
 
@@ -29,8 +29,10 @@ class WithArguments(OmitsDefaults):
     """Keyword arguments of a model."""
 
     omitted_defaults: ClassVar[tuple[str, ...]] = ("arguments",)
-    # For a union of types, pydantic would report an error for each; the check reports one.
-    arguments: Annotated[dict[str, Any], AfterValidator(as_validator(check_arguments))] = Field(default_factory=dict)
+    # Only the check validates the values: for a union of types, pydantic would report an error for each.
+    arguments: Annotated[dict[str, SkipValidation[Argument]], AfterValidator(as_validator(check_arguments))] = Field(
+        default_factory=dict
+    )
     """Keyword arguments of a model that is not built in: numbers, strings, true or false."""
 
 

@@ -91,7 +91,7 @@ def load_settings(
     recipe: str | None = None,
     config: Path | None = None,
     overrides: Sequence[str] = (),
-    options: Mapping[str, tuple[str, Any]] | None = None,
+    options: Mapping[str, tuple[str, object]] | None = None,
     beneath: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> AnySettings:
     """Resolve the settings of one command.

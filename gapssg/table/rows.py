@@ -271,11 +271,11 @@ def _as_texts(values: Mapping[str, Any]) -> list[str]:
     return [f"{key}={value}" for key, value in values.items()]
 
 
-def _data_options(key: str, row: Row) -> dict[str, tuple[str, Any]]:
+def _data_options(key: str, row: Row) -> dict[str, tuple[str, object]]:
     values = flatten(row.data.to_dict())
     return {f"{key}.{name}": ("--data", value) for name, value in values.items() if value is not False}
 
 
-def _runtime_options(settings: TableSettings) -> dict[str, tuple[str, Any]]:
+def _runtime_options(settings: TableSettings) -> dict[str, tuple[str, object]]:
     runtime = {f"runtime.{name}": (f"--{name}", value) for name, value in settings.runtime.to_dict().items()}
     return {"seed": ("--seeds", 0), **runtime}

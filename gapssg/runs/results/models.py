@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import field_serializer
+from pydantic import SkipValidation, field_serializer
 
 from gapssg.models.description import LayerProfile, ModelCard, ModelProfile
+from gapssg.models.reference import Argument
 from gapssg.runs.results.common import Failures, ModelFile, RunFacts, ScoresOr
 from gapssg.runs.results.evaluation import Latency
 from gapssg.stored import Count, PositiveCount, Stored, Text
@@ -82,7 +83,7 @@ class InspectResult(ModelProfile):
     sha256: Text | None
     failures: Failures = ()
     architecture: Text
-    arguments: dict[str, Any]
+    arguments: dict[str, SkipValidation[Argument]]
     num_classes: int
     input_shape: tuple[int, int, int]
     layers: tuple[LayerProfile, ...]
