@@ -96,7 +96,7 @@ class Given(Generic[AnySettings]):
         *,
         recipe: str | None = None,
         also: Mapping[str, tuple[str, object]] | None = None,
-        beneath: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+        beneath: Callable[[Mapping[str, object]], Mapping[str, object]] | None = None,
     ) -> AnySettings:
         """Return the settings, or with `dry_run` print them and exit.
 

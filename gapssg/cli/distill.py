@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from gapssg.cli import render
 from gapssg.cli.command import DEVICE, MODEL_FACTORIES, Given, Shown, command, data_fields
@@ -61,7 +60,7 @@ def distill(console: Console, given: Given[DistillCommandSettings], options: Run
         console.result(result)
 
 
-def _published(values: Mapping[str, Any]) -> Mapping[str, Any]:
+def _published(values: Mapping[str, object]) -> Mapping[str, object]:
     """Return the published settings of the chosen method for the given teacher."""
     from gapssg.synthesis import method_classes, published_settings
 
@@ -69,10 +68,10 @@ def _published(values: Mapping[str, Any]) -> Mapping[str, Any]:
     needs_teacher = any(
         each.published_for_teacher for each in method_classes() if each.model_fields["name"].default == method
     )
-    if needs_teacher and isinstance(values.get("teacher"), str | Path):
+    if needs_teacher and isinstance(teacher := values.get("teacher"), str | Path):
         from gapssg.models.model_file import architecture_of
 
         # A teacher that cannot be read is refused by the run, with the reason; --dry-run needs none.
         with contextlib.suppress(InputError):
-            architecture = architecture_of(values["teacher"])
+            architecture = architecture_of(teacher)
     return published_settings(method, architecture)

@@ -195,7 +195,7 @@ def check_inputs(settings: Settings, weights: str | None = None) -> None:
             check_exists(path)
 
 
-def paths_in(value: Any) -> Iterator[Path]:
+def paths_in(value: object) -> Iterator[Path]:
     """Yield the paths of inputs; the folder that data sets are downloaded to need not exist."""
     match value:
         case Path():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from gapssg.cli.command import MODEL_FACTORIES, Given
 from gapssg.cli.console import Console
@@ -31,7 +31,7 @@ def load_run(
     given: Given[AnySettings],
     options: RunOptions,
     *,
-    beneath: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    beneath: Callable[[Mapping[str, object]], Mapping[str, object]] | None = None,
 ) -> AnySettings:
     """Return the settings of a run, as `Given.load` resolves them.
 

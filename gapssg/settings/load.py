@@ -92,7 +92,7 @@ def load_settings(
     config: Path | None = None,
     overrides: Sequence[str] = (),
     options: Mapping[str, tuple[str, object]] | None = None,
-    beneath: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    beneath: Callable[[Mapping[str, object]], Mapping[str, object]] | None = None,
 ) -> AnySettings:
     """Resolve the settings of one command.
 
