@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from gapssg.audit.findings import area, with_interval
 from gapssg.cli.console import Console
 from gapssg.errors import shortened
+from gapssg.models.reference import is_factory
 from gapssg.runs.results.distillation import DistillResult
 from gapssg.text import has_top5, listed, percent
 
@@ -223,6 +224,8 @@ def print_proposals(console: Console, result: ProposeResult) -> None:
             console.note(f"there was no time {what.format(candidates)}; --set seconds=300 measures for five minutes")
     if result.students:
         words = ["gapssg", "distill", "--teacher", result.teacher.file, "--student", "NAME", "--output", "runs/student"]
+        if is_factory(result.teacher.architecture):
+            words += ["--model-factory", result.teacher.architecture]
         console.say(f"next: {shlex.join(words)}")
     elif result.timing.is_complete:
         console.say("there is none; allow a higher latency, or shorten a model of your own")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,6 +119,23 @@ def test_the_command_proposes_students(teacher: Path, monkeypatch: pytest.Monkey
     result = json.loads(gapssg("models", "--for", teacher, "--max-latency", "1ms", "--json", *patient).stdout)
     assert result["teacher"]["architecture"] == "wrn16_2"
     assert [each["architecture"] for each in result["students"]] == ["wrn10_half"]
+    assert "--model-factory" not in printed
     assert "--max-latency '5' must be a number with ms or s" in refusal("models", "--for", teacher, "--max-latency", 5)
     assert "add --for FILE" in refusal("models", "--max-latency", "5ms")
     assert "its own classes" in refusal("models", "--for", teacher, "--classes", 5)
+
+
+def test_the_command_that_is_proposed_trusts_the_factory_of_the_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(students, "measure_latency", fake_latency)
+    monkeypatch.setattr(students, "MODELS", {"wrn10_half": MODELS["wrn10_half"]})
+    monkeypatch.setattr(students, "_SMALL", {})
+    name, teacher, arguments = "tests.models.factories:small", tmp_path / "my teacher.safetensors", {"width": 4000}
+    model = create_model(name, num_classes=10, input_shape=(1, 16, 16), arguments=arguments)
+    save_model(teacher, model, make_card(architecture=name, arguments=arguments))
+    printed = gapssg("models", "--for", teacher, "--model-factory", name).stdout
+    (line,) = (line for line in printed.splitlines() if line.startswith("next: "))
+    program, *words = shlex.split(line.removeprefix("next: "))
+    assert program == "gapssg"
+    words[words.index("NAME")] = "wrn10_half"
+    words[words.index("--output") + 1] = str(tmp_path / "run")
+    gapssg(*words, "--estimate", "--method", "noise", "--set", "method.synthesis_batch_size=16")
