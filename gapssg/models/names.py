@@ -76,7 +76,10 @@ def check_model_name(name: str) -> str:
         return name
     if is_graph(name):
         raise InputError(f"{name} is a graph, which only its model file holds; name an architecture")
+    forms = "torchvision:NAME, timm:NAME or package.module:factory"
     if ":" in name:
-        forms = "torchvision:NAME, timm:NAME or package.module:factory"
         raise InputError(f"{shortened(repr(name))} is not a model reference; write {forms}")
-    raise InputError(f"unknown model {shortened(repr(name))}{did_you_mean(name, MODELS)}; `gapssg models` lists all")
+    raise InputError(
+        f"unknown model {shortened(repr(name))}{did_you_mean(name, MODELS)}; `gapssg models` lists the built-in ones, "
+        f"others are {forms}"
+    )

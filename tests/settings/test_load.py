@@ -146,6 +146,24 @@ def test_a_number_out_of_bounds_names_field_value_bound_and_source():
     assert message(options={"epochs": ("--epochs", -1)}).startswith("epochs = -1 (from --epochs)")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "hint"),
+    [
+        ("method.mixup", "98.3", "must be less than or equal to 1; 98.3 % is 0.983"),
+        ("method.mixup", "100", "must be less than or equal to 1; 100 % is 1"),
+        ("method.mixup", "100.1", "must be less than or equal to 1"),
+        ("method.mixup", "-5", "must be greater than or equal to 0"),
+        ("optimizer.momentum", "90", "must be less than 1; 90 % is 0.9"),
+        ("optimizer.momentum", "1", "must be less than 1"),
+        ("optimizer.milestones", "[0.5, 75]", "must be less than 1; 75 % is 0.75"),
+        ("optimizer.milestones", "['75']", "must be less than 1"),
+        ("optimizer.learning_rate", "101", "must be less than or equal to 100"),
+    ],
+)
+def test_a_percentage_for_a_fraction_is_converted_in_the_message(key: str, value: str, hint: str):
+    assert message(overrides=[f"{key}={value}"]).endswith(f"(from --set): {hint}")
+
+
 def test_an_unknown_key_names_the_nearest():
     assert "did you mean method.generator_steps?" in message(overrides=["method.generator_step=3"])
     assert "did you mean method.generator_steps?" in message(overrides=["generator_steps=3"])
