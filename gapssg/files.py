@@ -437,6 +437,12 @@ def probe_file(folder: Path, content: str) -> Iterator[Path]:
         yield Path(file.name)
 
 
+def check_ending(path: Path, ending: str) -> None:
+    """Raise `InputError` unless the name of the file of `--output` ends so."""
+    if path.suffix != ending:
+        raise InputError(f"--output {path} must end with {ending}")
+
+
 def check_output_file(path: Path, overwrite: bool, *, makes_folder: bool = False, inputs: Iterable[Path] = ()) -> None:
     """Check that `path` can be written as the file of `--output`, changing nothing.
 

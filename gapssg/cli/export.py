@@ -6,7 +6,7 @@ from gapssg.cli import options, render
 from gapssg.cli.command import MODEL_FACTORIES, Given, Shown, command, data_fields
 from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
-from gapssg.export.settings import FORMAT_OF_SUFFIX, ExportSettings, check_suffix
+from gapssg.export.settings import ExportSettings, format_by_suffix
 from gapssg.files import check_output_file
 
 
@@ -44,11 +44,9 @@ def export(
         gapssg export run --to openvino --output student
         gapssg export run --to calibration --output calibration
     """
-    default = None if output is None else FORMAT_OF_SUFFIX.get(output.suffix.lower())
-    settings = given.load(beneath=lambda _: {} if default is None else {"to": default})
+    settings = given.load(beneath=lambda values: format_by_suffix(values.get("to"), output))
     file = options.required(output)
     options.check_inputs(settings)
-    check_suffix(settings.to, file)
     if not file.is_dir():  # some formats are folders
         check_output_file(file, overwrite)
 

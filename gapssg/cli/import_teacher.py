@@ -6,7 +6,8 @@ from gapssg.cli import options, render
 from gapssg.cli.command import Given, Shown, command, data_fields
 from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
-from gapssg.evaluation.settings import DEFAULT_WEIGHTS, ImportSettings, check_teacher_file
+from gapssg.evaluation.settings import DEFAULT_WEIGHTS, MODEL_FILE, ImportSettings, check_teacher_file
+from gapssg.files import check_ending
 
 
 @command(
@@ -45,6 +46,8 @@ def import_teacher(
         gapssg import-teacher --model torchvision:resnet18 --weights w.safetensors --input-shape 3,32,32 \
             --class-names cat,dog --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --output t.safetensors
     """
+    if output is not None:
+        check_ending(output, MODEL_FILE)  # with --dry-run, too
     settings = given.load()
     file = options.required(output)
     options.check_inputs(settings, None if settings.weights == DEFAULT_WEIGHTS else settings.weights)

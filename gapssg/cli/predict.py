@@ -9,7 +9,8 @@ from gapssg.cli import options, render
 from gapssg.cli.command import DEVICE, MODEL_FACTORIES, Given, Shown, command
 from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
-from gapssg.evaluation.settings import PredictSettings, check_predictions_file
+from gapssg.evaluation.settings import PREDICTIONS, PredictSettings, check_predictions_file
+from gapssg.files import check_ending
 
 _Output = Annotated[
     Path | None, options.path_option("--output", "Write the predictions to this CSV file instead of printing them.")
@@ -38,6 +39,8 @@ def predict(
         gapssg predict student.safetensors photos/new --output predictions.csv
         gapssg predict student.onnx photos/new
     """
+    if output is not None:
+        check_ending(output, PREDICTIONS)  # with --dry-run, too
     settings = given.load()
     options.check_inputs(settings)
     if output is not None:

@@ -11,8 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from gapssg.data.settings import DataSettings
-from gapssg.errors import InputError
-from gapssg.files import check_output_file, user_path
+from gapssg.files import check_ending, check_output_file, user_path
 from gapssg.models.description import InputLayout, OutputPart, Outputs
 from gapssg.models.names import LARGEST_IMAGE_SIDE, MOST_CHANNELS, MOST_CLASSES, SMALLEST_IMAGE_SIDE
 from gapssg.models.settings import ModelSettings, WithFactories
@@ -25,6 +24,8 @@ InputShape = tuple[
     Annotated[int, Field(ge=SMALLEST_IMAGE_SIDE, le=LARGEST_IMAGE_SIDE)],
 ]
 DEFAULT_WEIGHTS = "default"
+PREDICTIONS, MODEL_FILE = ".csv", ".safetensors"
+"""How the names of the outputs of `predict` and `import-teacher` end."""
 
 
 def _check_weights(name: str) -> str:
@@ -170,14 +171,12 @@ class ImportSettings(DescriptionSettings):
 
 def check_predictions_file(output: Path, settings: PredictSettings, overwrite: bool) -> None:
     """Raise `InputError` if predictions cannot be written to this file, or its name does not end with .csv."""
-    if output.suffix != ".csv":
-        raise InputError(f"--output {output} must end with .csv")
+    check_ending(output, PREDICTIONS)
     check_output_file(output, overwrite, inputs=[settings.model, *settings.images])
 
 
 def check_teacher_file(output: Path, settings: ImportSettings, overwrite: bool) -> None:
     """Raise `InputError` if a teacher cannot be written to this file, or its name does not end with .safetensors."""
-    if output.suffix != ".safetensors":
-        raise InputError(f"--output {output} must end with .safetensors")
+    check_ending(output, MODEL_FILE)
     weights = [] if settings.weights in (None, DEFAULT_WEIGHTS) else [Path(settings.weights)]
     check_output_file(output, overwrite, makes_folder=True, inputs=weights)

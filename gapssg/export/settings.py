@@ -26,13 +26,32 @@ FORMAT_OF_SUFFIX: Mapping[str, FormatName] = {
     ".mlpackage": "coreml",
 }
 """What `--to` is by default, by the suffix of the output. Folders of OpenVINO and of images have none."""
+_MODEL_FILES = ".safetensors"
 
 
-def check_suffix(to: FormatName, output: Path) -> None:
-    """Raise `InputError` if the suffix of an output is that of another format."""
-    of_suffix = FORMAT_OF_SUFFIX.get(output.suffix.lower(), to)
+def check_suffix(to: str, output: Path) -> None:
+    """Raise `InputError` if the suffix of an output is that of another format, or of model files."""
+    suffix = output.suffix.lower()
+    if suffix == _MODEL_FILES:
+        raise InputError(f"{output} has the suffix of model files, but --to is {to}; change the suffix")
+    of_suffix = FORMAT_OF_SUFFIX.get(suffix, to)
     if of_suffix != to:
         raise InputError(f"{output} has the suffix of --to {of_suffix}, but --to is {to}; change one of them")
+
+
+def format_by_suffix(to: object, output: Path | None) -> dict[str, FormatName]:
+    """Return `to`, which is not validated yet, by the suffix of an output if it is not given.
+
+    Raises `InputError` if neither names a format, or as `check_suffix`.
+    """
+    if to is None:
+        of_suffix = None if output is None else FORMAT_OF_SUFFIX.get(output.suffix.lower())
+        if of_suffix is None:
+            raise InputError("to is missing: add --to, or a suffix to --output that names the format, such as .onnx")
+        return {"to": of_suffix}
+    if output is not None and to in FORMAT_NAMES:  # the settings refuse another one
+        check_suffix(str(to), output)
+    return {}
 
 
 class QuantizationSettings(Settings):

@@ -23,6 +23,7 @@ from gapssg.runs.directory import SilentDisplay
 from gapssg.runs.events import Event, Note, Warned
 from gapssg.runs.results.models import ImportResult, WeightNames
 from gapssg.training.distillation import Distillation
+from tests import program
 from tests.conftest import write_images
 
 GREY = (1, 16, 16)
@@ -215,6 +216,8 @@ def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path):
         with pytest.raises(InputError, match=r"folder.safetensors is a folder; name the file to write"):
             import_teacher(absent, tmp_path / "folder.safetensors", overwrite=overwrite)
     assert "must end with .safetensors" in refusal(tmp_path / "a.pt", absent)
+    with_option = program.refusal("import-teacher", "--weights", "no.onnx", "--output", tmp_path / "a.pt", "--dry-run")
+    assert "must end with .safetensors" in with_option
     (tmp_path / "file").touch()
     assert "is not a folder" in refusal(tmp_path / "file" / "a.safetensors", absent)
     import_teacher(settings(), tmp_path / "a.safetensors")

@@ -283,7 +283,8 @@ def test_an_output_is_refused_before_the_model_is_read(tmp_path: Path, photos: P
     taken = tmp_path / "taken.csv"
     taken.write_text("old")
     run = ["predict", model_file, photos, "--output"]
-    assert "must end with .csv" in refusal(*run, tmp_path / "out.txt")
+    for options in ([], ["--dry-run"]):
+        assert "must end with .csv" in refusal(*run, tmp_path / "out.txt", *options)
     assert "already exists; add --overwrite" in refusal(*run, taken)
     assert taken.read_text() == "old"
     gapssg(*run, taken, "--overwrite")

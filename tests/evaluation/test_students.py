@@ -125,7 +125,9 @@ def test_the_command_proposes_students(teacher: Path, monkeypatch: pytest.Monkey
     assert "its own classes" in refusal("models", "--for", teacher, "--classes", 5)
 
 
-def test_the_command_that_is_proposed_trusts_the_factory_of_the_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_command_that_is_proposed_trusts_the_factory_of_the_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(students, "measure_latency", fake_latency)
     monkeypatch.setattr(students, "MODELS", {"wrn10_half": MODELS["wrn10_half"]})
     monkeypatch.setattr(students, "_SMALL", {})

@@ -822,11 +822,15 @@ def test_bad_input_is_one_sentence_with_status_2_and_leaves_nothing(model_file: 
     other = tmp_path / "other"
     (other / "pool").mkdir(parents=True)
     write_pool(other / "pool", (1, 24, 24))
+    named_onnx = other / "model.onnx"
+    named_onnx.write_bytes(model_file.read_bytes())
     export = ["export", model_file, "--to", "onnx", "--output", out / "model.onnx"]
     cases = {
         "to = 'onxx' (from --to)": ["export", model_file, "--to", "onxx", *export[4:]],
         "did you mean onnx": ["export", model_file, "--to", "onxx", *export[4:]],
-        "to is missing: add --to": ["export", model_file, "--output", out / "model"],
+        "to is missing: add --to, or a suffix to --output that names the format, such as .onnx": [
+            *("export", model_file, "--output", out / "model"),
+        ],
         "model is missing: add FILE|DIR": ["export", *export[2:]],
         "--output is missing": export[:4],
         "does not exist": ["export", tmp_path / "absent.safetensors", *export[2:]],
@@ -857,6 +861,7 @@ def test_bad_input_is_one_sentence_with_status_2_and_leaves_nothing(model_file: 
             "torchscript",
             *export[4:],
         ],
+        "model.safetensors has the suffix of model files, but --to is onnx": [*export[:-1], out / "model.safetensors"],
         "holds no sample pool": [*export, "--int8", "--pool", tmp_path],
         "its images are 1x24x24, but": [*export, "--int8", "--pool", other],
         "the pool is only used to calibrate int8 models; add --int8": [*export, "--pool", run_folder],
@@ -864,7 +869,7 @@ def test_bad_input_is_one_sentence_with_status_2_and_leaves_nothing(model_file: 
         "int8.min_agreement = 2.0 (from --min-agreement)": [*export, "--int8", "--min-agreement", 2],
         "does not exist; create it first": [*export[:-1], out / "absent" / "model.onnx"],
         "is a folder; name the file": [*export[:-1], out],
-        "is also the input": [*export[:-1], model_file, "--overwrite"],
+        "is also the input": ["export", named_onnx, *export[2:-1], named_onnx, "--overwrite"],
         "names have at most 255 bytes": [*export[:-1], out / ("x" * 300)],
     }
     before = model_file.read_bytes()
@@ -872,8 +877,13 @@ def test_bad_input_is_one_sentence_with_status_2_and_leaves_nothing(model_file: 
         sentence = refusal(*arguments)
         assert words in sentence, (words, sentence)
         assert len(sentence.splitlines()) == 1
+        if "suffix" in words:
+            assert refusal(*arguments, "--dry-run") == sentence
     with pytest.raises(InputError, match=r"model\.PT2 has the suffix of --to torch-export, but --to is onnx"):
         export_model(ExportSettings(model=model_file, to="onnx"), out / "model.PT2")
+    (tmp_path / "settings.toml").write_text('to = "onnx"')
+    words = "model.pt has the suffix of --to torchscript, but --to is onnx"
+    assert words in refusal("export", model_file, "--config", tmp_path / "settings.toml", "--output", out / "model.pt")
     assert list(out.iterdir()) == []
     assert model_file.read_bytes() == before
 
