@@ -172,6 +172,14 @@ def read_bounded(path: Path, most_bytes: int) -> bytes:
         return file.read(most_bytes)
 
 
+def read_blocks(path: Path, most_bytes: int) -> Iterator[bytes]:
+    """Yield the content of an untrusted file in blocks of a megabyte; raises as `open_regular`."""
+    with open_regular(path, most_bytes) as file, _read_errors(path):
+        size = os.fstat(file.fileno()).st_size
+        for _ in range(-(-size // _BLOCK)):  # some files of /proc never end
+            yield file.read(_BLOCK)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` under a temporary name beside `path`, flush it to the disk, and rename it.
 
@@ -381,10 +389,8 @@ def sha256_of_contents(files: Mapping[str, bytes]) -> str:
 def sha256_of_file(path: Path, most_bytes: int) -> str:
     """Return the SHA-256 of an untrusted file, in hexadecimal; raises as `open_regular`."""
     digest = hashlib.sha256()
-    with open_regular(path, most_bytes) as file, _read_errors(path):
-        size = os.fstat(file.fileno()).st_size
-        for _ in range(-(-size // _BLOCK)):  # some files of /proc never end
-            digest.update(file.read(_BLOCK))
+    for block in read_blocks(path, most_bytes):
+        digest.update(block)
     return digest.hexdigest()
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
 from gapssg.errors import InputError
 from gapssg.evaluation.import_graph import build_imported_graph
-from gapssg.files import LARGEST_FILE, is_file, read_bounded, user_path
+from gapssg.files import LARGEST_FILE, is_file, read_blocks, sha256_of_file, user_path
 from gapssg.models.checksum import CHECKSUM, has_changed
 from gapssg.models.description import METADATA_KEY, Interface, ModelCard
 from gapssg.models.graphs.description import graph_name
-from gapssg.models.graphs.file import Kind, kind_of_graph, read_graph_file
+from gapssg.models.graphs.file import GraphFile, Kind, kind_of_graph, read_graph_file
 from gapssg.models.model_file import LoadedModel, load_model, read_description, refused_graph, validated
 from gapssg.runs.directory import Display, SilentDisplay
+from gapssg.runs.events import Warned
 from gapssg.runs.failures import failed, known_failures, warn_of_failure
 from gapssg.runs.results.common import Failures
 from gapssg.runs.results.export import ExportMetadata
@@ -38,23 +38,58 @@ def load_any_model(path: Path, factories: Iterable[str], display: Display) -> tu
     return model, known_failures(model.path)
 
 
-def _load_exported(path: Path, kind: Kind, display: Display) -> tuple[LoadedModel, Failures]:
-    content = read_bounded(path, LARGEST_FILE)
-    sha256 = hashlib.sha256(content).hexdigest()
+def warn_of_export(graph: GraphFile, display: Display) -> None:
+    """Warn if the file of a graph, by `gapssg export`, has changed since, or if its run found the model not usable."""
+    path = graph.path
+    if _has_changed(path, graph.kind):
+        message = f"{path} has changed since it was exported; if it is damaged, copy it again, or export it again"
+        display.event(Warned(epoch=0, message=message))
+    if graph.metadata is None:
+        return
     try:
-        if has_changed(content):
-            raise InputError(f"{path} has changed since it was exported (its checksum does not match)")
+        failures = _metadata_of(graph, graph.metadata).failures
+    except InputError as error:
+        display.event(Warned(epoch=0, message=f"what its run found of {path} is not known: {error}"))
+    else:
+        if failures:
+            display.event(failed(path, failures))
+
+
+def _has_changed(path: Path, kind: Kind) -> bool:
+    return kind == "onnx" and has_changed(read_blocks(path, LARGEST_FILE))  # the others are archives with checksums
+
+
+def _metadata_of(graph: GraphFile, text: str) -> ExportMetadata:
+    """Return the metadata of an exported file; raise `InputError` if they are not valid."""
+    description = read_description(graph.path, {METADATA_KEY: text})
+    has_checksum = description.pop(CHECKSUM, None) is not None
+    if graph.kind == "onnx" and not has_checksum and not description.keys() <= ExportMetadata.model_fields.keys():
+        raise _changed(graph.path)  # in the key of the checksum
+    return validated(ExportMetadata, description, graph.path)
+
+
+def _changed(path: Path) -> InputError:
+    return _refused(path, f"{path} has changed since it was exported (its checksum does not match)")
+
+
+def _refused(path: Path, problem: object) -> InputError:
+    return InputError(
+        f"{problem}; if it is damaged, copy it again, or export it again; if another program wrote it, make a model "
+        f"file of it: gapssg import-teacher --weights {shlex.quote(str(path))} ..."
+    )
+
+
+def _load_exported(path: Path, kind: Kind, display: Display) -> tuple[LoadedModel, Failures]:
+    sha256 = sha256_of_file(path, LARGEST_FILE)
+    if _has_changed(path, kind):
+        raise _changed(path)
+    try:
         graph = read_graph_file(path, kind, None)
     except InputError as error:
-        raise InputError(
-            f"{error}; if it is damaged, copy it again, or export it again; if another program wrote it, make a model "
-            f"file of it: gapssg import-teacher --weights {shlex.quote(str(path))} ..."
-        ) from error
+        raise _refused(path, error) from error
     if graph.metadata is None:
         raise refused_graph(path, kind)
-    description = read_description(path, {METADATA_KEY: graph.metadata})
-    description.pop(CHECKSUM, None)
-    about = validated(ExportMetadata, description, path)
+    about = _metadata_of(graph, graph.metadata)
     if (graph.input_shape, graph.num_classes) != (about.input_shape, about.num_classes):
         raise InputError(f"{path} is damaged: its description is of another model; export the model again")
     interface = about.model_dump(include={*Interface.model_fields} - {"architecture", "arguments"})

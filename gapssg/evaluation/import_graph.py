@@ -12,15 +12,14 @@ from gapssg.core.runtime import to_unit_range
 from gapssg.data.image_set import ImageSet
 from gapssg.errors import InputError
 from gapssg.evaluation.settings import DEFAULT_WEIGHTS, ImportSettings
-from gapssg.files import LARGEST_FILE, read_bounded, user_path
-from gapssg.models.checksum import has_changed
+from gapssg.files import user_path
 from gapssg.models.description import ModelCard
 from gapssg.models.graphs.file import GraphFile, check_same_logits, kind_of_graph, original_logits, read_graph_file
 from gapssg.models.graphs.module import build_graph
 from gapssg.models.model_file import load_weights
 from gapssg.models.profile import batch_norm_layers
 from gapssg.runs.directory import Display
-from gapssg.runs.events import Note, Warned
+from gapssg.runs.events import Note
 
 _MOST_COMPARED = 16
 _OTHER_NORMS = ("layer_norm.", "group_norm.", "instance_norm.", "rms_norm.")
@@ -65,9 +64,6 @@ def build_imported_graph(graph: GraphFile, card: ModelCard, display: Display) ->
     load_weights(module, graph.tensors, path)
     module.eval()
     check_same_logits(graph, module, graph.images, graph.logits, "random images")
-    if has_changed(read_bounded(path, LARGEST_FILE)):
-        message = f"{path} has changed since it was exported; if it is damaged, copy it again, or export it again"
-        display.event(Warned(epoch=0, message=message))
     if graph.layout == "NHWC":
         display.event(Note(message=f"{path} takes images (N, H, W, C); those of gapssg are permuted (--input-layout)"))
     if graph.part is not None:

@@ -15,6 +15,7 @@ from gapssg.core.augment import choose_crop_padding
 from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import ImageSet
 from gapssg.errors import InputError, blaming_given_files, shortened
+from gapssg.evaluation.exported_file import warn_of_export
 from gapssg.evaluation.import_checks import wrong_answers, wrong_description
 from gapssg.evaluation.import_graph import build_imported_graph, compare_on_images, read_graph
 from gapssg.evaluation.predict import score_on
@@ -35,6 +36,7 @@ from gapssg.models.recognition import Known, recognise
 from gapssg.models.reference import Arguments, is_factory, library_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts, versions
 from gapssg.runs.events import Note, Warned
+from gapssg.runs.failures import warn_of_failure
 from gapssg.runs.results.common import Scores
 from gapssg.runs.results.models import ImportResult, WeightNames
 
@@ -68,6 +70,8 @@ def import_teacher(
     pretrained = _pretrained(settings) if settings.weights == DEFAULT_WEIGHTS else None
     display.progress("reading the weights", 0, 1)
     graph = read_graph(settings)
+    if graph is not None:
+        warn_of_export(graph, display)
     card = _describe(settings, pretrained, graph)
     module = _create(card, runtime) if graph is None else build_imported_graph(graph, card, display)
     weights = _fill(module, card.architecture, settings, pretrained, display) if graph is None else None
@@ -132,6 +136,7 @@ def _fill(
         load_foreign_weights(module, pretrained.tensors, f"{name}, default weights")
     elif settings.weights is not None:
         file = Path(settings.weights)
+        warn_of_failure(file, display)
         try:
             weights = read_checkpoint_weights(file, settings.weights_key)
             if weights.taken:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 
 CHECKSUM = "content_sha256"
 """Its key in the description of the file."""
 BLANK = "0" * 64
 """What a file has there until its checksum is known."""
-_PLACE = re.compile(rf'"{CHECKSUM}"\s*:\s*"([^"]*)"'.encode())
+_PLACE = re.compile(rf'"{CHECKSUM}"\s{{0,9}}:\s{{0,9}}"([^"]{{0,99}})"'.encode())
+_LONGEST_PLACE = 150  # bytes
 
 
 def with_checksum(content: bytes) -> bytes:
@@ -20,18 +22,24 @@ def with_checksum(content: bytes) -> bytes:
     place = _PLACE.search(content)
     if place is None:
         return content
-    return content[: place.start(1)] + _digest(content, *place.span(1)).encode() + content[place.end(1) :]
-
-
-def has_changed(content: bytes) -> bool:
-    """Tell whether a file with a checksum differs from the one that was written."""
-    place = _PLACE.search(content)
-    return place is not None and place[1] != _digest(content, *place.span(1)).encode()
-
-
-def _digest(content: bytes, start: int, end: int) -> str:
-    view = memoryview(content)  # no copy: a file may have gigabytes
-    digest = hashlib.sha256(view[:start])
+    start, end = place.span(1)
+    digest = hashlib.sha256(memoryview(content)[:start])  # no copy: a file may have gigabytes
     digest.update(BLANK.encode())
-    digest.update(view[end:])
-    return digest.hexdigest()
+    digest.update(memoryview(content)[end:])
+    return content[:start] + digest.hexdigest().encode() + content[end:]
+
+
+def has_changed(blocks: Iterable[bytes]) -> bool:
+    """Tell whether a file with a checksum, given in blocks, differs from the one that was written."""
+    digest, window, written = hashlib.sha256(), b"", None
+    for block in blocks:
+        window += block
+        if written is None and (place := _PLACE.search(window)):
+            written = place[1]
+            digest.update(window[: place.start(1)] + BLANK.encode())
+            window = window[place.end(1) :]
+        done = max(0, len(window) - _LONGEST_PLACE)  # the rest may hold the start of the place
+        digest.update(window[:done])
+        window = window[done:]
+    digest.update(window)
+    return written is not None and written != digest.hexdigest().encode()
