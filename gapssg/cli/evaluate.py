@@ -54,4 +54,6 @@ def evaluate(
     render.print_evaluation(console, result)
     if per_class:
         render.print_classes(console, result)
+    for model in result.models:
+        console.failures(model.file, model.failures)
     console.result(result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,8 @@ from gapssg.evaluation.real_images import check_same_images, read_test_images, w
 from gapssg.evaluation.settings import EvaluateSettings
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts, versions
-from gapssg.runs.results.common import FileFacts
+from gapssg.runs.failures import failures_on_real_images
+from gapssg.runs.results.common import FileFacts, Scores
 from gapssg.runs.results.evaluation import EvaluatedModel, EvaluateResult, EvaluateTiming, Latency
 from gapssg.settings.load import texts_by_key
 from gapssg.synthesis.losses import reality_gaps
@@ -80,7 +81,10 @@ def evaluate(
         display.progress("evaluating", start, len(images))
         batch, labels = (each[start : start + batch_size] for each in (images.images, images.labels))
         with naming_a_smaller_batch(batch_size), blaming_given_files():
-            teacher_logits = None if reference is None else reference.logits(batch, start)
+            teacher_logits = None
+            if reference is not None:
+                teacher_logits = reference.logits(batch, start)
+                reference.add(teacher_logits, labels, None)
             for evaluation in evaluations:
                 evaluation.add(evaluation.logits(batch, start), labels, teacher_logits)
     display.progress("evaluating", len(images), len(images))
@@ -90,7 +94,7 @@ def evaluate(
         images=len(images),
         class_names=tuple(images.class_names),
         teacher=None if teacher is None else FileFacts(file=str(teacher.path), sha256=teacher.sha256),
-        models=tuple(evaluation.report(images.class_names) for evaluation in evaluations),
+        models=_reports(evaluations, reference, images.class_names),
         timing=EvaluateTiming(
             images_per_second=tuple(len(images) / evaluation.seconds for evaluation in evaluations),
             latency=latency,
@@ -105,7 +109,7 @@ class _Evaluation:
 
     def __init__(self, model: LoadedModel, runtime: Runtime) -> None:
         self.seconds = 0.0
-        self._model = model
+        self.model = model
         self._runtime = runtime
         self._normalization = model.normalization(runtime.device)
         self._module = runtime.compile(runtime.place(model.module))
@@ -125,7 +129,7 @@ class _Evaluation:
         logits = self._predict(images)
         self._runtime.synchronize()
         self.seconds += time.perf_counter() - started
-        check_finite(logits, str(self._model.path), first)
+        check_finite(logits, str(self.model.path), first)
         return logits
 
     def add(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> None:
@@ -139,12 +143,15 @@ class _Evaluation:
         """Return the latency of the model with batches of each size."""
         measured = []
         for number, size in enumerate(BATCH_SIZES):
-            display.progress(f"measuring the latency of {self._model.path.name}", number, len(BATCH_SIZES))
-            measured.append(measure_latency(self._module, self._model.card.input_shape, self._runtime, size, SECONDS))
+            display.progress(f"measuring the latency of {self.model.path.name}", number, len(BATCH_SIZES))
+            measured.append(measure_latency(self._module, self.model.card.input_shape, self._runtime, size, SECONDS))
         return tuple(measured)
 
-    def report(self, class_names: Sequence[str]) -> EvaluatedModel:
-        model, answers, classes = self._model, concatenated(self._answers), len(class_names)
+    def scores(self, class_names: Sequence[str]) -> Scores:
+        return score_answers(concatenated(self._answers), class_names)
+
+    def report(self, class_names: Sequence[str], scores: Scores, failures: tuple[str, ...]) -> EvaluatedModel:
+        model, answers, classes = self.model, concatenated(self._answers), len(class_names)
         counts = count_by_class(answers.predictions, answers.labels, classes)
         diagram = reliability(answers)
         matrix = None
@@ -154,7 +161,7 @@ class _Evaluation:
         return EvaluatedModel(
             **model.facts,
             **dict(model.profile),
-            **dict(score_answers(answers, class_names)),
+            **dict(scores),
             expected_calibration_error=expected_calibration_error(diagram),
             reliability=tuple(diagram),
             per_class_accuracy=tuple(per_class_accuracy(counts)),
@@ -162,7 +169,31 @@ class _Evaluation:
             confusion_matrix=matrix,
             agreement=torch.cat(self._agrees).double().mean().item() if self._agrees else None,
             reality_gap=torch.cat(self._gaps).mean().item() if self._gaps else None,
+            failures=failures,
         )
 
     def _predict(self, images: Tensor) -> Tensor:
         return predict(self._module, images, self._normalization, self._runtime, len(images))
+
+
+def _reports(
+    evaluations: Sequence[_Evaluation], reference: _Evaluation | None, class_names: Sequence[str]
+) -> tuple[EvaluatedModel, ...]:
+    evaluated = [*evaluations, *([] if reference is None else [reference])]
+    scores = {each.model.sha256: each.scores(class_names) for each in evaluated}
+    teacher = None if reference is None else reference.model
+    return tuple(
+        each.report(class_names, scores[each.model.sha256], _failures(each.model, scores, teacher))
+        for each in evaluations
+    )
+
+
+def _failures(model: LoadedModel, scores: Mapping[str, Scores], teacher: LoadedModel | None) -> tuple[str, ...]:
+    """Return why a student is not usable by its scores and, if it was evaluated, its teacher's; nothing of a teacher.
+
+    A student is a model that names its teacher, or else one that is compared with a teacher.
+    """
+    own_teacher = model.card.provenance.teacher_sha256 or (None if teacher is None else teacher.sha256)
+    if own_teacher in (None, model.sha256):
+        return ()
+    return tuple(failures_on_real_images(scores[model.sha256], scores.get(own_teacher)))

@@ -20,7 +20,9 @@ from gapssg.data import load_split
 from gapssg.data.image_set import ImageSet
 from gapssg.evaluation.latency import measure_latency
 from gapssg.models import create_model
+from gapssg.models.description import Provenance
 from gapssg.models.model_file import save_model
+from gapssg.runs.results.common import Scores
 from gapssg.runs.results.evaluation import Latency
 from tests.conftest import make_card
 from tests.program import gapssg
@@ -101,6 +103,49 @@ def test_all_logits_are_computed_with_the_switches_of_the_runtime_set(
     evaluate(settings(teacher_file, teacher=teacher_file, runtime=runtime))
     assert len(seen) == 4  # the model and the teacher, each once before it is timed
     assert set(seen) == {(True, True)}
+
+
+@pytest.fixture
+def student_file(teacher_file: Path, tmp_path: Path) -> Path:
+    """A student of the teacher, with random weights."""
+    provenance = Provenance(command="distill", teacher_sha256=load_model(teacher_file).sha256)
+    path = tmp_path / "student.safetensors"
+    save_model(
+        path, create_model("wrn10_half", num_classes=10, input_shape=(1, 16, 16)), make_card(provenance=provenance)
+    )
+    return path
+
+
+def test_students_are_judged_with_the_scores_of_their_own_teacher(
+    teacher_file: Path, student_file: Path, other_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def judged(student: Scores, teacher: Scores | None) -> list[str]:
+        return [f"{student.loss} {None if teacher is None else teacher.loss}"]
+
+    monkeypatch.setattr("gapssg.evaluation.evaluate.failures_on_real_images", judged)
+    files = (teacher_file, student_file, other_file)
+    teacher, student, other = (model.loss for model in evaluate(settings(*files)).models)
+
+    def failures(*files: Path, **changes: Any) -> list[tuple[str, ...]]:
+        return [model.failures for model in evaluate(settings(*files, **changes)).models]
+
+    assert failures(*files) == [(), (f"{student} {teacher}",), ()]
+    assert failures(student_file, other_file) == [(f"{student} None",), ()]
+    expected = [(), (f"{student} {teacher}",), (f"{other} {teacher}",)]
+    assert failures(*files, teacher=teacher_file) == expected
+    assert failures(student_file, other_file, teacher=teacher_file) == expected[1:]
+    assert failures(student_file, teacher=other_file) == [(f"{student} None",)]  # which is not its own
+
+
+def test_the_output_ends_in_the_verdict_on_a_student_that_is_not_usable(teacher_file: Path, student_file: Path):
+    arguments = ("eval", teacher_file, student_file, "--data", "digits")
+    sentence = r"the balanced accuracy on real images is \d+\.\d %, no better than always answering with one class"
+    shown = gapssg(*arguments, "--per-class").stdout
+    assert re.fullmatch(f"FAILED: {student_file} is not usable: {sentence}", shown.splitlines()[-1])
+    teacher, student = json.loads(gapssg(*arguments, "--json").stdout)["models"]
+    assert teacher["failures"] == []
+    (failure,) = student["failures"]
+    assert re.fullmatch(sentence, failure)
 
 
 def test_the_batch_size_does_not_change_the_scores(teacher_file: Path):

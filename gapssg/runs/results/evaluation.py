@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gapssg.models.description import ModelProfile
-from gapssg.runs.results.common import Failures, FileFacts, ModelFile, RunFacts, Scores
+from gapssg.runs.results.common import Failures, FileFacts, ModelFile, RunFacts, Scores, Sentences
 from gapssg.stored import Count, Many, PositiveCount, Share, Stored, Text
 
 
@@ -33,6 +33,8 @@ class EvaluatedModel(ModelFile, ModelProfile, Scores):
     """Agreement with the teacher; None without a teacher."""
     reality_gap: float | None
     """Mean reality gap to the teacher over the images; None without a teacher."""
+    failures: Sentences = ()
+    """Why a student is not usable by these scores, one sentence each."""
 
 
 class Latency(Stored):
