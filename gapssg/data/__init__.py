@@ -81,6 +81,7 @@ def load_split(
     note: Callable[[str], None] | None = None,
     resize: Resize = "crop",
     interpolation: Interpolation = "bilinear",
+    for_model: bool = False,
 ) -> ImageSet:
     """Read one split of a data source into memory.
 
@@ -93,17 +94,19 @@ def load_split(
         channels: 1 for grey, 3 for RGB, or another number of which the files of a folder must be; by default as the
             files are.
         progress: Called with (done, total) images while a folder is decoded.
-        note: Called with a sentence that names the files of a folder that are not read, if there are any.
+        note: Called with a sentence that names the files of a folder that are not read, if there are any, and with one
+            that says that height and width of its images are swapped, if they are read `for_model`.
         resize: How images of a folder are brought to the image size: `crop` scales until both sides are covered and
             crops the centre, a number scales the shorter side to so many pixels first, `stretch` scales both sides.
         interpolation: The filter with which they are resized.
+        for_model: Whether the image size is that of a model's input, not one that the user wants.
 
     Raises:
         InputError: The name is unknown, or the images cannot be read.
     """
     check_data_name(name)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    options = LoadOptions(root, download, size, channels, progress, note, resize, interpolation)
+    options = LoadOptions(root, download, size, channels, progress, note, resize, interpolation, for_model)
     return _source(name).load(name, split, options)
 
 

@@ -16,7 +16,7 @@ from contextlib import closing, nullcontext
 from itertools import chain
 from pathlib import Path
 from threading import Lock
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from gapssg.data.source import LoadOptions
 from gapssg.errors import GapssgError, InputError, shortened
 
 Pixels: TypeAlias = NDArray[numpy.uint8]
+
 
 # Pillow has dozens of other decoders, less used and less tested, and passes EPS to another program.
 _FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"}
@@ -47,6 +48,12 @@ _MOST_PENDING_BYTES = 2**28
 _MOST_THREADS = 8
 
 
+class _Decoded(NamedTuple):
+    pixels: Pixels
+    size: tuple[int, int]
+    """Height and width before it was resized."""
+
+
 def readable_extensions() -> set[str]:
     """Return the file extensions, in lower case, of the images that `decode_images` reads."""
     return {*_formats_by_extension(), _ARRAY}
@@ -58,7 +65,8 @@ def decode_images(files: Sequence[Path], options: LoadOptions) -> Pixels:
     Unless the options say, images are grey if all of them are, else RGB, or have the channels of their arrays (.npy,
     with the channels last) or grey TIFF pages. Alpha is dropped, 16-bit grey is scaled to 8 bits, floating-point grey
     must lie in [0, 1], and EXIF orientation is applied. With an image size, images are resized as the options say;
-    without one, all must have the same size. Raises `InputError` if an image cannot be used; the message names it.
+    without one, all must have the same size. The options' `note` is called if that size is a model's, of which all
+    images have height and width swapped. Raises `InputError` if an image cannot be used; the message names it.
     """
     with closing(_decode_all(files, options)) as decoded:
         return _collect(decoded, files, options)
@@ -75,12 +83,14 @@ def _formats_by_extension() -> dict[str, tuple[str, ...]]:
     }
 
 
-def _collect(decoded: Iterator[Pixels], files: Sequence[Path], options: LoadOptions) -> Pixels:
+def _collect(decoded: Iterator[_Decoded], files: Sequence[Path], options: LoadOptions) -> Pixels:
     """Write decoded images into one array (N, C, H, W); a colour image after grey ones makes it allocate again."""
     first = next(decoded)
-    height, width = first.shape[:2]
-    pixels = _allocate(len(files), options.channels or _count_channels(first), height, width)
-    for index, image in enumerate(chain([first], decoded)):
+    height, width = first.pixels.shape[:2]
+    pixels = _allocate(len(files), options.channels or _count_channels(first.pixels), height, width)
+    swapped = 0
+    for index, (image, size) in enumerate(chain([first], decoded)):
+        swapped += _is_swapped(size, (height, width))
         channels, so_far = _count_channels(image), pixels.shape[1]
         if channels != so_far and {channels, so_far} != {1, 3}:
             raise InputError(
@@ -96,7 +106,19 @@ def _collect(decoded: Iterator[Pixels], files: Sequence[Path], options: LoadOpti
         done = index + 1
         if options.progress is not None and (done % _FILES_PER_TASK == 0 or done == len(files)):
             options.progress(done, len(files))
+    if swapped == len(files) and options.for_model and options.resize == "crop" and options.note is not None:
+        which = "the image has" if swapped == 1 else f"all {swapped:,} images have"
+        options.note(
+            f"{which} height and width swapped: {files[0]} is {first.size[0]} pixels high and {first.size[1]} wide, "
+            f"but the model takes images {height} high and {width} wide, so they are scaled and cropped; check the "
+            "images, or the --input-shape C,H,W of the teacher"
+        )
     return pixels
+
+
+def _is_swapped(size: tuple[int, int], wanted: tuple[int, int]) -> bool:
+    """Tell whether an image has the proportions of the wanted height and width when these are swapped."""
+    return wanted[0] != wanted[1] and size[0] * wanted[0] == size[1] * wanted[1]
 
 
 def _count_channels(image: Pixels) -> int:
@@ -116,19 +138,19 @@ def _allocate(count: int, channels: int, height: int, width: int) -> Pixels:
         raise InputError(f"{need}, more than is available: pass a smaller --image-size") from error
 
 
-def _decode_all(files: Sequence[Path], options: LoadOptions) -> Generator[Pixels, None, None]:
+def _decode_all(files: Sequence[Path], options: LoadOptions) -> Generator[_Decoded, None, None]:
     """Decode files on a few threads, in order, only a few tasks and images ahead of the caller."""
     formats = _formats_by_extension()
 
-    def decode(file: Path) -> Pixels:
+    def decode(file: Path) -> _Decoded:
         return _decode(file, formats.get(file.suffix.lower(), ()), options)
 
-    def decode_task(task: Sequence[Path]) -> list[Pixels]:
+    def decode_task(task: Sequence[Path]) -> list[_Decoded]:
         images = []
         for file in task:
             images.append(decode(file))
-            if images[-1].shape[:2] != first.shape[:2]:
-                sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (first, images[-1])]
+            if images[-1].pixels.shape[:2] != first.pixels.shape[:2]:
+                sizes = [f"{image.size[1]}x{image.size[0]}" for image in (first, images[-1])]
                 raise InputError(
                     f"the images differ in size: {files[0]} is {sizes[0]} and {file} is {sizes[1]} pixels; "
                     "pass --image-size to scale and crop them all"
@@ -136,7 +158,7 @@ def _decode_all(files: Sequence[Path], options: LoadOptions) -> Generator[Pixels
         return images
 
     threads = min(_MOST_THREADS, os.cpu_count() or 1)
-    pending: deque[Future[list[Pixels]]] = deque()
+    pending: deque[Future[list[_Decoded]]] = deque()
     executor = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     # The filters apply to all threads. Pillow warns of damaged tags, which do not affect the pixels, and only warns of
     # images up to twice its limit.
@@ -146,8 +168,8 @@ def _decode_all(files: Sequence[Path], options: LoadOptions) -> Generator[Pixels
         try:
             first = decode(files[0])
             yield first
-            per_task = max(1, min(_FILES_PER_TASK, _BYTES_PER_TASK // first.nbytes))
-            most_pending = max(1, min(2 * threads, _MOST_PENDING_BYTES // (per_task * first.nbytes)))
+            per_task = max(1, min(_FILES_PER_TASK, _BYTES_PER_TASK // first.pixels.nbytes))
+            most_pending = max(1, min(2 * threads, _MOST_PENDING_BYTES // (per_task * first.pixels.nbytes)))
             for start in range(1, len(files), per_task):
                 pending.append(executor.submit(decode_task, files[start : start + per_task]))
                 if len(pending) > most_pending:
@@ -158,7 +180,7 @@ def _decode_all(files: Sequence[Path], options: LoadOptions) -> Generator[Pixels
             executor.shutdown(cancel_futures=True)
 
 
-def _decode(file: Path, formats: tuple[str, ...], options: LoadOptions) -> Pixels:
+def _decode(file: Path, formats: tuple[str, ...], options: LoadOptions) -> _Decoded:
     """Decode one file to (H, W) uint8 if it is grey, else to (H, W, C) uint8."""
     try:
         if (size := file.stat().st_size) > _LARGEST_FILE:
@@ -206,15 +228,16 @@ def _open(file: Path, formats: tuple[str, ...], image_size: tuple[int, int] | No
         return opened
 
 
-def _resized(images: list[Image.Image], options: LoadOptions) -> Pixels:
+def _resized(images: list[Image.Image], options: LoadOptions) -> _Decoded:
     """Return one image, or several channels, in the size and the grey of the options."""
+    size = images[0].height, images[0].width
     if options.channels == 1:
         images = [image.convert("L") for image in images]
     if options.image_size is not None:
         height, width = options.image_size
         images = [_resize(image, (width, height), options) for image in images]
     arrays = [numpy.asarray(image) for image in images]
-    return arrays[0] if len(arrays) == 1 else numpy.stack(arrays, axis=-1)
+    return _Decoded(arrays[0] if len(arrays) == 1 else numpy.stack(arrays, axis=-1), size)
 
 
 def _resize(image: Image.Image, size: tuple[int, int], options: LoadOptions) -> Image.Image:

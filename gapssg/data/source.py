@@ -25,6 +25,7 @@ class LoadOptions:
     note: Callable[[str], None] | None = None
     resize: Resize = "crop"
     interpolation: Interpolation = "bilinear"
+    for_model: bool = False
 
 
 class Source(Protocol):

@@ -19,7 +19,7 @@ from gapssg.evaluation.exported_file import warn_of_export
 from gapssg.evaluation.import_checks import wrong_answers, wrong_description
 from gapssg.evaluation.import_graph import build_imported_graph, compare_on_images, read_graph
 from gapssg.evaluation.predict import score_on
-from gapssg.evaluation.real_images import read_test_images
+from gapssg.evaluation.real_images import is_folder_of_images, read_test_images
 from gapssg.evaluation.settings import DEFAULT_WEIGHTS, DescriptionSettings, ImportSettings, check_teacher_file
 from gapssg.files import make_folder, user_path
 from gapssg.models import MODELS, create_model
@@ -75,7 +75,7 @@ def import_teacher(
     card = _describe(settings, pretrained, graph)
     module = _create(card, runtime) if graph is None else build_imported_graph(graph, card, display)
     weights = _fill(module, card.architecture, settings, pretrained, display) if graph is None else None
-    images = read_test_images(settings.data, LoadedModel(module, card, "", output), display) if settings.data else None
+    images = _read_images(settings, LoadedModel(module, card, "", output), display)
     if graph is not None and images is not None:
         compare_on_images(graph, module, card, images)
     done = {"output_part": None, "input_layout": None}  # by the graph
@@ -303,6 +303,15 @@ def _remarks(module: nn.Module, card: ModelCard, looks_like_sigmoids: bool) -> I
             "itself; then import it with --mean 0 --std 1"
         )
         yield Warned(epoch=0, message=message)
+
+
+def _read_images(settings: ImportSettings, model: LoadedModel, display: Display) -> ImageSet | None:
+    data = settings.data
+    if data is None:
+        return None
+    if settings.resize is not None and data.image_size is None and is_folder_of_images(data):
+        data = data.model_copy(update={"image_size": model.card.input_shape[1:]})  # the user says how to reach it
+    return read_test_images(data, model, display)
 
 
 def _evaluate(model: LoadedModel, images: ImageSet | None, runtime: Runtime, display: Display) -> Scores | None:

@@ -6,6 +6,7 @@ import csv
 import io
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -80,7 +81,13 @@ def _classify(
     files: Sequence[Path], model: LoadedModel, settings: PredictSettings, runtime: Runtime, display: Display
 ) -> list[PredictedImage]:
     channels, height, width = model.card.input_shape
-    options = LoadOptions(image_size=(height, width), channels=channels, **model.card.resize_options)
+    options = LoadOptions(
+        image_size=(height, width),
+        channels=channels,
+        note=lambda sentence: display.event(Warned(epoch=0, message=sentence)),
+        for_model=True,
+        **model.card.resize_options,
+    )
     normalization = model.normalization(runtime.device)
     module = runtime.compile(runtime.place(model.module))
     batch_size = settings.batch_size or batch_size_for(model.card.input_shape)
@@ -89,6 +96,7 @@ def _classify(
         display.progress("classifying", start, len(files))
         batch = files[start : start + batch_size]
         pixels = torch.from_numpy(decode_images(batch, options))
+        options = replace(options, note=None)  # it is said once
         with naming_a_smaller_batch(batch_size):
             logits = logits_of(module, pixels, normalization, runtime, batch_size).cpu()
         found += _most_probable(batch, logits, model.card.class_names, settings.top)

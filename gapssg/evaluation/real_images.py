@@ -29,17 +29,22 @@ def read_images(
 ) -> ImageSet:
     """Read one split of the images that `settings` name, or raise `InputError`.
 
-    They are in `channels` if the settings do not say, and those of a folder resized as a model's card says.
+    They are in `channels` if the settings do not say, and those of a folder resized as a model's card says, to its
+    input size if the settings do not say; a warning says if all of them have height and width swapped.
     """
+    size, for_model = settings.image_size, False
+    if card is not None and size is None and is_folder_of_images(settings):
+        size, for_model = card.input_shape[1:], True
     images = load_split(
         settings.name,
         split,
         root=settings.root,
         download=settings.download,
-        image_size=settings.image_size,
+        image_size=size,
         channels=settings.channels or channels,
         progress=lambda done, total: display.progress(f"reading {split} images", done, total),
         note=lambda sentence: display.event(Warned(epoch=0, message=sentence)),
+        for_model=for_model,
         **(ResizeOptions() if card is None else card.resize_options),
     )
     return images if settings.images is None else images.subsample(settings.images)
@@ -59,10 +64,8 @@ def read_images_of_model(
     """
     card = model.card
     channels, height, width = card.input_shape
-    is_folder = is_folder_of_images(settings)
-    if settings.image_size is None and is_folder:
-        settings = settings.model_copy(update={"image_size": (height, width)})
-    images = read_images(settings, split, display, channels if is_folder or channels in (1, 3) else None, card)
+    takes_any = is_folder_of_images(settings) or channels in (1, 3)
+    images = read_images(settings, split, display, channels if takes_any else None, card)
     if images.num_classes != card.num_classes:
         raise InputError(
             f"{settings.name} has {images.num_classes} classes, but {model.path} has {card.num_classes}; "

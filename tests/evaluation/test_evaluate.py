@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -174,6 +175,54 @@ def test_a_model_that_needs_images_resized_otherwise_gives_a_warning(image_folde
     said = " ".join(gapssg("eval", *files, "--data", f"folder:{image_folder}").stdout.split())
     assert "stretch.safetensors were stretched to the input size, bilinear; evaluate it by itself" in said
     assert "by itself" not in gapssg("eval", files[1], "--data", f"folder:{image_folder}").stdout
+
+
+@pytest.mark.parametrize(
+    ("size", "changes", "options", "warns"),
+    [
+        ((24, 16), {}, (), True),
+        ((48, 32), {}, (), True),
+        ((16, 24), {}, (), False),
+        ((24, 24), {}, (), False),
+        ((24, 17), {}, (), False),
+        ((24, 16), {}, ("--image-size", "16,24"), False),
+        ((24, 16), {"resize": "stretch"}, (), False),
+        ((24, 16), {"input_shape": (1, 16, 16)}, (), False),
+    ],
+)
+def test_images_of_swapped_height_and_width_give_one_warning(
+    tmp_path: Path, size: tuple[int, int], changes: dict[str, Any], options: tuple[str, ...], warns: bool
+):
+    file, photos = tmp_path / "model.safetensors", tmp_path / "photos"
+    values = {"num_classes": 2, "class_names": ("bright", "dark"), "input_shape": (1, 16, 24), **changes}
+    card = make_card(**values)
+    save_model(file, create_model("wrn10_half", num_classes=2, input_shape=card.input_shape), card)
+    for name in card.class_names * 2:
+        folder = photos / "test" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", size[::-1]).save(folder / f"{len(list(folder.iterdir()))}.png")
+    first = photos / "test" / "bright" / "0.png"
+    sentence = (
+        f"images have height and width swapped: {first} is {size[0]} pixels high and {size[1]} wide, but the "
+        "model takes images 16 high and 24 wide, so they are scaled and cropped; check the images, or the "
+        "--input-shape C,H,W of the teacher\n"
+    )
+    data = ("--data", f"folder:{photos}", *options)
+    description = ("--mean", 0, "--std", 1, "--input-shape", ",".join(map(str, card.input_shape)))
+    given = ("--weights", file, "--model", "wrn10_half", *description, "--class-names", "bright,dark", *data)
+    resize = () if card.resize == "crop" else ("--resize", card.resize)
+    commands: list[tuple[object, ...]] = [
+        ("eval", file, file, *data),
+        ("import-teacher", *given, *resize, "--output", tmp_path / "new.safetensors"),
+    ]
+    if not options:
+        commands.append(("predict", file, photos, "--batch-size", 2))
+    for command in commands:
+        said = gapssg(*command).stdout
+        count = 2 if "predict" in command else 4
+        assert said.count(f"warning: all {count} {sentence}") == said.count("and width swapped") == warns
+    said = gapssg("import-teacher", *given, "--resize", "crop", "--output", tmp_path / "said.safetensors").stdout
+    assert "swapped:" not in said
 
 
 def test_labels_follow_the_order_of_the_classes_of_the_model(teacher_file: Path, tmp_path: Path):
