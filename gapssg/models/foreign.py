@@ -181,6 +181,12 @@ def logits_of(module: nn.Module, name: str, num_classes: int, input_shape: tuple
     return _run(module, name, num_classes, images[:count])
 
 
+def check_finite_logits(module: nn.Module, name: str, num_classes: int, input_shape: tuple[int, int, int]) -> None:
+    """Raise `InputError` if the logits of two fixed images are not finite, or as `logits_of`."""
+    if not logits_of(module, name, num_classes, input_shape, count=2).isfinite().all():
+        raise not_finite(name, input_shape)
+
+
 def _run(module: nn.Module, name: str, num_classes: int, images: Tensor) -> Tensor:
     logits = answer_of(module, name, images)
     if isinstance(logits, Tensor) and logits.shape == (len(images), num_classes) and logits.is_floating_point():

@@ -16,7 +16,7 @@ from gapssg.errors import InputError
 from gapssg.models import create_model
 from gapssg.models.checkpoint_file import read_checkpoint_weights
 from gapssg.models.description import ModelCard, Provenance
-from gapssg.models.foreign import check_is_module, copy_module, name_of_module, tensors_of
+from gapssg.models.foreign import check_finite_logits, check_is_module, copy_module, name_of_module, tensors_of
 from gapssg.models.model_file import LoadedModel, load_foreign_weights, load_model
 from gapssg.models.model_path import model_file
 from gapssg.models.recognition import adapt_trainable
@@ -69,9 +69,15 @@ def with_modules(settings: DistillSettings, teacher: LoadedModel | None, student
 
 
 def read_teacher(settings: DistillSettings, given: LoadedModel | None) -> LoadedModel:
-    """Read the teacher's file, or copy the teacher that a Python program has given; raises as `load_model`."""
+    """Read the teacher's file, or copy the teacher that a Python program has given.
+
+    Raises `InputError` as `load_model`, or if the teacher's logits are not finite, from which no student can learn.
+    """
     if given is None:
-        return load_model(settings.teacher, (*settings.model_factories, settings.student.name))
+        teacher = load_model(settings.teacher, (*settings.model_factories, settings.student.name))
+        card = teacher.card
+        check_finite_logits(teacher.module, f"the teacher {teacher.path}", card.num_classes, card.input_shape)
+        return teacher
     return replace(given, module=copy_module(given.module, given.card.architecture).eval())
 
 

@@ -55,6 +55,19 @@ def settings(teacher: Path, **changes: Any) -> DistillSettings:
     return DistillSettings.model_validate(given)
 
 
+@pytest.mark.parametrize(("tensor", "value"), [("classifier.weight", 3e38), ("norm.running_var", -1.0)])
+def test_a_built_in_teacher_without_finite_logits_is_refused_before_the_run(tmp_path: Path, tensor: str, value: float):
+    module = create_model("wrn10_half", num_classes=10, input_shape=(1, 16, 16))
+    module.state_dict()[tensor].fill_(value)
+    teacher = tmp_path / "teacher.safetensors"
+    save_model(teacher, module, make_card())
+    given = ("--teacher", teacher, "--student", "wrn10_half", "--device", "cpu")
+    for options in (("--output", tmp_path / "run"), ("--estimate",)):
+        said = refusal("distill", *given, *options)
+        assert said.startswith(f"the teacher {teacher} maps images of 1x16x16 to logits that are not finite; check its")
+    assert not (tmp_path / "run").exists()
+
+
 def test_on_probe_images_the_run_fails_with_a_result_and_an_estimate_with_one_sentence(tmp_path: Path):
     teacher = write_teacher(tmp_path, **PROBES)
     sentence = "the teacher's logits on probe images are not finite"
