@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from gapssg.cli.options import Panel
 from gapssg.evaluation.settings import EvaluateSettings
 from gapssg.runs.evaluations import keep_evaluations
 from gapssg.runs.events import Note
-from gapssg.runs.failures import warn_of_failure
+from gapssg.runs.failures import doubts_of_run, known_failures
 
 
 @command(
@@ -47,13 +48,13 @@ def evaluate(
 
     with console.live() as display:
         result = evaluate(settings, display=display, processes=console.invocation.processes)
-        for model in result.models if console.invocation.writes else ():
-            warn_of_failure(Path(model.file), display)
         for message in keep_evaluations(result) if console.invocation.writes else ():
             display.event(Note(message=message))
+        for warning in chain.from_iterable(doubts_of_run(Path(model.file)) for model in result.models):
+            display.event(warning)
     render.print_evaluation(console, result)
     if per_class:
         render.print_classes(console, result)
     for model in result.models:
-        console.failures(model.file, model.failures)
+        console.failures(model.file, known_failures(Path(model.file)) or model.failures)
     console.result(result)

@@ -35,7 +35,7 @@ class KeptEvaluation(Stored):
     images: Count
     scores: Scores
     teacher: Scores | None = None
-    """Scores of the teacher on the same images, if it was evaluated too."""
+    """Scores of the teacher on the same images, if the model was compared with it."""
 
     @property
     def public_data(self) -> str:
@@ -68,8 +68,6 @@ def keep_evaluations(result: EvaluateResult) -> list[str]:
     Returns which scores could not be saved and why, and which model cards do not have them yet.
     """
     messages = []
-    teacher_sha256 = None if result.teacher is None else result.teacher.sha256
-    teacher = next((scores_of(model) for model in result.models if model.sha256 == teacher_sha256), None)
     for model in result.models:
         file = Path(model.file)
         run = inside(file.parent)
@@ -84,7 +82,7 @@ def keep_evaluations(result: EvaluateResult) -> list[str]:
             data=result.data,
             images=result.images,
             scores=scores_of(model),
-            teacher=None if model.sha256 == teacher_sha256 else teacher,
+            teacher=None if result.teacher is None or result.teacher.sha256 == model.sha256 else result.teacher.scores,
         )
         is_new = found not in kept
         kept = [*(each for each in kept if each.data != result.data), found][-_MOST:]

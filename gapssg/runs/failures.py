@@ -105,13 +105,19 @@ def warn_of_failure(file: Path, display: Display) -> None:
 
 
 def warnings_of_run(file: Path) -> Iterator[Warned]:
-    """Yield a warning if the run of a model file is not finished, its model is not usable, or it cannot be read."""
+    """Yield the warnings of `doubts_of_run`, and one if its model is known not to be usable."""
+    yield from doubts_of_run(file)
+    if failures := known_failures(file):
+        yield failed(file, failures)
+
+
+def doubts_of_run(file: Path) -> Iterator[Warned]:
+    """Yield a warning if the run of a model file is not finished, or what is known of its model cannot be read."""
     try:
         if _is_unfinished(file):
             sentence = f"{file.parent} is not finished, and {file.name} is of an earlier end; finish it with --resume"
             yield Warned(epoch=0, message=sentence)
-        if failures := failures_of_run(file):
-            yield failed(file, failures)
+        failures_of_run(file)
     except InputError as error:
         yield Warned(epoch=0, message=f"what its run found of {file} is not known: {error}")
 

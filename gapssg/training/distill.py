@@ -347,6 +347,8 @@ def _result(
     on_real_images = failures_on_real_images(scores, teacher_scores) if scores else []
     is_shown_usable = scores is not None and passes_on_real_images(scores)
     quality, doubts = _expected_quality(distillation) if scores is None else (None, [])
+    agreed = progress.agreement, progress.agreement_baseline
+    unlearned = [] if quality is None else failures_on_probe_images(quality, *agreed)
     return DistillResult(
         quality=quality,
         method=distillation.origin.method,
@@ -367,7 +369,7 @@ def _result(
             agreement_baseline=progress.agreement_baseline,
             after_training=judgement.comparison,
         ),
-        failures=() if is_shown_usable else (*on_real_images, *judgement.failures, *doubts),
+        failures=() if is_shown_usable else (*doubts, *on_real_images, *judgement.failures, *unlearned),
         warnings=tuple(judgement.failures) if is_shown_usable else (),
         missing_classes=tuple(judgement.missing_classes[:MOST_COUNTED_CLASSES]),
         teacher_counts=listed_counts(counts),
@@ -394,13 +396,11 @@ def _result(
 
 
 def _expected_quality(distillation: Distillation) -> tuple[QualityFacts | None, list[str]]:
-    """Return what is expected of the student on real images, and why it is not usable by that."""
+    """Return what is expected of the student on real images, or why that cannot be known."""
     pool = distillation.synthesizer.pool
     images = None if pool is None else pool.images
     modules = distillation.teacher, distillation.student
     try:
-        facts = judge_quality(*modules, distillation.teacher_file, images, distillation.runtime)
-        progress = distillation.progress
-        return facts, failures_on_probe_images(facts, progress.agreement, progress.agreement_baseline)
+        return judge_quality(*modules, distillation.teacher_file, images, distillation.runtime), []
     except NotFinite as error:
         return None, [str(error)]

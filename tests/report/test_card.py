@@ -89,9 +89,7 @@ def test_what_was_not_measured_has_no_result(runs: Runs):
 def test_what_eval_and_report_measured_after_the_run_is_on_the_card(runs: Runs):
     """A run that read no real image; first `eval` measures it, then `report`."""
     file = runs.blind / "student.safetensors"
-    evaluated = json.loads(
-        gapssg("eval", file, "--data", "digits", "--teacher", runs.teacher, "--json", "--device", "cpu").stdout
-    )["models"][0]
+    evaluated = json.loads(gapssg("eval", file, "--data", "digits", "--json", "--device", "cpu").stdout)["models"][0]
     card = write_card(runs.blind).read_text()
     assert "its accuracy is not known" not in card
     (result,) = metadata(card)["model-index"][0]["results"]
@@ -100,6 +98,11 @@ def test_what_eval_and_report_measured_after_the_run_is_on_the_card(runs: Runs):
     figures = [percent(evaluated[name]) for name in ("top1", "top5", "balanced_accuracy", "lowest_recall")]
     named = f" (`{evaluated['lowest_class']}`)"
     assert f"| `digits` | 450 | {' | '.join(figures)}{named} | - |" in card
+
+    compared = gapssg("eval", file, "--data", "digits", "--teacher", runs.teacher, "--json", "--device", "cpu").stdout
+    teacher = json.loads(compared)["teacher"]["scores"]
+    card = write_card(runs.blind, overwrite=True).read_text()
+    assert f"{named} | {percent(teacher['top1'])} |" in card
 
     settings = {"runs": [runs.blind], "data": {"name": "digits"}, "teacher": runs.teacher, "runtime": RUNTIME}
     write_report(ReportSettings.model_validate(settings), runs.blind.parent / "page.html")

@@ -37,6 +37,13 @@ class EvaluatedModel(ModelFile, ModelProfile, Scores):
     """Why a student is not usable by these scores, one sentence each."""
 
 
+class EvaluatedTeacher(FileFacts):
+    """The teacher that models were compared with."""
+
+    scores: Scores
+    """Its scores on the same images."""
+
+
 class Latency(Stored):
     """Times of a forward pass of a batch, in milliseconds."""
 
@@ -65,7 +72,7 @@ class EvaluateResult(RunFacts):
     data: Text
     images: int
     class_names: tuple[Text, ...]
-    teacher: FileFacts | None
+    teacher: EvaluatedTeacher | None
     models: tuple[EvaluatedModel, ...]
     timing: EvaluateTiming
 
