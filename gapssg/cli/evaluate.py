@@ -56,5 +56,7 @@ def evaluate(
     if per_class:
         render.print_classes(console, result)
     for model in result.models:
-        console.failures(model.file, known_failures(Path(model.file)) or model.failures)
+        known = known_failures(Path(model.file)) or ()
+        unsaved = [each for each in model.failures if not any(failure.startswith(each) for failure in known)]
+        console.failures(model.file, [*unsaved, *known])
     console.result(result)

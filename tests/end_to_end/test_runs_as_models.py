@@ -84,3 +84,10 @@ def test_a_directory_without_final_weights_is_refused_alike_everywhere(run: Path
         model_file(run)
     too_long = Path("x" * 300)  # as an untrusted result may name a teacher
     assert model_file(too_long) == too_long
+
+
+def test_eval_says_what_it_found_even_if_it_cannot_be_saved(run: Path, tmp_path: Path):
+    (run / "evaluations.json").mkdir()
+    teacher = write_teacher(tmp_path / "teacher.safetensors", "wrn16_1")
+    verdict = gapssg("eval", run, "--data", "digits", "--teacher", teacher, *CPU).stdout.splitlines()[-1]
+    assert "the balanced accuracy on real images is" in verdict and verdict.endswith("; it is poor")
