@@ -154,7 +154,9 @@ class _Evaluation:
     def scores(self, class_names: Sequence[str]) -> Scores:
         return score_answers(concatenated(self._answers), class_names)
 
-    def report(self, class_names: Sequence[str], scores: Scores, failures: tuple[str, ...]) -> EvaluatedModel:
+    def report(
+        self, class_names: Sequence[str], scores: Scores, judged: tuple[Scores | None, tuple[str, ...]]
+    ) -> EvaluatedModel:
         model, answers, classes = self.model, concatenated(self._answers), len(class_names)
         counts = count_by_class(answers.predictions, answers.labels, classes)
         diagram = reliability(answers)
@@ -173,7 +175,8 @@ class _Evaluation:
             confusion_matrix=matrix,
             agreement=torch.cat(self._agrees).double().mean().item() if self._agrees else None,
             reality_gap=torch.cat(self._gaps).mean().item() if self._gaps else None,
-            failures=failures,
+            own_teacher=judged[0],
+            failures=judged[1],
         )
 
     def _predict(self, images: Tensor) -> Tensor:
@@ -187,17 +190,20 @@ def _reports(
     scores = {each.model.sha256: each.scores(class_names) for each in evaluated}
     teacher = None if reference is None else reference.model
     return tuple(
-        each.report(class_names, scores[each.model.sha256], _failures(each.model, scores, teacher))
+        each.report(class_names, scores[each.model.sha256], _judged(each.model, scores, teacher))
         for each in evaluations
     )
 
 
-def _failures(model: LoadedModel, scores: Mapping[str, Scores], teacher: LoadedModel | None) -> tuple[str, ...]:
-    """Return why a student is not usable by its scores and, if it was evaluated, its teacher's; nothing of a teacher.
+def _judged(
+    model: LoadedModel, scores: Mapping[str, Scores], teacher: LoadedModel | None
+) -> tuple[Scores | None, tuple[str, ...]]:
+    """Return the scores of a student's own teacher, if it was evaluated, and why the student is not usable by them.
 
     A student is a model that names its teacher, or else one that is compared with a teacher.
     """
     own_teacher = model.card.provenance.teacher_sha256 or (None if teacher is None else teacher.sha256)
     if own_teacher in (None, model.sha256):
-        return ()
-    return tuple(failures_on_real_images(scores[model.sha256], scores.get(own_teacher)))
+        return None, ()
+    of_teacher = scores.get(own_teacher)
+    return of_teacher, tuple(failures_on_real_images(scores[model.sha256], of_teacher))

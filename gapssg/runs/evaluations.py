@@ -35,7 +35,7 @@ class KeptEvaluation(Stored):
     images: Count
     scores: Scores
     teacher: Scores | None = None
-    """Scores of the teacher on the same images, if the model was compared with it."""
+    """Scores of the teacher on the same images, if it was evaluated then or earlier."""
 
     @property
     def public_data(self) -> str:
@@ -77,12 +77,13 @@ def keep_evaluations(result: EvaluateResult) -> list[str]:
             kept = read_evaluations(run, model.sha256)
         except InputError:  # a damaged file is replaced: its scores can be measured again
             kept = []
+        earlier = next((each for each in kept if (each.data, each.images) == (result.data, result.images)), None)
         found = KeptEvaluation(
             sha256=model.sha256,
             data=result.data,
             images=result.images,
             scores=scores_of(model),
-            teacher=None if result.teacher is None or result.teacher.sha256 == model.sha256 else result.teacher.scores,
+            teacher=model.own_teacher or (None if earlier is None else earlier.teacher),
         )
         is_new = found not in kept
         kept = [*(each for each in kept if each.data != result.data), found][-_MOST:]

@@ -23,10 +23,12 @@ from gapssg.evaluation.latency import measure_latency
 from gapssg.models import create_model
 from gapssg.models.description import Provenance
 from gapssg.models.model_file import save_model
-from gapssg.runs.results.common import Scores
+from gapssg.runs.evaluations import keep_evaluations, read_evaluations
+from gapssg.runs.results.common import RESULT, Scores
 from gapssg.runs.results.evaluation import Latency
 from tests.conftest import make_card
 from tests.program import gapssg
+from tests.results import make_distill_result
 
 
 def settings(*files: Path, **changes: Any) -> EvaluateSettings:
@@ -136,6 +138,29 @@ def test_students_are_judged_with_the_scores_of_their_own_teacher(
     assert failures(*files, teacher=teacher_file) == expected
     assert failures(student_file, other_file, teacher=teacher_file) == expected[1:]
     assert failures(student_file, teacher=other_file) == [(f"{student} None",)]  # which is not its own
+
+
+def test_the_scores_of_a_students_own_teacher_are_kept_in_its_run(
+    teacher_file: Path, student_file: Path, other_file: Path, tmp_path: Path
+):
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run" / "student.safetensors"
+    file.write_bytes(student_file.read_bytes())
+    (tmp_path / "run" / RESULT).write_text(make_distill_result().model_dump_json())
+    own = evaluate(settings(teacher_file)).models[0].loss
+
+    def kept(*files: Path, **changes: Any) -> float | None:
+        result = evaluate(settings(*files, **changes))
+        assert keep_evaluations(result) == []
+        (found,) = read_evaluations(tmp_path / "run", load_model(file).sha256)
+        return None if found.teacher is None else found.teacher.loss
+
+    assert kept(file) is None
+    assert kept(file, teacher=other_file) is None  # which is not its own
+    assert kept(file, teacher=teacher_file) == own
+    assert kept(file) == own  # measured earlier, on the same images
+    (tmp_path / "run" / "evaluations.json").unlink()
+    assert kept(file, teacher_file) == own
 
 
 def test_the_output_ends_in_the_verdict_on_a_student_that_is_not_usable(teacher_file: Path, student_file: Path):

@@ -33,6 +33,8 @@ class EvaluatedModel(ModelFile, ModelProfile, Scores):
     """Agreement with the teacher; None without a teacher."""
     reality_gap: float | None
     """Mean reality gap to the teacher over the images; None without a teacher."""
+    own_teacher: Scores | None = None
+    """Scores of a student's own teacher on the same images, if it was evaluated too."""
     failures: Sentences = ()
     """Why a student is not usable by these scores, one sentence each."""
 
