@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from gapssg.models.description import ModelProfile
-from gapssg.runs.results.common import RunFacts, Scores
+from gapssg.runs.results.common import FileFacts, RunFacts, Scores
 from gapssg.runs.results.distillation import DistillResult, DistillTiming, StudentFacts, TeacherFacts
-from gapssg.runs.results.evaluation import EvaluatedModel, EvaluatedTeacher, EvaluateResult, EvaluateTiming
+from gapssg.runs.results.evaluation import EvaluatedModel, EvaluateResult, EvaluateTiming
 from gapssg.runs.results.training import PretrainResult, Trained, TrainingTiming
 
 SCORES: dict[str, Any] = {
@@ -103,7 +103,7 @@ def make_evaluation(architecture: str, file: str, teacher: str, class_names: tup
         data=architecture,
         images=1,
         class_names=class_names,
-        teacher=EvaluatedTeacher(file=teacher, sha256="5", scores=make_scores()),
+        teacher=FileFacts(file=teacher, sha256="5"),
         models=(model,),
         timing=EvaluateTiming(images_per_second=(1.0,), threads=1, latency=None),
         **make_run_facts(),

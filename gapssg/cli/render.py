@@ -105,7 +105,7 @@ def print_quality(console: Console, result: QualityResult) -> None:
     )
     for line in result.described:
         console.note(line)
-    console.failures("the student", result.failures)
+    console.failures("the student", result.failures or ())
 
 
 def print_pretraining(console: Console, result: PretrainResult, run: Path) -> None:

@@ -29,7 +29,6 @@ from gapssg.errors import GapssgError, InputError, shortened
 
 Pixels: TypeAlias = NDArray[numpy.uint8]
 
-
 # Pillow has dozens of other decoders, less used and less tested, and passes EPS to another program.
 _FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"}
 _ARRAY = ".npy"

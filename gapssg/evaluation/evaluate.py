@@ -32,8 +32,8 @@ from gapssg.evaluation.settings import EvaluateSettings
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts, versions
 from gapssg.runs.failures import failures_on_real_images
-from gapssg.runs.results.common import Scores
-from gapssg.runs.results.evaluation import EvaluatedModel, EvaluatedTeacher, EvaluateResult, EvaluateTiming, Latency
+from gapssg.runs.results.common import FileFacts, Scores
+from gapssg.runs.results.evaluation import EvaluatedModel, EvaluateResult, EvaluateTiming, Latency
 from gapssg.settings.load import texts_by_key
 from gapssg.synthesis.losses import reality_gaps
 
@@ -93,7 +93,7 @@ def evaluate(
         data=settings.data.name,
         images=len(images),
         class_names=tuple(images.class_names),
-        teacher=None if reference is None else reference.as_teacher(images.class_names),
+        teacher=None if teacher is None else FileFacts(file=str(teacher.path), sha256=teacher.sha256),
         models=_reports(evaluations, reference, images.class_names),
         timing=EvaluateTiming(
             images_per_second=tuple(len(images) / evaluation.seconds for evaluation in evaluations),
@@ -146,10 +146,6 @@ class _Evaluation:
             display.progress(f"measuring the latency of {self.model.path.name}", number, len(BATCH_SIZES))
             measured.append(measure_latency(self._module, self.model.card.input_shape, self._runtime, size, SECONDS))
         return tuple(measured)
-
-    def as_teacher(self, class_names: Sequence[str]) -> EvaluatedTeacher:
-        file, sha256 = str(self.model.path), self.model.sha256
-        return EvaluatedTeacher(file=file, sha256=sha256, scores=self.scores(class_names))
 
     def scores(self, class_names: Sequence[str]) -> Scores:
         return score_answers(concatenated(self._answers), class_names)

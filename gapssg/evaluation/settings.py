@@ -24,8 +24,10 @@ InputShape = tuple[
     Annotated[int, Field(ge=SMALLEST_IMAGE_SIDE, le=LARGEST_IMAGE_SIDE)],
 ]
 DEFAULT_WEIGHTS = "default"
-PREDICTIONS, MODEL_FILE = ".csv", ".safetensors"
-"""How the names of the outputs of `predict` and `import-teacher` end."""
+PREDICTIONS = ".csv"
+"""How the name of the output of `predict` ends."""
+MODEL_FILE = ".safetensors"
+"""How the name of the output of `import-teacher` ends."""
 
 
 def _check_weights(name: str) -> str:

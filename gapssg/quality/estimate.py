@@ -19,7 +19,7 @@ from gapssg.quality.lost_classes import Source, class_evidence, obstacles_of_cla
 from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, is_like_a_constant, load_predictors
 from gapssg.quality.settings import QualitySettings
 from gapssg.runs.directory import has_pool, pool_shards, run_facts
-from gapssg.runs.failures import failures_of_run, run_of_student
+from gapssg.runs.failures import known_failures, run_of_student
 from gapssg.runs.results.common import Interval, ModelFile
 from gapssg.runs.results.distillation import DistillResult
 from gapssg.runs.results.quality import Prediction, ProbeEvidence, QualityFacts, QualityResult
@@ -56,7 +56,7 @@ def estimate_quality(settings: QualitySettings) -> QualityResult:
         student=ModelFile(**student.facts),
         pool=None if source is None else str(source),
         teacher_top1=settings.teacher_top1,
-        failures=failures_of_run(student.path),
+        failures=known_failures(student.path),
         **dict(facts),
         **dict(run_facts(runtime, settings)),
     )

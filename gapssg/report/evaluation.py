@@ -19,7 +19,7 @@ from gapssg.report.charts import Chart, Line, draw
 from gapssg.report.runs import TrainingRun
 from gapssg.report.settings import ReportSettings
 from gapssg.runs.directory import Display
-from gapssg.runs.evaluations import KeptEvaluation, keep_evaluations, scores_of
+from gapssg.runs.evaluations import KeptEvaluation, keep_evaluations, to_keep
 from gapssg.runs.events import Note
 from gapssg.runs.results.distillation import DistillResult
 from gapssg.runs.results.evaluation import EvaluatedModel
@@ -88,13 +88,7 @@ class Evaluation:
     @property
     def kept(self) -> KeptEvaluation:
         """What is kept of the last weights and the teacher."""
-        return KeptEvaluation(
-            sha256=self.last.sha256,
-            data=self.data,
-            images=self.images,
-            scores=scores_of(self.last),
-            teacher=None if self.teacher is None else scores_of(self.teacher),
-        )
+        return to_keep(self.last, self.data, self.images)
 
     @property
     def pair(self) -> list[tuple[str, EvaluatedModel]]:

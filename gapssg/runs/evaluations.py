@@ -78,13 +78,9 @@ def keep_evaluations(result: EvaluateResult) -> list[str]:
         except InputError:  # a damaged file is replaced: its scores can be measured again
             kept = []
         earlier = next((each for each in kept if (each.data, each.images) == (result.data, result.images)), None)
-        found = KeptEvaluation(
-            sha256=model.sha256,
-            data=result.data,
-            images=result.images,
-            scores=scores_of(model),
-            teacher=model.own_teacher or (None if earlier is None else earlier.teacher),
-        )
+        found = to_keep(model, result.data, result.images)
+        if found.teacher is None and earlier is not None:
+            found = found.model_copy(update={"teacher": earlier.teacher})
         is_new = found not in kept
         kept = [*(each for each in kept if each.data != result.data), found][-_MOST:]
         try:
@@ -105,6 +101,7 @@ def _has_card(run: Path) -> bool:
         return False
 
 
-def scores_of(model: EvaluatedModel) -> Scores:
-    """Return the scores of a model without its other figures."""
-    return Scores(**{name: getattr(model, name) for name in Scores.model_fields})
+def to_keep(model: EvaluatedModel, data: str, images: int) -> KeptEvaluation:
+    """Return what is kept of a model that was evaluated on so many images of a data set."""
+    scores = Scores(**{name: getattr(model, name) for name in Scores.model_fields})
+    return KeptEvaluation(sha256=model.sha256, data=data, images=images, scores=scores, teacher=model.own_teacher)

@@ -92,7 +92,10 @@ def weigh(result: DistillResult | PretrainResult, evaluations: Sequence[KeptEval
     usable_on = [each.public_data for each in evaluations if passes_on_real_images(each.scores)]
     failures, warnings = (result.failures, result.warnings) if isinstance(result, DistillResult) else ((), ())
     if failed_since:
-        failures, warnings = (*failed_since, *failures, *warnings), ()
+        earlier = [
+            each for each in (*failures, *warnings) if not any(failure.startswith(each) for failure in failed_since)
+        ]
+        failures, warnings = (*failed_since, *earlier), ()
     elif usable_on and result.model.top1 is None:
         failures, warnings = (), (*failures, *warnings)
     return Known(list(failures), list(warnings), failed_since, usable_on)

@@ -71,7 +71,7 @@ def with_modules(settings: DistillSettings, teacher: LoadedModel | None, student
 def read_teacher(settings: DistillSettings, given: LoadedModel | None) -> LoadedModel:
     """Read the teacher's file, or copy the teacher that a Python program has given.
 
-    Raises `InputError` as `load_model`, or if the teacher's logits are not finite, from which no student can learn.
+    Raises `InputError` as `load_model`, or if the logits of the teacher of a file are not finite.
     """
     if given is None:
         teacher = load_model(settings.teacher, (*settings.model_factories, settings.student.name))

@@ -216,6 +216,10 @@ def test_what_labelled_images_showed_after_the_run_is_said_of_its_student(teache
     assert f"FAILED: the student is not usable: {failure}" in gapssg("estimate", run, "--device", "cpu").stdout
     exported = gapssg("export", file, "--output", tmp_path / "student.pt2", "--json")
     assert json.loads(exported.stdout)["metadata"]["failures"] == [failure]
+    (run / "evaluations.json").rename(tmp_path / "kept.json")
+    (run / "evaluations.json").write_text("damaged")
+    assert "evaluations.json is damaged" in gapssg("estimate", run, "--device", "cpu").stdout
+    (tmp_path / "kept.json").rename(run / "evaluations.json")
     Image.new("L", (16, 16)).save(tmp_path / "photo.png")
     for command in (("inspect", file), ("predict", file, tmp_path / "photo.png")):
         assert f"FAILED: {file} is not usable: {failure}" in gapssg(*command).stdout

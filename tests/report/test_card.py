@@ -100,7 +100,7 @@ def test_what_eval_and_report_measured_after_the_run_is_on_the_card(runs: Runs):
     assert f"| `digits` | 450 | {' | '.join(figures)}{named} | - |" in card
 
     compared = gapssg("eval", file, "--data", "digits", "--teacher", runs.teacher, "--json", "--device", "cpu").stdout
-    teacher = json.loads(compared)["teacher"]["scores"]
+    teacher = json.loads(compared)["models"][0]["own_teacher"]
     card = write_card(runs.blind, overwrite=True).read_text()
     assert f"{named} | {percent(teacher['top1'])} |" in card
 

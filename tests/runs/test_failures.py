@@ -74,6 +74,11 @@ def test_labelled_images_outweigh_the_synthetic_ones_of_a_run_without_real_image
     assert (failed.warnings, failed.failed_since) == ([], failed.failures[:1])
 
 
+def test_a_failure_that_the_run_has_found_too_is_said_once():
+    seen = make_distill_result().model_copy(update={"failures": (CHANCE, "it is poor")})
+    assert weigh(seen, [make_kept(AT_CHANCE)]).failures == [f"{CHANCE} (images of digits)", "it is poor"]
+
+
 def test_real_images_of_a_run_are_not_outweighed_by_others():
     seen = make_distill_result().model_copy(update={"failures": ("it is poor",), "warnings": ("it is odd",)})
     assert weigh(seen, [make_kept(make_scores())])[:2] == (["it is poor"], ["it is odd"])

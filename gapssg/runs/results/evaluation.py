@@ -39,13 +39,6 @@ class EvaluatedModel(ModelFile, ModelProfile, Scores):
     """Why a student is not usable by these scores, one sentence each."""
 
 
-class EvaluatedTeacher(FileFacts):
-    """The teacher that models were compared with."""
-
-    scores: Scores
-    """Its scores on the same images."""
-
-
 class Latency(Stored):
     """Times of a forward pass of a batch, in milliseconds."""
 
@@ -74,7 +67,7 @@ class EvaluateResult(RunFacts):
     data: Text
     images: int
     class_names: tuple[Text, ...]
-    teacher: EvaluatedTeacher | None
+    teacher: FileFacts | None
     models: tuple[EvaluatedModel, ...]
     timing: EvaluateTiming
 

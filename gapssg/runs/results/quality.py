@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gapssg.runs.results.common import Interval, ModelFile, RunFacts, Sentences
+from gapssg.runs.results.common import Failures, Interval, ModelFile, RunFacts, Sentences
 from gapssg.stored import PositiveCount, Share, Stored, Text
 from gapssg.text import percent
 
@@ -82,5 +82,5 @@ class QualityResult(QualityFacts, RunFacts):
     """The run whose pool was used."""
     teacher_top1: Share | None
     """Top-1 accuracy of the teacher, as given."""
-    failures: Sentences
-    """Why the student is not usable, by its run and by labelled images since; empty if no check failed."""
+    failures: Failures
+    """Why the student is not usable, by its run and by labelled images since."""
