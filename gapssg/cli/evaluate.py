@@ -59,4 +59,6 @@ def evaluate(
         known = known_failures(Path(model.file)) or ()
         unsaved = [each for each in model.failures if not any(failure.startswith(each) for failure in known)]
         console.failures(model.file, [*unsaved, *known])
+        if model.failures and model.own_teacher is None:
+            console.say("to see whether the labels are right, evaluate its teacher on these images: add --teacher FILE")
     console.result(result)

@@ -65,6 +65,8 @@ def read_evaluations(run: Path, sha256: str) -> list[KeptEvaluation]:
 def keep_evaluations(result: EvaluateResult) -> list[str]:
     """Save the scores of models that are the final weights of a run in the directory of the run.
 
+    Of each data set, those on the most images are kept, of the last time.
+
     Returns which scores could not be saved and why, and which model cards do not have them yet.
     """
     messages = []
@@ -81,6 +83,8 @@ def keep_evaluations(result: EvaluateResult) -> list[str]:
         found = to_keep(model, result.data, result.images)
         if found.teacher is None and earlier is not None:
             found = found.model_copy(update={"teacher": earlier.teacher})
+        if earlier is None and any(each.data == result.data and each.images > result.images for each in kept):
+            continue  # these are some of those images
         is_new = found not in kept
         kept = [*(each for each in kept if each.data != result.data), found][-_MOST:]
         try:

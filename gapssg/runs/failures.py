@@ -37,9 +37,10 @@ def failures_on_real_images(student: Scores, teacher: Scores | None) -> list[str
     """
     failures = []
     if not student.better_than_chance:
+        of_teacher = "" if _may_show_failures(teacher) else "; nor is that of its teacher, so check the labels"
         failures.append(
             f"the balanced accuracy on real images is {percent(student.balanced_accuracy)}, "
-            "no better than always answering with one class"
+            f"no better than always answering with one class{of_teacher}"
         )
     lowest, teachers = student.lowest_recall, None if teacher is None else teacher.lowest_recall
     if lowest is not None and lowest < LEAST_SHARE and teachers is not None and teachers >= LEAST_SHARE:
@@ -49,6 +50,14 @@ def failures_on_real_images(student: Scores, teacher: Scores | None) -> list[str
             f"its teacher on at least {percent(teachers)} of every class"
         )
     return failures
+
+
+def _may_show_failures(teacher: Scores | None) -> bool:
+    """Tell whether images may show that a student fails: not if its teacher is no better than chance on them.
+
+    Their labels are wrong then, or the teacher is.
+    """
+    return teacher is None or teacher.better_than_chance
 
 
 def passes_on_real_images(student: Scores) -> bool:
@@ -82,11 +91,13 @@ def weigh(result: DistillResult | PretrainResult, evaluations: Sequence[KeptEval
     """Weigh what a run found of its model against its evaluations on labelled images since.
 
     Real images outweigh synthetic ones. If the run itself read none, and its model has since been shown to be usable,
-    its failures are warnings. If real images have since shown failures, its warnings are failures again.
+    its failures are warnings. If real images have since shown failures, its warnings are failures again. Images on
+    which its teacher is no better than chance show none.
     """
     failed_since = [
         f"{failure} (images of {each.public_data})"
         for each in evaluations
+        if _may_show_failures(each.teacher)
         for failure in failures_on_real_images(each.scores, each.teacher)
     ]
     usable_on = [each.public_data for each in evaluations if passes_on_real_images(each.scores)]
@@ -149,9 +160,16 @@ def run_of_student(file: Path) -> Path | None:
 
 
 def known_failures(file: Path) -> tuple[str, ...] | None:
-    """Return why the model of a run is not usable, as `failures_of_run`; None if what is known is damaged."""
+    """Return why the model of a run is not usable, as `failures_of_run`; None if what is known is damaged.
+
+    If only the evaluations are damaged, the failures that the run itself found are still known.
+    """
     try:
         return failures_of_run(file)
+    except InputError:
+        pass
+    try:
+        return tuple(weigh(load_training_result(file.parent), ()).failures) or None
     except InputError:
         return None
 
