@@ -211,7 +211,7 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "1.3 s": "eight images at the 6 images/s of growth-large_images.csv",
         "1.6 points": "highest less lowest seed of gapssg in methods-digits.csv",
         "4 to 18 minutes": "printed by --estimate; RESULTS.md names the pairs",
-        "8 points": "default less zero-padding of skewed-grey64, seed 0, in strangers-earlier.csv; and two published students",
+        "8 points": "skewed-grey64, seed 0, strangers-earlier.csv: default less zero-padding; two published students",
         "91 %": "published: WRN-16-1 and MobileNetV2 on real images",
         "99.48 %": "RESULTS.md, mean of three students on real images",
         "100 %": "what a share above it means",

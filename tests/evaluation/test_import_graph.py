@@ -398,6 +398,9 @@ def test_kinds_of_files_are_told_by_their_content(tmp_path: Path):
     path.write_bytes(b"PK\x03\x04 no archive")
     with pytest.raises(InputError, match="incomplete or damaged"):
         kind_of_graph(path)
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match="file is empty; copy or save it again"):
+        load_model(path)
 
 
 def test_a_graph_needs_no_model_and_weights_need_one(tmp_path: Path):

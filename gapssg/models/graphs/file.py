@@ -66,10 +66,12 @@ class GraphFile(NamedTuple):
 def kind_of_graph(path: Path) -> Kind | None:
     """Return what kind of graph a file holds, by its content; None if it holds weights or something unknown.
 
-    Raises `InputError` if it is missing, unreadable or too large.
+    Raises `InputError` if it is missing, unreadable, empty or too large.
     """
     with open_regular(path, LARGEST_FILE) as file, os_errors_as(InputError, f"{path} cannot be read"):
         start = file.read(9)
+        if not start:
+            raise InputError(f"{path} is empty; copy or save it again")
         if start[:2] == b"PK":
             try:
                 with zipfile.ZipFile(file) as archive:
