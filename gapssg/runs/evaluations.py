@@ -83,8 +83,10 @@ def keep_evaluations(result: EvaluateResult) -> list[str]:
         found = to_keep(model, result.data, result.images)
         if found.teacher is None and earlier is not None:
             found = found.model_copy(update={"teacher": earlier.teacher})
-        if earlier is None and any(each.data == result.data and each.images > result.images for each in kept):
-            continue  # these are some of those images
+        most = max((each.images for each in kept if each.data == result.data), default=0)
+        if result.images < most:
+            messages.append(f"{run} keeps the scores on {most:,} images of {result.data}, not these on fewer")
+            continue
         is_new = found not in kept
         kept = [*(each for each in kept if each.data != result.data), found][-_MOST:]
         try:
