@@ -42,6 +42,13 @@ class KeptEvaluation(Stored):
         """The data set; of a folder only the last part of its path, because the path is private."""
         return public_name(self.data)
 
+    def is_on_same_images(self, other: KeptEvaluation) -> bool:
+        """Tell whether another evaluation of the model was on the same images, and not on others under their name."""
+        mine, others = (
+            (each.data, each.images, each.scores.top1, each.scores.balanced_accuracy) for each in (self, other)
+        )
+        return mine == others
+
 
 class _Evaluations(Stored):
     evaluations: Annotated[tuple[KeptEvaluation, ...], Field(max_length=_MOST)] = ()
@@ -79,8 +86,8 @@ def keep_evaluations(result: EvaluateResult) -> list[str]:
             kept = read_evaluations(run, model.sha256)
         except InputError:  # a damaged file is replaced: its scores can be measured again
             kept = []
-        earlier = next((each for each in kept if (each.data, each.images) == (result.data, result.images)), None)
         found = to_keep(model, result.data, result.images)
+        earlier = next((each for each in kept if each.is_on_same_images(found)), None)
         if found.teacher is None and earlier is not None:
             found = found.model_copy(update={"teacher": earlier.teacher})
         most = max((each.images for each in kept if each.data == result.data), default=0)
