@@ -55,10 +55,10 @@ def evaluate(
     render.print_evaluation(console, result)
     if per_class:
         render.print_classes(console, result)
+    if any(model.failures for model in result.models):
+        console.say("if you doubt the labels, add --teacher FILE; once they are corrected, repeat this command")
     for model in result.models:
         known = known_failures(Path(model.file)) or ()
         unsaved = [each for each in model.failures if not any(failure.startswith(each) for failure in known)]
         console.failures(model.file, [*unsaved, *known])
-        if model.failures and model.own_teacher is None:
-            console.say("to see whether the labels are right, evaluate its teacher on these images: add --teacher FILE")
     console.result(result)

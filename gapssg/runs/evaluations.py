@@ -72,8 +72,6 @@ def read_evaluations(run: Path, sha256: str) -> list[KeptEvaluation]:
 def keep_evaluations(result: EvaluateResult) -> list[str]:
     """Save the scores of models that are the final weights of a run in the directory of the run.
 
-    Of each data set, those on the most images are kept, of the last time.
-
     Returns which scores could not be saved and why, and which model cards do not have them yet.
     """
     messages = []
@@ -90,10 +88,6 @@ def keep_evaluations(result: EvaluateResult) -> list[str]:
         earlier = next((each for each in kept if each.is_on_same_images(found)), None)
         if found.teacher is None and earlier is not None:
             found = found.model_copy(update={"teacher": earlier.teacher})
-        most = max((each.images for each in kept if each.data == result.data), default=0)
-        if result.images < most:
-            messages.append(f"{run} keeps the scores on {most:,} images of {result.data}, not these on fewer")
-            continue
         is_new = found not in kept
         kept = [*(each for each in kept if each.data != result.data), found][-_MOST:]
         try:

@@ -37,7 +37,8 @@ def failures_on_real_images(student: Scores, teacher: Scores | None) -> list[str
     """
     failures = []
     if not student.better_than_chance:
-        of_teacher = "" if _may_show_failures(teacher) else "; nor is that of its teacher, so check the labels"
+        is_doubtful = teacher is not None and not teacher.better_than_chance
+        of_teacher = "; nor is that of its teacher, so check the labels" if is_doubtful else ""
         failures.append(
             f"the balanced accuracy on real images is {percent(student.balanced_accuracy)}, "
             f"no better than always answering with one class{of_teacher}"
@@ -50,14 +51,6 @@ def failures_on_real_images(student: Scores, teacher: Scores | None) -> list[str
             f"its teacher on at least {percent(teachers)} of every class"
         )
     return failures
-
-
-def _may_show_failures(teacher: Scores | None) -> bool:
-    """Tell whether images may show that a student fails: not if its teacher is no better than chance on them.
-
-    Their labels are wrong then, or the teacher is.
-    """
-    return teacher is None or teacher.better_than_chance
 
 
 def passes_on_real_images(student: Scores) -> bool:
@@ -91,13 +84,11 @@ def weigh(result: DistillResult | PretrainResult, evaluations: Sequence[KeptEval
     """Weigh what a run found of its model against its evaluations on labelled images since.
 
     Real images outweigh synthetic ones. If the run itself read none, and its model has since been shown to be usable,
-    its failures are warnings. If real images have since shown failures, its warnings are failures again. Images on
-    which its teacher is no better than chance show none.
+    its failures are warnings. If real images have since shown failures, its warnings are failures again.
     """
     failed_since = [
         f"{failure} (images of {each.public_data})"
         for each in evaluations
-        if _may_show_failures(each.teacher)
         for failure in failures_on_real_images(each.scores, each.teacher)
     ]
     usable_on = [each.public_data for each in evaluations if passes_on_real_images(each.scores)]

@@ -167,22 +167,6 @@ def test_the_scores_of_a_students_own_teacher_are_kept_in_its_run(
     assert kept(file, teacher_file) == own
 
 
-def test_the_scores_on_the_most_images_of_a_data_set_are_kept(student_file: Path, tmp_path: Path):
-    file = tmp_path / "student.safetensors"
-    file.write_bytes(student_file.read_bytes())
-    (tmp_path / RESULT).write_text(make_distill_result().model_dump_json())
-
-    def kept(images: int) -> int:
-        said = keep_evaluations(evaluate(settings(file, data={"name": "digits", "images": images})))
-        assert said == (
-            [f"{tmp_path} keeps the scores on 50 images of digits, not these on fewer"] if images == 30 else []
-        )
-        (found,) = read_evaluations(tmp_path, load_model(file).sha256)
-        return found.images
-
-    assert [kept(20), kept(50), kept(30)] == [20, 50, 50]
-
-
 def test_the_output_ends_in_the_verdict_on_a_student_that_is_not_usable(teacher_file: Path, student_file: Path):
     arguments = ("eval", teacher_file, student_file, "--data", "digits")
     sentence = r"the balanced accuracy on real images is \d+\.\d %, no better than always answering with one class"
