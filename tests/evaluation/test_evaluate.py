@@ -173,6 +173,7 @@ def test_the_output_ends_in_the_verdict_on_a_student_that_is_not_usable(teacher_
     sentence += "; nor is that of its teacher, so check the labels"
     shown = gapssg(*arguments, "--per-class").stdout
     assert re.fullmatch(f"FAILED: {student_file} is not usable: {sentence}", shown.splitlines()[-1])
+    assert "if you doubt the labels, add --teacher FILE" in shown.splitlines()[-2]
     teacher, student = json.loads(gapssg(*arguments, "--json").stdout)["models"]
     assert teacher["failures"] == []
     (failure,) = student["failures"]

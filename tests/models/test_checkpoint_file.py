@@ -135,12 +135,15 @@ def test_damaged_and_other_files_are_refused_in_one_sentence(tmp_path: Path):
     torch.jit.trace(nn.Linear(1, 1), torch.ones(1, 1)).save(tmp_path / "script.pt")
     with pytest.raises(InputError, match="is a TorchScript file, not a checkpoint of weights"):
         read_checkpoint_weights(tmp_path / "script.pt")
-    for content in (b"weights", b"", b"\x89HDF\r\n\x1a\n" + bytes(100)):  # the last is Keras
+    unknown = "not a readable safetensors file: it does not start like one; conv.*"
+    for content, sentence in (
+        (b"weights", unknown),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), unknown),  # Keras
+        (b"", "other.h5 is empty; copy or save it again"),
+    ):
         (tmp_path / "other.h5").write_bytes(content)
         for read in (read_checkpoint_weights, load_model):
-            with pytest.raises(
-                InputError, match=r"not a readable safetensors file: it does not start like one; conv.*"
-            ):
+            with pytest.raises(InputError, match=sentence):
                 read(tmp_path / "other.h5")
 
 

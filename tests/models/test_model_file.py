@@ -62,10 +62,15 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path):
     assert "holds neither student.safetensors nor model.safetensors" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+@pytest.mark.parametrize("keep", [4, 100, -1])
 def test_a_truncated_file_is_refused(teacher_file: Path, keep):
     teacher_file.write_bytes(teacher_file.read_bytes()[:keep])
     assert "not a readable safetensors file" in refusal(teacher_file)
+
+
+def test_an_empty_file_is_called_empty(teacher_file: Path):
+    teacher_file.write_bytes(b"")
+    assert refusal(teacher_file) == f"{teacher_file} is empty; copy or save it again"
 
 
 def test_a_flipped_bit_in_the_weights_is_detected(teacher_file: Path):
