@@ -47,12 +47,12 @@ def test_the_first_index_is_the_first_axis_and_the_last_axis_is_fastest():
     assert surface.loss[1, 2].item() == pytest.approx(0.1 + 1.0)
 
 
-@pytest.mark.parametrize("keep", [0, 7, 300, -10])
+@pytest.mark.parametrize("keep", [0, 7, 300, -10])  # an empty file is called empty
 def test_a_truncated_file_is_refused_with_one_sentence(tmp_path: Path, keep):
     path = tmp_path / "s.safetensors"
     save_surface(path, make_surface(bowl()))
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InputError, match="not a readable safetensors file") as refused:
+    with pytest.raises(InputError, match="not a readable safetensors file|is empty; copy or save it again") as refused:
         load_surface(path)
     assert len(str(refused.value).splitlines()) == 1
 
