@@ -52,7 +52,7 @@ def test_a_truncated_file_is_refused_with_one_sentence(tmp_path: Path, keep):
     path = tmp_path / "s.safetensors"
     save_surface(path, make_surface(bowl()))
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InputError, match=r"not a readable safetensors file|is empty; copy or save it again") as refused:
+    with pytest.raises(InputError, match="not a readable safetensors file" if keep else "is empty") as refused:
         load_surface(path)
     assert len(str(refused.value).splitlines()) == 1
 
