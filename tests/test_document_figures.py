@@ -89,12 +89,8 @@ MEASURED: dict[str, dict[str, Measured]] = {
         "86.2 %": Measured(EARLIER, "top1", having(pair="letters-grey16", method="epochs-64")),
         "86.8 %": Measured(EARLIER, "top1", having(pair="letters-grey16", method="default", seed="0")),
         "84.7 %": Measured(EARLIER, "top1", having(pair="letters-grey16", method="default", seed="1")),
-        "88.2 %": Measured(
-            "strangers-earlier", "top1", having(pair="letters-grey16", method="larger-student", seed="0")
-        ),
-        "88.7 %": Measured(
-            "strangers-earlier", "top1", having(pair="letters-grey16", method="larger-student", seed="1")
-        ),
+        "88.2 %": Measured(EARLIER, "top1", having(pair="letters-grey16", method="larger-student", seed="0")),
+        "88.7 %": Measured(EARLIER, "top1", having(pair="letters-grey16", method="larger-student", seed="1")),
         "90.8 %": Measured(EARLIER, "top1", having(pair="letters-grey16", method="teacher")),
         "77.2 %": Measured(EARLIER, "balanced", having(pair="birds-grey64", method="statistics-3")),
         "75.2 %": Measured("strangers-gpu", "balanced", having(pair="birds-grey64", method="default")),

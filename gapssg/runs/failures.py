@@ -158,11 +158,15 @@ def known_failures(file: Path) -> tuple[str, ...] | None:
     try:
         return failures_of_run(file)
     except InputError:
-        pass
+        return _own_failures(file.parent) or None
+
+
+def _own_failures(run: Path) -> tuple[str, ...]:
+    """Return why a run itself found its model not usable; nothing if its result is damaged."""
     try:
-        return tuple(weigh(load_training_result(file.parent), ()).failures) or None
+        return tuple(weigh(load_training_result(run), ()).failures)
     except InputError:
-        return None
+        return ()
 
 
 def _is_unfinished(file: Path) -> bool:

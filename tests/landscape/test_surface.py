@@ -47,7 +47,7 @@ def test_the_first_index_is_the_first_axis_and_the_last_axis_is_fastest():
     assert surface.loss[1, 2].item() == pytest.approx(0.1 + 1.0)
 
 
-@pytest.mark.parametrize("keep", [0, 7, 300, -10])  # an empty file is called empty
+@pytest.mark.parametrize("keep", [0, 7, 300, -10])
 def test_a_truncated_file_is_refused_with_one_sentence(tmp_path: Path, keep):
     path = tmp_path / "s.safetensors"
     save_surface(path, make_surface(bowl()))
