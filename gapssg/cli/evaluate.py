@@ -55,8 +55,10 @@ def evaluate(
     render.print_evaluation(console, result)
     if per_class:
         render.print_classes(console, result)
-    if any(model.failures for model in result.models):
-        console.say("if you doubt the labels, add --teacher FILE; once they are corrected, repeat this command")
+    failed = [model for model in result.models if model.failures]
+    if failed:
+        add = "" if all(model.own_teacher for model in failed) else "add --teacher FILE to compare; "
+        console.say(f"if you doubt the labels, {add}repeat this command once they are corrected")
     for model in result.models:
         known = known_failures(Path(model.file)) or ()
         unsaved = [each for each in model.failures if not any(failure.startswith(each) for failure in known)]

@@ -173,7 +173,8 @@ def test_the_output_ends_in_the_verdict_on_a_student_that_is_not_usable(teacher_
     sentence += "; nor is that of its teacher, so check the labels"
     shown = gapssg(*arguments, "--per-class").stdout
     assert re.fullmatch(f"FAILED: {student_file} is not usable: {sentence}", shown.splitlines()[-1])
-    assert "if you doubt the labels, add --teacher FILE" in shown.splitlines()[-2]
+    assert shown.splitlines()[-2] == "if you doubt the labels, repeat this command once they are corrected"
+    assert "add --teacher FILE to compare" in gapssg("eval", student_file, "--data", "digits").stdout
     teacher, student = json.loads(gapssg(*arguments, "--json").stdout)["models"]
     assert teacher["failures"] == []
     (failure,) = student["failures"]
