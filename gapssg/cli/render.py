@@ -139,6 +139,8 @@ def print_import(console: Console, result: ImportResult, file: Path) -> None:
     )
     if result.top1 is None:
         console.note("top-1: not measured; --data names labelled images to measure it on")
+        console.note("without it, nothing shows whether the normalisation and the order of the classes are right")
+    _propose(console, ["models", "--for", str(file)], result.architecture)
 
 
 def print_evaluation(console: Console, result: EvaluateResult) -> None:
@@ -206,7 +208,7 @@ def print_proposals(console: Console, result: ProposeResult) -> None:
     models = [(f"teacher {result.teacher.architecture}", result, result.timing.teacher)]
     models += [(each.architecture, each, each.latency) for each in result.students]
     console.table(
-        f"Students for {_shape(result.input_shape)} images of {result.num_classes:,} classes, smaller than the teacher",
+        f"Students for {_shape(result.input_shape)} images of {result.num_classes:,} classes, with fewer parameters than the teacher",
         ["model", "parameters", "MACs", "ms, 1 image"],
         [
             [name, f"{size.parameters:,}", f"{size.macs / 1e6:.1f} M", _milliseconds(latency)]
@@ -223,12 +225,16 @@ def print_proposals(console: Console, result: ProposeResult) -> None:
             candidates = f"{len(missing)} candidate{'s' if len(missing) > 1 else ''} ({listed(missing)})"
             console.note(f"there was no time {what.format(candidates)}; --set seconds=300 measures for five minutes")
     if result.students:
-        words = ["gapssg", "distill", "--teacher", result.teacher.file, "--student", "NAME", "--output", "runs/student"]
-        if is_factory(result.teacher.architecture):
-            words += ["--model-factory", result.teacher.architecture]
-        console.say(f"next: {shlex.join(words)}")
+        words = ["distill", "--teacher", result.teacher.file, "--student", "NAME", "--output", "runs/student"]
+        _propose(console, words, result.teacher.architecture)
     elif result.timing.is_complete:
         console.say("there is none; allow a higher latency, or shorten a model of your own")
+
+
+def _propose(console: Console, words: Sequence[str], architecture: str) -> None:
+    """Print the next command, which loads a teacher of this architecture."""
+    trusted = ["--model-factory", architecture] if is_factory(architecture) else []
+    console.say(f"next: {shlex.join(['gapssg', *words, *trusted])}")
 
 
 def print_classes(console: Console, result: EvaluateResult) -> None:

@@ -84,7 +84,8 @@ def read_images_of_model(
         unknown = next((name for name in images.class_names if name not in card.class_names), images.class_names[0])
         raise InputError(
             f"the classes of {settings.name} are not those of {model.path}: {shortened(repr(unknown))} is not one of "
-            f"{shortened(', '.join(card.class_names), 200)}; name the folders like the classes, in any order"
+            f"{shortened(', '.join(card.class_names), 200)}; name the folders like the classes, in any order, "
+            "or import the teacher with the names of the folders (--class-names)"
         ) from error
 
 

@@ -210,10 +210,13 @@ def not_accepting(module: nn.Module, name: str, images: Tensor) -> AbstractConte
 
 def no_logits(name: str, images: Tensor, answer: object, num_classes: int) -> InputError:
     """Return the error for a module that does not return logits (N, K)."""
-    count = len(images)
+    count, advice = len(images), ""
+    if isinstance(answer, Tensor) and answer.is_floating_point() and answer.ndim == 2 and len(answer) == count:
+        advice = f"; if it was trained on {answer.shape[1]} classes, name all of them"
     return InputError(
         f"{name} maps {count} image{'' if count == 1 else 's'} of {_size(images)} to {described(answer)} instead of "
         f"floating logits of shape ({count}, {num_classes}); it must return one logit for each of {num_classes} classes"
+        f"{advice}"
     )
 
 

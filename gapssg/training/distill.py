@@ -201,10 +201,14 @@ class _Job(Job[DistillResult]):
             views = "no crops, no flips (method.augment=true turns them on)"
         yield Started(message=f"distilling {pair} with {source}, {views}, {self.runtime.describe()}")
         yield from warnings_of_run(teacher.path)
-        own, of_teacher = (parameters_of(each) for each in (distillation.student, distillation.teacher))
-        if own > of_teacher:
-            larger = f"the student has {own:,} parameters, more than its teacher with {of_teacher:,}"
-            yield Warned(epoch=0, message=f"{larger}; `gapssg models --for TEACHER` proposes smaller ones")
+        own, of_teacher = distillation.student_profile, teacher.profile
+        for what, ours, theirs in (
+            ("parameters", own.parameters, of_teacher.parameters),
+            ("multiply-adds per image", own.macs, of_teacher.macs),
+        ):
+            if ours > theirs:
+                larger = f"the student has {ours:,} {what}, more than its teacher with {theirs:,}"
+                yield Warned(epoch=0, message=f"{larger}; `gapssg models --for TEACHER` proposes smaller ones")
         if distillation.origin.teacher_sha256 != teacher.sha256:
             yield Warned(epoch=0, message=f"the pool of {settings.pool} was made for another teacher")
 

@@ -115,7 +115,10 @@ def test_the_model_is_evaluated_before_it_is_written(tmp_path: Path, image_folde
     data = {"name": f"folder:{image_folder}"}
     given = settings(class_names=("dark", "light"), num_classes=None, data=data)
     sentence = refusal(tmp_path / "a.safetensors", given)
-    assert sentence.endswith("'bright' is not one of dark, light; name the folders like the classes, in any order")
+    assert sentence.endswith(
+        "'bright' is not one of dark, light; name the folders like the classes, in any order, "
+        "or import the teacher with the names of the folders (--class-names)"
+    )
     given = settings(class_names=("bright", "dark"), num_classes=None, data=data)
     top1 = import_teacher(given, tmp_path / "a.safetensors").top1
     assert top1 is not None

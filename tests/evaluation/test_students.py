@@ -125,6 +125,14 @@ def test_the_command_proposes_students(teacher: Path, monkeypatch: pytest.Monkey
     assert "its own classes" in refusal("models", "--for", teacher, "--classes", 5)
 
 
+def test_an_import_ends_in_a_command_that_proposes_students_for_the_teacher(tmp_path: Path):
+    name, teacher = "tests.models.factories:small", tmp_path / "my teacher.safetensors"
+    arguments = ("--input-shape", "1,16,16", "--num-classes", 10, "--mean", 0.3, "--std", 0.3, "--output", teacher)
+    printed = gapssg("import-teacher", "--model", name, *arguments).stdout
+    assert "nothing shows whether the normalisation and the order of the classes are right" in printed
+    assert printed.splitlines()[-1] == f"next: gapssg models --for '{teacher}' --model-factory {name}"
+
+
 def test_the_command_that_is_proposed_trusts_the_factory_of_the_teacher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

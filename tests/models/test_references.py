@@ -204,7 +204,9 @@ def test_a_factory_that_returns_no_classifier_is_refused(name, sentence):
 
 def test_a_factory_refuses_images_classes_and_arguments_in_one_sentence(tmp_path, monkeypatch):
     assert "does not accept images of 1x20x20 (RuntimeError: " in refusal(f"{HERE}:ten_classes", 10, (1, 20, 20))
-    assert "of shape (2, 10) instead of floating logits of shape (2, 4)" in refusal(f"{HERE}:ten_classes", 4)
+    sentence = refusal(f"{HERE}:ten_classes", 4)
+    assert "of shape (2, 10) instead of floating logits of shape (2, 4)" in sentence
+    assert sentence.endswith("one logit for each of 4 classes; if it was trained on 10 classes, name all of them")
     assert "cannot be called with num_classes=10, in_channels=1, depth=3 (TypeErr" in refusal(f"{HERE}:small", depth=3)
     assert "gets in_channels from the data" in refusal(f"{HERE}:small", in_channels=3)
     (tmp_path / "broken.py").write_text("import no_such_dependency\n")

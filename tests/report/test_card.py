@@ -303,6 +303,7 @@ def test_a_card_says_why_a_prediction_has_no_interval(runs: Runs):
     change(runs.blind / "result.json", lambda result: result["quality"].update(NO_INTERVAL))
     line = "- predicted disagreement with the teacher on real images: 12.0 %; no interval: it is unlike the others\n"
     assert line in write_card(runs.blind).read_text()
+    assert "predicted disagreement" not in record(runs.blind, ("digits", make_scores()))  # measured since
 
 
 FAILURES = ["the teacher answers all images with class `cat`", "it is right on none"]
