@@ -18,6 +18,7 @@ from gapssg.models.names import MOST_CHANNELS
 MOST_PIXELS = 2**26
 _GREY_MODES = {"1", "L", "LA", "La"}
 _MODES_OF_MORE_CHANNELS = {"LA", "RGBA", "CMYK"}
+_PHOTOMETRIC = 262  # tag of TIFF: 0 if the number 0 is white
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
@@ -35,11 +36,11 @@ def channels_of_picture(opened: Image.Image, channels: int | None, file: Path) -
         images = []
         for page in range(pages):
             opened.seek(page)
-            images.append(_to_eight_bits(ImageOps.exif_transpose(opened), file))
+            images.append(_upright(opened, file))
         return _checked(images, channels, file)
-    ImageOps.exif_transpose(opened, in_place=True)
     if channels in (None, 1, 3):
-        return [_to_eight_bits(opened, file)]
+        return [_upright(opened, file)]
+    ImageOps.exif_transpose(opened, in_place=True)
     return _checked(list(opened.split()) if opened.mode in _MODES_OF_MORE_CHANNELS else [opened], channels, file)
 
 
@@ -117,6 +118,14 @@ def _count_grey_pages(opened: Image.Image, file: Path) -> int:
         pass
     opened.seek(0)
     return pages
+
+
+def _upright(opened: Image.Image, file: Path) -> Image.Image:
+    """Convert an opened image to 8 bits, turned as its EXIF orientation says."""
+    # Pillow inverts a TIFF in which 0 is white only if it has 8 bits or fewer.
+    is_inverted = opened.mode.startswith(("I", "F")) and getattr(opened, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+    image = _to_eight_bits(ImageOps.exif_transpose(opened), file)
+    return ImageOps.invert(image) if is_inverted else image
 
 
 def _to_eight_bits(image: Image.Image, file: Path) -> Image.Image:

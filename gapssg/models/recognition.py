@@ -88,6 +88,11 @@ def recognise(
         _check_outputs(name, known.outputs, batches, has_one_column)
         return Recognised(Signature(known.outputs, part, layout), False)
     outputs, looks_like_sigmoids = _kind_of(batches, has_one_column)
+    if outputs == "logits" and (total := _common_sum(torch.cat(batches).double())) is not None:
+        raise InputError(
+            f"{name} returns numbers of one sign that sum to {total:.4g} for every image, like scaled probabilities; "
+            "let it return its logits or its probabilities, or say --output-kind logits"
+        )
     return Recognised(Signature(outputs, part, layout), looks_like_sigmoids)
 
 
@@ -209,6 +214,16 @@ def _kind_of_batch(outputs: Tensor) -> Outputs:
     if is_distribution(outputs):
         return "probabilities"
     return "log-probabilities" if is_distribution(outputs.exp()) else "logits"
+
+
+def _common_sum(outputs: Tensor) -> float | None:
+    """Return the sum of each row of outputs (N, K) of one sign that differ, if it is the same; else None."""
+    total = outputs.sum(dim=1).mean().item()
+    tolerance = _LARGEST_ERROR_OF_A_SUM * abs(total)
+    has_one_sign = bool((outputs * total >= 0).all())
+    is_common = bool(((outputs.sum(dim=1) - total).abs() <= tolerance).all())
+    is_constant = bool(((outputs - outputs[0]).abs() <= tolerance).all())
+    return total if has_one_sign and is_common and not is_constant else None
 
 
 def _lies_in_unit_interval(outputs: Tensor, tolerance: float) -> bool:

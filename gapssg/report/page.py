@@ -140,7 +140,10 @@ def _section(run: TrainingRun, landscapes: Sequence[Landscape], settings: Report
 def _evaluations(run: TrainingRun, evaluation: Evaluation | None) -> list[KeptEvaluation]:
     """Return the last evaluation of a model on each data set; the one for this report, if there is one, is the last."""
     kept = read_evaluations(run.path, run.model_sha256) if run.model_sha256 else []
-    return kept if evaluation is None else [*(each for each in kept if each.data != evaluation.data), evaluation.kept]
+    if evaluation is None:
+        return kept
+    latest = evaluation.kept
+    return [*(each for each in kept if each.data != latest.data), latest]
 
 
 def _measured(last: KeptEvaluation, evaluation: Evaluation | None) -> Accuracies:

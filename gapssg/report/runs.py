@@ -96,9 +96,10 @@ def read_training_run(path: Path, name: str) -> TrainingRun:
     except (TypeError, ValueError) as error:
         raise InputError(f"{path / 'settings.toml'} is damaged: {error}") from error
     file = path / result.model_file
-    return TrainingRun(
-        name, path, result, events, settings, sha256_of_file(file, LARGEST_FILE) if is_file(file) else None
-    )
+    sha256 = sha256_of_file(file, LARGEST_FILE) if is_file(file) else None
+    if sha256 is not None:
+        result.model.check_is(file, sha256)
+    return TrainingRun(name, path, result, events, settings, sha256)
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:

@@ -284,6 +284,10 @@ class RunDirectory(AbstractContextManager["RunDirectory"]):
         save_verified_model(path, module, card)
         return path
 
+    def sha256_of(self, name: str) -> str | None:
+        """Return the SHA-256 of a file that was written; None if the other process writes it."""
+        return self._held.written[name]
+
     def write_result(self, result: RunResult) -> None:
         """Write `result.json`."""
         write_json(self.path / RESULT, result.model_dump(mode="json"))
@@ -303,6 +307,10 @@ class UnwrittenRun(RunDirectory):
     def write_model(self, name: str, module: nn.Module, card: ModelCard) -> Path:
         """Return the path at which the other process writes the file."""
         return self.path / name
+
+    def sha256_of(self, name: str) -> str | None:
+        """Return None, because the other process writes the file."""
+        return None
 
     def _do_nothing(self, *_: object, **__: object) -> None:
         pass

@@ -5,13 +5,14 @@ Imports no torch.
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from gapssg.data import public_name
+from gapssg.data import FOLDER, public_name
 from gapssg.errors import InputError, RunError
 from gapssg.files import is_file, read_bounded, write_json
 from gapssg.models.model_path import FINAL_WEIGHTS
@@ -22,8 +23,8 @@ from gapssg.safe_paths import inside
 from gapssg.stored import Count, Stored, Text
 
 _FILE = "evaluations.json"
-_MOST = 20
-_MOST_BYTES = 2**20
+_MOST = 500
+_MOST_BYTES = 4 * 2**20
 
 
 class KeptEvaluation(Stored):
@@ -69,6 +70,16 @@ def read_evaluations(run: Path, sha256: str) -> list[KeptEvaluation]:
     return [each for each in kept.evaluations if each.sha256 == sha256]
 
 
+def weights_of_run(file: Path) -> Path | None:
+    """Return the final weights of a finished run that a path leads to, perhaps by a link; None for any other file.
+
+    A link inside the directory of a run, which may be untrusted, is not followed.
+    """
+    if not os.path.lexists(file.parent / RESULT):
+        file = file.resolve()
+    return file if file.name in FINAL_WEIGHTS and os.path.lexists(file.parent / RESULT) else None
+
+
 def keep_evaluations(result: EvaluateResult) -> list[str]:
     """Save the scores of models that are the final weights of a run in the directory of the run.
 
@@ -76,10 +87,10 @@ def keep_evaluations(result: EvaluateResult) -> list[str]:
     """
     messages = []
     for model in result.models:
-        file = Path(model.file)
-        run = inside(file.parent)
-        if file.name not in FINAL_WEIGHTS or not (run / RESULT).is_file():
+        weights = weights_of_run(Path(model.file))
+        if weights is None:
             continue
+        run = inside(weights.parent)
         try:
             kept = read_evaluations(run, model.sha256)
         except InputError:  # a damaged file is replaced: its scores can be measured again
@@ -89,7 +100,7 @@ def keep_evaluations(result: EvaluateResult) -> list[str]:
         if found.teacher is None and earlier is not None:
             found = found.model_copy(update={"teacher": earlier.teacher})
         is_new = found not in kept
-        kept = [*(each for each in kept if each.data != result.data), found][-_MOST:]
+        kept = [*(each for each in kept if each.data != found.data), found][-_MOST:]
         try:
             write_json(run / _FILE, _Evaluations(evaluations=tuple(kept)).model_dump(mode="json"))
         except RunError as error:
@@ -109,6 +120,11 @@ def _has_card(run: Path) -> bool:
 
 
 def to_keep(model: EvaluatedModel, data: str, images: int) -> KeptEvaluation:
-    """Return what is kept of a model that was evaluated on so many images of a data set."""
+    """Return what is kept of a model that was evaluated on so many images of a data set.
+
+    A folder is named by its whole path, because another one may have the same name in another working directory.
+    """
+    if data.startswith(FOLDER):
+        data = FOLDER + str(Path(data.removeprefix(FOLDER)).resolve())
     scores = Scores(**{name: getattr(model, name) for name in Scores.model_fields})
     return KeptEvaluation(sha256=model.sha256, data=data, images=images, scores=scores, teacher=model.own_teacher)

@@ -5,7 +5,6 @@ Imports no torch.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +13,9 @@ from gapssg.errors import InputError, shortened
 from gapssg.files import LARGEST_FILE, is_file, sha256_of_file
 from gapssg.models.model_path import FINAL_WEIGHTS
 from gapssg.runs.directory import Display
-from gapssg.runs.evaluations import KeptEvaluation, read_evaluations
+from gapssg.runs.evaluations import KeptEvaluation, read_evaluations, weights_of_run
 from gapssg.runs.events import Warned
-from gapssg.runs.results.common import RESULT, Scores
+from gapssg.runs.results.common import MOST_SENTENCES, RESULT, Scores
 from gapssg.runs.results.distillation import DistillResult, load_training_result
 from gapssg.runs.results.training import PretrainResult
 from gapssg.safe_paths import inside
@@ -100,7 +99,13 @@ def weigh(result: DistillResult | PretrainResult, evaluations: Sequence[KeptEval
         failures, warnings = (*failed_since, *earlier), ()
     elif usable_on and result.model.top1 is None:
         failures, warnings = (), (*failures, *warnings)
-    return Known(list(failures), list(warnings), failed_since, usable_on)
+    return Known(_at_most(failures), _at_most(warnings), failed_since, usable_on)
+
+
+def _at_most(sentences: Sequence[str]) -> list[str]:
+    """Return as many sentences as a result holds; if there are more, the last one counts those left out."""
+    left_out = len(sentences) - MOST_SENTENCES + 1
+    return list(sentences) if left_out <= 1 else [*sentences[: MOST_SENTENCES - 1], f"and {left_out} more"]
 
 
 def warn_of_failure(file: Path, display: Display) -> None:
@@ -135,19 +140,16 @@ def failed(file: Path, failures: Sequence[str]) -> Warned:
 def failures_of_run(file: Path) -> tuple[str, ...]:
     """Return why the model of a run is not usable; nothing if the file is not that of a finished run.
 
-    Raises `InputError` if the result or the evaluations of the run are damaged, or a link leads to them.
+    Raises `InputError` if the result or the evaluations of the run are damaged, a link leads to them, or the file is
+    not the one that the run wrote.
     """
-    if file.name not in FINAL_WEIGHTS or not os.path.lexists(file.parent / RESULT):
-        return ()
-    run = file.parent
-    evaluations = read_evaluations(run, sha256_of_file(file, LARGEST_FILE))
-    return tuple(weigh(load_training_result(run), evaluations).failures)
+    return _failures(file, with_evaluations=True)
 
 
 def run_of_student(file: Path) -> Path | None:
     """Return the directory of the finished run whose student a file is; None if it is not in one."""
-    is_of_run = file.name == DistillResult.model_file and os.path.lexists(file.parent / RESULT)
-    return file.parent if is_of_run else None
+    weights = weights_of_run(file)
+    return None if weights is None or weights.name != DistillResult.model_file else weights.parent
 
 
 def known_failures(file: Path) -> tuple[str, ...] | None:
@@ -158,15 +160,20 @@ def known_failures(file: Path) -> tuple[str, ...] | None:
     try:
         return failures_of_run(file)
     except InputError:
-        return _own_failures(file.parent) or None
-
-
-def _own_failures(run: Path) -> tuple[str, ...]:
-    """Return why a run itself found its model not usable; nothing if its result is damaged."""
+        pass
     try:
-        return tuple(weigh(load_training_result(run), ()).failures)
+        return _failures(file, with_evaluations=False) or None
     except InputError:
+        return None
+
+
+def _failures(file: Path, *, with_evaluations: bool) -> tuple[str, ...]:
+    weights = weights_of_run(file)
+    if weights is None:
         return ()
+    result, sha256 = load_training_result(weights.parent), sha256_of_file(weights, LARGEST_FILE)
+    result.model.check_is(file, sha256)
+    return tuple(weigh(result, read_evaluations(weights.parent, sha256) if with_evaluations else ()).failures)
 
 
 def _is_unfinished(file: Path) -> bool:

@@ -21,7 +21,7 @@ from gapssg.evaluation.predict import score_on
 from gapssg.evaluation.real_images import read_test_images
 from gapssg.files import LARGEST_FILE, sha256_of_file, sha256_of_files, user_path
 from gapssg.models.model_file import LoadedModel
-from gapssg.models.profile import parameters_of, profile_model
+from gapssg.models.profile import profile_model
 from gapssg.models.reference import MODULE
 from gapssg.quality.estimate import failures_on_probe_images, judge_quality
 from gapssg.runs.checkpoint import Facts, State
@@ -244,8 +244,8 @@ class _Job(Job[DistillResult]):
         run.show(Note(message=f"the predicted disagreement no longer falls, so the run ends after epoch {self.epochs}"))
 
     def finish(self, run: RunDirectory, seconds: float) -> tuple[DistillResult, DistillationEnded]:
-        file = self._distillation.write_student(run, "student.safetensors")
-        result = _result(self._distillation, self._evaluator.facts, file, seconds)
+        self._distillation.write_student(run, DistillResult.model_file)
+        result = _result(self._distillation, self._evaluator.facts, run, seconds)
         return result, DistillationEnded(**dict(result.student), failures=result.failures, warnings=result.warnings)
 
 
@@ -339,7 +339,7 @@ class _Evaluator:
 
 
 def _result(
-    distillation: Distillation, evaluation: EvaluationFacts, student_file: Path, total_seconds: float
+    distillation: Distillation, evaluation: EvaluationFacts, run: RunDirectory, total_seconds: float
 ) -> DistillResult:
     settings, teacher, progress = distillation.settings, distillation.teacher_file, distillation.progress
     scores, teacher_scores, settling = evaluation.student, evaluation.teacher, distillation.settling
@@ -363,7 +363,8 @@ def _result(
             top1=teacher_scores.top1 if teacher_scores else None,
         ),
         student=StudentFacts(
-            file=str(student_file),
+            file=str(run.path / DistillResult.model_file),
+            sha256=run.sha256_of(DistillResult.model_file),
             architecture=distillation.card.architecture,
             **dict(distillation.student_profile),
             **(dict(scores) if scores else dict.fromkeys(Scores.model_fields)),

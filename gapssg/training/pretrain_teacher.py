@@ -252,10 +252,11 @@ class _Pretraining(Job[PretrainResult]):
     def finish(self, run: RunDirectory, seconds: float) -> tuple[PretrainResult, PretrainingEnded]:
         scores, (best_top1, best_epoch) = self.progress.scores, self.progress.best
         assert scores is not None  # there is at least one epoch
-        file = run.write_model("model.safetensors", self.model, self.card)
+        file = run.write_model(PretrainResult.model_file, self.model, self.card)
         result = PretrainResult(
             model=Trained(
                 file=str(file),
+                sha256=run.sha256_of(PretrainResult.model_file),
                 architecture=self.card.architecture,
                 **dict(profile_model(self.model, self.card.input_shape)),
                 **dict(scores),

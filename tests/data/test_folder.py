@@ -175,6 +175,17 @@ def test_16_bit_grey_is_scaled_and_not_clipped(root: Path, file_name: str) -> No
     assert load_alone(root, file_name, pixels)[0, 0].tolist() == [0, 0, 1, 1, 128, 255]
 
 
+@pytest.mark.parametrize("depth", [numpy.uint8, numpy.uint16])
+def test_a_tiff_in_which_0_is_white_is_inverted(root: Path, depth: type[numpy.unsignedinteger]) -> None:
+    most = numpy.iinfo(depth).max
+    levels = numpy.array([[0, 1, 2, 253, 254, 255]], dtype=depth).repeat(4, axis=0) * (most // 255)
+    (root / "train/cat/a.png").unlink()
+    Image.fromarray(levels).save(root / "train/cat/a.tiff", tiffinfo={262: 0})
+    stored = load(root).images[0, 0, 0].tolist()
+    # Pillow inverts 8 bits when it writes them, too.
+    assert stored == ([0, 1, 2, 253, 254, 255] if depth is numpy.uint8 else [255, 254, 253, 2, 1, 0])
+
+
 def test_floating_point_grey_in_0_to_1_is_scaled(root: Path) -> None:
     levels = numpy.array([[0, 0.2, 0.5, 0.6, 0.999, 1]], dtype=numpy.float32).repeat(4, axis=0)
     assert load_alone(root, "a.tiff", levels)[0, 0].tolist() == [0, 51, 128, 153, 255, 255]

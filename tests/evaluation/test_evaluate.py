@@ -167,6 +167,21 @@ def test_the_scores_of_a_students_own_teacher_are_kept_in_its_run(
     assert kept(file, teacher_file) == own
 
 
+def test_a_folder_of_the_same_name_elsewhere_is_another_image_set(student_file: Path, tmp_path: Path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run" / "student.safetensors"
+    file.write_bytes(student_file.read_bytes())
+    (tmp_path / "run" / RESULT).write_text(make_distill_result().model_dump_json())
+    result = evaluate(settings(file))
+    for place in ("first", "second", "first"):
+        (tmp_path / place).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / place)
+        keep_evaluations(result.model_copy(update={"data": "folder:photos"}))
+    kept = read_evaluations(tmp_path / "run", load_model(file).sha256)
+    assert [each.data for each in kept] == [f"folder:{tmp_path / place / 'photos'}" for place in ("second", "first")]
+    assert {each.public_data for each in kept} == {"photos"}
+
+
 def test_the_output_ends_in_the_verdict_on_a_student_that_is_not_usable(teacher_file: Path, student_file: Path):
     arguments = ("eval", teacher_file, student_file, "--data", "digits")
     sentence = r"the balanced accuracy on real images is \d+\.\d %, no better than always answering with one class"

@@ -138,6 +138,8 @@ def test_what_is_given_overrules_what_is_recognised(tmp_path: Path, kind: str, c
         ("logit (N, 1)", {"output_kind": "probabilities"}, "returns one number for an image: logit or sigmoid"),
         ("logit (N, 1)", {"output_kind": "sigmoid"}, "returns numbers outside [0, 1], which are no probabilities"),
         ("list", {"output_kind": "logit"}, "returns a number for each class: logits"),
+        ("percent", {}, "returns numbers of one sign that sum to 100 for every image, like scaled probabilities"),
+        ("negated", {}, "returns numbers of one sign that sum to -1 for every image, like scaled probabilities"),
         ("list", {"output_kind": "log-probabilities"}, "returns numbers above 0, which are no logarithms"),
         ("logit (N, 1)", {"class_names": ("a", "b", "c")}, "it must return one logit for each of 3 classes"),
     ],

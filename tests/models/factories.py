@@ -283,6 +283,8 @@ class Answering(nn.Module):
             "NHWC": lambda: logits,
             "pair": lambda: (logits, 2 * logits),
             "pair in training": lambda: (logits, 2 * logits) if self.training else logits,
+            "percent": lambda: 100 * logits.softmax(1),
+            "negated": lambda: -logits.softmax(1),
             "nothing": lambda: {"features": images},
             "nan": lambda: logits / (images.amax((1, 2, 3)) < 5)[:, None],
             "fixed": lambda: self.body(images.view(1, *images.shape[1:])),

@@ -370,12 +370,15 @@ def test_a_sound_run_has_no_failure_on_the_page(runs: Runs, tmp_path: Path):
 
 
 def test_a_student_at_chance_on_the_images_of_the_report_fails(runs: Runs, tmp_path: Path):
-    change(runs.blind / "result.json", lambda result: result.update(failures=[]))
     student = runs.blind / "student.safetensors"
     loaded = load_model(student)
     with torch.no_grad():
         loaded.module.classifier.bias[3] += 1000
     save_model(student, loaded.module, loaded.card)
+    with pytest.raises(InputError, match="is not the model of its run: its SHA-256 differs"):
+        report(tmp_path, runs.blind, data="digits")
+    change(runs.blind / "result.json", lambda result: result.update(failures=[]))
+    change(runs.blind / "result.json", lambda result: result["student"].update(sha256=load_model(student).sha256))
     page = report(tmp_path, runs.blind, data="digits")
     assert "FAILED: the student is not usable: the balanced accuracy on real images is 10.0" in page.text
 

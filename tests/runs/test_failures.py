@@ -12,10 +12,11 @@ from gapssg.runs.failures import (
     failures_on_real_images,
     known_failures,
     passes_on_real_images,
+    run_of_student,
     warnings_of_run,
     weigh,
 )
-from gapssg.runs.results.common import RESULT, RunResult, Scores
+from gapssg.runs.results.common import MOST_SENTENCES, RESULT, RunResult, Scores
 from tests.results import make_distill_result, make_pretrain_result, make_scores
 
 AT_CHANCE = make_scores(balanced_accuracy=0.51, better_than_chance=False)
@@ -138,3 +139,32 @@ def test_another_file_in_a_run_and_an_unfinished_run_have_no_failures(tmp_path: 
     file = make_run(tmp_path, make_distill_result(student_top1=None), make_kept(AT_CHANCE))
     assert failures_of_run(file.rename(tmp_path / "best.safetensors")) == ()
     assert failures_of_run(tmp_path / "elsewhere" / "student.safetensors") == ()
+
+
+def test_a_link_to_the_model_of_a_run_has_its_failures(tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    make_run(tmp_path / "run", make_distill_result().model_copy(update={"failures": ("x",)}))
+    link = tmp_path / "deployed.safetensors"
+    link.symlink_to("run/student.safetensors")
+    assert failures_of_run(link) == ("x",)
+    assert run_of_student(link) == tmp_path / "run"
+    link.rename(tmp_path / "student.safetensors")
+    assert failures_of_run(tmp_path / "student.safetensors") == ("x",)
+
+
+def test_of_a_model_that_is_not_the_one_of_its_run_nothing_is_known(tmp_path: Path):
+    result = make_distill_result().model_copy(update={"failures": ("x",)})
+    of_run = result.student.model_copy(update={"sha256": sha256_of_contents({"": b"weights"})})
+    file = make_run(tmp_path, result.model_copy(update={"student": of_run}))
+    assert failures_of_run(file) == ("x",)
+    file.write_bytes(b"weights of another run")
+    assert known_failures(file) is None
+    (warning,) = warnings_of_run(file)
+    assert "is not the model of its run: its SHA-256 differs from that in result.json" in warning.message
+
+
+def test_a_result_holds_the_failures_of_many_image_sets(tmp_path: Path):
+    kept = [make_kept(AT_CHANCE, f"folder:/photos/{number}") for number in range(25)]
+    failures = failures_of_run(make_run(tmp_path, make_distill_result(), *kept))
+    assert len(failures) == MOST_SENTENCES
+    assert failures[-1] == "and 6 more"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
+from gapssg.errors import InputError
 from gapssg.models.description import ModelProfile
-from gapssg.runs.results.common import RunResult, ScoresOr
+from gapssg.runs.results.common import RESULT, RunResult, ScoresOr
 from gapssg.settings.parts import PaddingMode
 from gapssg.stored import Count, PositiveCount, Seconds, Share, Stored, Text
 
@@ -34,10 +36,16 @@ class Trained(ModelProfile, ScoresOr[None]):
     """The model of a run, with scores of the last epoch, None if it was not evaluated."""
 
     file: Text
+    sha256: Text | None
     architecture: Text
     best_top1: Share | None
     """Highest top-1 accuracy of all epochs, selected on the evaluation images."""
     best_epoch: PositiveCount | None
+
+    def check_is(self, file: Path, sha256: str) -> None:
+        """Raise `InputError` if a file with this SHA-256 is another model."""
+        if self.sha256 not in (None, sha256):
+            raise InputError(f"{file} is not the model of its run: its SHA-256 differs from that in {RESULT}")
 
     @model_validator(mode="before")
     @classmethod
