@@ -220,7 +220,7 @@ def _common_sum(outputs: Tensor) -> float | None:
     """Return the sum of each row of outputs (N, K) of one sign that differ, if it is the same; else None."""
     total = outputs.sum(dim=1).mean().item()
     tolerance = _LARGEST_ERROR_OF_A_SUM * abs(total)
-    has_one_sign = bool((outputs * total >= 0).all())
+    has_one_sign = bool((outputs >= 0).all() or (outputs <= 0).all())
     is_common = bool(((outputs.sum(dim=1) - total).abs() <= tolerance).all())
     is_constant = bool(((outputs - outputs[0]).abs() <= tolerance).all())
     return total if has_one_sign and is_common and not is_constant else None

@@ -149,6 +149,11 @@ def test_what_cannot_be_recognised_gives_one_sentence(tmp_path: Path, kind: str,
     assert not list(tmp_path.iterdir())
 
 
+def test_logits_that_sum_to_zero_are_no_scaled_probabilities(tmp_path: Path):
+    import_teacher(settings("mirrored"), tmp_path / "a.safetensors")
+    assert load_model(tmp_path / "a.safetensors", [ANSWERING]).card.signature == PLAIN
+
+
 def test_the_options_of_the_command_overrule_and_inspect_shows_the_signature(tmp_path: Path):
     output = tmp_path / "t.safetensors"
     command = (

@@ -283,6 +283,7 @@ class Answering(nn.Module):
             "NHWC": lambda: logits,
             "pair": lambda: (logits, 2 * logits),
             "pair in training": lambda: (logits, 2 * logits) if self.training else logits,
+            "mirrored": lambda: torch.stack([logits[:, 0], -logits[:, 0]], 1),
             "percent": lambda: 100 * logits.softmax(1),
             "negated": lambda: -logits.softmax(1),
             "nothing": lambda: {"features": images},
