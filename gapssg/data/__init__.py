@@ -44,6 +44,11 @@ def public_name(name: str) -> str:
     return (Path(name.removeprefix(FOLDER)).name or "folder") if name.startswith(FOLDER) else name
 
 
+def whole_name(name: str) -> str:
+    """Return the name of a data set; of a folder with its whole path, which is the same in every working directory."""
+    return FOLDER + str(user_path(name.removeprefix(FOLDER)).resolve()) if name.startswith(FOLDER) else name
+
+
 def data_names() -> tuple[str, ...]:
     """Return the names of the data sources; one that takes a path ends in a colon."""
     return tuple(name.removesuffix("PATH") for name in _SOURCES)

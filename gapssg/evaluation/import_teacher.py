@@ -263,6 +263,12 @@ def adapt_described(module: nn.Module, card: ModelCard, settings: DescriptionSet
     """
     known = Known(settings.output_kind, settings.output_part, settings.input_layout)
     recognised = recognise(module, card.architecture, card.num_classes, card.input_shape, known)
+    if recognised.common_sum is not None:
+        raise InputError(
+            f"{card.architecture} returns numbers, all positive or all negative, that sum to "
+            f"{recognised.common_sum:.4g} for every image, like scaled probabilities; let it return its logits or its "
+            "probabilities, or say --output-kind logits"
+        )
     check_classifier(module, card.architecture, card.num_classes, card.input_shape, recognised.signature)
     module.eval()
     card = card.model_copy(update=asdict(recognised.signature))

@@ -61,6 +61,8 @@ class Recognised(NamedTuple):
     """What it takes and returns."""
     looks_like_sigmoids: bool
     """Whether all its outputs for K classes lie in [0, 1] but do not sum to 1."""
+    common_sum: float | None = None
+    """What its outputs for K classes, all positive or all negative, sum to for every image, if that is the same."""
 
 
 def recognise(
@@ -88,12 +90,8 @@ def recognise(
         _check_outputs(name, known.outputs, batches, has_one_column)
         return Recognised(Signature(known.outputs, part, layout), False)
     outputs, looks_like_sigmoids = _kind_of(batches, has_one_column)
-    if outputs == "logits" and (total := _common_sum(torch.cat(batches).double())) is not None:
-        raise InputError(
-            f"{name} returns numbers of one sign that sum to {total:.4g} for every image, like scaled probabilities; "
-            "let it return its logits or its probabilities, or say --output-kind logits"
-        )
-    return Recognised(Signature(outputs, part, layout), looks_like_sigmoids)
+    common_sum = _common_sum(torch.cat(batches).double()) if outputs == "logits" else None
+    return Recognised(Signature(outputs, part, layout), looks_like_sigmoids, common_sum)
 
 
 def adapt_trainable(module: object, name: str, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
@@ -104,7 +102,7 @@ def adapt_trainable(module: object, name: str, num_classes: int, input_shape: tu
     """
     if isinstance(module, nn.DataParallel):
         raise InputError(f"{name} is a DataParallel, which cannot be trained; pass its .module")
-    signature, _ = recognise(module, name, num_classes, input_shape, Known())
+    signature = recognise(module, name, num_classes, input_shape, Known()).signature
     module = check_module(module, name)
     images = _random_images(module, input_shape)[0]
     if signature_of(module) == PLAIN:

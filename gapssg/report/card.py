@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jinja2
 
-from gapssg.data import public_name
+from gapssg.data import public_name, whole_name
 from gapssg.errors import InputError, shortened
 from gapssg.files import check_exists, is_file, user_path, write_atomically
 from gapssg.models.hub import huggingface_hub
@@ -107,9 +107,9 @@ def _metadata(run: TrainingRun, licence: str | None, evaluations: Sequence[KeptE
     tags = ["image-classification"]
     if isinstance(result, DistillResult):
         tags += ["knowledge-distillation", "data-free-knowledge-distillation", printable(result.method)]
-    scores: dict[str, Scores | Trained] = {each.data: each.scores for each in evaluations}
+    scores: dict[str, Scores | Trained] = {whole_name(each.data): each.scores for each in evaluations}
     if result.data and result.model.top1 is not None:
-        scores[result.data] = result.model
+        scores[whole_name(result.data)] = result.model
     measured = [
         hub.EvalResult(
             task_type="image-classification",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from gapssg.data import public_name, whole_name
 from gapssg.intervals import wilson_interval
 from gapssg.report.runs import TrainingRun
 from gapssg.runs.failures import Known
@@ -86,7 +87,7 @@ def _own_accuracies(result: DistillResult | PretrainResult) -> Accuracies | None
 def _of_accuracies(result: DistillResult | PretrainResult, accuracies: Accuracies) -> Verdict:
     scores = accuracies.scores
     images = "test images" if accuracies.images is None else f"{accuracies.images:,} test images"
-    headline = f"The {result.noun} is right on {percent(scores.top1)} of the {images} of {accuracies.data}"
+    headline = f"The {result.noun} is right on {percent(scores.top1)} of the {images} of {public_name(accuracies.data)}"
     if accuracies.teacher is None:
         headline += "."
     else:
@@ -127,7 +128,7 @@ def _seen(result: DistillResult | PretrainResult, accuracies: Accuracies) -> str
     """Return whether training used the images of the evaluation."""
     if isinstance(result, DistillResult):
         return "Distillation used no real image; if the teacher was trained on these, both figures are optimistic."
-    if accuracies.data == result.data:
+    if result.data is not None and whole_name(accuracies.data) == whole_name(result.data):
         return "Training used the training images of the same data, not these."
     return f"Training used images of {result.data}."
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from gapssg.data import FOLDER, public_name
+from gapssg.data import public_name, whole_name
 from gapssg.errors import InputError, RunError
 from gapssg.files import is_file, read_bounded, write_json
 from gapssg.models.model_path import FINAL_WEIGHTS
@@ -48,7 +48,7 @@ class KeptEvaluation(Stored):
 
         Its loss differs on other labels, even if it answers with one class; on other hardware it may differ, too.
         """
-        return (self.data, self.images, self.scores) == (other.data, other.images, other.scores)
+        return (whole_name(self.data), self.images, self.scores) == (whole_name(other.data), other.images, other.scores)
 
 
 class _Evaluations(Stored):
@@ -100,7 +100,7 @@ def keep_evaluations(result: EvaluateResult) -> list[str]:
         if found.teacher is None and earlier is not None:
             found = found.model_copy(update={"teacher": earlier.teacher})
         is_new = found not in kept
-        kept = [*(each for each in kept if each.data != found.data), found][-_MOST:]
+        kept = [*(each for each in kept if whole_name(each.data) != found.data), found][-_MOST:]
         try:
             write_json(run / _FILE, _Evaluations(evaluations=tuple(kept)).model_dump(mode="json"))
         except RunError as error:
@@ -124,7 +124,7 @@ def to_keep(model: EvaluatedModel, data: str, images: int) -> KeptEvaluation:
 
     A folder is named by its whole path, because another one may have the same name in another working directory.
     """
-    if data.startswith(FOLDER):
-        data = FOLDER + str(Path(data.removeprefix(FOLDER)).resolve())
     scores = Scores(**{name: getattr(model, name) for name in Scores.model_fields})
-    return KeptEvaluation(sha256=model.sha256, data=data, images=images, scores=scores, teacher=model.own_teacher)
+    return KeptEvaluation(
+        sha256=model.sha256, data=whole_name(data), images=images, scores=scores, teacher=model.own_teacher
+    )

@@ -180,6 +180,9 @@ def test_a_folder_of_the_same_name_elsewhere_is_another_image_set(student_file: 
     kept = read_evaluations(tmp_path / "run", load_model(file).sha256)
     assert [each.data for each in kept] == [f"folder:{tmp_path / place / 'photos'}" for place in ("second", "first")]
     assert {each.public_data for each in kept} == {"photos"}
+    monkeypatch.setenv("HOME", str(tmp_path / "first"))
+    keep_evaluations(result.model_copy(update={"data": "folder:~/photos"}))
+    assert len(read_evaluations(tmp_path / "run", load_model(file).sha256)) == 2
 
 
 def test_the_output_ends_in_the_verdict_on_a_student_that_is_not_usable(teacher_file: Path, student_file: Path):
