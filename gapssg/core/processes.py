@@ -192,11 +192,15 @@ class Processes:
         try:
             yield
         except BaseException as error:
+            has_told = False
             with suppress(RuntimeError):
                 is_mute = self._liveness.has_lost_store or not self._is_connected
                 if not is_mute and not self._store.check([f"lost/{self.rank}"]):
                     self._store.set(f"failed/{self.rank}", json.dumps(_describe(error)))
+                    has_told = True
             self._disconnect()
+            if has_told and self.rank == 0:
+                self._let_others_end()
             raise
 
     def leave(self) -> None:
@@ -296,6 +300,13 @@ class Processes:
         for rank in set(range(self.world)) - {self.rank}:
             if self._store.check([f"failed/{rank}"]):
                 raise _recreate(rank, json.loads(self._store.get(f"failed/{rank}")))
+
+    def _let_others_end(self) -> None:
+        """Wait until the others have read why rank 0 fails: the store may end with its process."""
+        others = set(range(1, self.world))
+        deadline = time.monotonic() + _SECONDS_TO_EXPLAIN
+        while self._liveness.ended() != others and time.monotonic() < deadline:
+            time.sleep(_LONGEST_WAIT)
 
     def _disconnect(self) -> None:
         """Close the connections, for which torch may wait for work on a GPU."""

@@ -93,7 +93,11 @@ def test_the_death_of_a_process_that_prepares_ends_the_others(tmp_path: Path):
     processes[2].send_signal(signal.SIGSTOP)
     with pytest.raises(subprocess.TimeoutExpired):  # one that is stopped is not dead
         processes[0].wait(timeout=2)
+    processes[1].send_signal(signal.SIGSTOP)
     processes[2].kill()
+    with pytest.raises(subprocess.TimeoutExpired):  # the others must be able to read why it ends
+        processes[0].wait(timeout=2)
+    processes[1].send_signal(signal.SIGCONT)
     first, second = (each.communicate(timeout=SECONDS_TO_END)[1].splitlines()[-1] for each in processes[:2])
     sentence = f"rank 2 of 3 has ended or does not answer; {CONTINUE}"
     assert first.endswith(f"RunError: {sentence}")
