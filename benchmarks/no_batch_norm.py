@@ -24,12 +24,13 @@ from typing import Any, Literal, get_args
 
 from PIL import Image
 
+from benchmarks.budget import settings_within
 from benchmarks.homemade import fold
 from benchmarks.machine import describe_machine, print_table, write_rows
 from benchmarks.results_page import RESULTS
 from benchmarks.strangers_data import Split, letters
 from benchmarks.strangers_pairs import ALPHABET, Training, train
-from gapssg import DistillSettings, distill
+from gapssg import distill
 from gapssg.core.augment import Augmentation, Normalization
 from gapssg.core.runtime import Runtime
 from gapssg.data.settings import DataSettings
@@ -38,14 +39,11 @@ from gapssg.evaluation.real_images import read_images
 from gapssg.files import write_json
 from gapssg.models import create_model
 from gapssg.models.description import ModelCard, Provenance
-from gapssg.models.model_file import load_model, save_model
-from gapssg.models.profile import profile_model
+from gapssg.models.model_file import save_model
 from gapssg.quality.estimate import estimate_quality
 from gapssg.quality.settings import QualitySettings
 from gapssg.runs.directory import SilentDisplay
-from gapssg.settings.load import load_settings
 from gapssg.settings.parts import RuntimeSettings
-from gapssg.synthesis.base import RunSize
 
 STUDENT, SIZE = "wrn16_1", 32
 PREDICTED = "predicted_disagreement"
@@ -174,7 +172,9 @@ def run_cell(
     if file.exists():
         return
     teacher = train_teacher(directory, name, DataSettings.model_validate(data))
-    settings = settings_within(teacher, data, tflop, given)
+    given = {**given, **{f"eval_data.{key}": value for key, value in data.items()}}
+    given |= {"evaluate_every": 1000, "samples": False}
+    settings = settings_within(tflop, teacher, STUDENT, given, FACTORIES)
     started, cpu = time.perf_counter(), time.process_time()
     result = distill(settings, directory / label, overwrite=True)
     cell = {
@@ -244,27 +244,6 @@ def train_teacher(directory: Path, name: str, data: DataSettings) -> Path:
     )
     save_model(path, fold(module) if teacher.folded else module, card)
     return path
-
-
-def settings_within(teacher: Path, data: dict[str, Any], tflop: float, given: dict[str, Any]) -> DistillSettings:
-    """Return the settings with as many epochs as the budget allows."""
-    loaded = load_model(teacher, FACTORIES)
-    shape = loaded.card.input_shape
-    student = create_model(STUDENT, num_classes=10, input_shape=shape)
-    macs = [profile_model(network, shape).macs for network in (loaded.module, student)]
-    given = {**given, "teacher": str(teacher), "student.name": STUDENT, "model_factories": FACTORIES}
-    given |= {f"eval_data.{name}": value for name, value in data.items()}
-    given |= {"evaluate_every": 1000, "samples": False}
-
-    def with_epochs(epochs: int) -> DistillSettings:
-        options = {key: ("this benchmark", value) for key, value in {**given, "epochs": epochs}.items()}
-        return load_settings(DistillSettings, section="distill", options=options)
-
-    def cost(epochs: int) -> float:
-        settings = with_epochs(epochs)
-        return settings.method.work(RunSize(epochs, settings.batch_size)).flops(*macs) / 1e12
-
-    return with_epochs(max(1, int(tflop / cost(1))))
 
 
 def merged(directory: Path, output: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
     python -m benchmarks.strangers --cifar10 FOLDER                      every pair, the default method, 3 seeds
     python -m benchmarks.strangers --pairs digits-grey28 --methods dafl --seeds 1
     python -m benchmarks.strangers --pairs letters-grey16 --student wrn16_1 --label larger-student
+    python -m benchmarks.strangers --pairs letters-rgb32 --methods gapssg-fast fast nayer --tflop 114     equal work
 
 Each pair has a teacher from a plain training loop, the same student trained on the real images (the ceiling), and
 students distilled by `gapssg distill --teacher T --student S` without further settings. The metric is the share of the
@@ -29,9 +30,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.budget import settings_within
 from benchmarks.machine import commit, print_table, write_rows
 from benchmarks.strangers_data import Split
 from benchmarks.strangers_pairs import PAIRS, Pair, Training, train_model_file
+from benchmarks.tenth import selected_rate, settings_of
 from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import ImageSet
@@ -64,14 +67,19 @@ def main() -> None:
     parser.add_argument("--label", help="method name in the table for these settings or this student")
     parser.add_argument("--directory", type=Path, default=Path("runs/strangers"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/strangers.csv"))
+    parser.add_argument("--tflop", type=float, help="budget, for methods as benchmarks.tenth selected them")
     arguments = parser.parse_args()
     for name in arguments.pairs:
         place = Place(name, arguments.directory / name, arguments.cifar10)
         place.teacher()
         place.ceiling()
         for method in arguments.methods:
+            label, settings = arguments.label or method, arguments.set
+            if arguments.tflop:
+                label = arguments.label or f"{method}-{arguments.tflop:g}-tflop"
+                settings = place.settings_within(arguments.tflop, method, arguments.student) + settings
             for seed in range(arguments.seeds):
-                place.student(method, seed, arguments.set, arguments.label or method, arguments.student)
+                place.student(method, seed, settings, label, arguments.student)
     cells = read_cells(arguments.directory, arguments.output)
     write_rows(arguments.output, cells)
     print_summary(cells)
@@ -139,6 +147,14 @@ class Place:
         shown = [value.replace(str(self.folder.parent), "runs/strangers") for value in settings]
         shown += [f"student={architecture}"] if architecture else []
         self._record(label, seed, run / "student.safetensors", seconds, json.loads(ended.stdout), shown)
+
+    def settings_within(self, tflop: float, method: str, architecture: str | None) -> list[str]:
+        """Return what `benchmarks.tenth` has selected for a method, and as many epochs as the budget allows."""
+        given = settings_of(method) | {"optimizer.learning_rate": selected_rate(method)}
+        student = architecture or self.pair.student
+        found = settings_within(tflop, self.teacher(), student, given, self.pair.factories)
+        shown = {name: value for name, value in given.items() if name != "method.name"} | {"epochs": found.epochs}
+        return [f"{name}={value}" for name, value in shown.items()]
 
     def _record(
         self,

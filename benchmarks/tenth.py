@@ -21,22 +21,20 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.budget import settings_within
 from benchmarks.machine import describe_machine, print_table, write_rows
 from benchmarks.results_page import RESULTS
-from gapssg import DistillSettings, PretrainSettings, distill, pretrain_teacher
+from gapssg import PretrainSettings, distill, pretrain_teacher
 from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime
 from gapssg.data.settings import DataSettings
 from gapssg.evaluation.predict import score_on
 from gapssg.evaluation.real_images import read_images
 from gapssg.files import write_json
-from gapssg.models import create_model
 from gapssg.models.model_file import load_model
-from gapssg.models.profile import profile_model
 from gapssg.runs.directory import SilentDisplay
 from gapssg.settings.load import load_settings
 from gapssg.settings.parts import RuntimeSettings
-from gapssg.synthesis.base import RunSize
 
 STUDENT = "wrn16_1"
 RATES = (0.05, 0.1, 0.2)
@@ -136,6 +134,20 @@ def main() -> None:
     print_summary([cell for cell in cells if cell["reported"]])
 
 
+def settings_of(method: str) -> dict[str, Any]:
+    """Return the settings of a method, or of one with a part taken away or changed."""
+    return {"method.name": method.split("+")[0], **VARIANTS[method]}
+
+
+def selected_rate(method: str, output: Path = RESULTS / "tenth.csv") -> float:
+    """Return the learning rate that a table has selected for a method; raise `SystemExit` if it has none."""
+    rows = csv.DictReader(output.open(newline=""))
+    rates = {row["rate"] for row in rows if (row["method"], row["reported"]) == (method, "True")}
+    if len(rates) != 1:
+        raise SystemExit(f"{output} has no learning rate for {method}")
+    return float(rates.pop())
+
+
 def rates_of(method: str) -> tuple[float, ...]:
     """Return the learning rates that a method is tried with: for one part of the default changed, that of the default.
 
@@ -178,14 +190,14 @@ class Bench:
                 PretrainSettings, section="pretrain-teacher", recipe="cifar-reduced", options=options
             )
             pretrain_teacher(settings, self.teacher.parent, overwrite=True)
-        self.card = load_model(self.teacher).card
 
     def cell(self, method: str, budget: int, rate: float, seed: int) -> dict[str, Any]:
         """Return the results of a student, after distilling it if necessary."""
         run = self.directory / f"{method}-{budget}-{rate}-{seed}"
         file = self.directory / f"{run.name}.json"
         if not file.exists():
-            settings = self.settings(method, budget, rate, seed)
+            given = {"seed": seed, "optimizer.learning_rate": rate, "samples": False, **settings_of(method)}
+            settings = settings_within(budget, self.teacher, STUDENT, given)
             started = time.perf_counter()
             result = distill(settings, run, overwrite=True)
             cell = {
@@ -205,29 +217,6 @@ class Bench:
             write_json(file, cell)
         found: dict[str, Any] = json.loads(file.read_text())
         return found
-
-    def settings(self, method: str, budget: int, rate: float, seed: int) -> DistillSettings:
-        """Return the settings of a cell, with as many epochs as the budget (TFLOP) allows."""
-        shape, classes = self.card.input_shape, self.card.num_classes
-        networks = [create_model(name, num_classes=classes, input_shape=shape) for name in ("wrn16_2", STUDENT)]
-        macs = [profile_model(network, shape).macs for network in networks]
-
-        def with_epochs(epochs: int) -> DistillSettings:
-            given = {"teacher": str(self.teacher), "student.name": STUDENT, "seed": seed, "epochs": epochs}
-            given |= {"method.name": method.split("+")[0], "optimizer.learning_rate": rate, "samples": False}
-            given |= VARIANTS[method]
-            options = {key: ("this benchmark", value) for key, value in given.items()}
-            return load_settings(DistillSettings, section="distill", options=options)
-
-        few, many = 0, 4096  # the budget lies between them
-        while many - few > 1:
-            middle = (few + many) // 2
-            settings = with_epochs(middle)
-            fits = settings.method.work(RunSize(middle, settings.batch_size)).flops(*macs) <= budget * 1e12
-            few, many = (middle, many) if fits else (few, middle)
-        if few == 0:
-            raise SystemExit(f"an epoch of {method} takes more than {budget} TFLOP")
-        return with_epochs(few)
 
     def top1(self, run: Path, split: Literal["train", "test"], images: int | None) -> float:
         """Return the student's accuracy on (at most `images` of) a split of the real images."""
