@@ -19,6 +19,8 @@ def _as_unicode(text: Any) -> Any:
 
 # A path may have 4,096 characters.
 Text = Annotated[str, BeforeValidator(_as_unicode), Field(max_length=5000)]
+MOST_SENTENCES = 20
+Sentences = Annotated[tuple[Text, ...], Field(max_length=MOST_SENTENCES, fail_fast=True)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Number = Annotated[float, Field(ge=-1e39, le=1e39)]  # every float32; differences of two are finite, too
 Numbers = Annotated[dict[Annotated[str, Field(max_length=100)], Number], Field(max_length=50)]

@@ -13,9 +13,9 @@ from gapssg.cli.command import DEVICE, MODEL_FACTORIES, Given, Shown, command, d
 from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.evaluation.settings import EvaluateSettings
-from gapssg.runs.evaluations import keep_evaluations
+from gapssg.runs.evaluations import keep_evaluations, weights_of_run
 from gapssg.runs.events import Note
-from gapssg.runs.failures import doubts_of_run, known_failures
+from gapssg.runs.failures import doubts_of_run, known_failures, passes_on_real_images
 
 
 @command(
@@ -60,7 +60,8 @@ def evaluate(
         add = "" if all(model.own_teacher for model in failed) else "add --teacher FILE to compare; "
         console.say(f"if you doubt the labels, {add}repeat this command once they are corrected")
     for model in result.models:
-        known = known_failures(Path(model.file)) or ()
+        is_shown_usable = weights_of_run(Path(model.file)) is None and passes_on_real_images(model)
+        known = () if is_shown_usable else known_failures(Path(model.file)) or ()
         unsaved = [each for each in model.failures if not any(failure.startswith(each) for failure in known)]
         console.failures(model.file, [*unsaved, *known])
     console.result(result)

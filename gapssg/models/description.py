@@ -13,7 +13,7 @@ from gapssg.models.names import LONGEST_NAME, MOST_CHANNELS, MOST_CLASSES
 from gapssg.models.settings import WithArguments
 from gapssg.settings.base import Settings, as_validator
 from gapssg.settings.parts import Interpolation, PaddingMode, Resize, ResizeOptions
-from gapssg.stored import Count, Stored
+from gapssg.stored import Count, Sentences, Stored
 
 METADATA_KEY = "gapssg"
 """Under which model files and exported files hold their description."""
@@ -111,7 +111,7 @@ class ModelCard(Interface):
 
     omitted_defaults: ClassVar[tuple[str, ...]] = (
         *("arguments", "outputs", "output_part", "input_layout", "crop_padding_mode", "graph"),
-        *("resize", "interpolation"),
+        *("resize", "interpolation", "failures"),
     )
 
     format_version: Literal[1] = 1
@@ -130,6 +130,8 @@ class ModelCard(Interface):
     """Order of the dimensions of the images that the architecture takes; `load_model` permutes those it is given."""
     provenance: Provenance
     """Where the weights come from."""
+    failures: Sentences = ()
+    """Why its run found the model not usable, one sentence each."""
     graph: Annotated[dict[str, object], AfterValidator(as_validator(check_graph))] | None = None
     """For a model that was imported as a graph: its operators, see `gapssg/models/graphs/description.py`."""
 

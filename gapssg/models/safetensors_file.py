@@ -8,11 +8,10 @@ headers, duplicate names, impossible shapes, and booleans above 1. Reading takes
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import shlex
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, deserialize
@@ -20,11 +19,10 @@ from torch import Tensor
 
 from gapssg.errors import InputError, shortened
 from gapssg.files import LARGEST_FILE, read_bounded
+from gapssg.models.safetensors_header import metadata_of, read_header
 
-LARGEST_HEADER = 4 * 2**20  # bytes; 1,000 class names of 200 characters need a twentieth
 _MOST_DIMENSIONS = 8
 _LARGEST_DIMENSION = 2**40
-_LENGTH_BYTES = 8
 # The first bytes of weights that PyTorch itself writes, now and before 1.6; as lengths of a header, both are refused.
 PYTORCH_FILES = (b"PK\x03\x04", b"\x80\x02\x8a\n")
 DTYPES = {
@@ -58,31 +56,18 @@ def read_safetensors(path: Path) -> SafetensorsFile:
         content = read_bounded(path, LARGEST_FILE)
         if not content:
             raise InputError(f"{path} is empty; copy or save it again")
-        length = int.from_bytes(content[:_LENGTH_BYTES], "little")
-        if content[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{":
-            _refuse_pickle(path, content)
-            raise ValueError("it does not start like one; convert a model of another framework, such as Keras, to ONNX")
-        if length > LARGEST_HEADER:
-            raise ValueError(f"its header has {length:,} bytes, more than {LARGEST_HEADER:,}")
+        if content.startswith(PYTORCH_FILES):
+            raise InputError(
+                f"{path} is a PyTorch checkpoint, not a model file; make one from it: "
+                f"gapssg import-teacher --weights {shlex.quote(str(path))} --model NAME ..."
+            )
+        header = read_header(content)
         tensors = {name: _tensor(name, **view) for name, view in deserialize(content)}  # type: ignore[no-untyped-call]
-        header = json.loads(content[_LENGTH_BYTES : _LENGTH_BYTES + length], object_pairs_hook=_without_duplicates)
-        metadata = header.get("__metadata__", {})
-        if metadata is None:
-            raise ValueError("its metadata is not a map of strings")
     except (ValueError, SafetensorError) as error:
         raise InputError(f"{path} is not a readable safetensors file: {shortened(error, 200)}") from error
     except MemoryError as error:
         raise InputError(f"{path} does not fit into memory") from error
-    return SafetensorsFile(tensors, metadata, hashlib.sha256(content).hexdigest())
-
-
-def _refuse_pickle(path: Path, content: bytes) -> None:
-    """Refuse a PyTorch checkpoint, and say which command reads it."""
-    if content.startswith(PYTORCH_FILES):
-        raise InputError(
-            f"{path} is a PyTorch checkpoint, not a model file; make one from it: "
-            f"gapssg import-teacher --weights {shlex.quote(str(path))} --model NAME ..."
-        )
+    return SafetensorsFile(tensors, metadata_of(header), hashlib.sha256(content).hexdigest())
 
 
 def _tensor(name: str, dtype: str, shape: list[int], data: bytearray) -> Tensor:
@@ -96,11 +81,3 @@ def _tensor(name: str, dtype: str, shape: list[int], data: bytearray) -> Tensor:
         raise ValueError(f"the tensor {shortened(name)} has booleans that are neither 0 nor 1")
     values = torch.frombuffer(data, dtype=DTYPES[dtype]) if data else torch.empty(0, dtype=DTYPES[dtype])
     return values.view(shape)
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse duplicate names, of which other readers may take the other."""
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("duplicate tensor name in its header")
-    return values

@@ -73,7 +73,7 @@ def read_evaluations(run: Path, sha256: str) -> list[KeptEvaluation]:
 def weights_of_run(file: Path) -> Path | None:
     """Return the final weights of a finished run that a path leads to, perhaps by a link; None for any other file.
 
-    A link inside the directory of a run, which may be untrusted, is not followed.
+    A link beside the result of a run is not followed: the directory may be untrusted.
     """
     if not os.path.lexists(file.parent / RESULT):
         file = file.resolve()

@@ -11,15 +11,19 @@ from typing import NamedTuple
 
 from gapssg.errors import InputError, shortened
 from gapssg.files import LARGEST_FILE, is_file, sha256_of_file
+from gapssg.models.description import METADATA_KEY
+from gapssg.models.hub import local_file
 from gapssg.models.model_path import FINAL_WEIGHTS
+from gapssg.models.safetensors_header import read_metadata
 from gapssg.runs.directory import Display
 from gapssg.runs.evaluations import KeptEvaluation, read_evaluations, weights_of_run
 from gapssg.runs.events import Warned
-from gapssg.runs.results.common import MOST_SENTENCES, RESULT, Scores
+from gapssg.runs.results.common import RESULT, Scores
 from gapssg.runs.results.distillation import DistillResult, load_training_result
 from gapssg.runs.results.training import PretrainResult
 from gapssg.safe_paths import inside
 from gapssg.settings.load import SETTINGS
+from gapssg.stored import MOST_SENTENCES, Sentences, Stored
 from gapssg.text import percent
 
 LEAST_SHARE = 0.1
@@ -74,7 +78,7 @@ class Known(NamedTuple):
     warnings: list[str]
     """Failed checks on synthetic images of a model that is usable by its scores on real images."""
     failed_since: list[str]
-    """The failures that labelled images have shown since the run."""
+    """The failures that labelled images have shown since the run, the newest first."""
     usable_on: list[str]
     """The data sets that have shown it usable since."""
 
@@ -87,7 +91,7 @@ def weigh(result: DistillResult | PretrainResult, evaluations: Sequence[KeptEval
     """
     failed_since = [
         f"{failure} (images of {each.public_data})"
-        for each in evaluations
+        for each in reversed(evaluations)
         for failure in failures_on_real_images(each.scores, each.teacher)
     ]
     usable_on = [each.public_data for each in evaluations if passes_on_real_images(each.scores)]
@@ -138,8 +142,9 @@ def failed(file: Path, failures: Sequence[str]) -> Warned:
 
 
 def failures_of_run(file: Path) -> tuple[str, ...]:
-    """Return why the model of a run is not usable; nothing if the file is not that of a finished run.
+    """Return why the model of a run is not usable; nothing if the file is not of a finished run.
 
+    Of a copy outside its run, or on the Hub, only what the run itself found is known, from the file's description.
     Raises `InputError` if the result or the evaluations of the run are damaged, a link leads to them, or the file is
     not the one that the run wrote.
     """
@@ -170,10 +175,23 @@ def known_failures(file: Path) -> tuple[str, ...] | None:
 def _failures(file: Path, *, with_evaluations: bool) -> tuple[str, ...]:
     weights = weights_of_run(file)
     if weights is None:
-        return ()
+        return _described_failures(file)
     result, sha256 = load_training_result(weights.parent), sha256_of_file(weights, LARGEST_FILE)
     result.model.check_is(file, sha256)
     return tuple(weigh(result, read_evaluations(weights.parent, sha256) if with_evaluations else ()).failures)
+
+
+class _Description(Stored):
+    """The part of a model's description that a run has added."""
+
+    failures: Sentences = ()
+
+
+def _described_failures(file: Path) -> tuple[str, ...]:
+    """Return the failures in the description of a model file outside its run; none of a file of another kind."""
+    path = local_file(file, fetch=False)
+    text = read_metadata(path).get(METADATA_KEY) if is_file(path) else None
+    return () if text is None else _Description.read(text.encode(errors="replace"), str(file)).failures
 
 
 def _is_unfinished(file: Path) -> bool:

@@ -244,8 +244,7 @@ class _Job(Job[DistillResult]):
         run.show(Note(message=f"the predicted disagreement no longer falls, so the run ends after epoch {self.epochs}"))
 
     def finish(self, run: RunDirectory, seconds: float) -> tuple[DistillResult, DistillationEnded]:
-        self._distillation.write_student(run, DistillResult.model_file)
-        result = _result(self._distillation, self._evaluator.facts, run, seconds)
+        result = _write_student_and_result(self._distillation, self._evaluator.facts, run, seconds)
         return result, DistillationEnded(**dict(result.student), failures=result.failures, warnings=result.warnings)
 
 
@@ -338,21 +337,20 @@ class _Evaluator:
         return score_on(self.images, module, distillation.normalization, self.runtime, name, advice)
 
 
-def _result(
+def _write_student_and_result(
     distillation: Distillation, evaluation: EvaluationFacts, run: RunDirectory, total_seconds: float
 ) -> DistillResult:
     settings, teacher, progress = distillation.settings, distillation.teacher_file, distillation.progress
     scores, teacher_scores, settling = evaluation.student, evaluation.teacher, distillation.settling
     best_top1, best_epoch = evaluation.best or (None, None)
-    drawn = distillation.augmentation
-    augmentation = AugmentationFacts(crop_padding=drawn.padding, crop_padding_mode=drawn.padding_mode, flip=drawn.flip)
     counts = distillation.monitor.teacher_counts
     judgement = judge_on_synthetic_images(counts.tolist(), distillation.compare(), teacher.card.class_names)
     on_real_images = failures_on_real_images(scores, teacher_scores) if scores else []
     is_shown_usable = scores is not None and passes_on_real_images(scores)
     quality, doubts = _expected_quality(distillation) if scores is None else (None, [])
-    agreed = progress.agreement, progress.agreement_baseline
-    unlearned = [] if quality is None else failures_on_probe_images(quality, *agreed)
+    unlearned = failures_on_probe_images(quality, progress.agreement, progress.agreement_baseline) if quality else []
+    failures = () if is_shown_usable else (*doubts, *on_real_images, *judgement.failures, *unlearned)
+    distillation.write_student(run, DistillResult.model_file, failures)
     return DistillResult(
         quality=quality,
         method=distillation.origin.method,
@@ -374,7 +372,7 @@ def _result(
             agreement_baseline=progress.agreement_baseline,
             after_training=judgement.comparison,
         ),
-        failures=() if is_shown_usable else (*doubts, *on_real_images, *judgement.failures, *unlearned),
+        failures=failures,
         warnings=tuple(judgement.failures) if is_shown_usable else (),
         missing_classes=tuple(judgement.missing_classes[:MOST_COUNTED_CLASSES]),
         teacher_counts=listed_counts(counts),
@@ -389,7 +387,7 @@ def _result(
         images_synthesized=progress.images_synthesized,
         distillation_steps=progress.step_count,
         flops=distillation.flops,
-        augmentation=augmentation if distillation.synthesizer.augments else None,
+        augmentation=_augmentation_facts(distillation),
         timing=DistillTiming(
             total=total_seconds,
             evaluation=evaluation.seconds,
@@ -398,6 +396,13 @@ def _result(
         ),
         **dict(run_facts(distillation.runtime, settings)),
     )
+
+
+def _augmentation_facts(distillation: Distillation) -> AugmentationFacts | None:
+    if not distillation.synthesizer.augments:
+        return None
+    drawn = distillation.augmentation
+    return AugmentationFacts(crop_padding=drawn.padding, crop_padding_mode=drawn.padding_mode, flip=drawn.flip)
 
 
 def _expected_quality(distillation: Distillation) -> tuple[QualityFacts | None, list[str]]:

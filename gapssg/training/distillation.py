@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -113,9 +113,9 @@ class Distillation:
         self._terms: dict[str, Tensor] = {}  # of the last step of the current synthesis
         self.time_left = TimeLeft(self.steps_left())
 
-    def write_student(self, run: RunDirectory, name: str) -> Path:
-        """Write the student as a model file of a run, and return its path."""
-        return run.write_model(name, self.student, self.card)
+    def write_student(self, run: RunDirectory, name: str, failures: Sequence[str] = ()) -> Path:
+        """Write the student as a model file of a run, with why it is not usable, and return its path."""
+        return run.write_model(name, self.student, self.card.model_copy(update={"failures": tuple(failures)}))
 
     @property
     def epochs(self) -> int:

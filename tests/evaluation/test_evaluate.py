@@ -199,6 +199,16 @@ def test_the_output_ends_in_the_verdict_on_a_student_that_is_not_usable(teacher_
     assert re.fullmatch(sentence, failure)
 
 
+def test_a_copy_of_a_student_that_failed_is_called_that_unless_real_images_show_it_usable(
+    teacher_file: Path, student_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = load_model(student_file)
+    save_model(student_file, model.module, model.card.model_copy(update={"failures": ("it is poor",)}))
+    assert "it is poor" in gapssg("eval", student_file, "--data", "digits").stdout.splitlines()[-1]
+    monkeypatch.setattr("gapssg.cli.evaluate.passes_on_real_images", lambda _: True)
+    assert "it is poor" not in gapssg("eval", student_file, "--data", "digits").stdout
+
+
 def test_the_batch_size_does_not_change_the_scores(teacher_file: Path):
     small, large = (evaluate(settings(teacher_file, batch_size=size)).models[0] for size in (64, 450))
     assert small.top1 == large.top1

@@ -22,7 +22,8 @@ from gapssg.cli.app import main
 from gapssg.data import decode, load_split
 from gapssg.models import create_model, empty_model
 from gapssg.models.model_file import save_model
-from gapssg.models.safetensors_file import LARGEST_HEADER, read_safetensors
+from gapssg.models.safetensors_file import read_safetensors
+from gapssg.models.safetensors_header import LARGEST_HEADER
 from gapssg.runs.directory import RunDirectory, SilentDisplay, Written, check_output, check_same_settings
 from gapssg.settings.load import load_settings
 from tests.conftest import make_card

@@ -16,7 +16,8 @@ from gapssg.runs.failures import (
     warnings_of_run,
     weigh,
 )
-from gapssg.runs.results.common import MOST_SENTENCES, RESULT, RunResult, Scores
+from gapssg.runs.results.common import RESULT, RunResult, Scores
+from gapssg.stored import MOST_SENTENCES
 from tests.results import make_distill_result, make_pretrain_result, make_scores
 
 AT_CHANCE = make_scores(balanced_accuracy=0.51, better_than_chance=False)

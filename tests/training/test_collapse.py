@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from gapssg import DistillSettings, InputError, distill
 from gapssg.core.runtime import Runtime
 from gapssg.models import create_model
 from gapssg.models.model_file import load_model, save_model
+from gapssg.runs.failures import known_failures
+from gapssg.runs.results.distillation import DistillResult
 from gapssg.training.distillation import Distillation
 from tests.conftest import make_card, write_images
 from tests.methods import METHODS
@@ -73,6 +76,8 @@ def test_every_method_reports_its_collapse(teacher: Path, tmp_path: Path, name: 
     assert result.failures[0] == f"the teacher predicts class 'cat' for all {images:,} synthetic images"
     assert json.loads((tmp_path / "run" / "result.json").read_text())["failures"] == list(result.failures)
     assert events(tmp_path / "run")[-1]["failures"] == list(result.failures)
+    copy = Path(shutil.copy(tmp_path / "run" / DistillResult.model_file, tmp_path / "deployed.safetensors"))
+    assert known_failures(copy) == result.failures
 
 
 def test_the_command_reports_a_collapse_with_status_0(teacher: Path, tmp_path: Path):

@@ -10,13 +10,11 @@ from pydantic import Field
 from gapssg.errors import InputError
 from gapssg.files import read_bounded
 from gapssg.safe_paths import inside
-from gapssg.stored import Count, Share, Stored, Text
+from gapssg.stored import Count, Sentences, Share, Stored, Text
 
 RESULT = "result.json"
 _MOST_BYTES = 16 * 2**20
 
-MOST_SENTENCES = 20
-Sentences = Annotated[tuple[Text, ...], Field(max_length=MOST_SENTENCES, fail_fast=True)]
 Failures = Sentences | None
 """Why the run of a model found it not usable; empty if it did not or there is no run, None if that is not known."""
 Nothing = TypeVar("Nothing")

@@ -9,10 +9,10 @@ from pydantic import Field
 
 from gapssg.errors import InputError
 from gapssg.models.description import ModelProfile
-from gapssg.runs.results.common import ModelFile, RunResult, Sentences
+from gapssg.runs.results.common import ModelFile, RunResult
 from gapssg.runs.results.quality import QualityFacts
 from gapssg.runs.results.training import PretrainResult, Trained, TrainingResult, TrainingTiming
-from gapssg.stored import MOST_COUNTED_CLASSES, Count, Counts, PositiveCount, Seconds, Share, Stored, Text
+from gapssg.stored import MOST_COUNTED_CLASSES, Count, Counts, PositiveCount, Seconds, Sentences, Share, Stored, Text
 
 
 class TeacherFacts(ModelFile, ModelProfile):

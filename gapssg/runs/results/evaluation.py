@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gapssg.models.description import ModelProfile
-from gapssg.runs.results.common import Failures, FileFacts, ModelFile, RunFacts, Scores, Sentences
-from gapssg.stored import Count, Many, PositiveCount, Share, Stored, Text
+from gapssg.runs.results.common import Failures, FileFacts, ModelFile, RunFacts, Scores
+from gapssg.stored import Count, Many, PositiveCount, Sentences, Share, Stored, Text
 
 
 class ReliabilityBin(Stored):

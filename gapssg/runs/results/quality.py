@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gapssg.runs.results.common import Failures, Interval, ModelFile, RunFacts, Sentences
-from gapssg.stored import PositiveCount, Share, Stored, Text
+from gapssg.runs.results.common import Failures, Interval, ModelFile, RunFacts
+from gapssg.stored import PositiveCount, Sentences, Share, Stored, Text
 from gapssg.text import percent
 
 
