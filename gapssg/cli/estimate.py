@@ -9,7 +9,7 @@ from gapssg.cli.command import DEVICE, MODEL_FACTORIES, Given, Shown, command
 from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
 from gapssg.quality.settings import QualitySettings
-from gapssg.runs.failures import warn_of_failure
+from gapssg.runs.failures import doubts_of_run
 
 
 @command(
@@ -35,7 +35,7 @@ def estimate(console: Console, given: Given[QualitySettings]) -> None:
 
     with console.live() as display:
         result = estimate_quality(settings)
-        if not result.failures:  # they are printed last
-            warn_of_failure(Path(result.student.file), display)
+        for doubt in doubts_of_run(Path(result.student.file)):  # its failures are printed last
+            display.event(doubt)
     render.print_quality(console, result)
     console.result(result)

@@ -271,7 +271,8 @@ def print_predictions(console: Console, result: PredictResult, file: Path | None
         ]
         for image in result.images
     ]
-    console.table(f"{len(rows):,} images classified by {result.model.file}", columns, rows)
+    what = "1 image" if len(rows) == 1 else f"{len(rows):,} images"
+    console.table(f"{what} classified by {result.model.file}", columns, rows)
 
 
 def print_export(console: Console, result: ExportResult) -> None:

@@ -49,7 +49,7 @@ def warn_of_export(graph: GraphFile, display: Display) -> None:
     try:
         failures = _metadata_of(graph, graph.metadata).failures
     except InputError as error:
-        display.event(Warned(epoch=0, message=f"what its run found of {path} is not known: {error}"))
+        display.event(Warned(epoch=0, message=f"what the run of {path} found is not known: {error}"))
     else:
         if failures:
             display.event(failed(path, failures))

@@ -52,10 +52,11 @@ class _Sized:
 
 
 def propose_students(settings: ProposeSettings, *, display: Display | None = None) -> ProposeResult:
-    """Propose built-in models and those of torchvision and timm with fewer parameters than a teacher.
+    """Propose models with fewer parameters than a teacher and no more multiply-adds.
 
-    Tried are the built-in models, small ones of both libraries, and those whose names are most like the teacher's, if
-    they can be built for its images and classes. Of each, forward passes of one image are timed, with random weights.
+    Tried are the built-in models, small ones of torchvision and timm, and those of both whose names are most like the
+    teacher's, if they can be built for its images and classes. Of each, forward passes of one image are timed, with
+    random weights.
 
     Returns:
         The students, the fastest first; measured times decide on order and choice.
@@ -116,7 +117,7 @@ def _smaller_than(teacher: LoadedModel, deadline: float, display: Display) -> tu
         if time.perf_counter() > deadline:
             unsized = names[number:]
             break
-        smaller += _smaller(name, teacher.card, teacher.profile.parameters)
+        smaller += _smaller(name, teacher.card, teacher.profile)
     return sorted(smaller, key=lambda each: each.profile.macs), unsized  # the slowest are left out if time runs out
 
 
@@ -133,12 +134,14 @@ def _candidates(architecture: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _smaller(name: str, card: ModelCard, parameters: int) -> Iterator[_Sized]:
+def _smaller(name: str, card: ModelCard, teacher: ModelProfile) -> Iterator[_Sized]:
     """Yield the candidate with its size, if it is smaller and can be built for the teacher's images and classes."""
     try:
         module = empty_model(name, num_classes=card.num_classes, input_shape=card.input_shape)
-        if parameters_of(module) < parameters:
-            yield _Sized(name, profile_model(module, card.input_shape))
+        if parameters_of(module) < teacher.parameters:
+            profile = profile_model(module, card.input_shape)
+            if profile.macs <= teacher.macs:
+                yield _Sized(name, profile)
     except InputError:
         return
 

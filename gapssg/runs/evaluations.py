@@ -18,6 +18,7 @@ from gapssg.files import is_file, read_bounded, write_json
 from gapssg.models.model_path import FINAL_WEIGHTS
 from gapssg.runs.directory import CARD
 from gapssg.runs.results.common import RESULT, Scores
+from gapssg.runs.results.distillation import load_training_result
 from gapssg.runs.results.evaluation import EvaluatedModel, EvaluateResult
 from gapssg.safe_paths import inside
 from gapssg.stored import Count, Stored, Text
@@ -95,6 +96,11 @@ def keep_evaluations(result: EvaluateResult) -> list[str]:
             kept = read_evaluations(run, model.sha256)
         except InputError:  # a damaged file is replaced: its scores can be measured again
             kept = []
+        try:
+            load_training_result(run).model.check_is(weights, model.sha256)
+        except InputError as error:
+            messages.append(f"the scores were not saved in the run: {error}")
+            continue
         found = to_keep(model, result.data, result.images)
         earlier = next((each for each in kept if each.is_on_same_images(found)), None)
         if found.teacher is None and earlier is not None:
@@ -104,7 +110,7 @@ def keep_evaluations(result: EvaluateResult) -> list[str]:
         try:
             write_json(run / _FILE, _Evaluations(evaluations=tuple(kept)).model_dump(mode="json"))
         except RunError as error:
-            messages.append(f"the scores were not saved for the model card: {error}")
+            messages.append(f"the scores were not saved in the run: {error}")
         else:
             if is_new and _has_card(run):
                 again = f"gapssg card {shlex.quote(str(run))} --overwrite"

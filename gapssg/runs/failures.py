@@ -133,7 +133,7 @@ def doubts_of_run(file: Path) -> Iterator[Warned]:
             yield Warned(epoch=0, message=sentence)
         failures_of_run(file)
     except InputError as error:
-        yield Warned(epoch=0, message=f"what its run found of {file} is not known: {error}")
+        yield Warned(epoch=0, message=f"what the run of {file} found is not known: {error}")
 
 
 def failed(file: Path, failures: Sequence[str]) -> Warned:

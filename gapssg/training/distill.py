@@ -202,13 +202,17 @@ class _Job(Job[DistillResult]):
         yield Started(message=f"distilling {pair} with {source}, {views}, {self.runtime.describe()}")
         yield from warnings_of_run(teacher.path)
         own, of_teacher = distillation.student_profile, teacher.profile
-        for what, ours, theirs in (
-            ("parameters", own.parameters, of_teacher.parameters),
-            ("multiply-adds per image", own.macs, of_teacher.macs),
-        ):
-            if ours > theirs:
-                larger = f"the student has {ours:,} {what}, more than its teacher with {theirs:,}"
-                yield Warned(epoch=0, message=f"{larger}; `gapssg models --for TEACHER` proposes smaller ones")
+        larger = [
+            f"{ours:,} {what} (its teacher has {theirs:,})"
+            for what, ours, theirs in (
+                ("parameters", own.parameters, of_teacher.parameters),
+                ("multiply-adds per image", own.macs, of_teacher.macs),
+            )
+            if ours > theirs
+        ]
+        if larger:
+            sentence = f"the student is larger than its teacher: {' and '.join(larger)}"
+            yield Warned(epoch=0, message=f"{sentence}; `gapssg models --for TEACHER` proposes smaller ones")
         if distillation.origin.teacher_sha256 != teacher.sha256:
             yield Warned(epoch=0, message=f"the pool of {settings.pool} was made for another teacher")
 

@@ -161,7 +161,7 @@ def test_a_file_with_a_wrong_description_can_be_imported(torchscript: bytes, tmp
     torch.jit.save(torch.jit.load(tmp_path / "sound.pt"), tmp_path / "wrong.pt", _extra_files=about)
     arguments = (*DESCRIPTION, "--output", tmp_path / "teacher.safetensors")
     said = gapssg("import-teacher", "--weights", tmp_path / "wrong.pt", *arguments).stdout
-    assert f"what its run found of {tmp_path / 'wrong.pt'} is not known: " in said
+    assert f"what the run of {tmp_path / 'wrong.pt'} found is not known: " in said
     assert load_model(tmp_path / "teacher.safetensors").card.num_classes == 10
 
 

@@ -231,7 +231,7 @@ def test_a_damaged_result_of_a_run_is_a_warning(model_file: Path, photos: Path, 
     file = tmp_path / "student.safetensors"
     file.write_bytes(model_file.read_bytes())
     shown = gapssg("predict", file, photos, "--json")
-    assert f"what its run found of {file} is not known: " in shown.stderr
+    assert f"what the run of {file} found is not known: " in shown.stderr
     assert json.loads(shown.stdout)["failures"] is None
 
 

@@ -144,7 +144,7 @@ def test_what_was_measured_of_other_weights_or_cannot_be_kept_is_not_on_the_card
 
     monkeypatch.setattr(evaluations, "write_json", refuse)
     shown = gapssg("eval", file, "--data", "digits", "--device", "cpu").stdout
-    assert "the scores were not saved for the model card: cannot write" in shown
+    assert "the scores were not saved in the run: cannot write" in shown
     assert "450 test images of digits" in shown
     assert kept.read_bytes() == before
 

@@ -118,7 +118,7 @@ def test_damaged_evaluations_are_named(tmp_path: Path):
         failures_of_run(file)
     assert known_failures(file) is None
     (warning,) = warnings_of_run(file)
-    assert warning.message.startswith(f"what its run found of {file} is not known: ")
+    assert warning.message.startswith(f"what the run of {file} found is not known: ")
 
 
 def test_what_the_run_found_is_known_beside_damaged_evaluations(tmp_path: Path):
@@ -133,7 +133,7 @@ def test_a_damaged_result_leaves_nothing_known(tmp_path: Path):
     (tmp_path / RESULT).write_text("damaged")
     assert known_failures(file) is None
     (warning,) = warnings_of_run(file)
-    assert warning.message.startswith(f"what its run found of {file} is not known: ")
+    assert warning.message.startswith(f"what the run of {file} found is not known: ")
 
 
 def test_another_file_in_a_run_and_an_unfinished_run_have_no_failures(tmp_path: Path):

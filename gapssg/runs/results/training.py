@@ -45,7 +45,10 @@ class Trained(ModelProfile, ScoresOr[None]):
     def check_is(self, file: Path, sha256: str) -> None:
         """Raise `InputError` if a file with this SHA-256 is another model."""
         if self.sha256 not in (None, sha256):
-            raise InputError(f"{file} is not the model of its run: its SHA-256 differs from that in {RESULT}")
+            raise InputError(
+                f"{file} is not the model of its run: its SHA-256 differs from that in {RESULT}; "
+                "put the run's own model back, or move this file elsewhere"
+            )
 
     @model_validator(mode="before")
     @classmethod
