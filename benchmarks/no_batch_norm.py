@@ -86,11 +86,11 @@ TEACHERS = {
     "vit": Teacher("timm:vit_tiny_patch16_224", Training("adamw", 1e-3, 80), 30, VISION_TRANSFORMER),
     "cifar10-convnext": Teacher(
         "timm:convnext_atto",
-        Training("adamw", 2e-3, 24, batch_size=256),
+        Training("adamw", 2e-3, 20, batch_size=128),
         250,
         {"patch_size": 2},
         data="cifar10",
-        fewest=0.75,
+        fewest=0.65,
     ),
     "letters-vit": Teacher(
         "timm:vit_tiny_patch16_224",
