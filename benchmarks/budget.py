@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,11 @@ from gapssg.synthesis.base import RunSize
 MOST_EPOCHS = 4096
 
 
+def parsed_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Return the settings that are written as KEY=VALUE, the values as JSON."""
+    return {key: json.loads(value) for key, value in (each.split("=", 1) for each in settings)}
+
+
 def settings_within(
     tflop: float, teacher: Path, student: str, given: dict[str, Any], factories: Sequence[str] = ()
 ) -> DistillSettings:
@@ -28,7 +34,7 @@ def settings_within(
         given: Other settings by dotted name.
         factories: The factories that the teacher's file names.
 
-    Raises `SystemExit` if a single epoch takes more.
+    Raises `SystemExit` if a single epoch takes more, or `MOST_EPOCHS` take less.
     """
     model = load_model(teacher, tuple(factories))
     shape, classes = model.card.input_shape, model.card.num_classes
@@ -49,4 +55,6 @@ def settings_within(
     if few == 0:
         method = given.get("method.name", "the default method")
         raise SystemExit(f"an epoch of {method} takes more than {tflop:g} TFLOP")
+    if many == MOST_EPOCHS:
+        raise SystemExit(f"{MOST_EPOCHS:,} epochs may take less than {tflop:g} TFLOP")
     return with_epochs(few)

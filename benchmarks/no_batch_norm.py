@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 
 from PIL import Image
 
-from benchmarks.budget import settings_within
+from benchmarks.budget import parsed_settings, settings_within
 from benchmarks.homemade import fold
 from benchmarks.machine import describe_machine, print_table, write_rows
 from benchmarks.results_page import RESULTS
@@ -135,7 +135,7 @@ def main() -> None:
                 continue
             data = {"name": f"folder:{arguments.cifar10}"}
         for method in arguments.methods:
-            changes, label = {**METHODS[method], **parsed(arguments.set)}, arguments.label or method
+            changes, label = {**METHODS[method], **parsed_settings(arguments.set)}, arguments.label or method
             for seed in range(arguments.seeds):
                 given = {**changes, "method.name": method, "seed": seed}
                 run_cell(arguments.directory, name, data, label, arguments.tflop or TEACHERS[name].tflop, given)
@@ -156,11 +156,6 @@ def write_letters(folder: Path) -> Path:
                 Image.fromarray(image[0].numpy()).save(file)
             (folder / f"{split}-new").rename(folder / split)
     return folder
-
-
-def parsed(settings: list[str]) -> dict[str, Any]:
-    """Return the settings that are written as KEY=VALUE."""
-    return {key: json.loads(value) for key, value in (each.split("=", 1) for each in settings)}
 
 
 def run_cell(

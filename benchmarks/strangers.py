@@ -30,11 +30,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.budget import settings_within
+from benchmarks.budget import parsed_settings, settings_within
 from benchmarks.machine import commit, print_table, write_rows
 from benchmarks.strangers_data import Split
 from benchmarks.strangers_pairs import PAIRS, Pair, Training, train_model_file
-from benchmarks.tenth import selected_rate, settings_of
+from benchmarks.tenth import selected_settings
 from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime
 from gapssg.data.image_set import ImageSet
@@ -69,15 +69,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/strangers.csv"))
     parser.add_argument("--tflop", type=float, help="budget, for methods as benchmarks.tenth selected them")
     arguments = parser.parse_args()
+    selected = [selected_settings(method) if arguments.tflop else {} for method in arguments.methods]
     for name in arguments.pairs:
         place = Place(name, arguments.directory / name, arguments.cifar10)
         place.teacher()
         place.ceiling()
-        for method in arguments.methods:
+        for method, given in zip(arguments.methods, selected, strict=True):
             label, settings = arguments.label or method, arguments.set
             if arguments.tflop:
                 label = arguments.label or f"{method}-{arguments.tflop:g}-tflop"
-                settings = place.settings_within(arguments.tflop, method, arguments.student) + settings
+                settings = place.settings_within(arguments.tflop, given | parsed_settings(settings), arguments.student)
             for seed in range(arguments.seeds):
                 place.student(method, seed, settings, label, arguments.student)
     cells = read_cells(arguments.directory, arguments.output)
@@ -148,9 +149,8 @@ class Place:
         shown += [f"student={architecture}"] if architecture else []
         self._record(label, seed, run / "student.safetensors", seconds, json.loads(ended.stdout), shown)
 
-    def settings_within(self, tflop: float, method: str, architecture: str | None) -> list[str]:
-        """Return what `benchmarks.tenth` has selected for a method, and as many epochs as the budget allows."""
-        given = settings_of(method) | {"optimizer.learning_rate": selected_rate(method)}
+    def settings_within(self, tflop: float, given: dict[str, Any], architecture: str | None) -> list[str]:
+        """Return settings, and as many epochs as the budget allows."""
         student = architecture or self.pair.student
         found = settings_within(tflop, self.teacher(), student, given, self.pair.factories)
         shown = {name: value for name, value in given.items() if name != "method.name"} | {"epochs": found.epochs}

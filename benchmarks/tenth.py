@@ -139,13 +139,16 @@ def settings_of(method: str) -> dict[str, Any]:
     return {"method.name": method.split("+")[0], **VARIANTS[method]}
 
 
-def selected_rate(method: str, output: Path = RESULTS / "tenth.csv") -> float:
-    """Return the learning rate that a table has selected for a method; raise `SystemExit` if it has none."""
+def selected_settings(method: str, output: Path = RESULTS / "tenth.csv") -> dict[str, Any]:
+    """Return the settings of a method with the learning rate that a table has selected for it.
+
+    Raises `SystemExit` if there is none.
+    """
     rows = csv.DictReader(output.open(newline=""))
     rates = {row["rate"] for row in rows if (row["method"], row["reported"]) == (method, "True")}
     if len(rates) != 1:
         raise SystemExit(f"{output} has no learning rate for {method}")
-    return float(rates.pop())
+    return settings_of(method) | {"optimizer.learning_rate": float(rates.pop())}
 
 
 def rates_of(method: str) -> tuple[float, ...]:

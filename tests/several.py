@@ -275,10 +275,15 @@ def refuse_all(folder: Path, processes: Processes) -> None:
 
 def prepare_all(folder: Path, processes: Processes) -> None:
     """Prepare a run; the last process does not finish that."""
-    with processes.sharing_failures(), processes.all_or_none():
-        (folder / f"prepares-{processes.rank}").touch()
-        if processes.rank == processes.world - 1:
-            time.sleep(600)
+    # Longer than the test waits: rank 0 must not wait so long for others that know why they end.
+    explaining = mock.patch("gapssg.core.processes._SECONDS_TO_EXPLAIN", 600.0)
+    try:
+        with explaining, processes.sharing_failures(), processes.all_or_none():
+            (folder / f"prepares-{processes.rank}").touch()
+            if processes.rank == processes.world - 1:
+                time.sleep(600)
+    finally:
+        processes.leave()
 
 
 _PARTS: dict[str, Callable[[Path, Processes], None]] = {

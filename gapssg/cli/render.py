@@ -209,7 +209,7 @@ def print_proposals(console: Console, result: ProposeResult) -> None:
     models += [(each.architecture, each, each.latency) for each in result.students]
     console.table(
         f"Students for {_shape(result.input_shape)} images of {result.num_classes:,} classes, "
-        "with fewer parameters than the teacher",
+        "with fewer parameters and no more MACs than the teacher",
         ["model", "parameters", "MACs", "ms, 1 image"],
         [
             [name, f"{size.parameters:,}", f"{size.macs / 1e6:.1f} M", _milliseconds(latency)]

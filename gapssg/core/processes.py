@@ -192,14 +192,14 @@ class Processes:
         try:
             yield
         except BaseException as error:
-            has_told = False
+            is_mute = self._liveness.has_lost_store or not self._is_connected
             with suppress(RuntimeError):
-                is_mute = self._liveness.has_lost_store or not self._is_connected
-                if not is_mute and not self._store.check([f"lost/{self.rank}"]):
-                    self._store.set(f"failed/{self.rank}", json.dumps(_describe(error)))
-                    has_told = True
+                if not is_mute:
+                    if not self._store.check([f"lost/{self.rank}"]):
+                        self._store.set(f"failed/{self.rank}", json.dumps(_describe(error)))
+                    self._store.set(f"ends/{self.rank}", "")
             self._disconnect()
-            if has_told and self.rank == 0:
+            if self.rank == 0 and not is_mute:
                 self._let_others_end()
             raise
 
@@ -302,10 +302,12 @@ class Processes:
                 raise _recreate(rank, json.loads(self._store.get(f"failed/{rank}")))
 
     def _let_others_end(self) -> None:
-        """Wait until the others have read why rank 0 fails: the store may end with its process."""
-        others = set(range(1, self.world))
+        """Wait until the others know why they end: the store may end with the process of rank 0."""
         deadline = time.monotonic() + _SECONDS_TO_EXPLAIN
-        while self._liveness.ended() != others and time.monotonic() < deadline:
+        others = set(range(1, self.world))
+        while others and time.monotonic() < deadline:
+            others -= self._liveness.ended()
+            others -= {rank for rank in others if self._store.check([f"ends/{rank}"])}
             time.sleep(_LONGEST_WAIT)
 
     def _disconnect(self) -> None:

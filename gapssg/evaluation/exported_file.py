@@ -38,21 +38,26 @@ def load_any_model(path: Path, factories: Iterable[str], display: Display) -> tu
     return model, known_failures(model.path)
 
 
-def warn_of_export(graph: GraphFile, display: Display) -> None:
-    """Warn if the file of a graph, by `gapssg export`, has changed since, or if its run found the model not usable."""
+def warn_of_export(graph: GraphFile, display: Display) -> tuple[str, ...]:
+    """Warn if the file of a graph, by `gapssg export`, has changed since, or if its run found the model not usable.
+
+    Returns why, as far as that is known.
+    """
     path = graph.path
     if _has_changed(path, graph.kind):
         message = f"{path} has changed since it was exported; if it is damaged, copy it again, or export it again"
         display.event(Warned(epoch=0, message=message))
     if graph.metadata is None:
-        return
+        return ()
     try:
-        failures = _metadata_of(graph, graph.metadata).failures
+        failures = _metadata_of(graph, graph.metadata).failures or ()
     except InputError as error:
+        failures = ()
         display.event(Warned(epoch=0, message=f"what the run of {path} found is not known: {error}"))
     else:
         if failures:
             display.event(failed(path, failures))
+    return failures
 
 
 def _has_changed(path: Path, kind: Kind) -> bool:

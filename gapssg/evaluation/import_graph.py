@@ -11,8 +11,7 @@ from gapssg.core.augment import Normalization
 from gapssg.core.runtime import to_unit_range
 from gapssg.data.image_set import ImageSet
 from gapssg.errors import InputError
-from gapssg.evaluation.settings import DEFAULT_WEIGHTS, ImportSettings
-from gapssg.files import user_path
+from gapssg.evaluation.settings import ImportSettings
 from gapssg.models.description import ModelCard
 from gapssg.models.graphs.file import GraphFile, check_same_logits, kind_of_graph, original_logits, read_graph_file
 from gapssg.models.graphs.module import build_graph
@@ -30,10 +29,9 @@ def read_graph(settings: ImportSettings) -> GraphFile | None:
 
     Raises `InputError` if the file cannot be read, holds a graph although a model is named, or none although none is.
     """
-    if settings.weights in (None, DEFAULT_WEIGHTS):
+    path = settings.weights_file
+    if path is None:
         return None
-    assert settings.weights is not None
-    path = user_path(settings.weights)
     kind = kind_of_graph(path)
     if kind is None:
         if settings.model is None:

@@ -36,7 +36,7 @@ from gapssg.models.recognition import Known, recognise
 from gapssg.models.reference import Arguments, is_factory, library_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts, versions
 from gapssg.runs.events import Note, Warned
-from gapssg.runs.failures import warn_of_failure
+from gapssg.runs.failures import known_failures, warn_of_failure
 from gapssg.runs.results.common import Scores
 from gapssg.runs.results.models import ImportResult, WeightNames
 
@@ -70,9 +70,13 @@ def import_teacher(
     pretrained = _pretrained(settings) if settings.weights == DEFAULT_WEIGHTS else None
     display.progress("reading the weights", 0, 1)
     graph = read_graph(settings)
+    failures: Sequence[str] | None = None
     if graph is not None:
-        warn_of_export(graph, display)
-    card = _describe(settings, pretrained, graph)
+        failures = warn_of_export(graph, display)
+    elif settings.weights_file is not None:
+        warn_of_failure(settings.weights_file, display)
+        failures = known_failures(settings.weights_file)
+    card = _describe(settings, pretrained, graph).model_copy(update={"failures": tuple(failures or ())})
     module = _create(card, runtime) if graph is None else build_imported_graph(graph, card, display)
     weights = _fill(module, card.architecture, settings, pretrained, display) if graph is None else None
     images = _read_images(settings, LoadedModel(module, card, "", output), display)
@@ -134,9 +138,8 @@ def _fill(
     """Load the weights; return which were taken of a file."""
     if pretrained is not None:
         load_foreign_weights(module, pretrained.tensors, f"{name}, default weights")
-    elif settings.weights is not None:
-        file = Path(settings.weights)
-        warn_of_failure(file, display)
+    elif settings.weights_file is not None:
+        file = settings.weights_file
         try:
             weights = read_checkpoint_weights(file, settings.weights_key)
             if weights.taken:

@@ -164,11 +164,16 @@ class ImportSettings(DescriptionSettings):
 
     @model_validator(mode="after")
     def _model_or_graph(self) -> ImportSettings:
-        if self.model is None and self.weights in (None, DEFAULT_WEIGHTS):
+        if self.model is None and self.weights_file is None:
             raise ValueError("model.name is missing: add --model, or --weights with an ONNX file or another graph")
         if self.model is not None and self.input_shape is None:
             raise ValueError("input_shape is missing: add --input-shape C,H,W")
         return self
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The file that `weights` names, if it names one."""
+        return None if self.weights in (None, DEFAULT_WEIGHTS) else Path(self.weights)
 
 
 def check_predictions_file(output: Path, settings: PredictSettings, overwrite: bool) -> None:
@@ -180,5 +185,5 @@ def check_predictions_file(output: Path, settings: PredictSettings, overwrite: b
 def check_teacher_file(output: Path, settings: ImportSettings, overwrite: bool) -> None:
     """Raise `InputError` if a teacher cannot be written to this file, or its name does not end with .safetensors."""
     check_ending(output, MODEL_FILE)
-    weights = [] if settings.weights in (None, DEFAULT_WEIGHTS) else [Path(settings.weights)]
+    weights = [] if settings.weights_file is None else [settings.weights_file]
     check_output_file(output, overwrite, makes_folder=True, inputs=weights)

@@ -13,7 +13,7 @@ from gapssg.models.hub import MODEL_FILES, PREFIX, check_repository, endpoint, h
 from gapssg.models.model_path import final_weights
 from gapssg.runs.directory import CARD, Display, SilentDisplay
 from gapssg.runs.events import Warned
-from gapssg.runs.failures import warn_of_failure
+from gapssg.runs.failures import known_failures, warn_of_failure
 from gapssg.runs.results.report import PushResult
 from gapssg.safe_paths import inside
 
@@ -54,6 +54,9 @@ def push_model(folder: Path, repository: str, *, public: bool = False, display: 
         CONFIG: (json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode(),
     }
     warn_of_failure(file, display)
+    if card.failures and known_failures(file) == ():
+        sentence = f"images have since shown {file.name} usable, but it holds the failures that its run found"
+        display.event(Warned(epoch=0, message=f"{sentence}; programs that load it from the Hub call it FAILED"))
     if sha256.encode() not in contents[CARD]:
         display.event(Warned(epoch=0, message=f"{readme} does not name the SHA-256 of {file.name}: is it its card?"))
     try:

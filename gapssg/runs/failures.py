@@ -160,7 +160,8 @@ def run_of_student(file: Path) -> Path | None:
 def known_failures(file: Path) -> tuple[str, ...] | None:
     """Return why the model of a run is not usable, as `failures_of_run`; None if what is known is damaged.
 
-    If only the evaluations are damaged, the failures that the run itself found are still known.
+    If only the evaluations are damaged, the failures that the run itself found are still known, and those in the
+    description of the file if the result is damaged or of another model.
     """
     try:
         return failures_of_run(file)
@@ -168,6 +169,10 @@ def known_failures(file: Path) -> tuple[str, ...] | None:
         pass
     try:
         return _failures(file, with_evaluations=False) or None
+    except InputError:
+        pass
+    try:
+        return _described_failures(file) or None
     except InputError:
         return None
 

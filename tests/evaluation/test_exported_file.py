@@ -25,6 +25,7 @@ from gapssg.export import quantize
 from gapssg.files import read_blocks
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
+from gapssg.runs.failures import known_failures
 from gapssg.runs.results.common import RESULT
 from gapssg.runs.results.evaluation import PredictResult
 from gapssg.synthesis.shards import PoolOrigin, write_shard
@@ -261,6 +262,7 @@ def test_the_failures_of_a_run_are_those_of_its_exported_student(model_file: Pat
         output = tmp_path / f"of-{given[0].name}.safetensors"
         imported = gapssg("import-teacher", "--weights", *given, *DESCRIPTION, "--output", output)
         assert imported.stdout.count(f"warning: FAILED: {given[0]} is not usable: it is right on none") == 1
+        assert known_failures(output) == ("it is right on none",)
     (run / RESULT).write_text("{")
     export_model(ExportSettings(model=run, to="torchscript"), file, overwrite=True)
     assert predicted(file, photo).failures is None

@@ -13,6 +13,7 @@ import pytest
 from gapssg import DistillSettings, distill, load_model
 from gapssg.errors import InputError, RunError
 from gapssg.models.hub import local_file, parse_reference
+from gapssg.models.model_file import save_model
 from gapssg.runs.results.common import RESULT
 from tests.conftest import write_teacher
 from tests.hub import Hub, serving
@@ -66,6 +67,14 @@ def test_what_is_pushed_is_model_card_and_description_and_comes_back(hub: Hub, f
     back = load_model(result["reference"])
     assert back.sha256 == result["sha256"] == load_model(folder / "student.safetensors").sha256
     assert str(back.path) == f"hf-hub:org/small@{result['revision']}"
+
+
+def test_a_student_that_is_usable_after_all_is_still_called_failed_on_the_hub(hub: Hub, folder: Path):
+    sentence = "student.safetensors usable, but it holds the failures that its run found"
+    assert sentence not in gapssg("push", folder, "org/small").stdout
+    model = load_model(folder / "student.safetensors")
+    save_model(folder / "student.safetensors", model.module, model.card.model_copy(update={"failures": ("x",)}))
+    assert sentence in gapssg("push", folder, "org/small").stdout
 
 
 def test_commands_take_references_and_a_revision_pins_them(hub: Hub, folder: Path, tmp_path: Path):

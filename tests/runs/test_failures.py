@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,18 @@ def test_of_a_model_that_is_not_the_one_of_its_run_nothing_is_known(tmp_path: Pa
     assert known_failures(file) is None
     (warning,) = warnings_of_run(file)
     assert "is not the model of its run: its SHA-256 differs from that in result.json" in warning.message
+
+
+def test_of_a_file_beside_a_damaged_result_the_failures_in_its_description_are_known(tmp_path: Path):
+    file = make_run(tmp_path, make_distill_result())
+    header = json.dumps({"__metadata__": {"gapssg": json.dumps({"failures": ["x"]})}}).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    (tmp_path / RESULT).write_text("{")
+    assert known_failures(file) == ("x",)
+    file.write_bytes(b"weights")
+    assert known_failures(file) is None
+    (tmp_path / RESULT).unlink()
+    assert known_failures(file) == ()
 
 
 def test_a_result_holds_the_failures_of_many_image_sets(tmp_path: Path):
