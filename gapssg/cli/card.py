@@ -11,7 +11,9 @@ from gapssg.cli import options
 from gapssg.cli.command import MODEL_FACTORIES, Given, command
 from gapssg.cli.console import Console
 from gapssg.cli.options import Panel
+from gapssg.models.model_path import final_weights
 from gapssg.models.settings import WithFactories
+from gapssg.runs.failures import known_failures
 
 
 @command("card", WithFactories, {Panel.MAIN: [MODEL_FACTORIES]}, reads_files=False)
@@ -36,4 +38,5 @@ def card(
     factories = given.load().model_factories
     file = write_card(run, licence=licence, overwrite=overwrite, factories=factories)
     console.say(f"written: {file}")
+    console.failures("the model", known_failures(final_weights(file.parent)) or ())
     console.result({"command": "card", "output": str(file)})

@@ -69,7 +69,8 @@ def wrong_description(model: LoadedModel, images: ImageSet, runtime: Runtime) ->
         large, deviation = "--input-range 255 ", "1"
     return (
         f"top-1 is {percent(given)} with the given normalisation, but {percent(best)} with {large}--mean {mean} "
-        f"--std {deviation}: the model may normalise its input itself, or was trained with other values"
+        f"--std {deviation}, the best of the usual ones: the model may normalise its input itself, or was trained with "
+        "other values"
     )
 
 

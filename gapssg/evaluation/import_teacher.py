@@ -79,7 +79,7 @@ def import_teacher(
     card = _describe(settings, pretrained, graph).model_copy(update={"failures": tuple(failures or ())})
     module = _create(card, runtime) if graph is None else build_imported_graph(graph, card, display)
     weights = _fill(module, card.architecture, settings, pretrained, display) if graph is None else None
-    images = _read_images(settings, LoadedModel(module, card, "", output), display)
+    images = _read_images(settings, LoadedModel(module, card, "", settings.weights_file or output), display)
     if graph is not None and images is not None:
         compare_on_images(graph, module, card, images)
     done = {"output_part": None, "input_layout": None}  # by the graph
@@ -183,6 +183,8 @@ def describe(
         raise InputError("the number of classes is not known; add --num-classes or --class-names")
     if names is not None and len(names) != count:
         raise InputError(f"there are {len(names)} class names for {count} classes; name each class once")
+    if graph is not None and graph.num_classes == 1 and count != 2:
+        raise InputError(f"{graph.path} returns one number for each image, so there are 2 classes, not {count}")
     if graph is not None and max(2, graph.num_classes) != count:
         raise InputError(f"{graph.path} returns {graph.num_classes} logits, but there are {count} classes")
     check_task(count, input_shape)

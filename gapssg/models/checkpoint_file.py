@@ -114,4 +114,7 @@ def _refusal(path: Path, answer: checkpoint_child.Answer) -> tuple[str, ...]:
         "it is damaged, incomplete or of another framework; download or save it again, or convert its model to ONNX"
         f" ({shortened(error, 100) or 'its reader crashed'})"
     )
-    return (f"{path} is not a readable PyTorch checkpoint: {reason}",)
+    problem = (
+        f"the weights in {path} cannot be taken" if answer.refused else f"{path} is not a readable PyTorch checkpoint"
+    )
+    return (f"{problem}: {reason}",)

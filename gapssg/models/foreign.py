@@ -204,7 +204,11 @@ def not_accepting(module: nn.Module, name: str, images: Tensor) -> AbstractConte
     """Turn any exception of a forward pass of `module` in the block into an InputError."""
     number = "a single image" if len(images) == 1 else "images"
     others = [each for each in module.parameters() if each.is_floating_point() and each.dtype != images.dtype]
-    advice = f"; its weights are {_dtype(others[0])}, so convert it by .float()" if others else ""
+    advice = ""
+    if others:
+        advice = f"; its weights are {_dtype(others[0])}, so convert it by .float()"
+    elif len(images) > 1:
+        advice = "; if it was made for images of another shape, give that"
     return foreign_code(f"{name} does not accept {number} of {_size(images)}{advice}")
 
 

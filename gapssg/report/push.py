@@ -9,6 +9,7 @@ from pathlib import Path
 from gapssg._version import __version__
 from gapssg.errors import GapssgError, InputError, RunError, first_line
 from gapssg.files import LARGEST_FILE, is_file, read_bounded, user_path
+from gapssg.models.description import ModelCard
 from gapssg.models.hub import MODEL_FILES, PREFIX, check_repository, endpoint, huggingface_hub
 from gapssg.models.model_path import final_weights
 from gapssg.runs.directory import CARD, Display, SilentDisplay
@@ -53,10 +54,7 @@ def push_model(folder: Path, repository: str, *, public: bool = False, display: 
         CARD: read_bounded(readme, _LARGEST_CARD),
         CONFIG: (json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode(),
     }
-    warn_of_failure(file, display)
-    if card.failures and known_failures(file) == ():
-        sentence = f"images have since shown {file.name} usable, but it holds the failures that its run found"
-        display.event(Warned(epoch=0, message=f"{sentence}; programs that load it from the Hub call it FAILED"))
+    _warn_of_failures(file, card, display)
     if sha256.encode() not in contents[CARD]:
         display.event(Warned(epoch=0, message=f"{readme} does not name the SHA-256 of {file.name}: is it its card?"))
     try:
@@ -84,3 +82,10 @@ def push_model(folder: Path, repository: str, *, public: bool = False, display: 
         sha256=sha256,
         files=tuple(contents),
     )
+
+
+def _warn_of_failures(file: Path, card: ModelCard, display: Display) -> None:
+    warn_of_failure(file, display)
+    if card.failures and known_failures(file) == ():
+        sentence = f"real images have since shown {file.name} usable, but it holds the failures that its run found"
+        display.event(Warned(epoch=0, message=f"{sentence}; gapssg calls the model of the Hub FAILED"))

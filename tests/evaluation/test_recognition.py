@@ -134,7 +134,7 @@ def test_what_is_given_overrules_what_is_recognised(tmp_path: Path, kind: str, c
         ("dict", {"output_part": "scores"}, "--output-part scores: "),
         ("dict", {"output_part": "features"}, "to a float32 tensor of shape (2, 3, 16, 16) instead of floating logits"),
         ("NHWC", {"output_part": "0"}, "returns a tensor, not a container with a part 0; leave --output-part out"),
-        ("NHWC", {"input_layout": "NCHW"}, "does not accept images of 3x16x16 (RuntimeError: "),
+        ("NHWC", {"input_layout": "NCHW"}, "does not accept images of 3x16x16; if it was made for "),
         ("logit (N, 1)", {"output_kind": "probabilities"}, "returns one number for an image: logit or sigmoid"),
         ("logit (N, 1)", {"output_kind": "sigmoid"}, "returns numbers outside [0, 1], which are no probabilities"),
         ("list", {"output_kind": "logit"}, "returns a number for each class: logits"),

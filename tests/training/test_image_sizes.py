@@ -122,7 +122,7 @@ def test_every_built_in_model_takes_images_of_8_pixels_and_of_unequal_sides(name
 
 def test_a_model_of_a_library_that_cannot_take_8_pixels_says_so(tmp_path: Path):
     said = refusal("inspect", "torchvision:alexnet", "--input-shape", "3,8,8")
-    assert said.startswith("torchvision:alexnet does not accept images of 3x8x8 (")
+    assert said.startswith("torchvision:alexnet does not accept images of 3x8x8; ")
 
 
 def test_a_folder_of_five_channels_and_unequal_sides_trains_and_evaluates_a_model(tmp_path: Path):
