@@ -288,6 +288,11 @@ def test_a_card_of_a_student_that_failed_starts_with_the_failures(runs: Runs):
     assert "FAILED" not in write_card(runs.blind, overwrite=True).read_text()
 
 
+def test_writing_the_card_of_a_student_that_failed_says_so(runs: Runs):
+    change(runs.blind / "result.json", lambda result: result.update(failures=FAILURES))
+    assert "FAILED: the model is not usable: " in gapssg("card", runs.blind).stdout.splitlines()[-1]
+
+
 def test_a_card_has_the_baseline_beside_the_agreement_and_the_lowest_class_beside_the_accuracy(runs: Runs):
     student = {"agreement": 0.9, "agreement_baseline": 0.8}
     change(runs.blind / "result.json", lambda result: result["student"].update(student))
