@@ -6,6 +6,7 @@ Imports no torch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -163,18 +164,14 @@ def known_failures(file: Path) -> tuple[str, ...] | None:
     If only the evaluations are damaged, the failures that the run itself found are still known, and those in the
     description of the file if the result is damaged or of another model.
     """
-    try:
+    with suppress(InputError):
         return failures_of_run(file)
-    except InputError:
-        pass
-    try:
-        return _failures(file, with_evaluations=False) or None
-    except InputError:
-        pass
-    try:
+    with suppress(InputError):
+        if failures := _failures(file, with_evaluations=False):
+            return failures
+    with suppress(InputError):
         return _described_failures(file) or None
-    except InputError:
-        return None
+    return None
 
 
 def _failures(file: Path, *, with_evaluations: bool) -> tuple[str, ...]:
