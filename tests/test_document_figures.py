@@ -115,6 +115,7 @@ MEASURED: dict[str, dict[str, Measured]] = {
                 ("97.4 %", "convnext", OWN, "30"),
                 ("97.8 %", "convnext", HALF, "30"),
                 ("94.2 %", "convnext", "zskt", "30"),
+                ("93.1 %", "convnext", "dfad", "30"),
                 ("60.6 %", "cifar10-convnext", OWN, "250"),
                 ("89.2 %", "vit", OWN, "30"),
                 ("95.1 %", "vit", HALF, "30"),
