@@ -3,7 +3,7 @@
     python -m benchmarks.strangers --cifar10 FOLDER                      every pair, the default method, 3 seeds
     python -m benchmarks.strangers --pairs digits-grey28 --methods dafl --seeds 1
     python -m benchmarks.strangers --pairs letters-grey16 --student wrn16_1 --label larger-student
-    python -m benchmarks.strangers --pairs letters-rgb32 --methods gapssg-fast fast nayer --tflop 114     equal work
+    python -m benchmarks.strangers --pairs letters-rgb32 --methods gapssg-fast fast nayer --tflop 114   at equal compute
 
 Each pair has a teacher from a plain training loop, the same student trained on the real images (the ceiling), and
 students distilled by `gapssg distill --teacher T --student S` without further settings. The metric is the share of the
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--label", help="method name in the table for these settings or this student")
     parser.add_argument("--directory", type=Path, default=Path("runs/strangers"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/strangers.csv"))
-    parser.add_argument("--tflop", type=float, help="budget, for methods as benchmarks.tenth selected them")
+    parser.add_argument("--tflop", type=float, help="compute budget; settings as benchmarks.tenth selected them")
     arguments = parser.parse_args()
     selected = [selected_settings(method) if arguments.tflop else {} for method in arguments.methods]
     for name in arguments.pairs:

@@ -200,7 +200,8 @@ class Processes:
                     self._store.set(f"ends/{self.rank}", "")
             self._disconnect()
             if self.rank == 0 and not is_mute:
-                self._let_others_end()
+                with suppress(RuntimeError):  # the store may be that of torchrun, and gone
+                    self._let_others_end()
             raise
 
     def leave(self) -> None:

@@ -16,7 +16,7 @@ from gapssg.models.graphs.file import GraphFile, Kind, kind_of_graph, read_graph
 from gapssg.models.model_file import LoadedModel, load_model, read_description, refused_graph, validated
 from gapssg.runs.directory import Display, SilentDisplay
 from gapssg.runs.events import Warned
-from gapssg.runs.failures import failed, known_failures, warn_of_failure
+from gapssg.runs.failures import failed, warn_of_failure
 from gapssg.runs.results.common import Failures
 from gapssg.runs.results.export import ExportMetadata
 
@@ -34,8 +34,7 @@ def load_any_model(path: Path, factories: Iterable[str], display: Display) -> tu
     if kind is not None:
         return _load_exported(path, kind, display)
     model = load_model(path, factories)
-    warn_of_failure(model.path, display)
-    return model, known_failures(model.path)
+    return model, warn_of_failure(model.path, display)
 
 
 def warn_of_export(graph: GraphFile, display: Display) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ from gapssg.models.recognition import Known, recognise
 from gapssg.models.reference import Arguments, is_factory, library_model
 from gapssg.runs.directory import Display, SilentDisplay, run_facts, versions
 from gapssg.runs.events import Note, Warned
-from gapssg.runs.failures import known_failures, warn_of_failure
+from gapssg.runs.failures import warn_of_failure
 from gapssg.runs.results.common import Scores
 from gapssg.runs.results.models import ImportResult, WeightNames
 
@@ -74,8 +74,7 @@ def import_teacher(
     if graph is not None:
         failures = warn_of_export(graph, display)
     elif settings.weights_file is not None:
-        warn_of_failure(settings.weights_file, display)
-        failures = known_failures(settings.weights_file)
+        failures = warn_of_failure(settings.weights_file, display)
     card = _describe(settings, pretrained, graph).model_copy(update={"failures": tuple(failures or ())})
     module = _create(card, runtime) if graph is None else build_imported_graph(graph, card, display)
     weights = _fill(module, card.architecture, settings, pretrained, display) if graph is None else None

@@ -38,7 +38,7 @@ from gapssg.models.model_file import load_model
 from gapssg.models.model_path import model_file
 from gapssg.runs.directory import Display, SilentDisplay, pool_shards, run_facts, versions
 from gapssg.runs.events import Note, Warned
-from gapssg.runs.failures import known_failures, warn_of_failure
+from gapssg.runs.failures import warn_of_failure
 from gapssg.runs.results.common import ModelFile
 from gapssg.runs.results.export import (
     BothPrecisions,
@@ -96,13 +96,13 @@ def export_model(
     test = None if settings.data is None else read_test_images(settings.data, model, display)
 
     display.event(Note(message=f"exporting {model.card.architecture} from {model.path}"))
-    warn_of_failure(model.path, display)
+    failures = warn_of_failure(model.path, display)
     provenance = ExportProvenance(model_sha256=model.sha256, model=model.card.provenance, versions=all_versions)
     interface = {name: getattr(model.card, name) for name in Interface.model_fields}
     metadata = ExportMetadata(
         **interface,
         normalization_folded=settings.fold_normalization,
-        failures=known_failures(model.path),
+        failures=failures,
         provenance=provenance,
     )
     exporter = _Exporter(Examiner(model, settings, runtime), target, output, test, pool, display)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gapssg.errors import InputError, shortened
 from gapssg.files import LARGEST_FILE, read_bounded
-from gapssg.models.safetensors_header import metadata_of, read_header
+from gapssg.models.safetensors_header import metadata_in
 
 _MOST_DIMENSIONS = 8
 _LARGEST_DIMENSION = 2**40
@@ -61,13 +61,13 @@ def read_safetensors(path: Path) -> SafetensorsFile:
                 f"{path} is a PyTorch checkpoint, not a model file; make one from it: "
                 f"gapssg import-teacher --weights {shlex.quote(str(path))} --model NAME ..."
             )
-        header = read_header(content)
+        metadata = metadata_in(content)
         tensors = {name: _tensor(name, **view) for name, view in deserialize(content)}  # type: ignore[no-untyped-call]
     except (ValueError, SafetensorError) as error:
         raise InputError(f"{path} is not a readable safetensors file: {shortened(error, 200)}") from error
     except MemoryError as error:
         raise InputError(f"{path} does not fit into memory") from error
-    return SafetensorsFile(tensors, metadata_of(header), hashlib.sha256(content).hexdigest())
+    return SafetensorsFile(tensors, metadata, hashlib.sha256(content).hexdigest())
 
 
 def _tensor(name: str, dtype: str, shape: list[int], data: bytearray) -> Tensor:

@@ -5,32 +5,32 @@ from __future__ import annotations
 import json
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from gapssg.files import LARGEST_FILE, read_blocks
 
-LENGTH_BYTES = 8
+_LENGTH_BYTES = 8
 LARGEST_HEADER = 4 * 2**20  # bytes; 1,000 class names of 200 characters need a twentieth
 _BLOCKS = 5  # megabytes, which hold the longest header and its length
 
 
-def read_header(content: bytes) -> dict[str, Any]:
-    """Return the header of the content of a safetensors file, or of its first bytes.
+def metadata_in(content: bytes) -> dict[str, str]:
+    """Return the strings in the header of the content of a safetensors file, or of its first bytes.
 
-    Raises `ValueError` if it has none, or one that this program does not read.
+    Raises `ValueError` if it has no header, or one that this program does not read.
     """
-    length = int.from_bytes(content[:LENGTH_BYTES], "little")
-    if content[LENGTH_BYTES : LENGTH_BYTES + 1] != b"{":
+    length = int.from_bytes(content[:_LENGTH_BYTES], "little")
+    if content[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{":
         raise ValueError("it does not start like one; convert a model of another framework, such as Keras, to ONNX")
     if length > LARGEST_HEADER:
         raise ValueError(f"its header has {length:,} bytes, more than {LARGEST_HEADER:,}")
     try:
-        header: dict[str, Any] = json.loads(content[LENGTH_BYTES:][:length], object_pairs_hook=_without_duplicates)
+        header = json.loads(content[_LENGTH_BYTES:][:length], object_pairs_hook=_without_duplicates)
     except RecursionError as error:
         raise ValueError("its header is nested too deeply") from error
-    if not isinstance(header.get("__metadata__", {}), dict):
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict):
         raise ValueError("its metadata is not a map of strings")
-    return header
+    return {name: value for name, value in metadata.items() if isinstance(value, str)}
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -40,17 +40,12 @@ def read_metadata(path: Path) -> dict[str, str]:
     """
     content = b"".join(islice(read_blocks(path, LARGEST_FILE), _BLOCKS))
     try:
-        return metadata_of(read_header(content))
+        return metadata_in(content)
     except ValueError:
         return {}
 
 
-def metadata_of(header: dict[str, Any]) -> dict[str, str]:
-    """Return the strings in a header."""
-    return {name: value for name, value in header.get("__metadata__", {}).items() if isinstance(value, str)}
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """Refuse duplicate names, of which other readers may take the other."""
     values = dict(pairs)
     if len(values) != len(pairs):

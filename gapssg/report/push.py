@@ -14,7 +14,7 @@ from gapssg.models.hub import MODEL_FILES, PREFIX, check_repository, endpoint, h
 from gapssg.models.model_path import final_weights
 from gapssg.runs.directory import CARD, Display, SilentDisplay
 from gapssg.runs.events import Warned
-from gapssg.runs.failures import known_failures, warn_of_failure
+from gapssg.runs.failures import warn_of_failure
 from gapssg.runs.results.report import PushResult
 from gapssg.safe_paths import inside
 
@@ -85,7 +85,6 @@ def push_model(folder: Path, repository: str, *, public: bool = False, display: 
 
 
 def _warn_of_failures(file: Path, card: ModelCard, display: Display) -> None:
-    warn_of_failure(file, display)
-    if card.failures and known_failures(file) == ():
+    if warn_of_failure(file, display) == () and card.failures:
         sentence = f"real images have since shown {file.name} usable, but it holds the failures that its run found"
         display.event(Warned(epoch=0, message=f"{sentence}; gapssg calls the model of the Hub FAILED"))

@@ -93,14 +93,14 @@ def keep_evaluations(result: EvaluateResult) -> list[str]:
             continue
         run = inside(weights.parent)
         try:
-            kept = read_evaluations(run, model.sha256)
-        except InputError:  # a damaged file is replaced: its scores can be measured again
-            kept = []
-        try:
             load_training_result(run).model.check_is(weights, model.sha256)
         except InputError as error:
             messages.append(f"the scores were not saved in the run: {error}")
             continue
+        try:
+            kept = read_evaluations(run, model.sha256)
+        except InputError:  # a damaged file is replaced: its scores can be measured again
+            kept = []
         found = to_keep(model, result.data, result.images)
         earlier = next((each for each in kept if each.is_on_same_images(found)), None)
         if found.teacher is None and earlier is not None:

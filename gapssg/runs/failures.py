@@ -113,10 +113,14 @@ def _at_most(sentences: Sequence[str]) -> list[str]:
     return list(sentences) if left_out <= 1 else [*sentences[: MOST_SENTENCES - 1], f"and {left_out} more"]
 
 
-def warn_of_failure(file: Path, display: Display) -> None:
-    """Show the warnings of `warnings_of_run`."""
-    for warning in warnings_of_run(file):
-        display.event(warning)
+def warn_of_failure(file: Path, display: Display) -> tuple[str, ...] | None:
+    """Show the warnings of `doubts_of_run`, and one if its model is not usable; return why, as `known_failures`."""
+    for doubt in doubts_of_run(file):
+        display.event(doubt)
+    failures = known_failures(file)
+    if failures:
+        display.event(failed(file, failures))
+    return failures
 
 
 def warnings_of_run(file: Path) -> Iterator[Warned]:
