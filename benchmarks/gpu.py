@@ -25,6 +25,7 @@ from benchmarks.machine import describe_machine, print_machine, print_table, wri
 from benchmarks.no_batch_norm import TEACHERS
 from benchmarks.strangers_pairs import PAIRS as STRANGERS
 from benchmarks.tenth import ABLATION, METHODS
+from gapssg.runs.checkpoint import has_checkpoint
 from gapssg.runs.results.distillation import DistillResult, load_training_result
 
 PAIRS = {"wrn40_2": "wrn16_1", "resnet34": "mobilenetv2"}
@@ -119,7 +120,7 @@ def tenth_options(directory: Path, data: Path) -> list[str]:
 def resumable(run: Path, command: Command) -> Command:
     """Return the command of a run, or that which resumes it."""
     gapssg = [sys.executable, "-m", "gapssg"]
-    if (run / "checkpoint" / "latest.safetensors").exists():
+    if has_checkpoint(run):
         return [*gapssg, command[0], "--resume", str(run)]
     return [*gapssg, *command, "--output", str(run), "--overwrite"]
 

@@ -7,8 +7,8 @@
 The teacher is that of the recipe `cifar-reduced`. A method has the settings in `METHODS`, the student's optimizer of
 the default method, and as many epochs as the budget allows, by the FLOPs that gapssg computes before a run. Its
 learning rate is selected from `RATES` by accuracy on 5,000 training images (never on test images) with seed 0, for the
-first budget. The reported result is the top-1 on the test images after the last epoch. Existing cells are reused, so an
-interruption costs at most one cell; without any methods, only the teacher is trained.
+first budget. The reported result is the top-1 on the test images after the last epoch. Cells of the directory and of
+the table are reused, and interrupted runs are resumed; without any methods, only the teacher is trained.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import argparse
 import csv
 import json
 import statistics
-import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from gapssg.evaluation.predict import score_on
 from gapssg.evaluation.real_images import read_images
 from gapssg.files import write_json
 from gapssg.models.model_file import load_model
+from gapssg.runs.checkpoint import has_checkpoint
 from gapssg.runs.directory import SilentDisplay
 from gapssg.settings.load import load_settings
 from gapssg.settings.parts import RuntimeSettings
@@ -65,6 +66,7 @@ _PUBLISHED_OPTIMIZER = {
     "optimizer.weight_decay": 1e-4,
 }
 ABLATION: dict[str, dict[str, Any]] = {
+    "gapssg-fast+nothing": {},
     "gapssg-fast+sgd": {"optimizer.algorithm": "sgd"},
     "gapssg-fast+new-views": {"method.labelled_views": 0},
     "gapssg-fast+no-mixup": {"method.mixup": 0},
@@ -75,7 +77,7 @@ ABLATION: dict[str, dict[str, Any]] = {
     "nayer+published-optimizer": METHODS["nayer"] | _PUBLISHED_OPTIMIZER,
     "fast+published-optimizer": METHODS["fast"] | _PUBLISHED_OPTIMIZER,
 }
-"""A method, after the plus with one part taken away or changed."""
+"""A method with one part taken away or changed, which the name has after the plus."""
 _TRIALS: dict[str, dict[str, Any]] = {
     "mixup-1": {"method.mixup": 1.0},
     "views-8": {"method.labelled_views": 8},
@@ -120,11 +122,11 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, default=Path("runs/tenth"))
     parser.add_argument("--output", type=Path, default=RESULTS / "tenth.csv")
     arguments = parser.parse_args()
-    bench = Bench(arguments.data, arguments.directory)
+    bench = Bench(arguments.data, arguments.directory, read_cells(arguments.directory, arguments.output))
     if not arguments.methods:
         return
     for method in arguments.methods:
-        tried = [bench.cell(method, arguments.budgets[0], rate, 0) for rate in rates_of(method)]
+        tried = [bench.cell(method, min(arguments.budgets), rate, 0) for rate in rates_of(method)]
         best = max(tried, key=lambda cell: cell["selection"])["rate"]
         for budget in arguments.budgets:
             for seed in range(arguments.seeds):
@@ -159,6 +161,11 @@ def rates_of(method: str) -> tuple[float, ...]:
     return RATES if method in METHODS or method.endswith("+published-optimizer") else (DEFAULT_RATE,)
 
 
+def key_of(cell: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what tells a cell from all others: method, budget, learning rate and seed."""
+    return tuple(cell[name] for name in ("method", "budget", "rate", "seed"))
+
+
 def read_cells(directory: Path, output: Path) -> list[dict[str, Any]]:
     """Return the cells of a directory and of an earlier table, which may be of other machines.
 
@@ -168,7 +175,7 @@ def read_cells(directory: Path, output: Path) -> list[dict[str, Any]]:
     numbers = ("budget", "rate", "seed", "selection", "top1", "seconds")
     found = [row | {name: float(row[name]) for name in numbers} for row in rows]
     found += [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
-    cells = {tuple(cell[name] for name in ("method", "budget", "rate", "seed")): cell for cell in found}
+    cells = {key_of(cell): cell for cell in found}
     for method in {key[0] for key in cells}:
         own = [cell for key, cell in cells.items() if key[0] == method]
         lowest = min(cell["budget"] for cell in own)
@@ -183,9 +190,10 @@ def read_cells(directory: Path, output: Path) -> list[dict[str, Any]]:
 class Bench:
     """The folder with the teacher and the cells."""
 
-    def __init__(self, data: str, directory: Path) -> None:
-        """Train the teacher if necessary."""
+    def __init__(self, data: str, directory: Path, known: Iterable[dict[str, Any]]) -> None:
+        """Train the teacher if necessary; `known` are the cells of an earlier table."""
         self.data, self.directory = data, directory
+        self.known = {key_of(cell): cell for cell in known}
         self.teacher = directory / "teacher" / "model.safetensors"
         if not self.teacher.exists():
             options = {"data.name": ("--data", data)}
@@ -196,15 +204,18 @@ class Bench:
 
     def cell(self, method: str, budget: int, rate: float, seed: int) -> dict[str, Any]:
         """Return the results of a student, after distilling it if necessary."""
+        if (key := (method, budget, rate, seed)) in self.known:
+            return self.known[key]
         run = self.directory / f"{method}-{budget}-{rate}-{seed}"
         file = self.directory / f"{run.name}.json"
         if not file.exists():
             given = {"seed": seed, "optimizer.learning_rate": rate, "samples": False, **settings_of(method)}
             settings = settings_within(budget, self.teacher, STUDENT, given)
-            started = time.perf_counter()
-            result = distill(settings, run, overwrite=True)
+            resume = has_checkpoint(run)
+            result = distill(settings, run, overwrite=not resume, resume=resume)
             cell = {
                 "method": method,
+                "teacher": load_model(self.teacher).sha256[:12],
                 "budget": budget,
                 "rate": rate,
                 "seed": seed,
@@ -214,7 +225,7 @@ class Bench:
                 "selection": self.top1(run, "train", SELECTION_IMAGES),
                 "agreement": result.student.agreement,
                 "failures": "; ".join(result.failures),
-                "seconds": round(time.perf_counter() - started),
+                "seconds": round(result.timing.synthesis + result.timing.distillation),
                 **describe_machine(Runtime.from_settings(RuntimeSettings(), 0).device),
             }
             write_json(file, cell)
