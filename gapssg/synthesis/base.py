@@ -107,6 +107,9 @@ class SynthesisSettings(Settings):
     """Temperature T of the distillation loss."""
     mixup: float = Field(default=0.0, ge=0, le=1)
     """Probability that an image of a distillation batch is mixed with another one, with uniformly drawn weights."""
+    feature_weight: float = Field(default=0.0, ge=0, le=1000)
+    """Weight of the feature loss of the student, which a linear map of its features lowers; 0 matches logits only, as
+    published."""
 
     @classmethod
     def needs(cls) -> tuple[str, ...]:
@@ -162,6 +165,18 @@ class PoolMethodSettings(SynthesisSettings):
     labelled_views: int = Field(default=0, ge=0, le=1000)
     """Random views of each image, whose teacher logits are computed once; 0 computes them in every step, for a new
     view, as published."""
+    drawn_share: float = Field(default=0.0, ge=0, le=0.9)
+    """Share of dead-leaves images, which are drawn at random without the teacher, in what an epoch adds to the pool."""
+
+    @property
+    def drawn_images(self) -> int:
+        """Images that are drawn in an epoch, beside those that are synthesised."""
+        return round(self.synthesis_batch_size * self.drawn_share / (1 - self.drawn_share))
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Images that an epoch adds to the pool."""
+        return self.synthesis_batch_size + self.drawn_images
 
     @property
     def step_count(self) -> int:
@@ -179,13 +194,14 @@ class PoolMethodSettings(SynthesisSettings):
     def work(self, run: RunSize) -> Work:
         """Return the work of a run: one batch per epoch, and passes over all images so far."""
         epochs, given = run.epochs, run.pool_size or 0
-        size, warm_up = 0, 0
+        size, synthesised, warm_up = 0, 0, 0
         if run.pool_size is None or run.grows:
-            size, warm_up = self.synthesis_batch_size, self.warm_up_epochs(run.planned or epochs)
+            size, synthesised = self.images_per_epoch, self.synthesis_batch_size
+            warm_up = self.warm_up_epochs(run.planned or epochs)
         visited = (epochs - warm_up) * given + size * (epochs * (epochs + 1) - warm_up * (warm_up + 1)) // 2
         distillation = (epochs - warm_up) * self.distillation_steps * run.batch_size or visited * self.passes
         labelled = self.labelled_views * (given + epochs * size) or None
-        return Work(epochs * self.step_count * size, distillation, labelled)
+        return Work(epochs * self.step_count * synthesised, distillation, labelled)
 
 
 class InversionSettings(GeneratorSettings, PoolMethodSettings):

@@ -13,6 +13,8 @@ from gapssg.errors import InputError
 
 SMALLER_POOL = "lower epochs or method.synthesis_batch_size"
 """What makes a pool smaller."""
+DRAWN = -1
+"""The target of images that are drawn, not synthesised for a class."""
 
 
 @contextmanager
@@ -52,8 +54,13 @@ class SamplePool:
 
     @property
     def targets(self) -> Tensor:
-        """Their target classes, (len,) int64; a view."""
+        """Their target classes, (len,) int64, or `DRAWN`; a view."""
         return self._targets[: self._count]
+
+    @property
+    def synthesised(self) -> Tensor:
+        """The indices of the samples that were not drawn, int64."""
+        return (self.targets != DRAWN).nonzero().squeeze(1)
 
     def append(self, images: Tensor, targets: Tensor) -> None:
         """Add images (N, C, H, W) uint8 with targets (N,) int64; raise `ValueError` if they exceed the capacity."""

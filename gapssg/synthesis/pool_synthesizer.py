@@ -17,9 +17,10 @@ from gapssg.errors import InputError
 from gapssg.models.generator import Generator
 from gapssg.synthesis.base import PoolMethodSettings
 from gapssg.synthesis.context import SynthesisContext
+from gapssg.synthesis.dead_leaves import dead_leaves
 from gapssg.synthesis.labelled_views import LabelledViews
 from gapssg.synthesis.losses import distillation_divergence
-from gapssg.synthesis.pool import SamplePool
+from gapssg.synthesis.pool import DRAWN, SamplePool
 from gapssg.synthesis.shards import PoolOrigin, read_shard
 from gapssg.synthesis.synthesizer import EpochPlan
 
@@ -80,13 +81,13 @@ class PoolSynthesizer:
         if grows:
             self.synthesis = resolve_name(settings.batch_synthesis)(settings, context)
         if pool is None:
-            capacity = settings.synthesis_batch_size * context.epochs
+            capacity = settings.images_per_epoch * context.epochs
             pool = SamplePool(capacity, context.image_shape, context.runtime.device)
         self.pool = pool
         self._given = len(pool)
         self.labelled: LabelledViews | None = None
         if views := settings.labelled_views:
-            size = settings.synthesis_batch_size
+            size = settings.images_per_epoch
             self.labelled = LabelledViews(views, settings.mixup, size, context, pool, self.sample_indices)
         self._batches: Iterator[Tensor] = iter(())
 
@@ -111,7 +112,7 @@ class PoolSynthesizer:
             return EpochPlan(1, 0, self._distillation_steps(len(self.pool)))
         if epoch < self.settings.warm_up_epochs(self.context.epochs):
             return EpochPlan(1, self.synthesis.step_count, 0, advances_learning_rate=False)
-        pool_size = self._given + self.settings.synthesis_batch_size * (epoch + 1)
+        pool_size = self._given + self.settings.images_per_epoch * (epoch + 1)
         return EpochPlan(1, self.synthesis.step_count, self._distillation_steps(pool_size))
 
     def _distillation_steps(self, pool_size: int) -> int:
@@ -123,7 +124,19 @@ class PoolSynthesizer:
         if self.synthesis is not None:
             targets = self._draw_targets(epoch)
             images = yield from self.synthesis.synthesise(student, targets, epoch)
-            self.pool.append(to_uint8(images), targets)
+            self.add(epoch, to_uint8(images), targets)
+
+    def add(self, epoch: int, images: Tensor, targets: Tensor) -> None:
+        """Add the images (N, C, H, W) uint8 that an epoch has synthesised, behind those that are drawn in it.
+
+        The latter have the target -1.
+        """
+        if count := self.settings.drawn_images:
+            context = self.context
+            stream = context.runtime.random_stream("dead leaves", epoch)
+            drawn = dead_leaves(count, context.image_shape, context.normalization, stream)
+            self.pool.append(drawn, targets.new_full((count,), DRAWN))
+        self.pool.append(images, targets)
 
     def slow_down(self) -> float:
         """Halve the learning rate of the synthesis permanently, and return it."""

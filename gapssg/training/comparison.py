@@ -42,13 +42,14 @@ def differences(teacher_logits: Tensor, student_logits: Tensor, targets: Tensor)
 def images_to_compare(synthesizer: Synthesizer, num_classes: int, batch_size: int, epoch: int) -> Iterator[Tensor]:
     """Yield batches of images on which student and teacher are compared at the end of a run of so many epochs.
 
-    They are those of the pool, on which the student has trained, or 10,000 spread evenly over a larger one. Without a
-    pool they are new samples of the generator: at least 1,000 and 20 per class, at most 10,000.
+    They are the synthesised ones of the pool, on which the student has trained, or 10,000 spread evenly over a larger
+    one. Without a pool they are new samples of the generator: at least 1,000 and 20 per class, at most 10,000.
     """
     pool = synthesizer.pool
     if pool is not None:
-        count = min(len(pool), MOST_COMPARED)
-        chosen = (torch.arange(count) * len(pool) // count).to(pool.images.device)
+        synthesised = pool.synthesised
+        count = min(len(synthesised), MOST_COMPARED)
+        chosen = synthesised[(torch.arange(count) * len(synthesised) // count).to(synthesised.device)]
         for start in range(0, count, batch_size):
             yield pool.images[chosen[start : start + batch_size]]
         return

@@ -31,6 +31,7 @@ from gapssg.safe_paths import inside
 from gapssg.settings.load import SETTINGS, read_toml
 from gapssg.synthesis.context import SynthesisContext
 from gapssg.synthesis.labelled_views import LabelledViews
+from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
 from gapssg.synthesis.shards import read_shard
 from gapssg.synthesis.synthesizer import EpochPlan
 from gapssg.training.comparison import Differences, differences, images_to_compare
@@ -39,6 +40,7 @@ from gapssg.training.distillation_setup import (
     choose_augmentation,
     make_student,
     make_synthesizer,
+    match_features,
     planned_flops,
     student_card,
 )
@@ -74,8 +76,12 @@ class Distillation:
         card = teacher.card
         augmentation = choose_augmentation(settings, card)
         student = student or make_student(settings, runtime, teacher)
+        teacher_module = runtime.place(teacher.module).eval().requires_grad_(False)
+        self.student = runtime.place(student)
+        pair = match_features(teacher_module, self.student, card, runtime) if settings.method.feature_weight else None
+        learner = self.student if pair is None else pair[1]
         context = SynthesisContext(
-            teacher=runtime.place(teacher.module).eval().requires_grad_(False),
+            teacher=teacher_module,
             normalization=teacher.normalization(runtime.device),
             augmentation=augmentation,
             image_shape=card.input_shape,
@@ -83,6 +89,7 @@ class Distillation:
             batch_size=settings.batch_size,
             epochs=settings.epochs,
             runtime=runtime,
+            with_features=None if pair is None else pair[0],
         )
         self.settings = settings
         self.runtime = runtime
@@ -90,19 +97,16 @@ class Distillation:
         self.teacher = context.teacher
         self.normalization = context.normalization
         self.augmentation = augmentation
-        self.student = runtime.place(student)
         self.synthesizer, self.origin = make_synthesizer(settings, context, teacher)
         self._given = len(self.synthesizer.pool) if settings.pool and self.synthesizer.pool else None
         self.card = student_card(settings, teacher, student, augmentation, self.origin)
         self.labelled = self.synthesizer.labelled
         self.student_steps = (
-            StudentSteps(context, self.synthesizer, self.student, settings.method.mixup)
+            StudentSteps(context, self.synthesizer, learner, settings.method)
             if self.labelled is None
-            else LabelledSteps(context, self.synthesizer, self.student, self.labelled)
+            else LabelledSteps(context, self.synthesizer, learner, settings.method, self.labelled)
         )
-        self.trainee = Trainee(
-            self.student, self.student_steps.loss, settings.optimizer, runtime, settings.max_rollbacks
-        )
+        self.trainee = Trainee(learner, self.student_steps.loss, settings.optimizer, runtime, settings.max_rollbacks)
         self.progress = Progress()
         self.settling = Settling(settings.epochs, settings.optimizer) if settings.until_settled else None
         self.monitor = ImageMonitor(card.class_names, settings.method.makes_class_images)
@@ -205,14 +209,15 @@ class Distillation:
             )
 
     def _restore_pool(self, run: Path) -> None:
-        settings = self.settings
-        if self.synthesizer.pool is None or (settings.pool is not None and not settings.grow_pool):
+        synthesizer = self.synthesizer
+        if not isinstance(synthesizer, PoolSynthesizer) or synthesizer.synthesis is None:
             return
-        for shard in first_pool_shards(run, self.progress.epochs_done + self.progress.epoch.synthesised):
+        shards = first_pool_shards(run, self.progress.epochs_done + self.progress.epoch.synthesised)
+        for epoch, shard in enumerate(shards):
             images, targets, _ = read_shard(shard, self.card.input_shape, self.card.num_classes)
-            if len(images) != self.settings.method.synthesis_batch_size:
+            if len(images) != synthesizer.settings.synthesis_batch_size:
                 raise InputError(f"{shard} holds {len(images)} images, not the number that this run synthesises")
-            self.synthesizer.pool.append(images, targets)
+            synthesizer.add(epoch, images, targets)
 
     def steps_left(self) -> dict[str, int]:
         """Return the numbers of synthesis and distillation steps that are left before the current phase."""
@@ -225,7 +230,7 @@ class Distillation:
         left = {"synthesis": synthesis, "distillation": distillation}
         left["classification"] = len(self._given_images())
         if self.labelled is not None:
-            grows, size = self.synthesizer.plan(0).synthesis_steps > 0, self.settings.method.synthesis_batch_size
+            grows, size = self.synthesizer.plan(0).synthesis_steps > 0, self.labelled.batch_size
             images = (self._given or 0) + (self.epochs * size if grows else 0)
             left["labelling"] = self.labelled.passes(images) if distillation else 0
         return left

@@ -16,9 +16,11 @@ from gapssg.errors import InputError
 from gapssg.models import create_model
 from gapssg.models.checkpoint_file import read_checkpoint_weights
 from gapssg.models.description import ModelCard, Provenance
+from gapssg.models.features import WithFeatures, projection, regressor
 from gapssg.models.foreign import check_finite_logits, check_is_module, copy_module, name_of_module, tensors_of
 from gapssg.models.model_file import LoadedModel, load_foreign_weights, load_model
 from gapssg.models.model_path import model_file
+from gapssg.models.profile import last_linear_layer
 from gapssg.models.recognition import adapt_trainable
 from gapssg.models.reference import MODULE
 from gapssg.models.signature import signature_of
@@ -113,6 +115,30 @@ def make_student(
     return student
 
 
+def match_features(
+    teacher: nn.Module, student: nn.Module, card: ModelCard, runtime: Runtime
+) -> tuple[WithFeatures, WithFeatures]:
+    """Return the teacher with a fixed projection of its features, and the student with a regressor of that.
+
+    Both share the classifiers, which are on the runtime's device. Raises `InputError` if the logits of one do not come
+    from a linear layer.
+    """
+    layers = []
+    for whose, module in (("teacher", teacher), ("student", student)):
+        layer = last_linear_layer(module, card.input_shape, card.num_classes)
+        if layer is None:
+            raise InputError(
+                f"the {whose}'s logits do not come from a linear layer, whose inputs method.feature_weight needs as "
+                "features; set it to 0"
+            )
+        layers.append(layer)
+    readout = projection(layers[0].in_features, runtime.random_stream("feature projection"))
+    return (
+        WithFeatures(teacher, layers[0], readout),
+        WithFeatures(student, layers[1], regressor(layers[1].in_features, readout.out_features).to(runtime.device)),
+    )
+
+
 def sha256_of_layout(module: nn.Module) -> str:
     """Return the SHA-256 of a module's class and its tensors' names, shapes and dtypes; raises as `tensors_of`."""
     name = name_of_module(module)
@@ -154,7 +180,7 @@ def make_synthesizer(
         )
     origin = PoolOrigin(method.name, teacher.sha256)
     if settings.pool is not None and isinstance(method, PoolMethodSettings):
-        more = settings.epochs * method.synthesis_batch_size
+        more = settings.epochs * method.images_per_epoch
         pool, made_by = read_pool(pool_shards(settings.pool), context, more)
         if made_by.teacher_sha256 != teacher.sha256:
             raise InputError(
