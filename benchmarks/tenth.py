@@ -108,8 +108,7 @@ _TRIALS: dict[str, dict[str, Any]] = {
     "warm-up-0.3": {"optimizer.warm_up": 0.3},
     "drawn-third": {"method.drawn_share": 1 / 3},
     "drawn-half": {"method.drawn_share": 0.5},
-    "features-2": {"method.feature_weight": 2.0},
-    "drawn-third and features-2": {"method.drawn_share": 1 / 3, "method.feature_weight": 2.0},
+    "drawn-third and statistics-3": {"method.drawn_share": 1 / 3, "method.statistics_weight": 3.0},
 }
 TRIALS = {f"gapssg-fast+{name}": changes for name, changes in _TRIALS.items()}
 """The default method with one setting changed, in search of a better one."""

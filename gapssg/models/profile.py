@@ -97,11 +97,10 @@ def executed_batch_norm_layers(module: nn.Module, input_shape: tuple[int, ...]) 
     return executed_layers(module, input_shape, _has_batch_statistics)
 
 
-def last_linear_layer(module: nn.Module, input_shape: tuple[int, ...], num_classes: int) -> nn.Linear | None:
+def last_linear_layer(module: nn.Module, input_shape: tuple[int, ...], num_classes: int) -> nn.Module | None:
     """Return the linear layer that computes the logits and whose inputs are the features; None if there is none."""
     layers = executed_layers(module, input_shape, lambda layer: isinstance(layer, nn.Linear))
-    last = layers[-1] if layers else None
-    return last if isinstance(last, nn.Linear) and last.out_features == num_classes else None
+    return layers[-1] if layers and layers[-1].out_features == num_classes else None
 
 
 def _has_batch_statistics(layer: nn.Module) -> bool:

@@ -107,9 +107,6 @@ class SynthesisSettings(Settings):
     """Temperature T of the distillation loss."""
     mixup: float = Field(default=0.0, ge=0, le=1)
     """Probability that an image of a distillation batch is mixed with another one, with uniformly drawn weights."""
-    feature_weight: float = Field(default=0.0, ge=0, le=1000)
-    """Weight of the feature loss of the student, which a linear map of its features lowers; 0 matches logits only, as
-    published."""
 
     @classmethod
     def needs(cls) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from torch import nn
 
 from gapssg.core.augment import Augmentation, Normalization
 from gapssg.core.runtime import Runtime
-from gapssg.models.features import WithFeatures
 
 
 @dataclass(frozen=True)
@@ -31,15 +30,3 @@ class SynthesisContext:
     """Number of epochs."""
     runtime: Runtime
     """Device, precision and random streams."""
-    with_features: WithFeatures | None = None
-    """The teacher with features behind its logits, if the student learns those, too."""
-
-    @property
-    def labeller(self) -> nn.Module:
-        """What labels the images for the student: views (N, C, H, W), normalised, to labels (N, L)."""
-        return self.teacher if self.with_features is None else self.with_features
-
-    @property
-    def label_size(self) -> int:
-        """Numbers of a label, L: the logits and, if there are any, the features behind them."""
-        return self.num_classes + (0 if self.with_features is None else self.with_features.size)

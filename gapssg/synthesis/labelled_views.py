@@ -33,7 +33,7 @@ class Views(NamedTuple):
     shares: Tensor
     """(N, V) float32, its share."""
     logits: Tensor
-    """(N, V, L) float32, the labels: of the teacher or, with features behind its logits, of `WithFeatures`."""
+    """(N, V, K) float32, of the teacher."""
 
 
 class LabelledViews:
@@ -67,12 +67,12 @@ class LabelledViews:
         self._context, self._pool, self._sample_indices = context, pool, sample_indices
         self._labelled = 0
         shape, device = (pool.capacity, self.count), context.runtime.device
-        size = pool.capacity * self.count * (_BYTES_OF_A_VIEW + 4 * context.label_size)
+        size = pool.capacity * self.count * (_BYTES_OF_A_VIEW + 4 * context.num_classes)
         name = f"labelling {self.count} views of each of {pool.capacity:,} images"
         with refusing_too_large(name, size, device, SMALLER_VIEWS):
             rows, columns, partners = (torch.empty(shape, dtype=torch.int64, device=device) for _ in range(3))
             flips, shares = torch.empty(shape, dtype=torch.bool, device=device), torch.empty(shape, device=device)
-            logits = torch.empty(*shape, context.label_size, device=device)
+            logits = torch.empty(*shape, context.num_classes, device=device)
         self._views = Views(rows, columns, flips, partners, shares, logits)
 
     @property
@@ -112,11 +112,11 @@ class LabelledViews:
                 yield done
 
     def logits(self, start: int, end: int) -> Tensor:
-        """Return the logits, as in `Views`, of the views of the images from `start` to `end`."""
+        """Return the logits (N, V, K) float32 of the views of the images from `start` to `end`."""
         return self._views.logits[start:end]
 
     def restore(self, logits: Tensor) -> None:
-        """Take the logits of the next synthesis, as `logits` returned them.
+        """Take the logits (N, V, K) float32 of the next synthesis, as `logits` returned them.
 
         Raises `InputError` if they do not match the images.
         """
@@ -133,7 +133,7 @@ class LabelledViews:
         return torch.randint(self.count, (count,), generator=stream, device=stream.device)
 
     def batch(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the views of these numbers of the next images, (B, C, H, W) in [0, 1], and their labels (B, L)."""
+        """Return the views of these numbers of the next images, (B, C, H, W) in [0, 1], and their logits (B, K)."""
         indices = self._sample_indices(len(numbers))
         return self._make(indices, numbers), self._views.logits[indices, numbers]
 
@@ -161,7 +161,7 @@ class LabelledViews:
             images = self._make(indices, torch.full_like(indices, number))
             own = context.normalization(context.runtime.own_rows(images))
             with context.runtime.autocast():
-                logits = context.labeller(own).float()
+                logits = context.teacher(own).float()
             self._views.logits[start:end, number] = context.runtime.all_rows(logits, len(images))
 
     def _make(self, indices: Tensor, numbers: Tensor) -> Tensor:

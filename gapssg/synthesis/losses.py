@@ -21,16 +21,6 @@ def agreement_loss(teacher_logits: Tensor, student_logits: Tensor, targets: Tens
     return F.cross_entropy(teacher_logits + student_logits, targets)
 
 
-def feature_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """Return `|f_s - f_t|^2 / |f_t|^2`, summed over samples and features, (N, D) each: 0 if equal, 1 if f_s is 0.
-
-    After the hints of FitNets (Romero et al., ICLR 2015), which are of an earlier layer; relative, so that one weight
-    fits all teachers. Not to the variance, which is nearly 0 where all images have much the same features.
-    """
-    size = teacher_features.square().sum()
-    return (student_features - teacher_features).square().sum() / size.clamp_min(torch.finfo(size.dtype).tiny)
-
-
 def reality_gap(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     """Return the mean over samples of the largest difference of a class probability, in [0, 1]."""
     return reality_gaps(teacher_logits, student_logits).mean()

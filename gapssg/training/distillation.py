@@ -40,7 +40,6 @@ from gapssg.training.distillation_setup import (
     choose_augmentation,
     make_student,
     make_synthesizer,
-    match_features,
     planned_flops,
     student_card,
 )
@@ -76,12 +75,8 @@ class Distillation:
         card = teacher.card
         augmentation = choose_augmentation(settings, card)
         student = student or make_student(settings, runtime, teacher)
-        teacher_module = runtime.place(teacher.module).eval().requires_grad_(False)
-        self.student = runtime.place(student)
-        pair = match_features(teacher_module, self.student, card, runtime) if settings.method.feature_weight else None
-        learner = self.student if pair is None else pair[1]
         context = SynthesisContext(
-            teacher=teacher_module,
+            teacher=runtime.place(teacher.module).eval().requires_grad_(False),
             normalization=teacher.normalization(runtime.device),
             augmentation=augmentation,
             image_shape=card.input_shape,
@@ -89,7 +84,6 @@ class Distillation:
             batch_size=settings.batch_size,
             epochs=settings.epochs,
             runtime=runtime,
-            with_features=None if pair is None else pair[0],
         )
         self.settings = settings
         self.runtime = runtime
@@ -97,16 +91,19 @@ class Distillation:
         self.teacher = context.teacher
         self.normalization = context.normalization
         self.augmentation = augmentation
+        self.student = runtime.place(student)
         self.synthesizer, self.origin = make_synthesizer(settings, context, teacher)
         self._given = len(self.synthesizer.pool) if settings.pool and self.synthesizer.pool else None
         self.card = student_card(settings, teacher, student, augmentation, self.origin)
         self.labelled = self.synthesizer.labelled
         self.student_steps = (
-            StudentSteps(context, self.synthesizer, learner, settings.method)
+            StudentSteps(context, self.synthesizer, self.student, settings.method.mixup)
             if self.labelled is None
-            else LabelledSteps(context, self.synthesizer, learner, settings.method, self.labelled)
+            else LabelledSteps(context, self.synthesizer, self.student, self.labelled)
         )
-        self.trainee = Trainee(learner, self.student_steps.loss, settings.optimizer, runtime, settings.max_rollbacks)
+        self.trainee = Trainee(
+            self.student, self.student_steps.loss, settings.optimizer, runtime, settings.max_rollbacks
+        )
         self.progress = Progress()
         self.settling = Settling(settings.epochs, settings.optimizer) if settings.until_settled else None
         self.monitor = ImageMonitor(card.class_names, settings.method.makes_class_images)

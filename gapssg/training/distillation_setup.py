@@ -16,11 +16,9 @@ from gapssg.errors import InputError
 from gapssg.models import create_model
 from gapssg.models.checkpoint_file import read_checkpoint_weights
 from gapssg.models.description import ModelCard, Provenance
-from gapssg.models.features import WithFeatures, projection, regressor
 from gapssg.models.foreign import check_finite_logits, check_is_module, copy_module, name_of_module, tensors_of
 from gapssg.models.model_file import LoadedModel, load_foreign_weights, load_model
 from gapssg.models.model_path import model_file
-from gapssg.models.profile import last_linear_layer
 from gapssg.models.recognition import adapt_trainable
 from gapssg.models.reference import MODULE
 from gapssg.models.signature import signature_of
@@ -113,30 +111,6 @@ def make_student(
     if given is not None or settings.student.weights is not None:
         adapt_trainable(student, name, teacher.card.num_classes, teacher.card.input_shape)
     return student
-
-
-def match_features(
-    teacher: nn.Module, student: nn.Module, card: ModelCard, runtime: Runtime
-) -> tuple[WithFeatures, WithFeatures]:
-    """Return the teacher with a fixed projection of its features, and the student with a regressor of that.
-
-    Both share the classifiers, which are on the runtime's device. Raises `InputError` if the logits of one do not come
-    from a linear layer.
-    """
-    layers = []
-    for whose, module in (("teacher", teacher), ("student", student)):
-        layer = last_linear_layer(module, card.input_shape, card.num_classes)
-        if layer is None:
-            raise InputError(
-                f"the {whose}'s logits do not come from a linear layer, whose inputs method.feature_weight needs as "
-                "features; set it to 0"
-            )
-        layers.append(layer)
-    readout = projection(layers[0].in_features, runtime.random_stream("feature projection"))
-    return (
-        WithFeatures(teacher, layers[0], readout),
-        WithFeatures(student, layers[1], regressor(layers[1].in_features, readout.out_features).to(runtime.device)),
-    )
 
 
 def sha256_of_layout(module: nn.Module) -> str:

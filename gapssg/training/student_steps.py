@@ -9,26 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from gapssg.core.augment import Mixture, Shifts, draw_mixture, mix
-from gapssg.synthesis.base import SynthesisSettings
 from gapssg.synthesis.context import SynthesisContext
 from gapssg.synthesis.labelled_views import LabelledViews
-from gapssg.synthesis.losses import feature_loss
 from gapssg.synthesis.synthesizer import Synthesizer
 
 
 class StudentSteps:
-    """Steps on new views of the images, which the labeller labels in the step."""
+    """Steps on new views of the images, which the teacher labels in the step."""
 
-    def __init__(
-        self,
-        context: SynthesisContext,
-        synthesizer: Synthesizer,
-        student: nn.Module,
-        settings: SynthesisSettings,
-    ) -> None:
-        """Take images of `synthesizer` for `student`, whose outputs are like the labels of the context."""
-        self._context, self._synthesizer, self._student = context, synthesizer, student
-        self._mixup, self._feature_weight = settings.mixup, settings.feature_weight
+    def __init__(self, context: SynthesisContext, synthesizer: Synthesizer, student: nn.Module, mixup: float) -> None:
+        """Take images of `synthesizer`, each of which is mixed with another one with probability `mixup`."""
+        self._context, self._synthesizer, self._student, self._mixup = context, synthesizer, student, mixup
 
     def batches(self, epoch: int, index: int, start: int) -> Iterator[tuple[Tensor, ...]]:
         """Yield the inputs of the steps of round `index` of an epoch, from step `start` on."""
@@ -58,17 +49,10 @@ class StudentSteps:
         views = self._context.normalization(runtime.share(self.views(images, *drawn)))
         with runtime.autocast():
             with torch.no_grad():
-                labels = self._context.labeller(views).float()
-            outputs = self._student(views).float()
-        return self._distance(*runtime.whole(outputs, labels))
-
-    def _distance(self, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Return the loss for outputs of the student and of the labeller, (N, K) or (N, K + D) each."""
-        count = self._context.num_classes
-        loss = self._synthesizer.distillation_loss(outputs[:, :count], labels[:, :count])
-        if self._feature_weight:
-            loss = loss + self._feature_weight * feature_loss(outputs[:, count:], labels[:, count:])
-        return {"loss": loss}
+                teacher_logits = self._context.teacher(views).float()
+            student_logits = self._student(views).float()
+        student_logits, teacher_logits = runtime.whole(student_logits, teacher_logits)
+        return {"loss": self._synthesizer.distillation_loss(student_logits, teacher_logits)}
 
     def _inputs(self, drawn: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return self._synthesizer.sample(self._context.batch_size), *drawn
@@ -78,15 +62,10 @@ class LabelledSteps(StudentSteps):
     """Steps on views that the teacher has labelled."""
 
     def __init__(
-        self,
-        context: SynthesisContext,
-        synthesizer: Synthesizer,
-        student: nn.Module,
-        settings: SynthesisSettings,
-        labelled: LabelledViews,
+        self, context: SynthesisContext, synthesizer: Synthesizer, student: nn.Module, labelled: LabelledViews
     ) -> None:
         """Take views of `labelled`."""
-        super().__init__(context, synthesizer, student, settings)
+        super().__init__(context, synthesizer, student, mixup=0.0)
         self._labelled = labelled
 
     def batches(self, epoch: int, index: int, start: int) -> Iterator[tuple[Tensor, ...]]:
@@ -103,12 +82,12 @@ class LabelledSteps(StudentSteps):
         return images
 
     def loss(self, images: Tensor, *drawn: Tensor) -> dict[str, Tensor]:
-        """Return the loss for views and their labels, as `TrainingStep` needs it."""
-        (labels,), runtime = drawn, self._context.runtime
+        """Return the loss for views and the teacher's logits, as `TrainingStep` needs it."""
+        (teacher_logits,), runtime = drawn, self._context.runtime
         with runtime.autocast():
-            own = self._student(self._context.normalization(runtime.share(images))).float()
-        (outputs,) = runtime.whole(own)
-        return self._distance(outputs, labels)
+            own_logits = self._student(self._context.normalization(runtime.share(images))).float()
+        (student_logits,) = runtime.whole(own_logits)
+        return {"loss": self._synthesizer.distillation_loss(student_logits, teacher_logits)}
 
     def _inputs(self, drawn: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return self._labelled.batch(*drawn)
