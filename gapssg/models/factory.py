@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from gapssg.errors import InputError
+from gapssg.errors import InputError, did_you_mean
 from gapssg.models.foreign import check_module, foreign_code
 from gapssg.models.recognition import adapt_trainable
 from gapssg.models.reference import Arguments
@@ -69,10 +69,12 @@ def _import(name: str) -> Callable[..., object]:
             ) from error
         raise
     for part in path.split("."):
+        place = found
         with foreign_code(f"looking up {path} in {module_name} failed"):
-            found = getattr(found, part, None)
+            found = getattr(place, part, None)
         if found is None:
-            raise InputError(f"{module_name} has no {path}; write package.module:factory")
+            meant = did_you_mean(part, (known for known in dir(place) if not known.startswith("_")))
+            raise InputError(f"{module_name} has no {path}{meant}; write package.module:factory")
     if not callable(found):
         raise InputError(f"{name} is a {type(found).__name__}, which cannot be called; name a function or class")
     factory: Callable[..., object] = found

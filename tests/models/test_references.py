@@ -178,6 +178,7 @@ def test_the_current_folder_is_searched_last_for_a_factory(tmp_path: Path, monke
         ("no_such_package.models:net", "no module no_such_package for no_such_package.models:net in "),
         ("tests.no_such_module:net", "no module tests.no_such_module for "),
         (f"{HERE}:no_such_factory", f"{HERE} has no no_such_factory"),
+        (f"{HERE}:ten_clases", f"{HERE} has no ten_clases (did you mean ten_classes"),
         (f"{HERE}:NUMBER", "is a int, which cannot be called"),
         (f"{HERE}:raising", f"{HERE}:raising cannot be called with num_classes=10 (RuntimeError: no such width)"),
         (f"{HERE}:returning_a_dictionary", "returned a dict instead of a torch.nn.Module"),
