@@ -7,8 +7,8 @@
 The teacher is that of the recipe `cifar-reduced`. A method has the settings in `METHODS`, the student's optimizer of
 the default method, and as many epochs as the budget allows, by the FLOPs that gapssg computes before a run. Its
 learning rate is selected from `RATES` by accuracy on 5,000 training images (never on test images) with seed 0, for the
-first budget. The reported result is the top-1 on the test images after the last epoch. Cells of the directory and of
-the table are reused, and interrupted runs are resumed; without any methods, only the teacher is trained.
+first budget. The reported result is the top-1 on the test images after the last epoch. Existing cells of
+the directory are reused, and interrupted runs are resumed; without any methods, only the teacher is trained.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import argparse
 import csv
 import json
 import statistics
-from collections.abc import Iterable
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.budget import settings_within
 from benchmarks.machine import describe_machine, print_table, write_rows
 from benchmarks.results_page import RESULTS
-from gapssg import PretrainSettings, distill, pretrain_teacher
+from gapssg import DistillResult, DistillSettings, InputError, PretrainSettings, distill, pretrain_teacher
 from gapssg.core.augment import Normalization
 from gapssg.core.runtime import Runtime
 from gapssg.data.settings import DataSettings
@@ -66,7 +66,7 @@ _PUBLISHED_OPTIMIZER = {
     "optimizer.weight_decay": 1e-4,
 }
 ABLATION: dict[str, dict[str, Any]] = {
-    "gapssg-fast+nothing": {},
+    "gapssg-fast+nothing": {},  # the default, at its learning rate only
     "gapssg-fast+sgd": {"optimizer.algorithm": "sgd"},
     "gapssg-fast+new-views": {"method.labelled_views": 0},
     "gapssg-fast+no-mixup": {"method.mixup": 0},
@@ -106,9 +106,9 @@ _TRIALS: dict[str, dict[str, Any]] = {
     "weight-decay-1e-3": {"optimizer.weight_decay": 1e-3},
     "weight-decay-1e-4": {"optimizer.weight_decay": 1e-4},
     "warm-up-0.3": {"optimizer.warm_up": 0.3},
-    "drawn-third": {"method.drawn_share": 1 / 3},
-    "drawn-half": {"method.drawn_share": 0.5},
-    "drawn-third and statistics-3": {"method.drawn_share": 1 / 3, "method.statistics_weight": 3.0},
+    "procedural-third": {"method.procedural_share": 1 / 3},
+    "procedural-half": {"method.procedural_share": 0.5},
+    "procedural-third and statistics-3": {"method.procedural_share": 1 / 3, "method.statistics_weight": 3.0},
 }
 TRIALS = {f"gapssg-fast+{name}": changes for name, changes in _TRIALS.items()}
 """The default method with one setting changed, in search of a better one."""
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, default=Path("runs/tenth"))
     parser.add_argument("--output", type=Path, default=RESULTS / "tenth.csv")
     arguments = parser.parse_args()
-    bench = Bench(arguments.data, arguments.directory, read_cells(arguments.directory, arguments.output))
+    bench = Bench(arguments.data, arguments.directory)
     if not arguments.methods:
         return
     for method in arguments.methods:
@@ -164,9 +164,14 @@ def rates_of(method: str) -> tuple[float, ...]:
     return RATES if method in METHODS or method.endswith("+published-optimizer") else (DEFAULT_RATE,)
 
 
-def key_of(cell: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what tells a cell from all others: method, budget, learning rate and seed."""
-    return tuple(cell[name] for name in ("method", "budget", "rate", "seed"))
+def resumed_or_new(settings: DistillSettings, run: Path) -> DistillResult:
+    """Resume a run or, if there is none that can be resumed, such as one of an earlier version, start it anew."""
+    if has_checkpoint(run):
+        try:
+            return distill(settings, run, resume=True)
+        except InputError as error:
+            print(f"{run} starts anew: {error}", file=sys.stderr)
+    return distill(settings, run, overwrite=True)
 
 
 def read_cells(directory: Path, output: Path) -> list[dict[str, Any]]:
@@ -178,7 +183,7 @@ def read_cells(directory: Path, output: Path) -> list[dict[str, Any]]:
     numbers = ("budget", "rate", "seed", "selection", "top1", "seconds")
     found = [row | {name: float(row[name]) for name in numbers} for row in rows]
     found += [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
-    cells = {key_of(cell): cell for cell in found}
+    cells = {tuple(cell[name] for name in ("method", "budget", "rate", "seed")): cell for cell in found}
     for method in {key[0] for key in cells}:
         own = [cell for key, cell in cells.items() if key[0] == method]
         lowest = min(cell["budget"] for cell in own)
@@ -193,10 +198,9 @@ def read_cells(directory: Path, output: Path) -> list[dict[str, Any]]:
 class Bench:
     """The folder with the teacher and the cells."""
 
-    def __init__(self, data: str, directory: Path, known: Iterable[dict[str, Any]]) -> None:
-        """Train the teacher if necessary; `known` are the cells of an earlier table."""
+    def __init__(self, data: str, directory: Path) -> None:
+        """Train the teacher if necessary."""
         self.data, self.directory = data, directory
-        self.known = {key_of(cell): cell for cell in known}
         self.teacher = directory / "teacher" / "model.safetensors"
         if not self.teacher.exists():
             options = {"data.name": ("--data", data)}
@@ -207,15 +211,12 @@ class Bench:
 
     def cell(self, method: str, budget: int, rate: float, seed: int) -> dict[str, Any]:
         """Return the results of a student, after distilling it if necessary."""
-        if (key := (method, budget, rate, seed)) in self.known:
-            return self.known[key]
         run = self.directory / f"{method}-{budget}-{rate}-{seed}"
         file = self.directory / f"{run.name}.json"
         if not file.exists():
             given = {"seed": seed, "optimizer.learning_rate": rate, "samples": False, **settings_of(method)}
             settings = settings_within(budget, self.teacher, STUDENT, given)
-            resume = has_checkpoint(run)
-            result = distill(settings, run, overwrite=not resume, resume=resume)
+            result = resumed_or_new(settings, run)
             cell = {
                 "method": method,
                 "teacher": load_model(self.teacher).sha256[:12],

@@ -50,7 +50,15 @@ def estimate_quality(settings: QualitySettings) -> QualityResult:
     learned_from_it = source is not None and _learned_from(source, settings.student, result)
     modules = runtime.place(teacher.module), runtime.place(student.module)
     with blaming_given_files():
-        facts = judge_quality(*modules, teacher, pool, runtime, learned_from_it, settings.teacher_top1)
+        facts = judge_quality(
+            *modules,
+            teacher,
+            pool,
+            runtime,
+            learned_from_it,
+            settings.teacher_top1,
+            has_seen_shapes=result is not None and result.images_procedural > 0,
+        )
     return QualityResult(
         teacher=ModelFile(**teacher.facts),
         student=ModelFile(**student.facts),
@@ -70,6 +78,7 @@ def judge_quality(
     runtime: Runtime,
     learned_from_pool: bool = True,
     teacher_top1: float | None = None,
+    has_seen_shapes: bool = False,
 ) -> QualityFacts:
     """Compare a student with its teacher on probe images; return what the fitted predictor says of them.
 
@@ -87,6 +96,7 @@ def judge_quality(
         runtime: Device and precision.
         learned_from_pool: Whether the student learned from it.
         teacher_top1: The teacher's accuracy on real images, in [0, 1]; None if it is not known.
+        has_seen_shapes: Whether the student learned from procedural images, which some of the probe images are like.
 
     Raises:
         NotFinite: Logits on probe images are not finite.
@@ -107,8 +117,12 @@ def judge_quality(
         if not obstacles:
             compared = joined(answers.values()) if pool is None else probes.answers_to_pool(student, pool)
             obstacles = obstacles_of_classes(class_evidence(*compared), card.class_names, predicted.high, source)
-        if not obstacles and predictor.have_batch_norm and not batch_norm_layers(teacher):
-            obstacles = ["it was calibrated only for teachers with batch norm"]
+        uncalibrated = {
+            "teachers with batch norm": predictor.have_batch_norm and not batch_norm_layers(teacher),
+            "students that have not learned from procedural images": has_seen_shapes,
+        }
+        if not obstacles and any(uncalibrated.values()):
+            obstacles = [f"it was calibrated only for {whose}" for whose, applies in uncalibrated.items() if applies]
             disagreement = Prediction(value=predicted.value, low=None, high=None)
         elif not obstacles:
             disagreement = Prediction(**dict(predicted))

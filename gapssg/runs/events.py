@@ -232,7 +232,7 @@ class DistillationEpoch(Epoch):
     """Terms of the synthesis loss in its last step."""
     health: Health = Health()
     pool_size: Count | None = None
-    """Images in the sample pool."""
+    """Images in the sample pool, procedural ones included."""
     timing: DistillationTiming
 
 

@@ -162,18 +162,18 @@ class PoolMethodSettings(SynthesisSettings):
     labelled_views: int = Field(default=0, ge=0, le=1000)
     """Random views of each image, whose teacher logits are computed once; 0 computes them in every step, for a new
     view, as published."""
-    drawn_share: float = Field(default=0.0, ge=0, le=0.9)
-    """Share of dead-leaves images, which are drawn at random without the teacher, in what an epoch adds to the pool."""
+    procedural_share: float = Field(default=0.0, ge=0, le=0.9)
+    """Share of procedural images (dead leaves), which take no synthesis, in what an epoch adds to the pool."""
 
     @property
-    def drawn_images(self) -> int:
-        """Images that are drawn in an epoch, beside those that are synthesised."""
-        return round(self.synthesis_batch_size * self.drawn_share / (1 - self.drawn_share))
+    def procedural_images(self) -> int:
+        """Procedural images of an epoch, beside those that are synthesised."""
+        return round(self.synthesis_batch_size * self.procedural_share / (1 - self.procedural_share))
 
     @property
     def images_per_epoch(self) -> int:
         """Images that an epoch adds to the pool."""
-        return self.synthesis_batch_size + self.drawn_images
+        return self.synthesis_batch_size + self.procedural_images
 
     @property
     def step_count(self) -> int:
@@ -189,7 +189,7 @@ class PoolMethodSettings(SynthesisSettings):
         return 0
 
     def work(self, run: RunSize) -> Work:
-        """Return the work of a run: one batch per epoch, and passes over all images so far."""
+        """Return the work of a run: one synthesis per epoch, and passes over all images so far."""
         epochs, given = run.epochs, run.pool_size or 0
         size, synthesised, warm_up = 0, 0, 0
         if run.pool_size is None or run.grows:

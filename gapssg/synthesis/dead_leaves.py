@@ -1,4 +1,7 @@
-"""Images that are drawn, not synthesised: opaque shapes that occlude one another, the dead leaves model."""
+"""Procedural images: opaque shapes that occlude one another, the dead leaves model.
+
+Those of `quality.probes` are others on purpose, because no student should have learned from probe images.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from gapssg.core.runtime import to_uint8
 _LEAVES = 60
 _SMALLEST, _LARGEST = 1 / 20, 1 / 2  # radii, as shares of the shorter side
 _COMMON, _OWN = 1.1, 0.65  # deviations of a colour from the mean, alike and independently in the channels
+_UNKNOWN = 0.5, 0.25  # mean and standard deviation of a channel if those of the teacher's input are not of images
 _LONGEST = 0.5  # of the logarithm of half the ratio of the sides
 _SHADE, _NOISE = 0.02, 0.1
 _TOGETHER = 64  # images
@@ -22,12 +26,14 @@ _TOGETHER = 64  # images
 def dead_leaves(
     count: int, image_shape: tuple[int, int, int], normalization: Normalization, generator: torch.Generator
 ) -> Tensor:
-    """Draw `count` images (N, C, H, W) uint8 of discs and rectangles, in colours of the teacher's input.
+    """Return `count` images (N, C, H, W) uint8 of discs and rectangles, in colours of the teacher's input.
 
     The radii have the density r^-3, with which such images have the statistics of natural ones at all scales (Lee,
     Mumford & Huang, "Occlusion models for natural images", IJCV 2001); networks learn useful features from them
     (Baradad et al., "Learning to see by looking at noise", NeurIPS 2021). Each image is blurred, and noise is added, to
-    a random degree.
+    a random degree. The variance of values in [0, 1] is at most `mean (1 - mean)`; a channel with a larger one, such as
+    of mean 0 and deviation 1, which stand for no normalisation, gets mean 0.5 and deviation 0.25. The other constants
+    were chosen by eye.
 
     Args:
         count: Number of images, N.
@@ -47,6 +53,9 @@ def _draw(
 ) -> Tensor:
     channels, height, width = image_shape
     device, side = generator.device, min(height, width)
+    is_possible = normalization.deviation**2 < normalization.mean * (1 - normalization.mean)
+    mean = normalization.mean.where(is_possible, _UNKNOWN[0])
+    deviation = normalization.deviation.where(is_possible, _UNKNOWN[1])
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator, device=device)
@@ -55,7 +64,7 @@ def _draw(
         return torch.randn(count, channels, 1, 1, generator=generator, device=device)
 
     def colour() -> Tensor:
-        return normalization.mean + normalization.deviation * (_COMMON * normal() + _OWN * normal(channels))
+        return mean + deviation * (_COMMON * normal() + _OWN * normal(channels))
 
     down = torch.arange(height, device=device).view(-1, 1)
     right = torch.arange(width, device=device)
@@ -74,4 +83,4 @@ def _draw(
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), "replicate"), 3, 1)
     images = images.lerp(blurred, uniform(0, 1))
     noise = torch.randn(images.shape, generator=generator, device=device)
-    return to_uint8((images + _NOISE * uniform(0, 1) * normalization.deviation * noise).clamp(0, 1))
+    return to_uint8((images + _NOISE * uniform(0, 1) * deviation * noise).clamp(0, 1))

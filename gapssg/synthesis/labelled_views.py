@@ -14,7 +14,7 @@ from gapssg.errors import InputError
 from gapssg.synthesis.context import SynthesisContext
 from gapssg.synthesis.pool import SamplePool, refusing_too_large
 
-SMALLER_VIEWS = "lower method.labelled_views, epochs or method.synthesis_batch_size"
+SMALLER_VIEWS = "lower method.labelled_views, epochs, method.synthesis_batch_size or method.procedural_share"
 """What makes the labelled views smaller."""
 _BYTES_OF_A_VIEW = 3 * 8 + 1 + 4  # three int64, one bool, one float32
 
@@ -44,7 +44,7 @@ class LabelledViews:
     in the same batches, and reads their logits from its directory.
 
     Attributes:
-        batch_size: Images that are labelled together, those of a synthesis.
+        batch_size: Images that are labelled together, those that an epoch adds.
         count: Views of each image.
     """
 

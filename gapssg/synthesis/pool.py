@@ -1,4 +1,4 @@
-"""The sample pool: all images that a run has synthesised."""
+"""The sample pool: all images that a run has synthesised, and procedural ones beside them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from gapssg.errors import InputError
 
-SMALLER_POOL = "lower epochs or method.synthesis_batch_size"
+SMALLER_POOL = "lower epochs, method.synthesis_batch_size or method.procedural_share"
 """What makes a pool smaller."""
-DRAWN = -1
-"""The target of images that are drawn, not synthesised for a class."""
+PROCEDURAL = -1
+"""The target of procedural images, which are made for no class."""
 
 
 @contextmanager
@@ -54,13 +54,18 @@ class SamplePool:
 
     @property
     def targets(self) -> Tensor:
-        """Their target classes, (len,) int64, or `DRAWN`; a view."""
+        """Their target classes, (len,) int64, or `PROCEDURAL`; a view."""
         return self._targets[: self._count]
 
     @property
+    def procedural(self) -> int:
+        """The number of procedural samples."""
+        return int((self.targets == PROCEDURAL).sum())
+
+    @property
     def synthesised(self) -> Tensor:
-        """The indices of the samples that were not drawn, int64."""
-        return (self.targets != DRAWN).nonzero().squeeze(1)
+        """The indices of the samples that are not procedural, int64."""
+        return (self.targets != PROCEDURAL).nonzero().squeeze(1)
 
     def append(self, images: Tensor, targets: Tensor) -> None:
         """Add images (N, C, H, W) uint8 with targets (N,) int64; raise `ValueError` if they exceed the capacity."""

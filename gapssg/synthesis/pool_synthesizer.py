@@ -20,7 +20,7 @@ from gapssg.synthesis.context import SynthesisContext
 from gapssg.synthesis.dead_leaves import dead_leaves
 from gapssg.synthesis.labelled_views import LabelledViews
 from gapssg.synthesis.losses import distillation_divergence
-from gapssg.synthesis.pool import DRAWN, SamplePool
+from gapssg.synthesis.pool import PROCEDURAL, SamplePool
 from gapssg.synthesis.shards import PoolOrigin, read_shard
 from gapssg.synthesis.synthesizer import EpochPlan
 
@@ -87,7 +87,7 @@ class PoolSynthesizer:
         self._given = len(pool)
         self.labelled: LabelledViews | None = None
         if views := settings.labelled_views:
-            size = settings.images_per_epoch
+            size = settings.images_per_epoch if grows else settings.synthesis_batch_size
             self.labelled = LabelledViews(views, settings.mixup, size, context, pool, self.sample_indices)
         self._batches: Iterator[Tensor] = iter(())
 
@@ -127,15 +127,15 @@ class PoolSynthesizer:
             self.add(epoch, to_uint8(images), targets)
 
     def add(self, epoch: int, images: Tensor, targets: Tensor) -> None:
-        """Add the images (N, C, H, W) uint8 that an epoch has synthesised, behind those that are drawn in it.
+        """Add the images (N, C, H, W) uint8 that an epoch has synthesised, and its procedural images.
 
-        The latter have the target -1.
+        These come first, because the last images of the pool are the newest synthesised ones.
         """
-        if count := self.settings.drawn_images:
+        if count := self.settings.procedural_images:
             context = self.context
             stream = context.runtime.random_stream("dead leaves", epoch)
-            drawn = dead_leaves(count, context.image_shape, context.normalization, stream)
-            self.pool.append(drawn, targets.new_full((count,), DRAWN))
+            procedural = dead_leaves(count, context.image_shape, context.normalization, stream)
+            self.pool.append(procedural, targets.new_full((count,), PROCEDURAL))
         self.pool.append(images, targets)
 
     def slow_down(self) -> float:

@@ -19,6 +19,7 @@ from torch import Tensor
 from gapssg.core.runtime import Runtime, to_uint8
 from gapssg.core.training_step import EAGER_CALLS
 from gapssg.runs.results.cost import EstimateResult, Part
+from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
 from gapssg.synthesis.synthesizer import EpochPlan
 
 if TYPE_CHECKING:
@@ -100,15 +101,15 @@ def _synthesis_steps(distillation: Distillation) -> Generator[object, None, None
 def _batches(distillation: Distillation) -> Iterator[tuple[Tensor, ...]]:
     """Yield batches of the first epoch that distils, again and again."""
     settings, device = distillation.settings, distillation.runtime.device
-    pool, plans = distillation.synthesizer.pool, map(distillation.synthesizer.plan, range(settings.epochs))
+    synthesizer, plans = distillation.synthesizer, map(distillation.synthesizer.plan, range(settings.epochs))
     epoch, plan = next((each for each in enumerate(plans) if each[1].distillation_steps), (0, EpochPlan(1, 0, 0)))
-    if pool is not None and plan.synthesis_steps:
-        size = settings.method.synthesis_batch_size
+    if isinstance(synthesizer, PoolSynthesizer) and plan.synthesis_steps:
+        pool, size = synthesizer.pool, synthesizer.settings.synthesis_batch_size
         stream = distillation.runtime.random_stream("noise")
-        given = len(pool)
-        while len(pool) < given + (epoch + 1) * size:
+        needed = min(pool.capacity, len(pool) + (epoch + 1) * synthesizer.settings.images_per_epoch)
+        while len(pool) < needed:
             noise = torch.rand((size, *distillation.card.input_shape), generator=stream, device=device)
-            pool.append(to_uint8(noise), torch.zeros(size, dtype=torch.int64, device=device))
+            synthesizer.add(epoch, to_uint8(noise), torch.zeros(size, dtype=torch.int64, device=device))
     whole = (distillation.student_steps.batches(epoch, 0, 0) for _ in repeat(None))
     return chain.from_iterable(islice(batches, plan.distillation_steps) for batches in whole)
 

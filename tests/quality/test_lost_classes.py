@@ -45,13 +45,14 @@ def judged(
     classes: tuple[int, ...] = (),
     bias: float = 0.0,
     learned_from_pool: bool = True,
+    has_seen_shapes: bool = False,
 ) -> QualityFacts:
     """Judge the teacher with a bias of some classes as its own student."""
     student = deepcopy(teacher)
     with torch.no_grad():
         student[-1].bias[list(classes)] += bias
     described = LoadedModel(teacher, make_card(mean=(0.0,), deviation=(1.0,)), "0" * 64, Path("teacher.safetensors"))
-    return judge_quality(teacher, student, described, pool, runtime, learned_from_pool, teacher_top1=0.9)
+    return judge_quality(teacher, student, described, pool, runtime, learned_from_pool, 0.9, has_seen_shapes)
 
 
 @pytest.mark.slow
@@ -88,6 +89,12 @@ def test_a_student_with_all_classes_has_an_interval(pool: Tensor, runtime: Runti
     assert found.disagreement.low <= found.disagreement.value < found.disagreement.high < 0.1
     assert found.top1.low == pytest.approx(0.9 - found.disagreement.high)
     assert found.top1.high == pytest.approx(0.9 + found.disagreement.high)
+
+
+def test_a_student_that_has_seen_shapes_like_those_of_the_probe_images_has_none(pool: Tensor, runtime: Runtime):
+    found = judged(brightness_teacher(nn.BatchNorm1d(1)), pool, runtime, has_seen_shapes=True)
+    assert found.obstacles == ("it was calibrated only for students that have not learned from procedural images",)
+    assert found.disagreement is not None and found.disagreement.low is None and found.top1 is None
 
 
 @pytest.mark.parametrize(("has_pool", "images"), [(True, 3 * 256 + 400), (False, 2 * 256)])

@@ -86,6 +86,18 @@ def test_the_end_of_a_run_and_the_command_say_the_same_of_its_student(teacher_fi
         assert line in " ".join(shown.stdout.split("\n"))
 
 
+def test_procedural_images_of_a_run_are_no_evidence(teacher_file: Path, tmp_path: Path):
+    method = {"name": "noise", "synthesis_batch_size": 16, "procedural_share": 0.5}
+    result = distill(settings(teacher_file, method=method), tmp_path / "run")
+    found = estimated(tmp_path / "run", teacher=None)
+    assert result.images_procedural == 32 and result.quality is not None
+    assert result.quality.evidence == found.evidence
+    assert result.quality.obstacles == found.obstacles
+    gapssg("card", tmp_path / "run")
+    card = " ".join((tmp_path / "run" / "README.md").read_text().split())
+    assert "32 images were synthesised" in card and "from these and 32 images of random shapes, in" in card
+
+
 def test_probe_images_are_made_only_of_the_pool_that_the_student_learned_from(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(evidence, "PROBE_COUNT", 8)
     made, reused, other, copied = (tmp_path / name for name in ("made", "reused", "other", "copied.safetensors"))

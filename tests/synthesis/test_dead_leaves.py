@@ -9,7 +9,7 @@ from gapssg.core.augment import Normalization
 from gapssg.synthesis.base import RunSize, Work
 from gapssg.synthesis.dead_leaves import dead_leaves
 from gapssg.synthesis.noise import NoiseSettings
-from gapssg.synthesis.pool import DRAWN
+from gapssg.synthesis.pool import PROCEDURAL
 from gapssg.synthesis.pool_synthesizer import PoolSynthesizer
 from gapssg.training.comparison import images_to_compare
 from tests.synthesis.context import make_context, make_student
@@ -35,20 +35,37 @@ def test_they_have_the_colours_of_the_teachers_input_and_are_smooth_in_part(shap
     assert ((steps > 0.05) & (steps < 0.7)).all()
 
 
+@pytest.mark.parametrize(("mean", "deviation"), [((0.0,), (1.0,)), ((0.5,), (0.5,)), ((0.5,), (20.0,))])
+def test_a_normalisation_that_is_not_of_images_gives_ordinary_colours(mean, deviation):
+    normalization = Normalization.from_statistics(mean, deviation, CPU)
+    images = dead_leaves(200, (1, 16, 16), normalization, torch.Generator().manual_seed(0))
+    assert images.double().mean().item() / 255 == pytest.approx(0.5, abs=0.05)
+    assert ((images == 0) | (images == 255)).double().mean().item() < 0.15
+
+
+def test_shapes_have_one_colour_and_edges():
+    """Most neighbours are nearly alike and few are far apart, unlike in noise of any smoothness."""
+    normalization = Normalization.from_statistics((0.5,), (0.2,), CPU)
+    images = dead_leaves(200, (1, 64, 64), normalization, torch.Generator().manual_seed(0)).double() / 255
+    steps = (images[..., 1:] - images[..., :-1]).abs() / 0.2
+    # A normal distribution has 0.6 % of its values over four times its median.
+    assert (steps > 4 * steps.median()).double().mean() > 0.1
+
+
 def test_no_images_are_none():
     normalization = Normalization.from_statistics((0.5,), (0.2,), CPU)
     assert dead_leaves(0, (1, 8, 8), normalization, torch.Generator()).shape == (0, 1, 8, 8)
 
 
 def test_an_epoch_adds_them_before_the_synthesised_images_which_alone_are_fresh_and_compared(runtime):
-    settings = NoiseSettings(synthesis_batch_size=8, drawn_share=1 / 3)
-    assert (settings.drawn_images, settings.images_per_epoch) == (4, 12)
+    settings = NoiseSettings(synthesis_batch_size=8, procedural_share=1 / 3)
+    assert (settings.procedural_images, settings.images_per_epoch) == (4, 12)
     synthesizer = settings.build(make_context(runtime))
     assert isinstance(synthesizer, PoolSynthesizer)
     for epoch in range(3):
         list(synthesizer.synthesis_steps(make_student(runtime), epoch, 0))
     assert len(synthesizer.pool) == synthesizer.pool.capacity == 36
-    is_drawn = (synthesizer.pool.targets == DRAWN).view(3, 12)
+    is_drawn = (synthesizer.pool.targets == PROCEDURAL).view(3, 12)
     assert is_drawn[:, :4].all() and not is_drawn[:, 4:].any()
     alone = NoiseSettings(synthesis_batch_size=8).build(make_context(runtime))
     assert isinstance(alone, PoolSynthesizer)
@@ -64,7 +81,7 @@ def test_an_epoch_adds_them_before_the_synthesised_images_which_alone_are_fresh_
 
 def test_they_are_labelled_and_visited_but_take_no_synthesis():
     plain = NoiseSettings(synthesis_batch_size=8, labelled_views=2, passes=1)
-    more = plain.model_copy(update={"drawn_share": 0.5})
+    more = plain.model_copy(update={"procedural_share": 0.5})
     run = RunSize(2, 8)
     assert plain.work(run) == Work(0, 8 + 16, 2 * 16)
     assert more.work(run) == Work(0, 16 + 32, 2 * 32)

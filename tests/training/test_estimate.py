@@ -141,6 +141,19 @@ def test_bad_input_is_one_sentence_with_a_hint(teacher_file: Path, tmp_path: Pat
         estimate_distillation(DistillSettings.model_validate({**TINY, "teacher": tmp_path / "none.safetensors"}))
 
 
+@pytest.mark.parametrize("method", ["gapssg", "gapssg-fast"])
+def test_procedural_images_are_estimated_with_the_run(teacher_file: Path, tmp_path: Path, method: str):
+    """With more generator steps than are timed, so that no synthesis is completed."""
+    size = {"synthesis_batch_size": 16, "procedural_share": 0.6, "generator_width": 4, "latent_size": 8}
+    values = {**TINY, "teacher": teacher_file, "batch_size": 16, "method": {"name": method, **size}}
+    long = DistillSettings.model_validate({**values, "method": {**values["method"], "generator_steps": 200}})
+    short = DistillSettings.model_validate({**values, "method": {**values["method"], "generator_steps": 2}})
+    estimate, result = estimate_distillation(long), distill(short, tmp_path / "run")
+    assert estimate.parts["distillation"].steps == result.distillation_steps
+    assert result.images_procedural == 2 * 24 and result.images_synthesized == 2 * 16
+    assert estimate_distillation(short).flops == result.flops
+
+
 def test_a_pool_that_grows_is_estimated_with_its_images(teacher_file: Path, tmp_path: Path):
     values = {**TINY, "teacher": teacher_file}
     distill(DistillSettings.model_validate(values), tmp_path / "run")

@@ -58,7 +58,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if request.param == "gapssg-fast":
         small = {"synthesis_batch_size": 16, "generator_width": 8, "latent_size": 16}
         changes["method"] = {"name": "gapssg-fast", **small, "generator_steps": 3, "distillation_steps": 4}
-        changes["method"] |= {"labelled_views": 1, "drawn_share": 0.34}
+        changes["method"] |= {"labelled_views": 1, "procedural_share": 0.34}
         # The 20 images of the pool are not whole batches of the labelled views.
         earlier = {"teacher": changes["teacher"], "epochs": 1, "method": {"name": "noise", "synthesis_batch_size": 20}}
         distill(DistillSettings.model_validate({**TINY, **earlier}), folder / "earlier")

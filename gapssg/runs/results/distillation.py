@@ -98,6 +98,8 @@ class DistillResult(TrainingResult):
     settling: SettlingResult | None = None
     """Whether the run ended early; None if it was not to."""
     images_synthesized: Count
+    images_procedural: Count = 0
+    """Images of random shapes from which the student learned, too."""
     distillation_steps: Count
     flops: Count | None = None
     """Floating-point operations in teacher and student."""
