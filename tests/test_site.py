@@ -15,6 +15,7 @@ LARGEST_OUTPUT = 100_000  # bytes
 
 
 @pytest.mark.slow
+@pytest.mark.documents
 def test_the_site_builds_without_a_warning_and_has_every_command_and_public_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -43,6 +44,7 @@ def test_outputs_of_notebooks_are_small(path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.documents
 def test_the_notebook_runs_from_start_to_end(tmp_path: Path):
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")

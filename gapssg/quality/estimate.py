@@ -16,7 +16,7 @@ from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import batch_norm_layers
 from gapssg.quality.evidence import OVERLAID, ProbeComparison, evidence_by_kind, joined
 from gapssg.quality.lost_classes import Source, class_evidence, obstacles_of_classes
-from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, is_like_a_constant, load_predictors
+from gapssg.quality.predictor import WITH_POOL, WITHOUT_POOL, Predictor, is_like_a_constant, load_predictors
 from gapssg.quality.settings import QualitySettings
 from gapssg.runs.directory import has_pool, pool_shards, run_facts
 from gapssg.runs.failures import known_failures, run_of_student
@@ -117,12 +117,8 @@ def judge_quality(
         if not obstacles:
             compared = joined(answers.values()) if pool is None else probes.answers_to_pool(student, pool)
             obstacles = obstacles_of_classes(class_evidence(*compared), card.class_names, predicted.high, source)
-        uncalibrated = {
-            "teachers with batch norm": predictor.have_batch_norm and not batch_norm_layers(teacher),
-            "students that have not learned from procedural images": has_seen_shapes,
-        }
-        if not obstacles and any(uncalibrated.values()):
-            obstacles = [f"it was calibrated only for {whose}" for whose, applies in uncalibrated.items() if applies]
+        if not obstacles and (others := _beyond_calibration(predictor, teacher, has_seen_shapes)):
+            obstacles = [f"it was calibrated only for {' and '.join(others)}"]
             disagreement = Prediction(value=predicted.value, low=None, high=None)
         elif not obstacles:
             disagreement = Prediction(**dict(predicted))
@@ -135,6 +131,15 @@ def judge_quality(
         obstacles=tuple(obstacles),
         evidence=evidence,
     )
+
+
+def _beyond_calibration(predictor: Predictor, teacher: nn.Module, has_seen_shapes: bool) -> list[str]:
+    """Return for which teachers and students alone, unlike these, the intervals of a predictor were calibrated."""
+    others = {
+        "teachers with batch norm": predictor.have_batch_norm and not batch_norm_layers(teacher),
+        "students that have not learned from procedural images": has_seen_shapes,
+    }
+    return [whose for whose, is_beyond in others.items() if is_beyond]
 
 
 def failures_on_probe_images(facts: QualityFacts, agreement: float | None, baseline: float | None) -> list[str]:

@@ -24,7 +24,7 @@ from tests.models.graphs.written import write
 from tests.program import gapssg, refusal
 from tests.run_fixtures import TINY
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.documents]
 
 DOCS = Path(__file__).parents[2] / "docs"
 # Kernels may differ between processes in the last bits.
