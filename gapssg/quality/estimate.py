@@ -83,8 +83,7 @@ def judge_quality(
     """Compare a student with its teacher on probe images; return what the fitted predictor says of them.
 
     The probe images are drawn with seed 0, whatever that of the run. There are none if the predictor does not apply to
-    the classes or images of the teacher. For a teacher without batch norm there is a prediction without an interval.
-
+    the classes or images of the teacher. There is no interval without batch norm, or if the student has seen shapes.
     The predictor was calibrated with pools that the students had learned from; on images of others, good students
     disagree more often. So another pool only shows which classes a student has, and the prediction is that without one.
 
