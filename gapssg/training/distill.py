@@ -347,7 +347,6 @@ def _write_student_and_result(
     settings, teacher, progress = distillation.settings, distillation.teacher_file, distillation.progress
     scores, teacher_scores, settling = evaluation.student, evaluation.teacher, distillation.settling
     best_top1, best_epoch = evaluation.best or (None, None)
-    pool = distillation.synthesizer.pool
     counts = distillation.monitor.teacher_counts
     judgement = judge_on_synthetic_images(counts.tolist(), distillation.compare(), teacher.card.class_names)
     on_real_images = failures_on_real_images(scores, teacher_scores) if scores else []
@@ -390,7 +389,7 @@ def _write_student_and_result(
             most_epochs=settings.epochs, settled_after=settling.settled_after, could_tell=settling.could_tell
         ),
         images_synthesized=progress.images_synthesized,
-        images_procedural=0 if pool is None else pool.procedural,
+        images_procedural=distillation.images_procedural,
         distillation_steps=progress.step_count,
         flops=distillation.flops,
         augmentation=_augmentation_facts(distillation),
@@ -414,7 +413,7 @@ def _augmentation_facts(distillation: Distillation) -> AugmentationFacts | None:
 def _expected_quality(distillation: Distillation) -> tuple[QualityFacts | None, list[str]]:
     """Return what is expected of the student on real images, or why that cannot be known."""
     pool = distillation.synthesizer.pool
-    has_seen_shapes = pool is not None and pool.procedural > 0
+    has_seen_shapes = distillation.images_procedural > 0
     images = None if pool is None else pool.images[pool.synthesised] if has_seen_shapes else pool.images
     modules = distillation.teacher, distillation.student
     try:

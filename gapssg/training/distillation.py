@@ -129,6 +129,11 @@ class Distillation:
         macs = self.student_profile.macs
         return planned_flops(self.settings, self.teacher_file, self.student, macs, self._given, self.epochs)
 
+    @property
+    def images_procedural(self) -> int:
+        """The procedural images in the pool."""
+        return 0 if self.synthesizer.pool is None else self.synthesizer.pool.procedural
+
     @cached_property
     def student_profile(self) -> ModelProfile:
         """The size of the student."""
