@@ -96,6 +96,8 @@ MEASURED: dict[str, dict[str, Measured]] = {
         "75.2 %": Measured("strangers-gpu", "balanced", having(pair="birds-grey64", method="default")),
         "75.3 %": Measured(EARLIER, "balanced", having(pair="skewed-grey64", method="statistics-3")),
         "73.1 %": Measured(EARLIER, "balanced", having(pair="skewed-grey64", method="default")),
+        "78.6 %": Measured("tenth-trials", "top1", having(change="procedural-third", teacher="third")),
+        "76.9 %": Measured("tenth-trials", "top1", having(change="none", teacher="third")),
         "3 to 44 minutes": Measured(
             EARLIER,
             "seconds",
@@ -212,6 +214,7 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "3 points": "93.8 less 90.7 %",
         "18 points": "80.8 less 62.8 %",
         "1.3 s": "eight images at the 6 images/s of growth-large_images.csv",
+        "100 TFLOP": "the budget of the trials in tenth-trials.csv",
         "1.6 points": "highest less lowest seed of gapssg in methods-digits.csv",
         "4 to 18 minutes": "printed by --estimate; RESULTS.md names the pairs",
         "8 points": "skewed-grey64, seed 0, strangers-earlier.csv: default less zero-padding; two published students",
