@@ -47,6 +47,8 @@ class Provenance(Settings):
     """The data-free method, for students."""
     teacher_sha256: str | None = None
     """The SHA-256 of the teacher's file, for students."""
+    procedural: bool | None = None
+    """Whether a student learned from procedural images, too; None if not."""
     seed: int = 0
     """The run's seed."""
     versions: dict[str, str] = Field(default_factory=dict)

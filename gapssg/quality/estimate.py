@@ -57,7 +57,7 @@ def estimate_quality(settings: QualitySettings) -> QualityResult:
             runtime,
             learned_from_it,
             settings.teacher_top1,
-            has_seen_shapes=result is not None and result.images_procedural > 0,
+            has_seen_procedural=bool(student.card.provenance.procedural),
         )
     return QualityResult(
         teacher=ModelFile(**teacher.facts),
@@ -78,7 +78,7 @@ def judge_quality(
     runtime: Runtime,
     learned_from_pool: bool = True,
     teacher_top1: float | None = None,
-    has_seen_shapes: bool = False,
+    has_seen_procedural: bool = False,
 ) -> QualityFacts:
     """Compare a student with its teacher on probe images; return what the fitted predictor says of them.
 
@@ -95,7 +95,7 @@ def judge_quality(
         runtime: Device and precision.
         learned_from_pool: Whether the student learned from it.
         teacher_top1: The teacher's accuracy on real images, in [0, 1]; None if it is not known.
-        has_seen_shapes: Whether the student learned from procedural images, which some of the probe images are like.
+        has_seen_procedural: Whether the student learned from procedural images; some probe images are like them.
 
     Raises:
         NotFinite: Logits on probe images are not finite.
@@ -116,7 +116,7 @@ def judge_quality(
         if not obstacles:
             compared = joined(answers.values()) if pool is None else probes.answers_to_pool(student, pool)
             obstacles = obstacles_of_classes(class_evidence(*compared), card.class_names, predicted.high, source)
-        if not obstacles and (others := _beyond_calibration(predictor, teacher, has_seen_shapes)):
+        if not obstacles and (others := _beyond_calibration(predictor, teacher, has_seen_procedural)):
             obstacles = [f"it was calibrated only for {' and '.join(others)}"]
             disagreement = Prediction(value=predicted.value, low=None, high=None)
         elif not obstacles:
@@ -132,11 +132,11 @@ def judge_quality(
     )
 
 
-def _beyond_calibration(predictor: Predictor, teacher: nn.Module, has_seen_shapes: bool) -> list[str]:
+def _beyond_calibration(predictor: Predictor, teacher: nn.Module, has_seen_procedural: bool) -> list[str]:
     """Return for which teachers and students alone, unlike these, the intervals of a predictor were calibrated."""
     others = {
         "teachers with batch norm": predictor.have_batch_norm and not batch_norm_layers(teacher),
-        "students that have not learned from procedural images": has_seen_shapes,
+        "students that have not learned from procedural images": has_seen_procedural,
     }
     return [whose for whose, is_beyond in others.items() if is_beyond]
 

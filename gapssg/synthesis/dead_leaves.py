@@ -18,7 +18,7 @@ _LEAVES = 60
 _SMALLEST, _LARGEST = 1 / 20, 1 / 2  # radii, as shares of the shorter side
 _COMMON, _OWN = 1.1, 0.65  # deviations of a colour from the mean, alike and independently in the channels
 _UNKNOWN = 0.5, 0.25  # mean and standard deviation of a channel if those of the teacher's input are not of images
-_LONGEST = 0.5  # of the logarithm of half the ratio of the sides
+_LONGEST = 0.5  # of half the logarithm of the ratio of the sides
 _SHADE, _NOISE = 0.02, 0.1
 _TOGETHER = 64  # images
 

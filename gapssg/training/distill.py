@@ -413,12 +413,12 @@ def _augmentation_facts(distillation: Distillation) -> AugmentationFacts | None:
 def _expected_quality(distillation: Distillation) -> tuple[QualityFacts | None, list[str]]:
     """Return what is expected of the student on real images, or why that cannot be known."""
     pool = distillation.synthesizer.pool
-    has_seen_shapes = distillation.images_procedural > 0
-    images = None if pool is None else pool.images[pool.synthesised] if has_seen_shapes else pool.images
+    has_seen_procedural = bool(distillation.card.provenance.procedural)
+    images = None if pool is None else pool.images[pool.synthesised] if has_seen_procedural else pool.images
     modules = distillation.teacher, distillation.student
     try:
         return judge_quality(
-            *modules, distillation.teacher_file, images, distillation.runtime, has_seen_shapes=has_seen_shapes
+            *modules, distillation.teacher_file, images, distillation.runtime, has_seen_procedural=has_seen_procedural
         ), []
     except NotFinite as error:
         return None, [str(error)]

@@ -210,6 +210,8 @@ def student_card(
     origin: PoolOrigin,
 ) -> ModelCard:
     """Return the card of the student, most of which is that of the teacher."""
+    grows, method = settings.pool is None or settings.grow_pool, settings.method
+    procedural = grows and isinstance(method, PoolMethodSettings) and method.procedural_images > 0
     return teacher.card.model_copy(
         update={
             "architecture": name_of_module(student) if settings.student.name == MODULE else settings.student.name,
@@ -223,6 +225,7 @@ def student_card(
                 command="distill",
                 method=origin.method,
                 teacher_sha256=teacher.sha256,
+                procedural=procedural or None,
                 seed=settings.seed,
                 versions=versions(),
             ),

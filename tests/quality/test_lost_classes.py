@@ -45,14 +45,14 @@ def judged(
     classes: tuple[int, ...] = (),
     bias: float = 0.0,
     learned_from_pool: bool = True,
-    has_seen_shapes: bool = False,
+    has_seen_procedural: bool = False,
 ) -> QualityFacts:
     """Judge the teacher with a bias of some classes as its own student."""
     student = deepcopy(teacher)
     with torch.no_grad():
         student[-1].bias[list(classes)] += bias
     described = LoadedModel(teacher, make_card(mean=(0.0,), deviation=(1.0,)), "0" * 64, Path("teacher.safetensors"))
-    return judge_quality(teacher, student, described, pool, runtime, learned_from_pool, 0.9, has_seen_shapes)
+    return judge_quality(teacher, student, described, pool, runtime, learned_from_pool, 0.9, has_seen_procedural)
 
 
 @pytest.mark.slow
@@ -91,8 +91,8 @@ def test_a_student_with_all_classes_has_an_interval(pool: Tensor, runtime: Runti
     assert found.top1.high == pytest.approx(0.9 + found.disagreement.high)
 
 
-def test_a_student_that_has_seen_shapes_like_those_of_the_probe_images_has_none(pool: Tensor, runtime: Runtime):
-    found = judged(brightness_teacher(nn.BatchNorm1d(1)), pool, runtime, has_seen_shapes=True)
+def test_a_student_that_has_seen_procedural_like_those_of_the_probe_images_has_none(pool: Tensor, runtime: Runtime):
+    found = judged(brightness_teacher(nn.BatchNorm1d(1)), pool, runtime, has_seen_procedural=True)
     assert found.obstacles == ("it was calibrated only for students that have not learned from procedural images",)
     assert found.disagreement is not None and found.disagreement.low is None and found.top1 is None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from gapssg.files import write_json
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
 from gapssg.quality import evidence
-from gapssg.quality.estimate import failures_on_probe_images
+from gapssg.quality.estimate import failures_on_probe_images, judge_quality
 from gapssg.quality.evidence import evidence_of, probe_images
 from gapssg.runs.results.common import RESULT
 from gapssg.runs.results.distillation import DistillResult
@@ -96,6 +97,27 @@ def test_procedural_images_of_a_run_are_no_evidence(teacher_file: Path, tmp_path
     gapssg("card", tmp_path / "run")
     card = " ".join((tmp_path / "run" / "README.md").read_text().split())
     assert "32 images were synthesised" in card and "from these and 32 images of random shapes, in" in card
+
+
+def test_every_copy_of_a_student_is_judged_as_one_that_has_seen_procedural_images(tmp_path: Path, monkeypatch):
+    seen = list[bool]()
+
+    def judge(*arguments: Any, **named: Any) -> QualityFacts:
+        seen.append(named["has_seen_procedural"])
+        return judge_quality(*arguments, **named)
+
+    monkeypatch.setattr("gapssg.quality.estimate.judge_quality", judge)
+    monkeypatch.setattr("gapssg.training.distill.judge_quality", judge)
+    with tiny_model():
+        teacher = write_tiny_teacher(tmp_path / "teacher.safetensors")
+        for share in (0.0, 0.5):
+            run = tmp_path / str(share)
+            method = {**TINY_NOISE["method"], "procedural_share": share}
+            distill(settings(teacher, **{**TINY_NOISE, "method": method}, snapshot_every=1), run)
+            shutil.copy(run / "student.safetensors", tmp_path / "copied.safetensors")
+            for student in (run, tmp_path / "copied.safetensors", run / "snapshots" / "epoch-0001.safetensors"):
+                estimated(student, teacher)
+    assert seen == [False] * 4 + [True] * 4
 
 
 def test_probe_images_are_made_only_of_the_pool_that_the_student_learned_from(tmp_path: Path, monkeypatch):
