@@ -7,8 +7,9 @@
 The teacher is that of the recipe `cifar-reduced`. A method has the settings in `METHODS`, the student's optimizer of
 the default method, and as many epochs as the budget allows, by the FLOPs that gapssg computes before a run. Its
 learning rate is selected from `RATES` by accuracy on 5,000 training images (never on test images) with seed 0, for the
-first budget. The reported result is the top-1 on the test images after the last epoch. Existing cells of
-the directory are reused, and interrupted runs are resumed; without any methods, only the teacher is trained.
+lowest budget. The reported result is the top-1 on the test images after the last epoch. Existing cells of the directory
+are reused, and interrupted runs are resumed; `seconds` are those of synthesis and distillation. Without any methods,
+only the teacher is trained.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ ABLATION: dict[str, dict[str, Any]] = {
     "nayer+published-optimizer": METHODS["nayer"] | _PUBLISHED_OPTIMIZER,
     "fast+published-optimizer": METHODS["fast"] | _PUBLISHED_OPTIMIZER,
 }
-"""A method with one part taken away or changed, which the name has after the plus."""
+"""A method with one part taken away or changed; the part is named after the plus."""
 _TRIALS: dict[str, dict[str, Any]] = {
     "mixup-1": {"method.mixup": 1.0},
     "views-8": {"method.labelled_views": 8},
@@ -165,12 +166,12 @@ def rates_of(method: str) -> tuple[float, ...]:
 
 
 def resumed_or_new(settings: DistillSettings, run: Path) -> DistillResult:
-    """Resume a run or, if there is none that can be resumed, such as one of an earlier version, start it anew."""
+    """Resume a run, or restart it if it cannot be resumed, as after a change of the settings."""
     if has_checkpoint(run):
         try:
             return distill(settings, run, resume=True)
         except InputError as error:
-            print(f"{run} starts anew: {error}", file=sys.stderr)
+            print(f"restarting {run}: {error}", file=sys.stderr)
     return distill(settings, run, overwrite=True)
 
 

@@ -1,4 +1,4 @@
-"""Images that are drawn: what they look like, and their place in a pool."""
+"""Procedural images: what they look like, and their place in a pool."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 16, 24), (3, 64, 48)])
-def test_they_have_the_colours_of_the_teachers_input_and_are_smooth_in_part(shape: tuple[int, int, int]):
+def test_procedural_images_have_the_colours_of_the_teachers_input_and_are_smooth_in_part(shape: tuple[int, int, int]):
     mean, deviation = (0.3, 0.5, 0.6)[: shape[0]], (0.1, 0.2, 0.15)[: shape[0]]
     normalization = Normalization.from_statistics(mean, deviation, CPU)
     images = dead_leaves(200, shape, normalization, torch.Generator().manual_seed(0))
@@ -29,6 +29,7 @@ def test_they_have_the_colours_of_the_teachers_input_and_are_smooth_in_part(shap
     # An image has few independent colours: about a tenth of a deviation is the error of the mean of 200 images.
     for channel, (expected, spread) in enumerate(zip(mean, deviation, strict=True)):
         assert pixels[:, channel].mean().item() == pytest.approx(expected, abs=0.2 * spread)
+        # Colours have 1.28 deviations; blur and clipping to [0, 1] take some of it.
         assert 0.8 * spread < pixels[:, channel].std().item() < 1.6 * spread
     # Of noise, neighbours differ by 1.13 deviations on average; shapes have edges, which is why it is not 0.
     steps = (pixels[..., 1:] - pixels[..., :-1]).abs().mean(dim=(0, 2, 3)) / torch.tensor(deviation)
@@ -48,7 +49,7 @@ def test_shapes_have_one_colour_and_edges():
     normalization = Normalization.from_statistics((0.5,), (0.2,), CPU)
     images = dead_leaves(200, (1, 64, 64), normalization, torch.Generator().manual_seed(0)).double() / 255
     steps = (images[..., 1:] - images[..., :-1]).abs() / 0.2
-    # A normal distribution has 0.6 % of its values over four times its median.
+    # Of a normal distribution, 0.7 % are over four times the median of the absolute values.
     assert (steps > 4 * steps.median()).double().mean() > 0.1
 
 
@@ -57,7 +58,7 @@ def test_no_images_are_none():
     assert dead_leaves(0, (1, 8, 8), normalization, torch.Generator()).shape == (0, 1, 8, 8)
 
 
-def test_an_epoch_adds_them_before_the_synthesised_images_which_alone_are_fresh_and_compared(runtime):
+def test_an_epoch_adds_procedural_images_before_the_synthesised_images_which_alone_are_fresh_and_compared(runtime):
     settings = NoiseSettings(synthesis_batch_size=8, procedural_share=1 / 3)
     assert (settings.procedural_images, settings.images_per_epoch) == (4, 12)
     synthesizer = settings.build(make_context(runtime))
@@ -65,8 +66,8 @@ def test_an_epoch_adds_them_before_the_synthesised_images_which_alone_are_fresh_
     for epoch in range(3):
         list(synthesizer.synthesis_steps(make_student(runtime), epoch, 0))
     assert len(synthesizer.pool) == synthesizer.pool.capacity == 36
-    is_drawn = (synthesizer.pool.targets == PROCEDURAL).view(3, 12)
-    assert is_drawn[:, :4].all() and not is_drawn[:, 4:].any()
+    is_procedural = (synthesizer.pool.targets == PROCEDURAL).view(3, 12)
+    assert is_procedural[:, :4].all() and not is_procedural[:, 4:].any()
     alone = NoiseSettings(synthesis_batch_size=8).build(make_context(runtime))
     assert isinstance(alone, PoolSynthesizer)
     for epoch in range(3):
@@ -79,7 +80,7 @@ def test_an_epoch_adds_them_before_the_synthesised_images_which_alone_are_fresh_
     assert not torch.equal(first, second)
 
 
-def test_they_are_labelled_and_visited_but_take_no_synthesis():
+def test_procedural_images_are_labelled_and_visited_but_take_no_synthesis():
     plain = NoiseSettings(synthesis_batch_size=8, labelled_views=2, passes=1)
     more = plain.model_copy(update={"procedural_share": 0.5})
     run = RunSize(2, 8)
