@@ -29,10 +29,12 @@ from gapssg.runs.checkpoint import has_checkpoint
 from gapssg.runs.results.distillation import DistillResult, load_training_result
 
 PAIRS = {"wrn40_2": "wrn16_1", "resnet34": "mobilenetv2"}
+SHARE = "method.procedural_share"
 TEACHER_EPOCHS = 30
 """A published teacher takes 200 epochs; one cycle reaches nearly the same accuracy in fewer."""
-ALONE = ("numerics", "smoke", "steps", "profile", "growth", "teacher", "published", "fast")
-SHARED = ("strangers", "tenth", "curve", "more", "ablation", "priors")
+ALONE = ("numerics", "smoke", "steps", "profile", "growth", "teacher", "published", "fast", "procedural")
+SHARED = ("tenth", "curve", "ablation", "strangers", "priors")
+CURVE = ("gapssg-fast+procedural-third", "gapssg-fast", "gapssg")
 Command = list[str]
 
 
@@ -66,7 +68,10 @@ def main() -> None:
     print_machine(machine)
     teachers = list(PAIRS)[: 2 if arguments.resnet34 else 1]
     failed = []
-    for name, command in commands_alone(directory, arguments.data, teachers, arguments.device):
+    in_turn = [*commands_alone(directory, arguments.data, teachers, arguments.device)]
+    if arguments.data:
+        in_turn += commands_of_cells(directory, arguments.data, arguments.seeds, arguments.jobs)
+    for name, command in in_turn:
         if name.split("-")[0] in arguments.stages and not run_stage(name, command, directory):
             failed.append(name)
     together = {
@@ -106,15 +111,10 @@ def commands_alone(
             f"teacher-{teacher}": training,
             f"published-{teacher}-{student}": [*distillation, "--recipe", "published", "--compile"],
             # About a tenth of the work of the published run.
-            f"fast-{teacher}-{student}": [*distillation, "--epochs", "480", "--compile"],
+            f"fast-{teacher}-{student}": [*distillation, "--epochs", "480"],
+            f"procedural-{teacher}-{student}": [*distillation, "--epochs", "435", "--set", f"{SHARE}={1 / 3}"],
         }.items():
             yield name, resumable(directory / name, [*command, *on])
-    yield "tenth-teacher", [*python, "benchmarks.tenth", *tenth_options(directory, data), "--methods"]
-
-
-def tenth_options(directory: Path, data: Path) -> list[str]:
-    """Return the options of the benchmark `tenth` for its data and directory."""
-    return ["--data", f"folder:{data}", "--directory", str(directory / "tenth")]
 
 
 def resumable(run: Path, command: Command) -> Command:
@@ -137,21 +137,22 @@ def commands_together(directory: Path, data: Path | None, seeds: int) -> Iterato
         )
     if data is None:
         return
-    tenth = [*python, "benchmarks.tenth", *tenth_options(directory, data)]
-    for stage, methods, budgets in (
-        ("tenth", METHODS, ["100"]),
-        ("curve", ["gapssg-fast", "gapssg"], ["100", "1000"]),
-        ("more", METHODS, ["100", "300"]),
-        ("ablation", ABLATION, ["100"]),
-    ):
-        for method in methods:
-            name = f"{stage}-{method}"
-            where = ["--output", str(directory / f"{name}.csv"), "--methods", method, "--seeds", str(seeds)]
-            yield name, [*tenth, *where, "--budgets", *budgets]
     for teacher in TEACHERS:
         where = ["--directory", str(directory / "priors"), "--output", str(directory / f"priors-{teacher}.csv")]
         options = ["--cifar10", str(data), "--teachers", teacher, "--seeds", str(seeds)]
         yield f"priors-{teacher}", [*python, "benchmarks.no_batch_norm", *options, *where]
+
+
+def commands_of_cells(directory: Path, data: Path, seeds: int, jobs: int) -> Iterator[tuple[str, Command]]:
+    """Yield name and command of each stage that makes `jobs` runs at once by itself."""
+    tenth = [sys.executable, "-m", "benchmarks.tenth", "--data", f"folder:{data}"]
+    tenth += ["--directory", str(directory / "tenth"), "--jobs", str(jobs), "--seeds", str(seeds)]
+    for stage, methods, budgets in (
+        ("tenth", METHODS, ["100", "300"]),
+        ("curve", CURVE, ["100", "300", "1000"]),
+        ("ablation", ABLATION, ["100"]),
+    ):
+        yield stage, [*tenth, "--output", str(directory / f"{stage}.csv"), "--methods", *methods, "--budgets", *budgets]
 
 
 def reached(run: Path) -> Reached:

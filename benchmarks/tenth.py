@@ -3,24 +3,29 @@
     python -m benchmarks.tenth --data folder:cifar10-jpeg
     python -m benchmarks.tenth --data folder:cifar10-jpeg --methods gapssg-fast nayer --budgets 100 --seeds 1
     python -m benchmarks.tenth --data folder:cifar10-jpeg --methods gapssg-fast+sgd --budgets 100     an ablation
+    python -m benchmarks.tenth --data folder:cifar10-jpeg --jobs 12         runs side by side, for a GPU
 
 The teacher is that of the recipe `cifar-reduced`. A method has the settings in `METHODS`, the student's optimizer of
 the default method, and as many epochs as the budget allows, by the FLOPs that gapssg computes before a run. Its
 learning rate is selected from `RATES` by accuracy on 5,000 training images (never on test images) with seed 0, for the
-lowest budget. The reported result is the top-1 on the test images after the last epoch. Existing cells of the directory
-are reused, and interrupted runs are resumed; `seconds` are those of synthesis and distillation. Without any methods,
-only the teacher is trained.
+lowest budget. The reported result is the top-1 on the test images after the last epoch. Each cell is a process of its
+own. Existing cells of the directory are reused, and interrupted runs are resumed; `seconds` are those of synthesis and
+distillation. Without any methods, only the teacher is trained.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import statistics
+import subprocess
 import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from benchmarks.budget import settings_within
 from benchmarks.machine import describe_machine, print_table, write_rows
@@ -125,19 +130,47 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--directory", type=Path, default=Path("runs/tenth"))
     parser.add_argument("--output", type=Path, default=RESULTS / "tenth.csv")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at once")
+    parser.add_argument("--cell", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     bench = Bench(arguments.data, arguments.directory)
+    if arguments.cell:
+        bench.complete(Cell.parsed(arguments.cell))
+        return
     if not arguments.methods:
         return
-    for method in arguments.methods:
-        tried = [bench.cell(method, min(arguments.budgets), rate, 0) for rate in rates_of(method)]
-        best = max(tried, key=lambda cell: cell["selection"])["rate"]
-        for budget in arguments.budgets:
-            for seed in range(arguments.seeds):
-                bench.cell(method, budget, best, seed)
+    lowest = min(arguments.budgets)
+    searched = {method: [Cell(method, lowest, rate, 0) for rate in rates_of(method)] for method in arguments.methods}
+    each = [(budget, seed) for budget in arguments.budgets for seed in range(arguments.seeds)]
+    best = {method: cells[0].rate for method, cells in searched.items() if len(cells) == 1}
+    known = [Cell(method, budget, rate, seed) for method, rate in best.items() for budget, seed in each]
+    bench.complete_all([*itertools.chain(*searched.values()), *known], arguments.jobs)
+    best = {method: bench.best_of(cells).rate for method, cells in searched.items()}
+    selected = [Cell(method, budget, rate, seed) for method, rate in best.items() for budget, seed in each]
+    bench.complete_all(selected, arguments.jobs)
     cells = read_cells(arguments.directory, arguments.output)
     write_rows(arguments.output, cells)
     print_summary([cell for cell in cells if cell["reported"]])
+
+
+class Cell(NamedTuple):
+    """A method with its learning rate, its budget in TFLOP and its seed."""
+
+    method: str
+    budget: int
+    rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name of the cell's files."""
+        return f"{self.method}-{self.budget}-{self.rate}-{self.seed}"
+
+    @classmethod
+    def parsed(cls, name: str) -> Cell:
+        """Return the cell of this name."""
+        method, budget, rate, seed = name.rsplit("-", 3)
+        return cls(method, int(budget), float(rate), int(seed))
 
 
 def settings_of(method: str) -> dict[str, Any]:
@@ -210,32 +243,44 @@ class Bench:
             )
             pretrain_teacher(settings, self.teacher.parent, overwrite=True)
 
-    def cell(self, method: str, budget: int, rate: float, seed: int) -> dict[str, Any]:
-        """Return the results of a student, after distilling it if necessary."""
-        run = self.directory / f"{method}-{budget}-{rate}-{seed}"
-        file = self.directory / f"{run.name}.json"
-        if not file.exists():
-            given = {"seed": seed, "optimizer.learning_rate": rate, "samples": False, **settings_of(method)}
-            settings = settings_within(budget, self.teacher, STUDENT, given)
-            result = resumed_or_new(settings, run)
-            cell = {
-                "method": method,
-                "teacher": load_model(self.teacher).sha256[:12],
-                "budget": budget,
-                "rate": rate,
-                "seed": seed,
-                "epochs": settings.epochs,
-                "tflop": (result.flops or 0) / 1e12,
-                "top1": self.top1(run, "test", None),
-                "selection": self.top1(run, "train", SELECTION_IMAGES),
-                "agreement": result.student.agreement,
-                "failures": "; ".join(result.failures),
-                "seconds": round(result.timing.synthesis + result.timing.distillation),
-                **describe_machine(Runtime.from_settings(RuntimeSettings(), 0).device),
-            }
-            write_json(file, cell)
-        found: dict[str, Any] = json.loads(file.read_text())
-        return found
+    def complete_all(self, cells: Iterable[Cell], jobs: int) -> None:
+        """Compute the missing cells, `jobs` at once, those of the largest budgets first."""
+        missing = {cell for cell in cells if not self.file(cell).exists()}
+        command = [sys.executable, "-m", "benchmarks.tenth", "--data", self.data, "--directory", str(self.directory)]
+        with ThreadPoolExecutor(jobs) as pool:
+            order = sorted(missing, key=lambda cell: (-cell.budget, cell.seed, cell))
+            ended = list(pool.map(lambda cell: subprocess.run([*command, "--cell", cell.name], check=False), order))
+        failed = [cell.name for cell, process in zip(order, ended, strict=True) if process.returncode]
+        if failed:
+            raise SystemExit(f"failed: {', '.join(failed)}")
+
+    def complete(self, cell: Cell) -> None:
+        """Distil a student, and write its results."""
+        run = self.directory / cell.name
+        given = {"seed": cell.seed, "optimizer.learning_rate": cell.rate, "samples": False, **settings_of(cell.method)}
+        settings = settings_within(cell.budget, self.teacher, STUDENT, given)
+        result = resumed_or_new(settings, run)
+        found = cell._asdict() | {
+            "teacher": load_model(self.teacher).sha256[:12],
+            "epochs": settings.epochs,
+            "tflop": (result.flops or 0) / 1e12,
+            "top1": self.top1(run, "test", None),
+            "selection": self.top1(run, "train", SELECTION_IMAGES),
+            "agreement": result.student.agreement,
+            "failures": "; ".join(result.failures),
+            "seconds": round(result.timing.synthesis + result.timing.distillation),
+            **describe_machine(Runtime.from_settings(RuntimeSettings(), 0).device),
+        }
+        write_json(self.file(cell), found)
+        print(f"{cell.name}: {found['top1']:.2%} in {found['seconds']} s", flush=True)
+
+    def file(self, cell: Cell) -> Path:
+        """Return the file of a cell's results."""
+        return self.directory / f"{cell.name}.json"
+
+    def best_of(self, cells: Iterable[Cell]) -> Cell:
+        """Return the complete cell with the highest accuracy on the images for selection."""
+        return max(cells, key=lambda cell: json.loads(self.file(cell).read_text())["selection"])
 
     def top1(self, run: Path, split: Literal["train", "test"], images: int | None) -> float:
         """Return the student's accuracy on (at most `images` of) a split of the real images."""

@@ -134,9 +134,18 @@ def test_no_step_waits_for_the_gpu(teacher_file: Path, precision, caplog):
     assert caplog.messages == []  # both steps were captured
 
 
-def test_a_deterministic_run_stopped_and_resumed_ends_with_the_same_files(teacher_file: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    "method",
+    [
+        {**TINY["method"], "generator_steps": 8, "passes": 4},
+        {**TINY["method"], "name": "gapssg-fast", "generator_steps": 8, "distillation_steps": 8, "procedural_share": 0.5},
+    ],
+    ids=["gapssg", "gapssg-fast with procedural images"],
+)
+def test_a_deterministic_run_stopped_and_resumed_ends_with_the_same_files(
+    method: dict[str, object], teacher_file: Path, tmp_path: Path
+):
     runtime = {"device": "cuda", "precision": "bf16", "compile": False, "deterministic": True}
-    method = {**TINY["method"], "generator_steps": 8, "passes": 4}
     values = {**TINY, "teacher": teacher_file, "epochs": 3, "runtime": runtime, "method": method}
     settings = DistillSettings.model_validate({**values, "student": {"name": "mobilenetv2"}})
     distill(settings, tmp_path / "whole")
