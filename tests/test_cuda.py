@@ -138,7 +138,13 @@ def test_no_step_waits_for_the_gpu(teacher_file: Path, precision, caplog):
     "method",
     [
         {**TINY["method"], "generator_steps": 8, "passes": 4},
-        {**TINY["method"], "name": "gapssg-fast", "generator_steps": 8, "distillation_steps": 8, "procedural_share": 0.5},
+        {
+            **TINY["method"],
+            "name": "gapssg-fast",
+            "generator_steps": 8,
+            "distillation_steps": 8,
+            "procedural_share": 0.5,
+        },
     ],
     ids=["gapssg", "gapssg-fast with procedural images"],
 )

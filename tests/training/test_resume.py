@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from gapssg import DistillSettings, InputError, PretrainSettings, distill, pretrain_teacher
 from gapssg.models import create_model
 from gapssg.models.model_file import save_model
-from gapssg.runs.directory import SilentDisplay
+from gapssg.runs.directory import SilentDisplay, check_may_resume
 from gapssg.runs.requests import Requests, Stopped
+from gapssg.settings.load import flatten
 from tests.conftest import make_card, write_images, write_teacher
 from tests.interruptions import AskingDisplay, Both, InterruptingDisplay, Interruption
 from tests.program import gapssg, refusal
@@ -191,6 +192,18 @@ def test_a_run_resumes_with_a_moved_pool_and_says_what_is_missing_or_has_changed
             distill(run_settings(teacher, **TINY_NOISE, epochs=3), run, resume=True)
         teacher.rename(tmp_path / "elsewhere.safetensors")
         assert refusal("distill", "--resume", run).endswith("put it back, or name its new place with --teacher")
+
+
+def test_a_run_of_a_version_with_fewer_settings_may_resume_only_with_their_defaults(tmp_path: Path):
+    now = run_settings(tmp_path / "teacher.safetensors")
+    earlier = flatten(now.to_dict())
+    del earlier["method.procedural_share"], earlier["optimizer.warm_up"]
+    check_may_resume(tmp_path, earlier, now)
+    changed = now.model_copy(update={"method": {**now.method.to_dict(), "procedural_share": 0.5}})
+    with pytest.raises(InputError, match=r"other settings: method.procedural_share was None and is 0.5 \("):
+        check_may_resume(tmp_path, earlier, changed)
+    with pytest.raises(InputError, match=r"other settings: teacher was None and is '.*teacher.safetensors' \("):
+        check_may_resume(tmp_path, {key: value for key, value in earlier.items() if key != "teacher"}, now)
 
 
 def test_a_checkpoint_is_written_after_the_given_minutes(teacher_file: Path, tmp_path: Path):
