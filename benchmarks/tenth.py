@@ -148,7 +148,7 @@ def main() -> None:
     best = {method: bench.best_of(cells).rate for method, cells in searched.items()}
     selected = [Cell(method, budget, rate, seed) for method, rate in best.items() for budget, seed in each]
     bench.complete_all(selected, arguments.jobs)
-    cells = read_cells(arguments.directory, arguments.output)
+    cells = read_cells(arguments.directory, arguments.output, bench.checksum)
     write_rows(arguments.output, cells)
     print_summary([cell for cell in cells if cell["reported"]])
 
@@ -208,15 +208,17 @@ def resumed_or_new(settings: DistillSettings, run: Path) -> DistillResult:
     return distill(settings, run, overwrite=True)
 
 
-def read_cells(directory: Path, output: Path) -> list[dict[str, Any]]:
-    """Return the cells of a directory and of an earlier table, which may be of other machines.
+def read_cells(directory: Path, output: Path, teacher: str) -> list[dict[str, Any]]:
+    """Return the cells of a directory and those of an earlier table with the same teacher, perhaps of other machines.
 
     A cell is reported if its learning rate is the best of all that its method is tried with.
     """
     rows = list(csv.DictReader(output.open(newline=""))) if output.exists() else []
     numbers = ("budget", "rate", "seed", "selection", "top1", "seconds")
-    found = [row | {name: float(row[name]) for name in numbers} for row in rows]
-    found += [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
+    same = [row for row in rows if row.get("teacher") == teacher]
+    found = [row | {name: float(row[name]) for name in numbers} for row in same]
+    own_cells = [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
+    found += [cell for cell in own_cells if cell["teacher"] == teacher]
     cells = {tuple(cell[name] for name in ("method", "budget", "rate", "seed")): cell for cell in found}
     for method in {key[0] for key in cells}:
         own = [cell for key, cell in cells.items() if key[0] == method]
@@ -242,6 +244,7 @@ class Bench:
                 PretrainSettings, section="pretrain-teacher", recipe="cifar-reduced", options=options
             )
             pretrain_teacher(settings, self.teacher.parent, overwrite=True)
+        self.checksum = load_model(self.teacher).sha256[:12]
 
     def complete_all(self, cells: Iterable[Cell], jobs: int) -> None:
         """Compute the missing cells, `jobs` at once, those of the largest budgets first."""
@@ -261,7 +264,7 @@ class Bench:
         settings = settings_within(cell.budget, self.teacher, STUDENT, given)
         result = resumed_or_new(settings, run)
         found = cell._asdict() | {
-            "teacher": load_model(self.teacher).sha256[:12],
+            "teacher": self.checksum,
             "epochs": settings.epochs,
             "tflop": (result.flops or 0) / 1e12,
             "top1": self.top1(run, "test", None),
