@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from gapssg.settings.base import Settings
 from gapssg.settings.parts import PaddingMode
@@ -143,6 +143,11 @@ class GeneratorSettings(Settings):
     memory for large images, which then lack fine detail."""
 
 
+def _beside(synthesised: int, share: float) -> int:
+    """Return the number of other images that make up a share of all."""
+    return round(synthesised * share / (1 - share))
+
+
 class PoolMethodSettings(SynthesisSettings):
     """Settings of methods that add one batch per epoch to a pool."""
 
@@ -165,10 +170,18 @@ class PoolMethodSettings(SynthesisSettings):
     procedural_share: float = Field(default=0.0, ge=0, le=0.9)
     """Share of procedural images (dead leaves), which take no synthesis, in what an epoch adds to the pool."""
 
+    @field_validator("procedural_share")
+    @classmethod
+    def _adds_images(cls, share: float, given: ValidationInfo) -> float:
+        size = given.data.get("synthesis_batch_size")
+        if size and share and not _beside(size, share):
+            raise ValueError(f"adds no image to {size}; set it to {1 / (size + 1):.2g} or more, or to 0")
+        return share
+
     @property
     def procedural_images(self) -> int:
         """Procedural images of an epoch, beside those that are synthesised."""
-        return round(self.synthesis_batch_size * self.procedural_share / (1 - self.procedural_share))
+        return _beside(self.synthesis_batch_size, self.procedural_share)
 
     @property
     def images_per_epoch(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from gapssg.core.augment import Normalization
 from gapssg.synthesis.base import RunSize, Work
@@ -78,6 +79,13 @@ def test_an_epoch_adds_procedural_images_before_the_synthesised_images_which_alo
     assert torch.equal(compared, alone.pool.images)
     first, second = synthesizer.pool.images[:4], synthesizer.pool.images[12:16]
     assert not torch.equal(first, second)
+
+
+def test_a_share_that_is_no_image_is_refused_with_the_least_share_that_is():
+    with pytest.raises(ValidationError, match=r"adds no image to 8; set it to 0\.11 or more, or to 0"):
+        NoiseSettings(synthesis_batch_size=8, procedural_share=0.01)
+    assert NoiseSettings(synthesis_batch_size=8, procedural_share=0.11).procedural_images == 1
+    assert NoiseSettings(synthesis_batch_size=8).procedural_images == 0
 
 
 def test_procedural_images_are_labelled_and_visited_but_take_no_synthesis():
