@@ -139,6 +139,7 @@ def main() -> None:
         return
     if not arguments.methods:
         return
+    check_teacher(arguments.output, bench.checksum)
     lowest = min(arguments.budgets)
     searched = {method: [Cell(method, lowest, rate, 0) for rate in rates_of(method)] for method in arguments.methods}
     each = [(budget, seed) for budget in arguments.budgets for seed in range(arguments.seeds)]
@@ -208,17 +209,22 @@ def resumed_or_new(settings: DistillSettings, run: Path) -> DistillResult:
     return distill(settings, run, overwrite=True)
 
 
+def check_teacher(output: Path, teacher: str) -> None:
+    """Raise `SystemExit` if an earlier table is of another teacher, whose rows would be lost."""
+    if output.exists() and any(row["teacher"] != teacher for row in csv.DictReader(output.open(newline=""))):
+        raise SystemExit(f"{output} has cells of another teacher; name another --output")
+
+
 def read_cells(directory: Path, output: Path, teacher: str) -> list[dict[str, Any]]:
-    """Return the cells of a directory and those of an earlier table with the same teacher, perhaps of other machines.
+    """Return the cells of a directory with this teacher and those of an earlier table, perhaps of other machines.
 
     A cell is reported if its learning rate is the best of all that its method is tried with.
     """
     rows = list(csv.DictReader(output.open(newline=""))) if output.exists() else []
     numbers = ("budget", "rate", "seed", "selection", "top1", "seconds")
-    same = [row for row in rows if row.get("teacher") == teacher]
-    found = [row | {name: float(row[name]) for name in numbers} for row in same]
+    found = [row | {name: float(row[name]) for name in numbers} for row in rows]
     own_cells = [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
-    found += [cell for cell in own_cells if cell["teacher"] == teacher]
+    found += [cell for cell in own_cells if cell.get("teacher") == teacher]
     cells = {tuple(cell[name] for name in ("method", "budget", "rate", "seed")): cell for cell in found}
     for method in {key[0] for key in cells}:
         own = [cell for key, cell in cells.items() if key[0] == method]
@@ -248,7 +254,7 @@ class Bench:
 
     def complete_all(self, cells: Iterable[Cell], jobs: int) -> None:
         """Compute the missing cells, `jobs` at once, those of the largest budgets first."""
-        missing = {cell for cell in cells if not self.file(cell).exists()}
+        missing = {cell for cell in cells if not self.is_complete(cell)}
         command = [sys.executable, "-m", "benchmarks.tenth", "--data", self.data, "--directory", str(self.directory)]
         with ThreadPoolExecutor(jobs) as pool:
             order = sorted(missing, key=lambda cell: (-cell.budget, cell.seed, cell))
@@ -280,6 +286,11 @@ class Bench:
     def file(self, cell: Cell) -> Path:
         """Return the file of a cell's results."""
         return self.directory / f"{cell.name}.json"
+
+    def is_complete(self, cell: Cell) -> bool:
+        """Tell whether there are results of a cell with this teacher."""
+        file = self.file(cell)
+        return file.exists() and json.loads(file.read_text()).get("teacher") == self.checksum
 
     def best_of(self, cells: Iterable[Cell]) -> Cell:
         """Return the complete cell with the highest accuracy on the images for selection."""

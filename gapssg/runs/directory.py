@@ -17,8 +17,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from pydantic import ValidationError
-
 from gapssg._version import __version__
 from gapssg.data import FOLDER
 from gapssg.errors import InputError, RunError, os_errors_as, shortened
@@ -82,6 +80,8 @@ CARD = "README.md"
 # The temporary file of the first write of all: if nothing else is there, no run has started.
 _NOT_STARTED = re.compile(rf"\.{re.escape(SETTINGS)}\.[0-9a-f]{{12}}\.tmp")
 _TEMPORARY = ".tmp"
+_WITHOUT_EFFECT: dict[str, object] = {"method.procedural_share": 0.0}
+"""Settings that runs of earlier versions lack, with the values that do what those versions did."""
 _MAY_CHANGE = {*CHECKPOINTS, "own_scale", "curvature.enabled", "curvature.spectrum"}
 _ASKED_EACH_TIME = {"data.download", "eval_data.download"}
 _MOST_DIFFERENCES = 10
@@ -347,8 +347,8 @@ def check_output(path: Path, overwrite: bool, inputs: Iterable[Path | None] = ()
 def check_same_settings(path: Path, settings: Settings, may_move: Container[str] = ()) -> None:
     """Check that the run in `path` may resume with these settings.
 
-    Epochs may increase; the checkpoint interval and the number of allowed rollbacks may change. Settings that the run's
-    version did not have may have their defaults. Files and folders with
+    Epochs may increase; the checkpoint interval and the number of allowed rollbacks may change. A run may lack a newer
+    setting if the new value has no effect. Files and folders with
     the dotted keys `may_move` may have moved, because the caller compares their contents; a data set may change its
     name only from one folder to another. Raises `InputError` if it is not a run, or names each other difference.
     """
@@ -364,38 +364,16 @@ def check_may_resume(
     path: Path, earlier: Mapping[str, object], settings: Settings, may_move: Container[str] = ()
 ) -> None:
     """Raise `InputError`, as `check_same_settings`, unless a run with the `earlier` settings may resume."""
-    now = flatten(settings.to_dict())
+    earlier, now = {**_WITHOUT_EFFECT, **earlier}, {**_WITHOUT_EFFECT, **flatten(settings.to_dict())}
     differences = [
         f"{shortened(key)} was {shortened(repr(earlier.get(key)))} and is {shortened(repr(now.get(key)))}"
-        for key in sorted((earlier.keys() | now.keys()) - _new_since(earlier, settings))
+        for key in sorted(earlier.keys() | now.keys())
         if earlier.get(key) != now.get(key) and not _may_differ(key, earlier.get(key), now.get(key), may_move)
     ]
     if differences:
         allowed = f"epochs may increase, and {', '.join(sorted(_MAY_CHANGE & now.keys()))} may change"
         shown = "; ".join(differences[:_MOST_DIFFERENCES])
         raise InputError(f"{path} cannot resume with other settings: {shown} ({allowed})")
-
-
-def _new_since(earlier: Mapping[str, object], settings: Settings) -> set[str]:
-    """Return the keys that the `earlier` settings, which may be of an earlier version, lack and that have defaults.
-
-    The default of a new setting is what earlier versions did.
-    """
-    now = flatten(settings.to_dict())
-    lacking = now.keys() - earlier.keys()
-    try:
-        defaults = flatten(type(settings).model_validate(_without(settings.to_dict(), lacking)).to_dict())
-    except ValidationError:  # one that has no default
-        return set()
-    return {key for key in lacking if defaults.get(key) == now[key]}
-
-
-def _without(values: Mapping[str, object], lacking: Container[str], prefix: str = "") -> dict[str, object]:
-    return {
-        name: _without(value, lacking, f"{prefix}{name}.") if isinstance(value, Mapping) else value
-        for name, value in values.items()
-        if f"{prefix}{name}" not in lacking
-    }
 
 
 def _may_differ(key: str, earlier: object, now: object, may_move: Container[str]) -> bool:
