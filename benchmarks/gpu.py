@@ -29,12 +29,13 @@ from gapssg.runs.checkpoint import has_checkpoint
 from gapssg.runs.results.distillation import DistillResult, load_training_result
 
 PAIRS = {"wrn40_2": "wrn16_1", "resnet34": "mobilenetv2"}
-SHARE = "method.procedural_share"
 TEACHER_EPOCHS = 30
 """A published teacher takes 200 epochs; one cycle reaches nearly the same accuracy in fewer."""
 ALONE = ("numerics", "smoke", "steps", "profile", "growth", "teacher", "published", "fast", "procedural")
-SHARED = ("tenth", "curve", "ablation", "strangers", "priors")
+SHARED = ("tenth", "curve", "ablation", "strangers", "no_batch_norm")
+PROCEDURAL = f"method.procedural_share={1 / 3}"
 CURVE = ("gapssg-fast+procedural-third", "gapssg-fast", "gapssg")
+"""The methods whose accuracy is measured against work."""
 Command = list[str]
 
 
@@ -112,7 +113,7 @@ def commands_alone(
             f"published-{teacher}-{student}": [*distillation, "--recipe", "published", "--compile"],
             # About a tenth of the work of the published run.
             f"fast-{teacher}-{student}": [*distillation, "--epochs", "480"],
-            f"procedural-{teacher}-{student}": [*distillation, "--epochs", "435", "--set", f"{SHARE}={1 / 3}"],
+            f"procedural-{teacher}-{student}": [*distillation, "--epochs", "435", "--set", PROCEDURAL],
         }.items():
             yield name, resumable(directory / name, [*command, *on])
 
@@ -138,9 +139,14 @@ def commands_together(directory: Path, data: Path | None, seeds: int) -> Iterato
     if data is None:
         return
     for teacher in TEACHERS:
-        where = ["--directory", str(directory / "priors"), "--output", str(directory / f"priors-{teacher}.csv")]
+        where = [
+            "--directory",
+            str(directory / "no_batch_norm"),
+            "--output",
+            str(directory / f"no_batch_norm-{teacher}.csv"),
+        ]
         options = ["--cifar10", str(data), "--teachers", teacher, "--seeds", str(seeds)]
-        yield f"priors-{teacher}", [*python, "benchmarks.no_batch_norm", *options, *where]
+        yield f"no_batch_norm-{teacher}", [*python, "benchmarks.no_batch_norm", *options, *where]
 
 
 def commands_of_cells(directory: Path, data: Path, seeds: int, jobs: int) -> Iterator[tuple[str, Command]]:

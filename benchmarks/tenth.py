@@ -10,7 +10,8 @@ the default method, and as many epochs as the budget allows, by the FLOPs that g
 learning rate is selected from `RATES` by accuracy on 5,000 training images (never on test images) with seed 0, for the
 lowest budget. The reported result is the top-1 on the test images after the last epoch. Each cell is a process of its
 own. Existing cells of the directory are reused, and interrupted runs are resumed; `seconds` are those of synthesis and
-distillation. Without any methods, only the teacher is trained.
+distillation. Without any methods, only the teacher is trained. RESULTS.md shows
+`--output benchmarks/results/tenth.csv`.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=[*VARIANTS])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--directory", type=Path, default=Path("runs/tenth"))
-    parser.add_argument("--output", type=Path, default=RESULTS / "tenth.csv")
+    parser.add_argument("--output", type=Path, help="table that is extended; by default tenth.csv of the directory")
     parser.add_argument("--jobs", type=int, default=1, help="cells at once")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -139,7 +140,8 @@ def main() -> None:
         return
     if not arguments.methods:
         return
-    check_teacher(arguments.output, bench.checksum)
+    output = arguments.output or arguments.directory / "tenth.csv"
+    check_teacher(output, bench.checksum)
     lowest = min(arguments.budgets)
     searched = {method: [Cell(method, lowest, rate, 0) for rate in rates_of(method)] for method in arguments.methods}
     each = [(budget, seed) for budget in arguments.budgets for seed in range(arguments.seeds)]
@@ -149,8 +151,8 @@ def main() -> None:
     best = {method: bench.best_of(cells).rate for method, cells in searched.items()}
     selected = [Cell(method, budget, rate, seed) for method, rate in best.items() for budget, seed in each]
     bench.complete_all(selected, arguments.jobs)
-    cells = read_cells(arguments.directory, arguments.output, bench.checksum)
-    write_rows(arguments.output, cells)
+    cells = read_cells(arguments.directory, output, bench.checksum)
+    write_rows(output, cells)
     print_summary([cell for cell in cells if cell["reported"]])
 
 

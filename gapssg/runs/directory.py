@@ -348,9 +348,9 @@ def check_same_settings(path: Path, settings: Settings, may_move: Container[str]
     """Check that the run in `path` may resume with these settings.
 
     Epochs may increase; the checkpoint interval and the number of allowed rollbacks may change. A run may lack a newer
-    setting if the new value has no effect. Files and folders with
-    the dotted keys `may_move` may have moved, because the caller compares their contents; a data set may change its
-    name only from one folder to another. Raises `InputError` if it is not a run, or names each other difference.
+    setting if the new value has no effect. Files and folders with the dotted keys `may_move` may have moved, because
+    the caller compares their contents; a data set may change its name only from one folder to another. Raises
+    `InputError` if it is not a run, or names each other difference.
     """
     try:
         check_own(path)
