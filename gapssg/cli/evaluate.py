@@ -59,9 +59,11 @@ def evaluate(
     if failed:
         add = "" if all(model.own_teacher for model in failed) else "add --teacher FILE to compare; "
         console.say(f"if you doubt the labels, {add}repeat this command once they are corrected")
+    judged = []
     for model in result.models:
         is_shown_usable = weights_of_run(Path(model.file)) is None and passes_on_real_images(model)
         known = () if is_shown_usable else known_failures(Path(model.file)) or ()
         unsaved = [each for each in model.failures if not any(failure.startswith(each) for failure in known)]
-        console.failures(model.file, [*unsaved, *known])
-    console.result(result)
+        judged.append(model.model_copy(update={"failures": (*unsaved, *known)}))
+        console.failures(model.file, judged[-1].failures)
+    console.result(result.model_copy(update={"models": tuple(judged)}))

@@ -51,6 +51,7 @@ def test_each_command_takes_the_final_weights_of_a_run_and_says_how_it_ended(
         assert str(file) in finished.stdout, command
         last = finished.stderr.splitlines()[-1] if command[0] == "eval" else finished.stderr
         assert "is not usable: " in last and "it is poor" in last, command
+        assert '"it is poor"' in finished.stdout or command[0] == "models", command
     (run / "result.json").unlink()
     assert UNFINISHED in gapssg("inspect", run).stdout
     assert load_model(run).path == file
