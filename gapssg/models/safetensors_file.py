@@ -58,7 +58,7 @@ def read_safetensors(path: Path) -> SafetensorsFile:
             raise InputError(f"{path} is empty; copy or save it again")
         if content.startswith(PYTORCH_FILES):
             raise InputError(
-                f"{path} is a PyTorch checkpoint, not a model file; make one from it: "
+                f"{path} is a PyTorch checkpoint, not a safetensors file; make a model file from that of a model: "
                 f"gapssg import-teacher --weights {shlex.quote(str(path))} --model NAME ..."
             )
         metadata = metadata_in(content)

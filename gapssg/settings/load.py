@@ -314,7 +314,8 @@ def _describe(
     if kind == "string_pattern_mismatch":
         message = "must be auto, cpu, cuda or cuda:N" if key[-1] == "device" else f"must match {context['pattern']}"
     number = detail["input"]
-    if 1 in (context.get("le"), context.get("lt")) and isinstance(number, int | float) and 2 <= number <= 100:
+    is_share = 0 < context.get("le", context.get("lt", 0)) <= 1
+    if is_share and isinstance(number, int | float) and 2 <= number <= 100:
         message += f"; {number:.10g} % is {number / 100:.10g}"
     return f"{given}: {message}"
 

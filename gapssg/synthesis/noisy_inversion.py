@@ -78,7 +78,7 @@ class NoisyInversion(AveragedInversion):
 def label_embeddings(settings: NAYERSettings, context: SynthesisContext) -> Tensor:
     """Return the embedding of each class, (K, E) float32: from the file, or the rows of the last linear layer.
 
-    Raises `InputError` if the file does not hold one tensor (K, E), or there is no such layer.
+    Raises `InputError` if the file does not hold one tensor (K, E) with different rows, or there is no such layer.
     """
     if settings.label_embeddings is None:
         layer = last_linear_layer(context.teacher, context.image_shape, context.num_classes)
@@ -96,6 +96,8 @@ def label_embeddings(settings: NAYERSettings, context: SynthesisContext) -> Tens
     embeddings = tensors[0].float()  # float64 may not fit
     if not tensors[0].is_floating_point() or not embeddings.isfinite().all():
         raise InputError(f"{settings.label_embeddings} holds numbers that are not finite or not floating-point")
+    if len(embeddings.unique(dim=0)) < context.num_classes:
+        raise InputError(f"{settings.label_embeddings} has equal rows; give each class a different embedding")
     return embeddings
 
 

@@ -153,6 +153,7 @@ def test_a_number_out_of_bounds_names_field_value_bound_and_source():
         ("method.mixup", "100", "must be less than or equal to 1; 100 % is 1"),
         ("method.mixup", "100.1", "must be less than or equal to 1"),
         ("method.mixup", "-5", "must be greater than or equal to 0"),
+        ("method.procedural_share", "33", "must be less than or equal to 0.9; 33 % is 0.33"),
         ("optimizer.momentum", "90", "must be less than 1; 90 % is 0.9"),
         ("optimizer.momentum", "1", "must be less than 1"),
         ("optimizer.milestones", "[0.5, 75]", "must be less than 1; 75 % is 0.75"),
