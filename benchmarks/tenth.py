@@ -2,7 +2,7 @@
 
     python -m benchmarks.tenth --data folder:cifar10-jpeg
     python -m benchmarks.tenth --data folder:cifar10-jpeg --methods gapssg-fast nayer --budgets 100 --seeds 1
-    python -m benchmarks.tenth --data folder:cifar10-jpeg --methods gapssg-fast+sgd --budgets 100     an ablation
+    python -m benchmarks.tenth --data folder:cifar10-jpeg --methods gapssg-fast+sgd --budgets 50      an ablation
     python -m benchmarks.tenth --data folder:cifar10-jpeg --jobs 12         runs side by side, for a GPU
 
 The teacher is that of the recipe `cifar-reduced`. A method has the settings in `METHODS`, the student's optimizer of
@@ -79,7 +79,6 @@ ABLATION: dict[str, dict[str, Any]] = {
     "gapssg-fast+no-mixup": {"method.mixup": 0},
     "gapssg-fast+no-gap-terms": {"method.disagreement_weight": 0, "method.agreement_weight": 0},
     "gapssg-fast+no-statistics": {"method.statistics_weight": 0},
-    "gapssg-fast+zero-padding": {"crop_padding_mode": "zeros"},
     "gapssg+published-optimizer": METHODS["gapssg"] | _PUBLISHED_OPTIMIZER,
     "nayer+published-optimizer": METHODS["nayer"] | _PUBLISHED_OPTIMIZER,
     "fast+published-optimizer": METHODS["fast"] | _PUBLISHED_OPTIMIZER,
