@@ -49,6 +49,8 @@ class Provenance(Settings):
     """The SHA-256 of the teacher's file, for students."""
     procedural: bool | None = None
     """Whether a student learned from procedural images, too; None if not."""
+    initial_weights: bool | None = None
+    """Whether a student began with given weights, whose images are not known; None if with random ones."""
     seed: int = 0
     """The run's seed."""
     versions: dict[str, str] = Field(default_factory=dict)

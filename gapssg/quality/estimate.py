@@ -12,6 +12,7 @@ from gapssg.errors import blaming_given_files
 from gapssg.evaluation.real_images import check_same_images
 from gapssg.evaluation.teachers import read_teacher
 from gapssg.files import user_path
+from gapssg.models.description import Provenance
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import batch_norm_layers
 from gapssg.quality.evidence import OVERLAID, ProbeComparison, evidence_by_kind, joined
@@ -57,7 +58,7 @@ def estimate_quality(settings: QualitySettings) -> QualityResult:
             runtime,
             learned_from_it,
             settings.teacher_top1,
-            has_seen_procedural=bool(student.card.provenance.procedural),
+            provenance=student.card.provenance,
         )
     return QualityResult(
         teacher=ModelFile(**teacher.facts),
@@ -78,12 +79,13 @@ def judge_quality(
     runtime: Runtime,
     learned_from_pool: bool = True,
     teacher_top1: float | None = None,
-    has_seen_procedural: bool = False,
+    provenance: Provenance | None = None,
 ) -> QualityFacts:
     """Compare a student with its teacher on probe images; return what the fitted predictor says of them.
 
     The probe images are drawn with seed 0, whatever that of the run. There are none if the predictor does not apply to
-    the classes or images of the teacher. There is no interval without batch norm, or if the student has seen shapes.
+    the classes or images of the teacher. There is no interval without batch norm, or if the student has seen shapes
+    or began with given weights.
     The predictor was calibrated with pools that the students had learned from; on images of others, good students
     disagree more often. So another pool only shows which classes a student has, and the prediction is that without one.
 
@@ -95,7 +97,7 @@ def judge_quality(
         runtime: Device and precision.
         learned_from_pool: Whether the student learned from it.
         teacher_top1: The teacher's accuracy on real images, in [0, 1]; None if it is not known.
-        has_seen_procedural: Whether the student learned from procedural images; some probe images are like them.
+        provenance: What the student learned from; some probe images are like procedural ones.
 
     Raises:
         NotFinite: Logits on probe images are not finite.
@@ -116,7 +118,7 @@ def judge_quality(
         if not obstacles:
             compared = joined(answers.values()) if pool is None else probes.answers_to_pool(student, pool)
             obstacles = obstacles_of_classes(class_evidence(*compared), card.class_names, predicted.high, source)
-        if not obstacles and (others := _beyond_calibration(predictor, teacher, has_seen_procedural)):
+        if not obstacles and (others := _beyond_calibration(predictor, teacher, provenance)):
             obstacles = [f"it was calibrated only for {' and '.join(others)}"]
             disagreement = Prediction(value=predicted.value, low=None, high=None)
         elif not obstacles:
@@ -132,11 +134,12 @@ def judge_quality(
     )
 
 
-def _beyond_calibration(predictor: Predictor, teacher: nn.Module, has_seen_procedural: bool) -> list[str]:
+def _beyond_calibration(predictor: Predictor, teacher: nn.Module, provenance: Provenance | None) -> list[str]:
     """Return for which teachers and students alone, unlike these, the intervals of a predictor were calibrated."""
     others = {
         "teachers with batch norm": predictor.have_batch_norm and not batch_norm_layers(teacher),
-        "students that have not learned from procedural images": has_seen_procedural,
+        "students that have not learned from procedural images": provenance is not None and provenance.procedural,
+        "students that began with random weights": provenance is not None and provenance.initial_weights,
     }
     return [whose for whose, is_beyond in others.items() if is_beyond]
 

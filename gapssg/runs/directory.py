@@ -411,6 +411,8 @@ def pool_shards(path: Path) -> list[Path]:
     It is its own or that of an earlier run; if it has grown that one, both. Raises `InputError` if there is none.
     """
     root, runs = inside(path), list[InsidePath]()
+    if is_file(root):
+        raise InputError(f"{path} is a file; name the directory of a `distill` run that kept its pool")
     while root not in runs:
         runs.append(root)
         earlier = _earlier_pool(root)
@@ -421,6 +423,8 @@ def pool_shards(path: Path) -> list[Path]:
         raise InputError(f"{path} holds no sample pool: its pool is said to be that of {root}, and the reverse")
     *grown, first = [_own_shards(each) for each in runs]
     if not first:
+        if root != path and not is_folder(root):
+            raise InputError(f"{path} used the pool of {root}, which is not there (from {Path.cwd()}); put it back")
         whose = f"{path} holds no sample pool" if root == path else f"{path} used the pool of {root}, which holds none"
         raise InputError(f"{whose}; name the directory of a `distill` run that kept its own")
     return [shard for shards in (first, *reversed(grown)) for shard in shards]

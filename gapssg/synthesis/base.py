@@ -12,6 +12,7 @@ from gapssg.settings.base import Settings
 from gapssg.settings.parts import PaddingMode
 
 BATCH_NORM, LAST_LINEAR = "batch-norm layers", "a last linear layer"
+LINEAR_OR_EMBEDDINGS = "a last linear layer or method.label_embeddings"
 """What a method can need of a teacher."""
 ImagePrior = Literal["batch-norm statistics", "input statistics"]
 """What keeps the images of `gapssg` and `gapssg-fast` like those of the teacher's training."""

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from gapssg.settings.base import UserPath
-from gapssg.synthesis.base import AveragedInversionSettings
+from gapssg.synthesis.base import LINEAR_OR_EMBEDDINGS, AveragedInversionSettings
 
 
 class NAYERSettings(AveragedInversionSettings):
@@ -54,6 +54,11 @@ class NAYERSettings(AveragedInversionSettings):
     """Weight of the masked divergence, which the images maximise; 0 in the warm-up."""
     warm_up: float = Field(default=0.5, ge=0, lt=1)
     """Share of epochs at the start that only synthesise: 200 of the published 400 batches."""
+
+    @classmethod
+    def needs(cls) -> tuple[str, ...]:
+        """Return what the method requires of a teacher."""
+        return (*super().needs(), LINEAR_OR_EMBEDDINGS)
 
     def restarts_generator(self, epoch: int, epochs: int) -> bool:
         """Return whether the synthesis of an epoch, counted from 0, re-initialises the generator."""

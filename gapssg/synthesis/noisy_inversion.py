@@ -91,12 +91,15 @@ def label_embeddings(settings: NAYERSettings, context: SynthesisContext) -> Tens
     tensors = list(read_safetensors(settings.label_embeddings).tensors.values())
     if len(tensors) != 1 or tensors[0].ndim != 2 or len(tensors[0]) != context.num_classes or not tensors[0].numel():
         raise InputError(
-            f"{settings.label_embeddings} must hold one tensor with a row for each of the {context.num_classes} classes"
+            f"{settings.label_embeddings} must hold one tensor with a row for each of the {context.num_classes} "
+            "classes, as safetensors.torch.save_file writes it"
         )
     embeddings = tensors[0].float()  # float64 may not fit
-    if not tensors[0].is_floating_point() or not embeddings.isfinite().all():
-        raise InputError(f"{settings.label_embeddings} holds numbers that are not finite or not floating-point")
-    if len(embeddings.unique(dim=0)) < context.num_classes:
+    if not tensors[0].is_floating_point() or not embeddings.square().isfinite().all():
+        raise InputError(
+            f"{settings.label_embeddings} holds numbers that are not floating-point, not finite or larger than 1e19"
+        )
+    if len({tuple(row) for row in embeddings.tolist()}) < context.num_classes:
         raise InputError(f"{settings.label_embeddings} has equal rows; give each class a different embedding")
     return embeddings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from gapssg.models.profile import executed_batch_norm_layers, last_linear_layer
-from gapssg.synthesis.base import BATCH_NORM, LAST_LINEAR, GeneratorMethodSettings, ImagePrior, SynthesisSettings
+from gapssg.synthesis.base import BATCH_NORM, ImagePrior, SynthesisSettings
 
 
 def image_prior(teacher: nn.Module, input_shape: tuple[int, int, int]) -> ImagePrior:
@@ -17,9 +17,11 @@ def missing_for(
     method: type[SynthesisSettings], teacher: nn.Module, input_shape: tuple[int, int, int], num_classes: int
 ) -> str | None:
     """Return which of `method.needs()` the teacher lacks, None if the method runs; raises as `executed_layers`."""
-    if method.needs_batch_norm and not executed_batch_norm_layers(teacher, input_shape):
-        return BATCH_NORM
-    reads_features = issubclass(method, GeneratorMethodSettings) and method.reads_features
-    if reads_features and last_linear_layer(teacher, input_shape, num_classes) is None:
-        return LAST_LINEAR
+    for need in method.needs():
+        if need == BATCH_NORM:
+            is_missing = not executed_batch_norm_layers(teacher, input_shape)
+        else:
+            is_missing = last_linear_layer(teacher, input_shape, num_classes) is None
+        if is_missing:
+            return need
     return None

@@ -61,7 +61,8 @@ from gapssg.training.settings import DistillSettings
 if TYPE_CHECKING:
     from gapssg.core.processes import Processes
 
-# The checkpoint compares the SHA-256 of the teacher, the pool and the images, and has the weights of the student.
+# The checkpoint compares the SHA-256 of the teacher, the pool, the images and the method's files, which may move, too,
+# and has the weights of the student.
 _MAY_MOVE = ("teacher", "pool", "eval_data.root", "eval_data.name", "student.weights")
 
 
@@ -128,8 +129,9 @@ def _prepare(settings: DistillSettings, launch: Launch, teacher: LoadedModel | N
     """Check everything and create the job."""
     method_files = {f"method.{name}": value for name, value in settings.method if isinstance(value, Path)}
     file = None if settings.teacher == Path(MODULE) else settings.teacher
-    launch.check([file, settings.pool, settings.student.weights, *method_files.values()], _MAY_MOVE)
-    for option, path in (("--teacher", file), ("--pool", settings.pool)):
+    launch.check([file, settings.pool, settings.student.weights, *method_files.values()], (*_MAY_MOVE, *method_files))
+    of_method = {f"--set {name}=FILE": value for name, value in method_files.items()}
+    for option, path in {"--teacher": file, "--pool": settings.pool, **of_method}.items():
         launch.check_still_there(option, path)
     runtime = Runtime.from_settings(settings.runtime, settings.seed, launch.processes)
     runtime.check_shares({"batch_size": settings.batch_size, **settings.method.shared_batches(settings.batch_size)})
@@ -413,12 +415,11 @@ def _augmentation_facts(distillation: Distillation) -> AugmentationFacts | None:
 def _expected_quality(distillation: Distillation) -> tuple[QualityFacts | None, list[str]]:
     """Return what is expected of the student on real images, or why that cannot be known."""
     pool = distillation.synthesizer.pool
-    has_seen_procedural = bool(distillation.card.provenance.procedural)
-    images = None if pool is None else pool.images[pool.synthesised] if has_seen_procedural else pool.images
+    images = None if pool is None else pool.images[pool.synthesised] if pool.procedural else pool.images
     modules = distillation.teacher, distillation.student
     try:
         return judge_quality(
-            *modules, distillation.teacher_file, images, distillation.runtime, has_seen_procedural=has_seen_procedural
+            *modules, distillation.teacher_file, images, distillation.runtime, provenance=distillation.card.provenance
         ), []
     except NotFinite as error:
         return None, [str(error)]

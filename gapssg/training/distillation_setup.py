@@ -226,6 +226,7 @@ def student_card(
                 method=origin.method,
                 teacher_sha256=teacher.sha256,
                 procedural=procedural or None,
+                initial_weights=True if settings.student.weights is not None else None,
                 seed=settings.seed,
                 versions=versions(),
             ),

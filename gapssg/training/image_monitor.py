@@ -76,7 +76,7 @@ class ImageMonitor:
         before, self.lacks_classes = self.lacks_classes, lacking is not None
         if lacking is not None:
             return [] if before else [lacking]
-        return ["resolved: the teacher predicts every class on the images again"] if before else []
+        return ["resolved: the new images are no longer found to lack classes"] if before else []
 
 
 def listed_counts(counts: Tensor) -> list[int] | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gapssg.core.runtime import Runtime
+from gapssg.models.description import Provenance
 from gapssg.models.model_file import LoadedModel
 from gapssg.quality.estimate import judge_quality
 from gapssg.quality.lost_classes import ClassEvidence, Source, class_evidence, obstacles_of_classes
@@ -45,14 +46,14 @@ def judged(
     classes: tuple[int, ...] = (),
     bias: float = 0.0,
     learned_from_pool: bool = True,
-    has_seen_procedural: bool = False,
+    provenance: Provenance | None = None,
 ) -> QualityFacts:
     """Judge the teacher with a bias of some classes as its own student."""
     student = deepcopy(teacher)
     with torch.no_grad():
         student[-1].bias[list(classes)] += bias
     described = LoadedModel(teacher, make_card(mean=(0.0,), deviation=(1.0,)), "0" * 64, Path("teacher.safetensors"))
-    return judge_quality(teacher, student, described, pool, runtime, learned_from_pool, 0.9, has_seen_procedural)
+    return judge_quality(teacher, student, described, pool, runtime, learned_from_pool, 0.9, provenance)
 
 
 @pytest.mark.slow
@@ -91,9 +92,16 @@ def test_a_student_with_all_classes_has_an_interval(pool: Tensor, runtime: Runti
     assert found.top1.high == pytest.approx(0.9 + found.disagreement.high)
 
 
-def test_a_student_that_has_seen_procedural_like_those_of_the_probe_images_has_none(pool: Tensor, runtime: Runtime):
-    found = judged(brightness_teacher(nn.BatchNorm1d(1)), pool, runtime, has_seen_procedural=True)
-    assert found.obstacles == ("it was calibrated only for students that have not learned from procedural images",)
+@pytest.mark.parametrize(
+    ("of_student", "others"),
+    [("procedural", "have not learned from procedural images"), ("initial_weights", "began with random weights")],
+)
+def test_a_student_unlike_those_of_the_calibration_has_none(
+    pool: Tensor, runtime: Runtime, of_student: str, others: str
+):
+    provenance = Provenance(command="distill", **{of_student: True})
+    found = judged(brightness_teacher(nn.BatchNorm1d(1)), pool, runtime, provenance=provenance)
+    assert found.obstacles == (f"it was calibrated only for students that {others}",)
     assert found.disagreement is not None and found.disagreement.low is None and found.top1 is None
 
 

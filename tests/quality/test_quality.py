@@ -99,11 +99,22 @@ def test_procedural_images_of_a_run_are_no_evidence(teacher_file: Path, tmp_path
     assert "32 images were synthesised" in card and "from these and 32 images of random shapes, in" in card
 
 
+def test_a_student_says_that_it_began_with_given_weights(teacher_file: Path, tmp_path: Path):
+    distill(settings(teacher_file, epochs=1), tmp_path / "first")
+    student = {"name": "wrn10_half", "weights": tmp_path / "first" / "student.safetensors"}
+    distill(settings(teacher_file, epochs=1, student=student), tmp_path / "second")
+    for run, fact in (("first", None), ("second", True)):
+        assert load_model(tmp_path / run / "student.safetensors").card.provenance.initial_weights is fact
+        gapssg("card", tmp_path / run)
+        card = " ".join((tmp_path / run / "README.md").read_text().split())
+        assert ("steps (1 epoch), beginning with the weights of another model. No" in card) == (run == "second")
+
+
 def test_every_copy_of_a_student_is_judged_as_one_that_has_seen_procedural_images(tmp_path: Path, monkeypatch):
     seen = list[bool]()
 
     def judge(*arguments: Any, **named: Any) -> QualityFacts:
-        seen.append(named["has_seen_procedural"])
+        seen.append(bool(named["provenance"].procedural))
         return judge_quality(*arguments, **named)
 
     monkeypatch.setattr("gapssg.quality.estimate.judge_quality", judge)

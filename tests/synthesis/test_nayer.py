@@ -14,6 +14,7 @@ from gapssg.core.runtime import Runtime
 from gapssg.errors import InputError
 from gapssg.synthesis.nayer import NAYERSettings
 from gapssg.synthesis.noisy_inversion import NoisyInversion, groups_of, label_embeddings, noisy_layers
+from gapssg.synthesis.requirements import missing_for
 from tests.synthesis.context import make_context, make_student
 from tests.synthesis.formulas import (
     COUNT,
@@ -127,6 +128,8 @@ def test_label_embeddings_may_come_from_a_file(runtime: Runtime, tmp_path: Path)
 
 def test_a_teacher_without_a_linear_layer_needs_a_file(runtime: Runtime):
     context = make_context(runtime)
-    teacher = nn.Sequential(nn.Conv2d(1, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    teacher = nn.Sequential(nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    missing = missing_for(NAYERSettings, teacher, (1, 16, 16), 5)
+    assert missing == "a last linear layer or method.label_embeddings"
     with pytest.raises(InputError, match=r"come from a linear layer, .*; add --set method\.label_embeddings=FILE"):
         label_embeddings(NAYERSettings(), replace(context, teacher=teacher))

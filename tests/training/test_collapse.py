@@ -135,7 +135,7 @@ def test_a_collapse_is_reported_when_it_starts_and_when_it_ends(
     warnings = [(event["epoch"], event["message"]) for event in events(tmp_path / "run") if event["event"] == "warning"]
     assert warnings == [
         (2, "the teacher predicts class 'cat' for all 32 new images"),
-        (4, "resolved: the teacher predicts every class on the images again"),
+        (4, "resolved: the new images are no longer found to lack classes"),
     ]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -22,6 +23,7 @@ from gapssg.runs.requests import Requests, Stopped
 from gapssg.settings.load import flatten
 from tests.conftest import make_card, write_images, write_teacher
 from tests.interruptions import AskingDisplay, Both, InterruptingDisplay, Interruption
+from tests.methods import METHODS
 from tests.program import gapssg, refusal
 from tests.run_fixtures import TINY, events, files_of
 from tests.run_fixtures import settings as run_settings
@@ -192,6 +194,22 @@ def test_a_run_resumes_with_a_moved_pool_and_says_what_is_missing_or_has_changed
             distill(run_settings(teacher, **TINY_NOISE, epochs=3), run, resume=True)
         teacher.rename(tmp_path / "elsewhere.safetensors")
         assert refusal("distill", "--resume", run).endswith("put it back, or name its new place with --teacher")
+
+
+def test_a_run_resumes_with_moved_label_embeddings(tmp_path: Path):
+    file = tmp_path / "embeddings.safetensors"
+    save_file({"embeddings": torch.eye(10)}, file)
+    with tiny_model():
+        teacher = write_tiny_teacher(tmp_path / "teacher.safetensors")
+        method = {"name": "nayer", **METHODS["nayer"], "label_embeddings": file}
+        distill(run_settings(teacher, **{**TINY_NOISE, "method": method}), tmp_path / "run")
+        resume = ("distill", "--resume", tmp_path / "run", "--epochs", 3)
+        option = "--set", f"method.label_embeddings={file.rename(tmp_path / 'moved.safetensors')}"
+        assert refusal(*resume).endswith("or name its new place with --set method.label_embeddings=FILE")
+        gapssg(*resume, *option)
+        assert [event["epoch"] for event in events(tmp_path / "run") if event["event"] == "epoch"] == [1, 2, 3]
+        save_file({"embeddings": 2 * torch.eye(10)}, tmp_path / "moved.safetensors")
+        assert "the SHA-256 of method.label_embeddings was" in refusal(*resume, *option)
 
 
 def test_a_run_that_lacks_a_newer_setting_may_resume_only_with_the_value_without_effect(tmp_path: Path):
