@@ -84,10 +84,10 @@ def judge_quality(
     """Compare a student with its teacher on probe images; return what the fitted predictor says of them.
 
     The probe images are drawn with seed 0, whatever that of the run. There are none if the predictor does not apply to
-    the classes or images of the teacher. There is no interval without batch norm, or if the student has seen shapes
-    or began with given weights.
-    The predictor was calibrated with pools that the students had learned from; on images of others, good students
-    disagree more often. So another pool only shows which classes a student has, and the prediction is that without one.
+    the classes or images of the teacher. There is no interval without batch norm, or if the student has seen shapes or
+    began with given weights. The predictor was calibrated with pools that the students had learned from; on images of
+    others, good students disagree more often. So another pool only shows which classes a student has, and the
+    prediction is that without one.
 
     Args:
         teacher: Maps normalised images to logits, on the device.
@@ -107,8 +107,7 @@ def judge_quality(
     own_pool = pool if source == "own pool" else None
     predictor = load_predictors()[WITHOUT_POOL if own_pool is None else WITH_POOL]
     obstacles = predictor.obstacles_of_task(card.num_classes, card.input_shape)
-    evidence: dict[str, ProbeEvidence] = {}
-    disagreement = top1 = None
+    evidence, disagreement, top1 = dict[str, ProbeEvidence](), None, None
     if not obstacles:
         probes = ProbeComparison(teacher, normalization, card.input_shape, own_pool, replace(runtime, seed=0))
         answers = probes.answers(student)

@@ -130,9 +130,8 @@ def _prepare(settings: DistillSettings, launch: Launch, teacher: LoadedModel | N
     method_files = {f"method.{name}": value for name, value in settings.method if isinstance(value, Path)}
     file = None if settings.teacher == Path(MODULE) else settings.teacher
     launch.check([file, settings.pool, settings.student.weights, *method_files.values()], (*_MAY_MOVE, *method_files))
-    of_method = {f"--set {name}=FILE": value for name, value in method_files.items()}
-    for option, path in {"--teacher": file, "--pool": settings.pool, **of_method}.items():
-        launch.check_still_there(option, path)
+    launch.check_still_there({"--teacher": file, "--pool": settings.pool})
+    launch.check_still_there({f"--set {name}=FILE": path for name, path in method_files.items()})
     runtime = Runtime.from_settings(settings.runtime, settings.seed, launch.processes)
     runtime.check_shares({"batch_size": settings.batch_size, **settings.method.shared_batches(settings.batch_size)})
     teacher = read_teacher(settings, teacher)

@@ -160,13 +160,14 @@ class Launch:
         else:
             check_output(self.output, self.overwrite, inputs)
 
-    def check_still_there(self, option: str, path: Path | None) -> None:
-        """Raise `InputError` if a run cannot resume because an input, which an option names, does not exist."""
-        if self.resume and path is not None and not is_hub_reference(path) and not os.path.exists(path):
-            raise InputError(
-                f"{self.output} cannot resume without {path}, which does not exist; put it back, or name its new place "
-                f"with {option}"
-            )
+    def check_still_there(self, inputs: Mapping[str, Path | None]) -> None:
+        """Raise `InputError` if a run cannot resume because an input, by the option that names it, does not exist."""
+        for option, path in inputs.items() if self.resume else ():
+            if path is not None and not is_hub_reference(path) and not os.path.exists(path):
+                raise InputError(
+                    f"{self.output} cannot resume without {path}, which does not exist; put it back, or name its new "
+                    f"place with {option}"
+                )
 
     def read_checkpoint(self, identity: dict[str, str]) -> State | None:
         """Return the state to resume from; None for a new run.

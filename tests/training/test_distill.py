@@ -268,9 +268,7 @@ def test_everything_that_reads_a_pool_that_has_grown_sees_all_of_it(tmp_path: Pa
         with pytest.raises(InputError, match=re.escape(sentence)):
             distill(settings(teacher_file, **TINY_NOISE, pool=tmp_path / "other"), tmp_path / "mixed")
     moved = first.rename(tmp_path / "moved")
-    with pytest.raises(
-        InputError, match=r"third used the pool of .*first, which is not there \(from .*\); put"
-    ):
+    with pytest.raises(InputError, match=r"third used the pool of .*first, which is not there \(from .*\); put"):
         pool_shards(third)
     moved.rename(first)
     with pytest.raises(InputError, match=r"settings.toml is a file; name the directory of a `distill` run that kept"):
