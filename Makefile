@@ -5,13 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-documents test-distributed test-fast coverage lint types install bench results bench-gpu bench-strangers estimator bench-teachers bench-tenth soak soak-ray crash-points fuzz docs clean
+.PHONY: quickstart test tests test-documents test-distributed test-fast coverage lint types install bench results bench-gpu bench-strangers estimator bench-teachers bench-tenth soak soak-ray crash-points fuzz docs clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/gapssg quickstart --overwrite
 
+# Checks code and types while the tests run.
+test: $(INSTALLED)
+	$(MAKE) --jobs lint types tests
+
 # One process a core: threads of their own would wait for each other.
-test: lint types
+tests: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not distributed and not documents"
 
 # The tests that build the documentation site, and run its guides and the notebook.
