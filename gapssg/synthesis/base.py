@@ -33,16 +33,19 @@ class Work(NamedTuple):
     """Forward and backward through the student."""
     labelled: int | None = None
     """Forward through the teacher in distillation; None if those are the images of the student."""
+    teacher_alone: int = 0
+    """Further ones of synthesis, forward and backward through the teacher."""
 
     def flops(self, teacher_macs: int, student_macs: int) -> int:
         """Return the floating-point operations in teacher and student, given the multiply-adds per image of each.
 
         A multiply-add is two operations. Forward and backward passes cost two forward passes for gradients of the
-        images, three if the weights have gradients too: `4 (t + s)` per image of synthesis, `2 t` per labelled image
-        and `6 s` per image of distillation. The generator and evaluations are not counted.
+        images, three if the weights have gradients too: `4 (t + s)` per image of synthesis, `4 t` per further one
+        through the teacher alone, `2 t` per labelled image and `6 s` per image of distillation. The generator, CMI's
+        head and evaluations are not counted.
         """
         labelled = self.distillation if self.labelled is None else self.labelled
-        synthesis = 2 * 2 * (teacher_macs + student_macs) * self.synthesis
+        synthesis = 2 * 2 * ((teacher_macs + student_macs) * self.synthesis + teacher_macs * self.teacher_alone)
         return synthesis + 2 * teacher_macs * labelled + 6 * student_macs * self.distillation
 
 
@@ -154,6 +157,8 @@ class PoolMethodSettings(SynthesisSettings):
 
     synthesizer: ClassVar[str] = "gapssg.synthesis.pool_synthesizer:PoolSynthesizer"
     batch_synthesis: ClassVar[str]
+    has_local_views: ClassVar[bool] = False
+    """Whether a synthesis step passes a second view of each image through the teacher alone."""
     """The class that synthesises one batch of images, as `module:name`."""
     has_pool: ClassVar[bool] = True
     balances_targets: ClassVar[bool] = False
@@ -212,7 +217,8 @@ class PoolMethodSettings(SynthesisSettings):
         visited = (epochs - warm_up) * given + size * (epochs * (epochs + 1) - warm_up * (warm_up + 1)) // 2
         distillation = (epochs - warm_up) * self.distillation_steps * run.batch_size or visited * self.passes
         labelled = self.labelled_views * (given + epochs * size) or None
-        return Work(epochs * self.step_count * synthesised, distillation, labelled)
+        synthesis = epochs * self.step_count * synthesised
+        return Work(synthesis, distillation, labelled, synthesis * self.has_local_views)
 
 
 class InversionSettings(GeneratorSettings, PoolMethodSettings):
@@ -293,7 +299,7 @@ class GeneratorMethodSettings(GeneratorSettings, SynthesisSettings):
     synthesizer: ClassVar[str] = "gapssg.synthesis.generator_training:GeneratorTraining"
     has_pool: ClassVar[bool] = False
     departs: ClassVar[tuple[str, ...]] = (
-        "the student is in eval mode during synthesis",
+        "the student is in eval mode during synthesis, the generator in training mode while it is sampled",
         "the generator is the one shared by all methods",
     )
     reads_features: ClassVar[bool] = False

@@ -19,6 +19,7 @@ class CMISettings(TargetInversionSettings):
     """
 
     batch_synthesis: ClassVar[str] = "gapssg.synthesis.contrastive_inversion:ContrastiveInversion"
+    has_local_views: ClassVar[bool] = True
     summary: ClassVar[str] = "images that a contrastive loss keeps distinct from each other and from earlier ones"
     paper: ClassVar[str] = "Fang et al., IJCAI 2021"
     year: ClassVar[int | None] = 2021

@@ -3,8 +3,9 @@
 From GapSSG (Wang et al., T-PAMI 2024): the disagreement and agreement losses, the optimised latent, keeping the images
 of the step with the lowest loss, and the growing pool. From other methods: a generator that keeps its weights between
 batches and so needs few steps (FastDFKD, Fang et al., AAAI 2022), cross-entropy with the targets (CMI, Fang et al.,
-IJCAI 2021), and mixup in distillation (Beyer et al., CVPR 2022). New: statistics relative to the teacher's own, so that
-one weight fits all teachers.
+IJCAI 2021), mixup in distillation (Beyer et al., CVPR 2022), and stored outputs of the teacher for some views of each
+image (FKD, Shen and Xing, ECCV 2022). New, as far as we know: statistics relative to the teacher's own, so that one
+weight fits all teachers.
 """
 
 from __future__ import annotations

@@ -76,6 +76,28 @@ def test_deepinversion_follows_its_formula(runtime):
     assert_follows(outputs, expected, [(inversion.pixels, pixels)])
 
 
+def test_the_meta_generator_of_fast_starts_and_restarts_as_published(runtime):
+    """It starts as torch initialises layers; later the first ones are redrawn, the scale of the norm around 0."""
+    settings = FastSettings(**GENERATOR, generator_steps=2, restart=0.5)
+    inversion = MetaInversion(settings, make_context(runtime, "tiny"))
+    epoch = settings.restart_epoch(inversion.context.epochs)
+    assert epoch is not None
+    meta = inversion.meta
+    bound = meta.linear.in_features**-0.5
+    assert 0.9 * bound < meta.linear.weight.abs().max() <= bound  # uniform in +- 1 / sqrt(inputs)
+    assert torch.equal(meta.first_norm.weight, torch.ones_like(meta.first_norm.weight))
+    before = {name: tensor.clone() for name, tensor in meta.state_dict().items()}
+    inversion._begin(epoch - 1)
+    for name, tensor in meta.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    inversion._begin(epoch)
+    for name, tensor in meta.state_dict().items():
+        assert torch.equal(tensor, before[name]) != name.startswith(("linear.", "first_norm.weight")), name
+    assert meta.first_norm.weight.abs().max() < 0.1  # five deviations of 0.02
+    for name, tensor in inversion.generator.state_dict().items():
+        assert torch.equal(tensor, meta.state_dict()[name]), name
+
+
 def test_fast_follows_its_formula_with_a_running_average(runtime):
     settings = FastSettings(**GENERATOR, generator_steps=2, adversarial_weight=50.0)
     inversion = MetaInversion(settings, make_context(runtime, "tiny"))

@@ -397,12 +397,29 @@ def test_the_planned_work_of_a_run_is_what_it_does(teacher: Path, tmp_path: Path
         assert work.synthesis == sum(plan.rounds * plan.synthesis_steps * 8 for plan in plans)
 
 
+@every_method
+def test_the_planned_work_has_each_pass_of_a_synthesis(teacher: Path, name):
+    distillation, passed = make_distillation(teacher, name), {"teacher": 0, "student": 0}
+    for network in passed:
+
+        def count(_: nn.Module, given: tuple[Tensor, ...], network: str = network) -> None:
+            passed[network] += len(given[0])
+
+        getattr(distillation, network).register_forward_pre_hook(count)
+    steps = len(synthesise(distillation))
+    work = distillation.settings.method.work(RunSize(1, 8))
+    images = 0 if name == "noise" else 8 * steps
+    assert passed["student"] == images
+    assert passed["teacher"] * work.synthesis == images * (work.synthesis + work.teacher_alone)
+
+
 def test_the_operations_of_a_run_are_counted_by_hand():
     # Of images through a teacher of 5 and a student of 3 multiply-adds, 7 forward and backward through both, and 11
     # forward through the teacher and forward and backward through the student: 7 * 4 * (5 + 3) + 11 * 2 * (5 + 3 * 3).
     assert Work(synthesis=7, distillation=11).flops(5, 3) == 224 + 308
     assert Work(0, 11).flops(5, 3) == 308
     assert Work(0, 11, labelled=2).flops(5, 3) == 2 * 2 * 5 + 11 * 2 * 9
+    assert Work(0, 0, teacher_alone=7).flops(5, 3) == 7 * 4 * 5
     # 128 images in 12 steps of 32 epochs, 16 views of each, and 64 images in 60 steps.
     assert GapSSGFastSettings().work(RunSize(32, 64)) == Work(128 * 12 * 32, 64 * 60 * 32, 128 * 32 * 16)
     assert GapSSGFastSettings().work(RunSize(32, 64)).flops(1, 1) == 8 * 49_152 + 6 * 122_880 + 2 * 65_536
