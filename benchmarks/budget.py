@@ -22,6 +22,12 @@ def parsed_settings(settings: Sequence[str]) -> dict[str, Any]:
     return {key: json.loads(value) for key, value in (each.split("=", 1) for each in settings)}
 
 
+def settings_from(given: dict[str, Any]) -> DistillSettings:
+    """Return the settings of a distillation, given by dotted name."""
+    options = {key: ("this benchmark", value) for key, value in given.items()}
+    return load_settings(DistillSettings, section="distill", options=options)
+
+
 def settings_within(
     tflop: float, teacher: Path, student: str, given: dict[str, Any], factories: Sequence[str] = ()
 ) -> DistillSettings:
@@ -41,15 +47,10 @@ def settings_within(
     networks = (model.module, create_model(student, num_classes=classes, input_shape=shape))
     macs = [profile_model(network, shape).macs for network in networks]
     given = {**given, "teacher": str(teacher), "student.name": student, "model_factories": list(factories)}
-
-    def with_epochs(epochs: int) -> DistillSettings:
-        options = {key: ("this benchmark", value) for key, value in {**given, "epochs": epochs}.items()}
-        return load_settings(DistillSettings, section="distill", options=options)
-
     few, many = 0, MOST_EPOCHS  # the budget lies between them
     while many - few > 1:
         middle = (few + many) // 2
-        settings = with_epochs(middle)
+        settings = settings_from({**given, "epochs": middle})
         fits = settings.method.work(RunSize(middle, settings.batch_size)).flops(*macs) <= tflop * 1e12
         few, many = (middle, many) if fits else (few, middle)
     if few == 0:
@@ -57,4 +58,4 @@ def settings_within(
         raise SystemExit(f"an epoch of {method} takes more than {tflop:g} TFLOP")
     if many == MOST_EPOCHS:
         raise SystemExit(f"{MOST_EPOCHS:,} epochs may take less than {tflop:g} TFLOP")
-    return with_epochs(few)
+    return settings_from({**given, "epochs": few})

@@ -14,14 +14,13 @@ import csv
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.budget import settings_from
 from benchmarks.machine import print_table, write_rows
 from benchmarks.results_page import RESULTS
 from benchmarks.tenth import STUDENT, settings_of
-from gapssg import DistillSettings
 from gapssg.models import create_model
 from gapssg.models.generator import Generator
 from gapssg.models.profile import profile_model
-from gapssg.settings.load import load_settings
 from gapssg.synthesis.base import GeneratorSettings, RunSize
 
 TEACHER = "wrn16_2"
@@ -43,8 +42,7 @@ def main() -> None:
 def row_of(method: str, budget: int, epochs: int, macs: list[int]) -> dict[str, str | int | float]:
     """Return the work of a cell in TFLOP, and that of its generator."""
     given = {"teacher": "teacher", "student.name": STUDENT, "epochs": epochs, **settings_of(method)}
-    options = {key: ("this benchmark", value) for key, value in given.items()}
-    settings = load_settings(DistillSettings, section="distill", options=options)
+    settings = settings_from(given)
     of_method = settings.method
     work = of_method.work(RunSize(epochs, settings.batch_size))
     passes = 3 * work.synthesis + (0 if of_method.has_pool else work.distillation)

@@ -50,7 +50,8 @@ class Provenance(Settings):
     procedural: bool | None = None
     """Whether a student learned from procedural images, too; None if not."""
     initial_weights: bool | None = None
-    """Whether a student began with given weights, whose images are not known; None if with random ones."""
+    """Whether a student began with given weights, whose images are not known; None if with random ones, or with those
+    of a module whose batch norms do not show more."""
     seed: int = 0
     """The run's seed."""
     versions: dict[str, str] = Field(default_factory=dict)

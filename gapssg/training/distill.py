@@ -98,8 +98,9 @@ def distill(
     of `processes` calls this with equal arguments; rank 0 writes the directory.
 
     Instead of a teacher's file and a student's name in the settings, a program may pass a `teacher` as
-    `model_from_module` returns it and a `student`, whose weights are the initial ones. Both are copied and left
-    unchanged. To resume, pass the same teacher, and a student of the same class and tensors; its weights do not matter.
+    `model_from_module` returns it and a `student`, whose weights are the initial ones; if its batch norms have seen
+    images, the prediction of its quality has no interval. Both are copied and left unchanged. To resume, pass the same
+    teacher, and a student of the same class and tensors; its weights do not matter.
     `load_model(output / "student.safetensors", module=student)` returns the trained student.
 
     Returns:

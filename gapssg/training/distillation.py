@@ -17,7 +17,7 @@ from gapssg.core.runtime import Runtime, to_uint8
 from gapssg.errors import Diverged, InputError, NotFinite, RunError
 from gapssg.evaluation.metrics import ClassCounts, count_by_class
 from gapssg.evaluation.predict import batch_size_for, predict
-from gapssg.models.description import ModelProfile
+from gapssg.models.description import ModelCard, ModelProfile
 from gapssg.models.model_file import LoadedModel
 from gapssg.models.profile import profile_model
 from gapssg.quality.evidence import ProbeComparison
@@ -38,6 +38,7 @@ from gapssg.training.comparison import Differences, differences, images_to_compa
 from gapssg.training.distillation_progress import EpochFacts, Progress
 from gapssg.training.distillation_setup import (
     choose_augmentation,
+    has_seen_images,
     make_student,
     make_synthesizer,
     planned_flops,
@@ -94,7 +95,7 @@ class Distillation:
         self.student = runtime.place(student)
         self.synthesizer, self.origin = make_synthesizer(settings, context, teacher)
         self._given = len(self.synthesizer.pool) if settings.pool and self.synthesizer.pool else None
-        self.card = student_card(settings, teacher, student, augmentation, self.origin)
+        self._card = student_card(settings, teacher, student, augmentation, self.origin)
         self.labelled = self.synthesizer.labelled
         self.student_steps = (
             StudentSteps(context, self.synthesizer, self.student, settings.method.mixup)
@@ -104,7 +105,7 @@ class Distillation:
         self.trainee = Trainee(
             self.student, self.student_steps.loss, settings.optimizer, runtime, settings.max_rollbacks
         )
-        self.progress = Progress()
+        self.progress = Progress(initial_weights=has_seen_images(student))
         self.settling = Settling(settings.epochs, settings.optimizer) if settings.until_settled else None
         self.monitor = ImageMonitor(card.class_names, settings.method.makes_class_images)
         plans = (self.synthesizer.plan(epoch) for epoch in range(settings.epochs))
@@ -113,6 +114,13 @@ class Distillation:
         self._given_classes: list[Tensor] = []
         self._terms: dict[str, Tensor] = {}  # of the last step of the current synthesis
         self.time_left = TimeLeft(self.steps_left())
+
+    @property
+    def card(self) -> ModelCard:
+        """The card of the student."""
+        given = self.settings.student.weights is not None or self.progress.initial_weights
+        provenance = self._card.provenance.model_copy(update={"initial_weights": given or None})
+        return self._card.model_copy(update={"provenance": provenance})
 
     def write_student(self, run: RunDirectory, name: str, failures: Sequence[str] = ()) -> Path:
         """Write the student as a model file of a run, with why it is not usable, and return its path."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gapssg.core.augment import Augmentation, choose_crop_padding
 from gapssg.core.muon import products_per_step
@@ -19,6 +19,7 @@ from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.foreign import check_finite_logits, check_is_module, copy_module, name_of_module, tensors_of
 from gapssg.models.model_file import LoadedModel, load_foreign_weights, load_model
 from gapssg.models.model_path import model_file
+from gapssg.models.profile import batch_norm_layers
 from gapssg.models.recognition import adapt_trainable
 from gapssg.models.reference import MODULE
 from gapssg.models.signature import signature_of
@@ -111,6 +112,12 @@ def make_student(
     if given is not None or settings.student.weights is not None:
         adapt_trainable(student, name, teacher.card.num_classes, teacher.card.input_shape)
     return student
+
+
+def has_seen_images(module: nn.Module) -> bool:
+    """Tell whether a batch norm of `module` has statistics other than those that it begins with."""
+    means = (layer.running_mean for layer in batch_norm_layers(module))
+    return any(isinstance(mean, Tensor) and bool(mean.any()) for mean in means)
 
 
 def sha256_of_layout(module: nn.Module) -> str:
@@ -226,7 +233,6 @@ def student_card(
                 method=origin.method,
                 teacher_sha256=teacher.sha256,
                 procedural=procedural or None,
-                initial_weights=True if settings.student.weights is not None else None,
                 seed=settings.seed,
                 versions=versions(),
             ),

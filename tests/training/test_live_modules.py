@@ -156,7 +156,7 @@ def test_an_interrupted_run_resumes_with_the_same_teacher_and_a_new_student(run:
             display=InterruptingDisplay(6 + 16),  # of which 16 label the views of the first epoch
         )
     assert (output / "checkpoint" / "latest.safetensors").exists()
-    given: dict[str, Any] = {"teacher": model(classifier(1)), "student": classifier(5, width=3)}
+    given: dict[str, Any] = {"teacher": model(classifier(1)), "student": factories.small(4, 3, 3)}  # has seen nothing
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"teacher": model(classifier(7))}, "cannot resume: the teacher's SHA-256 was"),
         ({"student": classifier(2, width=5)}, "cannot resume: the layout of the student was"),
@@ -210,6 +210,14 @@ def test_a_live_student_learns_from_a_loaded_file_and_a_named_one_from_a_module(
     result = distill(settings(epochs=1, student={"name": "wrn10_half"}), tmp_path / "b", teacher=model(teacher))
     assert (result.teacher.file, result.student.architecture) == ("<module>", "wrn10_half")
     assert load_model(tmp_path / "b" / "student.safetensors").card.num_classes == 4
+
+
+def test_a_student_whose_batch_norms_have_seen_images_began_with_given_weights(run: Path, tmp_path: Path):
+    untrained = factories.small(4, 3, 3)
+    distill(settings(epochs=1), tmp_path / "run", teacher=model(classifier(1)), student=untrained)
+    for each, fact in ((run, True), (tmp_path / "run", None)):
+        student = load_model(each / "student.safetensors", module=untrained)
+        assert student.card.provenance.initial_weights is fact
 
 
 def pruned(module: nn.Module) -> nn.Module:
