@@ -385,7 +385,7 @@ def estimate_lines(found: EstimateResult) -> list[str]:
 
 
 def epoch_line(event: Epoch, narrow: bool = False) -> str:
-    """Return the line of an epoch: loss terms, reality gap, accuracy, images/s, time left.
+    """Return the line of an epoch: loss terms, reality gap, accuracy, images/s if any were learned, time left.
 
     A narrow line, for 80 columns, has no terms of the synthesis loss, no time left, which a bar shows, and images/s
     only if they fit.
@@ -398,7 +398,7 @@ def epoch_line(event: Epoch, narrow: bool = False) -> str:
     if event.top1 is not None:
         parts.append(f"top-1 {percent(event.top1)}")
     speed = f"{event.timing.images_per_second:.0f} images/s"
-    if not narrow or len("  ".join([*parts, speed])) <= _NARROW:
+    if event.timing.images_per_second and (not narrow or len("  ".join([*parts, speed])) <= _NARROW):
         parts.append(speed)
     if event.timing.remaining is not None and not narrow:
         parts.append(_time_left(event.timing.remaining))

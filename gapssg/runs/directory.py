@@ -408,7 +408,8 @@ def has_pool(path: Path) -> bool:
 def pool_shards(path: Path) -> list[Path]:
     """Return the shard files, oldest first, of the pool from which a run learned, or of that `pool` folder.
 
-    It is its own or that of an earlier run; if it has grown that one, both. Raises `InputError` if there is none.
+    It is its own or that of an earlier run; if it has grown that one, both. Raises `InputError` if there is none, or a
+    shard before the last one is missing.
     """
     root, runs = inside(path), list[InsidePath]()
     if is_file(root):
@@ -438,7 +439,11 @@ def _earlier_pool(root: InsidePath) -> Path | None:
 
 def _own_shards(root: InsidePath) -> list[InsidePath]:
     folder = root / _POOL if is_folder(root / _POOL) else root
-    return list(numbered_files(folder, _SHARD).values())
+    shards = numbered_files(folder, _SHARD)
+    for epoch in range(1, max(shards, default=0)):
+        if epoch not in shards:
+            raise InputError(f"{folder} lacks {shard_name(epoch)}; put it back")
+    return list(shards.values())
 
 
 def first_pool_shards(path: Path, count: int) -> list[Path]:

@@ -94,11 +94,11 @@ def label_embeddings(settings: NAYERSettings, context: SynthesisContext) -> Tens
             f"{settings.label_embeddings} must hold one tensor with a row for each of the {context.num_classes} "
             "classes, as safetensors.torch.save_file writes it"
         )
+    if not tensors[0].is_floating_point():
+        raise InputError(f"{settings.label_embeddings} holds {tensors[0].dtype}, not floating-point numbers")
     embeddings = tensors[0].float()  # float64 may not fit
-    if not tensors[0].is_floating_point() or not embeddings.square().isfinite().all():
-        raise InputError(
-            f"{settings.label_embeddings} holds numbers that are not floating-point, not finite or larger than 1e19"
-        )
+    if not embeddings.square().isfinite().all():
+        raise InputError(f"{settings.label_embeddings} holds numbers that are not finite or larger than 1e19")
     if len({tuple(row) for row in embeddings.tolist()}) < context.num_classes:
         raise InputError(f"{settings.label_embeddings} has equal rows; give each class a different embedding")
     return embeddings

@@ -172,10 +172,13 @@ def test_a_png_has_the_encoded_pixels(channels):
 def test_the_shards_of_a_pool_are_listed_oldest_first(tmp_path: Path):
     origin = PoolOrigin("gapssg", "0" * 64)
     with hold(tmp_path / "run") as run:
-        for epoch in (2, 1, 10):
+        for epoch in (2, 1, *range(10, 2, -1)):
             run.write_pool_shard(epoch, torch.zeros(1, 1, 4, 4, dtype=torch.uint8), torch.zeros(1).long(), origin)
-    names = ["shard-0001.safetensors", "shard-0002.safetensors", "shard-0010.safetensors"]
+    names = [f"shard-{epoch:04d}.safetensors" for epoch in range(1, 11)]
     assert [path.name for path in pool_shards(tmp_path / "run")] == names
     assert [path.name for path in pool_shards(tmp_path / "run" / "pool")] == names
     with pytest.raises(InputError, match="holds no sample pool"):
         pool_shards(tmp_path)
+    (tmp_path / "run" / "pool" / names[4]).unlink()
+    with pytest.raises(InputError, match=r"run/pool lacks shard-0005.safetensors; put it back"):
+        pool_shards(tmp_path / "run")

@@ -118,6 +118,7 @@ def test_label_embeddings_may_come_from_a_file(runtime: Runtime, tmp_path: Path)
         ({"texts": torch.ones(5, 0)}, "must hold one tensor"),
         ({"texts": torch.full((5, 7), torch.nan)}, "not finite"),
         ({"texts": torch.full((5, 7), 1e300, dtype=torch.float64)}, "not finite"),
+        ({"texts": torch.eye(5, 7).int()}, r"holds torch\.int32, not floating-point numbers"),
         ({"texts": torch.zeros(5, 7)}, "has equal rows"),
         ({"texts": torch.eye(5, 7)[[0, 1, 2, 3, 1]]}, "has equal rows"),
     ):
