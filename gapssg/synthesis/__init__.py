@@ -67,13 +67,19 @@ def published_settings(method: object, teacher: str | None) -> dict[str, float |
     return {}
 
 
-def is_run_as_published(method: str) -> bool:
-    """Return whether a method has published run settings of its own, or is this project's own method."""
-    return any(
-        settings.is_own or settings.published
-        for settings in method_classes()
-        if settings.model_fields["name"].default == method
-    )
+def unknown_run_settings(method: str, pair: str) -> str | None:
+    """Return which published run settings of a method are not known, and what replaces them; None if they are known.
+
+    `pair` is data, teacher and student, joined by hyphens. Of this project's own method, none are published.
+    """
+    for settings in method_classes():
+        if settings.model_fields["name"].default == method and not settings.is_own:
+            what = f"published epochs, batch size and learning rate of {method} not known"
+            if not settings.published:
+                return f"{what}: those of gapssg"
+            if settings.published_pair not in (None, pair):
+                return f"{what} for this pair: those of {settings.published_pair}"
+    return None
 
 
 def departures_of(method: str, teacher: str) -> tuple[str, ...]:

@@ -94,6 +94,8 @@ class SynthesisSettings(Settings):
     """Whether its images are kept in a pool; otherwise the student is trained on fresh generator samples."""
     published: ClassVar[Mapping[str, float]] = {}
     """Published run settings (epochs, batch size, learning rate) by dotted key; empty if unknown."""
+    published_pair: ClassVar[str | None] = None
+    """The data, teacher and student for which alone they are known, joined by hyphens; None if for all."""
     is_own: ClassVar[bool] = False
     """Whether it is this project's own method: nothing is published, and the defaults of `distill` apply."""
     published_for_teacher: ClassVar[Mapping[str, Mapping[str, float]]] = {}

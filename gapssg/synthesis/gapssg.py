@@ -29,6 +29,7 @@ class GapSSGSettings(InversionSettings):
         "optimizer.learning_rate": 0.2,
         "optimizer.weight_decay": 1e-4,
     }
+    published_pair: ClassVar[str | None] = "cifar100-resnet34-mobilenetv2"
 
     name: Literal["gapssg"] = "gapssg"
     """The method."""

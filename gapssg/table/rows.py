@@ -16,7 +16,7 @@ from gapssg.errors import InputError
 from gapssg.files import canonical_json
 from gapssg.settings.load import AnySettings, flatten, load_settings, published_rows
 from gapssg.settings.parts import CHECKPOINTS
-from gapssg.synthesis import departures_of, is_run_as_published, method_classes, published_settings
+from gapssg.synthesis import departures_of, method_classes, published_settings, unknown_run_settings
 from gapssg.table.settings import NAME, TableSettings, row_recipe
 from gapssg.training.settings import DistillSettings, PretrainSettings
 
@@ -220,8 +220,9 @@ def distill_departures(row: Row, column: Column, method: str, settings: TableSet
         found.append(f"with {', '.join(changes)}")
     if column.changes:
         found.append(f"{column.name} is with {', '.join(column.changes)}")
-    if settings.budget == "full" and not is_run_as_published(method):
-        found.append(f"published epochs, batch size and learning rate of {method} not known: those of gapssg")
+    unknown = unknown_run_settings(method, f"{row.published_data}-{row.teacher}-{row.student}")
+    if settings.budget == "full" and unknown:
+        found.append(unknown)
     return found
 
 

@@ -264,19 +264,24 @@ def test_other_images_change_the_name_of_the_row():
 
 
 def test_departures_from_the_published_are_named():
+    known = "cifar100-resnet34-mobilenetv2"
+
     def said(**changes: Any) -> tuple[str, ...]:
-        found = cell(**changes).plan
+        found = cell(**{"rows": [known], **changes}).plan
         assert found is not None
         return found.departures
 
-    assert said() == said(methods=["deepinversion"]) == ()
+    assert said() == said(methods=["deepinversion"]) == said(rows=[ROW], methods=["deepinversion"]) == ()
+    unknown = "published epochs, batch size and learning rate of gapssg not known for this pair: those of"
+    assert said(rows=[ROW]) == (f"{unknown} {known}",)
+    assert said(rows=[ROW], budget="short") == ("budget short, which is not the published one",)
     assert said(methods=["gapssg-fast"]) == ("this project's own method, not published",)
     assert said(methods=["noise"])[-1].endswith("of noise not known: those of gapssg")
     assert said(methods=["fast"]) == ("the learning rate ends at 0, not at 2e-4",)
     assert said(image_size=16) == ("the images are scaled to 16x16 pixels",)
-    assert cell(image_size=16).plan.pretrain_departures == said(image_size=16)
+    assert cell(rows=[known], image_size=16).plan.pretrain_departures == said(image_size=16)
     assert said(budget="short") == ("budget short, which is not the published one",)
-    assert said(data="folder:cifar10-jpeg") == ("the images are cifar10-jpeg, not cifar10",)
+    assert said(data="folder:cifar10-jpeg") == ("the images are cifar10-jpeg, not cifar100",)
     assert said(changes=["epochs=5"]) == ("with epochs=5",)
     assert said(pretrain_changes=["epochs=5"]) == ("teacher and scratch student trained with epochs=5",)
     assert said(methods=["mad"])[-1].startswith("published epochs, batch size and learning rate of mad not known")
