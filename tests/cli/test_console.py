@@ -87,7 +87,7 @@ def test_terms_of_the_default_method_have_short_names():
 
 def test_what_was_not_measured_is_left_out():
     timing = TIMING.model_copy(update={"images_per_second": 0.0})  # of an epoch that only synthesises
-    changes = {"top1": None, "agreement_before": None, "synthesis": {}, "timing": timing}
+    changes: dict[str, object] = {"top1": None, "agreement_before": None, "synthesis": {}, "timing": timing}
     line = epoch_line(EPOCH.model_copy(update=changes))
     for part in ("top-1", "agreement", "synthesis", "images/s"):
         assert part not in line
