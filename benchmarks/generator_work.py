@@ -45,7 +45,7 @@ def row_of(method: str, budget: int, epochs: int, macs: list[int]) -> dict[str, 
     settings = settings_from(given)
     of_method = settings.method
     work = of_method.work(RunSize(epochs, settings.batch_size))
-    passes = 3 * work.synthesis + (0 if of_method.has_pool else work.distillation)
+    passes = 3 * (work.synthesis or work.teacher_alone) + (0 if of_method.has_pool else work.distillation)
     generator = passes * forward_flops(of_method) if isinstance(of_method, GeneratorSettings) else 0
     return {
         "method": method,

@@ -50,8 +50,7 @@ class Provenance(Settings):
     procedural: bool | None = None
     """Whether a student learned from procedural images, too; None if not."""
     initial_weights: bool | None = None
-    """Whether a student began with given weights, whose images are not known; None if with random ones, or with those
-    of a module whose batch norms do not show more."""
+    """Whether a student began with given weights, or with batch norms that had seen images; None if not."""
     seed: int = 0
     """The run's seed."""
     versions: dict[str, str] = Field(default_factory=dict)

@@ -75,6 +75,12 @@ def batch_norm_layers(module: nn.Module) -> list[nn.Module]:
     return [layer for layer in module.modules() if _has_batch_statistics(layer)]
 
 
+def has_seen_images(module: nn.Module) -> bool:
+    """Tell whether a batch norm of `module` has another mean than the zeros that it begins with."""
+    means = (layer.running_mean for layer in batch_norm_layers(module))
+    return any(isinstance(mean, Tensor) and bool(mean.any()) for mean in means)
+
+
 def executed_layers(
     module: nn.Module, input_shape: tuple[int, ...], is_wanted: Callable[[nn.Module], bool]
 ) -> list[nn.Module]:

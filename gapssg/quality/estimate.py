@@ -138,7 +138,7 @@ def _beyond_calibration(predictor: Predictor, teacher: nn.Module, provenance: Pr
     others = {
         "teachers with batch norm": predictor.have_batch_norm and not batch_norm_layers(teacher),
         "students that have not learned from procedural images": provenance is not None and provenance.procedural,
-        "students that began with random weights": provenance is not None and provenance.initial_weights,
+        "students that had seen no images before the run": provenance is not None and provenance.initial_weights,
     }
     return [whose for whose, is_beyond in others.items() if is_beyond]
 

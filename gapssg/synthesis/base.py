@@ -34,7 +34,7 @@ class Work(NamedTuple):
     labelled: int | None = None
     """Forward through the teacher in distillation; None if those are the images of the student."""
     teacher_alone: int = 0
-    """Further ones of synthesis, forward and backward through the teacher."""
+    """Further ones of synthesis, forward and backward through the teacher alone."""
 
     def flops(self, teacher_macs: int, student_macs: int) -> int:
         """Return the floating-point operations in teacher and student, given the multiply-adds per image of each.
@@ -159,9 +159,9 @@ class PoolMethodSettings(SynthesisSettings):
 
     synthesizer: ClassVar[str] = "gapssg.synthesis.pool_synthesizer:PoolSynthesizer"
     batch_synthesis: ClassVar[str]
+    """The class that synthesises one batch of images, as `module:name`."""
     has_local_views: ClassVar[bool] = False
     """Whether a synthesis step passes a second view of each image through the teacher alone."""
-    """The class that synthesises one batch of images, as `module:name`."""
     has_pool: ClassVar[bool] = True
     balances_targets: ClassVar[bool] = False
     """Whether the targets of each batch are balanced over the classes, not only on average."""
@@ -209,6 +209,10 @@ class PoolMethodSettings(SynthesisSettings):
         """Return the number of first epochs that only synthesise."""
         return 0
 
+    def steps_on(self, pool_size: int, batch_size: int) -> int:
+        """Return the distillation steps of an epoch on so many images."""
+        return self.distillation_steps or -(-self.passes * pool_size // batch_size)
+
     def work(self, run: RunSize) -> Work:
         """Return the work of a run: one synthesis per epoch, and passes over all images so far."""
         epochs, given = run.epochs, run.pool_size or 0
@@ -216,8 +220,8 @@ class PoolMethodSettings(SynthesisSettings):
         if run.pool_size is None or run.grows:
             size, synthesised = self.images_per_epoch, self.synthesis_batch_size
             warm_up = self.warm_up_epochs(run.planned or epochs)
-        visited = (epochs - warm_up) * given + size * (epochs * (epochs + 1) - warm_up * (warm_up + 1)) // 2
-        distillation = (epochs - warm_up) * self.distillation_steps * run.batch_size or visited * self.passes
+        pool_sizes = (given + size * (epoch + 1) for epoch in range(warm_up, epochs))
+        distillation = run.batch_size * sum(self.steps_on(pool_size, run.batch_size) for pool_size in pool_sizes)
         labelled = self.labelled_views * (given + epochs * size) or None
         synthesis = epochs * self.step_count * synthesised
         return Work(synthesis, distillation, labelled, synthesis * self.has_local_views)
@@ -306,6 +310,8 @@ class GeneratorMethodSettings(GeneratorSettings, SynthesisSettings):
     )
     reads_features: ClassVar[bool] = False
     """Whether the loss uses the inputs of the teacher's last linear layer."""
+    reads_student: ClassVar[bool] = True
+    """Whether the loss uses the student's logits."""
 
     temperature: float = Field(default=1.0, gt=0, le=1000)
     """Temperature T of the divergence, in synthesis and distillation."""
@@ -340,9 +346,11 @@ class GeneratorMethodSettings(GeneratorSettings, SynthesisSettings):
     def work(self, run: RunSize) -> Work:
         """Return the work of a run: `rounds` per epoch."""
         rounds = run.epochs * self.rounds
-        return Work(
-            rounds * self.generator_steps * self.synthesis_batch_size, rounds * self.distillation_steps * run.batch_size
-        )
+        synthesis = rounds * self.generator_steps * self.synthesis_batch_size
+        distillation = rounds * self.distillation_steps * run.batch_size
+        if not self.reads_student:
+            return Work(0, distillation, teacher_alone=synthesis)
+        return Work(synthesis, distillation)
 
     def loss(self, responses: Responses) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the generator's loss and its named terms, all 0-dimensional."""

@@ -30,6 +30,7 @@ class DAFLSettings(GeneratorMethodSettings):
         "the shared generator has twice its width",
     )
     reads_features: ClassVar[bool] = True
+    reads_student: ClassVar[bool] = False
 
     name: Literal["dafl"] = "dafl"
     """The method."""

@@ -176,7 +176,7 @@ class GeneratorTraining:
             views = self.context.augmentation(images, Shifts(*shifts)) if self.augments else images
             views = context.normalization(views)
             teacher_logits = context.teacher(views).float()
-            student_logits = self._student(views).float()
+            student_logits = self._student(views).float() if self.settings.reads_student else teacher_logits
         distances, features = take_all(self._distances), take_all(self._features)
         nothing = teacher_logits.new_zeros(())
         statistics_loss = torch.stack(distances).sum() if distances else nothing

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from gapssg.core.batches import shuffled_batches, steps_for_passes
+from gapssg.core.batches import shuffled_batches
 from gapssg.core.runtime import to_uint8, to_unit_range
 from gapssg.errors import InputError
 from gapssg.models.generator import Generator
@@ -116,8 +116,7 @@ class PoolSynthesizer:
         return EpochPlan(1, self.synthesis.step_count, self._distillation_steps(pool_size))
 
     def _distillation_steps(self, pool_size: int) -> int:
-        passes = steps_for_passes(pool_size, self.settings.passes, self.context.batch_size)
-        return self.settings.distillation_steps or passes
+        return self.settings.steps_on(pool_size, self.context.batch_size)
 
     def synthesis_steps(self, student: nn.Module, epoch: int, index: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Add one batch of images to the pool, if any."""

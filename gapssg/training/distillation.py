@@ -19,7 +19,7 @@ from gapssg.evaluation.metrics import ClassCounts, count_by_class
 from gapssg.evaluation.predict import batch_size_for, predict
 from gapssg.models.description import ModelCard, ModelProfile
 from gapssg.models.model_file import LoadedModel
-from gapssg.models.profile import profile_model
+from gapssg.models.profile import has_seen_images, profile_model
 from gapssg.quality.evidence import ProbeComparison
 from gapssg.quality.predictor import share_of
 from gapssg.runs.checkpoint import State
@@ -38,7 +38,6 @@ from gapssg.training.comparison import Differences, differences, images_to_compa
 from gapssg.training.distillation_progress import EpochFacts, Progress
 from gapssg.training.distillation_setup import (
     choose_augmentation,
-    has_seen_images,
     make_student,
     make_synthesizer,
     planned_flops,
@@ -95,7 +94,7 @@ class Distillation:
         self.student = runtime.place(student)
         self.synthesizer, self.origin = make_synthesizer(settings, context, teacher)
         self._given = len(self.synthesizer.pool) if settings.pool and self.synthesizer.pool else None
-        self._card = student_card(settings, teacher, student, augmentation, self.origin)
+        self._had_seen_images = has_seen_images(student)
         self.labelled = self.synthesizer.labelled
         self.student_steps = (
             StudentSteps(context, self.synthesizer, self.student, settings.method.mixup)
@@ -105,7 +104,7 @@ class Distillation:
         self.trainee = Trainee(
             self.student, self.student_steps.loss, settings.optimizer, runtime, settings.max_rollbacks
         )
-        self.progress = Progress(initial_weights=has_seen_images(student))
+        self.progress = Progress()
         self.settling = Settling(settings.epochs, settings.optimizer) if settings.until_settled else None
         self.monitor = ImageMonitor(card.class_names, settings.method.makes_class_images)
         plans = (self.synthesizer.plan(epoch) for epoch in range(settings.epochs))
@@ -118,9 +117,8 @@ class Distillation:
     @property
     def card(self) -> ModelCard:
         """The card of the student."""
-        given = self.settings.student.weights is not None or self.progress.initial_weights
-        provenance = self._card.provenance.model_copy(update={"initial_weights": given or None})
-        return self._card.model_copy(update={"provenance": provenance})
+        parts = self.settings, self.teacher_file, self.student, self.augmentation, self.origin
+        return student_card(*parts, self._had_seen_images)
 
     def write_student(self, run: RunDirectory, name: str, failures: Sequence[str] = ()) -> Path:
         """Write the student as a model file of a run, with why it is not usable, and return its path."""
@@ -168,6 +166,8 @@ class Distillation:
         facts = {**self.progress.model_dump(), "trainee": trainee.facts}
         if self.settling is not None:
             facts["settling"] = self.settling.facts.model_dump()
+        if self._had_seen_images:  # by default absent, as in the checkpoints of earlier versions
+            facts["had_seen_images"] = True
         return State(facts, tensors)
 
     def restore(self, state: State, run: Path, written: Written) -> None:
@@ -178,7 +178,7 @@ class Distillation:
         Raises:
             InputError: The checkpoint or the pool of the run is damaged, or a run that has settled is to be longer.
         """
-        parts = ("trainee", "settling")
+        parts = ("trainee", "settling", "had_seen_images")
         progress = Progress.read({name: fact for name, fact in state.facts.items() if name not in parts})
         if self.settling is not None:
             self.settling.restore(SettlingFacts.read(state.facts.get("settling")))
@@ -187,6 +187,7 @@ class Distillation:
         planned = self.steps_left()
         self.trainee.restore(state.component("trainee"))
         self.progress = progress
+        self._had_seen_images = state.facts.get("had_seen_images") is True
         for _ in range(progress.synthesis_rollbacks):
             self.synthesizer.slow_down()
         self.synthesizer.load_state_dict(state.component("synthesis").tensors)

@@ -35,8 +35,6 @@ class Progress(Facts):
     """Agreement with the teacher on the newest images of the last epoch, before the student trained on them."""
     agreement_baseline: float | None = None
     """Agreement of a constant prediction, the teacher's most frequent class, on the same images."""
-    initial_weights: bool = False
-    """Whether the student's batch norms had seen images before the run."""
     lacks_classes: bool = False
     """Whether the images of the last epoch lacked classes."""
     images_synthesized: NonNegativeInt = 0

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gapssg.core.augment import Augmentation, choose_crop_padding
 from gapssg.core.muon import products_per_step
@@ -19,7 +19,6 @@ from gapssg.models.description import ModelCard, Provenance
 from gapssg.models.foreign import check_finite_logits, check_is_module, copy_module, name_of_module, tensors_of
 from gapssg.models.model_file import LoadedModel, load_foreign_weights, load_model
 from gapssg.models.model_path import model_file
-from gapssg.models.profile import batch_norm_layers
 from gapssg.models.recognition import adapt_trainable
 from gapssg.models.reference import MODULE
 from gapssg.models.signature import signature_of
@@ -114,12 +113,6 @@ def make_student(
     return student
 
 
-def has_seen_images(module: nn.Module) -> bool:
-    """Tell whether a batch norm of `module` has statistics other than those that it begins with."""
-    means = (layer.running_mean for layer in batch_norm_layers(module))
-    return any(isinstance(mean, Tensor) and bool(mean.any()) for mean in means)
-
-
 def sha256_of_layout(module: nn.Module) -> str:
     """Return the SHA-256 of a module's class and its tensors' names, shapes and dtypes; raises as `tensors_of`."""
     name = name_of_module(module)
@@ -178,7 +171,8 @@ def step_memory(
     shape, precision = teacher.card.input_shape, runtime.precision
     steps = {"distillation": training_memory(student, shape, settings.batch_size, precision)}
     run = RunSize(settings.epochs, settings.batch_size, None if settings.pool is None else 0, settings.grow_pool)
-    if settings.method.work(run).synthesis:
+    work = settings.method.work(run)
+    if work.synthesis or work.teacher_alone:
         kept = sum(saved_bytes(module, shape, precision, trains=False) for module in (teacher.module, student))
         generator = synthesizer.generator
         if generator is not None:
@@ -215,8 +209,12 @@ def student_card(
     student: nn.Module,
     augmentation: Augmentation,
     origin: PoolOrigin,
+    had_seen_images: bool,
 ) -> ModelCard:
-    """Return the card of the student, most of which is that of the teacher."""
+    """Return the card of the student, most of which is that of the teacher.
+
+    `had_seen_images` is whether the student's batch norms had statistics of images before the run.
+    """
     grows, method = settings.pool is None or settings.grow_pool, settings.method
     procedural = grows and isinstance(method, PoolMethodSettings) and method.procedural_images > 0
     return teacher.card.model_copy(
@@ -233,6 +231,7 @@ def student_card(
                 method=origin.method,
                 teacher_sha256=teacher.sha256,
                 procedural=procedural or None,
+                initial_weights=had_seen_images or settings.student.weights is not None or None,
                 seed=settings.seed,
                 versions=versions(),
             ),

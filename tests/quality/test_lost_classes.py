@@ -94,7 +94,10 @@ def test_a_student_with_all_classes_has_an_interval(pool: Tensor, runtime: Runti
 
 @pytest.mark.parametrize(
     ("of_student", "others"),
-    [("procedural", "have not learned from procedural images"), ("initial_weights", "began with random weights")],
+    [
+        ("procedural", "have not learned from procedural images"),
+        ("initial_weights", "had seen no images before the run"),
+    ],
 )
 def test_a_student_unlike_those_of_the_calibration_has_none(
     pool: Tensor, runtime: Runtime, of_student: str, others: str

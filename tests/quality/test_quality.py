@@ -107,7 +107,9 @@ def test_a_student_says_that_it_began_with_given_weights(teacher_file: Path, tmp
         assert load_model(tmp_path / run / "student.safetensors").card.provenance.initial_weights is fact
         gapssg("card", tmp_path / run)
         card = " ".join((tmp_path / run / "README.md").read_text().split())
-        assert ("steps (1 epoch), beginning with the weights of another model. No" in card) == (run == "second")
+        assert (
+            "steps (1 epoch), beginning with given weights (which images they had seen is not known). No" in card
+        ) == (run == "second")
 
 
 def test_every_copy_of_a_student_is_judged_as_one_that_has_seen_procedural_images(tmp_path: Path, monkeypatch):

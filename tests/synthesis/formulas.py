@@ -19,8 +19,8 @@ TARGETS = torch.tensor([0, 1, 1, 2, 3, 3, 4, 4])
 class Networks:
     """Teacher and student in float64, with the inputs of the teacher's batch norms in the last pass."""
 
-    def __init__(self, inversion: Inversion, student: nn.Module) -> None:
-        self.teacher, self.student = (copy.deepcopy(each).double() for each in (inversion.context.teacher, student))
+    def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
+        self.teacher, self.student = (copy.deepcopy(each).double() for each in (teacher, student))
         self.layers = [layer for layer in self.teacher.modules() if isinstance(layer, nn.BatchNorm2d)]
         self.inputs: list[Tensor] = []
         for layer in self.layers:
@@ -48,15 +48,20 @@ class Networks:
         return torch.cat([inputs.mean(dim=(2, 3)) for inputs in self.inputs], dim=1)
 
 
-def make_networks(inversion: Inversion, runtime: Runtime) -> Networks:
-    """Give the inversion a student that, like the teacher, predicts one class for most images."""
+def leaning_student(teacher: nn.Module, runtime: Runtime) -> nn.Module:
+    """Return a student that, as from now on the teacher, predicts one class for most images."""
     student = make_student(runtime, "tiny").eval()
     with torch.no_grad():
-        for network in (inversion.context.teacher, student):
+        for network in (teacher, student):
             network.get_parameter("classifier.bias")[0] += 1
-    inversion._student = student
+    return student
+
+
+def make_networks(inversion: Inversion, runtime: Runtime) -> Networks:
+    """Give the inversion such a student."""
+    inversion._student = student = leaning_student(inversion.context.teacher, runtime)
     inversion._targets.copy_(TARGETS)
-    return Networks(inversion, student)
+    return Networks(inversion.context.teacher, student)
 
 
 def stream(seed: int) -> torch.Generator:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from gapssg.synthesis import method_classes
+from gapssg.synthesis.base import GeneratorMethodSettings
 from gapssg.synthesis.cmi import CMISettings
 from gapssg.synthesis.contrastive_inversion import ContrastiveInversion, resized_crop
 from gapssg.synthesis.deepinversion import DeepInversionSettings
 from gapssg.synthesis.fast import FastSettings
+from gapssg.synthesis.generator_training import GeneratorTraining
 from gapssg.synthesis.meta_inversion import MetaInversion
 from gapssg.synthesis.pixel_inversion import PixelInversion
 from tests.synthesis.context import make_context
 from tests.synthesis.formulas import (
     COUNT,
+    Networks,
     assert_follows,
     cross_entropy,
+    leaning_student,
     make_networks,
     masked_divergence,
     normalized,
@@ -155,3 +160,60 @@ def test_cmi_follows_its_formula_with_a_bank(runtime):
         strict=True,
     )
     assert_follows(outputs, expected, list(pairs))
+
+
+def divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    p, q = (teacher / temperature).softmax(1), (student / temperature).softmax(1)
+    return temperature**2 * (p * (p / q).log()).sum(1).mean()
+
+
+def confidence(teacher: Tensor) -> Tensor:
+    return -teacher.log_softmax(1).max(1).values.mean()
+
+
+def balance(teacher: Tensor) -> Tensor:
+    mean = teacher.softmax(1).mean(0)
+    return (mean * mean.log()).sum()
+
+
+Formula = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""The loss, of teacher's logits, student's logits, teacher's features and statistics loss."""
+FORMULAS: dict[str, tuple[dict[str, float], Formula]] = {
+    "dafl": (
+        {"confidence_weight": 2.0, "activation_weight": 3.0, "balance_weight": 5.0},
+        lambda t, s, f, bn: 2 * confidence(t) - 3 * f.abs().mean() + 5 * balance(t),
+    ),
+    "zskt": ({"adversarial_weight": 50.0}, lambda t, s, f, bn: -50 * divergence(t, s, 0.5)),
+    "dfad": ({}, lambda t, s, f, bn: -(s - t).abs().mean()),
+    "mad": (
+        {"statistics_weight": 2.0, "confidence_weight": 3.0, "adversarial_weight": 50.0},
+        lambda t, s, f, bn: 2 * bn + 3 * confidence(t) - 50 * divergence(t, s, 0.5),
+    ),
+    "dfq": (
+        {"statistics_weight": 2.0, "confidence_weight": 3.0, "adversarial_weight": 50.0, "balance_weight": 5.0},
+        lambda t, s, f, bn: 2 * bn + 3 * confidence(t) - 50 * divergence(t, s, 0.5) + 5 * balance(t),
+    ),
+}
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_methods_that_sample_their_generator_follow_their_formulas(runtime, name: str, augment: bool):
+    weights, formula = FORMULAS[name]
+    (kind,) = (each for each in method_classes() if each.model_fields["name"].default == name)
+    settings = kind(**GENERATOR, **weights, generator_steps=1, temperature=0.5, augment=augment)
+    assert isinstance(settings, GeneratorMethodSettings)
+    context = make_context(runtime, "wrn10_half")  # with several batch norms
+    training, student = GeneratorTraining(settings, context), leaning_student(context.teacher, runtime)
+    networks, generator = Networks(context.teacher, student), copy.deepcopy(training.generator).double()
+    latents, *shifts = training._draw(runtime.random_stream("generator-steps", 0, 0, 0))
+    ((_, terms),) = training.synthesis_steps(student, 0, 0)
+
+    features: list[Tensor] = []
+    networks.teacher.get_submodule("classifier").register_forward_pre_hook(lambda _, given: features.append(given[0]))
+    images = generator(latents.double())
+    logits = networks.logits(normalized(shifted(images, *shifts) if augment else images))
+    expected = formula(*logits, features[0], networks.statistics_loss(networks.moments()))
+    # The gradients of the step are still there.
+    pairs = list(zip(training.generator.parameters(), generator.parameters(), strict=True))
+    assert_follows({"loss": terms["synthesis_loss"]}, expected, pairs)

@@ -21,6 +21,7 @@ from gapssg.models.model_file import save_model
 from gapssg.runs.directory import SilentDisplay, check_may_resume
 from gapssg.runs.requests import Requests, Stopped
 from gapssg.settings.load import flatten
+from gapssg.training.distillation_progress import EpochFacts, Progress
 from tests.conftest import make_card, write_images, write_teacher
 from tests.interruptions import AskingDisplay, Both, InterruptingDisplay, Interruption
 from tests.methods import METHODS
@@ -225,6 +226,15 @@ def test_a_run_that_lacks_a_newer_setting_may_resume_only_with_the_value_without
         lacking = {name: value for name, value in earlier.items() if name != key}
         with pytest.raises(InputError, match=rf"other settings: {key} was None and is "):
             check_may_resume(tmp_path, lacking, now)
+
+
+def test_a_checkpoint_has_the_facts_of_those_of_earlier_versions():
+    """Which have no others, so that a new one may only stand beside these and be absent."""
+    counts = "epochs_done learning_epochs images_synthesized step_count labelled_images synthesis_rollbacks"
+    others = "agreement agreement_baseline lacks_classes synthesis_seconds distillation_seconds epoch"
+    assert Progress.model_fields.keys() == {*counts.split(), *others.split()}
+    counts = "round synthesised terms reality_gap_before agreement_before agreement_baseline"
+    assert EpochFacts.model_fields.keys() == {*counts.split(), "synthesis_seconds", "distillation_seconds"}
 
 
 def test_a_checkpoint_is_written_after_the_given_minutes(teacher_file: Path, tmp_path: Path):
