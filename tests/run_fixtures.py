@@ -51,9 +51,9 @@ def files_of(run: Path) -> dict[str, Any]:
     for path in sorted(run.rglob("*")):
         name = str(path.relative_to(run))
         if name == "events.jsonl":
-            found[name] = [without_timing(event) for event in events(run)]
+            found[name] = [json.dumps(without_timing(event)) for event in events(run)]  # the order of keys, too
         elif name == "result.json":
-            found[name] = without_timing(json.loads(path.read_text()))
+            found[name] = json.dumps(without_timing(json.loads(path.read_text())))
         elif path.is_file() and not name.startswith(("checkpoint/", ".lock")):
             found[name] = path.read_bytes()
     return found

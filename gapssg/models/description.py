@@ -47,6 +47,8 @@ class Provenance(Settings):
     """The data-free method, for students."""
     teacher_sha256: str | None = None
     """The SHA-256 of the teacher's file, for students."""
+    pool_teacher_sha256: str | None = None
+    """The SHA-256 of the teacher's file whose images a student learned from; None if of its own."""
     procedural: bool | None = None
     """Whether a student learned from procedural images, too; None if not."""
     initial_weights: bool | None = None

@@ -76,9 +76,13 @@ def batch_norm_layers(module: nn.Module) -> list[nn.Module]:
 
 
 def has_seen_images(module: nn.Module) -> bool:
-    """Tell whether a batch norm of `module` has another mean than the zeros that it begins with."""
-    means = (layer.running_mean for layer in batch_norm_layers(module))
-    return any(isinstance(mean, Tensor) and bool(mean.any()) for mean in means)
+    """Tell whether a batch norm of `module` has other statistics than new ones: means of 0 and variances of 1."""
+    statistics = [
+        (getattr(layer, name, None), start)
+        for layer in batch_norm_layers(module)
+        for name, start in (("running_mean", 0), ("running_var", 1), ("num_batches_tracked", 0))
+    ]
+    return any(isinstance(each, Tensor) and bool((each != start).any()) for each, start in statistics)
 
 
 def executed_layers(

@@ -50,17 +50,20 @@ class SafetensorsFile(NamedTuple):
     """SHA-256 of the whole file, in hexadecimal."""
 
 
-def read_safetensors(path: Path) -> SafetensorsFile:
-    """Read a safetensors file; raise `InputError` if it is missing, empty, damaged or too large."""
+def read_safetensors(path: Path, remedy: str | None = None) -> SafetensorsFile:
+    """Read a safetensors file.
+
+    Raises `InputError` if it is missing, empty, damaged or too large, or a PyTorch checkpoint, for which `remedy` says
+    what to do; without it, how to import a model.
+    """
     try:
         content = read_bounded(path, LARGEST_FILE)
         if not content:
             raise InputError(f"{path} is empty; copy or save it again")
         if content.startswith(PYTORCH_FILES):
-            raise InputError(
-                f"{path} is a PyTorch checkpoint, not a safetensors file; make a model file from that of a model: "
-                f"gapssg import-teacher --weights {shlex.quote(str(path))} --model NAME ..."
-            )
+            imported = f"gapssg import-teacher --weights {shlex.quote(str(path))} --model NAME ..."
+            remedy = remedy or f"make a model file from that of a model: {imported}"
+            raise InputError(f"{path} is a PyTorch checkpoint, not a safetensors file; {remedy}")
         metadata = metadata_in(content)
         tensors = {name: _tensor(name, **view) for name, view in deserialize(content)}  # type: ignore[no-untyped-call]
     except (ValueError, SafetensorError) as error:

@@ -11,7 +11,7 @@ from gapssg.core.runtime import Runtime
 from gapssg.errors import blaming_given_files
 from gapssg.evaluation.real_images import check_same_images
 from gapssg.evaluation.teachers import read_teacher
-from gapssg.files import user_path
+from gapssg.files import LARGEST_FILE, sha256_of_files, user_path
 from gapssg.models.description import Provenance
 from gapssg.models.model_file import LoadedModel, load_model
 from gapssg.models.profile import batch_norm_layers
@@ -135,10 +135,13 @@ def judge_quality(
 
 def _beyond_calibration(predictor: Predictor, teacher: nn.Module, provenance: Provenance | None) -> list[str]:
     """Return for which teachers and students alone, unlike these, the intervals of a predictor were calibrated."""
+    about = provenance or Provenance(command="")
     others = {
         "teachers with batch norm": predictor.have_batch_norm and not batch_norm_layers(teacher),
-        "students that have not learned from procedural images": provenance is not None and provenance.procedural,
-        "students that had seen no images before the run": provenance is not None and provenance.initial_weights,
+        "students that have not learned from procedural images": about.procedural,
+        "students that learned from images of their own teacher": provenance is not None
+        and provenance.pool_teacher_sha256,
+        "students that had seen no images before the run": about.initial_weights,
     }
     return [whose for whose, is_beyond in others.items() if is_beyond]
 
@@ -175,10 +178,16 @@ def _pool_of(run: Path, result: DistillResult) -> Path | None:
 
 
 def _learned_from(source: Path, student: Path, result: DistillResult | None) -> bool:
-    """Tell whether a student, or a snapshot of it, is in the run that a pool is of, or its run used that pool."""
-    home = pool_shards(source)[-1].resolve().parent.parent
-    used = [] if result is None or result.pool is None else [user_path(result.pool).resolve()]
-    return home in (student.resolve(), *student.resolve().parents, *used)
+    """Tell whether a student, or a snapshot of it, learned from the pool of `source`, as it is now."""
+    shards = pool_shards(source)
+    homes = [student.resolve(), *student.resolve().parents]
+    own = [shard for shard in shards if shard.resolve().parent.parent in homes]
+    earlier = [shard for shard in shards if shard not in own]
+    if result is None:
+        return bool(own)
+    if result.pool is None:
+        return len(own) == result.epochs and not earlier
+    return bool(earlier) and result.pool_sha256 == sha256_of_files(earlier, LARGEST_FILE)
 
 
 def _accuracy(teacher: float, disagreement: Interval) -> Interval:

@@ -113,8 +113,8 @@ class Predictor(Stored):
             obstacles.append(f"it was calibrated for a disagreement on probe images of at most {most}, not {share}")
         if not self.largest_class.holds(largest):
             obstacles.append(
-                f"the teacher gives one class to {percent(largest)} of the probe images; it was calibrated for "
-                f"{percent(self.largest_class.low)} to {percent(self.largest_class.high)}"
+                f"the teacher gives one class to {percent(largest)} of the probe images; the predictor was calibrated "
+                f"for {percent(self.largest_class.low)} to {percent(self.largest_class.high)}"
             )
         if is_like_a_constant(evidence, self.kinds):
             obstacles.append(

@@ -10,7 +10,7 @@ import jinja2
 
 from gapssg.data import public_name, whole_name
 from gapssg.errors import InputError, shortened
-from gapssg.files import check_exists, is_file, user_path, write_atomically
+from gapssg.files import check_exists, is_file, read_bounded, user_path, write_atomically
 from gapssg.models.hub import huggingface_hub
 from gapssg.models.reference import is_factory, is_module
 from gapssg.report.runs import TrainingRun, read_training_run
@@ -25,6 +25,7 @@ from gapssg.text import has_top5, percent, printable
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
 _MOST_CLASSES = 50
+_LARGEST_CARD = 1 << 24  # bytes
 
 
 def write_card(
@@ -38,7 +39,8 @@ def write_card(
     Args:
         run: The directory.
         licence: The licence of the model, by the Hub's identifier, such as `apache-2.0`.
-        overwrite: Whether an existing card, which may have been edited, is replaced.
+        overwrite: Whether an existing card, which may have been edited, is replaced; without `licence`, its licence is
+            kept.
         factories: Each `package.module:factory` that may be imported and called if the model file names it.
 
     Returns:
@@ -56,6 +58,8 @@ def write_card(
     file = inside(run) / CARD
     if is_file(file) and not overwrite:
         raise InputError(f"{file} already exists, and may have been edited; add --overwrite to replace it")
+    if licence is None and is_file(file):
+        licence = _licence_of(file)
     check_exists(read.model_file)
     from gapssg.models.model_file import load_model, read_card
 
@@ -85,6 +89,13 @@ def write_card(
     )
     write_atomically(file, text.encode())
     return file
+
+
+def _licence_of(file: Path) -> str | None:
+    """Return the licence in the metadata of a card, which may have been edited; None if there is none."""
+    metadata = read_bounded(file, _LARGEST_CARD).decode(errors="replace").split("\n---", 1)[0]
+    found = re.search(r"^license: (.+)$", metadata, re.MULTILINE)
+    return found[1] if found and _LICENCE.fullmatch(found[1]) else None
 
 
 def _environment() -> jinja2.Environment:

@@ -13,6 +13,7 @@ import tomli_w
 
 from gapssg.errors import InputError
 from gapssg.files import LARGEST_FILE, canonical_json, is_file, sha256_of_file
+from gapssg.models.reference import MODULE
 from gapssg.runs.events import DistillationEpoch, Events, PretrainingEpoch, read_finished
 from gapssg.runs.results.common import RESULT, RunResult
 from gapssg.runs.results.distillation import DistillResult, load_training_result
@@ -64,6 +65,12 @@ class TrainingRun:
         """Epochs after which the run got more epochs than it had planned, as `--resume --epochs` gives it."""
         epochs = self.events.epochs
         return [before.epoch for before, after in pairwise(epochs) if after.epochs > before.epochs]
+
+    @property
+    def is_of_modules(self) -> bool:
+        """Whether its teacher or student was a module of a Python program, which no command has."""
+        student = self.settings.get("student")
+        return MODULE in (self.settings.get("teacher"), student.get("name") if isinstance(student, dict) else None)
 
     @property
     def command_line(self) -> str:

@@ -424,9 +424,10 @@ def pool_shards(path: Path) -> list[Path]:
         raise InputError(f"{path} holds no sample pool: its pool is said to be that of {root}, and the reverse")
     *grown, first = [_own_shards(each) for each in runs]
     if not first:
-        if root != path and not is_folder(root):
-            raise InputError(f"{path} used the pool of {root}, which is not there (from {Path.cwd()}); put it back")
-        whose = f"{path} holds no sample pool" if root == path else f"{path} used the pool of {root}, which holds none"
+        user = runs[-2] if len(runs) > 1 else None
+        if user is not None and not is_folder(root):
+            raise InputError(f"{user} used the pool of {root}, which is not there (from {Path.cwd()}); put it back")
+        whose = f"{path} holds no sample pool" if user is None else f"{user} used the pool of {root}, which holds none"
         raise InputError(f"{whose}; name the directory of a `distill` run that kept its own")
     return [shard for shards in (first, *reversed(grown)) for shard in shards]
 

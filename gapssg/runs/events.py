@@ -26,8 +26,15 @@ class Event(Stored):
     """Its name in `events.jsonl`."""
 
     def line(self) -> str:
-        """Return its line of `events.jsonl`, without fields that were not set."""
-        return json.dumps({"event": self.kind, **self.model_dump(mode="json", exclude_unset=True)}, allow_nan=False)
+        """Return its line of `events.jsonl`, without fields that were not set.
+
+        The losses are sorted, as by a checkpoint, so that a resumed run writes the same.
+        """
+        fields = self.model_dump(mode="json", exclude_unset=True)
+        for name, value in fields.items():
+            if isinstance(value, dict):
+                fields[name] = dict(sorted(value.items()))
+        return json.dumps({"event": self.kind, **fields}, allow_nan=False)
 
 
 class Started(Event):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gapssg.errors import InputError
@@ -16,6 +18,9 @@ from gapssg.synthesis.context import SynthesisContext
 
 if TYPE_CHECKING:
     from gapssg.synthesis.nayer import NAYERSettings
+
+
+_LEAST_DISTANCE = 1e-3  # classes that are nearer have equal images but for a thousandth
 
 
 class LabelGenerator(Generator):
@@ -88,20 +93,32 @@ def label_embeddings(settings: NAYERSettings, context: SynthesisContext) -> Tens
                 "add --set method.label_embeddings=FILE"
             )
         return layer.get_parameter("weight").detach().float()
-    tensors = list(read_safetensors(settings.label_embeddings).tensors.values())
+    remedy = "save its tensor with safetensors.torch.save_file"
+    tensors = list(read_safetensors(settings.label_embeddings, remedy).tensors.values())
     if len(tensors) != 1 or tensors[0].ndim != 2 or len(tensors[0]) != context.num_classes or not tensors[0].numel():
         raise InputError(
             f"{settings.label_embeddings} must hold one tensor with a row for each of the {context.num_classes} "
-            "classes, as safetensors.torch.save_file writes it"
+            f"classes, not {' and '.join(str(tuple(each.shape)) for each in tensors[:5]) or 'none'}"
         )
     if not tensors[0].is_floating_point():
         raise InputError(f"{settings.label_embeddings} holds {tensors[0].dtype}, not floating-point numbers")
     embeddings = tensors[0].float()  # float64 may not fit
     if not embeddings.square().isfinite().all():
         raise InputError(f"{settings.label_embeddings} holds numbers that are not finite or larger than 1e19")
-    if len({tuple(row) for row in embeddings.tolist()}) < context.num_classes:
-        raise InputError(f"{settings.label_embeddings} has equal rows; give each class a different embedding")
+    if nearest_rows(embeddings) < _LEAST_DISTANCE:
+        raise InputError(
+            f"{settings.label_embeddings} has equal rows, or nearly so; give each class a different embedding"
+        )
     return embeddings
+
+
+def nearest_rows(embeddings: Tensor) -> float:
+    """Return the least distance of two rows (K, E) as the generator's batch norm normalises them.
+
+    It is relative to sqrt(2 E), the typical distance of rows of random numbers.
+    """
+    normalized = F.batch_norm(embeddings, None, None, training=True)
+    return float(torch.pdist(normalized).min()) / math.sqrt(2 * embeddings.shape[1])
 
 
 def groups_of(targets: Tensor, num_classes: int) -> Tensor:

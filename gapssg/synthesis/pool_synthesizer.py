@@ -194,7 +194,7 @@ def read_pool(shards: list[Path], context: SynthesisContext, more: int = 0) -> t
     origins = {origin for _, _, origin in stored}
     if len(origins) > 1:
         folders = " and ".join(dict.fromkeys(str(shard.parent) for shard in shards))
-        raise InputError(f"{folders}: these shards are of several methods or teachers; name a run with one of each")
+        raise InputError(f"{folders}: their images are of several methods or teachers; name a run of one")
     pool = SamplePool(sum(len(targets) for _, targets, _ in stored) + more, context.image_shape, context.runtime.device)
     for images, targets, _ in stored:
         pool.append(images, targets)

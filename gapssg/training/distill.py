@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 
 # The checkpoint compares the SHA-256 of the teacher, the pool, the images and the method's files, which may move, too,
 # and has the weights of the student.
+_POOL_SHA256 = "the pool's SHA-256"
 _MAY_MOVE = ("teacher", "pool", "eval_data.root", "eval_data.name", "student.weights")
 
 
@@ -140,7 +141,7 @@ def _prepare(settings: DistillSettings, launch: Launch, teacher: LoadedModel | N
     if student is not None:
         identity["the layout of the student"] = sha256_of_layout(student)
     if settings.pool is not None:
-        of_pool = identity["the pool's SHA-256"] = sha256_of_files(pool_shards(settings.pool), LARGEST_FILE)
+        of_pool = identity[_POOL_SHA256] = sha256_of_files(pool_shards(settings.pool), LARGEST_FILE)
         if settings.grow_pool:  # with the random numbers of its own run it would get the same images again
             runtime = replace(runtime, seed=runtime.derive_seed(of_pool))
     for name, file in method_files.items():
@@ -160,7 +161,7 @@ def _prepare(settings: DistillSettings, launch: Launch, teacher: LoadedModel | N
         if distillation.labelled is not None:
             launch.shared["the labelled images"] = str(distillation.labelled.finished)
         evaluator.restore(EvaluationFacts.read(state.facts.get("evaluation")))
-    return _Job(distillation, evaluator, _checked_memory(distillation))
+    return _Job(distillation, evaluator, _checked_memory(distillation), identity.get(_POOL_SHA256))
 
 
 def _checked_memory(distillation: Distillation) -> dict[str, StepMemory]:
@@ -174,8 +175,14 @@ def _checked_memory(distillation: Distillation) -> dict[str, StepMemory]:
 class _Job(Job[DistillResult]):
     """A distillation and its evaluations."""
 
-    def __init__(self, distillation: Distillation, evaluator: _Evaluator, memory: Mapping[str, StepMemory]) -> None:
-        self._distillation, self._evaluator = distillation, evaluator
+    def __init__(
+        self,
+        distillation: Distillation,
+        evaluator: _Evaluator,
+        memory: Mapping[str, StepMemory],
+        pool_sha256: str | None,
+    ) -> None:
+        self._distillation, self._evaluator, self._pool_sha256 = distillation, evaluator, pool_sha256
         self._settings = settings = distillation.settings
         self.runtime = distillation.runtime
         self.epochs = distillation.epochs
@@ -250,7 +257,7 @@ class _Job(Job[DistillResult]):
         run.show(Note(message=f"the predicted disagreement no longer falls, so the run ends after epoch {self.epochs}"))
 
     def finish(self, run: RunDirectory, seconds: float) -> tuple[DistillResult, DistillationEnded]:
-        result = _write_student_and_result(self._distillation, self._evaluator.facts, run, seconds)
+        result = _write_student_and_result(self._distillation, self._evaluator.facts, run, seconds, self._pool_sha256)
         return result, DistillationEnded(**dict(result.student), failures=result.failures, warnings=result.warnings)
 
 
@@ -344,7 +351,11 @@ class _Evaluator:
 
 
 def _write_student_and_result(
-    distillation: Distillation, evaluation: EvaluationFacts, run: RunDirectory, total_seconds: float
+    distillation: Distillation,
+    evaluation: EvaluationFacts,
+    run: RunDirectory,
+    total_seconds: float,
+    pool_sha256: str | None,
 ) -> DistillResult:
     settings, teacher, progress = distillation.settings, distillation.teacher_file, distillation.progress
     scores, teacher_scores, settling = evaluation.student, evaluation.teacher, distillation.settling
@@ -361,6 +372,7 @@ def _write_student_and_result(
         quality=quality,
         method=distillation.origin.method,
         pool=str(settings.pool) if settings.pool else None,
+        pool_sha256=pool_sha256,
         teacher=TeacherFacts(
             **teacher.facts,
             **dict(teacher.profile),
@@ -401,7 +413,8 @@ def _write_student_and_result(
             synthesis=progress.synthesis_seconds,
             distillation=progress.distillation_seconds,
         ),
-        **dict(run_facts(distillation.runtime, settings)),
+        # A run that grows a pool computes with another seed than its own.
+        **dict(run_facts(distillation.runtime, settings).model_copy(update={"seed": settings.seed})),
     )
 
 

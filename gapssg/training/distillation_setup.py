@@ -230,6 +230,7 @@ def student_card(
                 command="distill",
                 method=origin.method,
                 teacher_sha256=teacher.sha256,
+                pool_teacher_sha256=origin.teacher_sha256 if origin.teacher_sha256 != teacher.sha256 else None,
                 procedural=procedural or None,
                 initial_weights=had_seen_images or settings.student.weights is not None or None,
                 seed=settings.seed,

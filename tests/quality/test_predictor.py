@@ -97,10 +97,10 @@ def test_a_student_with_one_answer_is_refused_however_often_its_teacher_gives_th
     assert predictor.obstacles_of(evidence(0.4, largest_class=0.6)) == [CONSTANT]
     assert predictor.obstacles_of(evidence(0.2, largest_class=0.6)) == []
     assert predictor.obstacles_of(evidence(0.02, largest_class=0.86)) == [
-        "the teacher gives one class to 86.0 % of the probe images; it was calibrated for 10.0 % to 70.0 %"
+        "the teacher gives one class to 86.0 % of the probe images; the predictor was calibrated for 10.0 % to 70.0 %"
     ]
     assert predictor.obstacles_of(evidence(0.02, largest_class=0.05)) == [
-        "the teacher gives one class to 5.0 % of the probe images; it was calibrated for 10.0 % to 70.0 %"
+        "the teacher gives one class to 5.0 % of the probe images; the predictor was calibrated for 10.0 % to 70.0 %"
     ]
 
 

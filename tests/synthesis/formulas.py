@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def masked_divergence(teacher: Tensor, student: Tensor) -> Tensor:
     return (p * (p / q).log()).sum(1)[agree].sum() / COUNT
 
 
-def assert_follows(outputs: dict[str, Tensor], expected: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> None:
+def assert_follows(outputs: dict[str, Tensor], expected: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Compare loss and gradients in float32 with the float64 reference."""
     torch.autograd.backward(expected)
     assert outputs["loss"].item() == pytest.approx(expected.item(), rel=1e-5)

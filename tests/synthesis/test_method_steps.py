@@ -201,7 +201,8 @@ FORMULAS: dict[str, tuple[dict[str, float], Formula]] = {
 def test_methods_that_sample_their_generator_follow_their_formulas(runtime, name: str, augment: bool):
     weights, formula = FORMULAS[name]
     (kind,) = (each for each in method_classes() if each.model_fields["name"].default == name)
-    settings = kind(**GENERATOR, **weights, generator_steps=1, temperature=0.5, augment=augment)
+    given = {**GENERATOR, **weights, "generator_steps": 1, "temperature": 0.5, "augment": augment}
+    settings = kind.model_validate(given)
     assert isinstance(settings, GeneratorMethodSettings)
     context = make_context(runtime, "wrn10_half")  # with several batch norms
     training, student = GeneratorTraining(settings, context), leaning_student(context.teacher, runtime)

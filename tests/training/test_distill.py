@@ -263,18 +263,18 @@ def test_everything_that_reads_a_pool_that_has_grown_sees_all_of_it(tmp_path: Pa
         }
         distill(settings(teacher_file, **other, epochs=1, pool=first), tmp_path / "other")
         sentence = (
-            f"{first}/pool and {tmp_path}/other/pool: these shards are of several methods or teachers; name a run"
+            f"{first}/pool and {tmp_path}/other/pool: their images are of several methods or teachers; name a run"
         )
         with pytest.raises(InputError, match=re.escape(sentence)):
             distill(settings(teacher_file, **TINY_NOISE, pool=tmp_path / "other"), tmp_path / "mixed")
     moved = first.rename(tmp_path / "moved")
-    with pytest.raises(InputError, match=r"third used the pool of .*first, which is not there \(from .*\); put"):
+    with pytest.raises(InputError, match=r"grown used the pool of .*first, which is not there \(from .*\); put"):
         pool_shards(third)
     moved.rename(first)
     with pytest.raises(InputError, match=r"settings.toml is a file; name the directory of a `distill` run that kept"):
         pool_shards(first / "settings.toml")
     shutil.rmtree(first / "pool")
-    with pytest.raises(InputError, match=r"third used the pool of .*first, which holds none; name the directory"):
+    with pytest.raises(InputError, match=r"grown used the pool of .*first, which holds none; name the directory"):
         pool_shards(third)
     (first / "settings.toml").write_text(f'pool = "{third}"\n')
     with pytest.raises(InputError, match=r"its pool is said to be that of .*third, and the reverse"):

@@ -81,6 +81,8 @@ class DistillResult(TrainingResult):
     """The data-free method that synthesised the images."""
     pool: Text | None = None
     """The run whose sample pool was reused."""
+    pool_sha256: Text | None = None
+    """The SHA-256 of the shards of that pool when the run began, as `sha256_of_files` computes it."""
     teacher: TeacherFacts
     student: StudentFacts
     failures: Sentences = ()

@@ -84,3 +84,9 @@ class QualityResult(QualityFacts, RunFacts):
     """Top-1 accuracy of the teacher, as given."""
     failures: Failures
     """Why the student is not usable, by its run and by labelled images since."""
+
+    @property
+    def described(self) -> list[str]:
+        """The prediction with its interval and its calibration, or why there is none."""
+        has_no_bounds = self.teacher_top1 is not None and self.top1 is None
+        return [*super().described, *(["so there are no bounds of its accuracy"] if has_no_bounds else [])]
