@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gapssg.synthesis.nayer import NAYERSettings
 
 
-_LEAST_DISTANCE = 1e-3  # classes that are nearer have equal images but for a thousandth
+_LEAST_DISTANCE = 0.01  # classes that are nearer have the same latents but for a hundredth
 
 
 class LabelGenerator(Generator):

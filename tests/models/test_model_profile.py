@@ -11,6 +11,7 @@ from gapssg.models.description import ModelProfile
 from gapssg.models.profile import (
     batch_norm_layers,
     executed_batch_norm_layers,
+    has_seen_images,
     last_linear_layer,
     profile_layers,
     profile_model,
@@ -196,3 +197,14 @@ def test_a_batch_norm_of_other_channels_is_refused():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(5))
     with pytest.raises(InputError, match="does not accept a single image of 3x8x8"):
         profile_model(model, (3, 8, 8))
+
+
+def test_new_statistics_have_seen_no_images():
+    assert not has_seen_images(small(4, 3)) and not has_seen_images(nn.Linear(2, 2))
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        module = small(4, 3)
+        batch_norm_layers(module)[-1].get_buffer(name).view(-1)[-1] += 1
+        assert has_seen_images(module), name
+    module = small(4, 3)
+    module(torch.randn(8, 3, 16, 16))
+    assert has_seen_images(module)

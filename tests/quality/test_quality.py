@@ -150,7 +150,19 @@ def test_probe_images_are_made_only_of_the_pool_that_the_student_learned_from(tm
         for student in (made, made / "student.safetensors", made / "snapshots" / "epoch-0001.safetensors"):
             assert has_images_of(made, student) and has_images_of(made / "pool", student)
         assert has_images_of(made, reused) and has_images_of(reused, reused)
+        for name, pool in (("pool", made / "pool"), ("again", reused)):
+            distill(settings(teacher, **TINY_NOISE, pool=pool), tmp_path / name)
+            assert has_images_of(made, tmp_path / name)
         assert not any(has_images_of(made, student) for student in (other, copied))
+        grown = tmp_path / "grown"
+        distill(settings(teacher, **TINY_NOISE, pool=made, grow_pool=True), grown)
+        assert has_images_of(grown, grown)
+        (made / "pool" / "shard-0002.safetensors").unlink()
+        assert not any(has_images_of(made, student) for student in (made, reused))
+        assert not has_images_of(grown, grown)
+        shutil.rmtree(made)
+        shutil.copytree(other, made)
+        assert not has_images_of(made, reused)
 
 
 def test_the_file_of_the_student_in_a_run_stands_for_the_run(teacher_file: Path, tmp_path: Path):

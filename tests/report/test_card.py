@@ -51,6 +51,11 @@ def test_a_card_has_the_metadata_that_the_hub_reads(runs: Runs):
     values = metadata((runs.evaluated / "README.md").read_text())
     student = json.loads((runs.evaluated / "result.json").read_text())["student"]
     assert values["license"] == "apache-2.0"
+    card = (runs.evaluated / "README.md").read_text()
+    gapssg("card", runs.evaluated, "--overwrite")
+    assert (runs.evaluated / "README.md").read_text() == card
+    gapssg("card", runs.evaluated, "--overwrite", "--licence", "mit")
+    assert metadata((runs.evaluated / "README.md").read_text())["license"] == "mit"
     assert values["library_name"] == "gapssg"
     assert values["pipeline_tag"] == "image-classification"
     assert {"image-classification", "data-free-knowledge-distillation"} <= set(values["tags"])

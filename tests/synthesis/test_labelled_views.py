@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gapssg.core.augment import Shifts
 from gapssg.core.runtime import Runtime, to_unit_range
 from gapssg.errors import InputError
 from gapssg.synthesis.base import RunSize
@@ -50,6 +51,30 @@ def test_logits_are_those_of_the_teacher_for_the_views(runtime, mixup):
         mixed += sum(not any(set(view.unique().tolist()) <= {0.0, *each} for each in values) for view in views)
     # 48 views, half of which are mixed on average; three deviations are 10.
     assert mixed == 0 if mixup == 0 else 14 <= mixed <= 34
+
+
+def test_a_mixed_view_has_the_same_view_of_an_image_of_its_own_or_an_earlier_synthesis(runtime):
+    synthesizer = grown(runtime, 3, label_each=True, mixup=1.0)
+    labelled, pool = synthesizer.labelled, to_unit_range(synthesizer.pool.images)
+    assert labelled is not None
+    views = labelled._views
+    for start in (0, 8, 16):
+        partners = views.partners[start : start + 8]
+        assert 0 <= partners.min() < (start or 8)
+        assert start <= partners.max() < start + 8
+    numbers = torch.arange(24) % 3
+    synthesizer.start_sampling(2, 0, 0)
+    indices = torch.cat([synthesizer.sample_indices(8) for _ in range(3)])
+    partners = views.partners[indices, numbers]
+
+    def crops(of: Tensor) -> Tensor:
+        shifts = Shifts(*(each[of, numbers] for each in (views.rows, views.columns, views.flips)))
+        return synthesizer.context.augmentation(pool[of], shifts)
+
+    shares = views.shares[indices, numbers].view(-1, 1, 1, 1)
+    synthesizer.start_sampling(2, 0, 0)
+    shown = torch.cat([labelled.batch(part)[0] for part in numbers.split(8)])
+    torch.testing.assert_close(shown, (1 - shares) * crops(indices) + shares * crops(partners), rtol=0, atol=1e-6)
 
 
 def test_a_pool_that_is_labelled_at_once_has_the_views_and_logits_of_one_that_grew(runtime):

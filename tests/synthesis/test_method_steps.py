@@ -19,9 +19,10 @@ from gapssg.synthesis.fast import FastSettings
 from gapssg.synthesis.generator_training import GeneratorTraining
 from gapssg.synthesis.meta_inversion import MetaInversion
 from gapssg.synthesis.pixel_inversion import PixelInversion
-from tests.synthesis.context import make_context
+from tests.synthesis.context import make_context, make_student
 from tests.synthesis.formulas import (
     COUNT,
+    TARGETS,
     Networks,
     assert_follows,
     cross_entropy,
@@ -122,6 +123,23 @@ def test_fast_follows_its_formula_with_a_running_average(runtime):
     expected = expected - 50 * masked_divergence(teacher, student)
     pairs = zip([inversion.latent, *inversion.generator.parameters()], [latent, *generator.parameters()], strict=True)
     assert_follows(outputs, expected, list(pairs))
+
+
+def test_the_running_average_takes_a_tenth_of_each_synthesis(runtime):
+    settings = FastSettings(**GENERATOR, generator_steps=2)
+    inversion, student = MetaInversion(settings, make_context(runtime, "tiny")), make_student(runtime, "tiny").eval()
+    averages, latest = [], []
+    for epoch in range(3):
+        for _ in inversion.synthesise(student, TARGETS, epoch):
+            pass
+        averages.append(inversion._earlier.double())
+        latest.append(inversion._latest.double())
+    expected = latest[0]  # there is nothing earlier
+    torch.testing.assert_close(averages[0], expected, rtol=0, atol=0)
+    for found, now in zip(averages[1:], latest[1:], strict=True):
+        expected = 0.1 * now + 0.9 * expected
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(found, now, rtol=1e-3)
 
 
 def test_cmi_follows_its_formula_with_a_bank(runtime):

@@ -113,18 +113,27 @@ def test_label_embeddings_may_come_from_a_file(runtime: Runtime, tmp_path: Path)
     save_file({"texts": torch.eye(5, 7)}, path)
     assert torch.equal(label_embeddings(settings, context), torch.eye(5, 7))
     for tensors, sentence in (
-        ({"texts": torch.eye(4, 7)}, "must hold one tensor with a row for each of the 5 classes"),
+        ({"texts": torch.eye(4, 7)}, r"must hold one tensor with a row for each of the 5 classes, not \(4, 7\)"),
         ({"a": torch.eye(5), "b": torch.ones(5, 5)}, "must hold one tensor"),
         ({"texts": torch.ones(5, 0)}, "must hold one tensor"),
         ({"texts": torch.full((5, 7), torch.nan)}, "not finite"),
         ({"texts": torch.full((5, 7), 1e300, dtype=torch.float64)}, "not finite"),
         ({"texts": torch.eye(5, 7).int()}, r"holds torch\.int32, not floating-point numbers"),
+        ({"texts": torch.eye(5, 7) * 2e19}, "not finite or larger than 1e19"),  # whose squares are infinite in float32
+        ({"texts": 1e-20 * torch.eye(5, 7)}, "has equal rows, or nearly so"),
+        ({"texts": 1 + 1e-6 * torch.arange(35.0).view(5, 7)}, "has equal rows, or nearly so"),
         ({"texts": torch.zeros(5, 7)}, "has equal rows"),
         ({"texts": torch.eye(5, 7)[[0, 1, 2, 3, 1]]}, "has equal rows"),
     ):
         save_file(tensors, path)
         with pytest.raises(InputError, match=sentence):
             label_embeddings(settings, context)
+    for tensors in ({"texts": torch.randn(5, 1)}, {"texts": (100 + torch.randn(5, 512)).bfloat16()}):
+        save_file(tensors, path)
+        assert torch.equal(label_embeddings(settings, context), tensors["texts"].float())
+    torch.save(torch.eye(5), path)
+    with pytest.raises(InputError, match=r"not a safetensors file; save its tensor with safetensors\.torch\.save_file"):
+        label_embeddings(settings, context)
 
 
 def test_a_teacher_without_a_linear_layer_needs_a_file(runtime: Runtime):

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from gapssg.synthesis.noise import NoiseSettings
 from gapssg.synthesis.pool import SamplePool
+from gapssg.synthesis.shards import PoolOrigin, read_images, write_shard
 from tests.synthesis.context import make_context, make_student
 
 
@@ -70,3 +73,12 @@ def test_fresh_images_are_the_newest_of_the_pool(runtime):
         list(synthesizer.synthesis_steps(student, epoch, 0))
     assert torch.equal(synthesizer.fresh * 255, synthesizer.pool.images[16:].float())
     assert torch.equal(synthesizer.fresh_targets, synthesizer.pool.targets[16:])
+
+
+def test_some_images_of_shards_are_spread_evenly(tmp_path: Path):
+    shards = [tmp_path / f"{index}.safetensors" for index in range(10)]
+    for index, shard in enumerate(shards):
+        images = torch.full((4, 1, 8, 8), index, dtype=torch.uint8)
+        write_shard(shard, images, torch.zeros(4).long(), PoolOrigin("noise", "0" * 64))
+    assert read_images(shards, (1, 8, 8), 2).unique().tolist() == list(range(10))
+    assert read_images(shards, (1, 8, 8), 2, most=15).unique().tolist() == [0, 2, 5, 7]

@@ -226,6 +226,7 @@ def test_a_pool_grows_by_synthesis(finished: Path, teacher_file: Path, tmp_path:
     run = tmp_path / "grown"
     result = distill(settings(teacher_file, pool=finished, grow_pool=True), run)
     assert result.images_synthesized == 2 * 16 and result.pool == str(finished)
+    assert result.seed == settings(teacher_file).seed
     epochs = [event for event in events(run) if event["event"] == "epoch"]
     assert [event["pool_size"] for event in epochs] == [32 + 16, 32 + 32]
     # Two passes over the 48 and then the 64 images.
