@@ -34,7 +34,7 @@ def settings_within(
     """Return the settings of a run with as many epochs as the budget allows.
 
     Args:
-        tflop: The budget, 10^12 floating-point operations as gapssg counts them before a run.
+        tflop: The budget, 10^12 floating-point operations in teacher and student, as `Work.flops` counts them.
         teacher: The teacher's file.
         student: Name of the student's architecture.
         given: Other settings by dotted name.

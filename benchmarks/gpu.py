@@ -156,7 +156,7 @@ def commands_of_cells(directory: Path, data: Path, seeds: int, jobs: int) -> Ite
     for stage, methods, budgets in (
         ("tenth", METHODS, ["100", "300"]),
         ("curve", CURVE, ["100", "300", "1000"]),
-        ("ablation", ABLATION, ["100"]),
+        ("ablation", ABLATION, ["50"]),
     ):
         yield stage, [*tenth, "--output", str(directory / f"{stage}.csv"), "--methods", *methods, "--budgets", *budgets]
 

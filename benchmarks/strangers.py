@@ -3,7 +3,7 @@
     python -m benchmarks.strangers --cifar10 FOLDER                      every pair, the default method, 3 seeds
     python -m benchmarks.strangers --pairs digits-grey28 --methods dafl --seeds 1
     python -m benchmarks.strangers --pairs letters-grey16 --student wrn16_1 --label larger-student
-    python -m benchmarks.strangers --pairs letters-rgb32 --methods gapssg-fast fast nayer --tflop 114   at equal compute
+    python -m benchmarks.strangers --pairs letters-rgb32 --methods gapssg-fast fast nayer --tflop 114   one budget
 
 Each pair has a teacher from a plain training loop, the same student trained on the real images (the ceiling), and
 students distilled by `gapssg distill --teacher T --student S` without further settings. The metric is the share of the

@@ -58,8 +58,6 @@ def write_card(
     file = inside(run) / CARD
     if is_file(file) and not overwrite:
         raise InputError(f"{file} already exists, and may have been edited; add --overwrite to replace it")
-    if licence is None and is_file(file):
-        licence = _licence_of(file)
     check_exists(read.model_file)
     from gapssg.models.model_file import load_model, read_card
 
@@ -71,7 +69,7 @@ def write_card(
         _environment()
         .get_template("card.md.jinja")
         .render(
-            metadata=_metadata(read, licence, evaluations, has_top5(card.num_classes)),
+            metadata=_metadata(read, licence or _licence_of(file), evaluations, has_top5(card.num_classes)),
             with_top5=has_top5(card.num_classes),
             evaluations=[(each.public_data, each) for each in evaluations],
             **weigh(read.result, evaluations)._asdict(),
@@ -92,7 +90,9 @@ def write_card(
 
 
 def _licence_of(file: Path) -> str | None:
-    """Return the licence in the metadata of a card, which may have been edited; None if there is none."""
+    """Return the licence in the metadata of a card, which may have been edited; None if there is none, or no card."""
+    if not is_file(file):
+        return None
     metadata = read_bounded(file, _LARGEST_CARD).decode(errors="replace").split("\n---", 1)[0]
     found = re.search(r"^license: (.+)$", metadata, re.MULTILINE)
     return found[1] if found and _LICENCE.fullmatch(found[1]) else None

@@ -257,7 +257,9 @@ class _Job(Job[DistillResult]):
         run.show(Note(message=f"the predicted disagreement no longer falls, so the run ends after epoch {self.epochs}"))
 
     def finish(self, run: RunDirectory, seconds: float) -> tuple[DistillResult, DistillationEnded]:
-        result = _write_student_and_result(self._distillation, self._evaluator.facts, run, seconds, self._pool_sha256)
+        result = _write_student_and_result(self._distillation, self._evaluator.facts, run, seconds)
+        # A run that grows a pool computes with another seed than its own.
+        result = result.model_copy(update={"seed": self._settings.seed, "pool_sha256": self._pool_sha256})
         return result, DistillationEnded(**dict(result.student), failures=result.failures, warnings=result.warnings)
 
 
@@ -351,11 +353,7 @@ class _Evaluator:
 
 
 def _write_student_and_result(
-    distillation: Distillation,
-    evaluation: EvaluationFacts,
-    run: RunDirectory,
-    total_seconds: float,
-    pool_sha256: str | None,
+    distillation: Distillation, evaluation: EvaluationFacts, run: RunDirectory, total_seconds: float
 ) -> DistillResult:
     settings, teacher, progress = distillation.settings, distillation.teacher_file, distillation.progress
     scores, teacher_scores, settling = evaluation.student, evaluation.teacher, distillation.settling
@@ -372,7 +370,6 @@ def _write_student_and_result(
         quality=quality,
         method=distillation.origin.method,
         pool=str(settings.pool) if settings.pool else None,
-        pool_sha256=pool_sha256,
         teacher=TeacherFacts(
             **teacher.facts,
             **dict(teacher.profile),
@@ -413,8 +410,7 @@ def _write_student_and_result(
             synthesis=progress.synthesis_seconds,
             distillation=progress.distillation_seconds,
         ),
-        # A run that grows a pool computes with another seed than its own.
-        **dict(run_facts(distillation.runtime, settings).model_copy(update={"seed": settings.seed})),
+        **dict(run_facts(distillation.runtime, settings)),
     )
 
 
