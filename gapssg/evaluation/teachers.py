@@ -22,7 +22,7 @@ def read_teacher(
     try:
         teacher = load_model(named if given else local_file(named, fetch=False), factories)
     except InputError as error:
-        raise InputError(f"{what} needs the teacher of {student.path}: {error}; name it with --teacher") from error
+        raise InputError(f"{what} needs the teacher of {student.path}, which --teacher may name: {error}") from error
     check_teacher(student, teacher)
     return teacher
 

@@ -36,6 +36,7 @@ from gapssg.runs.results.quality import QualityFacts
 from gapssg.runs.results.training import AugmentationFacts
 from gapssg.runs.time_left import EVALUATION
 from gapssg.stored import MOST_COUNTED_CLASSES
+from gapssg.synthesis.base import PoolMethodSettings
 from gapssg.training.distillation import Distillation
 from gapssg.training.distillation_setup import (
     make_student,
@@ -222,6 +223,9 @@ class _Job(Job[DistillResult]):
         if larger:
             sentence = f"the student is larger than its teacher: {' and '.join(larger)}"
             yield Warned(epoch=0, message=f"{sentence}; `gapssg models --for TEACHER` proposes smaller ones")
+        method, is_fixed = settings.method, settings.pool is not None and not settings.grow_pool
+        if is_fixed and isinstance(method, PoolMethodSettings) and method.procedural_share:
+            yield Warned(epoch=0, message="method.procedural_share has no effect on a pool that does not grow")
         if distillation.origin.teacher_sha256 != teacher.sha256:
             yield Warned(epoch=0, message=f"the pool of {settings.pool} was made for another teacher")
 

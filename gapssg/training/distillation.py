@@ -132,8 +132,8 @@ class Distillation:
     @property
     def flops(self) -> int:
         """Floating-point operations of the whole run, as `planned_flops` counts them."""
-        macs = self.student_profile.macs
-        return planned_flops(self.settings, self.teacher_file, self.student, macs, self._given, self.epochs)
+        macs, steps = self.student_profile.macs, self.progress.step_count + self.steps_left()["distillation"]
+        return planned_flops(self.settings, self.teacher_file, self.student, macs, self._given, self.epochs, steps)
 
     @property
     def images_procedural(self) -> int:

@@ -189,16 +189,20 @@ def planned_flops(
     student_macs: int,
     pool_size: int | None = None,
     epochs: int | None = None,
+    steps: int | None = None,
 ) -> int:
     """Return the floating-point operations of a run: of teacher and student, as `Work.flops` counts them, and of Muon.
 
     `student_macs` are the student's multiply-adds for one image. Without `pool_size`, the size of a given pool is
-    estimated from the number of its shards. The run may end after fewer `epochs` than planned.
+    estimated from the number of its shards. The run may end after fewer `epochs` than planned, and have other
+    distillation `steps`: one that is extended waits again in the warm-up of the longer run.
     """
     if pool_size is None and settings.pool is not None:
         pool_size = len(pool_shards(settings.pool)) * settings.method.synthesis_batch_size
     run = RunSize(epochs or settings.epochs, settings.batch_size, pool_size, settings.grow_pool, settings.epochs)
     work = settings.method.work(run)
+    if steps is not None:
+        work = work._replace(distillation=steps * settings.batch_size)
     products = products_per_step(student) if settings.optimizer.algorithm == "muon" else 0
     return work.flops(teacher.profile.macs, student_macs) + products * -(-work.distillation // settings.batch_size)
 

@@ -267,7 +267,7 @@ def test_data_of_another_shape_than_the_model_takes_is_refused(tmp_path: Path):
 def test_a_pool_with_a_missing_or_another_teacher_is_refused(run_folder: Path, teacher_file: Path, tmp_path: Path):
     moved = teacher_file.rename(tmp_path / "moved.safetensors")
     chosen = {"data": {"name": "pool"}}
-    with pytest.raises(InputError, match="name it with --teacher"):
+    with pytest.raises(InputError, match="which --teacher may name: "):
         measure_landscape(settings(run_folder, **chosen), tmp_path / "out")
     with pytest.raises(InputError, match="is not the teacher of"):
         wrong = run_folder / "student.safetensors"

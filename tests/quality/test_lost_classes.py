@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,14 +96,15 @@ def test_a_student_with_all_classes_has_an_interval(pool: Tensor, runtime: Runti
 @pytest.mark.parametrize(
     ("of_student", "others"),
     [
-        ("procedural", "have not learned from procedural images"),
-        ("initial_weights", "had seen no images before the run"),
+        ({"procedural": True}, "have not learned from procedural images"),
+        ({"initial_weights": True}, "had seen no images before the run"),
+        ({"pool_teacher_sha256": "0" * 64}, "learned from images of their own teacher"),
     ],
 )
 def test_a_student_unlike_those_of_the_calibration_has_none(
-    pool: Tensor, runtime: Runtime, of_student: str, others: str
+    pool: Tensor, runtime: Runtime, of_student: dict[str, Any], others: str
 ):
-    provenance = Provenance(command="distill", **{of_student: True})
+    provenance = Provenance(command="distill", **of_student)
     found = judged(brightness_teacher(nn.BatchNorm1d(1)), pool, runtime, provenance=provenance)
     assert found.obstacles == (f"it was calibrated only for students that {others}",)
     assert found.disagreement is not None and found.disagreement.low is None and found.top1 is None

@@ -303,9 +303,15 @@ def test_a_student_of_a_pool_names_the_method_of_the_pool(teacher_file: Path, tm
 def test_the_pool_of_another_teacher_is_a_warning(finished: Path, teacher_file: Path, tmp_path: Path):
     other = load_model(teacher_file)
     save_model(tmp_path / "other.safetensors", other.module, make_card(crop_padding=1))
-    distill(settings(tmp_path / "other.safetensors", pool=finished), tmp_path / "from-pool")
+    method = {"name": "gapssg", "procedural_share": 0.5}
+    result = distill(settings(tmp_path / "other.safetensors", pool=finished, method=method), tmp_path / "from-pool")
     warnings = [event["message"] for event in events(tmp_path / "from-pool") if event["event"] == "warning"]
     assert any("made for another teacher" in message for message in warnings)
+    assert "method.procedural_share has no effect on a pool that does not grow" in warnings
+    provenance = load_model(tmp_path / "from-pool" / "student.safetensors").card.provenance
+    assert provenance.pool_teacher_sha256 == load_model(teacher_file).sha256
+    assert result.quality is not None
+    assert result.quality.disagreement is None or result.quality.disagreement.low is None
 
 
 @pytest.mark.parametrize(("student", "is_larger"), [("wrn16_half", True), ("wrn10_half", False)])

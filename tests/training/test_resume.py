@@ -237,6 +237,22 @@ def test_a_checkpoint_has_the_facts_of_those_of_earlier_versions():
     assert EpochFacts.model_fields.keys() == {*counts.split(), "synthesis_seconds", "distillation_seconds"}
 
 
+def test_the_operations_of_an_extended_run_are_those_of_its_steps(tmp_path: Path):
+    """It waits again in the warm-up of the longer run, and keeps the steps that it has made."""
+    with tiny_model():
+        teacher = write_tiny_teacher(tmp_path / "teacher.safetensors")
+        method = {"name": "fast", **METHODS["fast"], "warm_up": 0.5}
+        values = {**TINY_NOISE, "method": method}
+        first, longer = (
+            distill(run_settings(teacher, **{**values, "epochs": epochs}), tmp_path / "run", resume=epochs > 2)
+            for epochs in (2, 6)
+        )
+    assert (first.distillation_steps, longer.distillation_steps) == (3, 3 + 9)
+    synthesis = 2 * 8 * 4 * (first.teacher.macs + first.student.macs)
+    assert first.flops is not None
+    assert longer.flops == 6 * synthesis + 4 * (first.flops - 2 * synthesis)
+
+
 def test_a_checkpoint_is_written_after_the_given_minutes(teacher_file: Path, tmp_path: Path):
     values = {**TINY, "teacher": teacher_file, "epochs": 2, "checkpoint_every": 100}
     settings = DistillSettings.model_validate({**values, "checkpoint_minutes": 1e-9})
