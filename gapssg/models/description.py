@@ -10,8 +10,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from gapssg.models.graphs.description import check_graph, graph_name, is_graph
 from gapssg.models.names import LONGEST_NAME, MOST_CHANNELS, MOST_CLASSES
-from gapssg.models.settings import WithArguments
-from gapssg.settings.base import Settings, as_validator
+from gapssg.models.settings import OmitsDefaults, WithArguments
+from gapssg.settings.base import as_validator
 from gapssg.settings.parts import Interpolation, PaddingMode, Resize, ResizeOptions
 from gapssg.stored import Count, Sentences, Stored
 
@@ -38,8 +38,10 @@ class Signature:
 PLAIN = Signature()
 
 
-class Provenance(Settings):
+class Provenance(OmitsDefaults):
     """Where a model's weights come from."""
+
+    omitted_defaults: ClassVar[tuple[str, ...]] = ("pool_teacher_sha256", "procedural", "initial_weights")
 
     command: str
     """The subcommand that made them."""

@@ -179,14 +179,16 @@ def _pool_of(run: Path, result: DistillResult) -> Path | None:
 
 def _learned_from(source: Path, student: Path, result: DistillResult | None) -> bool:
     """Tell whether a student, or a snapshot of it, learned from the pool of `source`, as it is now."""
-    shards = pool_shards(source)
-    homes = [student.resolve(), *student.resolve().parents]
-    own = [shard for shard in shards if shard.resolve().parent.parent in homes]
+    shards, file = pool_shards(source), student.resolve()
+    runs = (file, file.parent, file.parent.parent)  # the run itself, or that of its student or of a snapshot
+    own = [shard for shard in shards if shard.resolve().parent in {run / "pool" for run in runs}]
     earlier = [shard for shard in shards if shard not in own]
     if result is None:
-        return bool(own)
+        return bool(own) and not earlier
+    if own and len(own) != result.epochs:
+        return False
     if result.pool is None:
-        return len(own) == result.epochs and not earlier
+        return bool(own) and not earlier
     return bool(earlier) and result.pool_sha256 == sha256_of_files(earlier, LARGEST_FILE)
 
 

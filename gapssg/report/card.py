@@ -39,8 +39,8 @@ def write_card(
     Args:
         run: The directory.
         licence: The licence of the model, by the Hub's identifier, such as `apache-2.0`.
-        overwrite: Whether an existing card, which may have been edited, is replaced; without `licence`, its licence is
-            kept.
+        overwrite: Whether an existing card, which may have been edited, is replaced; without `licence`, that of the
+            existing one is kept.
         factories: Each `package.module:factory` that may be imported and called if the model file names it.
 
     Returns:
@@ -48,7 +48,7 @@ def write_card(
 
     Raises:
         InputError: `huggingface_hub` is not installed, the run is not finished or damaged, its model cannot be read,
-            the licence is not an identifier, or there is a card already.
+            the licence is not an identifier, there is a card already, or its licence cannot be kept.
         RunError: The card cannot be written.
     """
     run = user_path(run)
@@ -90,12 +90,25 @@ def write_card(
 
 
 def _licence_of(file: Path) -> str | None:
-    """Return the licence in the metadata of a card, which may have been edited; None if there is none, or no card."""
+    """Return the licence in the metadata of a card, which may have been edited; None if there is none, or no card.
+
+    Raises `InputError` if the metadata cannot be read, or name a licence otherwise than `--licence` does.
+    """
     if not is_file(file):
         return None
-    metadata = read_bounded(file, _LARGEST_CARD).decode(errors="replace").split("\n---", 1)[0]
-    found = re.search(r"^license: (.+)$", metadata, re.MULTILINE)
-    return found[1] if found and _LICENCE.fullmatch(found[1]) else None
+    hub = huggingface_hub("a model card")
+    from yaml import YAMLError  # which huggingface_hub needs, too
+
+    text = read_bounded(file, _LARGEST_CARD).decode(errors="replace")
+    if not text.startswith("---"):  # no metadata
+        return None
+    try:
+        found = hub.ModelCard(text).data.to_dict().get("license")
+    except (ValueError, TypeError, YAMLError) as error:
+        raise InputError(f"the metadata of {file} cannot be read; add --licence, or remove the file") from error
+    if found is None or (isinstance(found, str) and found != "other" and _LICENCE.fullmatch(found)):
+        return found
+    raise InputError(f"the licence in {file} cannot be kept; add --licence, or remove the file")
 
 
 def _environment() -> jinja2.Environment:

@@ -443,7 +443,7 @@ def _own_shards(root: InsidePath) -> list[InsidePath]:
     shards = numbered_files(folder, _SHARD)
     for epoch in range(1, max(shards, default=0)):
         if epoch not in shards:
-            raise InputError(f"{folder} lacks {shard_name(epoch)}; put it back")
+            raise InputError(f"{folder} lacks {shard_name(epoch)}; put it back, or renumber the others")
     return list(shards.values())
 
 

@@ -28,12 +28,11 @@ class Event(Stored):
     def line(self) -> str:
         """Return its line of `events.jsonl`, without fields that were not set.
 
-        The losses are sorted, as by a checkpoint, so that a resumed run writes the same.
+        The losses of the synthesis are sorted, as by a checkpoint, so that a resumed run writes the same.
         """
         fields = self.model_dump(mode="json", exclude_unset=True)
-        for name, value in fields.items():
-            if isinstance(value, dict):
-                fields[name] = dict(sorted(value.items()))
+        if isinstance(losses := fields.get("synthesis"), dict):
+            fields["synthesis"] = dict(sorted(losses.items()))
         return json.dumps({"event": self.kind, **fields}, allow_nan=False)
 
 

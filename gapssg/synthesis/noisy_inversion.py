@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gapssg.synthesis.nayer import NAYERSettings
 
 
-_LEAST_DISTANCE = 0.01  # classes that are nearer have the same latents but for a hundredth
+_LEAST_DISTANCE = 1e-3  # the latents of classes that are nearer differ by less than a thousandth
 
 
 class LabelGenerator(Generator):

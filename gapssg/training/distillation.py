@@ -166,8 +166,7 @@ class Distillation:
         facts = {**self.progress.model_dump(), "trainee": trainee.facts}
         if self.settling is not None:
             facts["settling"] = self.settling.facts.model_dump()
-        if self._had_seen_images:  # by default absent, as in the checkpoints of earlier versions
-            facts["had_seen_images"] = True
+        facts["had_seen_images"] = self._had_seen_images
         return State(facts, tensors)
 
     def restore(self, state: State, run: Path, written: Written) -> None:
@@ -187,7 +186,8 @@ class Distillation:
         planned = self.steps_left()
         self.trainee.restore(state.component("trainee"))
         self.progress = progress
-        self._had_seen_images = state.facts.get("had_seen_images") is True
+        # Checkpoints of earlier versions lack it.
+        self._had_seen_images = bool(state.facts.get("had_seen_images", self._had_seen_images))
         for _ in range(progress.synthesis_rollbacks):
             self.synthesizer.slow_down()
         self.synthesizer.load_state_dict(state.component("synthesis").tensors)

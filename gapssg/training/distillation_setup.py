@@ -173,7 +173,8 @@ def step_memory(
     run = RunSize(settings.epochs, settings.batch_size, None if settings.pool is None else 0, settings.grow_pool)
     work = settings.method.work(run)
     if work.synthesis or work.teacher_alone:
-        kept = sum(saved_bytes(module, shape, precision, trains=False) for module in (teacher.module, student))
+        passed = (teacher.module, student) if work.synthesis else (teacher.module,)
+        kept = sum(saved_bytes(module, shape, precision, trains=False) for module in passed)
         generator = synthesizer.generator
         if generator is not None:
             kept += saved_bytes(generator, (generator.latent_size,), precision, trains=True)

@@ -160,6 +160,13 @@ def test_probe_images_are_made_only_of_the_pool_that_the_student_learned_from(tm
         grown = tmp_path / "grown"
         distill(settings(teacher, **TINY_NOISE, pool=made, grow_pool=True), grown)
         assert has_images_of(grown, grown)
+        flat = tmp_path / "flat"
+        shutil.copytree(made / "pool", flat)
+        assert has_images_of(flat, reused) and not has_images_of(flat, other)
+        last = grown / "pool" / "shard-0002.safetensors"
+        last.rename(tmp_path / "last.safetensors")
+        assert not has_images_of(grown, grown)
+        (tmp_path / "last.safetensors").rename(last)
         (made / "pool" / "shard-0002.safetensors").unlink()
         assert not any(has_images_of(made, student) for student in (made, reused))
         assert not has_images_of(grown, grown)

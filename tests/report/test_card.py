@@ -56,6 +56,7 @@ def test_a_card_has_the_metadata_that_the_hub_reads(runs: Runs):
     assert (runs.evaluated / "README.md").read_text() == card
     gapssg("card", runs.evaluated, "--overwrite", "--licence", "mit")
     assert metadata((runs.evaluated / "README.md").read_text())["license"] == "mit"
+
     assert values["library_name"] == "gapssg"
     assert values["pipeline_tag"] == "image-classification"
     assert {"image-classification", "data-free-knowledge-distillation"} <= set(values["tags"])
@@ -68,6 +69,37 @@ def test_a_card_has_the_metadata_that_the_hub_reads(runs: Runs):
         ("accuracy", student["top1"]),
         ("accuracy", student["top5"]),
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("edited", "licence"),
+    [
+        ("---\nlicense: 'apache-2.0' # ours\n---\n", "apache-2.0"),
+        ("---\r\nlicense: mit\r\n---\r\n", "mit"),
+        ("# My model\n\nlicense: gpl-3.0\n", None),
+        ("---\ntags: []\n---\n", None),
+    ],
+)
+def test_a_card_that_is_replaced_keeps_its_licence(runs: Runs, edited: str, licence: str | None):
+    (runs.blind / "README.md").write_text(edited, newline="")
+    assert metadata(write_card(runs.blind, overwrite=True).read_text()).get("license") == licence
+
+
+@pytest.mark.parametrize(
+    ("edited", "sentence"),
+    [
+        ("---\nlicense: [mit, gpl]\n---\n", "the licence in .* cannot be kept; add --licence"),
+        ("---\nlicense: other\nlicense_name: mine\n---\n", "the licence in .* cannot be kept; add --licence"),
+        ("---\nlicense: [\n---\n", "the metadata of .* cannot be read; add --licence"),
+    ],
+)
+def test_a_licence_that_cannot_be_kept_is_asked_for(runs: Runs, edited: str, sentence: str):
+    (runs.blind / "README.md").write_text(edited)
+    with pytest.raises(InputError, match=sentence):
+        write_card(runs.blind, overwrite=True)
+    assert (runs.blind / "README.md").read_text() == edited
+    write_card(runs.blind, overwrite=True, licence="mit")
 
 
 @pytest.mark.slow

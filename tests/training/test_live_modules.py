@@ -20,12 +20,14 @@ from gapssg import (
     DistillSettings,
     ImportSettings,
     InputError,
+    ReportSettings,
     distill,
     estimate_distillation,
     import_teacher,
     load_model,
     model_from_module,
     write_card,
+    write_report,
 )
 from gapssg.models.model_file import LoadedModel, model_content
 from tests.interruptions import InterruptingDisplay, Interruption
@@ -177,6 +179,13 @@ def test_commands_say_how_to_use_a_student_that_no_name_builds(run: Path):
     assert (
         "pass it to load_model(..., module=...), or make a model file with a factory of it: gapssg import" in sentence
     )
+
+
+def test_the_report_gives_no_command_that_repeats_a_run_of_modules(run: Path, tmp_path: Path):
+    write_report(ReportSettings(runs=(run,)), tmp_path / "report.html")
+    report = (tmp_path / "report.html").read_text()
+    assert "only <code>distill</code> with these modules repeats it" in report
+    assert "gapssg distill --config" not in report
 
 
 def test_the_card_shows_how_to_load_a_student_that_no_name_builds(run: Path, tmp_path: Path):

@@ -30,6 +30,8 @@ from gapssg.synthesis.cmi import CMISettings
 from gapssg.synthesis.fast import FastSettings
 from gapssg.synthesis.gapssg_fast import GapSSGFastSettings
 from gapssg.training.distillation import Distillation
+from gapssg.training.distillation_setup import step_memory
+from gapssg.training.memory import saved_bytes
 from tests.conftest import make_card
 from tests.interruptions import AskingDisplay
 from tests.methods import ALONG, METHODS
@@ -414,6 +416,17 @@ def test_the_planned_work_has_each_pass_of_a_synthesis(teacher: Path, name):
     work, rounds = distillation.settings.method.work(RunSize(1, 8)), distillation.synthesizer.plan(0).rounds
     assert passed["student"] * rounds == work.synthesis
     assert passed["teacher"] * rounds == work.synthesis + work.teacher_alone
+
+
+def test_the_memory_of_a_synthesis_has_the_networks_that_it_passes(teacher: Path):
+    def kept(name: str) -> int:
+        distillation = make_distillation(teacher, name)
+        file, student, synthesizer = distillation.teacher_file, distillation.student, distillation.synthesizer
+        return step_memory(distillation.settings, CPU, file, student, synthesizer)["synthesis"].bytes_per_image
+
+    example = make_distillation(teacher, "zskt")
+    of_student = saved_bytes(example.student, example.card.input_shape, "fp32", trains=False)
+    assert kept("zskt") - kept("dafl") == of_student > 0
 
 
 def test_the_operations_of_a_run_are_counted_by_hand():
