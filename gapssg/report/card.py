@@ -97,14 +97,12 @@ def _licence_of(file: Path) -> str | None:
     if not is_file(file):
         return None
     hub = huggingface_hub("a model card")
-    from yaml import YAMLError  # which huggingface_hub needs, too
-
     text = read_bounded(file, _LARGEST_CARD).decode(errors="replace")
     if not text.startswith("---"):  # no metadata
         return None
     try:
         found = hub.ModelCard(text).data.to_dict().get("license")
-    except (ValueError, TypeError, YAMLError) as error:
+    except Exception as error:  # of its YAML reader, too, whose classes huggingface_hub does not name
         raise InputError(f"the metadata of {file} cannot be read; add --licence, or remove the file") from error
     if found is None or (isinstance(found, str) and found != "other" and _LICENCE.fullmatch(found)):
         return found
