@@ -139,8 +139,7 @@ def _beyond_calibration(predictor: Predictor, teacher: nn.Module, provenance: Pr
     others = {
         "teachers with batch norm": predictor.have_batch_norm and not batch_norm_layers(teacher),
         "students that have not learned from procedural images": about.procedural,
-        "students that learned from images of their own teacher": provenance is not None
-        and provenance.pool_teacher_sha256,
+        "students that learned from images of their own teacher": about.pool_teacher_sha256,
         "students that had seen no images before the run": about.initial_weights,
     }
     return [whose for whose, is_beyond in others.items() if is_beyond]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Generic, TypeVar
 
-from pydantic import Field
+from pydantic import Field, field_serializer
 
 from gapssg.errors import InputError
 from gapssg.files import read_bounded
@@ -26,14 +26,8 @@ class Event(Stored):
     """Its name in `events.jsonl`."""
 
     def line(self) -> str:
-        """Return its line of `events.jsonl`, without fields that were not set.
-
-        The losses of the synthesis are sorted, as by a checkpoint, so that a resumed run writes the same.
-        """
-        fields = self.model_dump(mode="json", exclude_unset=True)
-        if isinstance(losses := fields.get("synthesis"), dict):
-            fields["synthesis"] = dict(sorted(losses.items()))
-        return json.dumps({"event": self.kind, **fields}, allow_nan=False)
+        """Return its line of `events.jsonl`, without fields that were not set."""
+        return json.dumps({"event": self.kind, **self.model_dump(mode="json", exclude_unset=True)}, allow_nan=False)
 
 
 class Started(Event):
@@ -235,11 +229,15 @@ class DistillationEpoch(Epoch):
     distillation_loss: Number | None = None
     """Mean over the steps."""
     synthesis: Numbers = Field(default_factory=dict)
-    """Terms of the synthesis loss in its last step."""
+    """Terms of the synthesis loss in its last step, written in the order of their names, as a checkpoint has them."""
     health: Health = Health()
     pool_size: Count | None = None
     """Images in the sample pool, procedural ones included."""
     timing: DistillationTiming
+
+    @field_serializer("synthesis")
+    def _by_name(self, terms: Numbers) -> Numbers:
+        return dict(sorted(terms.items()))
 
 
 class SurfaceTiming(Stored):

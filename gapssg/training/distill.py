@@ -62,9 +62,9 @@ from gapssg.training.settings import DistillSettings
 if TYPE_CHECKING:
     from gapssg.core.processes import Processes
 
+_POOL_SHA256 = "the pool's SHA-256"
 # The checkpoint compares the SHA-256 of the teacher, the pool, the images and the method's files, which may move, too,
 # and has the weights of the student.
-_POOL_SHA256 = "the pool's SHA-256"
 _MAY_MOVE = ("teacher", "pool", "eval_data.root", "eval_data.name", "student.weights")
 
 

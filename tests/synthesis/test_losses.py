@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gapssg.core.batches import steps_for_passes
 from gapssg.models.generator import Generator
 from gapssg.synthesis.batch_norm import observed_statistics
 from gapssg.synthesis.gapssg import GapSSGSettings
@@ -131,7 +130,7 @@ def test_generator_has_the_published_number_of_parameters():
 
 def test_sample_balanced_schedule_has_the_published_number_of_steps():
     expected = EXPECTED["sample_balanced_steps_N256_batch128"]
-    steps = [steps_for_passes(256 * (epoch + 1), GapSSGSettings().passes, 128) for epoch in range(200)]
+    steps = [GapSSGSettings().steps_on(256 * (epoch + 1), 128) for epoch in range(200)]
     assert steps[0] == expected["epoch_0"]
     assert steps[1] == expected["epoch_1"]
     assert steps[199] == expected["epoch_199"]
